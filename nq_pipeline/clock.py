@@ -1,0 +1,64 @@
+"""The one clock. Everything that needs to know the time is handed one of these.
+
+`now()` drives sessions, partitions, freshness and cache keys and may be pinned by `NQ_NOW`.
+Timeouts, backoff and deadlines use `monotonic()`, which always runs.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+NS_PER_S = 1_000_000_000
+
+
+class Clock(Protocol):
+    """A source of time; `pinned` is the frozen instant or None."""
+
+    pinned: datetime | None
+
+    def now(self) -> datetime:
+        """The current instant, timezone-aware in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, for measuring durations."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    pinned: datetime | None = None
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class PinnedClock(SystemClock):
+    """A clock whose `now()` stands still at one instant; durations still run."""
+
+    def __init__(self, instant: datetime) -> None:
+        if instant.tzinfo is None:
+            raise ValueError("a pinned clock needs an instant with a time zone")
+        self.pinned = instant.astimezone(UTC)
+
+    def now(self) -> datetime:
+        assert self.pinned is not None
+        return self.pinned
+
+
+def to_ns(instant: datetime) -> int:
+    """Nanoseconds since 1970-01-01 UTC of an aware datetime (exact: no float on the way)."""
+    delta = instant.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * NS_PER_S + delta.microseconds * 1_000
+
+
+def from_ns(ns: int) -> datetime:
+    """The aware UTC datetime of nanoseconds since 1970-01-01 (truncated to microseconds)."""
+    seconds, rest = divmod(ns, NS_PER_S)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1_000)

@@ -1,0 +1,81 @@
+"""Every error this program raises on purpose.
+
+    NqError                     one clear sentence: what, why, what to do
+    ├── SettingsError           a setting is missing or makes no sense
+    ├── LakeError               the lake on disk cannot be written or read as asked
+    ├── SandboxError            the stand-ins could not be started
+    └── SourceError             a vendor did not give what was asked; carries the outcome
+        ├── Blocked             bot protection or a ban: do not retry, cool down
+        ├── NotEntitled         the plan does not include it: permanent until the plan changes
+        ├── RateLimited         too many requests; `retry_after_s` when the vendor said so
+        ├── BadPayload          an answer that is not what the protocol promises
+        ├── Unavailable         nothing answered, or a server fault, after the retries
+        ├── DeadlineReached     the time allowed for this source ran out
+        ├── NotConfigured       a credential or an opt-in is missing
+        └── OverBudget          the price is unknown or above what is allowed
+
+A vendor's failure never leaves `Source.ask` as an exception: it becomes the outcome of
+the answer. Exceptions of this tree that reach the command line print as one sentence.
+"""
+
+from __future__ import annotations
+
+from nq_pipeline.outcome import Outcome
+
+
+class NqError(Exception):
+    """Base of all errors raised on purpose; `str()` is one sentence for a person."""
+
+
+class SettingsError(NqError):
+    """A setting is missing, contradictory or out of range."""
+
+
+class LakeError(NqError):
+    """The lake cannot be written or read as asked."""
+
+
+class SandboxError(NqError):
+    """The stand-ins could not be started or found."""
+
+
+class SourceError(NqError):
+    """A vendor did not give what was asked; `outcome` says which kind of failure it was."""
+
+    outcome: Outcome = Outcome.UNAVAILABLE
+
+
+class Blocked(SourceError):
+    outcome = Outcome.BLOCKED
+
+
+class NotEntitled(SourceError):
+    outcome = Outcome.NOT_ENTITLED
+
+
+class RateLimited(SourceError):
+    outcome = Outcome.RATE_LIMITED
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BadPayload(SourceError):
+    outcome = Outcome.BAD_PAYLOAD
+
+
+class Unavailable(SourceError):
+    outcome = Outcome.UNAVAILABLE
+
+
+class DeadlineReached(SourceError):
+    outcome = Outcome.PARTIAL
+
+
+class NotConfigured(SourceError):
+    outcome = Outcome.NOT_CONFIGURED
+
+
+class OverBudget(SourceError):
+    outcome = Outcome.OVER_BUDGET

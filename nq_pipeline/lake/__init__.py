@@ -1,0 +1,1 @@
+"""Parquet on disk: schemas, atomic writes, manifests, compaction, the raw archive, the DuckDB catalog."""

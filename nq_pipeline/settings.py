@@ -1,0 +1,256 @@
+"""Every setting of the program in one typed object, read from the environment or `.env`.
+
+The environment beats `.env`, `.env` beats the default. Names are `NQ_` plus the field's name
+in capitals; vendors' credentials keep the names their vendors use. `docs/configuration.md` is
+generated from this model. Secrets are `SecretStr`: they never print.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nq_pipeline.clock import Clock, PinnedClock, SystemClock
+from nq_pipeline.errors import SettingsError
+
+SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
+"""All vendors, in the default priority."""
+
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+def _credential(name: str, *more: str, description: str) -> Any:
+    return Field(default=None, validation_alias=AliasChoices(name, *more), description=description)
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load()` for errors in one sentence."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NQ_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    environment: Literal["sandbox", "live"] = Field(
+        "sandbox",
+        description="`sandbox` asks stand-ins on loopback with a synthetic market; `live` asks the vendors.",
+    )
+    data_dir: Path = Field(
+        Path("data"), description="Root of everything written; each environment has its own folder below it."
+    )
+    now: datetime | None = Field(
+        None, description="A frozen instant (ISO 8601 with a zone) for sessions, partitions and freshness."
+    )
+    products: CommaList = Field(("NQ",), description="Products to ask for, from the product table.")
+
+    # What is asked, and of whom
+    sources: CommaList = Field(SOURCE_NAMES, description="Vendors to ask; their order is the priority.")
+    chain_window: Literal["rth", "globex", "always"] = Field(
+        "rth", description="Hours a chain may speak of: `rth` 08:30–15:00 CT, `globex` the whole session."
+    )
+    horizon_days: int = Field(
+        14, ge=0, le=400, description="Expirations up to this many days ahead are asked for."
+    )
+    source_deadline_s: float = Field(
+        20.0, gt=0, description="Seconds a vendor may take; past it the answer is `partial`."
+    )
+    ask_metered: Literal["missing", "always"] | None = Field(
+        None,
+        description="Whether metered vendors are asked only for series that free ones lack (`missing`, the "
+        "default in live) or together with the others (`always`, the default in the sandbox).",
+    )
+    http_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds without a byte before a request is given up."
+    )
+    http_attempts: int = Field(3, ge=1, le=10, description="Attempts per request on transient faults.")
+    retry_after_cap_s: float = Field(30.0, ge=0, description="Longest Retry-After that is waited for.")
+    cache_open_s: int = Field(
+        300, ge=0, description="Lifetime of an answer while the market is open, seconds."
+    )
+    cache_closed_s: int = Field(
+        1800, ge=0, description="Lifetime of an answer while the market is closed, seconds."
+    )
+
+    # Gates of the failover
+    stale_after_s: int = Field(
+        1800,
+        gt=0,
+        description="While the market is open, a series whose newest quote or trade is older is stale.",
+    )
+    min_complete: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="A series with fewer contracts than this share of the fullest native answer is incomplete.",
+    )
+    max_bad_quotes: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="A series with a larger share of crossed or negative quotes is rejected.",
+    )
+    parity_tolerance: float = Field(
+        0.005,
+        gt=0,
+        description="Largest relative distance of the put-call-parity forward from the underlying.",
+    )
+
+    # Barchart
+    barchart_enabled: bool = Field(
+        False, description="In live, barchart.com is asked only with this opt-in (or `--source barchart`)."
+    )
+    barchart_url: str = Field("https://www.barchart.com", description="Base address of Barchart's site.")
+    barchart_session: Literal["api", "cookies", "browser"] = Field(
+        "api",
+        description="How requests are authorised: `api` headers only, `cookies` a page visit for XSRF-TOKEN, "
+        "`browser` cookies supplied in NQ_BARCHART_COOKIES.",
+    )
+    barchart_cookies: SecretStr | None = Field(None, description="Cookie header of your own browser session.")
+    barchart_spacing_s: float = Field(
+        1.0, ge=0, description="Least seconds between two requests to Barchart."
+    )
+    barchart_delay_s: int = Field(
+        600, ge=0, description="Delay of Barchart's quotes: `as_of` is the asking time less this."
+    )
+    barchart_pages: bool = Field(
+        True, description="Also read each series' page, once per trade date, as a control."
+    )
+    barchart_codes: CommaList = Field(
+        (), description="Extra Barchart root codes as CODE=ROOT pairs, e.g. a fifth Monday's."
+    )
+
+    # Polygon / Massive
+    polygon_url: str = Field("https://api.massive.com", description="Base address of Polygon (now Massive).")
+    polygon_rpm: int = Field(5, ge=0, description="Requests per minute of your plan; 0 is no limit.")
+    polygon_underlyings: CommaList = Field(("NDX",), description="Proxy chains to ask for: NDX, QQQ.")
+    polygon_api_key: SecretStr | None = _credential(
+        "POLYGON_API_KEY", "MASSIVE_API_KEY", description="API key of Polygon or Massive."
+    )
+
+    # Tradovate (experimental)
+    tradovate_url: str = Field(
+        "https://live.tradovateapi.com/v1", description="Base address of the REST API."
+    )
+    tradovate_md_url: str = Field(
+        "wss://md.tradovateapi.com/v1/websocket", description="Address of the market-data websocket."
+    )
+    tradovate_max_quotes: int = Field(
+        200, ge=1, description="Most quote subscriptions; nearest the money first."
+    )
+    tradovate_quote_wait_s: float = Field(
+        3.0, gt=0, description="Seconds to collect quotes after subscribing."
+    )
+    tradovate_heartbeat_s: float = Field(2.5, gt=0, description="Seconds between the client's heartbeats.")
+    tradovate_username: SecretStr | None = _credential("TRADOVATE_USERNAME", description="Login name.")
+    tradovate_password: SecretStr | None = _credential("TRADOVATE_PASSWORD", description="Password.")
+    tradovate_app_id: str | None = _credential("TRADOVATE_APP_ID", description="Name of the API key.")
+    tradovate_app_version: str = Field(
+        "1.0", validation_alias="TRADOVATE_APP_VERSION", description="Its version."
+    )
+    tradovate_cid: SecretStr | None = _credential("TRADOVATE_CID", description="Client id of the API key.")
+    tradovate_sec: SecretStr | None = _credential("TRADOVATE_SEC", description="Secret of the API key.")
+    tradovate_device_id: str | None = _credential(
+        "TRADOVATE_DEVICE_ID", description="A stable id of this device."
+    )
+
+    # Databento
+    databento_url: str = Field(
+        "https://hist.databento.com", description="Base address of the historical API."
+    )
+    databento_gateway: str | None = Field(
+        None, description="host:port of the live gateway; the vendor's own when unset."
+    )
+    databento_dataset: str = Field("GLBX.MDP3", description="Dataset with CME Globex.")
+    databento_quote_window_s: int = Field(
+        900, ge=60, description="Quotes of at most this long before the moment asked for."
+    )
+    databento_max_usd: Decimal = Field(
+        Decimal("1.00"), ge=0, description="A snapshot that `metadata.get_cost` prices higher is refused."
+    )
+    databento_api_key: SecretStr | None = _credential(
+        "DATABENTO_API_KEY", description="API key of Databento."
+    )
+
+    # Sandbox
+    sandbox_port: int = Field(
+        0, ge=0, le=65535, description="Port of the stand-ins; 0 remembers the last or takes a free one."
+    )
+    sandbox_seed: int = Field(7, description="Seed of the synthetic market.")
+    sandbox_faults: CommaList = Field(
+        (), description="Faults of the stand-ins as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
+    )
+
+    @field_validator(
+        "sources", "products", "polygon_underlyings", "sandbox_faults", "barchart_codes", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _known_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in SOURCE_NAMES]
+        if unknown or not value or len(set(value)) != len(value):
+            raise ValueError(f"name each of {', '.join(SOURCE_NAMES)} at most once, separated by commas")
+        return value
+
+    @field_validator("now")
+    @classmethod
+    def _aware(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
+        return value.astimezone(UTC) if value else None
+
+    @field_validator("barchart_url", "polygon_url", "tradovate_url", "databento_url")
+    @classmethod
+    def _bare_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("write an address that starts with http:// or https://")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _plain_http_is_loopback(self) -> "Settings":
+        """A key travels over plain http only inside this machine."""
+        from urllib.parse import urlsplit
+
+        for name in ("polygon_url", "tradovate_url", "tradovate_md_url", "databento_url", "barchart_url"):
+            parts = urlsplit(getattr(self, name))
+            if parts.scheme in ("http", "ws") and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+                raise ValueError(f"NQ_{name.upper()} would send credentials unencrypted; use https or wss")
+        return self
+
+    @property
+    def clock(self) -> Clock:
+        return PinnedClock(self.now) if self.now else SystemClock()
+
+    @property
+    def environment_dir(self) -> Path:
+        """Everything of this environment lives below this folder."""
+        return self.data_dir / self.environment
+
+    @property
+    def metered_together(self) -> bool:
+        """Whether metered vendors are asked at the same time as free ones."""
+        return (self.ask_metered or ("always" if self.environment == "sandbox" else "missing")) == "always"
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings; `SettingsError` names the variable, what is wrong and what to write."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        name = where if where.isupper() or not where else f"NQ_{where.upper()}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"{name or 'Settings'}: {message}.") from None

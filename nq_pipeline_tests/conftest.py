@@ -1,0 +1,28 @@
+"""Fixtures shared by all rooms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("NQ_SHARED", Path(__file__).parents[2] / "shared")) / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recorded vendor payloads; tests skip where it is not there."""
+    if not SHARED.is_dir():
+        pytest.skip("recorded vendor payloads are not part of the repository (set NQ_SHARED to their folder)")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests see neither the developer's environment nor a `.env` of the working directory."""
+    for name in list(os.environ):
+        if name.startswith(("NQ_", "TRADOVATE_", "POLYGON_", "MASSIVE_", "DATABENTO_")) and name != "NQ_SHARED":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
