@@ -15,10 +15,11 @@ from typing import Protocol
 
 import polars as pl
 
+from nq_pipeline.errors import SourceError
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.sources.exchange import Exchange
+from nq_pipeline.sources.exchange import Exchange, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +108,17 @@ class Source(Protocol):
         What its options are on; anything but {"future"} makes it a proxy.
     metered
         Whether asking costs money.
+    base_url
+        Where it is asked; paths given to the exchange are relative to it.
+    policy
+        How fast and how often it may be asked.
     """
 
     name: str
     underlying_classes: frozenset[str]
     metered: bool
+    base_url: str
+    policy: Policy
 
     def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
         """Ask the vendor for the chains of the requested series."""
@@ -120,6 +127,19 @@ class Source(Protocol):
     def probe(self, exchange: Exchange) -> Probe:
         """Ask the cheapest free question that shows whether the vendor would answer."""
         ...
+
+
+def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswer:
+    """The answer of a vendor that gave nothing at all."""
+    reason = str(error)
+    outcome = Outcome.UNAVAILABLE if error.outcome is Outcome.PARTIAL else error.outcome
+    return ChainAnswer(
+        source=source,
+        outcome=outcome,
+        reason=reason,
+        frame=SOURCE_CHAIN.empty(),
+        series={series.key: SeriesAnswer(outcome, reason) for series in request.series},
+    )
 
 
 def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:

@@ -1,0 +1,130 @@
+"""The raw archive: the exact bytes of every answer, so that it can be parsed again tomorrow.
+
+    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
+    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
+    raw/<source>/newest/<digest>.json                      the newest entry of a question
+    raw/runs/<run_id>.json                                 what a run asked, and which answers it used
+
+A body is there before its entry, an entry before it is the newest: whatever a crash leaves
+behind is complete or unreferenced. No secret is stored: callers hand over redacted parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class RawEntry:
+    """What was asked and what came back; all instants in nanoseconds UTC.
+
+    Attributes
+    ----------
+    digest
+        Identity of the question (source, operation, parameters), whoever answers it.
+    expires
+        Until when the answer may be served again; 0 is never.
+    pinned
+        The frozen instant of the run's clock, ISO 8601; None on a running clock.
+    """
+
+    request_id: str
+    run_id: str
+    source: str
+    operation: str
+    digest: str
+    url: str
+    base_url: str
+    trade_date: date
+    snapshot_ts: int
+    requested_at: int
+    expires: int
+    sha256: str
+    bytes: int
+    status: int | None = None
+    pinned: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class RawArchive:
+    """The archive below `root` (`<data>/<environment>/raw`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, entry: RawEntry, body: bytes) -> RawEntry:
+        """Store a body and its entry durably; the entry becomes the newest of its question."""
+        folder = self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
+        write_atomically(folder / f"{entry.request_id}.zst", zstandard.compress(body, 3))
+        self._publish(entry, folder)
+        return entry
+
+    def get(self, entry: RawEntry) -> bytes:
+        """The exact body; `LakeError` when it is gone or not the bytes that were stored."""
+        path = self._folder(entry) / f"{entry.request_id}.zst"
+        try:
+            body = zstandard.decompress(path.read_bytes())
+        except (OSError, zstandard.ZstdError) as error:
+            raise LakeError(
+                f"the archived answer {path} cannot be read ({error}); ask the vendor again"
+            ) from None
+        if hashlib.sha256(body).hexdigest() != entry.sha256:
+            raise LakeError(f"the archived answer {path} is not what was stored; ask the vendor again")
+        return body
+
+    def find(self, source: str, digest: str) -> RawEntry | None:
+        """The newest entry of a question, or None."""
+        return _read(self.root / source / "newest" / f"{digest}.json")
+
+    def expire(self, entry: RawEntry) -> None:
+        """Never serve this answer again; it stays archived."""
+        self._publish(replace(entry, expires=0), self._folder(entry))
+
+    def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Store what a run asked and which answers it used."""
+        write_atomically(
+            self.root / "runs" / f"{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
+        )
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """The record of a run, `latest` for the newest; `LakeError` when there is none."""
+        runs = self.root / "runs"
+        if run_id == "latest":
+            newest = max(runs.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        else:
+            newest = runs / f"{run_id}.json"
+        if newest is None or newest.parent != runs or not newest.is_file():
+            raise LakeError(f"no run {run_id!r} is archived in {runs}; `ls` there shows those that are")
+        return dict(orjson.loads(newest.read_bytes()))
+
+    def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
+        """The entry of one request, or None."""
+        return _read(self.root / source / f"trade_date={trade_date.isoformat()}" / f"{request_id}.json")
+
+    def _folder(self, entry: RawEntry) -> Path:
+        return self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
+
+    def _publish(self, entry: RawEntry, folder: Path) -> None:
+        text = orjson.dumps(asdict(entry))
+        write_atomically(folder / f"{entry.request_id}.json", text)
+        write_atomically(self.root / entry.source / "newest" / f"{entry.digest}.json", text)
+
+
+def _read(path: Path) -> RawEntry | None:
+    try:
+        fields = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return RawEntry(**{**fields, "trade_date": date.fromisoformat(fields["trade_date"])})

@@ -1,0 +1,489 @@
+"""The one seam between a vendor's client and the network.
+
+Whatever leaves for a vendor in a run goes through that vendor's `Exchange`: HTTP by `get()` and
+`post()`, everything else (an official client, a websocket) by `call()`. The exchange retries,
+spaces, bounds and caches; it archives the exact body of every answer (after transfer and
+content decoding) and keeps one `Fetch` per question. `ArchivedExchange` answers the same
+questions from the archive, so that a parser can run again without asking anyone.
+
+The vendor's client decides what an answer means. When one is bad it says so with `reject()`,
+which marks the fetch and drops the answer from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import orjson
+import polars as pl
+
+from nq_pipeline.clock import Clock, to_ns
+from nq_pipeline.errors import BadPayload, DeadlineReached, SourceError, Unavailable
+from nq_pipeline.lake.raw import RawArchive, RawEntry
+from nq_pipeline.lake.schemas import FETCHES
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.lifetime import Keep, Lifetime
+
+SECRET_NAMES = frozenset(
+    ["apikey", "api_key", "authorization", "cookie", "x-xsrf-token", "password", "sec", "cid", "p-ticket",
+     "accesstoken", "token", "key"]
+)  # fmt: skip
+"""Parameters and headers (lower case) that never reach a key, an address or a file."""
+
+KEPT_HEADERS = ("content-type", "x-amzn-waf-action", "retry-after", "x-warning", "request-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a vendor is asked, as data.
+
+    Attributes
+    ----------
+    per_minute, spacing_s
+        Rate limits; 0 is none. They hold across processes that share a state folder.
+    """
+
+    timeout_s: float = 10.0
+    attempts: int = 3
+    retry_after_cap_s: float = 30.0
+    per_minute: int = 0
+    spacing_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer. `snapshot_ts` (ns) is when it was first asked for, also on a cache hit."""
+
+    operation: str
+    status: int | None
+    headers: Mapping[str, str]
+    body: bytes
+    snapshot_ts: int
+    request_id: str
+    sha256: str
+    cached: bool
+    url: str
+    fetch_id: str = ""
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def json(self) -> Any:
+        """The decoded body; `BadPayload` when it is not JSON (the text itself is never quoted)."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            kind = self.content_type or "nothing that says what it is"
+            raise BadPayload(
+                f"{self.operation}: expected JSON, got {kind} of {len(self.body)} bytes (HTTP {self.status})"
+            ) from None
+
+
+@dataclass(slots=True)
+class Fetch:
+    """One question and what came of it; a row of `fetches`."""
+
+    request_id: str
+    operation: str
+    url: str
+    requested_at: int
+    snapshot_ts: int
+    status: int | None = None
+    outcome: Outcome = Outcome.OK
+    detail: str | None = None
+    latency_ms: float = 0.0
+    bytes: int = 0
+    cache: str = "none"
+    cost_usd: float = 0.0
+    raw_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What all questions of one run to one vendor share."""
+
+    source: str
+    environment: str
+    run_id: str
+    trade_date: date
+    snapshot_ts: datetime
+    base_url: str
+
+
+@dataclass
+class Exchange:
+    """The questions of one run to one vendor. Not shared between threads.
+
+    Parameters
+    ----------
+    deadline
+        `clock.monotonic()` value past which nothing more is asked.
+    state_dir
+        Folder of the HTTP cache and the rate limiter's memory.
+    refresh
+        Ask even where a cached answer is still fresh.
+    """
+
+    scope: Scope
+    policy: Policy
+    clock: Clock
+    archive: RawArchive
+    lifetime: Lifetime
+    state_dir: Path
+    deadline: float
+    refresh: bool = False
+    fetches: list[Fetch] = field(default_factory=list)
+    used: dict[str, str] = field(default_factory=dict)
+    _session: Any = None
+
+    def get(
+        self,
+        path: str,
+        *,
+        operation: str,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        keep: Keep = Keep.MARKET,
+    ) -> Reply:
+        """GET `base_url + path`; any HTTP status is a reply.
+
+        Raises
+        ------
+        DeadlineReached
+            No time is left, or the rate limit would not clear in time.
+        Unavailable
+            Nothing answered after the retries.
+        BadPayload
+            The body was cut off or larger than any honest answer.
+        """
+        return self._http("GET", path, operation, params, None, headers, keep, archive=True)
+
+    def post(
+        self,
+        path: str,
+        *,
+        operation: str,
+        json: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        archive: bool = False,
+    ) -> Reply:
+        """POST a JSON body, once, never cached; archived only on demand (tokens must not be)."""
+        return self._http("POST", path, operation, None, json, headers, Keep.NEVER, archive=archive)
+
+    def call(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any],
+        perform: Callable[[], bytes],
+        *,
+        keep: Keep = Keep.MARKET,
+        cost_usd: float = 0.0,
+    ) -> Reply:
+        """Ask something that is not plain HTTP; `perform` does it and returns the exact bytes.
+
+        `parameters` identify the question (no secrets). `perform` raises `SourceError` for what
+        the vendor did; the error is recorded and passes through.
+        """
+        entry = None if self.refresh or keep is Keep.NEVER else self._kept(operation, parameters)
+        fetch = self._fetch(operation, self._address(operation))
+        started = self.clock.monotonic()
+        if entry is not None:
+            body = self.archive.get(entry)
+            self._finish(fetch, started)
+            return self._reply(fetch, entry, body, cached=True)
+        try:
+            self.check_deadline()
+            body = perform()
+        except Exception as error:
+            outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
+            detail = str(error) if isinstance(error, SourceError) else type(error).__name__
+            self._finish(fetch, started, outcome=outcome, detail=detail)
+            raise
+        fetch.cost_usd = cost_usd
+        self._finish(fetch, started)
+        entry = self.archive.put(self._entry(fetch, operation, parameters, body, keep), body)
+        return self._reply(fetch, entry, body, cached=False)
+
+    def reject(self, reply: Reply, outcome: Outcome, detail: str) -> None:
+        """Say that a reply was no good: its fetch shows why, and it is not served again."""
+        for fetch in self.fetches:
+            if fetch.request_id == reply.fetch_id:
+                fetch.outcome, fetch.detail = outcome, detail
+        entry = self.archive.entry(self.scope.source, self.scope.trade_date, reply.request_id)
+        if entry is not None:
+            self.archive.expire(entry)
+        if self._session is not None:
+            self._session.cache.delete(urls=[reply.url])
+
+    def remaining(self) -> float:
+        """Seconds left for this vendor; never negative."""
+        return max(0.0, self.deadline - self.clock.monotonic())
+
+    def check_deadline(self) -> None:
+        """Raise `DeadlineReached` when no time is left."""
+        if self.remaining() <= 0:
+            raise DeadlineReached(
+                f"the time allowed for {self.scope.source} is over; NQ_SOURCE_DEADLINE_S raises it"
+            )
+
+    def cookie(self, name: str) -> str | None:
+        """A cookie the vendor set in this run."""
+        return self._http_session().cookies.get(name)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    def frame(self) -> pl.DataFrame:
+        """The fetches as rows of the `fetches` table."""
+        scope = self.scope
+        rows = [
+            {
+                **{name: getattr(fetch, name) for name in Fetch.__dataclass_fields__},
+                "outcome": str(fetch.outcome),
+                "run_id": scope.run_id,
+                "source": scope.source,
+                "environment": scope.environment,
+                "trade_date": scope.trade_date,
+            }
+            for fetch in self.fetches
+        ]
+        raw = pl.DataFrame(rows, infer_schema_length=None) if rows else FETCHES.empty()
+        return raw.select([pl.col(name).cast(dtype) for name, dtype in FETCHES.schema.items()])
+
+    # Below: how it is done.
+
+    def _http(
+        self,
+        method: str,
+        path: str,
+        operation: str,
+        params: Mapping[str, Any] | None,
+        json: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+        keep: Keep,
+        *,
+        archive: bool,
+    ) -> Reply:
+        from nq_pipeline.sources import http
+
+        self.check_deadline()
+        query = {k: v for k, v in (params or {}).items() if v is not None}
+        fetch = self._fetch(operation, self._address(path, query))
+        stamp = f"{fetch.snapshot_ts}:{fetch.request_id}"
+        started = self.clock.monotonic()
+        try:
+            response = http.send(
+                self._http_session(),
+                method,
+                self.scope.base_url + path,
+                timeout_s=self.policy.timeout_s,
+                attempts=self.policy.attempts,
+                retry_after_cap_s=self.policy.retry_after_cap_s,
+                remaining=self.remaining,
+                params=query,
+                json=json,
+                headers={**(headers or {}), http.STAMP_HEADER: stamp},
+                expires=self.lifetime.expires(keep, self.scope.snapshot_ts),
+                refresh=self.refresh,
+            )
+        except SourceError as error:
+            self._finish(fetch, started, outcome=error.outcome, detail=str(error))
+            raise
+        self._finish(fetch, started)
+        body = response.content
+        entry = self._entry(
+            fetch, operation, {"path": path, **query}, body, keep, status=response.status_code
+        )
+        entry = replace(
+            entry, headers={name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
+        )
+        cached = bool(getattr(response, "from_cache", False))
+        if cached:
+            first, _, request_id = response.headers[http.STAMP_HEADER].partition(":")
+            entry = replace(entry, snapshot_ts=int(first), request_id=request_id)
+        elif archive:
+            self.archive.put(entry, body)
+        return self._reply(fetch, entry, body, cached=cached, archived=archive)
+
+    def _http_session(self) -> Any:
+        if self._session is None:
+            from nq_pipeline.sources import http
+
+            self._session = http.session(
+                self.scope.source,
+                per_minute=self.policy.per_minute,
+                spacing_s=self.policy.spacing_s,
+                state_dir=self.state_dir,
+                pinned=self.clock.pinned,
+                remaining=self.remaining,
+            )
+        return self._session
+
+    def _fetch(self, operation: str, url: str) -> Fetch:
+        fetch = Fetch(
+            request_id=uuid.uuid4().hex,
+            operation=operation,
+            url=url,
+            requested_at=time.time_ns(),
+            snapshot_ts=to_ns(self.scope.snapshot_ts),
+        )
+        self.fetches.append(fetch)
+        return fetch
+
+    def _finish(
+        self, fetch: Fetch, started: float, *, outcome: Outcome = Outcome.OK, detail: str | None = None
+    ) -> None:
+        fetch.latency_ms = (self.clock.monotonic() - started) * 1_000
+        fetch.outcome, fetch.detail = outcome, detail
+
+    def _reply(
+        self, fetch: Fetch, entry: RawEntry, body: bytes, *, cached: bool, archived: bool = True
+    ) -> Reply:
+        fetch.cache = "hit" if cached else "miss"
+        fetch.status, fetch.bytes, fetch.snapshot_ts = entry.status, len(body), entry.snapshot_ts
+        if archived:
+            fetch.raw_sha256 = entry.sha256
+            self.used[entry.digest] = entry.request_id
+        return Reply(
+            operation=fetch.operation,
+            status=entry.status,
+            headers=entry.headers,
+            body=body,
+            snapshot_ts=entry.snapshot_ts,
+            request_id=entry.request_id,
+            sha256=entry.sha256,
+            cached=cached,
+            url=fetch.url,
+            fetch_id=fetch.request_id,
+        )
+
+    def _entry(
+        self,
+        fetch: Fetch,
+        operation: str,
+        parameters: Mapping[str, Any],
+        body: bytes,
+        keep: Keep,
+        *,
+        status: int | None = None,
+    ) -> RawEntry:
+        scope = self.scope
+        expires = self.lifetime.expires(keep, scope.snapshot_ts)
+        return RawEntry(
+            request_id=fetch.request_id,
+            run_id=scope.run_id,
+            source=scope.source,
+            operation=operation,
+            digest=digest(scope.source, operation, parameters),
+            parameters={k: str(v) for k, v in public(parameters).items()},
+            url=fetch.url,
+            base_url=scope.base_url,
+            pinned=self._pinned,
+            status=status,
+            trade_date=scope.trade_date,
+            snapshot_ts=fetch.snapshot_ts,
+            requested_at=fetch.requested_at,
+            expires=to_ns(expires) if expires else 0,
+            sha256=hashlib.sha256(body).hexdigest(),
+            bytes=len(body),
+        )
+
+    @property
+    def _pinned(self) -> str | None:
+        return self.clock.pinned.isoformat() if self.clock.pinned else None
+
+    def _kept(self, operation: str, parameters: Mapping[str, Any]) -> RawEntry | None:
+        """The archived answer to this very question, while it may still be served."""
+        entry = self.archive.find(self.scope.source, digest(self.scope.source, operation, parameters))
+        if entry is None or entry.base_url != self.scope.base_url or entry.pinned != self._pinned:
+            return None
+        return entry if time.time_ns() < entry.expires else None
+
+    def _address(self, path: str, params: Mapping[str, Any] | None = None) -> str:
+        shown = {k: v for k, v in (params or {}).items() if k.lower() not in SECRET_NAMES}
+        base = self.scope.base_url + (path if path.startswith("/") else f"/{path}")
+        return f"{base}?{urlencode(shown)}" if shown else base
+
+
+@dataclass
+class ArchivedExchange(Exchange):
+    """Answers every question with what an archived run got; asks nobody.
+
+    `answers` maps the digest of a question to the request whose answer that run used.
+    """
+
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+    def _http(
+        self,
+        method: str,
+        path: str,
+        operation: str,
+        params: Mapping[str, Any] | None,
+        json: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+        keep: Keep,
+        *,
+        archive: bool,
+    ) -> Reply:
+        query = {k: v for k, v in (params or {}).items() if v is not None}
+        return self._archived(operation, {"path": path, **query})
+
+    def call(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any],
+        perform: Callable[[], bytes],
+        *,
+        keep: Keep = Keep.MARKET,
+        cost_usd: float = 0.0,
+    ) -> Reply:
+        return self._archived(operation, parameters)
+
+    def cookie(self, name: str) -> str | None:
+        return None
+
+    def _archived(self, operation: str, parameters: Mapping[str, Any]) -> Reply:
+        scope, fetch = self.scope, self._fetch(operation, self._address(operation))
+        request_id = self.answers.get(digest(scope.source, operation, parameters))
+        entry = self.archive.entry(scope.source, scope.trade_date, request_id) if request_id else None
+        if entry is None:
+            fetch.outcome, fetch.detail = (
+                Outcome.UNAVAILABLE,
+                "the archived run has no answer to this question",
+            )
+            raise Unavailable(fetch.detail)
+        return self._reply(fetch, entry, self.archive.get(entry), cached=True)
+
+
+def public(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters without anything secret."""
+    return {k: v for k, v in parameters.items() if k.lower() not in SECRET_NAMES}
+
+
+def digest(source: str, operation: str, parameters: Mapping[str, Any]) -> str:
+    """The identity of a question: SHA-256 over its canonical JSON without secrets."""
+    canonical = orjson.dumps(
+        [source, operation, {k: str(v) for k, v in public(parameters).items()}], option=orjson.OPT_SORT_KEYS
+    )
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def relative(url: str, base_url: str) -> str:
+    """A vendor's absolute address (a `next_url`) as a path below our base address.
+
+    Only path and query survive: the host a vendor names is never followed.
+    """
+    parts, base = urlsplit(url), urlsplit(base_url)
+    path = parts.path.removeprefix(base.path.rstrip("/"))
+    return f"{path}?{parts.query}" if parts.query else path

@@ -1,0 +1,219 @@
+"""The HTTP session of a vendor: cached, rate-limited, bounded in time and size.
+
+requests-cache above requests-ratelimiter above one adapter of ours, so that a cached answer
+costs no budget and a body is read under the deadline. The adapter also takes what must not be
+kept (cookies, tokens) out of a response before the cache sees it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+import tenacity
+from pyrate_limiter import SQLiteBucket
+from requests.adapters import HTTPAdapter
+from requests_cache import CacheMixin
+from requests_cache.backends.sqlite import SQLiteCache
+from requests_cache.cache_keys import create_key
+from requests_cache.policy.expiration import DO_NOT_CACHE
+from requests_ratelimiter import LimiterMixin
+from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError
+from urllib3.response import HTTPResponse
+
+from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
+
+STAMP_HEADER = "X-NQ-Stamp"
+"""Rides on a cached response: `<snapshot ns>:<request id>` of the first asking."""
+
+MAX_BODY_BYTES = 256 * 1024 * 1024
+TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
+UNCACHED_RESPONSE_HEADERS = ("set-cookie", "content-encoding", "transfer-encoding", "content-length")
+IGNORED = ["apiKey", "apikey", "api_key", "Authorization", "Cookie", "X-XSRF-TOKEN", STAMP_HEADER]
+
+
+class _CutOff(Exception):
+    """A body ended before its announced length."""
+
+
+class _Adapter(HTTPAdapter):
+    """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
+
+    def __init__(self, remaining: Callable[[], float]) -> None:
+        super().__init__(max_retries=0)
+        self._remaining = remaining
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        stamp = request.headers.pop(STAMP_HEADER, "")
+        kwargs["stream"] = True
+        response = super().send(request, **kwargs)
+        raw = response.raw
+        try:
+            body = self._read(raw)
+        finally:
+            raw.release_conn()
+        headers = raw.headers.copy()
+        for name in UNCACHED_RESPONSE_HEADERS:
+            headers.pop(name, None)
+            response.headers.pop(name, None)
+        headers[STAMP_HEADER] = response.headers[STAMP_HEADER] = stamp
+        response.cookies.clear()
+        # The session takes its cookies from `_original_response`; the cache never sees them.
+        response.raw = HTTPResponse(
+            body=io.BytesIO(body), headers=headers, status=raw.status, reason=raw.reason, version=raw.version,
+            preload_content=False, original_response=raw._original_response, request_url=request.url,
+        )  # fmt: skip
+        return response
+
+    def _read(self, raw: Any) -> bytes:
+        body = bytearray()
+        try:
+            while chunk := raw.read1(1 << 18, decode_content=True):
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise BadPayload(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB was refused")
+                if self._remaining() <= 0:
+                    raise DeadlineReached("the time allowed ran out while an answer was still arriving")
+        except (IncompleteRead, ProtocolError) as error:
+            raise _CutOff(str(error)) from None
+        if raw.length_remaining:
+            raise _CutOff("the body ended before its announced length")
+        return bytes(body)
+
+
+class _Session(CacheMixin, requests.Session):
+    """Cached, no rate limit."""
+
+
+class _LimitedSession(CacheMixin, LimiterMixin, requests.Session):
+    """Cached and rate-limited; a hit costs no budget."""
+
+
+def session(
+    source: str,
+    *,
+    per_minute: int,
+    spacing_s: float,
+    state_dir: Path,
+    pinned: datetime | None,
+    remaining: Callable[[], float],
+) -> requests.Session:
+    """A session whose cache and rate limit are shared by all processes using `state_dir`."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    instant = pinned.isoformat() if pinned else ""
+
+    def key(request: Any, **kwargs: Any) -> str:
+        # A frozen instant is part of the question: another instant is another answer.
+        return create_key(request, **kwargs) + instant
+
+    options: dict[str, Any] = {
+        "backend": SQLiteCache(state_dir / f"{source}-http.sqlite", wal=True),
+        "key_fn": key,
+        "ignored_parameters": IGNORED,
+        "allowable_codes": (200,),
+        "allowable_methods": ("GET",),
+        "stale_if_error": False,
+        "cache_control": False,
+    }
+    made: Any
+    if per_minute or spacing_s:
+        made = _LimitedSession(
+            **options, per_minute=per_minute, per_second=1 / spacing_s if spacing_s else 0,
+            bucket_class=SQLiteBucket, bucket_name=source,
+            bucket_kwargs={"path": state_dir / f"{source}-rate.sqlite", "use_file_lock": True},
+        )  # fmt: skip
+    else:
+        made = _Session(**options)
+    adapter = _Adapter(remaining)
+    made.mount("https://", adapter)
+    made.mount("http://", adapter)
+    made.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else
+    return made  # type: ignore[no-any-return]
+
+
+def send(
+    session: Any,
+    method: str,
+    url: str,
+    *,
+    timeout_s: float,
+    attempts: int,
+    retry_after_cap_s: float,
+    remaining: Callable[[], float],
+    params: Mapping[str, Any],
+    json: Mapping[str, Any] | None,
+    headers: Mapping[str, str],
+    expires: datetime | None,
+    refresh: bool,
+) -> requests.Response:
+    """Send one question, again after transient faults while time is left.
+
+    A server fault is asked again with jittered backoff, HTTP 429 after its Retry-After when
+    that is short enough; the last response is returned whatever its status. POST is sent once.
+
+    Raises
+    ------
+    DeadlineReached, Unavailable, BadPayload
+    """
+
+    def once() -> requests.Response:
+        if hasattr(session, "max_delay"):
+            session.max_delay = remaining()
+        timeout = max(0.05, min(timeout_s, remaining()))
+        return session.request(  # type: ignore[no-any-return]
+            method, url, params=params, json=json, headers=headers, timeout=(timeout, timeout),
+            expire_after=DO_NOT_CACHE if expires is None else expires, force_refresh=refresh,
+            allow_redirects=False,
+        )  # fmt: skip
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        backoff = tenacity.wait_random_exponential(multiplier=0.2, max=5)(state)
+        response = state.outcome.result() if state.outcome and not state.outcome.failed else None
+        asked = retry_after(response) if response is not None else None
+        return backoff if asked is None else asked + backoff
+
+    def again(state: tenacity.RetryCallState) -> bool:
+        assert state.outcome is not None
+        if state.outcome.failed:
+            error = state.outcome.exception()
+            return isinstance(error, (_CutOff, requests.ConnectionError)) and not _rate_limit(error)
+        response = state.outcome.result()
+        if response.status_code == 429:
+            asked = retry_after(response)
+            return asked is not None and asked <= min(retry_after_cap_s, remaining())
+        return response.status_code in TRANSIENT_STATUS
+
+    allowed = attempts if method == "GET" else 1
+    retrying = tenacity.Retrying(
+        stop=lambda state: state.attempt_number >= allowed or state.upcoming_sleep >= remaining(),
+        wait=pause,
+        retry=again,
+        retry_error_callback=lambda state: state.outcome.result(),  # type: ignore[union-attr]
+    )
+    try:
+        return retrying(once)
+    except _CutOff as error:
+        raise BadPayload(f"the answer was cut off: {error}") from None
+    except requests.Timeout as error:
+        if _rate_limit(error):
+            raise DeadlineReached("the rate limit of the plan leaves no time for more requests") from None
+        if remaining() <= 0.05:
+            raise DeadlineReached("the time allowed ran out while waiting for an answer") from None
+        raise Unavailable(f"no answer within {timeout_s:g} s") from None
+    except (requests.RequestException, HTTPError) as error:
+        raise Unavailable(f"no connection or no answer ({type(error).__name__})") from None
+
+
+def retry_after(response: requests.Response) -> float | None:
+    """Seconds the vendor asks to wait; None when it does not say (or says it as a date)."""
+    text = response.headers.get("Retry-After", "").strip()
+    return float(text) if text.isdigit() else None
+
+
+def _rate_limit(error: BaseException | None) -> bool:
+    # requests-ratelimiter reports its own limit as a plain Timeout; only the text tells it apart.
+    return isinstance(error, requests.Timeout) and "Rate limit not cleared" in str(error)
