@@ -1,0 +1,94 @@
+"""What a request sees: which market, at which moment, with which fault. All of it is in the URL.
+
+`/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=7/barchart/…` asks Barchart's stand-in of a
+market with seed 7, at that instant, while it blocks. `/barchart/…` takes the process's
+defaults. So one process serves every clock and fault, a cache key made of URLs is right, and
+one vendor's fault never reaches another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from starlette.requests import HTTPConnection
+
+from nq_pipeline.clock import Clock, PinnedClock, SystemClock
+from nq_pipeline.errors import SandboxError
+from nq_pipeline.sandbox.market import Market, market
+
+FAULTS: dict[str, str] = {
+    "ok": "answers as the vendor does on a good day",
+    "blocked": "refuses as bot protection does: 202 or 403 without data, a captcha at Tradovate",
+    "rate_limited": "429 to every request",
+    "slow": "answers a few bytes at a time, longer than any deadline",
+    "truncated": "closes the connection in the middle of the body",
+    "wrong_content_type": "an HTML page, status 200, where data should be",
+    "stale": "yesterday's news: the market as it was ten days ago",
+    "empty": "a valid answer without a single row",
+    "not_entitled": "says that the plan does not include the data",
+    "malformed": "some rows with wrong types, missing fields or nonsense in them",
+    "unavailable": "server faults: status 500",
+}
+"""Every fault a stand-in can show, with what it does."""
+
+STALE_BY = timedelta(days=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """The market, clock and fault that one request sees."""
+
+    market: Market
+    clock: Clock
+    fault: str = "ok"
+
+    @property
+    def now(self) -> datetime:
+        """The instant a vendor would put into its envelope."""
+        return self.clock.now()
+
+    @property
+    def shown(self) -> datetime:
+        """The instant whose market the answer shows: now, or long ago under the fault `stale`."""
+        return self.now - STALE_BY if self.fault == "stale" else self.now
+
+
+def world_of(request: HTTPConnection, defaults: World | None = None) -> World:
+    """The world of a request: its `/with/{options}` part over the process's defaults."""
+    defaults = defaults or getattr(request.app.state, "world", None) or World(market(7), SystemClock())
+    options: str | None = request.path_params.get("options")
+    return parse_options(options, defaults) if options else defaults
+
+
+def parse_options(text: str, defaults: World) -> World:
+    """Read `fault=…;now=…;seed=…`; SandboxError in one sentence for anything else."""
+    world = defaults
+    for part in text.split(";"):
+        name, _, value = part.partition("=")
+        try:
+            if name == "fault" and value in FAULTS:
+                world = replace(world, fault=value)
+            elif name == "now":
+                world = replace(world, clock=PinnedClock(datetime.fromisoformat(value)))
+            elif name == "seed":
+                world = replace(world, market=market(int(value)))
+            else:
+                raise ValueError
+        except ValueError:
+            raise SandboxError(
+                f"{part!r} is no option of the sandbox; write fault=, now= or seed=, separated by ';', "
+                f"with a fault of {', '.join(FAULTS)} and an instant such as 2025-06-10T15:00:00Z."
+            ) from None
+    return world
+
+
+def format_options(options: Mapping[str, str | int | datetime | None]) -> str:
+    """The text `parse_options` reads; options that are None are left out."""
+    texts = {
+        name: f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value)
+        for name, value in options.items()
+        if value is not None
+    }
+    return ";".join(f"{name}={text}" for name, text in texts.items())
