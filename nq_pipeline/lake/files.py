@@ -1,32 +1,80 @@
-"""One way to put a file in place: temporary name, fsync, rename, fsync of the folder."""
+"""How a file comes into place, whole or not at all, and how writers take turns.
+
+A temporary name in the same folder, fsync, rename, fsync of the folder: a reader sees all of a
+file or what was there before, and a power cut loses neither. Temporary names start with a dot
+and end in `.tmp`, so that no glob for data finds them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+TEMPORARY = ".*.tmp"
+"""Glob of temporary names; one that is hours old was left by a process that died."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees all of it or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with temporary_for(path) as temporary:
+        temporary.write_bytes(content)
+        put_in_place(temporary, path)
+
+
+@contextmanager
+def temporary_for(path: Path) -> Iterator[Path]:
+    """A fresh name beside `path` to write to; whatever is still there at the end is removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a written file to its final name, durably."""
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents so that their names survive a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the operating system's lock on `path`; without `wait`, yields False when it is taken.
+
+    The kernel drops the lock when the process dies, however it dies, so none is ever left over.
+    """
+    make_folder(path.parent)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from nq_pipeline.errors import LakeError
+
 INSTANT = pl.Datetime("ns", "UTC")
+PARTITION = "trade_date"
+"""The column every table has and is partitioned by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Table:
 
     Attributes
     ----------
+    meaning
+        What a row is, in one sentence.
     key
         Columns that make a row unique; appending a row whose key is there adds nothing.
     order
@@ -40,6 +46,7 @@ class Table:
 
     name: str
     version: int
+    meaning: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     order: tuple[str, ...]
@@ -49,8 +56,38 @@ class Table:
     def schema(self) -> pl.Schema:
         return pl.Schema({column.name: column.dtype for column in self.columns})
 
+    @property
+    def total_order(self) -> list[str]:
+        """`order`, made unambiguous by the key, so that sorted rows have one order."""
+        return list(dict.fromkeys((*self.order, *self.key)))
+
     def empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self.schema)
+
+
+def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    """Bring a frame to a table's columns, order and types; a nullable column may be missing.
+
+    Raises
+    ------
+    LakeError
+        A column is unknown, missing, of a type that does not fit, or null where it may not be.
+    """
+    names = table.schema.names()
+    required = [column.name for column in table.columns if not column.nullable]
+    unknown = sorted(set(frame.columns) - set(names))
+    missing = [name for name in required if name not in frame.columns]
+    if unknown or missing:
+        raise LakeError(f"rows for {table.name} have unknown columns {unknown} and lack {missing}")
+    given = {name: pl.col(name) if name in frame.columns else pl.lit(None) for name in names}
+    try:
+        frame = frame.select(given[name].cast(dtype).alias(name) for name, dtype in table.schema.items())
+    except pl.exceptions.PolarsError as error:
+        raise LakeError(f"rows for {table.name} do not have its types: {error}") from None
+    holes = [name for name in required if frame[name].null_count()]
+    if holes:
+        raise LakeError(f"rows for {table.name} hold nulls where none may be: {holes}")
+    return frame
 
 
 def _c(name: str, dtype: object, meaning: str, nullable: bool = True) -> Column:
@@ -109,6 +146,7 @@ CHAIN_COLUMNS = (
 SOURCE_CHAIN = Table(
     name="source_chain",
     version=1,
+    meaning="What vendors sent: one row per source, snapshot and contract.",
     columns=CHAIN_COLUMNS,
     key=("source", "snapshot_ts", "contract_key"),
     order=("snapshot_ts", "source", "expiration", "root", "option_type", "strike"),
@@ -118,6 +156,7 @@ SOURCE_CHAIN = Table(
 OPTION_CHAIN = Table(
     name="option_chain",
     version=1,
+    meaning="The chosen rows: one row per snapshot and contract, from the source that won its series.",
     columns=(
         *CHAIN_COLUMNS,
         _c("selected_at", INSTANT, "when this source was first chosen for the series (real time)", False),
@@ -131,6 +170,7 @@ OPTION_CHAIN = Table(
 DECISIONS = Table(
     name="decisions",
     version=1,
+    meaning="Which source won each series and why the others lost: one row per run, series and candidate.",
     columns=(
         _c("run_id", _S, "the run that decided", False),
         _c("decided_at", INSTANT, "when (real time)", False),
@@ -155,6 +195,7 @@ DECISIONS = Table(
 FETCHES = Table(
     name="fetches",
     version=1,
+    meaning="One row per request to a vendor and what came of it.",
     columns=(
         _c("request_id", _S, "unique per request", False),
         _c("run_id", _S, "the run that asked", False),

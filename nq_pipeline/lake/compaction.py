@@ -1,0 +1,102 @@
+"""Merging small files, so that a query opens few of them.
+
+Sixty files of one level become one of the next. At one publication a second that is minutes,
+hours and then the trade date, and at any pace 200 files of a trade date are never current at
+once. When the trade date is over, all its files become one sorted file.
+
+A merge reads immutable files, writes a new one beside them and then swaps the lists in one
+manifest version, all or nothing. Appending goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from nq_pipeline.lake import parquet
+from nq_pipeline.lake.files import locked
+from nq_pipeline.lake.manifest import DataFile
+from nq_pipeline.lake.schemas import Table
+
+if TYPE_CHECKING:
+    from nq_pipeline.lake.lake import Lake
+
+FAN_IN = 60
+SLICE_ROWS = 2 * parquet.ROW_GROUP_ROWS
+"""Rows sorted at a time: the memory a merge needs, however large the trade date."""
+
+
+def compact(lake: Lake, table: Table, trade_date: date, *, now: datetime, wait: bool = True) -> int:
+    """Merge the files of one trade date as far as `now` allows; a second call changes nothing.
+
+    Without `wait`, leaves the work to whoever is already merging this table.
+
+    Returns
+    -------
+    int
+        How many files were merged into fewer; 0 when there was nothing to do.
+    """
+    merged = 0
+    with locked(lake.folder(table) / ".compaction.lock", wait=wait) as mine:
+        while mine and (group := next_merge(lake.manifest(table).of({trade_date}), is_over(trade_date, now))):
+            merge(lake, table, group)
+            merged += len(group)
+    return merged
+
+
+def next_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
+    """The files of one trade date to merge next; empty when they stay as they are."""
+    if over:
+        return list(files) if len(files) > 1 else []
+    for level in sorted({file.level for file in files}):
+        group = [file for file in files if file.level == level]
+        if len(group) >= FAN_IN:
+            return group
+    return []
+
+
+def is_over(trade_date: date, now: datetime) -> bool:
+    """Whether a trade date has surely ended: midnight UTC after it is hours past 16:00 Chicago.
+
+    Rows that still come later (a replayed gap, an answer parsed again) are merged by the next call.
+    """
+    return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
+
+
+def merge(lake: Lake, table: Table, group: Sequence[DataFile]) -> None:
+    """Replace some files of one trade date by one sorted file with the same rows."""
+    paths = [lake.folder(table) / file.path for file in group]
+    rows = sum(file.rows for file in group)
+    with lake.stage(table, group[0].trade_date) as staged:
+        written = parquet.write(staged, table, sorted_slices(table, paths, rows), parquet.runs_of(paths))
+        lake.replace(table, group, staged, written)
+
+
+def sorted_slices(table: Table, paths: Sequence[Path], rows: int) -> Iterator[pl.DataFrame]:
+    """All rows of some files in the table's order, about `SLICE_ROWS` at a time."""
+    frames = parquet.scan(table, paths)
+    if rows <= SLICE_ROWS:
+        yield frames.sort(table.total_order).collect()
+        return
+    leading = pl.col(table.order[0])
+    values = frames.select(leading).collect().to_series().sort()
+    # Cuts stay in a series: as Python objects, instants would lose their nanoseconds.
+    cuts = values.gather_every(SLICE_ROWS, offset=SLICE_ROWS).unique(maintain_order=True)
+    del values
+    for i in range(len(cuts) + 1):
+        inside = pl.lit(True)
+        if i > 0:
+            inside &= leading >= _literal(cuts, i - 1)
+        if i < len(cuts):
+            inside &= leading < _literal(cuts, i)
+        piece = frames.filter(inside).sort(table.total_order).collect()
+        if piece.height:
+            yield piece
+
+
+def _literal(cuts: pl.Series, i: int) -> pl.Expr:
+    return pl.lit(cuts.to_physical()[i]).cast(cuts.dtype)

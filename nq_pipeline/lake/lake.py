@@ -1,0 +1,212 @@
+"""The lake: Parquet tables by trade date that many may read while some write.
+
+    lake/<table>/manifest.json                            which files are current
+    lake/<table>/trade_date=2025-07-01/00000042.parquet   named after the version that brought it
+
+Read through `Lake.scan` or the DuckDB catalog: a glob over the folders would also find files
+that were merged away within the last hour and count their rows twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import polars as pl
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import compaction, manifest, parquet
+from nq_pipeline.lake.files import TEMPORARY, locked, make_folder, put_in_place, temporary_for
+from nq_pipeline.lake.manifest import GRACE_NS, DataFile, Manifest
+from nq_pipeline.lake.schemas import INSTANT, PARTITION, TABLES, Table, conform
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append did.
+
+    Attributes
+    ----------
+    rows
+        Rows that were new.
+    known
+        Rows left out because their key was there already, or twice in the frame.
+    files
+        The files written, one per trade date.
+    version
+        Manifest version that shows the rows.
+    """
+
+    rows: int
+    known: int
+    files: tuple[Path, ...]
+    version: int
+
+
+class Lake:
+    """The tables below `root` (`<data>/<environment>/lake`).
+
+    Safe for any number of processes and threads: writers of a table take turns by an operating
+    system lock, readers need none. Bookkeeping uses the machine's clock, never a pinned one,
+    because it protects readers that are running now.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def append(self, table: Table, frame: pl.DataFrame, *, run_id: str) -> Appended:
+        """Add the rows whose key is not there yet, durably and all at once.
+
+        A call that was killed is completed by making it again. Costs the new rows and the files
+        of their trade dates that overlap them in time, not the size of the table.
+
+        Raises
+        ------
+        LakeError
+            The frame is not what the table declares.
+        """
+        frame = conform(table, frame)
+        with locked(self.folder(table) / ".lock"):
+            current = self.manifest(table)
+            new = self._unknown(table, current, frame)
+            added = [
+                self._write(table, current.version + 1, part, run_id)
+                for part in new.partition_by(PARTITION, maintain_order=True)
+            ]
+            if added:
+                current = current.next(add=added, at=time.time_ns())
+                manifest.publish(self.folder(table), current)
+        for day in {file.trade_date for file in added}:
+            if sum(file.level == 0 for file in current.of({day})) >= compaction.FAN_IN:
+                compaction.compact(self, table, day, now=datetime.now(UTC), wait=False)
+        files = tuple(self.folder(table) / file.path for file in added)
+        return Appended(new.height, frame.height - new.height, files, current.version)
+
+    def scan(self, table: Table, trade_dates: Collection[date] | None = None) -> pl.LazyFrame:
+        """The rows of some trade dates, or of all, as of now.
+
+        The frame reads one version of the table. Collect it within the hour; later its files
+        may be gone.
+        """
+        return parquet.scan(table, self.files(table, trade_dates))
+
+    def files(self, table: Table, trade_dates: Collection[date] | None = None) -> list[Path]:
+        """The current files of some trade dates, or of all."""
+        return [self.folder(table) / file.path for file in self.manifest(table).of(trade_dates)]
+
+    def manifest(self, table: Table) -> Manifest:
+        """The newest manifest version."""
+        return manifest.read(self.folder(table))
+
+    def versions(self) -> dict[str, int]:
+        """The newest manifest version of every table; 0 where nothing was written yet."""
+        return {name: self.manifest(table).version for name, table in TABLES.items()}
+
+    def folder(self, table: Table) -> Path:
+        return self.root / table.name
+
+    def collect_garbage(self, now: datetime | None = None) -> int:
+        """Remove files superseded an hour ago, and what dead processes left; returns how many.
+
+        Publish the catalog first, so that its views name current files.
+
+        Parameters
+        ----------
+        now
+            Real time; the machine's clock when not given.
+        """
+        before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
+        return sum(self._sweep(path.parent, before) for path in sorted(self.root.glob(f"*/{manifest.NAME}")))
+
+    def stage(self, table: Table, trade_date: date) -> AbstractContextManager[Path]:
+        """A temporary name in the folder of a trade date, to write a file that will be current."""
+        folder = self.folder(table) / f"{PARTITION}={trade_date.isoformat()}"
+        make_folder(folder)
+        return temporary_for(folder / "staged.parquet")
+
+    def replace(
+        self, table: Table, group: Sequence[DataFile], staged: Path, written: parquet.Written
+    ) -> Manifest:
+        """Put a staged file in the place of the files it was merged from, in one version.
+
+        Raises
+        ------
+        LakeError
+            The staged file does not hold as many rows, or one of the files is no longer current.
+        """
+        if written.rows != sum(file.rows for file in group):
+            raise LakeError(f"merging files of {table.name} changed the number of rows; nothing was replaced")
+        with locked(self.folder(table) / ".lock"):
+            current = self.manifest(table)
+            if not current.lists(group):
+                raise LakeError(f"files of {table.name} changed while they were merged; nothing was replaced")
+            level = 1 + max(file.level for file in group)
+            merged = self._place(table, current.version + 1, group[0].trade_date, level, staged, written)
+            current = current.next(add=[merged], remove=group, at=time.time_ns())
+            manifest.publish(self.folder(table), current)
+        return current
+
+    def _unknown(self, table: Table, current: Manifest, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows whose key is neither in the lake nor earlier in the frame."""
+        new = frame.unique(subset=table.key, keep="first", maintain_order=True)
+        if new.is_empty():
+            return new
+        candidates = current.of(set(new[PARTITION]))
+        inside = pl.lit(True)
+        if table.since in table.key:
+            # The same key has the same instant, so only what spans the new rows' time can hold it.
+            since = new[table.since].to_physical()
+            low, high = int(since.min()), int(since.max())  # type: ignore[arg-type]
+            candidates = tuple(
+                file for file in candidates if file.since_min <= high and low <= file.since_max
+            )
+            inside = pl.col(table.since).is_between(pl.lit(low).cast(INSTANT), pl.lit(high).cast(INSTANT))
+        if not candidates:
+            return new
+        paths = [self.folder(table) / file.path for file in candidates]
+        known = parquet.scan(table, paths).filter(inside).select(table.key).collect()
+        return new.join(known, on=table.key, how="anti", maintain_order="left")
+
+    def _write(self, table: Table, version: int, frame: pl.DataFrame, run_id: str) -> DataFile:
+        day = frame.item(0, PARTITION)
+        with self.stage(table, day) as staged:
+            written = parquet.write(staged, table, [frame.sort(table.total_order)], [run_id])
+            return self._place(table, version, day, 0, staged, written)
+
+    def _place(
+        self, table: Table, version: int, day: date, level: int, staged: Path, written: parquet.Written
+    ) -> DataFile:
+        # The name is free: a version number is used by one commit, which holds the table's lock.
+        # After a crash it may be taken by a file that no version ever listed.
+        path = staged.with_name(f"{version:08d}.parquet")
+        put_in_place(staged, path)
+        return DataFile(
+            path=path.relative_to(self.folder(table)).as_posix(),
+            trade_date=day,
+            rows=written.rows,
+            bytes=written.bytes,
+            level=level,
+            since_min=written.since_min,
+            since_max=written.since_max,
+            schema_version=table.version,
+        )
+
+    def _sweep(self, folder: Path, before: int) -> int:
+        with locked(folder / ".lock"):
+            current = manifest.read(folder)
+            if any(file.at < before for file in current.superseded):
+                current = current.forget(before)
+                manifest.publish(folder, current)
+            listed = {file.path for file in current.files} | {file.path for file in current.superseded}
+            garbage = [
+                *(p for p in folder.glob("*/*.parquet") if p.relative_to(folder).as_posix() not in listed),
+                *(p for p in folder.rglob(TEMPORARY) if p.stat().st_mtime_ns < before),
+            ]
+            for path in garbage:
+                path.unlink()
+        return len(garbage)

@@ -1,0 +1,104 @@
+"""Writing and reading the Parquet files of a table.
+
+zstd, row groups of 122,880 rows (what DuckDB scans in parallel), and a footer with the table,
+its schema version and the runs the rows came from. The partition column `trade_date` is in the
+path alone, as Hive has it, so that DuckDB, polars and pyarrow all read a folder of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import polars as pl
+
+from nq_pipeline.lake.schemas import PARTITION, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP_ROWS = 122_880
+RUNS = b"nq.runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What went into a file; `since_min` and `since_max` in nanoseconds UTC."""
+
+    rows: int
+    bytes: int
+    since_min: int
+    since_max: int
+
+
+def write(path: Path, table: Table, frames: Iterable[pl.DataFrame], runs: Sequence[str]) -> Written:
+    """Write frames, sorted and of one trade date, as one file.
+
+    The bytes depend on the rows and the runs alone, not on how the rows are cut into frames.
+    """
+    import pyarrow.parquet as pq
+
+    rows, lows, highs = 0, [], []
+    schema = arrow_schema(table, runs)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        rest = table.empty()
+        for frame in frames:
+            since = frame[table.since].to_physical()
+            lows.append(since.min())
+            highs.append(since.max())
+            rows += frame.height
+            rest = pl.concat([rest, frame])
+            whole = rest.height - rest.height % ROW_GROUP_ROWS
+            if whole:
+                writer.write_table(_arrow(rest.head(whole), schema), row_group_size=ROW_GROUP_ROWS)
+                rest = rest.slice(whole)
+        if rest.height:
+            writer.write_table(_arrow(rest, schema), row_group_size=ROW_GROUP_ROWS)
+    return Written(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
+
+
+def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
+    """The rows of some files; a column that an older file lacks is null."""
+    if not paths:
+        return table.empty().lazy()
+    return pl.scan_parquet(
+        list(paths),
+        schema=table.schema,
+        hive_partitioning=True,
+        hive_schema={PARTITION: pl.Date()},
+        missing_columns="insert",
+        glob=False,
+    ).select(table.schema.names())
+
+
+def runs_of(paths: Iterable[Path]) -> list[str]:
+    """The runs named in the footers of some files, sorted."""
+    import pyarrow.parquet as pq
+
+    footers = [pq.read_metadata(path).metadata or {} for path in paths]
+    return sorted({run for footer in footers for run in orjson.loads(footer.get(RUNS, b"[]"))})
+
+
+def arrow_schema(table: Table, runs: Sequence[str]) -> pa.Schema:
+    """The schema on disk: the table's columns but the partition, required where null is not allowed."""
+    import pyarrow as pa
+
+    types = table.empty().to_arrow().schema
+    fields = [
+        pa.field(
+            column.name,
+            pa.string() if column.dtype == pl.String else types.field(column.name).type,
+            nullable=column.nullable,
+        )
+        for column in table.columns
+        if column.name != PARTITION
+    ]
+    footer = {"nq.table": table.name, "nq.schema_version": str(table.version), RUNS: orjson.dumps(runs)}
+    return pa.schema(fields, metadata=footer)
+
+
+def _arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    return frame.select(schema.names).to_arrow().cast(schema)
