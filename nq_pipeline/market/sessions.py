@@ -1,26 +1,58 @@
 """CME sessions: the only place where a trade date is computed.
 
 A session opens 17:00 America/Chicago the evening before its trade date and closes 16:00.
+The hours come from pandas_market_calendars (`CME Globex Equity`), the days that count as
+trade dates from its `CME_TradeDate`, and what both get wrong from the table below:
+
+- Good Friday trades only when the monthly payrolls come out that day, until 08:15, and is
+  then a trade date of its own (2021, 2023, 2026); otherwise it is closed (2024, 2025, 2027).
+  The libraries have it open in every year.
+- 2025-01-09, a national day of mourning, closed at 08:30 (CME press release).
+- Until 2021-06-25 trading paused from 15:15 to 15:30; the calendar used here has no pause.
+
+Days on which the market opens but halts at noon (Martin Luther King, Presidents, Memorial,
+Juneteenth, Independence, Labor, Thanksgiving) are no trade dates: their trades belong to the
+next one, whose session then has several segments. Checked row by row for 2021 to 2027.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Literal
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+from zoneinfo import ZoneInfo
+
+from nq_pipeline.clock import from_ns, to_ns
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Window = Literal["rth", "globex", "always"]
+
+CHICAGO = ZoneInfo("America/Chicago")
+RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
+YEARS = range(2013, 2100)
+"""Years that can be asked about: before, the hours were others; after, the holidays are fiction."""
+
+_GOOD_FRIDAY_CLOSE = time(8, 15)
+_EARLY_CLOSES = {date(2025, 1, 9): time(8, 30)}
+_LAST_AFTERNOON_PAUSE = date(2021, 6, 25)
+_AFTERNOON_PAUSE = (time(15, 15), time(15, 30))
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One trade date's trading, all instants aware in UTC.
+    """One trade date's trading, all instants aware in UTC; every span holds its start, not its end.
 
     Attributes
     ----------
     segments
         The (open, close) spans in which the market trades, in order. More than one where a
-        holiday halt rolls into the next trade date.
+        holiday halt rolls into the next trade date, and with the afternoon pause of old.
     rth
         08:30 to 15:00 Chicago cut to the session; None when nothing is left (2026-04-03).
     """
@@ -40,52 +72,200 @@ class Session:
 
 def session(trade_date: date) -> Session:
     """The session of a trade date; KeyError when the day is no trade date."""
-    raise NotImplementedError
+    found = _year(trade_date.year).by_date.get(trade_date) if trade_date.year in YEARS else None
+    if found is None:
+        raise KeyError(f"{trade_date} is no CME trade date; take one from `sessions(start, end)`")
+    return found
 
 
 def sessions(start: date, end: date) -> list[Session]:
-    """All sessions with start <= trade_date <= end, in order."""
-    raise NotImplementedError
+    """All sessions with start <= trade_date <= end, in order; years outside `YEARS` have none."""
+    return [
+        s
+        for year in range(max(start.year, YEARS.start), min(end.year, YEARS.stop - 1) + 1)
+        for s in _year(year).sessions
+        if s.trade_date.year == year and start <= s.trade_date <= end
+    ]
 
 
 def is_trade_date(day: date) -> bool:
-    raise NotImplementedError
+    return day.year in YEARS and day in _year(day.year).by_date
 
 
 def trade_date(instant: datetime) -> date:
-    """The CME trade date an instant belongs to; pauses, halts' ends and weekends belong to the last session."""
-    raise NotImplementedError
+    """The CME trade date an instant belongs to; pauses and weekends belong to the last session.
+
+    A holiday halt lies inside the session of the next trade date. Raises ValueError for an
+    instant without a time zone or outside `YEARS`.
+    """
+    return current_session(instant).trade_date
+
+
+def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.NDArray[np.datetime64]:
+    """The trade date of each instant, as `trade_date` gives it, for whole columns.
+
+    Parameters
+    ----------
+    ts_ns
+        Nanoseconds since 1970-01-01 UTC. DBN's undefined timestamp and anything else outside
+        `YEARS` gives NaT.
+
+    Returns
+    -------
+    Array of datetime64[D], same shape.
+    """
+    import numpy as np
+
+    lowest, highest = _bound_ns(YEARS.start), _bound_ns(YEARS.stop)
+    known = (ts_ns >= lowest) & (ts_ns < highest)
+    dates = np.full(ts_ns.shape, np.datetime64("NaT"), dtype="datetime64[D]")
+    if known.any():
+        inside = ts_ns[known].astype(np.int64)
+        opens, days = _opens(from_ns(int(inside.min())).year, from_ns(int(inside.max())).year)
+        dates[known] = days[np.searchsorted(opens, inside, side="right") - 1]
+    return dates
 
 
 def current_session(instant: datetime) -> Session:
     """The session that is open at the instant, or the last one before it."""
-    raise NotImplementedError
+    year, now = _at(instant)
+    return year.sessions[bisect_right(year.opens, now) - 1]
 
 
 def is_open(instant: datetime, window: Window = "globex") -> bool:
     """Whether the market trades at the instant, within the window."""
-    raise NotImplementedError
+    if window == "always":
+        return True
+    now = instant.astimezone(UTC)
+    return any(start <= now < end for start, end in _spans(current_session(instant), window))
 
 
 def next_open(instant: datetime, window: Window = "globex") -> datetime:
-    """The first opening of the window strictly after the instant (or the instant's own segment's next)."""
-    raise NotImplementedError
+    """The first opening of the window strictly after the instant (`always` counts as `globex`)."""
+    year, now = _at(instant)
+    first = bisect_right(year.opens, now) - 1
+    return next(start for s in year.sessions[first:] for start, _ in _spans(s, window) if start > now)
 
 
 def next_boundary(instant: datetime) -> datetime:
     """The next instant at which the market opens or closes (any segment edge), strictly after."""
-    raise NotImplementedError
+    year, now = _at(instant)
+    first = bisect_right(year.opens, now) - 1
+    return next(edge for s in year.sessions[first:] for span in s.segments for edge in span if edge > now)
 
 
 def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
-    """The market moment a chain asked for at `instant` is about.
+    """The market moment a chain asked for at `instant` is about, in UTC.
 
-    The instant itself while the window of its session is open; before the window opens, the
-    instant; after it closed, the window's close. (`rth` empty: the session's close.)
+    The instant itself up to the close of the window of its session, that close afterwards
+    (`rth` empty: the session's close; `always`: the instant). Never inside a halt: there it is
+    the last instant before, the close of the segment that ended.
     """
-    raise NotImplementedError
+    now = instant.astimezone(UTC)
+    if window == "always":
+        return now
+    current = current_session(instant)
+    spans = _spans(current, window) or current.segments
+    moment = min(now, spans[-1][1])
+    ended = [end for _, end in current.segments if end <= moment]
+    halted = not any(start <= moment < end for start, end in current.segments)
+    return ended[-1] if halted and ended else moment
 
 
-def expirations(product: str, start: date, end: date) -> list:
-    """All series of a product (`market.contracts.Series`) that expire with start <= date <= end, in order."""
-    raise NotImplementedError
+# ── the table behind it ─────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Year:
+    """The sessions of one year, with the last one before it and the first one after it."""
+
+    sessions: tuple[Session, ...]
+    opens: tuple[datetime, ...]
+    by_date: dict[date, Session]
+
+
+def _at(instant: datetime) -> tuple[_Year, datetime]:
+    if instant.tzinfo is None:
+        raise ValueError(f"{instant} has no time zone, so its trade date is unknown; pass an aware datetime")
+    now = instant.astimezone(UTC)
+    if now.year not in YEARS:
+        raise ValueError(
+            f"{now:%Y-%m-%d} is outside the session table, which covers {YEARS.start} to {YEARS.stop - 1}"
+        )
+    return _year(now.year), now
+
+
+def _spans(s: Session, window: Window) -> tuple[tuple[datetime, datetime], ...]:
+    if window == "rth":
+        return (s.rth,) if s.rth else ()
+    return s.segments
+
+
+@lru_cache(maxsize=len(YEARS))
+def _year(year: int) -> _Year:
+    """Load a year from the calendar library; a few weeks either side are read to find the neighbours."""
+    around = list(_load(date(year - 1, 12, 1), date(year + 1, 1, 31)))
+    inside = [i for i, s in enumerate(around) if s.trade_date.year == year]
+    kept = tuple(around[inside[0] - 1 : inside[-1] + 2])
+    return _Year(kept, tuple(s.open for s in kept), {s.trade_date: s for s in kept})
+
+
+def _load(start: date, end: date) -> Iterator[Session]:
+    import pandas_market_calendars as mcal
+
+    hours = mcal.get_calendar("CME Globex Equity").schedule(start, end)
+    counted = set(mcal.get_calendar("CME_TradeDate").valid_days(start, end).date)
+    rolled: list[tuple[datetime, datetime]] = []
+    for stamp, opens, closes in hours[["market_open", "market_close"]].itertuples():
+        day = stamp.date()
+        open_, close = opens.to_pydatetime().astimezone(UTC), closes.to_pydatetime().astimezone(UTC)
+        if day in _EARLY_CLOSES:
+            close = _chicago(day, _EARLY_CLOSES[day])
+        good_friday = close == _chicago(day, _GOOD_FRIDAY_CLOSE)
+        if good_friday and day != _april_payrolls(day.year):
+            continue
+        rolled += _without_pause(day, open_, close)
+        if day in counted or good_friday or day in _EARLY_CLOSES:
+            yield Session(day, tuple(rolled), _rth(day, open_, close))
+            rolled = []
+
+
+def _without_pause(day: date, open_: datetime, close: datetime) -> list[tuple[datetime, datetime]]:
+    pause, resume = (_chicago(day, edge) for edge in _AFTERNOON_PAUSE)
+    if day > _LAST_AFTERNOON_PAUSE or close <= pause:
+        return [(open_, close)]
+    return [(open_, pause), (resume, close)]
+
+
+def _rth(day: date, open_: datetime, close: datetime) -> tuple[datetime, datetime] | None:
+    start, end = max(open_, _chicago(day, RTH_OPEN)), min(close, _chicago(day, RTH_CLOSE))
+    return (start, end) if start < end else None
+
+
+def _april_payrolls(year: int) -> date:
+    """The Employment Situation for March: the third Friday after the week that holds March 12.
+
+    The rule of the Bureau of Labor Statistics; it gives every Good Friday on which CME traded
+    (2010, 2012, 2015, 2021, 2023, 2026) and none on which it did not.
+    """
+    twelfth = date(year, 3, 12)
+    saturday = twelfth + timedelta(days=(5 - twelfth.weekday()) % 7)
+    return saturday + timedelta(days=20)
+
+
+def _chicago(day: date, at: time) -> datetime:
+    return datetime.combine(day, at, CHICAGO).astimezone(UTC)
+
+
+def _bound_ns(year: int) -> int:
+    return to_ns(datetime(year, 1, 1, tzinfo=UTC))
+
+
+@lru_cache(maxsize=8)
+def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.datetime64]]:
+    """Opening instants and trade dates of some years and their neighbours, in order."""
+    import numpy as np
+
+    found = {s.trade_date: s for year in range(first, last + 1) for s in _year(year).sessions}
+    opens = np.array([to_ns(s.open) for s in found.values()], dtype=np.int64)
+    return opens, np.array(list(found), dtype="datetime64[D]")
