@@ -7,36 +7,43 @@ vendors' own codes map to them in `symbology.py`. The underlying future is not p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from nq_pipeline.market.products import PRODUCTS, Family, Product
+from nq_pipeline.market import sessions
+from nq_pipeline.market.products import PRODUCTS, PROXIES, Family, Product
 
 OptionType = Literal["C", "P"]
 MONTH_CODES = "FGHJKMNQUVXZ"
-QUARTERLY_MONTHS = (3, 6, 9, 12)
+"""CME's letter of each month, January first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """One Globex option root, e.g. `Q1B`: Tuesday of week 1 of E-mini NQ."""
+    """One option root, e.g. `Q1B`: Tuesday of week 1 of E-mini NQ.
+
+    Attributes
+    ----------
+    week
+        Week of the month of a weekly, from 1; None for other families.
+    barchart
+        Barchart's root of the same options; None where it was never seen.
+    """
 
     code: str
     product: Product
     family: Family
     week: int | None
+    barchart: str | None = None
 
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """One expiration of one root. `Series.parse("Q1B-2025-07-01")` is the inverse of `key`.
-
-    The root of a proxy series (`NDX`, `NDXP`, `QQQ`) is not in the product table; its
-    `root_info` raises KeyError, so ask the `underlying_class` of a row first.
-    """
+    """One expiration of one root. `Series.parse("Q1B-2025-07-01")` is the inverse of `key`."""
 
     root: str
     expiration_date: date
@@ -50,9 +57,7 @@ class Series:
                 raise ValueError
             return cls(root.upper(), date.fromisoformat(day))
         except ValueError:
-            raise ValueError(
-                f"{key!r} is not a series; write ROOT-YYYY-MM-DD, e.g. Q1B-2025-07-01"
-            ) from None
+            raise ValueError(f"{key!r} is not a series; write ROOT-YYYY-MM-DD, e.g. Q1B-2025-07-01") from None
 
     @property
     def key(self) -> str:
@@ -63,14 +68,22 @@ class Series:
 
     @cached_property
     def root_info(self) -> Root:
-        return ROOTS[self.root]
+        """The root's facts; KeyError for a root of neither `ROOTS` nor `PROXY_ROOTS`."""
+        return ROOTS.get(self.root) or PROXY_ROOTS[self.root]
 
     @property
     def expiration(self) -> datetime:
-        """The instant trading ends, aware, in the exchange's time zone (convert to UTC to store)."""
+        """The instant trading ends, aware, in the exchange's time zone (convert to UTC to store).
+
+        On a day of early close it is the session's close: that trading cannot go on longer is
+        certain, that it does not end some minutes before (with the stock market) is not.
+        """
         info = self.root_info
         zone = ZoneInfo(info.product.timezone)
-        return datetime.combine(self.expiration_date, info.family.expiry_time, tzinfo=zone)
+        ends = datetime.combine(self.expiration_date, info.family.expiry_time, tzinfo=zone)
+        if info.product.underlying_class != "future" or not sessions.is_trade_date(self.expiration_date):
+            return ends
+        return min(ends, sessions.session(self.expiration_date).close.astimezone(zone))
 
     def contract_key(self, option_type: OptionType, strike: float) -> str:
         return f"{self.key}-{option_type}-{format_strike(strike)}"
@@ -90,17 +103,31 @@ class Contract:
 
 
 def format_strike(strike: float) -> str:
-    """A strike without separator or trailing zeros: `21330`, `21330.5`."""
-    return f"{strike:.4f}".rstrip("0").rstrip(".")
+    """A strike without separator or trailing zeros: `21330`, `21330.5`.
+
+    Rounded to ten-thousandths; `symbology.contract_keys` does the same to whole columns.
+    """
+    whole, fraction = divmod(round(strike * 10_000), 10_000)
+    return f"{whole}.{fraction:04d}".rstrip("0").rstrip(".")
 
 
-def _roots() -> dict[str, Root]:
+def _roots(products: Iterable[Product]) -> dict[str, Root]:
     return {
-        code: Root(code, product, family, week if family.kind == "weekly" else None)
-        for product in PRODUCTS.values()
+        code: Root(
+            code,
+            product,
+            family,
+            week if family.kind == "weekly" else None,
+            family.barchart[week - 1] if family.barchart else None,
+        )
+        for product in products
         for family in product.families
         for week, code in enumerate(family.roots, start=1)
     }
 
 
-ROOTS: dict[str, Root] = _roots()
+ROOTS: dict[str, Root] = _roots(PRODUCTS.values())
+"""Every root of options on futures: the 26 of E-mini NQ, and those of products that join."""
+
+PROXY_ROOTS: dict[str, Root] = _roots(PROXIES.values())
+"""The roots of proxies: NDX, NDXP, QQQ."""

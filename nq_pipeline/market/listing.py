@@ -1,0 +1,126 @@
+"""What is listed: the expirations of a product by CME's rules, and the future each exercises into.
+
+- **quarterly**: third Friday of the future's months; the trade date before it when that Friday
+  is none (2026-06-18, a day before Juneteenth).
+- **end of month**: the last trade date of the month.
+- **weekly**: week n is the n-th such weekday of the month; none on the end-of-month day. In the
+  quarterly's own week the Friday one exists since `Family.beside_quarterly_since`.
+
+A day without regular trading hours (Good Friday, even when it trades until 08:15) fixes no
+price, so nothing expires on it. That a weekly on such a day, or on a holiday, is not listed at
+all is our reading, not a sentence of CME's; and the rules know today's families, not when each
+began. So they are for asking: a series that a vendor lists is taken whatever its date.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
+from nq_pipeline.market.products import FRIDAY, PRODUCTS, Product
+
+# CME moved the expirations of the day of mourning to the day before (press release of 2024-12-30).
+_MOVED = {date(2025, 1, 9): date(2025, 1, 8)}
+
+
+def expirations(product_code: str, start: date, end: date) -> list[Series]:
+    """All series of a product that expire with start <= date <= end, by date and expiry time.
+
+    KeyError for a product that is not in the table.
+    """
+    product = PRODUCTS[product_code]
+    months = range(start.year * 12 + start.month - 1, end.year * 12 + end.month)
+    found = [s for month in months for s in listed(product, month // 12, month % 12 + 1)]
+    return sorted((s for s in found if start <= s.expiration_date <= end), key=_by_expiration)
+
+
+def expiration_date(root: str, year: int, month: int) -> date | None:
+    """The day a root of `ROOTS` expires in a month; None where the rules list nothing."""
+    series = listed(ROOTS[root].product, year, month)
+    return next((s.expiration_date for s in series if s.root == root), None)
+
+
+@lru_cache(maxsize=1024)
+def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
+    """The series of a product that expire in a month, family by family."""
+    fixing = _fixing_days(year, month)
+    if not fixing:
+        return ()
+    third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
+    series: list[Series] = []
+    for family in product.families:
+        if family.kind == "quarterly" and month in product.future_months:
+            series.append(Series(family.roots[0], _last(fixing, third_friday)))
+        elif family.kind == "end_of_month":
+            series.append(Series(family.roots[0], fixing[-1]))
+        elif family.kind == "weekly" and family.weekday is not None:
+            since = family.beside_quarterly_since
+            for root, day in zip(family.roots, _weekdays(year, month, family.weekday), strict=False):
+                beside = day == third_friday and month in product.future_months
+                expires = _MOVED.get(day, day)
+                if expires not in fixing or expires == fixing[-1]:
+                    continue
+                if beside and (since is None or day < since):
+                    continue
+                series.append(Series(root, expires))
+    return tuple(series)
+
+
+def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
+    """The future a series exercises into: `NQM5`, or `NQM25` with two digits (Barchart's form).
+
+    The nearest future that outlives the option; the quarterly option ends together with the
+    future of its month and exercises into that one, so a Friday weekly of the same day takes
+    the next. Barchart shows the next future from the Monday of the expiry week on; a vendor's
+    own statement is checked against this, never replaced by it.
+
+    KeyError for a series of a proxy: it has no future.
+    """
+    product = ROOTS[series.root].product
+    year, month = series.expiration_date.year, series.expiration_date.month
+    while month not in product.future_months or future_expiration(product, year, month) < series.expiration:
+        year, month = year + month // 12, month % 12 + 1
+    return f"{product.code}{MONTH_CODES[month - 1]}{year % 10**year_digits:0{year_digits}d}"
+
+
+def future_expiration(product: Product, year: int, month: int) -> datetime:
+    """The instant trading in the future of a month ends, aware, in the exchange's time zone."""
+    third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
+    day = _last(_fixing_days(year, month), third_friday)
+    return datetime.combine(day, product.future_expiry_time, ZoneInfo(product.timezone))
+
+
+# ── days of a month ─────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=1024)
+def _fixing_days(year: int, month: int) -> tuple[date, ...]:
+    """Trade dates of a month on which a fixing can happen."""
+    last = date(year, month, monthrange(year, month)[1])
+    return tuple(s.trade_date for s in sessions.sessions(last.replace(day=1), last) if s.rth)
+
+
+def _last(days: tuple[date, ...], limit: date) -> date:
+    """The last of the days that is not after the limit."""
+    return max((day for day in days if day <= limit), default=limit)
+
+
+def _nth(year: int, month: int, weekday: int, n: int) -> int:
+    return 1 + (weekday - date(year, month, 1).weekday()) % 7 + 7 * (n - 1)
+
+
+def _weekdays(year: int, month: int, weekday: int) -> Iterator[date]:
+    day = date(year, month, _nth(year, month, weekday, 1))
+    while day.month == month:
+        yield day
+        day += timedelta(days=7)
+
+
+def _by_expiration(series: Series) -> tuple[datetime, str]:
+    return series.expiration, series.root
