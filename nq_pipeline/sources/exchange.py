@@ -131,6 +131,16 @@ class Exchange:
         Folder of the HTTP cache and the rate limiter's memory.
     refresh
         Ask even where a cached answer is still fresh.
+
+    Attributes
+    ----------
+    fetches
+        Every question so far.
+    used
+        Request id of the archived answer by digest of the question.
+    fresh_until
+        When the first of the answers so far may no longer be served (ns, real time); None while
+        there is none that may be.
     """
 
     scope: Scope
@@ -143,6 +153,7 @@ class Exchange:
     refresh: bool = False
     fetches: list[Fetch] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
+    fresh_until: int | None = None
     _session: Any = None
 
     def get(
@@ -212,6 +223,11 @@ class Exchange:
         self._finish(fetch, started)
         entry = self.archive.put(self._entry(fetch, operation, parameters, body, keep), body)
         return self._reply(fetch, entry, body, cached=False)
+
+    def note_hit(self, operation: str, snapshot_ts: datetime) -> None:
+        """Record that a whole kept answer was served without any question."""
+        fetch = self._fetch(operation, self._address("/"))
+        fetch.cache, fetch.snapshot_ts = "hit", to_ns(snapshot_ts)
 
     def reject(self, reply: Reply, outcome: Outcome, detail: str) -> None:
         """Say that a reply was no good: its fetch shows why, and it is not served again."""
@@ -310,7 +326,12 @@ class Exchange:
         cached = bool(getattr(response, "from_cache", False))
         if cached:
             first, _, request_id = response.headers[http.STAMP_HEADER].partition(":")
-            entry = replace(entry, snapshot_ts=int(first), request_id=request_id)
+            entry = replace(
+                entry,
+                snapshot_ts=int(first),
+                request_id=request_id,
+                expires=to_ns(response.expires),  # type: ignore[attr-defined]
+            )
         elif archive:
             self.archive.put(entry, body)
         return self._reply(fetch, entry, body, cached=cached, archived=archive)
@@ -354,6 +375,8 @@ class Exchange:
         if archived:
             fetch.raw_sha256 = entry.sha256
             self.used[entry.digest] = entry.request_id
+        if entry.expires:
+            self.fresh_until = min(self.fresh_until or entry.expires, entry.expires)
         return Reply(
             operation=fetch.operation,
             status=entry.status,

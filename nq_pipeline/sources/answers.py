@@ -1,0 +1,86 @@
+"""Whole answers kept for their lifetime, so that a repeat neither asks nor parses again.
+
+requests-cache keeps single HTTP exchanges and the raw archive keeps the rest; this keeps what a
+vendor's chain came to, under the digest of everything that shaped it. Only answers that are
+`ok` are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts of
+the original, so writing it adds no rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from nq_pipeline.lake.files import write_atomically
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
+
+
+class AnswerCache:
+    """Answers below `root`, one Parquet file and one JSON file each."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, source: str, key: str) -> tuple[ChainAnswer, dict[str, str]] | None:
+        """A fresh answer and the archived requests it came from, or None."""
+        head = self.root / f"{source}-{key}.json"
+        try:
+            kept = orjson.loads(head.read_bytes())
+            if time.time_ns() >= kept["expires"] or kept["version"] != SOURCE_CHAIN.version:
+                return None
+            frame = pl.read_parquet(self.root / kept["frame"])
+        except FileNotFoundError:
+            return None
+        answer = ChainAnswer(
+            source=source,
+            outcome=Outcome(kept["outcome"]),
+            reason=kept["reason"],
+            frame=frame,
+            series={k: SeriesAnswer(Outcome(o), reason) for k, (o, reason) in kept["series"].items()},
+            dropped=Counter(kept["dropped"]),
+            controls=kept["controls"],
+            cached=True,
+        )
+        return answer, kept["used"]
+
+    def put(self, key: str, answer: ChainAnswer, used: Mapping[str, str], expires: int) -> None:
+        """Keep an answer until `expires` (ns, real time)."""
+        body = io.BytesIO()
+        answer.frame.write_parquet(body, compression="lz4")
+        name = f"{answer.source}-{hashlib.sha256(body.getbuffer()).hexdigest()[:32]}.parquet"
+        write_atomically(self.root / name, body.getvalue())
+        head: dict[str, Any] = {
+            "version": SOURCE_CHAIN.version,
+            "expires": expires,
+            "frame": name,
+            "outcome": str(answer.outcome),
+            "reason": answer.reason,
+            "series": {k: [str(s.outcome), s.reason] for k, s in answer.series.items()},
+            "dropped": dict(answer.dropped),
+            "controls": dict(answer.controls),
+            "used": dict(used),
+        }
+        write_atomically(self.root / f"{answer.source}-{key}.json", orjson.dumps(head))
+
+    def sweep(self, older_than_s: float = 86_400) -> int:
+        """Remove files not written for a day; returns how many."""
+        limit = time.time() - older_than_s
+        old = [path for path in self.root.glob("*") if path.stat().st_mtime < limit]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+
+def answer_key(parts: Mapping[str, Any]) -> str:
+    """The digest of everything that shapes an answer (no secrets among it)."""
+    return hashlib.sha256(orjson.dumps(parts, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()[:40]

@@ -1,0 +1,252 @@
+"""Which source wins each series, and why the others did not. Pure.
+
+Decided per series, so that one vendor's hole does not cost the whole chain. A candidate is
+*healthy* when it has rows, its newest quote or trade is fresh, its quotes are sane and it is
+about as full as the fullest native answer. The first healthy source by priority wins; an
+incomplete one only where none is healthy. A stale or failed source never wins. A proxy (index or
+fund options) wins only when no native source has any series at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
+from nq_pipeline.market import sessions
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer, describe
+
+NATIVE = "future"
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What a healthy series is; see the settings of the same names."""
+
+    stale_after_s: int = 1800
+    min_complete: float = 0.5
+    max_bad_quotes: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    source: str
+    rank: int
+    series: str
+    proxy: bool
+    answer: SeriesAnswer
+    contracts: int
+    quoted: int
+    bad: int
+    newest: datetime | None
+    snapshot_ts: datetime
+
+
+def decide(
+    answers: Mapping[str, ChainAnswer],
+    request: ChainRequest,
+    *,
+    proxies: frozenset[str],
+    gates: Gates,
+    decided_at: datetime,
+) -> pl.DataFrame:
+    """One row per series and candidate (`DECISIONS`), at most one winner per series.
+
+    Parameters
+    ----------
+    answers
+        By source, in order of priority.
+    proxies
+        Names of the sources whose options are not on NQ futures.
+    """
+    candidates = [
+        candidate
+        for rank, (source, answer) in enumerate(answers.items(), start=1)
+        for candidate in _candidates(source, rank, answer, request, proxy=source in proxies)
+    ]
+    newest = _newest_by_source(candidates)
+    native = [c for c in candidates if not c.proxy]
+    rows = [
+        row
+        for series in dict.fromkeys(c.series for c in native)
+        for row in _contest([c for c in native if c.series == series], newest, request, gates)
+    ]
+    native_won = any(won for _, won, _, _ in rows)
+    rows += _proxy_rows([c for c in candidates if c.proxy], newest, request, gates, native_won=native_won)
+    return _frame(rows, request, decided_at)
+
+
+def chosen(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.DataFrame:
+    """The winners' rows, as rows of `OPTION_CHAIN`."""
+    won = decisions.filter("won").select(
+        "source", "series", selected_at="decided_at", selection_reason="reason"
+    )
+    frames = [answer.frame for answer in answers.values() if answer.frame.height]
+    if not frames or won.is_empty():
+        return OPTION_CHAIN.empty()
+    rows = pl.concat(frames).join(won, on=["source", "series"], how="inner")
+    return rows.select([pl.col(name).cast(dtype) for name, dtype in OPTION_CHAIN.schema.items()])
+
+
+_Verdict = tuple[_Candidate, bool, Outcome, str]
+
+
+def _candidates(
+    source: str, rank: int, answer: ChainAnswer, request: ChainRequest, *, proxy: bool
+) -> list[_Candidate]:
+    quote = pl.col("bid").is_not_null() | pl.col("ask").is_not_null()
+    bad = (pl.col("bid") > pl.col("ask")) | (pl.col("bid") < 0) | (pl.col("ask") < 0)
+    stats = {
+        row["series"]: row
+        for row in answer.frame.group_by("series")
+        .agg(
+            contracts=pl.len(),
+            quoted=quote.sum(),
+            bad=bad.fill_null(False).sum(),
+            newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
+            snapshot_ts=pl.col("snapshot_ts").max(),
+        )
+        .iter_rows(named=True)
+    }
+    nothing = {"contracts": 0, "quoted": 0, "bad": 0, "newest": None, "snapshot_ts": request.snapshot_ts}
+    return [
+        _Candidate(
+            source=source,
+            rank=rank,
+            series=key,
+            proxy=proxy,
+            answer=series,
+            **{name: stats.get(key, nothing)[name] for name in nothing},
+        )
+        for key, series in answer.series.items()
+    ]
+
+
+def _newest_by_source(candidates: list[_Candidate]) -> dict[str, datetime]:
+    """The newest quote or trade of each source: one quiet board does not make a source stale."""
+    newest: dict[str, datetime] = {}
+    for c in candidates:
+        if c.newest is not None:
+            newest[c.source] = max(newest.get(c.source, c.newest), c.newest)
+    return newest
+
+
+def _contest(
+    candidates: list[_Candidate], newest: Mapping[str, datetime], request: ChainRequest, gates: Gates
+) -> list[_Verdict]:
+    fullest = max(c.contracts for c in candidates)
+    most_quoted = max(c.quoted for c in candidates)
+    faults = {
+        c.source: _fault(c, newest.get(c.source), fullest, most_quoted, request, gates) for c in candidates
+    }
+    healthy = [c for c in candidates if faults[c.source] is None]
+    incomplete = [c for c in candidates if (f := faults[c.source]) is not None and f[0] is Outcome.PARTIAL]
+    winner = min(healthy, key=lambda c: c.rank, default=None) or max(
+        incomplete, key=lambda c: (c.quoted, -c.rank), default=None
+    )
+    return [_verdict(c, winner, faults[c.source]) for c in candidates]
+
+
+def _verdict(c: _Candidate, winner: _Candidate | None, fault: tuple[Outcome, str] | None) -> _Verdict:
+    if c is winner and fault is None:
+        return c, True, Outcome.OK, "first healthy source by priority"
+    if c is winner and fault is not None:
+        return c, True, fault[0], f"no source is healthy; this one is the fullest ({fault[1]})"
+    if fault is not None:
+        return c, False, *fault
+    assert winner is not None
+    return c, False, Outcome.OK, f"healthy, but {winner.source} has priority"
+
+
+def _fault(
+    c: _Candidate,
+    newest: datetime | None,
+    fullest: int,
+    most_quoted: int,
+    request: ChainRequest,
+    gates: Gates,
+) -> tuple[Outcome, str] | None:
+    """Why a candidate is not healthy; None when it is."""
+    if not c.answer.outcome.has_rows or not c.contracts:
+        outcome = Outcome.EMPTY if c.answer.outcome.has_rows else c.answer.outcome
+        return outcome, c.answer.reason or "no rows"
+    if c.answer.outcome is Outcome.STALE:
+        return Outcome.STALE, c.answer.reason or "stale"
+    if newest is not None and newest < (oldest := _oldest_fresh(request, gates)):
+        return Outcome.STALE, f"newest quote or trade is of {describe(newest)}, not after {describe(oldest)}"
+    if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
+        return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed or negative"
+    if c.contracts < gates.min_complete * fullest:
+        return Outcome.PARTIAL, f"{c.contracts} contracts where another source has {fullest}"
+    if c.quoted < gates.min_complete * most_quoted:
+        return Outcome.PARTIAL, f"{c.quoted} quoted contracts where another source has {most_quoted}"
+    return None
+
+
+def _oldest_fresh(request: ChainRequest, gates: Gates) -> datetime:
+    """Quotes before this instant are stale: minutes in regular hours, the last session outside them."""
+    if sessions.is_open(request.moment, "rth"):
+        return request.moment - timedelta(seconds=gates.stale_after_s)
+    previous = sessions.current_session(sessions.session(request.trade_date).open - timedelta(seconds=1))
+    return previous.open if request.moment < _rth_open(request) else sessions.session(request.trade_date).open
+
+
+def _rth_open(request: ChainRequest) -> datetime:
+    session = sessions.session(request.trade_date)
+    return session.rth[0] if session.rth else session.close
+
+
+def _proxy_rows(
+    candidates: list[_Candidate],
+    newest: Mapping[str, datetime],
+    request: ChainRequest,
+    gates: Gates,
+    *,
+    native_won: bool,
+) -> list[_Verdict]:
+    rows: list[_Verdict] = []
+    winner: str | None = None
+    for c in sorted(candidates, key=lambda c: c.rank):
+        fault = _fault(c, newest.get(c.source), c.contracts, c.quoted, request, gates)
+        if fault is not None:
+            rows.append((c, False, *fault))
+        elif native_won:
+            rows.append((c, False, Outcome.OK, "a proxy: used only when every native source fails"))
+        elif winner in (None, c.source):
+            winner = c.source
+            rows.append(
+                (c, True, Outcome.OK, "a proxy (no options on NQ futures): every native source failed")
+            )
+        else:
+            rows.append((c, False, Outcome.OK, f"a proxy, and {winner} has priority"))
+    return rows
+
+
+def _frame(rows: list[_Verdict], request: ChainRequest, decided_at: datetime) -> pl.DataFrame:
+    records = [
+        {
+            "run_id": request.run_id,
+            "decided_at": decided_at,
+            "snapshot_ts": c.snapshot_ts,
+            "trade_date": request.trade_date,
+            "environment": request.environment,
+            "series": c.series,
+            "source": c.source,
+            "rank": c.rank,
+            "outcome": str(outcome),
+            "won": won,
+            "reason": reason,
+            "contracts": c.contracts,
+            "quoted": c.quoted,
+            "newest_ts": c.newest,
+        }
+        for c, won, outcome, reason in rows
+    ]
+    if not records:
+        return DECISIONS.empty()
+    frame = pl.DataFrame(records, infer_schema_length=None)
+    return frame.select([pl.col(name).cast(dtype) for name, dtype in DECISIONS.schema.items()])
