@@ -12,6 +12,7 @@ quotes, the share of untraded contracts and of contracts without a bid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from threading import RLock
@@ -22,9 +23,9 @@ import polars as pl
 
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.contracts import MONTH_CODES, Series
 from nq_pipeline.market.listing import expirations, underlying_future
-from nq_pipeline.market.products import NQ
+from nq_pipeline.market.products import NQ, PROXIES
 from nq_pipeline.sandbox.noise import Floats, bridge, mix, normal, uniform
 
 Proxy = Literal["NDX", "QQQ"]
@@ -37,10 +38,6 @@ QUARTERLIES = 4
 """Quarterly series listed at any time."""
 RATE, DIVIDEND = 0.043, 0.007
 QQQ_PER_INDEX = 1 / 41.0
-PROXY_TICKS: dict[str, tuple[tuple[float, float], ...]] = {
-    "NDX": ((3.0, 0.05), (float("inf"), 0.10)),
-    "QQQ": ((float("inf"), 0.01),),
-}
 
 _DAY_NS = 86_400_000_000_000
 _MINUTE_NS = 60_000_000_000
@@ -58,7 +55,7 @@ class Market:
     def __init__(self, seed: int = 7) -> None:
         self.seed = seed
         self._lock = RLock()
-        self._memory: dict[tuple[Any, ...], Any] = {}
+        self._memory: dict[tuple[Any, ...], pl.DataFrame] = {}
 
     # Time
 
@@ -168,7 +165,7 @@ class Market:
 
     # How it is made
 
-    def _remember(self, key: tuple[Any, ...], make: Any) -> Any:
+    def _remember(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """Compute once per key, one thread at a time, and keep the newest few."""
         with self._lock:
             if key not in self._memory:
@@ -260,7 +257,8 @@ class Market:
             known = min(trade_date, max(listed_on, trade_date - timedelta(90)))
             closes = np.exp(self._log_close(np.arange(_day(known) - 1, _day(trade_date))))
             strikes = _ladder(float(closes.min()), float(closes.max()), days)
-            code = f"{series.root}{'FGHJKMNQUVXZ'[series.expiration_date.month - 1]}{series.expiration_date.year % 10}"
+            expires = series.expiration_date
+            code = f"{series.root}{MONTH_CODES[expires.month - 1]}{expires.year % 10}"
             future = underlying_future(series)
             boards.append(
                 pl.DataFrame({"strike": np.tile(strikes, 2)}).select(
@@ -482,7 +480,7 @@ class Market:
         strikes = _proxy_ladder(underlying, float(known.min()), float(known.max()))
         frame = pl.concat(_proxy_board(root, day, strikes, scale) for root, day in boards)
         frame = frame.sort("expiration", "root", "option_type", "strike", maintain_order=True)
-        ticks = PROXY_TICKS[underlying]
+        ticks = PROXIES[underlying].ticks
 
         def trades(day: date) -> pl.DataFrame:
             done = self._make_trades(frame, day, ticks)
@@ -601,23 +599,22 @@ def _multiples(spans: list[tuple[int, float, float]], low: float, high: float) -
 
 
 def _proxy_board(root: str, day: date, strikes: Floats, scale: float) -> pl.DataFrame:
-    """One expiration of the index or the fund. NDX settles at the open, NDXP and QQQ at 15:00 CT."""
-    session = sessions.session(day)
-    rth = session.rth or (session.open, session.close)
-    expiration = rth[0] if root == "NDX" else rth[1]
+    """One expiration of the index or the fund."""
+    series = Series(root, day)
+    family = series.root_info.family
     slot = {"NDX": 2, "NDXP": 3, "QQQ": 4}[root]
     coded = (pl.col("strike") * 1000).round().cast(pl.Int64).cast(pl.String).str.zfill(8)
     return (
         pl.DataFrame({"strike": np.tile(strikes, 2)})
         .select(
             pl.lit(root).alias("root"),
-            pl.lit(f"{root}-{day.isoformat()}").alias("series"),
-            pl.lit(expiration).alias("expiration"),
-            pl.lit(expiration).alias("underlying_expiration"),
+            pl.lit(series.key).alias("series"),
+            pl.lit(series.expiration).alias("expiration"),
+            pl.lit(series.expiration).alias("underlying_expiration"),
             pl.lit(day).alias("expiration_date"),
-            pl.lit("AM" if root == "NDX" else "PM").alias("settlement_style"),
-            pl.lit("american" if root == "QQQ" else "european").alias("exercise_style"),
-            pl.lit("QQQ" if root == "QQQ" else "NDX").alias("underlying"),
+            pl.lit(family.settlement_style).alias("settlement_style"),
+            pl.lit(family.exercise_style).alias("exercise_style"),
+            pl.lit(series.root_info.product.code).alias("underlying"),
             "strike",
             pl.Series("option_type", np.repeat(["C", "P"], len(strikes))),
             pl.lit(slot, pl.Int64).alias("slot"),

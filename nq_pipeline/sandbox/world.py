@@ -20,16 +20,18 @@ from nq_pipeline.sandbox.market import Market, market
 
 FAULTS: dict[str, str] = {
     "ok": "answers as the vendor does on a good day",
-    "blocked": "refuses as bot protection does: 202 or 403 without data, a captcha at Tradovate",
-    "rate_limited": "429 to every request",
-    "slow": "answers a few bytes at a time, longer than any deadline",
-    "truncated": "closes the connection in the middle of the body",
-    "wrong_content_type": "an HTML page, status 200, where data should be",
-    "stale": "yesterday's news: the market as it was ten days ago",
+    "blocked": "refuses for good: 403, at Tradovate a login penalty with a captcha",
+    "challenged": "bot challenge: 202 without data at Barchart, elsewhere as blocked",
+    "penalty": "Tradovate asks to wait before the login succeeds, elsewhere as rate_limited",
+    "rate_limited": "429 to every request; Barchart and Databento say when to come back",
+    "slow": "one byte a second, longer than any deadline",
+    "truncated": "the connection closes in the middle of the body",
+    "wrong_content_type": "an HTML page with status 200 where data should be",
+    "stale": "the market as it was ten days ago",
     "empty": "a valid answer without a single row",
-    "not_entitled": "says that the plan does not include the data",
+    "not_entitled": "the plan does not include the data",
     "malformed": "some rows with wrong types, missing fields or nonsense in them",
-    "unavailable": "server faults: status 500",
+    "unavailable": "status 500 to every request",
 }
 """Every fault a stand-in can show, with what it does."""
 
