@@ -1,0 +1,345 @@
+"""Vendors' names for series and contracts, to and from ours.
+
+    Globex      Q1BN5, Q1BN5 C21330          root, month letter, last digit of the year, side, strike
+    Barchart    MM1N25, MM1N5|21330C         its own roots; two or one year digits; strike, side
+    OCC style   O:NDXP250701C21330000        root, yymmdd, side, strike in thousandths, read from the right
+    Tradovate   taken to be Globex's form    no recorded name exists, so spacing and case are free
+
+What a vendor sends is untrusted: a name that cannot be read is an `Unparsed`, never an
+exception. A year of one digit is resolved by the trade date of the answer (`on`) or a stated
+expiration, never guessed; the day within the month comes from the listing rules unless the
+vendor states it.
+
+The same characters mean different things to different vendors: Barchart's `MQ4` is the
+E-mini's fourth Friday, CME's `MQ4` a Micro. So every function speaks of one vendor, and roots
+that are not in the product table (all Micro ones) are not read.
+
+The functions at the end do the same for whole columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeGuard
+
+from nq_pipeline.market.contracts import (
+    MONTH_CODES,
+    PROXY_ROOTS,
+    ROOTS,
+    Contract,
+    OptionType,
+    Series,
+    format_strike,
+)
+from nq_pipeline.market.listing import expiration_date
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NO_CODES: Mapping[str, str] = MappingProxyType({})
+"""No addition to the product table's Barchart roots."""
+
+_SERIES = rf"([A-Z0-9]{{2,4}})([{MONTH_CODES}])([0-9]{{1,2}})"
+_STRIKE = r"([0-9]{1,9}(?:\.[0-9]{1,4})?)"
+_OCC = r"(?:O:)?([A-Z0-9]{1,6})([0-9]{6})([CP])([0-9]{8})"
+
+_SERIES_CODE = re.compile(_SERIES)
+_GLOBEX_SYMBOL = re.compile(rf"{_SERIES} ([CP]){_STRIKE}")
+_LOOSE_SYMBOL = re.compile(rf"{_SERIES}\s*([CP])\s*{_STRIKE}")
+_BARCHART_SYMBOL = re.compile(rf"({_SERIES})\|{_STRIKE}([CP])")
+_OCC_TICKER = re.compile(_OCC)
+
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    """A name that could not be mapped, and why, in a few words."""
+
+    symbol: str
+    reason: str
+
+
+# ── Globex ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def globex_code(series: Series) -> str:
+    """The exchange's code of a series: `Q1BN5`."""
+    return f"{series.root}{_month_and_year(series, 1)}"
+
+
+def globex_symbol(contract: Contract) -> str:
+    """The exchange's raw symbol of a contract: `Q1BN5 C21330`."""
+    return f"{globex_code(contract.series)} {contract.option_type}{format_strike(contract.strike)}"
+
+
+def parse_globex_code(
+    code: str, *, on: date | None = None, expiration: date | None = None
+) -> Series | Unparsed:
+    """The series of a Globex code such as `Q1BN5`; `on` and `expiration` as in `parse_globex`."""
+    found = _SERIES_CODE.fullmatch(code)
+    if not found:
+        return Unparsed(code, "not root, month letter and year")
+    return _series(code, *found.groups(), on=on, expiration=expiration)
+
+
+def parse_globex(
+    symbol: str, *, on: date | None = None, expiration: date | None = None
+) -> Contract | Unparsed:
+    """The contract of a Globex raw symbol such as `Q1BN5 C21330`.
+
+    Parameters
+    ----------
+    on
+        Trade date of the answer the symbol stands in: a single year digit means the year within
+        the ten that begin a year before it.
+    expiration
+        The local expiration date where the vendor states it; it wins over `on` and over the
+        listing rules, and must agree with the symbol's month and year.
+    """
+    return _option(symbol, _GLOBEX_SYMBOL.fullmatch(symbol), on, expiration)
+
+
+def parse_tradovate(
+    name: str, *, on: date | None = None, expiration: date | None = None
+) -> Contract | Unparsed:
+    """The contract of a Tradovate name, taken to be Globex's form in any case and spacing.
+
+    No recorded option name of this vendor exists, so anything else is an error value.
+    """
+    return _option(name, _LOOSE_SYMBOL.fullmatch(name.strip().upper()), on, expiration)
+
+
+# ── Barchart ────────────────────────────────────────────────────────────────────────────────────
+
+
+def barchart_code(
+    series: Series, *, year_digits: Literal[1, 2] = 2, codes: Mapping[str, str] = NO_CODES
+) -> str | Unparsed:
+    """Barchart's code of a series: `MM1N25`; for the quarterly one the future's own, `NQM25`.
+
+    Parameters
+    ----------
+    year_digits
+        Barchart takes both and answers with one.
+    codes
+        Barchart roots by Globex root that add to or replace the product table's: those of the
+        fifth Monday and Thursday (`Q5A`, `Q5D`) were never seen.
+    """
+    root = _barchart_roots(codes).get(series.root)
+    if root is None:
+        return Unparsed(series.key, f"Barchart's root for {series.root} is not known")
+    return f"{root}{_month_and_year(series, year_digits)}"
+
+
+def barchart_symbol(contract: Contract, *, codes: Mapping[str, str] = NO_CODES) -> str | Unparsed:
+    """Barchart's symbol of a contract as its rows carry it: `MM1N5|21330C`."""
+    code = barchart_code(contract.series, year_digits=1, codes=codes)
+    if isinstance(code, Unparsed):
+        return code
+    return f"{code}|{format_strike(contract.strike)}{contract.option_type}"
+
+
+def parse_barchart_code(
+    code: str,
+    *,
+    on: date | None = None,
+    expiration: date | None = None,
+    codes: Mapping[str, str] = NO_CODES,
+) -> Series | Unparsed:
+    """The series of a Barchart code, `MM1N25`, `MM1N5` or `NQM25`.
+
+    `on` and `expiration` as in `parse_globex`, `codes` as in `barchart_code`.
+    """
+    found = _SERIES_CODE.fullmatch(code.strip().upper())
+    if not found:
+        return Unparsed(code, "not root, month letter and year")
+    vendor_root, month, year = found.groups()
+    root = next((ours for ours, theirs in _barchart_roots(codes).items() if theirs == vendor_root), None)
+    if root is None:
+        return Unparsed(code, f"{vendor_root} is no Barchart root that we know")
+    return _series(code, root, month, year, on=on, expiration=expiration)
+
+
+def parse_barchart(
+    symbol: str,
+    *,
+    on: date | None = None,
+    expiration: date | None = None,
+    codes: Mapping[str, str] = NO_CODES,
+) -> Contract | Unparsed:
+    """The contract of a Barchart row's symbol, `MM1N5|21330C`; parameters as for its code."""
+    found = _BARCHART_SYMBOL.fullmatch(symbol)
+    if not found:
+        return Unparsed(symbol, "not code, bar, strike and side")
+    series = parse_barchart_code(found[1], on=on, expiration=expiration, codes=codes)
+    if isinstance(series, Unparsed):
+        return Unparsed(symbol, series.reason)
+    return _contract(symbol, series, found[6], found[5])
+
+
+def _barchart_roots(codes: Mapping[str, str]) -> dict[str, str]:
+    """Barchart's root by ours; an added code takes precedence over the table's use of it."""
+    known = {code: root.barchart for code, root in ROOTS.items() if root.barchart}
+    return dict(codes) | {ours: theirs for ours, theirs in known.items() if ours not in codes}
+
+
+# ── OCC style ───────────────────────────────────────────────────────────────────────────────────
+
+
+def occ_ticker(contract: Contract) -> str:
+    """The ticker of a proxy's contract: `O:NDXP250701C21330000`."""
+    series, thousandths = contract.series, round(contract.strike * 1000)
+    return f"O:{series.root}{series.expiration_date:%y%m%d}{contract.option_type}{thousandths:08d}"
+
+
+def parse_occ(ticker: str) -> Contract | Unparsed:
+    """The contract of an OCC-style ticker on NDX, NDXP or QQQ, with or without `O:`.
+
+    Roots of adjusted contracts (`QQQ1`) are other contracts and not read.
+    """
+    found = _OCC_TICKER.fullmatch(ticker)
+    if not found:
+        return Unparsed(ticker, "not root, yymmdd, side and eight digits of strike")
+    root, day, option_type, thousandths = found.groups()
+    if root not in PROXY_ROOTS:
+        return Unparsed(ticker, f"{root} is none of {', '.join(PROXY_ROOTS)}")
+    try:
+        expires = date.fromisoformat(f"20{day}")
+    except ValueError:
+        return Unparsed(ticker, f"{day} is no date")
+    return _contract(ticker, Series(root, expires), option_type, f"{thousandths[:5]}.{thousandths[5:]}")
+
+
+# ── common to all ───────────────────────────────────────────────────────────────────────────────
+
+
+def _option(
+    symbol: str, found: re.Match[str] | None, on: date | None, expiration: date | None
+) -> Contract | Unparsed:
+    if not found:
+        return Unparsed(symbol, "not root, month letter, year, side and strike")
+    root, month, year, option_type, strike = found.groups()
+    series = _series(symbol, root, month, year, on=on, expiration=expiration)
+    return series if isinstance(series, Unparsed) else _contract(symbol, series, option_type, strike)
+
+
+def _contract(symbol: str, series: Series, option_type: str, strike: str) -> Contract | Unparsed:
+    if not _is_side(option_type) or float(strike) <= 0:
+        return Unparsed(symbol, "not a side and a strike above zero")
+    return Contract(series, option_type, float(strike))
+
+
+def _series(
+    symbol: str, root: str, month: str, year: str, *, on: date | None, expiration: date | None
+) -> Series | Unparsed:
+    """The series of a root, month letter and one or two year digits."""
+    if root not in ROOTS:
+        return Unparsed(symbol, f"{root} is no root of the product table")
+    number = MONTH_CODES.index(month) + 1
+    if expiration is not None:
+        if expiration.month != number or not str(expiration.year).endswith(year):
+            return Unparsed(symbol, f"its month or year disagrees with the expiration {expiration}")
+        return Series(root, expiration)
+    if len(year) == 2:
+        full = 2000 + int(year)
+    elif on is not None:
+        full = _year_of(int(year), number, on)
+    else:
+        return Unparsed(symbol, "a single year digit needs the trade date of the answer")
+    expires = expiration_date(root, full, number)
+    if expires is None:
+        return Unparsed(symbol, f"by rule {root} has no expiration in {full}-{number:02d}")
+    return Series(root, expires)
+
+
+def _year_of(digit: int, month: int, on: date) -> int:
+    """The one year with this last digit whose month lies in the ten years from a year before `on`."""
+    year = on.year - 1 + (digit - (on.year - 1)) % 10
+    return year + 10 if (year, month) < (on.year - 1, on.month) else year
+
+
+def _month_and_year(series: Series, digits: int) -> str:
+    day = series.expiration_date
+    return f"{MONTH_CODES[day.month - 1]}{day.year % 10**digits:0{digits}d}"
+
+
+def _is_side(text: str) -> TypeGuard[OptionType]:
+    return text in ("C", "P")
+
+
+# ── whole columns ───────────────────────────────────────────────────────────────────────────────
+
+
+def globex_rows(raw_symbol: pl.Expr) -> pl.Expr:
+    """Split `Q1BN5 C21330`: struct of code, option_type, strike; all null where it is not that."""
+    return _split(raw_symbol, r"^([A-Z0-9]+) ([CP])" + _STRIKE + "$", "code", "option_type", "strike")
+
+
+def barchart_rows(symbol: pl.Expr) -> pl.Expr:
+    """Split `MM1N5|21330C`: struct of code, strike, option_type; all null where it is not that.
+
+    An answer is about one series, so its rows' one code is compared with the series' own
+    (`barchart_code(series, year_digits=1)`) instead of being parsed row by row.
+    """
+    return _split(symbol, r"^([A-Z0-9]+)\|" + _STRIKE + "([CP])$", "code", "strike", "option_type")
+
+
+def occ_rows(ticker: pl.Expr) -> pl.Expr:
+    """Split `O:NDXP250701C21330000`: struct of root, expiration_date, option_type, strike.
+
+    All null where it is not that; a day that is none gives a null `expiration_date`. Roots are
+    as sent: keep those in `PROXY_ROOTS`.
+    """
+    import polars as pl
+
+    part = ticker.str.extract_groups(f"^{_OCC}$").struct
+    return pl.struct(
+        part[0].alias("root"),
+        (pl.lit("20") + part[1]).str.to_date("%Y%m%d", strict=False).alias("expiration_date"),
+        part[2].alias("option_type"),
+        (part[3].cast(pl.Float64) / 1000).alias("strike"),
+    )
+
+
+def series_keys(root: pl.Expr, expiration_date: pl.Expr) -> pl.Expr:
+    """`Series.key` for columns of roots and dates."""
+    import polars as pl
+
+    return pl.concat_str(root, expiration_date.dt.to_string("%Y-%m-%d"), separator="-")
+
+
+def contract_keys(series: pl.Expr, option_type: pl.Expr, strike: pl.Expr) -> pl.Expr:
+    """`Contract.key` for columns of series keys, sides and strikes; null where one of them is."""
+    import polars as pl
+
+    return pl.concat_str(series, option_type, strike_texts(strike), separator="-")
+
+
+def globex_symbols(code: pl.Expr, option_type: pl.Expr, strike: pl.Expr) -> pl.Expr:
+    """`globex_symbol` for columns of Globex codes, sides and strikes."""
+    import polars as pl
+
+    return pl.concat_str(code, pl.lit(" "), option_type, strike_texts(strike))
+
+
+def strike_texts(strike: pl.Expr) -> pl.Expr:
+    """`format_strike` for a column."""
+    import polars as pl
+
+    scaled = (strike.cast(pl.Float64) * 10_000).round(0, mode="half_to_even").cast(pl.Int64)
+    fraction = (scaled % 10_000).cast(pl.String).str.zfill(4)
+    text = pl.concat_str(scaled // 10_000, fraction, separator=".")
+    return text.str.strip_chars_end("0").str.strip_chars_end(".")
+
+
+def _split(symbol: pl.Expr, pattern: str, *names: str) -> pl.Expr:
+    import polars as pl
+
+    part = symbol.str.extract_groups(pattern).struct
+    return pl.struct(
+        part[i].cast(pl.Float64).alias(name) if name == "strike" else part[i].alias(name)
+        for i, name in enumerate(names)
+    )
