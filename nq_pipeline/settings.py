@@ -19,6 +19,9 @@ from nq_pipeline.errors import SettingsError
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 """All vendors, in the default priority."""
 
+SANDBOX_DEFAULTS = {"ask_metered": "always", "polygon_rpm": 0, "barchart_spacing_s": 0.0}
+"""Defaults that differ in the sandbox: stand-ins need no politeness and cost nothing."""
+
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -61,10 +64,10 @@ class Settings(BaseSettings):
     source_deadline_s: float = Field(
         20.0, gt=0, description="Seconds a vendor may take; past it the answer is `partial`."
     )
-    ask_metered: Literal["missing", "always"] | None = Field(
-        None,
-        description="Whether metered vendors are asked only for series that free ones lack (`missing`, the "
-        "default in live) or together with the others (`always`, the default in the sandbox).",
+    ask_metered: Literal["missing", "always"] = Field(
+        "missing",
+        description="Whether metered vendors are asked only for series that free ones lack (`missing`) or "
+        "together with the others (`always`; the default in the sandbox).",
     )
     http_timeout_s: float = Field(
         10.0, gt=0, description="Seconds without a byte before a request is given up."
@@ -88,7 +91,7 @@ class Settings(BaseSettings):
         0.5,
         ge=0,
         le=1,
-        description="A series with fewer contracts than this share of the fullest native answer is incomplete.",
+        description="A series with a smaller share of the fullest native answer is incomplete.",
     )
     max_bad_quotes: float = Field(
         0.02,
@@ -114,7 +117,7 @@ class Settings(BaseSettings):
     )
     barchart_cookies: SecretStr | None = Field(None, description="Cookie header of your own browser session.")
     barchart_spacing_s: float = Field(
-        1.0, ge=0, description="Least seconds between two requests to Barchart."
+        1.0, ge=0, description="Least seconds between two requests to Barchart (0 in the sandbox)."
     )
     barchart_delay_s: int = Field(
         600, ge=0, description="Delay of Barchart's quotes: `as_of` is the asking time less this."
@@ -128,7 +131,9 @@ class Settings(BaseSettings):
 
     # Polygon / Massive
     polygon_url: str = Field("https://api.massive.com", description="Base address of Polygon (now Massive).")
-    polygon_rpm: int = Field(5, ge=0, description="Requests per minute of your plan; 0 is no limit.")
+    polygon_rpm: int = Field(
+        5, ge=0, description="Requests per minute of your plan; 0 is no limit (the default in the sandbox)."
+    )
     polygon_underlyings: CommaList = Field(("NDX",), description="Proxy chains to ask for: NDX, QQQ.")
     polygon_api_key: SecretStr | None = _credential(
         "POLYGON_API_KEY", "MASSIVE_API_KEY", description="API key of Polygon or Massive."
@@ -237,11 +242,6 @@ class Settings(BaseSettings):
     def environment_dir(self) -> Path:
         """Everything of this environment lives below this folder."""
         return self.data_dir / self.environment
-
-    @property
-    def metered_together(self) -> bool:
-        """Whether metered vendors are asked at the same time as free ones."""
-        return (self.ask_metered or ("always" if self.environment == "sandbox" else "missing")) == "always"
 
 
 def load(**overrides: Any) -> Settings:

@@ -161,7 +161,7 @@ def take_snapshot(
 ) -> Snapshot:
     """Ask, write, decide, publish."""
     sources = [open_source(name, settings) for name in settings.sources]
-    first = [s for s in sources if settings.metered_together or not s.metered]
+    first = [s for s in sources if settings.ask_metered == "always" or not s.metered]
     asked = _ask_all(first, settings, request, refresh=refresh, progress=progress)
     skipped: dict[str, str] = {}
     for source in sources:
@@ -198,7 +198,7 @@ def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
     for source in sources:
         kept = record["sources"][source.name]
         part = replace(request, series=tuple(Series.parse(key) for key in kept["series"]))
-        exchange = ArchivedExchange(**_exchange_of(source, settings, part), answers=kept["used"])
+        exchange = exchange_for(source, settings, part, replay=kept["used"])
         asked[source.name] = _ask(source, part, exchange, source.ask)
     return _write(settings, sources, request, asked, {}, record_run=False)
 
@@ -249,7 +249,7 @@ def _ask_or_recall(source: Source, settings: Settings, request: ChainRequest, *,
     started = settings.clock.monotonic()
     cache = AnswerCache(settings.environment_dir / "cache" / "answers")
     key = _answer_key(source, settings, request)
-    exchange = Exchange(**_exchange_of(source, settings, request), refresh=refresh)
+    exchange = exchange_for(source, settings, request, refresh=refresh)
     kept = None if refresh else cache.get(source.name, key)
     if kept is not None:
         answer, used = kept
@@ -281,24 +281,28 @@ def _ask(
     return Asked(answer, request.series, elapsed, exchange.frame(), dict(exchange.used))
 
 
-def _exchange_of(source: Source, settings: Settings, request: ChainRequest) -> dict[str, Any]:
+def exchange_for(
+    source: Source,
+    settings: Settings,
+    request: ChainRequest,
+    *,
+    refresh: bool = False,
+    replay: Mapping[str, str] | None = None,
+) -> Exchange:
+    """The exchange of one vendor for one request; with `replay`, one that answers from the archive."""
     clock = settings.clock
-    return {
-        "scope": Scope(
-            source=source.name,
-            environment=settings.environment,
-            run_id=request.run_id,
-            trade_date=request.trade_date,
-            snapshot_ts=request.snapshot_ts,
-            base_url=source.base_url,
-        ),
-        "policy": source.policy,
-        "clock": clock,
-        "archive": _archive(settings),
-        "lifetime": Lifetime(clock, settings.cache_open_s, settings.cache_closed_s),
-        "state_dir": _state_dir(settings),
-        "deadline": clock.monotonic() + settings.source_deadline_s,
-    }
+    scope = Scope(
+        source=source.name,
+        environment=settings.environment,
+        run_id=request.run_id,
+        trade_date=request.trade_date,
+        snapshot_ts=request.snapshot_ts,
+        base_url=source.base_url,
+    )
+    lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
+    deadline = clock.monotonic() + settings.source_deadline_s
+    parts = (scope, source.policy, clock, _archive(settings), lifetime, _state_dir(settings), deadline)
+    return Exchange(*parts, refresh=refresh) if replay is None else ArchivedExchange(*parts, answers=replay)
 
 
 def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> str:

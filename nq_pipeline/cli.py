@@ -1,0 +1,367 @@
+"""`nq`: the pipeline on the command line. Thin: every command is one library call and its display."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nq_pipeline.settings import Settings
+    from nq_pipeline.sources.snapshot import Snapshot
+
+OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
+EXIT_CODES = """
+Exit codes: 0 done; 1 a fault of the program or the disk; 2 wrong usage or setting; 3 no source
+gave a chain; 4 the query failed; 5 `nq doctor` found something to mend.
+"""
+
+
+def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors raised on purpose end as one sentence on stderr and a documented exit code."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from nq_pipeline.errors import NqError, SettingsError
+
+        try:
+            return command(*args, **kwargs)
+        except SettingsError as error:
+            click.echo(f"nq: {error}", err=True)
+            sys.exit(USAGE)
+        except NqError as error:
+            click.echo(f"nq: {error}", err=True)
+            sys.exit(FAULT)
+
+    return wrapped
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nq_pipeline")
+def main() -> None:
+    """Options on E-mini Nasdaq-100 futures: four vendors' chains in one Parquet lake.
+
+    Without credentials everything runs in the sandbox: a synthetic market served by stand-ins
+    on this machine. Set NQ_ENVIRONMENT=live and the vendors' keys (see .env.example) for real
+    data.
+    """
+
+
+@main.command()
+@click.option("--series", "-s", multiple=True, metavar="SERIES",
+              help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
+              "site's own code, e.g. MM1N5. Without it: all expirations of the next days.")  # fmt: skip
+@click.option("--source", multiple=True, metavar="VENDOR",
+              help="Ask only this vendor (repeatable): barchart, polygon, tradovate, databento.")  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Ask even where a cached answer is still fresh.")
+@click.option("--from-raw", metavar="RUN", help="Ask nobody: parse the archived answers of this run again "
+              "(an id, or `latest`).")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@sentences
+def run(
+    series: tuple[str, ...], source: tuple[str, ...], refresh: bool, from_raw: str | None, as_json: bool
+) -> None:
+    """Ask the vendors for option chains now and write them to the lake.
+
+    \b
+    Examples:
+      nq run
+      nq run --series Q1B-2025-07-01
+      nq run --source barchart --series MM1N5
+      nq run --from-raw latest
+    """
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+    from nq_pipeline.sources.snapshot import build_request, replay_snapshot, take_snapshot
+
+    settings = _chosen(load(), source)
+    tell = (lambda line: None) if as_json else _progress
+    with endpoints(settings) as settings:
+        if from_raw:
+            snapshot = replay_snapshot(settings, from_raw)
+        else:
+            request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
+            if not as_json:
+                _announce(settings, request)
+            snapshot = take_snapshot(settings, request, refresh=refresh, progress=tell)
+    if as_json:
+        click.echo(jsonlib.dumps(_as_json(settings, snapshot), indent=2, default=str))
+    else:
+        _show(settings, snapshot)
+    sys.exit(OK if snapshot.chain.height else NO_CHAIN)
+
+
+@main.command()
+@click.argument("query")
+@click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
+@click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
+@sentences
+def sql(query: str, form: str | None) -> None:
+    """Run a query against the lake, read-only, always on the newest data.
+
+    \b
+    Tables: source_chain, option_chain, option_chain_latest, decisions, fetches.
+    Example:
+      nq sql "select series, count(*) as contracts from option_chain_latest group by 1 order by 1"
+    """
+    import duckdb
+
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.settings import load
+
+    settings = load()
+    with catalog.connect(settings.environment_dir, guarded=True) as connection:
+        try:
+            relation = catalog.query(connection, query)
+            if form is None:
+                _note_sandbox(settings)
+                click.echo(str(relation))
+            else:
+                frame = relation.pl()
+                click.echo(
+                    frame.write_csv().rstrip()
+                    if form == "csv"
+                    else jsonlib.dumps(frame.to_dicts(), default=str)
+                )
+        except duckdb.Error as error:
+            click.echo(f"nq: the query failed: {str(error).splitlines()[0]}", err=True)
+            sys.exit(SQL_FAILED)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sentences
+def doctor(as_json: bool) -> None:
+    """Say for every vendor whether it is configured, reachable and entitled, and what to mend."""
+    from dataclasses import asdict
+
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+    from nq_pipeline.sources.doctor import examine, market_state
+
+    settings = load()
+    with endpoints(settings) as settings:
+        probes = examine(settings)
+    market = market_state(settings.clock.now())
+    used = {name: probe for name, probe in probes.items() if name in settings.sources}
+    healthy = all(probe.configured and probe.reachable and probe.entitled for probe in used.values())
+    if as_json:
+        report = {
+            "environment": settings.environment,
+            "market": market,
+            "sources": {name: {**asdict(probe), "used": name in used} for name, probe in probes.items()},
+        }
+        click.echo(jsonlib.dumps(report, indent=2))
+    else:
+        from rich.table import Table
+
+        _note_sandbox(settings)
+        click.echo(f"Market: {market}.")
+        table = Table(
+            "vendor", "configured", "reachable", "entitled", "what it said", box=None, pad_edge=False
+        )
+        for name, probe in probes.items():
+            facts = [_yes_no(fact) for fact in (probe.configured, probe.reachable, probe.entitled)]
+            table.add_row(name if name in used else f"{name} (not in NQ_SOURCES)", *facts, probe.detail)
+        _console().print(table)
+        for name, probe in probes.items():
+            if probe.mend:
+                click.echo(f"To mend {name}: {probe.mend}")
+    sys.exit(OK if healthy else UNHEALTHY)
+
+
+@main.command()
+@click.option("--port", type=int, help="Port on loopback; by default the last one used, or a free one.")
+@click.option(
+    "--fault", "faults", multiple=True, metavar="VENDOR=FAULT", help="Let a vendor misbehave (repeatable)."
+)
+@click.option("--list-faults", is_flag=True, help="List the faults and leave.")
+@sentences
+def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> None:
+    """Serve the stand-ins of all four vendors on loopback until Ctrl-C.
+
+    They show one synthetic NQ market that follows the clock and the calendar. `nq run` starts
+    them by itself; this command is for looking at them, and for watching failover:
+
+    \b
+      nq sandbox --fault barchart=blocked --fault polygon=slow
+    """
+    from nq_pipeline.sandbox.process import serve
+    from nq_pipeline.sandbox.world import FAULTS
+    from nq_pipeline.settings import load
+
+    if list_faults:
+        width = max(map(len, FAULTS))
+        for name, meaning in FAULTS.items():
+            click.echo(f"{name:<{width}}  {meaning}")
+        return
+    overrides: dict[str, Any] = {}
+    if port is not None:
+        overrides["sandbox_port"] = port
+    if faults:
+        overrides["sandbox_faults"] = faults
+    serve(load(**overrides))
+
+
+@main.command()
+@click.option("--markdown", is_flag=True, help="Print the reference page `docs/configuration.md`.")
+@sentences
+def settings(markdown: bool) -> None:
+    """Show every setting, its value in force and what it means; secrets stay hidden."""
+    from nq_pipeline import settings_reference
+    from nq_pipeline.settings import load
+
+    click.echo(settings_reference.markdown() if markdown else settings_reference.in_force(load()))
+
+
+def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:
+    """The settings with the vendors named on the command line; naming Barchart is the opt-in."""
+    from nq_pipeline.errors import SettingsError
+    from nq_pipeline.settings import SOURCE_NAMES
+
+    if not sources:
+        return settings
+    unknown = [name for name in sources if name not in SOURCE_NAMES]
+    if unknown:
+        raise SettingsError(f"--source {unknown[0]}: no such vendor; there are {', '.join(SOURCE_NAMES)}")
+    chosen: dict[str, Any] = {"sources": tuple(dict.fromkeys(sources))}
+    if "barchart" in sources:
+        chosen["barchart_enabled"] = True
+    return settings.model_copy(update=chosen)
+
+
+def _announce(settings: Settings, request: Any) -> None:
+    from nq_pipeline.sources.base import describe
+    from nq_pipeline.sources.doctor import market_state
+
+    _note_sandbox(settings)
+    click.echo(f"Market: {market_state(settings.clock.now())}.")
+    click.echo(
+        f"Asking {', '.join(settings.sources)} for {len(request.series)} series "
+        f"as of {describe(request.moment)} …"
+    )
+
+
+def _progress(line: str) -> None:
+    click.echo(f"  {line}", err=True)
+
+
+def _note_sandbox(settings: Settings) -> None:
+    if settings.environment == "sandbox":
+        click.echo("SANDBOX: a synthetic market from stand-ins on this machine; no price here is real.")
+
+
+def _show(settings: Settings, snapshot: Snapshot) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "source", "outcome", "contracts", "series", "age", "cache", "time", "", box=None, pad_edge=False
+    )
+    for name in settings.sources:
+        if name in snapshot.skipped:
+            table.add_row(name, "not asked", "", "", "", "", "", snapshot.skipped[name])
+            continue
+        row = _summary(snapshot, name)
+        table.add_row(
+            name, row["outcome"], f"{row['contracts']:,}", str(row["series"]), _age(row["age_s"]),
+            "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss", f"{row['seconds']:.2f} s",
+            row["reason"],
+        )  # fmt: skip
+    _console().print(table)
+    winners = ", ".join(f"{name} ({count:,} contracts)" for name, count in snapshot.winners.items())
+    click.echo(f"Winner: {winners or 'none; every source failed'}")
+    for name, reason in _lost(snapshot).items():
+        click.echo(f"  {name} lost: {reason}")
+    new = snapshot.rows["source_chain"]
+    click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
+    if snapshot.chain.height:
+        click.echo("Next:")
+        click.echo(
+            f'  {_program()} sql "select series, count(*) as contracts, sum(open_interest) as open_interest, '
+            f'any_value(source) as source from option_chain_latest group by series order by min(expiration)"'
+        )
+
+
+def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    asked = snapshot.asked[name]
+    newest = asked.newest
+    return {
+        "outcome": str(asked.answer.outcome),
+        "reason": asked.answer.reason,
+        "contracts": asked.answer.frame.height,
+        "series": asked.answer.frame["series"].n_unique(),
+        "age_s": (snapshot.request.moment - newest).total_seconds() if newest else None,
+        "cached": asked.answer.cached,
+        "hits": asked.hits,
+        "misses": asked.misses,
+        "seconds": asked.elapsed_s,
+        "dropped": dict(asked.answer.dropped),
+        "controls": dict(asked.answer.controls),
+    }
+
+
+def _lost(snapshot: Snapshot) -> dict[str, str]:
+    """Each loser's reason; the commonest where its series lost for several."""
+    reasons: dict[str, str] = {}
+    for name, part in snapshot.decisions.filter(~snapshot.decisions["won"]).group_by(
+        "source", maintain_order=True
+    ):
+        counts = part["reason"].value_counts(sort=True)
+        more = (
+            f" (and {counts.height - 1} other reasons; see the table decisions)" if counts.height > 1 else ""
+        )
+        reasons[str(name[0])] = f"{counts['reason'][0]}{more}"
+    return reasons
+
+
+def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
+    request = snapshot.request
+    return {
+        "environment": settings.environment,
+        "run_id": request.run_id,
+        "trade_date": request.trade_date,
+        "snapshot_ts": request.snapshot_ts,
+        "moment": request.moment,
+        "sources": {name: _summary(snapshot, name) for name in snapshot.asked},
+        "skipped": dict(snapshot.skipped),
+        "winners": snapshot.winners,
+        "lost": _lost(snapshot),
+        "rows": dict(snapshot.rows),
+        "lake": settings.environment_dir / "lake",
+    }
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes = max(0.0, seconds) / 60
+    return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"
+
+
+def _yes_no(fact: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[fact]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _program() -> str:
+    """How to call this program again from here: `nq`, or the path to it when it is not on PATH."""
+    import os
+    import shutil
+    from pathlib import Path
+
+    if shutil.which("nq"):
+        return "nq"
+    script = Path(sys.argv[0])
+    try:
+        return os.path.relpath(script) if script.name == "nq" else "nq"
+    except ValueError:  # another drive
+        return str(script)
