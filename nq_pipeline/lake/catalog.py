@@ -10,7 +10,7 @@ bucket nanoseconds with a zone; `<name>_ns` beside each holds the exact BIGINT, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
     manifests = _resolve(environment_root)
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    _define_views(connection, environment_root, manifests)
+    connection.execute(_views_sql(environment_root, manifests))
     if guarded:
         files = [path for name in manifests for path in _paths(environment_root, manifests[name])]
         connection.execute(f"SET allowed_paths = {_list(files)}")
@@ -129,7 +129,7 @@ def publish(environment_root: Path) -> Path:
     make_folder(environment_root)
     with locked(environment_root / ".catalog.lock"), temporary_for(path) as temporary:
         with duckdb.connect(temporary) as connection:
-            _define_views(connection, environment_root, _resolve(environment_root))
+            connection.execute(_views_sql(environment_root, _resolve(environment_root)))
         # A reader that did not open the old file read-only may have left a log, which DuckDB
         # would replay into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
@@ -147,16 +147,17 @@ def _resolve(environment_root: Path) -> dict[str, Manifest]:
     return {table.name: lake.manifest(table) for table in tables}
 
 
-def _define_views(
-    connection: duckdb.DuckDBPyConnection, environment_root: Path, manifests: Mapping[str, Manifest]
-) -> None:
+def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> str:
+    """One script that makes all views with their comments."""
     label = "Synthetic data of the sandbox. " if environment_root.name == "sandbox" else ""
+    script = ["BEGIN"]
     for name, manifest in manifests.items():
         table = TABLES[name]
-        connection.execute(f"CREATE VIEW {name} AS {_view_sql(table, environment_root, manifest)}")
-        _comment(connection, name, label + table.meaning, table.columns)
-    connection.execute(f"CREATE VIEW {LATEST} AS {_LATEST_SQL}")
-    _comment(connection, LATEST, label + _LATEST_MEANING, OPTION_CHAIN.columns)
+        script.append(f"CREATE VIEW {name} AS {_view_sql(table, environment_root, manifest)}")
+        script.extend(_comments_sql(name, label + table.meaning, table.columns))
+    script.append(f"CREATE VIEW {LATEST} AS {_LATEST_SQL}")
+    script.extend(_comments_sql(LATEST, label + _LATEST_MEANING, OPTION_CHAIN.columns))
+    return ";\n".join([*script, "COMMIT"])
 
 
 def _view_sql(table: Table, environment_root: Path, manifest: Manifest) -> str:
@@ -188,15 +189,13 @@ def _paths(environment_root: Path, manifest: Manifest) -> list[str]:
     return [str(folder / file.path) for file in manifest.files]
 
 
-def _comment(
-    connection: duckdb.DuckDBPyConnection, view: str, meaning: str, columns: tuple[Column, ...]
-) -> None:
-    connection.execute(f"COMMENT ON VIEW {view} IS {_text(meaning)}")
+def _comments_sql(view: str, meaning: str, columns: tuple[Column, ...]) -> Iterator[str]:
+    yield f"COMMENT ON VIEW {view} IS {_text(meaning)}"
     for column in columns:
-        connection.execute(f'COMMENT ON COLUMN {view}."{column.name}" IS {_text(column.meaning)}')
+        yield f'COMMENT ON COLUMN {view}."{column.name}" IS {_text(column.meaning)}'
         if column.dtype == INSTANT:
             exact = _text(f"{column.name} in nanoseconds since 1970-01-01 UTC")
-            connection.execute(f"COMMENT ON COLUMN {view}.{column.name}_ns IS {exact}")
+            yield f"COMMENT ON COLUMN {view}.{column.name}_ns IS {exact}"
 
 
 def _list(paths: list[str]) -> str:

@@ -1,0 +1,47 @@
+"""A lake in a fresh folder, and processes that write to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nq_pipeline.lake.lake import Lake
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment_root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "sandbox"
+
+
+@pytest.fixture
+def lake(environment_root: Path) -> Lake:
+    return Lake(environment_root / "lake")
+
+
+@pytest.fixture
+def writer(lake: Lake) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `nq_pipeline_tests.lake.writer` on the lake; returns once it is about to write."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "nq_pipeline_tests.lake.writer", str(lake.root)]
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

@@ -1,0 +1,197 @@
+"""Compaction: few files, the same rows at every moment, the same bytes every time."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.compaction import FAN_IN, compact, next_merge
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.manifest import DataFile
+from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline_tests.lake.samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
+
+
+def contents(lake: Lake) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(lake.root.rglob("*")) if path.is_file()}
+
+
+def tick(i: int) -> pl.DataFrame:
+    return ticks([(DAY, i % 7, NOON + i, i, float(i))])
+
+
+def test_a_trade_date_that_is_over_becomes_one_sorted_file(lake: Lake) -> None:
+    for i in range(5):
+        lake.append(TICKS, tick(i), run_id=f"run-{i}")
+    assert compact(lake, TICKS, DAY, now=AFTER) == 5
+    (path,) = lake.files(TICKS)
+    frame = lake.scan(TICKS).collect()
+    assert frame.equals(pl.concat(tick(i) for i in range(5)).sort(TICKS.order))
+    assert pq.read_metadata(path).metadata[b"nq.runs"] == b'["run-0","run-1","run-2","run-3","run-4"]'
+
+
+def test_compacting_twice_changes_no_byte(lake: Lake) -> None:
+    for i in range(4):
+        lake.append(TICKS, tick(i), run_id="run")
+    compact(lake, TICKS, DAY, now=AFTER)
+    before = contents(lake)
+    assert compact(lake, TICKS, DAY, now=AFTER) == 0
+    assert contents(lake) == before
+
+
+def test_an_open_trade_date_is_merged_in_tiers_only(lake: Lake) -> None:
+    for i in range(5):
+        lake.append(TICKS, tick(i), run_id="run")
+    assert compact(lake, TICKS, DAY, now=DURING) == 0
+    assert len(lake.files(TICKS)) == 5
+
+
+def test_appending_alone_keeps_files_few(lake: Lake) -> None:
+    for i in range(2 * FAN_IN + 3):
+        lake.append(TICKS, tick(i), run_id="run")
+        assert len(lake.files(TICKS)) <= FAN_IN
+    assert (
+        lake.scan(TICKS).sort("ts_event").collect().equals(pl.concat(tick(i) for i in range(2 * FAN_IN + 3)))
+    )
+
+
+def test_a_session_of_one_file_a_second_never_has_200_current_files() -> None:
+    template = DataFile("", DAY, rows=1, bytes=1, level=0, since_min=0, since_max=0, schema_version=1)
+    files: list[DataFile] = []
+    most = 0
+    for second in range(23 * 3_600):
+        files.append(replace(template, path=str(second)))
+        while group := next_merge(files, over=False):
+            merged = replace(group[0], level=group[0].level + 1, rows=sum(file.rows for file in group))
+            files = [*(file for file in files if file.level != merged.level - 1), merged]
+        most = max(most, len(files))
+    assert most < 200
+    assert sum(file.rows for file in files) == 23 * 3_600
+
+
+def test_a_merge_larger_than_its_memory_has_the_bytes_of_one_sorted_write(tmp_path: Path) -> None:
+    """Three interleaved files of 400,000 rows, merged in slices, against the same rows in one append."""
+    numbers = pl.int_range(400_000, eager=True)
+    frame = pl.DataFrame(
+        {
+            "trade_date": pl.Series([DAY]).extend_constant(DAY, numbers.len() - 1),
+            "instrument_id": numbers * 7_919 % 1_000,
+            "ts_event": (numbers + NOON).cast(pl.Datetime("ns", "UTC")),
+            "sequence": numbers,
+            "price": numbers / 4,
+        }
+    )
+    pieces, whole = Lake(tmp_path / "pieces"), Lake(tmp_path / "whole")
+    for i in range(3):
+        pieces.append(TICKS, frame.gather_every(3, i), run_id="run")
+    compact(pieces, TICKS, DAY, now=AFTER)
+    whole.append(TICKS, frame, run_id="run")
+    (merged,), (written,) = pieces.files(TICKS), whole.files(TICKS)
+    assert merged.read_bytes() == written.read_bytes()
+    groups = pq.read_metadata(merged)
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [
+        *[ROW_GROUP_ROWS] * 3,
+        400_000 - 3 * ROW_GROUP_ROWS,
+    ]
+
+
+def test_superseded_files_stay_an_hour_and_then_go(lake: Lake) -> None:
+    for i in range(3):
+        lake.append(TICKS, tick(i), run_id="run")
+    reader = lake.scan(TICKS)
+    compact(lake, TICKS, DAY, now=AFTER)
+    now = datetime.now(UTC)
+    assert lake.collect_garbage(now + timedelta(minutes=59)) == 0
+    assert reader.collect().height == 3
+    assert lake.collect_garbage(now + timedelta(minutes=61)) == 3
+    assert lake.scan(TICKS).collect().height == 3
+    assert len(list(lake.root.rglob("*.parquet"))) == 1
+    assert lake.collect_garbage(now + timedelta(minutes=61)) == 0
+
+
+def test_garbage_collection_removes_what_dead_processes_left_and_nothing_younger(lake: Lake) -> None:
+    (path,) = lake.append(TICKS, tick(0), run_id="run").files
+    orphan = path.with_name("00000009.parquet")
+    orphan.write_bytes(path.read_bytes())
+    half = path.with_name(".staged.parquet.0123.tmp")
+    half.write_bytes(b"PAR1")
+    assert lake.collect_garbage() == 1
+    assert not orphan.exists()
+    assert half.exists()
+    assert lake.collect_garbage(datetime.now(UTC) + timedelta(hours=2)) == 1
+    assert not half.exists()
+    assert lake.scan(TICKS).collect().equals(tick(0))
+
+
+def test_a_late_row_is_merged_into_the_closed_trade_date(lake: Lake) -> None:
+    for i in (3, 1):
+        lake.append(TICKS, tick(i), run_id="run")
+    compact(lake, TICKS, DAY, now=AFTER)
+    lake.append(TICKS, tick(2), run_id="run")
+    compact(lake, TICKS, DAY, now=AFTER)
+    assert len(lake.files(TICKS)) == 1
+    assert lake.scan(TICKS).collect()["instrument_id"].to_list() == [1, 2, 3]
+
+
+def test_files_of_an_older_schema_read_and_merge_with_nulls(lake: Lake) -> None:
+    older = replace(TICKS, columns=TICKS.columns[:-1])
+    newer = replace(TICKS, version=2)
+    lake.append(older, tick(1).drop("price"), run_id="old")
+    lake.append(newer, tick(2), run_id="new")
+    expected = pl.concat([tick(1).with_columns(price=pl.lit(None, pl.Float64)), tick(2)])
+    assert lake.scan(newer).sort("ts_event").collect().equals(expected)
+    compact(lake, newer, DAY, now=AFTER)
+    assert lake.scan(newer).collect().equals(expected)
+    assert [file.schema_version for file in lake.manifest(newer).files] == [2]
+
+
+def test_counts_are_right_at_every_moment_of_a_hundred_compactions(
+    lake: Lake, environment_root: Path, writer: Callable[..., subprocess.Popen[str]]
+) -> None:
+    days = 100
+    for i in range(3):
+        parts = [
+            chain(SOURCE_CHAIN, snapshot=NOON + days * i + d, day=DAY + timedelta(days=d))
+            for d in range(days)
+        ]
+        assert lake.append(SOURCE_CHAIN, pl.concat(parts), run_id="run").known == 0
+    expected = 3 * 3 * days
+    held = duckdb.connect(catalog.publish(environment_root), read_only=True)
+    compactor = writer("compact", days)
+    reads = 0
+    while compactor.poll() is None:
+        with catalog.connect(environment_root) as connection:
+            assert connection.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)
+        assert lake.scan(SOURCE_CHAIN).select(pl.len()).collect().item() == expected
+        assert held.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)
+        reads += 1
+    assert compactor.returncode == 0
+    assert reads > 0
+    assert len(lake.files(SOURCE_CHAIN)) == days
+    held.close()
+
+
+@pytest.mark.slow
+def test_counts_are_right_while_writers_append_and_merge_for_long(
+    lake: Lake, writer: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """What two processes appended is whole at every read: never a part of a call, never a row twice."""
+    processes = [writer("append", start, 600) for start in (0, 0)]
+    seen = 0
+    while any(process.poll() is None for process in processes):
+        sizes = lake.scan(TICKS).group_by("sequence").len().collect()
+        assert set(sizes["len"]) <= {40}
+        assert sizes.height >= seen
+        seen = sizes.height
+    assert [process.returncode for process in processes] == [0, 0]
+    assert lake.scan(TICKS).select(pl.len()).collect().item() == 600 * 40
