@@ -192,6 +192,12 @@ class Settings(BaseSettings):
         (), description="Faults of the stand-ins as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_environment(cls, data: dict[str, Any]) -> dict[str, Any]:
+        sandbox = data.get("environment", "sandbox") == "sandbox"
+        return {**SANDBOX_DEFAULTS, **data} if sandbox else data
+
     @field_validator(
         "sources", "products", "polygon_underlyings", "sandbox_faults", "barchart_codes", mode="before"
     )
