@@ -1,0 +1,45 @@
+# Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help install run ui test lint soak bench docs clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: .venv/.installed ## Build the environment (.venv) and nothing else
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "nq_pipeline needs Python 3.11 or newer; call make with PYTHON=/path/to/python3.11")'
+	@echo "Building .venv (about a minute, once) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: install ## Ask all sources for option chains, write the lake, show the winner
+	@$(BIN)/nq run
+
+ui: install ## Open the Dagster UI on http://127.0.0.1:3000
+	@DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster dev --host 127.0.0.1
+
+test: install ## Run the whole test suite
+	@$(BIN)/pytest
+
+lint: install ## Style, types and the floors of the house
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+soak: install ## The slow soak and fault suites
+	@$(BIN)/pytest -m slow --timeout=3600
+
+bench: install ## Print the benchmarks, as ratios measured in one run
+	@$(BIN)/python -m bench
+
+docs: install ## Write the generated pages of the documentation anew
+	@$(BIN)/nq settings --markdown > docs/configuration.md
+
+clean: ## Remove the environment and everything in data/
+	rm -rf .venv data/sandbox data/live data/.dagster
