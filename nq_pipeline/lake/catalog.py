@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
-READING = frozenset(["SELECT", "EXPLAIN"])
 
 _TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR",
@@ -100,7 +99,9 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The result of one reading statement (SELECT, FROM, DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).
+    """The result of one reading statement: SELECT, FROM, DESCRIBE, SUMMARIZE, SHOW.
+
+    EXPLAIN is none of them, because EXPLAIN ANALYZE carries out what it explains.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise LakeError(f"the SQL holds {len(statements)} statements; write one")
-    if (kind := statements[0].type.name) not in READING:
+    if (kind := statements[0].type.name) != "SELECT":
         raise LakeError(f"the catalog is read-only and {kind} is not a query; write SELECT, DESCRIBE or SHOW")
     return connection.query(sql)
 

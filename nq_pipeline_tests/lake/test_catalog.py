@@ -1,0 +1,313 @@
+"""The DuckDB catalog: documented types, exact instants, readers that are in nobody's way, guarded SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.compaction import compact
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import DECISIONS, INSTANT, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table, conform
+from nq_pipeline_tests.lake.samples import AFTER, DAY, NOON, chain, decision
+
+MINUTE = 60 * NS_PER_S
+VIEWS: dict[str, Table] = {**TABLES, "option_chain_latest": OPTION_CHAIN}
+SQL_TYPES = {
+    pl.String(): "VARCHAR",
+    pl.Float64(): "DOUBLE",
+    pl.Int64(): "BIGINT",
+    pl.Boolean(): "BOOLEAN",
+    pl.Date(): "DATE",
+    INSTANT: "TIMESTAMP WITH TIME ZONE",
+}
+
+
+def decide(lake: Lake, *rows: dict[str, object]) -> None:
+    lake.append(DECISIONS, conform(DECISIONS, pl.DataFrame(rows)), run_id="run")
+
+
+def fill(lake: Lake) -> None:
+    for table in (SOURCE_CHAIN, OPTION_CHAIN):
+        lake.append(table, chain(table, snapshot=NOON), run_id="run")
+    decide(lake, decision(decided_at=NOON + 1, snapshot=NOON))
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty lake", "with rows"])
+@pytest.mark.parametrize("published", [False, True], ids=["connect", "nq.duckdb"])
+def test_views_have_the_documented_columns_types_and_comments(
+    lake: Lake, environment_root: Path, filled: bool, published: bool
+) -> None:
+    if filled:
+        fill(lake)
+    if published:
+        connection = duckdb.connect(catalog.publish(environment_root), read_only=True)
+    else:
+        connection = catalog.connect(environment_root)
+    with connection:
+        for name, table in VIEWS.items():
+            expected = [(c.name, SQL_TYPES[c.dtype], c.meaning) for c in table.columns] + [
+                (f"{c.name}_ns", "BIGINT", f"{c.name} in nanoseconds since 1970-01-01 UTC")
+                for c in table.columns
+                if c.dtype == INSTANT
+            ]
+            described = connection.execute(f"DESCRIBE {name}").fetchall()
+            assert [row[:2] for row in described] == [row[:2] for row in expected]
+            comments = connection.execute(
+                "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = ?", [name]
+            ).fetchall()
+            assert dict(comments) == {column: meaning for column, _, meaning in expected}
+        said = connection.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'fetches'").fetchone()
+    assert said == (f"Synthetic data of the sandbox. {TABLES['fetches'].meaning}",)
+
+
+def test_instants_compare_as_microseconds_and_are_exact_in_nanoseconds(
+    lake: Lake, environment_root: Path
+) -> None:
+    instants = [NOON + 1, NOON + 999, NOON + NS_PER_S - 1]
+    for instant in instants:
+        lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=instant, contracts=1), run_id="run")
+    with catalog.connect(environment_root) as connection:
+        rows = connection.execute(
+            "SELECT snapshot_ts, snapshot_ts_ns, quote_ts, quote_ts_ns FROM source_chain ORDER BY ALL"
+        ).fetchall()
+        inside = connection.execute(
+            "SELECT count(*) FROM source_chain WHERE snapshot_ts < TIMESTAMPTZ '2025-07-01 12:00:01+00'"
+        ).fetchone()
+    noon = datetime(2025, 7, 1, 12, tzinfo=UTC)
+    shown = [noon, noon, noon + timedelta(microseconds=999_999)]
+    assert rows == [(at, ns, None, None) for at, ns in zip(shown, instants, strict=True)]
+    assert inside == (3,)
+
+
+def latest(environment_root: Path) -> list[tuple[str, str, int]]:
+    """Series, source and minute after noon of what `option_chain_latest` shows, each contract once."""
+    with catalog.connect(environment_root) as connection:
+        rows = connection.execute(
+            "SELECT series, source, snapshot_ts_ns, count(*), count(DISTINCT contract_key) "
+            "FROM option_chain_latest GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    assert all(many == 3 and unique == 3 for *_, many, unique in rows)
+    return [(series, source, (at - NOON) // MINUTE) for series, source, at, *_ in rows]
+
+
+def run(
+    lake: Lake,
+    minute: int,
+    won: Sequence[tuple[str, str]],
+    *,
+    underlying_class: str = "future",
+    lost: Sequence[tuple[str, str]] = (),
+    day: date = DAY,
+) -> None:
+    """One run: the chains of (series, source) that won, with their decisions."""
+    snapshot = NOON + minute * MINUTE
+    for series, source in won:
+        rows = chain(
+            OPTION_CHAIN,
+            snapshot=snapshot,
+            series=series,
+            source=source,
+            day=day,
+            underlying_class=underlying_class,
+        )
+        lake.append(OPTION_CHAIN, rows, run_id=f"run-{minute}")
+    decide(
+        lake,
+        *(
+            decision(
+                decided_at=snapshot + NS_PER_S,
+                snapshot=snapshot,
+                series=series,
+                source=source,
+                won=(series, source) in won,
+                day=day,
+                run_id=f"run-{minute}",
+            )
+            for series, source in (*won, *lost)
+        ),
+    )
+
+
+A, B, PROXY = "Q1B-2025-07-01", "QN1-2025-07-03", "NDXP-2025-07-01"
+
+
+def test_the_latest_chain_follows_the_newest_winner_of_every_series(
+    lake: Lake, environment_root: Path
+) -> None:
+    run(lake, 0, [(A, "barchart"), (B, "barchart")])
+    run(lake, 5, [(A, "barchart"), (B, "tradovate")], lost=[(B, "barchart")])
+    assert latest(environment_root) == [(A, "barchart", 5), (B, "tradovate", 5)]
+
+
+def test_a_later_run_of_one_series_leaves_the_others_in_the_latest_chain(
+    lake: Lake, environment_root: Path
+) -> None:
+    run(lake, 0, [(A, "barchart"), (B, "barchart")])
+    run(lake, 5, [(B, "databento")])
+    assert latest(environment_root) == [(A, "barchart", 0), (B, "databento", 5)]
+
+
+def test_a_later_run_without_a_winner_leaves_the_last_good_rows(lake: Lake, environment_root: Path) -> None:
+    run(lake, 0, [(A, "barchart")])
+    run(lake, 5, [], lost=[(A, "barchart")])
+    assert latest(environment_root) == [(A, "barchart", 0)]
+
+
+def test_the_latest_chain_is_of_the_newest_trade_date_alone(lake: Lake, environment_root: Path) -> None:
+    run(lake, 0, [(A, "barchart"), (B, "barchart")])
+    run(lake, 24 * 60, [(B, "barchart")], day=DAY + timedelta(days=1))
+    assert latest(environment_root) == [(B, "barchart", 24 * 60)]
+
+
+def test_a_proxy_leaves_the_latest_chain_once_a_native_source_wins_again(
+    lake: Lake, environment_root: Path
+) -> None:
+    run(lake, 0, [(PROXY, "polygon")], underlying_class="index", lost=[(A, "barchart")])
+    assert latest(environment_root) == [(PROXY, "polygon", 0)]
+    run(lake, 5, [(A, "barchart")])
+    assert latest(environment_root) == [(A, "barchart", 5)]
+    run(lake, 10, [(PROXY, "polygon")], underlying_class="index", lost=[(A, "barchart")])
+    assert latest(environment_root) == [(PROXY, "polygon", 10), (A, "barchart", 5)]
+
+
+def count(connection: duckdb.DuckDBPyConnection) -> int:
+    row = connection.execute("SELECT count(*) FROM source_chain").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishing(
+    lake: Lake, environment_root: Path
+) -> None:
+    fill(lake)
+    path = catalog.publish(environment_root)
+    with duckdb.connect(path, read_only=True) as reader:
+        assert count(reader) == 3
+        lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON + 1), run_id="run")
+        compact(lake, SOURCE_CHAIN, DAY, now=AFTER)
+        lake.collect_garbage()
+        assert catalog.publish(environment_root) == path
+        assert count(reader) == 3
+    with duckdb.connect(path, read_only=True) as reader:
+        assert count(reader) == 6
+
+
+def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake, environment_root: Path) -> None:
+    fill(lake)
+    path = catalog.publish(environment_root)
+    careless = duckdb.connect(path)
+    careless.execute("CREATE TABLE mine AS SELECT 1 AS x")
+    leftover = path.with_name("nq.duckdb.wal")
+    leftover.write_bytes(b"a log of another file")
+    catalog.publish(environment_root)
+    careless.close()
+    with duckdb.connect(path, read_only=True) as reader:
+        assert count(reader) == 3
+        assert reader.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
+    assert not list(environment_root.glob(".*.tmp*"))
+
+
+def test_a_file_of_an_older_schema_shows_null_in_a_column_that_came_later(
+    lake: Lake, environment_root: Path
+) -> None:
+    older = replace(
+        OPTION_CHAIN, version=0, columns=tuple(c for c in OPTION_CHAIN.columns if c.name != "vega")
+    )
+    old = chain(OPTION_CHAIN, snapshot=NOON).drop("vega")
+    lake.append(older, old, run_id="run")
+    with catalog.connect(environment_root) as connection:
+        assert connection.execute("SELECT count(*), count(vega) FROM option_chain").fetchone() == (3, 0)
+    new = chain(OPTION_CHAIN, snapshot=NOON + 1).with_columns(vega=pl.lit(1.5))
+    lake.append(OPTION_CHAIN, new, run_id="run")
+    with catalog.connect(environment_root) as connection:
+        assert connection.execute(
+            "SELECT snapshot_ts_ns, max(vega), max(trade_date) FROM option_chain GROUP BY 1 ORDER BY 1"
+        ).fetchall() == [(NOON, None, DAY), (NOON + 1, 1.5, DAY)]
+        assert [row[0] for row in connection.execute("DESCRIBE option_chain").fetchall()][
+            : len(OPTION_CHAIN.columns)
+        ] == OPTION_CHAIN.schema.names()
+
+
+def test_a_trade_date_in_the_query_opens_only_its_files(lake: Lake, environment_root: Path) -> None:
+    for i in range(5):
+        rows = chain(SOURCE_CHAIN, snapshot=NOON + i, day=DAY + timedelta(days=i))
+        lake.append(SOURCE_CHAIN, rows, run_id="run")
+    with catalog.connect(environment_root) as connection:
+        plan = connection.execute(
+            "EXPLAIN SELECT * FROM source_chain WHERE trade_date = '2025-07-03'"
+        ).fetchone()
+    assert plan is not None
+    assert "Scanning Files: 1/5" in plan[1]
+
+
+def test_a_path_with_a_quote_is_no_trouble(tmp_path: Path) -> None:
+    root = tmp_path / "d'arc" / "live"
+    lake = Lake(root / "lake")
+    lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")
+    with catalog.connect(root, guarded=True) as connection:
+        assert count(connection) == 3
+    with duckdb.connect(catalog.publish(root), read_only=True) as connection:
+        assert count(connection) == 3
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM source_chain",
+        "FROM option_chain_latest",
+        "WITH a AS (SELECT 1 AS x) SELECT * FROM a",
+        "DESCRIBE decisions",
+        "SUMMARIZE fetches",
+        "SHOW TABLES",
+    ],
+)
+def test_guarded_sql_may_read_the_views(lake: Lake, environment_root: Path, sql: str) -> None:
+    fill(lake)
+    with catalog.connect(environment_root, guarded=True) as connection:
+        assert catalog.query(connection, sql).fetchall()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+        "COPY (SELECT 1) TO '{folder}/out.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+        "ATTACH '{folder}/other.duckdb'",
+        "EXPORT DATABASE '{folder}/export'",
+        "CREATE TABLE mine (x INTEGER)",
+        "SET enable_external_access = true",
+        "PRAGMA enable_external_access = true",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SELECT 1; DROP VIEW fetches",
+        "",
+        "SELECT * FROM read_text('{folder}/secret.txt')",
+        "SELECT * FROM '{folder}/secret.csv'",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM lake",
+    ],
+)
+def test_guarded_sql_neither_writes_nor_reads_any_other_file(
+    lake: Lake, environment_root: Path, tmp_path: Path, sql: str
+) -> None:
+    fill(lake)
+    (file,) = lake.files(SOURCE_CHAIN)
+    for name in ("secret.txt", "secret.csv"):
+        (tmp_path / name).write_text("password\nhunter2\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (
+        catalog.connect(environment_root, guarded=True) as connection,
+        pytest.raises((LakeError, duckdb.Error)),
+    ):
+        catalog.query(connection, sql.format(file=file, folder=tmp_path)).fetchall()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
