@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nq_pipeline.lake.lake import Lake
 
 FAN_IN = 60
-SLICE_ROWS = 2 * parquet.ROW_GROUP_ROWS
+SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
 """Rows sorted at a time: the memory a merge needs, however large the trade date."""
 
 

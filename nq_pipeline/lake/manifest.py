@@ -8,7 +8,7 @@ so that whoever still reads by an older version finds them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -124,4 +124,4 @@ def read(folder: Path) -> Manifest:
 
 def publish(folder: Path, manifest: Manifest) -> None:
     """Make a version the newest one; the caller holds the table's lock."""
-    write_atomically(folder / NAME, orjson.dumps(asdict(manifest)))
+    write_atomically(folder / NAME, orjson.dumps(manifest))
