@@ -111,7 +111,8 @@ def format_strike(strike: float) -> str:
     return f"{whole}.{fraction:04d}".rstrip("0").rstrip(".")
 
 
-def _roots(products: Iterable[Product]) -> dict[str, Root]:
+def roots_of(products: Iterable[Product]) -> dict[str, Root]:
+    """The roots of some products by code."""
     return {
         code: Root(
             code,
@@ -126,8 +127,8 @@ def _roots(products: Iterable[Product]) -> dict[str, Root]:
     }
 
 
-ROOTS: dict[str, Root] = _roots(PRODUCTS.values())
+ROOTS: dict[str, Root] = roots_of(PRODUCTS.values())
 """Every root of options on futures: the 26 of E-mini NQ, and those of products that join."""
 
-PROXY_ROOTS: dict[str, Root] = _roots(PROXIES.values())
+PROXY_ROOTS: dict[str, Root] = roots_of(PROXIES.values())
 """The roots of proxies: NDX, NDXP, QQQ."""
