@@ -77,6 +77,12 @@ class Reply:
     def content_type(self) -> str:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds the vendor asks to wait; None when it does not say."""
+        text = self.headers.get("retry-after", "").strip()
+        return float(text) if text.isdecimal() else None
+
     def json(self) -> Any:
         """The decoded body; `BadPayload` when it is not JSON (the text itself is never quoted)."""
         try:
@@ -164,8 +170,10 @@ class Exchange:
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         keep: Keep = Keep.MARKET,
+        archive: bool = True,
     ) -> Reply:
-        """GET `base_url + path`; any HTTP status is a reply.
+        """GET `base_url + path`; any HTTP status is a reply. An answer with a token in it must be
+        neither kept nor archived.
 
         Raises
         ------
@@ -176,7 +184,16 @@ class Exchange:
         BadPayload
             The body was cut off or larger than any honest answer.
         """
-        return self._http("GET", path, operation, params, None, headers, keep, archive=True)
+        return self._http("GET", path, operation, params, None, headers, keep, archive=archive)
+
+    def kept(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
+        """Whether `get` would answer this without asking, so that no login is needed for it."""
+        if self.refresh:
+            return False
+        from nq_pipeline.sources import http
+
+        query = {k: v for k, v in (params or {}).items() if v is not None}
+        return http.kept(self._http_session(), self.scope.base_url + path, query)
 
     def post(
         self,
@@ -473,6 +490,9 @@ class ArchivedExchange(Exchange):
     ) -> Reply:
         return self._archived(operation, parameters)
 
+    def kept(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
+        return True
+
     def cookie(self, name: str) -> str | None:
         return None
 
@@ -508,5 +528,6 @@ def relative(url: str, base_url: str) -> str:
     Only path and query survive: the host a vendor names is never followed.
     """
     parts, base = urlsplit(url), urlsplit(base_url)
-    path = parts.path.removeprefix(base.path.rstrip("/"))
+    # The slash is not for looks: `base_url` + `@elsewhere/` would name another host.
+    path = "/" + parts.path.removeprefix(base.path.rstrip("/")).lstrip("/")
     return f"{path}?{parts.query}" if parts.query else path

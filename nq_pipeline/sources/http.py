@@ -208,6 +208,13 @@ def send(
         raise Unavailable(f"no connection or no answer ({type(error).__name__})") from None
 
 
+def kept(session: Any, url: str, params: Mapping[str, Any]) -> bool:
+    """Whether a GET would be answered from the cache."""
+    request = requests.Request("GET", url, params=params)
+    response = session.cache.get_response(session.cache.create_key(request))
+    return response is not None and not response.is_expired
+
+
 def retry_after(response: requests.Response) -> float | None:
     """Seconds the vendor asks to wait; None when it does not say (or says it as a date)."""
     text = response.headers.get("Retry-After", "").strip()
