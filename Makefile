@@ -40,6 +40,7 @@ bench: install ## Print the benchmarks, as ratios measured in one run
 
 docs: install ## Write the generated pages of the documentation anew
 	@$(BIN)/nq settings --markdown > docs/configuration.md
+	@$(BIN)/nq tables --markdown > docs/tables.md
 
 clean: ## Remove the environment and everything in data/
 	rm -rf .venv data/sandbox data/live data/.dagster

@@ -208,6 +208,15 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
 
 
 @main.command()
+@click.option("--markdown", is_flag=True, help="Print the reference page `docs/tables.md`.")
+def tables(markdown: bool) -> None:
+    """List the tables and what every column means."""
+    from nq_pipeline.lake import reference
+
+    click.echo(reference.markdown() if markdown else reference.text())
+
+
+@main.command()
 @click.option("--markdown", is_flag=True, help="Print the reference page `docs/configuration.md`.")
 @sentences
 def settings(markdown: bool) -> None:
