@@ -176,7 +176,7 @@ def _fault(
         return outcome, c.answer.reason or "no rows"
     if c.answer.outcome is Outcome.STALE:
         return Outcome.STALE, c.answer.reason or "stale"
-    if newest is not None and newest < (oldest := _oldest_fresh(request, gates)):
+    if newest is not None and newest < (oldest := oldest_fresh(request, gates.stale_after_s)):
         return Outcome.STALE, f"newest quote or trade is of {describe(newest)}, not after {describe(oldest)}"
     if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
         return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed or negative"
@@ -187,10 +187,10 @@ def _fault(
     return None
 
 
-def _oldest_fresh(request: ChainRequest, gates: Gates) -> datetime:
+def oldest_fresh(request: ChainRequest, stale_after_s: int) -> datetime:
     """Quotes before this instant are stale: minutes in regular hours, the last session outside them."""
     if sessions.is_open(request.moment, "rth"):
-        return request.moment - timedelta(seconds=gates.stale_after_s)
+        return request.moment - timedelta(seconds=stale_after_s)
     previous = sessions.current_session(sessions.session(request.trade_date).open - timedelta(seconds=1))
     return previous.open if request.moment < _rth_open(request) else sessions.session(request.trade_date).open
 

@@ -35,6 +35,7 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source, failed
 from nq_pipeline.sources.breaker import Breaker
 from nq_pipeline.sources.exchange import ArchivedExchange, Exchange, Scope
 from nq_pipeline.sources.lifetime import Lifetime
+from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.registry import open_source
 
 Progress = Callable[[str], None]
@@ -71,9 +72,7 @@ class Asked:
     @property
     def newest(self) -> datetime | None:
         """The newest quote or trade of the answer."""
-        frame = self.answer.frame
-        value = frame.select(pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max())).item()
-        return value if isinstance(value, datetime) else None
+        return newest_quote(self.answer.frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +156,22 @@ def take_snapshot(
     request: ChainRequest,
     *,
     refresh: bool = False,
+    choose: bool = True,
     progress: Progress = lambda line: None,
+    opener: Callable[[str, Settings], Source] = open_source,
 ) -> Snapshot:
-    """Ask, write, decide, publish."""
-    sources = [open_source(name, settings) for name in settings.sources]
+    """Ask, write, decide, publish.
+
+    Parameters
+    ----------
+    refresh
+        Ask again even where a kept answer is fresh.
+    choose
+        Whether to write a chosen chain; without, only what the vendors sent.
+    opener
+        How a source is had by its name.
+    """
+    sources = [opener(name, settings) for name in settings.sources]
     first = [s for s in sources if settings.ask_metered == "always" or not s.metered]
     asked = _ask_all(first, settings, request, refresh=refresh, progress=progress)
     skipped: dict[str, str] = {}
@@ -173,7 +184,7 @@ def take_snapshot(
             continue
         part = replace(request, series=missing)
         asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)
-    return _write(settings, sources, request, asked, skipped)
+    return _write(settings, sources, request, asked, skipped, choose=choose)
 
 
 def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
@@ -356,12 +367,13 @@ def _write(
     asked: Mapping[str, Asked],
     skipped: Mapping[str, str],
     *,
+    choose: bool = True,
     record_run: bool = True,
 ) -> Snapshot:
     """Vendors' rows, the winner's rows, the reasons, the fetches; then the catalog and the run's record."""
     lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
     ordered = {s.name: asked[s.name] for s in sources if s.name in asked}
-    decisions = _decide(settings, sources, request, ordered)
+    decisions = _decide(settings, sources, request, ordered) if choose else DECISIONS.empty()
     answers = {name: part.answer for name, part in ordered.items()}
     chain = failover.chosen(answers, decisions)
     tables = {
