@@ -1,0 +1,94 @@
+"""JSON from a vendor to typed columns, without a Python object per row.
+
+polars decodes a body straight into columns, but refuses all of it for one node of the wrong
+shape. Then, and only then, the body is decoded in Python, the nodes that do not fit become
+null and are counted, and what is left goes the same way. Both ways give the same columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import orjson
+import polars as pl
+
+from nq_pipeline.errors import BadPayload
+
+
+def decode(body: bytes, shape: pl.DataType, dropped: Counter[str], *, what: str) -> pl.Series:
+    """Decode one JSON document into a series of one value of `shape`.
+
+    Parameters
+    ----------
+    shape
+        Structs and lists as the vendor documents them, every scalar as `pl.String`: numbers are
+        cast later by `number()`, so that one bad cell costs one cell. Members a vendor leaves out
+        are null, members that are not in the shape are ignored.
+    dropped
+        Counts `malformed_cell` for every node that had to become null.
+    what
+        Names the answer in the error.
+
+    Raises
+    ------
+    BadPayload
+        The body is not JSON, or its outermost value is not of the shape.
+    """
+    try:
+        text = body.decode()
+        decoded = pl.Series([text]).str.json_decode(shape) if text.strip() else None
+    except (UnicodeDecodeError, pl.exceptions.PolarsError):
+        decoded = None
+    if decoded is None or len(decoded) != 1:
+        decoded = _tolerant(body, shape, dropped, what)
+    if decoded.null_count():
+        raise BadPayload(f"{what}: JSON, but not of the documented shape")
+    return decoded
+
+
+def texts(*names: str) -> pl.Struct:
+    """The shape of an object whose members are scalars."""
+    return pl.Struct(dict.fromkeys(names, pl.String()))
+
+
+def number(name: str | pl.Expr, dtype: type[pl.DataType] = pl.Float64) -> pl.Expr:
+    """A decoded scalar as a finite number; null where it is none.
+
+    For an integer `dtype` a fraction is null, a whole number written as `8133.0` is not.
+    """
+    cell = pl.col(name) if isinstance(name, str) else name
+    value = cell.cast(pl.Float64, strict=False)
+    finite = pl.when(value.is_finite()).then(value)
+    if dtype == pl.Float64:
+        return finite
+    whole = pl.when(finite == finite.round()).then(finite).cast(dtype, strict=False)
+    return pl.coalesce(cell.cast(dtype, strict=False), whole)
+
+
+def _tolerant(body: bytes, shape: pl.DataType, dropped: Counter[str], what: str) -> pl.Series:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise BadPayload(f"{what}: expected JSON, got something else of {len(body)} bytes") from None
+    fitted = orjson.dumps(_fit(value, shape, dropped)).decode()
+    return pl.Series([fitted]).str.json_decode(shape)
+
+
+def _fit(value: Any, shape: pl.DataType, dropped: Counter[str]) -> Any:
+    """The value without the nodes that are not of the shape."""
+    if value is None:
+        return None
+    if isinstance(shape, pl.Struct) and isinstance(value, dict):
+        return {f.name: _fit(value.get(f.name), _instance(f.dtype), dropped) for f in shape.fields}
+    if isinstance(shape, pl.List) and isinstance(value, list):
+        return [_fit(item, _instance(shape.inner), dropped) for item in value]
+    if shape == pl.String and not isinstance(value, dict | list):
+        return value
+    dropped["malformed_cell"] += 1
+    return None
+
+
+def _instance(dtype: Any) -> pl.DataType:
+    instance: pl.DataType = dtype() if isinstance(dtype, type) else dtype
+    return instance
