@@ -12,6 +12,7 @@ import base64
 import html
 import json
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -22,12 +23,13 @@ import orjson
 import polars as pl
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import MONTH_CODES, Series
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import NQ, Family
+from nq_pipeline.market.symbology import barchart_code
 from nq_pipeline.sandbox.faults import WorldOf, serve
 from nq_pipeline.sandbox.world import World
 
@@ -79,7 +81,7 @@ Cell = tuple[str, Any]
 """A value as the site sends it: (display, raw)."""
 
 
-def routes(world_of: WorldOf) -> list[Route]:
+def routes(world_of: WorldOf) -> list[BaseRoute]:
     """The site's addresses below its mount point."""
     return [
         Route("/futures/quotes/{future}/options", serve(page, world_of)),
@@ -101,10 +103,10 @@ def quotes(request: Request, body: bytes, world: World) -> Response:
     if "symbols" in asked or asked.get("symbol", "").endswith("^F"):
         wanted = set(asked["symbols"].split(",")) if "symbols" in asked else None
         rows = [r for r in _future_rows(world) if wanted is None or r["symbol"][0] in wanted]
-        always = ("symbolCode", "symbolType", "hasOptions")
+        always = ["symbolCode", "symbolType", "hasOptions"]
     else:
         rows = _option_rows(world, asked.get("symbol", ""))
-        always = ("symbolCode", "symbolType")
+        always = ["symbolCode", "symbolType"]
     if asked.get("orderDir") == "desc":
         rows = rows[::-1]
     if world.fault == "empty":
@@ -342,9 +344,9 @@ def _midnight(day: date) -> int:
 
 
 def site_code(series: Series) -> str:
-    """The site's code with a two-digit year (`MM1N25`; the quarterly board is `NQM25`), or '' without one."""
-    root, day = series.root_info.barchart, series.expiration_date
-    return f"{root}{MONTH_CODES[day.month - 1]}{day:%y}" if root else ""
+    """The site's code with a two-digit year (`MM1N25`), or '' where it is not known."""
+    code = barchart_code(series)
+    return code if isinstance(code, str) else ""
 
 
 def _boards(chain: pl.DataFrame) -> dict[str, Series]:
@@ -514,13 +516,10 @@ def _options(listed: list[Series], chosen: Series, *, by_family: bool) -> Iterat
 
 def _totals(world: World, code: str) -> Iterator[tuple[str, str]]:
     """Sums of premium and open interest over the very rows the API sends for the series."""
-    sums = {
-        (side, name): sum(
-            row[name][1] or 0 for row in _option_rows(world, code) if row["optionType"][1] == side
-        )
-        for side in ("Put", "Call")
-        for name in ("premium", "openInterest")
-    }
+    sums: Counter[tuple[str, str]] = Counter()
+    for row in _option_rows(world, code):
+        for name in ("premium", "openInterest"):
+            sums[row["optionType"][1], name] += row[name][1] or 0
     for name, title, form in (
         ("premium", "Premium", "${:,.2f}"),
         ("openInterest", "Open Interest", "{:,.0f}"),

@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 
 from nq_pipeline.sandbox.world import World
 
-WorldOf = Callable[[Request], World]
+WorldOf = Callable[[HTTPConnection], World]
 Answer = Callable[[Request, bytes, World], Response]
 
 INTERSTITIAL = (

@@ -22,10 +22,11 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import MONTH_CODES, Series
+from nq_pipeline.market import black76, sessions
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import expirations, underlying_future
 from nq_pipeline.market.products import NQ, PROXIES
+from nq_pipeline.market.symbology import contract_keys, globex_code, globex_symbols
 from nq_pipeline.sandbox.noise import Floats, bridge, mix, normal, uniform
 
 Proxy = Literal["NDX", "QQQ"]
@@ -257,14 +258,12 @@ class Market:
             known = min(trade_date, max(listed_on, trade_date - timedelta(90)))
             closes = np.exp(self._log_close(np.arange(_day(known) - 1, _day(trade_date))))
             strikes = _ladder(float(closes.min()), float(closes.max()), days)
-            expires = series.expiration_date
-            code = f"{series.root}{MONTH_CODES[expires.month - 1]}{expires.year % 10}"
             future = underlying_future(series)
             boards.append(
                 pl.DataFrame({"strike": np.tile(strikes, 2)}).select(
                     pl.lit(series.key).alias("series"),
                     pl.lit(series.root).alias("root"),
-                    pl.lit(code).alias("code"),
+                    pl.lit(globex_code(series)).alias("code"),
                     pl.lit(series.expiration).dt.convert_time_zone("UTC").alias("expiration"),
                     pl.lit(series.expiration_date).alias("expiration_date"),
                     pl.lit(root.family.settlement_style).alias("settlement_style"),
@@ -277,13 +276,13 @@ class Market:
                     pl.lit(listed_on).alias("listed_on"),
                 )
             )
-        whole = pl.col("strike").cast(pl.Int64).cast(pl.String)
+        key, side, strike = pl.col("series"), pl.col("option_type"), pl.col("strike")
         return (
             pl.concat(boards)
             .with_columns(
                 _utc("expiration", "underlying_expiration"),
-                pl.concat_str("series", "option_type", whole, separator="-").alias("contract_key"),
-                pl.concat_str("code", pl.lit(" "), "option_type", whole).alias("raw_symbol"),
+                contract_keys(key, side, strike).alias("contract_key"),
+                globex_symbols(pl.col("code"), side, strike).alias("raw_symbol"),
                 _instrument_id(5.0),
             )
             .drop("code", "slot")
@@ -292,28 +291,22 @@ class Market:
 
     def _model(self, contracts: pl.DataFrame, ts: Any) -> dict[str, Floats]:
         """Fair price and Greeks of contracts at instants, by Black-76 on the surface."""
-        from scipy.special import ndtr
-
         strike = contracts["strike"].to_numpy()
-        sign = np.where(contracts["option_type"].to_numpy() == "C", 1.0, -1.0)
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         scale = contracts["scale"].to_numpy() if "scale" in contracts.columns else 1.0
         forward = self._forward(ts, contracts["underlying_expiration"].cast(pl.Int64).to_numpy()) * scale
         years = np.maximum((expiration - ts) / _YEAR_NS, 1e-7)
         sigma = self._surface(np.log(strike / forward), years, ts)
-        deviation = sigma * np.sqrt(years)
-        d1 = np.log(forward / strike) / deviation + deviation / 2
-        d2, discount = d1 - deviation, np.exp(-RATE * years)
-        density = np.exp(-d1 * d1 / 2) / np.sqrt(2 * np.pi)
-        value = discount * sign * (forward * ndtr(sign * d1) - strike * ndtr(sign * d2))
+        is_call = (contracts["option_type"] == "C").to_numpy()
+        fair = black76.value(forward, strike, years, sigma, is_call, RATE)
         return {
             "forward": forward,
-            "value": np.maximum(value, 0.0),
+            "value": np.maximum(fair.price, 0.0),
             "implied_volatility": sigma,
-            "delta": discount * sign * ndtr(sign * d1),
-            "gamma": discount * density / (forward * deviation),
-            "theta": (RATE * value - discount * forward * density * sigma / (2 * np.sqrt(years))) / 365,
-            "vega": discount * forward * density * np.sqrt(years),
+            "delta": fair.delta,
+            "gamma": fair.gamma,
+            "theta": fair.theta,
+            "vega": fair.vega,
         }
 
     def _surface(self, moneyness: Floats, years: Floats, ts: Any) -> Floats:
@@ -366,7 +359,8 @@ class Market:
         strike = contracts["strike"].to_numpy()
         model = self._model(contracts, np.full(contracts.height, to_ns(session.open)))
         days = (contracts["expiration_date"].to_numpy().astype("datetime64[D]").astype(np.int64)) - day
-        rate = 14.0 * np.exp(-(((np.abs(model["delta"]) - 0.25) / 0.22) ** 2)) / (0.7 + days / 2.5)
+        appeal = np.abs(model["delta"]) / 0.25
+        rate = 11.0 * appeal * np.exp(1 - appeal) / (0.7 + days / 2.5)
         rate *= _roundness(strike / (model["forward"] / LEVEL if "scale" in contracts.columns else 1.0))
         count = np.minimum(np.floor(-np.log(uniform(self.seed, _TRADES, day, ids)) * rate), 80).astype(
             np.int64

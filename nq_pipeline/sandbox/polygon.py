@@ -17,7 +17,7 @@ import polars as pl
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.market import sessions
@@ -31,7 +31,7 @@ SIDES = {"C": "call", "P": "put"}
 NEW_YORK = ZoneInfo("America/New_York")
 
 
-def routes(world_of: WorldOf) -> list[Route]:
+def routes(world_of: WorldOf) -> list[BaseRoute]:
     """The vendor's addresses below its mount point."""
     return [
         Route("/v3/snapshot/options/{underlying}", serve(snapshot, world_of)),
@@ -184,9 +184,9 @@ def _day(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
-    american = row["exercise_style"] == "american"
+    style = "ASPS" if row["exercise_style"] == "american" else "EICS"
     return {
-        "cfi": f"O{'C' if row['option_type'] == 'C' else 'P'}{'A' if american else 'E'}{'SPS' if american else 'ICS'}",
+        "cfi": f"O{row['option_type']}{style}",
         "contract_type": SIDES[row["option_type"]],
         "exercise_style": row["exercise_style"],
         "expiration_date": f"{row['expiration_date']:%Y-%m-%d}",

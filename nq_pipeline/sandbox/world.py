@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from starlette.requests import HTTPConnection
-
-from nq_pipeline.clock import Clock, PinnedClock, SystemClock
+from nq_pipeline.clock import Clock, PinnedClock
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.sandbox.market import Market, market
 
@@ -57,13 +55,6 @@ class World:
         return self.now - STALE_BY if self.fault == "stale" else self.now
 
 
-def world_of(request: HTTPConnection, defaults: World | None = None) -> World:
-    """The world of a request: its `/with/{options}` part over the process's defaults."""
-    defaults = defaults or getattr(request.app.state, "world", None) or World(market(7), SystemClock())
-    options: str | None = request.path_params.get("options")
-    return parse_options(options, defaults) if options else defaults
-
-
 def parse_options(text: str, defaults: World) -> World:
     """Read `fault=…;now=…;seed=…`; SandboxError in one sentence for anything else."""
     world = defaults
@@ -89,7 +80,9 @@ def parse_options(text: str, defaults: World) -> World:
 def format_options(options: Mapping[str, str | int | datetime | None]) -> str:
     """The text `parse_options` reads; options that are None are left out."""
     texts = {
-        name: f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value)
+        name: value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        if isinstance(value, datetime)
+        else str(value)
         for name, value in options.items()
         if value is not None
     }

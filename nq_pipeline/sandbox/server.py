@@ -1,0 +1,99 @@
+"""One application for all vendors: `/{vendor}/…`, and `/with/{options}/{vendor}/…` for another world.
+
+/health                                              who is answering, and its defaults
+/lease                                               stays open: as long, an owned server lives
+/barchart/futures/quotes/NQM25/options               Barchart's page, in the default world
+/with/fault=blocked;seed=7/barchart/futures/…        the same while Barchart blocks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from importlib.metadata import version
+
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+
+from nq_pipeline.clock import SystemClock
+from nq_pipeline.errors import SandboxError
+from nq_pipeline.sandbox import barchart, polygon, tradovate
+from nq_pipeline.sandbox.market import market
+from nq_pipeline.sandbox.world import World, parse_options
+
+PROGRAM = "nq sandbox"
+VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
+    "barchart": barchart.routes,
+    "polygon": polygon.routes,
+    "tradovate": tradovate.routes,
+}
+
+
+class Leases:
+    """How many users hold the server, and whether it takes no more because it is about to end."""
+
+    held = 0
+    closed = False
+
+
+def application(defaults: Mapping[str, str], leases: Leases | None = None) -> Starlette:
+    """The stand-ins.
+
+    Parameters
+    ----------
+    defaults
+        Options by vendor, in the form of `world.parse_options`, that hold for addresses without
+        `/with/…` and below those of addresses with it.
+    leases
+        Counts the open `/lease` requests.
+    """
+    leases = leases or Leases()
+    ordinary = World(market(7), SystemClock())
+    worlds = {
+        vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary
+        for vendor in VENDORS
+    }
+    identity = {"program": PROGRAM, "version": version("nq_pipeline"), "defaults": dict(defaults)}
+
+    def vendors() -> list[BaseRoute]:
+        return [Mount(f"/{name}", routes=routes(_world_of(worlds[name]))) for name, routes in VENDORS.items()]
+
+    def health(request: Request) -> Response:
+        return JSONResponse(identity)
+
+    async def hold() -> AsyncIterator[bytes]:
+        leases.held += 1
+        try:
+            yield json.dumps(identity).encode() + b"\n"
+            await asyncio.Event().wait()
+        finally:
+            leases.held -= 1
+
+    def lease(request: Request) -> Response:
+        if leases.closed:
+            return PlainTextResponse("ending", 503)
+        return StreamingResponse(hold(), media_type="application/json")
+
+    def bad_options(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(str(error), 400)
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/lease", lease),
+            *vendors(),
+            Mount("/with/{options}", routes=vendors()),
+        ],
+        exception_handlers={SandboxError: bad_options},
+    )
+
+
+def _world_of(default: World) -> Callable[[HTTPConnection], World]:
+    def world_of(connection: HTTPConnection) -> World:
+        options = connection.path_params.get("options")
+        return parse_options(options, default) if options else default
+
+    return world_of
