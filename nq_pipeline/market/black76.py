@@ -65,10 +65,10 @@ def value(
     rate
         Continuously compounded, per year.
     """
-    f, k, t, vol, r = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (forward, strike, years, volatility, rate))
-    )
     sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
+    f, k, t, vol, r, sign = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in (forward, strike, years, volatility, rate, sign))
+    )
     t, vol = np.maximum(t, 0.0), np.maximum(vol, 0.0)
     spread = vol * np.sqrt(t)
     random = spread > 0

@@ -45,7 +45,7 @@ NO_CODES: Mapping[str, str] = MappingProxyType({})
 
 _SERIES = rf"([A-Z0-9]{{2,4}})([{MONTH_CODES}])([0-9]{{1,2}})"
 _STRIKE = r"([0-9]{1,9}(?:\.[0-9]{1,4})?)"
-_OCC = r"(?:O:)?([A-Z0-9]{1,6})([0-9]{6})([CP])([0-9]{8})"
+_OCC = r"(?:O:)?([A-Z0-9]{1,6})([0-9]{6})([CP])([0-9]{5})([0-9]{3})"
 
 _SERIES_CODE = re.compile(_SERIES)
 _GLOBEX_SYMBOL = re.compile(rf"{_SERIES} ([CP]){_STRIKE}")
@@ -203,14 +203,14 @@ def parse_occ(ticker: str) -> Contract | Unparsed:
     found = _OCC_TICKER.fullmatch(ticker)
     if not found:
         return Unparsed(ticker, "not root, yymmdd, side and eight digits of strike")
-    root, day, option_type, thousandths = found.groups()
+    root, day, option_type, whole, fraction = found.groups()
     if root not in PROXY_ROOTS:
         return Unparsed(ticker, f"{root} is none of {', '.join(PROXY_ROOTS)}")
     try:
         expires = date.fromisoformat(f"20{day}")
     except ValueError:
         return Unparsed(ticker, f"{day} is no date")
-    return _contract(ticker, Series(root, expires), option_type, f"{thousandths[:5]}.{thousandths[5:]}")
+    return _contract(ticker, Series(root, expires), option_type, f"{whole}.{fraction}")
 
 
 # ── common to all ───────────────────────────────────────────────────────────────────────────────
@@ -300,7 +300,8 @@ def occ_rows(ticker: pl.Expr) -> pl.Expr:
         part[0].alias("root"),
         (pl.lit("20") + part[1]).str.to_date("%Y%m%d", strict=False).alias("expiration_date"),
         part[2].alias("option_type"),
-        (part[3].cast(pl.Float64) / 1000).alias("strike"),
+        # As text: polars divides by a constant inexactly (43 / 1000 is not 0.043 there).
+        pl.concat_str(part[3], part[4], separator=".").cast(pl.Float64).alias("strike"),
     )
 
 
