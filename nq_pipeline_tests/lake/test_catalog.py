@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -204,12 +207,17 @@ def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishi
 def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake, environment_root: Path) -> None:
     fill(lake)
     path = catalog.publish(environment_root)
-    careless = duckdb.connect(path)
-    careless.execute("CREATE TABLE mine AS SELECT 1 AS x")
-    leftover = path.with_name("nq.duckdb.wal")
-    leftover.write_bytes(b"a log of another file")
+    script = (
+        "import duckdb, os, signal, sys\n"
+        "connection = duckdb.connect(sys.argv[1])\n"
+        "connection.execute('CREATE TABLE mine AS SELECT 1 AS x')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    careless = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert careless.returncode == -signal.SIGKILL
+    assert path.with_name("nq.duckdb.wal").exists()
     catalog.publish(environment_root)
-    careless.close()
+    assert not path.with_name("nq.duckdb.wal").exists()
     with duckdb.connect(path, read_only=True) as reader:
         assert count(reader) == 3
         assert reader.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)

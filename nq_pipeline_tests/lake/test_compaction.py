@@ -174,6 +174,7 @@ def test_counts_are_right_at_every_moment_of_a_hundred_compactions(
             assert connection.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)
         assert lake.scan(SOURCE_CHAIN).select(pl.len()).collect().item() == expected
         assert held.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)
+        assert all(lake.manifest(SOURCE_CHAIN).rows == expected for _ in range(100))
         reads += 1
     assert compactor.returncode == 0
     assert reads > 0
