@@ -24,8 +24,8 @@ COLUMNS = ("trade_date", "open_utc", "close_utc", "rth_open_utc", "rth_close_utc
 HOURS = "CME contract specifications: Sunday to Friday 17:00-16:00 CT"
 PAUSE = HOURS + "; CME: the pause 15:15-15:30 CT ended with trade date 2021-06-28"
 HALT = "CME holiday hours: halt 12:00 CT, trades of the holiday clear on the next trade date (CME_TradeDate)"
-JUNETEENTH = "CME holiday hours from 2022: halt 12:00 CT on Juneteenth (pandas_market_calendars issue 464)"
-THANKSGIVING = HALT + "; Friday early close 12:15 CT (pandas_market_calendars issue 464)"
+JUNETEENTH = "CME holiday hours from 2022: halt 12:00 CT on Juneteenth (pandas_market_calendars #464)"
+THANKSGIVING = HALT + "; Friday early close 12:15 CT (pandas_market_calendars #464)"
 EVE = "CME holiday hours: early close 12:15 CT (CME Globex Equity in pandas_market_calendars)"
 PAYROLLS = (
     "CME practice: Good Friday with payrolls closes 08:15 CT (2015, 2021, 2023, 2026); own date: our rule"

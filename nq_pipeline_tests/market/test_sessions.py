@@ -258,6 +258,14 @@ def test_the_zone_an_instant_is_written_in_does_not_matter(moment: datetime, hou
     assert sessions.is_open(elsewhere, "rth") == sessions.is_open(moment, "rth")
 
 
+def test_a_column_changes_its_trade_date_at_the_nanosecond_of_the_open() -> None:
+    some = sessions.sessions(date(2024, 12, 1), date(2026, 1, 31))
+    opens = np.array([to_ns(s.open) for s in some])
+    dates = [s.trade_date for s in some]
+    assert sessions.trade_dates(opens).astype(object).tolist() == dates
+    assert sessions.trade_dates(opens[1:] - 1).astype(object).tolist() == dates[:-1]
+
+
 def test_undefined_timestamps_have_no_trade_date() -> None:
     monday = to_ns(chicago("2025-06-09 10:00"))
     signed = np.array([monday, -1, 0, 2**63 - 1], dtype=np.int64)

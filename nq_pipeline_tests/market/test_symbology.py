@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.market import symbology
@@ -287,6 +287,7 @@ def test_columns_of_contracts_are_named_as_single_ones(some: list[Contract]) -> 
     )
 
 
+@example([0.00005, 0.00015, 100.0, 1e9])
 @given(st.lists(st.floats(0, 1e9), min_size=1))
 @settings(deadline=None)
 def test_a_column_of_strikes_is_written_exactly_as_single_ones(values: list[float]) -> None:
