@@ -1,0 +1,701 @@
+"""Databento: option chains of CME Globex from the historical API, by the official client.
+
+One snapshot is five questions, the first of them free:
+
+    plan         how far the data reach, and what each of the others costs
+    definition   the contracts of the roots asked about, once per trade date
+    bbo-1m       quotes, of a bounded window before the moment asked about
+    statistics   settlements, open interest, cleared volume
+    trades       last price, volume and range of the session so far
+
+Trades and not OHLCV: by the vendor's price list a minute bar costs as much as three trades, more
+than a contract has in most minutes, and bars of an hour or a day are not cut where the session
+and the moment are. `NQ.FUT` joins definitions and quotes for the price of the underlying, but
+not the trades, where it would be most of the bytes.
+
+Ids are reused from day to day, so they are only ever read with the symbol mapping of the very
+answer they came in; answers are joined on raw symbols. Quotes are keyed and ordered by `ts_recv`
+(the end of their minute); their `ts_event` is the last trade. A contract whose book did not change
+within the window has no quote here, though one may rest in the market.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+
+import numpy as np
+import orjson
+import polars as pl
+import polars.selectors as cs
+
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.errors import (
+    BadPayload,
+    Blocked,
+    DeadlineReached,
+    NotConfigured,
+    NotEntitled,
+    OverBudget,
+    RateLimited,
+    SourceError,
+)
+from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import ROOTS, Series
+from nq_pipeline.market.symbology import contract_keys, series_keys
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import (
+    ChainAnswer,
+    ChainRequest,
+    Probe,
+    SeriesAnswer,
+    chain_frame,
+    describe,
+    failed,
+    overall,
+)
+from nq_pipeline.sources.databento_client import EndsTooLate, HistoricalClient, NothingThere, Query
+from nq_pipeline.sources.dbn import (
+    INSTANT,
+    UNDEF_PRICE,
+    UNDEF_QUANTITY,
+    Records,
+    decode,
+    instants,
+    masked,
+    prices,
+    sizes,
+    texts,
+)
+from nq_pipeline.sources.exchange import Exchange, Policy, Reply
+from nq_pipeline.sources.lifetime import Keep
+
+DEFINITION, QUOTES, STATISTICS, TRADES = "definition", "bbo-1m", "statistics", "trades"
+SCHEMAS = (DEFINITION, QUOTES, STATISTICS, TRADES)
+"""In the order of asking: what a chain needs most comes first."""
+
+STOPPING = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget)
+"""After one of these nothing more is asked."""
+
+MALFORMED_SHARE = 0.01
+"""An answer with a larger share of unusable definitions is partial."""
+
+SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST = 3, 6, 9
+"""Values of `stat_type`."""
+DELETED = 2
+"""A value of `update_action`."""
+FINAL, INTRADAY = 1, 8
+"""Bits of a settlement's `stat_flags`."""
+
+DAY_NS = 86_400 * NS_PER_S
+
+
+class Databento:
+    """Options on futures of CME Globex; metered, so every question is priced before it is asked."""
+
+    name = "databento"
+    underlying_classes = frozenset({"future"})
+    metered = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.base_url = settings.databento_url.rstrip("/")
+        self.policy = Policy(
+            timeout_s=settings.http_timeout_s,
+            attempts=settings.http_attempts,
+            retry_after_cap_s=settings.retry_after_cap_s,
+        )
+
+    def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
+        """Ask for the chains of the requested series.
+
+        Without definitions there is nothing; when one of the other answers is missing, the
+        series are `partial` and say which. A series without a definition is `empty`. An answer
+        with more than a hundredth of its option definitions unusable is `partial` too.
+        """
+        wanted = tuple(s for s in request.series if s.root in ROOTS and _on_future(s.root))
+        if not wanted:
+            return failed(self.name, request, NothingThere("none of the series is an option on a future"))
+        try:
+            client = self._client(exchange)
+            plan = self._plan(client, wanted, request, exchange)
+            within_budget(plan, self._settings.databento_max_usd)
+        except SourceError as error:
+            return failed(self.name, request, error)
+        replies: dict[str, Reply] = {}
+        records: dict[str, Records] = {}
+        troubles: dict[str, SourceError] = {}
+        for schema in SCHEMAS:
+            try:
+                replies[schema], records[schema] = self._fetch(client, plan, schema, exchange)
+            except SourceError as error:
+                if schema == DEFINITION:
+                    return failed(self.name, request, error)
+                if isinstance(error, NothingThere):
+                    records[schema] = Records.none(schema)
+                    continue
+                troubles[schema] = error
+                if isinstance(error, STOPPING):
+                    break
+        if troubles and replies.keys() == {DEFINITION}:
+            return failed(self.name, request, next(iter(troubles.values())))
+        return self._answer(request, plan, wanted, replies, records, troubles)
+
+    def probe(self, exchange: Exchange) -> Probe:
+        """Ask how far the data reach: free, and it takes the key to be told.
+
+        What a plan includes shows only when data are asked for; catalogues do not tell.
+        """
+        if self._settings.databento_api_key is None:
+            return Probe(False, None, None, "no API key", "set DATABENTO_API_KEY")
+        dataset, client = self._settings.databento_dataset, self._client(exchange)
+        try:
+            reply = exchange.call(
+                "range",
+                {"dataset": dataset},
+                lambda: orjson.dumps({"end": client.available_end(dataset, (QUOTES,))}),
+                keep=Keep.NEVER,
+            )
+        except NotConfigured as error:
+            return Probe(False, True, None, str(error), "set DATABENTO_API_KEY and NQ_DATABENTO_URL")
+        except NotEntitled as error:
+            return Probe(True, True, False, str(error), "see the plan of the account")
+        until = describe(from_ns(reply.json()["end"]))
+        return Probe(True, True, True, f"the key is accepted; {dataset} is available until {until}")
+
+    def _client(self, exchange: Exchange) -> HistoricalClient:
+        key = self._settings.databento_api_key
+        if key is None or not key.get_secret_value().strip():
+            raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
+        return HistoricalClient(key, self.base_url, self.policy, exchange.remaining)
+
+    def _plan(
+        self,
+        client: HistoricalClient,
+        wanted: tuple[Series, ...],
+        request: ChainRequest,
+        exchange: Exchange,
+    ) -> Plan:
+        """Learn how far the data reach and price every question; both are free."""
+        settings = self._settings
+        roots = sorted({s.root for s in wanted})
+        options = tuple(f"{root}.OPT" for root in roots)
+        futures = tuple(sorted({f"{ROOTS[root].product.code}.FUT" for root in roots}))
+
+        def perform() -> bytes:
+            end = client.available_end(settings.databento_dataset, SCHEMAS)
+            while True:
+                queries = plan_queries(
+                    request.moment, request.snapshot_ts, end, options, futures,
+                    dataset=settings.databento_dataset, window_s=settings.databento_quote_window_s,
+                )  # fmt: skip
+                try:
+                    return Plan(tuple((query, client.cost(query)) for query in queries)).dumps()
+                except EndsTooLate as error:
+                    if error.available_end >= end:
+                        raise
+                    end = error.available_end
+
+        now = request.moment >= request.snapshot_ts
+        question = {
+            "dataset": settings.databento_dataset,
+            "symbols": ",".join(options),
+            "window_s": settings.databento_quote_window_s,
+            # A repeat a minute later is the same question as long as both are about now.
+            "moment": "now" if now else request.moment.isoformat(),
+        }
+        return Plan.loads(exchange.call("plan", question, perform).body)
+
+    def _fetch(
+        self, client: HistoricalClient, plan: Plan, schema: str, exchange: Exchange
+    ) -> tuple[Reply, Records]:
+        """Ask one metered question, unless its answer is still fresh, and decode it."""
+        query, price = plan[schema]
+        question = {"dataset": query.dataset, "schema": schema, "symbols": ",".join(query.symbols)}
+        if schema == DEFINITION:
+            question["day"] = plan.day.isoformat()
+        else:
+            question |= {"start": str(query.start), "end": str(query.end)}
+
+        def perform() -> bytes:
+            try:
+                return client.download(query)
+            except EndsTooLate as error:
+                if error.available_end <= query.start:
+                    raise
+                return client.download(replace(query, end=error.available_end))
+
+        reply = exchange.call(
+            schema,
+            question,
+            perform,
+            keep=Keep.TRADE_DATE if schema == DEFINITION else Keep.MARKET,
+            cost_usd=float(price),
+        )
+        try:
+            return reply, decode(reply.body, schema)
+        except BadPayload as error:
+            exchange.reject(reply, error.outcome, str(error))
+            raise
+
+    def _answer(
+        self,
+        request: ChainRequest,
+        plan: Plan,
+        wanted: tuple[Series, ...],
+        replies: Mapping[str, Reply],
+        records: Mapping[str, Records],
+        troubles: Mapping[str, SourceError],
+    ) -> ChainAnswer:
+        session = sessions.current_session(request.moment)
+        parsed = parse_chain(records, wanted, session=session, until=plan.end)
+        market = next(replies[s] for s in (QUOTES, STATISTICS, TRADES, DEFINITION) if s in replies)
+        ends = [to_ns(request.moment), plan.end, records[QUOTES].end if QUOTES in records else None]
+        stamps = {
+            "snapshot_ts": max(reply.snapshot_ts for reply in replies.values()),
+            "as_of": min(end for end in ends if end is not None),
+        }
+        provenance = {
+            "source": self.name,
+            "environment": request.environment,
+            "trade_date": request.trade_date,
+            "run_id": request.run_id,
+            "request_id": market.request_id,
+            "raw_sha256": market.sha256,
+        }
+        frame = chain_frame(
+            parsed.frame.with_columns(
+                *(pl.lit(value).alias(name) for name, value in provenance.items()),
+                *(pl.lit(value).cast(INSTANT).alias(name) for name, value in stamps.items()),
+            )
+        )
+        series = self._judge(request, plan, session, parsed, frame, troubles)
+        outcome = overall([one.outcome for one in series.values()])
+        reasons = dict.fromkeys(one.reason for one in series.values() if one.reason)
+        return ChainAnswer(
+            source=self.name,
+            outcome=outcome,
+            reason="" if outcome is Outcome.OK else "; ".join(reasons),
+            frame=frame,
+            series=series,
+            dropped=parsed.dropped,
+            controls=parsed.controls,
+            cached=all(reply.cached for reply in replies.values()),
+        )
+
+    def _judge(
+        self,
+        request: ChainRequest,
+        plan: Plan,
+        session: sessions.Session,
+        parsed: Parsed,
+        frame: pl.DataFrame,
+        troubles: Mapping[str, SourceError],
+    ) -> dict[str, SeriesAnswer]:
+        """The outcome of every series asked for."""
+        newest = dict(
+            frame.group_by("series")
+            .agg(pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()))
+            .iter_rows()
+        )
+        lacking = "; ".join(f"{schema}: {error}" for schema, error in troubles.items())
+        malformed = parsed.dropped["malformed_definition"]
+        if malformed > MALFORMED_SHARE * (frame.height + malformed):
+            lacking = lacking or f"{malformed} definitions could not be used"
+
+        def judge(series: Series) -> SeriesAnswer:
+            if series.key not in newest:
+                return SeriesAnswer(Outcome.EMPTY, f"not among the definitions of {plan.day}")
+            last = newest[series.key]
+            if last is not None and last < session.open:
+                return SeriesAnswer(Outcome.STALE, f"the newest quote or trade is of {describe(last)}")
+            if lacking:
+                return SeriesAnswer(Outcome.PARTIAL, lacking)
+            if last is None and series.expiration > request.moment:
+                window = self._settings.databento_quote_window_s
+                return SeriesAnswer(Outcome.PARTIAL, f"no quote changed in the last {window} s")
+            return SeriesAnswer(Outcome.OK)
+
+        return {series.key: judge(series) for series in request.series}
+
+
+# ── what to ask, and what it costs ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The metered questions of one snapshot, each with its price in USD."""
+
+    priced: tuple[tuple[Query, Decimal], ...]
+
+    def __getitem__(self, schema: str) -> tuple[Query, Decimal]:
+        return next((query, price) for query, price in self.priced if query.schema == schema)
+
+    @property
+    def end(self) -> int:
+        """Until when the quotes are asked for, exclusive, nanoseconds UTC."""
+        return self[QUOTES][0].end
+
+    @property
+    def day(self) -> date:
+        """The UTC day of the definitions."""
+        return from_ns(self[DEFINITION][0].start).date()
+
+    def dumps(self) -> bytes:
+        rows = [
+            [q.dataset, q.schema, list(q.symbols), q.start, q.end, str(price)] for q, price in self.priced
+        ]
+        return orjson.dumps(rows)
+
+    @classmethod
+    def loads(cls, body: bytes) -> Plan:
+        """The inverse of `dumps`; `BadPayload` for an archived plan that is none."""
+        try:
+            rows = orjson.loads(body)
+            plan = cls(
+                tuple(
+                    (Query(dataset, schema, tuple(symbols), start, end), Decimal(price))
+                    for dataset, schema, symbols, start, end, price in rows
+                )
+            )
+            if [query.schema for query, _ in plan.priced] != list(SCHEMAS):
+                raise ValueError
+        except (TypeError, ValueError, InvalidOperation):
+            raise BadPayload("the archived plan cannot be read; ask again with `--refresh`") from None
+        return plan
+
+
+def plan_queries(
+    moment: datetime,
+    asked_at: datetime,
+    available_end: int,
+    options: tuple[str, ...],
+    futures: tuple[str, ...],
+    *,
+    dataset: str,
+    window_s: int,
+) -> tuple[Query, ...]:
+    """The four questions about a moment, none of them beyond what is available.
+
+    Quotes and trades end with the moment itself (its own minute's row is stamped with its end).
+    Statistics reach from the end of the regular hours of the session before, when its
+    settlements come out, to the asking, so that a chain of the close has the settlement of that
+    very close. Definitions are those of the UTC day in which the quotes end. Raises `BadPayload`
+    when what is available ends outside the calendar.
+    """
+    end = min(to_ns(moment) + 1, available_end)
+    try:
+        session = sessions.current_session(from_ns(end - 1))
+    except (ValueError, OverflowError):
+        raise BadPayload("the data are said to reach until an impossible instant") from None
+    before = sessions.current_session(session.open - timedelta(seconds=1))
+    published = before.rth[1] if before.rth else before.close
+    opened = to_ns(session.open)
+    day = (end - 1) // DAY_NS * DAY_NS
+    return (
+        Query(dataset, DEFINITION, (*options, *futures), day, end),
+        Query(dataset, QUOTES, (*options, *futures), max(opened, end - window_s * NS_PER_S), end),
+        Query(dataset, STATISTICS, options, to_ns(published), min(to_ns(asked_at) + 1, available_end)),
+        Query(dataset, TRADES, options, opened, end),
+    )
+
+
+def within_budget(plan: Plan, max_usd: Decimal) -> None:
+    """Raise `OverBudget` when the plan costs more than allowed. What costs nothing is always allowed.
+
+    Answers that are still fresh are counted too, though they will not be bought again.
+    """
+    total = sum((price for _, price in plan.priced), Decimal())
+    if total > max_usd:
+        parts = ", ".join(f"{query.schema} {price:.4f}" for query, price in plan.priced)
+        raise OverBudget(
+            f"this snapshot would cost {total:.4f} USD ({parts}) and {max_usd} is allowed; "
+            "raise NQ_DATABENTO_MAX_USD or shorten NQ_HORIZON_DAYS"
+        )
+
+
+def _on_future(root: str) -> bool:
+    return ROOTS[root].product.underlying_class == "future"
+
+
+# ── from records to a chain ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A chain without provenance, what was dropped on the way, and the control totals."""
+
+    frame: pl.DataFrame
+    dropped: Counter[str]
+    controls: Mapping[str, bool]
+
+
+def parse_chain(
+    records: Mapping[str, Records], wanted: tuple[Series, ...], *, session: sessions.Session, until: int
+) -> Parsed:
+    """Join the answers of one snapshot into rows of the chain schema, provenance aside.
+
+    Parameters
+    ----------
+    records
+        By schema; definitions must be there, the others may be missing.
+    session
+        The session asked about: volume and range are of it alone.
+    until
+        End of quotes and trades, nanoseconds UTC: data that end before the session opens say
+        nothing about its volume.
+    """
+    dropped: Counter[str] = Counter()
+    defined = definitions(records[DEFINITION], dropped)
+    options = defined.filter(pl.col("instrument_class").is_in(["C", "P"]))
+    keys = [series.key for series in wanted]
+    contracts = _contracts(options, keys, dropped)
+    known = defined["raw_symbol"]
+    books = quotes(records.get(QUOTES) or Records.none(QUOTES), known, dropped)
+    stats = statistics(records.get(STATISTICS) or Records.none(STATISTICS), known, dropped)
+    done = trades(records.get(TRADES) or Records.none(TRADES), known, dropped, since=to_ns(session.open))
+    cleared = pl.when(pl.col("volume_date") == session.trade_date).then(pl.col("cleared_volume"))
+    # An untraded contract's volume is known to be 0 when the session's trades are there.
+    told = TRADES in records and until > to_ns(session.open)
+    traded = pl.col("traded").fill_null(0) if told else pl.lit(None, pl.Int64)
+    underlying = books.select(
+        underlying="raw_symbol",
+        underlying_price=pl.coalesce((pl.col("bid") + pl.col("ask")) / 2, "quoted_last"),
+    )
+    last = pl.coalesce("traded_last", "quoted_last")
+    frame = (
+        contracts.join(books, on="raw_symbol", how="left", maintain_order="left")
+        .join(stats, on="raw_symbol", how="left", maintain_order="left")
+        .join(done, on="raw_symbol", how="left", maintain_order="left")
+        .join(underlying, on="underlying", how="left", maintain_order="left")
+        .with_columns(
+            last.alias("last"),
+            pl.coalesce("traded_last_ts", "quoted_last_ts").alias("last_ts"),
+            (last.is_null() & pl.col("settlement").is_not_null()).alias("is_settlement"),
+            pl.coalesce(cleared, traded).alias("volume"),
+        )
+        .drop(cs.matches("^(quoted|traded)_last"), "traded", "cleared_volume", "volume_date")
+    )
+    return Parsed(frame, dropped, {"ids_resolve": dropped["unknown_id"] == 0})
+
+
+def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
+    """The instruments defined: options and futures, the last word on each; spreads are left out.
+
+    Columns: instrument_id, raw_symbol, instrument_class (C, P, F), root (the definition's
+    `asset`), underlying, strike (null for futures), expiration, multiplier.
+    """
+    a = records.array
+    frame = pl.DataFrame(
+        {
+            "instrument_id": a["instrument_id"].astype(np.int64),
+            "raw_symbol": texts(a["raw_symbol"]),
+            "instrument_class": texts(a["instrument_class"]),
+            "root": texts(a["asset"]),
+            "underlying": texts(a["underlying"]),
+            "strike": prices(a["strike_price"]),
+            "expiration": instants(a["expiration"]),
+            "multiplier": prices(a["unit_of_measure_qty"]),
+            "action": texts(a["security_update_action"]),
+            "user_defined": a["user_defined_instrument"] == b"Y",
+        }
+    )
+    # Options come with spreads, user-defined ones above all, with a record for each leg.
+    kind, symbol = pl.col("instrument_class"), pl.col("raw_symbol")
+    spread = kind.is_in(["T", "M", "S"]) | pl.col("user_defined") | symbol.str.starts_with("UD:")
+    usable = symbol.is_not_null() & pl.col("root").is_not_null() & pl.col("expiration").is_not_null()
+    option = kind.is_in(["C", "P"]) & (pl.col("strike") > 0)
+    verdict = (
+        pl.when(spread.fill_null(False))
+        .then(pl.lit("spread"))
+        .when(pl.col("action") == "D")
+        .then(pl.lit("deleted_definition"))
+        .when(usable & (option | (kind == "F")))
+        .then(None)
+        .otherwise(pl.lit("malformed_definition"))
+    )
+    frame = frame.unique("instrument_id", keep="last", maintain_order=True).with_columns(verdict=verdict)
+    dropped.update(dict(frame["verdict"].drop_nulls().value_counts().iter_rows()))
+    return frame.filter(pl.col("verdict").is_null()).drop("action", "user_defined", "verdict")
+
+
+def _contracts(options: pl.DataFrame, keys: list[str], dropped: Counter[str]) -> pl.DataFrame:
+    """The contracts of the series asked for, with the names of the lake."""
+    roots = pl.DataFrame(
+        {
+            "root": list(ROOTS),
+            "settlement_style": [root.family.settlement_style for root in ROOTS.values()],
+            "exercise_style": [root.family.exercise_style for root in ROOTS.values()],
+            "underlying_class": [root.product.underlying_class for root in ROOTS.values()],
+            "usual_multiplier": [root.product.multiplier for root in ROOTS.values()],
+        }
+    )
+    local = pl.col("expiration").dt.convert_time_zone(str(sessions.CHICAGO)).dt.date()
+    frame = (
+        options.with_columns(local.alias("expiration_date"))
+        .with_columns(series_keys(pl.col("root"), pl.col("expiration_date")).alias("series"))
+        .filter(pl.col("series").is_in(keys))
+        .join(roots, on="root", maintain_order="left")
+        .rename({"instrument_class": "option_type"})
+        .with_columns(
+            contract_keys(pl.col("series"), pl.col("option_type"), pl.col("strike")).alias("contract_key"),
+            pl.col("raw_symbol").alias("vendor_symbol"),
+            pl.coalesce("multiplier", "usual_multiplier").alias("multiplier"),
+        )
+        .drop("usual_multiplier")
+    )
+    once = frame.unique("contract_key", keep="last", maintain_order=True)
+    if once.height < frame.height:
+        dropped["duplicate_contract"] += frame.height - once.height
+    return once
+
+
+def quotes(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.DataFrame:
+    """The last book of each instrument.
+
+    Columns: raw_symbol, bid, bid_size, ask, ask_size, quote_ts, quoted_last, quoted_last_ts.
+    """
+    a = records.array
+    bid, ask = prices(a["bid_px_00"]), prices(a["ask_px_00"])
+    last, last_ts = prices(a["price"]), instants(a["ts_event"])
+    frame = pl.DataFrame(
+        {
+            "instrument_id": a["instrument_id"],
+            "quote_ts": instants(a["ts_recv"]),
+            "bid": bid,
+            "bid_size": sizes(a["bid_sz_00"]),
+            "ask": ask,
+            "ask_size": sizes(a["ask_sz_00"]),
+            "quoted_last": last,
+            "quoted_last_ts": last_ts,
+        }
+    )
+    traded = pl.col("quoted_last").is_not_null() & pl.col("quoted_last_ts").is_not_null()
+    return (
+        _named(frame, records, "quote_ts", known, dropped)
+        .sort("quote_ts", maintain_order=True)
+        .unique("raw_symbol", keep="last", maintain_order=True)
+        .with_columns(
+            pl.when(pl.col("bid").is_not_null()).then("bid_size").alias("bid_size"),
+            pl.when(pl.col("ask").is_not_null()).then("ask_size").alias("ask_size"),
+            pl.when(traded).then("quoted_last").alias("quoted_last"),
+            pl.when(traded).then("quoted_last_ts").alias("quoted_last_ts"),
+        )
+    )
+
+
+def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.DataFrame:
+    """Settlement, open interest and cleared volume of the newest trade date each speaks of.
+
+    Each is published more than once, preliminary and then final; the last final word counts,
+    else the last. `stat_flags` says which only for settlements; their meaning, and that bit 3
+    marks an intraday one (left out here), is a third party's reading of real files. A deleted
+    statistic is null.
+
+    Columns: raw_symbol, settlement, open_interest, cleared_volume, volume_date.
+    """
+    a = records.array
+    a = a[np.isin(a["stat_type"], (SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST))]
+    a = a[(a["stat_type"] != SETTLEMENT) | (a["stat_flags"] & INTRADAY == 0)]
+    kept = a["update_action"] != DELETED
+    frame = pl.DataFrame(
+        {
+            "instrument_id": a["instrument_id"],
+            "ts_recv": instants(a["ts_recv"]),
+            "day": instants(a["ts_ref"]).dt.date(),
+            "stat_type": a["stat_type"],
+            "final": (a["stat_flags"] & FINAL != 0) & (a["stat_type"] == SETTLEMENT),
+            "price": masked(prices(a["price"]).to_numpy(), kept & (a["price"] != UNDEF_PRICE)),
+            "quantity": masked(
+                a["quantity"].astype(np.int64), kept & (a["quantity"] != UNDEF_QUANTITY[records.version])
+            ),
+        }
+    )
+    newest = (
+        _named(frame, records, "ts_recv", known, dropped)
+        .sort("day", "final", "ts_recv", nulls_last=False, maintain_order=True)
+        .unique(["raw_symbol", "stat_type"], keep="last", maintain_order=True)
+    )
+
+    def of(stat_type: int, *columns: pl.Expr) -> pl.DataFrame:
+        return newest.filter(pl.col("stat_type") == stat_type).select("raw_symbol", *columns)
+
+    settled = of(SETTLEMENT, pl.col("price").alias("settlement"))
+    held = of(OPEN_INTEREST, pl.col("quantity").alias("open_interest"))
+    cleared = of(
+        CLEARED_VOLUME, pl.col("quantity").alias("cleared_volume"), pl.col("day").alias("volume_date")
+    )
+    return settled.join(held, on="raw_symbol", how="full", coalesce=True).join(
+        cleared, on="raw_symbol", how="full", coalesce=True
+    )
+
+
+def trades(records: Records, known: pl.Series, dropped: Counter[str], *, since: int) -> pl.DataFrame:
+    """What each instrument traded since an instant (nanoseconds UTC).
+
+    Columns: raw_symbol, traded_last, traded_last_ts, open, high, low, traded (contracts).
+    """
+    a = records.array
+    frame = pl.DataFrame(
+        {
+            "instrument_id": a["instrument_id"],
+            "ts_recv": instants(a["ts_recv"]),
+            "ts_event": instants(a["ts_event"]),
+            "price": prices(a["price"]),
+            "size": sizes(a["size"]),
+        }
+    )
+    named = _named(frame, records, "ts_recv", known, dropped)
+    usable = named.drop_nulls(["ts_event", "price", "size"])
+    if usable.height < named.height:
+        dropped["malformed_trade"] += named.height - usable.height
+    return (
+        usable.filter(pl.col("ts_event") >= pl.lit(since).cast(INSTANT))
+        .sort("ts_event", maintain_order=True)
+        .group_by("raw_symbol", maintain_order=True)
+        .agg(
+            pl.col("price").last().alias("traded_last"),
+            pl.col("ts_event").last().alias("traded_last_ts"),
+            pl.col("price").first().alias("open"),
+            pl.col("price").max().alias("high"),
+            pl.col("price").min().alias("low"),
+            pl.col("size").sum().alias("traded"),
+        )
+    )
+
+
+def _named(
+    frame: pl.DataFrame, records: Records, time: str, known: pl.Series, dropped: Counter[str]
+) -> pl.DataFrame:
+    """The rows with their raw symbol in place of their id, by the answer's own mapping for the day.
+
+    Rows of instruments without a definition in use (spreads, for the most part) fall away
+    uncounted: their definitions were counted. An id that the mapping does not know is counted,
+    so is a row without a time.
+    """
+    timed = frame.filter(pl.col(time).is_not_null()).with_columns(pl.col(time).dt.date().alias("_date"))
+    if timed.height < frame.height:
+        dropped["undefined_time"] += frame.height - timed.height
+    names = (
+        timed.select("instrument_id", "_date")
+        .unique()
+        .sort("_date")
+        .join_asof(
+            records.mappings.sort("first"),
+            left_on="_date",
+            right_on="first",
+            by="instrument_id",
+            check_sortedness=False,
+        )
+        .filter(pl.col("_date") < pl.col("until"))
+        .select("instrument_id", "_date", "raw_symbol")
+    )
+    named = timed.join(names, on=["instrument_id", "_date"], how="left", maintain_order="left")
+    unknown = named["raw_symbol"].null_count()
+    if unknown:
+        dropped["unknown_id"] += unknown
+    return named.filter(pl.col("raw_symbol").is_in(known.implode())).drop("instrument_id", "_date")
