@@ -33,7 +33,7 @@ STAMP_HEADER = "X-NQ-Stamp"
 MAX_BODY_BYTES = 256 * 1024 * 1024
 TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
 UNCACHED_RESPONSE_HEADERS = ("set-cookie", "content-encoding", "transfer-encoding", "content-length")
-IGNORED = ["apiKey", "apikey", "api_key", "Authorization", "Cookie", "X-XSRF-TOKEN", STAMP_HEADER]
+IGNORED = ["apiKey", "apikey", "api_key", "Authorization", "Cookie", "X-XSRF-TOKEN"]
 
 
 class _CutOff(Exception):

@@ -1,0 +1,269 @@
+"""Barchart's quotes answers, read: every value comes twice, as displayed and raw.
+
+Neither suffices alone: `N/A` is raw 0 for a price, and a settlement is told from a trade only
+by the `s` behind the displayed price. So both are read and compared cell by cell, and a cell
+whose twins disagree is null and counted. What they mean, seen in recorded boards and true there
+of every row:
+
+- The first call of a board lacks its `s`. So a price is also a settlement when its row has
+  neither an opening price nor a volume: nothing traded that it could be the price of.
+- `tradeTime` speaks of a trade only where the row has a volume or a price that is a trade;
+  then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
+- `volume` is of the session `tradeTime` lies in, and null unless that is the session asked about.
+- Open, high, low and change are as sent, of the session the row speaks of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import orjson
+import polars as pl
+
+from nq_pipeline.errors import BadPayload
+from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.symbology import barchart_rows, contract_keys, globex_code, globex_symbols
+from nq_pipeline.sources.decode import decode, number
+
+PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
+COUNTS = ("volume", "openInterest")
+
+_TEXT = pl.String()
+_ROW = pl.Struct(
+    {
+        **dict.fromkeys((*PRICES, *COUNTS, "strike", "tradeTime", "optionType", "symbol"), _TEXT),
+        "raw": pl.Struct(dict.fromkeys((*PRICES, *COUNTS, "strike", "tradeTime"), _TEXT)),
+    }
+)
+_GROUPED = pl.Struct({"total": _TEXT, "data": pl.Struct({"Call": pl.List(_ROW), "Put": pl.List(_ROW)})})
+_MISSING = ("N/A", "-", "")
+_ROUNDING = 0.005 + 1e-9
+"""Displayed numbers have two decimals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One series as the site showed it.
+
+    Attributes
+    ----------
+    rows
+        The columns of `SOURCE_CHAIN` that the body speaks of.
+    seen
+        Rows in the body, used or not.
+    newest
+        The latest session any row's time lies in.
+    settled
+        Whether the board holds settlements only.
+    """
+
+    rows: pl.DataFrame
+    seen: int = 0
+    newest: date | None = None
+    settled: bool = False
+    dropped: Counter[str] = field(default_factory=Counter)
+    controls: Mapping[str, bool] = field(default_factory=dict)
+
+
+def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> Board:
+    """Read one board.
+
+    Parameters
+    ----------
+    body
+        The JSON as sent: rows grouped by type or by strike, or listed.
+    code
+        The series' code as rows carry it, with one digit of the year (`MM1N5`).
+    trade_date
+        The session asked about: a row's volume is kept only if it is of this session.
+
+    Returns
+    -------
+    A row that is not a contract of the series is dropped and counted (`unknown_symbol`,
+    `other_series`, `malformed_row`, `duplicate`); a cell that cannot be read, or whose displayed
+    and raw values disagree, is null and counted (`malformed_cell`).
+
+    Raises
+    ------
+    BadPayload
+        Not a quotes answer, or of another product: a premium is the price times the multiplier.
+    """
+    cells, total = _rows(body)
+    if cells.is_empty():
+        return Board(pl.DataFrame(), controls={"rows_equal_total": not total})
+    table = _read(cells, (*PRICES, *COUNTS)).with_columns(
+        barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_"),
+        shown_strike=_displayed(pl.col("strike").str.strip_chars_end("CP"), fractions=False),
+    )
+    table = table.with_columns(fate=_fate(code))
+    dropped = Counter[str](table["fate"].drop_nulls().to_list())
+    if dropped:
+        table = table.filter(pl.col("fate").is_null())
+    unread = sum(table.select(pl.col("^bad_.*$").sum()).row(0))
+    if unread:
+        dropped["malformed_cell"] = unread
+    controls = {"rows_equal_total": cells.height == total}
+    multiplier = series.root_info.product.multiplier
+    off = (pl.col("premium") - pl.col("lastPrice") * multiplier).abs() > multiplier * _ROUNDING
+    shares = table.select(off.drop_nulls().mean()).item()
+    if shares is not None:
+        if shares > 0.5:
+            raise BadPayload(f"{code}: premiums are not the price times {multiplier:g}, so another product")
+        controls[f"premium_is_last_times_{multiplier:g}"] = not shares
+    rows, newest = _meaning(table, series, trade_date)
+    return Board(rows, cells.height, newest, not rows["last"].count(), dropped, controls)
+
+
+def parse_futures(body: bytes) -> dict[str, tuple[float, int]]:
+    """Last price and its time (ns UTC) by symbol of a list of futures; one without either is left out."""
+    cells, _ = _rows(body)
+    if cells.is_empty():
+        return {}
+    table = _read(cells, ("lastPrice",)).select("symbol", "lastPrice", "time").drop_nulls()
+    return {symbol: (price, ns) for symbol, price, ns in table.iter_rows()}
+
+
+def _rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
+    """All rows of an answer as text, display and `raw_` twins side by side, and its stated total."""
+    shape_faults: Counter[str] = Counter()  # counted later, as the cells and rows they cost
+    document = decode(body, _GROUPED, shape_faults, what="quotes").struct.unnest()
+    if _groups(document) is None:
+        document = decode(_regrouped(body), _GROUPED, shape_faults, what="quotes").struct.unnest()
+    rows = _groups(document)
+    assert rows is not None
+    total = document.select(number("total", pl.Int64)).item()
+    raw = rows.struct.field("raw").struct.unnest().select(pl.all().name.prefix("raw_"))
+    return rows.struct.unnest().drop("raw").hstack(raw), total
+
+
+def _groups(document: pl.DataFrame) -> pl.Series | None:
+    """The rows of both sides; None when the data is not grouped by side."""
+    data = document["data"].struct
+    sides = [data.field(side) for side in ("Call", "Put")]
+    present = [side for side in sides if not side.null_count()]
+    return pl.concat([side.explode(empty_as_null=False) for side in present]) if present else None
+
+
+def _regrouped(body: bytes) -> bytes:
+    """A list of rows, or rows grouped by strike, in the shape of the page's own answer."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise BadPayload("quotes: JSON without groups of rows") from None
+    data = value.get("data")
+    if isinstance(data, dict):
+        groups = list(data.values())
+        data = [row for group in groups if isinstance(group, list) for row in group]
+        if groups and not data:
+            data = None
+    if not isinstance(data, list):
+        raise BadPayload("quotes: JSON without a list or groups of rows")
+    return orjson.dumps({"total": value.get("total"), "data": {"Call": data, "Put": []}})
+
+
+def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Numbers from display and raw twins: `<name>` and `bad_<name>`, `time` (ns) and `bad_time`.
+
+    The raw number counts; the displayed one says whether it is there at all and must agree.
+    """
+    # Only roots priced in eighths need the slower reading, and then all of their rows do.
+    fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
+    table = cells.lazy().with_columns(
+        *(_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
+        *(number(f"raw_{name}").alias(f"raw_{name}") for name in names),
+        *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in names),
+        settled=pl.col("lastPrice").str.ends_with("s"),
+        raw_strike=number("raw_strike"),
+        raw_tradeTime=number("raw_tradeTime", pl.Int64),
+    )
+    table = table.with_columns(
+        *(_agreed(name).alias(name) for name in names),
+        time=pl.when(pl.col("raw_tradeTime").is_between(1, 4_102_444_800)).then(
+            pl.col("raw_tradeTime") * 10**9
+        ),
+        none_tradeTime=pl.col("tradeTime").is_in(_MISSING),
+    )
+    return table.with_columns(
+        *(_bad(name, name).alias(f"bad_{name}") for name in names), bad_time=_bad("tradeTime", "time")
+    ).collect()
+
+
+def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
+    """A displayed number: `7,534.38s`, `+137.25`, `unch`; with fractions also `539-4`, in eighths."""
+    plain = text.str.strip_chars_end("s").str.replace_all(",", "", literal=True)
+    value = pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
+    if not fractions:
+        return value
+    part = plain.str.extract_groups(r"^([+-]?)(\d+)-([0-7])$").struct
+    size = part[1].cast(pl.Float64) + part[2].cast(pl.Float64) / 8
+    return pl.coalesce(value, pl.when(part[0] == "-").then(-size).otherwise(size))
+
+
+def _agreed(name: str) -> pl.Expr:
+    raw, shown = pl.col(f"raw_{name}"), pl.col(f"shown_{name}")
+    agree = raw.is_null() | ((raw - shown).abs() <= _ROUNDING)
+    sane = shown.is_finite() if name in PRICES else shown.is_between(0, 2**53) & (shown % 1 == 0)
+    return pl.when(~pl.col(f"none_{name}") & sane & agree).then(pl.coalesce(raw, shown))
+
+
+def _bad(shown: str, value: str) -> pl.Expr:
+    """Whether a cell was sent but has no value: unreadable, or its twins disagree."""
+    sent = pl.col(shown).is_not_null() & ~pl.col(f"none_{shown}")
+    raw_alone = (pl.col(shown).is_null() | pl.col(f"none_{shown}")) & (pl.col(f"raw_{shown}") != 0)
+    return (sent & pl.col(value).is_null()) | raw_alone.fill_null(False)
+
+
+def _fate(code: str) -> pl.Expr:
+    """Why a row is dropped; null for a row that is kept."""
+    strike, side = pl.col("of_strike"), pl.col("of_option_type")
+    other_strike = ((pl.col("raw_strike") - strike).abs() > _ROUNDING) | (
+        (pl.col("shown_strike") - strike).abs() > _ROUNDING
+    )
+    other_side = pl.col("optionType").str.slice(0, 1) != side
+    return (
+        pl.when(pl.col("of_code").is_null())
+        .then(pl.lit("unknown_symbol"))
+        .when(pl.col("of_code") != code)
+        .then(pl.lit("other_series"))
+        .when(other_strike.fill_null(False) | other_side.fill_null(False))
+        .then(pl.lit("malformed_row"))
+        .when(~pl.struct("of_code", "of_strike", "of_option_type").is_first_distinct())
+        .then(pl.lit("duplicate"))
+    )
+
+
+def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.DataFrame, date | None]:
+    """Rows in the terms of `SOURCE_CHAIN`, and the newest session they speak of."""
+    ours = pl.Series("session", sessions.trade_dates(table["time"].fill_null(0).to_numpy()))
+    price, volume = pl.col("lastPrice"), pl.col("volume")
+    untraded = pl.col("openPrice").is_null() & volume.is_null()
+    settlement = price.is_not_null() & (pl.col("settled") | untraded)
+    strike, side = pl.col("of_strike"), pl.col("of_option_type")
+    rows = table.with_columns(ours, is_settlement=settlement.fill_null(False)).select(
+        "is_settlement",
+        raw_symbol=globex_symbols(pl.lit(globex_code(series)), side, strike),
+        vendor_symbol="symbol",
+        contract_key=contract_keys(pl.lit(series.key), side, strike),
+        strike=strike,
+        option_type=side,
+        bid="bidPrice",
+        ask="askPrice",
+        last=pl.when(~pl.col("is_settlement")).then(price),
+        settlement=pl.when(pl.col("is_settlement")).then(price),
+        last_ts=pl.when(volume.is_not_null() | (price.is_not_null() & ~pl.col("is_settlement")))
+        .then(pl.col("time"))
+        .cast(INSTANT),
+        open="openPrice",
+        high="highPrice",
+        low="lowPrice",
+        change="priceChange",
+        volume=pl.when(pl.col("session") == trade_date).then(volume),
+        open_interest="openInterest",
+    )
+    newest = ours.max()
+    return rows, newest if isinstance(newest, date) else None
