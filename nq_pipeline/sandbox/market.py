@@ -255,7 +255,7 @@ class Market:
             listed_on = series.expiration_date - timedelta(
                 400 if root.family.kind == "quarterly" else LISTED_DAYS
             )
-            known = min(trade_date, max(listed_on, trade_date - timedelta(90)))
+            known = min(trade_date, listed_on)
             closes = np.exp(self._log_close(np.arange(_day(known) - 1, _day(trade_date))))
             strikes = _ladder(float(closes.min()), float(closes.max()), days)
             future = underlying_future(series)
@@ -465,7 +465,7 @@ class Market:
         trade_date = sessions.trade_date(moment)
         days = [s.trade_date for s in sessions.sessions(trade_date, trade_date + timedelta(35)) if s.rth]
         scale = QQQ_PER_INDEX if underlying == "QQQ" else 1.0
-        monthly = [s.expiration_date for s in _third_fridays(trade_date, 4)]
+        monthly = _monthly_dates(trade_date, 4)
         if underlying == "QQQ":
             boards = [("QQQ", day) for day in sorted({*days, *monthly})]
         else:
@@ -501,10 +501,11 @@ def _quarterlies(start: date, count: int) -> list[Series]:
     return [s for s in near if s.root_info.family.kind == "quarterly"][:count]
 
 
-def _third_fridays(start: date, count: int) -> list[Series]:
-    """Third-Friday series as a source of monthly expiration dates (the trade date before on a holiday)."""
+def _monthly_dates(start: date, count: int) -> list[date]:
+    """The next third Fridays (or the trade dates before them), on which index and fund options expire."""
     near = expirations(NQ.code, start, start + timedelta(32 * count))
-    return [s for s in near if s.root == "QN3" or s.root_info.family.kind == "quarterly"][:count]
+    days = {s.expiration_date for s in near if s.root == "QN3" or s.root_info.family.kind == "quarterly"}
+    return sorted(days)[:count]
 
 
 @lru_cache(maxsize=16)

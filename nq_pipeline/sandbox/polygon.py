@@ -213,7 +213,7 @@ def _paged(
         limit = int(asked.get("limit", "10"))
         if not 1 <= limit <= most:
             raise ValueError
-        chosen = chain.filter(list(_filters(asked))) if chain.height else chain
+        chosen = chain.filter(pl.all_horizontal(pl.lit(True), *_filters(asked))) if chain.height else chain
     except (ValueError, pl.exceptions.InvalidOperationError):
         return _error(request, 400, "ERROR", error="A query parameter is invalid.")
     sort = asked.get("sort", default_sort)

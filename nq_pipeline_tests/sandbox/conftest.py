@@ -1,0 +1,30 @@
+"""One real server process for all tests of this room; worlds and faults are in its addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings
+
+NOW = "2025-06-10T15:00:00Z"
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base address of a running server, without vendor."""
+    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("data"))
+    with endpoints(settings) as served:
+        yield served.barchart_url.removesuffix("/barchart")
+
+
+@pytest.fixture
+def at(root: str) -> Callable[..., str]:
+    """Base address of a vendor in a world: `at("barchart", fault="blocked")`."""
+
+    def address(vendor: str, *, now: str = NOW, fault: str = "ok", seed: int = 7) -> str:
+        return f"{root}/with/now={now};fault={fault};seed={seed}/{vendor}"
+
+    return address
