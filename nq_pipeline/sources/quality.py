@@ -15,6 +15,7 @@ from typing import Literal
 import polars as pl
 
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, describe
 from nq_pipeline.sources.failover import NATIVE, oldest_fresh
 
@@ -48,6 +49,44 @@ class Finding:
     severity: Severity = "error"
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
     table: pl.DataFrame | None = None
+
+
+def of_source(answer: ChainAnswer, request: ChainRequest, settings: Settings) -> dict[str, Finding]:
+    """Everything there is to say about one vendor's answer, by the name of the check."""
+    frame = answer.frame
+    return _said(
+        available=available(answer),
+        rows_complete=rows_complete(answer),
+        no_bad_quotes=no_bad_quotes(frame, settings.max_bad_quotes),
+        unique_contracts=unique_contracts(frame),
+        fresh=fresh(frame, request, settings.stale_after_s),
+    )
+
+
+def of_chain(
+    chain: pl.DataFrame,
+    decisions: pl.DataFrame,
+    answers: Mapping[str, ChainAnswer],
+    request: ChainRequest,
+    settings: Settings,
+) -> dict[str, Finding]:
+    """Everything there is to say about the chosen chain, by the name of the check."""
+    frames = {name: answer.frame for name, answer in answers.items()}
+    return _said(
+        available=chain_available(chain, decisions),
+        series_covered=series_covered(request, decisions),
+        no_proxy=no_proxy(chain),
+        no_bad_quotes=no_bad_quotes(chain, settings.max_bad_quotes),
+        unique_contracts=unique_contracts(chain),
+        fresh=fresh(chain, request, settings.stale_after_s),
+        parity_forward=parity_forward(chain, settings.parity_tolerance),
+        sources_agree=sources_agree(chain, frames, settings.parity_tolerance),
+    )
+
+
+def not_asked(reason: str) -> Finding:
+    """A vendor that was left out on purpose."""
+    return Finding(False, f"not asked: {reason.removeprefix('not asked: ')}", "warn")
 
 
 def available(answer: ChainAnswer) -> Finding:
@@ -256,14 +295,11 @@ def sources_agree(
     two prices of the underlying (`tolerance` of it where one of them is not known).
     """
     own = _quotes(chain)
-    rows = [
-        {"source": name, **_agreement(own, _quotes(frame).filter(pl.col("source") == name), tolerance)}
+    compared = [
+        _agreement(own, _quotes(frame), tolerance).select(pl.lit(name).alias("source"), pl.all())
         for name, frame in answers.items()
     ]
-    table = (
-        pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"common": pl.Int64})
-    )
-    table = table.filter(pl.col("common") > 0)
+    table = pl.concat(compared).filter(pl.col("common") > 0) if compared else pl.DataFrame()
     if table.is_empty():
         return None
     agree = table["agreeing"] >= MIN_AGREEING * table["common"]
@@ -298,6 +334,10 @@ def _agreement(chosen: pl.DataFrame, other: pl.DataFrame, tolerance: float) -> p
         mid_apart=differ.median(),
         underlying_apart=(there / here - 1).median(),
     )
+
+
+def _said(**findings: Finding | None) -> dict[str, Finding]:
+    return {name: finding for name, finding in findings.items() if finding is not None}
 
 
 def _some(names: list[str], most: int = 5) -> str:

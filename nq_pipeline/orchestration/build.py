@@ -1,0 +1,37 @@
+"""Everything Dagster is to know, put together in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.jobs import chain_job, compaction_job
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.schedules import chains_while_open, compaction_after_close
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import Source
+from nq_pipeline.sources.registry import open_source
+
+
+def build_defs(
+    settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = open_source
+) -> dg.Definitions:
+    """The definitions; nothing is asked, read or written by building them.
+
+    Parameters
+    ----------
+    settings
+        Fixed settings; None reads them anew for every run and tick.
+    opener
+        How a source is had by its name, for tests.
+    """
+    return dg.Definitions(
+        assets=[option_chains],
+        jobs=[chain_job, compaction_job],
+        schedules=[chains_while_open, compaction_after_close],
+        resources={"vendors": Vendors(settings, opener)},
+        # A step in a process of its own costs seconds; one run is one step here.
+        executor=dg.in_process_executor,
+    )

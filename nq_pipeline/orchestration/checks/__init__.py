@@ -1,0 +1,1 @@
+"""Asset checks by subject: findings of the library as Dagster shows them."""

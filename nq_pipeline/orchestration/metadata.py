@@ -1,0 +1,195 @@
+"""What the UI shows beside an asset. The names are an interface: same name and unit everywhere.
+
+Numbers that stand alone are plotted by Dagster over time, so they are numbers, not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN, Table
+from nq_pipeline.orchestration.plots import open_interest_by_strike
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.quality import newest_quote
+from nq_pipeline.sources.snapshot import Asked, Snapshot
+
+Metadata = dict[str, Any]
+
+MOST_ROWS = 60
+"""Rows of a table in metadata; the lake has them all."""
+
+
+def of_table(table: Table) -> Metadata:
+    """What is known of a table before anything is written: its columns and where DuckDB has it."""
+    return {
+        "dagster/column_schema": dg.TableSchema(
+            columns=[
+                dg.TableColumn(
+                    column.name,
+                    str(column.dtype),
+                    column.meaning,
+                    constraints=dg.TableColumnConstraints(nullable=column.nullable),
+                )
+                for column in table.columns
+            ],
+            constraints=dg.TableConstraints(other=[f"unique by {', '.join(table.key)}"]),
+        ),
+        "dagster/table_name": f"nq.duckdb/{table.name}",
+        "schema_version": table.version,
+    }
+
+
+def of_source(name: str, asked: Asked, snapshot: Snapshot, settings: Settings) -> Metadata:
+    """One vendor's part of a snapshot."""
+    answer, fetches = asked.answer, asked.fetches
+    rows = (
+        Lake(settings.environment_dir / "lake")
+        .scan(SOURCE_CHAIN, [snapshot.request.trade_date])
+        .filter(pl.col("source") == name)
+        .select(pl.len())
+        .collect()
+        .item()
+    )
+    return {
+        **_of_rows(answer.frame, snapshot.request.moment),
+        **_of_place(SOURCE_CHAIN, snapshot.request.trade_date, int(rows), settings),
+        "outcome": str(answer.outcome),
+        **({"reason": answer.reason} if answer.reason else {}),
+        "elapsed_s": round(asked.elapsed_s, 3),
+        "requests": fetches.height,
+        "cache_hits": asked.hits,
+        "cache_misses": asked.misses,
+        "bytes": int(fetches["bytes"].sum()),
+        "cost_usd": float(fetches["cost_usd"].sum()),
+        "dropped_total": answer.dropped.total(),
+        "dropped": dg.MetadataValue.json(dict(answer.dropped)),
+        "controls": dg.MetadataValue.json(dict(answer.controls)),
+        "by_series": markdown(_by_series(answer.frame)),
+    }
+
+
+def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
+    """The chosen chain, who won and why the others did not."""
+    request = snapshot.request
+    files = Lake(settings.environment_dir / "lake").manifest(OPTION_CHAIN).of({request.trade_date})
+    plot = open_interest_by_strike(snapshot.chain)
+    return {
+        **_of_rows(snapshot.chain, request.moment),
+        **_of_place(OPTION_CHAIN, request.trade_date, sum(file.rows for file in files), settings),
+        "winners": ", ".join(snapshot.winners),
+        "decisions": markdown(_by_verdict(snapshot.decisions)),
+        "sources": markdown(_by_source(snapshot)),
+        "by_series": markdown(_by_series(snapshot.chain)),
+        **({"open_interest": dg.MetadataValue.md(plot)} if plot else {}),
+        "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
+    }
+
+
+def markdown(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """A frame as a Markdown table; cells come from vendors, so nothing in them is markup."""
+    shown = frame.head(MOST_ROWS)
+    lines = [_line(shown.columns), _line(["---"] * shown.width), *(_line(row) for row in shown.iter_rows())]
+    if frame.height > MOST_ROWS:
+        lines.append(f"\n{frame.height - MOST_ROWS} more rows are in the lake.")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _of_rows(frame: pl.DataFrame, moment: datetime) -> Metadata:
+    newest = newest_quote(frame)
+    ages = (
+        {}
+        if newest is None
+        else {
+            "newest_quote": dg.MetadataValue.timestamp(newest),
+            "newest_age_s": round((moment - newest).total_seconds(), 3),
+        }
+    )
+    return {
+        "environment": frame.item(0, "environment"),
+        "contracts": frame.height,
+        "series": frame["series"].n_unique(),
+        "snapshot_ts": dg.MetadataValue.timestamp(frame["snapshot_ts"].max()),
+        "as_of": dg.MetadataValue.timestamp(frame["as_of"].max()),
+        **ages,
+    }
+
+
+def _of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> Metadata:
+    folder = (settings.environment_dir / "lake" / table.name / f"trade_date={trade_date}").resolve()
+    return {
+        "dagster/partition_row_count": rows,
+        "dagster/uri": folder.as_uri(),
+        "folder": dg.MetadataValue.path(str(folder)),
+    }
+
+
+def _by_series(frame: pl.DataFrame) -> pl.DataFrame:
+    return (
+        frame.sort("expiration", "root")
+        .group_by("series", maintain_order=True)
+        .agg(
+            pl.col("source").unique().sort().str.join(", "),
+            pl.len().alias("contracts"),
+            (pl.col("bid").is_not_null() | pl.col("ask").is_not_null()).sum().alias("quoted"),
+            pl.col("volume").sum(),
+            pl.col("open_interest").sum(),
+            pl.col("underlying").first(),
+            pl.col("underlying_price").median().round(2),
+        )
+    )
+
+
+def _by_verdict(decisions: pl.DataFrame) -> pl.DataFrame:
+    """Series that came to the same verdict in one row: which, by whom, and why."""
+    return (
+        decisions.sort("rank", "series")
+        .group_by("source", "won", "outcome", "reason", maintain_order=True)
+        .agg(
+            pl.len().alias("series"),
+            pl.col("contracts").sum(),
+            pl.col("series").sort().first().alias("for example"),
+        )
+    )
+
+
+def _by_source(snapshot: Snapshot) -> pl.DataFrame:
+    rows: list[Mapping[str, object]] = [
+        {
+            "source": name,
+            "outcome": str(asked.answer.outcome),
+            "contracts": asked.answer.frame.height,
+            "elapsed_s": round(asked.elapsed_s, 3),
+            "cache": f"{asked.hits} hits, {asked.misses} misses",
+            "reason": asked.answer.reason,
+        }
+        for name, asked in snapshot.asked.items()
+    ]
+    rows += [
+        {"source": name, "outcome": "not asked", "reason": why} for name, why in snapshot.skipped.items()
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}" if abs(value) < 1 else f"{value:,.2f}"
+    text = " ".join(str(value).split())
+    for mark in "\\`*_[]<>|!#~":
+        text = text.replace(mark, "\\" + mark)
+    return text

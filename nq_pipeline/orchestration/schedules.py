@@ -1,0 +1,48 @@
+"""Schedules: thin wrappers around the decisions in `ticks.py`."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from nq_pipeline.orchestration.jobs import chain_job, compaction_job
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, compaction_tick
+
+TIMEZONE = "America/Chicago"
+
+
+@dg.schedule(
+    job=chain_job,
+    cron_schedule=f"*/{int(CADENCE.total_seconds() // 60)} * * * *",
+    execution_timezone=TIMEZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every five minutes while the market is open within NQ_CHAIN_WINDOW; skips say why.",
+)
+def chains_while_open(
+    context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.RunRequest | dg.SkipReason:
+    settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
+    tick = chain_tick(scheduled, datetime.now(UTC), window=settings.chain_window, pinned=settings.now)
+    if tick.trade_date is None:
+        return dg.SkipReason(tick.reason)
+    return dg.RunRequest(
+        run_key=scheduled.isoformat(),
+        partition_key=tick.trade_date.isoformat(),
+        tags={SCHEDULED: scheduled.isoformat(), "nq/environment": settings.environment},
+    )
+
+
+@dg.schedule(
+    job=compaction_job,
+    cron_schedule="15 19 * * *",  # past midnight UTC, when the trade date is over for compaction
+    execution_timezone=TIMEZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Once in the evening of each trade date.",
+)
+def compaction_after_close(
+    context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.RunRequest | dg.SkipReason:
+    tick = compaction_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
+    if tick.trade_date is None:
+        return dg.SkipReason(tick.reason)
+    return dg.RunRequest(run_key=tick.trade_date.isoformat())

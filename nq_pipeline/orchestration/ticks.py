@@ -1,0 +1,106 @@
+"""Whether a schedule's tick is due: pure decisions, each skip with a reason in words.
+
+No Dagster here; `schedules.py` wraps these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+
+from nq_pipeline.market import sessions
+from nq_pipeline.market.sessions import CHICAGO, Window
+from nq_pipeline.sources.base import describe
+
+CADENCE = timedelta(minutes=5)
+"""How often a chain is asked for while its window is open."""
+SCHEDULED = "nq/scheduled"
+"""Run tag with the instant the tick stands for (ISO 8601): the age of answers counts from it."""
+_SESSION_CLOSE = time(16, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a tick decided: run for a trade date, or don't (`trade_date` is None) and why."""
+
+    trade_date: date | None
+    reason: str = ""
+
+
+def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: datetime | None = None) -> Tick:
+    """Ask for chains at each tick while the market is open within the window.
+
+    Parameters
+    ----------
+    scheduled
+        The instant the tick stands for, aware.
+    now
+        The machine's time: a scheduler that was down makes up for missed ticks, but nobody can
+        be asked for the quotes of an hour ago.
+    window
+        `always` counts as `globex`: nothing new comes while the market is closed.
+    pinned
+        The frozen instant of a pinned clock.
+    """
+    if pinned is not None:
+        return Tick(None, _pinned(pinned))
+    if (late := lateness(scheduled, now)) is not None:
+        return Tick(None, f"this tick is {late:.0f} min late, and a chain can only be asked for as it is now")
+    window = "globex" if window == "always" else window
+    if sessions.is_open(scheduled, window):
+        return Tick(sessions.trade_date(scheduled))
+    opens = describe(sessions.next_open(scheduled, window))
+    return Tick(None, f"{_closed(scheduled, window)}; the next window ({window}) opens {opens}")
+
+
+def compaction_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
+    """Merge files once for each trade date, in the evening of its day in Chicago."""
+    if pinned is not None:
+        return Tick(None, _pinned(pinned))
+    day = scheduled.astimezone(CHICAGO).date()
+    if sessions.is_trade_date(day):
+        return Tick(day)
+    return Tick(None, f"no trade date ended: {_day(day)}")
+
+
+def lateness(scheduled: datetime, now: datetime) -> float | None:
+    """Minutes by which a scheduled instant is too old to stand for now; None when it is not."""
+    late = now - scheduled
+    return late.total_seconds() / 60 if late > CADENCE else None
+
+
+def scheduled_for(tag: str | None, now: datetime) -> datetime | None:
+    """The instant of a run's tag, unless the run came too late to stand for it.
+
+    A run that waited in the queue, or is launched again from an old one, asks for the present.
+    """
+    scheduled = datetime.fromisoformat(tag) if tag else None
+    return None if scheduled is None or lateness(scheduled, now) is not None else scheduled
+
+
+def _pinned(instant: datetime) -> str:
+    return (
+        f"NQ_NOW holds the clock at {describe(instant)} and schedules follow the real one; "
+        "unset it, or launch the run by hand"
+    )
+
+
+def _closed(instant: datetime, window: Window) -> str:
+    """Why the window is closed at an instant, as a trader would say it."""
+    local = instant.astimezone(CHICAGO)
+    day = local.date()
+    if not sessions.is_trade_date(day):
+        return _day(day)
+    session = sessions.session(day)
+    if window == "rth" and session.rth is None:
+        return f"{day} has no regular trading hours"
+    opens, closes = session.rth if window == "rth" and session.rth else (session.open, session.close)
+    if instant < opens:
+        return f"before the open of {day}"
+    closed = closes.astimezone(CHICAGO).time()
+    early = closed < (sessions.RTH_CLOSE if window == "rth" else _SESSION_CLOSE)
+    return f"{day} closed {'early ' if early else ''}at {closed:%H:%M} CT"
+
+
+def _day(day: date) -> str:
+    return f"{day} is a {'weekend day' if day.weekday() >= 5 else 'holiday'}"
