@@ -267,31 +267,38 @@ def _note_sandbox(settings: Settings) -> None:
 def _show(settings: Settings, snapshot: Snapshot) -> None:
     from rich.table import Table
 
-    table = Table(
-        "source", "outcome", "contracts", "series", "age", "cache", "time", "", box=None, pad_edge=False
-    )
-    for name in settings.sources:
-        if name in snapshot.skipped:
-            table.add_row(name, "not asked", "", "", "", "", "", snapshot.skipped[name])
-            continue
+    table = Table(box=None, pad_edge=False)
+    for heading in ("source", "outcome", "contracts", "series", "age", "cache", "time"):
+        justify: Any = "right" if heading in ("contracts", "series", "age", "time") else "left"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for name in snapshot.asked:
         row = _summary(snapshot, name)
-        table.add_row(
-            name, row["outcome"], f"{row['contracts']:,}", str(row["series"]), _age(row["age_s"]),
-            "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss", f"{row['seconds']:.2f} s",
-            row["reason"],
-        )  # fmt: skip
+        cache = "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss"
+        seconds = f"{row['seconds']:.2f} s"
+        cells = (
+            row["outcome"],
+            f"{row['contracts']:,}",
+            str(row["series"]),
+            _age(row["age_s"]),
+            cache,
+            seconds,
+        )
+        table.add_row(name, *cells)
+    for name in snapshot.skipped:
+        table.add_row(name, "not asked", "", "", "", "", "")
     _console().print(table)
     winners = ", ".join(f"{name} ({count:,} contracts)" for name, count in snapshot.winners.items())
     click.echo(f"Winner: {winners or 'none; every source failed'}")
-    for name, reason in _lost(snapshot).items():
-        click.echo(f"  {name} lost: {reason}")
+    for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
+        click.echo(f"  {name}: {reason}")
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
-        click.echo("Next:")
+        click.echo("Next, paste:")
         click.echo(
-            f'  {_program()} sql "select series, count(*) as contracts, sum(open_interest) as open_interest, '
-            f'any_value(source) as source from option_chain_latest group by series order by min(expiration)"'
+            f'  {_program()} sql "select series, source, count(*) as contracts, '
+            f"sum(open_interest)::bigint as open_interest from option_chain_latest "
+            f'group by all order by min(expiration)"'
         )
 
 
