@@ -323,14 +323,12 @@ def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
 def _lost(snapshot: Snapshot) -> dict[str, str]:
     """Each loser's reason; the commonest where its series lost for several."""
     reasons: dict[str, str] = {}
-    for name, part in snapshot.decisions.filter(~snapshot.decisions["won"]).group_by(
-        "source", maintain_order=True
-    ):
+    lost = snapshot.decisions.filter(~snapshot.decisions["won"]).sort("rank", maintain_order=True)
+    for (source,), part in lost.group_by("source", maintain_order=True):
         counts = part["reason"].value_counts(sort=True)
-        more = (
-            f" (and {counts.height - 1} other reasons; see the table decisions)" if counts.height > 1 else ""
-        )
-        reasons[str(name[0])] = f"{counts['reason'][0]}{more}"
+        others = counts.height - 1
+        more = f" (and {others} other reasons; see the table decisions)" if others else ""
+        reasons[str(source)] = f"{counts['reason'][0]}{more}"
     return reasons
 
 
