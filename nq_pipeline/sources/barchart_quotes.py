@@ -45,6 +45,9 @@ _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
 
+_END_OF_TIME = 4_102_444_800
+"""2100 in seconds; the calendar ends there too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Board:
@@ -95,7 +98,9 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
     """
     cells, total = _rows(body)
     if cells.is_empty():
-        return Board(pl.DataFrame(), controls={"rows_equal_total": not total})
+        if total:
+            raise BadPayload(f"{code}: {total} rows are stated and none is there")
+        return Board(pl.DataFrame(), controls={"rows_equal_total": True})
     table = _read(cells, (*PRICES, *COUNTS)).with_columns(
         barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_"),
         shown_strike=_displayed(pl.col("strike").str.strip_chars_end("CP"), fractions=False),
@@ -173,24 +178,26 @@ def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     """
     # Only roots priced in eighths need the slower reading, and then all of their rows do.
     fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
-    table = cells.lazy().with_columns(
-        *(_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
-        *(number(f"raw_{name}").alias(f"raw_{name}") for name in names),
-        *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in names),
-        settled=pl.col("lastPrice").str.ends_with("s"),
-        raw_strike=number("raw_strike"),
-        raw_tradeTime=number("raw_tradeTime", pl.Int64),
+    moment = pl.col("raw_tradeTime")
+    time = pl.when(moment.is_between(1, _END_OF_TIME)).then(moment * 10**9)
+    return (
+        cells.lazy()
+        .with_columns(
+            *(_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
+            *(number(f"raw_{name}").alias(f"raw_{name}") for name in names),
+            *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in (*names, "tradeTime")),
+            settled=pl.col("lastPrice").str.ends_with("s"),
+            raw_strike=number("raw_strike"),
+            raw_tradeTime=number("raw_tradeTime", pl.Int64),
+        )
+        .with_columns(
+            *(_agreed(name).alias(name) for name in names),
+            *(_bad(name, _agreed(name)).alias(f"bad_{name}") for name in names),
+            time=time,
+            bad_time=_bad("tradeTime", time),
+        )
+        .collect()
     )
-    table = table.with_columns(
-        *(_agreed(name).alias(name) for name in names),
-        time=pl.when(pl.col("raw_tradeTime").is_between(1, 4_102_444_800)).then(
-            pl.col("raw_tradeTime") * 10**9
-        ),
-        none_tradeTime=pl.col("tradeTime").is_in(_MISSING),
-    )
-    return table.with_columns(
-        *(_bad(name, name).alias(f"bad_{name}") for name in names), bad_time=_bad("tradeTime", "time")
-    ).collect()
 
 
 def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
@@ -211,11 +218,10 @@ def _agreed(name: str) -> pl.Expr:
     return pl.when(~pl.col(f"none_{name}") & sane & agree).then(pl.coalesce(raw, shown))
 
 
-def _bad(shown: str, value: str) -> pl.Expr:
+def _bad(name: str, value: pl.Expr) -> pl.Expr:
     """Whether a cell was sent but has no value: unreadable, or its twins disagree."""
-    sent = pl.col(shown).is_not_null() & ~pl.col(f"none_{shown}")
-    raw_alone = (pl.col(shown).is_null() | pl.col(f"none_{shown}")) & (pl.col(f"raw_{shown}") != 0)
-    return (sent & pl.col(value).is_null()) | raw_alone.fill_null(False)
+    none = pl.col(name).is_null() | pl.col(f"none_{name}")
+    return pl.when(none).then((pl.col(f"raw_{name}") != 0).fill_null(False)).otherwise(value.is_null())
 
 
 def _fate(code: str) -> pl.Expr:
