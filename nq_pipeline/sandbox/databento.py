@@ -59,6 +59,21 @@ UNDEF_TIME = np.iinfo(np.uint64).max
 PRELIMINARY, FINAL = 2, 3
 """`stat_flags` of an actual settlement, without and with the bit for final."""
 
+BOOK = pl.Schema(
+    {
+        "instrument_id": pl.Int64(),
+        "bid": pl.Float64(),
+        "bid_size": pl.Int64(),
+        "ask": pl.Float64(),
+        "ask_size": pl.Int64(),
+        "last": pl.Float64(),
+        "last_ts": pl.Datetime("ns", "UTC"),
+        "t": pl.Int64(),
+    }
+)
+"""Columns from which `bbo-1m` is made; `t` is the end of the minute."""
+SIDES = ("bid", "bid_size", "ask", "ask_size")
+
 Array = npt.NDArray[Any]
 
 
@@ -396,8 +411,9 @@ def _universe(market: Market, trade_date: date | None) -> pl.DataFrame:
         "exercise_style",
         "underlying",
     )
+    expires = pl.col("expiration").dt
     futures = market.futures(sessions.session(trade_date or date(2025, 6, 10)).open).select(
-        (pl.col("expiration").dt.year().cast(pl.Int64) * 100 + pl.col("expiration").dt.month()).alias("instrument_id"),
+        (expires.year().cast(pl.Int64) * 100 + expires.month()).alias("instrument_id"),
         pl.col("symbol").alias("raw_symbol"),
         pl.lit(f"{NQ.code}.FUT").alias("parent"),
         pl.lit("F").alias("instrument_class"),
@@ -406,7 +422,7 @@ def _universe(market: Market, trade_date: date | None) -> pl.DataFrame:
         "expiration",
         pl.lit("").alias("exercise_style"),
         pl.lit("").alias("underlying"),
-    )  # fmt: skip
+    )
     first = options.group_by("parent", maintain_order=True).first()
     numbers = (
         pl.col("parent").replace_strict([f"{root}.OPT" for root in ROOTS], range(len(ROOTS))) + 2_900_001
@@ -518,11 +534,12 @@ def _quotes(market: Market, instruments: pl.DataFrame, question: Question) -> Ar
     stamps = [t for t in range(first, question.end, MINUTE_NS) if _open_before(t)]
     ends = np.array(stamps, np.int64)
     futures = [
-        market.futures(from_ns(int(t)))
+        market.futures(from_ns(t))
         .join(instruments, left_on="symbol", right_on="raw_symbol")
-        .select("instrument_id", "bid", "bid_size", "ask", "ask_size", "last", "last_ts", pl.lit(int(t)).alias("t"))
-        for t in ends
-    ]  # fmt: skip
+        .with_columns(t=pl.lit(t, pl.Int64))
+        .select(list(BOOK))
+        for t in stamps
+    ]
     rows = pl.concat([_option_quotes(market, instruments, ends), *futures]).sort("t", "instrument_id")
     a = _blank("bbo-1m", rows["instrument_id"].to_numpy())
     a["ts_recv"] = rows["t"].to_numpy()
@@ -538,18 +555,14 @@ def _quotes(market: Market, instruments: pl.DataFrame, question: Question) -> Ar
 
 def _option_quotes(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
     listed = _listed(market, instruments, ends)
-    names = ["bid", "bid_size", "ask", "ask_size"]
     if listed.is_empty() or not len(ends):
-        return pl.DataFrame(
-            schema={"instrument_id": pl.Int64, "bid": pl.Float64, "bid_size": pl.Int64, "ask": pl.Float64,
-                    "ask_size": pl.Int64, "last": pl.Float64, "last_ts": pl.Datetime("ns", "UTC"), "t": pl.Int64}
-        )  # fmt: skip
+        return pl.DataFrame(schema=BOOK)
     # The minute before each tells whether a book changed in it.
     known = np.union1d(ends, ends - MINUTE_NS)
     many = listed[np.tile(np.arange(listed.height), len(known))]
-    books = market.quotes(many, np.repeat(known, listed.height)).select(names)
+    books = market.quotes(many, np.repeat(known, listed.height)).select(SIDES)
     shape = (len(known), listed.height)
-    values = [books[name].cast(pl.Float64).fill_null(-1.0).to_numpy().reshape(shape) for name in names]
+    values = [books[name].cast(pl.Float64).fill_null(-1.0).to_numpy().reshape(shape) for name in SIDES]
     was_open = np.array([_open_before(int(t)) for t in known])
     before = np.searchsorted(known, ends - MINUTE_NS)
     now = np.searchsorted(known, ends)
@@ -568,7 +581,7 @@ def _option_quotes(market: Market, instruments: pl.DataFrame, ends: Array) -> pl
     done = done.with_columns(last_ts=pl.col("ts_event").cast(pl.Datetime("ns", "UTC"))).sort("ts_event")
     return rows.join_asof(
         done, left_on="t", right_on="ts_event", by="instrument_id", check_sortedness=False
-    ).select("instrument_id", *names, "last", "last_ts", "t")
+    ).select(list(BOOK))
 
 
 def _listed(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.errors import SandboxError
-from nq_pipeline.sandbox import barchart, polygon, tradovate
+from nq_pipeline.sandbox import barchart, databento, polygon, tradovate
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.world import World, parse_options
 
@@ -29,6 +29,7 @@ VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
     "barchart": barchart.routes,
     "polygon": polygon.routes,
     "tradovate": tradovate.routes,
+    "databento": databento.routes,
 }
 
 

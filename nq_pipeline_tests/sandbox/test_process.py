@@ -1,0 +1,227 @@
+"""The process of the stand-ins: started, shared, replaced, and ended with its owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from nq_pipeline.errors import SandboxError
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings
+with endpoints(Settings(_env_file=None, data_dir=Path(sys.argv[1]))) as settings:
+    print(settings.barchart_url, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def settings(folder: Path, **more: object) -> Settings:
+    return Settings(_env_file=None, data_dir=folder, **more)  # type: ignore[arg-type]
+
+
+def port(url: str) -> int:
+    return int(url.split(":")[2].split("/")[0])
+
+
+def health(number: int) -> dict[str, object] | None:
+    try:
+        reply = requests.get(f"http://127.0.0.1:{number}/health", timeout=5)
+    except requests.ConnectionError:
+        return None
+    answer: dict[str, object] = reply.json()
+    return answer
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "nothing changed within 20 seconds"
+        time.sleep(0.05)
+
+
+def owner(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """Another process that runs something with stand-ins until it reads a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, port(process.stdout.readline())
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.communicate("\n", timeout=20)
+
+
+def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path)) as served:
+        number = port(served.barchart_url)
+        assert health(number) is not None
+        state = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())
+        assert state["port"] == number and set(state) == {"pid", "port", "started", "version"}
+    wait_until(lambda: health(number) is None)
+
+
+def test_a_second_run_shares_the_process_and_a_later_one_takes_its_port(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path)) as first:
+        pid = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"]
+        with endpoints(settings(tmp_path)) as second:
+            assert second.barchart_url == first.barchart_url
+            assert json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"] == pid
+    wait_until(lambda: health(port(first.barchart_url)) is None)
+    with endpoints(settings(tmp_path)) as third:
+        assert third.barchart_url == first.barchart_url
+        assert json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"] != pid
+
+
+def test_a_run_that_shares_is_not_left_alone_when_the_owner_ends_first(tmp_path: Path) -> None:
+    first, number = owner(tmp_path)
+    with endpoints(settings(tmp_path)) as shared:
+        assert port(shared.polygon_url) == number
+        end(first)
+        for _ in range(10):
+            assert health(number) is not None
+            time.sleep(0.05)
+    wait_until(lambda: health(number) is None)
+
+
+def test_the_process_ends_even_when_its_owner_is_killed(tmp_path: Path) -> None:
+    first, number = owner(tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=20)
+    wait_until(lambda: health(number) is None)
+
+
+def test_runs_that_start_together_all_get_an_answer_from_one_process(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        owners = list(pool.map(owner, [tmp_path] * 3))
+    assert len({number for _, number in owners}) == 1
+    assert health(owners[0][1]) is not None
+    for process, _ in owners:
+        end(process)
+    wait_until(lambda: health(owners[0][1]) is None)
+
+
+def test_a_file_that_names_another_program_or_nobody_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "sandbox"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        stranger.settimeout(20)
+        (folder / "sandbox.json").write_text(json.dumps({"pid": os.getpid(), "port": taken}))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_answer_once, stranger)
+            with endpoints(settings(tmp_path)) as served:
+                assert port(served.barchart_url) != taken
+                assert health(port(served.barchart_url)) is not None
+    (folder / "sandbox.json").write_text("not json")
+    with endpoints(settings(tmp_path)) as served:
+        assert health(port(served.barchart_url)) is not None
+
+
+def _answer_once(stranger: socket.socket) -> None:
+    connection, _ = stranger.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+
+def test_a_fixed_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        stranger.settimeout(20)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_answer_once, stranger)
+            with pytest.raises(SandboxError, match=f"Port {taken} is taken"):
+                endpoints(settings(tmp_path, sandbox_port=taken)).__enter__()
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux lists its sockets there")
+def test_only_loopback_is_listened_on(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path)) as served:
+        addresses = {
+            url.split("/")[2].split(":")[0] for url in (served.barchart_url, served.tradovate_md_url)
+        }
+        assert addresses == {"127.0.0.1"}
+        listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        number = f"{port(served.barchart_url):04X}"
+        bound = {line.split()[1] for line in listening if line.split()[1].endswith(f":{number}")}
+        assert bound == {f"0100007F:{number}"}
+
+
+def test_live_settings_pass_through_untouched(tmp_path: Path) -> None:
+    live = settings(tmp_path, environment="live")
+    with endpoints(live) as same:
+        assert same is live
+    assert not (tmp_path / "sandbox").exists()
+
+
+def test_an_address_that_was_set_is_left_alone_with_its_credentials(tmp_path: Path) -> None:
+    own = settings(tmp_path, polygon_url="http://127.0.0.1:1", polygon_api_key="mine")
+    with endpoints(own) as served:
+        assert served.polygon_url == "http://127.0.0.1:1"
+        assert served.polygon_api_key is not None and served.polygon_api_key.get_secret_value() == "mine"
+        assert served.barchart_url != own.barchart_url
+
+
+def test_real_credentials_are_not_shown_to_stand_ins(tmp_path: Path) -> None:
+    own = settings(tmp_path, databento_api_key="db-a-real-key", tradovate_username="me")
+    with endpoints(own) as served:
+        assert served.databento_api_key is not None and served.tradovate_username is not None
+        assert "sandbox" in served.databento_api_key.get_secret_value()
+        assert "sandbox" in served.tradovate_username.get_secret_value()
+
+
+def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(tmp_path: Path) -> None:
+    own = settings(tmp_path, now="2025-06-10T15:00:00Z", sandbox_seed=9, sandbox_faults=("barchart=blocked",))
+    with endpoints(own) as served:
+        assert "/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=9/barchart" in served.barchart_url
+        assert "/with/now=2025-06-10T15:00:00Z;seed=9/tradovate/v1/websocket" in served.tradovate_md_url
+        status = requests.get(
+            served.polygon_url + "/v1/marketstatus/now", headers={"Authorization": "Bearer x"}, timeout=10
+        )
+        assert status.json()["serverTime"] == "2025-06-10T11:00:00-04:00"
+
+
+@pytest.mark.parametrize("pair", ["barchart", "barchart=nonsense", "nobody=blocked"])
+def test_a_fault_that_does_not_exist_is_one_clear_sentence(tmp_path: Path, pair: str) -> None:
+    with pytest.raises(SandboxError, match="is no fault of a stand-in"):
+        endpoints(settings(tmp_path, sandbox_faults=(pair,))).__enter__()
+
+
+def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nq_pipeline.sandbox.process import serve;"
+        "from nq_pipeline.settings import Settings;"
+        "serve(Settings(_env_file=None, data_dir=Path(sys.argv[1]), sandbox_faults=('barchart=blocked',)))"
+    )
+    by_hand = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert by_hand.stdout is not None
+        said = by_hand.stdout.readline()
+        while "NQ_DATABENTO_URL" not in said:
+            said += by_hand.stdout.readline()
+        assert "no real data" in said and "NQ_BARCHART_URL=http://127.0.0.1:" in said
+        with endpoints(settings(tmp_path)) as served:
+            assert served.barchart_url.endswith("/with/fault=blocked/barchart")
+            assert "/with/" not in served.polygon_url
+        assert health(port(served.barchart_url)) is not None
+    finally:
+        by_hand.send_signal(signal.SIGINT)
+        by_hand.communicate(timeout=20)
+    assert by_hand.returncode == 0
