@@ -118,7 +118,7 @@ def decode(body: bytes, schema: str) -> Records:
     if count < 0 or rest:
         raise BadPayload(f"{schema}: the answer ends within a record")
     array = np.frombuffer(raw, dtype, count, start)
-    if not ((array["length"] * 4 == dtype.itemsize) & (array["rtype"] == LAYOUTS[schema][1])).all():
+    if not ((array["length"] == dtype.itemsize // 4) & (array["rtype"] == LAYOUTS[schema][1])).all():
         raise BadPayload(f"{schema}: records of another kind among the answer")
     return Records(schema, version, array, _intervals(head.mappings), head.end)
 
