@@ -1,5 +1,7 @@
 """Jobs: what is launched as one run. The tag `nq/kind` lets one run of a kind go at a time."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
 
 from nq_pipeline.lake import catalog
@@ -7,7 +9,6 @@ from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
-from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 
 KIND = "nq/kind"
@@ -18,7 +19,6 @@ as started for ever, and would hold its place in the queue."""
 chain_job = dg.define_asset_job(
     "chain_snapshot",
     selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values()),
-    partitions_def=TRADE_DATES,
     description="Ask all vendors for option chains, choose, write, check.",
     tags={KIND: "chains", MAX_RUNTIME: "600"},
 )
@@ -27,8 +27,6 @@ chain_job = dg.define_asset_job(
 @dg.op(description="Merge the files of every trade date, remove what was superseded, publish the catalog.")
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     # Bookkeeping goes by the machine's clock, never by a pinned one.
-    from datetime import UTC, datetime
-
     root = vendors.settings().environment_dir
     lake, now = Lake(root / "lake"), datetime.now(UTC)
     for table in TABLES.values():

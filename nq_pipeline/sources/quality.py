@@ -121,11 +121,7 @@ def rows_complete(answer: ChainAnswer) -> Finding | None:
         return Finding(False, f"control totals do not hold: {', '.join(broken)}", numbers=numbers)
     if partial:
         return Finding(False, f"series not whole: {_some(partial)}", "warn", numbers)
-    held = (
-        f"{len(answer.controls)} control totals hold"
-        if answer.controls
-        else "the vendor gives no control total"
-    )
+    held = f"control totals hold: {', '.join(answer.controls)}" if answer.controls else "no control totals"
     return Finding(True, f"every series came whole; {held}", numbers=numbers)
 
 

@@ -114,7 +114,7 @@ def option_chains(
 def _request(context: dg.AssetExecutionContext, settings: Settings) -> ChainRequest:
     """What to ask for; vendors show the present, so the partition has to be the current trade date."""
     scheduled = scheduled_for(context.run.tags.get(SCHEDULED), settings.clock.now())
-    request = build_request(settings, run_id=context.run_id, scheduled=scheduled)
+    request = build_request(settings, run_id=context.run.run_id, scheduled=scheduled)
     current, wanted = request.trade_date.isoformat(), context.partition_key
     if wanted != current:
         raise dg.Failure(

@@ -1,0 +1,251 @@
+"""The step that asks all vendors, run by Dagster with vendors that behave as told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+
+from nq_pipeline.errors import Blocked, NotConfigured, SourceError, Unavailable
+from nq_pipeline.market.sessions import trade_date
+from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES, option_chains
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.ticks import SCHEDULED
+from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline_tests.orchestration.fakes import FakeVendor
+
+NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
+DAY = "2025-06-10"
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+class Desk:
+    """Materializes chains with one fake per vendor, some of them replaced."""
+
+    def __init__(self, instance: dg.DagsterInstance, data_dir: Path) -> None:
+        self.instance, self.data_dir = instance, data_dir
+
+    def run(
+        self,
+        *fakes: FakeVendor,
+        partition: str = DAY,
+        selection: list[dg.AssetKey] | None = None,
+        tags: dict[str, str] | None = None,
+        **settings: object,
+    ) -> dg.ExecuteInProcessResult:
+        vendors = {name: FakeVendor(name) for name in SOURCE_NAMES} | {fake.name: fake for fake in fakes}
+        vendors["polygon"] = next(
+            (f for f in fakes if f.name == "polygon"), FakeVendor("polygon", underlying_class="index")
+        )
+        chosen = {"environment": "live", "data_dir": self.data_dir, "now": NOW, "horizon_days": 1, **settings}
+        resource = Vendors(Settings(**chosen), lambda name, _: vendors[name])  # type: ignore[arg-type]
+        return dg.materialize(
+            [option_chains],
+            instance=self.instance,
+            partition_key=partition,
+            selection=selection,
+            tags=tags,
+            resources={"vendors": resource},
+            raise_on_error=False,
+        )
+
+
+@pytest.fixture
+def desk(instance: dg.DagsterInstance, tmp_path: Path) -> Desk:
+    return Desk(instance, tmp_path / "data")
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, dict[str, object]]:
+    return {
+        event.asset_key: {name: value.value for name, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+
+
+def checks(result: dg.ExecuteInProcessResult, key: dg.AssetKey) -> dict[str, dg.AssetCheckEvaluation]:
+    return {e.check_name: e for e in result.get_asset_check_evaluations() if e.asset_key == key}
+
+
+def test_all_vendors_well_and_the_first_by_priority_is_chosen(desk: Desk) -> None:
+    result = desk.run()
+    assert result.success
+    rows = materialized(result)
+    assert set(rows) == {CHOSEN, *SOURCES.values()}
+    assert rows[CHOSEN]["winners"] == "barchart"
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+
+
+@pytest.mark.parametrize(
+    "failure", [Blocked("the site answered 403"), Unavailable("nothing listens"), SourceError("odd")]
+)
+def test_a_failing_vendor_is_a_failed_check_and_the_next_one_is_chosen(
+    desk: Desk, failure: SourceError
+) -> None:
+    result = desk.run(FakeVendor("barchart", raises=failure))
+    assert result.success
+    rows = materialized(result)
+    assert SOURCES["barchart"] not in rows
+    assert rows[CHOSEN]["winners"] == "tradovate"
+    (check,) = checks(result, SOURCES["barchart"]).values()
+    assert (check.check_name, check.passed, check.severity) == (
+        "available",
+        False,
+        dg.AssetCheckSeverity.ERROR,
+    )
+    assert str(failure) in (check.description or "")
+    assert all(check.passed for check in checks(result, CHOSEN).values())
+
+
+def test_a_vendor_without_credentials_is_only_a_warning(desk: Desk) -> None:
+    result = desk.run(FakeVendor("tradovate", raises=NotConfigured("set TRADOVATE_USERNAME")))
+    check = checks(result, SOURCES["tradovate"])["available"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+
+
+def test_a_vendor_left_out_of_the_settings_is_not_asked_and_says_so(desk: Desk) -> None:
+    left_out = FakeVendor("databento")
+    result = desk.run(left_out, sources=("barchart",))
+    assert left_out.asked == 0
+    check = checks(result, SOURCES["databento"])["available"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "NQ_SOURCES" in (check.description or "")
+
+
+def test_a_proxy_chosen_for_want_of_a_native_source_is_a_warning(desk: Desk) -> None:
+    down = [FakeVendor(n, raises=Unavailable("down")) for n in ("barchart", "tradovate", "databento")]
+    result = desk.run(*down)
+    assert materialized(result)[CHOSEN]["winners"] == "polygon"
+    of_chain = checks(result, CHOSEN)
+    assert (of_chain["no_proxy"].passed, of_chain["no_proxy"].severity) == (
+        False,
+        dg.AssetCheckSeverity.WARN,
+    )
+    assert not of_chain["series_covered"].passed
+
+
+def test_when_every_vendor_fails_the_run_succeeds_with_nothing_materialized_and_the_reasons(
+    desk: Desk,
+) -> None:
+    result = desk.run(*(FakeVendor(n, raises=Unavailable(f"{n} is down")) for n in SOURCE_NAMES))
+    assert result.success
+    assert materialized(result) == {}
+    check = checks(result, CHOSEN)["available"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert all(f"{name} is down" in (check.description or "") for name in SOURCE_NAMES)
+
+
+def test_broken_control_totals_and_old_quotes_fail_their_checks(desk: Desk) -> None:
+    result = desk.run(
+        FakeVendor("barchart", breaks_controls=True), FakeVendor("tradovate", age=timedelta(hours=3))
+    )
+    of_barchart, of_tradovate = checks(result, SOURCES["barchart"]), checks(result, SOURCES["tradovate"])
+    assert not of_barchart["rows_complete"].passed
+    assert of_barchart["fresh"].passed
+    assert of_tradovate["rows_complete"].passed
+    assert not of_tradovate["fresh"].passed
+
+
+def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk) -> None:
+    rows = materialized(desk.run())
+    of_barchart, of_chain = rows[SOURCES["barchart"]], rows[CHOSEN]
+    contracts = of_barchart["contracts"]
+    assert isinstance(contracts, int) and contracts > 0
+    assert of_barchart["dagster/partition_row_count"] == contracts
+    assert of_barchart["environment"] == "live"
+    assert of_barchart["newest_age_s"] == 60.0
+    assert of_barchart["dropped"] == {"spread": 2}
+    assert of_barchart["controls"] == {"rows_equal_total": True}
+    assert of_barchart["cost_usd"] == 0.0
+    assert "| tradovate |" in str(of_chain["sources"])
+    assert "has priority" in str(of_chain["decisions"])
+    assert "data:image/svg+xml;base64," in str(of_chain["open_interest"])
+    folder = Path(str(of_chain["folder"]))
+    assert str(of_chain["dagster/uri"]) == folder.as_uri()
+    assert len(list(folder.glob("*.parquet"))) == 1
+
+
+def test_row_counts_are_of_the_partition_and_grow_with_each_snapshot(desk: Desk) -> None:
+    first = materialized(desk.run())[CHOSEN]
+    second = materialized(desk.run(now=NOW + timedelta(minutes=5)))[CHOSEN]
+    assert second["contracts"] == first["contracts"]
+    assert second["dagster/partition_row_count"] == 2 * int(str(first["contracts"]))
+
+
+def test_one_vendor_alone_is_asked_alone_and_chooses_nothing(desk: Desk) -> None:
+    others = [FakeVendor(name) for name in SOURCE_NAMES if name != "databento"]
+    result = desk.run(*others, selection=[SOURCES["databento"]])
+    assert set(materialized(result)) == {SOURCES["databento"]}
+    assert [fake.asked for fake in others] == [0, 0, 0]
+    with duckdb.connect(desk.data_dir / "live" / "nq.duckdb", read_only=True) as lake:
+        assert lake.sql("select distinct source from source_chain").fetchall() == [("databento",)]
+        assert lake.sql("select count(*) from option_chain").fetchall() == [(0,)]
+
+
+def test_the_choice_alone_asks_all_vendors(desk: Desk) -> None:
+    fake = FakeVendor("barchart")
+    result = desk.run(fake, selection=[CHOSEN])
+    assert set(materialized(result)) == {CHOSEN}
+    assert fake.asked == 1
+
+
+def test_another_trade_date_than_the_current_one_is_refused_in_a_sentence(desk: Desk) -> None:
+    fake = FakeVendor("barchart")
+    result = desk.run(fake, partition="2025-06-09")
+    assert not result.success
+    assert fake.asked == 0
+    failure = result.failure_data_for_node("option_chains")
+    assert failure and failure.user_failure_data
+    assert failure.user_failure_data.description == (
+        "Vendors show the current session, which is 2025-06-10, and not 2025-06-09; "
+        "launch the partition 2025-06-10, or set NQ_NOW to an instant of 2025-06-09."
+    )
+
+
+def test_a_setting_that_makes_no_sense_fails_the_run_in_a_sentence(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NQ_HORIZON_DAYS", "many")
+    result = dg.materialize(
+        [option_chains],
+        instance=instance,
+        partition_key=DAY,
+        resources={"vendors": Vendors()},
+        raise_on_error=False,
+    )
+    failure = result.failure_data_for_node("option_chains")
+    assert failure and failure.user_failure_data
+    assert (failure.user_failure_data.description or "").startswith("NQ_HORIZON_DAYS:")
+
+
+def test_a_scheduled_run_asks_for_the_scheduled_instant(desk: Desk) -> None:
+    scheduled = datetime.now(UTC) - timedelta(minutes=2)
+    recorder = Recorder("barchart")
+    result = desk.run(
+        recorder,
+        partition=trade_date(scheduled).isoformat(),
+        selection=[SOURCES["barchart"]],
+        tags={SCHEDULED: scheduled.isoformat()},
+        now=None,
+    )
+    assert result.success
+    assert recorder.snapshot_ts == scheduled
+
+
+class Recorder(FakeVendor):
+    """Remembers the instant it was asked for, and gives nothing."""
+
+    snapshot_ts: datetime | None = None
+
+    def ask(self, request, exchange):  # type: ignore[no-untyped-def]
+        self.snapshot_ts = request.snapshot_ts
+        raise Unavailable("only looking")

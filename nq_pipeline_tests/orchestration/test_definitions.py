@@ -1,0 +1,144 @@
+"""What Dagster loads: the graph, its partitions, the files around it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster import partition_loading_context
+
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.market.sessions import CHICAGO, sessions, trade_date
+from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.partitions import FIRST, TRADE_DATES
+
+ROOT = Path(__file__).parents[2]
+GRAPH = Path(__file__).with_name("graph.json")
+
+
+@pytest.fixture(scope="module")
+def defs() -> dg.Definitions:
+    return build_defs()
+
+
+def test_the_definitions_load_with_no_vendor_configured(defs: dg.Definitions) -> None:
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_the_graph_is_the_reviewed_one(defs: dg.Definitions) -> None:
+    """A change of the graph is a change of `graph.json`: run this file as a program to write it."""
+    assert _graph(defs) == json.loads(GRAPH.read_text())
+
+
+def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: dg.Definitions) -> None:
+    for spec in defs.resolve_all_asset_specs():
+        assert len(spec.description or "") > 80
+        assert spec.owners and spec.kinds and spec.tags and spec.group_name
+        columns = spec.metadata["dagster/column_schema"].columns
+        assert {column.name for column in columns} >= set(SOURCE_CHAIN.schema)
+        assert all(column.description for column in columns)
+
+
+def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) -> None:
+    for name in ("chain_snapshot", "compaction"):
+        job = defs.resolve_job_def(name)
+        assert int(job.tags["dagster/max_runtime"]) > 0
+        assert job.tags["nq/kind"]
+        assert job.executor_def == dg.in_process_executor
+
+
+def test_partitions_are_the_trade_dates_of_the_calendar() -> None:
+    last = date(2027, 12, 31)
+    with partition_loading_context(effective_dt=datetime(2028, 1, 1, tzinfo=UTC)):
+        keys = [key for key in TRADE_DATES.get_partition_keys() if key <= last.isoformat()]
+    assert keys == [s.trade_date.isoformat() for s in sessions(FIRST, last)]
+
+
+def test_the_current_trade_date_has_a_partition_at_every_hour_of_a_year() -> None:
+    start = datetime(2025, 1, 1, tzinfo=CHICAGO)
+    without = []
+    for hour in range(0, 365 * 24, 3):
+        now = start + timedelta(hours=hour, minutes=5)
+        with partition_loading_context(effective_dt=now):
+            if not TRADE_DATES.has_partition_key(trade_date(now).isoformat()):
+                without.append(now)
+    assert without == []
+
+
+def test_workspace_and_instance_serve_a_fresh_clone() -> None:
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+    assert workspace["load_from"] == [
+        {"python_module": {"module_name": "nq_pipeline.definitions", "location_name": "nq_pipeline"}}
+    ]
+    instance = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    assert instance["telemetry"] == {"enabled": False}
+    assert instance["nux"] == {"enabled": False}
+    places = [
+        instance["storage"]["sqlite"]["base_dir"],
+        instance["local_artifact_storage"]["config"]["base_dir"],
+        instance["compute_logs"]["config"]["base_dir"],
+    ]
+    assert all(place.startswith("data/.dagster") for place in places)
+    # A tool block in pyproject.toml would win over workspace.yaml and rename the location.
+    assert "[tool.dagster" not in (ROOT / "pyproject.toml").read_text()
+    assert "[tool.dg" not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_command_line_loads_the_definitions_from_the_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DAGSTER_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Validation successful for code location nq_pipeline" in done.stdout + done.stderr
+
+
+def test_the_library_never_imports_dagster_and_dagster_never_imports_the_slow_clients() -> None:
+    library = _imported("nq_pipeline.sources.snapshot", "nq_pipeline.sources.quality", "nq_pipeline.cli")
+    assert "dagster" not in library
+    definitions = _imported("nq_pipeline.definitions")
+    assert definitions.isdisjoint({"databento", "duckdb", "bs4", "requests_cache", "scipy", "uvicorn"})
+
+
+def _imported(*modules: str) -> set[str]:
+    """Top-level packages a fresh interpreter holds after importing the modules."""
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def _graph(defs: dg.Definitions) -> dict[str, object]:
+    checks = defs.resolve_asset_graph().asset_check_keys
+    repository = defs.get_repository_def()
+    return {
+        "assets": {
+            spec.key.to_user_string(): {
+                "deps": sorted(dep.asset_key.to_user_string() for dep in spec.deps),
+                "group": spec.group_name,
+                "kinds": sorted(spec.kinds),
+                "owners": list(spec.owners),
+                "tags": {k: v for k, v in sorted(spec.tags.items()) if not k.startswith("dagster/")},
+                "checks": sorted(key.name for key in checks if key.asset_key == spec.key),
+            }
+            for spec in sorted(defs.resolve_all_asset_specs(), key=lambda spec: spec.key)
+        },
+        "jobs": sorted(job.name for job in repository.get_all_jobs() if not job.name.startswith("__")),
+        "schedules": {
+            schedule.name: [schedule.cron_schedule, schedule.execution_timezone]
+            for schedule in sorted(repository.schedule_defs, key=lambda schedule: schedule.name)
+        },
+    }
+
+
+if __name__ == "__main__":
+    GRAPH.write_text(json.dumps(_graph(build_defs()), indent=2) + "\n")
