@@ -146,6 +146,11 @@ class Settings(BaseSettings):
     tradovate_md_url: str = Field(
         "wss://md.tradovateapi.com/v1/websocket", description="Address of the market-data websocket."
     )
+    tradovate_products: CommaList = Field(
+        ("NQ=NQ Options",),
+        description="Tradovate's names of option products as ROOT=NAME pairs, where they are not the "
+        "root itself. Unconfirmed: no recorded answer of this vendor shows one.",
+    )
     tradovate_max_quotes: int = Field(
         200, ge=1, description="Most quote subscriptions; nearest the money first."
     )
@@ -199,7 +204,13 @@ class Settings(BaseSettings):
         return {**SANDBOX_DEFAULTS, **data} if sandbox else data
 
     @field_validator(
-        "sources", "products", "polygon_underlyings", "sandbox_faults", "barchart_codes", mode="before"
+        "sources",
+        "products",
+        "polygon_underlyings",
+        "sandbox_faults",
+        "barchart_codes",
+        "tradovate_products",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:

@@ -63,7 +63,11 @@ def contracts(request: Request, body: bytes, world: World) -> Response:
     refusal = _refusal(request, world, entitled=True)
     if refusal is not None:
         return refusal
-    underlying = _underlying(request.query_params.get("underlying_ticker", ""), prefixed=False)
+    try:
+        ticker = _query(request)[0].get("underlying_ticker", "")
+    except ValueError:
+        return _error(request, 400, "ERROR", error="The cursor is invalid.")
+    underlying = _underlying(ticker, prefixed=False)
     if underlying is None:
         return _paged(request, world, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000)
     chain = world.market.proxy_chain(underlying, world.shown)
@@ -201,14 +205,11 @@ def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
 def _paged(
     request: Request, world: World, chain: pl.DataFrame, item: Any, *, most: int, default_sort: str = "ticker"
 ) -> Response:
-    """One page of the filtered, sorted chain. The cursor holds the query and how far it got."""
-    asked, start = request.query_params, 0
-    if "cursor" in asked:
-        try:
-            query, _, offset = base64.urlsafe_b64decode(asked["cursor"]).decode().rpartition("#")
-            asked, start = QueryParams(query), int(offset)
-        except ValueError:
-            return _error(request, 400, "ERROR", error="The cursor is invalid.")
+    """One page of the filtered, sorted chain."""
+    try:
+        asked, start = _query(request)
+    except ValueError:
+        return _error(request, 400, "ERROR", error="The cursor is invalid.")
     try:
         limit = int(asked.get("limit", "10"))
         if not 1 <= limit <= most:
@@ -233,6 +234,15 @@ def _paged(
         cursor = base64.urlsafe_b64encode(f"{_without_key(asked)}#{start + limit}".encode()).decode()
         reply["next_url"] = f"{str(request.url).partition('?')[0]}?cursor={cursor}"
     return _json(reply)
+
+
+def _query(request: Request) -> tuple[QueryParams, int]:
+    """The query and the row to start at: those of the cursor when there is one. ValueError for a bad one."""
+    asked = request.query_params
+    if "cursor" not in asked:
+        return asked, 0
+    query, _, offset = base64.urlsafe_b64decode(asked["cursor"]).decode().rpartition("#")
+    return QueryParams(query), int(offset)
 
 
 def _filters(asked: QueryParams) -> Iterator[pl.Expr]:
