@@ -1,0 +1,10 @@
+"""`make bench`: every benchmark, as ratios measured in one run on this machine."""
+
+from __future__ import annotations
+
+from bench import bench_barchart, bench_run
+
+for benchmark in (bench_barchart, bench_run):
+    title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")
+    print(f"\n== {title} ==")
+    benchmark.main()

@@ -1,0 +1,69 @@
+"""The whole sandbox run: wall time, peak memory, a cached repeat against the first ask.
+
+Each run is a process of its own, as a user starts it; the stand-ins share the machine with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+NOW = "2025-06-10T15:00:00Z"
+REPEATS = 5
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as data:
+        first, first_s, peak_mb = run(Path(data))
+        repeats = [run(Path(data)) for _ in range(REPEATS)]
+    print(f"four sources, first run: {first_s:.1f} s wall, peak memory of the run {peak_mb:.0f} MB")
+    print(f"the same again, from the cache: {median(seconds for _, seconds, _ in repeats):.1f} s wall")
+    print(f"{'source':<10} {'contracts':>9} {'first ask':>10} {'cached':>9} {'ratio':>7}")
+    for name, part in first["sources"].items():
+        again = median(report["sources"][name]["seconds"] for report, _, _ in repeats)
+        hit = all(report["sources"][name]["cached"] for report, _, _ in repeats)
+        ratio = f"{part['seconds'] / again:6.0f}x" if hit else "no hit"
+        print(
+            f"{name:<10} {part['contracts']:>9,} {part['seconds']:>8.2f} s {again * 1e3:>6.1f} ms {ratio:>7}"
+        )
+    print(f"`nq --help`: {median(wall('--help') for _ in range(REPEATS)):.2f} s wall")
+
+
+def run(data: Path) -> tuple[dict[str, Any], float, float]:
+    """One `nq run`: its report, wall seconds, and the peak memory of that process in MB."""
+    code = (
+        "import resource, sys; from nq_pipeline.cli import main\n"
+        "try: main(['run', '--json'])\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(data), capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"nq run failed:\n{done.stderr}")
+    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    return json.loads(done.stdout), seconds, int(done.stderr.split()[-1]) / unit
+
+
+def wall(*words: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "nq_pipeline", *words], capture_output=True, check=True)
+    return time.perf_counter() - started
+
+
+def environment(data: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NQ_")}
+    return {**kept, "NQ_DATA_DIR": str(data), "NQ_NOW": NOW}
+
+
+if __name__ == "__main__":
+    main()
