@@ -83,7 +83,7 @@ class Refused(Exception):
     def __init__(self, status: int, case: str, message: str, **payload: Any) -> None:
         super().__init__(message)
         self.status = status
-        self.detail = {
+        self.detail: dict[str, Any] | str = {
             "case": case,
             "message": message,
             "status_code": status,
@@ -143,7 +143,9 @@ def _admit(request: Request, world: World) -> None:
     except (binascii.Error, UnicodeDecodeError):
         key = ""
     if scheme.lower() != "basic" or not key:
-        raise Refused(401, "auth_authentication_failed", "Authentication failed.")
+        refused = Refused(401, "auth_authentication_failed", "Authentication failed.")
+        refused.detail = str(refused)  # the one error whose detail is a bare sentence
+        raise refused
     if world.fault in ("blocked", "challenged"):
         raise Refused(403, "auth_account_locked", "This account is locked.")
     if world.fault in ("rate_limited", "penalty"):
@@ -668,18 +670,17 @@ def _trades(market: Market, instruments: pl.DataFrame, question: Question) -> Ar
 
 
 def _malformed(schema: str, array: Array) -> Array:
-    """Every twentieth record with nonsense in it."""
+    """One record in twenty with nonsense in it, of four kinds."""
     a = array.copy()
-    a["instrument_id"][7::20] = 4_000_000_000
+    first, second, third = (slice(start, None, 80) for start in (3, 23, 43))
+    a["instrument_id"][63::80] = 4_000_000_000
     if schema == "definition":
-        a["strike_price"][3::20] = UNDEF_PRICE
-        a["expiration"][4::20] = UNDEF_TIME
-        a["raw_symbol"][5::20] = b"\xff\xfe?"
-        a["instrument_class"][6::20] = b"?"
-    elif schema == "statistics":
-        a["ts_recv"][3::20] = UNDEF_TIME
-        a["quantity"][4::20] = UNDEF_PRICE
+        a["strike_price"][first] = UNDEF_PRICE
+        a["expiration"][second] = UNDEF_TIME
+        a["raw_symbol"][third] = b"\xff\xfe?"
+        a["instrument_class"][63::80] = b"?"
     else:
-        a["price"][3::20] = UNDEF_PRICE
-        a["ts_recv"][4::20] = UNDEF_TIME
+        a["ts_recv"][first] = UNDEF_TIME
+        a["price"][second] = UNDEF_PRICE
+        a["ts_event"][third] = UNDEF_TIME
     return a

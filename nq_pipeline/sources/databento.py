@@ -141,6 +141,8 @@ class Databento:
                 troubles[schema] = error
                 if isinstance(error, STOPPING):
                     break
+            if schema == DEFINITION and not len(records[schema].array):
+                return failed(self.name, request, NothingThere(f"nothing is defined for {plan.day}"))
         if troubles and replies.keys() == {DEFINITION}:
             return failed(self.name, request, next(iter(troubles.values())))
         return self._answer(request, plan, wanted, replies, records, troubles)
@@ -392,6 +394,7 @@ def plan_queries(
         session = sessions.current_session(from_ns(end - 1))
     except (ValueError, OverflowError):
         raise BadPayload("the data are said to reach until an impossible instant") from None
+    end = min(end, to_ns(session.close) + 1)
     before = sessions.current_session(session.open - timedelta(seconds=1))
     published = before.rth[1] if before.rth else before.close
     opened = to_ns(session.open)
@@ -518,7 +521,8 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
         .then(None)
         .otherwise(pl.lit("malformed_definition"))
     )
-    frame = frame.unique("instrument_id", keep="last", maintain_order=True).with_columns(verdict=verdict)
+    latest = frame.unique(["instrument_id", "raw_symbol"], keep="last", maintain_order=True)
+    frame = latest.with_columns(verdict=verdict)
     dropped.update(dict(frame["verdict"].drop_nulls().value_counts().iter_rows()))
     return frame.filter(pl.col("verdict").is_null()).drop("action", "user_defined", "verdict")
 
