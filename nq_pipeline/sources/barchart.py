@@ -271,7 +271,7 @@ class Barchart:
             for control, held in board.controls.items():
                 controls[control] = controls.get(control, True) and held
             if board.rows.height:
-                frames.append(self._frame(series, board, reply, request, futures))
+                frames.append(self.frame(series, board.rows, reply, request, futures))
         ordered = {series.key: outcomes[series.key] for series in request.series}
         outcome = overall([one.outcome for one in ordered.values()])
         return ChainAnswer(
@@ -285,19 +285,19 @@ class Barchart:
             cached=bool(boards) and all(reply.cached for _, reply in boards.values()),
         )
 
-    def _frame(
+    def frame(
         self,
         series: Series,
-        board: Board,
+        rows: pl.DataFrame,
         reply: Reply,
         request: ChainRequest,
         futures: Mapping[str, tuple[float, int]],
     ) -> pl.DataFrame:
-        """The board's rows with what is the same for all of them."""
+        """The rows of one board, with what is the same for all of them: rows of `SOURCE_CHAIN`."""
         family = series.root_info.family
         price, _ = futures.get(underlying_future(series, 2), (None, None))
         return chain_frame(
-            board.rows.with_columns(
+            rows.with_columns(
                 source=pl.lit(self.name),
                 environment=pl.lit(request.environment),
                 snapshot_ts=_instant(reply.snapshot_ts),

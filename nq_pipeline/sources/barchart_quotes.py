@@ -33,14 +33,9 @@ from nq_pipeline.sources.decode import decode, number
 PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
 COUNTS = ("volume", "openInterest")
 
-_TEXT = pl.String()
-_ROW = pl.Struct(
-    {
-        **dict.fromkeys((*PRICES, *COUNTS, "strike", "tradeTime", "optionType", "symbol"), _TEXT),
-        "raw": pl.Struct(dict.fromkeys((*PRICES, *COUNTS, "strike", "tradeTime"), _TEXT)),
-    }
-)
-_GROUPED = pl.Struct({"total": _TEXT, "data": pl.Struct({"Call": pl.List(_ROW), "Put": pl.List(_ROW)})})
+SIDES = ("Call", "Put")
+_SHOWN = (*PRICES, *COUNTS, "tradeTime", "optionType", "symbol")
+_RAW = (*PRICES, *COUNTS, "strike", "tradeTime")
 _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
@@ -102,8 +97,7 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
             raise BadPayload(f"{code}: {total} rows are stated and none is there")
         return Board(pl.DataFrame(), controls={"rows_equal_total": True})
     table = _read(cells, (*PRICES, *COUNTS)).with_columns(
-        barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_"),
-        shown_strike=_displayed(pl.col("strike").str.strip_chars_end("CP"), fractions=False),
+        barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_")
     )
     table = table.with_columns(fate=_fate(code))
     dropped = Counter[str](table["fate"].drop_nulls().to_list())
@@ -134,22 +128,68 @@ def parse_futures(body: bytes) -> dict[str, tuple[float, int]]:
 
 
 def _rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
-    """All rows of an answer as text, display and `raw_` twins side by side, and its stated total."""
-    shape_faults: Counter[str] = Counter()  # counted later, as the cells and rows they cost
-    document = decode(body, _GROUPED, shape_faults, what="quotes").struct.unnest()
-    if _groups(document) is None:
-        document = decode(_regrouped(body), _GROUPED, shape_faults, what="quotes").struct.unnest()
-    rows = _groups(document)
-    assert rows is not None
-    total = document.select(number("total", pl.Int64)).item()
-    raw = rows.struct.field("raw").struct.unnest().select(pl.all().name.prefix("raw_"))
-    return rows.struct.unnest().drop("raw").hstack(raw), total
+    """All rows of an answer, displays as text beside `raw_` numbers, and its stated total.
+
+    A body of exactly the page's shape is decoded straight into columns, in less time than
+    Python objects would take. Any node of another shape makes it decode tolerantly instead: what
+    does not fit is null. On a regular body both give the same.
+    """
+    return _strict_rows(body) or _tolerant_rows(body)
+
+
+def _strict_rows(body: bytes) -> tuple[pl.DataFrame, int | None] | None:
+    """The rows of a regular body; None when it is not one."""
+    import pyarrow as pa
+    from pyarrow import json
+
+    raw = pa.struct([(name, pa.float64()) for name in _RAW])
+    rows = pa.list_(pa.struct([*((name, pa.string()) for name in _SHOWN), ("raw", raw)]))
+    shape = pa.schema([("total", pa.int64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
+    try:
+        body.decode()  # Arrow does not look whether text is UTF-8
+        table = json.read_json(
+            pa.BufferReader(body),
+            json.ReadOptions(use_threads=False, block_size=len(body) + 1),
+            json.ParseOptions(explicit_schema=shape, unexpected_field_behavior="ignore"),
+        )
+    except (UnicodeDecodeError, pa.ArrowException):
+        return None
+    data = table.column("data").combine_chunks()
+    sides = [data.field(side) for side in SIDES]
+    if len(data) != 1 or data.null_count or any(side.null_count for side in sides):
+        return None
+    found = pa.concat_arrays([side.flatten() for side in sides])
+    columns = dict(zip(found.type.names, found.flatten(), strict=True))
+    twins = columns.pop("raw")
+    columns |= {f"raw_{name}": cells for name, cells in zip(_RAW, twins.flatten(), strict=True)}
+    frame = pl.DataFrame(pa.table(columns))
+    return frame.with_columns(_finite(f"raw_{name}") for name in _RAW), table.column("total")[0].as_py()
+
+
+def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
+    """The rows of any body that has some; `BadPayload` when it has none to have."""
+    text = pl.String()
+    raw = pl.Struct(dict.fromkeys(_RAW, text))
+    rows = pl.List(pl.Struct({**dict.fromkeys(_SHOWN, text), "raw": raw}))
+    shape = pl.Struct({"total": text, "data": pl.Struct(dict.fromkeys(SIDES, rows))})
+    uncounted: Counter[str] = Counter()  # counted later, as the cells and rows they cost
+    document = decode(body, shape, uncounted, what="quotes").struct.unnest()
+    found = _groups(document)
+    if found is None:
+        document = decode(_regrouped(body), shape, uncounted, what="quotes").struct.unnest()
+        found = _groups(document)
+    assert found is not None
+    twins = found.struct.field("raw").struct.unnest()
+    numbers = twins.select(number(name).alias(f"raw_{name}") for name in _RAW)
+    return found.struct.unnest().drop("raw").hstack(numbers), document.select(
+        number("total", pl.Int64)
+    ).item()
 
 
 def _groups(document: pl.DataFrame) -> pl.Series | None:
     """The rows of both sides; None when the data is not grouped by side."""
     data = document["data"].struct
-    sides = [data.field(side) for side in ("Call", "Put")]
+    sides = [data.field(side) for side in SIDES]
     present = [side for side in sides if not side.null_count()]
     return pl.concat([side.explode(empty_as_null=False) for side in present]) if present else None
 
@@ -179,16 +219,15 @@ def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     # Only roots priced in eighths need the slower reading, and then all of their rows do.
     fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
     moment = pl.col("raw_tradeTime")
-    time = pl.when(moment.is_between(1, _END_OF_TIME)).then(moment * 10**9)
+    time = pl.when(moment.is_between(1, _END_OF_TIME) & (moment % 1 == 0)).then(
+        moment.cast(pl.Int64, strict=False) * 10**9
+    )
     return (
         cells.lazy()
         .with_columns(
             *(_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
-            *(number(f"raw_{name}").alias(f"raw_{name}") for name in names),
             *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in (*names, "tradeTime")),
             settled=pl.col("lastPrice").str.ends_with("s"),
-            raw_strike=number("raw_strike"),
-            raw_tradeTime=number("raw_tradeTime", pl.Int64),
         )
         .with_columns(
             *(_agreed(name).alias(name) for name in names),
@@ -198,6 +237,10 @@ def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         )
         .collect()
     )
+
+
+def _finite(name: str) -> pl.Expr:
+    return pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name)
 
 
 def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
@@ -227,9 +270,7 @@ def _bad(name: str, value: pl.Expr) -> pl.Expr:
 def _fate(code: str) -> pl.Expr:
     """Why a row is dropped; null for a row that is kept."""
     strike, side = pl.col("of_strike"), pl.col("of_option_type")
-    other_strike = ((pl.col("raw_strike") - strike).abs() > _ROUNDING) | (
-        (pl.col("shown_strike") - strike).abs() > _ROUNDING
-    )
+    other_strike = pl.col("raw_strike") != strike
     other_side = pl.col("optionType").str.slice(0, 1) != side
     return (
         pl.when(pl.col("of_code").is_null())
@@ -250,7 +291,8 @@ def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.
     untraded = pl.col("openPrice").is_null() & volume.is_null()
     settlement = price.is_not_null() & (pl.col("settled") | untraded)
     strike, side = pl.col("of_strike"), pl.col("of_option_type")
-    rows = table.with_columns(ours, is_settlement=settlement.fill_null(False)).select(
+    meant = table.lazy().with_columns(ours, is_settlement=settlement.fill_null(False))
+    rows = meant.select(
         "is_settlement",
         raw_symbol=globex_symbols(pl.lit(globex_code(series)), side, strike),
         vendor_symbol="symbol",
@@ -270,6 +312,6 @@ def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.
         change="priceChange",
         volume=pl.when(pl.col("session") == trade_date).then(volume),
         open_interest="openInterest",
-    )
+    ).collect()
     newest = ours.max()
     return rows, newest if isinstance(newest, date) else None

@@ -528,7 +528,7 @@ def test_a_count_that_is_none_is_null_and_counted(size: str) -> None:
         ({"symbol": "???"}, "unknown_symbol"),
         ({"symbol": None}, "unknown_symbol"),
         ({"symbol": "MC1M5|21000C"}, "other_series"),
-        ({"strike": "21,005.00C"}, "malformed_row"),
+        ({"raw": {"strike": 21005}}, "malformed_row"),
         ({"optionType": "Put"}, "malformed_row"),
     ],
 )
