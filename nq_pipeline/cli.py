@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -78,18 +77,24 @@ def run(
     from nq_pipeline.settings import load
     from nq_pipeline.sources.snapshot import build_request, replay_snapshot, take_snapshot
 
+    if from_raw and (series or source or refresh):
+        raise click.UsageError(
+            "--from-raw parses what that run asked; leave out --series, --source and --refresh"
+        )
     settings = _chosen(load(), source)
-    tell = (lambda line: None) if as_json else _progress
-    with endpoints(settings) as settings:
-        if from_raw:
-            snapshot = replay_snapshot(settings, from_raw)
-        else:
-            request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
-            if not as_json:
-                _announce(settings, request)
-            snapshot = take_snapshot(settings, request, refresh=refresh, progress=tell)
+    if from_raw:
+        if not as_json:
+            _note_sandbox(settings)
+        snapshot = replay_snapshot(settings, from_raw)
+    else:
+        request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
+        if not as_json:
+            _announce(settings, request)
+        tell = (lambda line: None) if as_json else _progress
+        with endpoints(settings) as reachable:
+            snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
     if as_json:
-        click.echo(jsonlib.dumps(_as_json(settings, snapshot), indent=2, default=str))
+        click.echo(_json(_as_json(settings, snapshot)))
     else:
         _show(settings, snapshot)
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
@@ -110,6 +115,7 @@ def sql(query: str, form: str | None) -> None:
     """
     import duckdb
 
+    from nq_pipeline.errors import LakeError
     from nq_pipeline.lake import catalog
     from nq_pipeline.settings import load
 
@@ -122,13 +128,9 @@ def sql(query: str, form: str | None) -> None:
                 click.echo(str(relation))
             else:
                 frame = relation.pl()
-                click.echo(
-                    frame.write_csv().rstrip()
-                    if form == "csv"
-                    else jsonlib.dumps(frame.to_dicts(), default=str)
-                )
-        except duckdb.Error as error:
-            click.echo(f"nq: the query failed: {str(error).splitlines()[0]}", err=True)
+                click.echo(frame.write_csv().rstrip() if form == "csv" else _json(frame.to_dicts()))
+        except (duckdb.Error, LakeError) as error:
+            click.echo(f"nq: the query failed: {error}", err=True)
             sys.exit(SQL_FAILED)
 
 
@@ -155,7 +157,7 @@ def doctor(as_json: bool) -> None:
             "market": market,
             "sources": {name: {**asdict(probe), "used": name in used} for name, probe in probes.items()},
         }
-        click.echo(jsonlib.dumps(report, indent=2))
+        click.echo(_json(report))
     else:
         from rich.table import Table
 
@@ -166,11 +168,12 @@ def doctor(as_json: bool) -> None:
         )
         for name, probe in probes.items():
             facts = [_yes_no(fact) for fact in (probe.configured, probe.reachable, probe.entitled)]
-            table.add_row(name if name in used else f"{name} (not in NQ_SOURCES)", *facts, probe.detail)
+            title = name if name in used else f"{name} (not in NQ_SOURCES)"
+            table.add_row(title, *facts, _printable(probe.detail))
         _console().print(table)
         for name, probe in probes.items():
             if probe.mend:
-                click.echo(f"To mend {name}: {probe.mend}")
+                click.echo(f"To mend {name}: {_printable(probe.mend)}")
     sys.exit(OK if healthy else UNHEALTHY)
 
 
@@ -290,7 +293,7 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
     winners = ", ".join(f"{name} ({count:,} contracts)" for name, count in snapshot.winners.items())
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
-        click.echo(f"  {name}: {reason}")
+        click.echo(f"  {name}: {_printable(reason)}")
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
@@ -349,11 +352,23 @@ def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def _json(value: Any) -> str:
+    """Strict JSON: instants as ISO 8601, what is not finite as null."""
+    import orjson
+
+    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
+
+
 def _age(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     minutes = max(0.0, seconds) / 60
     return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"
+
+
+def _printable(text: str) -> str:
+    """Words that may be a vendor's, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _yes_no(fact: bool | None) -> str:
@@ -363,7 +378,8 @@ def _yes_no(fact: bool | None) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    # What a vendor said is shown as it is, never read as markup.
+    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def _program() -> str:

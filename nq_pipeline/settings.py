@@ -9,8 +9,17 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock
@@ -21,6 +30,9 @@ SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 
 SANDBOX_DEFAULTS = {"ask_metered": "always", "polygon_rpm": 0, "barchart_spacing_s": 0.0}
 """Defaults that differ in the sandbox: stand-ins need no politeness and cost nothing."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that plain http may be sent to."""
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -39,6 +51,7 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
     environment: Literal["sandbox", "live"] = Field(
@@ -233,23 +246,34 @@ class Settings(BaseSettings):
             raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
         return value.astimezone(UTC) if value else None
 
-    @field_validator("barchart_url", "polygon_url", "tradovate_url", "databento_url")
+    @field_validator("barchart_url", "polygon_url", "tradovate_url", "tradovate_md_url", "databento_url")
     @classmethod
-    def _bare_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("write an address that starts with http:// or https://")
+    def _bare_url(cls, value: str, info: ValidationInfo) -> str:
+        """An address and nothing secret; a key travels unencrypted only inside this machine."""
+        plain, secure = ("ws", "wss") if info.field_name == "tradovate_md_url" else ("http", "https")
+        form = f"write an address like {secure}://host/path"
+        try:
+            parts = urlsplit(value)
+            known = parts.scheme in (plain, secure) and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            raise ValueError(form) from None
+        if not known:
+            raise ValueError(form)
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError(f"{form}, without user, password, query or fragment: it is written to tables")
+        if parts.scheme == plain and parts.hostname not in LOOPBACK:
+            raise ValueError(
+                f"{plain}:// is for this machine only, since keys travel with it; use {secure}://"
+            )
         return value.rstrip("/")
 
-    @model_validator(mode="after")
-    def _plain_http_is_loopback(self) -> "Settings":
-        """A key travels over plain http only inside this machine."""
-        from urllib.parse import urlsplit
-
-        for name in ("polygon_url", "tradovate_url", "tradovate_md_url", "databento_url", "barchart_url"):
-            parts = urlsplit(getattr(self, name))
-            if parts.scheme in ("http", "ws") and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-                raise ValueError(f"NQ_{name.upper()} would send credentials unencrypted; use https or wss")
-        return self
+    @field_validator("databento_gateway")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        if value is not None and not (host and port.isdecimal() and 0 < int(port) < 65_536):
+            raise ValueError("write host:port, e.g. 127.0.0.1:13000")
+        return value
 
     @property
     def clock(self) -> Clock:
@@ -267,7 +291,11 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        name = where if where.isupper() or not where else f"NQ_{where.upper()}"
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(f"{name or 'Settings'}: {message}.") from None
+        where = str(first["loc"][0])
+        name = where if where.isupper() else f"NQ_{where.upper()}"
+        message, field = str(first["msg"]), Settings.model_fields.get(where)
+        if first["type"] == "value_error":
+            message = message.removeprefix("Value error, ")
+        elif field is not None:
+            message += f" ({field.description})"
+        raise SettingsError(f"{name}: {message}") from None

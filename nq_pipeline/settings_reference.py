@@ -23,7 +23,8 @@ in the working directory; the environment wins.
 def markdown() -> str:
     """The reference page, one row per setting."""
     return HEADER + "\n".join(
-        f"| `{names}` | {_code(field.default)} | {field.description} |" for names, _, field in _fields()
+        f"| {' or '.join(map(_code, names))} | {_code(field.default)} | {field.description} |"
+        for names, _, field in _fields()
     )
 
 
@@ -33,15 +34,16 @@ def in_force(settings: Settings) -> str:
     for names, name, _ in _fields():
         value = getattr(settings, name)
         shown = "(set, hidden)" if isinstance(value, SecretStr) else _shown(value) or "(unset)"
-        lines.append(f"{names}={shown}")
+        lines.append(f"{names[0]}={shown}")
     return "\n".join(lines)
 
 
-def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+def _fields() -> Iterator[tuple[list[str], str, FieldInfo]]:
+    """The variable's names, the field's name and the field."""
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
         names = alias.choices if isinstance(alias, AliasChoices) else [alias or f"NQ_{name.upper()}"]
-        yield "` or `".join(map(str, names)), name, field
+        yield [str(one) for one in names], name, field
 
 
 def _code(value: Any) -> str:

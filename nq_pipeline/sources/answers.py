@@ -13,6 +13,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,43 @@ class AnswerCache:
         self.root = root
 
     def get(self, source: str, key: str) -> tuple[ChainAnswer, dict[str, str]] | None:
-        """A fresh answer and the archived requests it came from, or None."""
-        head = self.root / f"{source}-{key}.json"
+        """A fresh answer and the archived requests it came from, or None.
+
+        What cannot be read, or is not the bytes that were kept, is a miss.
+        """
         try:
-            kept = orjson.loads(head.read_bytes())
+            kept = orjson.loads((self.root / f"{source}-{key}.json").read_bytes())
             if time.time_ns() >= kept["expires"] or kept["version"] != SOURCE_CHAIN.version:
                 return None
-            frame = pl.read_parquet(self.root / kept["frame"])
-        except FileNotFoundError:
+            body = (self.root / kept["frame"]).read_bytes()
+            if kept["frame"] != _frame_name(source, body):
+                return None
+            answer = ChainAnswer(
+                source=source,
+                outcome=Outcome(kept["outcome"]),
+                reason=kept["reason"],
+                frame=pl.read_parquet(io.BytesIO(body)),
+                series={k: SeriesAnswer(Outcome(o), reason) for k, (o, reason) in kept["series"].items()},
+                dropped=Counter(kept["dropped"]),
+                controls=kept["controls"],
+                cached=True,
+            )
+            return answer, kept["used"]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, pl.exceptions.PolarsError):
             return None
-        answer = ChainAnswer(
-            source=source,
-            outcome=Outcome(kept["outcome"]),
-            reason=kept["reason"],
-            frame=frame,
-            series={k: SeriesAnswer(Outcome(o), reason) for k, (o, reason) in kept["series"].items()},
-            dropped=Counter(kept["dropped"]),
-            controls=kept["controls"],
-            cached=True,
-        )
-        return answer, kept["used"]
 
     def put(self, key: str, answer: ChainAnswer, used: Mapping[str, str], expires: int) -> None:
-        """Keep an answer until `expires` (ns, real time)."""
-        body = io.BytesIO()
-        answer.frame.write_parquet(body, compression="lz4")
-        name = f"{answer.source}-{hashlib.sha256(body.getbuffer()).hexdigest()[:32]}.parquet"
-        write_atomically(self.root / name, body.getvalue())
+        """Keep an answer until `expires` (ns, real time); what is a day old goes.
+
+        Raises `ValueError` for an answer that is not ok: a failure is never served again.
+        """
+        if answer.outcome is not Outcome.OK:
+            raise ValueError(f"only answers that are ok are kept, not one that is {answer.outcome}")
+        buffer = io.BytesIO()
+        answer.frame.write_parquet(buffer, compression="lz4")
+        body = buffer.getvalue()
+        name = _frame_name(answer.source, body)
+        write_atomically(self.root / name, body)
         head: dict[str, Any] = {
             "version": SOURCE_CHAIN.version,
             "expires": expires,
@@ -71,14 +82,22 @@ class AnswerCache:
             "used": dict(used),
         }
         write_atomically(self.root / f"{answer.source}-{key}.json", orjson.dumps(head))
+        self.sweep()
 
     def sweep(self, older_than_s: float = 86_400) -> int:
         """Remove files not written for a day; returns how many."""
         limit = time.time() - older_than_s
-        old = [path for path in self.root.glob("*") if path.stat().st_mtime < limit]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        removed = 0
+        for path in self.root.glob("*"):
+            with suppress(FileNotFoundError):  # another process swept it
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+def _frame_name(source: str, body: bytes) -> str:
+    return f"{source}-{hashlib.sha256(body).hexdigest()[:32]}.parquet"
 
 
 def answer_key(parts: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ for seconds. What a plan does not include is no fault of the line and opens noth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,24 @@ from nq_pipeline.sources.base import ChainAnswer
 
 FAILURES_TO_OPEN = 3
 COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
-"""Seconds without a question after the circuit opened, by the outcome that opened it."""
+"""Seconds without a question after the circuit opened, by the outcome that opened it. Only these
+outcomes are faults of the line; any other ends a row of failures."""
 
 
 class Breaker:
     """The breaker of one vendor at one address."""
 
-    def __init__(self, state_dir: Path, source: str, base_url: str) -> None:
+    def __init__(
+        self, state_dir: Path, source: str, base_url: str, cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S
+    ) -> None:
         place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
         self._memory = _Memory(state_dir / f"{source}-{place}-breaker.json")
         self._source = source
+        self._cool_down_s = cool_down_s
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=FAILURES_TO_OPEN,
-            reset_timeout=COOL_DOWN_S.get(self._memory.outcome, 60),
+            reset_timeout=cool_down_s[self._memory.outcome],
+            exclude=[lambda error: not isinstance(error, _LineFaultError)],
             state_storage=self._memory,
             throw_new_error_on_trip=False,
         )
@@ -57,14 +62,15 @@ class Breaker:
 
     def _judged(self, ask: Callable[[], ChainAnswer]) -> ChainAnswer:
         answer = ask()
-        if answer.outcome in COOL_DOWN_S:
+        if answer.outcome in self._cool_down_s:
             self._memory.outcome = answer.outcome
+            self._breaker.reset_timeout = self._cool_down_s[answer.outcome]
             raise _LineFaultError(answer)
         return answer
 
     def _left_alone(self) -> SourceError:
         opened = self._memory.opened_at or datetime.now(UTC)
-        again = opened + timedelta(seconds=COOL_DOWN_S.get(self._memory.outcome, 60))
+        again = opened + timedelta(seconds=self._cool_down_s[self._memory.outcome])
         error = Unavailable(
             f"not asked: {self._source} was {self._memory.outcome} at {opened:%H:%M:%S} UTC "
             f"and is left alone until {again:%H:%M:%S}; `--refresh` asks now"
@@ -81,15 +87,23 @@ class _LineFaultError(Exception):
         self.answer = answer
 
 
+_STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
+
+
 class _Memory(pybreaker.CircuitBreakerStorage):
-    """pybreaker's state in one small JSON file."""
+    """pybreaker's state in one small JSON file; one that makes no sense is forgotten."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("file")
         self._path = path
+        self._kept: dict[str, Any] = {}
         try:
-            self._kept: dict[str, Any] = orjson.loads(path.read_bytes())
-        except (FileNotFoundError, orjson.JSONDecodeError):
+            self._kept = orjson.loads(path.read_bytes())
+            known = self.outcome in COOL_DOWN_S and self.state in _STATES
+            past = self.opened_at is None or self.opened_at <= datetime.now(UTC)
+            if not (known and past and self.counter >= 0 and self.success_counter >= 0):
+                self._kept = {}
+        except (OSError, ValueError, TypeError, AttributeError):
             self._kept = {}
 
     def _set(self, name: str, value: Any) -> None:

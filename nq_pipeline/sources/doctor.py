@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from nq_pipeline.errors import SourceError
 from nq_pipeline.market import sessions
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import SOURCE_NAMES, Settings
-from nq_pipeline.sources.base import Probe, Source, describe
+from nq_pipeline.sources.base import ChainRequest, Probe, Source, describe
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.sources.snapshot import GRACE_S, build_request, exchange_for
 
-CONFIGURED = (Outcome.NOT_CONFIGURED,)
-ENTITLED = (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET)
+SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
+"""Outcomes after which it is not known that anybody is there."""
+
+MENDS = {
+    Outcome.NOT_CONFIGURED: "set what is missing, see .env.example",
+    Outcome.NOT_ENTITLED: "choose a plan that includes it, or take the vendor out of NQ_SOURCES",
+    Outcome.OVER_BUDGET: "raise NQ_DATABENTO_MAX_USD, or lower NQ_HORIZON_DAYS",
+    Outcome.BLOCKED: "wait a quarter of an hour, or take the vendor out of NQ_SOURCES",
+    Outcome.RATE_LIMITED: "wait a minute and try again",
+    Outcome.BAD_PAYLOAD: "check the vendor's address in the settings; `nq settings` shows it",
+    Outcome.UNAVAILABLE: "check the network and the vendor's address; `nq settings` shows it",
+    Outcome.PARTIAL: "try again, or raise NQ_SOURCE_DEADLINE_S",
+}
 
 
-def examine(settings: Settings) -> Mapping[str, Probe]:
-    """Ask every vendor its cheapest free question, all at the same time, within the deadline."""
+def examine(
+    settings: Settings, *, opener: Callable[[str, Settings], Source] = open_source
+) -> Mapping[str, Probe]:
+    """Ask every vendor its cheapest free question, all at the same time, within the deadline.
+
+    Parameters
+    ----------
+    opener
+        How a source is had by its name.
+    """
     probes: dict[str, Probe] = {}
+    request = build_request(settings)
 
     def work(source: Source) -> None:
-        probes[source.name] = _probe(source, settings)
+        probes[source.name] = _probe(source, settings, request)
 
-    sources = [open_source(name, settings) for name in SOURCE_NAMES]
+    sources = [opener(name, settings) for name in SOURCE_NAMES]
     threads = [threading.Thread(target=work, args=(source,), daemon=True) for source in sources]
     for thread in threads:
         thread.start()
     end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
-    silent = Probe(True, False, None, "no answer in time", "try again, or raise NQ_SOURCE_DEADLINE_S")
+    silent = Probe(True, False, None, "no answer in time", MENDS[Outcome.PARTIAL])
     return {name: probes.get(name, silent) for name in SOURCE_NAMES}
 
 
-def _probe(source: Source, settings: Settings) -> Probe:
-    exchange = exchange_for(source, settings, build_request(settings))
+def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
+    exchange = exchange_for(source, settings, request)
     try:
         return source.probe(exchange)
     except SourceError as error:
-        configured = error.outcome not in CONFIGURED
-        entitled = False if error.outcome in ENTITLED else None
-        reachable = None if not configured else error.outcome in ENTITLED
-        return Probe(configured, reachable, entitled, str(error))
+        outcome = error.outcome
+        configured = outcome is not Outcome.NOT_CONFIGURED
+        entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
+        reachable = outcome not in SILENT if configured else None
+        return Probe(configured, reachable, entitled, str(error), MENDS.get(outcome, ""))
+    except Exception as fault:
+        detail = f"a fault of this program, {type(fault).__name__}: {fault}"
+        return Probe(True, None, None, detail, "please report it")
     finally:
         exchange.close()
 

@@ -1,15 +1,16 @@
 """Which source wins each series, and why the others did not. Pure.
 
 Decided per series, so that one vendor's hole does not cost the whole chain. A candidate is
-*healthy* when it has rows, its newest quote or trade is fresh, its quotes are sane and it is
-about as full as the fullest native answer. The first healthy source by priority wins; an
-incomplete one only where none is healthy. A stale or failed source never wins. A proxy (index or
-fund options) wins only when no native source has any series at all.
+*sound* when it has rows with prices, its newest quote or trade is fresh and its quotes are sane;
+it is *healthy* when it is also whole: its vendor says so, and it is about as full as the fullest
+sound native answer. The first healthy source by priority wins; where none is healthy, the sound
+one with the most quotes. A stale or failed source never wins. A proxy (index or fund options)
+wins only when no native source won any series at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -40,6 +41,7 @@ class _Candidate:
     proxy: bool
     answer: SeriesAnswer
     contracts: int
+    priced: int
     quoted: int
     bad: int
     newest: datetime | None
@@ -92,19 +94,23 @@ def chosen(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.Da
     return rows.select([pl.col(name).cast(dtype) for name, dtype in OPTION_CHAIN.schema.items()])
 
 
+_Failing = tuple[Outcome, str]
 _Verdict = tuple[_Candidate, bool, Outcome, str]
 
 
 def _candidates(
     source: str, rank: int, answer: ChainAnswer, request: ChainRequest, *, proxy: bool
 ) -> list[_Candidate]:
-    quote = pl.col("bid").is_not_null() | pl.col("ask").is_not_null()
-    bad = (pl.col("bid") > pl.col("ask")) | (pl.col("bid") < 0) | (pl.col("ask") < 0)
+    bid, ask = pl.col("bid"), pl.col("ask")
+    quote = bid.is_not_null() | ask.is_not_null()
+    price = quote | pl.col("last").is_not_null() | pl.col("settlement").is_not_null()
+    bad = (bid > ask) | (bid < 0) | (ask < 0) | ~bid.is_finite() | ~ask.is_finite()
     stats = {
         row["series"]: row
         for row in answer.frame.group_by("series")
         .agg(
             contracts=pl.len(),
+            priced=price.sum(),
             quoted=quote.sum(),
             bad=bad.fill_null(False).sum(),
             newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
@@ -112,7 +118,11 @@ def _candidates(
         )
         .iter_rows(named=True)
     }
-    nothing = {"contracts": 0, "quoted": 0, "bad": 0, "newest": None, "snapshot_ts": request.snapshot_ts}
+    nothing = {
+        **dict.fromkeys(("contracts", "priced", "quoted", "bad"), 0),
+        "newest": None,
+        "snapshot_ts": request.snapshot_ts,
+    }
     return [
         _Candidate(
             source=source,
@@ -138,52 +148,58 @@ def _newest_by_source(candidates: list[_Candidate]) -> dict[str, datetime]:
 def _contest(
     candidates: list[_Candidate], newest: Mapping[str, datetime], request: ChainRequest, gates: Gates
 ) -> list[_Verdict]:
-    fullest = max(c.contracts for c in candidates)
-    most_quoted = max(c.quoted for c in candidates)
-    faults = {
-        c.source: _fault(c, newest.get(c.source), fullest, most_quoted, request, gates) for c in candidates
-    }
-    healthy = [c for c in candidates if faults[c.source] is None]
-    incomplete = [c for c in candidates if (f := faults[c.source]) is not None and f[0] is Outcome.PARTIAL]
+    faults = {c.source: _fault(c, newest.get(c.source), request, gates) for c in candidates}
+    # Only sound answers are a measure of fullness: a stale one must not make a fresh one look poor.
+    sound = [c for c in candidates if faults[c.source] is None]
+    holes = {c.source: _hole(c, sound, gates) for c in sound}
+    healthy = [c for c in sound if holes[c.source] is None]
     winner = min(healthy, key=lambda c: c.rank, default=None) or max(
-        incomplete, key=lambda c: (c.quoted, -c.rank), default=None
+        sound, key=lambda c: (c.quoted, -c.rank), default=None
     )
-    return [_verdict(c, winner, faults[c.source]) for c in candidates]
+    return [_verdict(c, winner, faults[c.source], holes.get(c.source)) for c in candidates]
 
 
-def _verdict(c: _Candidate, winner: _Candidate | None, fault: tuple[Outcome, str] | None) -> _Verdict:
-    if c is winner and fault is None:
-        return c, True, Outcome.OK, "first healthy source by priority"
-    if c is winner and fault is not None:
-        return c, True, fault[0], f"no source is healthy; this one is the fullest ({fault[1]})"
+def _verdict(
+    c: _Candidate, winner: _Candidate | None, fault: _Failing | None, hole: _Failing | None
+) -> _Verdict:
     if fault is not None:
         return c, False, *fault
-    assert winner is not None
+    assert winner is not None  # c itself is sound
+    if hole is not None:
+        outcome, reason = hole
+        if c is winner:
+            reason = f"no source is healthy; this one is the fullest ({reason})"
+        return c, c is winner, outcome, reason
+    if c is winner:
+        return c, True, Outcome.OK, "first healthy source by priority"
     return c, False, Outcome.OK, f"healthy, but {winner.source} has priority"
 
 
-def _fault(
-    c: _Candidate,
-    newest: datetime | None,
-    fullest: int,
-    most_quoted: int,
-    request: ChainRequest,
-    gates: Gates,
-) -> tuple[Outcome, str] | None:
-    """Why a candidate is not healthy; None when it is."""
+def _fault(c: _Candidate, newest: datetime | None, request: ChainRequest, gates: Gates) -> _Failing | None:
+    """Why a candidate cannot win whatever the others have; None when it is sound."""
     if not c.answer.outcome.has_rows or not c.contracts:
         outcome = Outcome.EMPTY if c.answer.outcome.has_rows else c.answer.outcome
         return outcome, c.answer.reason or "no rows"
     if c.answer.outcome is Outcome.STALE:
         return Outcome.STALE, c.answer.reason or "stale"
+    if not c.priced:
+        return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement"
     if newest is not None and newest < (oldest := oldest_fresh(request, gates.stale_after_s)):
         return Outcome.STALE, f"newest quote or trade is of {describe(newest)}, not after {describe(oldest)}"
     if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
-        return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed or negative"
+        return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed, negative or not finite"
+    return None
+
+
+def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing | None:
+    """Why a sound candidate is not whole; None when it is."""
+    fullest, most_quoted = max(o.contracts for o in sound), max(o.quoted for o in sound)
     if c.contracts < gates.min_complete * fullest:
         return Outcome.PARTIAL, f"{c.contracts} contracts where another source has {fullest}"
     if c.quoted < gates.min_complete * most_quoted:
         return Outcome.PARTIAL, f"{c.quoted} quoted contracts where another source has {most_quoted}"
+    if c.answer.outcome is Outcome.PARTIAL:
+        return Outcome.PARTIAL, c.answer.reason or "its vendor did not give the whole series"
     return None
 
 
@@ -208,21 +224,20 @@ def _proxy_rows(
     *,
     native_won: bool,
 ) -> list[_Verdict]:
+    """Verdicts on proxies; what is not whole may stand in too, since nothing measures it."""
     rows: list[_Verdict] = []
     winner: str | None = None
     for c in sorted(candidates, key=lambda c: c.rank):
-        fault = _fault(c, newest.get(c.source), c.contracts, c.quoted, request, gates)
+        fault = _fault(c, newest.get(c.source), request, gates)
         if fault is not None:
             rows.append((c, False, *fault))
         elif native_won:
-            rows.append((c, False, Outcome.OK, "a proxy: used only when every native source fails"))
+            rows.append((c, False, c.answer.outcome, "a proxy: used only when every native source fails"))
         elif winner in (None, c.source):
             winner = c.source
-            rows.append(
-                (c, True, Outcome.OK, "a proxy (no options on NQ futures): every native source failed")
-            )
+            rows.append((c, True, c.answer.outcome, "a proxy (not NQ options): no native source has a chain"))
         else:
-            rows.append((c, False, Outcome.OK, f"a proxy, and {winner} has priority"))
+            rows.append((c, False, c.answer.outcome, f"a proxy, and {winner} has priority"))
     return rows
 
 

@@ -2,8 +2,8 @@
 
 Ask every vendor (free ones at the same time, metered ones only for what is missing unless
 configured otherwise), write what they sent, decide who wins each series, write the winner,
-publish the catalog. A vendor's failure is an outcome in the result; only a fault of this
-program raises.
+publish the catalog. A vendor's failure is an outcome in the result. A fault of this program in
+one vendor's code raises too, but only after what the others gave is written.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import SecretStr
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.errors import DeadlineReached, NqError, SettingsError, SourceError
+from nq_pipeline.errors import DeadlineReached, NqError, SettingsError, SourceError, Unavailable
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.raw import RawArchive
 from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expirations
+from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources import failover
@@ -53,6 +55,8 @@ class Asked:
         Wall time of asking and parsing, cache look-up included.
     used
         Archived request by digest of the question, for parsing again.
+    fault
+        The exception, where a fault of this program ended the asking.
     """
 
     answer: ChainAnswer
@@ -60,6 +64,7 @@ class Asked:
     elapsed_s: float
     fetches: pl.DataFrame
     used: Mapping[str, str] = field(default_factory=dict)
+    fault: Exception | None = None
 
     @property
     def hits(self) -> int:
@@ -113,20 +118,23 @@ def build_request(
     Raises
     ------
     SettingsError
-        When a series cannot be read.
+        When a series or product is none, nothing expires within the horizon, or the instant is
+        outside the session table.
     """
     now = settings.clock.pinned or scheduled or settings.clock.now()
-    session = sessions.current_session(now)
+    try:
+        session = sessions.current_session(now)
+    except ValueError as error:
+        raise SettingsError(f"NQ_NOW: {error}") from None
     codes: dict[str, str] = {}
-    wanted: list[Series] = []
+    wanted: set[Series] = set()
     for text in series:
-        parsed = _series(text, source, session.trade_date, settings)
-        wanted.append(parsed)
-        if text != parsed.key:
-            codes[parsed.key] = text
-    if not wanted:
-        last_day = session.trade_date + timedelta(days=settings.horizon_days)
-        wanted = [s for p in settings.products for s in expirations(p, session.trade_date, last_day)]
+        parsed, code = _series(text.strip(), source, session.trade_date, settings)
+        wanted.add(parsed)
+        if code:
+            codes[parsed.key] = code
+    if not series:
+        wanted = _within_horizon(settings, session.trade_date)
     return ChainRequest(
         trade_date=session.trade_date,
         snapshot_ts=now.astimezone(UTC),
@@ -138,17 +146,38 @@ def build_request(
     )
 
 
-def _series(text: str, source: str | None, trade_date: date, settings: Settings) -> Series:
+def _series(text: str, source: str | None, trade_date: date, settings: Settings) -> tuple[Series, str | None]:
+    """The series of a key, or of a vendor's own code and then that code too."""
     try:
-        return Series.parse(text)
+        parsed = Series.parse(text)
     except ValueError as error:
         if source != "barchart":
             raise SettingsError(
-                f"{error}, or give a vendor's own code together with `--source barchart`"
+                f"{error}, or give the site's own code together with `--source barchart`"
             ) from None
+    else:
+        if parsed.root not in ROOTS:
+            raise SettingsError(
+                f"{text!r}: {parsed.root} is no root of options on futures; there are {', '.join(ROOTS)}"
+            )
+        return parsed, None
     from nq_pipeline.sources.barchart import series_of_code
 
-    return series_of_code(text, trade_date, settings)
+    return series_of_code(text, trade_date, settings), text
+
+
+def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
+    unknown = [product for product in settings.products if product not in PRODUCTS]
+    if unknown or not settings.products:
+        raise SettingsError(
+            f"NQ_PRODUCTS: {', '.join(unknown) or 'nothing'} is not in the product table; "
+            f"there are {', '.join(PRODUCTS)}"
+        )
+    last_day = trade_date + timedelta(days=settings.horizon_days)
+    found = {s for product in settings.products for s in expirations(product, trade_date, last_day)}
+    if not found:
+        raise SettingsError(f"nothing expires from {trade_date} to {last_day}; raise NQ_HORIZON_DAYS")
+    return found
 
 
 def take_snapshot(
@@ -170,6 +199,13 @@ def take_snapshot(
         Whether to write a chosen chain; without, only what the vendors sent.
     opener
         How a source is had by its name.
+
+    Raises
+    ------
+    NqError
+        A fault of this program in a vendor's code; what the other vendors gave is written.
+    LakeError
+        The lake cannot be written.
     """
     sources = [opener(name, settings) for name in settings.sources]
     first = [s for s in sources if settings.ask_metered == "always" or not s.metered]
@@ -184,16 +220,27 @@ def take_snapshot(
             continue
         part = replace(request, series=missing)
         asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)
-    return _write(settings, sources, request, asked, skipped, choose=choose)
+    snapshot = _write(settings, sources, request, asked, skipped, choose=choose)
+    _raise_faults(asked)
+    return snapshot
 
 
 def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
     """Parse the archived answers of a run (`latest`: of the newest) again; nobody is asked.
 
-    The rows carry the snapshot_ts of the original, so a lake that has them gains none.
-    Raises `LakeError` when the run is not in the archive.
+    Every vendor's own settings are those of the run, so that the same questions are asked of the
+    archive; neither a key nor an opt-in is needed. The rows carry the snapshot_ts of the original,
+    so a lake that has them gains none.
+
+    Raises
+    ------
+    LakeError
+        The run is not in the archive, or an answer there is not what was stored.
+    NqError
+        A fault of this program in a vendor's code; what the others gave is written.
     """
     record = _archive(settings).read_run(run_id)
+    settings = _as_in(record, settings)
     asking = record["request"]
     request = ChainRequest(
         trade_date=date.fromisoformat(asking["trade_date"]),
@@ -210,8 +257,22 @@ def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
         kept = record["sources"][source.name]
         part = replace(request, series=tuple(Series.parse(key) for key in kept["series"]))
         exchange = exchange_for(source, settings, part, replay=kept["used"])
-        asked[source.name] = _ask(source, part, exchange, source.ask)
-    return _write(settings, sources, request, asked, {}, record_run=False)
+        try:
+            asked[source.name] = _ask(source, part, exchange, source.ask)
+        except NqError:
+            raise
+        except Exception as fault:
+            asked[source.name] = _faulty(source.name, part, fault)
+    snapshot = _write(settings, sources, request, asked, {}, record_run=False)
+    _raise_faults(asked)
+    return snapshot
+
+
+def _as_in(record: Mapping[str, Any], settings: Settings) -> Settings:
+    """The settings with the vendors' own as in a run, and every vendor taken for configured."""
+    own = {name: value for kept in record["sources"].values() for name, value in kept["settings"].items()}
+    keys = dict.fromkeys(("polygon_api_key", "databento_api_key"), SecretStr("not-a-key"))
+    return Settings(**{**settings.model_dump(), **own, **keys, "barchart_enabled": True})
 
 
 def _ask_all(
@@ -228,16 +289,14 @@ def _ask_all(
     says so, rather than holding up the run.
     """
     done: dict[str, Asked] = {}
-    faults: dict[str, Exception] = {}
 
     def work(source: Source) -> None:
         try:
             asked = _ask_or_recall(source, settings, request, refresh=refresh)
         except Exception as fault:
-            faults[source.name] = fault
-        else:
-            done[source.name] = asked
-            progress(f"{source.name}: {asked.answer.outcome}, {asked.answer.frame.height:,} contracts")
+            asked = _faulty(source.name, request, fault)
+        done[source.name] = asked
+        progress(f"{source.name}: {asked.answer.outcome}, {asked.answer.frame.height:,} contracts")
 
     threads = [threading.Thread(target=work, args=(s,), daemon=True, name=s.name) for s in sources]
     for thread in threads:
@@ -245,14 +304,27 @@ def _ask_all(
     end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
-    for name, fault in faults.items():
-        raise NqError(f"{name}: a fault of this program, {type(fault).__name__}: {fault}") from fault
     late = DeadlineReached(f"no answer within {settings.source_deadline_s:g} s (NQ_SOURCE_DEADLINE_S)")
     return {
         s.name: done.get(s.name)
         or Asked(failed(s.name, request, late), request.series, settings.source_deadline_s, FETCHES.empty())
         for s in sources
     }
+
+
+def _faulty(name: str, request: ChainRequest, fault: Exception) -> Asked:
+    """A vendor's part that ended in a fault of this program; its words stay out of the tables."""
+    error = Unavailable(f"a fault of this program ({type(fault).__name__})")
+    return Asked(failed(name, request, error), request.series, 0.0, FETCHES.empty(), fault=fault)
+
+
+def _raise_faults(asked: Mapping[str, Asked]) -> None:
+    for name, part in asked.items():
+        if (fault := part.fault) is not None:
+            raise NqError(
+                f"{name}: a fault of this program, {type(fault).__name__}: {fault}; "
+                f"what the other vendors gave is in the lake"
+            ) from fault
 
 
 def _ask_or_recall(source: Source, settings: Settings, request: ChainRequest, *, refresh: bool) -> Asked:
@@ -318,18 +390,11 @@ def exchange_for(
 
 def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> str:
     """Everything that shapes an answer: the vendor's own settings, the place, the question, the instant."""
-    from pydantic import SecretStr
-
-    own = {
-        name: value
-        for name, value in settings.model_dump().items()
-        if name.startswith(source.name) and not isinstance(value, SecretStr)
-    }
     return answer_key(
         {
             "source": source.name,
             "base_url": source.base_url,
-            "settings": own,
+            "settings": _own_settings(settings, source.name),
             "window": settings.chain_window,
             "trade_date": request.trade_date,
             "series": [series.key for series in request.series],
@@ -337,6 +402,13 @@ def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> st
             "pinned": settings.now,
         }
     )
+
+
+def _own_settings(settings: Settings, source: str) -> dict[str, Any]:
+    """A vendor's own settings without the secrets, as JSON has them."""
+    secret = {name for name, value in settings if isinstance(value, SecretStr)}
+    own = {name for name in type(settings).model_fields if name.startswith(source)} - secret
+    return settings.model_dump(mode="json", include=own)
 
 
 def _unwon(
@@ -382,14 +454,15 @@ def _write(
         DECISIONS: decisions,
         FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values())]),
     }
-    rows = {table.name: lake.append(table, frame, run_id=run_id).rows for table, frame in tables.items()}
+    # The record comes first: killed after it, the run can be completed from the archive.
     if record_run:
-        _archive(settings).write_run(run_id, _run_record(request, ordered))
+        _archive(settings).write_run(run_id, _run_record(settings, request, ordered))
+    rows = {table.name: lake.append(table, frame, run_id=run_id).rows for table, frame in tables.items()}
     catalog.publish(settings.environment_dir)
     return Snapshot(request, ordered, skipped, decisions, chain, rows)
 
 
-def _run_record(request: ChainRequest, asked: Mapping[str, Asked]) -> dict[str, Any]:
+def _run_record(settings: Settings, request: ChainRequest, asked: Mapping[str, Asked]) -> dict[str, Any]:
     """What `replay_snapshot` needs to ask the archive the same questions."""
     return {
         "request": {
@@ -400,7 +473,11 @@ def _run_record(request: ChainRequest, asked: Mapping[str, Asked]) -> dict[str, 
             "vendor_codes": dict(request.vendor_codes),
         },
         "sources": {
-            name: {"series": [series.key for series in part.series], "used": dict(part.used)}
+            name: {
+                "series": [series.key for series in part.series],
+                "settings": _own_settings(settings, name),
+                "used": dict(part.used),
+            }
             for name, part in asked.items()
         },
     }
