@@ -15,6 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
@@ -31,6 +32,7 @@ from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import NQ, Family
 from nq_pipeline.market.symbology import barchart_code
 from nq_pipeline.sandbox.faults import WorldOf, serve
+from nq_pipeline.sandbox.market import Market
 from nq_pipeline.sandbox.world import World
 
 DELAY = timedelta(minutes=10)
@@ -79,6 +81,7 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 
 Cell = tuple[str, Any]
 """A value as the site sends it: (display, raw)."""
+Row = dict[str, Cell]
 
 
 def routes(world_of: WorldOf) -> list[BaseRoute]:
@@ -146,29 +149,29 @@ def _refusal(request: Request, world: World) -> Response | None:
     return None
 
 
-def _option_rows(world: World, symbol: str) -> list[dict[str, Cell]]:
+def _option_rows(world: World, symbol: str) -> list[Row]:
     """The board of a series by the site's code; empty for a code that is not listed."""
     instant = world.shown - DELAY
-    chain = world.market.chain(instant)
-    series = _boards(chain).get(symbol.upper())
-    if series is None:
-        return []
-    board = chain.filter(pl.col("series") == series.key)
-    code = site_code(series)
-    short = code[:-2] + code[-1]
-    closed_today = instant >= sessions.current_session(instant).close
+    series = _boards(world.market.chain(instant)).get(symbol.upper())
+    return _board_rows(world.market, world.market.moment(instant), series) if series else []
+
+
+@lru_cache(maxsize=64)
+def _board_rows(market: Market, moment: datetime, series: Series) -> list[Row]:
+    """All rows of one board; kept, because the page sums up what the API sends."""
+    board = market.chain(moment).filter(pl.col("series") == series.key)
+    code = barchart_code(series, year_digits=1)
+    closed = moment >= sessions.current_session(moment).close
     first = board["contract_key"][0]
     return [
-        _option_row(
-            row, series, short, world.market.moment(instant), closed_today, quirk=row["contract_key"] == first
-        )
+        _option_row(row, series, str(code), moment, closed, quirk=row["contract_key"] == first)
         for row in board.iter_rows(named=True)
     ]
 
 
 def _option_row(
     row: dict[str, Any], series: Series, code: str, moment: datetime, closed: bool, *, quirk: bool
-) -> dict[str, Cell]:
+) -> Row:
     """One contract as the site shows it.
 
     Traded today: the last trade, at its time. Otherwise the settlement with an `s`, dated by
@@ -225,7 +228,7 @@ def _option_row(
     }
 
 
-def _future_rows(world: World) -> list[dict[str, Cell]]:
+def _future_rows(world: World) -> list[Row]:
     instant = world.shown - DELAY
     closed = not sessions.is_open(instant)
     rows = []
@@ -267,7 +270,7 @@ def _future_rows(world: World) -> list[dict[str, Cell]]:
     return rows  # type: ignore[return-value]  # symbolType again
 
 
-def _twin(row: dict[str, Cell], fields: list[str], *, raw: bool) -> dict[str, Any]:
+def _twin(row: Row, fields: list[str], *, raw: bool) -> dict[str, Any]:
     cells = {name: row.get(name, ("N/A", None)) for name in fields}
     shown: dict[str, Any] = {name: display for name, (display, _) in cells.items()}
     return shown | ({"raw": {name: value for name, (_, value) in cells.items()}} if raw else {})
@@ -406,7 +409,7 @@ def page(request: Request, body: bytes, world: World) -> Response:
     return _with_token(HTMLResponse(_html(world, chain, series, underlying, quote_row)))
 
 
-def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, future: dict[str, Cell]) -> str:
+def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, future: Row) -> str:
     instant = world.shown - DELAY
     today = instant.astimezone(CHICAGO).date()
     code = site_code(series)

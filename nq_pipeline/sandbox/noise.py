@@ -45,9 +45,9 @@ def normal(*parts: Any) -> Floats:
 
 def bridge(key: Any, x: Floats, levels: int) -> Floats:
     """A Brownian bridge over [0, 1] evaluated at `x` (Lévy's construction, `levels` halvings)."""
-    value = np.zeros(np.shape(x))
+    value: Floats = np.zeros(np.shape(x))
     for level in range(levels):
         cell, offset = np.divmod(x * 2.0**level, 1.0)
         tent = 1.0 - np.abs(2.0 * offset - 1.0)
-        value += normal(key, level, cell.astype(np.int64)) * tent * 2.0 ** (-level / 2 - 1)
+        value = value + normal(key, level, cell.astype(np.int64)) * tent * 2.0 ** (-level / 2 - 1)
     return value

@@ -21,8 +21,8 @@ from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.market import sessions
+from nq_pipeline.sandbox.boards import Proxy
 from nq_pipeline.sandbox.faults import WorldOf, serve
-from nq_pipeline.sandbox.market import Proxy
 from nq_pipeline.sandbox.world import World
 
 UPGRADE = "Please upgrade your plan at https://massive.com/pricing"

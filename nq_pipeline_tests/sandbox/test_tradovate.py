@@ -172,7 +172,7 @@ def test_a_truncated_feed_breaks_off_in_the_middle(at: Callable[..., str]) -> No
 
 def test_a_malformed_feed_has_good_quotes_between_the_bad_ones(at: Callable[..., str]) -> None:
     base = at("tradovate", fault="malformed")
-    frames = []
+    frames: list[str] = []
     with socket(base) as connection:
         authorise(connection, at("tradovate"))
         for number in range(2, 12):
