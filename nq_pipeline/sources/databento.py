@@ -689,7 +689,7 @@ def _named(
         .unique()
         .sort("_date")
         .join_asof(
-            records.mappings.sort("first"),
+            records.mappings,
             left_on="_date",
             right_on="first",
             by="instrument_id",

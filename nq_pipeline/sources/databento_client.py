@@ -132,17 +132,18 @@ class HistoricalClient:
         """
 
         def get(client: Any) -> bytes:
-            from databento.common.error import BentoError, BentoHttpError
+            import requests
+            from databento.common.error import BentoHttpError
 
             with TemporaryDirectory(prefix="nq-databento-") as folder:
                 path = Path(folder) / "answer.dbn.zst"
                 try:
                     client.timeseries.get_range(**query.arguments, path=path)
-                except BentoHttpError:
+                except (BentoHttpError, requests.RequestException):
                     raise
-                except (BentoError, ValueError) as error:
-                    # The client opens what it has downloaded; only the download itself matters here.
-                    if not path.exists() or str(error).startswith("Error streaming response"):
+                except Exception as error:
+                    # The client reads the head of what it has downloaded; here only the download counts.
+                    if not path.exists() or _was_cut(error):
                         raise
                 if path.stat().st_size > MAX_BODY_BYTES:
                     raise BadPayload(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB was refused")
@@ -271,7 +272,7 @@ def _retry_after(error: BaseException | None) -> float | None:
 def _meaning(error: Exception, secret: str) -> SourceError:
     """What an error of the client says about the vendor."""
     import requests
-    from databento.common.error import BentoError, BentoHttpError
+    from databento.common.error import BentoHttpError
 
     if isinstance(error, BentoHttpError):
         return _refusal(error, secret)
@@ -283,9 +284,14 @@ def _meaning(error: Exception, secret: str) -> SourceError:
         return Unavailable("no answer in time")
     if isinstance(error, requests.RequestException):
         return Unavailable(f"no connection or no answer ({type(error).__name__})")
-    if isinstance(error, BentoError) and str(error).startswith("Error streaming response"):
+    if _was_cut(error):
         return BadPayload("the answer was cut off")
     return BadPayload(f"an answer the client could not read ({type(error).__name__})")
+
+
+def _was_cut(error: Exception) -> bool:
+    """Whether a download ended before its body did: the client says so in words alone."""
+    return str(error).startswith("Error streaming response")
 
 
 def _refusal(error: Any, secret: str) -> SourceError:

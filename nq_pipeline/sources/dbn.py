@@ -190,5 +190,6 @@ def _intervals(mappings: Mapping[str, list[Any]]) -> pl.DataFrame:
         pl.DataFrame(rows, schema=columns, orient="row")
         .with_columns(pl.col("instrument_id").cast(pl.UInt32, strict=False))
         .drop_nulls()
+        .sort("first", "instrument_id", "raw_symbol")  # the decoder's dictionary has no order
         .unique(["instrument_id", "first"], keep="last", maintain_order=True)
     )

@@ -1,0 +1,252 @@
+"""The official client over real sockets: where it asks, when it stops, what its errors mean."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from nq_pipeline.errors import (
+    BadPayload,
+    Blocked,
+    DeadlineReached,
+    NotConfigured,
+    NotEntitled,
+    RateLimited,
+    SourceError,
+    Unavailable,
+)
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.databento_client import (
+    GROUPS,
+    EndsTooLate,
+    HistoricalClient,
+    NothingThere,
+    Query,
+    historical,
+    instant_ns,
+)
+from nq_pipeline.sources.exchange import Policy
+from nq_pipeline_tests.sources.contract import MARK
+from nq_pipeline_tests.sources.server import Answer, Asked, serve
+
+QUERY = Query(
+    "GLBX.MDP3", "trades", ("Q2C.OPT", "Q2D.OPT"), 1_749_540_000_000_000_000, 1_749_567_600_000_000_000
+)
+KEY = SecretStr(MARK)
+
+
+def client(url: str, *, allowed_s: float = 10.0, **policy: Any) -> HistoricalClient:
+    end = time.monotonic() + allowed_s
+    return HistoricalClient(
+        KEY, url, Policy(timeout_s=5.0, **policy), lambda: max(0.0, end - time.monotonic())
+    )
+
+
+def detail(case: str, message: str = "words", **payload: Any) -> bytes:
+    return orjson.dumps(
+        {"detail": {"case": case, "message": message, "status_code": 422, "docs": "d", "payload": payload}}
+    )
+
+
+def refusal(answer: Answer, *, allowed_s: float = 10.0, **policy: Any) -> SourceError:
+    with serve(lambda asked: answer) as server, pytest.raises(SourceError) as caught:
+        client(server.url, allowed_s=allowed_s, **policy).cost(QUERY)
+    return caught.value
+
+
+# Where it asks
+
+
+def test_the_installed_client_is_the_version_this_was_written_for() -> None:
+    assert version("databento").startswith("0.87.")
+
+
+def test_a_plain_http_address_on_loopback_is_asked_as_it_is() -> None:
+    made = historical(KEY, "http://127.0.0.1:9/with/fault=ok/databento/", timeout_s=3)
+    for group in GROUPS:
+        assert getattr(made, group)._base_url == f"http://127.0.0.1:9/with/fault=ok/databento/v0/{group}"
+        assert getattr(made, group).TIMEOUT == 3
+
+
+@pytest.mark.parametrize("url", ["https://hist.databento.com", "https://127.0.0.1:9/below"])
+def test_an_https_address_is_left_to_the_client(url: str) -> None:
+    made = historical(KEY, url, timeout_s=3)
+    assert made.gateway == url
+    assert made.metadata._base_url == f"{url}/v0/metadata"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://hist.databento.com", "ftp://127.0.0.1", "hist.databento.com", "https://"]
+)
+def test_an_address_that_would_leak_the_key_or_is_none_is_refused(url: str) -> None:
+    with pytest.raises(NotConfigured, match="NQ_DATABENTO_URL"):
+        historical(KEY, url, timeout_s=3)
+
+
+def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from databento.historical.api.batch import BatchHttpAPI
+
+    made = BatchHttpAPI.__init__
+
+    def renamed(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self._root = self.__dict__.pop("_base_url")
+
+    monkeypatch.setattr(BatchHttpAPI, "__init__", renamed)
+    with pytest.raises(NotConfigured, match=r"databento 0\.87.* does not know; install version 0\.87"):
+        historical(KEY, "http://127.0.0.1:9", timeout_s=3)
+
+
+def test_the_question_is_the_one_of_the_protocol() -> None:
+    with serve(lambda asked: Answer(b"0.25")) as server:
+        assert client(server.url).cost(QUERY) == Decimal("0.25")
+        (asked,) = server.asked
+    assert (asked.method, asked.path) == ("POST", "/v0/metadata.get_cost")
+    assert asked.headers["authorization"] == "Basic " + base64.b64encode(f"{MARK}:".encode()).decode()
+    assert dict(parse_qsl(asked.body.decode())) == {
+        "dataset": "GLBX.MDP3",
+        "schema": "trades",
+        "symbols": "Q2C.OPT,Q2D.OPT",
+        "stype_in": "parent",
+        "stype_out": "instrument_id",
+        "start": "1749540000000000000",
+        "end": "1749567600000000000",
+    }
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("body", [b"0", b"0.0", b"1e-3", b"12"])
+def test_a_price_is_exact(body: bytes) -> None:
+    with serve(lambda asked: Answer(body)) as server:
+        assert client(server.url).cost(QUERY) == Decimal(str(orjson.loads(body)))
+
+
+@pytest.mark.parametrize(
+    "body", [b"null", b"-1", b"true", b'"much"', b"[1]", b"{}", b"NaN", b"Infinity", b""]
+)
+def test_what_is_no_price_is_a_bad_payload(body: bytes) -> None:
+    assert isinstance(refusal(Answer(body)), BadPayload)
+
+
+def test_data_are_available_until_the_earliest_end_of_the_schemas() -> None:
+    ends = {"trades": {"end": "2025-06-10T14:00:00.000000001Z"}, "bbo-1m": {"end": "2025-06-10T15:00:00Z"}}
+    body = orjson.dumps({"start": "2010-06-06", "end": "2025-06-10T16:00:00Z", "schema": ends})
+    with serve(lambda asked: Answer(body)) as server:
+        asking = client(server.url)
+        assert asking.available_end("GLBX.MDP3", ("trades", "bbo-1m")) == 1_749_564_000_000_000_001
+        assert asking.available_end("GLBX.MDP3", ("statistics",)) == 1_749_571_200_000_000_000
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b"null", b'{"end": 5, "schema": {}}', b'{"end": "soon", "schema": []}']
+)
+def test_a_range_in_an_unknown_form_is_a_bad_payload(body: bytes) -> None:
+    with serve(lambda asked: Answer(body)) as server, pytest.raises(BadPayload):
+        client(server.url).available_end("GLBX.MDP3", ("trades",))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"DBN\x03 and no more", b"\x28\xb5\x2f\xfd cut", bytes(99_999)]
+)
+def test_a_body_that_arrived_whole_is_returned_whatever_it_is(body: bytes) -> None:
+    with serve(lambda asked: Answer(body, content_type="application/octet-stream")) as server:
+        assert client(server.url).download(QUERY) == body
+
+
+def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> None:
+    with serve(lambda asked: Answer(bytes(100_000), cut=True)) as server:
+        with pytest.raises(BadPayload, match="cut off"):
+            client(server.url).download(QUERY)
+        assert len(server.asked) == 1
+
+
+# What its errors mean
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, b'{"detail":"Authentication failed."}', NotConfigured),
+        (402, detail("account_insufficient_funds"), NotEntitled),
+        (403, detail("license_not_found_unauthorized"), NotEntitled),
+        (403, detail("auth_no_dataset_entitlement"), NotEntitled),
+        (403, b"forbidden", Blocked),
+        (422, detail("dataset_unavailable_range"), NotEntitled),
+        (422, detail("symbology_invalid_request"), NothingThere),
+        (422, detail("symbology_invalid_symbol"), NothingThere),
+        (422, detail("data_end_after_available_end", available_end="2025-06-10T14:00:00Z"), EndsTooLate),
+        (422, detail("data_end_after_available_end"), BadPayload),
+        (422, detail("data_end_after_available_end", available_end=[1]), BadPayload),
+        (422, detail("data_schema_not_fully_available"), Unavailable),
+        (422, b'{"detail":[{"loc":["body","start"],"msg":"field required"}]}', Unavailable),
+        (404, b"{}", Unavailable),
+        (429, b"", RateLimited),
+        (429, b'["a list"]', BadPayload),
+        (400, b"null", BadPayload),
+    ],
+)
+def test_an_error_is_what_its_status_and_case_say(status: int, body: bytes, kind: type[SourceError]) -> None:
+    assert type(refusal(Answer(body, status))) is kind
+
+
+def test_the_available_end_of_a_refusal_is_kept() -> None:
+    body = detail("data_end_after_available_end", available_end="2025-06-10T14:00:00.000000005+00:00")
+    error = refusal(Answer(body, 422))
+    assert isinstance(error, EndsTooLate)
+    assert error.available_end == instant_ns("2025-06-10T14:00:00.000000005Z")
+
+
+def test_a_key_that_a_vendor_repeats_is_not_repeated_again() -> None:
+    error = refusal(Answer(detail(f"case_{MARK}", f"no licence for {MARK}\nnor\tanything"), 422))
+    assert MARK not in str(error)
+    assert "no licence for *** nor anything" in str(error)
+
+
+def test_a_fault_that_passes_is_asked_again() -> None:
+    answers = [Answer(b"oops", 503), Answer(hang_up=True), Answer(b"0.5")]
+    with serve(lambda asked: answers.pop(0)) as server:
+        assert client(server.url).cost(QUERY) == Decimal("0.5")
+
+
+@pytest.mark.parametrize("answer", [Answer(b"oops", 500), Answer(b"", 504), Answer(hang_up=True)])
+def test_a_fault_that_stays_is_unavailable_after_the_attempts(answer: Answer) -> None:
+    with serve(lambda asked: answer) as server:
+        with pytest.raises(Unavailable):
+            client(server.url, attempts=2).cost(QUERY)
+        assert len(server.asked) == 2
+
+
+def test_a_short_retry_after_is_waited_for_and_a_long_one_is_not() -> None:
+    answers = [Answer(b"", 429, headers={"Retry-After": "0"}), Answer(b"0.5")]
+    with serve(lambda asked: answers.pop(0)) as server:
+        assert client(server.url).cost(QUERY) == Decimal("0.5")
+    error = refusal(Answer(b"", 429, headers={"Retry-After": "60"}))
+    assert isinstance(error, RateLimited)
+    assert error.retry_after_s == 60
+
+
+@pytest.mark.parametrize("ask", [lambda c: c.cost(QUERY), lambda c: c.download(QUERY)])
+def test_a_body_that_drips_past_the_deadline_is_left(ask: Callable[[HistoricalClient], Any]) -> None:
+    def drip(asked: Asked) -> Answer:
+        return Answer(b"0.5       ", drip_s=0.5)
+
+    with serve(drip) as server, pytest.raises(DeadlineReached) as caught:
+        ask(client(server.url, allowed_s=0.8))
+    assert caught.value.outcome is Outcome.PARTIAL
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2025-06-10T14:00:00+02:00", "2025-13-01", "1749564000"])
+def test_only_utc_instants_are_instants(text: str) -> None:
+    with pytest.raises(ValueError):
+        instant_ns(text)
