@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from nq_pipeline.market import sessions
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 
 HOST = "127.0.0.1"
+START_S = 30.0
+"""Seconds a server may take until it answers."""
 
 # The addresses of each vendor's settings below its mount point, and credentials for stand-ins.
 # Real ones are never sent to a stand-in, even where they are set.
@@ -192,10 +195,11 @@ def _started(environment_dir: Path, port: int, *, exact: bool) -> Iterator[int]:
         )
     assert process.stdin and process.stdout
     try:
-        line = process.stdout.readline()
+        answered, _, _ = select.select([process.stdout], [], [], START_S)
+        line = process.stdout.readline() if answered else b""
         if not line.strip().isdigit():
             reason = (environment_dir / "sandbox.log").read_text().strip().splitlines()
-            raise SandboxError(f"The stand-ins could not be started: {reason[-1] if reason else 'no reason'}")
+            raise SandboxError(f"The stand-ins could not be started: {reason[-1] if reason else 'no answer'}")
         yield int(line)
     finally:
         process.stdin.close()

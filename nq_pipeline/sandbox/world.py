@@ -18,7 +18,7 @@ from nq_pipeline.sandbox.market import Market, market
 
 FAULTS: dict[str, str] = {
     "ok": "answers as the vendor does on a good day",
-    "blocked": "refuses for good: 403, at Tradovate a login penalty with a captcha",
+    "blocked": "refuses for good: 403, an unknown key, or at Tradovate a login penalty with a captcha",
     "challenged": "bot challenge: 202 without data at Barchart, elsewhere as blocked",
     "penalty": "Tradovate asks to wait before the login succeeds, elsewhere as rate_limited",
     "rate_limited": "429 to every request; Barchart and Databento say when to come back",
