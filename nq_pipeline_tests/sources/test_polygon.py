@@ -21,7 +21,8 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import NDX, QQQ, Product
 from nq_pipeline.sources.base import ChainRequest
 from nq_pipeline.sources.exchange import Reply
-from nq_pipeline.sources.polygon import chain_rows, next_page, parse_page, refusal, regular_session
+from nq_pipeline.sources.polygon import regular_session
+from nq_pipeline.sources.polygon_pages import chain_rows, next_page, parse_page, refusal
 from nq_pipeline_tests.sources.proxies import NOON, contract, item, page
 
 DAY = date(2025, 6, 20)
