@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 import polars as pl
 
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN, Table
+from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, SOURCE_CHAIN, Table
 from nq_pipeline.orchestration.plots import open_interest_by_strike
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import newest_quote
@@ -32,7 +33,7 @@ def of_table(table: Table) -> Metadata:
             columns=[
                 dg.TableColumn(
                     column.name,
-                    str(column.dtype),
+                    "timestamp[ns, UTC]" if column.dtype == INSTANT else str(column.dtype),
                     column.meaning,
                     constraints=dg.TableColumnConstraints(nullable=column.nullable),
                 )
@@ -124,7 +125,7 @@ def _of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> 
     folder = (settings.environment_dir / "lake" / table.name / f"trade_date={trade_date}").resolve()
     return {
         "dagster/partition_row_count": rows,
-        "dagster/uri": folder.as_uri(),
+        "dagster/uri": f"file://{quote(str(folder), safe='/=')}",
         "folder": dg.MetadataValue.path(str(folder)),
     }
 
@@ -146,14 +147,21 @@ def _by_series(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_verdict(decisions: pl.DataFrame) -> pl.DataFrame:
-    """Series that came to the same verdict in one row: which, by whom, and why."""
+    """How many series each source won and lost, and why; the table `decisions` has every series.
+
+    Few rows on purpose: Dagster folds away Markdown of a thousand characters and more.
+    """
+    reasons = pl.col("reason").n_unique()
     return (
         decisions.sort("rank", "series")
-        .group_by("source", "won", "outcome", "reason", maintain_order=True)
+        .group_by("source", "won", "outcome", maintain_order=True)
         .agg(
             pl.len().alias("series"),
             pl.col("contracts").sum(),
-            pl.col("series").sort().first().alias("for example"),
+            pl.col("reason").first()
+            + pl.when(reasons > 1)
+            .then(pl.format(" (and {} more like it)", reasons - 1))
+            .otherwise(pl.lit("")),
         )
     )
 

@@ -37,8 +37,8 @@ class Desk:
     def run(
         self,
         *fakes: FakeVendor,
-        partition: str = DAY,
-        selection: list[dg.AssetKey] | None = None,
+        partition: str | None = DAY,
+        selection: list[dg.AssetKey] | dg.AssetSelection | None = None,
         tags: dict[str, str] | None = None,
         **settings: object,
     ) -> dg.ExecuteInProcessResult:
@@ -170,7 +170,7 @@ def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk)
     assert "has priority" in str(of_chain["decisions"])
     assert "data:image/svg+xml;base64," in str(of_chain["open_interest"])
     folder = Path(str(of_chain["folder"]))
-    assert str(of_chain["dagster/uri"]) == folder.as_uri()
+    assert of_chain["dagster/uri"] == f"file://{folder}"
     assert len(list(folder.glob("*.parquet"))) == 1
 
 
@@ -196,6 +196,14 @@ def test_the_choice_alone_asks_all_vendors(desk: Desk) -> None:
     result = desk.run(fake, selection=[CHOSEN])
     assert set(materialized(result)) == {CHOSEN}
     assert fake.asked == 1
+
+
+def test_a_check_alone_is_answered_without_a_materialization(desk: Desk) -> None:
+    key = dg.AssetCheckKey(SOURCES["barchart"], "fresh")
+    result = desk.run(selection=dg.AssetSelection.checks(key), partition=None)
+    assert result.success
+    assert materialized(result) == {}
+    assert [check.check_name for check in result.get_asset_check_evaluations()] == ["fresh"]
 
 
 def test_another_trade_date_than_the_current_one_is_refused_in_a_sentence(desk: Desk) -> None:

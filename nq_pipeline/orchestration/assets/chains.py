@@ -95,17 +95,19 @@ def option_chains(
     context: dg.AssetExecutionContext, config: ChainConfig, vendors: dg.ResourceParam[Vendors]
 ) -> Iterator[Event]:
     """One snapshot of the selected vendors' chains; all vendors are asked when the choice is wanted."""
-    choose = CHOSEN in context.selected_asset_keys
+    # A check may be selected without its asset: it needs the vendor's answer all the same.
+    selected = context.selected_asset_keys | {check.asset_key for check in context.selected_asset_check_keys}
+    choose = CHOSEN in selected
     try:
         settings = vendors.settings()
-        names = [n for n in settings.sources if choose or SOURCES[n] in context.selected_asset_keys]
+        names = [name for name in settings.sources if choose or SOURCES[name] in selected]
         request = _request(context, settings)
         snapshot = vendors.snapshot(settings, request, sources=names, choose=choose, refresh=config.refresh)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 
     for name, key in SOURCES.items():
-        if key in context.selected_asset_keys:
+        if key in selected:
             yield from _source(context, name, snapshot, settings)
     if choose:
         yield from _chosen(context, snapshot, settings)
@@ -115,7 +117,9 @@ def _request(context: dg.AssetExecutionContext, settings: Settings) -> ChainRequ
     """What to ask for; vendors show the present, so the partition has to be the current trade date."""
     scheduled = scheduled_for(context.run.tags.get(SCHEDULED), settings.clock.now())
     request = build_request(settings, run_id=context.run.run_id, scheduled=scheduled)
-    current, wanted = request.trade_date.isoformat(), context.partition_key
+    current = request.trade_date.isoformat()
+    # Checks alone are launched without a partition.
+    wanted = context.partition_key if context.has_partition_key else current
     if wanted != current:
         raise dg.Failure(
             f"Vendors show the current session, which is {current}, and not {wanted}; "
@@ -134,7 +138,7 @@ def _source(
         findings = {"available": quality.not_asked(why)}
     else:
         findings = quality.of_source(asked.answer, snapshot.request, settings)
-        if asked.answer.frame.height:
+        if asked.answer.frame.height and key in context.selected_asset_keys:
             yield dg.MaterializeResult(
                 asset_key=key, metadata=metadata.of_source(name, asked, snapshot, settings)
             )
@@ -142,7 +146,7 @@ def _source(
 
 
 def _chosen(context: dg.AssetExecutionContext, snapshot: Snapshot, settings: Settings) -> Iterator[Event]:
-    if snapshot.chain.height:
+    if snapshot.chain.height and CHOSEN in context.selected_asset_keys:
         yield dg.MaterializeResult(asset_key=CHOSEN, metadata=metadata.of_chain(snapshot, settings))
     answers = {name: asked.answer for name, asked in snapshot.asked.items()}
     findings = quality.of_chain(snapshot.chain, snapshot.decisions, answers, snapshot.request, settings)
