@@ -197,6 +197,10 @@ class Library:
 
     def _authorization(self, credentials: dict[str, str]) -> tuple[dict[str, Any], Reply]:
         reply = self._exchange.post("/auth/accesstokenrequest", operation="login", json=credentials)
+        if reply.status == 404:
+            raise self._refused(
+                reply, Unavailable("no login at this address (HTTP 404); check NQ_TRADOVATE_URL")
+            )
         return self._judged(reply, _object), reply
 
     def _refused(self, reply: Reply, error: SourceError) -> SourceError:
