@@ -387,8 +387,6 @@ def _instruments(
     everything = pl.concat([_universe(market, day) for day in days]) if days else _universe(market, None)
     if "ALL_SYMBOLS" in symbols:
         chosen = everything
-    elif stype_in == "instrument_id":
-        chosen = everything.filter(pl.col("instrument_id").cast(pl.String).is_in(symbols))
     elif stype_in in ("parent", "raw_symbol"):
         chosen = everything.filter(pl.col(stype_in).is_in(symbols))
     else:
