@@ -225,7 +225,9 @@ def take_snapshot(
     return snapshot
 
 
-def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
+def replay_snapshot(
+    settings: Settings, run_id: str, *, opener: Callable[[str, Settings], Source] = open_source
+) -> Snapshot:
     """Parse the archived answers of a run (`latest`: of the newest) again; nobody is asked.
 
     Every vendor's own settings are those of the run, so that the same questions are asked of the
@@ -251,7 +253,7 @@ def replay_snapshot(settings: Settings, run_id: str) -> Snapshot:
         environment=settings.environment,
         vendor_codes=asking["vendor_codes"],
     )
-    sources = [open_source(name, settings) for name in record["sources"]]
+    sources = [opener(name, settings) for name in record["sources"]]
     asked = {}
     for source in sources:
         kept = record["sources"][source.name]
