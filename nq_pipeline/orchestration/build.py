@@ -7,9 +7,9 @@ from collections.abc import Callable
 import dagster as dg
 
 from nq_pipeline.orchestration.assets.chains import option_chains
-from nq_pipeline.orchestration.jobs import chain_job, compaction_job
+from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.schedules import chains_while_open, compaction_after_close
+from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
 from nq_pipeline.sources.registry import open_source
@@ -29,8 +29,8 @@ def build_defs(
     """
     return dg.Definitions(
         assets=[option_chains],
-        jobs=[chain_job, compaction_job],
-        schedules=[chains_while_open, compaction_after_close],
+        jobs=[chain_job, housekeeping_job],
+        schedules=[chains_while_open, housekeeping_after_close],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.
         executor=dg.in_process_executor,

@@ -1,8 +1,11 @@
 """Jobs: what is launched as one run. The tag `nq/kind` lets one run of a kind go at a time."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
+from pydantic import Field
 
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
@@ -15,7 +18,6 @@ KIND = "nq/kind"
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
 as started for ever, and would hold its place in the queue."""
-
 chain_job = dg.define_asset_job(
     "chain_snapshot",
     selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values()),
@@ -27,8 +29,8 @@ chain_job = dg.define_asset_job(
 @dg.op(description="Merge the files of every trade date, remove what was superseded, publish the catalog.")
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     # Bookkeeping goes by the machine's clock, never by a pinned one.
-    root = vendors.settings().environment_dir
-    lake, now = Lake(root / "lake"), datetime.now(UTC)
+    root, now = vendors.settings().environment_dir, datetime.now(UTC)
+    lake = Lake(root / "lake")
     for table in TABLES.values():
         for day in sorted({file.trade_date for file in lake.manifest(table).files}):
             if merged := compact(lake, table, day, now=now):
@@ -37,10 +39,50 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     catalog.publish(root)
 
 
+class History(dg.Config):
+    """What the run history keeps: a snapshot is close to a megabyte of it, 78 make a day."""
+
+    kept_days: int = Field(14, ge=0, description="Days for which every snapshot's run is kept.")
+
+
+@dg.op(description="Forget the runs of old snapshots, but for the last of each trade date.")
+def prune_history(context: dg.OpExecutionContext, config: History) -> None:
+    before = datetime.now(UTC) - timedelta(days=config.kept_days)
+    old = context.instance.get_runs(dg.RunsFilter(tags={KIND: "chains"}, created_before=before))
+    pruned = list(superseded(old))
+    for run in pruned:
+        forget(context.instance, run)
+    context.log.info(f"{len(pruned)} of {len(old)} snapshots from before {before:%Y-%m-%d} forgotten")
+
+
+def superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:
+    """The finished runs that a later one of the same partition succeeded; `runs` newest first."""
+    kept = set()
+    for run in runs:
+        partition = run.tags.get("dagster/partition")
+        if run.is_success and partition not in kept:
+            kept.add(partition)
+        elif run.is_finished:
+            yield run
+
+
+def forget(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Delete a run with its events and logs."""
+    instance.delete_run(run.run_id)
+    instance.compute_log_manager.delete_logs(prefix=[run.run_id])
+    # The SQLite storage empties the run's own file but leaves it at its size.
+    shard = getattr(instance.event_log_storage, "path_for_shard", None)
+    if shard is not None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{shard(run.run_id)}{suffix}").unlink(missing_ok=True)
+
+
 @dg.job(
-    name="compaction",
-    description="One sorted file per table and closed trade date; safe beside writers and readers.",
-    tags={KIND: "compaction", MAX_RUNTIME: "3600"},
+    name="housekeeping",
+    description="One sorted file per table and closed trade date, safe beside writers and readers; "
+    "a run history of bounded size.",
+    tags={KIND: "housekeeping", MAX_RUNTIME: "3600"},
 )
-def compaction_job() -> None:
+def housekeeping_job() -> None:
     compact_tables()
+    prune_history()

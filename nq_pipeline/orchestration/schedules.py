@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from nq_pipeline.orchestration.jobs import chain_job, compaction_job
+from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, compaction_tick
+from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, housekeeping_tick
 
 TIMEZONE = "America/Chicago"
 
@@ -33,16 +33,16 @@ def chains_while_open(
 
 
 @dg.schedule(
-    job=compaction_job,
+    job=housekeeping_job,
     cron_schedule="15 19 * * *",  # past midnight UTC, when the trade date is over for compaction
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Once in the evening of each trade date.",
 )
-def compaction_after_close(
+def housekeeping_after_close(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
-    tick = compaction_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
+    tick = housekeeping_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
     if tick.trade_date is None:
         return dg.SkipReason(tick.reason)
     return dg.RunRequest(run_key=tick.trade_date.isoformat())

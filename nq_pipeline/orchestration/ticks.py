@@ -53,8 +53,8 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
     return Tick(None, f"{_closed(scheduled, window)}; the next window ({window}) opens {opens}")
 
 
-def compaction_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
-    """Merge files once for each trade date, in the evening of its day in Chicago."""
+def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
+    """Tidy up once for each trade date, in the evening of its day in Chicago."""
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     day = scheduled.astimezone(CHICAGO).date()

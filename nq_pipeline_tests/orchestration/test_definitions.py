@@ -46,7 +46,7 @@ def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: 
 
 
 def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) -> None:
-    for name in ("chain_snapshot", "compaction"):
+    for name in ("chain_snapshot", "housekeeping"):
         job = defs.resolve_job_def(name)
         assert int(job.tags["dagster/max_runtime"]) > 0
         assert job.tags["nq/kind"]

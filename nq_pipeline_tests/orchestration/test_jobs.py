@@ -1,4 +1,4 @@
-"""The compaction job, run by Dagster over a lake that a run wrote."""
+"""Housekeeping, run by Dagster over a lake and a history that snapshots wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import dagster as dg
 from nq_pipeline.lake.catalog import connect
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.orchestration.assets.chains import CHOSEN
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.fakes import FakeVendor
@@ -33,13 +34,44 @@ def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_pat
     rows = lake.manifest(OPTION_CHAIN).rows
     assert len(lake.manifest(SOURCE_CHAIN).files) == 3
 
-    assert defs.resolve_job_def("compaction").execute_in_process().success
+    assert defs.resolve_job_def("housekeeping").execute_in_process().success
 
     assert [len(lake.manifest(table).files) for table in (SOURCE_CHAIN, OPTION_CHAIN)] == [1, 1]
     with connect(tmp_path / "live") as duck:
         assert duck.sql("select count(*) from option_chain").fetchall() == [(rows,)]
 
 
-def test_compaction_of_an_empty_lake_does_nothing(tmp_path: Path) -> None:
+def test_housekeeping_of_an_empty_lake_does_nothing(tmp_path: Path) -> None:
     defs = build_defs(Settings(data_dir=tmp_path))
-    assert defs.resolve_job_def("compaction").execute_in_process().success
+    assert defs.resolve_job_def("housekeeping").execute_in_process().success
+
+
+def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_path: Path) -> None:
+    settings = Settings(
+        environment="live",
+        data_dir=tmp_path,
+        now=datetime(2025, 6, 10, 15, 0, tzinfo=UTC),
+        horizon_days=0,
+        sources=("barchart",),
+    )
+    defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
+    with dg.instance_for_test() as instance:
+        snapshots, housekeeping = (defs.resolve_job_def(name) for name in ("chain_snapshot", "housekeeping"))
+        runs = [
+            snapshots.execute_in_process(instance=instance, partition_key="2025-06-10").run_id
+            for _ in range(3)
+        ]
+        kept = {"ops": {"prune_history": {"config": {"kept_days": 14}}}}
+        assert housekeeping.execute_in_process(instance=instance, run_config=kept).success
+        assert all(instance.has_run(run) for run in runs)
+
+        none_kept = {"ops": {"prune_history": {"config": {"kept_days": 0}}}}
+        assert housekeeping.execute_in_process(instance=instance, run_config=none_kept).success
+
+        assert [instance.has_run(run) for run in runs] == [False, False, True]
+        assert instance.get_materialized_partitions(CHOSEN) == {"2025-06-10"}
+        files = {
+            path.name.partition(".")[0] for path in Path(instance.storage_directory()).parent.rglob("*.db")
+        }
+        assert not files & set(runs[:2])
+        assert runs[2] in files

@@ -9,12 +9,12 @@ import pytest
 
 from nq_pipeline.market.sessions import CHICAGO, Window, session, sessions
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.schedules import chains_while_open, compaction_after_close
+from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
 from nq_pipeline.orchestration.ticks import (
     CADENCE,
     SCHEDULED,
     chain_tick,
-    compaction_tick,
+    housekeeping_tick,
     scheduled_for,
 )
 from nq_pipeline.settings import Settings
@@ -100,14 +100,14 @@ def test_a_tick_made_up_for_after_an_outage_asks_nothing() -> None:
 
 def test_a_pinned_clock_stops_every_schedule() -> None:
     now = ct("2025-06-10 10:00")
-    for tick in (chain_tick(now, now, window="rth", pinned=now), compaction_tick(now, pinned=now)):
+    for tick in (chain_tick(now, now, window="rth", pinned=now), housekeeping_tick(now, pinned=now)):
         assert tick.trade_date is None
         assert tick.reason.startswith("NQ_NOW holds the clock at Tue 2025-06-10 10:00 CT")
 
 
-def test_compaction_runs_in_the_evening_of_every_trade_date_and_no_other_day() -> None:
+def test_housekeeping_runs_in_the_evening_of_every_trade_date_and_no_other_day() -> None:
     days = [date(2025, 1, 1) + timedelta(days=n) for n in range(365)]
-    due = [tick.trade_date for d in days if (tick := compaction_tick(ct(f"{d} 19:15"))).trade_date]
+    due = [tick.trade_date for d in days if (tick := housekeeping_tick(ct(f"{d} 19:15"))).trade_date]
     assert due == [s.trade_date for s in sessions(days[0], days[-1])]
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_waited_too_long_asks_for_the_present() -> None:
 
 def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
     pinned = Vendors(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC)))
-    for schedule in (chains_while_open, compaction_after_close):
+    for schedule in (chains_while_open, housekeeping_after_close):
         context = dg.build_schedule_context(
             scheduled_execution_time=ct("2025-06-10 10:00"), resources={"vendors": pinned}
         )
@@ -130,11 +130,11 @@ def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
         assert result.skip_message is not None and "NQ_NOW" in result.skip_message
 
 
-def test_the_compaction_schedule_launches_one_run_per_trade_date() -> None:
+def test_the_housekeeping_schedule_launches_one_run_per_trade_date() -> None:
     context = dg.build_schedule_context(
         scheduled_execution_time=ct("2025-06-10 19:15"), resources={"vendors": Vendors(Settings())}
     )
-    result = compaction_after_close(context)
+    result = housekeeping_after_close(context)
     assert isinstance(result, dg.RunRequest)
     assert result.run_key == "2025-06-10"
 

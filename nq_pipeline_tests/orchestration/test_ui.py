@@ -153,7 +153,7 @@ def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(
         look("assets/nq/option_chain?view=overview", "chain_overview", "contract_key", "Option".lower())
         look("assets/barchart/option_chain?view=checks", "barchart_checks", "available", "blocked")
         look("assets/databento/option_chain?view=overview", "databento_overview", "Metered unless")
-        look("overview/automation", "automation", "chains_while_open", "compaction_after_close")
+        look("overview/automation", "automation", "chains_while_open", "housekeeping_after_close")
         browser.close()
 
 
