@@ -15,6 +15,7 @@ of every row:
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ COUNTS = ("volume", "openInterest")
 SIDES = ("Call", "Put")
 _SHOWN = (*PRICES, *COUNTS, "tradeTime", "optionType", "symbol")
 _RAW = (*PRICES, *COUNTS, "strike", "tradeTime")
+_NULL_DOCUMENT = re.compile(rb"}\s*null")
+"""Found in no single JSON document; Arrow's reader crashes on a document that is null."""
+
 _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
@@ -94,7 +98,7 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
     cells, total = _rows(body)
     if cells.is_empty():
         if total:
-            raise BadPayload(f"{code}: {total} rows are stated and none is there")
+            raise BadPayload(f"{code}: {total:g} rows are stated and none is there")
         return Board(pl.DataFrame(), controls={"rows_equal_total": True})
     table = _read(cells, (*PRICES, *COUNTS)).with_columns(
         barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_")
@@ -127,7 +131,7 @@ def parse_futures(body: bytes) -> dict[str, tuple[float, int]]:
     return {symbol: (price, ns) for symbol, price, ns in table.iter_rows()}
 
 
-def _rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
+def _rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
     """All rows of an answer, displays as text beside `raw_` numbers, and its stated total.
 
     A body of exactly the page's shape is decoded straight into columns, in less time than
@@ -137,16 +141,18 @@ def _rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
     return _strict_rows(body) or _tolerant_rows(body)
 
 
-def _strict_rows(body: bytes) -> tuple[pl.DataFrame, int | None] | None:
+def _strict_rows(body: bytes) -> tuple[pl.DataFrame, float | None] | None:
     """The rows of a regular body; None when it is not one."""
     import pyarrow as pa
     from pyarrow import json
 
+    if not body.startswith(b"{") or _NULL_DOCUMENT.search(body):
+        return None
     raw = pa.struct([(name, pa.float64()) for name in _RAW])
     rows = pa.list_(pa.struct([*((name, pa.string()) for name in _SHOWN), ("raw", raw)]))
-    shape = pa.schema([("total", pa.int64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
+    shape = pa.schema([("total", pa.float64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
     try:
-        body.decode()  # Arrow does not look whether text is UTF-8
+        body.decode()  # Arrow takes any bytes for text
         table = json.read_json(
             pa.BufferReader(body),
             json.ReadOptions(use_threads=False, block_size=len(body) + 1),
@@ -159,56 +165,51 @@ def _strict_rows(body: bytes) -> tuple[pl.DataFrame, int | None] | None:
     if len(data) != 1 or data.null_count or any(side.null_count for side in sides):
         return None
     found = pa.concat_arrays([side.flatten() for side in sides])
-    columns = dict(zip(found.type.names, found.flatten(), strict=True))
-    twins = columns.pop("raw")
-    columns |= {f"raw_{name}": cells for name, cells in zip(_RAW, twins.flatten(), strict=True)}
-    frame = pl.DataFrame(pa.table(columns))
-    return frame.with_columns(_finite(f"raw_{name}") for name in _RAW), table.column("total")[0].as_py()
+    cells = pl.DataFrame(pa.table(dict(zip(found.type.names, found.flatten(), strict=True))))
+    return _beside(cells), table.column("total")[0].as_py()
 
 
-def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, int | None]:
+def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
     """The rows of any body that has some; `BadPayload` when it has none to have."""
-    text = pl.String()
+    text, uncounted = pl.String(), Counter[str]()  # counted later, as the cells they cost
     raw = pl.Struct(dict.fromkeys(_RAW, text))
     rows = pl.List(pl.Struct({**dict.fromkeys(_SHOWN, text), "raw": raw}))
     shape = pl.Struct({"total": text, "data": pl.Struct(dict.fromkeys(SIDES, rows))})
-    uncounted: Counter[str] = Counter()  # counted later, as the cells and rows they cost
     document = decode(body, shape, uncounted, what="quotes").struct.unnest()
-    found = _groups(document)
-    if found is None:
+    sides = _sides(document)
+    if not sides:
         document = decode(_regrouped(body), shape, uncounted, what="quotes").struct.unnest()
-        found = _groups(document)
-    assert found is not None
-    twins = found.struct.field("raw").struct.unnest()
-    numbers = twins.select(number(name).alias(f"raw_{name}") for name in _RAW)
-    return found.struct.unnest().drop("raw").hstack(numbers), document.select(
-        number("total", pl.Int64)
-    ).item()
+        sides = _sides(document)
+    found = pl.concat([side.explode(empty_as_null=False) for side in sides])
+    return _beside(found.struct.unnest()), document.select(number("total")).item()
 
 
-def _groups(document: pl.DataFrame) -> pl.Series | None:
-    """The rows of both sides; None when the data is not grouped by side."""
-    data = document["data"].struct
-    sides = [data.field(side) for side in SIDES]
-    present = [side for side in sides if not side.null_count()]
-    return pl.concat([side.explode(empty_as_null=False) for side in present]) if present else None
+def _sides(document: pl.DataFrame) -> list[pl.Series]:
+    """The lists of rows that are there, calls first."""
+    sides = [document["data"].struct.field(side) for side in SIDES]
+    return [side for side in sides if not side.null_count()]
+
+
+def _beside(cells: pl.DataFrame) -> pl.DataFrame:
+    """The raw twins as finite numbers in columns of their own."""
+    raw = cells["raw"].struct.unnest()
+    return cells.drop("raw").hstack(raw.select(number(name).alias(f"raw_{name}") for name in _RAW))
 
 
 def _regrouped(body: bytes) -> bytes:
     """A list of rows, or rows grouped by strike, in the shape of the page's own answer."""
     try:
         value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise BadPayload("quotes: JSON without groups of rows") from None
-    data = value.get("data")
-    if isinstance(data, dict):
-        groups = list(data.values())
-        data = [row for group in groups if isinstance(group, list) for row in group]
-        if groups and not data:
-            data = None
-    if not isinstance(data, list):
-        raise BadPayload("quotes: JSON without a list or groups of rows")
-    return orjson.dumps({"total": value.get("total"), "data": {"Call": data, "Put": []}})
+        data = value.get("data")
+        if isinstance(data, dict) and data:
+            data = [row for group in data.values() if isinstance(group, list) for row in group] or None
+        if data == {}:
+            data = []
+        if isinstance(data, list):
+            return orjson.dumps({"total": value.get("total"), "data": {"Call": data, "Put": []}})
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # not JSON to either decoder, or nested deeper than any answer
+    raise BadPayload("quotes: JSON without a list or groups of rows")
 
 
 def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -237,10 +238,6 @@ def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         )
         .collect()
     )
-
-
-def _finite(name: str) -> pl.Expr:
-    return pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name)
 
 
 def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
