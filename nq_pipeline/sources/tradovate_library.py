@@ -248,7 +248,8 @@ class Library:
             dropped += unread
         if not sum(part.height for part in parts):
             month = f"{series.expiration_date:%B %Y}"
-            raise Unlisted(f"Tradovate lists no contracts of {name} for {month} that can be read")
+            nothing = Unlisted(f"Tradovate lists no contracts of {name} for {month} that can be read")
+            raise self._refused(replies[-1], nothing)  # or a slip of the vendor's would hold all day
         contracts = pl.concat(parts).unique(["option_type", "strike"], keep="first", maintain_order=True)
         dropped["duplicate"] += sum(part.height for part in parts) - contracts.height
         controls = {

@@ -285,6 +285,13 @@ class TestTradovateKeepsTheContract(SourceContract):
         assert answer.frame["bid"].null_count() == 0
         assert answer.dropped == {"malformed_frame": 42, "malformed_message": 42}
 
+    def test_an_empty_listing_is_not_kept_for_the_day(self, tmp_path: Path) -> None:
+        with self.vendor("no_contracts") as server:
+            self.ask(server, tmp_path)
+            asked = len(server.asked)
+            self.ask(server, tmp_path)
+            assert [again.path for again in server.asked[asked:]] == ["/contract/deps"] * 2
+
     # Login
 
     def test_the_token_is_kept_in_memory_for_the_next_run(self, tmp_path: Path) -> None:
