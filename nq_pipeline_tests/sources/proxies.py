@@ -28,7 +28,7 @@ def contract(root: str, expires: date, side: str, strike: float) -> dict[str, An
         "contract_type": {"C": "call", "P": "put"}[side],
         "exercise_style": "american" if root == "QQQ" else "european",
         "expiration_date": expires.isoformat(),
-        "primary_exchange": "XXXX",
+        "primary_exchange": "GMNI",
         "shares_per_contract": 100,
         "strike_price": strike,
         "ticker": f"O:{root}{expires:%y%m%d}{side}{round(strike * 1000):08d}",
