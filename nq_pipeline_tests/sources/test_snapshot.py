@@ -50,7 +50,7 @@ def shown(desk: Desk, query: str) -> list[tuple[object, ...]]:
 def test_free_vendors_are_asked_at_the_same_time(tmp_path: Path) -> None:
     together = threading.Barrier(3, timeout=10)
     names = ("barchart", "polygon", "tradovate")
-    desk = Desk(tmp_path, *(Vendor(name, perform=lambda: void(together.wait())) for name in names))
+    desk = Desk(tmp_path, *(Vendor(name, perform=together.wait) for name in names))
     snapshot = desk.snap()
     assert {name: asked.answer.outcome for name, asked in snapshot.asked.items()} == dict.fromkeys(
         names, Outcome.OK
@@ -94,8 +94,8 @@ def test_metered_vendors_are_asked_with_the_others_when_the_settings_say_so(tmp_
     together = threading.Barrier(2, timeout=10)
     desk = Desk(
         tmp_path,
-        Vendor("barchart", perform=lambda: void(together.wait())),
-        Vendor("databento", metered=True, perform=lambda: void(together.wait())),
+        Vendor("barchart", perform=together.wait),
+        Vendor("databento", metered=True, perform=together.wait),
         ask_metered="always",
     )
     assert desk.snap().asked["databento"].answer.outcome is Outcome.OK
@@ -183,10 +183,6 @@ def test_progress_is_told_once_per_vendor(tmp_path: Path) -> None:
     assert sorted(told) == ["barchart: ok, 84 contracts", "databento: unavailable, 0 contracts"]
 
 
-def void(_: object) -> None:
-    """Nothing, whatever came."""
-
-
 # ── vendors that misbehave ──────────────────────────────────────────────────────────────────────
 
 
@@ -201,7 +197,7 @@ def never() -> Iterator[threading.Event]:
 def test_a_vendor_that_hangs_is_left_behind_and_costs_no_other_vendor_anything(
     tmp_path: Path, never: threading.Event
 ) -> None:
-    hanging = Vendor("barchart", perform=lambda: void(never.wait(60)))
+    hanging = Vendor("barchart", perform=lambda: never.wait(60))
     desk = Desk(tmp_path, hanging, Vendor("databento"), source_deadline_s=0.2)
     snapshot = desk.snap()
     assert not never.is_set()

@@ -47,7 +47,7 @@ class Vendor:
         has: set[str] | None = None,
         metered: bool = False,
         proxy: bool = False,
-        perform: Callable[[], None] = lambda: None,
+        perform: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self.base_url = f"http://127.0.0.1:9/{name}"
