@@ -40,7 +40,7 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="nq_pipeline")
+@click.version_option(package_name="nq_pipeline", prog_name="nq")
 def main() -> None:
     """Options on E-mini Nasdaq-100 futures: four vendors' chains in one Parquet lake.
 

@@ -155,8 +155,10 @@ class Barchart:
         except SourceError as error:
             return Probe(True, not isinstance(error, Unavailable), None, str(error), _mend(error))
         shown = _futures_of(reply, exchange)
-        detail = f"{future} at {shown[future][0]:,.2f}" if future in shown else f"no quote of {future}"
-        return Probe(True, True, True, detail)
+        if future not in shown:
+            mend = "see in the raw archive what it answered; is NQ_BARCHART_URL right?"
+            return Probe(True, True, None, f"the answer holds no quote of {future}", mend)
+        return Probe(True, True, True, f"{future} at {shown[future][0]:,.2f}")
 
     def _visit(self, exchange: Exchange) -> _Visit:
         if self._settings.environment == "live" and not self._settings.barchart_enabled:
@@ -329,6 +331,8 @@ class _Visit:
         cookies = settings.barchart_cookies
         self._cookies = cookies.get_secret_value() if cookies and self._strategy == "browser" else ""
         self._visited = self._renewed = False
+        if self._strategy == "browser" and not (self._cookies.isascii() and self._cookies.isprintable()):
+            raise NotConfigured("NQ_BARCHART_COOKIES is no Cookie header: it must be one line of plain text")
         if self._strategy == "browser" and not self._cookies:
             raise NotConfigured(
                 "NQ_BARCHART_SESSION=browser needs the Cookie header of your browser in NQ_BARCHART_COOKIES"

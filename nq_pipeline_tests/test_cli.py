@@ -1,0 +1,380 @@
+"""`nq` as a stranger meets it: help, exit codes, JSON, one sentence where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nq_pipeline import cli
+from nq_pipeline.errors import Blocked, LakeError
+from nq_pipeline.sources.barchart import QUOTES
+from nq_pipeline_tests.sources import boards
+from nq_pipeline_tests.sources.server import FAULTS, Answer, Asked, Server, serve
+
+NOW = "2025-06-10T15:00:00Z"
+SERIES = "Q2C-2025-06-11"
+BOARD = 6
+"""Contracts of the small board."""
+
+
+def nq(*words: str, **settings: str) -> Result:
+    """Run one command in this process."""
+    result = CliRunner().invoke(cli.main, list(words), env={"NQ_NOW": NOW, **settings})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def live(*words: str, **settings: str) -> Result:
+    """Run one command in live, where without credentials nobody is asked."""
+    return nq(*words, NQ_ENVIRONMENT="live", **settings)
+
+
+@pytest.fixture
+def barchart() -> Iterator[Server]:
+    """A site with one small board."""
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path != QUOTES:
+            return Answer(status=404, content_type="text/html")
+        if "symbols" in asked.query:
+            return Answer(boards.futures(NQM25=21745.25))
+        if asked.query["symbol"] != "MC2M25":
+            return Answer(boards.chain([]))
+        return Answer(boards.chain(boards.board("MC2M5")))
+
+    with serve(answer) as server:
+        yield server
+
+
+def from_site(server: Server, *words: str) -> Result:
+    return live(*words, NQ_BARCHART_URL=server.url, NQ_BARCHART_SPACING_S="0", NQ_BARCHART_PAGES="false")
+
+
+@pytest.fixture
+def filled(barchart: Server) -> Iterator[None]:
+    """A lake with the board, in the working directory."""
+    assert from_site(barchart, "run", "--source", "barchart", "--series", SERIES).exit_code == 0
+    yield
+
+
+# ── help ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        ([], ["sandbox", "NQ_ENVIRONMENT=live", ".env.example", "Exit codes", "run", "sql", "doctor"]),
+        (["run"], ["Q1B-2025-07-01", "--source barchart", "MM1N5", "barchart, polygon"]),
+        (["run"], ["--from-raw", "latest", "--json", "--refresh"]),
+        (["sql"], ["read-only", "option_chain_latest", "source_chain", "nq sql", "--csv"]),
+        (["doctor"], ["configured", "reachable", "entitled", "mend"]),
+        (["sandbox"], ["loopback", "--fault barchart=blocked", "--list-faults", "Ctrl-C"]),
+        (["tables"], ["column"]),
+        (["settings"], ["secrets", "--markdown"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_a_stranger_needs(words: list[str], mentions: list[str], flag: str) -> None:
+    result = nq(*words, flag)
+    assert result.exit_code == 0
+    flat = " ".join(result.stdout.split())
+    assert [mention for mention in mentions if mention not in flat] == []
+
+
+def test_help_names_every_exit_code() -> None:
+    text = " ".join(nq("--help").stdout.split())
+    codes = {cli.OK, cli.FAULT, cli.USAGE, cli.NO_CHAIN, cli.SQL_FAILED, cli.UNHEALTHY}
+    assert codes == set(range(6))
+    assert [code for code in codes if f"{code} " not in text.partition("Exit codes:")[2]] == []
+
+
+def test_the_version_is_told() -> None:
+    assert nq("--version").stdout.startswith("nq, version ")
+
+
+@pytest.mark.parametrize("words", [["fly"], ["run", "--fly"], ["sql"], ["run", "--series"]])
+def test_wrong_usage_is_exit_code_2_and_on_stderr(words: list[str]) -> None:
+    result = nq(*words)
+    assert (result.exit_code, result.stdout) == (cli.USAGE, "")
+    assert "Error: " in result.stderr
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "sentence"),
+    [
+        (["run"], {"NQ_HORIZON_DAYS": "many"}, "nq: NQ_HORIZON_DAYS: Input should be a valid integer"),
+        (["doctor"], {"NQ_ENVIRONMENT": "prod"}, "nq: NQ_ENVIRONMENT: Input should be 'sandbox' or 'live'"),
+        (["sql", "select 1"], {"NQ_NOW": "now"}, "nq: NQ_NOW: "),
+        (["settings"], {"NQ_SOURCES": "x"}, "nq: NQ_SOURCES: name each of"),
+        (["run", "--source", "bloomberg"], {}, "nq: --source bloomberg: no such vendor; there are barchart,"),
+        (["run", "--series", "soon"], {}, "nq: 'soon' is not a series; write ROOT-YYYY-MM-DD"),
+        (["run", "--series", "MM1N5"], {}, "together with `--source barchart`"),
+        (["run", "--series", "MM1N5", "--source", "barchart", "--source", "polygon"], {}, "`--source barch"),
+        (["run", "--series", "ZZZ-2025-07-01"], {}, "ZZZ is no root"),
+        (["run"], {"NQ_PRODUCTS": "XX"}, "nq: NQ_PRODUCTS: XX is not in the product table"),
+        (["run"], {"NQ_NOW": "1999-01-04T15:00:00Z"}, "nq: NQ_NOW: 1999-01-04 is outside the session table"),
+        (["doctor"], {"NQ_NOW": "1999-01-04T15:00:00Z"}, "nq: NQ_NOW: 1999-01-04 is outside"),
+        (["run", "--from-raw", "latest", "--refresh"], {}, "leave out --series, --source and --refresh"),
+        (["run", "--from-raw", "latest", "--series", SERIES], {}, "leave out --series"),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_the_user_is_one_sentence_on_stderr_and_exit_code_2(
+    words: list[str], settings: dict[str, str], sentence: str
+) -> None:
+    result = nq(*words, **{"NQ_ENVIRONMENT": "live", **settings})
+    assert result.exit_code == cli.USAGE
+    assert sentence in result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
+
+
+def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:
+    result = live("run", "--from-raw", "never-was")
+    assert result.exit_code == cli.FAULT
+    assert result.stderr.startswith("nq: no run 'never-was' is archived in ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_every_error_raised_on_purpose_ends_as_one_sentence() -> None:
+    for error in (LakeError("the disk is full"), Blocked("a captcha")):
+
+        @cli.sentences
+        def command(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit) as ended:
+            command()
+        assert ended.value.code == cli.FAULT
+
+
+def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nq_pipeline", "run", "--series", "soon"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (cli.USAGE, "")
+    assert done.stderr.startswith("nq: 'soon' is not a series") and len(done.stderr.splitlines()) == 1
+
+
+# ── run ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_gets_a_chain_is_exit_code_0_and_says_what_to_paste_next(barchart: Server) -> None:
+    result = from_site(barchart, "run", "--source", "barchart", "--series", SERIES)
+    assert result.exit_code == cli.OK, result.output
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("barchart")]
+    assert row.split()[:3] == ["barchart", "ok", str(BOARD)]
+    assert f"Winner: barchart ({BOARD} contracts)" in result.stdout
+    assert "SANDBOX" not in result.stdout
+    assert f"barchart: ok, {BOARD} contracts" in result.stderr
+    pasted = result.stdout.splitlines()[-1].partition(" sql ")[2].strip().strip('"')
+    assert live("sql", pasted).exit_code == cli.OK
+
+
+def test_a_run_as_json_is_one_object_and_nothing_else(barchart: Server) -> None:
+    result = from_site(barchart, "run", "--source", "barchart", "--series", SERIES, "--json")
+    report = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert set(report) == {
+        "environment", "run_id", "trade_date", "snapshot_ts", "moment", "sources", "skipped", "winners",
+        "lost", "rows", "lake",
+    }  # fmt: skip
+    assert (report["environment"], report["trade_date"]) == ("live", "2025-06-10")
+    assert datetime.fromisoformat(report["snapshot_ts"]) == datetime.fromisoformat(NOW)
+    assert report["winners"] == {"barchart": BOARD}
+    assert report["rows"]["source_chain"] == report["rows"]["option_chain"] == BOARD
+    site = report["sources"]["barchart"]
+    assert (site["outcome"], site["contracts"], site["series"], site["cached"]) == ("ok", BOARD, 1, False)
+    assert site["misses"] > 0 and site["age_s"] > 0
+
+
+def test_the_same_run_again_is_a_hit_and_asks_nobody(barchart: Server, filled: None) -> None:
+    asked = len(barchart.asked)
+    report = json.loads(
+        from_site(barchart, "run", "--source", "barchart", "--series", SERIES, "--json").stdout
+    )
+    assert report["sources"]["barchart"]["cached"] is True
+    assert report["rows"]["source_chain"] == 0 and report["winners"] == {"barchart": BOARD}
+    assert len(barchart.asked) == asked
+    from_site(barchart, "run", "--source", "barchart", "--series", SERIES, "--refresh")
+    assert len(barchart.asked) > asked
+
+
+def test_the_sites_own_code_names_a_series(barchart: Server) -> None:
+    result = from_site(barchart, "run", "--source", "barchart", "--series", "mc2m5", "--json")
+    assert {asked.query.get("symbol") for asked in barchart.asked} >= {"MC2M5"}
+    assert json.loads(result.stdout)["sources"]["barchart"]["outcome"] == "empty"
+    assert result.exit_code == cli.NO_CHAIN
+
+
+def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
+    barchart: Server, filled: None
+) -> None:
+    asked = len(barchart.asked)
+    for words in (["run", "--from-raw", "latest"], ["run", "--from-raw", "latest", "--json"]):
+        result = live(*words)
+        assert result.exit_code == cli.OK, result.output
+    report = json.loads(result.stdout)
+    assert report["winners"] == {"barchart": BOARD} and report["rows"]["source_chain"] == 0
+    assert len(barchart.asked) == asked
+
+
+def test_without_any_credential_live_asks_nobody_and_is_exit_code_3() -> None:
+    result = live("run")
+    assert result.exit_code == cli.NO_CHAIN
+    assert "Winner: none; every source failed" in result.stdout
+    for name in ("barchart", "polygon", "tradovate", "databento"):
+        (row,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert row.split()[1] == "not_configured"
+    assert "Traceback" not in result.output
+
+
+def test_a_run_without_a_chain_says_in_json_who_failed_and_how() -> None:
+    result = live("run", "--source", "databento", "--json")
+    assert result.exit_code == cli.NO_CHAIN
+    report = json.loads(result.stdout)
+    assert report["winners"] == {}
+    assert report["sources"]["databento"]["outcome"] == "not_configured"
+    assert "DATABENTO_API_KEY" in report["lost"]["databento"]
+
+
+def test_naming_barchart_is_the_opt_in_and_names_nobody_else(barchart: Server) -> None:
+    result = from_site(barchart, "run", "--series", SERIES, "--json")
+    assert json.loads(result.stdout)["sources"]["barchart"]["outcome"] == "not_configured"
+    assert barchart.asked == []
+    result = from_site(barchart, "run", "--source", "barchart", "--series", SERIES, "--json")
+    assert list(json.loads(result.stdout)["sources"]) == ["barchart"]
+
+
+def test_what_a_vendor_says_is_never_markup_nor_steers_the_terminal() -> None:
+    hostile = Answer(b'{"status":"ERROR","error":"[/red][bold]\\u001b[2Jgone"}', status=418)
+    with serve(lambda asked: hostile) as server:
+        result = live("run", "--source", "polygon", NQ_POLYGON_URL=server.url, POLYGON_API_KEY="not-a-key")
+    assert result.exit_code == cli.NO_CHAIN
+    assert "\x1b" not in result.output
+
+
+# ── sql ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_query_is_shown_as_a_table_json_or_csv(filled: None) -> None:
+    query = "select source, count(*) as n, max(snapshot_ts) as snapshot from option_chain_latest group by 1"
+    assert str(BOARD) in live("sql", query).stdout
+    (row,) = json.loads(live("sql", query, "--json").stdout)
+    assert (row["source"], row["n"]) == ("barchart", BOARD)
+    assert datetime.fromisoformat(row["snapshot"]) == datetime.fromisoformat(NOW)
+    assert live("sql", query, "--csv").stdout.splitlines()[0] == "source,n,snapshot"
+
+
+def test_json_is_strict_also_where_a_number_is_none() -> None:
+    result = live(
+        "sql", "select 'nan'::double as a, 'inf'::double as b, null as c, 1.5::decimal(4,2) as d", "--json"
+    )
+    (row,) = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))
+    assert (row["a"], row["b"], row["c"], float(row["d"])) == (None, None, None, 1.5)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select nothing from nowhere",
+        "selct 1",
+        "select 1; select 2",
+        "",
+        "delete from option_chain",
+        "create table t (a int)",
+        "copy (select 1) to 'x.csv'",
+        "select * from read_csv('/etc/passwd')",
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_query_that_fails_is_exit_code_4_and_on_stderr(query: str, form: list[str], tmp_path: Path) -> None:
+    result = live("sql", query, *form)
+    assert result.exit_code == cli.SQL_FAILED
+    assert result.stderr.startswith("nq: the query failed: ")
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_the_sandbox_says_that_no_price_is_real() -> None:
+    assert nq("sql", "select 1").stdout.startswith("SANDBOX: ")
+    assert "SANDBOX" not in nq("sql", "select 1", "--json").stdout
+    assert "SANDBOX" not in live("sql", "select 1").stdout
+
+
+# ── the others ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_doctor_finds_what_is_missing_and_is_exit_code_5() -> None:
+    result = live("doctor", "--json")
+    assert result.exit_code == cli.UNHEALTHY
+    report = json.loads(result.stdout)
+    assert set(report) == {"environment", "market", "sources"}
+    assert report["market"].startswith("open (regular hours), trade date 2025-06-10")
+    assert list(report["sources"]) == ["barchart", "polygon", "tradovate", "databento"]
+    for probe in report["sources"].values():
+        assert set(probe) == {"configured", "reachable", "entitled", "detail", "mend", "used"}
+        assert probe["configured"] is False and probe["mend"]
+    text = live("doctor").stdout
+    assert "Market: open (regular hours)" in text
+    assert all(f"To mend {name}: " in text for name in report["sources"])
+
+
+def test_the_doctor_is_content_when_the_vendors_in_use_are_well(barchart: Server) -> None:
+    well = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": barchart.url}
+    result = live("doctor", "--json", **well)
+    report = json.loads(result.stdout)["sources"]
+    assert result.exit_code == cli.OK, report["barchart"]
+    assert report["barchart"]["used"] is True and report["polygon"]["used"] is False
+    assert "polygon (not in" in " ".join(live("doctor", **well).stdout.split())
+
+
+@pytest.mark.parametrize("fault", ["http_403", "http_429", "hang_up", "html"])
+def test_the_doctor_says_how_to_mend_a_vendor_that_refuses(fault: str) -> None:
+    with serve(lambda asked: FAULTS[fault](Answer(b"{}"))) as server:
+        settings = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": server.url}
+        result = live("doctor", "--json", **settings)
+    probe = json.loads(result.stdout)["sources"]["barchart"]
+    assert result.exit_code == cli.UNHEALTHY
+    assert probe["configured"] is True and probe["detail"] and probe["mend"]
+
+
+def test_settings_are_shown_without_secrets() -> None:
+    result = nq("settings", DATABENTO_API_KEY="marked-secret", NQ_HORIZON_DAYS="3")
+    assert result.exit_code == cli.OK
+    assert "NQ_HORIZON_DAYS=3" in result.stdout.splitlines()
+    assert "DATABENTO_API_KEY=(set, hidden)" in result.stdout.splitlines()
+    assert "marked-secret" not in result.output
+
+
+def test_tables_are_listed_with_every_column() -> None:
+    from nq_pipeline.lake.schemas import TABLES
+
+    text = nq("tables").stdout
+    assert [c.name for table in TABLES.values() for c in table.columns if c.name not in text] == []
+
+
+def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
+    lines = nq("sandbox", "--list-faults").stdout.splitlines()
+    assert {"blocked", "stale", "malformed"} <= {line.split()[0] for line in lines}
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+@pytest.mark.parametrize("fault", ["barchart", "barchart=tired", "bloomberg=blocked"])
+def test_a_fault_that_is_none_is_an_error_before_anything_is_served(fault: str) -> None:
+    result = nq("sandbox", "--fault", fault)
+    assert result.exit_code == cli.FAULT
+    assert fault in result.stderr and "Traceback" not in result.output
