@@ -102,7 +102,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             # A parent in the background leaves SIGINT ignored, and dagster would not end on it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             _wait_until_served(url, process, folder / "dev.log")
