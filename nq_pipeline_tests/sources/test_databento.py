@@ -27,8 +27,9 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources import databento, dbn
-from nq_pipeline.sources.base import Source
+from nq_pipeline.sources.base import ChainRequest, Source
 from nq_pipeline.sources.databento import DEFINITION, QUOTES, SCHEMAS, STATISTICS, TRADES, Databento
+from nq_pipeline.sources.lifetime import Lifetime
 from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.contract import MARK, MOMENT, SourceContract
 from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
@@ -46,12 +47,12 @@ def refused(case: str, **payload: str) -> Answer:
     return Answer(orjson.dumps({"detail": detail}), 422)
 
 
-def on(path: str, then: Callable[[Answer], Answer], schema: str | None = None) -> Callable[..., Answer]:
-    """A vendor that is healthy but for one question."""
+def on(path: str, then: Callable[[Answer], Answer], *schemas: str) -> Callable[..., Answer]:
+    """A vendor that is healthy but for one kind of question."""
 
     def answer(contract: Any, asked: Asked) -> Answer:
         good = standin.relay(asked)
-        hit = asked.path == path and schema in (None, form(asked).get("schema"))
+        hit = asked.path == path and (not schemas or form(asked).get("schema") in schemas)
         return then(good) if hit else good
 
     return answer
@@ -87,6 +88,10 @@ class TestDatabentoKeepsTheContract(SourceContract):
         "statistics_cut_off": Outcome.PARTIAL,
         "trades_rate_limited": Outcome.PARTIAL,
         "no_trades": Outcome.OK,
+        "nothing_quoted_or_traded": Outcome.PARTIAL,
+        "ten_days_behind": Outcome.STALE,
+        "nonsense_among_the_records": Outcome.PARTIAL,
+        "no_records": Outcome.EMPTY,
         "price_unknown": Outcome.BAD_PAYLOAD,
         "price_too_high": Outcome.OVER_BUDGET,
         "impossible_range": Outcome.BAD_PAYLOAD,
@@ -104,6 +109,12 @@ class TestDatabentoKeepsTheContract(SourceContract):
         "statistics_cut_off": on(STREAM, lambda good: replace(good, cut=True), STATISTICS),
         "trades_rate_limited": on(STREAM, lambda good: Answer(b"", 429), TRADES),
         "no_trades": on(STREAM, lambda good: refused("symbology_invalid_request"), TRADES),
+        "nothing_quoted_or_traded": on(
+            STREAM, lambda good: refused("symbology_invalid_request"), QUOTES, TRADES
+        ),
+        "ten_days_behind": lambda self, asked: standin.relay(asked, fault="stale"),
+        "nonsense_among_the_records": lambda self, asked: standin.relay(asked, fault="malformed"),
+        "no_records": lambda self, asked: standin.relay(asked, fault="empty"),
         "price_unknown": on(COST, lambda good: Answer(b'"a lot"'), TRADES),
         "price_too_high": on(COST, lambda good: Answer(b"0.9"), QUOTES),
         "impossible_range": on(
@@ -207,6 +218,49 @@ class TestDatabentoKeepsTheContract(SourceContract):
         with self.vendor("no_trades") as server:
             answer, _ = self.ask(server, tmp_path)
         assert answer.frame["volume"].unique().to_list() == [0]
+
+    def test_nonsense_among_the_records_is_dropped_and_counted(self, tmp_path: Path) -> None:
+        with self.vendor("nonsense_among_the_records") as server:
+            answer, _ = self.ask(server, tmp_path)
+        for kind in ("malformed_definition", "unknown_id", "undefined_time", "malformed_trade", "spread"):
+            assert answer.dropped[kind] > 0, kind
+        assert f"{answer.dropped['malformed_definition']} definitions could not be used" in answer.reason
+        assert answer.controls == {"ids_resolve": False}
+
+    def test_stale_rows_are_kept_without_the_volume_of_another_session(self, tmp_path: Path) -> None:
+        with self.vendor("ten_days_behind") as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.frame["quote_ts"].max() == datetime(2025, 5, 30, 21, tzinfo=UTC)
+        assert answer.frame["volume"].null_count() == answer.frame.height > 0
+        assert "Fri 2025-05-30 16:00 CT" in answer.reason
+
+    def test_definitions_are_kept_for_the_trade_date_and_the_rest_for_minutes(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            source = self.source(self.settings(server))
+            for _ in range(2):
+                exchange = self.exchange(source, tmp_path)
+                exchange.lifetime = Lifetime(exchange.clock, open_s=0, closed_s=0)
+                source.ask(self.request(), exchange)
+        assert {fetch.operation: fetch.cache for fetch in exchange.fetches} == {
+            "plan": "miss", DEFINITION: "hit", QUOTES: "miss", STATISTICS: "miss", TRADES: "miss",
+        }  # fmt: skip
+        assert next(fetch.cost_usd for fetch in exchange.fetches if fetch.operation == DEFINITION) == 0
+
+    def test_now_is_one_question_for_minutes_and_another_moment_is_another(self, tmp_path: Path) -> None:
+        minute = timedelta(minutes=1)
+        with self.vendor() as server:
+            source, now = self.source(self.settings(server)), self.request()
+
+            def asked(request: ChainRequest) -> int:
+                before = len(server.asked)
+                source.ask(request, self.exchange(source, tmp_path))
+                return len(server.asked) - before
+
+            assert asked(now) > 0
+            assert asked(replace(now, moment=MOMENT + minute, snapshot_ts=MOMENT + minute)) == 0
+            earlier = replace(now, moment=MOMENT - minute)
+            assert asked(earlier) > 0
+            assert asked(earlier) == 0
 
     def test_data_that_end_earlier_than_said_are_asked_up_to_there(self, tmp_path: Path) -> None:
         until = MOMENT - timedelta(minutes=20)
