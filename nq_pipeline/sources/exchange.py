@@ -49,6 +49,8 @@ class Policy:
     ----------
     per_minute, spacing_s
         Rate limits; 0 is none. They hold across processes that share a state folder.
+    max_bytes
+        A larger body is refused, also when it only becomes so by unpacking.
     """
 
     timeout_s: float = 10.0
@@ -56,6 +58,7 @@ class Policy:
     retry_after_cap_s: float = 30.0
     per_minute: int = 0
     spacing_s: float = 0.0
+    max_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +367,7 @@ class Exchange:
                 state_dir=self.state_dir,
                 pinned=self.clock.pinned,
                 remaining=self.remaining,
+                max_bytes=self.policy.max_bytes,
             )
         return self._session
 

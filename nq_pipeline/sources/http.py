@@ -15,14 +15,16 @@ from typing import Any
 
 import requests
 import tenacity
-from pyrate_limiter import SQLiteBucket
+from pyrate_limiter import Duration, Limiter, Rate, SQLiteBucket
 from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
 from requests_cache import CacheMixin
 from requests_cache.backends.sqlite import SQLiteCache
 from requests_cache.cache_keys import create_key
 from requests_cache.policy.expiration import DO_NOT_CACHE
 from requests_ratelimiter import LimiterMixin
-from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError
+from requests_ratelimiter.buckets import HostBucketFactory
+from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
 from urllib3.response import HTTPResponse
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
@@ -30,10 +32,13 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
 STAMP_HEADER = "X-NQ-Stamp"
 """Rides on a cached response: `<snapshot ns>:<request id>` of the first asking."""
 
-MAX_BODY_BYTES = 256 * 1024 * 1024
 TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
 UNCACHED_RESPONSE_HEADERS = ("set-cookie", "content-encoding", "transfer-encoding", "content-length")
-IGNORED = ["apiKey", "apikey", "api_key", "Authorization", "Cookie", "X-XSRF-TOKEN"]
+IGNORED = [
+    "apiKey", "apikey", "api_key", "key", "token", "accessToken", "password", "sec", "cid", "p-ticket",
+    "Authorization", "Cookie", "X-XSRF-TOKEN",
+]  # fmt: skip
+"""Parameters and headers that are no part of a cache key and are struck out of what is kept."""
 
 
 class _CutOff(Exception):
@@ -43,9 +48,10 @@ class _CutOff(Exception):
 class _Adapter(HTTPAdapter):
     """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
 
-    def __init__(self, remaining: Callable[[], float]) -> None:
+    def __init__(self, remaining: Callable[[], float], max_bytes: int) -> None:
         super().__init__(max_retries=0)
         self._remaining = remaining
+        self._max_bytes = max_bytes
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")
@@ -54,14 +60,17 @@ class _Adapter(HTTPAdapter):
         raw = response.raw
         try:
             body = self._read(raw)
-        finally:
-            raw.release_conn()
+        except BaseException:
+            raw.close()  # with its connection: the rest of this body must not answer the next question
+            raise
+        raw.release_conn()
         headers = raw.headers.copy()
         for name in UNCACHED_RESPONSE_HEADERS:
             headers.pop(name, None)
             response.headers.pop(name, None)
         headers[STAMP_HEADER] = response.headers[STAMP_HEADER] = stamp
         response.cookies.clear()
+        request._cookies = RequestsCookieJar()  # type: ignore[attr-defined]
         # The session takes its cookies from `_original_response`; the cache never sees them.
         response.raw = HTTPResponse(
             body=io.BytesIO(body), headers=headers, status=raw.status, reason=raw.reason, version=raw.version,
@@ -74,8 +83,8 @@ class _Adapter(HTTPAdapter):
         try:
             while chunk := raw.read1(1 << 18, decode_content=True):
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BadPayload(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB was refused")
+                if len(body) > self._max_bytes:
+                    raise BadPayload(f"an answer larger than {self._max_bytes:,} bytes was refused")
                 if self._remaining() <= 0:
                     raise DeadlineReached("the time allowed ran out while an answer was still arriving")
         except (IncompleteRead, ProtocolError) as error:
@@ -92,6 +101,10 @@ class _Session(CacheMixin, requests.Session):
 class _LimitedSession(CacheMixin, LimiterMixin, requests.Session):
     """Cached and rate-limited; a hit costs no budget."""
 
+    def close(self) -> None:
+        super().close()  # type: ignore[no-untyped-call]
+        self.limiter.bucket_factory.close()  # its thread: the library ends only those it began itself
+
 
 def session(
     source: str,
@@ -101,6 +114,7 @@ def session(
     state_dir: Path,
     pinned: datetime | None,
     remaining: Callable[[], float],
+    max_bytes: int,
 ) -> requests.Session:
     """A session whose cache and rate limit are shared by all processes using `state_dir`."""
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -119,20 +133,28 @@ def session(
         "stale_if_error": False,
         "cache_control": False,
     }
+    rates = _rates(per_minute, spacing_s)
     made: Any
-    if per_minute or spacing_s:
-        made = _LimitedSession(
-            **options, per_minute=per_minute, per_second=1 / spacing_s if spacing_s else 0,
-            bucket_class=SQLiteBucket, bucket_name=source,
-            bucket_kwargs={"path": state_dir / f"{source}-rate.sqlite", "use_file_lock": True},
-        )  # fmt: skip
+    if rates:
+        memory = {"path": state_dir / f"{source}-rate.sqlite", "use_file_lock": True}
+        buckets = HostBucketFactory(rates, SQLiteBucket, memory, bucket_name=source)
+        made = _LimitedSession(**options, limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
     else:
         made = _Session(**options)
-    adapter = _Adapter(remaining)
+    adapter = _Adapter(remaining, max_bytes)
     made.mount("https://", adapter)
     made.mount("http://", adapter)
     made.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else
     return made  # type: ignore[no-any-return]
+
+
+def _rates(per_minute: int, spacing_s: float) -> list[Rate]:
+    """One request per spacing, so many a minute; the limiter refuses a rate that the other implies."""
+    minute = [Rate(per_minute, Duration.MINUTE)] if per_minute and per_minute * spacing_s < 60 else []
+    spaced = (
+        [Rate(1, max(1, round(spacing_s * 1_000)))] if spacing_s and not (minute and per_minute == 1) else []
+    )
+    return spaced + minute
 
 
 def send(
@@ -182,10 +204,10 @@ def send(
             error = state.outcome.exception()
             return isinstance(error, (_CutOff, requests.ConnectionError)) and not _rate_limit(error)
         response = state.outcome.result()
-        if response.status_code == 429:
-            asked = retry_after(response)
-            return asked is not None and asked <= min(retry_after_cap_s, remaining())
-        return response.status_code in TRANSIENT_STATUS
+        asked = retry_after(response)
+        if asked is not None and asked > min(retry_after_cap_s, remaining()):
+            return False
+        return response.status_code in TRANSIENT_STATUS or (response.status_code == 429 and asked is not None)
 
     allowed = attempts if method == "GET" else 1
     retrying = tenacity.Retrying(
@@ -198,7 +220,9 @@ def send(
         return retrying(once)
     except _CutOff as error:
         raise BadPayload(f"the answer was cut off: {error}") from None
-    except requests.Timeout as error:
+    except DecodeError:
+        raise BadPayload("the answer's compression is broken") from None
+    except (requests.Timeout, ReadTimeoutError) as error:
         if _rate_limit(error):
             raise DeadlineReached("the rate limit of the plan leaves no time for more requests") from None
         if remaining() <= 0.05:
