@@ -125,6 +125,14 @@ def test_the_cool_down_is_that_of_the_outcome_also_in_the_breaker_that_saw_it(
             each.ask(lambda: pytest.fail("it was asked"))
 
 
+def test_one_breaker_waits_for_the_last_outcome_and_not_for_that_of_its_first_day(tmp_path: Path) -> None:
+    breaker = Vendor(tmp_path, {**COOL_DOWN_S, Outcome.BLOCKED: 0.0}).breaker()
+    answers = iter([Outcome.BLOCKED, Outcome.OK])
+    for expected in (Outcome.BLOCKED, Outcome.OK):
+        answer = breaker.ask(lambda: ChainAnswer("barchart", next(answers), "", SOURCE_CHAIN.empty(), {}))
+        assert answer.outcome is expected
+
+
 def test_after_the_cool_down_one_good_answer_closes_it(hasty: Vendor) -> None:
     hasty.run(Outcome.BLOCKED)
     assert hasty.run(Outcome.OK) is Outcome.OK
