@@ -163,7 +163,7 @@ class Databento:
                 keep=Keep.NEVER,
             )
         except NotConfigured as error:
-            return Probe(False, True, None, str(error), "set DATABENTO_API_KEY and NQ_DATABENTO_URL")
+            return Probe(False, None, None, str(error), "set DATABENTO_API_KEY and NQ_DATABENTO_URL")
         except NotEntitled as error:
             return Probe(True, True, False, str(error), "see the plan of the account")
         until = describe(from_ns(reply.json()["end"]))
@@ -256,10 +256,9 @@ class Databento:
         session = sessions.current_session(request.moment)
         parsed = parse_chain(records, wanted, session=session, until=plan.end)
         market = next(replies[s] for s in (QUOTES, STATISTICS, TRADES, DEFINITION) if s in replies)
-        ends = [to_ns(request.moment), plan.end, records[QUOTES].end if QUOTES in records else None]
         stamps = {
             "snapshot_ts": max(reply.snapshot_ts for reply in replies.values()),
-            "as_of": min(end for end in ends if end is not None),
+            "as_of": min(to_ns(request.moment), _end_of_quotes(plan, records.get(QUOTES))),
         }
         provenance = {
             "source": self.name,
@@ -407,6 +406,14 @@ def plan_queries(
     )
 
 
+def _end_of_quotes(plan: Plan, quotes: Records | None) -> int:
+    """Until when quotes were got: a question may have been shortened after it was planned."""
+    asked, _ = plan[QUOTES]
+    if quotes is None or quotes.end is None or not asked.start < quotes.end <= asked.end:
+        return asked.end
+    return quotes.end
+
+
 def within_budget(plan: Plan, max_usd: Decimal) -> None:
     """Raise `OverBudget` when the plan costs more than allowed. What costs nothing is always allowed.
 
@@ -458,7 +465,9 @@ def parse_chain(
     keys = [series.key for series in wanted]
     contracts = _contracts(options, keys, dropped)
     known = defined["raw_symbol"]
-    books = quotes(records.get(QUOTES) or Records.none(QUOTES), known, dropped)
+    quoted = records.get(QUOTES) or Records.none(QUOTES)
+    _count_undefined(quoted, records[DEFINITION], dropped)
+    books = quotes(quoted, known, dropped)
     stats = statistics(records.get(STATISTICS) or Records.none(STATISTICS), known, dropped)
     done = trades(records.get(TRADES) or Records.none(TRADES), known, dropped, since=to_ns(session.open))
     cleared = pl.when(pl.col("volume_date") == session.trade_date).then(pl.col("cleared_volume"))
@@ -556,6 +565,17 @@ def _contracts(options: pl.DataFrame, keys: list[str], dropped: Counter[str]) ->
     if once.height < frame.height:
         dropped["duplicate_contract"] += frame.height - once.height
     return once
+
+
+def _count_undefined(quoted: Records, defined: Records, dropped: Counter[str]) -> None:
+    """Count instruments with quotes but no definition: listed since the definitions were kept.
+
+    User-defined spreads come into being all day and are not counted.
+    """
+    names = quoted.mappings["raw_symbol"].unique()
+    new = ~names.is_in(texts(defined.array["raw_symbol"]).implode()) & ~names.str.starts_with("UD:")
+    if new.any():
+        dropped["undefined_instrument"] += int(new.sum())
 
 
 def quotes(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.DataFrame:
@@ -677,9 +697,9 @@ def _named(
 ) -> pl.DataFrame:
     """The rows with their raw symbol in place of their id, by the answer's own mapping for the day.
 
-    Rows of instruments without a definition in use (spreads, for the most part) fall away
-    uncounted: their definitions were counted. An id that the mapping does not know is counted,
-    so is a row without a time.
+    Rows of instruments that are not in use (spreads, for the most part) fall away uncounted: the
+    instruments themselves were counted. An id that the mapping does not know is counted, so is a
+    row without a time.
     """
     timed = frame.filter(pl.col(time).is_not_null()).with_columns(pl.col(time).dt.date().alias("_date"))
     if timed.height < frame.height:

@@ -573,6 +573,12 @@ def test_ids_mean_what_the_answer_says_for_the_day_of_the_record() -> None:
     assert parsed.controls == {"ids_resolve": False}
 
 
+def test_an_instrument_listed_since_the_definitions_were_kept_is_counted() -> None:
+    parsed = joined([A_CALL, A_FUTURE], bbo_1m=[quote(12, "2025-06-10T15:00:00Z", 1.0, 2.0)])
+    assert parsed.frame["raw_symbol"].to_list() == [CALL]
+    assert parsed.dropped == Counter(undefined_instrument=1)
+
+
 def stat(
     stat_type: int, ts_recv: str, ts_ref: str | None, *, number: int = 11, **more: Any
 ) -> Mapping[str, Any]:
