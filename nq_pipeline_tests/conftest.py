@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes depends on the machine and is no property of the program.
+settings.register_profile("nq", deadline=None)
+settings.load_profile("nq")
 
 SHARED = Path(os.environ.get("NQ_SHARED", Path(__file__).parents[2] / "shared")) / "fixtures"
 
