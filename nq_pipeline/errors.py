@@ -4,6 +4,10 @@
     ├── SettingsError           a setting is missing or makes no sense
     ├── LakeError               the lake on disk cannot be written or read as asked
     ├── SandboxError            the stand-ins could not be started
+    ├── CaptureError            the live capture cannot go on
+    │   ├── BadStream           bytes that are no DBN records; `offset` says where
+    │   ├── LogFailed           the capture log could not be written, and takes nothing more
+    │   └── CaptureBusy         another process is capturing
     └── SourceError             a vendor did not give what was asked; carries the outcome
         ├── Blocked             bot protection or a ban: do not retry, cool down
         ├── NotEntitled         the plan does not include it: permanent until the plan changes
@@ -37,6 +41,29 @@ class LakeError(NqError):
 
 class SandboxError(NqError):
     """The stand-ins could not be started or found."""
+
+
+class CaptureError(NqError):
+    """The live capture cannot go on, or its log cannot be read."""
+
+
+class BadStream(CaptureError):
+    """Bytes that are no DBN records.
+
+    `offset` counts the stream's bytes, decompressed, up to the first that makes no sense.
+    """
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class LogFailed(CaptureError):
+    """The capture log could not be written; once raised, every later call raises it again."""
+
+
+class CaptureBusy(CaptureError):
+    """Another process is capturing."""
 
 
 class SourceError(NqError):

@@ -24,7 +24,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import polars as pl
 import zstandard
@@ -32,49 +31,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
-from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import ROOTS
-from nq_pipeline.market.products import NQ
+from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.sandbox.faults import WorldOf, serve
-from nq_pipeline.sandbox.market import Market, previous_trade_date
+from nq_pipeline.sandbox.globex import (
+    DAY_NS,
+    MINUTE_NS,
+    UNDEF_PRICE,
+    UNDEF_TIME,
+    Array,
+    daily_definitions,
+    layout,
+    quotes,
+    sessions_of,
+    statistics,
+    universe,
+)
+from nq_pipeline.sandbox.market import Market
+from nq_pipeline.sandbox.tape import of_instruments, tape
 from nq_pipeline.sandbox.world import World
 
 DATASET = "GLBX.MDP3"
 SINCE = "2010-06-06T00:00:00.000000000Z"
 USD_PER_GB = {"definition": 1.70, "bbo-1m": 18.0, "statistics": 1.00, "trades": 28.0}
 """The vendor's list of June 2026, as a third party recorded it."""
-LAYOUTS = {
-    "definition": "InstrumentDefMsg",
-    "bbo-1m": "BBOMsg",
-    "statistics": "StatMsg",
-    "trades": "TradeMsg",
-}
-RTYPES = {"definition": 19, "bbo-1m": 196, "statistics": 24, "trades": 0}
-
-DAY_NS, MINUTE_NS = 86_400 * NS_PER_S, 60 * NS_PER_S
 MOST_MINUTES = 240
-UNDEF_PRICE = np.iinfo(np.int64).max
-UNDEF_TIME = np.iinfo(np.uint64).max
-PRELIMINARY, FINAL = 2, 3
-"""`stat_flags` of an actual settlement, without and with the bit for final."""
-
-BOOK = pl.Schema(
-    {
-        "instrument_id": pl.Int64(),
-        "bid": pl.Float64(),
-        "bid_size": pl.Int64(),
-        "ask": pl.Float64(),
-        "ask_size": pl.Int64(),
-        "last": pl.Float64(),
-        "last_ts": pl.Datetime("ns", "UTC"),
-        "t": pl.Int64(),
-    }
-)
-"""Columns from which `bbo-1m` is made; `t` is the end of the minute."""
-SIDES = ("bid", "bid_size", "ask", "ask_size")
-
-Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
@@ -168,8 +148,8 @@ def list_schemas(asked: Mapping[str, str], world: World) -> Any:
 
 
 def list_fields(asked: Mapping[str, str], world: World) -> Any:
-    layout = _layout(_schema(asked))
-    kinds = {name: layout[name] for name in layout.names or () if not name.startswith("_")}
+    record = layout(_schema(asked))
+    kinds = {name: record[name] for name in record.names or () if not name.startswith("_")}
     words = {"S": "char", "u": "uint", "i": "int"}
     return [
         {"name": name, "type": words[kind.kind] + ("" if kind.kind == "S" else f"{8 * kind.itemsize}_t")}
@@ -195,7 +175,7 @@ def get_dataset_condition(asked: Mapping[str, str], world: World) -> Any:
     return [
         {"date": day.isoformat(), "condition": "available", "last_modified_date": day.isoformat()}
         for day in days
-        if _sessions_of(to_ns(_midnight(day)), to_ns(_midnight(day)) + DAY_NS)
+        if sessions_of(to_ns(_midnight(day)), to_ns(_midnight(day)) + DAY_NS)
     ]
 
 
@@ -369,22 +349,12 @@ def _iso(ns: int) -> str:
 # ── instruments ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _sessions_of(start: int, end: int) -> list[sessions.Session]:
-    """The sessions that trade in [start, end)."""
-    first, last = from_ns(start).date(), from_ns(end).date()
-    return [
-        s
-        for s in sessions.sessions(first - timedelta(1), last + timedelta(4))
-        if any(to_ns(opens) < end and to_ns(closes) > start for opens, closes in s.segments)
-    ]
-
-
 def _instruments(
     market: Market, symbols: tuple[str, ...], stype_in: str, start: int, end: int
 ) -> pl.DataFrame:
     """The instruments a question means, of all sessions it touches; `Refused` when there are none."""
-    days = [s.trade_date for s in _sessions_of(start, end)]
-    everything = pl.concat([_universe(market, day) for day in days]) if days else _universe(market, None)
+    days = [s.trade_date for s in sessions_of(start, end)]
+    everything = pl.concat([universe(market, day) for day in days]) if days else universe(market, None)
     if "ALL_SYMBOLS" in symbols:
         chosen = everything
     elif stype_in in ("parent", "raw_symbol"):
@@ -394,50 +364,6 @@ def _instruments(
     if chosen.is_empty():
         raise Refused(422, "symbology_invalid_request", "None of the symbols could be resolved.")
     return chosen.unique("instrument_id", keep="last", maintain_order=True)
-
-
-@lru_cache(maxsize=8)
-def _universe(market: Market, trade_date: date | None) -> pl.DataFrame:
-    """Options, futures and spreads of a trade date; no rows for None."""
-    listed = market.listed(trade_date or date(2025, 6, 10))
-    options = listed.select(
-        pl.col("instrument_id").cast(pl.Int64),
-        "raw_symbol",
-        (pl.col("root") + ".OPT").alias("parent"),
-        pl.col("option_type").alias("instrument_class"),
-        "root",
-        "strike",
-        "expiration",
-        "exercise_style",
-        "underlying",
-    )
-    expires = pl.col("expiration").dt
-    futures = market.futures(sessions.session(trade_date or date(2025, 6, 10)).open).select(
-        (expires.year().cast(pl.Int64) * 100 + expires.month()).alias("instrument_id"),
-        pl.col("symbol").alias("raw_symbol"),
-        pl.lit(f"{NQ.code}.FUT").alias("parent"),
-        pl.lit("F").alias("instrument_class"),
-        pl.lit(NQ.code).alias("root"),
-        pl.lit(None, pl.Float64).alias("strike"),
-        "expiration",
-        pl.lit("").alias("exercise_style"),
-        pl.lit("").alias("underlying"),
-    )
-    first = options.group_by("parent", maintain_order=True).first()
-    numbers = (
-        pl.col("parent").replace_strict([f"{root}.OPT" for root in ROOTS], range(len(ROOTS))) + 2_900_001
-    )
-    spreads = first.with_columns(
-        numbers.cast(pl.Int64).alias("instrument_id"),
-        pl.concat_str(pl.lit("UD:1V: VT "), numbers).alias("raw_symbol"),
-        pl.lit("T").alias("instrument_class"),
-        pl.lit(None, pl.Float64).alias("strike"),
-    ).select(options.columns)
-    ids = pl.DataFrame(futures.select(underlying="raw_symbol", underlying_id="instrument_id"))
-    whole = pl.concat([options, futures, spreads]).join(
-        ids, on="underlying", how="left", maintain_order="left"
-    )
-    return whole if trade_date else whole.clear()
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────
@@ -455,216 +381,15 @@ def _answer(question: Question, world: World) -> tuple[Array, pl.DataFrame]:
 def _records(market: Market, question: Question) -> tuple[Array, pl.DataFrame]:
     """Made once: the price is asked before the records are."""
     instruments = _instruments(market, question.symbols, question.stype_in, question.start, question.end)
-    build = {"definition": _definitions, "bbo-1m": _quotes, "statistics": _statistics, "trades": _trades}
-    array = build[question.schema](market, instruments, question)
-    return array[: question.limit], instruments
-
-
-def _layout(schema: str) -> np.dtype[Any]:
-    import databento_dbn
-
-    return np.dtype(list(getattr(databento_dbn.v3, LAYOUTS[schema])._dtypes))
-
-
-def _blank(schema: str, ids: Array) -> Array:
-    """Records with their heads filled in, prices undefined and the rest zero."""
-    array = np.zeros(len(ids), _layout(schema))
-    for name, (kind, *_) in (array.dtype.fields or {}).items():
-        if kind == np.int64:
-            array[name] = UNDEF_PRICE
-    array["length"], array["rtype"] = array.dtype.itemsize // 4, RTYPES[schema]
-    array["publisher_id"], array["instrument_id"] = 1, ids
-    return array
-
-
-def _fixed(prices: pl.Series) -> Array:
-    """Prices as integers of 1e-9; null is undefined."""
-    filled = prices.fill_null(0).to_numpy()
-    return np.where(
-        prices.is_null().to_numpy(), UNDEF_PRICE, np.round(filled * 100).astype(np.int64) * 10_000_000
-    )
-
-
-def _bytes(texts: pl.Series) -> Array:
-    return np.array(texts.fill_null("").to_list(), "S")
-
-
-def _definitions(market: Market, instruments: pl.DataFrame, question: Question) -> Array:
-    """A snapshot of everything at each midnight UTC; a spread has a record for each of its two legs."""
-    first = -(-question.start // DAY_NS) * DAY_NS
-    snapshots = []
-    for midnight in range(first, question.end, DAY_NS):
-        if not _sessions_of(midnight, midnight + DAY_NS):
-            continue
-        spreads = instruments.filter(pl.col("instrument_class") == "T")
-        rows = pl.concat([instruments, spreads])
-        a = _blank("definition", rows["instrument_id"].to_numpy())
-        a["ts_event"], a["ts_recv"] = midnight - 7 * 3600 * NS_PER_S, midnight
-        a["expiration"] = rows["expiration"].cast(pl.Int64).to_numpy()
-        a["activation"] = a["expiration"] - np.uint64(60 * DAY_NS)
-        a["strike_price"] = _fixed(rows["strike"])
-        a["unit_of_measure_qty"], a["display_factor"] = int(NQ.multiplier) * NS_PER_S, 10_000_000
-        a["raw_instrument_id"] = a["instrument_id"]
-        a["underlying_id"] = rows["underlying_id"].fill_null(0).to_numpy()
-        a["contract_multiplier"] = a["decay_quantity"] = a["original_contract_size"] = np.iinfo(np.int32).max
-        a["maturity_year"] = rows["expiration"].dt.year().to_numpy()
-        a["maturity_month"] = rows["expiration"].dt.month().to_numpy()
-        a["maturity_day"] = a["maturity_week"] = 255
-        option = np.isin(kinds := _bytes(rows["instrument_class"]), (b"C", b"P"))
-        a["raw_symbol"], a["asset"], a["group"] = _bytes(rows["raw_symbol"]), _bytes(rows["root"]), b"NQ"
-        a["underlying"], a["instrument_class"] = _bytes(rows["underlying"]), kinds
-        a["currency"], a["exchange"], a["unit_of_measure"] = b"USD", b"XCME", b"IPNT"
-        a["strike_price_currency"] = np.where(option, b"USD", b"")
-        a["security_type"] = np.where(option, b"OOF", np.where(kinds == b"F", b"FUT", b"MLEG"))
-        style = np.where(rows["exercise_style"].to_numpy() == "american", b"A", b"E")
-        a["cfi"] = np.where(
-            option, np.char.add(np.char.add(np.char.add(b"O", kinds), style), b"FPS"), b"FFIXSX"
-        )
-        a["match_algorithm"], a["security_update_action"] = b"F", b"A"
-        a["user_defined_instrument"] = np.where(kinds == b"T", b"Y", b"N")
-        a["leg_count"] = np.where(kinds == b"T", 2, 0)
-        a["leg_index"][instruments.height :] = 1
-        snapshots.append(a)
-    return np.concatenate(snapshots) if snapshots else _blank("definition", np.empty(0, np.int64))
-
-
-def _quotes(market: Market, instruments: pl.DataFrame, question: Question) -> Array:
-    """A row per instrument and minute in which its book changed, stamped with the minute's end."""
-    first = -(-question.start // MINUTE_NS) * MINUTE_NS
-    stamps = [t for t in range(first, question.end, MINUTE_NS) if _open_before(t)]
-    ends = np.array(stamps, np.int64)
-    futures = [
-        market.futures(from_ns(t))
-        .join(instruments, left_on="symbol", right_on="raw_symbol")
-        .with_columns(t=pl.lit(t, pl.Int64))
-        .select(list(BOOK))
-        for t in stamps
-    ]
-    rows = pl.concat([_option_quotes(market, instruments, ends), *futures]).sort("t", "instrument_id")
-    a = _blank("bbo-1m", rows["instrument_id"].to_numpy())
-    a["ts_recv"] = rows["t"].to_numpy()
-    a["ts_event"] = rows["last_ts"].cast(pl.Int64).cast(pl.UInt64).fill_null(UNDEF_TIME).to_numpy()
-    a["price"], a["size"] = _fixed(rows["last"]), rows["last"].is_not_null().to_numpy()
-    a["side"], a["flags"], a["sequence"] = b"N", 128, np.arange(len(a))
-    for side in ("bid", "ask"):
-        a[f"{side}_px_00"] = _fixed(rows[side])
-        a[f"{side}_sz_00"] = rows[f"{side}_size"].fill_null(0).to_numpy()
-        a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"] // 4)
-    return a
-
-
-def _option_quotes(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
-    listed = _listed(market, instruments, ends)
-    if listed.is_empty() or not len(ends):
-        return pl.DataFrame(schema=BOOK)
-    # The minute before each tells whether a book changed in it.
-    known = np.union1d(ends, ends - MINUTE_NS)
-    many = listed[np.tile(np.arange(listed.height), len(known))]
-    books = market.quotes(many, np.repeat(known, listed.height)).select(SIDES)
-    shape = (len(known), listed.height)
-    values = [books[name].cast(pl.Float64).fill_null(-1.0).to_numpy().reshape(shape) for name in SIDES]
-    was_open = np.array([_open_before(int(t)) for t in known])
-    before = np.searchsorted(known, ends - MINUTE_NS)
-    now = np.searchsorted(known, ends)
-    changed = np.zeros((len(ends), listed.height), bool)
-    for value in values:
-        earlier = np.where(was_open[before][:, None], value[before], -1.0)
-        changed |= value[now] != earlier
-    minute, contract = np.nonzero(changed)
-    rows = books[(now[minute] * listed.height + contract)].with_columns(
-        instrument_id=listed["instrument_id"].gather(contract).cast(pl.Int64), t=pl.Series(ends[minute])
-    )
-    day = sessions.trade_date(from_ns(int(ends[-1]) - 1))
-    done = pl.concat([market.trades(previous_trade_date(day)), market.trades(day)]).select(
-        pl.col("instrument_id").cast(pl.Int64), pl.col("ts_event").cast(pl.Int64), last="price"
-    )
-    done = done.with_columns(last_ts=pl.col("ts_event").cast(pl.Datetime("ns", "UTC"))).sort("ts_event")
-    return rows.join_asof(
-        done, left_on="t", right_on="ts_event", by="instrument_id", check_sortedness=False
-    ).select(list(BOOK))
-
-
-def _listed(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
-    """The options among the instruments, as the market lists them."""
-    days = sorted({sessions.trade_date(from_ns(int(t) - 1)) for t in (ends[[0, -1]] if len(ends) else [])})
-    if not days:
-        return market.listed(date(2025, 6, 10)).clear()
-    listed = pl.concat([market.listed(day) for day in days]).unique("instrument_id", maintain_order=True)
-    return listed.filter(pl.col("instrument_id").is_in(instruments["instrument_id"].implode()))
-
-
-def _open_before(t: int) -> bool:
-    """Whether the market traded in the minute that ends at `t`."""
-    return sessions.is_open(from_ns(t - NS_PER_S))
-
-
-def _statistics(market: Market, instruments: pl.DataFrame, question: Question) -> Array:
-    """Settlements, session lows and highs, cleared volume and open interest of the sessions that closed."""
-    wanted = instruments.select("instrument_id")
-    parts = []
-    for session in _sessions_of(question.start - 5 * DAY_NS, question.end):
-        close = to_ns(session.close)
-        if close >= question.end:
-            continue
-        closed = _state(market, session.close, wanted)
-        following = _state(market, sessions.next_open(session.close), wanted)
-        preliminary = following.with_columns((pl.col("open_interest") * 0.98).floor().cast(pl.Int64))
-        hour = 3600 * NS_PER_S
-        publications = [
-            (close, 3, closed, "settlement", PRELIMINARY),
-            (close, 4, closed, "low", 0),
-            (close, 5, closed, "high", 0),
-            (close + hour * 3 // 2, 3, closed, "settlement", FINAL),
-            (close + 4 * hour, 6, closed.filter(pl.col("volume") > 0), "volume", 0),
-            (close + 4 * hour, 9, preliminary, "open_interest", 0),
-            (close + 17 * hour, 9, following, "open_interest", 0),
-        ]
-        parts += [
-            _statistic(at, stat_type, frame, column, flags, session.trade_date)
-            for at, stat_type, frame, column, flags in publications
-            if question.start <= at < question.end
-        ]
-    if not parts:
-        return _blank("statistics", np.empty(0, np.int64))
-    whole = np.concatenate(parts)
-    return whole[np.argsort(whole["ts_recv"], kind="stable")]
-
-
-def _state(market: Market, instant: datetime, wanted: pl.DataFrame) -> pl.DataFrame:
-    return market.chain(instant).with_columns(pl.col("instrument_id").cast(pl.Int64)).join(
-        wanted, on="instrument_id", how="semi", maintain_order="left"
-    )  # fmt: skip
-
-
-def _statistic(at: int, stat_type: int, frame: pl.DataFrame, column: str, flags: int, day: date) -> Array:
-    known = frame.drop_nulls(column)
-    a = _blank("statistics", known["instrument_id"].to_numpy())
-    a["ts_recv"], a["ts_event"], a["ts_ref"] = at, at, to_ns(_midnight(day))
-    if known[column].dtype.is_float():
-        a["price"] = _fixed(known[column])
+    span = (question.start, question.end)
+    if question.schema == "definition":
+        array = daily_definitions(instruments, *span)
+    elif question.schema == "trades":
+        array = of_instruments(tape(market).records("trades", *span), instruments["instrument_id"])
     else:
-        a["quantity"] = known[column].to_numpy()
-    a["stat_type"], a["stat_flags"], a["update_action"] = stat_type, flags, 1
-    return a
-
-
-def _trades(market: Market, instruments: pl.DataFrame, question: Question) -> Array:
-    days = [s.trade_date for s in _sessions_of(question.start, question.end)]
-    done = (
-        pl.concat([market.trades(day) for day in days]) if days else market.trades(date(2025, 6, 10)).clear()
-    )
-    received = pl.col("ts_event").cast(pl.Int64) + 25_000
-    rows = done.filter(
-        received >= question.start,
-        received < question.end,
-        pl.col("instrument_id").is_in(instruments["instrument_id"].implode()),
-    )
-    a = _blank("trades", rows["instrument_id"].to_numpy())
-    a["ts_event"] = rows["ts_event"].cast(pl.Int64).to_numpy()
-    a["ts_recv"], a["ts_in_delta"] = a["ts_event"] + np.uint64(25_000), 12_000
-    a["price"], a["size"] = _fixed(rows["price"]), rows["size"].to_numpy()
-    a["action"], a["side"], a["sequence"] = b"T", _bytes(rows["side"]), np.arange(len(a))
-    return a
+        build = {"bbo-1m": quotes, "statistics": statistics}
+        array = build[question.schema](market, instruments, *span)
+    return array[: question.limit], instruments
 
 
 def _malformed(schema: str, array: Array) -> Array:

@@ -100,13 +100,11 @@ class Barchart:
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = settings.barchart_url
-        # The stand-ins need no politeness.
-        spacing = 0.0 if settings.environment == "sandbox" else settings.barchart_spacing_s
         self.policy = Policy(
             timeout_s=settings.http_timeout_s,
             attempts=settings.http_attempts,
             retry_after_cap_s=settings.retry_after_cap_s,
-            spacing_s=spacing,
+            spacing_s=settings.barchart_spacing_s,
         )
         self._settings = settings
         self._codes = added_codes(settings)

@@ -5,10 +5,10 @@ by the `s` behind the displayed price. So both are read and compared cell by cel
 whose twins disagree is null and counted. What they mean, seen in recorded boards and true there
 of every row:
 
-- The first call of a board lacks its `s`. So a price is also a settlement when its row has
-  neither an opening price nor a volume: nothing traded that it could be the price of.
-- `tradeTime` speaks of a trade only where the row has a volume or a price that is a trade;
-  then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
+- A price with an `s` is a settlement, one without is the last. The site forgets the mark on the
+  first call of every board: there `last` is as sent, but has no time.
+- `tradeTime` speaks of a trade only where the row has a volume, or an opening price beside an
+  unmarked one; then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
 - `volume` is of the session `tradeTime` lies in, and null unless that is the session asked about.
 - Open, high, low and change are as sent, of the session the row speaks of.
 """
@@ -61,7 +61,7 @@ class Board:
     newest
         The latest session any row's time lies in.
     settled
-        Whether the board holds settlements only.
+        Whether no row's price is a trade.
     """
 
     rows: pl.DataFrame
@@ -119,7 +119,8 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
             raise BadPayload(f"{code}: premiums are not the price times {multiplier:g}, so another product")
         controls[f"premium_is_last_times_{multiplier:g}"] = not shares
     rows, newest = _meaning(table, series, trade_date)
-    return Board(rows, cells.height, newest, not rows["last"].count(), dropped, controls)
+    prints = rows.select((pl.col("last").is_not_null() & pl.col("last_ts").is_not_null()).any()).item()
+    return Board(rows, cells.height, newest, not prints, dropped, controls)
 
 
 def parse_futures(body: bytes) -> dict[str, tuple[float, int]]:
@@ -285,10 +286,10 @@ def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.
     """Rows in the terms of `SOURCE_CHAIN`, and the newest session they speak of."""
     ours = pl.Series("session", sessions.trade_dates(table["time"].fill_null(0).to_numpy()))
     price, volume = pl.col("lastPrice"), pl.col("volume")
-    untraded = pl.col("openPrice").is_null() & volume.is_null()
-    settlement = price.is_not_null() & (pl.col("settled") | untraded)
+    settled = price.is_not_null() & pl.col("settled")
+    traded = volume.is_not_null() | (price.is_not_null() & ~settled & pl.col("openPrice").is_not_null())
     strike, side = pl.col("of_strike"), pl.col("of_option_type")
-    meant = table.lazy().with_columns(ours, is_settlement=settlement.fill_null(False))
+    meant = table.lazy().with_columns(ours, is_settlement=settled.fill_null(False))
     rows = meant.select(
         "is_settlement",
         raw_symbol=globex_symbols(pl.lit(globex_code(series)), side, strike),
@@ -300,9 +301,7 @@ def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.
         ask="askPrice",
         last=pl.when(~pl.col("is_settlement")).then(price),
         settlement=pl.when(pl.col("is_settlement")).then(price),
-        last_ts=pl.when(volume.is_not_null() | (price.is_not_null() & ~pl.col("is_settlement")))
-        .then(pl.col("time"))
-        .cast(INSTANT),
+        last_ts=pl.when(traded).then(pl.col("time")).cast(INSTANT),
         open="openPrice",
         high="highPrice",
         low="lowPrice",

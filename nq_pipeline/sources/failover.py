@@ -45,6 +45,7 @@ class _Candidate:
     quoted: int
     bad: int
     newest: datetime | None
+    timed: bool
     snapshot_ts: datetime
 
 
@@ -70,15 +71,15 @@ def decide(
         for rank, (source, answer) in enumerate(answers.items(), start=1)
         for candidate in _candidates(source, rank, answer, request, proxy=source in proxies)
     ]
-    newest = _newest_by_source(candidates)
+    limits = _limits(candidates, request, gates)
     native = [c for c in candidates if not c.proxy]
     rows = [
         row
         for series in dict.fromkeys(c.series for c in native)
-        for row in _contest([c for c in native if c.series == series], newest, request, gates)
+        for row in _contest([c for c in native if c.series == series], limits, gates)
     ]
     native_won = any(won for _, won, _, _ in rows)
-    rows += _proxy_rows([c for c in candidates if c.proxy], newest, request, gates, native_won=native_won)
+    rows += _proxy_rows([c for c in candidates if c.proxy], limits, gates, native_won=native_won)
     return _frame(rows, request, decided_at)
 
 
@@ -95,6 +96,7 @@ def chosen(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.Da
 
 
 _Failing = tuple[Outcome, str]
+_Limit = tuple[datetime, datetime]
 _Verdict = tuple[_Candidate, bool, Outcome, str]
 
 
@@ -114,6 +116,7 @@ def _candidates(
             quoted=quote.sum(),
             bad=bad.fill_null(False).sum(),
             newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
+            timed=pl.col("quote_ts").is_not_null().any(),
             snapshot_ts=pl.col("snapshot_ts").max(),
         )
         .iter_rows(named=True)
@@ -121,6 +124,7 @@ def _candidates(
     nothing = {
         **dict.fromkeys(("contracts", "priced", "quoted", "bad"), 0),
         "newest": None,
+        "timed": False,
         "snapshot_ts": request.snapshot_ts,
     }
     return [
@@ -136,19 +140,23 @@ def _candidates(
     ]
 
 
-def _newest_by_source(candidates: list[_Candidate]) -> dict[str, datetime]:
-    """The newest quote or trade of each source: one quiet board does not make a source stale."""
-    newest: dict[str, datetime] = {}
-    for c in candidates:
-        if c.newest is not None:
-            newest[c.source] = max(newest.get(c.source, c.newest), c.newest)
-    return newest
+def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
+    """The newest quote or trade of each source and the oldest that is fresh.
+
+    Of the whole source, since one quiet board does not make a source stale.
+    """
+    limits: dict[str, _Limit] = {}
+    for source in dict.fromkeys(c.source for c in candidates):
+        own = [c for c in candidates if c.source == source]
+        newest = max((c.newest for c in own if c.newest is not None), default=None)
+        if newest is not None:
+            timed = any(c.timed for c in own)
+            limits[source] = newest, oldest_fresh(request, gates.stale_after_s, timed=timed)
+    return limits
 
 
-def _contest(
-    candidates: list[_Candidate], newest: Mapping[str, datetime], request: ChainRequest, gates: Gates
-) -> list[_Verdict]:
-    faults = {c.source: _fault(c, newest.get(c.source), request, gates) for c in candidates}
+def _contest(candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates) -> list[_Verdict]:
+    faults = {c.source: _fault(c, limits.get(c.source), gates) for c in candidates}
     # Only sound answers are a measure of fullness: a stale one must not make a fresh one look poor.
     sound = [c for c in candidates if faults[c.source] is None]
     holes = {c.source: _hole(c, sound, gates) for c in sound}
@@ -175,7 +183,7 @@ def _verdict(
     return c, False, Outcome.OK, f"healthy, but {winner.source} has priority"
 
 
-def _fault(c: _Candidate, newest: datetime | None, request: ChainRequest, gates: Gates) -> _Failing | None:
+def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None:
     """Why a candidate cannot win whatever the others have; None when it is sound."""
     if not c.answer.outcome.has_rows or not c.contracts:
         outcome = Outcome.EMPTY if c.answer.outcome.has_rows else c.answer.outcome
@@ -184,8 +192,9 @@ def _fault(c: _Candidate, newest: datetime | None, request: ChainRequest, gates:
         return Outcome.STALE, c.answer.reason or "stale"
     if not c.priced:
         return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement"
-    if newest is not None and newest < (oldest := oldest_fresh(request, gates.stale_after_s)):
-        return Outcome.STALE, f"newest quote or trade is of {describe(newest)}, not after {describe(oldest)}"
+    if limit is not None and limit[0] < limit[1]:
+        newest, oldest = map(describe, limit)
+        return Outcome.STALE, f"newest quote or trade is of {newest}, not after {oldest}"
     if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
         return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed, negative or not finite"
     return None
@@ -203,32 +212,29 @@ def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing 
     return None
 
 
-def oldest_fresh(request: ChainRequest, stale_after_s: int) -> datetime:
-    """Quotes before this instant are stale: minutes in regular hours, the last session outside them."""
-    if sessions.is_open(request.moment, "rth"):
-        return request.moment - timedelta(seconds=stale_after_s)
-    previous = sessions.current_session(sessions.session(request.trade_date).open - timedelta(seconds=1))
-    return previous.open if request.moment < _rth_open(request) else sessions.session(request.trade_date).open
+def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = True) -> datetime:
+    """Quotes and trades before this instant are stale.
 
-
-def _rth_open(request: ChainRequest) -> datetime:
+    In regular hours that is minutes for a source that times its quotes. One that only tells when
+    a contract last traded (`timed` false) is held to the session: a quiet board may well not
+    trade for an hour. Before the regular hours it is the session before, after them this one.
+    """
     session = sessions.session(request.trade_date)
-    return session.rth[0] if session.rth else session.close
+    if sessions.is_open(request.moment, "rth"):
+        return request.moment - timedelta(seconds=stale_after_s) if timed else session.open
+    before = sessions.current_session(session.open - timedelta(seconds=1))
+    rth_open = session.rth[0] if session.rth else session.close
+    return before.open if request.moment < rth_open else session.open
 
 
 def _proxy_rows(
-    candidates: list[_Candidate],
-    newest: Mapping[str, datetime],
-    request: ChainRequest,
-    gates: Gates,
-    *,
-    native_won: bool,
+    candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates, *, native_won: bool
 ) -> list[_Verdict]:
     """Verdicts on proxies; what is not whole may stand in too, since nothing measures it."""
     rows: list[_Verdict] = []
     winner: str | None = None
     for c in sorted(candidates, key=lambda c: c.rank):
-        fault = _fault(c, newest.get(c.source), request, gates)
+        fault = _fault(c, limits.get(c.source), gates)
         if fault is not None:
             rows.append((c, False, *fault))
         elif native_won:

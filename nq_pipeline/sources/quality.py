@@ -167,7 +167,8 @@ def fresh(frame: pl.DataFrame, request: ChainRequest, stale_after_s: int) -> Fin
     newest = newest_quote(frame)
     if newest is None:
         return None
-    oldest = oldest_fresh(request, stale_after_s)
+    timed = bool(frame["quote_ts"].count())
+    oldest = oldest_fresh(request, stale_after_s, timed=timed)
     age = (request.moment - newest).total_seconds()
     return Finding(
         passed=newest >= oldest,

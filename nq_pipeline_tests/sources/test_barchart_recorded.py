@@ -54,7 +54,7 @@ def test_every_cell_of_a_recorded_board_is_accounted_for(
     for row, got in zip(sent, board.rows.iter_rows(named=True), strict=True):
         raw = row["raw"]
         traded = row["volume"] != "N/A" or row["openPrice"] != "N/A"
-        settlement = row["lastPrice"].endswith("s") or not traded
+        settlement = row["lastPrice"].endswith("s")
         expected = {
             "vendor_symbol": row["symbol"],
             "contract_key": f"{key}-{row['symbol'][-1]}-{raw['strike']}",
@@ -104,11 +104,11 @@ def test_a_recorded_trade_time_is_shown_as_the_session_it_lies_in(
             assert f"{sessions.trade_date(moment):%m/%d/%y}" == row["tradeTime"]
 
 
-def test_the_expired_board_is_all_settlements_also_the_row_without_its_mark(shared: Path) -> None:
+def test_a_price_that_lost_its_mark_is_the_last_as_sent_but_no_trade(shared: Path) -> None:
     board, sent = read(shared, BOARDS[2][0], "MC6M5", date(2025, 6, 2))
     assert sent[0]["lastPrice"] == "7,534.38"
     first = board.rows.row(0, named=True)
-    assert (first["settlement"], first["last"], first["last_ts"]) == (7534.38, None, None)
+    assert (first["settlement"], first["last"], first["last_ts"]) == (None, 7534.38, None)
     assert board.settled
     assert board.rows["bid"].null_count() == board.rows.height
 

@@ -40,6 +40,7 @@ class Board:
     outcome: Outcome = Outcome.OK
     reason: str = ""
     last: float | None = None
+    times_quotes: bool = True
 
     def frame(self, source: str, series: Series) -> pl.DataFrame:
         quoted = self.contracts if self.quoted is None else self.quoted
@@ -67,7 +68,7 @@ class Board:
                     "option_type": "C",
                     "multiplier": 20.0,
                     "last": self.last,
-                    "quote_ts": None if self.age is None else MOMENT - self.age,
+                    "quote_ts" if self.times_quotes else "last_ts": self.age and MOMENT - self.age,
                     "is_settlement": False,
                     "run_id": REQUEST.run_id,
                     "request_id": "r1",
@@ -263,6 +264,14 @@ def test_a_quiet_board_of_a_vendor_whose_other_boards_move_is_not_stale() -> Non
     assert verdicts(decisions, FIRST)["barchart"][0]
     alone, _ = judge({"barchart": {FIRST: quiet}})
     assert not verdicts(alone, FIRST)["barchart"][0]
+
+
+def test_a_vendor_that_only_tells_trades_is_held_to_the_session() -> None:
+    quiet = Board(age=timedelta(hours=3), times_quotes=False)
+    decisions, _ = judge({"barchart": {FIRST: quiet}})
+    assert verdicts(decisions)["barchart"][:2] == (True, "ok")
+    decisions, _ = judge({"barchart": {FIRST: replace(quiet, age=timedelta(hours=18))}})
+    assert verdicts(decisions)["barchart"][:2] == (False, "stale")
 
 
 # ── proxies ─────────────────────────────────────────────────────────────────────────────────────
