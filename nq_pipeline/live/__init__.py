@@ -1,0 +1,1 @@
+"""Live capture: gateway → log → gaps → publish."""
