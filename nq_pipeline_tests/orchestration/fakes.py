@@ -57,6 +57,7 @@ def chain(
                         "multiplier": 20.0,
                         "bid": mid - 0.5,
                         "ask": mid + 0.5,
+                        "quote_ts": request.moment - age,
                         "last": mid,
                         "last_ts": request.moment - age,
                         "is_settlement": False,
