@@ -90,8 +90,8 @@ def parse_page(html: bytes) -> Page:
         expiration_date=_day(expiry[1]) if expiry else None,
         point_value=_number(point[1]) if point else None,
         listed=_listed(soup),
-        open_interest={side[0]: _total(text) for side, name, text in totals if name == "Open Interest"},
-        premium={side[0]: _total(text) for side, name, text in totals if name == "Premium"},
+        open_interest=_totals(totals, "Open Interest"),
+        premium=_totals(totals, "Premium"),
     )
 
 
@@ -149,8 +149,10 @@ def _number(value: object) -> float | None:
         return None
 
 
-def _total(text: str) -> float:
-    return float(text.replace(",", ""))
+def _totals(totals: list[tuple[str, str, str]], wanted: str) -> dict[str, float]:
+    """One of the page's totals by side, C and P."""
+    numbers = {side[0]: _number(text) for side, name, text in totals if name == wanted}
+    return {side: number for side, number in numbers.items() if number is not None}
 
 
 def _day(text: str) -> date | None:

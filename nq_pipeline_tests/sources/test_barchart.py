@@ -466,9 +466,9 @@ def test_the_volume_of_another_session_is_null_but_says_when_the_contract_traded
     assert got["last_ts"] == datetime(2025, 6, 9, tzinfo=UTC)
 
 
-def test_a_price_without_opening_and_volume_is_a_settlement_even_without_its_mark() -> None:
+def test_an_unmarked_price_without_opening_and_volume_is_the_last_as_sent_without_a_time() -> None:
     got = one(quote("MC2M5", 14000, "C", last=7534.38, at=datetime(2025, 6, 10, 21, 1, tzinfo=UTC)))
-    assert (got["settlement"], got["last"], got["last_ts"]) == (7534.38, None, None)
+    assert (got["settlement"], got["last"], got["last_ts"]) == (None, 7534.38, None)
 
 
 def test_a_missing_quote_is_null_and_a_real_zero_is_not() -> None:
