@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class Head:
     version: int
     ts_out: bool
     dataset: str
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> Head:
+        """Read the head that a file begins with; `BadStream` when it is none."""
+        start = file.read(8)
+        length = _head_length(start)
+        if length is None:
+            raise BadStream("the head of the DBN stream is cut off", offset=len(start))
+        return cls.parse(start + file.read(length - len(start)))
 
     @classmethod
     def parse(cls, raw: bytes) -> Head:
