@@ -423,7 +423,8 @@ def _walk(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int,
             break
         if at + step > size:
             break
-        same = pairs[at // 2 : min(at + stride * step, size - step + 1) // 2 + 1 : step // 2] == kind
+        last = min(at + (stride - 1) * step, size - step)
+        same = pairs[at // 2 : last // 2 + 1 : step // 2] == kind
         run = len(same) if same.all() else int(same.argmin())
         starts.append(np.arange(at, at + run * step, step))
         kinds.append(np.full(run, kind, pairs.dtype))
@@ -455,7 +456,7 @@ def _follow(data: bytes, at: int, most: int) -> Array:
     """Where the next whole records begin, by their length bytes alone."""
     size, found = len(data), []
     for _ in range(most):
-        if at >= size:
+        if size - at < 2:
             break
         after = at + (data[at] << 2)
         if after > size:

@@ -186,9 +186,8 @@ class CaptureLog:
                 self._fail(error)
             if self.recovery:
                 self._written = self._synced = Position(self.recovery.segment.number, self.recovery.kept)
-            self._trade_date = sessions.trade_date(
-                self._clock.now()
-            )  # loads the calendar, before it is urgent
+            # Asked here already, since the calendar takes a while to load.
+            self._trade_date = sessions.trade_date(self._clock.now())
             self._opened = self._clock.monotonic()
             if sync_every_s:
                 self._syncer.start()
