@@ -7,7 +7,7 @@ Timeouts, backoff and deadlines use `monotonic()`, which always runs.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
@@ -50,6 +50,19 @@ class PinnedClock(SystemClock):
     def now(self) -> datetime:
         assert self.pinned is not None
         return self.pinned
+
+
+class ShiftedClock(SystemClock):
+    """A clock that runs on from another instant, at wall speed or faster; it never goes back."""
+
+    def __init__(self, start: datetime, speed: float = 1.0) -> None:
+        if start.tzinfo is None or speed <= 0:
+            raise ValueError("a shifted clock needs an instant with a time zone and a positive speed")
+        self.start, self.speed = start.astimezone(UTC), speed
+        self._since = time.monotonic()
+
+    def now(self) -> datetime:
+        return self.start + timedelta(seconds=(time.monotonic() - self._since) * self.speed)
 
 
 def to_ns(instant: datetime) -> int:

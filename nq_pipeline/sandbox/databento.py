@@ -385,7 +385,7 @@ def _records(market: Market, question: Question) -> tuple[Array, pl.DataFrame]:
     if question.schema == "definition":
         array = daily_definitions(instruments, *span)
     elif question.schema == "trades":
-        array = of_instruments(tape(market).records("trades", *span), instruments["instrument_id"])
+        array = of_instruments(tape(market).records("trades", *span), instruments["instrument_id"].sort())
     else:
         build = {"bbo-1m": quotes, "statistics": statistics}
         array = build[question.schema](market, instruments, *span)

@@ -5,7 +5,7 @@ replayed and one bought later are the same bytes. It is a pure function of (seed
 span can be asked for again, at any time.
 
 As at CME, an aggressor that meets several resting orders gives several trades with one
-`ts_event` and one `sequence`, now and then equal in every field; the option and the futures
+`ts_event` and one `sequence`, often equal in every field; the option and the futures
 channel number their events separately; and what the venue stamped in order is received in order,
 some microseconds later. Options trade as `Market.trades` says, futures around their fair price.
 Books are shown where something trades and at random contracts in between.
@@ -65,6 +65,8 @@ class Tape:
     """
 
     schemas = frozenset(RTYPES)
+    step_ns = 3600 * NS_PER_S
+    """A span worth taking at once; blocks begin on its multiples."""
 
     def __init__(self, market: Market, activity: float = 1.0) -> None:
         self.market, self.activity = market, activity
@@ -126,6 +128,7 @@ class LoadTape(Tape):
     """
 
     schemas = frozenset({"trades", "mbp-1", "definition"})
+    step_ns = NS_PER_S
 
     def __init__(self, market: Market, records_per_s: int) -> None:
         super().__init__(market)
@@ -161,8 +164,8 @@ def published(schema: str, array: Array) -> Array:
 
 
 def of_instruments(array: Array, ids: Any) -> Array:
-    """The records of some instruments."""
-    known = np.unique(np.asarray(ids, np.int64))
+    """The records of some instruments, whose ids are given in ascending order."""
+    known = np.asarray(ids, np.int64)
     if not len(known):
         return array[:0]
     wanted = array["instrument_id"].astype(np.int64)
