@@ -26,7 +26,7 @@ chain_job = dg.define_asset_job(
 )
 
 
-@dg.op(description="Merge the files of every trade date, remove what was superseded, publish the catalog.")
+@dg.op(description="Merge the files of every trade date, publish the catalog, remove what was superseded.")
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     # Bookkeeping goes by the machine's clock, never by a pinned one.
     root, now = vendors.settings().environment_dir, datetime.now(UTC)
@@ -35,8 +35,9 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
         for day in sorted({file.trade_date for file in lake.manifest(table).files}):
             if merged := compact(lake, table, day, now=now):
                 context.log.info(f"{table.name} {day}: {merged} files merged")
-    context.log.info(f"{lake.collect_garbage()} superseded files removed")
+    # First the catalog stops naming superseded files, then they go.
     catalog.publish(root)
+    context.log.info(f"{lake.collect_garbage()} superseded files removed")
 
 
 class History(dg.Config):

@@ -1,8 +1,8 @@
 """Whole answers kept for their lifetime, so that a repeat neither asks nor parses again.
 
 requests-cache keeps single HTTP exchanges and the raw archive keeps the rest; this keeps what a
-vendor's chain came to, under the digest of everything that shaped it. Only answers that are
-`ok` are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts of
+vendor's chain came to, under the digest of everything that shaped it. Only `ok`
+and `partial` answers are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts of
 the original, so writing it adds no rows.
 """
 
@@ -24,6 +24,9 @@ from nq_pipeline.lake.files import write_atomically
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
+
+
+KEPT = (Outcome.OK, Outcome.PARTIAL)
 
 
 class AnswerCache:
@@ -61,10 +64,10 @@ class AnswerCache:
     def put(self, key: str, answer: ChainAnswer, used: Mapping[str, str], expires: int) -> None:
         """Keep an answer until `expires` (ns, real time); what is a day old goes.
 
-        Raises `ValueError` for an answer that is not ok: a failure is never served again.
+        Raises `ValueError` for any other outcome than `KEPT`: a failure is never served again.
         """
-        if answer.outcome is not Outcome.OK:
-            raise ValueError(f"only answers that are ok are kept, not one that is {answer.outcome}")
+        if answer.outcome not in KEPT:
+            raise ValueError(f"an answer that is {answer.outcome} is never served again")
         buffer = io.BytesIO()
         answer.frame.write_parquet(buffer, compression="lz4")
         body = buffer.getvalue()

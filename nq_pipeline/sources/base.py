@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Protocol
 
 import polars as pl
@@ -107,7 +108,7 @@ class Source(Protocol):
     underlying_classes
         What its options are on; anything but {"future"} makes it a proxy.
     metered
-        Whether asking costs money.
+        Whether asking may cost money; such a source is a `MeteredSource`.
     base_url
         Where it is asked; paths given to the exchange are relative to it.
     policy
@@ -126,6 +127,14 @@ class Source(Protocol):
 
     def probe(self, exchange: Exchange) -> Probe:
         """Ask the cheapest free question that shows whether the vendor would answer."""
+        ...
+
+
+class MeteredSource(Source, Protocol):
+    """A vendor that charges for its answers."""
+
+    def price(self, request: ChainRequest, exchange: Exchange) -> Decimal:
+        """What `ask` would cost now, USD; asking this is free. Raises `SourceError` when unknown."""
         ...
 
 

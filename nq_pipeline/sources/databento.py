@@ -117,12 +117,8 @@ class Databento:
         series are `partial` and say which. A series without a definition is `empty`. An answer
         with more than a hundredth of its option definitions unusable is `partial` too.
         """
-        wanted = tuple(s for s in request.series if s.root in ROOTS and _on_future(s.root))
-        if not wanted:
-            return failed(self.name, request, NothingThere("none of the series is an option on a future"))
         try:
-            client = self._client(exchange)
-            plan = self._plan(client, wanted, request, exchange)
+            client, plan, wanted = self._priced(request, exchange)
             within_budget(plan, self._settings.databento_max_usd)
         except SourceError as error:
             return failed(self.name, request, error)
@@ -146,6 +142,10 @@ class Databento:
         if troubles and replies.keys() == {DEFINITION}:
             return failed(self.name, request, next(iter(troubles.values())))
         return self._answer(request, plan, wanted, replies, records, troubles)
+
+    def price(self, request: ChainRequest, exchange: Exchange) -> Decimal:
+        """What the vendor says this snapshot costs, USD: nothing where the plan includes it."""
+        return self._priced(request, exchange)[1].total
 
     def probe(self, exchange: Exchange) -> Probe:
         """Ask how far the data reach: free, and it takes the key to be told.
@@ -174,6 +174,15 @@ class Databento:
         if key is None or not key.get_secret_value().strip():
             raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
         return HistoricalClient(key, self.base_url, self.policy, exchange.remaining)
+
+    def _priced(
+        self, request: ChainRequest, exchange: Exchange
+    ) -> tuple[HistoricalClient, Plan, tuple[Series, ...]]:
+        wanted = tuple(s for s in request.series if s.root in ROOTS and _on_future(s.root))
+        if not wanted:
+            raise NothingThere("none of the series is an option on a future")
+        client = self._client(exchange)
+        return client, self._plan(client, wanted, request, exchange), wanted
 
     def _plan(
         self,
@@ -337,6 +346,10 @@ class Plan:
         return next((query, price) for query, price in self.priced if query.schema == schema)
 
     @property
+    def total(self) -> Decimal:
+        return sum((price for _, price in self.priced), Decimal())
+
+    @property
     def end(self) -> int:
         """Until when the quotes are asked for, exclusive, nanoseconds UTC."""
         return self[QUOTES][0].end
@@ -419,11 +432,10 @@ def within_budget(plan: Plan, max_usd: Decimal) -> None:
 
     Answers that are still fresh are counted too, though they will not be bought again.
     """
-    total = sum((price for _, price in plan.priced), Decimal())
-    if total > max_usd:
+    if plan.total > max_usd:
         parts = ", ".join(f"{query.schema} {price:.4f}" for query, price in plan.priced)
         raise OverBudget(
-            f"this snapshot would cost {total:.4f} USD ({parts}) and {max_usd} is allowed; "
+            f"this snapshot would cost {plan.total:.4f} USD ({parts}) and {max_usd} is allowed; "
             "raise NQ_DATABENTO_MAX_USD or shorten NQ_HORIZON_DAYS"
         )
 

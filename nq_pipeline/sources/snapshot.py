@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from pydantic import SecretStr
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.errors import DeadlineReached, NqError, SettingsError, SourceError, Unavailable
+from nq_pipeline.errors import (
+    DeadlineReached,
+    NotConfigured,
+    NqError,
+    SettingsError,
+    SourceError,
+    Unavailable,
+)
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.raw import RawArchive
@@ -33,7 +40,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources import failover
 from nq_pipeline.sources.answers import AnswerCache, answer_key
-from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source, failed
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, MeteredSource, Source, failed
 from nq_pipeline.sources.breaker import Breaker
 from nq_pipeline.sources.exchange import ArchivedExchange, Exchange, Scope
 from nq_pipeline.sources.lifetime import Lifetime
@@ -208,19 +215,19 @@ def take_snapshot(
         The lake cannot be written.
     """
     sources = [opener(name, settings) for name in settings.sources]
-    first = [s for s in sources if settings.ask_metered == "always" or not s.metered]
-    asked = _ask_all(first, settings, request, refresh=refresh, progress=progress)
+    free_only = settings.ask_metered == "missing"
+    asked, priced = _ask_all(
+        sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
+    )
     skipped: dict[str, str] = {}
-    for source in sources:
-        if source in first:
-            continue
+    for source in [source for source in sources if source.name in priced]:
         missing = _unwon(sources, asked, settings, request)
-        if not missing:
-            skipped[source.name] = "not asked: it is metered, and every series has a healthy answer already"
-            continue
-        part = replace(request, series=missing)
-        asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)
-    snapshot = _write(settings, sources, request, asked, skipped, choose=choose)
+        if missing:
+            part = replace(request, series=missing)
+            asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)[0]
+        else:
+            skipped[source.name] = "not asked: it costs money, and every series has a chain already"
+    snapshot = _write(settings, sources, request, asked, skipped, choose=choose, pricing=priced.values())
     _raise_faults(asked)
     return snapshot
 
@@ -283,22 +290,29 @@ def _ask_all(
     request: ChainRequest,
     *,
     refresh: bool,
+    free_only: bool = False,
     progress: Progress,
-) -> dict[str, Asked]:
+) -> tuple[dict[str, Asked], dict[str, pl.DataFrame]]:
     """Ask several vendors at the same time; the wall time is the slowest one's, bounded.
 
-    Daemon threads: a client that ignores the deadline is left behind, and its vendor's outcome
-    says so, rather than holding up the run.
+    With `free_only`, one whose answer would cost money is only asked its price; the second
+    mapping has the fetches of those. Daemon threads: a client that ignores the deadline is left
+    behind, and its vendor's outcome says so, rather than holding up the run.
     """
     done: dict[str, Asked] = {}
+    priced: dict[str, pl.DataFrame] = {}
 
     def work(source: Source) -> None:
         try:
-            asked = _ask_or_recall(source, settings, request, refresh=refresh)
+            asked = _ask_or_recall(source, settings, request, refresh=refresh, free_only=free_only)
         except Exception as fault:
             asked = _faulty(source.name, request, fault)
-        done[source.name] = asked
-        progress(f"{source.name}: {asked.answer.outcome}, {asked.answer.frame.height:,} contracts")
+        if isinstance(asked, pl.DataFrame):
+            priced[source.name] = asked
+            progress(f"{source.name}: costs money, so only what the others lack is asked")
+        else:
+            done[source.name] = asked
+            progress(f"{source.name}: {asked.answer.outcome}, {asked.answer.frame.height:,} contracts")
 
     threads = [threading.Thread(target=work, args=(s,), daemon=True, name=s.name) for s in sources]
     for thread in threads:
@@ -307,11 +321,13 @@ def _ask_all(
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
     late = DeadlineReached(f"no answer within {settings.source_deadline_s:g} s (NQ_SOURCE_DEADLINE_S)")
-    return {
-        s.name: done.get(s.name)
-        or Asked(failed(s.name, request, late), request.series, settings.source_deadline_s, FETCHES.empty())
+    nothing = settings.source_deadline_s, FETCHES.empty()
+    asked = {
+        s.name: done.get(s.name) or Asked(failed(s.name, request, late), request.series, *nothing)
         for s in sources
+        if s.name not in priced
     }
+    return asked, dict(priced)
 
 
 def _faulty(name: str, request: ChainRequest, fault: Exception) -> Asked:
@@ -329,8 +345,14 @@ def _raise_faults(asked: Mapping[str, Asked]) -> None:
             ) from fault
 
 
-def _ask_or_recall(source: Source, settings: Settings, request: ChainRequest, *, refresh: bool) -> Asked:
-    """A fresh kept answer if there is one, else ask through the circuit breaker and keep what is ok."""
+def _ask_or_recall(
+    source: Source, settings: Settings, request: ChainRequest, *, refresh: bool, free_only: bool
+) -> Asked | pl.DataFrame:
+    """A fresh kept answer if there is one, else ask through the circuit breaker and keep what is whole.
+
+    With `free_only`, a source that wants money (or cannot say how much) is not asked: the fetches
+    of asking its price are what comes back.
+    """
     started = settings.clock.monotonic()
     cache = AnswerCache(settings.environment_dir / "cache" / "answers")
     key = _answer_key(source, settings, request)
@@ -340,13 +362,32 @@ def _ask_or_recall(source: Source, settings: Settings, request: ChainRequest, *,
         answer, used = kept
         exchange.note_hit("kept answer", answer.frame["snapshot_ts"].max() or request.snapshot_ts)  # type: ignore[arg-type]
         return Asked(answer, request.series, settings.clock.monotonic() - started, exchange.frame(), used)
+    if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, exchange):
+        exchange.close()
+        return exchange.frame()
     breaker = Breaker(_state_dir(settings), source.name, source.base_url)
     if refresh:
         breaker.close()
     asked = _ask(source, request, exchange, lambda *a: breaker.ask(lambda: source.ask(*a)))
-    if asked.answer.outcome is Outcome.OK and exchange.fresh_until is not None:
+    if _is_whole(asked.answer, exchange) and exchange.fresh_until is not None:
         cache.put(key, asked.answer, asked.used, exchange.fresh_until)
     return asked
+
+
+def _is_free(source: MeteredSource, request: ChainRequest, exchange: Exchange) -> bool:
+    try:
+        return source.price(request, exchange) == 0
+    except NotConfigured:
+        return True  # it will say so, and ask nothing
+    except SourceError:
+        return False  # an unknown price; its outcome is told if it is needed
+
+
+def _is_whole(answer: ChainAnswer, exchange: Exchange) -> bool:
+    """Whether asking again would bring the same: ok, or partial although every question was answered."""
+    if answer.outcome is not Outcome.PARTIAL:
+        return answer.outcome is Outcome.OK
+    return exchange.remaining() > 0 and all(fetch.outcome is Outcome.OK for fetch in exchange.fetches)
 
 
 def _ask(
@@ -416,9 +457,9 @@ def _own_settings(settings: Settings, source: str) -> dict[str, Any]:
 def _unwon(
     sources: Sequence[Source], asked: Mapping[str, Asked], settings: Settings, request: ChainRequest
 ) -> tuple[Series, ...]:
-    """The series that no native source has a healthy answer for yet."""
+    """The series that no native source has a chain of yet."""
     decisions = _decide(settings, sources, request, asked)
-    won = set(decisions.filter("won", pl.col("outcome") == Outcome.OK)["series"])
+    won = set(decisions.filter("won")["series"])
     return tuple(series for series in request.series if series.key not in won)
 
 
@@ -443,6 +484,7 @@ def _write(
     *,
     choose: bool = True,
     record_run: bool = True,
+    pricing: Iterable[pl.DataFrame] = (),
 ) -> Snapshot:
     """Vendors' rows, the winner's rows, the reasons, the fetches; then the catalog and the run's record."""
     lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
@@ -454,7 +496,7 @@ def _write(
         SOURCE_CHAIN: pl.concat([SOURCE_CHAIN.empty(), *(a.frame for a in answers.values())]),
         OPTION_CHAIN: chain,
         DECISIONS: decisions,
-        FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values())]),
+        FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values()), *pricing]),
     }
     # The record comes first: killed after it, the run can be completed from the archive.
     if record_run:

@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 from nq_pipeline.errors import Blocked, LakeError, NotEntitled, NqError, SettingsError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
+from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -59,11 +59,36 @@ def test_free_vendors_are_asked_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_metered_vendor_is_not_asked_when_nothing_is_missing(tmp_path: Path) -> None:
     metered = Vendor("databento", metered=True)
-    snapshot = Desk(tmp_path, Vendor("barchart"), metered).snap()
+    desk = Desk(tmp_path, Vendor("barchart"), metered)
+    snapshot = desk.snap()
     assert metered.requests == []
     assert list(snapshot.asked) == ["barchart"]
     assert list(snapshot.skipped) == ["databento"]
-    assert "metered" in snapshot.skipped["databento"]
+    assert "costs money" in snapshot.skipped["databento"]
+    told = rows(desk, FETCHES).select("source", "operation").rows()
+    assert sorted(told) == [("barchart", "chain"), ("databento", "price")]
+
+
+def test_a_metered_vendor_whose_answer_costs_nothing_is_asked_with_the_free_ones(tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=10)
+    included = Vendor("databento", metered=True, price="0", perform=together.wait)
+    snapshot = Desk(tmp_path, Vendor("barchart", perform=together.wait), included).snap()
+    assert [s.key for s in included.requests[0].series] == [TODAY, TOMORROW]
+    assert not snapshot.skipped
+
+
+def test_a_price_that_cannot_be_told_is_not_taken_for_nothing(tmp_path: Path) -> None:
+    metered = Vendor("databento", metered=True, price=None)
+    Desk(tmp_path, Vendor("barchart"), metered).snap()
+    assert metered.requests == []
+
+
+def test_a_series_that_a_free_vendor_gives_in_part_is_not_bought(tmp_path: Path) -> None:
+    metered = Vendor("databento", metered=True)
+    part = Vendor("barchart", outcome=Outcome.PARTIAL)
+    snapshot = Desk(tmp_path, part, metered).snap()
+    assert metered.requests == []
+    assert snapshot.winners == {"barchart": 2 * PER_SERIES}
 
 
 def test_a_metered_vendor_is_asked_for_what_is_missing_and_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -34,6 +35,10 @@ class Vendor:
     ----------
     has
         Series keys it has; None is all.
+    outcome
+        Of every series it has.
+    price
+        What it says asking costs, USD; None is that it cannot say.
     perform
         Called where a real vendor's client waits for its answer; may block or raise.
     """
@@ -46,14 +51,16 @@ class Vendor:
         *,
         has: set[str] | None = None,
         metered: bool = False,
+        price: str | None = "0.10",
         proxy: bool = False,
+        outcome: Outcome = Outcome.OK,
         perform: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self.base_url = f"http://127.0.0.1:9/{name}"
         self.metered = metered
         self.underlying_classes = frozenset({"index" if proxy else "future"})
-        self.has, self.perform = has, perform
+        self.has, self.perform, self._price, self._outcome = has, perform, price, outcome
         self.requests: list[ChainRequest] = []
         self.answered = 0
 
@@ -76,7 +83,7 @@ class Vendor:
         )
         asked = given if kind != "future" else request.series
         series = {
-            s.key: SeriesAnswer(Outcome.OK) if s in given else SeriesAnswer(Outcome.EMPTY, "not listed")
+            s.key: SeriesAnswer(self._outcome) if s in given else SeriesAnswer(Outcome.EMPTY, "not listed")
             for s in asked
         }
         return ChainAnswer(
@@ -87,6 +94,15 @@ class Vendor:
             series=series,
             cached=reply.cached,
         )
+
+    def price(self, request: ChainRequest, exchange: Exchange) -> Decimal:
+        def perform() -> bytes:
+            if self._price is None:
+                raise Unavailable("the price is not known")
+            return self._price.encode()
+
+        question = {"series": ",".join(s.key for s in request.series)}
+        return Decimal(exchange.call("price", question, perform).body.decode())
 
     def _reply(self, request: ChainRequest) -> bytes:
         self.perform()
