@@ -268,7 +268,7 @@ class Framer:
 
     @property
     def pending(self) -> int:
-        """Bytes held back because they are not a whole record yet."""
+        """Bytes, decompressed, held back because they are not a whole record yet."""
         return len(self._rest)
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[Frame]:

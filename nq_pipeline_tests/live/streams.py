@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -83,7 +83,7 @@ def mapping(instrument_id: int, symbol: str) -> bytes:
         stype_in_symbol=b"NQ.OPT",
         stype_out_symbol=symbol.encode(),
         start_ts=to_ns(NOON.replace(hour=0)),
-        end_ts=to_ns(NOON.replace(hour=23)),
+        end_ts=to_ns(NOON.replace(hour=0) + timedelta(days=1)),
     )
 
 
