@@ -21,10 +21,10 @@ run: install ## Ask all sources for option chains, write the lake, show the winn
 	@$(BIN)/nq run
 
 ui: install ## Open the Dagster UI on http://127.0.0.1:3000
-	@DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster dev --host 127.0.0.1
+	@$(BIN)/nq ui
 
 test: install ## Run the whole test suite
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --dist loadfile
 
 lint: install ## Style, types and the floors of the house
 	@$(BIN)/ruff check .

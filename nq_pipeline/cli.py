@@ -178,6 +178,32 @@ def doctor(as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--port", type=int, default=3000, show_default=True, help="Port of the UI on loopback.")
+@sentences
+def ui(port: int) -> None:
+    """Open the Dagster UI, with its daemons and (in the sandbox) the stand-ins, until Ctrl-C."""
+    import os
+    import subprocess
+    from pathlib import Path
+
+    from nq_pipeline.errors import SettingsError
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+
+    if not Path("workspace.yaml").is_file():
+        raise SettingsError("no workspace.yaml here; run this in the project's folder")
+    dagster = Path(sys.executable).with_name("dagster")
+    command = [str(dagster), "dev", "--host", "127.0.0.1", "--port", str(port)]
+    with endpoints(load()):  # every run in the UI finds the stand-ins already there
+        process = subprocess.Popen(command, env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"})
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # Dagster got it too, and is closing down
+            code = process.wait()
+    sys.exit(OK if code in (0, 130, -2) else FAULT)
+
+
+@main.command()
 @click.option("--port", type=int, help="Port on loopback; by default the last one used, or a free one.")
 @click.option(
     "--fault", "faults", multiple=True, metavar="VENDOR=FAULT", help="Let a vendor misbehave (repeatable)."

@@ -76,7 +76,7 @@ class Ui:
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     """`dagster dev` in a folder with nothing but the repository's two YAML files, no DAGSTER_HOME."""
-    pytest.importorskip("playwright", reason="playwright is not installed (pip install '.[browser]')")
+    pytest.importorskip("playwright", reason="playwright is not installed (make install)")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     folder = tmp_path_factory.mktemp("clone")
