@@ -1,11 +1,11 @@
 """Which source wins each series, and why the others did not. Pure.
 
 Decided per series, so that one vendor's hole does not cost the whole chain. A candidate is
-*sound* when it has rows with prices, its newest quote or trade is fresh and its quotes are sane;
-it is *healthy* when it is also whole: its vendor says so, and it is about as full as the fullest
-sound native answer. The first healthy source by priority wins; where none is healthy, the sound
-one with the most quotes. A stale or failed source never wins. A proxy (index or fund options)
-wins only when no native source won any series at all.
+*sound* when it has rows with prices, its newest quote or trade is fresh (and of no time to come)
+and its quotes are sane; it is *healthy* when it is also whole: its vendor says so, and it is about
+as full as the fullest sound native answer. The first healthy source by priority wins; where none
+is healthy, the sound one with the most quotes. A stale or failed source never wins. A proxy (index
+or fund options) wins only when no native source won any series at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer, describe
 
 NATIVE = "future"
+SKEW = timedelta(days=1)
+"""How far a vendor's clock, or a time zone of its own, may run ahead of the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class _Candidate:
     quoted: int
     bad: int
     newest: datetime | None
+    premature: bool
     timed: bool
     snapshot_ts: datetime
 
@@ -107,8 +110,9 @@ def _candidates(
     quote = bid.is_not_null() | ask.is_not_null()
     price = quote | pl.col("last").is_not_null() | pl.col("settlement").is_not_null()
     bad = (bid > ask) | (bid < 0) | (ask < 0) | ~bid.is_finite() | ~ask.is_finite()
+    latest = latest_plausible(request)
     stats = {
-        row["series"]: row
+        row["series"]: row | {"premature": row["newest"] is not None and row["newest"] > latest}
         for row in answer.frame.group_by("series")
         .agg(
             contracts=pl.len(),
@@ -124,6 +128,7 @@ def _candidates(
     nothing = {
         **dict.fromkeys(("contracts", "priced", "quoted", "bad"), 0),
         "newest": None,
+        "premature": False,
         "timed": False,
         "snapshot_ts": request.snapshot_ts,
     }
@@ -136,19 +141,26 @@ def _candidates(
             answer=series,
             **{name: stats.get(key, nothing)[name] for name in nothing},
         )
-        for key, series in answer.series.items()
+        for key, series in _by_series(answer, request).items()
     ]
+
+
+def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, SeriesAnswer]:
+    """What came of each series; a proxy that lists none has failed those asked for, with its reason."""
+    whole = SeriesAnswer(answer.outcome, answer.reason)
+    return answer.series or {series.key: whole for series in request.series}
 
 
 def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
     """The newest quote or trade of each source and the oldest that is fresh.
 
-    Of the whole source, since one quiet board does not make a source stale.
+    Of the whole source, since one quiet board does not make a source stale; without boards of a
+    time to come, since those would make any source fresh.
     """
     limits: dict[str, _Limit] = {}
     for source in dict.fromkeys(c.source for c in candidates):
         own = [c for c in candidates if c.source == source]
-        newest = max((c.newest for c in own if c.newest is not None), default=None)
+        newest = max((c.newest for c in own if c.newest is not None and not c.premature), default=None)
         if newest is not None:
             timed = any(c.timed for c in own)
             limits[source] = newest, oldest_fresh(request, gates.stale_after_s, timed=timed)
@@ -191,7 +203,10 @@ def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None
     if c.answer.outcome is Outcome.STALE:
         return Outcome.STALE, c.answer.reason or "stale"
     if not c.priced:
-        return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement"
+        why = f" ({c.answer.reason})" if c.answer.reason else ""
+        return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement{why}"
+    if c.newest is not None and c.premature:
+        return Outcome.BAD_PAYLOAD, f"newest quote or trade is of {describe(c.newest)}, a time to come"
     if limit is not None and limit[0] < limit[1]:
         newest, oldest = map(describe, limit)
         return Outcome.STALE, f"newest quote or trade is of {newest}, not after {oldest}"
@@ -210,6 +225,14 @@ def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing 
     if c.answer.outcome is Outcome.PARTIAL:
         return Outcome.PARTIAL, c.answer.reason or "its vendor did not give the whole series"
     return None
+
+
+def latest_plausible(request: ChainRequest) -> datetime:
+    """No quote or trade can be of a later instant: `SKEW` past the asking or the session asked about.
+
+    The session counts because a vendor that tells only a trade date is days ahead over a holiday.
+    """
+    return max(request.snapshot_ts, sessions.session(request.trade_date).close) + SKEW
 
 
 def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = True) -> datetime:

@@ -42,7 +42,7 @@ IGNORED = [
 
 
 class _CutOff(Exception):
-    """A body ended before its announced length."""
+    """A body ended before its announced length; says how much of it came."""
 
 
 class _Adapter(HTTPAdapter):
@@ -87,10 +87,10 @@ class _Adapter(HTTPAdapter):
                     raise BadPayload(f"an answer larger than {self._max_bytes:,} bytes was refused")
                 if self._remaining() <= 0:
                     raise DeadlineReached("the time allowed ran out while an answer was still arriving")
-        except (IncompleteRead, ProtocolError) as error:
-            raise _CutOff(str(error)) from None
+        except (IncompleteRead, ProtocolError):
+            raise _CutOff(f"{len(body):,} bytes") from None
         if raw.length_remaining:
-            raise _CutOff("the body ended before its announced length")
+            raise _CutOff(f"{len(body):,} bytes")
         return bytes(body)
 
 
@@ -219,7 +219,7 @@ def send(
     try:
         return retrying(once)
     except _CutOff as error:
-        raise BadPayload(f"the answer was cut off: {error}") from None
+        raise BadPayload(f"the answer was cut off after {error}") from None
     except DecodeError:
         raise BadPayload("the answer's compression is broken") from None
     except (requests.Timeout, ReadTimeoutError) as error:

@@ -17,7 +17,7 @@ import polars as pl
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, describe
-from nq_pipeline.sources.failover import NATIVE, oldest_fresh
+from nq_pipeline.sources.failover import NATIVE, latest_plausible, oldest_fresh
 
 Severity = Literal["warn", "error"]
 
@@ -160,7 +160,7 @@ def unique_contracts(frame: pl.DataFrame) -> Finding | None:
 
 
 def fresh(frame: pl.DataFrame, request: ChainRequest, stale_after_s: int) -> Finding | None:
-    """The newest quote or trade is as young as the failover asks of a healthy source.
+    """The newest quote or trade is as young as the failover asks of a healthy source, and no younger.
 
     The newest counts, not each row's: most contracts last traded hours ago at any vendor.
     """
@@ -171,7 +171,7 @@ def fresh(frame: pl.DataFrame, request: ChainRequest, stale_after_s: int) -> Fin
     oldest = oldest_fresh(request, stale_after_s, timed=timed)
     age = (request.moment - newest).total_seconds()
     return Finding(
-        passed=newest >= oldest,
+        passed=oldest <= newest <= latest_plausible(request),
         sentence=f"newest quote or trade is of {describe(newest)}; fresh is from {describe(oldest)} on",
         numbers={"age_s": age},
     )

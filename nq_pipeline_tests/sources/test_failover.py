@@ -274,6 +274,41 @@ def test_a_vendor_that_only_tells_trades_is_held_to_the_session() -> None:
     assert verdicts(decisions)["barchart"][:2] == (False, "stale")
 
 
+@pytest.mark.parametrize("times_quotes", [True, False])
+def test_a_time_to_come_is_no_freshness(times_quotes: bool) -> None:
+    ahead = Board(age=-timedelta(days=3), times_quotes=times_quotes)
+    decisions, chain = judge({"barchart": {FIRST: ahead}, "databento": {FIRST: FULL}})
+    assert verdicts(decisions)["barchart"] == (
+        False,
+        "bad_payload",
+        "newest quote or trade is of Fri 2025-06-13 10:00 CT, a time to come",
+    )
+    assert chain["source"].unique().to_list() == ["databento"]
+
+
+def test_a_board_of_a_time_to_come_neither_spoils_nor_freshens_the_others_of_its_vendor() -> None:
+    ahead, old = Board(age=-timedelta(days=3)), Board(age=timedelta(hours=3))
+    decisions, _ = judge({"barchart": {FIRST: ahead, SECOND: FULL}})
+    assert verdicts(decisions, SECOND)["barchart"][:2] == (True, "ok")
+    decisions, _ = judge({"barchart": {FIRST: ahead, SECOND: old}})
+    assert verdicts(decisions, SECOND)["barchart"][:2] == (False, "stale")
+
+
+@pytest.mark.parametrize(
+    ("asked", "newest", "plausible"),
+    [
+        ("2025-06-10 10:00", "2025-06-11 15:59", True),  # a day past the session's end
+        ("2025-06-10 10:00", "2025-06-11 16:01", False),
+        ("2025-06-08 17:30", "2025-06-08 17:29", True),  # Sunday evening, long after Friday's moment
+        ("2025-07-03 17:30", "2025-07-07 00:00", True),  # a trade date, told over Independence Day
+    ],
+)
+def test_what_time_is_plausible_follows_the_session(asked: str, newest: str, plausible: bool) -> None:
+    request = at(asked)
+    limit = failover.latest_plausible(request)
+    assert (at(newest).moment <= limit) is plausible
+
+
 # ── proxies ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -294,8 +329,21 @@ def test_a_proxy_stands_in_only_where_no_native_source_won_anything() -> None:
 def test_a_list_of_contracts_without_prices_never_stands_in() -> None:
     listing = Board(quoted=0, outcome=Outcome.PARTIAL, reason="the plan has no snapshots")
     decisions, chain = judge({"barchart": {FIRST: failed(Outcome.BLOCKED)}, "polygon": {NDXP: listing}})
-    assert verdicts(decisions, NDXP)["polygon"][:2] == (False, "empty")
+    assert verdicts(decisions, NDXP)["polygon"] == (
+        False,
+        "empty",
+        "none of 100 contracts has a quote, a trade or a settlement (the plan has no snapshots)",
+    )
     assert chain.is_empty()
+
+
+def test_a_proxy_that_lists_no_series_has_its_reason_too() -> None:
+    nothing = ChainAnswer("polygon", Outcome.EMPTY, "nothing is listed", SOURCE_CHAIN.empty(), {})
+    answers = {"polygon": nothing, "barchart": answer("barchart", {FIRST: FULL})}
+    proxies = frozenset({"polygon"})
+    decisions = decide(answers, REQUEST, proxies=proxies, gates=GATES, decided_at=DECIDED)
+    assert verdicts(decisions)["polygon"] == (False, "empty", "nothing is listed")
+    assert verdicts(decisions)["barchart"][0]
 
 
 def test_a_proxy_that_is_not_whole_stands_in_and_says_so() -> None:

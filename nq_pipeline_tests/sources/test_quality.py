@@ -101,7 +101,10 @@ def test_a_contract_that_comes_twice_is_counted() -> None:
     assert finding.numbers["rows_too_many"] == 3
 
 
-@pytest.mark.parametrize(("age", "passed"), [(timedelta(minutes=30), True), (timedelta(minutes=31), False)])
+@pytest.mark.parametrize(
+    ("age", "passed"),
+    [(timedelta(minutes=30), True), (timedelta(minutes=31), False), (timedelta(days=-3), False)],
+)
 def test_freshness_goes_by_the_newest_quote(age: timedelta, passed: bool) -> None:
     old = chain(REQUEST, "barchart", age=timedelta(days=3))
     one = chain(REQUEST, "barchart", age=age).head(1)
