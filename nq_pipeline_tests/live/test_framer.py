@@ -153,6 +153,23 @@ def test_what_is_no_dbn_is_refused_in_a_sentence(start: bytes, sentence: str) ->
         frames(start + bytes(2_000))
 
 
+def test_a_stream_that_began_wrong_stays_refused() -> None:
+    framer = Framer()
+    for chunk in (b"HTTP/1.1 400 Bad Request", head() + trades(0, 1)):
+        with pytest.raises(BadStream, match="does not begin with DBN"):
+            list(framer.feed(chunk))
+
+
+def test_kinds_that_alternate_are_framed_wherever_the_stream_is_cut() -> None:
+    sound = trades(0, 1) + record(1) + trades(1, 1) + record(160) + record(32) + trades(2, 2)
+    for cut in range(len(sound) + 1):
+        assert_equal_to_official(frames(head() + sound, [len(head()) + cut]), head() + sound)
+    framer = begun()
+    assert len(one_frame(sound + b"\0", framer)) == 7
+    with pytest.raises(BadStream):
+        list(framer.feed(b"\0"))
+
+
 def test_a_stream_cut_within_a_record_leaves_bytes_pending() -> None:
     framer = begun()
     frame = one_frame(trades(0, 3)[:-1], framer)
@@ -186,7 +203,8 @@ def test_words_of_version_1_have_no_code() -> None:
 
 def test_the_undefined_time_of_an_untraded_contract_is_not_a_last_time() -> None:
     never = record(195, ts_event=UNDEF_TIMESTAMP, ts_recv=9)
-    (frame,) = frames(head() + record(195, ts_event=5, ts_recv=8) + never)
+    traded = record(195, ts_event=4, ts_recv=7) + record(195, ts_event=5, ts_recv=8)
+    (frame,) = frames(head() + traded + never)
     assert (frame.tallies[195].ts_event, frame.tallies[195].ts_recv) == (5, 9)
     (frame,) = frames(head() + never)
     assert (frame.tallies[195].ts_event, frame.tallies[195].ts_recv) == (None, 9)
