@@ -350,14 +350,15 @@ def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def _lost(snapshot: Snapshot) -> dict[str, str]:
-    """Each loser's reason; the commonest where its series lost for several."""
+    """Why each loser lost: what it said itself, else the commonest reason of its series."""
     reasons: dict[str, str] = {}
     lost = snapshot.decisions.filter(~snapshot.decisions["won"]).sort("rank", maintain_order=True)
     for (source,), part in lost.group_by("source", maintain_order=True):
         counts = part["reason"].value_counts(sort=True)
         others = counts.height - 1
         more = f" (and {others} other reasons; see the table decisions)" if others else ""
-        reasons[str(source)] = f"{counts['reason'][0]}{more}"
+        own = snapshot.asked[str(source)].answer.reason
+        reasons[str(source)] = own or f"{counts['reason'][0]}{more}"
     return reasons
 
 
