@@ -184,7 +184,9 @@ class Barchart:
         except BadPayload as error:
             exchange.reject(reply, error.outcome, str(error))
             raise
-        if board.seen and board.rows.is_empty():
+        if not board.seen:
+            exchange.reject(reply, Outcome.EMPTY, "not a single contract")
+        elif board.rows.is_empty():
             exchange.reject(reply, Outcome.BAD_PAYLOAD, "no row could be used")
         return board, reply
 

@@ -138,7 +138,9 @@ class Databento:
                 if isinstance(error, STOPPING):
                     break
             if schema == DEFINITION and not len(records[schema].array):
-                return failed(self.name, request, NothingThere(f"nothing is defined for {plan.day}"))
+                nothing = NothingThere(f"nothing is defined for {plan.day}")
+                exchange.reject(replies[schema], nothing.outcome, str(nothing))  # or it would hold all day
+                return failed(self.name, request, nothing)
         if troubles and replies.keys() == {DEFINITION}:
             return failed(self.name, request, next(iter(troubles.values())))
         return self._answer(request, plan, wanted, replies, records, troubles)

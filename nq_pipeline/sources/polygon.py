@@ -187,9 +187,9 @@ class Polygon:
             today = request.snapshot_ts.astimezone(NEW_YORK).date()
             asked = {"underlying_ticker": code, "as_of": today.isoformat(), **span}
             pages, error = self._pages(product, REFERENCE, REFERENCE.path, asked, exchange)
-            for reply, page in pages:
-                if page.rows.is_empty():  # or a slip of the vendor's would hold all day
-                    exchange.reject(reply, Outcome.EMPTY, "a page without a single contract")
+        for reply, page in pages:
+            if page.rows.is_empty():  # or a slip of the vendor's would hold all day
+                exchange.reject(reply, Outcome.EMPTY, "a page without a single contract")
         return _part(product, pages, error, without, request)
 
     def _pages(

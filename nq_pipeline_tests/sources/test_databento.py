@@ -246,6 +246,13 @@ class TestDatabentoKeepsTheContract(SourceContract):
         }  # fmt: skip
         assert next(fetch.cost_usd for fetch in exchange.fetches if fetch.operation == DEFINITION) == 0
 
+    def test_definitions_of_nothing_are_asked_again(self, tmp_path: Path) -> None:
+        with self.vendor("no_records") as server:
+            for _ in range(2):
+                _, exchange = self.ask(server, tmp_path)
+        fetch = next(fetch for fetch in exchange.fetches if fetch.operation == DEFINITION)
+        assert (fetch.outcome, fetch.cache) == (Outcome.EMPTY, "miss")
+
     def test_now_is_one_question_for_minutes_and_another_moment_is_another(self, tmp_path: Path) -> None:
         minute = timedelta(minutes=1)
         with self.vendor() as server:
