@@ -135,6 +135,42 @@ def sql(query: str, form: str | None) -> None:
 
 
 @main.command()
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
+@click.option("--output", "-o", metavar="PARQUET", type=click.Path(dir_okay=False),
+              help="Where to write; by default beside FILE, ending in .parquet.")  # fmt: skip
+@click.option("--keep-complete", is_flag=True, help="Convert the whole records of a file that is cut off.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sentences
+def convert(source: str, output: str | None, keep_complete: bool, as_json: bool) -> None:
+    """Convert a DBN file of Databento's to Parquet, symbols mapped.
+
+    A live capture becomes one file for each schema in it, e.g. capture.trades.parquet.
+
+    \b
+    Example:
+      nq convert trades.dbn.zst -o trades.parquet
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from nq_pipeline.lake.convert import convert as to_parquet
+
+    file = Path(source)
+    parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
+    done = to_parquet(file, parquet, keep_complete=keep_complete)
+    if as_json:
+        click.echo(_json(asdict(done)))
+        return
+    for written in done.files:
+        lost = f", {written.unmapped:,} without a symbol" if written.unmapped else ""
+        click.echo(f"{written.path}: {written.rows:,} {written.schema}{lost}, {written.bytes:,} bytes")
+    for kind, count in done.skipped.items():
+        click.echo(f"{count:,} records of kind {kind} have no rows.")
+    if done.cut:
+        click.echo(f"Not all of it: {done.cut}.")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sentences
 def doctor(as_json: bool) -> None:

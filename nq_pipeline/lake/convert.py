@@ -33,6 +33,8 @@ ROW_GROUP_ROWS = 122_880
 ROW_GROUP_BYTES = 16 << 20
 """Records in a row group, whatever their number: wide ones (mbp-10, definitions) are fewer."""
 COUNTERS = {"sequence", "ts_in_delta"}
+PLAIN = {"order_id"}
+"""Hardly ever twice the same: a dictionary would be longer than the column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +298,7 @@ def _writer(path: Path, layout: Layout) -> Any:
         path,
         empty.schema,
         compression="zstd",
-        use_dictionary=[name for name in empty.schema.names if name not in differences],
+        use_dictionary=[name for name in empty.schema.names if name not in differences | PLAIN],
         column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
         # A page as large as the row group: the minimum and maximum are worked out once, not per page.
         write_batch_size=ROW_GROUP_ROWS,

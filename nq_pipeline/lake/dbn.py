@@ -11,7 +11,6 @@ file keeps the records of its own version, as `databento.DBNStore` does with his
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -280,12 +279,14 @@ class Stream:
 
     @staticmethod
     def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
-        chunk = io.BytesIO()
+        parts, size = [], 0
         for piece in pieces:
-            if chunk.write(piece) and chunk.tell() >= CHUNK:
-                yield chunk.getvalue()
-                chunk = io.BytesIO()
-        yield chunk.getvalue()
+            parts.append(piece)
+            size += len(piece)
+            if size >= CHUNK:
+                yield b"".join(parts)
+                parts, size = [], 0
+        yield b"".join(parts)
 
     # ── the head ────────────────────────────────────────────────────────────────────────────────
 
