@@ -99,7 +99,10 @@ class Reply:
 
 @dataclass(slots=True)
 class Fetch:
-    """One question and what came of it; a row of `fetches`."""
+    """One question and what came of it; a row of `fetches`.
+
+    Until an answer is there it counts as unanswered: a run may end while it is still waited for.
+    """
 
     request_id: str
     operation: str
@@ -107,8 +110,8 @@ class Fetch:
     requested_at: int
     snapshot_ts: int
     status: int | None = None
-    outcome: Outcome = Outcome.OK
-    detail: str | None = None
+    outcome: Outcome = Outcome.UNAVAILABLE
+    detail: str | None = "the run went on without an answer"
     latency_ms: float = 0.0
     bytes: int = 0
     cache: str = "none"
@@ -130,7 +133,7 @@ class Scope:
 
 @dataclass
 class Exchange:
-    """The questions of one run to one vendor. Not shared between threads.
+    """The questions of one run to one vendor. Not shared between threads, `frame` aside.
 
     Parameters
     ----------
@@ -248,6 +251,7 @@ class Exchange:
         """Record that a whole kept answer was served without any question."""
         fetch = self._fetch(operation, self._address("/"))
         fetch.cache, fetch.snapshot_ts = "hit", to_ns(snapshot_ts)
+        fetch.outcome, fetch.detail = Outcome.OK, None
 
     def reject(self, reply: Reply, outcome: Outcome, detail: str) -> None:
         """Say that a reply was no good: its fetch shows why, and it is not served again."""
@@ -280,7 +284,7 @@ class Exchange:
             self._session.close()
 
     def frame(self) -> pl.DataFrame:
-        """The fetches as rows of the `fetches` table."""
+        """The fetches so far as rows of the `fetches` table, also while another thread still asks."""
         scope = self.scope
         rows = [
             {
@@ -291,7 +295,7 @@ class Exchange:
                 "environment": scope.environment,
                 "trade_date": scope.trade_date,
             }
-            for fetch in self.fetches
+            for fetch in tuple(self.fetches)
         ]
         raw = pl.DataFrame(rows, infer_schema_length=None) if rows else FETCHES.empty()
         return raw.select([pl.col(name).cast(dtype) for name, dtype in FETCHES.schema.items()])
@@ -510,7 +514,9 @@ class ArchivedExchange(Exchange):
                 "the archived run has no answer to this question",
             )
             raise Unavailable(fetch.detail)
-        return self._reply(fetch, entry, self.archive.get(entry), cached=True)
+        body = self.archive.get(entry)
+        self._finish(fetch, self.clock.monotonic())
+        return self._reply(fetch, entry, body, cached=True)
 
 
 def public(parameters: Mapping[str, Any]) -> Mapping[str, Any]:

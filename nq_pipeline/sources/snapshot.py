@@ -271,7 +271,7 @@ def replay_snapshot(
         except NqError:
             raise
         except Exception as fault:
-            asked[source.name] = _faulty(source.name, part, fault)
+            asked[source.name] = _faulty(source.name, part, exchange, fault)
     snapshot = _write(settings, sources, request, asked, {}, record_run=False)
     _raise_faults(asked)
     return snapshot
@@ -297,16 +297,19 @@ def _ask_all(
 
     With `free_only`, one whose answer would cost money is only asked its price; the second
     mapping has the fetches of those. Daemon threads: a client that ignores the deadline is left
-    behind, and its vendor's outcome says so, rather than holding up the run.
+    behind, and its vendor's outcome says so, rather than holding up the run; what it had asked
+    until then is in its fetches.
     """
     done: dict[str, Asked] = {}
     priced: dict[str, pl.DataFrame] = {}
+    exchanges = {s.name: exchange_for(s, settings, request, refresh=refresh) for s in sources}
 
     def work(source: Source) -> None:
+        exchange = exchanges[source.name]
         try:
-            asked = _ask_or_recall(source, settings, request, refresh=refresh, free_only=free_only)
+            asked = _ask_or_recall(source, settings, request, exchange, free_only=free_only)
         except Exception as fault:
-            asked = _faulty(source.name, request, fault)
+            asked = _faulty(source.name, request, exchange, fault)
         if isinstance(asked, pl.DataFrame):
             priced[source.name] = asked
             progress(f"{source.name}: costs money, so only what the others lack is asked")
@@ -321,19 +324,19 @@ def _ask_all(
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
     late = DeadlineReached(f"no answer within {settings.source_deadline_s:g} s (NQ_SOURCE_DEADLINE_S)")
-    nothing = settings.source_deadline_s, FETCHES.empty()
-    asked = {
-        s.name: done.get(s.name) or Asked(failed(s.name, request, late), request.series, *nothing)
-        for s in sources
-        if s.name not in priced
-    }
+
+    def left_behind(name: str) -> Asked:
+        fetches = exchanges[name].frame()
+        return Asked(failed(name, request, late), request.series, settings.source_deadline_s, fetches)
+
+    asked = {s.name: done.get(s.name) or left_behind(s.name) for s in sources if s.name not in priced}
     return asked, dict(priced)
 
 
-def _faulty(name: str, request: ChainRequest, fault: Exception) -> Asked:
+def _faulty(name: str, request: ChainRequest, exchange: Exchange, fault: Exception) -> Asked:
     """A vendor's part that ended in a fault of this program; its words stay out of the tables."""
     error = Unavailable(f"a fault of this program ({type(fault).__name__})")
-    return Asked(failed(name, request, error), request.series, 0.0, FETCHES.empty(), fault=fault)
+    return Asked(failed(name, request, error), request.series, 0.0, exchange.frame(), fault=fault)
 
 
 def _raise_faults(asked: Mapping[str, Asked]) -> None:
@@ -346,7 +349,7 @@ def _raise_faults(asked: Mapping[str, Asked]) -> None:
 
 
 def _ask_or_recall(
-    source: Source, settings: Settings, request: ChainRequest, *, refresh: bool, free_only: bool
+    source: Source, settings: Settings, request: ChainRequest, exchange: Exchange, *, free_only: bool
 ) -> Asked | pl.DataFrame:
     """A fresh kept answer if there is one, else ask through the circuit breaker and keep what is whole.
 
@@ -356,8 +359,7 @@ def _ask_or_recall(
     started = settings.clock.monotonic()
     cache = AnswerCache(settings.environment_dir / "cache" / "answers")
     key = _answer_key(source, settings, request)
-    exchange = exchange_for(source, settings, request, refresh=refresh)
-    kept = None if refresh else cache.get(source.name, key)
+    kept = None if exchange.refresh else cache.get(source.name, key)
     if kept is not None:
         answer, used = kept
         exchange.note_hit("kept answer", answer.frame["snapshot_ts"].max() or request.snapshot_ts)  # type: ignore[arg-type]
@@ -366,7 +368,7 @@ def _ask_or_recall(
         exchange.close()
         return exchange.frame()
     breaker = Breaker(_state_dir(settings), source.name, source.base_url)
-    if refresh:
+    if exchange.refresh:
         breaker.close()
     asked = _ask(source, request, exchange, lambda *a: breaker.ask(lambda: source.ask(*a)))
     if _is_whole(asked.answer, exchange) and exchange.fresh_until is not None:

@@ -26,6 +26,8 @@ from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CH
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest
+from nq_pipeline.sources.exchange import Exchange
 from nq_pipeline.sources.snapshot import build_request
 from nq_pipeline_tests.sources.vendors import NOW, Desk, Vendor, down, failing
 
@@ -232,6 +234,22 @@ def test_a_vendor_that_hangs_is_left_behind_and_costs_no_other_vendor_anything(
     assert snapshot.winners == {"databento": 84}
 
 
+def test_what_a_vendor_was_asked_until_it_was_left_behind_is_in_the_fetches(
+    tmp_path: Path, never: threading.Event
+) -> None:
+    class Stuck(Vendor):
+        def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
+            exchange.call("listing", {}, lambda: b"all there is")
+            return super().ask(request, exchange)
+
+    desk = Desk(tmp_path, Stuck("barchart", perform=lambda: never.wait(60)), source_deadline_s=0.2)
+    desk.snap()
+    assert shown(desk, "select operation, outcome, detail, bytes from fetches order by requested_at") == [
+        ("listing", "ok", None, 12),
+        ("chain", "unavailable", "the run went on without an answer", 0),
+    ]
+
+
 def test_a_blocked_vendor_is_left_alone_by_the_next_run_until_refresh(tmp_path: Path) -> None:
     vendor = down("barchart", Blocked("a captcha"))
     desk = Desk(tmp_path, vendor)
@@ -266,6 +284,9 @@ def test_a_fault_of_the_program_is_loud_but_costs_no_other_vendors_data(tmp_path
     assert shown(desk, "select source, count(*) from option_chain_latest group by 1") == [("databento", 84)]
     assert ("barchart", "unavailable", "a fault of this program (ZeroDivisionError)") in shown(
         desk, "select source, outcome, reason from decisions"
+    )
+    assert ("barchart", "unavailable", "ZeroDivisionError") in shown(
+        desk, "select source, outcome, detail from fetches"
     )
 
 
