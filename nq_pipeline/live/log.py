@@ -9,7 +9,9 @@ segment belongs to one session of the gateway; where a session goes on in a furt
 begins with the session's symbol mappings, so that each segment can be read alone. Segments are
 numbered through all trade dates, and the numbers order them, whatever the clock did.
 
-A segment is synced before the next one is begun, so only the newest can have a torn tail.
+A segment is synced before the next one is begun, so only the newest can have a torn tail. What was
+never synced and lost its bytes is told by a length or rtype that is none; DBN has no checksums, so
+damage inside a record goes unnoticed.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class CaptureLog:
     sync_every_s
         Records are durable at most this long (and one fsync) after `append`; 0 syncs every call.
     segment_bytes, segment_age_s
-        A segment that would grow larger, or is older, is followed by the next; so is one whose
+        A segment that would take in more, or is older, is followed by the next; so is one whose
         trade date is over.
 
     Attributes
@@ -188,7 +190,7 @@ class CaptureLog:
                 self._written = self._synced = Position(self.recovery.segment.number, self.recovery.kept)
             # Asked here already, since the calendar takes a while to load.
             self._trade_date = sessions.trade_date(self._clock.now())
-            self._opened = self._clock.monotonic()
+            self._opened, self._began = self._clock.monotonic(), 0
             if sync_every_s:
                 self._syncer.start()
             self._release = opening.pop_all()
@@ -259,7 +261,7 @@ class CaptureLog:
     def _is_over(self, frame: Frame) -> bool:
         return (
             frame.head is not self._head
-            or self._written.offset + len(frame.records) > self._segment_bytes
+            or self._written.offset - self._began + len(frame.records) > self._segment_bytes
             or self._clock.monotonic() - self._opened > self._segment_age_s
             or sessions.trade_date(self._clock.now()) != self._trade_date
         )
@@ -278,7 +280,7 @@ class CaptureLog:
                 self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
             except OSError as error:
                 self._fail(error)
-            self._opened = self._clock.monotonic()
+            self._opened, self._began = self._clock.monotonic(), len(beginning)
             self._written = self._synced = Position(number, len(beginning))
 
     def _seal(self) -> None:
@@ -351,17 +353,17 @@ def tail(
     following = [s for s in segments(folder) if s.number >= position.segment]
     if until is not None:
         following = [s for s in following if s.number <= until.segment]
-    wanted = position.segment or (following[0].number if following else 0)
-    for number, segment in enumerate(following, start=wanted):
+    if not following and position.segment:
+        raise _missing(folder, position.segment)
+    first = position.segment or (following[0].number if following else 0)
+    for number, segment in enumerate(following, start=first):
         if segment.number != number:
-            raise CaptureError(f"segment {number} of the capture log in {folder} is missing; put it back")
+            raise _missing(folder, number)
         offset = position.offset if number == position.segment else 0
         if until is not None and number == until.segment:
             yield from _read(segment, offset, until.offset, block)
         else:
             yield from _read(segment, offset, None, block, growing=segment is following[-1])
-    if position.segment and not following:
-        raise CaptureError(f"segment {wanted} of the capture log in {folder} is missing; put it back")
 
 
 def mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
@@ -444,6 +446,10 @@ def _read(
             raise CaptureError(f"{segment.path} is damaged: {error}; put a whole copy back") from None
         if framer.pending and not growing:
             raise CaptureError(f"{segment.path} ends within a record, at byte {framer.offset:,}")
+
+
+def _missing(folder: Path, number: int) -> CaptureError:
+    return CaptureError(f"segment {number} of the capture log in {folder} is missing; put it back")
 
 
 def _head(segment: Segment, file: BinaryIO) -> Head:

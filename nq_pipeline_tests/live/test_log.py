@@ -97,6 +97,15 @@ def test_a_segment_ends_by_size_and_by_age(open_log: OpenLog) -> None:
         assert sequences(list(log.tail())) == list(range(1_001))
 
 
+def test_symbols_larger_than_a_segment_do_not_begin_one_at_every_call(open_log: OpenLog) -> None:
+    with open_log(segment_bytes=10_000) as log:
+        framer = begun()
+        log.append(one_frame(b"".join(mapping(i, f"NQU5 C{i}") for i in range(200)), framer))
+        for number in range(10):
+            log.append(one_frame(trades(number, 1), framer))
+        assert len(log.segments()) == 2
+
+
 def test_each_session_of_the_gateway_has_segments_of_its_own(open_log: OpenLog) -> None:
     with open_log() as log:
         for session in range(3):
