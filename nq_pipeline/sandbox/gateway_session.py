@@ -25,7 +25,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.sandbox import gateway_messages as messages
 from nq_pipeline.sandbox import gateway_script as script
 from nq_pipeline.sandbox.gateway_messages import Block, Credentials, Refused, Request, block
-from nq_pipeline.sandbox.globex import DAY_NS, Array, texts, universe
+from nq_pipeline.sandbox.globex import DAY_NS, MINUTE_NS, Array, texts, universe
 from nq_pipeline.sandbox.noise import mix
 from nq_pipeline.sandbox.tape import INTERVALS_NS, of_instruments, published
 
@@ -36,6 +36,7 @@ SKIPPABLE = frozenset({"mbp-1", "bbo-1s", "bbo-1m"})
 """Schemas of which records are dropped for a slow reader, unless it asked to be warned."""
 WEEKLY = frozenset({"definition"})
 """Schemas that replay from the beginning of the week, whatever the window."""
+WRITE_BYTES = 2**18
 DRIP_BYTES, DRIP_PAUSE_S = 7, 0.002
 GARBAGE_BYTES = 512
 
@@ -258,9 +259,10 @@ class Session:
             array = self.gateway.tape.records(whole.schema, whole.position, end)
             if not whole.everything:
                 array = of_instruments(array, whole.ids)
-            if whole.replaying and whole.start and not whole.schema.startswith("bbo"):
-                # Replay goes by ts_event, publication by ts_recv: the first few may be too early.
-                array = array[array["ts_event"] >= np.uint64(whole.start)]
+            # Replay goes by ts_event (but for bbo), publication by ts_recv: the first few may be too early.
+            start = whole.start or 0
+            if whole.position < start + 2 * MINUTE_NS and not whole.schema.startswith("bbo"):
+                array = array[array["ts_event"] >= np.uint64(start)]
             arrays.append(array)
             times.append(published(whole.schema, array))
             interval = INTERVALS_NS.get(whole.schema)
@@ -389,14 +391,11 @@ class Session:
         begin = monotonic()
         if self._compressor and not raw:
             data = self._compressor.compress(data) + self._compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-        if self._dripping:
-            for i in range(0, len(data), DRIP_BYTES):
-                self.writer.write(data[i : i + DRIP_BYTES])
-                await self.writer.drain()
+        step = DRIP_BYTES if self._dripping else WRITE_BYTES
+        for first in range(0, len(data), step):
+            self.writer.write(data[first : first + step])
+            await self.writer.drain()
+            if self._dripping:
                 await asyncio.sleep(DRIP_PAUSE_S)
-            self._written = monotonic()
-            return 0.0
-        self.writer.write(data)
-        await self.writer.drain()
         self._written = monotonic()
-        return self._written - begin
+        return 0.0 if self._dripping else self._written - begin

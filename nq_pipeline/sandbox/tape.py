@@ -50,7 +50,6 @@ FUTURE_EVENTS = 60_000
 """Aggressors in the futures per session, at activity 1."""
 QUOTES_PER_TRADE = 2
 _TICK = 0.25
-_KEPT = 24
 # Streams of random numbers, apart from those of the market (10 to 12) and the path (below 10).
 _FUTURES, _FILLS, _LATENCY, _QUOTES, _LOAD = range(20, 25)
 
@@ -67,6 +66,8 @@ class Tape:
     schemas = frozenset(RTYPES)
     step_ns = 3600 * NS_PER_S
     """A span worth taking at once; blocks begin on its multiples."""
+    kept = 24
+    """How many blocks stay in memory, over all schemas."""
 
     def __init__(self, market: Market, activity: float = 1.0) -> None:
         self.market, self.activity = market, activity
@@ -100,7 +101,7 @@ class Tape:
         with self._lock:
             if (schema, block) not in self._memory:
                 array = self._made(schema, block)
-                while len(self._memory) >= _KEPT:
+                while len(self._memory) >= self.kept:
                     del self._memory[next(iter(self._memory))]
                 self._memory[schema, block] = array, published(schema, array)
             return self._memory[schema, block]
@@ -129,6 +130,7 @@ class LoadTape(Tape):
 
     schemas = frozenset({"trades", "mbp-1", "definition"})
     step_ns = NS_PER_S
+    kept = 4
 
     def __init__(self, market: Market, records_per_s: int) -> None:
         super().__init__(market)
