@@ -70,7 +70,7 @@ class Damaged(LakeError):
 
 
 class CutOff(LakeError):
-    """The file ends too early; `records` whole ones were read before."""
+    """The file ends too early or in rubbish; `records` whole ones were read before."""
 
     def __init__(self, message: str, *, records: int) -> None:
         super().__init__(message)
@@ -234,9 +234,10 @@ class Stream:
         Raises
         ------
         CutOff
-            The file ends within a record or a zstd frame; what was whole has been yielded.
+            The file ends within a record or a zstd frame, or goes on with what is no record; what
+            was whole has been yielded.
         Damaged
-            What follows is no record, or one of another schema.
+            A record is not as long as its version has it.
         """
         split = self._mixed if self.schema is None else self._alike
         rest = b""
@@ -245,8 +246,7 @@ class Stream:
             end, batches = split(rest)
             yield from batches
             rest = rest[end:]
-            if rest and rest[0] < HEADER_WORDS:
-                self._broken = "holds what is no record"
+            if self._broken:
                 break
         if rest or self._broken:
             why = self._broken or "ends within a record"
@@ -332,10 +332,10 @@ class Stream:
                 for span in spans:
                     if span["symbol"]:
                         number, symbol = (asked, span["symbol"]) if by_id else (span["symbol"], asked)
-                        self.symbols.add(
-                            int(number), _day(span["start_date"]), _day(span["end_date"]), symbol
-                        )
-        except ValueError:
+                        instrument_id = int(np.uint32(int(number)))
+                        first, until = _day(span["start_date"]), _day(span["end_date"])
+                        self.symbols.add(instrument_id, first, until, symbol)
+        except (ValueError, OverflowError):
             raise Damaged(f"the head of {self.name} maps a symbol to what is no instrument_id") from None
 
     # ── records ─────────────────────────────────────────────────────────────────────────────────
@@ -348,14 +348,16 @@ class Stream:
         array = np.frombuffer(data, known.dtype, len(data) // size)
         fits = (array["length"] == size // 4) & (array["rtype"] == known.rtype)
         if not fits.all():
-            number = self.records + int(fits.argmin()) + 1
-            raise Damaged(f"{self.name}: record {number:,} is not one of {self.schema}")
+            self._broken = f"holds what is no record of {self.schema}"
+            array = array[: fits.argmin()]
         self.records += len(array)
         return len(array) * size, [(known, array)] if len(array) else []
 
     def _mixed(self, data: bytes) -> tuple[int, list[tuple[Layout, Array]]]:
         """Records of any kind: where the last whole one ends, and all that are market data."""
         starts, end = walk(data)
+        if end < len(data) and data[end] < HEADER_WORDS:
+            self._broken = "holds what is no record"
         self.records += len(starts)
         rtypes = np.frombuffer(data, np.uint8)[starts + 1]
         batches = []

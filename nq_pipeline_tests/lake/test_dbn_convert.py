@@ -301,9 +301,11 @@ def test_the_blocks_before_a_cut_in_zstd_are_kept(tmp_path: Path) -> None:
     assert_equal(out, official(path))
 
 
-def test_a_tail_of_zeros_ends_a_capture(tmp_path: Path) -> None:
-    raw = sample.head(None, stype_in=None) + sample.trades(10).tobytes() + bytes(4096)
-    path = written(tmp_path, raw)
+@pytest.mark.parametrize("schema", ["trades", None])
+@pytest.mark.parametrize("tail", [bytes(4096), bytes(100), b"\x01" * 200], ids=["zeros", "few zeros", "ones"])
+def test_what_is_no_record_ends_a_file(schema: str | None, tail: bytes, tmp_path: Path) -> None:
+    top = sample.head(schema, symbols=SYMBOLS)
+    path = written(tmp_path, top + sample.trades(10).tobytes() + tail)
     with pytest.raises(dbn.CutOff, match="after 10 whole records"):
         convert(path, tmp_path / "out.parquet")
     assert convert(path, tmp_path / "out.parquet", keep_complete=True).files[0].rows == 10
@@ -316,11 +318,12 @@ def test_a_tail_of_zeros_ends_a_capture(tmp_path: Path) -> None:
         (b"DBN\x09\x00\x00\x00\x00" + bytes(200), "version 9"),
         (b"DBN\x03\xff\xff\xff\xff" + bytes(200), "which was refused"),
         (b"DBN\x03\x64\x00\x00\x00" + b"\xee" * 200, "cannot be read"),
-        (sample.head("trades") + sample.records("status", 6).tobytes(), "record 1 is not one of trades"),
+        (sample.head("trades") + sample.records("status", 6).tobytes(), "no record of trades, after 0"),
         (sample.head("imbalance"), "imbalance"),
         (sample.head("trades", symbols={"NQ": [(DAY, DAY, "seven")]}), "no instrument_id"),
+        (sample.head("trades", symbols={"NQ": [(DAY, DAY, str(2**32))]}), "no instrument_id"),
     ],
-    ids=["text", "version", "head", "metadata", "kind", "schema", "symbols"],
+    ids=["text", "version", "head", "metadata", "kind", "schema", "symbols", "number"],
 )
 def test_what_is_no_dbn_is_refused_in_a_sentence(raw: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(LakeError, match=words):
