@@ -82,7 +82,7 @@ STOPPING = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, O
 """After one of these nothing more is asked."""
 
 MALFORMED_SHARE = 0.01
-"""An answer with a larger share of unusable definitions is partial."""
+"""An answer with a larger share of unusable definitions, quotes, statistics or trades is partial."""
 
 SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST = 3, 6, 9
 """Values of `stat_type`."""
@@ -115,7 +115,7 @@ class Databento:
 
         Without definitions there is nothing; when one of the other answers is missing, the
         series are `partial` and say which. A series without a definition is `empty`. An answer
-        with more than a hundredth of its option definitions unusable is `partial` too.
+        with more than a hundredth of its definitions or other records unusable is `partial` too.
         """
         try:
             client, plan, wanted = self._priced(request, exchange)
@@ -314,10 +314,11 @@ class Databento:
             .agg(pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()))
             .iter_rows()
         )
-        lacking = "; ".join(f"{schema}: {error}" for schema, error in troubles.items())
+        faults = [f"{schema}: {error}" for schema, error in troubles.items()]
         malformed = parsed.dropped["malformed_definition"]
         if malformed > MALFORMED_SHARE * (frame.height + malformed):
-            lacking = lacking or f"{malformed} definitions could not be used"
+            faults.append(f"{malformed} definitions could not be used")
+        lacking = "; ".join([*faults, *parsed.holes])
 
         def judge(series: Series) -> SeriesAnswer:
             if series.key not in newest:
@@ -451,11 +452,15 @@ def _on_future(root: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A chain without provenance, what was dropped on the way, and the control totals."""
+    """A chain without provenance, what was dropped on the way, and the control totals.
+
+    `holes` names the answers that more than a trace of was lost from, in words.
+    """
 
     frame: pl.DataFrame
     dropped: Counter[str]
     controls: Mapping[str, bool]
+    holes: tuple[str, ...]
 
 
 def parse_chain(
@@ -479,11 +484,18 @@ def parse_chain(
     keys = [series.key for series in wanted]
     contracts = _contracts(options, keys, dropped)
     known = defined["raw_symbol"]
-    quoted = records.get(QUOTES) or Records.none(QUOTES)
-    _count_undefined(quoted, records[DEFINITION], dropped)
-    books = quotes(quoted, known, dropped)
-    stats = statistics(records.get(STATISTICS) or Records.none(STATISTICS), known, dropped)
-    done = trades(records.get(TRADES) or Records.none(TRADES), known, dropped, since=to_ns(session.open))
+    data = {s: records.get(s) or Records.none(s) for s in (QUOTES, STATISTICS, TRADES)}
+    lost = {schema: Counter[str]() for schema in data}
+    _count_undefined(data[QUOTES], records[DEFINITION], dropped)
+    books = quotes(data[QUOTES], known, lost[QUOTES])
+    stats = statistics(data[STATISTICS], known, lost[STATISTICS])
+    done = trades(data[TRADES], known, lost[TRADES], since=to_ns(session.open))
+    holes = tuple(
+        f"{lost[schema].total()} of {len(given.array)} records of {schema} could not be used"
+        for schema, given in data.items()
+        if lost[schema].total() > MALFORMED_SHARE * len(given.array)
+    )
+    dropped.update(sum(lost.values(), Counter()))
     cleared = pl.when(pl.col("volume_date") == session.trade_date).then(pl.col("cleared_volume"))
     # An untraded contract's volume is known to be 0 when the session's trades are there.
     told = TRADES in records and until > to_ns(session.open)
@@ -506,7 +518,7 @@ def parse_chain(
         )
         .drop(cs.matches("^(quoted|traded)_last"), "traded", "cleared_volume", "volume_date")
     )
-    return Parsed(frame, dropped, {"ids_resolve": dropped["unknown_id"] == 0})
+    return Parsed(frame, dropped, {"ids_resolve": dropped["unknown_id"] == 0}, holes)
 
 
 def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -91,6 +92,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         "nothing_quoted_or_traded": Outcome.PARTIAL,
         "ten_days_behind": Outcome.STALE,
         "nonsense_among_the_records": Outcome.PARTIAL,
+        "nonsense_among_the_trades": Outcome.PARTIAL,
         "no_records": Outcome.EMPTY,
         "price_unknown": Outcome.BAD_PAYLOAD,
         "price_too_high": Outcome.OVER_BUDGET,
@@ -114,6 +116,9 @@ class TestDatabentoKeepsTheContract(SourceContract):
         ),
         "ten_days_behind": lambda self, asked: standin.relay(asked, fault="stale"),
         "nonsense_among_the_records": lambda self, asked: standin.relay(asked, fault="malformed"),
+        "nonsense_among_the_trades": lambda self, asked: standin.relay(
+            asked, fault="malformed" if form(asked).get("schema") == TRADES else "ok"
+        ),
         "no_records": lambda self, asked: standin.relay(asked, fault="empty"),
         "price_unknown": on(COST, lambda good: Answer(b'"a lot"'), TRADES),
         "price_too_high": on(COST, lambda good: Answer(b"0.9"), QUOTES),
@@ -226,6 +231,12 @@ class TestDatabentoKeepsTheContract(SourceContract):
             assert answer.dropped[kind] > 0, kind
         assert f"{answer.dropped['malformed_definition']} definitions could not be used" in answer.reason
         assert answer.controls == {"ids_resolve": False}
+
+    def test_trades_that_were_lost_make_the_chain_partial_and_are_counted(self, tmp_path: Path) -> None:
+        with self.vendor("nonsense_among_the_trades") as server:
+            answer, _ = self.ask(server, tmp_path)
+        lost = sum(answer.dropped[kind] for kind in ("unknown_id", "undefined_time", "malformed_trade"))
+        assert re.fullmatch(rf"{lost} of \d+ records of trades could not be used", answer.reason)
 
     def test_stale_rows_are_kept_without_the_volume_of_another_session(self, tmp_path: Path) -> None:
         with self.vendor("ten_days_behind") as server:
