@@ -1,0 +1,70 @@
+"""The schemas that are left after refusals."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from nq_pipeline.errors import NotEntitled
+from nq_pipeline.live.ladder import Ladder
+
+DAY, NEXT = date(2025, 6, 10), date(2025, 6, 11)
+SAID = "Not authorized for {} schema"
+
+
+@pytest.fixture
+def ladder(root: Path) -> Ladder:
+    return Ladder(root / "GLBX.MDP3" / "entitlement.json", {"options": "mbo", "futures": "mbp-1"})
+
+
+def refuse(ladder: Ladder, schema: str, day: date = DAY) -> None:
+    ladder.refuse(schema, SAID.format(schema), day)
+
+
+def test_what_is_wanted_is_tried_first(ladder: Ladder) -> None:
+    assert ladder.in_force(DAY) == {"options": "mbo", "futures": "mbp-1"}
+
+
+def test_every_refusal_is_one_step_for_whom_it_concerns(ladder: Ladder) -> None:
+    refuse(ladder, "mbo")
+    assert ladder.in_force(DAY) == {"options": "mbp-1", "futures": "mbp-1"}
+    refuse(ladder, "mbp-1")
+    assert ladder.in_force(DAY) == {"options": "trades", "futures": "trades"}
+
+
+def test_nobody_steps_up_to_more_than_is_wanted(ladder: Ladder) -> None:
+    refuse(ladder, "mbp-1")
+    assert ladder.in_force(DAY)["futures"] == "trades"
+
+
+def test_below_trades_there_is_nothing(ladder: Ladder) -> None:
+    for schema in ("mbo", "mbp-1", "trades"):
+        refuse(ladder, schema)
+    with pytest.raises(NotEntitled, match=r"Not authorized for trades schema.*CME Standard"):
+        ladder.in_force(DAY)
+
+
+def test_a_refusal_is_remembered_by_the_next_process(ladder: Ladder) -> None:
+    refuse(ladder, "mbo")
+    assert Ladder(ladder.path, ladder.wanted).in_force(DAY)["options"] == "mbp-1"
+    assert ladder.refused(DAY) == {"mbo": "Not authorized for mbo schema"}
+
+
+def test_the_next_trade_date_tries_once_more(ladder: Ladder) -> None:
+    refuse(ladder, "mbo")
+    assert ladder.in_force(NEXT)["options"] == "mbo"
+    refuse(ladder, "mbo", NEXT)
+    assert ladder.refused(NEXT) == {"mbo": "Not authorized for mbo schema"}
+
+
+@pytest.mark.parametrize(
+    "rubbish", [b"", b"{", b"[]", b"\xff\xfe", b'{"trade_date": "2025-06-10", "refused": 3}']
+)
+def test_a_memory_that_cannot_be_read_is_no_memory(ladder: Ladder, rubbish: bytes) -> None:
+    ladder.path.parent.mkdir(parents=True)
+    ladder.path.write_bytes(rubbish)
+    assert ladder.in_force(DAY)["options"] == "mbo"
+    refuse(ladder, "mbo")
+    assert ladder.in_force(DAY)["options"] == "mbp-1"
