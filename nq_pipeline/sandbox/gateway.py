@@ -89,6 +89,8 @@ class Gateway:
         API keys that are known.
     not_entitled
         Schemas that the plan lacks: refused in the stream, as the vendor does.
+    refusal
+        What every authentication is refused with; None lets known keys in.
     truth
         A file to which every trade published since the start is appended, as DBN.
     """
@@ -100,6 +102,7 @@ class Gateway:
         clock: Clock | None = None,
         keys: Collection[str] = (KEY,),
         not_entitled: Collection[str] = ("mbo",),
+        refusal: str | None = None,
         limits: Limits | None = None,
         script: Script | None = None,
         truth: Path | None = None,
@@ -111,7 +114,7 @@ class Gateway:
             raise SandboxError("The gateway streams by its clock, and a pinned one stands still; let it run.")
         self.script = script or Script()
         self.keys, self.not_entitled = frozenset(keys), frozenset(not_entitled)
-        self.port = port
+        self.refusal, self.port = refusal, port
         self.streaming = 0
         self.published = 0
         self._truth_path = truth
@@ -124,7 +127,7 @@ class Gateway:
     async def start(self) -> None:
         """Listen; the port is known afterwards. SandboxError when it is taken."""
         self.published = self.began = self.now_ns()
-        self._ticked = asyncio.Event()
+        self._ticked, self._somebody = asyncio.Event(), asyncio.Event()
         if self._truth_path:
             self._truth = self._truth_path.open("xb")
             self._truth.write(messages.metadata(DATASET, self.began, schema="trades"))
@@ -149,6 +152,16 @@ class Gateway:
         failures = self._failures + [e for e in done[:1] if isinstance(e, Exception)]
         if failures:
             raise failures[0]
+
+    @property
+    def address(self) -> str:
+        """host:port, as the settings have it."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is connected."""
+        return not self._tasks
 
     def now_ns(self) -> int:
         return to_ns(self.clock.now())
@@ -200,6 +213,9 @@ class Gateway:
     async def _publish(self) -> None:
         while True:
             await asyncio.sleep(self.limits.tick_s)
+            if self.idle and not self._truth:
+                self._somebody.clear()
+                await self._somebody.wait()
             now = max(self.now_ns(), self.published)
             if self._truth:
                 trades = await asyncio.to_thread(self.tape.records, "trades", self.published, now)
@@ -215,6 +231,7 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._somebody.set()
         try:
             await self._connection(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
@@ -270,6 +287,8 @@ class Gateway:
         fault = self.script.next(("refuse_auth",))
         if fault and self.script.strike(fault, session_id):
             raise Refused(fault.text or "Authentication failed.")
+        if self.refusal:
+            raise Refused(self.refusal)
         if asked.dataset != DATASET:
             raise Refused(f"A live data license is required to access {asked.dataset}.")
         return asked

@@ -12,7 +12,7 @@ import asyncio
 import socket
 import struct
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,10 @@ class Ended(Exception):
 
 @dataclass
 class Subscription:
-    """A schema, the instruments subscribed to, and how far they were sent."""
+    """A schema, the instruments subscribed to, and how far they were sent.
+
+    An instrument of two subscriptions to one schema is sent for the first of them only.
+    """
 
     number: str
     schema: str
@@ -126,6 +129,7 @@ class Session:
         self._started = monotonic()
         if self._strikes("no_metadata"):
             await asyncio.Event().wait()
+        await self.gateway.tick()
         now = self.gateway.published
         begin = min([now, *(self._begin(asked) for asked in self._requests)])
         await self._write(messages.metadata(self.asked.dataset, begin, ts_out=self.asked.ts_out))
@@ -156,8 +160,7 @@ class Session:
         if schema not in WEEKLY:
             return now - int(self.gateway.limits.replay_window_s * NS_PER_S)
         day = sessions.trade_date(from_ns(now))
-        return min(to_ns(s.open) for s in sessions.sessions(date.fromordinal(day.toordinal() - 6), day)
-                   if s.trade_date.isocalendar().week == day.isocalendar().week)  # fmt: skip
+        return to_ns(sessions.sessions(day - timedelta(days=day.weekday()), day)[0].open)
 
     async def _answer(self, later: bool) -> None:
         """Acknowledge or refuse what was asked for since the last round, in order."""

@@ -24,6 +24,7 @@ from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.market import sessions
@@ -80,6 +81,8 @@ def endpoints(settings: Settings) -> Iterator[Settings]:
                 scheme, _, path = form.partition(":")
                 changes[field] = f"{scheme}:{mount}{path}"
             changes |= {name: _value(name, text) for name, text in CREDENTIALS.get(vendor, {}).items()}
+        if "databento" in chosen and "databento_gateway" not in settings.model_fields_set:
+            changes["databento_gateway"] = _gateway(changes["databento_url"])
         yield settings.model_copy(update=changes)
 
 
@@ -111,9 +114,9 @@ def serve(settings: Settings) -> None:
     options = vendor_options(settings)
     bound = _bind(settings.sandbox_port or _remembered(settings.environment_dir), settings.sandbox_port != 0)
 
-    def ready() -> None:
-        _remember(settings.environment_dir, bound.getsockname()[1])
-        print(_announcement(bound.getsockname()[1], options), flush=True)
+    def ready(gateway: str) -> None:
+        _remember(settings.environment_dir, bound.getsockname()[1], gateway)
+        print(_announcement(bound.getsockname()[1], gateway, options), flush=True)
 
     _run(bound, options, ready)
 
@@ -122,8 +125,8 @@ def serve_owned(environment_dir: Path, port: int, *, exact: bool) -> None:
     """Serve for the process that holds the other end of stdin, and for whoever holds a lease."""
     bound = _bind(port, exact)
 
-    def ready() -> None:
-        _remember(environment_dir, bound.getsockname()[1])
+    def ready(gateway: str) -> None:
+        _remember(environment_dir, bound.getsockname()[1], gateway)
         print(bound.getsockname()[1], flush=True)
 
     _run(bound, {}, ready, owner=sys.stdin.fileno())
@@ -181,6 +184,19 @@ def _lease(port: int) -> Iterator[_Server | None]:
         connection.close()
 
 
+def _gateway(url: str) -> str:
+    """host:port of the live gateway of the world that a Databento address shows."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(HOST, parts.port, timeout=START_S)
+    try:
+        connection.request("GET", f"{parts.path}/gateway")
+        return str(json.loads(connection.getresponse().read())["address"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        raise SandboxError(f"The stand-in of Databento names no live gateway ({error}).") from None
+    finally:
+        connection.close()
+
+
 @contextmanager
 def _started(environment_dir: Path, port: int, *, exact: bool) -> Iterator[int]:
     """Start a server that ends with this process; gives its port once it answers."""
@@ -214,11 +230,12 @@ def _remembered(environment_dir: Path) -> int:
         return 0
 
 
-def _remember(environment_dir: Path, port: int) -> None:
+def _remember(environment_dir: Path, port: int, gateway: str) -> None:
     environment_dir.mkdir(parents=True, exist_ok=True)
     state = {
         "pid": os.getpid(),
         "port": port,
+        "databento_gateway": gateway,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("nq_pipeline"),
     }
@@ -252,19 +269,23 @@ def _bind(port: int, exact: bool) -> socket.socket:
 def _run(
     bound: socket.socket,
     defaults: Mapping[str, str],
-    ready: Callable[[], None],
+    ready: Callable[[str], None],
     owner: int | None = None,
 ) -> None:
-    """Serve until interrupted, or until the owner's pipe is closed and the last lease returned."""
+    """Serve until interrupted, or until the owner's pipe is closed and the last lease returned.
+
+    `ready` is told the address of the live gateway.
+    """
     import asyncio
 
     import uvicorn
 
-    from nq_pipeline.sandbox.server import Leases, application
+    from nq_pipeline.sandbox.gateways import Gateways
+    from nq_pipeline.sandbox.server import Leases, application, default_worlds
 
-    leases = Leases()
+    leases, gateways = Leases(), Gateways()
     config = uvicorn.Config(
-        application(defaults, leases),
+        application(defaults, leases, gateways),
         log_level="error",
         access_log=False,
         lifespan="off",
@@ -276,7 +297,7 @@ def _run(
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
-        ready()
+        ready((await gateways.of(default_worlds(defaults)["databento"])).address)
         warm = asyncio.create_task(asyncio.to_thread(sessions.current_session, datetime.now(UTC)))
         if owner is not None:
             await asyncio.to_thread(_read_to_end, owner)
@@ -295,7 +316,7 @@ def _read_to_end(descriptor: int) -> None:
         pass
 
 
-def _announcement(port: int, options: Mapping[str, str]) -> str:
+def _announcement(port: int, gateway: str, options: Mapping[str, str]) -> str:
     root = f"http://{HOST}:{port}"
     lines = [f"Stand-ins of a synthetic NQ market (no real data) on {root}; Ctrl-C ends them.", ""]
     lines += [
@@ -311,6 +332,7 @@ def _announcement(port: int, options: Mapping[str, str]) -> str:
         f"  NQ_TRADOVATE_URL={root}/tradovate/v1",
         f"  NQ_TRADOVATE_MD_URL=ws://{HOST}:{port}/tradovate/v1/websocket",
         f"  NQ_DATABENTO_URL={root}/databento",
+        f"  NQ_DATABENTO_GATEWAY={gateway}",
     ]
     return "\n".join(lines)
 

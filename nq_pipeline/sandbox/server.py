@@ -2,6 +2,7 @@
 
 /health                                              who is answering, and its defaults
 /lease                                               stays open: as long, an owned server lives
+/databento/gateway                                   where the live gateway of that world listens
 /barchart/futures/quotes/NQM25/options               Barchart's page, in the default world
 /with/fault=blocked;seed=7/barchart/futures/…        the same while Barchart blocks
 """
@@ -21,6 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.sandbox import barchart, databento, polygon, tradovate
+from nq_pipeline.sandbox.gateways import Gateways
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.world import World, parse_options
 
@@ -40,7 +42,9 @@ class Leases:
     closed = False
 
 
-def application(defaults: Mapping[str, str], leases: Leases | None = None) -> Starlette:
+def application(
+    defaults: Mapping[str, str], leases: Leases | None = None, gateways: Gateways | None = None
+) -> Starlette:
     """The stand-ins.
 
     Parameters
@@ -50,17 +54,17 @@ def application(defaults: Mapping[str, str], leases: Leases | None = None) -> St
         `/with/…` and below those of addresses with it.
     leases
         Counts the open `/lease` requests.
+    gateways
+        The live gateways of this process.
     """
-    leases = leases or Leases()
-    ordinary = World(market(7), SystemClock())
-    worlds = {
-        vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary
-        for vendor in VENDORS
-    }
+    leases, gateways = leases or Leases(), gateways or Gateways()
+    worlds = default_worlds(defaults)
     identity = {"program": PROGRAM, "version": version("nq_pipeline"), "defaults": dict(defaults)}
 
     def vendors() -> list[BaseRoute]:
-        return [Mount(f"/{name}", routes=routes(_world_of(worlds[name]))) for name, routes in VENDORS.items()]
+        by_vendor = {name: routes(_world_of(worlds[name])) for name, routes in VENDORS.items()}
+        by_vendor["databento"] += gateways.routes(_world_of(worlds["databento"]))
+        return [Mount(f"/{name}", routes=routes) for name, routes in by_vendor.items()]
 
     def health(request: Request) -> Response:
         return JSONResponse(identity)
@@ -90,6 +94,15 @@ def application(defaults: Mapping[str, str], leases: Leases | None = None) -> St
         ],
         exception_handlers={SandboxError: bad_options},
     )
+
+
+def default_worlds(defaults: Mapping[str, str]) -> dict[str, World]:
+    """The world of each vendor where an address says nothing else."""
+    ordinary = World(market(7), SystemClock())
+    return {
+        vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary
+        for vendor in VENDORS
+    }
 
 
 def _world_of(default: World) -> Callable[[HTTPConnection], World]:

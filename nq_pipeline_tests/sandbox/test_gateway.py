@@ -548,3 +548,16 @@ def test_outside_regular_hours_the_market_moves_as_in_the_last_ones(now: str, be
         assert isinstance(clock, ShiftedClock)
         assert clock.start == datetime.fromisoformat(begins)
         assert sessions.is_open(clock.start, "rth")
+
+
+def test_a_shifted_clock_runs_on_from_its_instant_and_never_back() -> None:
+    clock = ShiftedClock(NOON, speed=1000.0)
+    seen = [clock.now() for _ in range(1000)]
+
+    assert seen[0] >= NOON
+    assert seen == sorted(seen)
+    assert seen[-1] > seen[0]
+    with pytest.raises(ValueError, match="time zone"):
+        ShiftedClock(datetime(2025, 6, 10))
+    with pytest.raises(ValueError, match="positive speed"):
+        ShiftedClock(NOON, speed=0.0)

@@ -73,7 +73,9 @@ def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
         number = port(served.barchart_url)
         assert health(number) is not None
         state = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())
-        assert state["port"] == number and set(state) == {"pid", "port", "started", "version"}
+        assert state["port"] == number
+        assert state["databento_gateway"] == served.databento_gateway
+        assert set(state) == {"pid", "port", "databento_gateway", "started", "version"}
     wait_until(lambda: health(number) is None)
 
 
