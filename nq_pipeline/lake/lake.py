@@ -59,11 +59,19 @@ class Lake:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def append(self, table: Table, frame: pl.DataFrame, *, run_id: str) -> Appended:
+    def append(
+        self, table: Table, frame: pl.DataFrame, *, run_id: str, now: datetime | None = None
+    ) -> Appended:
         """Add the rows whose key is not there yet, durably and all at once.
 
         A call that was killed is completed by making it again. Costs the new rows and the files
         of their trade dates that overlap them in time, not the size of the table.
+
+        Parameters
+        ----------
+        now
+            Tells which trade dates are over, for merging their files; the machine's clock when not
+            given.
 
         Raises
         ------
@@ -83,7 +91,7 @@ class Lake:
                 manifest.publish(self.folder(table), current)
         for day in {file.trade_date for file in added}:
             if sum(file.level == 0 for file in current.of({day})) >= compaction.FAN_IN:
-                compaction.compact(self, table, day, now=datetime.now(UTC), wait=False)
+                compaction.compact(self, table, day, now=now or datetime.now(UTC), wait=False)
         files = tuple(self.folder(table) / file.path for file in added)
         return Appended(new.height, frame.height - new.height, files, current.version)
 

@@ -188,7 +188,7 @@ class Frame:
         if tally.count == len(self):
             return np.frombuffer(self.records, dtype)
         words = np.arange(dtype.itemsize // 4)
-        picked = np.frombuffer(self.records, "<u4")[(self._starts_of(rtype) >> 2)[:, None] + words]
+        picked = np.frombuffer(self.records, "<u4")[(self.starts(rtype) >> 2)[:, None] + words]
         records: Array = picked.view(dtype)[:, 0]
         return records
 
@@ -213,7 +213,8 @@ class Frame:
         records = self.array(SYMBOL_MAPPING)
         return {int(record["instrument_id"]): record.tobytes() for record in records}
 
-    def _starts_of(self, rtype: int) -> Array:
+    def starts(self, rtype: int) -> Array:
+        """Where in `records` those of an rtype begin."""
         starts: Array = self._starts[self._rtypes == rtype]
         return starts
 
@@ -222,7 +223,7 @@ class Frame:
         if (self._rtypes == first).all():
             return {first: self._tally_of(first, self._starts)}
         present = np.flatnonzero(np.bincount(self._rtypes))
-        return {int(rtype): self._tally_of(int(rtype), self._starts_of(int(rtype))) for rtype in present}
+        return {int(rtype): self._tally_of(int(rtype), self.starts(int(rtype))) for rtype in present}
 
     def _tally_of(self, rtype: int, starts: Array) -> Tally:
         last = int(starts[-1])

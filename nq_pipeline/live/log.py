@@ -1,13 +1,14 @@
 """The capture log: the gateway's records on disk before anything else is done with them.
 
     capture/.lock                                                one capture at a time
-    capture/GLBX.MDP3/trade_date=2025-06-10/1749562200000000000-00000017.dbn
+    capture/GLBX.MDP3/trade_date=2025-06-10/1749562200000000000-00000017-00000015.dbn
 
 A segment is a DBN file: one head, then records back to back, as the gateway sent them and as
 `databento.DBNStore` reads them. Records are only ever appended, whole, and synced in groups. A
 segment belongs to one session of the gateway; where a session goes on in a further segment, that
 begins with the session's symbol mappings, so that each segment can be read alone. Segments are
-numbered through all trade dates, and the numbers order them, whatever the clock did.
+numbered through all trade dates, and the numbers order them, whatever the clock did; the second
+number is that of the segment with which the session began.
 
 A segment is synced before the next one is begun, so only the newest can have a torn tail. What was
 never synced and lost its bytes is told by a length or rtype that is none; DBN has no checksums, so
@@ -46,7 +47,7 @@ LOCK_PATIENCE_S = 0.5
 """`holder` takes the lock for a moment to look; a capture that starts just then waits this long."""
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-_NAME = re.compile(r"(\d+)-(\d+)\.dbn")
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
 _REMEDY = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -84,9 +85,13 @@ BEGINNING = Position(0, 0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Segment:
-    """One file of the log; `start_ns` and `trade_date` are those of its creation."""
+    """One file of the log; `start_ns` and `trade_date` are those of its creation.
+
+    `session` is the number of the segment with which its session of the gateway began.
+    """
 
     number: int
+    session: int
     start_ns: int
     trade_date: date
     path: Path
@@ -174,6 +179,7 @@ class CaptureLog:
         self._failure: str | None = None
         self._handle: int | None = None
         self._head: Head | None = None
+        self._session = 0
         self._mappings: dict[int, bytes] = {}
         self._written = self._synced = BEGINNING
         self._syncing = threading.Lock()  # held while the open segment is synced or exchanged
@@ -269,11 +275,12 @@ class CaptureLog:
     def _turn(self, head: Head) -> None:
         with self._syncing:
             self._seal()
-            if head is not self._head:
-                self._head, self._mappings = head, {}
             now, number = self._clock.now(), self._written.segment + 1
+            if head is not self._head:
+                self._head, self._mappings, self._session = head, {}, number
             self._trade_date = sessions.trade_date(now)
-            path = self.folder / f"trade_date={self._trade_date}" / f"{to_ns(now)}-{number:08d}.dbn"
+            name = f"{to_ns(now)}-{number:08d}-{self._session:08d}.dbn"
+            path = self.folder / f"trade_date={self._trade_date}" / name
             beginning = head.raw + b"".join(self._mappings.values())
             try:
                 files.write_atomically(path, beginning)
@@ -333,7 +340,7 @@ def segments(folder: Path) -> list[Segment]:
         name = _NAME.fullmatch(path.name)
         if name:
             day = date.fromisoformat(path.parent.name.removeprefix("trade_date="))
-            found.append(Segment(int(name[2]), int(name[1]), day, path))
+            found.append(Segment(int(name[2]), int(name[3]), int(name[1]), day, path))
     return sorted(found)
 
 
