@@ -450,9 +450,9 @@ def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> st
 
 
 def _own_settings(settings: Settings, source: str) -> dict[str, Any]:
-    """A vendor's own settings without the secrets, as JSON has them."""
-    secret = {name for name, value in settings if isinstance(value, SecretStr)}
-    own = {name for name in type(settings).model_fields if name.startswith(source)} - secret
+    """A vendor's own settings that shape a chain, without the secrets, as JSON has them."""
+    aside = {name for name, value in settings if isinstance(value, SecretStr)} | {"databento_gateway"}
+    own = {name for name in type(settings).model_fields if name.startswith(source)} - aside
     return settings.model_dump(mode="json", include=own)
 
 

@@ -538,3 +538,11 @@ def test_the_record_of_a_run_holds_no_secret(tmp_path: Path) -> None:
     assert [path for path in files if b"marked-secret" in path.read_bytes()] == []
     (record,) = (desk.settings.environment_dir / "raw" / "runs").glob("*.json")
     assert set(orjson.loads(record.read_bytes())["sources"]) == set(desk.vendors)
+
+
+def test_an_answer_is_kept_whatever_the_address_of_the_live_gateway(tmp_path: Path) -> None:
+    vendor = Vendor("databento")
+    Desk(tmp_path, vendor, databento_gateway="127.0.0.1:1").snap()
+    again = Desk(tmp_path, vendor, databento_gateway="127.0.0.1:2").snap()
+    assert len(vendor.requests) == 1
+    assert again.asked["databento"].answer.cached
