@@ -84,7 +84,7 @@ class Lake:
             new = self._unknown(table, current, frame)
             added = [
                 self._write(table, current.version + 1, part, run_id)
-                for part in new.partition_by(PARTITION, maintain_order=True)
+                for part in _by_trade_date(new)
             ]
             if added:
                 current = current.next(add=added, at=time.time_ns())
@@ -161,10 +161,12 @@ class Lake:
 
     def _unknown(self, table: Table, current: Manifest, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows whose key is neither in the lake nor earlier in the frame."""
-        new = frame.unique(subset=table.key, keep="first", maintain_order=True)
+        new = frame
+        if not frame.select(table.key).is_unique().all():
+            new = frame.unique(subset=table.key, keep="first", maintain_order=True)
         if new.is_empty():
             return new
-        candidates = current.of(set(new[PARTITION]))
+        candidates = current.of(set(new[PARTITION].unique()))
         inside = pl.lit(True)
         if table.since in table.key:
             # The same key has the same instant, so only what spans the new rows' time can hold it.
@@ -218,3 +220,9 @@ class Lake:
             for path in garbage:
                 path.unlink()
         return len(garbage)
+
+
+def _by_trade_date(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    if frame.is_empty() or frame[PARTITION].n_unique() == 1:
+        return [frame] if len(frame) else []
+    return frame.partition_by(PARTITION, maintain_order=True)

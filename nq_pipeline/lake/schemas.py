@@ -2,7 +2,7 @@
 
 Everything else derives from here: the cast on write, the Parquet footer, Dagster's column
 schema, the views and the table reference in the documentation. Missing is null, never 0.
-Instants are `timestamp[ns, UTC]`; prices and strikes are float64.
+Instants are `timestamp[ns, UTC]`; prices and strikes are float64; DBN's integers keep their width.
 """
 
 from __future__ import annotations
@@ -220,4 +220,147 @@ FETCHES = Table(
     since="requested_at",
 )
 
-TABLES: dict[str, Table] = {t.name: t for t in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS, FETCHES)}
+_U8, _U16, _U32, _U64, _I32 = pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64(), pl.Int32()
+
+_TICK_KEY = ("publisher_id", "instrument_id", "ts_event", "sequence", "ordinal")
+_TICK_ORDER = ("instrument_id", "ts_event", "sequence")
+
+
+def _tick_columns(*own: Column) -> tuple[Column, ...]:
+    """The columns of a table of DBN records: Databento's, its schema's own, and ours beside them."""
+    return (
+        _c("ts_event", INSTANT, "when the matching engine received it", False),
+        _c("ts_recv", INSTANT, "when Databento received it"),
+        _c("trade_date", _D, "CME session date of ts_event", False),
+        _c("publisher_id", _U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3", False),
+        _c("instrument_id", _U32, "Databento's id; reused over time, never a key across days", False),
+        _c("sequence", _U32, "the venue's number of the message, per channel", False),
+        _c("ordinal", _U32, "which record of its instrument, ts_event and sequence it is, from 0", False),
+        _c("action", _S, "T trade, F fill, A add, C cancel, M modify, R clear, N none", False),
+        _c("side", _S, "of a trade, the aggressor: A sells, B buys, N not known", False),
+        _c("price", _F, "points; null where there is none"),
+        _c("size", _U32, "contracts", False),
+        _c("flags", _U8, "Databento's bits: 128 last of its event, 8 ts_recv is doubtful, …", False),
+        _c("ts_in_delta", _I32, "nanoseconds from the venue's sending to ts_recv", False),
+        *own,
+        _c("raw_symbol", _S, "exchange symbol as the gateway said before; null when it did not"),
+        _c("instrument_kind", _S, "option, future, spread (UD: and legs with a dash) or other"),
+        _c("underlying_class", _S, "future (NQ); null when the symbol is not one of ours"),
+        _c("root", _S, "Globex product code of an option or a future"),
+        _c("series", _S, "of an option: root and expiration date, Q1B-2025-07-01"),
+        _c("contract_key", _S, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
+        _c("option_type", _S, "C or P"),
+        _c("strike", _F, "index points"),
+        _c("receive_latency_ns", _I, "ts_recv less ts_event"),
+        _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv"),
+        _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
+        _c("environment", _S, "sandbox (synthetic) or live", False),
+        _c("log_session", _I, "segment of the capture log with which the gateway's session began", False),
+        _c("run_id", _S, "the run that wrote the row", False),
+    )
+
+
+TRADES = Table(
+    name="trades",
+    version=1,
+    meaning="Trades as the live gateway sent them, whatever schema was streamed: one row per trade.",
+    columns=_tick_columns(_c("depth", _U8, "level of the book; null where mbo was streamed")),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+MBP_1 = Table(
+    name="mbp_1",
+    version=1,
+    meaning="Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
+    columns=_tick_columns(
+        _c("depth", _U8, "level of the book: 0", False),
+        _c("bid_px_00", _F, "best bid; null when there is none"),
+        _c("ask_px_00", _F, "best ask; null when there is none"),
+        _c("bid_sz_00", _U32, "contracts at the bid", False),
+        _c("ask_sz_00", _U32, "contracts at the ask", False),
+        _c("bid_ct_00", _U32, "orders at the bid", False),
+        _c("ask_ct_00", _U32, "orders at the ask", False),
+    ),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+MBO = Table(
+    name="mbo",
+    version=1,
+    meaning="Every event of every order (schema mbo), without the snapshots of the book.",
+    columns=_tick_columns(
+        _c("order_id", _U64, "the venue's number of the order", False),
+        _c("channel_id", _U8, "the venue's channel", False),
+    ),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+GAPS = Table(
+    name="gaps",
+    version=1,
+    meaning="Holes in the live capture: one row per gap and state; the highest revision is the truth.",
+    columns=(
+        _c("gap_id", _S, "the same through all states of a gap", False),
+        _c("revision", _I, "number of the state, from 0", False),
+        _c("changed_at", INSTANT, "when the gap came into this state, by the capture's clock", False),
+        _c("trade_date", _D, "CME session date of first_ts", False),
+        _c("environment", _S, "sandbox or live", False),
+        _c("dataset", _S, "Databento's dataset", False),
+        _c("schema", _S, "what is missing: trades, mbp-1, mbo", False),
+        _c(
+            "cause", _S, "how the session before ended; late start or not running where there was none", False
+        ),
+        _c("detail", _S, "what the gateway or the operating system said"),
+        _c("first_ts", INSTANT, "the last moment (ts_event) proven before the gap", False),
+        _c("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
+        _c("state", _S, "open, replayed, verified or unfillable", False),
+        _c("reason", _S, "why it is unfillable, or open again"),
+        _c("filled_by", _S, "live replay; null while nothing was filled"),
+        _c("records_replayed", _I, "records of the span that the replay brought"),
+        _c("records_counted", _I, "records of the span that an independent count found"),
+        _c("attempts", _I, "replays with which the count did not agree", False),
+        _c("cost_usd", _F, "what filling it cost; a live replay is free", False),
+        _c("run_id", _S, "the capture that wrote the row", False),
+    ),
+    key=("gap_id", "revision"),
+    order=("changed_at", "gap_id", "revision"),
+    since="changed_at",
+)
+
+SESSIONS = Table(
+    name="sessions",
+    version=1,
+    meaning="Sessions with the live gateway and attempts at one: a row when one ended.",
+    columns=(
+        _c("session_key", _S, "unique: the capture's run and the number of the attempt", False),
+        _c("gateway_session", _S, "the gateway's own id; null when it gave none"),
+        _c("trade_date", _D, "CME session date of the end", False),
+        _c("environment", _S, "sandbox or live", False),
+        _c("dataset", _S, "Databento's dataset", False),
+        _c("started_at", INSTANT, "when the connection was asked for, by the capture's clock", False),
+        _c("ended_at", INSTANT, "when it ended", False),
+        _c("schemas", _S, "what was subscribed to, separated by commas", False),
+        _c("replay_from", INSTANT, "earliest start of its replays; null without one"),
+        _c("records", _I, "market data received", False),
+        _c("bytes", _I, "bytes of the stream as they came", False),
+        _c("ended", _S, "how: closed, reset, cut, silent, garbage, unreachable, refused, error, …", False),
+        _c("detail", _S, "what the gateway or the operating system said"),
+        _c("code", _I, "code of the gateway's error, where it sent one"),
+        _c("proven_ts", INSTANT, "up to where everything came; null when its replay was not completed"),
+        _c("missing", _S, "parents that are always listed and were not named, separated by commas"),
+        _c("run_id", _S, "the capture", False),
+    ),
+    key=("session_key",),
+    order=("ended_at",),
+    since="ended_at",
+)
+
+TABLES: dict[str, Table] = {
+    t.name: t for t in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS, FETCHES, TRADES, MBP_1, MBO, GAPS, SESSIONS)
+}

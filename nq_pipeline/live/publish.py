@@ -1,0 +1,178 @@
+"""Publish: what the capture log holds becomes rows of the lake, every second or so, exactly once.
+
+A call reads the log from a durable cursor, appends the rows, and moves the cursor afterwards. A
+crash between the two makes the next call append the same rows again, and the lake leaves out rows
+whose key it has. The same holds for a replay that overlaps what was published. The cursor lies
+beside the trades, not in the log: whoever moves the table away gets it published anew.
+
+The log is all there is between the capture and this; both may run in different processes, and the
+lake may be rebuilt from the log at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nq_pipeline.clock import Clock, SystemClock, to_ns
+from nq_pipeline.errors import CaptureError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.compaction import compact
+from nq_pipeline.lake.files import locked, write_atomically
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
+from nq_pipeline.live import log
+from nq_pipeline.live.log import BEGINNING, Position
+from nq_pipeline.live.rows import Counts, Origin, SessionRows
+
+TABLES = (TRADES, MBP_1, MBO)
+BATCH_BYTES = 16 * 1024 * 1024
+"""Records of one append: what bounds the memory when much is to be caught up with."""
+LOOK_BACK = 4 * 1024 * 1024
+"""Bytes of a session read again when it is taken up: no run of one key is that long."""
+TIDY_EVERY_S = 60.0
+
+
+@dataclass
+class Published:
+    """What one call did.
+
+    Attributes
+    ----------
+    rows
+        Table to rows that were new.
+    known
+        Rows left out because the lake had them.
+    counts
+        What became of the records.
+    position
+        Up to where the log is published.
+    """
+
+    position: Position
+    rows: dict[str, int] = field(default_factory=dict)
+    known: int = 0
+    counts: Counts = field(default_factory=Counts)
+
+
+class Publisher:
+    """Publishes the log of one dataset.
+
+    Parameters
+    ----------
+    log_folder
+        The dataset's folder in the capture folder.
+    clock
+        Tells when rows are published and which trade dates are over.
+    run_id
+        Marks the rows, and the files' footers.
+
+    Any number may exist; they take turns.
+    """
+
+    def __init__(self, log_folder: Path, lake: Lake, *, clock: Clock | None = None, run_id: str) -> None:
+        self.log_folder = log_folder
+        self.lake = lake
+        self._clock = clock or SystemClock()
+        self._run_id = run_id
+        self._cursor = lake.folder(TRADES) / f"{log_folder.name}.published"
+        self._reached = BEGINNING
+        self._session: SessionRows | None = None
+        self._tidied = self._clock.monotonic()
+
+    @property
+    def position(self) -> Position:
+        """Up to where the log is published."""
+        try:
+            text = self._cursor.read_text()
+        except FileNotFoundError:
+            return BEGINNING
+        try:
+            return Position.parse(text)
+        except ValueError:
+            raise CaptureError(
+                f"{self._cursor} does not hold a position in the log; delete it: the log is then read from "
+                "its beginning, and rows that are there are not written again"
+            ) from None
+
+    def publish(self, until: Position | None = None) -> Published:
+        """Append everything the log has, or has before `until`, and move the cursor.
+
+        Raises
+        ------
+        CaptureError
+            The log cannot be read; what was whole before is published.
+        LakeError
+            The lake cannot be written. The next call begins again where the cursor is.
+        """
+        with locked(self._cursor.with_suffix(".lock")):
+            done = Published(self.position)
+            try:
+                for session, end in self._batches(done, until):
+                    self._append(session, done)
+                    write_atomically(self._cursor, str(end).encode())
+                    self._reached = done.position = end
+            except BaseException:
+                self._session = None  # may have read on: taken up again from the log
+                raise
+        if self._clock.monotonic() - self._tidied >= TIDY_EVERY_S:
+            self.tidy()
+        return done
+
+    def tidy(self) -> None:
+        """Merge what is over, publish the catalog, remove superseded files; `publish` does it every minute."""
+        self._tidied = self._clock.monotonic()
+        for table in TABLES:
+            for day in sorted({file.trade_date for file in self.lake.manifest(table).files}):
+                compact(self.lake, table, day, now=self._clock.now())
+        catalog.publish(self.lake.root.parent)
+        self.lake.collect_garbage()
+
+    def _batches(self, done: Published, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
+        """Sessions with records to append, and how far the log is read by then."""
+        if self._session is None or self._reached != done.position:
+            self._session = self._taken_up(done.position)
+        session, end = self._session, done.position
+        try:
+            for block in log.tail(self.log_folder, done.position, until):
+                if session is None or block.segment.session != session.number:
+                    if session and end != done.position:
+                        yield session, end
+                    session = self._session = SessionRows(block.segment.session)
+                session.take(block.frame)
+                end = block.end
+                if session.gathered >= BATCH_BYTES:
+                    yield session, end
+        except CaptureError:
+            if session and end != done.position:
+                yield session, end
+            raise
+        if session and end != done.position:
+            yield session, end
+
+    def _append(self, session: SessionRows, done: Published) -> None:
+        now = self._clock.now()
+        tables, counts = session.rows(Origin(self.lake.root.parent.name, self._run_id, to_ns(now)))
+        for table, rows in tables:
+            added = self.lake.append(table, rows, run_id=self._run_id, now=now)
+            done.rows[table.name] = done.rows.get(table.name, 0) + added.rows
+            done.known += added.known
+        done.counts.add(counts)
+
+    def _taken_up(self, position: Position) -> SessionRows | None:
+        """The session at a position as it was there, by reading its end again."""
+        found = {s.number: s for s in log.segments(self.log_folder)}
+        if position.segment not in found:
+            return None
+        first, size = position.segment, position.offset
+        while size < LOOK_BACK and first > found[position.segment].session and first - 1 in found:
+            first -= 1
+            size += found[first].path.stat().st_size
+        session = SessionRows(found[position.segment].session)
+        for block in log.tail(self.log_folder, Position(first, 0), position):
+            session.take(block.frame)
+            if session.gathered >= BATCH_BYTES:
+                session.skip()
+        session.skip()
+        return session
