@@ -488,17 +488,19 @@ def _write(
     record_run: bool = True,
     pricing: Iterable[pl.DataFrame] = (),
 ) -> Snapshot:
-    """Vendors' rows, the winner's rows, the reasons, the fetches; then the catalog and the run's record."""
+    """The run's record, the fetches, vendors' rows, the winner's rows, the reasons; then the catalog."""
     lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
     ordered = {s.name: asked[s.name] for s in sources if s.name in asked}
     decisions = _decide(settings, sources, request, ordered) if choose else DECISIONS.empty()
     answers = {name: part.answer for name, part in ordered.items()}
     chain = failover.chosen(answers, decisions)
+    # In the order of writing: what was asked (and paid) first, so that no row of a run that dies
+    # between two tables speaks of a request nobody made.
     tables = {
+        FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values()), *pricing]),
         SOURCE_CHAIN: pl.concat([SOURCE_CHAIN.empty(), *(a.frame for a in answers.values())]),
         OPTION_CHAIN: chain,
         DECISIONS: decisions,
-        FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values()), *pricing]),
     }
     # The record comes first: killed after it, the run can be completed from the archive.
     if record_run:
