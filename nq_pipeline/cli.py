@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import datetime, time
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
 EXIT_CODES = """
-Exit codes: 0 done; 1 a fault of the program or the disk; 2 wrong usage or setting; 3 no source
+Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
 gave a chain; 4 the query failed; 5 `nq doctor` found something to mend.
 """
 
@@ -34,6 +35,12 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(USAGE)
         except NqError as error:
             click.echo(f"nq: {error}", err=True)
+            sys.exit(FAULT)
+        except OSError as error:
+            if error.filename is None:  # not of a file: a fault of this program
+                raise
+            where = f"{error.filename}: {error.strerror}"
+            click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
             sys.exit(FAULT)
 
     return wrapped
@@ -344,7 +351,7 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
             row["outcome"],
             f"{row['contracts']:,}",
             str(row["series"]),
-            _age(row["age_s"]),
+            age_of(snapshot.asked[name].newest, snapshot.request.moment),
             cache,
             seconds,
         )
@@ -352,7 +359,9 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
     for name in snapshot.skipped:
         table.add_row(name, "not asked", "", "", "", "", "")
     _console().print(table)
-    winners = ", ".join(f"{name} ({count:,} contracts)" for name, count in snapshot.winners.items())
+    winners = ", ".join(
+        f"{name} ({count:,} contracts{_stand_in(snapshot, name)})" for name, count in snapshot.winners.items()
+    )
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
         click.echo(f"  {name}: {_printable(reason)}")
@@ -365,6 +374,13 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
             f"sum(open_interest)::bigint as open_interest from option_chain_latest "
             f'group by all order by min(expiration)"'
         )
+
+
+def _stand_in(snapshot: Snapshot, name: str) -> str:
+    """What a winner's options are on, where that is not NQ futures."""
+    won = snapshot.chain.filter(snapshot.chain["source"] == name)
+    underlyings = won.filter(won["underlying_class"] != "future")["underlying"].unique().sort().to_list()
+    return f", a proxy: options on {' and '.join(underlyings)}, not on NQ" if underlyings else ""
 
 
 def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -392,7 +408,7 @@ def _lost(snapshot: Snapshot) -> dict[str, str]:
     for (source,), part in lost.group_by("source", maintain_order=True):
         counts = part["reason"].value_counts(sort=True)
         others = counts.height - 1
-        more = f" (and {others} other reasons; see the table decisions)" if others else ""
+        more = f" (and {others} other reason{'s' * (others > 1)}; see the table decisions)" if others else ""
         own = snapshot.asked[str(source)].answer.reason
         reasons[str(source)] = own or f"{counts['reason'][0]}{more}"
     return reasons
@@ -422,10 +438,13 @@ def _json(value: Any) -> str:
     return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
-def _age(seconds: float | None) -> str:
-    if seconds is None:
+def age_of(newest: datetime | None, moment: datetime) -> str:
+    """How old the newest quote or trade is; its date, where a vendor tells no more than that."""
+    if newest is None:
         return "-"
-    minutes = max(0.0, seconds) / 60
+    if newest.time() == time():  # the lake's form of a date without a time
+        return f"of {newest:%m-%d}"
+    minutes = max(0.0, (moment - newest).total_seconds()) / 60
     return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,7 @@ def test_wrong_usage_is_exit_code_2_and_on_stderr(words: list[str]) -> None:
         (["run", "--series", "MM1N5"], {}, "together with `--source barchart`"),
         (["run", "--series", "MM1N5", "--source", "barchart", "--source", "polygon"], {}, "`--source barch"),
         (["run", "--series", "ZZZ-2025-07-01"], {}, "ZZZ is no root"),
+        (["run", "--series", "Q1B-2025-07-02"], {}, "expires on 2025-07-01 in July 2025; write Q1B-"),
         (["run"], {"NQ_PRODUCTS": "XX"}, "nq: NQ_PRODUCTS: XX is not in the product table"),
         (["run"], {"NQ_NOW": "1999-01-04T15:00:00Z"}, "nq: NQ_NOW: 1999-01-04 is outside the session table"),
         (["doctor"], {"NQ_NOW": "1999-01-04T15:00:00Z"}, "nq: NQ_NOW: 1999-01-04 is outside"),
@@ -143,6 +144,17 @@ def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:
     assert result.exit_code == cli.FAULT
     assert result.stderr.startswith("nq: no run 'never-was' is archived in ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["run"], ["sql", "select 1"]])
+def test_a_data_folder_that_cannot_be_used_is_one_sentence_and_exit_code_1(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a-file").touch()
+    result = live(*words, NQ_DATA_DIR=str(tmp_path / "a-file"))
+    assert result.exit_code == cli.FAULT, result.output
+    assert result.stderr.splitlines()[-1].startswith(f"nq: cannot use {tmp_path / 'a-file'}")
+    assert "NQ_DATA_DIR" in result.stderr
 
 
 def test_every_error_raised_on_purpose_ends_as_one_sentence() -> None:
@@ -230,6 +242,22 @@ def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
     report = json.loads(result.stdout)
     assert report["winners"] == {"barchart": BOARD} and report["rows"]["source_chain"] == 0
     assert len(barchart.asked) == asked
+
+
+def test_a_proxy_that_wins_is_named_one() -> None:
+    """In the sandbox: no other vendor is asked, so the stand-in for NDX is all there is."""
+    result = nq("run", "--source", "polygon", NQ_HORIZON_DAYS="1")
+    assert result.exit_code == cli.OK, result.output
+    (winner,) = [line for line in result.stdout.splitlines() if line.startswith("Winner: ")]
+    assert winner.startswith("Winner: polygon (") and winner.endswith(", a proxy: options on NDX, not on NQ)")
+
+
+def test_a_vendor_that_tells_only_dates_has_no_age_in_hours() -> None:
+    closed = datetime(2025, 6, 10, 21, 30, tzinfo=UTC)
+    assert cli.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "of 06-10"
+    assert cli.age_of(datetime(2025, 6, 10, 20, 0, tzinfo=UTC), closed) == "90 min"
+    assert cli.age_of(datetime(2025, 6, 10, 0, 30, tzinfo=UTC), closed) == "21 h"
+    assert cli.age_of(None, closed) == "-"
 
 
 def test_without_any_credential_live_asks_nobody_and_is_exit_code_3() -> None:
@@ -376,5 +404,5 @@ def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
 @pytest.mark.parametrize("fault", ["barchart", "barchart=tired", "bloomberg=blocked"])
 def test_a_fault_that_is_none_is_an_error_before_anything_is_served(fault: str) -> None:
     result = nq("sandbox", "--fault", fault)
-    assert result.exit_code == cli.FAULT
+    assert result.exit_code == cli.USAGE
     assert fault in result.stderr and "Traceback" not in result.output

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nq_pipeline.errors import SandboxError
+from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 
@@ -65,7 +65,7 @@ def endpoints(settings: Settings) -> Iterator[Settings]:
     """Settings whose vendors answer: unchanged in live, on loopback in the sandbox.
 
     An address that was set explicitly is left alone, with its vendor's credentials. Raises
-    SandboxError when no server can be started or an option makes no sense.
+    SandboxError when no server can be started, SettingsError for a fault that is none.
     """
     chosen = [v for v in SOURCE_NAMES if not settings.model_fields_set & set(ADDRESSES[v])]
     if settings.environment != "sandbox" or not chosen:
@@ -94,9 +94,9 @@ def vendor_options(settings: Settings) -> dict[str, str]:
     for pair in settings.sandbox_faults:
         vendor, _, fault = pair.partition("=")
         if vendor not in SOURCE_NAMES or fault not in FAULTS:
-            raise SandboxError(
-                f"{pair!r} is no fault of a stand-in; write VENDOR=FAULT with a vendor of "
-                f"{', '.join(SOURCE_NAMES)} and a fault of {', '.join(FAULTS)}."
+            raise SettingsError(
+                f"NQ_SANDBOX_FAULTS: {pair!r} is no fault of a stand-in; write VENDOR=FAULT with a vendor "
+                f"of {', '.join(SOURCE_NAMES)} and a fault of {', '.join(FAULTS)}"
             )
         faults[vendor] = fault
     seed = settings.sandbox_seed
@@ -225,7 +225,8 @@ def _started(environment_dir: Path, port: int, *, exact: bool) -> Iterator[int]:
 def _remembered(environment_dir: Path) -> int:
     """The port of the last server of this folder; 0 when there was none."""
     try:
-        return int(json.loads((environment_dir / "sandbox.json").read_text())["port"])
+        port = int(json.loads((environment_dir / "sandbox.json").read_text())["port"])
+        return port if 1_024 <= port < 65_536 else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 

@@ -34,7 +34,7 @@ from nq_pipeline.lake.raw import RawArchive
 from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
-from nq_pipeline.market.listing import expirations
+from nq_pipeline.market.listing import expiration_date, expirations
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -166,6 +166,13 @@ def _series(text: str, source: str | None, trade_date: date, settings: Settings)
         if parsed.root not in ROOTS:
             raise SettingsError(
                 f"{text!r}: {parsed.root} is no root of options on futures; there are {', '.join(ROOTS)}"
+            )
+        day = parsed.expiration_date
+        listed = expiration_date(parsed.root, day.year, day.month)
+        if listed not in (None, day):
+            raise SettingsError(
+                f"{text!r}: {parsed.root} expires on {listed} in {day:%B %Y}; "
+                f"write {replace(parsed, expiration_date=listed).key}"
             )
         return parsed, None
     from nq_pipeline.sources.barchart import series_of_code
@@ -386,10 +393,14 @@ def _is_free(source: MeteredSource, request: ChainRequest, exchange: Exchange) -
 
 
 def _is_whole(answer: ChainAnswer, exchange: Exchange) -> bool:
-    """Whether asking again would bring the same: ok, or partial although every question was answered."""
+    """Whether asking again would bring the same: ok, or partial although every question was answered.
+
+    That nothing is listed is an answer too, as of a series that has expired today.
+    """
     if answer.outcome is not Outcome.PARTIAL:
         return answer.outcome is Outcome.OK
-    return exchange.remaining() > 0 and all(fetch.outcome is Outcome.OK for fetch in exchange.fetches)
+    answered = (Outcome.OK, Outcome.EMPTY)
+    return exchange.remaining() > 0 and all(fetch.outcome in answered for fetch in exchange.fetches)
 
 
 def _ask(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from nq_pipeline.errors import SandboxError
+from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings
 
@@ -202,7 +202,7 @@ def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(tmp_path: Pa
 
 @pytest.mark.parametrize("pair", ["barchart", "barchart=nonsense", "nobody=blocked"])
 def test_a_fault_that_does_not_exist_is_one_clear_sentence(tmp_path: Path, pair: str) -> None:
-    with pytest.raises(SandboxError, match="is no fault of a stand-in"):
+    with pytest.raises(SettingsError, match=r"NQ_SANDBOX_FAULTS: .* is no fault of a stand-in"):
         endpoints(settings(tmp_path, sandbox_faults=(pair,))).__enter__()
 
 
@@ -227,3 +227,15 @@ def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_
         by_hand.send_signal(signal.SIGINT)
         by_hand.communicate(timeout=20)
     assert by_hand.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"port": -5}', '{"port": 99999999}', '{"port": true}', "[]", "{", '{"port']
+)
+def test_a_damaged_note_of_the_last_server_is_forgotten(tmp_path: Path, kept: str) -> None:
+    note = tmp_path / "sandbox" / "sandbox.json"
+    note.parent.mkdir()
+    note.write_text(kept)
+    with endpoints(settings(tmp_path)) as served:
+        assert health(port(served.barchart_url)) is not None
+        assert json.loads(note.read_text())["port"] == port(served.barchart_url)
