@@ -1,9 +1,9 @@
 """Whole answers kept for their lifetime, so that a repeat neither asks nor parses again.
 
 requests-cache keeps single HTTP exchanges and the raw archive keeps the rest; this keeps what a
-vendor's chain came to, under the digest of everything that shaped it. Only `ok`
-and `partial` answers are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts of
-the original, so writing it adds no rows.
+vendor's chain came to, under the digest of everything that shaped it. Only `ok` and `partial`
+answers are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts
+of the original, so writing it adds no rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from nq_pipeline.lake.files import write_atomically
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
-
 
 KEPT = (Outcome.OK, Outcome.PARTIAL)
 

@@ -272,6 +272,31 @@ def test_a_kept_answer_is_served_while_the_vendor_is_left_alone(tmp_path: Path) 
     assert desk.snap().asked["barchart"].answer.cached
 
 
+class Listing(Vendor):
+    """Gives part of what is asked, and has something to say of the rest."""
+
+    def __init__(self, name: str, said: Outcome) -> None:
+        super().__init__(name, has={TODAY}, outcome=Outcome.PARTIAL)
+        self._said = said
+
+    def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
+        reply = exchange.call("listing", {}, lambda: b"[]")
+        exchange.reject(reply, self._said, "of the other series")
+        return super().ask(request, exchange)
+
+
+@pytest.mark.parametrize(("said", "asked"), [(Outcome.EMPTY, 1), (Outcome.BAD_PAYLOAD, 2)])
+def test_a_partial_answer_is_kept_when_every_question_was_answered(
+    tmp_path: Path, said: Outcome, asked: int
+) -> None:
+    vendor = Listing("tradovate", said)
+    desk = Desk(tmp_path, vendor)
+    desk.snap()
+    again = desk.snap().asked["tradovate"].answer
+    assert (again.outcome, again.frame.height) == (Outcome.PARTIAL, PER_SERIES)
+    assert len(vendor.requests) == asked
+
+
 def test_a_fault_of_the_program_is_loud_but_costs_no_other_vendors_data(tmp_path: Path) -> None:
     desk = Desk(
         tmp_path, Vendor("barchart", perform=failing(ZeroDivisionError("a bug"))), Vendor("databento")

@@ -30,9 +30,9 @@ CHOSEN = dg.AssetKey(["nq", "option_chain"])
 SOURCES = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}
 
 DESCRIPTIONS = {
-    "barchart": "Options on E-mini Nasdaq-100 futures as barchart.com shows them, with Greeks, volume and "
-    "open interest. Quotes are delayed (NQ_BARCHART_DELAY_S). Free to ask; its terms of use apply, so live "
-    "asks it only with NQ_BARCHART_ENABLED.",
+    "barchart": "Options on E-mini Nasdaq-100 futures as barchart.com shows them, with volume and open "
+    "interest, without Greeks. Quotes are delayed (NQ_BARCHART_DELAY_S). Free to ask; its terms of use "
+    "apply, so live asks it only with NQ_BARCHART_ENABLED.",
     "polygon": "Options on the Nasdaq-100 index (and QQQ) from Polygon, now Massive: a proxy, because it has "
     "no options on futures. Needs an API key; what a chain holds and how old it is depends on the plan.",
     "tradovate": "Options on E-mini Nasdaq-100 futures from Tradovate's websocket, a bounded number of "
