@@ -67,15 +67,26 @@ class Publisher:
         Tells when rows are published and which trade dates are over.
     run_id
         Marks the rows, and the files' footers.
+    batch_bytes
+        How much of the log one append takes.
 
     Any number may exist; they take turns.
     """
 
-    def __init__(self, log_folder: Path, lake: Lake, *, clock: Clock | None = None, run_id: str) -> None:
+    def __init__(
+        self,
+        log_folder: Path,
+        lake: Lake,
+        *,
+        run_id: str,
+        clock: Clock | None = None,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
         self.log_folder = log_folder
         self.lake = lake
         self._clock = clock or SystemClock()
         self._run_id = run_id
+        self._batch_bytes = batch_bytes
         self._cursor = lake.folder(TRADES) / f"{log_folder.name}.published"
         self._reached = BEGINNING
         self._session: SessionRows | None = None
@@ -121,7 +132,7 @@ class Publisher:
         return done
 
     def tidy(self) -> None:
-        """Merge what is over, publish the catalog, remove superseded files; `publish` does it every minute."""
+        """Merge what is over, publish the catalog, remove old files; `publish` does it every minute."""
         self._tidied = self._clock.monotonic()
         for table in TABLES:
             for day in sorted({file.trade_date for file in self.lake.manifest(table).files}):
@@ -142,7 +153,7 @@ class Publisher:
                     session = self._session = SessionRows(block.segment.session)
                 session.take(block.frame)
                 end = block.end
-                if session.gathered >= BATCH_BYTES:
+                if session.gathered >= self._batch_bytes:
                     yield session, end
         except CaptureError:
             if session and end != done.position:
@@ -172,7 +183,7 @@ class Publisher:
         session = SessionRows(found[position.segment].session)
         for block in log.tail(self.log_folder, Position(first, 0), position):
             session.take(block.frame)
-            if session.gathered >= BATCH_BYTES:
+            if session.gathered >= self._batch_bytes:
                 session.skip()
         session.skip()
         return session
