@@ -116,7 +116,7 @@ def sql(query: str, form: str | None) -> None:
     """Run a query against the lake, read-only, always on the newest data.
 
     \b
-    Tables: source_chain, option_chain, option_chain_latest, decisions, fetches.
+    Tables: source_chain, option_chain, option_chain_latest, decisions, answers, fetches.
     Example:
       nq sql "select series, count(*) as contracts from option_chain_latest group by 1 order by 1"
     """
@@ -365,6 +365,10 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
         click.echo(f"  {name}: {_printable(reason)}")
+    for name, asked in snapshot.asked.items():
+        if dropped := asked.answer.dropped:
+            parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
+            click.echo(f"Left out of what {name} sent: {_printable(parts)}")
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:

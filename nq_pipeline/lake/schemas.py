@@ -192,6 +192,32 @@ DECISIONS = Table(
     since="decided_at",
 )
 
+ANSWERS = Table(
+    name="answers",
+    version=1,
+    meaning="What a vendor's whole answer came to, and what of it could not be used: one row per run and "
+    "vendor asked.",
+    columns=(
+        _c("run_id", _S, "the run that asked", False),
+        _c("answered_at", INSTANT, "when the run had it (real time)", False),
+        _c("trade_date", _D, "CME session date of the run", False),
+        _c("environment", _S, "sandbox or live", False),
+        _c("source", _S, "vendor", False),
+        _c("outcome", _S, "outcome of the whole answer", False),
+        _c("reason", _S, "one sentence when it was not ok"),
+        _c("contracts", _I, "rows it gave", False),
+        _c("series", _I, "series it gave rows of", False),
+        _c("dropped", _I, "rows and cells that were sent and could not be used", False),
+        _c("dropped_by_reason", _S, "their number by reason, as JSON; null when there are none"),
+        _c("controls", _S, "the vendor's control totals and whether they held, as JSON; null without any"),
+        _c("cached", _B, "nobody was asked: a kept answer was still fresh", False),
+        _c("elapsed_s", _F, "seconds of asking and parsing", False),
+    ),
+    key=("run_id", "source"),
+    order=("answered_at", "source"),
+    since="answered_at",
+)
+
 FETCHES = Table(
     name="fetches",
     version=1,
@@ -362,5 +388,6 @@ SESSIONS = Table(
 )
 
 TABLES: dict[str, Table] = {
-    t.name: t for t in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS, FETCHES, TRADES, MBP_1, MBO, GAPS, SESSIONS)
+    t.name: t
+    for t in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS, ANSWERS, FETCHES, TRADES, MBP_1, MBO, GAPS, SESSIONS)
 }

@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import polars as pl
 from pydantic import SecretStr
 
@@ -31,7 +32,7 @@ from nq_pipeline.errors import (
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.raw import RawArchive
-from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.schemas import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations
@@ -499,7 +500,7 @@ def _write(
     record_run: bool = True,
     pricing: Iterable[pl.DataFrame] = (),
 ) -> Snapshot:
-    """The run's record, the fetches, vendors' rows, the winner's rows, the reasons; then the catalog."""
+    """The run's record, its fetches and answers, vendors' rows, the winner's rows, the reasons; the catalog."""
     lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
     ordered = {s.name: asked[s.name] for s in sources if s.name in asked}
     decisions = _decide(settings, sources, request, ordered) if choose else DECISIONS.empty()
@@ -509,6 +510,7 @@ def _write(
     # between two tables speaks of a request nobody made.
     tables = {
         FETCHES: pl.concat([FETCHES.empty(), *(part.fetches for part in ordered.values()), *pricing]),
+        ANSWERS: _answers(request, ordered),
         SOURCE_CHAIN: pl.concat([SOURCE_CHAIN.empty(), *(a.frame for a in answers.values())]),
         OPTION_CHAIN: chain,
         DECISIONS: decisions,
@@ -519,6 +521,34 @@ def _write(
     rows = {table.name: lake.append(table, frame, run_id=run_id).rows for table, frame in tables.items()}
     catalog.publish(settings.environment_dir)
     return Snapshot(request, ordered, skipped, decisions, chain, rows)
+
+
+def _answers(request: ChainRequest, asked: Mapping[str, Asked]) -> pl.DataFrame:
+    """What each vendor's answer came to, as rows of `ANSWERS`."""
+    rows = [
+        {
+            "run_id": request.run_id,
+            "answered_at": datetime.now(UTC),
+            "trade_date": request.trade_date,
+            "environment": request.environment,
+            "source": name,
+            "outcome": str(part.answer.outcome),
+            "reason": part.answer.reason or None,
+            "contracts": part.answer.frame.height,
+            "series": part.answer.frame["series"].n_unique(),
+            "dropped": part.answer.dropped.total(),
+            "dropped_by_reason": _json(part.answer.dropped),
+            "controls": _json(part.answer.controls),
+            "cached": part.answer.cached,
+            "elapsed_s": part.elapsed_s,
+        }
+        for name, part in asked.items()
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None) if rows else ANSWERS.empty()
+
+
+def _json(mapping: Mapping[str, Any]) -> str | None:
+    return orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS).decode() if mapping else None
 
 
 def _run_record(settings: Settings, request: ChainRequest, asked: Mapping[str, Asked]) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def test_metered_vendors_are_asked_with_the_others_when_the_settings_say_so(tmp_
 def test_the_lake_has_what_vendors_sent_who_won_and_every_request(tmp_path: Path) -> None:
     desk = Desk(tmp_path, down("barchart", Blocked("a captcha")), Vendor("databento"), Vendor("tradovate"))
     snapshot = desk.snap()
-    assert dict(snapshot.rows) == {"source_chain": 168, "option_chain": 84, "decisions": 6, "fetches": 3}
+    assert dict(snapshot.rows) == {
+        "source_chain": 168, "option_chain": 84, "decisions": 6, "answers": 3, "fetches": 3
+    }  # fmt: skip
     assert shown(desk, "select source, count(*) from option_chain_latest group by 1") == [("databento", 84)]
     assert shown(desk, "select distinct source, outcome, reason from decisions where not won order by 1") == [
         ("barchart", "blocked", "a captcha"),
@@ -146,6 +148,28 @@ def test_the_lake_has_what_vendors_sent_who_won_and_every_request(tmp_path: Path
         ("tradovate", "ok", None),
     ]
     assert shown(desk, "select count(*) from source_chain join fetches using (request_id)") == [(168,)]
+
+
+def test_what_could_not_be_used_of_an_answer_is_a_row(tmp_path: Path) -> None:
+    untidy = Vendor(
+        "barchart", dropped={"malformed_cell": 3, "spread": 2}, controls={"rows_equal_total": False}
+    )
+    desk = Desk(tmp_path, untidy, down("databento", Blocked("a captcha")))
+    desk.snap()
+    desk.snap()
+    assert shown(
+        desk, "select source, outcome, reason, contracts, series, cached from answers order by answered_at, 1"
+    ) == [
+        ("barchart", "ok", None, 84, 2, False),
+        ("databento", "blocked", "a captcha", 0, 0, False),
+        ("barchart", "ok", None, 84, 2, True),
+        ("databento", "blocked", desk.snap().asked["databento"].answer.reason, 0, 0, False),
+    ]
+    told = "select distinct dropped, dropped_by_reason, controls from answers order by all"
+    assert shown(desk, told) == [
+        (0, None, None),
+        (5, '{"malformed_cell":3,"spread":2}', '{"rows_equal_total":false}'),
+    ]
 
 
 def test_the_same_snapshot_again_asks_nobody_and_adds_nothing(tmp_path: Path) -> None:

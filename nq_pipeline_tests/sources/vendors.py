@@ -6,7 +6,8 @@ python -m nq_pipeline_tests.sources.vendors DATA     takes one snapshot once tol
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -39,6 +40,8 @@ class Vendor:
         Of every series it has.
     price
         What it says asking costs, USD; None is that it cannot say.
+    dropped, controls
+        What it says could not be used, and of its control totals.
     perform
         Called where a real vendor's client waits for its answer; may block or raise.
     """
@@ -55,12 +58,15 @@ class Vendor:
         proxy: bool = False,
         outcome: Outcome = Outcome.OK,
         perform: Callable[[], object] = lambda: None,
+        dropped: Mapping[str, int] | None = None,
+        controls: Mapping[str, bool] | None = None,
     ) -> None:
         self.name = name
         self.base_url = f"http://127.0.0.1:9/{name}"
         self.metered = metered
         self.underlying_classes = frozenset({"index" if proxy else "future"})
         self.has, self.perform, self._price, self._outcome = has, perform, price, outcome
+        self._dropped, self._controls = Counter(dropped or {}), controls or {}
         self.requests: list[ChainRequest] = []
         self.answered = 0
 
@@ -92,6 +98,8 @@ class Vendor:
             reason="",
             frame=frame,
             series=series,
+            dropped=self._dropped,
+            controls=self._controls,
             cached=reply.cached,
         )
 
