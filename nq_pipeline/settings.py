@@ -28,8 +28,13 @@ from nq_pipeline.errors import SettingsError
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 """All vendors, in the default priority."""
 
-SANDBOX_DEFAULTS = {"ask_metered": "always", "polygon_rpm": 0, "barchart_spacing_s": 0.0}
-"""Defaults that differ in the sandbox: stand-ins need no politeness and cost nothing."""
+SANDBOX_DEFAULTS = {
+    "ask_metered": "always",
+    "polygon_rpm": 0,
+    "barchart_spacing_s": 0.0,
+    "capture_schema": "mbo",
+}
+"""Defaults that differ in the sandbox: stand-ins need no politeness, cost nothing and show refusals."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that plain http may be sent to."""
@@ -200,6 +205,23 @@ class Settings(BaseSettings):
     databento_api_key: SecretStr | None = _credential(
         "DATABENTO_API_KEY", description="API key of Databento."
     )
+
+    # Live capture
+    capture_window: Literal["rth", "globex", "always"] = Field(
+        "rth", description="Hours of live capture: `rth` 08:30–15:00 CT, `globex` the whole session."
+    )
+    capture_schema: Literal["mbo", "mbp-1", "trades"] = Field(
+        "trades",
+        description="Schema wanted of options; what the plan lacks is replaced by the next of mbo, mbp-1, "
+        "trades (`mbo` in the sandbox, whose gateway refuses it).",
+    )
+    capture_futures_schema: Literal["mbo", "mbp-1", "trades"] = Field(
+        "trades", description="Schema wanted of the future, likewise."
+    )
+    capture_sync_ms: int = Field(
+        50, ge=0, le=60_000, description="Captured bytes are on the disk after this; 0 syncs every chunk."
+    )
+    capture_zstd: bool = Field(False, description="Ask the live gateway for a compressed stream.")
 
     # Sandbox
     sandbox_port: int = Field(
