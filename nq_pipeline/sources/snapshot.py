@@ -500,7 +500,7 @@ def _write(
     record_run: bool = True,
     pricing: Iterable[pl.DataFrame] = (),
 ) -> Snapshot:
-    """The run's record, its fetches and answers, vendors' rows, the winner's rows, the reasons; the catalog."""
+    """The run's record; fetches, answers, vendors' rows, the winner's rows, the reasons; then the catalog."""
     lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
     ordered = {s.name: asked[s.name] for s in sources if s.name in asked}
     decisions = _decide(settings, sources, request, ordered) if choose else DECISIONS.empty()
