@@ -27,7 +27,7 @@ from nq_pipeline.live.log import BEGINNING, Position
 from nq_pipeline.live.rows import Counts, Origin, SessionRows
 
 TABLES = (TRADES, MBP_1, MBO)
-BATCH_BYTES = 16 * 1024 * 1024
+BATCH_BYTES = 8 * 1024 * 1024
 """Records of one append: what bounds the memory when much is to be caught up with."""
 LOOK_BACK = 4 * 1024 * 1024
 """Bytes of a session read again when it is taken up: no run of one key is that long."""
