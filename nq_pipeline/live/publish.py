@@ -11,9 +11,13 @@ lake may be rebuilt from the log at any time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError
@@ -21,10 +25,13 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.files import locked, write_atomically
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
+from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES, Table
 from nq_pipeline.live import log
 from nq_pipeline.live.log import BEGINNING, Position
 from nq_pipeline.live.rows import Counts, Origin, SessionRows
+
+if TYPE_CHECKING:
+    import polars as pl
 
 TABLES = (TRADES, MBP_1, MBO)
 BATCH_BYTES = 8 * 1024 * 1024
@@ -117,15 +124,22 @@ class Publisher:
         LakeError
             The lake cannot be written. The next call begins again where the cursor is.
         """
-        with locked(self._cursor.with_suffix(".lock")):
+        with locked(self._cursor.with_suffix(".lock")), ThreadPoolExecutor(1, "publish") as behind:
             done = Published(self.position)
+            # A batch is written while the next one is made; batches are written one after the other.
+            writing: Future[None] | None = None
             try:
-                for session, end in self._batches(done, until):
-                    self._append(session, done)
-                    write_atomically(self._cursor, str(end).encode())
-                    self._reached = done.position = end
+                for session, end in self._batches(done.position, until):
+                    now = self._clock.now()
+                    origin = Origin(self.lake.root.parent.name, self._run_id, to_ns(now))
+                    tables, counts = session.rows(origin)
+                    if writing:
+                        writing.result()
+                    writing = behind.submit(self._write, tables, counts, end, now, done)
+                if writing:
+                    writing.result()
             except BaseException:
-                self._session = None  # may have read on: taken up again from the log
+                self._session = None  # has read on: to be taken up from the log again
                 raise
         if self._clock.monotonic() - self._tidied >= TIDY_EVERY_S:
             self.tidy()
@@ -135,41 +149,53 @@ class Publisher:
         """Merge what is over, publish the catalog, remove old files; `publish` does it every minute."""
         self._tidied = self._clock.monotonic()
         for table in TABLES:
-            for day in sorted({file.trade_date for file in self.lake.manifest(table).files}):
+            files = Counter(file.trade_date for file in self.lake.manifest(table).files)
+            for day in sorted(day for day, number in files.items() if number > 1):
                 compact(self.lake, table, day, now=self._clock.now())
         catalog.publish(self.lake.root.parent)
         self.lake.collect_garbage()
 
-    def _batches(self, done: Published, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
-        """Sessions with records to append, and how far the log is read by then."""
-        if self._session is None or self._reached != done.position:
-            self._session = self._taken_up(done.position)
-        session, end = self._session, done.position
+    def _batches(self, start: Position, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
+        """Sessions with records to write, and how far the log is read by then."""
+        if self._session is None or self._reached != start:
+            self._session = self._taken_up(start)
+        session, given, end = self._session, start, start
+        failure: CaptureError | None = None
         try:
-            for block in log.tail(self.log_folder, done.position, until):
+            for block in log.tail(self.log_folder, start, until):
                 if session is None or block.segment.session != session.number:
-                    if session and end != done.position:
+                    if session and end != given:
                         yield session, end
-                    session = self._session = SessionRows(block.segment.session)
+                    session, given = SessionRows(block.segment.session), end
+                    self._session = session
                 session.take(block.frame)
                 end = block.end
                 if session.gathered >= self._batch_bytes:
                     yield session, end
-        except CaptureError:
-            if session and end != done.position:
-                yield session, end
-            raise
-        if session and end != done.position:
+                    given = end
+        except CaptureError as error:
+            failure = error
+        if session and end != given:
             yield session, end
+        if failure:
+            raise failure
 
-    def _append(self, session: SessionRows, done: Published) -> None:
-        now = self._clock.now()
-        tables, counts = session.rows(Origin(self.lake.root.parent.name, self._run_id, to_ns(now)))
+    def _write(
+        self,
+        tables: list[tuple[Table, pl.DataFrame]],
+        counts: Counts,
+        end: Position,
+        now: datetime,
+        done: Published,
+    ) -> None:
+        """Append rows, then move the cursor behind them."""
         for table, rows in tables:
             added = self.lake.append(table, rows, run_id=self._run_id, now=now)
             done.rows[table.name] = done.rows.get(table.name, 0) + added.rows
             done.known += added.known
         done.counts.add(counts)
+        write_atomically(self._cursor, str(end).encode())
+        self._reached = done.position = end
 
     def _taken_up(self, position: Position) -> SessionRows | None:
         """The session at a position as it was there, by reading its end again."""
