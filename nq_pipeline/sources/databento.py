@@ -61,7 +61,6 @@ from nq_pipeline.sources.base import (
 from nq_pipeline.sources.databento_client import EndsTooLate, HistoricalClient, NothingThere, Query
 from nq_pipeline.sources.dbn import (
     INSTANT,
-    UNDEF_PRICE,
     UNDEF_QUANTITY,
     Records,
     decode,
@@ -659,7 +658,7 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
             "day": instants(a["ts_ref"]).dt.date(),
             "stat_type": a["stat_type"],
             "final": (a["stat_flags"] & FINAL != 0) & (a["stat_type"] == SETTLEMENT),
-            "price": masked(prices(a["price"]).to_numpy(), kept & (a["price"] != UNDEF_PRICE)),
+            "price": masked(prices(a["price"]), kept),
             "quantity": masked(
                 a["quantity"].astype(np.int64), kept & (a["quantity"] != UNDEF_QUANTITY[records.version])
             ),

@@ -640,6 +640,12 @@ def test_a_final_settlement_beats_a_later_preliminary_one_and_intraday_ones_are_
     assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "is_settlement")) == (None, False)
 
 
+def test_a_settlement_that_is_not_defined_is_null_and_no_number() -> None:
+    told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=dbn.UNDEF_PRICE, stat_flags=1)
+    parsed = joined(statistics=[told])
+    assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (None, False)
+
+
 def trade(number: int, at: str, price: float, size: int) -> Mapping[str, Any]:
     return {
         "instrument_id": number,

@@ -112,6 +112,14 @@ class TestPolygonKeepsTheContract(SourceContract):
             assert asked.headers["authorization"] == f"Bearer {MARK}"
             assert MARK not in str(asked.query)
 
+    def test_pages_that_run_in_a_circle_are_left_at_the_first_address_that_comes_again(
+        self, tmp_path: Path
+    ) -> None:
+        with self.vendor("circle") as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert len(server.asked) == 2
+        assert "run in a circle" in answer.reason
+
     def test_the_question_spans_the_expirations_of_the_request(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             self.ask(server, tmp_path)
