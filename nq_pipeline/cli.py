@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, time
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from nq_pipeline.live.capture import Totals
     from nq_pipeline.settings import Settings
     from nq_pipeline.sources.snapshot import Snapshot
 
@@ -105,6 +107,56 @@ def run(
     else:
         _show(settings, snapshot)
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
+
+
+@main.command()
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="Stop after so long; by default at the close of the window, or at Ctrl-C.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
+@sentences
+def capture(minutes: float | None, as_json: bool) -> None:
+    """Capture options and futures live from Databento's gateway, without Dagster.
+
+    Everything the gateway sends goes to the capture log first and to the tables trades, gaps and
+    sessions about a second later. Lost connections are taken up again and what was missed is
+    replayed and counted. In the sandbox the market moves at any hour.
+
+    \b
+    Example:
+      nq capture --minutes 1
+    """
+    import signal
+    import threading
+    from dataclasses import asdict
+
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.live.capture import Capture
+    from nq_pipeline.live.publish import Publisher
+    from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.settings import load
+
+    stop = threading.Event()
+    with _at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
+        if not as_json:
+            _note_sandbox(settings)
+        clock, folder = gateway_clock(settings), settings.environment_dir
+        log = folder / "capture" / settings.databento_dataset
+        engine = Capture(settings, clock=clock)
+        publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=engine.run_id)
+        if minutes:
+            timer = threading.Timer(minutes * 60, stop.set)
+            timer.daemon = True
+            timer.start()
+        totals = engine.run(stop, publish=publisher.publish, progress=None if as_json else _Counters().show)
+        publisher.tidy()
+    if as_json:
+        click.echo(_json(asdict(totals)))
+        return
+    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {folder / 'lake'}. Next, paste:")
+    click.echo(
+        f'  {_program()} sql "select instrument_kind, count(*) as trades, sum(size)::bigint as contracts '
+        'from trades group by all"'
+    )
 
 
 @main.command()
@@ -297,6 +349,44 @@ def settings(markdown: bool) -> None:
     from nq_pipeline.settings import load
 
     click.echo(settings_reference.markdown() if markdown else settings_reference.in_force(load()))
+
+
+@contextmanager
+def _at_signal(act: Callable[[], None], *numbers: int) -> Iterator[None]:
+    """Call `act` at these signals instead of what was done before."""
+    import signal
+
+    before = {number: signal.signal(number, lambda *_: act()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Counters:
+    """What a capture has done so far, in one line that is written over where that is possible."""
+
+    def __init__(self) -> None:
+        self._note = ""
+        self._over = sys.stdout.isatty()
+
+    def show(self, totals: Totals) -> None:
+        if totals.note != self._note:
+            self._note = totals.note
+            click.echo(f"{self._clear()}{_printable(totals.note)}")
+        if totals.publish_failure:
+            click.echo(f"{self._clear()}Not published: {_printable(totals.publish_failure)}")
+        lag = "-" if totals.lag_p99_ms is None else f"{totals.lag_p99_ms:,.0f} ms"
+        schemas = ", ".join(f"{what} {schema}" for what, schema in totals.schemas.items())
+        line = (
+            f"{totals.seconds:6.0f} s  {totals.records:,} records  {totals.rate:,.0f}/s  lag p99 {lag}  "
+            f"reconnects {totals.reconnects}  open gaps {totals.open_gaps}  {schemas}  {totals.bytes:,} bytes"
+        )
+        click.echo(f"{self._clear()}{line}", nl=not self._over)
+
+    def _clear(self) -> str:
+        return "\r\x1b[K" if self._over else ""
 
 
 def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:

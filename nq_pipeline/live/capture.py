@@ -123,8 +123,6 @@ class Capture:
         With a key of Databento, and the gateway's address if it is not the vendor's.
     clock
         The gateway's: wall time, or that of the stand-in. Must run.
-    publish
-        Called about every second while the capture runs, and once at its end.
 
     Raises
     ------
@@ -139,7 +137,6 @@ class Capture:
         settings: Settings,
         *,
         clock: Clock | None = None,
-        publish: Callable[[], object] | None = None,
         run_id: str | None = None,
         timing: Timing | None = None,
     ) -> None:
@@ -156,7 +153,6 @@ class Capture:
         self._dataset, self._window = settings.databento_dataset, settings.capture_window
         self._address = gateway.address(settings.databento_gateway, self._dataset)
         self._timing = timing or Timing()
-        self._publish = publish
         self._root = settings.environment_dir / "capture"
         self._lake = Lake(settings.environment_dir / "lake")
         self._book = Book(
@@ -184,11 +180,19 @@ class Capture:
         self._reported = (0.0, 0)
         self._past = (0, 0)
 
-    def run(self, stop: threading.Event, *, progress: Callable[[Totals], None] | None = None) -> Totals:
+    def run(
+        self,
+        stop: threading.Event,
+        *,
+        publish: Callable[[], object] | None = None,
+        progress: Callable[[Totals], None] | None = None,
+    ) -> Totals:
         """Capture until the window closes and its gaps are filled, or `stop` is set.
 
         Parameters
         ----------
+        publish
+            Called about every second while the capture runs, and once at its end.
         progress
             Is handed the totals about every second; always the same object.
 
@@ -212,7 +216,7 @@ class Capture:
             )
         self._opens, self._closes = opened
         self._close_ns = to_ns(self._closes) if self._closes else None
-        self._stop, self._progress = stop, progress
+        self._stop, self._publish, self._progress = stop, publish, progress
         self._began = time.monotonic()
         sync_s = self._settings.capture_sync_ms / 1000
         with CaptureLog(self._root, self._dataset, clock=self.clock, sync_every_s=sync_s) as log:
@@ -296,7 +300,7 @@ class Capture:
                 continue
             if tally.ts_event is not None:
                 self._last[schema] = tally.ts_event
-            if schema in replayed and tally.ts_recv is not None:
+            if schema in self._completed and tally.ts_recv is not None:
                 self._lags.append(to_ns(self.clock.now()) - tally.ts_recv)
         for gap_id, count in self._counts.items():
             gap = self._gaps[gap_id]

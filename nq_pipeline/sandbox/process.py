@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nq_pipeline.clock import Clock, ShiftedClock
 from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import SOURCE_NAMES, Settings
@@ -184,13 +185,31 @@ def _lease(port: int) -> Iterator[_Server | None]:
         connection.close()
 
 
+def gateway_clock(settings: Settings) -> Clock:
+    """The clock that a capture follows: in the sandbox the stand-in gateway's, which always runs.
+
+    Of settings as `endpoints` gives them. A gateway named by hand has the clock of the machine.
+    """
+    if settings.environment != "sandbox" or urlsplit(settings.databento_url).hostname != HOST:
+        return settings.clock
+    said = _ask_gateway(settings.databento_url)
+    if said["address"] != settings.databento_gateway:
+        return settings.clock
+    return ShiftedClock(datetime.fromisoformat(said["now"]))
+
+
 def _gateway(url: str) -> str:
     """host:port of the live gateway of the world that a Databento address shows."""
+    return _ask_gateway(url)["address"]
+
+
+def _ask_gateway(url: str) -> dict[str, str]:
     parts = urlsplit(url)
     connection = HTTPConnection(HOST, parts.port, timeout=START_S)
     try:
         connection.request("GET", f"{parts.path}/gateway")
-        return str(json.loads(connection.getresponse().read())["address"])
+        said = json.loads(connection.getresponse().read())
+        return {name: str(said[name]) for name in ("address", "now")}
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         raise SandboxError(f"The stand-in of Databento names no live gateway ({error}).") from None
     finally:

@@ -55,8 +55,8 @@ class Running:
 
     def __init__(self, it: Gateway, data: Path, timing: Timing = QUICK, **more: Any) -> None:
         self.stop = threading.Event()
-        publish = more.pop("publish", None)
-        self.capture = Capture(settings(it, data, **more), clock=it.clock, publish=publish, timing=timing)
+        self.publish = more.pop("publish", None)
+        self.capture = Capture(settings(it, data, **more), clock=it.clock, timing=timing)
         self.seen: list[str] = []
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
@@ -64,7 +64,7 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self.capture.run(self.stop, progress=self._see)
+            self.capture.run(self.stop, publish=self.publish, progress=self._see)
         except BaseException as error:
             self.failure = error
 

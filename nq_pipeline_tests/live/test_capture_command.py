@@ -1,0 +1,61 @@
+"""`nq capture` in a terminal, against the stand-ins it starts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOW = "2025-06-10T13:31:00Z"
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def nq(tmp_path: Path) -> list[str]:
+    settings = {"NQ_DATA_DIR": str(tmp_path), "NQ_ENVIRONMENT": "sandbox", "NQ_NOW": NOW}
+    return [
+        "env",
+        *(f"{name}={value}" for name, value in settings.items()),
+        sys.executable,
+        "-m",
+        "nq_pipeline",
+    ]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_a_capture_in_the_sandbox_shows_the_ladder_and_fills_the_tables(nq: list[str]) -> None:
+    done = run(*nq, "capture", "--minutes", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    totals = json.loads(done.stdout)
+    assert totals["schemas"] == {"options": "mbp-1", "futures": "trades"}
+    assert totals["records"] > 0 and totals["open_gaps"] == 0 and totals["verified_gaps"] == 2
+    query = "select (select count(*) from trades) trades, (select count(*) from sessions) sessions"
+    (row,) = json.loads(run(*nq, "sql", "--json", query).stdout)
+    assert row["trades"] > 0 and row["sessions"] == 2
+
+
+def test_ctrl_c_ends_a_capture_cleanly(nq: list[str]) -> None:
+    process = subprocess.Popen([*nq, "capture"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline().startswith("SANDBOX")
+        while " records " not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and errors == ""
+    assert "Next, paste:" in rest
+
+
+def test_in_live_a_capture_without_a_key_says_what_to_set(nq: list[str]) -> None:
+    done = run(*nq[:1], "NQ_ENVIRONMENT=live", "DATABENTO_API_KEY=", *nq[1:2], *nq[4:], "capture")
+    assert done.returncode == 1 and "DATABENTO_API_KEY" in done.stderr
