@@ -29,6 +29,7 @@ from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES, Table
 from nq_pipeline.live import log
 from nq_pipeline.live.log import BEGINNING, Position
 from nq_pipeline.live.rows import Counts, Origin, SessionRows
+from nq_pipeline.market import sessions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -98,6 +99,7 @@ class Publisher:
         self._reached = BEGINNING
         self._session: SessionRows | None = None
         self._tidied = self._clock.monotonic()
+        sessions.trade_date(self._clock.now())  # asked here already, since the calendar takes a while to load
 
     @property
     def position(self) -> Position:
