@@ -82,10 +82,7 @@ class Lake:
         with locked(self.folder(table) / ".lock"):
             current = self.manifest(table)
             new = self._unknown(table, current, frame)
-            added = [
-                self._write(table, current.version + 1, part, run_id)
-                for part in _by_trade_date(new)
-            ]
+            added = [self._write(table, current.version + 1, part, run_id) for part in _by_trade_date(new)]
             if added:
                 current = current.next(add=added, at=time.time_ns())
                 manifest.publish(self.folder(table), current)
