@@ -2,7 +2,8 @@
 
 zstd, integers and instants as differences, the rest by dictionary, row groups of 122,880 rows (what
 DuckDB scans in parallel), and a footer with the table, its schema version and the runs the rows came
-from. The partition column `trade_date` is in the path alone, as Hive has it, so that DuckDB, polars and pyarrow all read a folder of files.
+from. The partition column `trade_date` is in the path alone, as Hive has it, so that DuckDB, polars
+and pyarrow all read a folder of files.
 """
 
 from __future__ import annotations
