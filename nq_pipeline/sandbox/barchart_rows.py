@@ -56,10 +56,12 @@ def _option_row(
 ) -> Row:
     """One contract as the site shows it.
 
-    Traded today: the last trade, at its time. Otherwise the settlement with an `s`, dated by
-    its session, with the volume of that session. The lowest call lacks the `s`, as recorded.
+    Traded today: the last trade, at its time, until the session closes, also of a series that has
+    expired in the meantime (our assumption: only a board after the close was recorded). Otherwise
+    the settlement with an `s`, dated by its session, with the volume of that session. The lowest
+    call lacks the `s`, as recorded.
     """
-    today = row["volume"] > 0 and not closed and not row["expired"]
+    today = row["volume"] > 0 and not closed
     prefix = "" if today or (closed and row["volume"] > 0) else "prior_"
     traded = row[f"{prefix}volume"] > 0 and (today or row["settlement"] is not None)
     last = row["last"] if today else row["settlement"]

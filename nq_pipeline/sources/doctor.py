@@ -67,6 +67,9 @@ def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
         reachable = outcome not in SILENT if configured else None
         return Probe(configured, reachable, entitled, str(error), MENDS.get(outcome, ""))
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.filename is not None:
+            detail = f"cannot use {fault.filename}: {fault.strerror}"
+            return Probe(True, None, None, detail, "set NQ_DATA_DIR to a folder that can be written")
         detail = f"a fault of this program, {type(fault).__name__}: {fault}"
         return Probe(True, None, None, detail, "please report it")
     finally:

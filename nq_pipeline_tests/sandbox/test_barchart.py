@@ -143,6 +143,15 @@ def test_an_expired_board_has_no_quotes_and_settlements_off_the_tick(at: Callabl
     assert [row["symbol"] for row in expired if not row["lastPrice"].endswith("s")] == [expired[0]["symbol"]]
 
 
+def test_a_board_that_expired_within_the_session_shows_its_trades_until_the_close(
+    at: Callable[..., str],
+) -> None:
+    expired = rows(board(at("barchart", now="2025-06-10T20:30:00Z"), "MM2M25"))
+    assert {row["bidPrice"] for row in expired} == {"N/A"}
+    traded = [row["raw"]["tradeTime"] for row in expired if row["tradeTime"].endswith(" CT")]
+    assert 1_749_567_600 < max(traded) <= 1_749_585_600, "of today, and none after 15:00 in Chicago"
+
+
 def test_a_board_of_a_past_week_is_an_empty_list(at: Callable[..., str]) -> None:
     assert board(at("barchart"), "MC1M25")["data"] == []
 

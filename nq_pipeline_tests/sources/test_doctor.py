@@ -131,3 +131,10 @@ def test_the_state_of_the_market_is_one_sentence(now: str, sentence: str) -> Non
 @given(st.datetimes(datetime(2021, 1, 4), datetime(2027, 12, 30), timezones=st.just(UTC)))
 def test_the_market_has_a_state_at_any_moment(now: datetime) -> None:
     assert market_state(now).startswith(("open (", "closed, "))
+
+
+def test_a_data_folder_that_cannot_be_used_is_said_with_the_setting(tmp_path: Path) -> None:
+    denied = PermissionError(13, "Permission denied", "/data/live")
+    probe = examined(tmp_path, {"barchart": failing(denied)})["barchart"]
+    assert probe.detail == "cannot use /data/live: Permission denied"
+    assert "NQ_DATA_DIR" in probe.mend
