@@ -422,7 +422,7 @@ class Capture:
             except (OSError, NqError) as error:
                 raise LogFailed(f"{step.reason}; nor could the gap be written down ({error})") from error
             raise LogFailed(step.reason)
-        if "plan" in step.reason:
+        if not step.entitled:
             raise NotEntitled(step.reason)
         raise CaptureError(step.reason)
 

@@ -130,9 +130,13 @@ class StepDown:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Do not connect again; `reason` is one sentence, None when all is as it should be."""
+    """Do not connect again; `reason` is one sentence, None when all is as it should be.
+
+    `entitled` is False when the plan lacks the dataset.
+    """
 
     reason: str | None
+    entitled: bool = True
 
 
 def next_step(
@@ -196,10 +200,10 @@ def _limited(ending: Ending, attempts: Attempts) -> Retry | Stop:
 
 
 def _hopeless(text: str) -> Stop | None:
-    said = text.lower()
-    return next(
-        (Stop(why.format(text=_sentence(text))) for key, why in _HOPELESS.items() if key in said), None
-    )
+    for sign, why in _HOPELESS.items():
+        if sign in text.lower():
+            return Stop(why.format(text=_sentence(text)), entitled=sign != "license")
+    return None
 
 
 def _earliest(text: str) -> int | None:

@@ -125,12 +125,12 @@ def killed() -> Iterator[Any]:
         process.communicate()
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(200, marks=SOAK)])
+@pytest.mark.parametrize(("times", "load"), [(4, 2_000), pytest.param(200, 500, marks=SOAK)])
 def test_after_kills_at_random_moments_the_lake_is_what_was_sent(
-    times: int, tmp_path: Path, killed: Any
+    times: int, load: int, tmp_path: Path, killed: Any
 ) -> None:
     moments = random.Random(times)
-    with served(limits=unlimited(), load=2_000) as it:
+    with served(limits=unlimited(), load=load) as it:
         for _ in range(times):
             killed(it, tmp_path, moments.uniform(0.0, 1.5))
         running = Running(it, tmp_path, publish=publisher(it, tmp_path).publish)
