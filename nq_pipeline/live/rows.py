@@ -29,7 +29,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, TRADES, Table
-from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, UNDEF_TIMESTAMP, Array, Frame
+from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, Array, Frame
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.products import PRODUCTS
@@ -172,14 +172,11 @@ class SessionRows:
     ) -> pl.DataFrame:
         """The columns that all tables have."""
         ts_event, ts_recv = records["ts_event"].astype(np.int64), records["ts_recv"].astype(np.int64)
-        received = records["ts_recv"] != UNDEF_TIMESTAMP
-        known = pl.Series(received) if not received.all() else None
+        received = ts_recv >= 0
         latencies = [
-            pl.Series("receive_latency_ns", ts_recv - ts_event),
-            pl.Series("publish_latency_ns", origin.now_ns - ts_recv),
+            _known("receive_latency_ns", ts_recv - ts_event, received),
+            _known("publish_latency_ns", origin.now_ns - ts_recv, received),
         ]
-        if known is not None:
-            latencies = [column.set(~known, None) for column in latencies]
         described = self._described(codes, days)
         kinds = described["instrument_kind"]
         counts.unmapped += described["raw_symbol"].null_count()
@@ -207,16 +204,21 @@ class SessionRows:
 def _column(name: str, values: Array) -> pl.Series:
     """A field of DBN as a column of the lake."""
     if name.startswith("ts_") and values.dtype.kind == "u":
-        column = pl.Series(name, values.astype(np.int64)).cast(INSTANT)
-        undefined = values == UNDEF_TIMESTAMP
-    elif name == "price" or "_px_" in name:
+        # Undefined is the highest number; nanoseconds that int64 cannot hold are no instant either.
+        instants = values.astype(np.int64)
+        return _known(name, instants, instants >= 0).cast(INSTANT)
+    if name == "price" or "_px_" in name:
         # Divided, not multiplied: a quotient is correctly rounded.
-        column, undefined = pl.Series(name, values / 1e9), values == UNDEF_PRICE
-    elif values.dtype.kind == "S":
+        return _known(name, values / 1e9, values != UNDEF_PRICE)
+    if values.dtype.kind == "S":
         return _LETTERS.gather(pl.Series(np.ascontiguousarray(values).view(np.uint8))).alias(name)
-    else:
-        return pl.Series(name, np.ascontiguousarray(values))
-    return column.set(pl.Series(undefined), None) if undefined.any() else column
+    return pl.Series(name, np.ascontiguousarray(values))
+
+
+def _known(name: str, values: Array, known: npt.NDArray[np.bool_]) -> pl.Series:
+    """A column that is null where nothing is known."""
+    column = pl.Series(name, values)
+    return column if known.all() else column.set(pl.Series(~known), None)
 
 
 # ── which symbol ────────────────────────────────────────────────────────────────────────────────
@@ -321,6 +323,8 @@ class Ordinals:
 
     def count(self, records: Array) -> npt.NDArray[np.uint32]:
         """The ordinal of each record, in the order given."""
+        if not len(records):
+            return np.empty(0, np.uint32)
         remembered = len(self._seen)
         keys = [np.concatenate([last, records[name]]) for name, last in zip(_KEY, self._last, strict=True)]
         order = np.argsort(keys[0], kind="stable")
