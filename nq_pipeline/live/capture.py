@@ -168,6 +168,7 @@ class Capture:
         self._counted: dict[str, Count] = {}
         self._completed: dict[str, float] = {}
         self._last: dict[str, int] = {}
+        self._before_skip: dict[str, int] | None = None
         self._lags: deque[int] = deque(maxlen=LAGS)
         self._numbers = iter(range(1, 2**62))
         self._connected_at = float("-inf")
@@ -215,7 +216,7 @@ class Capture:
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
         self._opens, self._closes = opened
-        self._close_ns = to_ns(self._closes) if self._closes else None
+        self._opens_ns, self._close_ns = to_ns(self._opens), to_ns(self._closes) if self._closes else None
         self._stop, self._publish, self._progress = stop, publish, progress
         self._began = time.monotonic()
         sync_s = self._settings.capture_sync_ms / 1000
@@ -267,7 +268,7 @@ class Capture:
             for gap in self._unresolved()
             if gap.state == "open" and gap.schema in {s.schema for s in asked}
         }
-        self._completed, self._last, self._repair = {}, {}, None
+        self._completed, self._last, self._before_skip, self._repair = {}, {}, None, None
         await self._space()
         session = Session(
             self._key,
@@ -290,9 +291,11 @@ class Capture:
     def _record(self, frame: Frame) -> None:
         """A frame has come: to the log first, then into the accounts."""
         self._log.append(frame)
+        assert self._session
+        if self._session.state.skipped and self._before_skip is None:
+            self._before_skip = dict(self._last)
         if frame.tallies.keys() <= set(CONTROL):
             return
-        assert self._session
         replayed = self._session.state.replayed
         for schema, rtype in self._streams.items():
             tally = frame.tallies.get(rtype)
@@ -396,10 +399,15 @@ class Capture:
         """Schema to the moment up to which everything came, for those whose replay was completed.
 
         After a lost connection that is its last record; what else the gateway said proves nothing.
-        Where we ended it, the connection was sound when bytes of any kind last came.
+        Where we ended it, the connection was sound when bytes of any kind last came. Records that
+        the gateway left out came after the last one before it said so.
         """
         settle = int(self._timing.settle_s * NS_PER_S)
         heard = self._heard_ns() - settle if ending.how is How.STOPPED else 0
+        if self._before_skip is not None:
+            return {
+                schema: self._before_skip.get(schema, self._opens_ns) for schema in session.state.replayed
+            }
         return {
             schema: max(done - settle, self._last.get(schema, 0), heard)
             for schema, done in session.state.replayed.items()
@@ -508,9 +516,9 @@ class Capture:
     def _take_up(self, gap: Gap) -> None:
         """A gap of an earlier capture: what was counted of its replay is forgotten."""
         last = gap.last_ns
-        if last is None and gap.first_ns < to_ns(self._opens) and self._window != "always":
+        if last is None and gap.first_ns < self._opens_ns and self._window != "always":
             closed = accounting.span(from_ns(gap.first_ns), self._window)
-            last = to_ns(closed[1]) if closed and closed[1] else to_ns(self._opens)
+            last = to_ns(closed[1]) if closed and closed[1] else self._opens_ns
         if (gap.state, gap.last_ns, gap.attempts) != ("open", last, 0):
             reason = "taken up by another capture"
             gap = gap.change(state="open", last_ns=last, reason=reason, attempts=0)

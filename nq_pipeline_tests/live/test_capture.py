@@ -30,6 +30,7 @@ CLOSES = datetime(2025, 6, 10, 20, tzinfo=UTC)
 NOW = OPENS + timedelta(seconds=20)
 PATIENCE_S = 60.0
 LOAD = 500
+LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
 BEYOND_OVERLAP = 2 * LOAD * OVERLAP_NS // 10**9
 QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3)
 
@@ -199,7 +200,7 @@ def test_skipped_records_are_a_gap_that_is_replayed(tmp_path: Path) -> None:
             if not all_verified(running):
                 return False
             if not it.script.struck and not it.script.pending:
-                it.script.add(Fault("error", code=7, records=20))
+                it.script.add(Fault("error", code=7, records=LONG_SKIP))
             return running.capture.totals.verified_gaps == 2
 
         capture(it, tmp_path, filled)
