@@ -80,7 +80,10 @@ class Settings(BaseSettings):
         14, ge=0, le=400, description="Expirations up to this many days ahead are asked for."
     )
     source_deadline_s: float = Field(
-        20.0, gt=0, description="Seconds a vendor may take; past it the answer is `partial`."
+        20.0,
+        gt=0,
+        description="Seconds a vendor may take; past it the answer is `partial`, or `unavailable` when "
+        "nothing has come.",
     )
     ask_metered: Literal["missing", "always"] = Field(
         "missing",

@@ -295,7 +295,8 @@ class Stream:
         import databento_dbn
 
         raw = b"".join(self._enough(8, b""))
-        if len(raw) >= 3 and raw[:3] != b"DBN":
+        # Three bytes may also be all that is left of a zstd frame's magic.
+        if len(raw) >= 3 and raw[:3] != b"DBN" and raw != ZSTD_MAGIC[:3]:
             raise Damaged(f"{self.name} is no DBN file")
         if len(raw) >= 4 and raw[3] not in VERSIONS:
             raise Damaged(f"{self.name} is of DBN version {raw[3]}, which this program does not know")

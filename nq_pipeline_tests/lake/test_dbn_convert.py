@@ -289,6 +289,17 @@ def test_a_file_cut_anywhere_is_refused_or_its_whole_records_are_kept(
         assert (prices == array["price"][: done.records] / 1e9).all()
 
 
+@pytest.mark.parametrize("kept", range(9))
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_file_cut_within_its_first_bytes_is_cut_off_not_damaged(
+    tmp_path: Path, kept: int, compressed: bool
+) -> None:
+    raw = sample.head("trades", symbols=SYMBOLS)
+    path = written(tmp_path, (sample.zstd(raw) if compressed else raw)[:kept])
+    with pytest.raises(dbn.CutOff):
+        convert(path, tmp_path / "out.parquet")
+
+
 def test_the_blocks_before_a_cut_in_zstd_are_kept(tmp_path: Path) -> None:
     array = sample.trades(50_000)
     array["price"] = np.random.default_rng(1).integers(0, 2**62, len(array))
