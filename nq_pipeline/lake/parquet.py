@@ -50,7 +50,7 @@ def write(path: Path, table: Table, frames: Iterable[pl.DataFrame], runs: Sequen
         path,
         schema,
         compression="zstd",
-        use_dictionary=[name for name in schema.names if name not in numbers],
+        use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
     ) as writer:
         rest = table.empty()
