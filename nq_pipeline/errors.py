@@ -3,6 +3,7 @@
     NqError                     one clear sentence: what, why, what to do
     ├── SettingsError           a setting is missing or makes no sense
     ├── LakeError               the lake on disk cannot be written or read as asked
+    ├── LedgerError             the spend ledger cannot be used, or cannot book what was asked of it
     ├── SandboxError            the stand-ins could not be started
     ├── CaptureError            the live capture cannot go on
     │   ├── BadStream           bytes that are no DBN records; `offset` says where
@@ -37,6 +38,10 @@ class SettingsError(NqError):
 
 class LakeError(NqError):
     """The lake cannot be written or read as asked."""
+
+
+class LedgerError(NqError):
+    """The spend ledger cannot be opened or written, or what it is asked to book makes no sense."""
 
 
 class SandboxError(NqError):

@@ -5,11 +5,13 @@ in capitals; vendors' credentials keep the names their vendors use. `docs/config
 generated from this model. Secrets are `SecretStr`: they never print.
 """
 
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AliasChoices,
@@ -39,11 +41,24 @@ SANDBOX_DEFAULTS = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that plain http may be sent to."""
 
+PURPOSES = ("chains", "backfill", "gap_repair", "verify")
+"""What metered requests are made for."""
+
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
 def _credential(name: str, *more: str, description: str) -> Any:
     return Field(default=None, validation_alias=AliasChoices(name, *more), description=description)
+
+
+def _caps(pairs: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    for pair in pairs:
+        name, _, usd = pair.partition("=")
+        if name not in names or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", usd):
+            raise ValueError(f"write NAME=USD pairs like {names[0]}=15; names are {', '.join(names)}")
+    if len({pair.partition("=")[0] for pair in pairs}) != len(pairs):
+        raise ValueError("name each at most once")
+    return pairs
 
 
 class Settings(BaseSettings):
@@ -226,6 +241,47 @@ class Settings(BaseSettings):
     )
     capture_zstd: bool = Field(False, description="Ask the live gateway for a compressed stream.")
 
+    # Money
+    ledger_url: SecretStr | None = Field(
+        None,
+        description="Database of the spend ledger, e.g. `postgresql://user:password@host/name`; by default "
+        "`ledger.sqlite` in the environment's folder.",
+    )
+    plan_name: str = Field("Databento Standard", description="What the plan's monthly fee is called.")
+    plan_monthly_usd: Decimal = Field(
+        Decimal(179), ge=0, description="The data plan's flat fee per calendar month, USD."
+    )
+    budget_monthly_usd: Decimal = Field(
+        Decimal(200),
+        ge=0,
+        description="Most that a calendar month may come to, the plan's fee included, USD.",
+    )
+    budget_daily_usd: Decimal = Field(
+        Decimal(10), ge=0, description="Most that is spent on metered requests in a calendar day, USD."
+    )
+    budget_by_vendor: CommaList = Field(
+        (), description="Monthly caps on metered requests as VENDOR=USD pairs, e.g. `databento=15`."
+    )
+    budget_by_purpose: CommaList = Field(
+        (),
+        description="Monthly caps on metered requests as PURPOSE=USD pairs; purposes are chains, backfill, "
+        "gap_repair, verify.",
+    )
+    budget_warn: float = Field(
+        0.8, gt=0, le=1, description="Share of a budget from which on a warning is given."
+    )
+    budget_timezone: str = Field(
+        "UTC",
+        description="Zone of the budgets' days and months. A UTC day is nearly a Globex session, which opens "
+        "an hour or two before it.",
+    )
+    budget_reason: str = Field(
+        "settings changed", description="Why a budget was changed, for the ledger's entry about the change."
+    )
+    budget_review_h: float = Field(
+        24, gt=0, description="A reservation that is open for longer, hours, waits for a person's review."
+    )
+
     # Sandbox
     sandbox_port: int = Field(
         0, ge=0, le=65535, description="Port of the stand-ins; 0 remembers the last or takes a free one."
@@ -248,6 +304,8 @@ class Settings(BaseSettings):
         "sandbox_faults",
         "barchart_codes",
         "tradovate_products",
+        "budget_by_vendor",
+        "budget_by_purpose",
         mode="before",
     )
     @classmethod
@@ -291,6 +349,25 @@ class Settings(BaseSettings):
                 f"{plain}:// is for this machine only, since keys travel with it; use {secure}://"
             )
         return value.rstrip("/")
+
+    @field_validator("budget_by_vendor")
+    @classmethod
+    def _caps_of_vendors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _caps(value, SOURCE_NAMES)
+
+    @field_validator("budget_by_purpose")
+    @classmethod
+    def _caps_of_purposes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _caps(value, PURPOSES)
+
+    @field_validator("budget_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("write a zone of the IANA database, e.g. UTC or America/Chicago") from None
+        return value
 
     @field_validator("databento_gateway")
     @classmethod

@@ -1,0 +1,32 @@
+"""US dollars as exact decimals, to the billionth: a byte at a dollar per GiB costs about one.
+
+What does not come out even is rounded up, so that the ledger never shows less than is owed.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal
+
+GIB = 2**30
+"""Bytes of the gigabyte that Databento's unit prices are for."""
+NANO = Decimal("1e-9")
+ZERO = Decimal(0)
+MOST = Decimal(10**9)
+"""No amount is larger: the database keeps billionths in 64 bits."""
+
+
+def rounded_up(usd: Decimal) -> Decimal:
+    """The amount in whole billionths of a dollar."""
+    return usd.quantize(NANO, rounding=ROUND_CEILING)
+
+
+def cost_of(size: int, unit_price_usd: Decimal) -> Decimal:
+    """What so many bytes cost at a price per GiB."""
+    return rounded_up(size * unit_price_usd / GIB)
+
+
+def shown(usd: Decimal) -> str:
+    """An amount for people: cents, and as many digits more as it needs (`$3.21`, `-$0.000012`)."""
+    whole, _, part = f"{abs(usd):,.9f}".partition(".")
+    sign = "-" if usd < 0 else ""
+    return f"{sign}${whole}.{part.rstrip('0'):0<2}"

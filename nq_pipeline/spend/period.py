@@ -1,0 +1,72 @@
+"""What "this month" and "today" are, decided so that no clock and no zone can free money.
+
+- A period has a beginning and no end: whatever is booked after its beginning counts, also when
+  a clock that was wrong stamped it later than now.
+- What is booked is never stamped earlier than what was booked before it.
+- Within one boot of a machine no more time can have passed than the machine was up: a clock that
+  jumps ahead does not open the next month.
+- For two days after a change of zone, a day or a month has begun when it has begun in both zones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+LEEWAY = timedelta(hours=1)
+"""What a clock may be set forward by without being doubted."""
+ZONE_CHANGE = timedelta(days=2)
+"""Longer than two zones can differ about which day it is (26 hours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A boot of a machine, and how long it has lasted; suspended time counts where the system says so."""
+
+    id: str
+    uptime: timedelta
+
+
+def this_boot() -> Boot | None:
+    """The running boot; None where the system does not name it (it does on Linux)."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Boot(boot_id, timedelta(microseconds=time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000))
+    except (OSError, AttributeError):
+        return None
+
+
+def provable(now: datetime, boot: Boot, anchor_at: datetime, anchor_uptime: timedelta) -> datetime:
+    """The latest moment it can be, by the clock and by the time since `anchor_at` of the same boot."""
+    return min(now, anchor_at + (boot.uptime - anchor_uptime) + LEEWAY)
+
+
+def day_of(moment: datetime, zone: str) -> date:
+    return moment.astimezone(ZoneInfo(zone)).date()
+
+
+def day_began(moment: datetime, zones: Collection[str]) -> datetime:
+    """When the day of `moment` began; of several zones the earliest beginning."""
+    return min(_midnight(day_of(moment, zone), zone) for zone in zones)
+
+
+def month_began(moment: datetime, zones: Collection[str]) -> datetime:
+    """When the month of `moment` began; of several zones the earliest beginning."""
+    return min(_midnight(day_of(moment, zone).replace(day=1), zone) for zone in zones)
+
+
+def month_bounds(month: date, zone: str) -> tuple[datetime, datetime]:
+    """The instants between which a calendar month lies in a zone."""
+    return _midnight(month, zone), _midnight(next_month(month), zone)
+
+
+def next_month(month: date) -> date:
+    return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def _midnight(day: date, zone: str) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).astimezone(UTC)

@@ -1,0 +1,301 @@
+"""A month of the ledger as one plain value: what a person, a check and a plot are shown.
+
+Pure: made of the ledger's lines, without the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+
+from nq_pipeline.spend import period
+from nq_pipeline.spend.budgets import Budgets, Cap, Use, caps
+from nq_pipeline.spend.money import ZERO, rounded_up, shown
+from nq_pipeline.spend.tables import METERED, Kind, Line
+
+RECURRING = {"chains"}
+"""Purposes that go on as they are; the others are asked for once, by somebody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One day of the month, for a plot.
+
+    Attributes
+    ----------
+    metered_usd
+        Spent on the day; 0 on the days to come.
+    cumulative_usd
+        The plan's fee and all metered requests up to the end of the day; on days to come at the
+        projected pace.
+    projected
+        Whether the day is still to come.
+    """
+
+    day: date
+    metered_usd: Decimal
+    cumulative_usd: Decimal
+    projected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one purpose or vendor took."""
+
+    metered_usd: Decimal
+    reserved_usd: Decimal
+    requests: int
+    cap_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A reservation that is neither committed nor released nor reconciled."""
+
+    id: str
+    reserved_usd: Decimal
+    reserved_at: datetime
+    age: timedelta
+    review: bool
+    vendor: str
+    purpose: str
+    dataset: str
+    schema: str
+    description: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A calendar month in the budgets' zone. Amounts in USD.
+
+    Attributes
+    ----------
+    as_of
+        Until when it speaks: now, by the ledger.
+    clock_ahead
+        How far the machine's clock is ahead of what the ledger can prove.
+    plan_usd, plan_prorated_usd
+        The fee booked for the month, and its share for the days gone by (for information: the fee
+        counts in full).
+    metered_usd, reserved_usd
+        Paid, and held by open reservations.
+    remaining_usd, remaining_today_usd
+        What may still be spent, today no more than this month.
+    projected_usd
+        What the month will come to: the fee, what is metered and held, and chains at their pace so
+        far for the days to come. Backfills, repairs and proofs are taken to be done.
+    """
+
+    environment: str
+    month: date
+    zone: str
+    as_of: datetime
+    clock_ahead: timedelta
+    running: bool
+    budgets: Budgets
+    plan_usd: Decimal
+    plan_prorated_usd: Decimal
+    metered_usd: Decimal
+    reserved_usd: Decimal
+    today_usd: Decimal
+    remaining_usd: Decimal
+    remaining_today_usd: Decimal
+    projected_usd: Decimal
+    by_purpose: Mapping[str, Part]
+    by_vendor: Mapping[str, Part]
+    days: tuple[Day, ...]
+    open: tuple[Open, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """The fee and everything metered."""
+        return self.plan_usd + self.metered_usd
+
+    @property
+    def refusals(self) -> tuple[Line, ...]:
+        return tuple(line for line in self.lines if line.kind == Kind.REFUSED)
+
+    @property
+    def changes(self) -> tuple[Line, ...]:
+        """Changes of budgets and corrections, which a person made and gave a reason for."""
+        kinds = (Kind.BUDGET, Kind.CORRECTED, Kind.RECONCILED, Kind.CLOCK)
+        return tuple(line for line in self.lines if line.kind in kinds)
+
+    @property
+    def caps(self) -> tuple[Cap, ...]:
+        """Every budget of the month with what is taken of it."""
+        month, day = caps(
+            self.budgets,
+            self.plan_usd,
+            {("", ""): Use(self.metered_usd, self.today_usd, self.reserved_usd)},
+            vendor="",
+            purpose="",
+        )
+        own = [
+            Cap(
+                f"this month's budget for {name}",
+                setting,
+                part.cap_usd,
+                ZERO,
+                part.metered_usd,
+                part.reserved_usd,
+            )
+            for setting, parts in (
+                ("NQ_BUDGET_BY_VENDOR", self.by_vendor),
+                ("NQ_BUDGET_BY_PURPOSE", self.by_purpose),
+            )
+            for name, part in parts.items()
+            if part.cap_usd is not None
+        ]
+        return (month, day, *own) if self.running else (month, *own)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what a person should look at; empty when all is well."""
+        return tuple(_warnings(self))
+
+
+def statement(
+    lines: Sequence[Line],
+    open_lines: Sequence[Line],
+    budgets: Budgets,
+    *,
+    environment: str,
+    month: date,
+    now: datetime,
+    clock: datetime,
+    day_began: datetime,
+    review: timedelta,
+) -> Statement:
+    """Put a month together.
+
+    Parameters
+    ----------
+    lines
+        Lines booked in the month, and its fees.
+    open_lines
+        All reservations that are open, of whatever age.
+    month
+        Its first day.
+    now, clock
+        The moment by the ledger, and by the machine.
+    day_began
+        Since when money counts as today's.
+    """
+    began, ends = period.month_bounds(month, budgets.zone)
+    running = began <= now < ends
+    held = list(open_lines) if running else [line for line in open_lines if line in lines]
+    plan = sum((line.spent_usd for line in lines if line.kind == Kind.SUBSCRIPTION), ZERO)
+    metered_lines = [line for line in lines if line.kind in METERED]
+    metered = _spent(metered_lines)
+    reserved = sum((line.reserved_usd for line in held), ZERO)
+    today = _spent([line for line in metered_lines if line.booked_at >= day_began]) if running else ZERO
+    gone = min(max((now - began) / (ends - began), 0.0), 1.0)
+    recurring = _spent([line for line in metered_lines if line.purpose in RECURRING])
+    days_gone = max(1.0, (now - began) / timedelta(days=1))
+    days_left = max(0.0, (ends - now) / timedelta(days=1)) if running else 0.0
+    to_come = rounded_up(recurring * Decimal(days_left) / Decimal(days_gone))
+    left = max(ZERO, budgets.monthly_usd - plan - metered - reserved) if running else ZERO
+    return Statement(
+        environment=environment,
+        month=month,
+        zone=budgets.zone,
+        as_of=now,
+        clock_ahead=max(timedelta(0), clock - now),
+        running=running,
+        budgets=budgets,
+        plan_usd=plan,
+        plan_prorated_usd=rounded_up(plan * Decimal(gone)),
+        metered_usd=metered,
+        reserved_usd=reserved,
+        today_usd=today,
+        remaining_usd=left,
+        remaining_today_usd=min(left, max(ZERO, budgets.daily_usd - today - reserved)) if running else ZERO,
+        projected_usd=plan + metered + reserved + to_come,
+        by_purpose=_parts("purpose", metered_lines, held, budgets.by_purpose),
+        by_vendor=_parts("vendor", metered_lines, held, budgets.by_vendor),
+        days=tuple(_days(metered_lines, plan, to_come, month, now, budgets.zone)),
+        open=tuple(_open(line, now, review) for line in held),
+        lines=tuple(lines),
+    )
+
+
+def _spent(lines: Sequence[Line]) -> Decimal:
+    return sum((line.spent_usd for line in lines), ZERO)
+
+
+def _parts(
+    column: str, lines: Sequence[Line], held: Sequence[Line], limits: Mapping[str, Decimal]
+) -> dict[str, Part]:
+    names = {str(getattr(line, column)) for line in (*lines, *held)} | set(limits)
+    own = {name: [line for line in lines if getattr(line, column) == name] for name in sorted(names)}
+    return {
+        name: Part(
+            metered_usd=_spent(of_name),
+            reserved_usd=sum((line.reserved_usd for line in held if getattr(line, column) == name), ZERO),
+            requests=sum(line.kind == Kind.RESERVED for line in of_name),
+            cap_usd=limits.get(name),
+        )
+        for name, of_name in own.items()
+    }
+
+
+def _days(
+    lines: Sequence[Line], plan: Decimal, to_come: Decimal, month: date, now: datetime, zone: str
+) -> Iterator[Day]:
+    today = period.day_of(now, zone)
+    every = [month + timedelta(days=n) for n in range((period.next_month(month) - month).days)]
+    spent = dict.fromkeys(every, ZERO)
+    for line in lines:
+        # Another zone, or a clock set right, may have put a line beside the month it counts in.
+        spent[min(max(line.day, every[0]), every[-1])] += line.spent_usd
+    ahead = sum(day > today for day in every)
+    cumulative = plan
+    for day in every:
+        cumulative += spent[day]
+        if day > today:
+            cumulative += rounded_up(to_come / ahead)
+        yield Day(day, spent[day], cumulative, day > today)
+
+
+def _open(line: Line, now: datetime, review: timedelta) -> Open:
+    age = max(timedelta(0), now - line.booked_at)
+    return Open(
+        id=str(line.reservation_id),
+        reserved_usd=line.reserved_usd,
+        reserved_at=line.booked_at,
+        age=age,
+        review=age >= review,
+        vendor=str(line.vendor),
+        purpose=str(line.purpose),
+        dataset=str(line.dataset),
+        schema=str(line.schema),
+        description=str(line.description),
+        run_id=str(line.run_id),
+    )
+
+
+def _warnings(month: Statement) -> Iterator[str]:
+    if month.clock_ahead > period.LEEWAY:
+        yield (
+            f"the machine's clock is {month.clock_ahead} ahead of the time since it was started, so budgets "
+            "count as of the earlier moment; if the clock is right, say so: nq budget trust-clock"
+        )
+    for cap in month.caps:
+        if cap.spent + cap.reserved > 0 and cap.share >= month.budgets.warn:
+            yield f"{cap.share:.0%} of {cap.name} is taken: {cap.sentence()}"
+    if month.projected_usd > month.budgets.monthly_usd:
+        yield (
+            f"at this pace the month comes to {shown(month.projected_usd)}, more than "
+            f"{shown(month.budgets.monthly_usd)}: requests will be refused (NQ_BUDGET_MONTHLY_USD)"
+        )
+    if overdue := [one for one in month.open if one.review]:
+        held = sum((one.reserved_usd for one in overdue), ZERO)
+        yield (
+            f"{shown(held)} is held by reservations that are open for too long ({len(overdue)}): look up "
+            "what the vendor billed for them, then nq budget reconcile"
+        )
