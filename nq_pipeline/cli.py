@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
-gave a chain; 4 the query failed; 5 `nq doctor` found something to mend.
+gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, or a check of `nq verify` failed.
 """
 
 
@@ -270,6 +270,51 @@ def doctor(as_json: bool) -> None:
             if probe.mend:
                 click.echo(f"To mend {name}: {_printable(probe.mend)}")
     sys.exit(OK if healthy else UNHEALTHY)
+
+
+@main.command()
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
+@click.option("--max-usd", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="USD",
+              help="What may be spent on comparing a span with the historical API.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
+@sentences
+def verify(minutes: float, max_usd: float, as_json: bool) -> None:
+    """Test the feed before trusting it, against whatever is configured, and keep the evidence.
+
+    Connects to Databento's live gateway, streams, drops the connection and takes it up again by
+    replay, counts and compares records, asks what the plan grants, what a span costs, and every
+    chain vendor how it is. Prints PASS, FAIL or SKIP with the reason.
+
+    \b
+    Example:
+      nq verify --minutes 0.2 --max-usd 1
+    """
+    from decimal import Decimal
+
+    from nq_pipeline.proof.verify import Result
+    from nq_pipeline.proof.verify import verify as make_all_checks
+    from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.settings import load
+
+    def show(result: Result) -> None:
+        click.echo(f"{result.finding.verdict}  {result.check:<11}  {_printable(result.finding.reason)}")
+
+    with endpoints(load()) as settings:
+        if not as_json:
+            _note_sandbox(settings)
+        report = make_all_checks(
+            settings,
+            clock=gateway_clock(settings),
+            minutes=minutes,
+            max_usd=Decimal(str(max_usd)),
+            tell=None if as_json else show,
+        )
+    if as_json:
+        click.echo(_json({**report.as_json(), "evidence": report.folder}))
+    else:
+        click.echo(f"{report.summary}; ${report.spent_usd:.4f} spent; evidence in {report.folder}")
+    sys.exit(OK if report.sound else UNHEALTHY)
 
 
 @main.command()

@@ -1,0 +1,64 @@
+"""What a verification leaves behind: a report and small samples, with nothing secret in them.
+
+Every secret of the settings is replaced wherever it occurs, also where a vendor repeats it, before
+anything is shown or written; in samples by as many asterisks, so that records keep their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import SecretStr
+
+from nq_pipeline.lake import files
+from nq_pipeline.settings import Settings
+
+SHORTEST = 4
+"""Shorter values are no secrets, and would blank out half of a report."""
+
+
+class Evidence:
+    """A folder of evidence.
+
+    Parameters
+    ----------
+    settings
+        Whose secrets are kept out.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        values = [getattr(settings, name) for name in type(settings).model_fields]
+        texts = {v.get_secret_value() for v in values if isinstance(v, SecretStr)}
+        # The longest first: one may be part of another.
+        self._secrets = sorted((t for t in texts if len(t) >= SHORTEST), key=len, reverse=True)
+
+    def redact(self, value: Any) -> Any:
+        """Text, bytes, and whatever holds them, without secrets."""
+        if isinstance(value, str):
+            for secret in self._secrets:
+                value = value.replace(secret, "*" * len(secret))
+            return value
+        if isinstance(value, bytes):
+            for secret in self._secrets:
+                value = value.replace(secret.encode(), b"*" * len(secret.encode()))
+            return value
+        if isinstance(value, Mapping):
+            return {self.redact(name): self.redact(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.redact(item) for item in value]
+        return value
+
+    def save(self, name: str, content: bytes) -> None:
+        """Write a sample, whole or not at all."""
+        files.write_atomically(self.folder / name, self.redact(content))
+
+    def report(self, content: Mapping[str, Any]) -> None:
+        """Write `report.json`: instants as ISO 8601, money as text."""
+        body = orjson.dumps(
+            self.redact(content), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        )
+        self.save("report.json", body)
