@@ -30,7 +30,7 @@ from nq_pipeline.spend.database import open_engine, transaction
 from nq_pipeline.spend.money import MOST, ZERO, cost_of, rounded_up, shown
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, statement
-from nq_pipeline.spend.tables import CLOSING, LINES, METERED, Kind, Line
+from nq_pipeline.spend.tables import CLOSING, LINES, METERED, OPEN, Kind, Line
 
 log = logging.getLogger(__name__)
 
@@ -357,7 +357,7 @@ class _Book:
     def note_settings(self, reason: str) -> None:
         """Append what changed in the budgets since they were last noted, and this month's fee."""
         for setting, value in self._budgets.recorded().items():
-            last = self._last(LINES.c.setting == setting)
+            last = self._last(*_noted(setting))
             if last is None or last.value != value:
                 why = f"{reason} (was {last.value or 'unset'})" if last else "first recorded"
                 self.add(Kind.BUDGET, setting=setting, value=value, reason=why)
@@ -380,8 +380,9 @@ class _Book:
         return lines
 
     def open_lines(self) -> list[Line]:
-        """The `reserved` lines that nothing closed."""
-        return self.find(LINES.c.kind == Kind.RESERVED, ~self._closed())
+        """The `reserved` lines that nothing closed; an open reservation has no other."""
+        listed = sa.select(OPEN.c.reservation_id).where(OPEN.c.environment == self._environment)
+        return self.find(LINES.c.reservation_id.in_(listed))
 
     def lines_between(self, began: datetime, ends: datetime | None, *, fee_month: date) -> list[Line]:
         """Lines booked within a span, and the fees of a month."""
@@ -417,7 +418,15 @@ class _Book:
         booked_at: datetime = values["booked_at"]
         values.setdefault("day", period.day_of(booked_at, self._budgets.zone))
         self._connection.execute(LINES.insert().values(values))
+        if kind == Kind.RESERVED:
+            self._connection.execute(OPEN.insert().values(self._key(values)))
+        elif kind in CLOSING:
+            self._connection.execute(OPEN.delete().filter_by(**self._key(values)))
         return booked_at
+
+    @staticmethod
+    def _key(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: values[name] for name in ("environment", "reservation_id")}
 
     # ── what is taken ───────────────────────────────────────────────────────────────────────────
 
@@ -455,14 +464,6 @@ class _Book:
         )
         return booked or ZERO
 
-    def _closed(self) -> sa.ColumnElement[bool]:
-        closing = LINES.alias()
-        return sa.exists().where(
-            closing.c.environment == LINES.c.environment,
-            closing.c.reservation_id == LINES.c.reservation_id,
-            closing.c.kind.in_(CLOSING),
-        )
-
     # ── what time it is ─────────────────────────────────────────────────────────────────────────
 
     def _provable(self, now: datetime) -> datetime:
@@ -496,13 +497,8 @@ class _Book:
 
     def _zones(self) -> set[str]:
         """The zone of the budgets, and those it had until lately."""
-        changed = self.find(
-            LINES.c.setting == "NQ_BUDGET_TIMEZONE", LINES.c.recorded_at >= self.now - period.ZONE_CHANGE
-        )
-        before = [
-            self._last(LINES.c.setting == "NQ_BUDGET_TIMEZONE", LINES.c.line_id < line.line_id)
-            for line in changed
-        ]
+        changed = self.find(*_NOTED_ZONE, LINES.c.recorded_at >= self.now - period.ZONE_CHANGE)
+        before = [self._last(*_NOTED_ZONE, LINES.c.line_id < line.line_id) for line in changed]
         return {self._budgets.zone, *(str(line.value) for line in (*changed, *before) if line is not None)}
 
     def _last(self, *conditions: sa.ColumnElement[bool]) -> Line | None:
@@ -515,6 +511,14 @@ class _Book:
         chosen = sa.select(LINES).where(LINES.c.environment == self._environment, *conditions)
         row = self._connection.execute(chosen.order_by(order).limit(1)).first()
         return _line(row._asdict()) if row else None
+
+
+def _noted(setting: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Picks the lines about a setting."""
+    return LINES.c.kind == Kind.BUDGET, LINES.c.setting == setting
+
+
+_NOTED_ZONE = _noted("NQ_BUDGET_TIMEZONE")
 
 
 def _check(charge: Charge) -> None:

@@ -1,8 +1,9 @@
-"""The ledger's one table. Lines are added and never changed: the database itself refuses.
+"""The ledger's lines. They are added and never changed: the database itself refuses.
 
 What is held and what is spent are the sums of `reserved_usd` and `spent_usd`; the state of a
 reservation follows from its lines. A reservation has one `reserved` line and at most one that
-closes it, which a unique index keeps whatever runs beside.
+closes it, which a unique index keeps whatever runs beside. Beside the lines stands a list of the
+open reservations: no record of its own, but what saves reading a year of lines to find them.
 """
 
 from __future__ import annotations
@@ -145,4 +146,11 @@ LINES = sa.Table(
     sa.Column("reason", _TEXT),
     sa.Column("boot", _TEXT, comment="boot of the machine that wrote the line"),
     sa.Column("uptime_us", _NUMBER, comment="how long that boot had lasted, microseconds"),
+)
+
+OPEN = sa.Table(
+    "nq_spend_open",
+    metadata,
+    sa.Column("environment", _TEXT, primary_key=True),
+    sa.Column("reservation_id", _TEXT, primary_key=True),
 )

@@ -1,4 +1,4 @@
-"""The table of lines, append-only."""
+"""The table of lines, append-only, and the list of open reservations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,18 @@ def upgrade() -> None:
         sa.Column("uptime_us", NUMBER),
         sqlite_autoincrement=True,
     )
-    op.create_index("nq_spend_booked", TABLE, ["environment", "booked_at"])
+    op.create_table(
+        "nq_spend_open",
+        sa.Column("environment", sa.String(), primary_key=True),
+        sa.Column("reservation_id", sa.String(), primary_key=True),
+    )
+    for name, column in (
+        ("booked", "booked_at"),
+        ("kind", "kind"),
+        ("boot", "boot"),
+        ("reservation", "reservation_id"),
+    ):
+        op.create_index(f"nq_spend_{name}", TABLE, ["environment", column, "line_id"])
     _unique("nq_spend_reserved_once", "kind = 'reserved'")
     _unique("nq_spend_closed_once", "kind IN ('committed', 'released', 'reconciled')")
     for statement in _APPEND_ONLY[op.get_context().dialect.name]:
