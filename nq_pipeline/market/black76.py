@@ -1,22 +1,27 @@
 """Black-76: European options on a future, for whole arrays, and the ticks their prices stand on.
 
-Units are the lake's: volatility and delta are fractions, vega is per 1.00 of volatility, theta
-per calendar day. Serves quarterly (American) options as an approximation: the right to
-exercise early is worth little on a future, and nothing at a rate of zero.
+Prices and Greeks from a volatility, the volatility from a price. Units are the lake's:
+volatility and delta are fractions, vega is per 1.00 of volatility, theta per calendar day.
+American options are in `american.py`.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
+from scipy.special import erfcx, ndtr
 
 from nq_pipeline.market.products import Product
 
 Floats = npt.NDArray[np.float64]
 DAYS_PER_YEAR = 365.0
+MOST_SPREAD = 40.0
+"""Standard deviations of the logarithm beyond which no double tells a price from its bound."""
+MOST_STEPS = 200
+"""Halving the bracket takes this many steps at worst; what is not found then is not there."""
 
 
 class Valuation(NamedTuple):
@@ -70,15 +75,18 @@ def value(
         *(np.asarray(x, np.float64) for x in (forward, strike, years, volatility, rate, sign))
     )
     t, vol = np.maximum(t, 0.0), np.maximum(vol, 0.0)
-    spread = vol * np.sqrt(t)
-    random = spread > 0
-    # Without time or volatility the outcome is certain: d is infinite on the side of the money.
+    spread = np.minimum(vol * np.sqrt(t), MOST_SPREAD)
+    random = ~(spread <= 0)
+    # Without time or volatility the outcome is certain: d1 is infinite on the side of the money.
     certain = np.where(f > k, np.inf, np.where(f < k, -np.inf, f - k))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        d1 = np.where(random, np.log(f / k) / spread + spread / 2, certain)
-    d2 = np.where(random, d1 - spread, d1)
+        x = np.log(f / k)
+        d1 = np.where(random, x / spread + spread / 2, certain)
+        h, half = np.abs(x) / spread, spread / 2
+        bell = np.exp(-(h * h + half * half) / 2)
+        time_value = np.where(random, np.sqrt(f * k) * bell * _tails(h, half) / 2, 0.0)
     discount = np.exp(-r * t)
-    price = discount * sign * (f * ndtr(sign * d1) - k * ndtr(sign * d2))
+    price = discount * (np.maximum(sign * (f - k), 0.0) + time_value)
     delta = discount * sign * ndtr(sign * d1)
     density = np.exp(-d1 * d1 / 2) / np.sqrt(2 * np.pi)
     alive = random.astype(np.float64)
@@ -87,6 +95,94 @@ def value(
     gamma = alive * discount * density / (f * safe_spread)
     theta = np.where(t > 0, (r * price - vega * vol / (2 * safe_t)) / DAYS_PER_YEAR, 0.0)
     return Valuation(price, delta, gamma, vega, theta)
+
+
+def implied_volatility(
+    price: npt.ArrayLike,
+    forward: npt.ArrayLike,
+    strike: npt.ArrayLike,
+    years: npt.ArrayLike,
+    is_call: npt.ArrayLike,
+    rate: npt.ArrayLike = 0.0,
+) -> Floats:
+    """The volatility at which `value` gives the price; the inputs are broadcast.
+
+    NaN where no volatility does: at or below the discounted intrinsic value, at or above the
+    discounted forward (call) or strike (put), expired, or with a missing input.
+
+    The time value is inverted in logarithms by Householder's method of the fourth order, kept
+    inside a bracket. It starts from the inverse of Bachelier's formula, which is a function of
+    one number and so a table: two steps are the rule. The price is met to rounding, so the
+    volatility is as exact as one unit in the last place of the price allows.
+    """
+    sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
+    p, f, k, t, r, sign = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in (price, forward, strike, years, rate, sign))
+    )
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        root = np.sqrt(f * k)
+        excess = (p * np.exp(r * t) - np.maximum(sign * (f - k), 0.0)) / root
+        x = np.abs(np.log(f / k))
+        solvable = (excess > 0) & (excess < np.exp(-x / 2)) & (t > 0) & np.isfinite(x)
+    found = np.full(p.shape, np.nan)
+    found[solvable] = _spread(excess[solvable], x[solvable]) / np.sqrt(t[solvable])
+    return found
+
+
+def _spread(excess: Floats, x: Floats) -> Floats:
+    """σ√t of out-of-the-money options from price / √(FK) and |ln(F/K)|."""
+    target = np.log(excess)
+    with np.errstate(divide="ignore"):
+        ratio = target - np.log(x)
+    spread = np.where(
+        ratio < _bachelier()[0][-1],
+        x * np.exp(np.interp(ratio, *_bachelier())),
+        excess * np.sqrt(2 * np.pi),
+    )
+    spread = np.clip(spread, 1e-300, MOST_SPREAD)
+    low, high = np.zeros_like(spread), np.full_like(spread, MOST_SPREAD)
+    left = np.arange(len(spread))
+    for _ in range(MOST_STEPS):
+        if not left.size:
+            break
+        s, moneyness = spread[left], x[left]
+        h, half = moneyness / s, s / 2
+        tails = _tails(h, half)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            miss = np.log(tails / 2) - (h * h + half * half) / 2 - target[left]
+            slope = np.sqrt(2 / np.pi) / tails
+            # Second and third derivative of the price, then of its logarithm, over the first.
+            second = h * h / s - s / 4
+            third = second * second - 3 * (h / s) ** 2 - 0.25
+            bend, twist = second - slope, third - 3 * slope * second + 2 * slope * slope
+            newton = -miss / slope
+            step = newton * (1 + newton * bend / 2) / (1 + newton * (bend + newton * twist / 6))
+            ahead = s + step
+        low[left], high[left] = np.where(miss < 0, s, low[left]), np.where(miss < 0, high[left], s)
+        inside = (ahead > low[left]) & (ahead < high[left])
+        spread[left] = np.where(inside, ahead, (low[left] + high[left]) / 2)
+        settled = (inside & (np.abs(step) < 1e-4 * s)) | (miss == 0) | (high[left] - low[left] < 1e-15 * s)
+        spread[left] = np.where(miss == 0, s, spread[left])
+        left = left[~settled]
+    spread[left] = np.nan
+    return np.asarray(spread, np.float64)
+
+
+def _tails(h: Floats, half: Floats) -> Floats:
+    """What the two normal probabilities of an out-of-the-money price differ by, their factor taken out.
+
+    With |ln(F/K)| / σ√t and half of σ√t: price / √(FK) is half of this times
+    exp(-(h² + half²) / 2). So it keeps its digits where the price is tiny.
+    """
+    return np.asarray(erfcx((h - half) / np.sqrt(2)) - erfcx((h + half) / np.sqrt(2)), np.float64)
+
+
+@lru_cache(maxsize=1)
+def _bachelier() -> tuple[Floats, Floats]:
+    """ln(σ√t / |x|) as a function of ln(price / |x|) in Bachelier's model, at rising nodes."""
+    h = np.exp(np.linspace(np.log(36.0), np.log(1e-9), 1024))
+    density = np.exp(-h * h / 2) / np.sqrt(2 * np.pi)
+    return np.log(density * (1 / h - np.sqrt(np.pi / 2) * erfcx(h / np.sqrt(2)))), -np.log(h)
 
 
 def round_to_tick(product: Product, price: npt.ArrayLike) -> Floats:

@@ -1,0 +1,257 @@
+"""Implied volatility and Greeks of whole chains, and the forward of every series.
+
+A row is priced from the middle of its quote; without one from the settlement, where the vendor's
+price is one; else from the last trade while that is young. The forward is what put-call parity
+makes of the quotes near the money, since those speak of the same moment as the prices and name
+no wrong month; the vendor's underlying future stands in where there are too few. European rows
+are Black-76, American ones on futures `american.py`. Where nothing can be said, `unpriced` says
+why.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from nq_pipeline.market import american, black76, sessions
+from nq_pipeline.market.black76 import DAYS_PER_YEAR
+
+UNPRICED = (
+    "expired",
+    "crossed",
+    "one_sided",
+    "stale_last",
+    "no_quote",
+    "no_forward",
+    "below_intrinsic",
+    "above_bound",
+    "no_solution",
+)
+"""Why a row has no implied volatility, in the words of `unpriced`."""
+
+_SAME = ("source", "environment", "snapshot_ts", "trade_date", "series", "contract_key")
+_PRICE = ("valued_at", "price", "price_used", "price_age_s")
+_FORWARD = ("forward", "forward_source", "parity_forward", "parity_spread", "parity_pairs", "parity_gap")
+_MODEL = ("rate", "years", "model")
+_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
+PRICED = (*_SAME, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpriced")
+"""The columns of `price_chain`."""
+
+PARITY_STRIKES = 10
+"""Strikes of a series nearest the forward that parity is taken from."""
+MIN_PAIRS = 3
+"""Fewer pairs of call and put do not make a forward."""
+MAX_PARITY_SPREAD = 0.002
+"""Pairs whose forwards lie further apart than this share (interquartile range) do not agree on one."""
+MAX_LAST_AGE_S = 900
+"""Seconds after which a last trade says nothing about now."""
+
+_INSTANT = pl.Datetime("ns", "UTC")
+_YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
+_QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement")
+_CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
+_READ = (*_SAME, "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
+_FORWARD_OF = ("source", "snapshot_ts", "series", "_basis")
+_ROUNDING = 2e-15
+"""Time value below this share of the price is the price's own rounding."""
+
+
+def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX_LAST_AGE_S) -> pl.DataFrame:
+    """Price every row of a chain; one row per row, in its order.
+
+    Parameters
+    ----------
+    chain
+        Rows of `option_chain` or `source_chain`, of any number of sources and snapshots.
+    rate
+        Continuously compounded, per year; the same for all expirations.
+    max_last_age_s
+        A last trade that is older, or whose time is not known, prices nothing.
+
+    Returns
+    -------
+    The columns of the lake's `option_pricing` but for `run_id`. Whatever does not apply is null.
+    """
+    rows = _with_price(chain, max_last_age_s)
+    rows = rows.join(
+        _parity_forwards(rows, rate), on=_FORWARD_OF, how="left", nulls_equal=True, maintain_order="left"
+    )
+    return _valued(_with_reason(_with_forward(rows), rate), rate).select(PRICED)
+
+
+def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
+    """The price of every row, where it comes from, and the moment it is valued at."""
+    instants = ("snapshot_ts", "as_of", "expiration", "last_ts")
+    rows = chain.select(_READ).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
+    rows = rows.join(_settled_at(rows["as_of"]), on="as_of", how="left", maintain_order="left")
+    bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
+    has_bid, has_ask = _is_price(bid), _is_price(ask)
+    age = (pl.col("as_of") - pl.col("last_ts")).dt.total_microseconds() / 1e6
+    used = (
+        pl.when(has_bid & has_ask & (bid <= ask))
+        .then(pl.lit("mid"))
+        .when(pl.col("is_settlement") & _is_price(settlement))
+        .then(pl.lit("settlement"))
+        .when(_is_price(last) & (age <= max_last_age_s).fill_null(False))
+        .then(pl.lit("last"))
+    )
+    rows = rows.with_columns(price_used=used)
+    settles = pl.col("price_used").eq_missing("settlement")
+    rows = rows.with_columns(
+        price=pl.when(pl.col("price_used") == "mid")
+        .then((bid + ask) / 2)
+        .when(pl.col("price_used") == "settlement")
+        .then(settlement)
+        .when(pl.col("price_used") == "last")
+        .then(last),
+        valued_at=pl.when(settles).then("_settled_at").otherwise("as_of"),
+        price_age_s=pl.when(settles)
+        .then((pl.col("as_of") - pl.col("_settled_at")).dt.total_microseconds() / 1e6)
+        .when(pl.col("price_used") == "last")
+        .then(age.clip(lower_bound=0.0))
+        .when(pl.col("price_used") == "mid")
+        .then(0.0),
+        _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
+        _half_width=pl.when(pl.col("price_used") == "mid").then((ask - bid) / 2),
+        _no_price=pl.when(pl.col("price_used").is_not_null())
+        .then(None)
+        .when(has_bid & has_ask)
+        .then(pl.lit("crossed"))
+        .when(has_bid | has_ask)
+        .then(pl.lit("one_sided"))
+        .when(_is_price(last))
+        .then(pl.lit("stale_last"))
+        .otherwise(pl.lit("no_quote")),
+    )
+    return rows.with_columns(
+        years=(pl.col("expiration") - pl.col("valued_at")).dt.total_nanoseconds() / _YEAR_NS
+    )
+
+
+def _is_price(column: pl.Expr) -> pl.Expr:
+    return (column.is_finite() & (column > 0)).fill_null(False)
+
+
+def _settled_at(moments: pl.Series) -> pl.DataFrame:
+    """When the settlements known at each moment were made: the last close of regular hours."""
+    unique = moments.drop_nulls().unique()
+    settled = pl.Series("_settled_at", [_last_settlement(moment) for moment in unique], _INSTANT)
+    return pl.DataFrame({"as_of": unique, "_settled_at": settled})
+
+
+def _last_settlement(moment: datetime) -> datetime:
+    current = sessions.current_session(moment)
+    while (ends := current.rth[1] if current.rth else current.close) > moment:
+        current = sessions.current_session(current.open - timedelta(seconds=1))
+    return ends
+
+
+def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """The forward of each series by put-call parity, one row per series, snapshot and kind of price.
+
+    The weighted median of strike + (call - put) / discount over the strikes nearest the forward;
+    a pair weighs what its quotes are narrow. Near the money the right to exercise early is worth
+    nearly the same to call and put, so American pairs serve as well.
+    """
+    usable = rows.filter(pl.col("price_used").is_in(["mid", "settlement"]), pl.col("years") > 0)
+    calls, puts = (usable.filter(pl.col("option_type") == side) for side in "CP")
+    terms = (*_FORWARD_OF, "strike")
+    width = pl.col("_half_width").fill_null(0.0)
+    pairs = calls.select(*terms, "years", call="price", call_width=width).join(
+        puts.select(*terms, put="price", put_width=width), on=terms
+    )
+    apart = pl.col("call") - pl.col("put")
+    near = pairs.sort(apart.abs()).group_by(_FORWARD_OF, maintain_order=True).head(PARITY_STRIKES)
+    implied = near.select(
+        *_FORWARD_OF,
+        implied=pl.col("strike") + apart * (rate * pl.col("years")).exp(),
+        weight=1 / (pl.col("call_width") + pl.col("put_width") + 0.05),
+    ).sort("implied")
+    below = pl.col("weight").cum_sum() < pl.col("weight").sum() / 2
+    return implied.group_by(_FORWARD_OF).agg(
+        parity_forward=pl.col("implied").get(below.sum()),
+        parity_spread=pl.col("implied").quantile(0.75) - pl.col("implied").quantile(0.25),
+        parity_pairs=pl.len().cast(pl.Int64),
+    )
+
+
+def _with_forward(rows: pl.DataFrame) -> pl.DataFrame:
+    """Which forward is used: parity's where the pairs agree, else the future's quoted price.
+
+    A settlement has no other forward than that of the settlements, and an index or a fund none
+    but parity's, because its own price lacks the dividends and the interest until expiration.
+    """
+    agreed = (pl.col("parity_pairs") >= MIN_PAIRS) & (
+        pl.col("parity_spread") <= MAX_PARITY_SPREAD * pl.col("parity_forward")
+    )
+    quoted = (
+        (pl.col("underlying_class") == "future")
+        & (pl.col("_basis") == "quote")
+        & _is_price(pl.col("underlying_price"))
+    )
+    source = pl.when(agreed).then(pl.lit("parity")).when(quoted).then(pl.lit("underlying"))
+    rows = rows.with_columns(forward_source=source, parity_pairs=pl.col("parity_pairs").fill_null(0))
+    return rows.with_columns(
+        forward=pl.when(pl.col("forward_source") == "parity")
+        .then("parity_forward")
+        .when(pl.col("forward_source") == "underlying")
+        .then("underlying_price"),
+        parity_gap=pl.when(pl.col("_basis") == "quote").then(
+            pl.col("parity_forward") - pl.col("underlying_price")
+        ),
+    )
+
+
+def _with_reason(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Which model values a row, or why none does."""
+    early = (pl.col("exercise_style") == "american") & (pl.col("underlying_class") == "future")
+    model = pl.when(early & pl.lit(rate > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
+    price, forward, strike = (pl.col(name) for name in ("price", "forward", "strike"))
+    is_call = pl.col("option_type") == "C"
+    # What an American option is exercised for is not discounted.
+    grown = pl.when(model == "ju_zhong").then(price).otherwise(price * (rate * pl.col("years")).exp())
+    intrinsic = pl.when(is_call).then(forward - strike).otherwise(strike - forward).clip(lower_bound=0.0)
+    rows = rows.with_columns(
+        model=model,
+        unpriced=pl.when(pl.col("years") <= 0)
+        .then(pl.lit("expired"))
+        .when(price.is_null())
+        .then("_no_price")
+        .when(forward.is_null())
+        .then(pl.lit("no_forward"))
+        .when(grown - intrinsic <= _ROUNDING * price)
+        .then(pl.lit("below_intrinsic"))
+        .when(grown >= pl.when(is_call).then(forward).otherwise(strike))
+        .then(pl.lit("above_bound")),
+    )
+    return rows.with_columns(pl.when(pl.col("unpriced").is_null()).then("model").alias("model"))
+
+
+def _valued(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Implied volatility and Greeks of every row that has a model."""
+    rows = rows.with_row_index("_row").with_columns(
+        pl.lit(rate).alias("rate"), *(pl.lit(None, pl.Float64).alias(name) for name in _GREEKS)
+    )
+    parts = rows.partition_by("model", as_dict=True).items()
+    done = pl.concat([rows.clear(), *(_by_model(part, name, rate) for (name,), part in parts)]).sort("_row")
+    failed = pl.col("model").is_not_null() & pl.col("implied_volatility").is_null()
+    return done.with_columns(
+        unpriced=pl.when(failed).then(pl.lit("no_solution")).otherwise("unpriced"),
+        iv_uncertainty=pl.col("_half_width") / pl.col("vega"),
+    )
+
+
+def _by_model(rows: pl.DataFrame, name: str | None, rate: float) -> pl.DataFrame:
+    if name is None:
+        return rows
+    model = american if name == "ju_zhong" else black76
+    price, forward, strike, years = (rows[c].to_numpy() for c in ("price", "forward", "strike", "years"))
+    is_call = (rows["option_type"] == "C").to_numpy()
+    volatility = model.implied_volatility(price, forward, strike, years, is_call, rate)
+    greeks = model.value(forward, strike, years, volatility, is_call, rate)
+    values = (volatility, greeks.delta, greeks.gamma, greeks.theta, greeks.vega)
+    return rows.with_columns(
+        pl.Series(column, column_values).fill_nan(None)
+        for column, column_values in zip(_GREEKS, values, strict=True)
+    )
