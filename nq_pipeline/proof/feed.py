@@ -50,7 +50,7 @@ def connect(ctx: Context) -> Finding:
         return failed(f"{where} answers, but does not greet as a gateway does; check NQ_DATABENTO_GATEWAY")
     found = line.listen(FLOOR, future_parents(), lambda state, _: state.bytes, patience_s=ctx.pace.patience_s)
     facts = {"address": where, "version": version, "connect_s": connected_s, "opened_s": found.opened_s}
-    if found.trouble:
+    if found.trouble and not _refused(found):  # that a schema is refused is for `entitlement` to tell
         return failed(f"gateway {version} at {where}: {found.trouble}", **facts)
     if not found.state.bytes:
         return failed(f"gateway {version} took the key but sent nothing for {found.seconds:.0f} s", **facts)
@@ -134,7 +134,7 @@ def entitlement(ctx: Context) -> Finding:
         found = ctx.line.listen(schema, future_parents(), _granted, patience_s=ctx.pace.patience_s)
         if found.ending.how is How.STOPPED and found.state.mapped:
             granted.append(schema)
-        elif found.ending.how is How.ERROR and "not authorized" in found.ending.text.lower():
+        elif _refused(found):
             refused[schema] = found.ending.text
         else:
             why = found.trouble or "it sent nothing"
@@ -206,6 +206,11 @@ def _read(parent: str, symbol: str, on: date) -> tuple[str, str]:
     if option.series.root != root:
         return "unread", f"it is of {option.series.root}"
     return "option", option.series.key
+
+
+def _refused(found: Recording) -> bool:
+    """Whether the gateway said that the plan lacks the schema."""
+    return found.ending.how is How.ERROR and "not authorized" in found.ending.text.lower()
 
 
 def _granted(state: State, elapsed: float) -> bool:
