@@ -35,8 +35,11 @@ SANDBOX_DEFAULTS = {
     "polygon_rpm": 0,
     "barchart_spacing_s": 0.0,
     "capture_schema": "mbo",
+    "risk_free_rate": 0.043,
 }
-"""Defaults that differ in the sandbox: stand-ins need no politeness, cost nothing and show refusals."""
+"""Defaults that differ in the sandbox: stand-ins need no politeness, cost nothing and show refusals.
+
+The rate is that of the synthetic market."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that plain http may be sent to."""
@@ -139,6 +142,21 @@ class Settings(BaseSettings):
         0.005,
         gt=0,
         description="Largest relative distance of the put-call-parity forward from the underlying.",
+    )
+
+    # Pricing
+    risk_free_rate: float = Field(
+        0.04,
+        ge=-0.05,
+        le=0.5,
+        description="Interest rate for implied volatility and Greeks, per year, continuously compounded: an "
+        "assumption, so set today's, or 0 (the sandbox's default is 0.043, the synthetic market's own).",
+    )
+    max_last_age_s: float = Field(
+        900.0,
+        ge=0,
+        description="A contract without a two-sided quote is priced from its last trade up to this age, "
+        "seconds.",
     )
 
     # Barchart
