@@ -20,13 +20,24 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.manifest import Manifest
-from nq_pipeline.lake.schemas import DECISIONS, INSTANT, OPTION_CHAIN, PARTITION, TABLES, Column, Table
+from nq_pipeline.lake.schemas import (
+    DECISIONS,
+    INSTANT,
+    OPTION_CHAIN,
+    PARTITION,
+    SPEND,
+    TABLES,
+    USD,
+    Column,
+    Table,
+)
 
 if TYPE_CHECKING:
     import duckdb
 
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
+SPEND_DAILY = "spend_daily"
 
 _TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR",
@@ -41,6 +52,7 @@ _TYPES: dict[pl.DataType, str] = {
     pl.UInt8(): "UTINYINT",
     pl.Boolean(): "BOOLEAN",
     pl.Date(): "DATE",
+    USD: "DECIMAL(18, 9)",
     INSTANT: "TIMESTAMPTZ_NS",
 }
 
@@ -65,6 +77,28 @@ QUALIFY underlying_class = 'future'
 _LATEST_MEANING = (
     "The current chain: for every series of the newest trade date the rows its newest decision chose, "
     "one row per contract. Rows of a proxy show only while no native source has won since."
+)
+
+_SPEND_DAILY_SQL = f"""
+SELECT
+    day,
+    vendor,
+    coalesce(purpose, 'plan') AS purpose,
+    sum(spent_usd) AS spent_usd,
+    sum(reserved_usd) AS reserved_usd,
+    count(*) FILTER (kind = 'reserved') AS requests,
+    count(*) FILTER (kind = 'refused') AS refused,
+    sum(sum(spent_usd)) OVER (PARTITION BY date_trunc('month', day) ORDER BY day) AS month_usd,
+    zone
+FROM {SPEND.name}
+WHERE vendor IS NOT NULL
+GROUP BY day, vendor, purpose, zone
+"""
+# A reservation's lines all carry its day, so that what is held nets to zero when it is closed.
+
+_SPEND_DAILY_MEANING = (
+    "The spend ledger by day, vendor and purpose (`plan`: the monthly fee): USD paid and still reserved, "
+    "requests, refusals, and what the month had come to at the end of the day."
 )
 
 
@@ -158,6 +192,8 @@ def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> str
         script.extend(_comments_sql(name, label + table.meaning, table.columns))
     script.append(f"CREATE VIEW {LATEST} AS {_LATEST_SQL}")
     script.extend(_comments_sql(LATEST, label + _LATEST_MEANING, OPTION_CHAIN.columns))
+    script.append(f"CREATE VIEW {SPEND_DAILY} AS {_SPEND_DAILY_SQL}")
+    script.append(f"COMMENT ON VIEW {SPEND_DAILY} IS {_text(label + _SPEND_DAILY_MEANING)}")
     return ";\n".join([*script, "COMMIT"])
 
 

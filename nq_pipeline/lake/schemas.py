@@ -95,6 +95,8 @@ def _c(name: str, dtype: object, meaning: str, nullable: bool = True) -> Column:
 
 
 _S, _F, _I, _B, _D = pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.Date()
+USD = pl.Decimal(18, 9)
+"""Money: exact, to the billionth of a dollar."""
 
 CHAIN_COLUMNS = (
     _c("source", _S, "vendor: barchart, polygon, tradovate, databento", False),
@@ -387,7 +389,57 @@ SESSIONS = Table(
     since="ended_at",
 )
 
+SPEND = Table(
+    name="spend",
+    version=1,
+    meaning="The lines of the spend ledger: what was reserved, paid, given back, refused and changed.",
+    columns=(
+        _c("ledger", INSTANT, "when the ledger was begun; tells one ledger from another", False),
+        _c("line", _I, "number of the line in its ledger", False),
+        _c("environment", _S, "sandbox (nothing was paid) or live", False),
+        _c("recorded_at", INSTANT, "when it was written (real time)", False),
+        _c("trade_date", _D, "CME session date of that moment", False),
+        _c("kind", _S, "subscription, reserved, committed, released, reconciled, refused, …", False),
+        _c("booked_at", INSTANT, "the moment the money counts at: that of the reservation", False),
+        _c("day", _D, "its day in the zone of the budgets; of a plan's fee the first of the month", False),
+        _c("zone", _S, "zone of the budgets at that time", False),
+        _c("reservation_id", _S, "lines of one reservation share it; null on other lines"),
+        _c("vendor", _S, "who bills it"),
+        _c("purpose", _S, "chains, backfill, gap_repair, verify; null on a plan's fee"),
+        _c("dataset", _S, "Databento's dataset"),
+        _c("schema", _S, "Databento's schema"),
+        _c("mode", _S, "historical-streaming, or historical (a batch job)"),
+        _c("description", _S, "what was asked for"),
+        _c("run_id", _S, "the run that asked"),
+        _c("reserved_usd", USD, "held by the line; negative where it gives back", False),
+        _c("spent_usd", USD, "paid by the line; negative where it corrects", False),
+        _c("priced_usd", USD, "what the vendor said it would cost; null when it would not say"),
+        _c("bytes", _I, "billable bytes: as priced on a reservation, as they came on a commit"),
+        _c("unit_price_usd", USD, "price per GiB (2**30 bytes)"),
+        _c("priced_at", INSTANT, "when the vendor said so"),
+        _c("request_id", _S, "the request (fetches.request_id)"),
+        _c("setting", _S, "of a change of budget: the setting"),
+        _c("value", _S, "of a change of budget: its value from then on"),
+        _c("reason", _S, "why: of refusals, releases, reconciliations, corrections, changes"),
+    ),
+    key=("ledger", "line"),
+    order=("recorded_at", "line"),
+    since="recorded_at",
+)
+
 TABLES: dict[str, Table] = {
     t.name: t
-    for t in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS, ANSWERS, FETCHES, TRADES, MBP_1, MBO, GAPS, SESSIONS)
+    for t in (
+        SOURCE_CHAIN,
+        OPTION_CHAIN,
+        DECISIONS,
+        ANSWERS,
+        FETCHES,
+        TRADES,
+        MBP_1,
+        MBO,
+        GAPS,
+        SESSIONS,
+        SPEND,
+    )
 }

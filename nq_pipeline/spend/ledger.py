@@ -263,7 +263,7 @@ class Ledger:
         """
         if not reason.strip():
             raise LedgerError("say why: a reconciliation is kept with its reason")
-        if not ZERO <= cost_usd <= MOST:
+        if not ZERO <= cost_usd < MOST:
             raise LedgerError(f"{cost_usd} USD cannot have been billed; write 0 or more")
         cost = rounded_up(cost_usd)
         with self._book() as book:
@@ -311,6 +311,12 @@ class Ledger:
                 review=self._review,
             )
 
+    @property
+    def began(self) -> datetime:
+        """When the first line was written."""
+        with self._book() as book:
+            return book.began
+
     def lines(self, after: int = 0) -> list[Line]:
         """All lines whose number is higher, in order."""
         with self._book() as book:
@@ -336,6 +342,12 @@ class _Book:
         zones = self._zones()
         self.day_began = period.day_began(self.now, zones)
         self.month_began = period.month_began(self.now, zones)
+
+    @property
+    def began(self) -> datetime:
+        first = self._first()
+        assert first is not None  # whoever opens a ledger writes to it
+        return first.recorded_at
 
     def refusal(self, charge: Charge) -> str | None:
         if charge.cost_usd is None:
@@ -524,7 +536,7 @@ _NOTED_ZONE = _noted("NQ_BUDGET_TIMEZONE")
 def _check(charge: Charge) -> None:
     """Amounts that make sense; a price that is no number would otherwise pass every comparison."""
     for name, usd in (("cost", charge.cost_usd), ("unit price", charge.unit_price_usd)):
-        if usd is not None and not (usd.is_finite() and 0 <= usd <= MOST):
+        if usd is not None and not (usd.is_finite() and 0 <= usd < MOST):
             raise LedgerError(
                 f"the {name} of {charge} is {usd} USD, which is no price; nothing was asked for"
             )

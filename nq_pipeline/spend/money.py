@@ -12,7 +12,7 @@ GIB = 2**30
 NANO = Decimal("1e-9")
 ZERO = Decimal(0)
 MOST = Decimal(10**9)
-"""No amount is larger: the database keeps billionths in 64 bits."""
+"""Every amount is below: so many digits have the ledger and the lake."""
 
 
 def rounded_up(usd: Decimal) -> Decimal:

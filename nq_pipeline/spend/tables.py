@@ -51,7 +51,7 @@ class Usd(sa.types.TypeDecorator[Decimal]):
         if value is None:
             return None
         nano = value / NANO
-        if abs(value) > MOST or nano != int(nano):
+        if abs(value) >= MOST or nano != int(nano):
             raise LedgerError(f"{value} USD is no amount in billionths below {MOST}; nothing was booked")
         return int(nano)
 

@@ -19,7 +19,16 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import DECISIONS, INSTANT, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table, conform
+from nq_pipeline.lake.schemas import (
+    DECISIONS,
+    INSTANT,
+    OPTION_CHAIN,
+    SOURCE_CHAIN,
+    TABLES,
+    USD,
+    Table,
+    conform,
+)
 from nq_pipeline_tests.lake.samples import AFTER, DAY, NOON, chain, decision
 
 MINUTE = 60 * NS_PER_S
@@ -35,6 +44,7 @@ SQL_TYPES = {
     pl.UInt8(): "UTINYINT",
     pl.Boolean(): "BOOLEAN",
     pl.Date(): "DATE",
+    USD: "DECIMAL(18,9)",
     INSTANT: "TIMESTAMP WITH TIME ZONE",
 }
 
