@@ -7,9 +7,12 @@ from collections.abc import Callable
 import dagster as dg
 
 from nq_pipeline.orchestration.assets.chains import option_chains
-from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job
+from nq_pipeline.orchestration.assets.trades import HEALTH, trades
+from nq_pipeline.orchestration.checks.capture import capture_state
+from nq_pipeline.orchestration.jobs import capture_job, chain_job, housekeeping_job
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
+from nq_pipeline.orchestration.sensors import capture_checks, live_capture
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
 from nq_pipeline.sources.registry import open_source
@@ -28,9 +31,11 @@ def build_defs(
         How a source is had by its name, for tests.
     """
     return dg.Definitions(
-        assets=[option_chains],
-        jobs=[chain_job, housekeeping_job],
+        assets=[option_chains, trades, HEALTH],
+        asset_checks=[capture_state],
+        jobs=[chain_job, capture_job, housekeeping_job],
         schedules=[chains_while_open, housekeeping_after_close],
+        sensors=[live_capture, capture_checks],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.
         executor=dg.in_process_executor,

@@ -12,17 +12,27 @@ from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
+from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
-KIND = "nq/kind"
+KIND, CAPTURE = "nq/kind", "capture"
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
 as started for ever, and would hold its place in the queue."""
+
 chain_job = dg.define_asset_job(
     "chain_snapshot",
     selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values()),
     description="Ask all vendors for option chains, choose, write, check.",
     tags={KIND: "chains", MAX_RUNTIME: "600"},
+)
+capture_job = dg.define_asset_job(
+    "capture",
+    selection=dg.AssetSelection.assets(TRADES_ASSET).without_checks(),
+    description="Capture options and futures live from Databento's gateway until the window closes. The "
+    "sensor live_capture launches it; launched by hand, the partition has to be the current trade date.",
+    # The longest session is that of a holiday before a weekend, from Thursday evening to Monday.
+    tags={KIND: CAPTURE, MAX_RUNTIME: str(5 * 24 * 3600), "dagster/priority": "10"},
 )
 
 
@@ -43,17 +53,18 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
 class History(dg.Config):
     """What the run history keeps: a snapshot is close to a megabyte of it, 78 make a day."""
 
-    kept_days: int = Field(14, ge=0, description="Days for which every snapshot's run is kept.")
+    kept_days: int = Field(14, ge=0, description="Days for which every run is kept.")
 
 
-@dg.op(description="Forget the runs of old snapshots, but for the last of each trade date.")
+@dg.op(description="Forget the runs of old snapshots and captures, but for the last of each trade date.")
 def prune_history(context: dg.OpExecutionContext, config: History) -> None:
     before = datetime.now(UTC) - timedelta(days=config.kept_days)
-    old = context.instance.get_runs(dg.RunsFilter(tags={KIND: "chains"}, created_before=before))
-    pruned = list(superseded(old))
-    for run in pruned:
-        forget(context.instance, run)
-    context.log.info(f"{len(pruned)} of {len(old)} snapshots from before {before:%Y-%m-%d} forgotten")
+    for kind in ("chains", CAPTURE):
+        old = context.instance.get_runs(dg.RunsFilter(tags={KIND: kind}, created_before=before))
+        pruned = list(superseded(old))
+        for run in pruned:
+            forget(context.instance, run)
+        context.log.info(f"{kind}: {len(pruned)} of {len(old)} runs from before {before:%Y-%m-%d} forgotten")
 
 
 def superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import dagster as dg
 import polars as pl
 
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, SOURCE_CHAIN, Table
+from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.orchestration.plots import open_interest_by_strike
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.snapshot import Asked, Snapshot
 
+if TYPE_CHECKING:
+    from nq_pipeline.live.capture import Totals
+
 Metadata = dict[str, Any]
 
+MISSING_ROOTS = "missing_roots"
+"""Metadata key: roots always listed that the gateway named no instrument of, separated by commas."""
 MOST_ROWS = 60
 """Rows of a table in metadata; the lake has them all."""
 
@@ -92,6 +98,50 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     }
 
 
+def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Settings) -> Metadata:
+    """How a capture is going; `rate` is in records a second since the last time."""
+    lag = {} if totals.lag_p99_ms is None else {"lag_p99_ms": round(totals.lag_p99_ms, 3)}
+    return {
+        "environment": settings.environment,
+        "trade_date": trade_date.isoformat(),
+        "records": totals.records,
+        "records_per_s": round(rate, 3),
+        **lag,
+        "bytes": totals.bytes,
+        "reconnects": totals.reconnects,
+        "open_gaps": totals.open_gaps,
+        "verified_gaps": totals.verified_gaps,
+        "unfillable_gaps": totals.unfillable_gaps,
+        "disputed_gaps": totals.disputed_gaps,
+        **{f"schema_{what}": schema for what, schema in totals.schemas.items()},
+        MISSING_ROOTS: ",".join(totals.missing),
+        "note": totals.note,
+        **({"publish_failure": totals.publish_failure} if totals.publish_failure else {}),
+    }
+
+
+def of_trades(totals: Totals, *, trade_date: date, settings: Settings) -> Metadata:
+    """A trade date as its capture left it: of the last attempt, and of the whole partition."""
+    lake = Lake(settings.environment_dir / "lake")
+    rows = {
+        table.name: sum(file.rows for file in lake.manifest(table).of({trade_date}))
+        for table in (TRADES, MBP_1, MBO)
+    }
+    return {
+        **_of_place(TRADES, trade_date, rows[TRADES.name], settings),
+        **{f"rows_{name}": count for name, count in rows.items() if count},
+        **of_progress(
+            totals,
+            totals.records / totals.seconds if totals.seconds else 0.0,
+            trade_date=trade_date,
+            settings=settings,
+        ),
+        "captured_s": round(totals.seconds, 3),
+        "log": dg.MetadataValue.path(str(_capture_log(settings))),
+        "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
+    }
+
+
 def markdown(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
     """A frame as a Markdown table; cells come from vendors, so nothing in them is markup."""
     shown = frame.head(MOST_ROWS)
@@ -128,6 +178,10 @@ def _of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> 
         "dagster/uri": f"file://{quote(str(folder), safe='/=')}",
         "folder": dg.MetadataValue.path(str(folder)),
     }
+
+
+def _capture_log(settings: Settings) -> Path:
+    return (settings.environment_dir / "capture" / settings.databento_dataset).resolve()
 
 
 def _by_series(frame: pl.DataFrame) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nq_pipeline.settings import Settings, load
@@ -32,6 +33,12 @@ class Vendors:
 
     def settings(self) -> Settings:
         return self.given or load()
+
+    def market_now(self) -> datetime:
+        """Where the market is that a capture would follow: now, or where the stand-in's is."""
+        from nq_pipeline.sandbox.process import market_clock
+
+        return market_clock(self.settings()).now()
 
     def snapshot(
         self,

@@ -50,7 +50,7 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
     if sessions.is_open(scheduled, window):
         return Tick(sessions.trade_date(scheduled))
     opens = describe(sessions.next_open(scheduled, window))
-    return Tick(None, f"{_closed(scheduled, window)}; the next window ({window}) opens {opens}")
+    return Tick(None, f"{why_closed(scheduled, window)}; the next window ({window}) opens {opens}")
 
 
 def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
@@ -85,7 +85,7 @@ def _pinned(instant: datetime) -> str:
     )
 
 
-def _closed(instant: datetime, window: Window) -> str:
+def why_closed(instant: datetime, window: Window) -> str:
     """Why the window is closed at an instant, as a trader would say it."""
     local = instant.astimezone(CHICAGO)
     day = local.date()

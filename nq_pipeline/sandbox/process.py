@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
@@ -196,6 +196,20 @@ def gateway_clock(settings: Settings) -> Clock:
     if said["address"] != settings.databento_gateway:
         return settings.clock
     return ShiftedClock(datetime.fromisoformat(said["now"]))
+
+
+def market_clock(settings: Settings) -> Clock:
+    """The clock that a capture started now would follow; asks a server that runs, and starts none."""
+    if settings.environment != "sandbox" or settings.model_fields_set & {"databento_url", "databento_gateway"}:
+        return gateway_clock(settings)
+    port = settings.sandbox_port or _remembered(settings.environment_dir)
+    with _lease(port) if port else nullcontext() as server:
+        if server:
+            with endpoints(settings) as reachable:
+                return gateway_clock(reachable)
+    from nq_pipeline.sandbox.gateway import moving_clock
+
+    return ShiftedClock(settings.now) if settings.now else moving_clock(datetime.now(UTC))
 
 
 def _gateway(url: str) -> str:

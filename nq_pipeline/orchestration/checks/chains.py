@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from nq_pipeline.orchestration.metadata import markdown
+from nq_pipeline.orchestration.checks.finding import said
 from nq_pipeline.sources.quality import Finding
 
 SOURCE_CHECKS = {
@@ -51,14 +51,4 @@ def results(
     for name, finding in findings.items():
         if dg.AssetCheckKey(key, name) not in selected:
             continue
-        table = {} if finding.table is None else {"details": markdown(finding.table)}
-        yield dg.AssetCheckResult(
-            asset_key=key,
-            check_name=name,
-            passed=finding.passed,
-            severity=dg.AssetCheckSeverity.WARN
-            if finding.severity == "warn"
-            else dg.AssetCheckSeverity.ERROR,
-            description=finding.sentence,
-            metadata={**finding.numbers, **table},
-        )
+        yield dg.AssetCheckResult(asset_key=key, check_name=name, **said(finding))

@@ -1,0 +1,185 @@
+"""Sensors: thin wrappers; what to do is decided in `captures.py`, what is true in `capture_quality.py`."""
+
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import dagster as dg
+
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration import capture_quality
+from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
+from nq_pipeline.orchestration.captures import (
+    ATTEMPT,
+    LIVE,
+    SETTINGS,
+    STOPPED,
+    Attempt,
+    Situation,
+    decide,
+    fingerprint,
+)
+from nq_pipeline.orchestration.checks.capture import evaluations
+from nq_pipeline.orchestration.jobs import CAPTURE, KIND, capture_job
+from nq_pipeline.orchestration.liveness import is_alive, recorder
+from nq_pipeline.orchestration.metadata import MISSING_ROOTS
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.quality import Finding
+
+PARTITION = "dagster/partition"
+ATTEMPTS_LOOKED_AT = 50
+GONE = "The process of this capture is gone. What it had written is kept, and what it missed is a gap."
+SAY_AGAIN_S = 900
+"""A judgement that has not changed is recorded again after so long, with its figures of then."""
+
+
+@dg.sensor(
+    job=capture_job,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps exactly one capture going while the market is open within NQ_CAPTURE_WINDOW, and "
+    "reports runs whose process has died. Each tick that launches nothing says why.",
+)
+def live_capture(
+    context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.RunRequest | dg.SkipReason:
+    settings = vendors.settings()
+    decision = decide(_situation(context.instance, settings, vendors))
+    for run_id in decision.dead:
+        if run := context.instance.get_run_by_id(run_id):
+            context.instance.report_run_failed(
+                run, "The process of this capture is gone; what it had is kept."
+            )
+    if decision.trade_date is None:
+        return dg.SkipReason(decision.reason)
+    day = decision.trade_date.isoformat()
+    return dg.RunRequest(
+        # Once used, a key launches nothing ever again, so it has the number of the attempt.
+        run_key=f"{settings.environment}:{day}:{decision.number}",
+        partition_key=day,
+        tags={LIVE: settings.environment, ATTEMPT: str(decision.number), SETTINGS: fingerprint(settings)},
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Judges the capture of databento/trades while its window is open and once after it has "
+    "closed: gaps, entitlement, freshness, completeness. A judgement is recorded when it has changed.",
+)
+def capture_checks(
+    context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.SensorResult | dg.SkipReason:
+    settings = vendors.settings()
+    if settings.now:
+        return dg.SkipReason("NQ_NOW holds the clock, and nothing is captured")
+    if missing := _unconfigured(settings):
+        return dg.SkipReason(f"not configured: {missing}")
+    now, window = vendors.market_now(), settings.capture_window
+    day, is_open = capture_quality.last_begun(now, window), sessions.is_open(now, window)
+    before = json.loads(context.cursor or "{}")
+    if not is_open and before.get("closed") == day.isoformat():
+        return dg.SkipReason(f"the window of {day} is closed and was judged")
+    stopped = [a.stopped for a in _attempts(context.instance, settings) if a.trade_date == day.isoformat()]
+    found = capture_quality.look(
+        settings,
+        now,
+        day,
+        missing=_missing_roots(context.instance, day),
+        refusal=stopped[0] if stopped else "",
+    )
+    if not (is_open or found.has_begun):
+        return dg.SkipReason(f"nothing was captured of {day}")
+    findings = capture_quality.judge(found)
+    verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
+    at = datetime.now(UTC).timestamp()
+    again = not is_open or at - before.get("at", 0) >= SAY_AGAIN_S
+    changed = {n: f for n, f in findings.items() if again or before["verdicts"].get(n) != verdicts[n]}
+    cursor = {
+        "verdicts": verdicts,
+        "at": at if again else before["at"],
+        "closed": "" if is_open else day.isoformat(),
+    }
+    return dg.SensorResult(
+        asset_events=evaluations(changed),
+        cursor=json.dumps(cursor),
+        skip_reason="; ".join(finding.sentence for finding in findings.values()),
+    )
+
+
+def _verdict(name: str, finding: Finding) -> str:
+    """What makes a judgement another one: an age or a share that has moved does not."""
+    return finding.sentence if name in ("gaps", "entitlement") else f"{finding.passed} {finding.severity}"
+
+
+def _situation(instance: dg.DagsterInstance, settings: Settings, vendors: Vendors) -> Situation:
+    now = datetime.now(UTC)
+    folder = settings.environment_dir / "capture"
+    unconfigured = _unconfigured(settings)
+    return Situation(
+        now=now,
+        market=now if settings.now or unconfigured else vendors.market_now(),
+        moved=settings.environment == "sandbox",
+        window=settings.capture_window,
+        settings=fingerprint(settings),
+        attempts=_attempts(instance, settings),
+        recorder=recorder(folder, settings.databento_dataset),
+        pinned=settings.now,
+        unconfigured=unconfigured,
+    )
+
+
+def _unconfigured(settings: Settings) -> str:
+    stand_in = settings.environment == "sandbox" and "databento_url" not in settings.model_fields_set
+    if stand_in or settings.databento_api_key:
+        return ""
+    return "set DATABENTO_API_KEY to capture live"
+
+
+def _attempts(instance: dg.DagsterInstance, settings: Settings) -> list[Attempt]:
+    """The latest runs of the capture of this environment, newest first."""
+    records = instance.get_run_records(dg.RunsFilter(tags={KIND: CAPTURE}), limit=ATTEMPTS_LOOKED_AT)
+    folder, environment = settings.environment_dir / "capture", settings.environment
+    return [
+        _attempt(instance, record, folder)
+        for record in records
+        # One launched by hand has the tag as soon as it runs.
+        if record.dagster_run.tags.get(LIVE, environment) == environment
+    ]
+
+
+def _attempt(instance: dg.DagsterInstance, record: dg.RunRecord, folder: Path) -> Attempt:
+    run = record.dagster_run
+    number = run.tags.get(ATTEMPT, "0")
+    return Attempt(
+        run_id=run.run_id,
+        status=run.status.value,
+        trade_date=run.tags.get(PARTITION, ""),
+        number=int(number) if number.isdecimal() else 0,
+        alive=is_alive(folder, run.run_id),
+        started=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
+        ended=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None,
+        settings=run.tags.get(SETTINGS, ""),
+        stopped=_sentence(instance, run) if STOPPED in run.tags else "",
+    )
+
+
+def _sentence(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """What the step of a failed run said."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.dagster_event
+        said = event.step_failure_data.user_failure_data if event else None
+        if said and said.description:
+            return said.description
+    return run.tags[STOPPED]
+
+
+def _missing_roots(instance: dg.DagsterInstance, day: date) -> list[str]:
+    """What the capture of a trade date observed last."""
+    for record in instance.fetch_observations(HEALTH_ASSET, limit=1).records:
+        if observed := record.asset_observation:
+            shown = {name: value.value for name, value in observed.metadata.items()}
+            if shown.get("trade_date") == day.isoformat():
+                return [root for root in str(shown[MISSING_ROOTS] or "").split(",") if root]
+    return []
