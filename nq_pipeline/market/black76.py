@@ -8,15 +8,16 @@ American options are in `american.py`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import erfcx, ndtr
 
-from nq_pipeline.market.products import Product
+from nq_pipeline.market.products import Ticks
 
 Floats = npt.NDArray[np.float64]
+Way = Literal["nearest", "below", "above"]
 DAYS_PER_YEAR = 365.0
 MOST_SPREAD = 40.0
 """Standard deviations of the logarithm beyond which no double tells a price from its bound."""
@@ -185,17 +186,30 @@ def _bachelier() -> tuple[Floats, Floats]:
     return np.log(density * (1 / h - np.sqrt(np.pi / 2) * erfcx(h / np.sqrt(2)))), -np.log(h)
 
 
-def round_to_tick(product: Product, price: npt.ArrayLike) -> Floats:
-    """The nearest price on the product's ladder of ticks; a price on a bound belongs to the finer side.
+def round_to_tick(ticks: Ticks, price: npt.ArrayLike, way: Way = "nearest") -> Floats:
+    """Prices on a product's ladder of ticks; a price on a bound belongs to the finer side.
 
     The result is the float nearest to the decimal price (0.15, not 3 × 0.05).
+
+    Parameters
+    ----------
+    ticks
+        As `Product.ticks`.
+    way
+        To the nearest tick, or to the one below or above; a price within a billionth of a tick
+        stands on it.
     """
     prices = np.asarray(price, np.float64)
     rounded = np.empty_like(prices)
     below = -np.inf
-    for bound, tick in product.ticks:
+    for bound, tick in ticks:
         per_point = round(1 / tick)
         on_ladder = (prices > below) & (prices <= bound)
-        rounded = np.where(on_ladder, np.round(prices * per_point) / per_point, rounded)
+        steps = prices * per_point
+        if way == "nearest":
+            steps = np.round(steps)
+        else:
+            steps = np.floor(steps + 1e-9) if way == "below" else np.ceil(steps - 1e-9)
+        rounded = np.where(on_ladder, steps / per_point, rounded)
         below = bound
     return np.where(np.isnan(prices), np.nan, rounded)

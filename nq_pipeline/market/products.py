@@ -16,6 +16,7 @@ SettlementStyle = Literal["AM", "PM"]
 ExerciseStyle = Literal["american", "european"]
 FamilyKind = Literal["quarterly", "end_of_month", "weekly", "vendor"]
 UnderlyingClass = Literal["future", "index", "etf"]
+Ticks = tuple[tuple[float, float], ...]
 
 MONDAY, TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = range(5)
 
@@ -73,7 +74,7 @@ class Product:
     name: str
     underlying_class: UnderlyingClass
     multiplier: float
-    ticks: tuple[tuple[float, float], ...]
+    ticks: Ticks
     timezone: str
     families: tuple[Family, ...]
     future_months: tuple[int, ...] = (3, 6, 9, 12)

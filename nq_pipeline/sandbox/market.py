@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.market import black76, sessions
+from nq_pipeline.market.black76 import round_to_tick
 from nq_pipeline.market.listing import underlying_future
-from nq_pipeline.market.products import NQ, PROXIES
+from nq_pipeline.market.products import NQ, PROXIES, Ticks
 from nq_pipeline.sandbox import boards, path
 from nq_pipeline.sandbox.boards import QQQ_PER_INDEX, Proxy
 from nq_pipeline.sandbox.noise import Floats, mix, normal, uniform
@@ -33,9 +34,6 @@ Ints = NDArray[np.int64]
 RATE, DIVIDEND = 0.043, 0.007
 MINUTE_NS = 60_000_000_000
 YEAR_NS = 365 * DAY_NS
-Ticks = tuple[tuple[float, float], ...]
-"""As `Product.ticks`."""
-
 _FUTURE_TICKS: Ticks = ((float("inf"), 0.25),)
 _KEPT = 48
 # Streams of random numbers, from 10 on; those of the path are below.
@@ -184,12 +182,12 @@ class Market:
             until = to_ns(series.expiration)
             if until <= to_ns(moment):
                 continue
-            walk = _on_tick(self._forward(minutes, until), _FUTURE_TICKS, np.round)
+            walk = round_to_tick(_FUTURE_TICKS, self._forward(minutes, until))
             key = mix(self.seed, _SIZE, until, to_ns(moment))
             gap, sizes = (0.25, 0.50, 2.0, 5.0, 5.0)[rank], 1 + mix(key, np.arange(2)) % 12
             share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
             settle = [
-                float(_on_tick(self._forward(_settle_ns(day), until), _FUTURE_TICKS, np.round)[0])
+                float(round_to_tick(_FUTURE_TICKS, self._forward(_settle_ns(day), until))[0])
                 for day in (settled, before)
             ]
             rows.append(
@@ -256,9 +254,9 @@ class Market:
         width = (0.15 + 0.1 * np.sqrt(value / scale)) * scale
         width += np.where(days <= 3.5, 60.0, 8.0) * scale * np.clip((depth - 0.012) / 0.015, 0.0, 1.0)
         width *= np.where(path.in_rth(ts), 1.0, 1.7)
-        bid = _on_tick(np.maximum(value - width / 2, 0.0), ticks, np.floor)
-        ask = _on_tick(value + width / 2, ticks, np.ceil)
-        ask = np.where(ask <= bid, bid + _tick_above(bid, ticks), ask)
+        bid = round_to_tick(ticks, np.maximum(value - width / 2, 0.0), "below")
+        ask = round_to_tick(ticks, value + width / 2, "above")
+        ask = np.where(ask <= bid, round_to_tick(ticks, bid + 1e-6, "above"), ask)
         dead = (days <= 0) | ((days > 3.5) & (depth > 0.08))
         sizes = mix(self.seed, _SIZE, contracts["instrument_id"].to_numpy(), ts // MINUTE_NS)
         frame = pl.DataFrame(
@@ -345,7 +343,7 @@ class Market:
         A contract that expired settles at its intrinsic value to the cent when in the money,
         as the exchange's fixing does; out of the money it keeps the settlement of before.
         """
-        value = _on_tick(self._model(contracts, _settle_ns(day))["value"], ticks, np.round)
+        value = round_to_tick(ticks, self._model(contracts, _settle_ns(day))["value"])
         value = np.maximum(value, ticks[0][1])
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         gone = expiration <= now
@@ -355,7 +353,7 @@ class Market:
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
             day_before = self._model(past, _settle_ns(previous_trade_date(day)))["value"]
-            kept = np.maximum(_on_tick(day_before, ticks, np.round), ticks[0][1])
+            kept = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
             at_close = day == sessions.trade_date(from_ns(now))
             value[gone] = np.where(intrinsic > 0, intrinsic, kept) if at_close else value[gone]
         unlisted = (contracts["listed_on"] > day).to_numpy()
@@ -419,15 +417,3 @@ def _roundness(contracts: pl.DataFrame) -> Floats:
     for step, weight in ((25, 0.6), (50, 1.0), (100, 1.8), (500, 3.0), (1000, 4.0)):
         factor[strike % step == 0] = weight
     return factor
-
-
-def _on_tick(price: Any, ticks: Ticks, rounding: Any) -> Floats:
-    """Prices on the tick of their range, rounded by `rounding` (np.floor, np.ceil or np.round)."""
-    price = np.asarray(price, np.float64)
-    tick = np.select([price <= bound for bound, _ in ticks], [step for _, step in ticks])
-    nudge = {np.floor: 1e-9, np.ceil: -1e-9}.get(rounding, 0.0)
-    return np.asarray(np.round(rounding(price / tick + nudge) * tick, 4), np.float64)
-
-
-def _tick_above(price: Any, ticks: Ticks) -> Floats:
-    return np.asarray(np.select([price < bound for bound, _ in ticks], [step for _, step in ticks]))

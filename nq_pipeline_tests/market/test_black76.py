@@ -74,25 +74,35 @@ def test_the_arrays_broadcast_and_a_missing_input_stays_missing() -> None:
 
 @given(st.decimals(0, 30_000, places=4))
 def test_a_rounded_price_stands_on_its_tick_and_is_the_nearest(price: Decimal) -> None:
-    rounded = Decimal(str(round_to_tick(NQ, float(price)).item()))
+    rounded = Decimal(str(round_to_tick(NQ.ticks, float(price)).item()))
     tick = Decimal("0.05") if price <= 5 else Decimal("0.25")
     assert rounded % tick == 0
     assert abs(rounded - price) <= tick / 2
-    assert round_to_tick(NQ, float(rounded)) == float(rounded)
+    assert round_to_tick(NQ.ticks, float(rounded)) == float(rounded)
 
 
 @pytest.mark.parametrize(
     ("price", "expected"), [(0.14, 0.15), (4.99, 5.0), (5.0, 5.0), (5.02, 5.0), (5.2, 5.25), (0.02, 0.0)]
 )
 def test_the_ladder_changes_its_step_at_five(price: float, expected: float) -> None:
-    assert round_to_tick(NQ, price) == expected
+    assert round_to_tick(NQ.ticks, price) == expected
+
+
+@given(st.decimals("0.01", 30_000, places=4))
+def test_the_ticks_below_and_above_enclose_a_price(price: Decimal) -> None:
+    below, above = (round_to_tick(NQ.ticks, float(price), way) for way in (np.floor, "above"))
+    assert below <= float(price) <= above
+    assert above - below <= (0.05 if price <= 5 else 0.25) + 1e-9
+    assert (above == below) == (round_to_tick(NQ.ticks, float(price)) == float(price))
+    for bound in (below, above):
+        assert round_to_tick(NQ.ticks, bound) == bound
 
 
 def test_the_proxies_have_ladders_of_their_own() -> None:
-    assert round_to_tick(NDX, [2.98, 3.04]).tolist() == [3.0, 3.0]
-    assert round_to_tick(QQQ, [2.987]).tolist() == [2.99]
-    assert np.isnan(round_to_tick(NQ, [np.nan])).all()
-    assert round_to_tick(NQ, []).shape == (0,)
+    assert round_to_tick(NDX.ticks, [2.98, 3.04]).tolist() == [3.0, 3.0]
+    assert round_to_tick(QQQ.ticks, [2.987]).tolist() == [2.99]
+    assert np.isnan(round_to_tick(NQ.ticks, [np.nan])).all()
+    assert round_to_tick(NQ.ticks, []).shape == (0,)
 
 
 def test_every_tick_divides_a_point_so_that_prices_are_exact_decimals() -> None:
