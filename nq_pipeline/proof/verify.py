@@ -20,6 +20,7 @@ from typing import Any
 
 from nq_pipeline.clock import Clock
 from nq_pipeline.errors import CaptureError, NotConfigured, NqError
+from nq_pipeline.lake import files
 from nq_pipeline.live import gateway
 from nq_pipeline.proof import feed, history, replay, vendors
 from nq_pipeline.proof.evidence import Evidence
@@ -125,6 +126,7 @@ def verify(
     dataset = settings.databento_dataset
     address = gateway.address(settings.databento_gateway, dataset)
     results: list[Result] = []
+    files.make_folder(folder)  # before anything is asked whose evidence could then not be kept
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
             settings=settings,
