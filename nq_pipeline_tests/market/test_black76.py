@@ -90,7 +90,8 @@ def test_the_ladder_changes_its_step_at_five(price: float, expected: float) -> N
 
 @given(st.decimals("0.01", 30_000, places=4))
 def test_the_ticks_below_and_above_enclose_a_price(price: Decimal) -> None:
-    below, above = (round_to_tick(NQ.ticks, float(price), way) for way in (np.floor, "above"))
+    below = round_to_tick(NQ.ticks, float(price), "below")
+    above = round_to_tick(NQ.ticks, float(price), "above")
     assert below <= float(price) <= above
     assert above - below <= (0.05 if price <= 5 else 0.25) + 1e-9
     assert (above == below) == (round_to_tick(NQ.ticks, float(price)) == float(price))
