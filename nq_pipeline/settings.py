@@ -47,6 +47,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
 """What metered requests are made for."""
 
+Usd = Annotated[Decimal, Field(ge=0, lt=10**9, decimal_places=9)]
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -266,16 +267,15 @@ class Settings(BaseSettings):
         "`ledger.sqlite` in the environment's folder.",
     )
     plan_name: str = Field("Databento Standard", description="What the plan's monthly fee is called.")
-    plan_monthly_usd: Decimal = Field(
-        Decimal(179), ge=0, description="The data plan's flat fee per calendar month, USD."
+    plan_monthly_usd: Usd = Field(
+        Decimal(179), description="The data plan's flat fee per calendar month, USD."
     )
-    budget_monthly_usd: Decimal = Field(
+    budget_monthly_usd: Usd = Field(
         Decimal(200),
-        ge=0,
         description="Most that a calendar month may come to, the plan's fee included, USD.",
     )
-    budget_daily_usd: Decimal = Field(
-        Decimal(10), ge=0, description="Most that is spent on metered requests in a calendar day, USD."
+    budget_daily_usd: Usd = Field(
+        Decimal(10), description="Most that is spent on metered requests in a calendar day, USD."
     )
     budget_by_vendor: CommaList = Field(
         (), description="Monthly caps on metered requests as VENDOR=USD pairs, e.g. `databento=15`."
