@@ -208,6 +208,11 @@ def _read(parent: str, symbol: str, on: date) -> tuple[str, str]:
     return "option", option.series.key
 
 
+def _named(state: State, elapsed: float) -> bool:
+    """Names come first; a session that has none says at least something."""
+    return bool(state.mapped) or (state.bytes > 0 and elapsed >= NAMING_S)
+
+
 def _refused(found: Recording) -> bool:
     """Whether the gateway said that the plan lacks the schema."""
     return found.ending.how is How.ERROR and "not authorized" in found.ending.text.lower()

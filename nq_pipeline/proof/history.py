@@ -18,6 +18,8 @@ from nq_pipeline.sources.databento_client import HistoricalClient, Query
 from nq_pipeline.sources.exchange import Policy
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.sources.snapshot import build_request, exchange_for, take_snapshot
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.money import shown
 
 SPAN_S = 30
 """How long a span is priced and compared: a few cents at most, at any activity."""
@@ -26,14 +28,20 @@ SERIES = 2
 
 
 def cost(ctx: Context) -> Finding:
-    """The vendor prices a small span before it is asked for; free."""
+    """The vendor prices a small span before it is asked for, and the ledger knows what was spent; free."""
     client = _client(ctx)
     query = _newest(ctx, client)
-    usd = client.cost(query)
-    begin, end = from_ns(query.start), from_ns(query.end)
-    facts = {"from": begin, "to": end, "schema": query.schema, "cost_usd": usd}
+    price = client.cost(query)
+    month = open_ledger(ctx.settings).month()
+    facts = {
+        "from": from_ns(query.start), "to": from_ns(query.end), "schema": query.schema, "cost_usd": price,
+        "plan_usd": month.plan_usd, "metered_usd": month.metered_usd, "remaining_usd": month.remaining_usd,
+    }  # fmt: skip
     return passed(
-        f"{SPAN_S} s of {query.schema}, all parents, until {end:%Y-%m-%d %H:%M:%S} UTC: ${usd:.6f}", **facts
+        f"{SPAN_S} s of {query.schema} of all parents until {from_ns(query.end):%Y-%m-%d %H:%M:%S} UTC: "
+        f"{shown(price)}; this month {shown(month.plan_usd)} plan and {shown(month.metered_usd)} metered, "
+        f"{shown(month.remaining_usd)} left",
+        **facts,
     )
 
 

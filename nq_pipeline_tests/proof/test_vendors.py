@@ -77,7 +77,8 @@ def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
 def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
     report = examined(tmp_path, "cost")
     assert lines(report) == {"cost": "PASS"}
-    assert "until 2025-06-10 15:00:00 UTC" in reason(report, "cost") and "$0.0000" in reason(report, "cost")
+    assert "until 2025-06-10 15:00:00 UTC: $0.0000" in reason(report, "cost")
+    assert "$179.00 plan and $0.00 metered, $21.00 left" in reason(report, "cost")
     assert report.spent_usd == 0
 
 
