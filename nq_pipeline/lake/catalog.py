@@ -24,6 +24,7 @@ from nq_pipeline.lake.schemas import (
     DECISIONS,
     INSTANT,
     OPTION_CHAIN,
+    OPTION_PRICING,
     PARTITION,
     SPEND,
     TABLES,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
+PRICED = "option_chain_priced"
 SPEND_DAILY = "spend_daily"
 
 _TYPES: dict[pl.DataType, str] = {
@@ -77,6 +79,37 @@ QUALIFY underlying_class = 'future'
 _LATEST_MEANING = (
     "The current chain: for every series of the newest trade date the rows its newest decision chose, "
     "one row per contract. Rows of a proxy show only while no native source has won since."
+)
+
+_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
+_COMPUTED = {column.name: column for column in OPTION_PRICING.columns if column.name in _GREEKS}
+_ADDED = tuple(column for column in OPTION_PRICING.columns if column.name not in OPTION_CHAIN.schema)
+_PRICED_COLUMNS = (
+    *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
+    Column("iv_source", pl.String(), "whose the volatility and the Greeks are: computed, else vendor"),
+    Column("vendor_implied_volatility", pl.Float64(), "the vendor's, as a fraction, used or not"),
+    *_ADDED,
+)
+_WHOSE = ", ".join(
+    f"CASE WHEN priced.model IS NULL THEN chain.{name} ELSE priced.{name} END AS {name}" for name in _GREEKS
+)
+_PRICED_SQL = f"""
+SELECT
+    chain.* REPLACE ({_WHOSE}),
+    CASE WHEN priced.model IS NOT NULL THEN 'computed'
+         WHEN chain.implied_volatility IS NOT NULL THEN 'vendor' END AS iv_source,
+    chain.implied_volatility AS vendor_implied_volatility,
+    {", ".join(f"priced.{column.name}" for column in _ADDED)},
+    {", ".join(f"priced.{column.name}_ns" for column in _ADDED if column.dtype == INSTANT)}
+FROM {OPTION_CHAIN.name} AS chain LEFT JOIN {OPTION_PRICING.name} AS priced
+    ON priced.trade_date = chain.trade_date AND priced.snapshot_ts_ns = chain.snapshot_ts_ns
+    AND priced.source = chain.source AND priced.contract_key = chain.contract_key
+"""
+# Volatility and Greeks of a row come from one hand, or they would contradict each other.
+
+_PRICED_MEANING = (
+    "The chosen rows with implied volatility and Greeks: ours where the row could be priced, else the "
+    "vendor's; iv_source says whose, unpriced why not ours."
 )
 
 _SPEND_DAILY_SQL = f"""
@@ -192,6 +225,8 @@ def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> str
         script.extend(_comments_sql(name, label + table.meaning, table.columns))
     script.append(f"CREATE VIEW {LATEST} AS {_LATEST_SQL}")
     script.extend(_comments_sql(LATEST, label + _LATEST_MEANING, OPTION_CHAIN.columns))
+    script.append(f"CREATE VIEW {PRICED} AS {_PRICED_SQL}")
+    script.extend(_comments_sql(PRICED, label + _PRICED_MEANING, _PRICED_COLUMNS))
     script.append(f"CREATE VIEW {SPEND_DAILY} AS {_SPEND_DAILY_SQL}")
     script.append(f"COMMENT ON VIEW {SPEND_DAILY} IS {_text(label + _SPEND_DAILY_MEANING)}")
     return ";\n".join([*script, "COMMIT"])

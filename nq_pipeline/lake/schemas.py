@@ -169,6 +169,56 @@ OPTION_CHAIN = Table(
     since="snapshot_ts",
 )
 
+OPTION_PRICING = Table(
+    name="option_pricing",
+    version=1,
+    meaning="What we compute from option_chain: implied volatility and Greeks, one row per row of it.",
+    columns=(
+        _c("source", _S, "vendor whose quote was priced", False),
+        _c("environment", _S, "sandbox (synthetic) or live", False),
+        _c("snapshot_ts", INSTANT, "that of the chain's row", False),
+        _c("trade_date", _D, "CME session date of the snapshot", False),
+        _c("series", _S, "root and expiration date, Q1B-2025-07-01", False),
+        _c("contract_key", _S, "series, side and strike, Q1B-2025-07-01-C-21330", False),
+        _c(
+            "valued_at",
+            INSTANT,
+            "the chain's as_of; of a settlement the close of regular hours before",
+            False,
+        ),
+        _c("price", _F, "the price that was valued, points or dollars"),
+        _c("price_used", _S, "mid (of bid and ask), settlement or last"),
+        _c("price_age_s", _F, "seconds from the last trade, or from the settlement, to as_of; 0 for a quote"),
+        _c("forward", _F, "the future's price the row was valued on"),
+        _c("forward_source", _S, "parity (of the series' quotes) or underlying (the vendor's future)"),
+        _c("parity_forward", _F, "the series' forward by put-call parity near the money, used or not"),
+        _c("parity_spread", _F, "interquartile range of the pairs' forwards, points"),
+        _c("parity_pairs", _I, "pairs of call and put it was made from", False),
+        _c(
+            "parity_gap", _F, "parity_forward less the vendor's price of the underlying; null for settlements"
+        ),
+        _c("rate", _F, "interest rate per year, continuously compounded (NQ_RISK_FREE_RATE)", False),
+        _c("years", _F, "from valued_at to expiration, in years of 365 days", False),
+        _c("model", _S, "black76, or ju_zhong (American); null when not priced"),
+        _c("implied_volatility", _F, "as a fraction"),
+        _c("delta", _F, "by the future's price, as a fraction"),
+        _c("gamma", _F, "per point"),
+        _c("theta", _F, "per calendar day"),
+        _c("vega", _F, "per 1.00 of volatility"),
+        _c("iv_uncertainty", _F, "half the width of the quote in volatility; null when not of a quote"),
+        _c(
+            "unpriced",
+            _S,
+            "why there is no implied volatility: expired, crossed, one_sided, stale_last, "
+            "no_quote, no_forward, below_intrinsic, above_bound, no_solution; null when there is",
+        ),
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("source", "snapshot_ts", "contract_key"),
+    order=("snapshot_ts", "series", "contract_key"),
+    since="snapshot_ts",
+)
+
 DECISIONS = Table(
     name="decisions",
     version=1,
@@ -432,6 +482,7 @@ TABLES: dict[str, Table] = {
     for t in (
         SOURCE_CHAIN,
         OPTION_CHAIN,
+        OPTION_PRICING,
         DECISIONS,
         ANSWERS,
         FETCHES,

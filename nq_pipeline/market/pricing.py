@@ -238,6 +238,7 @@ def _valued(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     failed = pl.col("model").is_not_null() & pl.col("implied_volatility").is_null()
     return done.with_columns(
         unpriced=pl.when(failed).then(pl.lit("no_solution")).otherwise("unpriced"),
+        model=pl.when(~failed).then("model"),
         iv_uncertainty=pl.col("_half_width") / pl.col("vega"),
     )
 

@@ -1,0 +1,36 @@
+"""The chain's implied volatilities and Greeks in the lake: `option_pricing`, a row per row of the chain."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import OPTION_PRICING, conform
+from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.settings import Settings
+
+
+def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
+    """Price rows of `option_chain` and append the result to the lake.
+
+    Rows that were priced before stay as they are, at whatever rate that was. Publish the catalog
+    afterwards, so that its views show the rows.
+
+    Parameters
+    ----------
+    chain
+        Rows of `option_chain`, commonly one snapshot's.
+
+    Returns
+    -------
+    The rows of `option_pricing`, those included that were there.
+
+    Raises
+    ------
+    LakeError
+        The chain is not what `option_chain` declares.
+    """
+    priced = price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
+    rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
+    Lake(settings.environment_dir / "lake").append(OPTION_PRICING, rows, run_id=run_id)
+    return rows
