@@ -85,7 +85,8 @@ def gateway() -> None:
                 client.sendall(data)
 
 
-def ours(port: int, folder: Path) -> float:
+def ours(port: int, folder: Path) -> tuple[float, float]:
+    """When the session was started and when all of it was fsynced, by the process's own clock."""
     from databento.live.protocol import DatabentoLiveProtocol
 
     class Session(DatabentoLiveProtocol):  # type: ignore[misc]
@@ -99,7 +100,7 @@ def ours(port: int, folder: Path) -> float:
             for frame in self.framer.feed(data):
                 self.log.append(frame)
 
-    async def session(log: CaptureLog) -> float:
+    async def session(log: CaptureLog) -> tuple[float, float]:
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(lambda: Session(log), "127.0.0.1", port)
         await protocol.authenticated
@@ -108,7 +109,7 @@ def ours(port: int, folder: Path) -> float:
         protocol.start()
         await protocol.disconnected
         log.sync()
-        return time.perf_counter() - started
+        return started, time.perf_counter()
 
     with CaptureLog(folder, DATASET) as log:
         return asyncio.run(session(log))
@@ -209,7 +210,8 @@ if __name__ == "__main__":
         case ["gateway"]:
             gateway()
         case ["ours", folder, port]:
-            print(ours(int(port), Path(folder)))
+            started, ended = ours(int(port), Path(folder))
+            print(ended - started)
         case ["official", folder, port]:
             print(official(int(port), Path(folder)))
         case ["alone", folder]:

@@ -79,9 +79,10 @@ class Lake:
             The frame is not what the table declares.
         """
         frame = conform(table, frame)
+        distinct = _distinct(table, frame)
         with locked(self.folder(table) / ".lock"):
             current = self.manifest(table)
-            new = self._unknown(table, current, frame)
+            new = self._unknown(table, current, distinct)
             added = [self._write(table, current.version + 1, part, run_id) for part in _by_trade_date(new)]
             if added:
                 current = current.next(add=added, at=time.time_ns())
@@ -156,11 +157,8 @@ class Lake:
             manifest.publish(self.folder(table), current)
         return current
 
-    def _unknown(self, table: Table, current: Manifest, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows whose key is neither in the lake nor earlier in the frame."""
-        new = frame
-        if not frame.select(table.key).is_unique().all():
-            new = frame.unique(subset=table.key, keep="first", maintain_order=True)
+    def _unknown(self, table: Table, current: Manifest, new: pl.DataFrame) -> pl.DataFrame:
+        """The rows whose key is not in the lake."""
         if new.is_empty():
             return new
         candidates = current.of(set(new[PARTITION].unique()))
@@ -182,7 +180,7 @@ class Lake:
     def _write(self, table: Table, version: int, frame: pl.DataFrame, run_id: str) -> DataFile:
         day = frame.item(0, PARTITION)
         with self.stage(table, day) as staged:
-            written = parquet.write(staged, table, [frame.sort(table.total_order)], [run_id])
+            written = parquet.write(staged, table, [frame], [run_id])
             return self._place(table, version, day, 0, staged, written)
 
     def _place(
@@ -217,6 +215,23 @@ class Lake:
             for path in garbage:
                 path.unlink()
         return len(garbage)
+
+
+def _distinct(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows in the table's order; of several with one key, the first.
+
+    The order includes the key, so rows that ascend strictly have no key twice: they are neither
+    sorted again nor searched for doubles.
+    """
+    ascends = pl.lit(False)
+    for name in reversed(table.total_order):
+        value, before = pl.col(name), pl.col(name).shift(1)
+        ascends = (value > before) | ((value == before) & ascends)
+    if frame.select(ascends.slice(1).fill_null(False).all()).item():
+        return frame
+    if not frame.select(table.key).is_unique().all():
+        frame = frame.unique(subset=table.key, keep="first", maintain_order=True)
+    return frame.sort(table.total_order)
 
 
 def _by_trade_date(frame: pl.DataFrame) -> list[pl.DataFrame]:

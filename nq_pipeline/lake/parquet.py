@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import orjson
 import polars as pl
 
@@ -44,17 +47,27 @@ def write(path: Path, table: Table, frames: Iterable[pl.DataFrame], runs: Sequen
     import pyarrow.parquet as pq
 
     rows, lows, highs = 0, [], []
-    schema = arrow_schema(table, runs)
+    coming = iter(frames)
+    first = next(coming)
+    schema = arrow_schema(table, first)
     numbers = [f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_timestamp(f.type)]
+    texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
     with pq.ParquetWriter(
         path,
         schema,
         compression="zstd",
-        use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
+        use_dictionary=texts,
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
+        # A page as large as the row group: its minimum and maximum are worked out once.
+        write_batch_size=ROW_GROUP_ROWS,
+        max_rows_per_page=ROW_GROUP_ROWS,
+        store_schema=False,  # readers are told of texts, not of how they came here
     ) as writer:
-        rest = table.empty()
-        for frame in frames:
+        writer.add_key_value_metadata(
+            {"nq.table": table.name, "nq.schema_version": str(table.version), RUNS: orjson.dumps(runs)}
+        )
+        rest = first.clear()
+        for frame in chain([first], coming):
             since = frame[table.since].to_physical()
             lows.append(since.min())
             highs.append(since.max())
@@ -91,12 +104,27 @@ def runs_of(paths: Iterable[Path]) -> list[str]:
     return sorted({run for footer in footers for run in orjson.loads(footer.get(RUNS, b"[]"))})
 
 
-def arrow_schema(table: Table, runs: Sequence[str]) -> pa.Schema:
-    """The schema on disk: the table's columns but the partition, required where null is not allowed."""
+def arrow_schema(table: Table, frame: pl.DataFrame) -> pa.Schema:
+    """What is written: the table's columns but the partition, required where null is not allowed.
+
+    Categories of the frame are written as they are, by dictionary.
+    """
+    import pyarrow as pa
+
+    plain = _plain_schema(table)
+    types = frame.clear().select(pl.col(pl.Enum)).to_arrow().schema
+    return pa.schema(
+        field.with_type(types.field(field.name).type) if field.name in types.names else field
+        for field in plain
+    )
+
+
+@lru_cache(maxsize=64)
+def _plain_schema(table: Table) -> pa.Schema:
     import pyarrow as pa
 
     types = table.empty().to_arrow().schema
-    fields = [
+    return pa.schema(
         pa.field(
             column.name,
             pa.string() if column.dtype == pl.String else types.field(column.name).type,
@@ -104,10 +132,29 @@ def arrow_schema(table: Table, runs: Sequence[str]) -> pa.Schema:
         )
         for column in table.columns
         if column.name != PARTITION
-    ]
-    footer = {"nq.table": table.name, "nq.schema_version": str(table.version), RUNS: orjson.dumps(runs)}
-    return pa.schema(fields, metadata=footer)
+    )
 
 
 def _arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
-    return frame.select(schema.names).to_arrow().cast(schema)
+    coded = [_as_first_used(column) for column in frame if isinstance(column.dtype, pl.Enum)]
+    return frame.with_columns(coded).select(schema.names).to_arrow().cast(schema)
+
+
+def _as_first_used(column: pl.Series) -> pl.Series:
+    """Categories in the order of their first use, without those not used: what Parquet makes of text."""
+    categories = column.dtype.categories  # type: ignore[attr-defined]
+    null, codes = len(categories), column.to_physical()
+    if codes.null_count():
+        codes = codes.cast(pl.UInt32).fill_null(null)
+    values = codes.to_numpy()
+    runs = values[np.append(True, values[1:] != values[:-1])]
+    first = np.full(null + 1, len(runs))
+    first[runs[::-1]] = np.arange(len(runs) - 1, -1, -1)  # of several, the last assignment stays
+    order = np.argsort(first[:null], kind="stable")[: np.count_nonzero(first[:null] < len(runs))]
+    if np.array_equal(order, np.arange(null)):
+        return column
+    places = np.full(null + 1, len(order), np.uint32)
+    places[order] = np.arange(len(order))
+    texts = categories.gather(order)
+    used: pl.Series = texts.cast(pl.Enum(texts)).extend_constant(None, 1)
+    return used.gather(pl.Series(places[values])).alias(column.name)

@@ -68,6 +68,9 @@ class Table:
 def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to a table's columns, order and types; a nullable column may be missing.
 
+    A column of text may come as categories (`pl.Enum`) and stays so: few texts in many rows are
+    written several times faster, and read as text all the same.
+
     Raises
     ------
     LakeError
@@ -80,8 +83,13 @@ def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     if unknown or missing:
         raise LakeError(f"rows for {table.name} have unknown columns {unknown} and lack {missing}")
     given = {name: pl.col(name) if name in frame.columns else pl.lit(None) for name in names}
+    types = dict(table.schema)
+    for name, dtype in frame.schema.items():
+        # Categories are text already. They have an order of their own, so not where rows are sorted by it.
+        if isinstance(dtype, pl.Enum) and types[name] == pl.String and name not in table.total_order:
+            types[name] = dtype
     try:
-        frame = frame.select(given[name].cast(dtype).alias(name) for name, dtype in table.schema.items())
+        frame = frame.select(given[name].cast(dtype).alias(name) for name, dtype in types.items())
     except pl.exceptions.PolarsError as error:
         raise LakeError(f"rows for {table.name} do not have its types: {error}") from None
     holes = [name for name in required if frame[name].null_count()]

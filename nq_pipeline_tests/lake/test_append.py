@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, TABLES, conform
+from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, TABLES, Column, conform
 from nq_pipeline_tests.lake.samples import DAY, NOON, TICKS, chain, decision, ticks
 from nq_pipeline_tests.lake.writer import ROWS_PER_CALL, call
 
@@ -70,6 +73,36 @@ def test_a_file_is_sorted_and_its_footer_names_table_version_and_run(lake: Lake)
     assert footer[b"nq.runs"] == b'["run-7"]'
     assert not file.schema_arrow.field("ts_event").nullable
     assert file.schema_arrow.field("price").nullable
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.none() | st.sampled_from(["é", "b", "", "c"]), min_size=1), st.sampled_from([0, 300]))
+def test_text_that_comes_as_categories_gives_the_same_file(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str | None], unused: int
+) -> None:
+    table = replace(TICKS, columns=(*TICKS.columns, Column("note", pl.String(), "few texts")))
+    frame = ticks([(DAY, 1, NOON, i, None) for i in range(len(texts))])
+    plain = pl.Series("note", texts, pl.String)
+    files = []
+    for note in (plain, plain.cast(pl.Enum(["c", *map(str, range(unused)), "b", "", "é"]))):
+        lake = Lake(tmp_path_factory.mktemp("lake"))
+        files += lake.append(table, frame.with_columns(note), run_id="run").files
+        assert lake.scan(table).collect()["note"].to_list() == texts
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))))
+def test_whatever_the_order_of_the_rows_the_file_is_sorted_and_has_each_key_once(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[tuple[int, int, int]]
+) -> None:
+    rows = [(DAY, i, NOON + at, number, float(row)) for row, (i, at, number) in enumerate(keys)]
+    for order in (rows, sorted(rows)):
+        lake = Lake(tmp_path_factory.mktemp("lake"))
+        added = lake.append(TICKS, ticks(order), run_id="run")
+        assert (added.rows, added.known) == (len(set(keys)), len(keys) - len(set(keys)))
+        first = {row[1:4]: row for row in reversed(order)}
+        assert lake.scan(TICKS).collect().equals(ticks([first[key] for key in sorted(first)]))
 
 
 def test_plain_readers_find_the_trade_date_in_the_path(lake: Lake) -> None:
