@@ -1,30 +1,30 @@
-"""The checks of the historical API: what a span costs, and that what is kept is not asked for again."""
+"""The checks of the historical API: what a span costs, and that it sells what the gateway replays."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import cast
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import numpy as np
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
-from nq_pipeline.errors import NotConfigured
+from nq_pipeline.errors import NotConfigured, OverBudget
 from nq_pipeline.market import sessions
+from nq_pipeline.proof import compare
 from nq_pipeline.proof.feed import FLOOR
 from nq_pipeline.proof.finding import Context, Finding, failed, passed, skipped
-from nq_pipeline.settings import Settings
-from nq_pipeline.sources.base import MeteredSource
+from nq_pipeline.proof.replay import OVERLAP_NS, replay_from, trouble
 from nq_pipeline.sources.databento_client import HistoricalClient, Query
+from nq_pipeline.sources.dbn import decode
 from nq_pipeline.sources.exchange import Policy
-from nq_pipeline.sources.registry import open_source
-from nq_pipeline.sources.snapshot import build_request, exchange_for, take_snapshot
-from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline.spend.money import shown
 
 SPAN_S = 30
 """How long a span is priced and compared: a few cents at most, at any activity."""
-SERIES = 2
-"""The nearest series are enough to see whether a chain is kept."""
+LAG_NS = 5 * NS_PER_S
+"""What is younger may not be complete anywhere yet."""
 
 
 def cost(ctx: Context) -> Finding:
@@ -45,49 +45,40 @@ def cost(ctx: Context) -> Finding:
     )
 
 
-def cache(ctx: Context) -> Finding:
-    """The same question again is answered from what was kept: a free vendor's chain, a paid one's price."""
-    # A cache of its own, so that the first question is one, whatever ran before.
-    own = ctx.settings.model_copy(update={"data_dir": ctx.work.parent / "cache"})
-    told, kept = list[str](), True
-    free = next((n for n in own.sources if not open_source(n, own).metered and _well(ctx, n)), None)
-    questions: list[tuple[str | None, Callable[[Settings, str], int]]] = [
-        (free, _chain),
-        ("databento", _price),
-    ]
-    for name, asked in questions:
-        if name is None or not _well(ctx, name):
-            continue
-        first, second = asked(own, name), asked(own, name)
-        told.append(f"{name}: {first} requests, then {second}")
-        kept = kept and first > 0 and second == 0
-    if not told:
-        return skipped("no vendor is configured that could be asked twice")
-    return passed("; ".join(told)) if kept else failed(f"asked again what is kept: {'; '.join(told)}")
+def history(ctx: Context) -> Finding:
+    """The historical API sells the records that the gateway replays: record by record, by `ts_recv`.
 
-
-def _well(ctx: Context, name: str) -> bool:
-    probe = ctx.probes[name]
-    return bool(probe.configured and probe.reachable and probe.entitled)
-
-
-def _chain(settings: Settings, name: str) -> int:
-    """Ask a vendor for the chains of the nearest series; requests that it took."""
-    settings = settings.model_copy(update={"sources": (name,)})
-    request = build_request(settings)
-    snapshot = take_snapshot(settings, replace(request, series=request.series[:SERIES]))
-    return snapshot.asked[name].misses
-
-
-def _price(settings: Settings, name: str) -> int:
-    """Ask what a chain would cost, which is free; requests that it took."""
-    source, request = open_source(name, settings), build_request(settings)
-    exchange = exchange_for(source, settings, request)
+    A live replay goes by `ts_event` and the historical API by `ts_recv`, so the replay begins earlier.
+    """
+    client = _client(ctx)
+    query = _newest(ctx, client)
+    price = client.cost(query)
+    if price > ctx.max_usd:
+        return skipped(f"{SPAN_S} s of trades cost {shown(price)}; --max-usd allows {shown(ctx.max_usd)}")
+    told = replay_from(ctx, query.start - OVERLAP_NS)
+    if told.too_old:
+        return skipped(f"the gateway no longer replays {from_ns(query.start):%Y-%m-%d %H:%M} UTC")
+    if said := trouble(told):
+        return failed(f"the replay to compare with: {said}")
     try:
-        cast(MeteredSource, source).price(request, exchange)
-        return sum(fetch.cache != "hit" for fetch in exchange.fetches)
-    finally:
-        exchange.close()
+        bought, spent = _buy(ctx, client, query, price)
+    except OverBudget as refusal:
+        return skipped(str(refusal))
+    begin, end = np.uint64(query.start), np.uint64(query.end)
+    difference = compare.by_record(compare.within(told.trades, "ts_recv", begin, end), bought)
+    facts = {
+        "from": from_ns(query.start), "to": from_ns(query.end), "records": len(bought),
+        "differences": difference.examples, "spent_usd": spent,
+    }  # fmt: skip
+    if difference:
+        return failed(f"the gateway's replay has {difference} that the historical API sold", **facts)
+    if not len(bought):
+        return skipped(f"no trade in {SPAN_S} s, so nothing was compared", **facts)
+    return passed(
+        f"{len(bought):,} trades of {SPAN_S} s until {from_ns(query.end):%H:%M:%S} UTC, bought for "
+        f"{shown(spent)}, are the ones the gateway replays",
+        **facts,
+    )
 
 
 def _client(ctx: Context) -> HistoricalClient:
@@ -103,6 +94,30 @@ def _client(ctx: Context) -> HistoricalClient:
 def _newest(ctx: Context, client: HistoricalClient) -> Query:
     """The newest whole seconds of an open market that the historical API has."""
     dataset = ctx.settings.databento_dataset
-    reached = min(client.available_end(dataset, (FLOOR,)), to_ns(ctx.clock.now()))
+    reached = min(client.available_end(dataset, (FLOOR,)), to_ns(ctx.clock.now()) - LAG_NS)
     end = to_ns(sessions.chain_moment(from_ns(reached), "globex")) // NS_PER_S * NS_PER_S
     return Query(dataset, FLOOR, ctx.parents, end - SPAN_S * NS_PER_S, end)
+
+
+def _buy(
+    ctx: Context, client: HistoricalClient, query: Query, price: Decimal
+) -> tuple[compare.Array, Decimal]:
+    """The trades of a query, and what they cost; the ledger grants it first, or raises `OverBudget`."""
+    charge = Charge(
+        vendor="databento",
+        purpose="verify",
+        dataset=query.dataset,
+        schema=query.schema,
+        mode="historical-streaming",
+        description=f"all parents, {SPAN_S} s until {from_ns(query.end):%Y-%m-%d %H:%M:%S} UTC",
+        cost_usd=price,
+        billable_bytes=None,
+        unit_price_usd=None,
+        priced_at=datetime.now(UTC),
+        run_id=ctx.evidence.folder.name,
+    )
+    with open_ledger(ctx.settings).spending(charge) as spending:
+        records = decode(client.download(query), query.schema)
+        spent = spending.commit(billed_bytes=records.array.nbytes)
+    ctx.spent_usd += spent
+    return records.array, spent

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from nq_pipeline.live import gateway, reconnect
 from nq_pipeline.live.framer import SYMBOL_MAPPING, Frame
 from nq_pipeline.live.gateway import Session, State, Subscription
 from nq_pipeline.live.ladder import RTYPES
-from nq_pipeline.live.reconnect import Attempts, Ending, How, Stop
+from nq_pipeline.live.reconnect import Attempts, Ending, How, Retry, StepDown, Stop
 
 POLL_S = 0.02
 MOST_RECORDS = 2_000_000
@@ -67,6 +68,12 @@ class Recording:
         """Why the session ended before we ended it, and what to do; empty when it did not."""
         return "" if self.ending.how is How.STOPPED else explain(self.ending)
 
+    @property
+    def too_old(self) -> bool:
+        """Whether the gateway no longer has what the replay was to begin with."""
+        step = _next_step(self.ending)
+        return isinstance(step, Retry) and step.replay_too_old
+
     def sample(self) -> bytes:
         """The first trades with the mappings of their instruments, as a DBN file."""
         some = self.trades[:SAMPLE]
@@ -84,12 +91,14 @@ def _none(struct: str) -> Array:
 
 def explain(ending: Ending) -> str:
     """An end in words, with what to do where trying again does not help."""
-    from datetime import UTC, datetime
-
     if ending.code == reconnect.CONNECTION_LIMIT:
         return f"{ending}; the account has no session left: end another one, or wait a minute"
-    step = reconnect.next_step(ending, Attempts(), now=datetime.now(UTC), closes=None, chance=0.0)
+    step = _next_step(ending)
     return step.reason if isinstance(step, Stop) and step.reason else str(ending)
+
+
+def _next_step(ending: Ending) -> Retry | StepDown | Stop:
+    return reconnect.next_step(ending, Attempts(), now=datetime.now(UTC), closes=None, chance=0.0)
 
 
 class Line:

@@ -38,14 +38,14 @@ def reconnect(ctx: Context) -> Finding:
     dropped_ns = int(ctx.live.trades["ts_event"].max())
     time.sleep(ctx.pace.outage_s)
     with CaptureLog(ctx.work / "capture", ctx.line.dataset, clock=ctx.clock) as log:
-        ctx.resumed = _replay(ctx, dropped_ns - OVERLAP_NS, min(TAIL_S, ctx.stream_s / 2), log.append)
-    if trouble := _trouble(ctx.resumed):
-        return failed(f"the session after the drop: {trouble}")
+        ctx.resumed = replay_from(ctx, dropped_ns - OVERLAP_NS, min(TAIL_S, ctx.stream_s / 2), log.append)
+    if said := trouble(ctx.resumed):
+        return failed(f"the session after the drop: {said}")
     first, last = _span(ctx)
-    ctx.recounted = _replay(ctx, int(first), 0.0)
+    ctx.recounted = replay_from(ctx, int(first))
     ctx.evidence.save("replay.dbn", ctx.recounted.sample())
-    if trouble := _trouble(ctx.recounted):
-        return failed(f"the replay to count by: {trouble}")
+    if said := trouble(ctx.recounted):
+        return failed(f"the replay to count by: {said}")
     rows = _published(ctx, first, last)
     right = compare.within(ctx.recounted.trades, "ts_event", first, last)
     difference = compare.by_instrument(rows, right)
@@ -93,8 +93,8 @@ def replay(ctx: Context) -> Finding:
     return passed(f"{compared:,} records, streamed and replayed, are the same in a second replay", **facts)
 
 
-def _replay(
-    ctx: Context, start_ns: int, tail_s: float, record: Callable[..., object] | None = None
+def replay_from(
+    ctx: Context, start_ns: int, tail_s: float = 0.0, record: Callable[..., object] | None = None
 ) -> Recording:
     """A session from an instant on, until `tail_s` after the gateway calls its replay complete."""
     return ctx.line.listen(
@@ -114,7 +114,7 @@ def _replayed(then_s: float) -> Enough:
     return enough
 
 
-def _trouble(found: Recording) -> str:
+def trouble(found: Recording) -> str:
     """Why a session did not bring its replay whole, as far as it says itself."""
     if found.trouble or found.state.skipped:
         return found.trouble or f"the gateway left records out: {found.state.skipped}"
