@@ -1,8 +1,9 @@
 """One synthetic NQ market that all stand-ins show: a volatility surface, order books, trades.
 
 Everything is a pure function of (seed, instant). The index moves as `path.py` says; options
-are Black-76 on the quarterly future they exercise into, with one smooth surface, so that
-put-call parity holds and all vendors agree. A closed market shows the state of its last close.
+are valued on the quarterly future they exercise into (European ones by Black-76, American ones
+with the right to exercise early), with one smooth surface, so that put-call parity holds and all
+vendors agree. A closed market shows the state of its last close.
 
 Nothing here is calibrated to a real day. The shape is: strike ladders, ticks, widths of
 quotes, the share of untraded contracts and of contracts without a bid.
@@ -21,7 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.market import black76, sessions
+from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import round_to_tick
 from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import NQ, PROXIES, Ticks
@@ -218,7 +219,10 @@ class Market:
         return last, previous_trade_date(last)
 
     def _model(self, contracts: pl.DataFrame, ts: Any) -> dict[str, Floats]:
-        """Fair price and Greeks of contracts at instants, by Black-76 on the surface."""
+        """Fair price and Greeks of contracts at instants, on the surface.
+
+        Options on the fund are valued as European ones: it stands for a future here.
+        """
         strike = contracts["strike"].to_numpy()
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         until = contracts["underlying_expiration"].cast(pl.Int64).to_numpy()
@@ -227,6 +231,13 @@ class Market:
         sigma = self._surface(np.log(strike / forward), years, ts)
         is_call = (contracts["option_type"] == "C").to_numpy()
         fair = black76.value(forward, strike, years, sigma, is_call, RATE)
+        early = (contracts["exercise_style"] == "american").to_numpy() & (
+            contracts["scale"] == 1.0
+        ).to_numpy()
+        if early.any():
+            f, k, t, vol, call = (x[early] for x in (forward, strike, years, sigma, is_call))
+            for column, values in zip(fair, american.value(f, k, t, vol, call, RATE), strict=True):
+                column[early] = values
         return {
             "forward": forward,
             "value": np.maximum(fair.price, 0.0),
