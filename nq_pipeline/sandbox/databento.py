@@ -1,14 +1,14 @@
 """Databento's stand-in: the historical API as the official client asks it, answering real DBN.
 
-Schemas `definition`, `bbo-1m`, `statistics` and `trades` of the options on NQ futures, with the
-futures themselves and a few user-defined spreads among the definitions. A parent brings all its
-instruments, answers carry the symbol mapping of their days, ids are the same in all of them.
-Quotes are of the minutes in which a book changed. Statistics come preliminary and then final:
-settlements at the close and 90 minutes later, open interest and cleared volume four and
-seventeen hours after it.
+The options on NQ futures, with the futures themselves and a few user-defined spreads among the
+definitions. A parent brings all its instruments, answers carry the symbol mapping of their days,
+ids are the same in all of them. Quotes are of the minutes in which a book changed. Statistics come
+preliminary and then final: settlements at the close and 90 minutes later, open interest and
+cleared volume four and seventeen hours after it. `mbo` has the orders that trade and no others.
 
-An account is whatever key arrives; prices are those of the vendor's list. A question for more
-than four hours of quotes times out, as large ones do at the vendor.
+An account is whatever key arrives; it has its batch jobs (`databento_batch`), and everything it
+asked is listed at `/requests`, with the bytes it would be billed for. Prices are those of the
+vendor's list. A question for more than four hours of quotes times out, as large ones do at the vendor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -32,6 +33,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.sandbox.databento_account import Account, account_of
 from nq_pipeline.sandbox.faults import WorldOf, serve
 from nq_pipeline.sandbox.globex import (
     DAY_NS,
@@ -52,7 +54,15 @@ from nq_pipeline.sandbox.world import World
 
 DATASET = "GLBX.MDP3"
 SINCE = "2010-06-06T00:00:00.000000000Z"
-USD_PER_GB = {"definition": 1.70, "bbo-1m": 18.0, "statistics": 1.00, "trades": 28.0}
+USD_PER_GB = {
+    "definition": 1.70,
+    "bbo-1m": 18.0,
+    "statistics": 1.00,
+    "trades": 28.0,
+    "ohlcv-1m": 70.0,
+    "ohlcv-1d": 190.0,
+    "mbo": 1.80,
+}
 """The vendor's list of June 2026, as a third party recorded it."""
 MOST_MINUTES = 240
 
@@ -86,43 +96,70 @@ class Question:
 
 def routes(world_of: WorldOf) -> list[BaseRoute]:
     """The vendor's addresses below its mount point."""
+    from nq_pipeline.sandbox import databento_batch
+
     return [
-        Route(f"/v0/{name}", serve(_endpoint(answer), world_of), methods=[verb])
-        for name, (verb, answer) in ENDPOINTS.items()
+        Route("/requests", asked_so_far, methods=["GET"]),
+        *databento_batch.routes(world_of),
+        *(
+            Route(f"/v0/{name}", serve(endpoint(name, answer), world_of), methods=[verb])
+            for name, (verb, answer) in ENDPOINTS.items()
+        ),
     ]
 
 
-def _endpoint(answer: Callable[[Mapping[str, str], World], Any]) -> Callable[..., Response]:
+def asked_so_far(request: Request) -> Response:
+    """Everything the account asked, oldest first: what, with which parameters, and what it is billed for."""
+    return answered(list(account_of(_key(request)).requests))
+
+
+def endpoint(name: str, answer: Callable[[Mapping[str, str], World], Any]) -> Callable[..., Response]:
     """Key, faults and errors around a function of (parameters, world): JSON, or bytes as they are."""
 
-    def endpoint(request: Request, body: bytes, world: World) -> Response:
+    def plain(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
+        found = answer(asked, world)
+        if not isinstance(found, bytes):
+            return answered(found)
+        account.bill(name, recorded(question_of(asked, world), world)[0].nbytes)
+        return Response(found, media_type="application/octet-stream")
+
+    return admitted(name, plain)
+
+
+def admitted(
+    name: str, answer: Callable[[Request, Mapping[str, str], World, Account], Response]
+) -> Callable[..., Response]:
+    """Key, faults and errors around a function of (request, parameters, world, account)."""
+
+    def respond(request: Request, body: bytes, world: World) -> Response:
         form = body.decode("ascii", "replace") if request.method == "POST" else request.url.query
+        asked, account = dict(parse_qsl(form)), account_of(_key(request))
+        account.note(name, asked)
         try:
             _admit(request, world)
-            found = answer(dict(parse_qsl(form)), world)
+            return answer(request, asked, world, account)
         except Refused as refused:
             headers = {"Retry-After": "60"} if refused.status == 429 else None
-            return _json({"detail": refused.detail}, refused.status, headers)
-        return (
-            Response(found, media_type="application/octet-stream")
-            if isinstance(found, bytes)
-            else _json(found)
-        )
+            return answered({"detail": refused.detail}, refused.status, headers)
 
-    return endpoint
+    return respond
 
 
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answered(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
 
 
-def _admit(request: Request, world: World) -> None:
+def _key(request: Request) -> str:
+    """The key that came; empty where there is none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    try:
-        key = base64.b64decode(token, validate=True).decode().partition(":")[0]
-    except (binascii.Error, UnicodeDecodeError):
-        key = ""
-    if scheme.lower() != "basic" or not key:
+    with suppress(binascii.Error, UnicodeDecodeError):
+        if scheme.lower() == "basic":
+            return base64.b64decode(token, validate=True).decode().partition(":")[0]
+    return ""
+
+
+def _admit(request: Request, world: World) -> None:
+    if not _key(request):
         refused = Refused(401, "auth_authentication_failed", "Authentication failed.")
         refused.detail = str(refused)  # the one error whose detail is a bare sentence
         raise refused
@@ -148,7 +185,7 @@ def list_schemas(asked: Mapping[str, str], world: World) -> Any:
 
 
 def list_fields(asked: Mapping[str, str], world: World) -> Any:
-    record = layout(_schema(asked))
+    record = _layout(_schema(asked))
     kinds = {name: record[name] for name in record.names or () if not name.startswith("_")}
     words = {"S": "char", "u": "uint", "i": "int"}
     return [
@@ -163,7 +200,7 @@ def list_unit_prices(asked: Mapping[str, str], world: World) -> Any:
 
 def get_dataset_range(asked: Mapping[str, str], world: World) -> Any:
     _dataset(asked)
-    span = {"start": SINCE, "end": _iso(_available_end(world))}
+    span = {"start": SINCE, "end": iso(_available_end(world))}
     return {**span, "schema": dict.fromkeys(USD_PER_GB, span)}
 
 
@@ -180,16 +217,16 @@ def get_dataset_condition(asked: Mapping[str, str], world: World) -> Any:
 
 
 def get_record_count(asked: Mapping[str, str], world: World) -> Any:
-    return len(_answer(_question(asked, world), world)[0])
+    return len(recorded(question_of(asked, world), world)[0])
 
 
 def get_billable_size(asked: Mapping[str, str], world: World) -> Any:
-    return _answer(_question(asked, world), world)[0].nbytes
+    return recorded(question_of(asked, world), world)[0].nbytes
 
 
 def get_cost(asked: Mapping[str, str], world: World) -> Any:
-    question = _question(asked, world)
-    return _answer(question, world)[0].nbytes / 2**30 * USD_PER_GB[question.schema]
+    question = question_of(asked, world)
+    return recorded(question, world)[0].nbytes / 2**30 * USD_PER_GB[question.schema]
 
 
 def resolve(asked: Mapping[str, str], world: World) -> Any:
@@ -228,17 +265,26 @@ def resolve(asked: Mapping[str, str], world: World) -> Any:
 
 def get_range(asked: Mapping[str, str], world: World) -> bytes:
     """`timeseries.get_range`: metadata and records, one zstd frame."""
-    import databento_dbn as dbn
+    entitled(world)
+    return encoded(question_of(asked, world), world)
 
+
+def entitled(world: World) -> None:
+    """Raise what the vendor says where the plan does not include the data."""
     if world.fault == "not_entitled":
         raise Refused(
             422,
             "dataset_unavailable_range",
             f"Part or all of your request for dataset '{DATASET}' requires a subscription and/or license to "
-            f"access. Try again with an end time before {_iso(to_ns(world.now - timedelta(days=1)))}.",
+            f"access. Try again with an end time before {iso(to_ns(world.now - timedelta(days=1)))}.",
         )
-    question = _question(asked, world)
-    array, instruments = _answer(question, world)
+
+
+def encoded(question: Question, world: World) -> bytes:
+    """Metadata and records, one zstd frame."""
+    import databento_dbn as dbn
+
+    array, instruments = recorded(question, world)
     found = set(instruments["parent" if question.stype_in == "parent" else "raw_symbol"])
     first, last = from_ns(question.start).date(), from_ns(question.end - 1).date() + timedelta(1)
     head = dbn.Metadata(
@@ -293,17 +339,17 @@ def _schema(asked: Mapping[str, str]) -> str:
     return asked["schema"]
 
 
-def _question(asked: Mapping[str, str], world: World) -> Question:
+def question_of(asked: Mapping[str, str], world: World) -> Question:
     _dataset(asked)
     schema, available = _schema(asked), _available_end(world)
-    start = _instant(asked.get("start", ""))
-    end = _instant(asked["end"]) if "end" in asked else start // DAY_NS * DAY_NS + DAY_NS
+    start = instant_of(asked.get("start", ""))
+    end = instant_of(asked["end"]) if "end" in asked else start // DAY_NS * DAY_NS + DAY_NS
     if start >= end:
         raise Refused(422, "data_time_range_start_on_or_after_end", "The start is on or after the end.")
     if end > available:
         raise Refused(
             422, "data_end_after_available_end", "The end is after the available end.", dataset=DATASET,
-            start=_iso(start), end=_iso(end), available_start=SINCE, available_end=_iso(available),
+            start=iso(start), end=iso(end), available_start=SINCE, available_end=iso(available),
         )  # fmt: skip
     if schema == "bbo-1m" and end - start > MOST_MINUTES * MINUTE_NS:
         raise Refused(504, "gateway_timeout", "The remote gateway timed out.")
@@ -323,7 +369,7 @@ def _available_end(world: World) -> int:
     return to_ns(world.shown) + 1
 
 
-def _instant(text: str) -> int:
+def instant_of(text: str) -> int:
     """Nanoseconds UTC as a number, a date or ISO 8601."""
     try:
         return int(text) if text.isdigit() else to_ns(datetime.fromisoformat(text).replace(tzinfo=UTC))
@@ -342,7 +388,7 @@ def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _iso(ns: int) -> str:
+def iso(ns: int) -> str:
     return f"{np.datetime64(ns, 'ns')}Z"
 
 
@@ -369,7 +415,7 @@ def _instruments(
 # ── records ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer(question: Question, world: World) -> tuple[Array, pl.DataFrame]:
+def recorded(question: Question, world: World) -> tuple[Array, pl.DataFrame]:
     """Records and the instruments they are of, as the world's fault lets them be."""
     array, instruments = _records(world.market, question)
     if world.fault == "empty":
@@ -384,12 +430,65 @@ def _records(market: Market, question: Question) -> tuple[Array, pl.DataFrame]:
     span = (question.start, question.end)
     if question.schema == "definition":
         array = daily_definitions(instruments, *span)
-    elif question.schema == "trades":
-        array = of_instruments(tape(market).records("trades", *span), instruments["instrument_id"].sort())
+    elif question.schema in FROM_THE_TAPE:
+        of_tape, made = FROM_THE_TAPE[question.schema]
+        array = tape(market).records(of_tape, *span)
+        array = made(of_instruments(array, instruments["instrument_id"].sort()))
     else:
         build = {"bbo-1m": quotes, "statistics": statistics}
         array = build[question.schema](market, instruments, *span)
     return array[: question.limit], instruments
+
+
+def _layout(schema: str) -> np.dtype[Any]:
+    import databento_dbn
+
+    named = {"mbo": "MBOMsg", "ohlcv-1d": "OHLCVMsg"}
+    if schema not in named:
+        return layout(schema)
+    return np.dtype(list(getattr(databento_dbn.v3, named[schema])._dtypes))
+
+
+def _orders(trades: Array) -> Array:
+    """Trades as mbo tells them: an order of its own behind each."""
+    a = np.zeros(len(trades), _layout("mbo"))
+    for name in set(a.dtype.names or ()) & set(trades.dtype.names or ()):
+        a[name] = trades[name]
+    a["length"], a["rtype"], a["action"] = a.dtype.itemsize // 4, 160, b"T"
+    a["order_id"] = (np.uint64(trades["sequence"]) << np.uint64(16)) + np.arange(len(a), dtype=np.uint64)
+    return a
+
+
+def _days(trades: Array) -> Array:
+    """A bar per instrument and UTC day, stamped with its midnight."""
+    table = pl.DataFrame({n: trades[n] for n in ("instrument_id", "ts_recv", "price", "size")})
+    bars = (
+        table.with_columns(day=pl.col("ts_recv") // DAY_NS * DAY_NS)
+        .group_by("day", "instrument_id", maintain_order=True)
+        .agg(
+            open=pl.col("price").first(),
+            high=pl.col("price").max(),
+            low=pl.col("price").min(),
+            close=pl.col("price").last(),
+            volume=pl.col("size").cast(pl.UInt64).sum(),
+        )
+        .sort("day", "instrument_id")
+    )
+    a = np.zeros(bars.height, _layout("ohlcv-1d"))
+    a["length"], a["rtype"], a["publisher_id"] = a.dtype.itemsize // 4, 35, 1
+    a["ts_event"] = bars["day"].to_numpy()
+    for name in ("instrument_id", "open", "high", "low", "close", "volume"):
+        a[name] = bars[name].to_numpy()
+    return a
+
+
+FROM_THE_TAPE: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "trades": ("trades", lambda trades: trades),
+    "ohlcv-1m": ("ohlcv-1m", lambda bars: bars),
+    "ohlcv-1d": ("trades", _days),
+    "mbo": ("trades", _orders),
+}
+"""What a schema is made of, and how."""
 
 
 def _malformed(schema: str, array: Array) -> Array:
@@ -403,7 +502,8 @@ def _malformed(schema: str, array: Array) -> Array:
         a["raw_symbol"][third] = b"\xff\xfe?"
         a["instrument_class"][63::80] = b"?"
     else:
-        a["ts_recv"][first] = UNDEF_TIME
-        a["price"][second] = UNDEF_PRICE
+        bar = schema.startswith("ohlcv")
+        a["ts_event" if bar else "ts_recv"][first] = UNDEF_TIME
+        a["close" if bar else "price"][second] = UNDEF_PRICE
         a["ts_event"][third] = UNDEF_TIME
     return a

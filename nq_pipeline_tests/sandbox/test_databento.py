@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import databento
@@ -26,6 +27,9 @@ SPANS = {
     "bbo-1m": {"start": "2025-06-10T14:50:00Z", "symbols": ["Q2B.OPT", "NQ.FUT"]},
     "statistics": {"start": "2025-06-09T20:00:00Z", "symbols": ["Q2B.OPT"]},
     "trades": {"start": "2025-06-09T22:00:00Z", "symbols": ["Q2B.OPT"]},
+    "ohlcv-1m": {"start": "2025-06-09T22:00:00Z", "symbols": ["Q2B.OPT"]},
+    "ohlcv-1d": {"start": "2025-06-09T00:00:00Z", "symbols": ["Q2B.OPT"]},
+    "mbo": {"start": "2025-06-09T22:00:00Z", "symbols": ["Q2B.OPT"]},
 }
 
 
@@ -50,7 +54,7 @@ def refused(url: str, **more: Any) -> dict[str, Any]:
 def test_metadata_say_what_there_is(at: Address) -> None:
     metadata = client(at("databento")).metadata
     assert metadata.list_datasets() == ["GLBX.MDP3"]
-    assert set(metadata.list_schemas("GLBX.MDP3")) == set(SPANS)
+    assert set(metadata.list_schemas("GLBX.MDP3")) >= set(SPANS)
     assert metadata.list_publishers()[0]["dataset"] == "GLBX.MDP3"
     prices = {one["mode"]: one["unit_prices"] for one in metadata.list_unit_prices("GLBX.MDP3")}
     assert prices["historical"]["trades"] == 28.0
@@ -130,6 +134,55 @@ def test_statistics_come_preliminary_and_then_final(at: Address) -> None:
         "2025-06-10 14:00:00+00:00",
     ]
     assert not frame["stat_type"].isin([14, 15]).any()
+
+
+def test_a_batch_job_is_done_in_a_while_and_its_files_hold_what_streaming_brings(
+    at: Address, tmp_path: Path
+) -> None:
+    url = at("databento")
+    batch = client(url).batch
+    asked = {**ASK, **SPANS["trades"], "schema": "trades"}
+    submitted = batch.submit_job(**asked)
+    assert submitted["state"] == "queued"
+    mine = {job["id"]: job["state"] for _ in range(3) for job in batch.list_jobs()}
+    assert mine[submitted["id"]] == "done"
+    files = [f["filename"] for f in batch.list_files(submitted["id"]) if f["filename"].endswith(".dbn.zst")]
+    assert files == ["glbx-mdp3-20250609.trades.dbn.zst", "glbx-mdp3-20250610.trades.dbn.zst"]
+    paths = [batch.download(submitted["id"], tmp_path, filename_to_download=name)[0] for name in files]
+    parts = [databento.DBNStore.from_file(path).to_ndarray() for path in paths]
+    assert np.array_equal(np.concatenate(parts), ask(url, "trades").to_ndarray())
+    assert submitted["record_count"] == len(ask(url, "trades").to_ndarray())
+
+
+def test_a_download_goes_on_where_it_stopped(at: Address, tmp_path: Path) -> None:
+    batch = client(at("databento")).batch
+    job = batch.submit_job(**{**ASK, **SPANS["trades"], "schema": "trades"})["id"]
+    while next(one for one in batch.list_jobs() if one["id"] == job)["state"] != "done":
+        pass
+    name = batch.list_files(job)[1]["filename"]
+    whole = batch.download(job, tmp_path / "whole", filename_to_download=name)[0]
+    half = tmp_path / "half" / job / name
+    half.parent.mkdir(parents=True)
+    half.write_bytes(whole.read_bytes()[:100])
+    assert (
+        batch.download(job, tmp_path / "half", filename_to_download=name)[0].read_bytes()
+        == whole.read_bytes()
+    )
+
+
+def test_an_account_sees_what_it_asked_and_what_of_it_is_metered(at: Address) -> None:
+    vendor = historical(SecretStr("db-another"), at("databento"), timeout_s=20)
+    asked = {**ASK, **SPANS["trades"], "schema": "trades"}
+    size = vendor.metadata.get_billable_size(**asked)
+    vendor.timeseries.get_range(**asked)
+    vendor.batch.submit_job(**asked)
+    told = requests.get(f"{at('databento')}/requests", auth=("db-another", "")).json()
+    assert [(one["request"], one["metered"], one["billed_bytes"]) for one in told] == [
+        ("metadata.get_billable_size", False, 0),
+        ("timeseries.get_range", True, size),
+        ("batch.submit_job", True, size),
+    ]
+    assert requests.get(f"{at('databento')}/requests", auth=("db-nobody", "")).json() == []
 
 
 def test_a_limit_holds_and_raw_symbols_can_be_asked_for(at: Address) -> None:
