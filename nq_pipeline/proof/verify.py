@@ -139,21 +139,26 @@ def verify(
             stream_s=minutes * 60,
             pace=pace or Pace(),
         )
-        for check in checks:
-            results.append(_result(check, ctx, results))
-            if tell:
-                tell(results[-1])
-    report = Report(
-        started=started,
-        seconds=time.monotonic() - began,
-        environment=settings.environment,
-        results=tuple(results),
-        spent_usd=ctx.spent_usd,
-        folder=folder,
-    )
-    about = {"dataset": dataset, "versions": {name: version(name) for name in ("nq_pipeline", "databento")}}
-    ctx.evidence.report({**about, **report.as_json()})
+        try:
+            for check in checks:
+                results.append(_result(check, ctx, results))
+                if tell:
+                    tell(results[-1])
+        finally:  # also of what was found before Ctrl-C
+            report = Report(
+                started=started,
+                seconds=time.monotonic() - began,
+                environment=settings.environment,
+                results=tuple(results),
+                spent_usd=ctx.spent_usd,
+                folder=folder,
+            )
+            ctx.evidence.report({"dataset": dataset, "versions": _versions(), **report.as_json()})
     return report
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("nq_pipeline", "databento")}
 
 
 def _result(check: Check, ctx: Context, before: Sequence[Result]) -> Result:

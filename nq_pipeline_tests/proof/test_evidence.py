@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.proof.evidence import Evidence
-from nq_pipeline.proof.verify import Report
+from nq_pipeline.proof.verify import Report, Result, verify
 from nq_pipeline.sandbox.gateway_script import Fault
 from nq_pipeline_tests.proof.standins import served, settings, verified
 
@@ -100,3 +100,13 @@ def test_secrets_are_found_at_any_depth_and_the_longer_ones_first() -> None:
     )
     told = evidence.redact({"a": [f"{MARK}!", {MARK[:10]: 1}], "b": 2, "c": None, "d": "abc"})
     assert told == {"a": ["*" * len(MARK) + "!", {"*" * 10: 1}], "b": 2, "c": None, "d": "abc"}
+
+
+def test_what_was_found_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    def interrupt(result: Result) -> None:
+        raise KeyboardInterrupt
+
+    with served() as it, pytest.raises(KeyboardInterrupt):
+        verify(settings(it, tmp_path), clock=it.clock, tell=interrupt)
+    (report,) = (tmp_path / "sandbox" / "evidence").glob("*/report.json")
+    assert [line["check"] for line in json.loads(report.read_text())["checks"]] == ["connect"]
