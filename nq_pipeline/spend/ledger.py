@@ -243,8 +243,12 @@ class Ledger:
     def left_open(self, older_than: timedelta = timedelta(0)) -> list[Reservation]:
         """Reservations neither committed nor released nor reconciled, the oldest first."""
         with self._book() as book:
-            before = book.now - older_than
-            return [_reservation(line) for line in book.open_lines() if line.recorded_at <= before]
+            # Where the clock was set back, what was reserved before has the age zero.
+            return [
+                _reservation(line)
+                for line in book.open_lines()
+                if max(timedelta(0), book.now - line.booked_at) >= older_than
+            ]
 
     def due_for_review(self) -> list[Reservation]:
         """Reservations that are open for longer than NQ_BUDGET_REVIEW_H."""

@@ -1,0 +1,92 @@
+"""Processes that race for the last dollar, and processes that are killed with money in their hands."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from decimal import Decimal
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+
+import pytest
+
+from nq_pipeline.errors import OverBudget
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.spend.conftest import FreshLedger
+from nq_pipeline_tests.spend.machine import charge, size_of
+
+RACERS = 16
+PRICE = Decimal("0.09")
+LAST_DOLLAR = {"budget_monthly_usd": Decimal(180), "budget_daily_usd": Decimal(10)}
+"""Of which the plan takes 179."""
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def race(settings: Settings, number: int, start: Barrier) -> None:
+    """Reserve until nothing is left; commit some, and one in four dies with a reservation open."""
+    start.wait(timeout=100)
+    ledger = open_ledger(settings)
+    while True:
+        try:
+            reservation = ledger.reserve(charge(PRICE, run_id=f"racer-{number}"))
+        except OverBudget:
+            return
+        if number % 4 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number % 2:
+            ledger.commit(reservation, billed_bytes=size_of(PRICE))
+
+
+def test_sixteen_processes_racing_for_the_last_dollar_share_out_no_more_than_it(fresh: FreshLedger) -> None:
+    settings, start = fresh(**LAST_DOLLAR), SPAWN.Barrier(RACERS)
+    racers = [SPAWN.Process(target=race, args=(settings, n, start)) for n in range(RACERS)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(100)
+    assert {racer.exitcode for racer in racers} <= {0, -signal.SIGKILL}
+    ledger = open_ledger(settings)
+    month = ledger.month()
+    taken = month.metered_usd + month.reserved_usd
+    assert taken <= 1
+    assert 1 - taken < PRICE, "a request was refused that would have fitted"
+    granted = [line for line in ledger.lines() if line.kind == "reserved"]
+    assert len(granted) == len({line.reservation_id for line in granted}) == 11
+    assert sum(line.kind == "subscription" for line in ledger.lines()) == 1
+
+
+def hold(settings: Settings, to_parent: Connection) -> None:
+    reservation = open_ledger(settings).reserve(charge("3.50", run_id="killed-run"))
+    to_parent.send(reservation.id)
+    signal.pause()
+
+
+def test_kill_9_between_reserve_and_commit_leaves_the_money_reserved_and_the_restart_says_so(
+    fresh: FreshLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = fresh()
+    mine, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=hold, args=(settings, theirs))
+    process.start()
+    assert mine.poll(60)
+    reservation_id = mine.recv()
+    process.kill()
+    process.join()
+
+    with caplog.at_level(logging.WARNING):
+        ledger = open_ledger(settings)
+    assert "1 reservation is left open, $3.50 held" in caplog.text
+    assert "nq budget" in caplog.text
+    (left,) = ledger.left_open()
+    assert (left.id, left.charge.run_id) == (reservation_id, "killed-run")
+    assert ledger.month().remaining_today_usd == Decimal("6.50")
+    with pytest.raises(OverBudget, match=r"\$3\.50 reserved"):
+        ledger.reserve(charge("7"))
+
+    ledger.reconcile(reservation_id, Decimal("1.25"), "the vendor's usage page")
+    assert ledger.left_open() == []
+    ledger.reserve(charge("7"))
