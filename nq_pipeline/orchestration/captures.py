@@ -175,7 +175,7 @@ def _not_wanted(s: Situation) -> str:
         return f"not configured: {s.unconfigured}"
     if s.recorder:
         grew = s.recorder.grew
-        quiet = "" if grew is None else f", the log grew {(s.now - grew).total_seconds():.0f} s ago"
+        quiet = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
         process = f"process {s.recorder.process}" if s.recorder.process else "a process that is starting"
         return f"capturing since {describe(s.recorder.since)}, {process}{quiet}"
     if sessions.is_open(s.market, s.window):
@@ -222,7 +222,7 @@ def _after(today: Sequence[Attempt], s: Situation) -> str:
     due = failed[0] + pause(len(failed))
     if s.now < due:
         number = f"attempt {len(failed)} of {MOST_FAILURES} within {minutes} min"
-        return f"{number} failed ({run}); the next follows in {(due - s.now).total_seconds():.0f} s"
+        return f"{number} failed ({run}); the next follows in {_seconds(due - s.now)}"
     return ""
 
 
@@ -230,5 +230,8 @@ def pause(failures: int) -> timedelta:
     """How long to wait after so many failures in a row."""
     if failures <= 1:
         return timedelta()
-    doubled: timedelta = FIRST_PAUSE * 2 ** (failures - 2)
-    return min(doubled, LONGEST_PAUSE)
+    return min(FIRST_PAUSE * (1 << min(failures - 2, 16)), LONGEST_PAUSE)
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{max(round(duration.total_seconds()), 0)} s"

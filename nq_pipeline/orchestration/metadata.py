@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Metadata = dict[str, Any]
 
-MISSING_ROOTS = "missing_roots"
+MISSING_ROOTS, NONE = "missing_roots", "none"
 """Metadata key: roots always listed that the gateway named no instrument of, separated by commas."""
 MOST_ROWS = 60
 """Rows of a table in metadata; the lake has them all."""
@@ -114,8 +114,8 @@ def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Sett
         "unfillable_gaps": totals.unfillable_gaps,
         "disputed_gaps": totals.disputed_gaps,
         **{f"schema_{what}": schema for what, schema in totals.schemas.items()},
-        MISSING_ROOTS: ",".join(totals.missing),
-        "note": totals.note,
+        MISSING_ROOTS: ",".join(totals.missing) or NONE,
+        **({"note": totals.note} if totals.note else {}),
         **({"publish_failure": totals.publish_failure} if totals.publish_failure else {}),
     }
 

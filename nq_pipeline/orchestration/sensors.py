@@ -22,7 +22,7 @@ from nq_pipeline.orchestration.captures import (
 from nq_pipeline.orchestration.checks.capture import evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND, capture_job
 from nq_pipeline.orchestration.liveness import is_alive, recorder
-from nq_pipeline.orchestration.metadata import MISSING_ROOTS
+from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import Finding
@@ -45,12 +45,10 @@ def live_capture(
     context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
-    decision = decide(_situation(context.instance, settings, vendors))
+    decision = decide(situation(context.instance, vendors))
     for run_id in decision.dead:
         if run := context.instance.get_run_by_id(run_id):
-            context.instance.report_run_failed(
-                run, "The process of this capture is gone; what it had is kept."
-            )
+            context.instance.report_run_failed(run, GONE)
     if decision.trade_date is None:
         return dg.SkipReason(decision.reason)
     day = decision.trade_date.isoformat()
@@ -113,8 +111,9 @@ def _verdict(name: str, finding: Finding) -> str:
     return finding.sentence if name in ("gaps", "entitlement") else f"{finding.passed} {finding.severity}"
 
 
-def _situation(instance: dg.DagsterInstance, settings: Settings, vendors: Vendors) -> Situation:
-    now = datetime.now(UTC)
+def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
+    """How things stand: the locks, the runs Dagster knows, the market."""
+    settings, now = vendors.settings(), datetime.now(UTC)
     folder = settings.environment_dir / "capture"
     unconfigured = _unconfigured(settings)
     return Situation(
@@ -181,5 +180,5 @@ def _missing_roots(instance: dg.DagsterInstance, day: date) -> list[str]:
         if observed := record.asset_observation:
             shown = {name: value.value for name, value in observed.metadata.items()}
             if shown.get("trade_date") == day.isoformat():
-                return [root for root in str(shown[MISSING_ROOTS] or "").split(",") if root]
+                return [root for root in str(shown[MISSING_ROOTS]).split(",") if root != NONE]
     return []

@@ -36,6 +36,7 @@ Sealed = dg.MaterializeResult[None]
 
 HEALTH = dg.AssetSpec(
     HEALTH_ASSET,
+    deps=[TRADES_ASSET],
     description="How the live capture is going: an observation a minute while it runs, and sooner when its "
     "state changes. Records and bytes so far, records a second since the last observation, lag from "
     "Databento's receipt to our log (99th percentile), sessions after the first, gaps by state, the schemas "
