@@ -35,6 +35,7 @@ SANDBOX_DEFAULTS = {
     "polygon_rpm": 0,
     "barchart_spacing_s": 0.0,
     "capture_schema": "mbo",
+    "capture_repair": "paid",
     "risk_free_rate": 0.043,
 }
 """Defaults that differ in the sandbox: stand-ins need no politeness, cost nothing and show refusals.
@@ -259,6 +260,11 @@ class Settings(BaseSettings):
         50, ge=0, le=60_000, description="Captured bytes are on the disk after this; 0 syncs every chunk."
     )
     capture_zstd: bool = Field(False, description="Ask the live gateway for a compressed stream.")
+    capture_repair: Literal["replay", "paid"] = Field(
+        "replay",
+        description="What fills a gap: `replay` only the live gateway, which is free; `paid` also the "
+        "historical API where the gateway no longer has it, within the budgets (the sandbox's default).",
+    )
 
     # Money
     ledger_url: SecretStr | None = Field(
