@@ -1,0 +1,321 @@
+"""Whole chains: which price and forward a row is valued on, what it gives, and why it gives nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from nq_pipeline.market import american, black76
+from nq_pipeline.market.pricing import PRICED, UNPRICED, price_chain
+from nq_pipeline.sandbox.market import RATE, Market
+
+NOON = datetime(2025, 6, 10, 17, 0, tzinfo=UTC)
+F, SIGMA = 21_000.0, 0.2
+STRIKES = np.arange(19_000.0, 23_001.0, 100.0)
+MARKET = Market(7)
+
+
+def board(
+    *,
+    expiration: datetime = NOON + timedelta(days=30),
+    rate: float = 0.04,
+    half_width: float = 0.5,
+    american_style: bool = False,
+    strikes: Any = STRIKES,
+    **columns: Any,
+) -> pl.DataFrame:
+    """The chain of one series whose quotes lie around one forward and one volatility."""
+    k, call = np.tile(strikes, 2), np.repeat([True, False], len(strikes))
+    years = (expiration - NOON).total_seconds() / (365 * 86_400)
+    model = american if american_style else black76
+    fair = model.value(F, k, years, SIGMA, call, rate).price
+    frame = pl.DataFrame(
+        {
+            "strike": k,
+            "option_type": np.where(call, "C", "P"),
+            "bid": fair - half_width,
+            "ask": fair + half_width,
+            "last": None,
+            "last_ts": None,
+            "is_settlement": False,
+            "settlement": None,
+        },
+        schema_overrides={"last": pl.Float64, "settlement": pl.Float64, "last_ts": pl.Datetime("ns", "UTC")},
+    )
+    return frame.with_columns(
+        source=pl.lit("barchart"),
+        environment=pl.lit("sandbox"),
+        snapshot_ts=pl.lit(NOON),
+        as_of=pl.lit(NOON),
+        trade_date=pl.lit(date(2025, 6, 10)),
+        underlying_class=pl.lit("future"),
+        underlying_price=pl.lit(F),
+        series=pl.lit("QN2-2025-07-10"),
+        contract_key=pl.format("QN2-2025-07-10-{}-{}", "option_type", pl.col("strike").cast(pl.Int64)),
+        expiration=pl.lit(expiration),
+        exercise_style=pl.lit("american" if american_style else "european"),
+    ).with_columns(**{name: pl.lit(value) for name, value in columns.items()})
+
+
+def contract(frame: pl.DataFrame, strike: float, option_type: str = "C") -> dict[str, Any]:
+    return frame.filter(strike=strike, option_type=option_type).row(0, named=True)
+
+
+def changed(frame: pl.DataFrame, strike: float, **values: Any) -> pl.DataFrame:
+    """The chain with one call changed."""
+    this = (pl.col("strike") == strike) & (pl.col("option_type") == "C")
+    return frame.with_columns(
+        pl.when(this).then(pl.lit(value, frame.schema[name])).otherwise(name).alias(name)
+        for name, value in values.items()
+    )
+
+
+def price_one(strike: float = 21_500.0, **values: Any) -> dict[str, Any]:
+    """How a call is priced whose row is changed, its series being whole."""
+    frame = price_chain(changed(board(), strike, **values), rate=0.04)
+    return frame.filter(contract_key=f"QN2-2025-07-10-C-{strike:.0f}").row(0, named=True)
+
+
+# What a chain gives
+
+
+def test_a_chain_of_one_volatility_gives_that_volatility_and_its_greeks_row_by_row() -> None:
+    chain = board()
+    priced = price_chain(chain, rate=0.04)
+    assert priced.columns == list(PRICED)
+    assert priced["contract_key"].equals(chain["contract_key"])
+    assert priced["unpriced"].null_count() == priced.height
+    assert set(priced["model"]) == {"black76"} and set(priced["price_used"]) == {"mid"}
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-8)
+    years = 30 / 365
+    expected = black76.value(
+        F, chain["strike"].to_numpy(), years, SIGMA, (chain["option_type"] == "C").to_numpy(), 0.04
+    )
+    for name in ("delta", "gamma", "theta", "vega"):
+        assert priced[name].to_numpy() == pytest.approx(getattr(expected, name), rel=1e-6, abs=1e-9)
+    assert priced["iv_uncertainty"].to_numpy() == pytest.approx(0.5 / expected.vega)
+
+
+def test_quarterlies_are_american_and_at_a_rate_of_nothing_are_not() -> None:
+    expiration = NOON + timedelta(days=101)
+    with_rate = price_chain(board(expiration=expiration, american_style=True), rate=0.04)
+    assert set(with_rate["model"]) == {"ju_zhong"}
+    assert with_rate["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=2e-4)
+    without = price_chain(board(expiration=expiration, american_style=True, rate=0.0), rate=0.0)
+    assert set(without["model"]) == {"black76"}
+    assert without["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+
+
+def test_an_option_on_a_fund_is_valued_as_a_european_one() -> None:
+    fund = board(underlying_class="etf", exercise_style="american", underlying_price=F - 60.0)
+    priced = price_chain(fund, rate=0.04)
+    assert set(priced["model"]) == {"black76"} and set(priced["forward_source"]) == {"parity"}
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+
+
+def test_microseconds_from_the_catalog_serve_as_well_as_nanoseconds() -> None:
+    fine, coarse = (
+        board().with_columns(pl.col("snapshot_ts", "as_of", "expiration").cast(pl.Datetime(unit, "UTC")))
+        for unit in ("ns", "us")
+    )
+    assert price_chain(fine, rate=0.04).equals(price_chain(coarse, rate=0.04))
+
+
+def test_no_rows_give_no_rows() -> None:
+    assert price_chain(board().clear(), rate=0.04).columns == list(PRICED)
+
+
+@pytest.mark.parametrize("seconds", [30, 600, 7_200])
+def test_minutes_before_expiration_the_volatility_is_still_found(seconds: int) -> None:
+    priced = price_chain(
+        board(
+            expiration=NOON + timedelta(seconds=seconds),
+            strikes=np.arange(20_990.0, 21_011.0, 5.0),
+            half_width=1e-4,
+        ),
+        rate=0.04,
+    )
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-5)
+
+
+# Which price
+
+
+def test_without_a_two_sided_quote_a_young_last_trade_is_valued_and_its_age_is_said() -> None:
+    row = price_one(bid=None, last=180.0, last_ts=NOON - timedelta(seconds=120))
+    assert (row["price_used"], row["price"], row["price_age_s"]) == ("last", 180.0, 120.0)
+    assert row["implied_volatility"] is not None and row["iv_uncertainty"] is None
+    assert price_one()["price_age_s"] == 0.0
+
+
+def test_a_quote_beats_a_last_trade_and_a_settlement() -> None:
+    row = price_one(last=1.0, last_ts=NOON, settlement=2.0, is_settlement=True)
+    assert row["price_used"] == "mid"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"bid": None, "ask": None}, "no_quote"),
+        ({"bid": None}, "one_sided"),
+        ({"ask": None}, "one_sided"),
+        ({"bid": 0.0}, "one_sided"),
+        ({"bid": float("nan")}, "one_sided"),
+        ({"ask": float("inf")}, "one_sided"),
+        ({"bid": -5.0, "ask": -4.0}, "no_quote"),
+        ({"bid": 300.0, "ask": 299.0}, "crossed"),
+        ({"bid": None, "ask": None, "last": 100.0}, "stale_last"),
+        ({"bid": None, "ask": None, "last": 100.0, "last_ts": NOON - timedelta(hours=3)}, "stale_last"),
+        ({"bid": 21_000.0, "ask": 21_100.0}, "above_bound"),
+    ],
+)
+def test_a_row_that_cannot_be_priced_says_why_and_has_no_numbers(values: dict[str, Any], reason: str) -> None:
+    row = price_one(**values)
+    assert row["unpriced"] == reason and reason in UNPRICED
+    assert all(
+        row[name] is None for name in ("implied_volatility", "delta", "gamma", "theta", "vega", "model")
+    )
+
+
+@pytest.mark.parametrize("american_style", [False, True])
+def test_a_price_below_what_exercise_brings_has_no_volatility(american_style: bool) -> None:
+    frame = changed(board(american_style=american_style), 20_000.0, bid=970.0, ask=980.0)
+    row = contract(frame.hstack(price_chain(frame, rate=0.04).select("unpriced")), 20_000.0)
+    assert row["unpriced"] == "below_intrinsic"
+
+
+def test_an_expired_series_has_no_volatility_whatever_is_quoted() -> None:
+    priced = price_chain(board().with_columns(expiration=pl.lit(NOON)), rate=0.04)
+    assert set(priced["unpriced"]) == {"expired"} and priced["implied_volatility"].null_count() == len(priced)
+
+
+# Settlements
+
+
+def test_settlements_are_valued_on_their_own_forward_at_the_close_they_were_made_at() -> None:
+    then = datetime(2025, 6, 9, 20, 0, tzinfo=UTC)  # 15:00 in Chicago the trade date before
+    settled = board(expiration=NOON + timedelta(days=30))
+    k, call = settled["strike"].to_numpy(), (settled["option_type"] == "C").to_numpy()
+    years = (NOON + timedelta(days=30) - then).total_seconds() / (365 * 86_400)
+    fair = black76.value(F + 250, k, years, 0.25, call, 0.04).price
+    settled = settled.with_columns(
+        bid=pl.lit(None, pl.Float64),
+        ask=pl.lit(None, pl.Float64),
+        is_settlement=pl.lit(True),
+        settlement=pl.Series(fair),
+    )
+    priced = price_chain(settled, rate=0.04)
+    assert set(priced["price_used"]) == {"settlement"} and set(priced["valued_at"]) == {then}
+    assert priced["forward"].to_numpy() == pytest.approx(F + 250)
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(0.25, abs=1e-8)
+    assert set(priced["price_age_s"]) == {(NOON - then).total_seconds()}
+    assert priced["parity_gap"].null_count() == priced.height
+
+
+def test_a_lone_settlement_has_no_forward_since_the_future_moved_on() -> None:
+    row = price_one(bid=None, ask=None, is_settlement=True, settlement=150.0)
+    assert (row["price_used"], row["unpriced"], row["forward"]) == ("settlement", "no_forward", None)
+
+
+# Which forward
+
+
+def test_parity_overrules_a_future_of_another_month_and_the_gap_is_said() -> None:
+    priced = price_chain(board(underlying_price=F + 200.0), rate=0.04)
+    assert priced["forward"].to_numpy() == pytest.approx(F)
+    row = priced.row(0, named=True)
+    assert (row["forward_source"], row["parity_pairs"]) == ("parity", 10)
+    assert row["parity_gap"] == pytest.approx(-200.0) and row["parity_spread"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_one_wild_quote_near_the_money_does_not_move_the_forward() -> None:
+    wild = changed(board(), 21_000.0, bid=30.0, ask=40.0)
+    assert price_chain(wild, rate=0.04)["forward"].to_numpy() == pytest.approx(F)
+
+
+def test_with_too_few_pairs_the_vendors_future_is_the_forward() -> None:
+    calls = board().filter(pl.col("option_type") == "C")
+    priced = price_chain(calls, rate=0.04)
+    assert set(priced["forward_source"]) == {"underlying"} and set(priced["parity_pairs"]) == {0}
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-8)
+
+
+def test_pairs_that_disagree_make_no_forward() -> None:
+    noisy = board().with_columns(
+        pl.when(pl.col("option_type") == "C")
+        .then(pl.col(name) + 3 * (pl.col("strike") - F).abs() * (-1) ** ((pl.col("strike") / 100) % 2))
+        .otherwise(name)
+        .clip(lower_bound=1.0)
+        .alias(name)
+        for name in ("bid", "ask")
+    )
+    assert set(price_chain(noisy, rate=0.04)["forward_source"]) == {"underlying"}
+
+
+@pytest.mark.parametrize("lacking", [{"underlying_price": None}, {"underlying_class": "index"}])
+def test_calls_alone_have_no_forward_without_a_future(lacking: dict[str, Any]) -> None:
+    calls = board(**lacking).filter(pl.col("option_type") == "C")
+    calls = calls.with_columns(pl.col("underlying_price").cast(pl.Float64))
+    priced = price_chain(calls, rate=0.04)
+    assert set(priced["unpriced"]) == {"no_forward"}
+
+
+def test_snapshots_and_sources_do_not_mix() -> None:
+    other = board(underlying_price=F + 500).with_columns(
+        pl.lit("databento").alias("source"), (pl.col("bid", "ask") * 1.0)
+    )
+    raised = other.with_columns(
+        pl.when(pl.col("option_type") == "C").then(pl.col(side) + 500.0).otherwise(side).alias(side)
+        for side in ("bid", "ask")
+    )
+    both = price_chain(pl.concat([board(), raised], how="diagonal"), rate=0.04)
+    forwards = both.group_by("source").agg(pl.col("forward").first()).sort("source")["forward"]
+    growth = np.exp(0.04 * 30 / 365)
+    assert forwards.to_list() == pytest.approx([F, F + 500 * growth], rel=1e-6)
+
+
+# The synthetic market
+
+
+def vendor_chain(now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The synthetic chain as a vendor would give it, and its truth."""
+    truth = MARKET.chain(now)
+    futures = MARKET.futures(now).select(underlying="symbol", underlying_price="last")
+    chain = truth.join(futures, on="underlying", how="left", maintain_order="left").with_columns(
+        source=pl.lit("barchart"),
+        environment=pl.lit("sandbox"),
+        snapshot_ts=pl.lit(now),
+        as_of=pl.lit(now),
+        trade_date=pl.lit(now.date()),
+        underlying_class=pl.lit("future"),
+        is_settlement=pl.lit(False),
+    )
+    return chain, truth
+
+
+@pytest.mark.parametrize("now", [datetime(2025, 6, 10, 15, tzinfo=UTC), datetime(2025, 9, 4, 8, tzinfo=UTC)])
+def test_the_synthetic_markets_surface_is_found_within_the_width_of_its_quotes(now: datetime) -> None:
+    chain, truth = vendor_chain(now)
+    priced = price_chain(chain, rate=RATE).with_columns(
+        true=truth["implied_volatility"], true_delta=truth["delta"], true_gamma=truth["gamma"]
+    )
+    quoted = priced.filter(pl.col("price_used") == "mid")
+    assert quoted.filter(pl.col("implied_volatility").is_not_null()).height > 0.95 * quoted.height
+    otm = quoted.filter(pl.col("true_delta").abs().is_between(0.05, 0.5))
+    assert otm.height > 2_000 and set(otm["model"]) == {"black76", "ju_zhong"}
+    error = (otm["implied_volatility"] - otm["true"]).abs()
+    assert (error < otm["iv_uncertainty"] * 0.75 + 2e-4).all()
+    assert error.median() < 1e-4  # type: ignore[operator]
+    assert otm["delta"].to_numpy() == pytest.approx(otm["true_delta"].to_numpy(), abs=5e-3)
+
+
+def test_the_synthetic_forwards_are_found_within_a_point_of_each_future() -> None:
+    now = datetime(2025, 6, 10, 15, tzinfo=UTC)
+    chain, _ = vendor_chain(now)
+    series = price_chain(chain, rate=RATE).unique("series")
+    assert set(series["forward_source"]) == {"parity"}
+    assert series["parity_gap"].abs().max() < 1.0  # type: ignore[operator]
