@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from bench import bench_barchart, bench_capture_log, bench_convert, bench_publish, bench_run
+from bench import bench_barchart, bench_capture_log, bench_convert, bench_pricing, bench_publish, bench_run
 
-for benchmark in (bench_barchart, bench_capture_log, bench_convert, bench_publish, bench_run):
+for benchmark in (
+    bench_barchart,
+    bench_capture_log,
+    bench_convert,
+    bench_pricing,
+    bench_publish,
+    bench_run,
+):
     title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")
     print(f"\n== {title} ==")
     benchmark.main()

@@ -18,6 +18,8 @@ from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats, Valuation
 
 LEAST_INTEREST = 1e-7
 """Interest until expiration below which waiting costs nothing that a price could show."""
+_EXACT = 1e-9
+"""How exact an implied volatility is: far more so than the premium."""
 _SLACK = 0.05
 """By how much the bracket of an implied volatility is widened, since the premium is approximate."""
 
@@ -82,11 +84,16 @@ def implied_volatility(
     most that one undiscounted, so Black-76 with and without the rate bracket the volatility.
     """
     p, f, k, t, call, r = _together(price, forward, strike, years, is_call, rate)
-    found = black76.implied_volatility(p, f, k, t, call, 0.0)
-    above = black76.implied_volatility(p, f, k, t, call, r)
+    least = black76.implied_volatility(p, f, k, t, call, 0.0)
+    found = black76.implied_volatility(p, f, k, t, call, r)
+    found[np.isnan(least)] = np.nan
     early = (r * t > LEAST_INTEREST) & ~np.isnan(found)
-    low, high = found[early] * (1 - _SLACK), above[early] * (1 + _SLACK)
-    solution = find_root(_miss, (low, high), args=tuple(x[early] for x in (p, f, k, t, call, r)))
+    solution = find_root(
+        _miss,
+        (least[early] * (1 - _SLACK), found[early] * (1 + _SLACK)),
+        args=tuple(x[early] for x in (p, f, k, t, call, r)),
+        tolerances={"xatol": _EXACT, "xrtol": _EXACT},
+    )
     found[early] = np.where(solution.success, solution.x, np.nan)
     return found
 

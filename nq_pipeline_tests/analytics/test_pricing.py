@@ -1,0 +1,113 @@
+"""`option_pricing` in the lake, and the view that joins it to the chain."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from nq_pipeline.analytics.pricing import price_snapshot
+from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import OPTION_CHAIN, OPTION_PRICING, conform
+from nq_pipeline.market import black76
+from nq_pipeline.market.pricing import PRICED
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.lake.samples import chain
+
+NOON = to_ns(datetime(2025, 6, 30, 17, tzinfo=UTC))
+EXPIRATION = datetime(2025, 7, 1, 20, tzinfo=UTC)
+F, SIGMA, RATE = 21_050.0, 0.2, 0.03
+GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, risk_free_rate=RATE)
+
+
+def quoted(snapshot: int = NOON) -> pl.DataFrame:
+    """A series quoted around one volatility, with a vendor's own numbers beside; one row has no quote."""
+    calls = chain(OPTION_CHAIN, snapshot=snapshot, contracts=11)
+    puts = calls.with_columns(
+        option_type=pl.lit("P"), contract_key=pl.col("contract_key").str.replace("-C-", "-P-")
+    )
+    rows = pl.concat([calls, puts]).with_columns(
+        as_of=pl.col("snapshot_ts"),
+        expiration=pl.lit(EXPIRATION).cast(pl.Datetime("ns", "UTC")),
+        underlying_price=pl.lit(F),
+        **{name: pl.lit(9.0) for name in GREEKS},
+    )
+    years = (to_ns(EXPIRATION) - snapshot) / (365 * 86_400 * NS_PER_S)
+    is_call = (rows["option_type"] == "C").to_numpy()
+    fair = black76.value(F, rows["strike"].to_numpy(), years, SIGMA, is_call, RATE).price
+    silent = pl.col("contract_key") == "Q1B-2025-07-01-C-21000"
+    return rows.with_columns(
+        bid=pl.when(~silent).then(pl.Series(fair - 0.25)), ask=pl.when(~silent).then(pl.Series(fair + 0.25))
+    )
+
+
+def test_the_tables_columns_are_those_of_the_pricing_and_the_run() -> None:
+    assert [column.name for column in OPTION_PRICING.columns] == [*PRICED, "run_id"]
+
+
+def test_a_snapshot_is_priced_at_the_rate_of_the_settings_and_written_once(settings: Settings) -> None:
+    rows = price_snapshot(settings, quoted(), run_id="first")
+    assert set(rows["rate"]) == {RATE}
+    priced = rows.filter(pl.col("unpriced").is_null())
+    assert priced.height == rows.height - 1
+    assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+    price_snapshot(settings, quoted(), run_id="again")
+    stored = Lake(settings.environment_dir / "lake").scan(OPTION_PRICING).collect()
+    assert stored.height == rows.height and set(stored["run_id"]) == {"first"}
+
+
+def test_the_view_says_of_every_row_whose_numbers_it_shows(settings: Settings) -> None:
+    lake = Lake(settings.environment_dir / "lake")
+    later = NOON + 300 * NS_PER_S
+    silent_vendor = quoted(later).with_columns(pl.lit(None, pl.Float64).alias(name) for name in GREEKS)
+    for rows in (quoted(), silent_vendor):
+        lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, rows), run_id="run")
+        price_snapshot(settings, rows, run_id="run")
+    with catalog.connect(settings.environment_dir) as connection:
+        shown = connection.sql("SELECT * FROM option_chain_priced ORDER BY snapshot_ts, contract_key").pl()
+    assert shown.height == 44
+    sources = shown.group_by("snapshot_ts_ns", "iv_source").len().sort("snapshot_ts_ns", "len")
+    assert sources.rows() == [
+        (NOON, "vendor", 1),
+        (NOON, "computed", 21),
+        (later, None, 1),
+        (later, "computed", 21),
+    ]
+    computed = shown.filter(iv_source="computed")
+    assert computed["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+    assert np.abs(computed["delta"].to_numpy()).max() <= 1
+    vendors = shown.filter(iv_source="vendor").row(0, named=True)
+    assert [vendors[name] for name in GREEKS] == [9.0] * 5 and vendors["unpriced"] == "no_quote"
+    assert set(shown.filter(snapshot_ts_ns=NOON)["vendor_implied_volatility"]) == {9.0}
+    nobodys = shown.filter(pl.col("iv_source").is_null()).row(0, named=True)
+    assert [nobodys[name] for name in GREEKS] == [None] * 5
+
+
+def test_a_chain_that_was_not_priced_shows_the_vendors_numbers(settings: Settings) -> None:
+    Lake(settings.environment_dir / "lake").append(
+        OPTION_CHAIN, conform(OPTION_CHAIN, quoted()), run_id="run"
+    )
+    with catalog.connect(settings.environment_dir) as connection:
+        shown = connection.sql("SELECT iv_source, delta, unpriced FROM option_chain_priced").fetchall()
+    assert set(shown) == {("vendor", 9.0, None)} and len(shown) == 22
+
+
+def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
+    with catalog.connect(settings.environment_dir) as connection:
+        silent = connection.execute(
+            "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND comment IS NULL",
+            [catalog.PRICED],
+        ).fetchall()
+        names = {row[0] for row in connection.execute(f"DESCRIBE {catalog.PRICED}").fetchall()}
+    assert silent == []
+    assert {"iv_source", "unpriced", "valued_at_ns", "parity_gap", "vendor_implied_volatility"} <= names
