@@ -2,7 +2,9 @@
 
 Sixty files of one level become one of the next. At one publication a second that is minutes,
 hours and then the trade date, and at any pace 200 files of a trade date are never current at
-once. When the trade date is over, all its files become one sorted file.
+once. Until the trade date is over its files keep the order in which rows came, sorted within about
+a row group, so that no row is read twice and readers can skip by time. Then all become one sorted
+file.
 
 A merge reads immutable files, writes a new one beside them and then swaps the lists in one
 manifest version, all or nothing. Appending goes on meanwhile.
@@ -42,8 +44,9 @@ def compact(lake: Lake, table: Table, trade_date: date, *, now: datetime, wait: 
     """
     merged = 0
     with locked(lake.folder(table) / ".compaction.lock", wait=wait) as mine:
-        while mine and (group := next_merge(lake.manifest(table).of({trade_date}), is_over(trade_date, now))):
-            merge(lake, table, group)
+        over = is_over(trade_date, now)
+        while mine and (group := next_merge(lake.manifest(table).of({trade_date}), over)):
+            merge(lake, table, group, whole=over)
             merged += len(group)
     return merged
 
@@ -67,13 +70,31 @@ def is_over(trade_date: date, now: datetime) -> bool:
     return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
 
 
-def merge(lake: Lake, table: Table, group: Sequence[DataFile]) -> None:
-    """Replace some files of one trade date by one sorted file with the same rows."""
+def merge(lake: Lake, table: Table, group: Sequence[DataFile], *, whole: bool) -> None:
+    """Replace some files of one trade date by one with the same rows; the `whole` trade date is sorted."""
     paths = [lake.folder(table) / file.path for file in group]
-    rows = sum(file.rows for file in group)
+    sizes = [file.rows for file in group]
     with lake.stage(table, group[0].trade_date) as staged:
-        written = parquet.write(staged, table, sorted_slices(table, paths, rows), parquet.runs_of(paths))
+        frames = sorted_slices(table, paths, sum(sizes)) if whole else sorted_pieces(table, paths, sizes)
+        written = parquet.write(staged, table, frames, parquet.runs_of(paths))
         lake.replace(table, group, staged, written)
+
+
+def sorted_pieces(table: Table, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[pl.DataFrame]:
+    """All rows of some files of given sizes in their order, sorted within pieces of at most a row group."""
+    piece: list[pl.DataFrame] = []
+    for path, size in zip(paths, sizes, strict=True):
+        for offset in range(0, size, parquet.ROW_GROUP_ROWS):
+            rows = parquet.scan(table, [path]).slice(offset, parquet.ROW_GROUP_ROWS).collect()
+            if piece and sum(each.height for each in piece) + rows.height > parquet.ROW_GROUP_ROWS:
+                yield _sorted(table, piece)
+                piece = []
+            piece.append(rows)
+    yield _sorted(table, piece)
+
+
+def _sorted(table: Table, piece: list[pl.DataFrame]) -> pl.DataFrame:
+    return piece[0] if len(piece) == 1 else pl.concat(piece).sort(table.total_order)
 
 
 def sorted_slices(table: Table, paths: Sequence[Path], rows: int) -> Iterator[pl.DataFrame]:
