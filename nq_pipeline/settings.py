@@ -237,11 +237,24 @@ class Settings(BaseSettings):
     databento_quote_window_s: int = Field(
         900, ge=60, description="Quotes of at most this long before the moment asked for."
     )
-    databento_max_usd: Decimal = Field(
-        Decimal("1.00"), ge=0, description="A snapshot that `metadata.get_cost` prices higher is refused."
-    )
     databento_api_key: SecretStr | None = _credential(
         "DATABENTO_API_KEY", description="API key of Databento."
+    )
+
+    # Historical backfill
+    backfill_symbols: CommaList = Field(
+        (),
+        description="Parent symbols to backfill, e.g. `NQ.OPT,NQ.FUT`; by default all options of NQ_PRODUCTS "
+        "and their futures.",
+    )
+    backfill_batch_mb: int = Field(
+        512,
+        ge=0,
+        description="A day of at least so many MiB is had as a batch job, billed once and free to download "
+        "again for 30 days; a smaller one is streamed.",
+    )
+    backfill_wait_s: float = Field(
+        3600.0, gt=0, description="Seconds that one download, or the making of one batch job, may take."
     )
 
     # Live capture
@@ -328,6 +341,7 @@ class Settings(BaseSettings):
         "sandbox_faults",
         "barchart_codes",
         "tradovate_products",
+        "backfill_symbols",
         "budget_by_vendor",
         "budget_by_purpose",
         mode="before",

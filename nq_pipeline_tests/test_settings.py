@@ -124,7 +124,7 @@ def test_the_sandbox_asks_everybody_without_pause_and_live_does_not(monkeypatch:
         ("NQ_TRADOVATE_MD_URL", "https://md.example", "wss://host/path"),
         ("NQ_DATABENTO_GATEWAY", "glbx.example", "host:port"),
         ("NQ_DATABENTO_GATEWAY", "glbx.example:99999", "host:port"),
-        ("NQ_DATABENTO_MAX_USD", "-1", "greater than or equal to 0"),
+        ("NQ_BUDGET_DAILY_USD", "-1", "greater than or equal to 0"),
         ("NQ_SANDBOX_PORT", "70000", "less than or equal to 65535"),
     ],
 )
@@ -231,11 +231,11 @@ def test_values_in_force_are_lines_of_an_environment_file(
 
 
 def test_settings_cannot_be_changed_and_survive_a_copy_into_another_process() -> None:
-    settings = load(databento_max_usd="2.50")
+    settings = load(budget_daily_usd="2.50")
     with pytest.raises(ValidationError):
         settings.horizon_days = 3  # type: ignore[misc]
     copied = pickle.loads(pickle.dumps(settings))
-    assert copied == settings and copied.databento_max_usd == Decimal("2.50")
+    assert copied == settings and copied.budget_daily_usd == Decimal("2.50")
 
 
 # ── the clock ───────────────────────────────────────────────────────────────────────────────────

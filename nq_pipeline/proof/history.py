@@ -117,7 +117,7 @@ def _buy(
         run_id=ctx.evidence.folder.name,
     )
     with open_ledger(ctx.settings).spending(charge) as spending:
-        records = decode(client.download(query), query.schema)
+        records = decode(client.download(query, spending), query.schema)
         spent = spending.commit(billed_bytes=records.array.nbytes)
     ctx.spent_usd += spent
     return records.array, spent

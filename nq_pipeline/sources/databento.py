@@ -13,6 +13,9 @@ than a contract has in most minutes, and bars of an hour or a day are not cut wh
 and the moment are. `NQ.FUT` joins definitions and quotes for the price of the underlying, but
 not the trades, where it would be most of the bytes.
 
+Nothing is bought that the spend ledger does not grant: first all of it together, so that no part is
+paid for a chain that cannot be completed, then each question when it is asked.
+
 Ids are reused from day to day, so they are only ever read with the symbol mapping of the very
 answer they came in; answers are joined on raw symbols. Quotes are keyed and ordered by `ts_recv`
 (the end of their minute); their `ts_event` is the last trade. A contract whose book did not change
@@ -26,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -37,11 +41,13 @@ from nq_pipeline.errors import (
     BadPayload,
     Blocked,
     DeadlineReached,
+    LedgerError,
     NotConfigured,
     NotEntitled,
     OverBudget,
     RateLimited,
     SourceError,
+    Unavailable,
 )
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
@@ -58,7 +64,7 @@ from nq_pipeline.sources.base import (
     failed,
     overall,
 )
-from nq_pipeline.sources.databento_client import EndsTooLate, HistoricalClient, NothingThere, Query
+from nq_pipeline.sources.databento_client import EndsTooLate, HistoricalClient, NothingThere, Price, Query
 from nq_pipeline.sources.dbn import (
     INSTANT,
     UNDEF_QUANTITY,
@@ -72,6 +78,9 @@ from nq_pipeline.sources.dbn import (
 )
 from nq_pipeline.sources.exchange import Exchange, Policy, Reply
 from nq_pipeline.sources.lifetime import Keep
+
+if TYPE_CHECKING:
+    from nq_pipeline.sources.databento_purchase import Purchases
 
 DEFINITION, QUOTES, STATISTICS, TRADES = "definition", "bbo-1m", "statistics", "trades"
 SCHEMAS = (DEFINITION, QUOTES, STATISTICS, TRADES)
@@ -118,16 +127,17 @@ class Databento:
         """
         try:
             client, plan, wanted = self._priced(request, exchange)
-            within_budget(plan, self._settings.databento_max_usd)
-        except SourceError as error:
-            return failed(self.name, request, error)
+            purchases = self._purchases(client, plan, request, exchange)
+        except (SourceError, LedgerError) as problem:
+            return failed(self.name, request, _as_source_error(problem))
         replies: dict[str, Reply] = {}
         records: dict[str, Records] = {}
         troubles: dict[str, SourceError] = {}
         for schema in SCHEMAS:
             try:
-                replies[schema], records[schema] = self._fetch(client, plan, schema, exchange)
-            except SourceError as error:
+                replies[schema], records[schema] = self._fetch(purchases, plan, schema, exchange)
+            except (SourceError, LedgerError) as problem:
+                error = _as_source_error(problem)
                 if schema == DEFINITION:
                     return failed(self.name, request, error)
                 if isinstance(error, NothingThere):
@@ -206,7 +216,7 @@ class Databento:
                     dataset=settings.databento_dataset, window_s=settings.databento_quote_window_s,
                 )  # fmt: skip
                 try:
-                    return Plan(tuple((query, client.cost(query)) for query in queries)).dumps()
+                    return Plan(tuple((query, client.price(query)) for query in queries)).dumps()
                 except EndsTooLate as error:
                     if error.available_end >= end:
                         raise
@@ -222,32 +232,52 @@ class Databento:
         }
         return Plan.loads(exchange.call("plan", question, perform).body)
 
+    def _purchases(
+        self, client: HistoricalClient, plan: Plan, request: ChainRequest, exchange: Exchange
+    ) -> Purchases | None:
+        """Where to buy what is not kept, once all of it together fits the budgets; None when all is kept.
+
+        Raises
+        ------
+        OverBudget
+            It does not fit.
+        LedgerError
+            The ledger cannot be used, so nothing is bought.
+        """
+        missing = [part for part in plan.priced if not exchange.recalls(*_question(plan, part[0]))]
+        if not missing:
+            return None
+        # Its database library takes a while to load, so not before something is to be bought.
+        from nq_pipeline.sources.databento_purchase import Purchases
+        from nq_pipeline.spend.ledger import open_ledger
+
+        ledger = open_ledger(self._settings)
+        purchases = Purchases(client, ledger, "chains", request.run_id, attempts=self.policy.attempts)
+        purchases.grant(missing)
+        return purchases
+
     def _fetch(
-        self, client: HistoricalClient, plan: Plan, schema: str, exchange: Exchange
+        self, purchases: Purchases | None, plan: Plan, schema: str, exchange: Exchange
     ) -> tuple[Reply, Records]:
         """Ask one metered question, unless its answer is still fresh, and decode it."""
         query, price = plan[schema]
-        question = {"dataset": query.dataset, "schema": schema, "symbols": ",".join(query.symbols)}
-        if schema == DEFINITION:
-            question["day"] = plan.day.isoformat()
-        else:
-            question |= {"start": str(query.start), "end": str(query.end)}
 
         def perform() -> bytes:
+            if purchases is None:
+                raise Unavailable("a kept answer ran out just before it was read; ask again")
+            before, fetch = purchases.cost_usd, exchange.asking
             try:
-                return client.download(query)
+                return purchases.body(query, price, request_id=fetch.request_id)
             except EndsTooLate as error:
                 if error.available_end <= query.start:
                     raise
-                return client.download(replace(query, end=error.available_end))
+                shorter = replace(query, end=error.available_end)
+                return purchases.body(shorter, price, request_id=fetch.request_id)
+            finally:
+                fetch.cost_usd = float(purchases.cost_usd - before)
 
-        reply = exchange.call(
-            schema,
-            question,
-            perform,
-            keep=Keep.TRADE_DATE if schema == DEFINITION else Keep.MARKET,
-            cost_usd=float(price),
-        )
+        operation, question, keep = _question(plan, query)
+        reply = exchange.call(operation, question, perform, keep=keep)
         try:
             return reply, decode(reply.body, schema)
         except BadPayload as error:
@@ -340,16 +370,17 @@ class Databento:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The metered questions of one snapshot, each with its price in USD."""
+    """The metered questions of one snapshot, each with its price."""
 
-    priced: tuple[tuple[Query, Decimal], ...]
+    priced: tuple[tuple[Query, Price], ...]
 
-    def __getitem__(self, schema: str) -> tuple[Query, Decimal]:
+    def __getitem__(self, schema: str) -> tuple[Query, Price]:
         return next((query, price) for query, price in self.priced if query.schema == schema)
 
     @property
     def total(self) -> Decimal:
-        return sum((price for _, price in self.priced), Decimal())
+        """USD."""
+        return sum((price.usd for _, price in self.priced), Decimal())
 
     @property
     def end(self) -> int:
@@ -363,7 +394,11 @@ class Plan:
 
     def dumps(self) -> bytes:
         rows = [
-            [q.dataset, q.schema, list(q.symbols), q.start, q.end, str(price)] for q, price in self.priced
+            [
+                [q.dataset, q.schema, list(q.symbols), q.start, q.end],
+                [str(p.usd), p.size, None if p.unit_usd is None else str(p.unit_usd), to_ns(p.at)],
+            ]
+            for q, p in self.priced
         ]
         return orjson.dumps(rows)
 
@@ -371,11 +406,13 @@ class Plan:
     def loads(cls, body: bytes) -> Plan:
         """The inverse of `dumps`; `BadPayload` for an archived plan that is none."""
         try:
-            rows = orjson.loads(body)
             plan = cls(
                 tuple(
-                    (Query(dataset, schema, tuple(symbols), start, end), Decimal(price))
-                    for dataset, schema, symbols, start, end, price in rows
+                    (
+                        Query(dataset, schema, tuple(symbols), start, end),
+                        Price(Decimal(usd), size, None if unit is None else Decimal(unit), from_ns(at)),
+                    )
+                    for (dataset, schema, symbols, start, end), (usd, size, unit, at) in orjson.loads(body)
                 )
             )
             if [query.schema for query, _ in plan.priced] != list(SCHEMAS):
@@ -429,17 +466,17 @@ def _end_of_quotes(plan: Plan, quotes: Records | None) -> int:
     return quotes.end
 
 
-def within_budget(plan: Plan, max_usd: Decimal) -> None:
-    """Raise `OverBudget` when the plan costs more than allowed. What costs nothing is always allowed.
+def _question(plan: Plan, query: Query) -> tuple[str, dict[str, str], Keep]:
+    """What a metered question is called, what tells it from others, and how long its answer is kept."""
+    question = {"dataset": query.dataset, "schema": query.schema, "symbols": ",".join(query.symbols)}
+    if query.schema == DEFINITION:
+        return DEFINITION, question | {"day": plan.day.isoformat()}, Keep.TRADE_DATE
+    return query.schema, question | {"start": str(query.start), "end": str(query.end)}, Keep.MARKET
 
-    Answers that are still fresh are counted too, though they will not be bought again.
-    """
-    if plan.total > max_usd:
-        parts = ", ".join(f"{query.schema} {price:.4f}" for query, price in plan.priced)
-        raise OverBudget(
-            f"this snapshot would cost {plan.total:.4f} USD ({parts}) and {max_usd} is allowed; "
-            "raise NQ_DATABENTO_MAX_USD or shorten NQ_HORIZON_DAYS"
-        )
+
+def _as_source_error(error: SourceError | LedgerError) -> SourceError:
+    """A ledger that cannot be used is a vendor that cannot be asked; the other vendors can."""
+    return error if isinstance(error, SourceError) else Unavailable(str(error))
 
 
 def _on_future(root: str) -> bool:

@@ -1,5 +1,10 @@
 """The official client of Databento's historical API, with what it leaves to its caller.
 
+This is the only place that has one. What costs nothing (`FREE`) may be asked at any time. What is
+metered (`METERED`) takes a reservation of the spend ledger and is asked exactly once for it: a
+refusal gives the money back at once, anything else that fails leaves it reserved, since the vendor
+may have billed what it sent. Whoever wants to try again reserves again (`databento_purchase`).
+
 `databento.Historical` itself is used unmodified. Around it: an address of plain http on
 loopback, an end in time, a few retries, and one kind of error. The client forces https and has
 no parameter for it, so its private base address is set for a plain-http URL; the layout this
@@ -17,12 +22,13 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -33,6 +39,7 @@ from nq_pipeline.errors import (
     BadPayload,
     Blocked,
     DeadlineReached,
+    LedgerError,
     NotConfigured,
     NotEntitled,
     RateLimited,
@@ -42,19 +49,37 @@ from nq_pipeline.errors import (
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.exchange import Policy
 
+if TYPE_CHECKING:
+    from nq_pipeline.spend.ledger import Mode, Spending
+
 T = TypeVar("T")
+
+FREE = (
+    "available_end", "conditions", "cost", "count", "files", "job", "jobs", "price", "size", "unit_prices",
+    "take",
+)  # fmt: skip
+"""Methods of `HistoricalClient` that cost nothing, downloads of a job that is paid among them."""
+METERED = ("download", "download_to", "submit")
+"""Those that cost money; there are no others."""
 
 GROUPS = ("metadata", "timeseries", "symbology", "batch")
 MAX_BODY_BYTES = 256 * 1024 * 1024
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 WORDS_KEPT = 200
 """Characters of a vendor's own message that go into ours."""
+GIB = 2**30
+FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
 
 class NothingThere(SourceError):
     """None of the symbols exists in the time asked about, as on a weekend: no fault of anyone."""
 
     outcome = Outcome.EMPTY
+
+
+class Passing(Unavailable):
+    """A fault of the kind that passes by itself: of the vendor's server, or of the way there."""
 
 
 class EndsTooLate(Unavailable):
@@ -87,8 +112,54 @@ class Query:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the vendor says a query costs.
+
+    Attributes
+    ----------
+    usd
+        0 where the plan includes it.
+    size
+        Bytes it would bill; None where it costs nothing.
+    unit_usd
+        The list's price per GiB; None where the price is not simply size times that.
+    at
+        When it said so.
+    """
+
+    usd: Decimal
+    size: int | None
+    unit_usd: Decimal | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch job: billed when it was submitted, then free to download until it expires."""
+
+    id: str
+    state: str
+    query: Query | None
+    received_at: int
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """A file of a batch job; `sha256` in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 class HistoricalClient:
-    """Asks the historical API; every method raises nothing but `SourceError`.
+    """Asks the historical API; every method raises nothing but `SourceError`, and `LedgerError` where
+    a reservation is for something else.
 
     Parameters
     ----------
@@ -103,6 +174,7 @@ class HistoricalClient:
         self._url = url
         self._policy = policy
         self._remaining = remaining
+        self._prices: dict[str, dict[str, dict[str, Decimal]]] = {}
 
     def available_end(self, dataset: str, schemas: tuple[str, ...]) -> int:
         """Until when all the schemas have data, exclusive, nanoseconds UTC. Free."""
@@ -115,45 +187,167 @@ class HistoricalClient:
 
     def cost(self, query: Query) -> Decimal:
         """What the query would cost in USD. Free. A price that is no price is a `BadPayload`."""
-        price = self._ask(lambda client: client.metadata.get_cost(**query.arguments))
-        try:
-            usd = Decimal(str(price))
-        except InvalidOperation:
-            usd = Decimal("NaN")
-        if isinstance(price, bool) or not usd.is_finite() or usd < 0:
-            raise BadPayload(f"{query.schema}: the price came in an unknown form")
-        return usd
+        return _usd(self._ask(lambda client: client.metadata.get_cost(**query.arguments)), query.schema)
 
-    def download(self, query: Query) -> bytes:
-        """The exact body of an answer. Metered, whether or not the body can be read.
+    def size(self, query: Query) -> int:
+        """The bytes the query would be billed for. Free."""
+        return _number(
+            self._ask(lambda client: client.metadata.get_billable_size(**query.arguments)), query.schema
+        )
+
+    def count(self, query: Query) -> int:
+        """How many records the query has. Free."""
+        return _number(
+            self._ask(lambda client: client.metadata.get_record_count(**query.arguments)), query.schema
+        )
+
+    def unit_prices(self, dataset: str) -> dict[str, dict[str, Decimal]]:
+        """USD per GiB, by mode and schema; the same for the life of the client. Free."""
+        if dataset not in self._prices:
+            told = self._ask(lambda client: client.metadata.list_unit_prices(dataset))
+            try:
+                self._prices[dataset] = {
+                    str(one["mode"]): {name: _usd(usd, name) for name, usd in one["unit_prices"].items()}
+                    for one in told
+                }
+            except (AttributeError, KeyError, TypeError):
+                raise BadPayload("the list of prices came in an unknown form") from None
+        return self._prices[dataset]
+
+    def price(self, query: Query, mode: Mode = "historical-streaming") -> Price:
+        """What the query costs, how many bytes that is, and at which price. Free."""
+        at, usd = datetime.now(UTC), self.cost(query)
+        if usd == 0:
+            return Price(usd, None, None, at)
+        size = self.size(query)
+        unit = self.unit_prices(query.dataset).get(mode, {}).get(query.schema)
+        # A part that the plan includes makes it cheaper than its bytes: then only the price itself holds.
+        listed = unit is not None and abs(size * unit / GIB - usd) <= usd / 100
+        return Price(usd, size, unit if listed else None, at)
+
+    def conditions(self, dataset: str, first: date, last: date) -> dict[date, str]:
+        """Condition of each UTC day that has data: available, degraded, pending or missing. Free."""
+        told = self._ask(
+            lambda client: client.metadata.get_dataset_condition(
+                dataset, start_date=first.isoformat(), end_date=last.isoformat()
+            )
+        )
+        try:
+            return {date.fromisoformat(one["date"]): str(one["condition"]) for one in told}
+        except (KeyError, TypeError, ValueError):
+            raise BadPayload("the condition of the dataset came in an unknown form") from None
+
+    def jobs(self, since: datetime) -> list[Job]:
+        """The batch jobs of the account since then that have not expired. Free."""
+        told = self._ask(lambda client: client.batch.list_jobs(since=since.isoformat()))
+        if not isinstance(told, list):
+            raise BadPayload("the list of batch jobs came in an unknown form")
+        return [_job(one) for one in told]
+
+    def job(self, job_id: str) -> Job:
+        """One batch job. Free."""
+        return _job(self._ask(lambda client: client.batch.get_job_details(job_id)))
+
+    def files(self, job_id: str) -> list[JobFile]:
+        """The DBN files of a job that is done. Free.
+
+        Raises `BadPayload` for a file that would be written, or fetched from, where it does not belong:
+        the key goes along with the download.
+        """
+        told = self._ask(lambda client: client.batch.list_files(job_id))
+        try:
+            found = [
+                JobFile(str(one["filename"]), int(one["size"]), str(one["hash"]).removeprefix("sha256:"))
+                for one in told
+                if self._is_ours(str(one["urls"]["https"])) and FILENAME.fullmatch(str(one["filename"]))
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise BadPayload("the list of a job's files came in an unknown form") from None
+        if len(found) < len(told):
+            raise BadPayload("a job's file is named, or lies, where none of the vendor's should")
+        return [file for file in found if file.name.endswith(".dbn.zst")]
+
+    def take(self, job_id: str, name: str, folder: Path) -> Path:
+        """Download a file of a job below `folder`; goes on where an attempt before stopped. Free."""
+
+        def get(client: Any) -> Path:
+            found: list[Path] = client.batch.download(job_id, folder, filename_to_download=name)
+            return found[0]
+
+        return self._ask(get)
+
+    # ── metered ─────────────────────────────────────────────────────────────────────────────────
+
+    def download(self, query: Query, spending: Spending) -> bytes:
+        """The exact body of an answer of moderate size. Metered, whether or not it can be read.
 
         A body that was cut off on its way is a `BadPayload`; one that arrived whole is returned
         as it is, so that it can be archived before anybody judges it.
         """
 
         def get(client: Any) -> bytes:
-            import requests
-            from databento.common.error import BentoHttpError
-
             with TemporaryDirectory(prefix="nq-databento-") as folder:
                 path = Path(folder) / "answer.dbn.zst"
-                try:
-                    client.timeseries.get_range(**query.arguments, path=path)
-                except (BentoHttpError, requests.RequestException):
-                    raise
-                except Exception as error:
-                    # The client reads the head of what it has downloaded; here only the download counts.
-                    if not path.exists() or _was_cut(error):
-                        raise
+                _stream(client, query, path)
                 if path.stat().st_size > MAX_BODY_BYTES:
                     raise BadPayload(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB was refused")
                 return path.read_bytes()
 
-        return self._ask(get)
+        return self._buy(get, query, spending, "historical-streaming")
+
+    def download_to(self, query: Query, spending: Spending, path: Path) -> None:
+        """Write the exact body of an answer to `path`, which must not be there yet. Metered."""
+        self._buy(lambda client: _stream(client, query, path), query, spending, "historical-streaming")
+
+    def submit(self, query: Query, spending: Spending) -> Job:
+        """Submit a batch job for the query, as DBN split by UTC day. Metered: billed when it is accepted."""
+        return _job(
+            self._buy(
+                lambda client: client.batch.submit_job(
+                    **query.arguments, encoding="dbn", compression="zstd", split_duration="day"
+                ),
+                query,
+                spending,
+                "historical",
+            )
+        )
 
     @cached_property
     def _client(self) -> Any:
         return historical(self._key, self._url, timeout_s=self._policy.timeout_s)
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether an address is of the server we ask, or one of the vendor's own."""
+        parts, ours = urlsplit(url), urlsplit(self._url)
+        if parts.username is not None:
+            return False
+        if (parts.scheme, parts.netloc) == (ours.scheme, ours.netloc):
+            return True
+        return parts.scheme == "https" and (parts.hostname or "").endswith(".databento.com")
+
+    def _buy(self, question: Callable[[Any], T], query: Query, spending: Spending, mode: Mode) -> T:
+        """Ask once, for the reservation; it is released when the vendor provably sent nothing."""
+        charge = spending.reservation.charge
+        if (charge.vendor, charge.dataset, charge.schema, charge.mode) != (
+            "databento", query.dataset, query.schema, mode,
+        ):  # fmt: skip
+            raise LedgerError(f"the reservation is for {charge}, and {query.schema} ({mode}) was to be asked")
+        try:
+            client = self._client
+            if self._remaining() <= 0:
+                raise DeadlineReached("the time allowed ran out before it was asked")
+        except SourceError as error:
+            spending.release(f"not asked: {error}")
+            raise
+        try:
+            return _within(self._remaining(), lambda: question(client))
+        except SourceError:
+            raise
+        except Exception as error:
+            meant = _meaning(error, self._key.get_secret_value())
+            if _sent_nothing(error):
+                spending.release(f"refused before any data: {meant}")
+            raise meant from None
 
     def _ask(self, question: Callable[[Any], T]) -> T:
         """Ask, again after what passes by itself, until the time is over."""
@@ -230,6 +424,68 @@ def instant_ns(text: str) -> int:
     return int(np.datetime64(plain[1], "ns").astype(np.int64))
 
 
+def _stream(client: Any, query: Query, path: Path) -> None:
+    """Write an answer as it comes; what of it arrived stays when it breaks off."""
+    import requests
+    from databento.common.error import BentoHttpError
+
+    try:
+        client.timeseries.get_range(**query.arguments, path=path)
+    except (BentoHttpError, requests.RequestException):
+        raise
+    except Exception as error:
+        # The client reads the head of what it has downloaded; here only the download counts.
+        if not path.exists() or _was_cut(error):
+            raise
+
+
+def _usd(price: Any, schema: str) -> Decimal:
+    try:
+        usd = Decimal(str(price))
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if isinstance(price, bool) or not usd.is_finite() or usd < 0:
+        raise BadPayload(f"{schema}: the price came in an unknown form")
+    return usd
+
+
+def _number(value: Any, schema: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadPayload(f"{schema}: the number of records or bytes came in an unknown form")
+    return value
+
+
+def _job(told: Any) -> Job:
+    try:
+        job_id = str(told["id"])
+        if not JOB_ID.fullmatch(job_id):
+            raise ValueError
+        query = None
+        if told.get("stype_in") == "parent" and told.get("encoding") == "dbn" and not told.get("limit"):
+            query = Query(
+                str(told["dataset"]),
+                str(told["schema"]),
+                tuple(sorted(str(told["symbols"]).split(","))),
+                instant_ns(told["start"]),
+                instant_ns(told["end"]),
+            )
+        return Job(job_id, str(told["state"]), query, instant_ns(told["ts_received"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadPayload("a batch job came in an unknown form") from None
+
+
+def _sent_nothing(error: Exception) -> bool:
+    """Whether a metered question provably brought no data: it never left, or was refused."""
+    import requests
+    from databento.common.error import BentoClientError
+    from urllib3.exceptions import NewConnectionError
+
+    if isinstance(error, BentoClientError):
+        return error.http_status != 408
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
+
+
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """The result of `work`, or `DeadlineReached` when it takes longer."""
     done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
@@ -281,9 +537,9 @@ def _meaning(error: Exception, secret: str) -> SourceError:
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return BadPayload("the answer was cut off")
     if isinstance(error, requests.Timeout):
-        return Unavailable("no answer in time")
+        return Passing("no answer in time")
     if isinstance(error, requests.RequestException):
-        return Unavailable(f"no connection or no answer ({type(error).__name__})")
+        return Passing(f"no connection or no answer ({type(error).__name__})")
     if _was_cut(error):
         return BadPayload("the answer was cut off")
     return BadPayload(f"an answer the client could not read ({type(error).__name__})")
@@ -322,4 +578,4 @@ def _refusal(error: Any, secret: str) -> SourceError:
             return EndsTooLate(said, instant_ns(str(payload["available_end"])))  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
             return BadPayload(f"refused without saying how far the data reach ({said})")
-    return Unavailable(f"refused or failed ({said})")
+    return (Passing if status >= 500 else Unavailable)(f"refused or failed ({said})")

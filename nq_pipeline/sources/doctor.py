@@ -20,7 +20,7 @@ SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
 MENDS = {
     Outcome.NOT_CONFIGURED: "set what is missing, see .env.example",
     Outcome.NOT_ENTITLED: "choose a plan that includes it, or take the vendor out of NQ_SOURCES",
-    Outcome.OVER_BUDGET: "raise NQ_DATABENTO_MAX_USD, or lower NQ_HORIZON_DAYS",
+    Outcome.OVER_BUDGET: "see `nq budget`; raise the budget it names, or lower NQ_HORIZON_DAYS",
     Outcome.BLOCKED: "wait a quarter of an hour, or take the vendor out of NQ_SOURCES",
     Outcome.RATE_LIMITED: "wait a minute and try again",
     Outcome.BAD_PAYLOAD: "check the vendor's address in the settings; `nq settings` shows it",

@@ -220,14 +220,14 @@ class Exchange:
         perform: Callable[[], bytes],
         *,
         keep: Keep = Keep.MARKET,
-        cost_usd: float = 0.0,
     ) -> Reply:
         """Ask something that is not plain HTTP; `perform` does it and returns the exact bytes.
 
         `parameters` identify the question (no secrets). `perform` raises `SourceError` for what
-        the vendor did; the error is recorded and passes through.
+        the vendor did; the error is recorded and passes through. What it costs, `perform` notes in
+        `asking`.
         """
-        entry = None if self.refresh or keep is Keep.NEVER else self._kept(operation, parameters)
+        entry = self._kept(operation, parameters, keep)
         fetch = self._fetch(operation, self._address(operation))
         started = self.clock.monotonic()
         if entry is not None:
@@ -242,10 +242,18 @@ class Exchange:
             detail = str(error) if isinstance(error, SourceError) else type(error).__name__
             self._finish(fetch, started, outcome=outcome, detail=detail)
             raise
-        fetch.cost_usd = cost_usd
         self._finish(fetch, started)
         entry = self.archive.put(self._entry(fetch, operation, parameters, body, keep), body)
         return self._reply(fetch, entry, body, cached=False)
+
+    @property
+    def asking(self) -> Fetch:
+        """The newest question; within `perform`, the one that is being asked."""
+        return self.fetches[-1]
+
+    def recalls(self, operation: str, parameters: Mapping[str, Any], keep: Keep = Keep.MARKET) -> bool:
+        """Whether `call` would answer this without asking, so that nothing need be paid for it."""
+        return self._kept(operation, parameters, keep) is not None
 
     def note_hit(self, operation: str, snapshot_ts: datetime) -> None:
         """Record that a whole kept answer was served without any question."""
@@ -450,8 +458,10 @@ class Exchange:
     def _pinned(self) -> str | None:
         return self.clock.pinned.isoformat() if self.clock.pinned else None
 
-    def _kept(self, operation: str, parameters: Mapping[str, Any]) -> RawEntry | None:
+    def _kept(self, operation: str, parameters: Mapping[str, Any], keep: Keep) -> RawEntry | None:
         """The archived answer to this very question, while it may still be served."""
+        if self.refresh or keep is Keep.NEVER:
+            return None
         entry = self.archive.find(self.scope.source, digest(self.scope.source, operation, parameters))
         if entry is None or entry.base_url != self.scope.base_url or entry.pinned != self._pinned:
             return None
@@ -494,9 +504,11 @@ class ArchivedExchange(Exchange):
         perform: Callable[[], bytes],
         *,
         keep: Keep = Keep.MARKET,
-        cost_usd: float = 0.0,
     ) -> Reply:
         return self._archived(operation, parameters)
+
+    def recalls(self, operation: str, parameters: Mapping[str, Any], keep: Keep = Keep.MARKET) -> bool:
+        return True
 
     def kept(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
         return True

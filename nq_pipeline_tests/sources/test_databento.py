@@ -19,9 +19,10 @@ import orjson
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
-from nq_pipeline.errors import BadPayload, OverBudget
+from nq_pipeline.errors import BadPayload
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
@@ -30,13 +31,17 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources import databento, dbn
 from nq_pipeline.sources.base import ChainRequest, Source
 from nq_pipeline.sources.databento import DEFINITION, QUOTES, SCHEMAS, STATISTICS, TRADES, Databento
+from nq_pipeline.sources.databento_client import Price
 from nq_pipeline.sources.lifetime import Lifetime
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.tables import Kind
 from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.contract import MARK, MOMENT, SourceContract
 from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
 
 STREAM = "/v0/timeseries.get_range"
 COST = "/v0/metadata.get_cost"
+SIZE = "/v0/metadata.get_billable_size"
 
 
 def form(asked: Asked) -> dict[str, str]:
@@ -96,6 +101,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         "no_records": Outcome.EMPTY,
         "price_unknown": Outcome.BAD_PAYLOAD,
         "price_too_high": Outcome.OVER_BUDGET,
+        "broken_before_any_data": Outcome.PARTIAL,
         "impossible_range": Outcome.BAD_PAYLOAD,
     }
     faults: ClassVar = {
@@ -122,6 +128,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         "no_records": lambda self, asked: standin.relay(asked, fault="empty"),
         "price_unknown": on(COST, lambda good: Answer(b'"a lot"'), TRADES),
         "price_too_high": on(COST, lambda good: Answer(b"0.9"), QUOTES),
+        "broken_before_any_data": on(STREAM, lambda good: Answer(b"oops", 503), QUOTES),
         "impossible_range": on(
             "/v0/metadata.get_dataset_range",
             lambda good: Answer(b'{"start":"1999-01-01","end":"1999-12-31T00:00:00Z","schema":{}}'),
@@ -133,7 +140,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
             environment="live",
             databento_url=server.url,
             databento_api_key=MARK,
-            databento_max_usd="0.5",
+            budget_daily_usd="0.5",
             http_attempts=1,
         )
 
@@ -189,16 +196,84 @@ class TestDatabentoKeepsTheContract(SourceContract):
         with self.vendor() as server:
             _, exchange = self.ask(server, tmp_path)
             paths = [one.path for one in server.asked]
-        assert paths == ["/v0/metadata.get_dataset_range", *[COST] * 4, *[STREAM] * 4]
+        priced, bought = paths[: paths.index(STREAM)], paths[paths.index(STREAM) :]
+        assert Counter(priced) == Counter(
+            {"/v0/metadata.get_dataset_range": 1, COST: 4, SIZE: 4, "/v0/metadata.list_unit_prices": 1}
+        )
+        assert bought == [STREAM] * 4
         costs = {fetch.operation: fetch.cost_usd for fetch in exchange.fetches}
         assert costs.pop("plan") == 0
         assert set(costs) == set(SCHEMAS) and all(cost > 0 for cost in costs.values())
+
+    def test_what_came_is_committed_at_the_price_of_its_bytes_and_nothing_stays_reserved(
+        self, tmp_path: Path
+    ) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server)
+            _, exchange = self.ask(server, tmp_path)
+        ledger = open_ledger(settings)
+        committed = [line for line in ledger.lines() if line.kind == Kind.COMMITTED]
+        assert [line.schema for line in committed] == list(SCHEMAS)
+        assert {line.purpose for line in committed} == {"chains"}
+        by_request = {line.request_id: line.spent_usd for line in committed}
+        assert by_request.keys() == {fetch.request_id for fetch in exchange.fetches[1:]}
+        for line in committed:
+            assert line.priced_usd is not None and line.bytes is not None
+            assert abs(line.spent_usd - line.priced_usd) < Decimal("1e-8")
+        assert ledger.left_open() == []
+
+    @pytest.mark.parametrize(
+        ("broken", "open_schemas", "attempts"),
+        [
+            ("quotes_not_entitled", [], 1),  # refused: given back
+            ("trades_rate_limited", [], 1),
+            ("quotes_are_html", [QUOTES], 1),  # whatever it was, the vendor may bill it
+            ("statistics_cut_off", [STATISTICS], 1),
+            ("broken_before_any_data", [QUOTES] * 2, 2),  # each attempt has a reservation of its own
+        ],
+    )
+    def test_what_failed_stays_reserved_unless_it_was_refused(
+        self, broken: str, open_schemas: list[str], attempts: int, tmp_path: Path
+    ) -> None:
+        with self.vendor(broken) as server:
+            settings = self.settings(server).model_copy(update={"http_attempts": attempts})
+            source = self.source(settings)
+            exchange = self.exchange(source, tmp_path)
+            source.ask(self.request(), exchange)
+        held = open_ledger(settings).left_open()
+        assert [reservation.charge.schema for reservation in held] == open_schemas
+        told = {fetch.operation: fetch.cost_usd for fetch in exchange.fetches}
+        for schema in set(open_schemas):
+            assert told[schema] == pytest.approx(
+                float(sum(one.reserved_usd for one in held if one.charge.schema == schema))
+            )
+
+    def test_with_no_budget_nothing_metered_is_asked_and_the_sentence_says_why(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server).model_copy(update={"budget_daily_usd": Decimal(0)})
+            source = self.source(settings)
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            assert STREAM not in {one.path for one in server.asked}
+        assert answer.outcome is Outcome.OVER_BUDGET
+        assert "NQ_BUDGET_DAILY_USD" in answer.reason and "bbo-1m" in answer.reason
+        (refused,) = (line for line in open_ledger(settings).lines() if line.kind == Kind.REFUSED)
+        assert refused.reason == answer.reason
+
+    def test_a_ledger_that_cannot_be_used_means_that_nothing_metered_is_asked(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server).model_copy(
+                update={"ledger_url": SecretStr("mysql://127.0.0.1/x")}
+            )
+            source = self.source(settings)
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            assert STREAM not in {one.path for one in server.asked}
+        assert answer.outcome is Outcome.UNAVAILABLE
 
     def test_what_is_too_dear_is_not_bought(self, tmp_path: Path) -> None:
         with self.vendor("price_too_high") as server:
             answer, _ = self.ask(server, tmp_path)
             assert STREAM not in {one.path for one in server.asked}
-        assert "NQ_DATABENTO_MAX_USD" in answer.reason and "bbo-1m 0.9000" in answer.reason
+        assert "NQ_BUDGET_DAILY_USD" in answer.reason and "bbo-1m $0.90" in answer.reason
 
     def test_a_failed_answer_stops_the_buying_where_nothing_else_would_help(self, tmp_path: Path) -> None:
         for fault, bought in {"definitions_half": 1, "quotes_not_entitled": 2, "quotes_are_html": 4}.items():
@@ -357,14 +432,12 @@ def plan(**usd: str) -> databento.Plan:
     queries = databento.plan_queries(
         MOMENT, MOMENT, to_ns(MOMENT) + 1, ("Q2C.OPT",), ("NQ.FUT",), dataset="GLBX.MDP3", window_s=900
     )
-    return databento.Plan(tuple((q, Decimal(usd.get(q.schema.replace("-", "_"), "0"))) for q in queries))
-
-
-def test_the_sum_decides_and_what_is_free_is_always_allowed() -> None:
-    databento.within_budget(plan(), Decimal(0))
-    databento.within_budget(plan(definition="0.1", bbo_1m="0.9"), Decimal(1))
-    with pytest.raises(OverBudget, match=r"would cost 1\.0001 USD"):
-        databento.within_budget(plan(definition="0.1001", bbo_1m="0.9"), Decimal(1))
+    return databento.Plan(
+        tuple(
+            (q, Price(Decimal(usd.get(q.schema.replace("-", "_"), "0")), 48, Decimal(28), MOMENT))
+            for q in queries
+        )
+    )
 
 
 def test_a_plan_is_the_same_after_it_was_archived() -> None:

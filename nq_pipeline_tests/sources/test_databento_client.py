@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import inspect
 import time
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 import pytest
+import requests
 from pydantic import SecretStr
 
+import nq_pipeline
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
     DeadlineReached,
+    LedgerError,
     NotConfigured,
     NotEntitled,
     RateLimited,
@@ -25,8 +32,11 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import load
 from nq_pipeline.sources.databento_client import (
+    FREE,
     GROUPS,
+    METERED,
     EndsTooLate,
     HistoricalClient,
     NothingThere,
@@ -35,6 +45,8 @@ from nq_pipeline.sources.databento_client import (
     instant_ns,
 )
 from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend.ledger import Charge, open_ledger
+from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.contract import MARK
 from nq_pipeline_tests.sources.server import Answer, Asked, serve
 
@@ -55,6 +67,21 @@ def detail(case: str, message: str = "words", **payload: Any) -> bytes:
     return orjson.dumps(
         {"detail": {"case": case, "message": message, "status_code": 422, "docs": "d", "payload": payload}}
     )
+
+
+def charge(**other: Any) -> Charge:
+    """What QUERY would cost."""
+    given: dict[str, Any] = {
+        "vendor": "databento", "purpose": "backfill", "dataset": QUERY.dataset, "schema": QUERY.schema,
+        "mode": "historical-streaming", "description": "a test", "cost_usd": Decimal(1),
+        "billable_bytes": None, "unit_price_usd": None, "priced_at": datetime.now(UTC), "run_id": "run",
+    }  # fmt: skip
+    return Charge(**{**given, **other})
+
+
+def buy(url: str, allowed_s: float = 10.0, **other: Any) -> bytes:
+    with open_ledger(load()).spending(charge(**other)) as spending:
+        return client(url, allowed_s=allowed_s).download(QUERY, spending)
 
 
 def refusal(answer: Answer, *, allowed_s: float = 10.0, **policy: Any) -> SourceError:
@@ -161,14 +188,157 @@ def test_a_range_in_an_unknown_form_is_a_bad_payload(body: bytes) -> None:
 )
 def test_a_body_that_arrived_whole_is_returned_whatever_it_is(body: bytes) -> None:
     with serve(lambda asked: Answer(body, content_type="application/octet-stream")) as server:
-        assert client(server.url).download(QUERY) == body
+        assert buy(server.url) == body
 
 
 def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> None:
     with serve(lambda asked: Answer(bytes(100_000), cut=True)) as server:
         with pytest.raises(BadPayload, match="cut off"):
-            client(server.url).download(QUERY)
+            buy(server.url)
         assert len(server.asked) == 1
+
+
+# What is free, and what is not
+
+
+def test_every_method_is_listed_as_free_or_as_metered_and_metered_ones_take_a_reservation() -> None:
+    public = {name for name in vars(HistoricalClient) if not name.startswith("_")}
+    assert public == set(FREE) | set(METERED)
+    for name in METERED:
+        required = inspect.signature(getattr(HistoricalClient, name)).parameters["spending"]
+        assert required.annotation == "Spending" and required.default is inspect.Parameter.empty
+
+
+def test_the_free_methods_send_nothing_that_is_metered() -> None:
+    key = "db-free-methods"
+    asking = HistoricalClient(
+        SecretStr(key), f"{standin.address()}/with/now={standin.NOW}/databento", Policy(), lambda: 30.0
+    )
+    job = requests.post(
+        f"{asking._url}/v0/batch.submit_job",
+        auth=(key, ""),
+        data={**QUERY.arguments, "symbols": ",".join(QUERY.symbols)},
+        timeout=30,
+    ).json()["id"]
+    before = len(requests.get(f"{asking._url}/requests", auth=(key, ""), timeout=30).json())
+    questions: dict[str, Callable[[], Any]] = {
+        "available_end": lambda: asking.available_end("GLBX.MDP3", ("trades",)),
+        "conditions": lambda: asking.conditions("GLBX.MDP3", date(2025, 6, 9), date(2025, 6, 10)),
+        "cost": lambda: asking.cost(QUERY),
+        "count": lambda: asking.count(QUERY),
+        "job": lambda: asking.job(job),
+        "jobs": lambda: asking.jobs(datetime(2025, 1, 1, tzinfo=UTC)),
+        "files": lambda: asking.files(job),
+        "price": lambda: asking.price(QUERY),
+        "size": lambda: asking.size(QUERY),
+        "take": lambda: asking.take(job, asking.files(job)[0].name, Path("files")),
+        "unit_prices": lambda: asking.unit_prices("GLBX.MDP3"),
+    }
+    assert questions.keys() == set(FREE)
+    asking.jobs(datetime(2025, 1, 1, tzinfo=UTC))  # looked at once, so that it is done
+    for ask in questions.values():
+        assert ask()
+    told = requests.get(f"{asking._url}/requests", auth=(key, ""), timeout=30).json()[before:]
+    assert len(told) > len(FREE) and not any(one["metered"] or one["billed_bytes"] for one in told)
+
+
+def test_nothing_else_in_the_program_makes_the_official_client() -> None:
+    package = Path(nq_pipeline.__file__).parent
+    makers = {"Historical", "timeseries", "submit_job", "get_range"}
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in makers)
+        or (isinstance(node, ast.ImportFrom) and makers & {name.name for name in node.names})
+    }
+    assert found == {"sources/databento_client.py"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "closed"),
+    [
+        (Answer(detail("dataset_unavailable_range"), 422), True),
+        (Answer(detail("license_not_found_unauthorized"), 403), True),
+        (Answer(b"", 429), True),
+        (Answer(b"", 408), False),
+        (Answer(b"oops", 500), False),
+        (Answer(b"", 504), False),
+        (Answer(hang_up=True), False),
+        (Answer(bytes(100_000), cut=True), False),
+    ],
+)
+def test_a_refusal_gives_the_money_back_and_any_other_failure_keeps_it(answer: Answer, closed: bool) -> None:
+    with serve(lambda asked: answer) as server:
+        with pytest.raises(SourceError):
+            buy(server.url)
+        assert len(server.asked) == 1
+    assert (open_ledger(load()).left_open() == []) is closed
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://192.0.2.1"])
+def test_what_never_left_gives_the_money_back(url: str) -> None:
+    with pytest.raises(SourceError):
+        buy(url)
+    assert open_ledger(load()).left_open() == []
+
+
+def test_a_reservation_is_good_for_nothing_but_what_it_was_made_for() -> None:
+    with serve(lambda asked: Answer(b"data")) as server:
+        for other in (
+            {"schema": "mbo"}, {"dataset": "XNAS.ITCH"}, {"mode": "historical"}, {"vendor": "polygon"},
+        ):  # fmt: skip
+            with pytest.raises(LedgerError, match="the reservation is for"):
+                buy(server.url, **other)
+        assert not server.asked
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"filename": "../../evil.dbn.zst"},
+        {"filename": "/etc/evil.dbn.zst"},
+        {"filename": ""},
+        {"urls": {"https": "https://elsewhere.example/x.dbn.zst"}},
+        {"urls": {"https": "https://hist.databento.com.example/x.dbn.zst"}},
+        {"urls": {"https": "http://hist.databento.com/x.dbn.zst"}},
+        {"urls": {"https": "https://user@hist.databento.com/x.dbn.zst"}},
+        {"urls": {}},
+        {"size": "many"},
+    ],
+)
+def test_a_job_file_that_lies_or_goes_where_it_should_not_is_refused(file: dict[str, Any]) -> None:
+    good = {
+        "filename": "a.dbn.zst", "size": 3, "hash": "sha256:00",
+        "urls": {"https": "https://hist.databento.com/v0/batch/download/a.dbn.zst"},
+    }  # fmt: skip
+    with serve(lambda asked: Answer(orjson.dumps([good]))) as server:
+        assert [one.name for one in client(server.url).files("GLBX-1")] == ["a.dbn.zst"]
+    with serve(lambda asked: Answer(orjson.dumps([{**good, **file}]))) as server, pytest.raises(BadPayload):
+        client(server.url).files("GLBX-1")
+
+
+@pytest.mark.parametrize("body", [b"null", b'"x"', b"[1]", b"{}", b'[{"id": "../x"}]', b'[{"id": "a"}]'])
+def test_jobs_in_an_unknown_form_are_a_bad_payload(body: bytes) -> None:
+    with serve(lambda asked: Answer(body)) as server, pytest.raises(BadPayload):
+        client(server.url).jobs(datetime(2025, 6, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("body", [b"null", b'"9"', b"1.5", b"-1", b"true", b"[]"])
+def test_a_count_that_is_no_number_is_a_bad_payload(body: bytes) -> None:
+    with serve(lambda asked: Answer(body)) as server:
+        for ask in (client(server.url).count, client(server.url).size):
+            with pytest.raises(BadPayload):
+                ask(QUERY)
+
+
+def test_a_price_below_that_of_its_bytes_has_no_unit_price() -> None:
+    listed = orjson.dumps([{"mode": "historical-streaming", "unit_prices": {"trades": 28.0}}])
+    answers = {"/v0/metadata.get_billable_size": str(2**30).encode(), "/v0/metadata.list_unit_prices": listed}
+    for usd, unit in {b"28.0": Decimal("28.0"), b"3.5": None}.items():
+        with serve(lambda asked, usd=usd: Answer(answers.get(asked.path, usd))) as server:  # type: ignore[misc]
+            price = client(server.url).price(QUERY)
+        assert (price.usd, price.size, price.unit_usd) == (Decimal(usd.decode()), 2**30, unit)
 
 
 # What its errors mean
@@ -236,13 +406,15 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_is_not() -> None:
     assert error.retry_after_s == 60
 
 
-@pytest.mark.parametrize("ask", [lambda c: c.cost(QUERY), lambda c: c.download(QUERY)])
-def test_a_body_that_drips_past_the_deadline_is_left(ask: Callable[[HistoricalClient], Any]) -> None:
+@pytest.mark.parametrize(
+    "ask", [lambda url: client(url, allowed_s=0.8).cost(QUERY), lambda url: buy(url, 0.8)]
+)
+def test_a_body_that_drips_past_the_deadline_is_left(ask: Callable[[str], Any]) -> None:
     def drip(asked: Asked) -> Answer:
         return Answer(b"0.5       ", drip_s=0.5)
 
     with serve(drip) as server, pytest.raises(DeadlineReached) as caught:
-        ask(client(server.url, allowed_s=0.8))
+        ask(server.url)
     assert caught.value.outcome is Outcome.PARTIAL
 
 

@@ -57,7 +57,7 @@ def test_vendors_are_examined_at_the_same_time(tmp_path: Path) -> None:
     [
         (NotConfigured("no key"), False, None, None, ".env.example"),
         (NotEntitled("not in the plan"), True, True, False, "plan"),
-        (OverBudget("too dear"), True, True, False, "NQ_DATABENTO_MAX_USD"),
+        (OverBudget("too dear"), True, True, False, "nq budget"),
         (Blocked("a captcha"), True, True, None, "NQ_SOURCES"),
         (RateLimited("too many"), True, True, None, "wait"),
         (BadPayload("HTML"), True, True, None, "nq settings"),

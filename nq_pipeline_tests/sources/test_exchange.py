@@ -480,12 +480,14 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
 
     def perform() -> bytes:
         performed.append(1)
+        ex.asking.cost_usd = 0.5
         return b"exact bytes"
 
     made = []
-    for _ in range(2):
+    for kept in (False, True):
         ex = exchange("ws://127.0.0.1:9", tmp_path)
-        made.append((ex.call("quotes", {"a": 1}, perform, cost_usd=0.5), ex))
+        assert ex.recalls("quotes", {"a": 1}) is kept
+        made.append((ex.call("quotes", {"a": 1}, perform), ex))
     (first, paid), (second, free) = made
     assert (len(performed), first.body, second.body) == (1, b"exact bytes", b"exact bytes")
     assert (first.cached, second.cached, second.request_id) == (False, True, first.request_id)
