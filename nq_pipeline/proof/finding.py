@@ -14,9 +14,10 @@ import numpy as np
 from nq_pipeline.clock import NS_PER_S, Clock
 from nq_pipeline.live.gateway import future_parents, option_parents
 from nq_pipeline.proof.evidence import Evidence
-from nq_pipeline.proof.line import Line, Recording
+from nq_pipeline.proof.line import Array, Line, Recording
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Probe
+from nq_pipeline.sources.databento_client import Query
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 
@@ -75,6 +76,8 @@ class Context:
         How long to stream.
     live, resumed, recounted
         The session that was dropped, the one that took it up again, and a replay of both spans.
+    span
+        A span that the historical API has, and what the gateway replays of it.
     """
 
     settings: Settings
@@ -89,6 +92,7 @@ class Context:
     live: Recording | None = None
     resumed: Recording | None = None
     recounted: Recording | None = None
+    span: tuple[Query, Array] | None = None
 
     @property
     def parents(self) -> tuple[str, ...]:

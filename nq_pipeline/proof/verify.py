@@ -38,7 +38,8 @@ CHECKS = (
     Check("clock", feed.clock, needs=("stream",)),
     Check("latency", feed.latency, needs=("stream",)),
     Check("cost", history.cost),
-    Check("history", history.history, needs=("connect", "cost")),
+    Check("count", history.count, needs=("connect", "cost")),
+    Check("history", history.history, needs=("cost",)),
     Check("cache", vendors.cache),
     *(Check(name, vendors.vendor(name)) for name in SOURCE_NAMES),
 )

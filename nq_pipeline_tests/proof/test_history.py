@@ -16,7 +16,7 @@ from nq_pipeline_tests.proof.standins import lines, reason, served, settings, ve
 from nq_pipeline_tests.sandbox.gateway_client import unlimited
 from nq_pipeline_tests.sources.standin import NOW, address
 
-CHECKS = ("connect", "cost", "history")
+CHECKS = ("connect", "cost", "count", "history")
 
 
 def own(fault: str = "ok", **more: Any) -> dict[str, Any]:
@@ -51,13 +51,15 @@ def test_what_the_gateway_replays_is_what_is_sold(tmp_path: Path) -> None:
 
 def test_a_replay_that_lacks_records_that_are_sold_fails(tmp_path: Path) -> None:
     report = compared(tmp_path, Fault("omit", records=20, after_records=30))
-    assert lines(report)["history"] == "FAIL"
+    assert lines(report) == {"connect": "PASS", "cost": "PASS", "count": "FAIL", "history": "FAIL"}
+    assert "the historical API counts" in reason(report, "count")
     assert "20 missing and 0 too many" in reason(report, "history")
 
 
 def test_nothing_is_bought_above_what_the_caller_allows(tmp_path: Path) -> None:
     report = compared(tmp_path, usd="0")
-    assert lines(report)["history"] == "SKIP" and "--max-usd allows $0.00" in reason(report, "history")
+    assert lines(report) == {**dict.fromkeys(CHECKS, "PASS"), "history": "SKIP"}
+    assert "--max-usd" in reason(report, "history")
     assert booked(tmp_path) == [] and report.spent_usd == 0
 
 
@@ -69,21 +71,26 @@ def test_nothing_is_bought_that_the_budget_does_not_grant(tmp_path: Path) -> Non
 
 def test_a_span_the_gateway_no_longer_has_is_skipped_unbought(tmp_path: Path) -> None:
     report = compared(tmp_path, limits=unlimited(replay_window_s=10.0))
-    assert lines(report)["history"] == "SKIP" and "no longer replays" in reason(report, "history")
+    assert lines(report) == {"connect": "PASS", "cost": "PASS", "count": "SKIP", "history": "SKIP"}
+    assert "no longer replays" in reason(report, "count")
     assert booked(tmp_path) == []
 
 
 def test_a_session_that_ends_before_the_purchase_fails_unbought(tmp_path: Path) -> None:
     report = compared(tmp_path, Fault("cut", after_records=5))
-    assert lines(report)["history"] == "FAIL" and "the replay to compare with" in reason(report, "history")
+    assert lines(report) == {"connect": "PASS", "cost": "PASS", "count": "FAIL", "history": "SKIP"}
+    assert "the replay to compare with" in reason(report, "count")
     assert booked(tmp_path) == []
 
 
-def test_a_download_the_plan_does_not_include_fails(tmp_path: Path) -> None:
+def test_a_download_the_plan_does_not_include_fails_and_the_money_is_back(tmp_path: Path) -> None:
     report = compared(tmp_path, fault="not_entitled")
-    assert lines(report) == {"connect": "PASS", "cost": "PASS", "history": "FAIL"}
+    assert lines(report) == {**dict.fromkeys(CHECKS, "PASS"), "history": "FAIL"}
+    assert booked(tmp_path) == [Kind.RESERVED, Kind.RELEASED] and report.spent_usd == 0
 
 
 def test_a_history_without_the_records_fails(tmp_path: Path) -> None:
     report = compared(tmp_path, fault="empty")
-    assert lines(report)["history"] == "FAIL" and "0 missing and" in reason(report, "history")
+    assert lines(report) == {"connect": "PASS", "cost": "PASS", "count": "FAIL", "history": "FAIL"}
+    assert "counts 0, the gateway replays" in reason(report, "count")
+    assert "0 missing and" in reason(report, "history")
