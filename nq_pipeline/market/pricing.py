@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import numpy as np
 import polars as pl
 
 from nq_pipeline.market import american, black76, sessions
@@ -154,12 +155,14 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     a pair weighs what its quotes are narrow. Near the money the right to exercise early is worth
     nearly the same to call and put, so American pairs serve as well.
     """
-    usable = rows.filter(pl.col("price_used").is_in(["mid", "settlement"]), pl.col("years") > 0)
-    calls, puts = (usable.filter(pl.col("option_type") == side) for side in "CP")
     terms = (*_FORWARD_OF, "strike")
     width = pl.col("_half_width").fill_null(0.0)
-    pairs = calls.select(*terms, "years", call="price", call_width=width).join(
-        puts.select(*terms, put="price", put_width=width), on=terms
+    usable = rows.lazy().filter((pl.col("price_used") != "last") & (pl.col("years") > 0))
+    calls, puts = (usable.filter(pl.col("option_type") == side) for side in "CP")
+    pairs = (
+        calls.select(*terms, "years", call="price", call_width=width)
+        .join(puts.select(*terms, put="price", put_width=width), on=terms)
+        .collect()
     )
     apart = pl.col("call") - pl.col("put")
     near = pairs.sort(apart.abs()).group_by(_FORWARD_OF, maintain_order=True).head(PARITY_STRIKES)
@@ -230,29 +233,24 @@ def _with_reason(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
 
 def _valued(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """Implied volatility and Greeks of every row that has a model."""
-    rows = rows.with_row_index("_row").with_columns(
-        pl.lit(rate).alias("rate"), *(pl.lit(None, pl.Float64).alias(name) for name in _GREEKS)
+    inputs = [rows[name].to_numpy() for name in ("price", "forward", "strike", "years")]
+    is_call = (rows["option_type"] == "C").to_numpy()
+    greeks = np.full((len(_GREEKS), rows.height), np.nan)
+    for name, model in (("black76", black76), ("ju_zhong", american)):
+        at = np.flatnonzero(rows["model"].eq_missing(name))
+        if not at.size:
+            continue
+        price, forward, strike, years = (column[at] for column in inputs)
+        volatility = model.implied_volatility(price, forward, strike, years, is_call[at], rate)
+        of = model.value(forward, strike, years, volatility, is_call[at], rate)
+        greeks[:, at] = volatility, of.delta, of.gamma, of.theta, of.vega
+    rows = rows.with_columns(
+        *(pl.Series(name, values).fill_nan(None) for name, values in zip(_GREEKS, greeks, strict=True)),
+        rate=pl.lit(rate, pl.Float64),
     )
-    parts = rows.partition_by("model", as_dict=True).items()
-    done = pl.concat([rows.clear(), *(_by_model(part, name, rate) for (name,), part in parts)]).sort("_row")
     failed = pl.col("model").is_not_null() & pl.col("implied_volatility").is_null()
-    return done.with_columns(
+    return rows.with_columns(
         unpriced=pl.when(failed).then(pl.lit("no_solution")).otherwise("unpriced"),
         model=pl.when(~failed).then("model"),
         iv_uncertainty=pl.col("_half_width") / pl.col("vega"),
-    )
-
-
-def _by_model(rows: pl.DataFrame, name: str | None, rate: float) -> pl.DataFrame:
-    if name is None:
-        return rows
-    model = american if name == "ju_zhong" else black76
-    price, forward, strike, years = (rows[c].to_numpy() for c in ("price", "forward", "strike", "years"))
-    is_call = (rows["option_type"] == "C").to_numpy()
-    volatility = model.implied_volatility(price, forward, strike, years, is_call, rate)
-    greeks = model.value(forward, strike, years, volatility, is_call, rate)
-    values = (volatility, greeks.delta, greeks.gamma, greeks.theta, greeks.vega)
-    return rows.with_columns(
-        pl.Series(column, column_values).fill_nan(None)
-        for column, column_values in zip(_GREEKS, values, strict=True)
     )
