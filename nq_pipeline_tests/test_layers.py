@@ -47,7 +47,9 @@ def imported(code: str) -> set[str]:
     return set(done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["sql", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in ("run", "sql", "doctor", "verify"))]
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     loaded = imported(f"from nq_pipeline.cli import main\nmain({words}, standalone_mode=False)")
     assert "click" in loaded

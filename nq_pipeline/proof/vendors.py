@@ -45,11 +45,12 @@ def cache(ctx: Context) -> Finding:
         if name is None or not _well(ctx, name):
             continue
         first, second = asked(own, name), asked(own, name)
-        told.append(f"{name}: {first} requests, then {second}")
+        told.append(f"{name} {first}, then {second}")
         kept = kept and first > 0 and second == 0
     if not told:
         return skipped("no vendor is configured that could be asked twice")
-    return passed("; ".join(told)) if kept else failed(f"asked again what is kept: {'; '.join(told)}")
+    requests = f"requests for the same question twice: {'; '.join(told)}"
+    return passed(requests) if kept else failed(f"what should be kept is asked for again; {requests}")
 
 
 def _well(ctx: Context, name: str) -> bool:

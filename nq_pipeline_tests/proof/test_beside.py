@@ -31,7 +31,8 @@ def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> Non
         capturing.start()
         try:
             give_up = time.monotonic() + PATIENCE_S
-            while not segments(environment / "capture" / DATASET) and time.monotonic() < give_up:
+            while not segments(environment / "capture" / DATASET):
+                assert capturing.is_alive() and time.monotonic() < give_up
                 time.sleep(0.02)
             report = verified(it, tmp_path, *CHECKS)
         finally:

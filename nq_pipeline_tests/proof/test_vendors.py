@@ -59,13 +59,13 @@ def test_what_is_kept_is_not_asked_for_again(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache")
     assert lines(report) == {"cache": "PASS"}
     told = reason(report, "cache")
-    assert told.startswith("barchart: ") and "databento: " in told and told.count("requests, then 0") == 2
+    assert "barchart " in told and "databento " in told and told.count(", then 0") == 2
 
 
 def test_a_cache_that_keeps_nothing_fails(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache", cache_open_s=0, cache_closed_s=0)
     assert lines(report) == {"cache": "FAIL"}
-    assert "asked again what is kept" in reason(report, "cache")
+    assert "asked for again" in reason(report, "cache")
 
 
 def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def nq(data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[
 
 
 def test_the_command_prints_a_line_for_every_check_and_ends_well(tmp_path: Path) -> None:
-    done = nq(tmp_path, "verify", "--minutes", "0.1", "--max-usd", "1")
+    done = nq(tmp_path, "verify", "--minutes", "0.05", "--max-usd", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     first, *checks, last = done.stdout.splitlines()
     assert first.startswith("SANDBOX") and "0 failed" in last
