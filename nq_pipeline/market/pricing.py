@@ -252,5 +252,5 @@ def _valued(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     return rows.with_columns(
         unpriced=pl.when(failed).then(pl.lit("no_solution")).otherwise("unpriced"),
         model=pl.when(~failed).then("model"),
-        iv_uncertainty=pl.col("_half_width") / pl.col("vega"),
+        iv_uncertainty=pl.when(pl.col("vega") > 0).then(pl.col("_half_width") / pl.col("vega")),
     )
