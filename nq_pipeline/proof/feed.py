@@ -48,7 +48,7 @@ def connect(ctx: Context) -> Finding:
         return failed(f"{where} does not answer ({error.strerror or error or 'no answer in time'})")
     if not version:
         return failed(f"{where} answers, but does not greet as a gateway does; check NQ_DATABENTO_GATEWAY")
-    found = line.listen(FLOOR, future_parents(), lambda state, _: state.bytes, patience_s=ctx.pace.patience_s)
+    found = line.listen(FLOOR, future_parents(), _named, patience_s=ctx.pace.patience_s)
     facts = {"address": where, "version": version, "connect_s": connected_s, "opened_s": found.opened_s}
     if found.trouble and not _refused(found):  # that a schema is refused is for `entitlement` to tell
         return failed(f"gateway {version} at {where}: {found.trouble}", **facts)
