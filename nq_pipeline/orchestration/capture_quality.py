@@ -27,7 +27,8 @@ LATE, STALE = timedelta(minutes=2), timedelta(minutes=10)
 """Without a new trade for so long while the market is open, something may be, or is, wrong. Our own
 judgement: NQ futures trade many times a minute in regular hours, seldom only in the quietest of the night."""
 BEHIND = timedelta(seconds=60)
-"""The end of what is published may lag so far behind the present without counting as missing."""
+"""The end of what is published may lag so far behind the present without counting as missing, and a
+capture may take so long to begin after the opening."""
 ENOUGH = 0.99
 """Share of the window that has to be proven for a warning instead of an error."""
 DISPUTED = 3
@@ -199,8 +200,9 @@ def entitlement(day: Day) -> Finding:
 def freshness(day: Day) -> Finding:
     """Whether trades are coming while the window is open."""
     if day.newest is None:
+        begun = _begun(day)
         sentence = f"no trade of {day.trade_date} was published"
-        return Finding(passed=False, sentence=sentence, severity="error" if _begun(day) > STALE else "warn")
+        return Finding(begun <= LATE, sentence, severity="error" if begun > STALE else "warn")
     newest = f"the newest trade is of {describe(day.newest)}"
     if not day.is_open:
         return Finding(passed=True, sentence=f"the window is closed; {newest}")
@@ -218,7 +220,7 @@ def completeness(day: Day) -> Finding:
     elapsed, holes = day.elapsed, [_span(gap, day.now) for gap in day.gaps if gap.state != "verified"]
     reached = max((at for at in (day.newest, day.proven) if at), default=None)
     end = elapsed[-1][1] if elapsed else day.now
-    if reached is None or end - reached > BEHIND:
+    if _begun(day) > BEHIND and (reached is None or end - reached > BEHIND):
         holes.append((reached or day.window[0][0], end))
     total = sum((b - a).total_seconds() for a, b in elapsed)
     lost = sum(_covered(span, holes) for span in elapsed)

@@ -6,16 +6,27 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 from nq_pipeline.live.log import holder
+from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sandbox.gateway import Gateway
-from nq_pipeline_tests.live.test_capture import OPENS, served
+from nq_pipeline.sandbox.gateway_script import Fault
+from nq_pipeline.settings import load as load_settings
+from nq_pipeline_tests.live.test_capture import NOW, OPENS, served
 from nq_pipeline_tests.live.test_capture_soak import last_published, published
 from nq_pipeline_tests.sandbox.gateway_client import unlimited
 
+_FIELDS = {
+    "NQ_DATA_DIR": "data_dir",
+    "NQ_DATABENTO_URL": "databento_url",
+    "NQ_DATABENTO_GATEWAY": "databento_gateway",
+    "DATABENTO_API_KEY": "databento_api_key",
+    "NQ_CAPTURE_SCHEMA": "capture_schema",
+}
 DAY = OPENS.date().isoformat()
 
 
@@ -36,6 +47,11 @@ class Market:
     def now_ns(self) -> int:
         return self.gateway.now_ns()
 
+    @property
+    def vendors(self) -> Vendors:
+        """What runs and sensors in this process are given."""
+        return Vendors(load_settings(_env_file=None, **{_FIELDS[k]: v for k, v in self.settings.items()}))
+
     def published_until(self) -> int:
         """The newest published trade, nanoseconds UTC; 0 without any."""
         try:
@@ -50,9 +66,9 @@ class Market:
 
 
 @contextmanager
-def market(data: Path, *, load: int) -> Iterator[Market]:
-    """A market twenty seconds after its opening, whose clock runs."""
-    with served(load=load, limits=unlimited()) as gateway, _clock(gateway) as url:
+def market(data: Path, *faults: Fault, load: int, now: datetime = NOW) -> Iterator[Market]:
+    """A market twenty seconds after its opening, or at another instant, whose clock runs."""
+    with served(*faults, load=load, now=now, limits=unlimited()) as gateway, _clock(gateway) as url:
         settings = {
             "NQ_DATA_DIR": str(data),
             "NQ_DATABENTO_URL": url,

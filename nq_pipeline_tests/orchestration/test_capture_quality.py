@@ -108,7 +108,12 @@ def test_nothing_is_stale_while_the_window_is_closed() -> None:
     assert finding.passed and finding.sentence.startswith("the window is closed")
 
 
-def test_no_trade_at_all_is_a_warning_at_the_opening_and_an_error_later() -> None:
+def test_a_window_that_has_just_opened_has_no_flaw_yet() -> None:
+    day = replace(DAY, newest=None, now=OPENS + timedelta(seconds=30))
+    assert freshness(day).passed and completeness(day).passed
+
+
+def test_no_trade_at_all_is_a_warning_after_minutes_and_an_error_later() -> None:
     for minutes, severity in ((5, "warn"), (11, "error")):
         finding = freshness(replace(DAY, newest=None, now=OPENS + timedelta(minutes=minutes)))
         assert (finding.passed, finding.severity) == (False, severity)

@@ -108,7 +108,7 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
 
     log = folder / "capture" / settings.databento_dataset
     publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=capture.run_id)
-    stop, watch, refusal = threading.Event(), None, ""
+    stop, refusal = threading.Event(), ""
     try:
         with _signals(stop) as signals, Watch(context, stop, over=over, observe=observe) as watch:
             capture.run(stop, publish=publisher.publish, progress=watch.see)
@@ -117,9 +117,9 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
         refusal = str(error)
         raise
     finally:
-        found = capture_quality.look(
-            settings, clock.now(), day, missing=capture.totals.missing, refusal=refusal
-        )
+        # However it ended: a check that is not judged now would go on showing what was true before.
+        now, missing = clock.now(), capture.totals.missing
+        found = capture_quality.look(settings, now, day, missing=missing, refusal=refusal)
         for evaluation in evaluations(capture_quality.judge(found)):
             context.instance.report_runless_asset_event(evaluation)
     if signals or watch.given_up:
