@@ -12,14 +12,14 @@ Spans are of `ts_event`, start included, end not, since that is what a live repl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.live.framer import UNDEF_TIMESTAMP, Frame
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 State = Literal["open", "replayed", "verified", "unfillable"]
 UNRESOLVED: tuple[State, ...] = ("open", "replayed")
 
-REPLAY_NS = 24 * 3600 * NS_PER_S
+REPLAY, REPLAY_MARGIN = timedelta(hours=24), timedelta(minutes=1)
 """How far back the gateway replays; it says so itself when it is less (at weekends)."""
-REPLAY_MARGIN_NS = 60 * NS_PER_S
+WEEKLY = frozenset({"mbo"})
+"""Schemas of which it replays the whole weekly session of CME instead, as Databento documents."""
+REPAIRS = 3
+"""Replays of one gap that may disagree with the count before it is left open."""
 LOOK_BACK = timedelta(days=10)
 """Windows further back are not looked at for holes."""
 TOO_OLD = "older than the gateway's replay; the historical API has it, for money"
+LIVE_REPLAY, HISTORICAL, ALREADY_THERE = "live replay", "historical", "already there"
+"""What filled a gap. The lake may hold its records already, from a backfill for instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Gap:
         Records within the span that the replay brought to the log, and that the count found.
     attempts
         Replays that the count did not agree with.
+    filled_by, cost_usd
+        Where its records came from, and what they cost.
     """
 
     gap_id: str
@@ -70,6 +77,8 @@ class Gap:
     replayed: int | None = None
     counted: int | None = None
     attempts: int = 0
+    filled_by: str = ""
+    cost_usd: float = 0.0
     revision: int = 0
 
     def change(self, **changes: object) -> Gap:
@@ -113,6 +122,14 @@ def holes(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[in
         if b <= now and to_ns(b) > proven_ns
     ]
     return [*past, (max(proven_ns, begin), None)] if current else [*past]
+
+
+def replayed_from(schema: str, now: datetime) -> int:
+    """The earliest instant from which the gateway replays a schema, nanoseconds UTC."""
+    if schema not in WEEKLY:
+        return to_ns(now - REPLAY + REPLAY_MARGIN)
+    day = sessions.trade_date(now)
+    return to_ns(sessions.sessions(day - timedelta(days=day.weekday()), day)[0].open)
 
 
 def out_of_reach(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
@@ -160,7 +177,7 @@ class Count:
 
 def judge(gap: Gap, brought: Count, found: Count) -> Gap:
     """Verified when two replays hold the same number of records of every instrument, else open again."""
-    both = {"replayed": brought.total, "counted": found.total}
+    both = {"replayed": brought.total, "counted": found.total, "filled_by": LIVE_REPLAY}
     if brought.by_instrument == found.by_instrument:
         return gap.change(state="verified", reason="", **both)
     differing = sum(
@@ -175,7 +192,7 @@ def judge(gap: Gap, brought: Count, found: Count) -> Gap:
 
 
 class Book:
-    """The table of gaps of one dataset.
+    """The tables of gaps and of sessions of one dataset.
 
     Parameters
     ----------
@@ -215,6 +232,8 @@ class Book:
                 replayed=row["records_replayed"],
                 counted=row["records_counted"],
                 attempts=row["attempts"],
+                filled_by=row["filled_by"] or "",
+                cost_usd=row["cost_usd"],
                 revision=row["revision"],
             )
             for row in rows.iter_rows(named=True)
@@ -241,11 +260,11 @@ class Book:
                 "last_ts": gap.last_ns,
                 "state": gap.state,
                 "reason": gap.reason or None,
-                "filled_by": "live replay" if gap.replayed is not None else None,
+                "filled_by": gap.filled_by or None,
                 "records_replayed": gap.replayed,
                 "records_counted": gap.counted,
                 "attempts": gap.attempts,
-                "cost_usd": 0.0,
+                "cost_usd": gap.cost_usd,
                 "run_id": self._run_id,
             }
             for gap in gaps
@@ -256,6 +275,34 @@ class Book:
                 pl.col(instants).cast(pl.Int64).cast(INSTANT)
             )
             self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
+
+    def proven(self, since: datetime, until: datetime) -> int | None:
+        """Up to where the last session that ended in good order had everything, nanoseconds UTC."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import SESSIONS
+
+        days = {s.trade_date for s in sessions.sessions(since.date(), until.date())}
+        found = (
+            self._lake.scan(SESSIONS, days | {sessions.trade_date(until)})
+            .filter(pl.col("dataset") == self._dataset, pl.col("ended") == "stopped")
+            .select(pl.col("proven_ts").dt.epoch("ns").max())
+            .collect()
+        )
+        newest = found.item() if found.height else None
+        return None if newest is None else int(newest)
+
+    def write_session(self, row: Mapping[str, object], at: datetime) -> None:
+        """Append a session; instants in nanoseconds UTC."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import INSTANT, SESSIONS
+
+        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
+        instants = ("started_at", "ended_at", "replay_from", "proven_ts")
+        frame = pl.DataFrame([{**row, **origin, "trade_date": sessions.trade_date(at)}])
+        frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
+        self._lake.append(SESSIONS, frame, run_id=self._run_id, now=at)
 
 
 def _spans(since: datetime, until: datetime, window: Window) -> list[tuple[datetime, datetime]]:

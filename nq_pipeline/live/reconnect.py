@@ -178,13 +178,6 @@ def next_step(
     return Retry(backoff)
 
 
-def too_old(retry: Retry, start_ns: int, now_ns: int) -> int:
-    """A later start for a replay that was refused as too old: the one named, else half the way to now."""
-    if retry.earliest_ns is not None and retry.earliest_ns > start_ns:
-        return retry.earliest_ns
-    return start_ns + (now_ns - start_ns + 1) // 2
-
-
 def _backoff(failed: int, chance: float) -> float:
     """Nothing before the first attempt, then full jitter below a doubling bound."""
     return chance * min(CAP_S, BASE_S * 2 ** min(failed, 16)) if failed else 0.0

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -16,17 +13,17 @@ import pytest
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.live.log import segments
 from nq_pipeline.live.publish import Publisher
 from nq_pipeline.sandbox.gateway import DATASET, Gateway
 from nq_pipeline.sandbox.gateway_script import Fault
+from nq_pipeline_tests.live import killable
 from nq_pipeline_tests.live.test_capture import OPENS, Running, all_verified, complete, gaps, served
 from nq_pipeline_tests.sandbox.gateway_client import unlimited
 
-REPOSITORY = Path(__file__).parents[2]
 SOAK = (pytest.mark.slow, pytest.mark.timeout(3600))
 KINDS = ["fin", "rst", "cut", "garbage", "silence"]
 KEY = ("instrument_id", "ts_event", "sequence", "price", "size")
-PATIENCE_S = 120.0
 
 
 def published(it: Gateway, data: Path, last_ns: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -81,64 +78,34 @@ def test_after_disconnects_of_all_kinds_the_lake_is_what_was_sent(times: int, tm
 
 # ── kill -9 ─────────────────────────────────────────────────────────────────────────────────────
 
-CAPTURE = """
-import sys, threading
-from datetime import datetime
-from pathlib import Path
-from nq_pipeline.clock import ShiftedClock
-from nq_pipeline.lake.lake import Lake
-from nq_pipeline.live.capture import Capture, Timing
-from nq_pipeline.live.publish import Publisher
-from nq_pipeline.settings import Settings
 
-data, gateway, key, now = sys.argv[1:]
-clock = ShiftedClock(datetime.fromisoformat(now))
-settings = Settings(_env_file=None, data_dir=Path(data), databento_gateway=gateway, databento_api_key=key,
-                    capture_schema="trades")
-capture = Capture(settings, clock=clock, timing=Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3))
-log = settings.environment_dir / "capture" / settings.databento_dataset
-publisher = Publisher(log, Lake(settings.environment_dir / "lake"), clock=clock, run_id="killed")
-show = lambda totals: print(totals.records, flush=True)
-capture.run(threading.Event(), publish=publisher.publish, progress=show)
-"""
-
-
-@pytest.fixture
-def killed() -> Iterator[Any]:
-    """Start a capture in a process of its own and kill it after some seconds of streaming."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(it: Gateway, data: Path, seconds: float) -> None:
-        words = [str(data), it.address, next(iter(it.keys)), it.clock.now().isoformat()]
-        process = subprocess.Popen(
-            [sys.executable, "-c", CAPTURE, *words], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-        )
-        started.append(process)
-        assert process.stdout and process.stdout.readline(), "the capture did not begin"
-        time.sleep(seconds)
-        process.kill()
-        process.wait(PATIENCE_S)
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.parametrize(("times", "load"), [(4, 2_000), pytest.param(200, 500, marks=SOAK)])
-def test_after_kills_at_random_moments_the_lake_is_what_was_sent(
-    times: int, load: int, tmp_path: Path, killed: Any
-) -> None:
+def kill(it: Gateway, data: Path, times: int) -> None:
+    """Capture and be killed, again and again: before anything came, amid a replay, or in the present."""
     moments = random.Random(times)
+    for _ in range(times):
+        process = killable.start(it, data)
+        time.sleep(moments.uniform(0.0, 2.5))
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    ("times", "load", "records"), [(6, 4_000, 100_000), pytest.param(200, 4_000, 1_000_000, marks=SOAK)]
+)
+def test_after_kills_at_random_moments_the_lake_is_what_was_sent(
+    times: int, load: int, records: int, tmp_path: Path
+) -> None:
+    enough = OPENS + timedelta(seconds=records / load)
     with served(limits=unlimited(), load=load) as it:
-        for _ in range(times):
-            killed(it, tmp_path, moments.uniform(0.0, 1.5))
+        kill(it, tmp_path, times)
+        sessions = {s.session for s in segments(tmp_path / "sandbox" / "capture" / DATASET)}
         running = Running(it, tmp_path, publish=publisher(it, tmp_path).publish)
         try:
-            running.until(lambda: all_verified(running))
+            running.until(lambda: all_verified(running) and it.clock.now() > enough)
         finally:
             running.finish()
         assert complete(it, tmp_path)
         have, wanted = published(it, tmp_path, last_published(tmp_path))
-    assert have.height > 2_000 and have.equals(wanted)
+    assert len(sessions) > times / 2, "most captures were killed before anything came"
+    assert have.height >= records and have.equals(wanted)
     assert set(gaps(tmp_path)["state"]) == {"verified"}
