@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import requests
 
 from nq_pipeline.errors import SandboxError, SettingsError
-from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.market import sessions
+from nq_pipeline.sandbox.process import endpoints, gateway_clock, market_clock
 from nq_pipeline.settings import Settings
 
 OWNER = """
@@ -77,6 +79,23 @@ def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
         assert state["databento_gateway"] == served.databento_gateway
         assert set(state) == {"pid", "port", "databento_gateway", "started", "version"}
     wait_until(lambda: health(number) is None)
+
+
+def test_the_market_of_a_capture_is_known_without_starting_anything(tmp_path: Path) -> None:
+    assert sessions.is_open(market_clock(settings(tmp_path)).now(), "rth")
+    pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
+    assert market_clock(settings(tmp_path, now=pinned)).now() - pinned < timedelta(seconds=5)
+    assert not (tmp_path / "sandbox").exists()
+    live = Settings(_env_file=None, environment="live")  # type: ignore[call-arg]
+    assert type(market_clock(live)) is type(live.clock)
+
+
+def test_the_market_of_a_capture_is_that_of_the_gateway_that_runs(tmp_path: Path) -> None:
+    pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
+    with endpoints(settings(tmp_path, now=pinned)) as served:
+        going, said = gateway_clock(served), market_clock(settings(tmp_path, now=pinned))
+        assert abs(said.now() - going.now()) < timedelta(seconds=1)
+        assert said.now() > pinned
 
 
 def test_a_second_run_shares_the_process_and_a_later_one_takes_its_port(tmp_path: Path) -> None:
