@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nq_pipeline.live.capture import Totals
     from nq_pipeline.settings import Settings
     from nq_pipeline.sources.snapshot import Snapshot
+    from nq_pipeline.spend.ledger import Ledger
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
 EXIT_CODES = """
@@ -317,6 +318,78 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
     sys.exit(OK if report.sound else UNHEALTHY)
 
 
+@main.group(invoke_without_command=True)
+@click.option("--month", "named", metavar="YYYY-MM", help="Another month than the running one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+@sentences
+def budget(context: click.Context, named: str | None, as_json: bool) -> None:
+    """Say what this month has cost, what is reserved, what is left and what it will come to.
+
+    \b
+    Examples:
+      nq budget
+      nq budget --month 2026-10
+      nq budget reconcile 1f0c9a7be2d4 --usd 1.25 --reason "the vendor's usage page"
+    """
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend import report
+    from nq_pipeline.spend.ledger import Ledger
+
+    if context.invoked_subcommand is not None:
+        return
+    settings = load()
+    ledger = Ledger(settings)
+    month = ledger.month(_first_of(named, settings.budget_timezone) if named else None)
+    _export_spend(settings, ledger)
+    if as_json:
+        click.echo(_json(report.as_json(month)))
+        return
+    _note_sandbox(settings)
+    click.echo("\n".join(map(_printable, report.text(month).splitlines())))
+
+
+@budget.command()
+@click.argument("reservation")
+@click.option("--usd", required=True, metavar="USD", help="What the vendor billed for it; 0 when nothing.")
+@click.option("--reason", required=True, help="How you know; it is kept.")
+@sentences
+def reconcile(reservation: str, usd: str, reason: str) -> None:
+    """Book what the vendor billed for a reservation that a crash or a cut download left open.
+
+    Of one that is closed already, the difference is booked as a correction.
+    """
+    from decimal import Decimal, InvalidOperation
+
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.ledger import Ledger
+    from nq_pipeline.spend.money import shown
+
+    try:
+        amount = Decimal(usd)
+    except InvalidOperation:
+        raise click.UsageError(f"--usd {usd}: write an amount like 1.25") from None
+    settings = load()
+    ledger = Ledger(settings)
+    ledger.reconcile(reservation, amount, reason)
+    _export_spend(settings, ledger)
+    left = ledger.month().remaining_usd
+    click.echo(f"Booked: {reservation} cost {shown(amount)}. {shown(left)} is left this month.")
+
+
+@budget.command("trust-clock")
+@click.option("--reason", required=True, help="What was wrong with it; it is kept.")
+@sentences
+def trust_clock(reason: str) -> None:
+    """Take this machine's clock as right, after it was wrong and the budgets stopped following it."""
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.ledger import Ledger
+
+    ledger = Ledger(load())
+    ledger.trust_clock(reason)
+    click.echo(f"Budgets count as of {ledger.month().as_of:%Y-%m-%d %H:%M} UTC.")
+
+
 @main.command()
 @click.option("--port", type=int, default=3000, show_default=True, help="Port of the UI on loopback.")
 @sentences
@@ -432,6 +505,26 @@ class _Counters:
 
     def _clear(self) -> str:
         return "\r\x1b[K" if self._over else ""
+
+
+def _first_of(month: str, zone: str) -> datetime:
+    """The first moment of a month written YYYY-MM."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return datetime.strptime(month, "%Y-%m").replace(tzinfo=ZoneInfo(zone))
+    except ValueError:
+        raise click.UsageError(f"--month {month}: write a month like 2026-10") from None
+
+
+def _export_spend(settings: Settings, ledger: Ledger) -> None:
+    """Bring the table `spend` up to the ledger."""
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.spend.export import export
+
+    if export(ledger, Lake(settings.environment_dir / "lake"), run_id="nq budget"):
+        catalog.publish(settings.environment_dir)
 
 
 def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:

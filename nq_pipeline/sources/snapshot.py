@@ -47,6 +47,7 @@ from nq_pipeline.sources.exchange import ArchivedExchange, Exchange, Scope
 from nq_pipeline.sources.lifetime import Lifetime
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.registry import open_source
+from nq_pipeline.spend.export import export_spend
 
 Progress = Callable[[str], None]
 GRACE_S = 2.0
@@ -519,6 +520,7 @@ def _write(
     if record_run:
         _archive(settings).write_run(run_id, _run_record(settings, request, ordered))
     rows = {table.name: lake.append(table, frame, run_id=run_id).rows for table, frame in tables.items()}
+    export_spend(settings, lake, run_id=run_id)
     catalog.publish(settings.environment_dir)
     return Snapshot(request, ordered, skipped, decisions, chain, rows)
 

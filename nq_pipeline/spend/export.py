@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import LedgerError
 from nq_pipeline.lake.schemas import INSTANT, SPEND
 from nq_pipeline.market.sessions import trade_dates
 from nq_pipeline.spend.tables import Line
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.settings import Settings
     from nq_pipeline.spend.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
+    """`export` at the end of a run: a ledger that cannot be used costs the run nothing but a warning.
+
+    Nothing is lost by it: the database is the record, and the next export makes up for this one.
+    """
+    from nq_pipeline.spend.ledger import Ledger
+
+    try:
+        return export(Ledger(settings), lake, run_id=run_id)
+    except LedgerError as error:
+        log.warning("the table spend was not brought up to date: %s", error)
+        return 0
 
 
 def export(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
     """Append the lines the lake lacks to its table `spend`; returns how many.
 
-    The database is the record and the table a copy: call it before the catalog is published. A
-    copy that failed is made up for by the next.
+    Call it before the catalog is published.
     """
     began = ledger.began
     known = lake.scan(SPEND).filter(pl.col("ledger") == began).select(pl.col("line").max()).collect().item()

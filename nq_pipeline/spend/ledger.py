@@ -30,7 +30,7 @@ from nq_pipeline.spend.database import open_engine, transaction
 from nq_pipeline.spend.money import MOST, ZERO, cost_of, rounded_up, shown
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, statement
-from nq_pipeline.spend.tables import CLOSING, LINES, METERED, OPEN, Kind, Line
+from nq_pipeline.spend.tables import CLOSING, FIRST, LINES, METERED, OPEN, Kind, Line
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def open_ledger(
     LedgerError
         The database cannot be reached or is of a newer release.
     """
-    ledger = Ledger(settings, clock or SystemClock(), boot)
+    ledger = Ledger(settings, clock=clock, boot=boot)
     if left := ledger.left_open():
         held = sum((reservation.reserved_usd for reservation in left), ZERO)
         log.warning(
@@ -132,14 +132,16 @@ def open_ledger(
 
 
 class Ledger:
-    """Made by `open_ledger`. Safe for any number of threads, processes and (PostgreSQL) machines."""
+    """Opened by `open_ledger`. Safe for any number of threads, processes and (PostgreSQL) machines."""
 
-    def __init__(self, settings: Settings, clock: Clock, boot: Callable[[], Boot | None]) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, boot: Callable[[], Boot | None] = this_boot
+    ) -> None:
         self.environment = settings.environment
         self.budgets = Budgets.of(settings)
         self._review = timedelta(hours=settings.budget_review_h)
         self._reason = settings.budget_reason
-        self._clock, self._boot = clock, boot
+        self._clock, self._boot = clock or SystemClock(), boot
         self._engine = open_engine(settings)
         with self._book() as book:
             book.note_settings(self._reason)
@@ -364,9 +366,10 @@ class _Book:
         tight = [cap for cap in every if cost > cap.left]
         if not tight:
             return None
+        age = period.shown_age(self.now - charge.priced_at)
         what_raises = " and ".join(dict.fromkeys(cap.setting for cap in tight))
         return (
-            f"{charge} would cost {shown(cost)} (priced {_age(self.now - charge.priced_at)} ago), and only "
+            f"{charge} would cost {shown(cost)} (priced {age} ago), and only "
             f"{'; '.join(cap.sentence() for cap in tight)}; raise {what_raises} or ask for less"
         )
 
@@ -375,7 +378,7 @@ class _Book:
         for setting, value in self._budgets.recorded().items():
             last = self._last(*_noted(setting))
             if last is None or last.value != value:
-                why = f"{reason} (was {last.value or 'unset'})" if last else "first recorded"
+                why = f"{reason} (was {last.value or 'unset'})" if last else FIRST
                 self.add(Kind.BUDGET, setting=setting, value=value, reason=why)
         self.book_fee()
 
@@ -606,8 +609,3 @@ _FIELDS = [field.name for field in fields(Line)]
 
 def _line(row: Mapping[str, Any]) -> Line:
     return Line(**{**{name: row[name] for name in _FIELDS}, "kind": Kind(row["kind"])})
-
-
-def _age(age: timedelta) -> str:
-    minutes = max(0, round(age.total_seconds() / 60))
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"

@@ -13,7 +13,7 @@ from decimal import Decimal
 from nq_pipeline.spend import period
 from nq_pipeline.spend.budgets import Budgets, Cap, Use, caps
 from nq_pipeline.spend.money import ZERO, rounded_up, shown
-from nq_pipeline.spend.tables import METERED, Kind, Line
+from nq_pipeline.spend.tables import FIRST, METERED, Kind, Line
 
 RECURRING = {"chains"}
 """Purposes that go on as they are; the others are asked for once, by somebody."""
@@ -123,7 +123,7 @@ class Statement:
     def changes(self) -> tuple[Line, ...]:
         """Changes of budgets and corrections, which a person made and gave a reason for."""
         kinds = (Kind.BUDGET, Kind.CORRECTED, Kind.RECONCILED, Kind.CLOCK)
-        return tuple(line for line in self.lines if line.kind in kinds)
+        return tuple(line for line in self.lines if line.kind in kinds and line.reason != FIRST)
 
     @property
     def caps(self) -> tuple[Cap, ...]:

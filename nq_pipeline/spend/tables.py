@@ -40,6 +40,9 @@ CLOSING = (Kind.COMMITTED, Kind.RELEASED, Kind.RECONCILED)
 METERED = (Kind.RESERVED, *CLOSING, Kind.CORRECTED)
 """Lines that hold or spend money on metered requests."""
 
+FIRST = "first recorded"
+"""The reason of a budget that nobody changed."""
+
 
 class Usd(sa.types.TypeDecorator[Decimal]):
     """Dollars as an integer of billionths: exact in every database, also under SUM."""
