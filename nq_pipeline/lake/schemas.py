@@ -338,10 +338,10 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("option_type", _S, "C or P"),
         _c("strike", _F, "index points"),
         _c("receive_latency_ns", _I, "ts_recv less ts_event"),
-        _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv"),
+        _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
         _c("environment", _S, "sandbox (synthetic) or live", False),
-        _c("log_session", _I, "segment of the capture log with which the gateway's session began", False),
+        _c("log_session", _I, "segment of the capture log of the gateway's session; null when bought later"),
         _c("run_id", _S, "the run that wrote the row", False),
     )
 
@@ -447,6 +447,175 @@ SESSIONS = Table(
     since="ended_at",
 )
 
+_CONTRACT = (
+    _c("raw_symbol", _S, "exchange symbol on that day; null when the vendor does not say"),
+    _c("instrument_kind", _S, "option, future, spread (UD: and legs with a dash) or other"),
+    _c("underlying_class", _S, "future (NQ); null when the symbol is not one of ours"),
+    _c("root", _S, "Globex product code of an option or a future"),
+    _c("series", _S, "of an option: root and expiration date, Q1B-2025-07-01"),
+    _c("contract_key", _S, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
+    _c("option_type", _S, "C or P"),
+    _c("strike", _F, "index points"),
+)
+
+
+def _history(name: str, meaning: str, own: tuple[Column, ...], since: str = "ts_recv") -> Table:
+    """A table of what is bought from the historical API: Databento's columns and the contract's."""
+    return Table(
+        name=name,
+        version=1,
+        meaning=meaning,
+        columns=(
+            _c("trade_date", _D, "CME session date: from its open to the next session's", False),
+            _c("publisher_id", _U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3", False),
+            _c("instrument_id", _U32, "Databento's id; reused over time, never a key across days", False),
+            *own,
+            _c("ordinal", _U32, f"which record of its instrument and {since} it is, from 0", False),
+            *_CONTRACT,
+            _c("environment", _S, "sandbox (synthetic) or live", False),
+            _c("run_id", _S, "the run that wrote the row", False),
+        ),
+        key=("publisher_id", "instrument_id", since, "ordinal"),
+        order=("instrument_id", since),
+        since=since,
+    )
+
+
+_RECV = _c("ts_recv", INSTANT, "when Databento received it", False)
+_EVENT = _c("ts_event", INSTANT, "when the matching engine received it")
+
+DEFINITION = _history(
+    "definition",
+    "Instrument definitions (schema definition): daily snapshots and changes; a spread has a row per leg.",
+    (
+        _RECV,
+        _EVENT,
+        _c("instrument_class", _S, "C call, P put, F future, T and M option spreads, S future spread"),
+        _c("asset", _S, "product root of the instrument"),
+        _c("security_type", _S, "OOF option on a future, FUT, MLEG"),
+        _c("exchange", _S, "XCME"),
+        _c("currency", _S, "USD"),
+        _c("underlying", _S, "raw symbol of the underlying future"),
+        _c("underlying_id", _U32, "its instrument_id on that day"),
+        _c("strike_price", _F, "points"),
+        _c("expiration", INSTANT, "the instant trading ends"),
+        _c("activation", INSTANT, "the instant it was listed"),
+        _c("unit_of_measure_qty", _F, "dollars per point: the multiplier"),
+        _c("min_price_increment", _F, "points"),
+        _c("security_update_action", _S, "A added, M modified, D deleted"),
+        _c("user_defined_instrument", _S, "Y or N"),
+        _c("leg_count", _U16, "legs of a spread"),
+        _c("leg_index", _U16, "which leg the row is of"),
+        _c("leg_instrument_id", _U32, "its instrument_id"),
+        _c("leg_raw_symbol", _S, "its raw symbol"),
+        _c("leg_side", _S, "A or B"),
+    ),
+)
+
+STATISTICS = _history(
+    "statistics",
+    "What the venue publishes beside trading (schema statistics): settlements, open interest, volume.",
+    (
+        _RECV,
+        _EVENT,
+        _c("ts_ref", INSTANT, "the trade date the statistic is about, as its midnight UTC"),
+        _c(
+            "stat_type", _U16, "3 settlement, 4 session low, 5 high, 6 cleared volume, 9 open interest", False
+        ),
+        _c("price", _F, "points; null for quantities"),
+        _c("quantity", _I, "contracts; null for prices"),
+        _c("sequence", _U32, "the venue's number of the message, per channel", False),
+        _c("channel_id", _U16, "the venue's channel", False),
+        _c("update_action", _U8, "1 new, 2 deleted", False),
+        _c("stat_flags", _U8, "of a settlement: 1 final, 2 actual, 4 rounded to the tick, 8 intraday", False),
+    ),
+)
+
+_BAR = (
+    _c("ts_event", INSTANT, "when the bar begins", False),
+    _c("open", _F, "points"),
+    _c("high", _F, "points"),
+    _c("low", _F, "points"),
+    _c("close", _F, "points"),
+    _c("volume", _U64, "contracts", False),
+)
+OHLCV_1M = _history("ohlcv_1m", "Minute bars (schema ohlcv-1m); none without a trade.", _BAR, "ts_event")
+OHLCV_1D = _history("ohlcv_1d", "Bars of UTC days (schema ohlcv-1d), not of sessions.", _BAR, "ts_event")
+
+BBO_1M = _history(
+    "bbo_1m",
+    "The book's best bid and ask at the end of each minute in which it changed (schema bbo-1m).",
+    (
+        _c("ts_recv", INSTANT, "end of the minute", False),
+        _c("ts_event", INSTANT, "when the last trade was; null before the first of the session"),
+        _c("price", _F, "of the last trade"),
+        _c("size", _U32, "of the last trade, contracts"),
+        _c("side", _S, "of the last trade, the aggressor"),
+        _c("flags", _U8, "Databento's bits"),
+        _c("bid_px_00", _F, "best bid; null when there is none"),
+        _c("ask_px_00", _F, "best ask; null when there is none"),
+        _c("bid_sz_00", _U32, "contracts at the bid"),
+        _c("ask_sz_00", _U32, "contracts at the ask"),
+        _c("bid_ct_00", _U32, "orders at the bid"),
+        _c("ask_ct_00", _U32, "orders at the ask"),
+    ),
+)
+
+BACKFILLS = Table(
+    name="backfills",
+    version=1,
+    meaning="Days bought from the historical API: one row per attempt at a trade date of a schema.",
+    columns=(
+        _c("run_id", _S, "the run that asked", False),
+        _c("changed_at", INSTANT, "when it was known (real time)", False),
+        _c("trade_date", _D, "CME session date", False),
+        _c("environment", _S, "sandbox (synthetic) or live", False),
+        _c("dataset", _S, "Databento's dataset", False),
+        _c("schema", _S, "Databento's schema", False),
+        _c("symbols", _S, "parents asked for, in order, separated by commas", False),
+        _c("first_ts", INSTANT, "start of the span asked for (ts_recv; of bars ts_event), included", False),
+        _c("last_ts", INSTANT, "its end, not included", False),
+        _c("state", _S, "complete, empty, missing, pending, over_budget, not_entitled or failed", False),
+        _c("reason", _S, "why it is not complete, one sentence"),
+        _c("condition", _S, "the vendor's word on the days: available, degraded, pending, missing"),
+        _c("records", _I, "records that were proven: as many as the vendor counts", False),
+        _c("rows", _I, "rows that were new in the lake", False),
+        _c("known", _I, "rows that the lake had already, as of the live capture", False),
+        _c("dropped", _I, "records that could have no row", False),
+        _c("bytes", _I, "bytes of the records, uncompressed: what is billed", False),
+        _c("cost_usd", USD, "paid in this attempt, and left reserved by it", False),
+        _c("mode", _S, "historical-streaming, or historical (a batch job); null when nothing was bought"),
+        _c("request_ids", _S, "of the ledger's commits, or the batch job, separated by commas"),
+        _c("sha256", _S, "of the kept files, separated by commas"),
+    ),
+    key=("run_id", "dataset", "schema", "trade_date", "symbols"),
+    order=("changed_at",),
+    since="changed_at",
+)
+
+ENTITLEMENTS = Table(
+    name="entitlements",
+    version=1,
+    meaning="What vendors said about what the plan includes: one row per answer; the newest is in force.",
+    columns=(
+        _c("vendor", _S, "vendor", False),
+        _c("dataset", _S, "Databento's dataset, or the vendor's product", False),
+        _c("schema", _S, "Databento's schema, or chain", False),
+        _c("mode", _S, "live, or historical", False),
+        _c("environment", _S, "sandbox or live", False),
+        _c("asked_at", INSTANT, "when it was said (real time)", False),
+        _c("trade_date", _D, "CME session date, by the clock of whoever asked", False),
+        _c("entitled", _B, "whether it was given", False),
+        _c("text", _S, "what the vendor said, its code included"),
+        _c("step", _S, "what was done about it"),
+        _c("data_from", _D, "of history: what was refused is this trade date and later ones"),
+        _c("ask_again", _D, "the first trade date on which it is worth asking again; null when entitled"),
+    ),
+    key=("vendor", "dataset", "schema", "mode", "asked_at"),
+    order=("asked_at",),
+    since="asked_at",
+)
+
 SPEND = Table(
     name="spend",
     version=1,
@@ -500,5 +669,12 @@ TABLES: dict[str, Table] = {
         GAPS,
         SESSIONS,
         SPEND,
+        DEFINITION,
+        STATISTICS,
+        OHLCV_1M,
+        OHLCV_1D,
+        BBO_1M,
+        BACKFILLS,
+        ENTITLEMENTS,
     )
 }

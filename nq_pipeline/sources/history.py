@@ -1,0 +1,367 @@
+"""Spans of Databento's history as files: priced, bought once, proven whole, kept.
+
+    raw/databento/history/<schema>/<digest>.dbn.zst    the bytes as they came (a folder for a batch job)
+    raw/databento/history/<schema>/<digest>.json       the proof: what was asked, how many records, their cost
+    raw/databento/history/<schema>/<digest>.job        the batch job that is paid for it
+
+A span is proven when all its records can be read and are as many as `metadata.get_record_count`
+says. A cut body, a zstd frame without an end and a body that is merely short all fail that. What is
+proven is never asked for again. A download that a crash left behind is counted before anything is
+bought, and so are the account's batch jobs, which are free to download for 30 days.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import (
+    BadPayload,
+    NotConfigured,
+    NotEntitled,
+    OverBudget,
+    RateLimited,
+    Unavailable,
+)
+from nq_pipeline.lake import dbn
+from nq_pipeline.lake.files import locked, make_folder, put_in_place, write_atomically
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento_client import HistoricalClient, Job, NothingThere, Query
+from nq_pipeline.sources.databento_purchase import Purchases
+from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend.ledger import Mode, open_ledger
+from nq_pipeline.spend.money import ZERO
+
+POLL_S = 2.0
+"""How often the state of a batch job is asked for; the vendor allows ten times as often."""
+JOBS_KEPT = timedelta(days=29)
+"""How far back batch jobs are looked for: they can be downloaded for 30 days."""
+LISTED_AFTER_S = 600
+"""A job whose submission was interrupted is looked for this long before another is submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A span that is proven.
+
+    Attributes
+    ----------
+    files
+        DBN, compressed as it came, in the order of their records; none where there are no records.
+    size
+        Bytes of the records, uncompressed: what is billed.
+    sha256
+        Of each file, in hex.
+    request_ids
+        Of the ledger's commit, or the batch job.
+    cost_usd
+        What this call paid for it, and what it left reserved; 0 where it was proven before.
+    """
+
+    files: tuple[Path, ...]
+    records: int
+    size: int
+    sha256: tuple[str, ...]
+    request_ids: tuple[str, ...]
+    mode: Mode
+    cost_usd: Decimal
+
+
+class Shelf:
+    """The proven spans below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, query: Query) -> Part | None:
+        """A span that is proven; None when it is not, or its files are gone."""
+        try:
+            told = orjson.loads(self.path(query, "json").read_bytes())
+        except FileNotFoundError:
+            return None
+        files = tuple(self.folder / name for name in told["files"])
+        if not all(file.is_file() for file in files):
+            return None
+        own = {name: tuple(told[name]) for name in ("sha256", "request_ids")}
+        return Part(files, told["records"], told["size"], mode=told["mode"], cost_usd=ZERO, **own)
+
+    def keep(self, query: Query, part: Part) -> Part:
+        """Write the proof of a span whose files are in place."""
+        told: dict[str, Any] = {
+            "query": asdict(query),
+            "files": [file.relative_to(self.folder).as_posix() for file in part.files],
+            "cost_usd": str(part.cost_usd),
+            "proven_at": datetime.now(UTC).isoformat(),
+        }
+        told |= {name: getattr(part, name) for name in ("records", "size", "sha256", "request_ids", "mode")}
+        write_atomically(self.path(query, "json"), orjson.dumps(told, option=orjson.OPT_INDENT_2))
+        return part
+
+    def path(self, query: Query, suffix: str) -> Path:
+        return self.folder / query.schema / f"{_digest(query)}.{suffix}"
+
+    @contextmanager
+    def locked(self, query: Query) -> Iterator[None]:
+        """One process at a time buys a span."""
+        with locked(self.path(query, "lock")):
+            yield
+
+
+@dataclass
+class Spans:
+    """The spans one run wants for one purpose.
+
+    Parameters
+    ----------
+    wait_s
+        How long a batch job may take to be made.
+    tell
+        Is told what goes on, in words.
+    """
+
+    purchases: Purchases
+    shelf: Shelf
+    wait_s: float = 3600.0
+    tell: Callable[[str], None] = lambda line: None
+
+    def had(self, query: Query, *, batch: bool = False) -> Part:
+        """The span, bought unless it is there already; as a batch job, or streamed.
+
+        Raises
+        ------
+        SourceError
+            There is no answer, or a refusal, or what came is not proven: then what it cost is spent
+            or stays reserved, and its bytes stay beside the shelf.
+        LedgerError
+            The ledger cannot be used, so nothing was asked.
+        """
+        with self.shelf.locked(query):
+            if (kept := self.shelf.find(query)) is not None:
+                return kept
+            client, before = self.purchases.client, self.purchases.cost_usd
+            counted = count_of(client, query)
+            if not counted:
+                return Part((), 0, 0, (), (), "historical-streaming", ZERO)  # and no proof that it stays so
+            streamed = self.shelf.path(query, "part")
+            if batch or self.shelf.path(query, "job").exists():
+                return self._by_job(query, counted)
+            if streamed.exists() and (left := self._left_behind(query, counted)) is not None:
+                return left
+            price = client.price(query)
+            request_id, measured = uuid.uuid4().hex, []
+
+            def size() -> int:
+                measured.append(_measured(streamed, query))
+                return measured[-1][1]
+
+            make_folder(streamed.parent)
+            self.purchases.file(query, price, streamed, size, request_id)
+            records, bytes_ = measured[-1]
+            if records != counted:
+                streamed.replace(self.shelf.path(query, f"{request_id[:8]}.unproven"))
+                raise BadPayload(
+                    f"{query.schema}: {records:,} records came and the vendor counts {counted:,}; "
+                    "they are paid and kept aside"
+                )
+            return self._shelved(query, records, bytes_, request_id, self.purchases.cost_usd - before)
+
+    def _left_behind(self, query: Query, counted: int) -> Part | None:
+        """The span of a download that was interrupted after its last byte; None when it is not whole."""
+        try:
+            records, size = _measured(self.shelf.path(query, "part"), query)
+        except BadPayload:
+            return None
+        if records != counted:
+            return None
+        self.tell("a download that was left behind is whole; it is not bought again")
+        return self._shelved(query, records, size, "", ZERO)
+
+    def _shelved(self, query: Query, records: int, size: int, request_id: str, cost_usd: Decimal) -> Part:
+        path = self.shelf.path(query, "dbn.zst")
+        put_in_place(self.shelf.path(query, "part"), path)
+        ids = (request_id,) if request_id else ()
+        part = Part((path,), records, size, (_sha256(path),), ids, "historical-streaming", cost_usd)
+        return self.shelf.keep(query, part)
+
+    # ── batch jobs ──────────────────────────────────────────────────────────────────────────────
+
+    def _by_job(self, query: Query, counted: int) -> Part:
+        before = self.purchases.cost_usd
+        job = self._made(self._job(query))
+        folder = self.shelf.path(query, "files")
+        paths, size, records, digests = [], 0, 0, []
+        for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
+            self.tell(f"downloading {file.name}, {file.size:,} bytes")
+            path = self.purchases.client.take(job.id, file.name, folder)
+            digest = _sha256(path)
+            if path.stat().st_size != file.size or digest != file.sha256:
+                path.unlink()  # free to download again
+                raise BadPayload(f"{file.name} of job {job.id} is not what the vendor lists; try again")
+            more, length = _measured(path, query)
+            paths.append(path)
+            digests.append(digest)
+            records, size = records + more, size + length
+        if records != counted:
+            raise BadPayload(
+                f"{query.schema}: job {job.id} has {records:,} records and the vendor counts {counted:,}; "
+                "it is paid and free to download again for 30 days"
+            )
+        cost = self.purchases.cost_usd - before
+        part = Part(tuple(paths), records, size, tuple(digests), (job.id,), "historical", cost)
+        self.shelf.keep(query, part)
+        self.shelf.path(query, "job").unlink(missing_ok=True)
+        return part
+
+    def _job(self, query: Query) -> Job:
+        """The job of a query: remembered, found among the account's, or submitted."""
+        path, client = self.shelf.path(query, "job"), self.purchases.client
+        told = orjson.loads(path.read_bytes()) if path.exists() else {}
+        if "id" in told:
+            return client.job(told["id"])
+        known = [job for job in client.jobs(datetime.now(UTC) - JOBS_KEPT) if job.query == _ordered(query)]
+        if known:
+            job = max(known, key=lambda job: job.received_at)
+            self.tell(f"job {job.id} is paid for this already")
+        else:
+            waited = (to_ns(datetime.now(UTC)) - told.get("submitted_at", 0)) / 1e9
+            if waited < LISTED_AFTER_S:
+                raise Unavailable(
+                    "a batch job may have been submitted just now and is not listed yet; try again in "
+                    f"{LISTED_AFTER_S // 60} minutes, so that it is not paid twice"
+                )
+            price = client.price(query, "historical")
+            write_atomically(path, orjson.dumps({"submitted_at": to_ns(datetime.now(UTC))}))
+            try:
+                job = self.purchases.job(query, price)
+            except (NotEntitled, OverBudget, RateLimited):
+                path.unlink()  # refused; after anything else it may have been accepted
+                raise
+            self.tell(f"job {job.id} is submitted")
+        write_atomically(path, orjson.dumps({"id": job.id}))
+        return job
+
+    def _made(self, job: Job) -> Job:
+        """The job, once it is done."""
+        end = time.monotonic() + self.wait_s
+        while not job.done:
+            if job.state == "expired":
+                raise Unavailable(f"job {job.id} has expired; delete its .job file to have it made again")
+            if time.monotonic() > end:
+                raise Unavailable(
+                    f"job {job.id} is {job.state} after {self.wait_s:.0f} s; it is paid, so run this again"
+                )
+            time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
+            job = self.purchases.client.job(job.id)
+        return job
+
+
+class DatabentoHistory:
+    """What the capture asks of the historical API, as `live.history.History` has it.
+
+    Purchases have the purpose `gap_repair`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = open_client(settings)
+
+    def price(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Decimal:
+        """What the records of a span cost now, USD. Free."""
+        try:
+            return self._client.cost(self._query(schema, parents, start_ns, end_ns))
+        except NothingThere:
+            return ZERO
+
+    def count(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> int:
+        """How many records the vendor says a span has. Free."""
+        return count_of(self._client, self._query(schema, parents, start_ns, end_ns))
+
+    def fetch(
+        self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int, *, run_id: str
+    ) -> tuple[Path, Decimal]:
+        """Buy the records of a span, once; a span without records raises `NothingThere`."""
+        ledger, attempts = open_ledger(self._settings), self._settings.http_attempts
+        purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
+        spans = Spans(purchases, open_shelf(self._settings))
+        part = spans.had(self._query(schema, parents, start_ns, end_ns))
+        if not part.files:
+            raise NothingThere(f"{schema}: there are no records in that span")
+        return part.files[0], part.cost_usd
+
+    def _query(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Query:
+        return Query(self._settings.databento_dataset, schema, parents, start_ns, end_ns)
+
+
+def open_client(settings: Settings) -> HistoricalClient:
+    """The historical API of these settings; a call may take as long as NQ_BACKFILL_WAIT_S.
+
+    Raises
+    ------
+    NotConfigured
+        There is no key.
+    """
+    key = settings.databento_api_key
+    if key is None or not key.get_secret_value().strip():
+        raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
+    policy = Policy(
+        timeout_s=settings.http_timeout_s,
+        attempts=settings.http_attempts,
+        retry_after_cap_s=settings.retry_after_cap_s,
+    )
+    return HistoricalClient(key, settings.databento_url, policy, lambda: settings.backfill_wait_s)
+
+
+def open_shelf(settings: Settings) -> Shelf:
+    return Shelf(settings.environment_dir / "raw" / "databento" / "history")
+
+
+def count_of(client: HistoricalClient, query: Query) -> int:
+    """How many records a span has; a span in which nothing is listed has none. Free."""
+    try:
+        return client.count(query)
+    except NothingThere:
+        return 0
+
+
+def _measured(path: Path, query: Query) -> tuple[int, int]:
+    """Records and their bytes; `BadPayload` when the file is no whole DBN of the schema."""
+    records = size = 0
+    try:
+        with dbn.opened(path) as stream:
+            if stream.schema != query.schema:
+                raise BadPayload(f"{query.schema}: what came is of schema {stream.schema}")
+            for layout, batch in stream.batches():
+                records += len(batch)
+                size += len(batch) * layout.dtype.itemsize
+    except dbn.CutOff as error:
+        raise BadPayload(f"{query.schema}: what came is cut off: {error}") from None
+    except dbn.Damaged as error:
+        raise BadPayload(f"{query.schema}: {error}") from None
+    return records, size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ordered(query: Query) -> Query:
+    return Query(query.dataset, query.schema, tuple(sorted(query.symbols)), query.start, query.end)
+
+
+def _digest(query: Query) -> str:
+    """The identity of a span, whatever the order of its symbols."""
+    ordered = _ordered(query)
+    whole = [ordered.dataset, ordered.schema, ordered.symbols, ordered.start, ordered.end]
+    return hashlib.sha256(orjson.dumps(whole)).hexdigest()[:24]
