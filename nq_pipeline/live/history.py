@@ -187,7 +187,7 @@ def _by_session(gap: Gap) -> list[tuple[int, int]]:
     """The span of a gap in `ts_recv`, divided where sessions open: within one, an id is one instrument."""
     assert gap.last_ns is not None
     first, last = gap.first_ns, gap.last_ns + EDGE_NS
-    days = sessions.sessions(from_ns(first).date(), from_ns(last).date())
+    days = sessions.sessions(sessions.trade_date(from_ns(first)), sessions.trade_date(from_ns(last)))
     cuts = [ns for day in days if first < (ns := to_ns(day.open)) < last]
     return list(zip([first, *cuts], [*cuts, last], strict=True))
 

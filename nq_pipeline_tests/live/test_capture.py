@@ -56,8 +56,8 @@ class Running:
 
     def __init__(self, it: Gateway, data: Path, timing: Timing = QUICK, **more: Any) -> None:
         self.stop = threading.Event()
-        self.publish = more.pop("publish", None)
-        self.capture = Capture(settings(it, data, **more), clock=it.clock, timing=timing)
+        self.publish, history = more.pop("publish", None), more.pop("history", None)
+        self.capture = Capture(settings(it, data, **more), clock=it.clock, timing=timing, history=history)
         self.seen: list[str] = []
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
