@@ -2,8 +2,8 @@
 
 Sixty files of one level become one of the next. At one publication a second that is minutes,
 hours and then the trade date, and at any pace 200 files of a trade date are never current at
-once. Until the trade date is over its files keep the order in which rows came, sorted within about
-a row group, so that no row is read twice and readers can skip by time. Then all become one sorted
+once. Until the trade date is over its files keep the order in which rows came, sorted within small
+pieces, so that no row is read twice and readers can skip by time. Then all become one sorted
 file.
 
 A merge reads immutable files, writes a new one beside them and then swaps the lists in one
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
 """Rows sorted at a time: the memory a merge needs, however large the trade date."""
+PIECE_ROWS = parquet.ROW_GROUP_ROWS // 6
+"""Rows read at a time where rows keep their order: beside a capture, memory counts more than speed."""
 
 
 def compact(lake: Lake, table: Table, trade_date: date, *, now: datetime, wait: bool = True) -> int:
@@ -75,18 +77,21 @@ def merge(lake: Lake, table: Table, group: Sequence[DataFile], *, whole: bool) -
     paths = [lake.folder(table) / file.path for file in group]
     sizes = [file.rows for file in group]
     with lake.stage(table, group[0].trade_date) as staged:
-        frames = sorted_slices(table, paths, sum(sizes)) if whole else sorted_pieces(table, paths, sizes)
-        written = parquet.write(staged, table, frames, parquet.runs_of(paths))
+        if whole:
+            frames, rows = sorted_slices(table, paths, sum(sizes)), parquet.ROW_GROUP_ROWS
+        else:
+            frames, rows = sorted_pieces(table, paths, sizes), PIECE_ROWS
+        written = parquet.write(staged, table, frames, parquet.runs_of(paths), group_rows=rows)
         lake.replace(table, group, staged, written)
 
 
 def sorted_pieces(table: Table, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """All rows of some files of given sizes in their order, sorted within pieces of at most a row group."""
+    """All rows of some files of given sizes in their order, sorted within pieces of at most `PIECE_ROWS`."""
     piece: list[pl.DataFrame] = []
     for path, size in zip(paths, sizes, strict=True):
-        for offset in range(0, size, parquet.ROW_GROUP_ROWS):
-            rows = parquet.scan(table, [path]).slice(offset, parquet.ROW_GROUP_ROWS).collect()
-            if piece and sum(each.height for each in piece) + rows.height > parquet.ROW_GROUP_ROWS:
+        for offset in range(0, size, PIECE_ROWS):
+            rows = parquet.scan(table, [path]).slice(offset, PIECE_ROWS).collect()
+            if piece and sum(each.height for each in piece) + rows.height > PIECE_ROWS:
                 yield _sorted(table, piece)
                 piece = []
             piece.append(rows)

@@ -38,8 +38,15 @@ class Written:
     since_max: int
 
 
-def write(path: Path, table: Table, frames: Iterable[pl.DataFrame], runs: Sequence[str]) -> Written:
-    """Write frames, sorted and of one trade date, as one file.
+def write(
+    path: Path,
+    table: Table,
+    frames: Iterable[pl.DataFrame],
+    runs: Sequence[str],
+    *,
+    group_rows: int = ROW_GROUP_ROWS,
+) -> Written:
+    """Write frames, sorted and of one trade date, as one file with row groups of a size.
 
     The bytes depend on the rows and the runs alone, not on how the rows are cut into frames.
     """
@@ -73,12 +80,12 @@ def write(path: Path, table: Table, frames: Iterable[pl.DataFrame], runs: Sequen
             highs.append(since.max())
             rows += frame.height
             rest = pl.concat([rest, frame])
-            whole = rest.height - rest.height % ROW_GROUP_ROWS
+            whole = rest.height - rest.height % group_rows
             if whole:
-                writer.write_table(_arrow(rest.head(whole), schema), row_group_size=ROW_GROUP_ROWS)
+                writer.write_table(_arrow(rest.head(whole), schema), row_group_size=group_rows)
                 rest = rest.slice(whole)
         if rest.height:
-            writer.write_table(_arrow(rest, schema), row_group_size=ROW_GROUP_ROWS)
+            writer.write_table(_arrow(rest, schema), row_group_size=group_rows)
     return Written(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
 
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 TABLES = (TRADES, MBP_1, MBO)
-BATCH_BYTES = 8 * 1024 * 1024
-"""Records of one append: what bounds the memory when much is to be caught up with."""
+BATCH_BYTES = 5_000_000
+"""Records of one append, nearly a row group of trades: what bounds the memory when much is to be caught up with."""
 LOOK_BACK = 4 * 1024 * 1024
 """Bytes of a session read again when it is taken up: no run of one key is that long."""
 TIDY_EVERY_S = 60.0
