@@ -135,6 +135,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.live.publish import Publisher
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
+    from nq_pipeline.sources.history import DatabentoHistory
 
     stop = threading.Event()
     with _at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
@@ -142,7 +143,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
             _note_sandbox(settings)
         clock, folder = gateway_clock(settings), settings.environment_dir
         log = folder / "capture" / settings.databento_dataset
-        engine = Capture(settings, clock=clock)
+        engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
         publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=engine.run_id)
         if minutes:
             timer = threading.Timer(minutes * 60, stop.set)
@@ -150,6 +151,8 @@ def capture(minutes: float | None, as_json: bool) -> None:
             timer.start()
         totals = engine.run(stop, publish=publisher.publish, progress=None if as_json else _Counters().show)
         publisher.tidy()
+    for alert in totals.alerts():
+        click.echo(f"nq: ALERT: {alert}", err=True)
     if as_json:
         click.echo(_json(asdict(totals)))
         return

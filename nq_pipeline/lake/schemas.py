@@ -341,7 +341,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
         _c("environment", _S, "sandbox (synthetic) or live", False),
-        _c("log_session", _I, "segment of the capture log of the gateway's session; null when bought later"),
+        _c("log_session", _I, "segment of the capture log its session began with; 0 when bought later", False),
         _c("run_id", _S, "the run that wrote the row", False),
     )
 
@@ -407,11 +407,15 @@ GAPS = Table(
         _c("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
         _c("state", _S, "open, replayed, verified or unfillable", False),
         _c("reason", _S, "why it is unfillable, or open again"),
-        _c("filled_by", _S, "live replay; null while nothing was filled"),
-        _c("records_replayed", _I, "records of the span that the replay brought"),
+        _c(
+            "filled_by",
+            _S,
+            "live replay, historical (bought) or already there; null while nothing was filled",
+        ),
+        _c("records_replayed", _I, "records of the span that the replay, or the purchase, brought"),
         _c("records_counted", _I, "records of the span that an independent count found"),
         _c("attempts", _I, "replays with which the count did not agree", False),
-        _c("cost_usd", _F, "what filling it cost; a live replay is free", False),
+        _c("cost_usd", _F, "what was paid to the historical API for it; a live replay is free", False),
         _c("run_id", _S, "the capture that wrote the row", False),
     ),
     key=("gap_id", "revision"),
