@@ -26,7 +26,7 @@ from nq_pipeline.lake.schemas import (
     STATISTICS,
     Table,
 )
-from nq_pipeline.live.framer import SYMBOL_MAPPING, Framer, Head
+from nq_pipeline.live.history import NO_SESSION, frames
 from nq_pipeline.live.rows import Counts, Instruments, Origin, SessionRows
 from nq_pipeline.sources.dbn import UNDEF_QUANTITY, instants, masked, prices, texts
 
@@ -43,17 +43,15 @@ TABLES = {
 }
 BATCH_BYTES = 16 << 20
 """Records of ticks made into rows at a time: what bounds the memory."""
-BOUGHT = {"log_session": None, "publish_latency_ns": None}
-"""What rows have that only the live capture knows."""
 
 
 def tick_rows(
     files: list[Path], *, environment: str, run_id: str, counts: Counts
 ) -> Iterator[tuple[Table, pl.DataFrame]]:
     """The rows of trades or orders, of files in the order of their records."""
-    session = SessionRows(0)
+    session = SessionRows(NO_SESSION)
     for file in files:
-        for frame in _frames(file):
+        for frame in frames(file):
             session.take(frame)
             if session.gathered >= BATCH_BYTES:
                 yield from _given_out(session, environment, run_id, counts)
@@ -93,37 +91,7 @@ def _given_out(
     tables, more = session.rows(Origin(environment, run_id, 0))
     counts.add(more)
     for table, frame in tables:
-        yield table, frame.with_columns(pl.lit(value, pl.Int64).alias(name) for name, value in BOUGHT.items())
-
-
-def _frames(file: Path) -> Iterator[Any]:
-    """A file as the stream the gateway would have sent: before a day's records, what its ids stand for."""
-    with dbn.opened(file) as stream:
-        framer = Framer(Head(b"", stream.version, stream.ts_out, stream.dataset))
-        said: tuple[int, set[int]] = (-1, set())
-        for layout, batch in stream.batches():
-            days = batch[layout.index] // dbn.DAY_NS
-            for day in np.unique(days).tolist():
-                records = batch[days == day]
-                if said[0] != day:
-                    said = (day, set())
-                ids = np.array(sorted(set(np.unique(records["instrument_id"]).tolist()) - said[1]), np.uint32)
-                said[1].update(ids.tolist())
-                yield from framer.feed(_mappings(stream, ids, day) + records.tobytes())
-
-
-def _mappings(stream: dbn.Stream, ids: Array, day: int) -> bytes:
-    """Symbol mapping records for some instruments, as they are on a day."""
-    import databento_dbn
-
-    codes = stream.symbols.find(ids, np.full(len(ids), day, np.uint64))
-    struct = getattr(databento_dbn, f"v{stream.version}").SymbolMappingMsg
-    sent = [("ts_out", "<u8")] if stream.ts_out else []
-    a = np.zeros(int((codes >= 0).sum()), np.dtype([*struct._dtypes, *sent]))
-    a["length"], a["rtype"], a["instrument_id"] = a.dtype.itemsize // 4, SYMBOL_MAPPING, ids[codes >= 0]
-    a["ts_event"] = day * dbn.DAY_NS
-    a["stype_out_symbol"] = [stream.symbols.names[code].encode() for code in codes[codes >= 0].tolist()]
-    return a.tobytes()
+        yield table, frame.with_columns(pl.lit(None, pl.Int64).alias("publish_latency_ns"))
 
 
 def _described(instruments: Instruments, codes: npt.NDArray[np.int32], trade_date: date) -> pl.DataFrame:

@@ -122,7 +122,8 @@ class Capture:
             self._lake, dataset=self._dataset, environment=settings.environment, run_id=self.run_id
         )
         self._ladder = Ladder(
-            self._root / self._dataset / "entitlement.json",
+            self._lake,
+            self._dataset,
             {"options": settings.capture_schema, "futures": settings.capture_futures_schema},
         )
         self._parents = {"options": gateway.option_parents(), "futures": gateway.future_parents()}

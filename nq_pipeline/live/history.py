@@ -176,7 +176,7 @@ class Repairs:
                 self._lake.append(table, frame, run_id=self._run_id, now=now)
             return counts.records
 
-        for frame in _frames(path):
+        for frame in frames(path):
             rows.take(frame)
             if rows.gathered >= BATCH_BYTES:
                 came += give()
@@ -222,7 +222,7 @@ def _paid(gap: Gap, cost: Decimal, bought: int, counted: int) -> dict[str, Any]:
     }
 
 
-def _frames(path: Path) -> Iterator[Frame]:
+def frames(path: Path) -> Iterator[Frame]:
     """The records of a DBN file of one session, after the mappings that its head has."""
     import zstandard
 

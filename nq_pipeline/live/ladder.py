@@ -2,19 +2,20 @@
 
 The gateway accepts the key and the subscription and refuses a schema only within the stream
 (`Not authorized for mbo schema`), so what the plan includes is learnt by asking. A refusal is
-kept beside the log for its trade date: neither a reconnection nor a new process asks again, and
-the next trade date tries once more, in case the plan has changed.
+kept in the table `entitlements` and holds for its trade date: neither a reconnection nor a new
+process asks again, and the next trade date tries once more, in case the plan has changed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nq_pipeline.errors import NotEntitled
-from nq_pipeline.lake import files
+
+if TYPE_CHECKING:
+    from nq_pipeline.lake.lake import Lake
 
 LADDER = ("mbo", "mbp-1", "trades")
 """From most to least; trades follow from each of them, and every plan with live data has the last."""
@@ -27,14 +28,14 @@ class Ladder:
 
     Parameters
     ----------
-    path
+    lake
         Where refusals are kept.
     wanted
         What is subscribed to (`options`, `futures`) and the schema wanted for it.
     """
 
-    def __init__(self, path: Path, wanted: Mapping[str, str]) -> None:
-        self.path, self.wanted = path, dict(wanted)
+    def __init__(self, lake: Lake, dataset: str, wanted: Mapping[str, str]) -> None:
+        self.lake, self.dataset, self.wanted = lake, dataset, dict(wanted)
 
     def in_force(self, day: date) -> dict[str, str]:
         """The best schema not yet refused on a trade date, for each thing subscribed to.
@@ -49,18 +50,33 @@ class Ladder:
 
     def refused(self, day: date) -> dict[str, str]:
         """The schemas refused on a trade date, with what the gateway said."""
-        try:
-            kept = json.loads(self.path.read_text())
-            return dict(kept["refused"]) if kept["trade_date"] == day.isoformat() else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}  # nothing kept that can be read: at worst the gateway is asked once more
+        from nq_pipeline.spend import entitlements
+
+        said = {
+            schema: entitlements.refused(self.lake, "databento", self.dataset, schema, "live", day)
+            for schema in LADDER
+        }
+        return {schema: refusal.text for schema, refusal in said.items() if refusal is not None}
 
     def refuse(self, schema: str, text: str, day: date) -> None:
         """Keep a refusal, durably, before anything else is tried."""
-        refused = {**self.refused(day), schema: text}
-        kept = json.dumps({"trade_date": day.isoformat(), "refused": refused}, indent=1)
-        files.make_folder(self.path.parent)
-        files.write_atomically(self.path, kept.encode())
+        from nq_pipeline.spend import entitlements
+
+        below = next(iter(LADDER[LADDER.index(schema) + 1 :]), None)
+        entitlements.note(
+            self.lake,
+            entitlements.Entitlement(
+                vendor="databento",
+                dataset=self.dataset,
+                schema=schema,
+                mode="live",
+                environment=self.lake.root.parent.name,
+                trade_date=day,
+                entitled=False,
+                text=text,
+                step=f"{below} is asked for instead" if below else "nothing is left to ask for",
+            ),
+        )
 
 
 def _best(wanted: str, refused: Mapping[str, str]) -> str:

@@ -133,7 +133,7 @@ def look(
         proven=from_ns(proven) if isinstance(proven, int) else None,
         missing=tuple(missing) or tuple(str(named).split(",") if named else ()),
         wanted=wanted,
-        refused=Ladder(folder / "capture" / dataset / "entitlement.json", wanted).refused(trade_date),
+        refused=Ladder(lake, dataset, wanted).refused(trade_date),
         refusal=refusal,
     )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.errors import NotEntitled
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import ENTITLEMENTS
 from nq_pipeline.live.ladder import Ladder
 
 DAY, NEXT = date(2025, 6, 10), date(2025, 6, 11)
@@ -16,7 +18,7 @@ SAID = "Not authorized for {} schema"
 
 @pytest.fixture
 def ladder(root: Path) -> Ladder:
-    return Ladder(root / "GLBX.MDP3" / "entitlement.json", {"options": "mbo", "futures": "mbp-1"})
+    return Ladder(Lake(root / "sandbox" / "lake"), "GLBX.MDP3", {"options": "mbo", "futures": "mbp-1"})
 
 
 def refuse(ladder: Ladder, schema: str, day: date = DAY) -> None:
@@ -48,7 +50,7 @@ def test_below_trades_there_is_nothing(ladder: Ladder) -> None:
 
 def test_a_refusal_is_remembered_by_the_next_process(ladder: Ladder) -> None:
     refuse(ladder, "mbo")
-    assert Ladder(ladder.path, ladder.wanted).in_force(DAY)["options"] == "mbp-1"
+    assert Ladder(ladder.lake, ladder.dataset, ladder.wanted).in_force(DAY)["options"] == "mbp-1"
     assert ladder.refused(DAY) == {"mbo": "Not authorized for mbo schema"}
 
 
@@ -59,12 +61,9 @@ def test_the_next_trade_date_tries_once_more(ladder: Ladder) -> None:
     assert ladder.refused(NEXT) == {"mbo": "Not authorized for mbo schema"}
 
 
-@pytest.mark.parametrize(
-    "rubbish", [b"", b"{", b"[]", b"\xff\xfe", b'{"trade_date": "2025-06-10", "refused": 3}']
-)
-def test_a_memory_that_cannot_be_read_is_no_memory(ladder: Ladder, rubbish: bytes) -> None:
-    ladder.path.parent.mkdir(parents=True)
-    ladder.path.write_bytes(rubbish)
-    assert ladder.in_force(DAY)["options"] == "mbo"
+def test_a_refusal_is_a_row_that_says_what_was_done_about_it(ladder: Ladder) -> None:
     refuse(ladder, "mbo")
-    assert ladder.in_force(DAY)["options"] == "mbp-1"
+    (row,) = ladder.lake.scan(ENTITLEMENTS).collect().iter_rows(named=True)
+    assert (row["vendor"], row["schema"], row["mode"], row["entitled"]) == ("databento", "mbo", "live", False)
+    assert (row["text"], row["step"]) == ("Not authorized for mbo schema", "mbp-1 is asked for instead")
+    assert row["ask_again"] == NEXT
