@@ -27,7 +27,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.spend import period
 from nq_pipeline.spend.budgets import Budgets, Use, caps
 from nq_pipeline.spend.database import open_engine, transaction
-from nq_pipeline.spend.money import MOST, ZERO, cost_of, rounded_up, shown
+from nq_pipeline.spend.money import ZERO, cost_of, is_amount, rounded_up, shown
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, statement
 from nq_pipeline.spend.tables import CLOSING, FIRST, LINES, METERED, OPEN, Kind, Line
@@ -269,7 +269,7 @@ class Ledger:
         """
         if not reason.strip():
             raise LedgerError("say why: a reconciliation is kept with its reason")
-        if not ZERO <= cost_usd < MOST:
+        if not is_amount(cost_usd):
             raise LedgerError(f"{cost_usd} USD cannot have been billed; write 0 or more")
         cost = rounded_up(cost_usd)
         with self._book() as book:
@@ -543,7 +543,7 @@ _NOTED_ZONE = _noted("NQ_BUDGET_TIMEZONE")
 def _check(charge: Charge) -> None:
     """Amounts that make sense; a price that is no number would otherwise pass every comparison."""
     for name, usd in (("cost", charge.cost_usd), ("unit price", charge.unit_price_usd)):
-        if usd is not None and not (usd.is_finite() and 0 <= usd < MOST):
+        if usd is not None and not is_amount(usd):
             raise LedgerError(
                 f"the {name} of {charge} is {usd} USD, which is no price; nothing was asked for"
             )

@@ -15,6 +15,11 @@ MOST = Decimal(10**9)
 """Every amount is below: so many digits have the ledger and the lake."""
 
 
+def is_amount(usd: Decimal) -> bool:
+    """Whether it can have been billed: a number, not negative, below `MOST`."""
+    return usd.is_finite() and ZERO <= usd < MOST
+
+
 def rounded_up(usd: Decimal) -> Decimal:
     """The amount in whole billionths of a dollar."""
     return usd.quantize(NANO, rounding=ROUND_CEILING)

@@ -17,6 +17,7 @@ from nq_pipeline.spend.tables import FIRST, METERED, Kind, Line
 
 RECURRING = {"chains"}
 """Purposes that go on as they are; the others are asked for once, by somebody."""
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +195,10 @@ def statement(
     metered = _spent(metered_lines)
     reserved = sum((line.reserved_usd for line in held), ZERO)
     today = _spent([line for line in metered_lines if line.booked_at >= day_began]) if running else ZERO
-    gone = min(max((now - began) / (ends - began), 0.0), 1.0)
+    gone = min(now, ends) - began if now > began else timedelta(0)
     recurring = _spent([line for line in metered_lines if line.purpose in RECURRING])
-    days_gone = max(1.0, (now - began) / timedelta(days=1))
-    days_left = max(0.0, (ends - now) / timedelta(days=1)) if running else 0.0
-    to_come = rounded_up(recurring * Decimal(days_left) / Decimal(days_gone))
+    left_over = ends - now if running else timedelta(0)
+    to_come = rounded_up(recurring * _ratio(left_over, max(gone, timedelta(days=1))))
     left = max(ZERO, budgets.monthly_usd - plan - metered - reserved) if running else ZERO
     return Statement(
         environment=environment,
@@ -209,7 +209,7 @@ def statement(
         running=running,
         budgets=budgets,
         plan_usd=plan,
-        plan_prorated_usd=rounded_up(plan * Decimal(gone)),
+        plan_prorated_usd=rounded_up(plan * _ratio(gone, ends - began)),
         metered_usd=metered,
         reserved_usd=reserved,
         today_usd=today,
@@ -222,6 +222,10 @@ def statement(
         open=tuple(_open(line, now, review) for line in held),
         lines=tuple(lines),
     )
+
+
+def _ratio(part: timedelta, whole: timedelta) -> Decimal:
+    return Decimal(part // _MICROSECOND) / Decimal(whole // _MICROSECOND)
 
 
 def _spent(lines: Sequence[Line]) -> Decimal:

@@ -27,9 +27,13 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def race(settings: Settings, number: int, start: Barrier) -> None:
-    """Reserve until nothing is left; commit some, and one in four dies with a reservation open."""
+    """Make the ledger, all at once, then reserve, all at once, until nothing is left.
+
+    Some commit what they reserved, and one in four dies with it open.
+    """
     start.wait(timeout=100)
     ledger = open_ledger(settings)
+    start.wait(timeout=100)
     while True:
         try:
             reservation = ledger.reserve(charge(PRICE, run_id=f"racer-{number}"))

@@ -1,0 +1,107 @@
+"""The ledger in the lake: every line once, exact, and a day's sums as the statement has them."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from nq_pipeline.errors import OverBudget
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.export import export, export_spend
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.money import GIB, NANO
+from nq_pipeline_tests.spend.conftest import FreshLedger
+from nq_pipeline_tests.spend.machine import Machine, charge
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine(datetime(2026, 11, 10, 23, tzinfo=UTC))
+
+
+def lake_of(settings: Settings) -> Lake:
+    return Lake(settings.environment_dir / "lake")
+
+
+def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
+    fresh: FreshLedger, machine: Machine
+) -> None:
+    settings = fresh()
+    ledger = open_ledger(settings, clock=machine, boot=machine.boot)
+    lake = lake_of(settings)
+    total = 0
+    for _ in range(3):
+        ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB + 1)
+        total += export(ledger, lake, run_id="run")
+        assert export(ledger, lake, run_id="run") == 0
+    lines = ledger.lines()
+    rows = lake.scan(SPEND).collect().sort("line")
+    assert rows.height == total == len(lines)
+    assert rows["spent_usd"].to_list() == [line.spent_usd for line in lines]
+    assert rows["kind"].to_list() == [str(line.kind) for line in lines]
+    assert rows["trade_date"].unique().to_list() == [datetime(2026, 11, 11).date()], "the evening's session"
+    assert rows["booked_at"].to_list() == [line.booked_at for line in lines]
+
+
+def test_the_lines_of_a_ledger_that_was_begun_anew_come_to_those_of_the_old(
+    tmp_path: Path, machine: Machine
+) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    export(open_ledger(settings, clock=machine, boot=machine.boot), lake_of(settings), run_id="run")
+    before = lake_of(settings).scan(SPEND).collect().height
+    for file in settings.environment_dir.glob("ledger.sqlite*"):
+        file.unlink()
+    machine.advance(minutes=1)
+    assert (
+        export(open_ledger(settings, clock=machine, boot=machine.boot), lake_of(settings), run_id="run")
+        == before
+    )
+
+
+def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machine) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    ledger = open_ledger(settings, clock=machine, boot=machine.boot)
+    held = ledger.reserve(charge("2"))
+    ledger.commit(ledger.reserve(charge("3", purpose="backfill")), billed_bytes=GIB)
+    with pytest.raises(OverBudget):
+        ledger.reserve(charge("99"))
+    machine.advance(days=1)
+    ledger.commit(ledger.reserve(charge(NANO)), billed_bytes=1)
+    export(ledger, lake_of(settings), run_id="run")
+
+    columns = "day::varchar, purpose, spent_usd, reserved_usd, requests, refused, month_usd"
+    daily = f"select {columns} from spend_daily order by all"
+    with catalog.connect(settings.environment_dir, guarded=True) as connection:
+        assert catalog.query(connection, daily).fetchall() == [
+            ("2026-11-01", "plan", 179, 0, 0, 0, 179),
+            ("2026-11-10", "backfill", 1, 0, 1, 0, 180),
+            ("2026-11-10", "chains", 0, 2, 1, 1, 180),
+            ("2026-11-11", "chains", NANO, 0, 1, 0, 180 + NANO),
+        ]
+    ledger.commit(held, billed_bytes=GIB // 2)
+    export(ledger, lake_of(settings), run_id="run")
+    path = catalog.publish(settings.environment_dir)
+    with duckdb.connect(path, read_only=True) as connection:
+        ((spent, reserved),) = connection.execute(
+            "select sum(spent_usd), sum(reserved_usd) from spend_daily"
+        ).fetchall()
+    month = ledger.month()
+    assert (spent, reserved) == (month.spent_usd, 0) == (Decimal("180.500000001"), 0)
+
+
+def test_a_ledger_that_cannot_be_used_costs_a_run_a_warning_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    (settings.environment_dir / "ledger.sqlite").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        assert export_spend(settings, lake_of(settings), run_id="run") == 0
+    assert "was not brought up to date" in caplog.text

@@ -1,0 +1,165 @@
+"""The month as a value and as text: a stranger can add it up."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nq_pipeline.errors import OverBudget
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend import report
+from nq_pipeline.spend.ledger import Ledger, open_ledger
+from nq_pipeline.spend.money import GIB
+from nq_pipeline_tests.spend.machine import NOON, Machine, charge
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine(datetime(2026, 11, 1, tzinfo=UTC))
+
+
+def opened(folder: Path, machine: Machine, **more: Any) -> Ledger:
+    return open_ledger(Settings(_env_file=None, data_dir=folder, **more), clock=machine, boot=machine.boot)
+
+
+def spend(ledger: Ledger, usd: str, **more: Any) -> None:
+    ledger.commit(ledger.reserve(charge(usd, **more)), billed_bytes=int(Decimal(usd) * GIB))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, machine: Machine) -> Ledger:
+    """Three days of chains at a dollar, a backfill, a repair that broke off, a refusal."""
+    ledger = opened(tmp_path, machine, budget_by_purpose=("backfill=8",))
+    for _ in range(3):
+        spend(ledger, "1")
+        machine.advance(days=1)
+    spend(
+        ledger, "4.5", purpose="backfill", description="NQ.OPT, trade date 2026-10-30", run_id="run-backfill"
+    )
+    ledger.reserve(charge("2", purpose="gap_repair", run_id="run-killed"))
+    with pytest.raises(OverBudget):
+        ledger.reserve(charge("9", purpose="backfill"))
+    return ledger
+
+
+def test_the_parts_add_up_to_the_whole(ledger: Ledger) -> None:
+    month = ledger.month()
+    assert (month.plan_usd, month.metered_usd, month.reserved_usd) == (179, Decimal("7.5"), 2)
+    assert month.remaining_usd == Decimal("11.5")
+    assert (month.today_usd, month.remaining_today_usd) == (Decimal("4.5"), Decimal("3.5"))
+    for parts in (month.by_purpose, month.by_vendor):
+        assert sum(part.metered_usd for part in parts.values()) == month.metered_usd
+        assert sum(part.reserved_usd for part in parts.values()) == month.reserved_usd
+        assert sum(part.requests for part in parts.values()) == 5
+    assert month.by_purpose["backfill"].cap_usd == 8
+    assert sum(day.metered_usd for day in month.days) == month.metered_usd
+
+
+def test_chains_go_on_at_their_pace_and_what_was_asked_for_once_does_not(ledger: Ledger) -> None:
+    month = ledger.month()
+    assert month.projected_usd == 179 + Decimal("7.5") + 2 + 27, "27 more days of chains at a dollar"
+    assert month.plan_prorated_usd == Decimal("17.9"), "three of thirty days"
+    assert any("at this pace the month comes to $215.50" in warning for warning in month.warnings)
+
+
+def test_the_days_are_the_whole_month_ready_for_a_plot(ledger: Ledger) -> None:
+    days = ledger.month().days
+    assert [day.day for day in days] == [date(2026, 11, n) for n in range(1, 31)]
+    assert [day.metered_usd for day in days[:5]] == [1, 1, 1, Decimal("4.5"), 0]
+    assert [day.cumulative_usd for day in days[:4]] == [180, 181, 182, Decimal("186.5")]
+    assert [day.projected for day in days] == [False] * 4 + [True] * 26
+    assert all(before.cumulative_usd <= day.cumulative_usd for before, day in pairwise(days))
+    assert abs(days[-1].cumulative_usd - (Decimal("186.5") + 27)) < Decimal("0.000001")
+
+
+def test_a_warning_is_given_from_four_fifths_of_a_budget_on_and_the_plan_alone_gives_none(
+    tmp_path: Path, machine: Machine
+) -> None:
+    ledger = opened(tmp_path, machine)
+    assert ledger.month().warnings == ()
+    spend(ledger, "7.99", purpose="backfill")
+    assert ledger.month().warnings == ()
+    spend(ledger, "0.01", purpose="backfill")
+    (warning,) = ledger.month().warnings
+    assert warning.startswith("80% of today's budget is taken: $2.00 is left")
+
+
+def test_a_month_that_is_over_shows_its_own_lines_only(ledger: Ledger, machine: Machine) -> None:
+    machine.advance(days=40)
+    spend(ledger, "3")
+    december, november = ledger.month(), ledger.month(NOON)
+    assert (december.month, november.month) == (date(2026, 12, 1), date(2026, 11, 1))
+    assert (december.metered_usd, november.metered_usd) == (3, Decimal("7.5"))
+    assert (december.reserved_usd, november.reserved_usd) == (2, 2), "open: it counts until it is closed"
+    assert len(november.refusals) == 1 and december.refusals == ()
+    assert not november.running and november.remaining_usd == 0 and november.projected_usd == Decimal("188.5")
+
+
+def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, machine: Machine) -> None:
+    text = report.text(ledger.month())
+    lines = text.splitlines()
+    assert lines[0] == "November 2026, as of 04 Nov 00:00 UTC"
+    said = {line.split("$")[0].strip(): line for line in lines if "$" in line}
+    assert "$179.00  flat fee; $17.90 of it for the days gone by" in said["Databento Standard"]
+    assert "$7.50  $4.50 of it today" in said["Metered"] and "$2.00  1 open" in said["Reserved"]
+    assert (
+        "$188.50  of a budget of $200.00" in said["Total"]
+        and "$11.50  $3.50 of it today" in said["Remaining"]
+    )
+    assert "$215.50" in said["Projected"]
+    assert said["backfill"].split() == ["backfill", "$4.500000", "$0.000000", "1", "$8.000000"]
+    (left,) = ledger.left_open()
+    assert any(left.id in line and "run-killed" in line for line in lines)
+    assert "trade date 2026-10-30 (run run-backfill)" in text
+    assert "Refused, 1:" in text and "NQ_BUDGET_BY_PURPOSE or ask for less" in text
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_json_is_whole_and_exact(ledger: Ledger) -> None:
+    found = json.loads(orjson.dumps(report.as_json(ledger.month()), default=str))
+    assert (found["month"], found["timezone"], found["running"]) == ("2026-11", "UTC", True)
+    amounts = {name: Decimal(found[name]) for name in found if name.endswith("_usd")}
+    assert amounts["total_usd"] == 179 + amounts["metered_usd"] + amounts["reserved_usd"]
+    assert len(found["days"]) == 30 and len(found["open"]) == 1 and len(found["refusals"]) == 1
+    assert found["refusals"][0]["priced_usd"] == "9.000000000"
+    assert found["budgets"]["NQ_BUDGET_BY_PURPOSE"] == "backfill=8"
+
+
+def test_a_new_ledger_has_a_statement_too(tmp_path: Path, machine: Machine) -> None:
+    ledger = opened(tmp_path, machine, plan_monthly_usd=Decimal(0), budget_monthly_usd=Decimal(0))
+    month = ledger.month()
+    assert (month.plan_usd, month.remaining_usd, month.projected_usd, month.warnings) == (0, 0, 0, ())
+    assert "Total" in report.text(month)
+
+
+PAID = st.tuples(st.integers(0, 29), st.decimals(0, "0.5", places=9), st.sampled_from(["chains", "backfill"]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(PAID, max_size=8).map(lambda paid: sorted(paid, key=lambda one: one[0])), st.integers(0, 29))
+def test_the_last_day_is_the_projection_less_what_is_only_held(
+    tmp_path_factory: pytest.TempPathFactory, paid: list[tuple[int, Decimal, str]], last: int
+) -> None:
+    machine = Machine(datetime(2026, 11, 1, tzinfo=UTC))
+    ledger = opened(tmp_path_factory.mktemp("data"), machine, budget_daily_usd=Decimal(20))
+    for day, usd, purpose in paid:
+        machine.time = datetime(2026, 11, 1 + day, 3, tzinfo=UTC)
+        ledger.commit(
+            ledger.reserve(charge(usd, purpose=purpose, unit_price_usd=None)), billed_bytes=1 + int(usd * GIB)
+        )
+    machine.time = max(machine.time, datetime(2026, 11, 1 + last, 5, tzinfo=UTC))
+    month = ledger.month()
+    assert sum(day.metered_usd for day in month.days) == month.metered_usd
+    if not month.days[-1].projected:
+        assert month.days[-1].cumulative_usd == month.spent_usd
+    else:
+        assert abs(month.days[-1].cumulative_usd - month.projected_usd) < Decimal("1e-6")
