@@ -15,7 +15,7 @@ import polars as pl
 from nq_pipeline.clock import from_ns
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import SESSIONS, TRADES
-from nq_pipeline.live.gaps import UNRESOLVED, Book, Gap
+from nq_pipeline.live.gaps import REPAIRS, UNRESOLVED, Book, Gap
 from nq_pipeline.live.ladder import LADDER, Ladder
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window
@@ -31,8 +31,6 @@ BEHIND = timedelta(seconds=60)
 capture may take so long to begin after the opening."""
 ENOUGH = 0.99
 """Share of the window that has to be proven for a warning instead of an error."""
-DISPUTED = 3
-"""Replays of a gap with which the count did not agree, after which the capture gives it up."""
 
 Span = tuple[datetime, datetime]
 
@@ -153,14 +151,14 @@ def gaps(day: Day) -> Finding:
     states: dict[str, list[Gap]] = {"open": [], "verified": [], "unfillable": [], "disputed": []}
     for gap in day.gaps:
         unresolved = gap.state in UNRESOLVED
-        disputed = unresolved and gap.attempts >= DISPUTED
+        disputed = unresolved and gap.attempts >= REPAIRS
         states["disputed" if disputed else "open" if unresolved else gap.state].append(gap)
     numbers = {f"{state}_gaps": len(found) for state, found in states.items()}
     lost = len(states["unfillable"]) + len(states["disputed"])
     if not day.gaps:
         sentence = f"{day.trade_date} has no gap"
     elif lost:
-        sentence = f"{_count(lost, 'gap')} of {day.trade_date} cannot be filled from the live gateway"
+        sentence = f"{_count(lost, 'gap')} of {day.trade_date} cannot be filled"
     elif states["open"]:
         sentence = f"{_count(len(states['open']), 'gap')} of {day.trade_date} not yet proven to be filled"
     else:
@@ -244,6 +242,7 @@ def _table(found: Iterable[Gap]) -> pl.DataFrame:
             "schema": gap.schema,
             "state": gap.state,
             "cause": gap.cause,
+            "filled by": gap.filled_by,
             "replayed": gap.replayed,
             "counted": gap.counted,
             "reason": gap.reason,

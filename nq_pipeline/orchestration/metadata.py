@@ -113,10 +113,11 @@ def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Sett
         "verified_gaps": totals.verified_gaps,
         "unfillable_gaps": totals.unfillable_gaps,
         "disputed_gaps": totals.disputed_gaps,
+        "cost_usd": totals.cost_usd,
         **{f"schema_{what}": schema for what, schema in totals.schemas.items()},
         MISSING_ROOTS: ",".join(totals.missing) or NONE,
         **({"note": totals.note} if totals.note else {}),
-        **({"publish_failure": totals.publish_failure} if totals.publish_failure else {}),
+        **({"alerts": "; ".join(alerts)} if (alerts := totals.alerts()) else {}),
     }
 
 

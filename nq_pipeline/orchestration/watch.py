@@ -58,7 +58,8 @@ class Watch:
         self._ended = threading.Event()
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._totals: Totals | None = None
-        self._note = self._unpublished = ""
+        self._note = ""
+        self._alerts: list[str] = []
         self._streamed: dict[str, str] = {}
         self._thread = threading.Thread(target=self._watch, name="capture-watch")
 
@@ -80,15 +81,17 @@ class Watch:
             self._streamed = dict(totals.schemas)
             schemas = ", ".join(f"{schema} for {what}" for what, schema in totals.schemas.items())
             self._said.put(f"streaming {schemas}")
-        if totals.publish_failure != self._unpublished:
-            self._unpublished = totals.publish_failure
-            failed = f"ALERT: rows are not being published: {totals.publish_failure}"
-            self._said.put(failed if totals.publish_failure else "rows are being published again")
+        alerts = totals.alerts()
+        for alert in alerts:
+            if alert not in self._alerts:
+                self._said.put(f"ALERT: {alert}")
+        self._alerts = alerts
 
     def _watch(self) -> None:
-        looked = time.monotonic()
-        observed, records, due = looked - OBSERVE_EVERY_S, 0, True
-        while not self._ended.wait(TICK_S):
+        looked = observed = time.monotonic()
+        records, due, ended = 0, True, False
+        while not ended:
+            ended = self._ended.wait(TICK_S)
             now = time.monotonic()
             try:
                 due = self._say() or due or now - observed >= OBSERVE_EVERY_S
@@ -96,12 +99,11 @@ class Watch:
                     looked = now
                     self._look()
                 totals = self._totals
-                if totals and due and now - observed >= OBSERVE_AT_MOST_EVERY_S:
+                if totals and (ended or (due and now - observed >= OBSERVE_AT_MOST_EVERY_S)):
                     self._observe(totals, (totals.records - records) / (now - observed))
                     observed, records, due = now, totals.records, False
             except Exception:  # a busy database must not end the capture; the next look is soon
                 log.exception("Dagster could not be told about the capture")
-        self._say()
 
     def _say(self) -> bool:
         """Write what is new to the run's log; whether there was anything."""

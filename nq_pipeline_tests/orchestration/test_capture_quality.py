@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.live.gaps import Gap
+from nq_pipeline.live.gaps import REPAIRS, Gap
 from nq_pipeline.orchestration.capture_quality import (
-    DISPUTED,
     Day,
     completeness,
     entitlement,
@@ -56,7 +55,7 @@ def test_a_day_without_a_flaw_passes_every_check() -> None:
         ([gap(0, 5), gap(6, None, "open")], False, "warn", "1 gap of 2025-06-10 not yet proven"),
         ([gap(0, 5, "replayed")], False, "warn", "not yet proven"),
         ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap of 2025-06-10 cannot"),
-        ([gap(0, 5, "open", attempts=DISPUTED)], False, "error", "cannot be filled"),
+        ([gap(0, 5, "open", attempts=REPAIRS)], False, "error", "cannot be filled"),
     ],
 )  # fmt: skip
 def test_gaps_by_their_worst_state(found: list[Gap], passed: bool, severity: str, words: str) -> None:

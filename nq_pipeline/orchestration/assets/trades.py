@@ -70,6 +70,7 @@ HEALTH = dg.AssetSpec(
 def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Sealed:
     """Capture until the window closes, then seal; a cancelled run flushes first."""
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.sources.history import DatabentoHistory
 
     settings = vendors.settings()
     claim(settings.environment_dir / "capture", context.run.run_id)
@@ -78,7 +79,12 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
     context.instance.add_run_tags(context.run.run_id, tags)
     try:
         with endpoints(settings) as reachable:
-            capture = Capture(reachable, clock=gateway_clock(reachable), run_id=context.run.run_id)
+            capture = Capture(
+                reachable,
+                clock=gateway_clock(reachable),
+                run_id=context.run.run_id,
+                history=DatabentoHistory(reachable),
+            )
             return _record(context, reachable, capture)
     except NqError as error:
         if _is_final(error):
