@@ -44,6 +44,8 @@ class Accounts:
         The window that is open, nanoseconds UTC; no close for `always`.
     settle_s
         How long after a replay, by wall and by market, records from before it may still come.
+    aging_s
+        What the gateway replays moves on: what has less than this left is not counted on.
 
     Attributes
     ----------
@@ -62,12 +64,13 @@ class Accounts:
         opens_ns: int,
         close_ns: int | None,
         settle_s: float,
+        aging_s: float,
     ) -> None:
         self.beyond: list[Gap] = []
         self._book, self._write, self._clock = book, write, clock
         self._run_id, self._numbers = run_id, count(1)
         self._window, self._opens_ns, self._close_ns = window, opens_ns, close_ns
-        self._settle_s = settle_s
+        self._settle_s, self._aging_ns = settle_s, int(aging_s * NS_PER_S)
         self._gaps: dict[str, Gap] = {}
         self._limits: dict[str, int] = {}
         self._all_there_is: set[str] = set()
@@ -141,6 +144,14 @@ class Accounts:
         changed = rules.out_of_reach(mine, limit, self._new_id())
         self._change(*changed)
         self.beyond += [gap for gap in changed if gap.state == "unfillable"]
+
+    def begins_at(self, schema: str, first_ns: int) -> None:
+        """The gateway's replay of a schema turns out to begin here, and by and by later."""
+        self._all_there_is.discard(schema)
+        self.lose_before(schema, first_ns + self._aging_ns)
+        for gap_id, counted in self._filling.items():
+            if self._gaps[gap_id].schema == schema:
+                counted.first_ns = self._gaps[gap_id].first_ns
 
     def ask_for_all(self, schemas: Iterable[str]) -> None:
         """How far back the gateway replays is not known: the next session is to tell."""
@@ -218,7 +229,7 @@ class Accounts:
             if tally is None:
                 continue
             if schema in self._all_there_is:
-                self._begins_at(schema, int(frame.array(rtype)["ts_event"].min()))
+                self.begins_at(schema, int(frame.array(rtype)["ts_event"].min()))
             if tally.ts_event is not None:
                 self._last[schema] = tally.ts_event
             if schema in self._completed:
@@ -244,7 +255,7 @@ class Accounts:
         """
         for schema, done_ns in state.replayed.items():
             if schema in self._all_there_is:
-                self._begins_at(schema, done_ns)  # there was nothing at all
+                self.begins_at(schema, done_ns)  # there was nothing at all
             self._completed.setdefault(schema, now)
             for gap_id in [i for i in self._filling if self._gaps[i].schema == schema]:
                 gap = self._gaps[gap_id]
@@ -302,14 +313,6 @@ class Accounts:
                     self._open(schema, first, None, cause=str(ending.how), detail=ending.text)
         whole = [proven[schema] for schema in self._streams if schema in proven]
         return min(whole) if whole and len(whole) == len(self._streams) else None
-
-    def _begins_at(self, schema: str, first_ns: int) -> None:
-        """All there is of a schema begins here."""
-        self._all_there_is.discard(schema)
-        self.lose_before(schema, first_ns)
-        for gap_id, counted in self._filling.items():
-            if self._gaps[gap_id].schema == schema:
-                counted.first_ns = self._gaps[gap_id].first_ns
 
     def _end_of(self, gap: Gap, replayed_ns: int) -> int:
         """Where a gap ends whose replay was completed."""

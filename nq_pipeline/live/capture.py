@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["OVERLAP_NS", "Capture", "History", "Timing", "Totals"]
 
 POLL_S = 0.02
-TOO_OLD_MARGIN_NS = 5 * NS_PER_S
-"""What the gateway still replays moves on between its refusal and the next attempt."""
 GRACE = timedelta(minutes=30)
 """How long after the close gaps may still be filled."""
 RECOUNT_AGAIN_S = 1.0
@@ -64,6 +62,8 @@ class Timing:
         How long an independent count may take.
     missing_s
         How long a root may take to be named before it counts as missing.
+    aging_s
+        What the gateway replays moves on with the clock: how long from a replay to its second count.
     """
 
     heartbeat_s: int = gateway.HEARTBEAT_S
@@ -71,6 +71,7 @@ class Timing:
     settle_s: float = 1.0
     verify_s: float = 600.0
     missing_s: float = 45.0
+    aging_s: float = 60.0
 
 
 class Capture:
@@ -185,6 +186,7 @@ class Capture:
                 opens_ns=to_ns(opens),
                 close_ns=to_ns(self._closes) if self._closes else None,
                 settle_s=self._timing.settle_s,
+                aging_s=self._timing.aging_s,
             )
             self._repairs = Repairs(
                 self._history,
@@ -363,7 +365,7 @@ class Capture:
             self._accounts.ask_for_all(starts)
         else:
             for schema in late:
-                self._accounts.lose_before(schema, earliest + TOO_OLD_MARGIN_NS)
+                self._accounts.begins_at(schema, earliest)
 
     def _is_over(self) -> bool:
         """Whether to end: after the close, once the session has brought something later than it."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from nq_pipeline.live.capture import OVERLAP_NS, Capture, Timing, Totals
 from nq_pipeline.live.log import exclusive, segments, tail
 from nq_pipeline.sandbox.gateway import DATASET, HOST, KEY, Gateway, Limits
 from nq_pipeline.sandbox.gateway_script import Fault, Script
+from nq_pipeline.sandbox.market import Market
+from nq_pipeline.sandbox.tape import LoadTape
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.sandbox.gateway_client import gateway
 
@@ -32,7 +34,7 @@ PATIENCE_S = 60.0
 LOAD = 500
 LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
 BEYOND_OVERLAP = 2 * LOAD * OVERLAP_NS // 10**9
-QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3)
+QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, aging_s=5.0)
 
 
 def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
@@ -123,12 +125,12 @@ def logged(data: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([block.frame.array(0) for block in tail(data / "sandbox" / "capture" / DATASET)])
 
 
-def complete(it: Gateway, data: Path, last_ns: int | None = None) -> bool:
+def complete(it: Gateway, data: Path, last_ns: int | None = None, *, first: datetime = OPENS) -> bool:
     """Whether the log has every trade from the opening to its last, none of them changed."""
     have = logged(data)
     last_ns = last_ns or int(have["ts_event"].max())
-    truth = it.records("trades", to_ns(OPENS) - 10**9, last_ns + 10**9)
-    return distinct(have, OPENS, last_ns).equals(distinct(truth, OPENS, last_ns))
+    truth = it.records("trades", to_ns(first) - 10**9, last_ns + 10**9)
+    return distinct(have, first, last_ns).equals(distinct(truth, first, last_ns))
 
 
 def all_verified(running: Running) -> bool:
@@ -284,6 +286,21 @@ def test_a_replay_refused_as_too_old_goes_on_from_what_the_gateway_has(tmp_path:
     assert lost[0]["first_ts"] == OPENS and lost[-1]["last_ts"] == rest["first_ts"] > OPENS
 
 
+def test_a_replay_refused_without_a_time_goes_on_with_all_that_the_gateway_has(tmp_path: Path) -> None:
+    faults = [Fault("error", code=8, text="Replay data aged out", after_records=LOAD)]
+    with served(*faults, limits=Limits(connections_per_s=1_000, replay_window_s=60)) as it:
+        running = Running(it, tmp_path)
+        running.until(lambda: it.script.struck)
+        it.script.add(*(Fault("refuse_connection") for _ in range(2)))
+        it.limits = Limits(connections_per_s=1_000, replay_window_s=10)
+        running.until(lambda: running.capture.totals.verified_gaps)
+        running.finish()
+        lost, rest = gaps(tmp_path).to_dicts()
+        assert complete(it, tmp_path, first=rest["first_ts"])
+    assert (lost["state"], rest["state"]) == ("unfillable", "verified")
+    assert lost["first_ts"] == OPENS and lost["last_ts"] == rest["first_ts"] > OPENS + timedelta(seconds=5)
+
+
 def test_the_capture_ends_with_the_window_and_proves_all_of_it(tmp_path: Path) -> None:
     with served(now=CLOSES - timedelta(seconds=3), load=None) as it:
         totals = Running(it, tmp_path).join()
@@ -323,6 +340,28 @@ def test_no_alarm_where_the_roots_that_are_always_listed_are_named(tmp_path: Pat
     with served() as it:
         known = capture(it, tmp_path, lambda r: r.capture.totals.seconds > 2, timing=timing)
     assert known.missing == []
+
+
+class NoQuarterlies(Market):
+    """A market whose plan, or whose vendor, lacks the quarterly options."""
+
+    def listed(self, trade_date: date) -> pl.DataFrame:
+        return super().listed(trade_date).filter(pl.col("root") != "NQ")
+
+
+def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) -> None:
+    timing = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, missing_s=1.0)
+    market = Gateway(LoadTape(NoQuarterlies(), LOAD), clock=ShiftedClock(NOW))
+    with market.serve_in_thread() as it:
+        running = Running(it, tmp_path, timing)
+        running.until(lambda: running.capture.totals.missing)
+        totals = running.finish()
+    assert totals.missing == ["NQ.OPT"]
+    assert "ALERT: the gateway names no instrument of NQ.OPT" in running.seen
+    (alert,) = totals.alerts()
+    assert "no instrument of NQ.OPT" in alert and "ask Databento" in alert
+    sessions = Lake(tmp_path / "sandbox" / "lake").scan(SESSIONS).collect()
+    assert sessions["missing"].to_list() == ["NQ.OPT"]
 
 
 def test_a_failing_publisher_is_shown_while_the_log_goes_on_and_raised_at_the_end(tmp_path: Path) -> None:
