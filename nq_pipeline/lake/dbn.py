@@ -26,26 +26,53 @@ import numpy.typing as npt
 
 from nq_pipeline.errors import LakeError
 
-RECORDS = {
-    0: ("trades", "TradeMsg"),
-    1: ("mbp-1", "MBP1Msg"),
-    10: ("mbp-10", "MBP10Msg"),
-    18: ("status", "StatusMsg"),
-    19: ("definition", "InstrumentDefMsg"),
-    24: ("statistics", "StatMsg"),
-    32: ("ohlcv-1s", "OHLCVMsg"),
-    33: ("ohlcv-1m", "OHLCVMsg"),
-    34: ("ohlcv-1h", "OHLCVMsg"),
-    35: ("ohlcv-1d", "OHLCVMsg"),
-    160: ("mbo", "MBOMsg"),
-    195: ("bbo-1s", "BBOMsg"),
-    196: ("bbo-1m", "BBOMsg"),
-}
-"""rtype to its schema and the name of its record in databento_dbn: what GLBX.MDP3 offers."""
-RTYPES = {schema: rtype for rtype, (schema, _) in RECORDS.items()} | {"tbbo": 1}
 ERROR, SYMBOL_MAPPING, SYSTEM = 21, 22, 23
 CONTROL = {ERROR: "error", SYMBOL_MAPPING: "symbol_mapping", SYSTEM: "system"}
 """rtypes of what the gateway itself says."""
+STRUCTS = {
+    0: "TradeMsg",
+    1: "MBP1Msg",
+    10: "MBP10Msg",
+    17: "OHLCVMsg",
+    18: "StatusMsg",
+    19: "InstrumentDefMsg",
+    20: "ImbalanceMsg",
+    ERROR: "ErrorMsg",
+    SYMBOL_MAPPING: "SymbolMappingMsg",
+    SYSTEM: "SystemMsg",
+    24: "StatMsg",
+    32: "OHLCVMsg",
+    33: "OHLCVMsg",
+    34: "OHLCVMsg",
+    35: "OHLCVMsg",
+    36: "OHLCVMsg",
+    160: "MBOMsg",
+    177: "CMBP1Msg",
+    192: "CBBO1SMsg",
+    193: "CBBO1MMsg",
+    194: "TCBBOMsg",
+    195: "BBO1SMsg",
+    196: "BBO1MMsg",
+}
+"""rtype to the name of its record in databento_dbn."""
+
+SCHEMAS = {
+    0: "trades",
+    1: "mbp-1",
+    10: "mbp-10",
+    18: "status",
+    19: "definition",
+    24: "statistics",
+    32: "ohlcv-1s",
+    33: "ohlcv-1m",
+    34: "ohlcv-1h",
+    35: "ohlcv-1d",
+    160: "mbo",
+    195: "bbo-1s",
+    196: "bbo-1m",
+}
+"""rtype to its schema: what GLBX.MDP3 offers."""
+RTYPES = {schema: rtype for rtype, schema in SCHEMAS.items()} | {"tbbo": 1}
 VERSIONS = (1, 2, 3)
 
 UNDEF_PRICE = np.iinfo(np.int64).max
@@ -61,8 +88,13 @@ CHUNK = 1 << 20
 """Bytes of records looked at together: enough to be fast, few enough to stay in the cache."""
 MAX_HEAD = 256 << 20
 HEADER_WORDS = 4
+STRIDE, LOOSE = 1024, 32
+"""Records looked at in one stride at first; records followed one by one before it is tried again."""
 
 Array = npt.NDArray[Any]
+
+WELL_FORMED = np.arange(1 << 16) % 256 >= HEADER_WORDS
+"""By the first two bytes: whether a record, of whatever kind, can begin so."""
 
 
 class Damaged(LakeError):
@@ -102,6 +134,13 @@ class Layout:
     prices: frozenset[str]
     instants: frozenset[str]
 
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """By the first two bytes of a record: whether it is one of these."""
+        known = np.zeros(1 << 16, np.bool_)
+        known[self.dtype.itemsize // 4 | self.rtype << 8] = True
+        return known
+
 
 @lru_cache(maxsize=128)
 def layout(schema: str, version: int, ts_out: bool = False) -> Layout:
@@ -111,7 +150,7 @@ def layout(schema: str, version: int, ts_out: bool = False) -> Layout:
     if version not in VERSIONS:
         raise KeyError(version)
     rtype = RTYPES[schema]
-    struct = getattr(getattr(databento_dbn, f"v{version}"), RECORDS[rtype][1])
+    struct = getattr(getattr(databento_dbn, f"v{version}"), STRUCTS[rtype])
     sent = ["ts_out"] if ts_out else []
     return Layout(
         schema,
@@ -195,6 +234,8 @@ class Stream:
     ----------
     schema
         The schema of all records; None where a live capture may hold several.
+    head
+        The head as databento_dbn decodes it.
     version, ts_out, dataset
         As the head says.
     symbols
@@ -213,6 +254,7 @@ class Stream:
         self._broken = ""
         self._chunks = self._gathered(self._plain(file))
         head, self._rest = self._head()
+        self.head = head
         self.version: int = head.version
         self.ts_out = bool(head.ts_out)
         self.dataset = str(head.dataset)
@@ -344,28 +386,25 @@ class Stream:
     def _alike(self, data: bytes) -> tuple[int, list[tuple[Layout, Array]]]:
         """Records of one schema: where the last whole one ends, and all of them."""
         assert self.schema is not None
-        known = self.layout(self.schema)
-        size = known.dtype.itemsize
-        array = np.frombuffer(data, known.dtype, len(data) // size)
-        fits = (array["length"] == size // 4) & (array["rtype"] == known.rtype)
-        if not fits.all():
+        layout = self.layout(self.schema)
+        starts, _, end, bad = walk(data, layout.known)
+        if bad:
             self._broken = f"holds what is no record of {self.schema}"
-            array = array[: fits.argmin()]
-        self.records += len(array)
-        return len(array) * size, [(known, array)] if len(array) else []
+        self.records += len(starts)
+        return end, [(layout, np.frombuffer(data, layout.dtype, len(starts)))] if len(starts) else []
 
     def _mixed(self, data: bytes) -> tuple[int, list[tuple[Layout, Array]]]:
         """Records of any kind: where the last whole one ends, and all that are market data."""
-        starts, end = walk(data)
-        if end < len(data) and data[end] < HEADER_WORDS:
+        starts, kinds, end, bad = walk(data, WELL_FORMED)
+        if bad:
             self._broken = "holds what is no record"
         self.records += len(starts)
-        rtypes = np.frombuffer(data, np.uint8)[starts + 1]
+        rtypes = kinds >> 8
         batches = []
         for rtype in np.flatnonzero(np.bincount(rtypes)).tolist():
             at = starts[rtypes == rtype]
-            if rtype in RECORDS:
-                known = self.layout(RECORDS[rtype][0])
+            if rtype in SCHEMAS:
+                known = self.layout(SCHEMAS[rtype])
                 batches.append((known, self._picked(data, at, known.dtype)))
             else:
                 self.skipped[CONTROL.get(rtype, f"rtype {rtype}")] += len(at)
@@ -400,39 +439,76 @@ class Stream:
             self.symbols.add(number, first, until, text.decode("utf-8", "replace"))
 
 
-def walk(data: bytes) -> tuple[npt.NDArray[np.int64], int]:
-    """Where the whole records of `data` start, and where the last of them ends.
+def walk(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int, bool]:
+    """Follow the records of `data`, which begins with one.
 
-    It stops early at a length no record can have. A stretch of records of one length is found by
-    one strided comparison. Where lengths alternate, every place is given the place its length leads
-    to, and the places led to from the first record are found by following all of them at once,
-    twice as far each time.
+    If every two bytes at one record's stride equal its first two, each pair begins the next
+    record, so a run of one kind is found by one strided comparison. Only where kinds alternate
+    are records followed one by one, for twice as long each time.
+
+    Returns
+    -------
+    starts, kinds
+        Where the whole records begin, and their first two bytes.
+    end
+        Where the last one ends.
+    bad
+        Whether what follows there is no record.
     """
-    words = np.frombuffer(data, np.uint8)[: len(data) // 4 * 4 : 4].astype(np.int64)
-    at, starts = 0, []
-    while at < len(words) and words[at] >= HEADER_WORDS:
-        step = int(words[at])
-        stretch = words[at : at + 4096 * step : step] == step
-        alike = len(stretch) if stretch.all() else int(stretch.argmin())
-        if alike >= 16:
-            found = at + step * np.arange(alike)
-        else:
-            window = words[at : at + 8192]
-            leads = np.minimum(np.arange(len(window)) + window, len(window))
-            leads[window < HEADER_WORDS] = len(window)
-            leads = np.append(leads, len(window))
-            led = np.zeros(1, np.int64)
-            while led[-1] < len(window):
-                led = np.append(led, leads[led])
-                leads = leads[leads]
-            found = at + led[led < len(window)]
-            found = found[words[found] >= HEADER_WORDS]
-        starts.append(found)
-        at = int(found[-1] + words[found[-1]])
-    whole = np.concatenate(starts) if starts else np.zeros(0, np.int64)
-    if at * 4 > len(data):  # only the last can reach beyond
-        at, whole = int(whole[-1]), whole[:-1]
-    return whole * 4, at * 4
+    size, at, bad = len(data), 0, False
+    pairs = np.frombuffer(data, "<u2", size // 2)
+    starts: list[Array] = [np.empty(0, np.int64)]
+    kinds: list[Array] = [pairs[:0]]
+    stride, loose = STRIDE, LOOSE
+    while size - at >= 2:
+        kind = data[at] | data[at + 1] << 8
+        step = 4 * data[at]
+        if not known[kind]:
+            bad = True
+            break
+        if at + step > size:
+            break
+        last = min(at + (stride - 1) * step, size - step)
+        same = pairs[at // 2 : last // 2 + 1 : step // 2] == kind
+        run = len(same) if same.all() else int(same.argmin())
+        starts.append(np.arange(at, at + run * step, step))
+        kinds.append(np.full(run, kind, pairs.dtype))
+        at += run * step
+        if run == len(same):
+            stride *= 8
+            continue
+        loose = 2 * loose if run < LOOSE else LOOSE
+        stride = STRIDE
+        followed = _follow(data, at, loose)
+        if len(followed):
+            found = pairs[followed >> 1]
+            sound = known[found]
+            if not sound.all():
+                bad = True
+                followed, found = followed[: sound.argmin()], found[: sound.argmin()]
+            starts.append(followed)
+            kinds.append(found)
+            if len(followed):
+                at = int(followed[-1]) + 4 * data[followed[-1]]
+            if bad:
+                break
+    if len(starts) == 2:
+        return starts[1], kinds[1], at, bad
+    return np.concatenate(starts), np.concatenate(kinds), at, bad
+
+
+def _follow(data: bytes, at: int, most: int) -> Array:
+    """Where the next whole records begin, by their length bytes alone."""
+    size, found = len(data), []
+    for _ in range(most):
+        if size - at < 2:
+            break
+        after = at + (data[at] << 2)
+        if after > size:
+            break
+        found.append(at)
+        at = after
+    return np.array(found, np.int64)
 
 
 def _day(day: date) -> int:

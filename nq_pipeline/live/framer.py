@@ -18,52 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from nq_pipeline.errors import BadStream
+from nq_pipeline.lake import dbn
+from nq_pipeline.lake.dbn import (
+    ERROR,
+    STRUCTS,
+    SYMBOL_MAPPING,
+    SYSTEM,
+    UNDEF_TIMESTAMP,
+    VERSIONS,
+    ZSTD_MAGIC,
+    Array,
+    walk,
+)
 
-ERROR, SYMBOL_MAPPING, SYSTEM = 21, 22, 23
-CONTROL = (ERROR, SYMBOL_MAPPING, SYSTEM)
+__all__ = [
+    "CONTROL", "ERROR", "STRUCTS", "SYMBOL_MAPPING", "SYSTEM", "UNDEF_TIMESTAMP", "ZSTD_MAGIC", "Array",
+    "ControlMsg", "ErrorMsg", "Frame", "Framer", "Head", "SymbolMapping", "SystemMsg", "Tally",
+]  # fmt: skip
+
+CONTROL = tuple(dbn.CONTROL)
 """rtypes of what the gateway itself says; every other record is market data."""
-
-STRUCTS = {
-    0: "TradeMsg",
-    1: "MBP1Msg",
-    10: "MBP10Msg",
-    17: "OHLCVMsg",
-    18: "StatusMsg",
-    19: "InstrumentDefMsg",
-    20: "ImbalanceMsg",
-    ERROR: "ErrorMsg",
-    SYMBOL_MAPPING: "SymbolMappingMsg",
-    SYSTEM: "SystemMsg",
-    24: "StatMsg",
-    32: "OHLCVMsg",
-    33: "OHLCVMsg",
-    34: "OHLCVMsg",
-    35: "OHLCVMsg",
-    36: "OHLCVMsg",
-    160: "MBOMsg",
-    177: "CMBP1Msg",
-    192: "CBBO1SMsg",
-    193: "CBBO1MMsg",
-    194: "TCBBOMsg",
-    195: "BBO1SMsg",
-    196: "BBO1MMsg",
-}
-"""rtype to the name of its record in databento_dbn."""
-
-VERSIONS = (1, 2, 3)
-UNDEF_TIMESTAMP = np.iinfo(np.uint64).max
 UNSET = 255
 """Code of an error or system message that has none (DBN version 1)."""
 MAX_HEAD = 16 * 1024 * 1024
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_BITE = 4096
 """Compressed bytes decompressed at a time, so that a bomb cannot fill the memory."""
-
-STRIDE, LOOSE = 1024, 32
-"""Records looked at in one stride at first; records followed one by one before it is tried again."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +309,7 @@ class Framer:
         if not data:
             self._rest = b""
             return
-        starts, kinds, end, bad = _walk(data, self._layout.known)
+        starts, kinds, end, bad = walk(data, self._layout.known)
         # What is not given out now is given out with the next chunk.
         self._rest = data[end:]
         offset, self.offset = self.offset, self.offset + end
@@ -393,78 +373,6 @@ def _head_length(data: bytes) -> int | None:
     if length > MAX_HEAD:
         raise BadStream(f"the head of the DBN stream claims {length:,} bytes, which was refused", offset=4)
     return length
-
-
-def _walk(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int, bool]:
-    """Follow the records of `data`, which begins with one.
-
-    If every two bytes at one record's stride equal its first two, each pair begins the next
-    record, so a run of one kind is found by one strided comparison. Only where kinds alternate
-    are records followed one by one, for twice as long each time.
-
-    Returns
-    -------
-    starts, kinds
-        Where the whole records begin, and their first two bytes.
-    end
-        Where the last one ends.
-    bad
-        Whether what follows there is no record.
-    """
-    size, at, bad = len(data), 0, False
-    pairs = np.frombuffer(data, "<u2", size // 2)
-    starts: list[Array] = [np.empty(0, np.int64)]
-    kinds: list[Array] = [pairs[:0]]
-    stride, loose = STRIDE, LOOSE
-    while size - at >= 2:
-        kind = data[at] | data[at + 1] << 8
-        step = 4 * data[at]
-        if not known[kind]:
-            bad = True
-            break
-        if at + step > size:
-            break
-        last = min(at + (stride - 1) * step, size - step)
-        same = pairs[at // 2 : last // 2 + 1 : step // 2] == kind
-        run = len(same) if same.all() else int(same.argmin())
-        starts.append(np.arange(at, at + run * step, step))
-        kinds.append(np.full(run, kind, pairs.dtype))
-        at += run * step
-        if run == len(same):
-            stride *= 8
-            continue
-        loose = 2 * loose if run < LOOSE else LOOSE
-        stride = STRIDE
-        followed = _follow(data, at, loose)
-        if len(followed):
-            found = pairs[followed >> 1]
-            sound = known[found]
-            if not sound.all():
-                bad = True
-                followed, found = followed[: sound.argmin()], found[: sound.argmin()]
-            starts.append(followed)
-            kinds.append(found)
-            if len(followed):
-                at = int(followed[-1]) + 4 * data[followed[-1]]
-            if bad:
-                break
-    if len(starts) == 2:
-        return starts[1], kinds[1], at, bad
-    return np.concatenate(starts), np.concatenate(kinds), at, bad
-
-
-def _follow(data: bytes, at: int, most: int) -> Array:
-    """Where the next whole records begin, by their length bytes alone."""
-    size, found = len(data), []
-    for _ in range(most):
-        if size - at < 2:
-            break
-        after = at + (data[at] << 2)
-        if after > size:
-            break
-        found.append(at)
-        at = after
-    return np.array(found, np.int64)
 
 
 def _decode(record: Any) -> ControlMsg:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TABLES = (TRADES, MBP_1, MBO)
 BATCH_BYTES = 5_000_000
-"""Records of one append, nearly a row group of trades: what bounds the memory when much is to be caught up with."""
+"""Records of one append, nearly a row group of trades: what bounds the memory of catching up."""
 LOOK_BACK = 4 * 1024 * 1024
 """Bytes of a session read again when it is taken up: no run of one key is that long."""
 TIDY_EVERY_S = 60.0

@@ -1,10 +1,8 @@
-"""DBN, Databento's binary encoding, to columns: no Python object per record.
+"""Answers in DBN, Databento's binary encoding, to columns.
 
-A body is an optional zstd frame around a head (what was asked, and which symbol had which id on
-which days) and fixed-size little-endian records. The head is read by databento_dbn, the records
-are seen in place as one structured array in the layout databento_dbn names for the version.
-Everything is checked that a damaged answer could get wrong: the end of the compressed frame, the
-version, the schema, the length and kind of every record.
+`lake/dbn.py` reads them: the records of an answer are one structured array in the layout that
+databento_dbn names for their version. What a damaged answer could get wrong is refused: the end of
+the compressed frame, the version, the schema, the length and kind of every record.
 """
 
 from __future__ import annotations
@@ -12,30 +10,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import zstandard
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import BadPayload
+from nq_pipeline.lake import dbn
+from nq_pipeline.lake.dbn import UNDEF_PRICE, Array
 
-LAYOUTS = {
-    "definition": ("InstrumentDefMsg", 19),
-    "statistics": ("StatMsg", 24),
-    "trades": ("TradeMsg", 0),
-    "bbo-1s": ("BBOMsg", 195),
-    "bbo-1m": ("BBOMsg", 196),
-    "ohlcv-1s": ("OHLCVMsg", 32),
-    "ohlcv-1m": ("OHLCVMsg", 33),
-    "ohlcv-1h": ("OHLCVMsg", 34),
-    "ohlcv-1d": ("OHLCVMsg", 35),
-}
-"""Schema to the record's name in databento_dbn and its rtype."""
+LAYOUTS = (
+    "definition",
+    "statistics",
+    "trades",
+    "bbo-1s",
+    "bbo-1m",
+    "ohlcv-1s",
+    "ohlcv-1m",
+    "ohlcv-1h",
+    "ohlcv-1d",
+)
+"""The schemas this program asks for."""
 
-UNDEF_PRICE = np.iinfo(np.int64).max
 UNDEF_SIZE = np.iinfo(np.uint32).max
 UNDEF_QUANTITY = {1: np.iinfo(np.int32).max, 2: np.iinfo(np.int32).max, 3: np.iinfo(np.int64).max}
 """By version of DBN; the keys are the versions this program knows."""
@@ -44,9 +42,6 @@ LATEST_NS = np.uint64(to_ns(datetime.fromisoformat("2200-01-01T00:00:00Z")))
 
 INSTANT = pl.Datetime("ns", "UTC")
 MAX_DECODED_BYTES = 512 * 1024 * 1024
-BITE = 4096
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +73,7 @@ class Records:
 
 def layout(schema: str, version: int) -> np.dtype[Any]:
     """The record of a schema in a version of DBN; KeyError when either is unknown."""
-    import databento_dbn
-
-    if version not in UNDEF_QUANTITY:
-        raise KeyError(version)
-    structs = getattr(databento_dbn, f"v{version}")
-    return np.dtype(list(getattr(structs, LAYOUTS[schema][0])._dtypes))
+    return dbn.layout(schema, version).dtype
 
 
 def decode(body: bytes, schema: str) -> Records:
@@ -95,32 +85,26 @@ def decode(body: bytes, schema: str) -> Records:
         The body is no DBN, is cut off, is of another schema, or its records are not of its
         version's layout.
     """
-    import databento_dbn
-
-    raw = _decompressed(body, schema)
-    if len(raw) < 8 or raw[:3] != b"DBN":
+    if not body.startswith((dbn.ZSTD_MAGIC, b"DBN")):
         raise BadPayload(f"{schema}: expected DBN, got something else of {len(body)} bytes")
-    version, start = raw[3], 8 + int.from_bytes(raw[4:8], "little")
     try:
-        head = databento_dbn.Metadata.decode(
-            raw[:start],
-            upgrade_policy=databento_dbn.VersionUpgradePolicy.AS_IS,  # type: ignore[arg-type]
-        )
-    except Exception as error:  # DBNError, ValueError: whatever the compiled part makes of damage
-        raise BadPayload(f"{schema}: the head of the DBN cannot be read ({type(error).__name__})") from None
-    try:
-        dtype = layout(schema, version)
-    except KeyError:
-        raise BadPayload(f"{schema}: DBN version {version} is unknown to this program") from None
-    if str(head.schema) != schema:
-        raise BadPayload(f"{schema}: the answer is of schema {head.schema}")
-    count, rest = divmod(len(raw) - start, dtype.itemsize)
-    if count < 0 or rest:
-        raise BadPayload(f"{schema}: the answer ends within a record")
-    array = np.frombuffer(raw, dtype, count, start)
-    if not ((array["length"] == dtype.itemsize // 4) & (array["rtype"] == LAYOUTS[schema][1])).all():
-        raise BadPayload(f"{schema}: records of another kind among the answer")
-    return Records(schema, version, array, _intervals(head.mappings), head.end)
+        with dbn.opened(BytesIO(body)) as stream:
+            if stream.schema != schema:
+                raise BadPayload(f"{schema}: the answer is of schema {stream.schema}")
+            parts, size = [np.empty(0, stream.layout(schema).dtype)], 0
+            for _, records in stream.batches():
+                parts.append(records)
+                size += records.nbytes
+                if size > MAX_DECODED_BYTES:
+                    raise BadPayload(
+                        f"{schema}: an answer larger than {MAX_DECODED_BYTES >> 20} MiB was refused"
+                    )
+            head = stream.head
+            return Records(schema, stream.version, np.concatenate(parts), _intervals(head.mappings), head.end)
+    except dbn.CutOff as error:
+        raise BadPayload(f"{schema}: the answer is cut off: {error}") from None
+    except dbn.Damaged as error:
+        raise BadPayload(f"{schema}: {error}") from None
 
 
 def prices(values: Array) -> pl.Series:
@@ -152,31 +136,6 @@ def texts(values: Array) -> pl.Series:
 def masked(values: Array | pl.Series, kept: Array) -> pl.Series:
     """The values; null where they are not to be kept."""
     return pl.select(pl.when(pl.Series(kept, dtype=pl.Boolean)).then(pl.Series(values))).to_series()
-
-
-def _decompressed(body: bytes, schema: str) -> bytes:
-    """The plain bytes; `BadPayload` when a frame has no end, or when they are more than is honest."""
-    if not body.startswith(zstandard.FRAME_HEADER):
-        return body
-    parts: list[bytes] = []
-    size, frame = 0, zstandard.ZstdDecompressor().decompressobj()
-    try:
-        # In small bites, so that a bomb is noticed before it fills the memory.
-        for at in range(0, len(body), BITE):
-            bite = body[at : at + BITE]
-            while bite:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                parts.append(frame.decompress(bite))
-                size += len(parts[-1])
-                bite = frame.unused_data if frame.eof else b""
-            if size > MAX_DECODED_BYTES:
-                raise BadPayload(f"{schema}: an answer larger than {MAX_DECODED_BYTES >> 20} MiB was refused")
-    except zstandard.ZstdError:
-        raise BadPayload(f"{schema}: the compressed answer is damaged") from None
-    if not frame.eof:
-        raise BadPayload(f"{schema}: the compressed answer is cut off")
-    return b"".join(parts)
 
 
 def _intervals(mappings: Mapping[str, list[Any]]) -> pl.DataFrame:

@@ -250,9 +250,10 @@ def test_the_walk_finds_every_record_whatever_their_lengths(lengths: list[list[i
     random = np.random.default_rng(len(flat))
     raw = b"".join(bytes([words]) + random.bytes(4 * words - 1) for words in flat)
     ends = np.cumsum([4 * words for words in flat], dtype=np.int64)
-    starts, end = dbn.walk(raw + (b"\xff" + tail if tail else b""))
-    assert end == len(raw)
+    starts, kinds, end, bad = dbn.walk(raw + (b"\xff" + tail if tail else b""), dbn.WELL_FORMED)
+    assert (end, bad) == (len(raw), False)
     assert starts.tolist() == [0, *ends.tolist()][: len(flat)]
+    assert kinds.tolist() == [int.from_bytes(raw[at : at + 2], "little") for at in starts.tolist()]
 
 
 # ── cut off and damaged ─────────────────────────────────────────────────────────────────────────

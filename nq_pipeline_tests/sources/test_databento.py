@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
+from nq_pipeline.lake.dbn import RTYPES
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
@@ -484,7 +485,7 @@ def body(
     """DBN of a few records; prices in points, instants as ISO text."""
     dtype = dbn.layout(schema, 3)
     array = np.zeros(len(rows), dtype)
-    array["length"], array["rtype"] = dtype.itemsize // 4, dbn.LAYOUTS[schema][1]
+    array["length"], array["rtype"] = dtype.itemsize // 4, RTYPES[schema]
     for name, (kind, *_) in (dtype.fields or {}).items():
         if kind == np.int64:
             array[name] = dbn.UNDEF_PRICE
