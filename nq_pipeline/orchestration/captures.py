@@ -54,7 +54,7 @@ class Attempt:
     settings
         Fingerprint of the settings it ran with.
     stopped
-        Why trying again cannot help, when that is how it ended.
+        Why trying again cannot help, when that is how it ended; known of the newest attempt only.
     """
 
     run_id: str

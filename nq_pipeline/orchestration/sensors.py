@@ -1,11 +1,13 @@
 """Sensors: thin wrappers; what to do is decided in `captures.py`, what is true in `capture_quality.py`."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import dagster as dg
 
+from nq_pipeline.errors import NotEntitled
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import capture_quality
 from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
@@ -47,7 +49,8 @@ def live_capture(
     settings = vendors.settings()
     decision = decide(situation(context.instance, vendors))
     for run_id in decision.dead:
-        if run := context.instance.get_run_by_id(run_id):
+        run = context.instance.get_run_by_id(run_id)
+        if run and run.status is dg.DagsterRunStatus.STARTED:  # not one that has just ended in order
             context.instance.report_run_failed(run, GONE)
     if decision.trade_date is None:
         return dg.SkipReason(decision.reason)
@@ -79,13 +82,12 @@ def capture_checks(
     before = json.loads(context.cursor or "{}")
     if not is_open and before.get("closed") == day.isoformat():
         return dg.SkipReason(f"the window of {day} is closed and was judged")
-    stopped = [a.stopped for a in _attempts(context.instance, settings) if a.trade_date == day.isoformat()]
     found = capture_quality.look(
         settings,
         now,
         day,
         missing=_missing_roots(context.instance, day),
-        refusal=stopped[0] if stopped else "",
+        refusal=_refusal(context.instance, settings, day),
     )
     if not (is_open or found.has_begun):
         return dg.SkipReason(f"nothing was captured of {day}")
@@ -140,15 +142,15 @@ def _attempts(instance: dg.DagsterInstance, settings: Settings) -> list[Attempt]
     """The latest runs of the capture of this environment, newest first."""
     records = instance.get_run_records(dg.RunsFilter(tags={KIND: CAPTURE}), limit=ATTEMPTS_LOOKED_AT)
     folder, environment = settings.environment_dir / "capture", settings.environment
-    return [
-        _attempt(instance, record, folder)
-        for record in records
-        # One launched by hand has the tag as soon as it runs.
-        if record.dagster_run.tags.get(LIVE, environment) == environment
-    ]
+    # One launched by hand has the tag as soon as it runs.
+    ours = [r for r in records if r.dagster_run.tags.get(LIVE, environment) == environment]
+    attempts = [_attempt(record, folder) for record in ours]
+    if ours and STOPPED in ours[0].dagster_run.tags:
+        attempts[0] = replace(attempts[0], stopped=_sentence(instance, ours[0].dagster_run))
+    return attempts
 
 
-def _attempt(instance: dg.DagsterInstance, record: dg.RunRecord, folder: Path) -> Attempt:
+def _attempt(record: dg.RunRecord, folder: Path) -> Attempt:
     run = record.dagster_run
     number = run.tags.get(ATTEMPT, "0")
     return Attempt(
@@ -160,8 +162,16 @@ def _attempt(instance: dg.DagsterInstance, record: dg.RunRecord, folder: Path) -
         started=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
         ended=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None,
         settings=run.tags.get(SETTINGS, ""),
-        stopped=_sentence(instance, run) if STOPPED in run.tags else "",
     )
+
+
+def _refusal(instance: dg.DagsterInstance, settings: Settings, day: date) -> str:
+    """Why the plan streams nothing, when that is how the last attempt of a trade date ended."""
+    tags = {KIND: CAPTURE, LIVE: settings.environment, PARTITION: day.isoformat()}
+    for run in instance.get_runs(dg.RunsFilter(tags=tags), limit=1):
+        if run.tags.get(STOPPED) == NotEntitled.__name__:
+            return _sentence(instance, run)
+    return ""
 
 
 def _sentence(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
