@@ -153,9 +153,27 @@ class Accounts:
             if self._gaps[gap_id].schema == schema:
                 counted.first_ns = self._gaps[gap_id].first_ns
 
-    def ask_for_all(self, schemas: Iterable[str]) -> None:
-        """How far back the gateway replays is not known: the next session is to tell."""
-        self._all_there_is |= set(schemas)
+    def start_later(self, starts: Mapping[str, int], earliest_ns: int | None) -> None:
+        """A session was refused because a replay was to start too early.
+
+        The refusal does not say which subscription it means. Of a schema that is replayed for the
+        whole week it is the last to be believed.
+
+        Parameters
+        ----------
+        starts
+            Schema to where its replay was to begin.
+        earliest_ns
+            The earliest start that the refusal names. Where it names none that helps, the next
+            session asks for all there is, and where that begins is learnt from its first record.
+        """
+        late = [schema for schema, ns in starts.items() if earliest_ns is not None and ns < earliest_ns]
+        late = [schema for schema in late if schema not in rules.WEEKLY] or late
+        if earliest_ns is None or not late:
+            self._all_there_is |= starts.keys()
+            return
+        for schema in late:
+            self.begins_at(schema, earliest_ns)
 
     def step_down(self, schema: str, below: Iterable[str], text: str) -> None:
         """Look for what was missing of a schema that is refused in the next one."""
@@ -255,7 +273,7 @@ class Accounts:
         """
         for schema, done_ns in state.replayed.items():
             if schema in self._all_there_is:
-                self.begins_at(schema, done_ns)  # there was nothing at all
+                self.begins_at(schema, done_ns - self._aging_ns)  # there was nothing at all
             self._completed.setdefault(schema, now)
             for gap_id in [i for i in self._filling if self._gaps[i].schema == schema]:
                 gap = self._gaps[gap_id]

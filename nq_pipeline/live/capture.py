@@ -29,7 +29,7 @@ from nq_pipeline.live import gateway, reconnect
 from nq_pipeline.live.accounts import OVERLAP_NS, Accounts
 from nq_pipeline.live.beside import Writer, publishing
 from nq_pipeline.live.framer import Frame
-from nq_pipeline.live.gaps import REPAIRS, WEEKLY, Book, Gap, span
+from nq_pipeline.live.gaps import REPAIRS, Book, Gap, span
 from nq_pipeline.live.gateway import Session, Subscription
 from nq_pipeline.live.history import History, Repairs
 from nq_pipeline.live.ladder import RTYPES, Ladder
@@ -224,7 +224,8 @@ class Capture:
                     self._step_down(step.schema, ending.text)
                     continue
                 if step.replay_too_old:
-                    self._start_later(step, asked)
+                    starts = {s.schema: s.start_ns for s in asked if s.start_ns}
+                    self._accounts.start_later(starts, step.earliest_ns)
                 self.totals.reconnects += 1
                 self._note(f"{ending}; next attempt in {step.after_s:.1f} s")
                 await self._wait(step.after_s)
@@ -350,22 +351,6 @@ class Capture:
         below = self._in_force()
         self._note(f"{text}: going on with {', '.join(f'{s} for {what}' for what, s in below.items())}")
         self._accounts.step_down(schema, below.values(), text)
-
-    def _start_later(self, refusal: Retry, asked: list[Subscription]) -> None:
-        """A replay was refused as too old: begin at the start that is named, else with all there is.
-
-        The refusal does not say which subscription it means. One of a schema that is replayed for
-        the whole week is the last to be suspected.
-        """
-        starts = {s.schema: s.start_ns for s in asked if s.start_ns}
-        earliest = refusal.earliest_ns
-        late = [schema for schema, ns in starts.items() if earliest is not None and ns < earliest]
-        late = [schema for schema in late if schema not in WEEKLY] or late
-        if earliest is None or not late:
-            self._accounts.ask_for_all(starts)
-        else:
-            for schema in late:
-                self._accounts.begins_at(schema, earliest)
 
     def _is_over(self) -> bool:
         """Whether to end: after the close, once the session has brought something later than it."""

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.clock import to_ns
+from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.live.gaps import Book, Count, Gap, holes, judge, out_of_reach, span
+from nq_pipeline.live.gaps import Book, Count, Gap, holes, judge, out_of_reach, replayed_from, span
 from nq_pipeline_tests.live.streams import NOON, begun, mapping, one_frame, trades
 
 OPENS, CLOSES = datetime(2025, 6, 10, 13, 30, tzinfo=UTC), datetime(2025, 6, 10, 20, tzinfo=UTC)
@@ -39,6 +39,13 @@ def test_the_window_that_is_open_has_an_opening_and_a_close() -> None:
         CLOSES + timedelta(hours=1),
     )
     assert span(CLOSES, "always") == (OPENS.replace(minute=0) - timedelta(hours=15), None)
+
+
+def test_the_gateway_replays_a_day_and_of_mbo_the_whole_week() -> None:
+    friday = OPENS + 3 * DAY
+    sunday = datetime(2025, 6, 8, 22, tzinfo=UTC)
+    assert friday - DAY < from_ns(replayed_from("trades", friday)) < friday - DAY + timedelta(minutes=2)
+    assert replayed_from("mbo", friday) == replayed_from("mbo", sunday + timedelta(hours=1)) == ns(sunday)
 
 
 def test_a_first_capture_misses_what_was_since_the_opening() -> None:

@@ -1,0 +1,87 @@
+"""Where a session's replays begin, as far as the gateway has shown what it still replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.live.accounts import OVERLAP_NS, Accounts
+from nq_pipeline.live.gaps import Book
+from nq_pipeline.live.gateway import State
+from nq_pipeline_tests.live.streams import Clock, begun, one_frame, record
+
+NOW = datetime(2025, 6, 13, 17, tzinfo=UTC)
+OPENS = datetime(2025, 6, 13, 13, 30, tzinfo=UTC)
+AGING_S = 60
+SCHEMAS = ("mbo", "trades")
+
+
+def at_once(work: Callable[[], object]) -> None:
+    work()
+
+
+@pytest.fixture
+def accounts(root: Path) -> Accounts:
+    """Of a capture that starts late, options by mbo and futures by trades."""
+    book = Book(Lake(root / "lake"), dataset="GLBX.MDP3", environment="sandbox", run_id="run")
+    made = Accounts(
+        book,
+        at_once,
+        clock=Clock(NOW),
+        run_id="run",
+        window="rth",
+        opens_ns=to_ns(OPENS),
+        close_ns=None,
+        settle_s=1.0,
+        aging_s=AGING_S,
+    )
+    made.find(root, SCHEMAS)
+    made.reach(SCHEMAS)
+    return made
+
+
+def starts(accounts: Accounts) -> dict[str, int]:
+    return {schema: ns for schema in SCHEMAS if (ns := accounts.starts(schema)) is not None}
+
+
+def test_a_late_start_is_replayed_from_the_opening(accounts: Accounts) -> None:
+    assert starts(accounts) == dict.fromkeys(SCHEMAS, to_ns(OPENS) - OVERLAP_NS)
+    assert {gap.state for gap in accounts.gaps} == {"open"} and accounts.beyond == []
+
+
+def test_a_refusal_is_not_meant_of_the_schema_that_is_replayed_for_a_week(accounts: Accounts) -> None:
+    earliest = to_ns(OPENS + timedelta(hours=1))
+    accounts.start_later(starts(accounts), earliest)
+    assert starts(accounts)["mbo"] < earliest < starts(accounts)["trades"] + OVERLAP_NS
+    (lost,) = accounts.beyond
+    assert (lost.schema, lost.first_ns) == ("trades", to_ns(OPENS))
+    accounts.start_later(starts(accounts), earliest)  # said again, it can only be the other one
+    assert {gap.schema for gap in accounts.beyond} == {"trades", "mbo"}
+
+
+def test_without_a_time_all_there_is_is_asked_for_and_its_first_record_says_where_it_begins(
+    accounts: Accounts,
+) -> None:
+    accounts.start_later(starts(accounts), None)
+    assert starts(accounts) == dict.fromkeys(SCHEMAS, 0)
+    accounts.begin({"mbo": 160, "trades": 0})
+    first = to_ns(OPENS + timedelta(hours=2))
+    accounts.take(one_frame(record(0, ts_event=first), begun()), State())
+    assert accounts.starts("trades") == first + AGING_S * NS_PER_S
+    assert accounts.starts("mbo") == 0
+    (lost,) = accounts.beyond
+    assert lost.state == "unfillable" and lost.last_ns == first + AGING_S * NS_PER_S
+
+
+def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(accounts: Accounts) -> None:
+    accounts.start_later(starts(accounts), None)
+    accounts.begin({"trades": 0})
+    done = to_ns(NOW)
+    accounts.advance(State(replayed={"trades": done}), 0.0)
+    lost = [gap for gap in accounts.beyond if gap.schema == "trades"]
+    assert [(gap.first_ns, gap.last_ns) for gap in lost] == [(to_ns(OPENS), done)]
