@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
-gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, or a check of `nq verify` failed.
+gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, or a
+day of `nq backfill` could not be had.
 """
 
 
@@ -319,6 +320,96 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
     else:
         click.echo(f"{report.summary}; ${report.spent_usd:.4f} spent; evidence in {report.folder}")
     sys.exit(OK if report.sound else UNHEALTHY)
+
+
+@main.command()
+@click.option("--schema", required=True, metavar="SCHEMA",
+              help="trades, mbo, definition, statistics, ohlcv-1m, ohlcv-1d or bbo-1m.")  # fmt: skip
+@click.option("--from", "first", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="First trade date.")  # fmt: skip
+@click.option("--to", "last", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="Last trade date, itself included.")  # fmt: skip
+@click.option("--symbols", metavar="PARENTS", default="",
+              help="Parents separated by commas, e.g. NQ.OPT,NQ.FUT; else NQ_BACKFILL_SYMBOLS.")  # fmt: skip
+@click.option("--max-usd", default="0", show_default=True, metavar="USD",
+              help="What all of it may cost, beside the budgets of `nq budget`.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what each day would cost, and buy nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before spending.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes or --dry-run.")
+@sentences
+def backfill(
+    schema: str,
+    first: datetime,
+    last: datetime,
+    symbols: str,
+    max_usd: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Buy trade dates of Databento's history, after saying what each one costs.
+
+    Every day is counted against the vendor before it is called complete, and one that is complete
+    is never bought again, so the same command goes on where it stopped.
+
+    \b
+    Examples:
+      nq backfill --schema trades --from 2025-06-02 --to 2025-06-06 --dry-run
+      nq backfill --schema statistics --from 2025-06-02 --to 2025-06-06 --max-usd 5
+    """
+    from dataclasses import asdict
+    from decimal import Decimal, InvalidOperation
+
+    from nq_pipeline.backfill.day import backfill_day, plan, refusal
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.ledger import Ledger
+    from nq_pipeline.spend.money import shown
+
+    try:
+        left = Decimal(max_usd)
+        if not (left.is_finite() and left >= 0):
+            raise InvalidOperation
+    except InvalidOperation:
+        raise click.UsageError(f"--max-usd {max_usd}: write an amount like 5 or 1.25") from None
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json asks nothing back; add --yes or --dry-run")
+    parents = [name.strip() for name in symbols.split(",") if name.strip()]
+    with endpoints(load()) as settings:
+        priced = plan(settings, schema, first.date(), last.date(), symbols=parents)
+        total = sum((day.usd for day in priced), Decimal(0))
+        no = refusal(settings, priced, symbols=parents)
+        if dry_run and as_json:
+            click.echo(_json({"total_usd": total, "refusal": no, "days": [asdict(day) for day in priced]}))
+            return
+        if not as_json:
+            _note_sandbox(settings)
+            for price in priced:
+                what = price.state or f"{shown(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
+                click.echo(f"{price.trade_date}  {schema}  {what}{', as a batch job' if price.batch else ''}")
+            click.echo(f"{shown(total)} in all; --max-usd allows {shown(left)}.")
+            if no:
+                click.echo(f"Not all of it would be granted: {_printable(no)}.")
+        if dry_run or (total and not yes and not click.confirm("Buy it?")):
+            click.echo("Nothing was bought.")
+            return
+        done = []
+        for price in priced:
+            tell = (lambda line: None) if as_json else _progress
+            day = backfill_day(settings, schema, price.trade_date, max_usd=left, symbols=parents, tell=tell)
+            left = max(Decimal(0), left - day.cost_usd)
+            done.append(day)
+            if not as_json:
+                what = f"{day.records:,} records, {day.rows:,} new rows, {shown(day.cost_usd)}"
+                said = "there already" if day.already else _printable(day.reason) or what
+                click.echo(f"{day.trade_date}  {schema}  {day.state}: {said}")
+        _export_spend(settings, Ledger(settings))
+        catalog.publish(settings.environment_dir)
+    if as_json:
+        spent = sum((day.cost_usd for day in done), Decimal(0))
+        click.echo(_json({"cost_usd": spent, "days": [asdict(day) for day in done]}))
+    sys.exit(OK if all(day.state in ("complete", "empty", "missing") for day in done) else UNHEALTHY)
 
 
 @main.group(invoke_without_command=True)

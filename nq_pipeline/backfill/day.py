@@ -42,6 +42,7 @@ from nq_pipeline.sources.databento_client import HistoricalClient, NothingThere,
 from nq_pipeline.sources.databento_purchase import Purchases, charge_for
 from nq_pipeline.sources.history import Part, Shelf, Spans, open_client, open_shelf
 from nq_pipeline.spend import entitlements
+from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import ZERO, shown
 
@@ -303,7 +304,9 @@ class _Job:
             day = replace(day, condition=condition)
             if condition == "pending":
                 return replace(day, state="pending", reason="the vendor is still at work on its data")
-            self._allowed(trade_date)
+            if (refusal := self._refusal(trade_date)) is not None:
+                said = f"{refusal.text} (not asked again before {refusal.ask_again})"
+                return replace(day, state="not_entitled", reason=said)
             priced = self.priced(trade_date)
             ledger, attempts = open_ledger(self.settings), self.settings.http_attempts
             purchases = Purchases(self.client, ledger, "backfill", run_id, attempts, max_usd)
@@ -314,7 +317,7 @@ class _Job:
             batch = priced.batch or self.shelf.path(whole, "job").exists()
             parts = [spans.had(query, batch=batch) for query in self.queries(trade_date, batch=batch)]
             day = self._in_the_lake(day, parts, run_id)
-            if purchases.cost_usd:
+            if purchases.cost_usd and self._refusal() is None:
                 self._note(trade_date, entitled=True, text="")
         except (SourceError, LedgerError) as error:
             if isinstance(error, NotEntitled):
@@ -356,20 +359,18 @@ class _Job:
             sha256=tuple(one for part in parts for one in part.sha256),
         )
 
-    def _allowed(self, trade_date: date) -> None:
-        """Raise `NotEntitled` when the vendor has refused it and need not be asked again yet."""
+    def _refusal(self, data_of: date | None = None) -> Entitlement | None:
+        """What the vendor said when it refused, while it need not be asked again."""
         today = sessions.trade_date(self.settings.clock.now())
-        refused = entitlements.refused(
-            self.lake, "databento", self._dataset, self.schema, "historical", today, data_of=trade_date
+        return entitlements.refused(
+            self.lake, "databento", self._dataset, self.schema, "historical", today, data_of=data_of
         )
-        if refused is not None:
-            raise NotEntitled(f"{refused.text} (not asked again before {refused.ask_again})")
 
     def _note(self, trade_date: date, *, entitled: bool, text: str) -> None:
         today = sessions.trade_date(self.settings.clock.now())
         entitlements.note(
             self.lake,
-            entitlements.Entitlement(
+            Entitlement(
                 vendor="databento",
                 dataset=self._dataset,
                 schema=self.schema,

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
@@ -65,9 +65,9 @@ def submit_job(request: Request, asked: Mapping[str, str], world: World, account
     entitled(world)
     question = question_of(asked, world)
     array, _ = recorded(question, world)
-    now = to_ns(world.now)
+    now = datetime.now(UTC)  # jobs are made in real time, whatever market they are of
     seed = f"{len(account.jobs)}{sorted(asked.items())}".encode()
-    job_id = f"GLBX-{world.now:%Y%m%d}-{hashlib.sha256(seed).hexdigest()[:10].upper()}"
+    job_id = f"GLBX-{now:%Y%m%d}-{hashlib.sha256(seed).hexdigest()[:10].upper()}"
     details: dict[str, Any] = {
         "id": job_id,
         "user_id": "SANDBOX",
@@ -87,8 +87,8 @@ def submit_job(request: Request, asked: Mapping[str, str], world: World, account
         "record_count": len(array),
         "billed_size": array.nbytes,
         "state": STATES[0],
-        "ts_received": iso(now),
-        "ts_expiration": iso(to_ns(world.now + KEPT)),
+        "ts_received": iso(to_ns(now)),
+        "ts_expiration": iso(to_ns(now + KEPT)),
     }
     account.jobs[job_id] = Job(details, world.market)
     account.bill("batch.submit_job", array.nbytes)

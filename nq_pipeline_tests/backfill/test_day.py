@@ -1,0 +1,414 @@
+"""A day of history: bought once, proven, in the lake; whatever the vendor or a crash does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import zstandard
+
+from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day, plan, refusal
+from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import SettingsError
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import BACKFILLS, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
+from nq_pipeline.sandbox.market import market
+from nq_pipeline.sandbox.tape import tape
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.history import open_shelf
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.backfill.conftest import (
+    CONDITION,
+    COUNT,
+    METERED,
+    STREAM,
+    SUBMIT,
+    Change,
+    refused,
+    vendor,
+)
+from nq_pipeline_tests.sources.server import Answer, Asked
+
+MONDAY, TUESDAY, WEDNESDAY = date(2025, 6, 9), date(2025, 6, 10), date(2025, 6, 11)
+OPEN, CLOSE = datetime(2025, 6, 8, 22, tzinfo=UTC), datetime(2025, 6, 9, 21, tzinfo=UTC)
+
+
+def lake(settings: Settings) -> Lake:
+    return Lake(settings.environment_dir / "lake")
+
+
+def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> Day:
+    return backfill_day(settings, schema, day, **more)
+
+
+def only(path: str, answer: Change) -> Change:
+    """Changes answers to one kind of question."""
+    return lambda asked, good: answer(asked, good) if asked.path == path else good
+
+
+# What a day holds
+
+
+@pytest.mark.parametrize("schema", [schema for schema in SCHEMAS if schema != "bbo-1m"])
+def test_a_day_has_as_many_rows_as_the_vendor_counts_records(schema: str, data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        day = had(settings, schema)
+        assert day.state == "complete" and day.records > 0
+        rows = {"trades": TRADES, "mbo": MBO, "definition": DEFINITION, "statistics": STATISTICS}
+        if schema in rows:
+            assert lake(settings).scan(rows[schema]).collect().height == day.records
+        (row,) = lake(settings).scan(BACKFILLS).collect().iter_rows(named=True)
+        assert (row["state"], row["records"], row["schema"]) == ("complete", day.records, schema)
+        assert row["cost_usd"] == day.cost_usd > 0
+        assert day.dropped == 0
+
+
+def test_trades_are_the_markets_with_symbol_and_contract(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings)
+        frame = lake(settings).scan(TRADES).sort("ts_event", "sequence", "ordinal").collect()
+    truth = tape(market(7)).records("trades", to_ns(OPEN), to_ns(CLOSE))
+    told = frame["instrument_id"].unique()
+    mine = truth[pl.Series(truth["instrument_id"]).is_in(told.implode()).to_numpy()]
+    assert Counter(zip(mine["instrument_id"].tolist(), mine["ts_event"].tolist(), strict=True)) == Counter(
+        zip(frame["instrument_id"], frame["ts_event"].dt.epoch("ns"), strict=True)
+    )
+    assert frame["raw_symbol"].null_count() == 0 and set(frame["root"]) == {"Q2B"}
+    assert set(frame["trade_date"]) == {MONDAY} and frame["publish_latency_ns"].null_count() == frame.height
+
+
+def test_statistics_reach_to_the_next_session_so_that_settlements_are_of_their_day(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings, "statistics")
+        frame = lake(settings).scan(STATISTICS).collect()
+        settlements = frame.filter(stat_type=3)
+        assert settlements["ts_ref"].dt.date().unique().to_list() == [MONDAY]
+        assert (
+            settlements["price"].null_count() == 0
+            and settlements["quantity"].null_count() == settlements.height
+        )
+
+
+def test_what_the_lake_has_already_is_not_added_again(data: Path) -> None:
+    with vendor(data) as databento:
+        few = had(databento.settings())
+        more = had(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT"))
+        assert (few.known, more.known) == (0, few.rows)
+        assert more.records == more.rows + few.rows
+        rows = lake(databento.settings()).scan(TRADES).collect()
+        assert rows.height == more.records == rows.select(TRADES.key).unique().height
+
+
+# Asking once
+
+
+def test_a_complete_day_is_not_asked_about_again(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        first, before = had(settings), len(databento.server.asked)
+        again = had(settings)
+        assert again.state == "complete" and again.already and again.cost_usd == 0
+        assert len(databento.server.asked) == before
+        assert had(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT")).already is False
+        assert first.cost_usd > 0
+
+
+def test_a_day_that_lost_its_row_is_not_bought_again(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        first = had(settings)
+        for table in (BACKFILLS, TRADES):  # as if it had been killed before they were written
+            (lake(settings).folder(table) / "manifest.json").unlink()
+        again = had(settings)
+        assert (again.state, again.rows, again.cost_usd) == ("complete", first.rows, 0)
+        assert len(databento.metered) == 1
+
+
+def test_a_download_that_a_crash_left_behind_whole_is_used(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings)
+        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        file.with_suffix("").with_suffix(".json").unlink()
+        file.rename(file.with_suffix("").with_suffix(".part"))
+        for table in (BACKFILLS, TRADES):
+            (lake(settings).folder(table) / "manifest.json").unlink()
+        assert had(settings).state == "complete"
+        assert len(databento.metered) == 1
+
+
+def test_a_download_that_a_crash_left_behind_in_part_is_bought_anew(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings)
+        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        file.with_suffix("").with_suffix(".json").unlink()
+        file.with_suffix("").with_suffix(".part").write_bytes(file.read_bytes()[:-9])
+        file.unlink()
+        (lake(settings).folder(BACKFILLS) / "manifest.json").unlink()
+        assert had(settings).state == "complete"
+        assert len(databento.metered) == 2
+
+
+# What cannot be trusted
+
+
+def half_clean(asked: Asked, good: Answer) -> Answer:
+    """A zstd frame that has no end, in a body that has."""
+    return replace(good, body=good.body[: len(good.body) // 2])
+
+
+def short(asked: Asked, good: Answer) -> Answer:
+    """A perfect file that lacks its last record."""
+    plain = zstandard.ZstdDecompressor().decompressobj().decompress(good.body)
+    return replace(good, body=zstandard.compress(plain[:-48]))
+
+
+@pytest.mark.parametrize(
+    ("broken", "words", "held"),
+    [
+        (lambda asked, good: replace(good, cut=True), "cut off", True),
+        (half_clean, "cut off", True),
+        (short, "the vendor counts", False),  # it came whole, so it is paid
+        (lambda asked, good: Answer(b"<html>", content_type="text/html"), "no DBN", True),
+        (lambda asked, good: Answer(b"oops", 500), "failed", True),
+        (lambda asked, good: refused("data_time_range_invalid"), "refused", False),
+    ],
+)
+def test_a_body_that_proves_nothing_makes_no_row_and_its_money_is_accounted_for(
+    broken: Change, words: str, held: bool, data: Path
+) -> None:
+    with vendor(data, only(STREAM, broken)) as databento:
+        settings = databento.settings()
+        day = had(settings)
+    assert day.state == "failed" and words in day.reason
+    assert lake(settings).manifest(TRADES).rows == 0
+    ledger = open_ledger(settings)
+    assert bool(ledger.left_open()) is held
+    month = ledger.month()
+    assert day.cost_usd == month.metered_usd + month.reserved_usd
+    with vendor(data) as healthy:
+        settings = healthy.settings()
+        assert had(settings).state == "complete"
+
+
+def test_a_fault_that_passes_is_asked_again_with_a_reservation_of_its_own(data: Path) -> None:
+    faults = iter([Answer(b"oops", 503), Answer(hang_up=True)])
+    with vendor(data, only(STREAM, lambda asked, good: next(faults, good))) as databento:
+        settings = databento.settings(http_attempts=3)
+        day = had(settings)
+        assert day.state == "complete" and len(databento.metered) == 3
+    assert len(open_ledger(settings).left_open()) == 2
+    assert (
+        day.cost_usd == open_ledger(settings).month().metered_usd + open_ledger(settings).month().reserved_usd
+    )
+
+
+# Days that are none
+
+
+def test_a_day_without_a_session_is_empty_and_asks_nobody(data: Path) -> None:
+    with vendor(data) as databento:
+        for day in (date(2025, 6, 7), date(2025, 7, 4), date(2025, 4, 18)):
+            assert had(databento.settings(), day=day).state == "empty"
+        assert not databento.server.asked
+
+
+def test_a_day_of_which_nothing_is_listed_is_empty_and_costs_nothing(data: Path) -> None:
+    nothing: Change = lambda asked, good: (  # noqa: E731
+        refused("symbology_invalid_request")
+        if asked.path.startswith("/v0/metadata.get_") and asked.body
+        else good
+    )
+    with vendor(data, nothing) as databento:
+        settings = databento.settings()
+        day = had(settings)
+        assert (day.state, day.cost_usd, databento.metered) == ("empty", 0, [])
+
+
+def test_a_day_that_is_not_over_is_pending(data: Path) -> None:
+    with vendor(data) as databento:
+        day = had(databento.settings(), day=WEDNESDAY)
+        assert day.state == "pending" and "not over" in day.reason and not databento.metered
+
+
+@pytest.mark.parametrize(
+    ("condition", "state", "bought"),
+    [
+        ("degraded", "complete", 1),
+        ("missing", "complete", 1),
+        ("pending", "pending", 0),
+        ("available", "complete", 1),
+    ],
+)
+def test_the_condition_of_a_day_is_kept_with_it(condition: str, state: str, bought: int, data: Path) -> None:
+    def worse(asked: Asked, good: Answer) -> Answer:
+        return replace(good, body=good.body.replace(b"available", condition.encode(), 1))
+
+    with vendor(data, only(CONDITION, worse)) as databento:
+        day = had(databento.settings())
+        assert (day.condition, day.state, len(databento.metered)) == (condition, state, bought)
+
+
+def test_a_missing_day_without_records_is_missing(data: Path) -> None:
+    def missing(asked: Asked, good: Answer) -> Answer:
+        if asked.path == CONDITION:
+            return replace(good, body=good.body.replace(b"available", b"missing"))
+        return Answer(b"0") if asked.path == COUNT else good
+
+    with vendor(data, missing) as databento:
+        assert had(databento.settings()).state == "missing"
+        assert not databento.metered
+
+
+# Money
+
+
+def test_the_plan_prices_every_trade_date_and_buys_nothing(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        days = plan(settings, "trades", date(2025, 6, 6), WEDNESDAY)
+        assert [day.trade_date for day in days] == [date(2025, 6, 6), MONDAY, TUESDAY, WEDNESDAY]
+        assert [day.state for day in days] == [None, None, None, "pending"]
+        assert all(day.usd > 0 and day.size for day in days[:3]) and not databento.metered
+        cost = had(settings).cost_usd
+        assert abs(cost - days[1].usd) < Decimal("1e-8")
+        assert plan(settings, "trades", MONDAY, MONDAY)[0].state == "complete"
+
+
+def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings(budget_daily_usd=0)
+        day = had(settings)
+        assert day.state == "over_budget" and "NQ_BUDGET_DAILY_USD" in day.reason
+        sentence = refusal(settings, plan(settings, "trades", MONDAY, TUESDAY))
+        assert sentence is not None and "NQ_BUDGET_DAILY_USD" in sentence
+        assert refusal(databento.settings(), plan(settings, "trades", MONDAY, TUESDAY)) is None
+        assert not databento.metered
+
+
+@pytest.mark.parametrize("schema", ["trades", "mbo"])
+def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) -> None:
+    with vendor(data) as databento:
+        day = had(databento.settings(), schema, max_usd=Decimal("0.000001"))
+        assert day.state == "over_budget" and "--max-usd" in day.reason and not databento.metered
+
+
+def test_purchases_have_their_purpose_and_their_request(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        day = had(settings, run_id="this-run")
+    lines = [line for line in open_ledger(settings).lines() if line.kind.value == "committed"]
+    assert [(line.purpose, line.run_id, line.request_id) for line in lines] == [
+        ("backfill", "this-run", day.request_ids[0])
+    ]
+
+
+# Batch jobs
+
+
+def test_a_large_day_is_had_as_a_batch_job_and_holds_the_same(data: Path, tmp_path: Path) -> None:
+    with vendor(data) as databento:
+        streamed = had(databento.settings())
+    with vendor(tmp_path / "other") as databento:
+        settings = databento.settings(backfill_batch_mb=1, backfill_symbols="Q2B.OPT,NQ.FUT")
+        assert plan(settings, "trades", MONDAY, MONDAY)[0].batch
+        day = had(settings)
+        assert (day.state, day.mode) == ("complete", "historical")
+        assert [asked.path for asked in databento.server.asked if asked.path in METERED] == [SUBMIT]
+        options = lake(settings).scan(TRADES).filter(instrument_kind="option").collect()
+        assert options.height == streamed.rows
+        assert open_ledger(settings).month().metered_usd == day.cost_usd > 0
+        assert (day.request_ids[0],) == tuple(
+            line.request_id for line in open_ledger(settings).lines() if line.kind.value == "committed"
+        )
+
+
+BATCH: dict[str, Any] = {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"}
+
+
+def test_a_job_that_was_submitted_and_forgotten_is_found_and_not_paid_again(
+    data: Path, tmp_path: Path
+) -> None:
+    lost = only(SUBMIT, lambda asked, good: Answer(hang_up=True))  # accepted, and the answer lost
+    with vendor(data, lost) as databento:
+        settings = databento.settings(**BATCH)
+        day = had(settings)
+        assert day.state == "failed" and day.cost_usd > 0
+        assert len(open_ledger(settings).left_open()) == 1
+    with vendor(data) as databento:
+        settings = databento.settings(**BATCH)
+        assert had(settings).state == "complete"
+        assert not databento.metered
+
+
+def test_a_submission_nobody_knows_the_end_of_is_not_repeated_at_once(data: Path) -> None:
+    unknown: Change = lambda asked, good: (  # noqa: E731
+        Answer(hang_up=True) if asked.path == SUBMIT else Answer(b"[]") if "list_jobs" in asked.path else good
+    )
+    with vendor(data, unknown) as databento:
+        settings = databento.settings(**BATCH)
+        had(settings)
+        again = had(settings)
+        assert again.state == "failed" and "not paid twice" in again.reason
+        assert len(databento.metered) == 1
+
+
+def test_a_job_that_takes_long_is_waited_for_by_the_next_call(data: Path) -> None:
+    slow = only(
+        "/v0/batch.get_job_details",
+        lambda asked, good: replace(good, body=good.body.replace(b'"done"', b'"queued"')),
+    )
+    with vendor(data, slow) as databento:
+        day = had(databento.settings(**BATCH, backfill_wait_s=0.3))
+        assert day.state == "failed" and "it is paid" in day.reason
+    with vendor(data) as databento:
+        assert had(databento.settings(**BATCH)).state == "complete"
+        assert not databento.metered
+
+
+def test_a_job_file_that_was_damaged_on_its_way_is_not_used(data: Path) -> None:
+    def damaged(asked: Asked, good: Answer) -> Answer:
+        if "/batch/download/" not in asked.path:
+            return good
+        return replace(good, body=good.body[:-4] + b"\0\0\0\0")
+
+    with vendor(data, damaged) as databento:
+        day = had(databento.settings(**BATCH))
+        assert day.state == "failed" and "is not what the vendor lists" in day.reason
+    with vendor(data) as databento:
+        assert had(databento.settings(**BATCH)).state == "complete"
+        assert not databento.metered
+
+
+# Entitlement
+
+
+def test_a_refusal_is_kept_and_asked_once_a_day_for_that_date_and_later_ones(data: Path) -> None:
+    with vendor(data, only(STREAM, lambda asked, good: refused("dataset_unavailable_range"))) as databento:
+        settings = databento.settings()
+        assert [had(settings, day=day).state for day in (MONDAY, TUESDAY, MONDAY)] == ["not_entitled"] * 3
+        assert len(databento.metered) == 1
+        (row,) = lake(settings).scan(ENTITLEMENTS).collect().iter_rows(named=True)
+        assert (row["schema"], row["mode"], row["entitled"]) == ("trades", "historical", False)
+        assert "dataset_unavailable_range" in row["text"] and row["ask_again"] == date(2025, 6, 12)
+        assert open_ledger(settings).left_open() == []
+        had(settings, day=date(2025, 6, 6))  # older data may be granted
+        assert len(databento.metered) == 2
+    with vendor(data) as databento:
+        later = databento.settings(now="2025-06-11T23:00:00Z")
+        assert had(later).state == "complete"
+
+
+def test_an_unknown_schema_is_a_sentence(data: Path) -> None:
+    with vendor(data) as databento, pytest.raises(SettingsError, match="there are trades, mbo"):
+        had(databento.settings(), "status")
