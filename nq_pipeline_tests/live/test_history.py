@@ -17,11 +17,16 @@ from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.live.gaps import Gap
 from nq_pipeline.live.gateway import future_parents, option_parents
-from nq_pipeline.live.history import EDGE_NS, Repairs
+from nq_pipeline.live.history import EDGE_NS, History, Repairs
+from nq_pipeline.sandbox.databento_account import account_of
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.tape import tape
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.history import DatabentoHistory
+from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.live.historical import USD_PER_GB, Historical
 from nq_pipeline_tests.live.test_capture import CLOSES, NOW, OPENS, all_verified, capture, gaps, served
+from nq_pipeline_tests.sources import standin
 
 PARENTS = option_parents() + future_parents()
 LATER = NOW + timedelta(days=2)
@@ -36,7 +41,7 @@ def truth(first: int = FIRST, last: int = LAST) -> Any:
 
 
 @contextmanager
-def repairs(history: Historical, root: Path, *, buys: bool = True) -> Iterator[Repairs]:
+def repairs(history: History, root: Path, *, buys: bool = True) -> Iterator[Repairs]:
     with Repairs(
         history,
         Lake(root / "lake"),
@@ -49,7 +54,7 @@ def repairs(history: Historical, root: Path, *, buys: bool = True) -> Iterator[R
         yield running
 
 
-def repaired(history: Historical, root: Path, gap: Gap = LOST, **more: Any) -> Gap:
+def repaired(history: History, root: Path, gap: Gap = LOST, **more: Any) -> Gap:
     with repairs(history, root, **more) as running:
         running.ask(gap, PARENTS)
         while running.busy:
@@ -115,6 +120,36 @@ def test_a_gap_over_several_sessions_is_bought_session_by_session(tmp_path: Path
     gap = repaired(history, tmp_path, replace(LOST, first_ns=first, last_ns=last))
     assert gap.state == "verified" and len(history.bought) == 2
     assert rows(tmp_path).height == len(truth(first, last))
+
+
+def metered(root: Path, **more: Any) -> Settings:
+    """Settings with which the historical stand-in is asked, and paid through the ledger."""
+    now = LATER.isoformat().replace("+00:00", "Z")
+    return Settings(
+        _env_file=None,
+        data_dir=root,
+        databento_api_key=f"db-{root.name:x>29}",
+        databento_url=f"{standin.address()}/with/now={now}/databento",
+        **more,
+    )
+
+
+def test_what_is_bought_is_a_line_of_the_ledger(tmp_path: Path) -> None:
+    settings = metered(tmp_path)
+    gap = repaired(DatabentoHistory(settings), tmp_path)
+    assert gap.state == "verified" and rows(tmp_path).height == gap.counted == len(truth())
+    spent = open_ledger(settings).month().by_purpose["gap_repair"]
+    assert float(spent.metered_usd) == pytest.approx(gap.cost_usd) and spent.reserved_usd == 0
+
+
+def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_path: Path) -> None:
+    settings = metered(tmp_path, budget_daily_usd=0)
+    gap = repaired(DatabentoHistory(settings), tmp_path)
+    assert (gap.state, gap.cost_usd) == ("unfillable", 0.0) and "NQ_BUDGET_DAILY_USD" in gap.reason
+    key = settings.databento_api_key
+    assert key is not None
+    asked = account_of(key.get_secret_value()).requests
+    assert asked and not any(request["metered"] for request in asked)
 
 
 def test_a_capture_buys_what_the_gateway_no_longer_replays(tmp_path: Path) -> None:
