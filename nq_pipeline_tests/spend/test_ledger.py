@@ -6,7 +6,7 @@ import dataclasses
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import sqlalchemy as sa
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings
-from nq_pipeline.spend.ledger import Ledger, open_ledger
+from nq_pipeline.settings import PURPOSES, Settings
+from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
 from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
 from nq_pipeline_tests.spend.machine import NOON, Machine, charge, size_of
@@ -188,6 +188,10 @@ def test_asking_whether_it_fits_reserves_and_records_nothing(ledger: Ledger) -> 
     assert ledger.check(charge("1")) is None
     assert ledger.check(charge("11")) is not None
     assert kinds(ledger) == []
+
+
+def test_the_purposes_that_can_have_a_budget_are_those_there_are() -> None:
+    assert get_args(Purpose) == PURPOSES
 
 
 # ── reviewing ───────────────────────────────────────────────────────────────────────────────────

@@ -223,10 +223,12 @@ def few(fresh: FreshLedger) -> int:
     return 15 if fresh().ledger_url else 60
 
 
+@pytest.mark.timeout(600)
 def test_no_schedule_with_crashes_anywhere_passes_the_month_or_the_day(fresh: FreshLedger) -> None:
     run(few(fresh), IN_ORDER, keep_month_and_day, fresh)
 
 
+@pytest.mark.timeout(600)
 def test_no_turning_of_the_clock_or_the_zone_frees_money(fresh: FreshLedger) -> None:
     run(few(fresh), TURNED, keep_the_month, fresh)
 
