@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
+from nq_pipeline.errors import CaptureError
 from nq_pipeline.live.totals import Totals
 
 PUBLISH_EVERY_S = 1.0
@@ -63,10 +64,18 @@ class Publishing:
         self._thread.join()
 
     def caught_up(self) -> None:
-        """Wait until everything that is in the log now is published, or publishing has stopped."""
+        """Wait until everything that is in the log now is published, or publishing has stopped.
+
+        Raises
+        ------
+        CaptureError
+            It fails.
+        """
         enough = self._rounds + 2  # the round that goes on may have begun before
         while self._rounds < enough and not self._over.is_set():
             time.sleep(POLL_S)
+        if self._totals.publish_failure:
+            raise CaptureError(f"rows are not being published ({self._totals.publish_failure})")
 
     def _keep_on(self) -> None:
         while not self._over.wait(PUBLISH_EVERY_S):

@@ -79,7 +79,7 @@ class Repairs:
     buys
         Whether records may be bought; otherwise the price is found out, and written to the gap.
     caught_up
-        Waits until what the capture has logged is in the lake.
+        Waits until what the capture has logged is in the lake; raises where it does not get there.
 
     Leaving waits for the gap in hand, which may be paid for already, and drops the others: the
     next capture asks for them again.
@@ -135,9 +135,9 @@ class Repairs:
         A part of which the lake holds as many records as the vendor counts is not bought, so that
         nothing is paid for twice: a capture may have been killed between the purchase and its row.
         """
-        self._caught_up()
         cost, bought, counted, missing = Decimal(0), 0, 0, []
         try:
+            self._caught_up()
             for first, last in _by_session(gap):
                 number = history.count(gap.schema, parents, first, last)
                 counted += number

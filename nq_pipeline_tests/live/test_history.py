@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from nq_pipeline.clock import ShiftedClock, to_ns
+from nq_pipeline.errors import CaptureError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.live.gaps import Gap
@@ -41,7 +42,9 @@ def truth(first: int = FIRST, last: int = LAST) -> Any:
 
 
 @contextmanager
-def repairs(history: History, root: Path, *, buys: bool = True) -> Iterator[Repairs]:
+def repairs(
+    history: History, root: Path, *, buys: bool = True, caught_up: Callable[[], None] = lambda: None
+) -> Iterator[Repairs]:
     with Repairs(
         history,
         Lake(root / "lake"),
@@ -49,7 +52,7 @@ def repairs(history: History, root: Path, *, buys: bool = True) -> Iterator[Repa
         environment="sandbox",
         run_id="run",
         clock=ShiftedClock(LATER),
-        caught_up=lambda: None,
+        caught_up=caught_up,
     ) as running:
         yield running
 
@@ -104,6 +107,15 @@ def test_a_refusal_of_the_ledger_is_the_reason_and_costs_nothing(tmp_path: Path)
     gap = repaired(Historical(tmp_path, LATER, budget=0.0), tmp_path)
     assert (gap.state, gap.cost_usd, rows(tmp_path).height) == ("unfillable", 0.0, 0)
     assert gap.reason.endswith("$0.00 are left today")
+
+
+def test_nothing_is_bought_while_what_was_captured_is_not_published(tmp_path: Path) -> None:
+    def failing() -> None:
+        raise CaptureError("rows are not being published")
+
+    history = Historical(tmp_path, LATER)
+    gap = repaired(history, tmp_path, caught_up=failing)
+    assert (gap.state, gap.reason, history.bought) == ("unfillable", "rows are not being published", [])
 
 
 def test_a_file_that_is_short_of_the_count_proves_nothing_and_is_not_bought_again(tmp_path: Path) -> None:
