@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from bench import bench_barchart, bench_capture_log, bench_convert, bench_pricing, bench_publish, bench_run
+from bench import (
+    bench_barchart,
+    bench_capture,
+    bench_capture_log,
+    bench_convert,
+    bench_pricing,
+    bench_publish,
+    bench_run,
+)
 
 for benchmark in (
     bench_barchart,
@@ -10,6 +18,7 @@ for benchmark in (
     bench_convert,
     bench_pricing,
     bench_publish,
+    bench_capture,
     bench_run,
 ):
     title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")

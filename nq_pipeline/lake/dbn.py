@@ -446,6 +446,12 @@ def walk(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int, 
     record, so a run of one kind is found by one strided comparison. Only where kinds alternate
     are records followed one by one, for twice as long each time.
 
+    Parameters
+    ----------
+    known
+        By a record's first two bytes (length, rtype as a little-endian integer): whether they may
+        begin one.
+
     Returns
     -------
     starts, kinds
