@@ -243,7 +243,7 @@ def doctor(as_json: bool) -> None:
 
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.doctor import examine, market_state
+    from nq_pipeline.sources.doctor import examine, ladder, market_state
 
     settings = load()
     with endpoints(settings) as settings:
@@ -256,6 +256,7 @@ def doctor(as_json: bool) -> None:
             "environment": settings.environment,
             "market": market,
             "sources": {name: {**asdict(probe), "used": name in used} for name, probe in probes.items()},
+            "ladder": [asdict(step) for step in ladder(settings)],
         }
         click.echo(_json(report))
     else:
@@ -271,6 +272,11 @@ def doctor(as_json: bool) -> None:
             title = name if name in used else f"{name} (not in NQ_SOURCES)"
             table.add_row(title, *facts, _printable(probe.detail))
         _console().print(table)
+        click.echo("What the plans have shown so far, and what each step adds:")
+        for step in ladder(settings):
+            shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
+            again = f" ({_printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
+            click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}. {step.adds}.")
         for name, probe in probes.items():
             if probe.mend:
                 click.echo(f"To mend {name}: {_printable(probe.mend)}")

@@ -341,7 +341,9 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
         _c("environment", _S, "sandbox (synthetic) or live", False),
-        _c("log_session", _I, "segment of the capture log its session began with; 0 when bought later", False),
+        _c(
+            "log_session", _I, "segment of the log its session began with; 0 when bought later", False
+        ),
         _c("run_id", _S, "the run that wrote the row", False),
     )
 
@@ -606,6 +608,7 @@ ENTITLEMENTS = Table(
         _c("dataset", _S, "Databento's dataset, or the vendor's product", False),
         _c("schema", _S, "Databento's schema, or chain", False),
         _c("mode", _S, "live, or historical", False),
+        _c("address", _S, "base address of who said so; empty for Databento's gateway and backfills", False),
         _c("environment", _S, "sandbox or live", False),
         _c("asked_at", INSTANT, "when it was said (real time)", False),
         _c("trade_date", _D, "CME session date, by the clock of whoever asked", False),
@@ -615,7 +618,7 @@ ENTITLEMENTS = Table(
         _c("data_from", _D, "of history: what was refused is this trade date and later ones"),
         _c("ask_again", _D, "the first trade date on which it is worth asking again; null when entitled"),
     ),
-    key=("vendor", "dataset", "schema", "mode", "asked_at"),
+    key=("vendor", "dataset", "schema", "mode", "address", "asked_at"),
     order=("asked_at",),
     since="asked_at",
 )

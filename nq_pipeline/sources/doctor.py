@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+import polars as pl
 
 from nq_pipeline.errors import SourceError
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SESSIONS
 from nq_pipeline.market import sessions
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source, describe
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.sources.snapshot import GRACE_S, build_request, exchange_for
+from nq_pipeline.spend import entitlements
 
 SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
 """Outcomes after which it is not known that anybody is there."""
@@ -74,6 +80,65 @@ def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
         return Probe(True, None, None, detail, "please report it")
     finally:
         exchange.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of what a vendor sells: what it said about it, and what it would add.
+
+    Attributes
+    ----------
+    entitled
+        None while nobody has asked.
+    said
+        The vendor's words, when it refused.
+    asked_at
+        When; None while nobody has asked.
+    """
+
+    vendor: str
+    mode: entitlements.Mode
+    schema: str
+    adds: str
+    entitled: bool | None = None
+    said: str = ""
+    asked_at: datetime | None = None
+    ask_again: date | None = None
+
+
+LADDERS = (
+    Step("databento", "live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),
+    Step("databento", "live", "mbp-1", "every change of the best bid and ask; with Standard"),
+    Step("databento", "live", "trades", "every trade as it happens; with Standard"),
+    Step("databento", "historical", "chain", "chains of the running session; needs a live licence"),
+    Step("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
+)
+"""From most to least, as the vendors' pages and their users have it; plans change."""
+
+
+def ladder(settings: Settings) -> list[Step]:
+    """What each vendor granted or refused so far, by what is kept; nobody is asked."""
+    lake = Lake(settings.environment_dir / "lake")
+    said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
+    streamed = (
+        lake.scan(SESSIONS)
+        .filter(pl.col("records") > 0)
+        .select(pl.col("schemas").str.split(",").explode(), "ended_at")
+        .group_by("schemas")
+        .agg(pl.col("ended_at").max())
+        .collect()
+    )
+    live = dict(streamed.iter_rows())
+    steps = []
+    for step in LADDERS:
+        word = said.get((step.vendor, step.mode, step.schema))
+        if word is not None:
+            step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)
+            step = replace(step, ask_again=word.ask_again)
+        elif step.mode == "live" and step.schema in live:
+            step = replace(step, entitled=True, asked_at=live[step.schema])
+        steps.append(step)
+    return steps
 
 
 def market_state(now: datetime) -> str:

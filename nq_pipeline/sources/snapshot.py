@@ -24,6 +24,7 @@ from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.errors import (
     DeadlineReached,
     NotConfigured,
+    NotEntitled,
     NqError,
     SettingsError,
     SourceError,
@@ -47,9 +48,13 @@ from nq_pipeline.sources.exchange import ArchivedExchange, Exchange, Scope
 from nq_pipeline.sources.lifetime import Lifetime
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.registry import open_source
+from nq_pipeline.spend import entitlements
+from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.spend.export import export_spend
 
 Progress = Callable[[str], None]
+WITH_PLANS = {"databento": "GLBX.MDP3", "polygon": "options"}
+"""Vendors whose refusal follows from the plan, so that it lasts, with the product of it."""
 GRACE_S = 2.0
 """Seconds beyond a vendor's deadline before its thread is left behind."""
 
@@ -376,13 +381,53 @@ def _ask_or_recall(
     if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, exchange):
         exchange.close()
         return exchange.frame()
+    if (refusal := _refusal(source, settings, request)) is not None and not exchange.refresh:
+        answer = failed(source.name, request, refusal)
+        return Asked(answer, request.series, settings.clock.monotonic() - started, exchange.frame())
     breaker = Breaker(_state_dir(settings), source.name, source.base_url)
     if exchange.refresh:
         breaker.close()
     asked = _ask(source, request, exchange, lambda *a: breaker.ask(lambda: source.ask(*a)))
+    _note_entitlement(source, settings, request, asked.answer)
     if _is_whole(asked.answer, exchange) and exchange.fresh_until is not None:
         cache.put(key, asked.answer, asked.used, exchange.fresh_until)
     return asked
+
+
+def _refusal(source: Source, settings: Settings, request: ChainRequest) -> NotEntitled | None:
+    """What a vendor with plans said on this trade date, so that it is not asked in vain again."""
+    if source.name not in WITH_PLANS:
+        return None
+    lake, product = Lake(settings.environment_dir / "lake"), WITH_PLANS[source.name]
+    said = entitlements.refused(
+        lake, source.name, product, "chain", "historical", request.trade_date, address=source.base_url
+    )
+    if said is None:
+        return None
+    return NotEntitled(f"{said.text}; not asked again before {said.ask_again}, or with --refresh")
+
+
+def _note_entitlement(source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer) -> None:
+    """Keep what an answer says about the plan."""
+    entitled = answer.outcome is not Outcome.NOT_ENTITLED
+    if source.name not in WITH_PLANS or (entitled and not answer.frame.height):
+        return
+    entitlements.note(
+        Lake(settings.environment_dir / "lake"),
+        Entitlement(
+            vendor=source.name,
+            dataset=WITH_PLANS[source.name],
+            schema="chain",
+            mode="historical",
+            environment=request.environment,
+            trade_date=request.trade_date,
+            entitled=entitled,
+            text="" if entitled else answer.reason,
+            step="" if entitled else "the other vendors' chains are used",
+            address=source.base_url,
+        ),
+        run_id=request.run_id,
+    )
 
 
 def _is_free(source: MeteredSource, request: ChainRequest, exchange: Exchange) -> bool:

@@ -2,12 +2,12 @@
 
 Catalogues and price lists tell what is sold, not what is granted; only an answer does. A refusal is
 kept with its words and holds for its trade date, so that at most one call per schema and day is
-wasted; the next trade date asks once more, in case the plan has changed.
+wasted; the next trade date asks once more, in case the plan has changed. Which words are a refusal,
+every vendor's own room knows.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Literal
@@ -20,20 +20,8 @@ from nq_pipeline.market import sessions
 
 Mode = Literal["live", "historical"]
 
-REFUSALS = tuple(
-    re.compile(text, re.IGNORECASE)
-    for text in (
-        r"not authorized for .{1,40} schema",
-        r"live data license is required",
-        r"requires a subscription and/or license",
-        r"\bno entitlement for\b|\bnot entitled\b|\bNOT_ENTITLED\b",
-        r"license_not_found|auth_no_dataset_entitlement|dataset_unavailable_range",
-        r"\bNOT_AUTHORIZED\b",
-        r"upgrade your plan",
-        r"no market data (permission|subscription)|not subscribed to|data ?subscription",
-    )
-)
-"""What vendors say when the plan does not include something, whatever the HTTP status."""
+
+NAMES = ("vendor", "dataset", "schema", "mode", "address", "environment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +38,8 @@ class Entitlement:
         Its words, the code included; empty when it was simply given.
     step
         What was done about a refusal.
+    address
+        Who said so: a base address, where there is more than one to ask.
     data_from
         Of history, which may be granted up to yesterday: the refusal is of this trade date and later ones.
     """
@@ -63,6 +53,7 @@ class Entitlement:
     entitled: bool
     text: str = ""
     step: str = ""
+    address: str = ""
     data_from: date | None = None
     asked_at: datetime | None = None
 
@@ -76,18 +67,16 @@ class Entitlement:
         )
 
 
-def is_refusal(text: str) -> bool:
-    """Whether words of a vendor say that the plan does not include what was asked for."""
-    return any(pattern.search(text) for pattern in REFUSALS)
-
-
 def note(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
     """Keep what a vendor said, durably, unless it is what is known already."""
-    known = _newest(lake, said.vendor, said.dataset, said.schema, said.mode)
+    known = _newest(lake, said.vendor, said.dataset, said.schema, said.mode, said.address)
     if known is not None and said.entitled and known.entitled:
         return
     row = {
-        **{name: getattr(said, name) for name in ("vendor", "dataset", "schema", "mode", "environment")},
+        **{
+            name: getattr(said, name)
+            for name in ("vendor", "dataset", "schema", "mode", "address", "environment")
+        },
         "asked_at": said.asked_at or datetime.now(UTC),
         "trade_date": said.trade_date,
         "entitled": said.entitled,
@@ -107,13 +96,14 @@ def refused(
     mode: Mode,
     today: date,
     *,
+    address: str = "",
     data_of: date | None = None,
 ) -> Entitlement | None:
     """The refusal in force on a trade date; None when there is none and asking is worth it.
 
     `data_of` is the trade date whose data are wanted, where that is another.
     """
-    newest = _newest(lake, vendor, dataset, schema, mode)
+    newest = _newest(lake, vendor, dataset, schema, mode, address)
     if newest is None or newest.entitled or (newest.ask_again is not None and today >= newest.ask_again):
         return None
     older = data_of is not None and newest.data_from is not None and data_of < newest.data_from
@@ -125,18 +115,20 @@ def in_force(lake: Lake) -> list[Entitlement]:
     newest = (
         lake.scan(ENTITLEMENTS)
         .sort("asked_at")
-        .group_by("vendor", "dataset", "schema", "mode", maintain_order=True)
+        .group_by("vendor", "dataset", "schema", "mode", "address", maintain_order=True)
         .last()
-        .sort("vendor", "dataset", "schema", "mode")
+        .sort("vendor", "dataset", "schema", "mode", "asked_at")
         .collect()
     )
     return [_entitlement(row) for row in newest.iter_rows(named=True)]
 
 
-def _newest(lake: Lake, vendor: str, dataset: str, schema: str, mode: Mode) -> Entitlement | None:
+def _newest(
+    lake: Lake, vendor: str, dataset: str, schema: str, mode: Mode, address: str
+) -> Entitlement | None:
     rows = (
         lake.scan(ENTITLEMENTS)
-        .filter(vendor=vendor, dataset=dataset, schema=schema, mode=mode)
+        .filter(vendor=vendor, dataset=dataset, schema=schema, mode=mode, address=address)
         .sort("asked_at")
         .last()
         .collect()

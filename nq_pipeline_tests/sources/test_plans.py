@@ -1,0 +1,105 @@
+"""What a plan lacks is asked for once a trade date, and a budget of nothing buys nothing: whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import ANSWERS, ENTITLEMENTS, SPEND
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings, load
+from nq_pipeline.sources.doctor import ladder
+from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
+from nq_pipeline.spend.entitlements import Entitlement, note
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.sources import standin
+from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
+from nq_pipeline_tests.sources.test_databento import STREAM, refused
+
+METERED = (STREAM, "/v0/batch.submit_job")
+
+
+def settings_for(url: str, data: Path, **more: Any) -> Settings:
+    given: dict[str, Any] = {
+        "environment": "live", "data_dir": data, "databento_url": url, "databento_api_key": "db-plans",
+        "sources": "databento", "ask_metered": "always", "now": standin.NOW, "http_attempts": 1,
+    }  # fmt: skip
+    return load(**{**given, **more})
+
+
+def run(settings: Settings, *, refresh: bool = False) -> Snapshot:
+    request = build_request(settings)
+    return take_snapshot(settings, replace(request, series=request.series[:2]), refresh=refresh)
+
+
+def metered(server: Server) -> int:
+    return sum(asked.path in METERED for asked in server.asked)
+
+
+def unlicensed(asked: Asked) -> Answer:
+    return refused("dataset_unavailable_range") if asked.path == STREAM else standin.relay(asked)
+
+
+def test_without_a_budget_no_metered_request_leaves_and_the_run_completes(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        settings = settings_for(server.url, tmp_path, budget_daily_usd="0")
+        snapshot = run(settings)
+        assert metered(server) == 0 < len(server.asked)
+    assert snapshot.asked["databento"].answer.outcome is Outcome.OVER_BUDGET
+    lake = Lake(settings.environment_dir / "lake")
+    (answer,) = lake.scan(ANSWERS).collect().iter_rows(named=True)
+    assert answer["outcome"] == "over_budget" and "NQ_BUDGET_DAILY_USD" in answer["reason"]
+    assert "refused" in lake.scan(SPEND).collect()["kind"].to_list()
+    assert open_ledger(settings).month().metered_usd == Decimal(0)
+
+
+def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
+    with serve(unlicensed) as server:
+        settings = settings_for(server.url, tmp_path)
+        for _ in range(3):
+            assert run(settings).asked["databento"].answer.outcome is Outcome.NOT_ENTITLED
+        assert metered(server) == 1
+        (row,) = Lake(settings.environment_dir / "lake").scan(ENTITLEMENTS).collect().iter_rows(named=True)
+        assert (row["vendor"], row["schema"], row["entitled"]) == ("databento", "chain", False)
+        assert "dataset_unavailable_range" in row["text"]
+        run(settings, refresh=True)
+        assert metered(server) == 2
+        run(settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z"))  # the next trade date
+        assert metered(server) == 3
+
+
+def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked(tmp_path: Path) -> None:
+    with serve(unlicensed) as server:
+        settings = settings_for(server.url, tmp_path)
+        assert {step.entitled for step in ladder(settings)} == {None}
+        run(settings)
+    day = build_request(settings).trade_date
+    for schema, entitled in (("mbo", False), ("trades", True)):
+        text = "" if entitled else f"Not authorized for {schema} schema"
+        said = Entitlement("databento", "GLBX.MDP3", schema, "live", "live", day, entitled, text)
+        note(Lake(settings.environment_dir / "lake"), said)
+    told = {(step.vendor, step.mode, step.schema): step for step in ladder(settings)}
+    assert told["databento", "live", "mbo"].entitled is False
+    assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"
+    assert told["databento", "live", "mbp-1"].entitled is None
+    assert told["databento", "live", "trades"].entitled is True
+    assert told["databento", "historical", "chain"].entitled is False
+    assert all(step.adds for step in told.values())
+
+
+@pytest.mark.parametrize("budget", ["0", "10"])
+def test_the_ledger_commits_the_bytes_that_the_vendor_bills(budget: str, tmp_path: Path) -> None:
+    key, url = f"db-bill-{budget}", f"{standin.address()}/with/now={standin.NOW}/databento"
+    settings = settings_for(url, tmp_path, databento_api_key=key, budget_daily_usd=budget)
+    run(settings)
+    asked = requests.get(f"{url}/requests", auth=(key, ""), timeout=30).json()
+    billed = [one["billed_bytes"] for one in asked if one["metered"]]
+    committed = [line.bytes for line in open_ledger(settings).lines() if line.kind.value == "committed"]
+    assert billed == committed
+    assert bool(billed) is (budget != "0")
