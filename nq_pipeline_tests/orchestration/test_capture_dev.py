@@ -91,7 +91,7 @@ def test_after_a_power_cut_the_dead_run_is_reported_and_has_exactly_one_successo
 ) -> None:
     until(dev, lambda: capturing(it, 0))
     dev.kill()
-    assert it.capturing is None
+    until(dev, lambda: it.capturing is None)
     cut_at = it.now_ns
     dev.start()
     assert [run["status"] for run in runs(dev)] == ["STARTED"]  # as Dagster has it
