@@ -350,7 +350,7 @@ def test_the_doctor_finds_what_is_missing_and_is_exit_code_5() -> None:
     result = live("doctor", "--json")
     assert result.exit_code == cli.UNHEALTHY
     report = json.loads(result.stdout)
-    assert set(report) == {"environment", "market", "sources"}
+    assert set(report) == {"environment", "market", "sources", "ladder"}
     assert report["market"].startswith("open (regular hours), trade date 2025-06-10")
     assert list(report["sources"]) == ["barchart", "polygon", "tradovate", "databento"]
     for probe in report["sources"].values():

@@ -1,0 +1,86 @@
+"""`nq backfill`: says what it costs, asks before it spends, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nq_pipeline import cli
+from nq_pipeline_tests.backfill.conftest import NOW, Vendor, vendor
+
+DAYS = ("--schema", "statistics", "--from", "2025-06-06", "--to", "2025-06-09")
+
+
+@pytest.fixture
+def databento(data: Path) -> Iterator[Vendor]:
+    with vendor(data) as served:
+        yield served
+
+
+def nq(databento: Vendor, *words: str, answer: str | None = None, **settings: str) -> Result:
+    environment = {
+        "NQ_ENVIRONMENT": "live", "NQ_DATA_DIR": str(databento.data_dir), "NQ_NOW": NOW,
+        "NQ_DATABENTO_URL": databento.server.url, "DATABENTO_API_KEY": "db-command",
+        "NQ_BACKFILL_SYMBOLS": "Q2B.OPT", **settings,
+    }  # fmt: skip
+    return CliRunner().invoke(cli.main, ["backfill", *words], env=environment, input=answer)
+
+
+def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vendor) -> None:
+    shown = nq(databento, *DAYS, "--dry-run")
+    assert shown.exit_code == cli.OK, shown.output
+    assert "2025-06-06  statistics  $0.00" in shown.output and "2025-06-09  statistics" in shown.output
+    assert "in all" in shown.output and "Nothing was bought" in shown.output
+    told = json.loads(nq(databento, *DAYS, "--dry-run", "--json").stdout)
+    assert [day["trade_date"] for day in told["days"]] == ["2025-06-06", "2025-06-09"]
+    assert float(told["total_usd"]) > 0 and told["refusal"] is None
+    assert not databento.metered
+
+
+def test_it_asks_before_it_spends_and_no_is_no(databento: Vendor) -> None:
+    shown = nq(databento, *DAYS, "--max-usd", "1", answer="n\n")
+    assert shown.exit_code == cli.OK and "Buy it?" in shown.output and "Nothing was bought" in shown.output
+    assert not databento.metered
+
+
+def test_the_days_are_bought_once_and_the_same_command_again_asks_nothing(databento: Vendor) -> None:
+    shown = nq(databento, *DAYS, "--max-usd", "1", "--yes")
+    assert shown.exit_code == cli.OK, shown.output
+    assert shown.output.count("complete:") == 2 and len(databento.metered) == 2
+    told = json.loads(nq(databento, *DAYS, "--max-usd", "1", "--yes", "--json").stdout)
+    assert [day["already"] for day in told["days"]] == [True, True] and float(told["cost_usd"]) == 0
+    assert len(databento.metered) == 2
+
+
+def test_without_an_amount_nothing_that_costs_is_bought(databento: Vendor) -> None:
+    shown = nq(databento, *DAYS, "--yes")
+    assert shown.exit_code == cli.UNHEALTHY
+    assert shown.output.count("over_budget") == 2 and "--max-usd" in shown.output
+    assert not databento.metered
+
+
+def test_what_the_budget_would_refuse_is_said_before(databento: Vendor) -> None:
+    shown = nq(databento, *DAYS, "--dry-run", NQ_BUDGET_DAILY_USD="0")
+    assert "Not all of it would be granted" in shown.output and "NQ_BUDGET_DAILY_USD" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*DAYS, "--json"), "--yes or --dry-run"),
+        ((*DAYS, "--max-usd", "much"), "write an amount"),
+        ((*DAYS, "--max-usd", "NaN"), "write an amount"),
+        (("--schema", "status", *DAYS[2:], "--dry-run"), "cannot be backfilled"),
+        (("--schema", "trades", "--from", "2025-06-07", "--to", "2025-06-08", "--dry-run"), "no trade date"),
+    ],
+)
+def test_a_mistake_of_the_user_is_a_sentence_and_exit_code_2(
+    words: tuple[str, ...], says: str, databento: Vendor
+) -> None:
+    shown = nq(databento, *words)
+    assert shown.exit_code == cli.USAGE and says in shown.output
+    assert not databento.metered
