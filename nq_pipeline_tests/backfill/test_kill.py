@@ -1,0 +1,75 @@
+"""kill -9 in the middle of a purchase, and what no failure may leave behind: the key."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nq_pipeline.backfill.day import backfill_day
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.backfill.conftest import NOW, STREAM, SUBMIT, Change, refused, vendor
+from nq_pipeline_tests.backfill.test_day import MONDAY, only
+from nq_pipeline_tests.sources.server import Answer, Asked
+
+MARK = "db-SECRETMARK0123456789"
+
+
+def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_the_day(data: Path) -> None:
+    arrived = threading.Event()
+
+    def slow(asked: Asked, good: Answer) -> Answer:
+        arrived.set()
+        return replace(good, drip_s=1.0)
+
+    with vendor(data, only(STREAM, slow)) as databento:
+        environment = {
+            **os.environ, "NQ_ENVIRONMENT": "live", "NQ_DATA_DIR": str(data), "NQ_NOW": NOW,
+            "NQ_DATABENTO_URL": databento.server.url, "DATABENTO_API_KEY": "db-killed",
+            "NQ_BACKFILL_SYMBOLS": "Q2B.OPT",
+        }  # fmt: skip
+        day = ["--schema", "trades", "--from", str(MONDAY), "--to", str(MONDAY)]
+        program = [sys.executable, "-m", "nq_pipeline", "backfill", *day, "--max-usd", "1", "--yes"]
+        process = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL)
+        assert arrived.wait(60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with vendor(data) as databento:
+        settings = databento.settings()
+        (held,) = open_ledger(settings).left_open()
+        assert held.charge.purpose == "backfill" and held.reserved_usd > 0
+        done = backfill_day(settings, "trades", MONDAY)
+        assert done.state == "complete" and len(databento.metered) == 1
+        month = open_ledger(settings).month()
+        assert (month.reserved_usd, month.metered_usd) == (held.reserved_usd, done.cost_usd)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda asked, good: replace(good, cut=True),
+        lambda asked, good: Answer(hang_up=True),
+        lambda asked, good: Answer(b"oops " + MARK.encode(), 500),
+        lambda asked, good: refused(f"license_{MARK}", 403),
+        lambda asked, good: Answer(f'{{"detail": "no such key {MARK}"}}'.encode(), 401),
+    ],
+)
+def test_the_key_is_nowhere_whatever_fails(
+    broken: Change, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vendor(
+        data, lambda asked, good: broken(asked, good) if asked.path in (STREAM, SUBMIT) else good
+    ) as databento:
+        for more in ({}, {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"}):
+            settings = databento.settings(databento_api_key=MARK, **more)  # type: ignore[arg-type]
+            day = backfill_day(settings, "trades", MONDAY)
+            assert MARK not in str(day)
+    files = [file for file in data.rglob("*") if file.is_file()]
+    assert files and not [file for file in files if MARK.encode() in file.read_bytes()]
+    assert MARK not in caplog.text
