@@ -38,7 +38,8 @@ DESCRIPTIONS = {
     "tradovate": "Options on E-mini Nasdaq-100 futures from Tradovate's websocket, a bounded number of "
     "quotes nearest the money. Experimental. Needs an account with API access and market data.",
     "databento": "Options on E-mini Nasdaq-100 futures from CME Globex by Databento: definitions, statistics "
-    "and quotes. Metered unless the plan includes it; what the spend ledger's budgets do not grant is not asked for.",
+    "and quotes. Metered unless the plan includes it; what the spend ledger's budgets do not grant is not "
+    "asked for.",
 }
 TAGS = {
     "barchart": {"nq/underlying": "future", "nq/cost": "free"},
