@@ -173,7 +173,7 @@ def sql(query: str, form: str | None) -> None:
     """Run a query against the lake, read-only, always on the newest data.
 
     \b
-    Tables: source_chain, option_chain, option_chain_latest, decisions, answers, fetches.
+    Tables: option_chain_latest, option_chain, source_chain, decisions, spend, …; see nq tables.
     Example:
       nq sql "select series, count(*) as contracts from option_chain_latest group by 1 order by 1"
     """
