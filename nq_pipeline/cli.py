@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
-gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, or a
-day of `nq backfill` could not be had.
+gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, a
+day of `nq backfill` could not be had, or the webhook did not take the message of `nq alert test`.
 """
 
 
@@ -488,6 +488,45 @@ def trust_clock(reason: str) -> None:
     ledger = Ledger(load())
     ledger.trust_clock(reason)
     click.echo(f"Budgets count as of {ledger.month().as_of:%Y-%m-%d %H:%M} UTC.")
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+@sentences
+def alert(context: click.Context) -> None:
+    """Show the alerts that have not healed.
+
+    Alerts come of failed runs and of checks at ERROR; docs/alerts.md says how they reach you.
+    """
+    if context.invoked_subcommand:
+        return
+    from nq_pipeline.alerts.notifier import Notifier
+    from nq_pipeline.settings import load
+
+    settings = load()
+    _note_sandbox(settings)
+    notifier = Notifier(settings)
+    for said in notifier.firing():
+        click.echo(f"{said.since:%Y-%m-%d %H:%M} UTC  {said.alert.what}\n    {said.alert.what_to_do}")
+        for place in said.alert.where:
+            click.echo(f"    {place}")
+    if not notifier.firing():
+        click.echo(f"nothing is firing; what was is in {notifier.log}")
+
+
+@alert.command("test")
+@sentences
+def test_alert() -> None:
+    """Send a test message, and say what came of it."""
+    from nq_pipeline.alerts.notifier import Notifier
+    from nq_pipeline.settings import load
+
+    settings = load()
+    notifier = Notifier(settings)
+    sent = notifier.test()
+    click.echo(f"written to {notifier.log}")
+    click.echo("the webhook took it" if sent.delivered else sent.reason)
+    sys.exit(OK if sent.delivered or settings.alert_webhook is None else UNHEALTHY)
 
 
 @main.command()

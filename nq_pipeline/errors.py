@@ -4,6 +4,8 @@
     ├── SettingsError           a setting is missing or makes no sense
     ├── LakeError               the lake on disk cannot be written or read as asked
     ├── LedgerError             the spend ledger cannot be used, or cannot book what was asked of it
+    ├── AlertError              what was alerted of is not known any more
+    │   └── WebhookRefused      the webhook did not take a message; `passing` when that may change by itself
     ├── SandboxError            the stand-ins could not be started
     ├── CaptureError            the live capture cannot go on
     │   ├── BadStream           bytes that are no DBN records; `offset` says where
@@ -42,6 +44,22 @@ class LakeError(NqError):
 
 class LedgerError(NqError):
     """The spend ledger cannot be opened or written, or what it is asked to book makes no sense."""
+
+
+class AlertError(NqError):
+    """It is not known what was alerted of."""
+
+
+class WebhookRefused(AlertError):
+    """The webhook did not take a message; says why, without its address.
+
+    `passing` when any message would have met the same now: nothing answered, a server fault, too many.
+    """
+
+    def __init__(self, message: str, *, passing: bool, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.passing = passing
+        self.retry_after_s = retry_after_s
 
 
 class SandboxError(NqError):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -47,6 +47,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
 """What metered requests are made for."""
+
+SHORTEST_SECRET = 4
+"""Shorter values are no secrets, and would blank out half of a text."""
 
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9, decimal_places=9)]
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -319,6 +322,19 @@ class Settings(BaseSettings):
         24, gt=0, description="A reservation that is open for longer, hours, waits for a person's review."
     )
 
+    # Alerts
+    alert_webhook: SecretStr | None = Field(
+        None,
+        description="Address that alerts are sent to, in the format of Slack's incoming webhooks; a secret, "
+        "since whoever has it can write there. Without it they are only in `alerts.jsonl`.",
+    )
+    alert_repeat_s: int = Field(
+        3600, ge=0, description="An alert that goes on is said again after so many seconds at the earliest."
+    )
+    ui_url: str = Field(
+        "http://127.0.0.1:3000", description="Address of the Dagster UI, for the links in alerts."
+    )
+
     # Sandbox
     sandbox_port: int = Field(
         0, ge=0, le=65535, description="Port of the stand-ins; 0 remembers the last or takes a free one."
@@ -407,6 +423,22 @@ class Settings(BaseSettings):
             raise ValueError("write a zone of the IANA database, e.g. UTC or America/Chicago") from None
         return value
 
+    @field_validator("alert_webhook")
+    @classmethod
+    def _webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        text = value.get_secret_value()
+        try:
+            parts = urlsplit(text)
+            good = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+            good = good and bool(parts.hostname) and parts.port != 0 and parts.username is None
+        except ValueError:
+            good = False
+        if not good or not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("write the address of an incoming webhook, https://host/path")
+        return value
+
     @field_validator("databento_gateway")
     @classmethod
     def _host_and_port(cls, value: str | None) -> str | None:
@@ -418,6 +450,23 @@ class Settings(BaseSettings):
     @property
     def clock(self) -> Clock:
         return PinnedClock(self.now) if self.now else SystemClock()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Everything that must be in no text, the longest first since one may be part of another.
+
+        Beside each secret also how it looks within a URL, and what of a URL is secret by itself.
+        """
+        found = set[str]()
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                text = value.get_secret_value()
+                password = re.match(r"[^/]*//[^/@]*:([^/]+)@", text)
+                found |= {text, quote(text, safe=""), *(password.groups() if password else ())}
+        if self.alert_webhook:
+            found.add(urlsplit(self.alert_webhook.get_secret_value()).path)
+        return tuple(sorted((t for t in found if len(t) >= SHORTEST_SECRET), key=len, reverse=True))
 
     @property
     def environment_dir(self) -> Path:

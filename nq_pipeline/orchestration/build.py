@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from nq_pipeline.orchestration.alerting import alerts, run_failures
 from nq_pipeline.orchestration.assets.chains import option_chains
 from nq_pipeline.orchestration.assets.trades import HEALTH, trades
 from nq_pipeline.orchestration.checks.capture import capture_state
@@ -35,7 +36,7 @@ def build_defs(
         asset_checks=[capture_state],
         jobs=[chain_job, capture_job, housekeeping_job],
         schedules=[chains_while_open, housekeeping_after_close],
-        sensors=[live_capture, capture_checks],
+        sensors=[live_capture, capture_checks, run_failures, alerts],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.
         executor=dg.in_process_executor,

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import SecretStr
 
 from nq_pipeline.lake import files
 from nq_pipeline.settings import Settings
-
-SHORTEST = 4
-"""Shorter values are no secrets, and would blank out half of a report."""
 
 
 class Evidence:
@@ -31,10 +27,7 @@ class Evidence:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
-        values = [getattr(settings, name) for name in type(settings).model_fields]
-        texts = {v.get_secret_value() for v in values if isinstance(v, SecretStr)}
-        # The longest first: one may be part of another.
-        self._secrets = sorted((t for t in texts if len(t) >= SHORTEST), key=len, reverse=True)
+        self._secrets = settings.secrets
 
     def redact(self, value: Any) -> Any:
         """Text, bytes, and whatever holds them, without secrets."""

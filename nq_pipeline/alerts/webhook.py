@@ -1,0 +1,65 @@
+"""One message to one webhook. The address is a secret: it is in no log, no exception and no file.
+
+`http.client` instead of `requests`, since urllib3 writes every path to its debug log, and the path
+is what is secret here. No proxy, no redirect, no netrc: the message goes where the setting says.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import tenacity
+
+from nq_pipeline.errors import WebhookRefused
+
+TIMEOUT_S = 5.0
+"""Of one attempt, for connecting and for the answer each."""
+ATTEMPTS = 3
+LONGEST_WAIT_S = 3.0
+"""A longer Retry-After is not waited for here: the message is sent again later."""
+
+
+def post(url: str, body: dict[str, str]) -> None:
+    """Send a message, again after a short while where that may help; raises `WebhookRefused`."""
+    tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=_pause,
+        retry=tenacity.retry_if_exception(_is_worth_it),
+        reraise=True,
+    )(_post, url, json.dumps(body).encode())
+
+
+def _post(url: str, body: bytes) -> None:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("POST", target, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        slow = isinstance(error, TimeoutError)
+        reason = f"no answer within {TIMEOUT_S:g} s" if slow else f"no connection ({type(error).__name__})"
+        raise WebhookRefused(f"the webhook gave {reason}", passing=True) from None
+    finally:
+        connection.close()
+    if 200 <= response.status < 300:
+        return
+    asked = response.headers.get("Retry-After", "").strip()
+    raise WebhookRefused(
+        f"the webhook answered HTTP {response.status}",
+        passing=response.status in (408, 429) or response.status >= 500,
+        retry_after_s=float(asked) if asked.isdecimal() else 0.0,
+    )
+
+
+def _is_worth_it(error: BaseException) -> bool:
+    return isinstance(error, WebhookRefused) and error.passing and error.retry_after_s <= LONGEST_WAIT_S
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, WebhookRefused) else 0.0
+    return asked + tenacity.wait_random_exponential(multiplier=0.2, max=1)(state)

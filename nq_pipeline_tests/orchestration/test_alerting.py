@@ -1,0 +1,179 @@
+"""A failed run and a check at ERROR lead to one alert, and to its end, with Dagster in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.errors import Unavailable
+from nq_pipeline.orchestration.alerting import alerts, run_failures
+from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
+from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline_tests.alerts.receiver import Receiver, receiver
+from nq_pipeline_tests.orchestration.fakes import FakeVendor
+
+NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
+DAY = "2025-06-10"
+AVAILABLE = "check/nq/option_chain/available"
+
+
+@pytest.fixture
+def hook() -> Iterator[Receiver]:
+    with receiver() as state:
+        yield state
+
+
+class Desk:
+    """The whole of the definitions with vendors that behave as told, and the sensor that alerts."""
+
+    def __init__(self, instance: dg.DagsterInstance, data: Path, hook: Receiver) -> None:
+        self.instance, self.hook, self.cursor = instance, hook, ""
+        self.settings = Settings(
+            _env_file=None,
+            environment="live",
+            data_dir=data,
+            now=NOW,
+            horizon_days=1,
+            alert_webhook=hook.url,
+            databento_api_key="db-marked-key",
+        )
+        self.vendors: dict[str, FakeVendor] = {}
+        self.defs = build_defs(self.settings, opener=lambda name, _: self.vendors[name])
+
+    def run(self, error: str = "", partition: str = DAY) -> dg.ExecuteInProcessResult:
+        """One snapshot, for which all vendors are well or all say the same."""
+        failing = {name: FakeVendor(name, raises=Unavailable(error)) for name in SOURCE_NAMES}
+        self.vendors = failing if error else {name: FakeVendor(name) for name in SOURCE_NAMES}
+        job = self.defs.resolve_job_def("chain_snapshot")
+        return job.execute_in_process(instance=self.instance, partition_key=partition, raise_on_error=False)
+
+    def tick(self) -> str:
+        """One tick of the sensor `alerts`; what it says."""
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            definitions=self.defs,
+            resources={"vendors": self.defs.resources["vendors"]},
+        )
+        result = alerts(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor or ""
+        assert isinstance(result.skip_reason, dg.SkipReason)
+        return result.skip_reason.skip_message or ""
+
+    def fail(self, result: dg.ExecuteInProcessResult) -> None:
+        """What the daemon does with the run-failure sensor."""
+        event = result.get_run_failure_event()
+        context = dg.build_run_status_sensor_context(
+            sensor_name="run_failures",
+            dagster_instance=self.instance,
+            dagster_run=result.dagster_run,
+            dagster_event=event,
+            resources={"vendors": self.defs.resources["vendors"]},
+        ).for_run_failure()
+        run_failures(context)
+
+    def said(self, key: str) -> list[dict[str, Any]]:
+        log = Notifier(self.settings).log
+        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [entry for entry in entries if entry["key"] == key and "state" in entry]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, hook: Receiver) -> Iterator[Desk]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Desk(instance, tmp_path / "data", hook)
+
+
+def test_a_check_at_error_is_one_alert_and_its_end_another(desk: Desk) -> None:
+    assert desk.run(error="nobody there, key db-marked-key").success
+    desk.tick()
+    desk.tick()
+    (fired,) = desk.said(AVAILABLE)
+    assert fired["state"] == "firing"
+    assert fired["so_what"].startswith("This does not hold: At least one source")
+    assert "/runs/" in fired["where"][1]
+    assert len([text for text in desk.hook.texts if "nq/option_chain/available" in text]) == 1
+
+    desk.run(error="nobody there still")  # fails anew, within the hour
+    desk.tick()
+    assert len(desk.said(AVAILABLE)) == 1
+
+    desk.run()
+    desk.tick()
+    assert [entry["state"] for entry in desk.said(AVAILABLE)] == ["firing", "resolved"]
+    assert any(text.startswith("*RESOLVED*") for text in desk.hook.texts)
+    written = "".join(p.read_text() for p in desk.settings.environment_dir.glob("alerts.*"))
+    assert "marked" not in written + "".join(desk.hook.texts)
+
+
+def test_a_check_that_warns_alerts_nobody(desk: Desk) -> None:
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=TRADES_ASSET,
+        check_name="entitlement",
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="the plan allows trades instead of mbo",
+    )
+    desk.instance.report_runless_asset_event(evaluation)
+    assert desk.tick() == "0 firing, 0 sent, 0 waiting"
+
+
+def test_what_the_capture_s_sensor_judges_alerts_without_a_run(desk: Desk) -> None:
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=TRADES_ASSET,
+        check_name="entitlement",
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description="the plan streams no schema of options",
+    )
+    desk.instance.report_runless_asset_event(evaluation)
+    assert desk.tick() == "1 firing, 1 sent, 0 waiting"
+    (text,) = desk.hook.texts
+    assert "databento/trades/entitlement: the plan streams no schema of options" in text
+    assert "`nq doctor`" in text and "/runs/" not in text
+
+
+def test_a_webhook_that_is_down_fails_no_tick_and_is_told_later(desk: Desk) -> None:
+    desk.hook.always = (500, "", 0.0)
+    desk.run(error="nobody there")
+    said = desk.tick()
+    assert "waiting: the webhook answered HTTP 500" in said and ", 0 sent," in said
+
+
+def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
+    failed = desk.run(partition="2025-06-09")
+    assert not failed.success
+    desk.fail(failed)
+    (fired,) = desk.said("run/chain_snapshot")
+    assert fired["what"].startswith("chain_snapshot failed for 2025-06-09: Vendors show the current session")
+    assert fired["so_what"].startswith("There is no chain of this moment")
+    assert fired["where"] == [f"http://127.0.0.1:3000/runs/{failed.run_id}"]
+    assert desk.hook.texts == []  # a failure is only written down
+    assert "1 firing, 1 sent" in desk.tick()
+
+    desk.run()
+    desk.tick()
+    assert [e["state"] for e in desk.said("run/chain_snapshot")] == ["firing", "resolved"]
+
+
+def test_a_fault_of_the_program_says_what_it_was_without_a_secret(desk: Desk) -> None:
+    @dg.job(name="chain_snapshot", tags={"nq/kind": "chains"})
+    def broken() -> None:
+        @dg.op
+        def bug() -> None:
+            raise RuntimeError("a bug that prints db-marked-key")
+
+        bug()
+
+    desk.fail(broken.execute_in_process(instance=desk.instance, raise_on_error=False))
+    (fired,) = desk.said("run/chain_snapshot")
+    assert "RuntimeError: a bug that prints ***" in fired["what"]
