@@ -244,7 +244,8 @@ class Notifier:
 
     def _write(self, said: Message) -> None:
         told = asdict(said)
-        self._append({**told, **told.pop("alert")})
+        alert = told.pop("alert")
+        self._append({**told, **alert})
 
     def _append(self, line: dict[str, Any]) -> None:
         """One line, whole whoever else writes, on the disk before anybody is told."""

@@ -7,17 +7,22 @@ nothing else here waits for a network.
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from nq_pipeline.alerts.message import Alert, sentence
 from nq_pipeline.alerts.notifier import Notifier
-from nq_pipeline.orchestration.jobs import KIND
+from nq_pipeline.orchestration.jobs import CAPTURE, KIND
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
 
 BY_HAND = "__ASSET_JOB"
 """What Dagster calls the job of assets that somebody materialized."""
+
+BEGUN = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+LASTING_S = 300
+"""A capture ends at the close only; one that has gone on for so long is well."""
 
 SO_WHAT = {
     "chains": "There is no chain of this moment; the next tick asks again.",
@@ -118,7 +123,7 @@ def _report(
         Alert(
             key=key,
             what=f"{name}: {said}",
-            so_what=f"This does not hold: {meaning}" if meaning else "",
+            so_what=f"This does not hold: {meaning.partition('. ')[0].rstrip('.')}." if meaning else "",
             what_to_do=WHAT_TO_DO.get(evaluation.check_name, "see the check and its details in the UI."),
             where=[page, *run],
         )
@@ -126,17 +131,21 @@ def _report(
 
 
 def _heal_runs(notifier: Notifier, instance: dg.DagsterInstance) -> None:
-    """End the alerts of jobs whose newest finished run is a success."""
+    """End the alerts of jobs whose newest run went well, or has long been going."""
     for said in notifier.firing():
         kind, _, job = said.alert.key.partition("/")
         if kind != "run":
             continue
-        finished = dg.RunsFilter(
-            job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-        )
-        newest = instance.get_runs(finished, limit=1)
-        if newest and newest[0].is_success:
-            notifier.resolve(said.alert.key, f"{job} has run well again")
+        newest = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=BEGUN), limit=1)
+        if newest and _is_well(newest[0]):
+            notifier.resolve(said.alert.key, f"{job} runs well again")
+
+
+def _is_well(record: dg.RunRecord) -> bool:
+    run = record.dagster_run
+    if run.tags.get(KIND) == CAPTURE and run.status == dg.DagsterRunStatus.STARTED and record.start_time:
+        return datetime.now(UTC).timestamp() - record.start_time >= LASTING_S
+    return run.is_success
 
 
 def _page(settings: Settings, path: str) -> str:
@@ -151,5 +160,7 @@ def _why(context: dg.RunFailureSensorContext) -> str:
             return data.user_failure_data.description
         if data.error:
             cause = data.error.cause or data.error
+            if cause.cls_name == "DagsterExecutionInterruptedError":
+                return "its process was told to end"
             return sentence(cause.message)
     return sentence(context.failure_event.message or "it says nothing")

@@ -81,7 +81,12 @@ def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, ho
         "http://127.0.0.1:3000/runs/abc"
     ]
     said, delivered = lines(notifier)
-    assert said["key"] == ALERT.key and said["state"] == "firing" and said["what"] == ALERT.what
+    assert (
+        "alert" not in said
+        and said["key"] == ALERT.key
+        and said["state"] == "firing"
+        and said["what"] == ALERT.what
+    )
     assert delivered["id"] == said["id"] and delivered["delivered"] is True
 
 

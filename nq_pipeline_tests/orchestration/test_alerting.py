@@ -10,9 +10,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.errors import Unavailable
+from nq_pipeline.orchestration import alerting
 from nq_pipeline.orchestration.alerting import alerts, run_failures
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
@@ -69,17 +71,20 @@ class Desk:
         assert isinstance(result.skip_reason, dg.SkipReason)
         return result.skip_reason.skip_message or ""
 
-    def fail(self, result: dg.ExecuteInProcessResult) -> None:
-        """What the daemon does with the run-failure sensor."""
-        event = result.get_run_failure_event()
+    def report_failure(self) -> dg.DagsterRun:
+        """What the daemon does with the run-failure sensor when the newest run has failed."""
+        (run,) = self.instance.get_runs(limit=1)
+        (entry,) = self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+        assert entry.dagster_event
         context = dg.build_run_status_sensor_context(
             sensor_name="run_failures",
             dagster_instance=self.instance,
-            dagster_run=result.dagster_run,
-            dagster_event=event,
+            dagster_run=run,
+            dagster_event=entry.dagster_event,
             resources={"vendors": self.defs.resources["vendors"]},
         ).for_run_failure()
         run_failures(context)
+        return run
 
     def said(self, key: str) -> list[dict[str, Any]]:
         log = Notifier(self.settings).log
@@ -150,9 +155,8 @@ def test_a_webhook_that_is_down_fails_no_tick_and_is_told_later(desk: Desk) -> N
 
 
 def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
-    failed = desk.run(partition="2025-06-09")
-    assert not failed.success
-    desk.fail(failed)
+    assert not desk.run(partition="2025-06-09").success
+    failed = desk.report_failure()
     (fired,) = desk.said("run/chain_snapshot")
     assert fired["what"].startswith("chain_snapshot failed for 2025-06-09: Vendors show the current session")
     assert fired["so_what"].startswith("There is no chain of this moment")
@@ -174,6 +178,33 @@ def test_a_fault_of_the_program_says_what_it_was_without_a_secret(desk: Desk) ->
 
         bug()
 
-    desk.fail(broken.execute_in_process(instance=desk.instance, raise_on_error=False))
+    broken.execute_in_process(instance=desk.instance, raise_on_error=False)
+    desk.report_failure()
     (fired,) = desk.said("run/chain_snapshot")
     assert "RuntimeError: a bug that prints ***" in fired["what"]
+
+
+def test_a_capture_is_well_when_the_next_run_of_it_has_gone_on_for_minutes(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.job(name="capture", tags={"nq/kind": "capture"})
+    def broken() -> None:
+        @dg.op
+        def interrupted() -> None:
+            raise DagsterExecutionInterruptedError
+
+        interrupted()
+
+    with pytest.raises(DagsterExecutionInterruptedError):
+        broken.execute_in_process(instance=desk.instance)
+    desk.report_failure()
+    run = desk.instance.create_run_for_job(broken, tags=dict(broken.tags))
+    desk.instance.report_dagster_event(
+        dg.DagsterEvent(dg.DagsterEventType.PIPELINE_START.value, "capture"), run_id=run.run_id
+    )
+    desk.tick()
+    (fired,) = desk.said("run/capture")
+    assert fired["what"] == "capture failed: its process was told to end"
+    monkeypatch.setattr(alerting, "LASTING_S", 0)
+    desk.tick()
+    assert [entry["state"] for entry in desk.said("run/capture")] == ["firing", "resolved"]
