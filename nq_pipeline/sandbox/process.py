@@ -200,7 +200,8 @@ def gateway_clock(settings: Settings) -> Clock:
 
 def market_clock(settings: Settings) -> Clock:
     """The clock that a capture started now would follow; asks a server that runs, and starts none."""
-    if settings.environment != "sandbox" or settings.model_fields_set & {"databento_url", "databento_gateway"}:
+    given = settings.model_fields_set & {"databento_url", "databento_gateway"}
+    if settings.environment != "sandbox" or given:
         return gateway_clock(settings)
     port = settings.sandbox_port or _remembered(settings.environment_dir)
     with _lease(port) if port else nullcontext() as server:
