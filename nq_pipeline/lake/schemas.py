@@ -341,9 +341,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
         _c("environment", _S, "sandbox (synthetic) or live", False),
-        _c(
-            "log_session", _I, "segment of the log its session began with; 0 when bought later", False
-        ),
+        _c("log_session", _I, "segment of the log its session began with; 0 when bought later", False),
         _c("run_id", _S, "the run that wrote the row", False),
     )
 
