@@ -14,7 +14,7 @@ count: their time of receipt is before the drop.
 Sustained: 100,000 trades a second with publishing, merging and symbols as ever. The lag is looked
 at a hundred times a second: how long ago the newest record in the log was received by the gateway.
 That is no less than what any record waited, and includes the gateway's own ticks of 10 ms. At the
-end every record of the ground truth must be in the log, and every one of the log in the lake.
+end every trade of the log must be in the lake, once.
 """
 
 from __future__ import annotations
