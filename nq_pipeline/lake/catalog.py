@@ -1,4 +1,4 @@
-"""The DuckDB catalog: the lake's tables as views over explicit lists of files.
+"""The DuckDB catalog: the lake's tables as views over explicit lists of files, and `views` upon them.
 
 A view over a glob cannot follow a manifest, so every view names its files. `connect` resolves
 the newest manifests at that moment; `publish` writes the same views to `nq.duckdb` for other
@@ -20,18 +20,8 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.manifest import Manifest
-from nq_pipeline.lake.schemas import (
-    DECISIONS,
-    INSTANT,
-    OPTION_CHAIN,
-    OPTION_PRICING,
-    PARTITION,
-    SPEND,
-    TABLES,
-    USD,
-    Column,
-    Table,
-)
+from nq_pipeline.lake.schemas import DECISIONS, INSTANT, PARTITION, TABLES, USD, Column, Table
+from nq_pipeline.lake.views import VIEWS
 
 if TYPE_CHECKING:
     import duckdb
@@ -39,7 +29,6 @@ if TYPE_CHECKING:
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
-SPEND_DAILY = "spend_daily"
 
 _TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR",
@@ -57,82 +46,6 @@ _TYPES: dict[pl.DataType, str] = {
     USD: "DECIMAL(18, 9)",
     INSTANT: "TIMESTAMPTZ_NS",
 }
-
-_LATEST_SQL = f"""
-WITH winner AS (
-    SELECT series, source, snapshot_ts_ns, decided_at_ns
-    FROM {DECISIONS.name}
-    WHERE won AND trade_date = (SELECT max(trade_date) FROM {DECISIONS.name} WHERE won)
-    QUALIFY row_number() OVER (PARTITION BY series ORDER BY decided_at_ns DESC, rank) = 1
-), chain AS (
-    SELECT rows.*, winner.decided_at_ns
-    FROM {OPTION_CHAIN.name} AS rows JOIN winner USING (series, source, snapshot_ts_ns)
-    WHERE rows.trade_date = (SELECT max(trade_date) FROM {DECISIONS.name} WHERE won)
-)
-SELECT * EXCLUDE (decided_at_ns) FROM chain
-QUALIFY underlying_class = 'future'
-    OR decided_at_ns > coalesce(max(decided_at_ns) FILTER (WHERE underlying_class = 'future') OVER (), 0)
-"""
-# A proxy's series has another name than the one it stood in for, so no later decision on it
-# comes; it leaves the view as soon as a native source has won in a later run.
-
-_LATEST_MEANING = (
-    "The current chain: for every series of the newest trade date the rows its newest decision chose, "
-    "one row per contract. Rows of a proxy show only while no native source has won since."
-)
-
-_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
-_COMPUTED = {column.name: column for column in OPTION_PRICING.columns if column.name in _GREEKS}
-_ADDED = tuple(column for column in OPTION_PRICING.columns if column.name not in OPTION_CHAIN.schema)
-_PRICED_COLUMNS = (
-    *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
-    Column("iv_source", pl.String(), "whose the volatility and the Greeks are: computed, else vendor"),
-    Column("vendor_implied_volatility", pl.Float64(), "the vendor's, as a fraction, used or not"),
-    *_ADDED,
-)
-_WHOSE = ", ".join(
-    f"CASE WHEN priced.model IS NULL THEN chain.{name} ELSE priced.{name} END AS {name}" for name in _GREEKS
-)
-_PRICED_SQL = f"""
-SELECT
-    chain.* REPLACE ({_WHOSE}),
-    CASE WHEN priced.model IS NOT NULL THEN 'computed'
-         WHEN chain.implied_volatility IS NOT NULL THEN 'vendor' END AS iv_source,
-    chain.implied_volatility AS vendor_implied_volatility,
-    {", ".join(f"priced.{column.name}" for column in _ADDED)},
-    {", ".join(f"priced.{column.name}_ns" for column in _ADDED if column.dtype == INSTANT)}
-FROM {OPTION_CHAIN.name} AS chain LEFT JOIN {OPTION_PRICING.name} AS priced
-    ON priced.trade_date = chain.trade_date AND priced.snapshot_ts_ns = chain.snapshot_ts_ns
-    AND priced.source = chain.source AND priced.contract_key = chain.contract_key
-"""
-# Volatility and Greeks of a row come from one hand, or they would contradict each other.
-
-_PRICED_MEANING = (
-    "The chosen rows with implied volatility and Greeks: ours where the row could be priced, else the "
-    "vendor's; iv_source says whose, unpriced why not ours."
-)
-
-_SPEND_DAILY_SQL = f"""
-SELECT
-    day,
-    vendor,
-    coalesce(purpose, 'plan') AS purpose,
-    sum(spent_usd) AS spent_usd,
-    sum(reserved_usd) AS reserved_usd,
-    count(*) FILTER (kind = 'reserved') AS requests,
-    count(*) FILTER (kind = 'refused') AS refused,
-    sum(sum(spent_usd)) OVER (PARTITION BY date_trunc('month', day) ORDER BY day) AS month_usd,
-    zone
-FROM {SPEND.name}
-WHERE vendor IS NOT NULL
-GROUP BY day, vendor, purpose, zone
-"""
-# A reservation's lines all carry its day, so that what is held nets to zero when it is closed.
-
-_SPEND_DAILY_MEANING = (
-    "The spend ledger by day, vendor and purpose (`plan`: the monthly fee): USD paid and still reserved, "
-    "requests, refusals, and what the month had come to at the end of the day."
-)
 
 
 def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPyConnection:
@@ -223,12 +136,9 @@ def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> str
         table = TABLES[name]
         script.append(f"CREATE VIEW {name} AS {_view_sql(table, environment_root, manifest)}")
         script.extend(_comments_sql(name, label + table.meaning, table.columns))
-    script.append(f"CREATE VIEW {LATEST} AS {_LATEST_SQL}")
-    script.extend(_comments_sql(LATEST, label + _LATEST_MEANING, OPTION_CHAIN.columns))
-    script.append(f"CREATE VIEW {PRICED} AS {_PRICED_SQL}")
-    script.extend(_comments_sql(PRICED, label + _PRICED_MEANING, _PRICED_COLUMNS))
-    script.append(f"CREATE VIEW {SPEND_DAILY} AS {_SPEND_DAILY_SQL}")
-    script.append(f"COMMENT ON VIEW {SPEND_DAILY} IS {_text(label + _SPEND_DAILY_MEANING)}")
+    for view in VIEWS:
+        script.append(view.sql.rstrip())
+        script.extend(_comments_sql(view.name, label + view.meaning, view.columns, macro=view.is_macro))
     return ";\n".join([*script, "COMMIT"])
 
 
@@ -261,13 +171,15 @@ def _paths(environment_root: Path, manifest: Manifest) -> list[str]:
     return [str(folder / file.path) for file in manifest.files]
 
 
-def _comments_sql(view: str, meaning: str, columns: tuple[Column, ...]) -> Iterator[str]:
-    yield f"COMMENT ON VIEW {view} IS {_text(meaning)}"
-    for column in columns:
-        yield f'COMMENT ON COLUMN {view}."{column.name}" IS {_text(column.meaning)}'
+def _comments_sql(
+    name: str, meaning: str, columns: tuple[Column, ...], *, macro: bool = False
+) -> Iterator[str]:
+    yield f"COMMENT ON {'MACRO TABLE' if macro else 'VIEW'} {name} IS {_text(meaning)}"
+    for column in columns if not macro else ():  # DuckDB keeps no comments on what a macro returns
+        yield f'COMMENT ON COLUMN {name}."{column.name}" IS {_text(column.meaning)}'
         if column.dtype == INSTANT:
             exact = _text(f"{column.name} in nanoseconds since 1970-01-01 UTC")
-            yield f"COMMENT ON COLUMN {view}.{column.name}_ns IS {exact}"
+            yield f"COMMENT ON COLUMN {name}.{column.name}_ns IS {exact}"
 
 
 def _list(paths: list[str]) -> str:

@@ -1,0 +1,30 @@
+-- The underlying is that of the chain of the same trade date, or of the definitions bought for it.
+CREATE VIEW trades_enriched AS
+WITH listed AS (
+    SELECT trade_date, series, max(underlying) AS underlying
+    FROM source_chain WHERE underlying_class = 'future' GROUP BY ALL
+), defined AS (
+    SELECT trade_date, series, max(underlying) AS underlying
+    FROM definition WHERE series IS NOT NULL GROUP BY ALL
+), optioned AS (
+    SELECT trades.*, coalesce(listed.underlying, defined.underlying) AS underlying
+    FROM trades
+    LEFT JOIN listed ON listed.trade_date = trades.trade_date AND listed.series = trades.series
+    LEFT JOIN defined ON defined.trade_date = trades.trade_date AND defined.series = trades.series
+    WHERE trades.instrument_kind = 'option'
+), futures AS (
+    SELECT trade_date, raw_symbol, ts_event_ns, arg_max(price, (sequence, ordinal)) AS price
+    FROM trades WHERE instrument_kind = 'future' AND price IS NOT NULL GROUP BY ALL
+)
+SELECT
+    optioned.*,
+    CASE optioned.side WHEN 'B' THEN 'buy' WHEN 'A' THEN 'sell' END AS aggressor,
+    futures.price AS underlying_price,
+    make_timestamptz(futures.ts_event_ns // 1000) AS underlying_ts,
+    optioned.strike / futures.price AS moneyness,
+    CASE optioned.option_type WHEN 'C' THEN futures.price > optioned.strike
+                              WHEN 'P' THEN futures.price < optioned.strike END AS in_the_money,
+    futures.ts_event_ns AS underlying_ts_ns
+FROM optioned ASOF LEFT JOIN futures
+    ON futures.trade_date = optioned.trade_date AND futures.raw_symbol = optioned.underlying
+    AND futures.ts_event_ns <= optioned.ts_event_ns

@@ -1,0 +1,311 @@
+"""The views of the catalog: point in time, histories, trades with their underlying, shapes of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import (
+    DECISIONS,
+    INSTANT,
+    OPTION_CHAIN,
+    SOURCE_CHAIN,
+    TRADES,
+    conform,
+)
+from nq_pipeline.lake.views import VIEWS, View
+from nq_pipeline_tests.lake.samples import DAY, NOON, chain, decision
+from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
+
+MINUTE = 60 * NS_PER_S
+A, B = "Q1B-2025-07-08", "QN2-2025-07-11"
+CALLS = {
+    "option_chain_asof": "option_chain_asof('2025-07-01 12:30:00+00')",
+    "chain_history": "chain_history('Q1B-2025-07-08-C-21000')",
+    "bars": "bars(INTERVAL 5 MINUTES)",
+}
+TYPES = {
+    **SQL_TYPES,
+    pl.Datetime("us", "UTC"): "TIMESTAMP WITH TIME ZONE",
+    pl.List(pl.String()): "VARCHAR[]",
+    pl.Decimal(38, 9): "DECIMAL(38,9)",
+}
+
+
+@pytest.fixture(params=["connect", "guarded", "nq.duckdb"])
+def opened(request: pytest.FixtureRequest, environment_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The catalog in the three ways it is read; made when the test asks, after its rows were written."""
+    request.getfixturevalue("filled")
+    if request.param == "nq.duckdb":
+        connection = duckdb.connect(catalog.publish(environment_root), read_only=True)
+        connection.execute("SET TimeZone = 'America/Chicago'")  # as another tool would have it
+    else:
+        connection = catalog.connect(environment_root, guarded=request.param == "guarded")
+    with connection:
+        yield connection
+
+
+def snapshot(
+    minute: int, series: str = A, *, table: object = OPTION_CHAIN, day: date = DAY, **columns: object
+) -> pl.DataFrame:
+    """Three calls of a series, 21,000 to 21,020, some minutes after noon; quotes ten minutes old."""
+    at = NOON + minute * MINUTE
+    expiration = pl.lit(f"{series[-10:]} 20:00").str.to_datetime(time_unit="ns", time_zone="UTC")
+    given = {name: pl.lit(value) for name, value in columns.items()}
+    frame = chain(table, snapshot=at, series=series, day=day)  # type: ignore[arg-type]
+    return frame.with_columns(expiration=expiration, underlying=pl.lit("NQU5")).with_columns(**given)
+
+
+def trade(
+    second: float, symbol: str, price: float | None, *, side: str = "B", size: int = 1, **option: object
+) -> dict[str, object]:
+    """A trade some seconds after noon; with a contract's columns it is an option's."""
+    at = NOON + int(second * NS_PER_S)
+    return {
+        "ts_event": at,
+        "ts_recv": at,
+        "trade_date": DAY,
+        "publisher_id": 1,
+        "instrument_id": sum(symbol.encode()),
+        "sequence": int(second * 1000),
+        "ordinal": 0,
+        "action": "T",
+        "side": side,
+        "price": price,
+        "size": size,
+        "flags": 0,
+        "ts_in_delta": 0,
+        "raw_symbol": symbol,
+        "instrument_kind": "option" if option else "future",
+        "source_schema": "trades",
+        "environment": "sandbox",
+        "log_session": 1,
+        "run_id": "run",
+        "series": None,
+        "contract_key": None,
+        "option_type": None,
+        "strike": None,
+    } | option
+
+
+CALL = {"series": A, "contract_key": f"{A}-C-21000", "option_type": "C", "strike": 21_000.0}
+PUT = {"series": A, "contract_key": f"{A}-P-21000", "option_type": "P", "strike": 21_000.0}
+
+
+def append(lake: Lake, table: object, frame: pl.DataFrame) -> None:
+    lake.append(table, conform(table, frame), run_id="run")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def filled(lake: Lake) -> Lake:
+    """Two snapshots, vendors that differ by half a point, and trades of a call, a put and the future."""
+    for minute in (0, 5):
+        bid = 10.0 + minute
+        append(
+            lake, OPTION_CHAIN, snapshot(minute, bid=bid, ask=bid + 1, delta=0.5, underlying_price=21_010.0)
+        )
+        append(lake, SOURCE_CHAIN, snapshot(minute, table=SOURCE_CHAIN, bid=bid, ask=bid + 1))
+        other = {"bid": bid + 0.5, "ask": bid + 1.5}
+        append(lake, SOURCE_CHAIN, snapshot(minute, table=SOURCE_CHAIN, source="databento", **other))
+    won = decision(decided_at=NOON + 6 * MINUTE, snapshot=NOON + 5 * MINUTE, series=A)
+    append(lake, DECISIONS, pl.DataFrame([won]))
+    trades = [
+        trade(1, "Q1BN5 C21000", 50.0, **CALL),
+        trade(2, "NQU5", 21_010.0),
+        trade(3, "Q1BN5 C21000", 51.0, side="A", size=3, **CALL),
+        trade(4, "NQU5", 20_990.0, side="A", size=2),
+        trade(4, "Q1BN5 P21000", 60.0, side="N", **PUT),
+        trade(5, "NQZ5", 21_500.0),
+        trade(400, "Q1BN5 C21000", 55.0, **CALL),
+    ]
+    append(lake, TRADES, pl.DataFrame(trades, infer_schema_length=None))
+    return lake
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_a_view_returns_the_columns_it_documents(opened: duckdb.DuckDBPyConnection, view: View) -> None:
+    name, columns = view.name, view.columns
+    described = opened.execute(f"DESCRIBE FROM {CALLS.get(name, name)}").fetchall()
+    exact = {f"{column.name}_ns": "BIGINT" for column in columns if column.dtype == INSTANT}
+    assert {row[0]: row[1] for row in described} == {c.name: TYPES[c.dtype] for c in columns} | exact
+    assert [row[0] for row in described if row[0] not in exact] == [column.name for column in columns]
+    assert catalog.query(opened, f"FROM {CALLS.get(name, name)}").fetchall() or name == "spend_daily"
+
+
+def test_views_and_macros_say_what_they_are(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute(
+        "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal "
+        "UNION ALL SELECT function_name, comment FROM duckdb_functions() WHERE NOT internal"
+    ).fetchall()
+    said = dict(rows)
+    assert {view.name: said[view.name] for view in VIEWS} == {
+        view.name: f"Synthetic data of the sandbox. {view.meaning}" for view in VIEWS
+    }
+
+
+def asof(environment_root: Path, minute: float, options: str = "") -> list[tuple[str, int, int]]:
+    """Series, minute of the snapshot and rows of the chain as it stood some minutes after noon."""
+    with catalog.connect(environment_root) as connection:
+        moment = f"make_timestamptz({NOON // 1000 + round(minute * 60_000_000)})"
+        return connection.execute(
+            f"SELECT series, (snapshot_ts_ns - {NOON}) // {MINUTE}, count(*) "
+            f"FROM option_chain_asof({moment}{options}) GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+
+
+def test_the_chain_as_of_a_moment_never_looks_ahead(lake: Lake, environment_root: Path) -> None:
+    for minute in (0, 5, 10):
+        append(lake, OPTION_CHAIN, snapshot(minute))
+    moments = (-1, 0, 4.99, 5, 9.99, 10, 60)
+    newest = [[row[1] for row in asof(environment_root, minute)] for minute in moments]
+    assert newest == [[], [0], [0], [5], [5], [10], [10]]
+
+
+def test_quotes_of_a_later_moment_than_asked_for_are_not_shown(lake: Lake, environment_root: Path) -> None:
+    append(lake, OPTION_CHAIN, snapshot(0))
+    late = snapshot(5).with_columns(as_of=pl.lit(NOON + 6 * MINUTE).cast(INSTANT))
+    append(lake, OPTION_CHAIN, late)
+    assert asof(environment_root, 5.5) == [(A, 0, 3)]
+    assert asof(environment_root, 6) == [(A, 5, 3)]
+
+
+def test_every_series_has_its_own_newest_snapshot(lake: Lake, environment_root: Path) -> None:
+    append(lake, OPTION_CHAIN, snapshot(0, A))
+    append(lake, OPTION_CHAIN, snapshot(0, B))
+    append(lake, OPTION_CHAIN, snapshot(5, B))
+    assert asof(environment_root, 6) == [(A, 0, 3), (B, 5, 3)]
+
+
+def test_of_two_sources_of_one_snapshot_the_one_chosen_last_counts(
+    lake: Lake, environment_root: Path
+) -> None:
+    append(lake, OPTION_CHAIN, snapshot(0, source="barchart"))
+    later = pl.lit(NOON + MINUTE).cast(INSTANT)
+    append(lake, OPTION_CHAIN, snapshot(0, source="databento").with_columns(selected_at=later))
+    with catalog.connect(environment_root) as connection:
+        sql = "SELECT source, count(*) FROM option_chain_asof('2025-07-01 12:03:00+00') GROUP BY ALL"
+        assert connection.execute(sql).fetchall() == [("databento", 3)]
+
+
+def test_a_contract_that_a_later_snapshot_left_out_shows_where_the_newest_of_each_is_asked_for(
+    lake: Lake, environment_root: Path
+) -> None:
+    append(lake, OPTION_CHAIN, snapshot(0))
+    append(lake, OPTION_CHAIN, snapshot(5).head(1))
+    assert asof(environment_root, 6) == [(A, 5, 1)]
+    assert asof(environment_root, 6, ", newest_per_contract := true") == [(A, 0, 2), (A, 5, 1)]
+
+
+def test_an_expired_series_is_not_in_the_chain(lake: Lake, environment_root: Path) -> None:
+    append(lake, OPTION_CHAIN, snapshot(0, "Q1B-2025-07-01"))  # expires at 20:00, eight hours on
+    assert asof(environment_root, 8 * 60 - 1) == [("Q1B-2025-07-01", 0, 3)]
+    assert asof(environment_root, 8 * 60) == []
+
+
+def test_a_weekend_is_bridged_by_the_trade_date_before_and_not_mixed_with_the_one_after(
+    lake: Lake, environment_root: Path
+) -> None:
+    week = 7 * 24 * 60
+    append(lake, OPTION_CHAIN, snapshot(0, A))
+    append(lake, OPTION_CHAIN, snapshot(0, B))
+    append(
+        lake, OPTION_CHAIN, snapshot(11 * 60, B, day=DAY + timedelta(days=1))
+    )  # the next session's evening
+    assert asof(environment_root, 10 * 60) == [(A, 0, 3), (B, 0, 3)]
+    assert asof(environment_root, 12 * 60) == [(B, 11 * 60, 3)]
+    assert asof(environment_root, 3 * 24 * 60) == [(B, 11 * 60, 3)]
+    assert asof(environment_root, week + 24 * 60 + 1, ", lookback := INTERVAL 3 DAYS") == []
+
+
+def test_the_chain_as_of_a_moment_opens_the_files_of_its_days_alone(
+    lake: Lake, environment_root: Path
+) -> None:
+    for i in range(30):
+        append(lake, OPTION_CHAIN, snapshot(i * 24 * 60, B, day=DAY + timedelta(days=i)))
+    with catalog.connect(environment_root) as connection:
+        sql = "EXPLAIN FROM option_chain_asof('2025-07-01 12:30:00+00')"
+        plan = connection.execute(sql).fetchall()[0][1]
+    assert plan.count("Scanning Files: 5/30") == 2
+
+
+def test_the_history_of_a_contract_is_in_order_of_time(opened: duckdb.DuckDBPyConnection) -> None:
+    sql = "SELECT bid FROM chain_history('Q1B-2025-07-08-C-21010')"
+    assert opened.execute(sql).fetchall() == [(10.0,), (15.0,)]
+    assert opened.execute("FROM chain_history('no such contract')").fetchall() == []
+
+
+def test_an_option_trade_meets_the_last_trade_of_its_own_future_and_none_that_came_later(
+    opened: duckdb.DuckDBPyConnection,
+) -> None:
+    rows = opened.execute(
+        "SELECT price, aggressor, underlying, underlying_price, in_the_money, "
+        "(underlying_ts_ns - $1) / 1e9 FROM trades_enriched ORDER BY ts_event_ns, contract_key",
+        [NOON],
+    ).fetchall()
+    assert rows == [
+        (50.0, "buy", "NQU5", None, None, None),
+        (51.0, "sell", "NQU5", 21_010.0, True, 2.0),
+        (60.0, None, "NQU5", 20_990.0, True, 4.0),
+        (55.0, "buy", "NQU5", 20_990.0, False, 4.0),
+    ]
+    moneyness = opened.execute(
+        "SELECT max(moneyness) FROM trades_enriched WHERE option_type = 'P'"
+    ).fetchone()
+    assert moneyness == (21_000.0 / 20_990.0,)
+
+
+def test_bars_hold_every_trade_once(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute(
+        "SELECT epoch(bar_start) - $1, open, high, low, close, volume, buy_volume, sell_volume, trades, vwap "
+        "FROM bars(INTERVAL 5 MINUTES) WHERE raw_symbol = 'Q1BN5 C21000' ORDER BY bar_start",
+        [NOON // NS_PER_S],
+    ).fetchall()
+    assert rows == [
+        (0, 50.0, 51.0, 50.0, 51.0, 4, 1, 3, 2, 50.75),
+        (300, 55.0, 55.0, 55.0, 55.0, 1, 1, 0, 1, 55.0),
+    ]
+    for width in ("1 second", "1 minute", "1 hour", "1 day"):
+        whole = opened.execute(f"SELECT sum(volume), sum(trades) FROM bars(INTERVAL {width})").fetchone()
+        assert whole == (10, 7)
+
+
+def test_vendors_are_compared_on_their_newest_snapshots(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute(
+        "SELECT source, other_source, bid, other_bid, mid_gap, quotes_overlap, count(*) "
+        "FROM source_agreement GROUP BY ALL"
+    ).fetchall()
+    assert rows == [("barchart", "databento", 15.0, 15.5, 0.5, True, 3)]
+
+
+def test_every_contract_is_listed_once(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute(
+        "SELECT contract_key, multiplier, underlying, last_seen - first_seen, sources "
+        "FROM contracts ORDER BY contract_key"
+    ).fetchall()
+    listed = (20.0, "NQU5", timedelta(minutes=5), ["barchart", "databento"])
+    assert rows == [(f"{A}-C-{strike}", *listed) for strike in (21_000, 21_010, 21_020)]
+
+
+def test_the_chain_for_openbb_is_the_latest(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute(
+        "SELECT underlying_symbol, contract_symbol, eod_date, expiration, dte, strike, option_type, "
+        "contract_size, bid, ask, mark FROM openbb_chain ORDER BY strike LIMIT 1"
+    ).fetchall()
+    contract = (f"{A}-C-21000", DAY, date(2025, 7, 8), 7, 21_000.0, "call", 20.0)
+    assert rows == [("NQU5", *contract, 15.0, 16.0, 15.5)]
+    assert opened.execute("SELECT count(*) FROM openbb_chain").fetchone() == (3,)
+
+
+def test_the_chain_for_optopsy_has_one_complete_quote_a_day(opened: duckdb.DuckDBPyConnection) -> None:
+    rows = opened.execute("SELECT * FROM optopsy_chain ORDER BY strike LIMIT 1").fetchall()
+    quote = ("NQU5", "c", date(2025, 7, 8), DAY, 21_000.0, 15.0, 16.0, 0.5, 21_010.0)
+    assert [row[:9] for row in rows] == [quote]
+    assert opened.execute("SELECT count(*) FROM optopsy_chain").fetchone() == (3,)
