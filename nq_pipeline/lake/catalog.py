@@ -11,6 +11,7 @@ bucket nanoseconds with a zone; `<name>_ns` beside each holds the exact BIGINT, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,17 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.manifest import Manifest
-from nq_pipeline.lake.schemas import DECISIONS, INSTANT, PARTITION, TABLES, USD, Column, Table
+from nq_pipeline.lake.schemas import (
+    DECISIONS,
+    INSTANT,
+    OPTION_CHAIN,
+    PARTITION,
+    TABLES,
+    USD,
+    Column,
+    Table,
+    conform,
+)
 from nq_pipeline.lake.views import VIEWS
 
 if TYPE_CHECKING:
@@ -96,6 +107,34 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     if (kind := statements[0].type.name) != "SELECT":
         raise LakeError(f"the catalog is read-only and {kind} is not a query; write SELECT, DESCRIBE or SHOW")
     return connection.query(sql)
+
+
+def chain(
+    connection: duckdb.DuckDBPyConnection,
+    as_of: datetime | None = None,
+    *,
+    newest_per_contract: bool = False,
+) -> pl.DataFrame:
+    """`option_chain_latest`, or `option_chain_asof` of a moment, in the types of `option_chain`.
+
+    Raises
+    ------
+    LakeError
+        `as_of` has no time zone, or the newest row of every contract is asked for without a moment.
+    """
+    if as_of is None:
+        if newest_per_contract:
+            raise LakeError("the newest row of every contract is counted from a moment; give as_of, too")
+        relation = connection.sql(f"FROM {LATEST}")
+    elif as_of.tzinfo is None:
+        raise LakeError(f"{as_of.isoformat()} could be any moment of a day; give as_of a time zone")
+    else:
+        sql = "FROM option_chain_asof($as_of, newest_per_contract := $newest)"
+        relation = connection.sql(sql, params={"as_of": as_of, "newest": newest_per_contract})
+    rows = relation.pl()
+    exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
+    names = OPTION_CHAIN.schema.names()
+    return conform(OPTION_CHAIN, rows.with_columns(**exact).select(names)).sort(OPTION_CHAIN.total_order)
 
 
 def publish(environment_root: Path) -> Path:

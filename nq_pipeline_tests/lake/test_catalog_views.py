@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
+import nq_pipeline
 from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
@@ -22,6 +25,7 @@ from nq_pipeline.lake.schemas import (
     conform,
 )
 from nq_pipeline.lake.views import VIEWS, View
+from nq_pipeline.settings import Settings
 from nq_pipeline_tests.lake.samples import DAY, NOON, chain, decision
 from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
 
@@ -309,3 +313,27 @@ def test_the_chain_for_optopsy_has_one_complete_quote_a_day(opened: duckdb.DuckD
     quote = ("NQU5", "c", date(2025, 7, 8), DAY, 21_000.0, 15.0, 16.0, 0.5, 21_010.0)
     assert [row[:9] for row in rows] == [quote]
     assert opened.execute("SELECT count(*) FROM optopsy_chain").fetchone() == (3,)
+
+
+def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(
+    lake: Lake, environment_root: Path
+) -> None:
+    exact = snapshot(0).with_columns(snapshot_ts=pl.lit(NOON + 1).cast(INSTANT))
+    append(lake, OPTION_CHAIN, exact)
+    append(lake, OPTION_CHAIN, snapshot(5, bid=11.0))
+    append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON + 5 * MINUTE, series=A)]))
+    settings = Settings(data_dir=environment_root.parent)
+    before = nq_pipeline.chain(datetime(2025, 7, 1, 12, 4, tzinfo=UTC), settings=settings)
+    assert before.schema == OPTION_CHAIN.schema
+    assert_frame_equal(before, conform(OPTION_CHAIN, exact))
+    latest = nq_pipeline.chain(settings=settings)
+    assert latest["bid"].to_list() == [11.0, 11.0, 11.0]
+    assert nq_pipeline.chain(datetime(2020, 1, 1, tzinfo=UTC), settings=settings).is_empty()
+
+
+def test_a_moment_without_a_time_zone_is_refused(environment_root: Path) -> None:
+    settings = Settings(data_dir=environment_root.parent)
+    with pytest.raises(LakeError, match="give as_of a time zone"):
+        nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)
+    with pytest.raises(LakeError, match="give as_of, too"):
+        nq_pipeline.chain(newest_per_contract=True, settings=settings)
