@@ -307,19 +307,14 @@ class Accounts:
         self._change(changed)
         self.beyond.append(changed)
 
-    def end(self, state: State, ending: Ending, heard_ns: int, log: CaptureLog) -> int | None:
+    def end(self, state: State, ending: Ending, log: CaptureLog) -> int | None:
         """Put down the hole that begins where a session ended.
-
-        Parameters
-        ----------
-        heard_ns
-            When bytes came last, by the clock of the market.
 
         Returns
         -------
         Up to where everything came of all that was asked for; None where a replay was not completed.
         """
-        proven = self._proven(state, ending, heard_ns)
+        proven = self._proven(state, ending)
         for gap in [self._gaps[gap_id] for gap_id in self._filling]:
             if gap.state == "replayed":  # cut off before the last of its records could come
                 self._change(gap.change(state="open", reason="the session ended just after the replay"))
@@ -339,15 +334,16 @@ class Accounts:
         inside = replayed_ns if self._close_ns is None else min(replayed_ns, self._close_ns)
         return max(gap.first_ns, inside)
 
-    def _proven(self, state: State, ending: Ending, heard_ns: int) -> dict[str, int]:
+    def _proven(self, state: State, ending: Ending) -> dict[str, int]:
         """Schema to the moment up to which everything came, for those whose replay was completed.
 
         After a lost connection that is its last record; what else the gateway said proves nothing.
-        Where we ended it, the connection was sound when bytes of any kind last came. Records that
-        the gateway left out came after the last one before it said so.
+        Where we ended it, the connection was sound, and all had come that the gateway received before
+        the newest record or heartbeat it sent. Records that it left out came after the last one before
+        it said so.
         """
         settle = int(self._settle_s * NS_PER_S)
-        heard = heard_ns - settle if ending.how is How.STOPPED else 0
+        heard = min(state.heard_ns, to_ns(self._clock.now())) - settle if ending.how is How.STOPPED else 0
         if self._before_skip is not None:
             return {schema: self._before_skip.get(schema, self._opens_ns) for schema in state.replayed}
         return {

@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
-from nq_pipeline.clock import NS_PER_S, Clock, to_ns
+from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.live import gateway, reconnect
 from nq_pipeline.live.accounts import OVERLAP_NS, Accounts
@@ -314,7 +314,7 @@ class Capture:
     def _put_down(self, session: Session, asked: list[Subscription], at: datetime, ending: Ending) -> None:
         """Put down how a session ended."""
         now, state = self.clock.now(), session.state
-        proven = self._accounts.end(state, ending, self._heard_ns(), self._log)
+        proven = self._accounts.end(state, ending, self._log)
         row = {
             "session_key": f"{self.run_id}-{next(self._session_numbers)}",
             "gateway_session": state.session_id or None,
@@ -362,17 +362,9 @@ class Capture:
         timing, now = self._timing, self.clock.now()
         settled = deadline + timedelta(seconds=timing.settle_s)
         silence = timedelta(seconds=timing.heartbeat_s + timing.late_s)
-        going = self._session is not None and not self._session.ending.done()
-        return now >= settled and (
-            not going or self._heard_ns() >= to_ns(settled) or now >= settled + silence
-        )
-
-    def _heard_ns(self) -> int:
-        """When bytes came last, by the clock of the market."""
-        if self._session is None:
-            return 0
-        silent = asyncio.get_running_loop().time() - self._session.state.last_heard
-        return to_ns(self.clock.now()) - int(silent * NS_PER_S)
+        session = self._session
+        heard = session is None or session.ending.done() or session.state.heard_ns >= to_ns(settled)
+        return now >= settled and (heard or now >= settled + silence)
 
     def _deadline(self) -> datetime | None:
         """When the capture ends: the close, or a while later when a gap can still be filled."""

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nq_pipeline.errors import BadStream, LogFailed
-from nq_pipeline.live.framer import CONTROL, ERROR, SYMBOL_MAPPING, SYSTEM, ErrorMsg, Frame, Framer, SystemMsg
+from nq_pipeline.live.framer import (
+    CONTROL,
+    ERROR,
+    SYMBOL_MAPPING,
+    SYSTEM,
+    UNDEF_TIMESTAMP,
+    ErrorMsg,
+    Frame,
+    Framer,
+    SystemMsg,
+)
 from nq_pipeline.live.reconnect import NOT_FATAL, SKIPPED_RECORDS, UNKNOWN_SYMBOL, Ending, How
 from nq_pipeline.market.products import PRODUCTS
 
@@ -81,6 +91,9 @@ class State:
         When bytes came last, in seconds of the event loop's clock.
     began
         When the first bytes of the stream came, likewise.
+    heard_ns
+        Up to when the gateway has sent what it had: the newest `ts_recv`, or heartbeat, which it sends
+        when there is nothing else. By its own clock, nanoseconds UTC, so that a backlog shows.
     records, bytes
         Market data; bytes of the stream as they came over the wire.
     mapped
@@ -98,6 +111,7 @@ class State:
     session_id: str = ""
     last_heard: float = 0.0
     began: float | None = None
+    heard_ns: int = 0
     records: int = 0
     bytes: int = 0
     mapped: set[str] = field(default_factory=set)
@@ -250,7 +264,11 @@ class Session:
     def _note(self, frame: Frame) -> None:
         """Take note of what the gateway itself says; mappings in columns, the rest is rare."""
         state, tallies = self.state, frame.tallies
-        state.records += sum(tally.count for rtype, tally in tallies.items() if rtype not in CONTROL)
+        for rtype, tally in tallies.items():
+            if rtype not in CONTROL:
+                state.records += tally.count
+                if tally.ts_recv is not None and tally.ts_recv != UNDEF_TIMESTAMP:
+                    state.heard_ns = max(state.heard_ns, tally.ts_recv)
         if SYMBOL_MAPPING in tallies:
             named = np.unique(frame.array(SYMBOL_MAPPING)["stype_in_symbol"])
             state.mapped.update(name.decode("utf-8", "replace") for name in named.tolist())
@@ -259,6 +277,9 @@ class Session:
         for message in frame.control():
             if isinstance(message, ErrorMsg):
                 self._refused(message)
+            elif isinstance(message, SystemMsg) and message.code == HEARTBEAT:
+                if message.ts_event != UNDEF_TIMESTAMP:
+                    state.heard_ns = max(state.heard_ns, message.ts_event)
             elif isinstance(message, SystemMsg) and message.code == SLOW_READER:
                 state.warnings += 1
             elif isinstance(message, SystemMsg) and (finished := _FINISHED.match(message.text)):

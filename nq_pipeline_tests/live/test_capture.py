@@ -33,6 +33,8 @@ NOW = OPENS + timedelta(seconds=20)
 PATIENCE_S = 60.0
 LOAD = 500
 LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
+BACKLOG_S = OVERLAP_NS / 1e9 + 2
+"""A gateway that is behind by more than the overlap of a replay."""
 BEYOND_OVERLAP = 2 * LOAD * OVERLAP_NS // 10**9
 QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, aging_s=5.0)
 
@@ -261,6 +263,21 @@ def test_what_was_missed_between_two_captures_is_found_and_filled(tmp_path: Path
     between = gaps(tmp_path).to_dicts()[1]
     assert between["cause"] == "not running" and between["state"] == "verified"
     assert between["first_ts"] < began + timedelta(seconds=1) < between["last_ts"]
+
+
+def test_what_the_gateway_still_had_to_send_at_the_stop_is_missing_and_filled(tmp_path: Path) -> None:
+    with served() as it:
+        running = Running(it, tmp_path)
+        running.until(lambda: all_verified(running))
+        it.script.add(Fault("drip"))
+        running.until(lambda: it.script.struck)
+        time.sleep(BACKLOG_S)
+        running.finish()
+        reached, stopped = int(logged(tmp_path)["ts_event"].max()), to_ns(it.clock.now())
+        assert stopped - reached > OVERLAP_NS, "no backlog"
+        capture(it, tmp_path, all_verified)
+        assert complete(it, tmp_path)
+    assert to_ns(gaps(tmp_path)["first_ts"].max()) <= reached
 
 
 def test_a_window_missed_altogether_is_a_gap_out_of_reach(tmp_path: Path) -> None:
