@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ from nq_pipeline.lake.schemas import (
 )
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.settings import Settings
+from nq_pipeline_tests.lake.conftest import REPOSITORY
 from nq_pipeline_tests.lake.samples import DAY, NOON, chain, decision
 from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
 
@@ -337,3 +339,13 @@ def test_a_moment_without_a_time_zone_is_refused(environment_root: Path) -> None
         nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)
     with pytest.raises(LakeError, match="give as_of, too"):
         nq_pipeline.chain(newest_per_contract=True, settings=settings)
+
+
+COOKBOOK = re.findall(r"^```sql\n(.*?)^```", (REPOSITORY / "docs" / "querying.md").read_text(), re.M | re.S)
+TRADED = [query for query in COOKBOOK if re.search("from (trades_enriched|bars|optopsy_chain)", query)]
+
+
+@pytest.mark.parametrize("query", TRADED, ids=range(len(TRADED)))
+def test_the_cookbooks_queries_on_trades_find_them(filled: Lake, environment_root: Path, query: str) -> None:
+    with catalog.connect(environment_root, guarded=True) as connection:
+        assert catalog.query(connection, query).fetchall()
