@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench import (
+    bench_asof,
     bench_barchart,
     bench_capture,
     bench_capture_log,
@@ -13,6 +14,7 @@ from bench import (
 )
 
 for benchmark in (
+    bench_asof,
     bench_barchart,
     bench_capture_log,
     bench_convert,
