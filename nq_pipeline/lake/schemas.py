@@ -400,7 +400,10 @@ GAPS = Table(
         _c("dataset", _S, "Databento's dataset", False),
         _c("schema", _S, "what is missing: trades, mbp-1, mbo", False),
         _c(
-            "cause", _S, "how the session before ended; late start or not running where there was none", False
+            "cause",
+            _S,
+            "how the session before ended; late start or not running where there was none; another schema",
+            False,
         ),
         _c("detail", _S, "what the gateway or the operating system said"),
         _c("first_ts", INSTANT, "the last moment (ts_event) proven before the gap", False),

@@ -107,7 +107,7 @@ class Accounts:
         logged = last_moments(folder, {schema: RTYPES[schema] for schema in in_force})
         ended = self._book.proven(now - rules.LOOK_BACK, now)
         for gap in known:
-            if gap.schema in in_force and gap.state in UNRESOLVED:
+            if gap.state in UNRESOLVED:  # `follow` sees to those of other schemas
                 self._take_up(gap)
             elif gap.schema in in_force and gap.state == "unfillable" and gap.filled_by != HISTORICAL:
                 self.beyond.append(gap)
@@ -130,6 +130,21 @@ class Accounts:
         return (
             0 if schema in self._all_there_is else max(min(firsts) - OVERLAP_NS, self._limits.get(schema, 0))
         )
+
+    def follow(self, schemas: Iterable[str]) -> None:
+        """The next session streams these schemas; a trade date may begin with others than the last had.
+
+        What is missing of one that is left is looked for in those that follow, and each that is new
+        has a gap, since without a replay nothing of it could be proven.
+        """
+        asked = set(schemas)
+        since = min((gap.first_ns for gap in self.unresolved if gap.last_ns is None), default=None)
+        for left in sorted({gap.schema for gap in self.unresolved} - asked):
+            self.step_down(left, asked, f"{left} is no longer streamed")
+        going_on = {gap.schema for gap in self.unresolved if gap.last_ns is None}
+        for schema in sorted(asked - self._streams.keys() - going_on):
+            if since is not None:
+                self._open(schema, since, None, cause="another schema")
 
     def reach(self, schemas: Iterable[str]) -> None:
         """Give up what is older than the gateway replays, as far as is known."""
@@ -231,6 +246,8 @@ class Accounts:
             for gap in self.unresolved
             if gap.state == "open" and gap.schema in streams
         }
+        for gap_id in self._filling:
+            self._awaited.pop(gap_id, None)  # counted of a replay that no longer matters
         self._completed: dict[str, float] = {}
         self._last: dict[str, int] = {}
         self._before_skip: dict[str, int] | None = None

@@ -197,7 +197,8 @@ class Capture:
                 clock=self.clock,
                 caught_up=caught_up,
             )
-            self._accounts.find(self._log.folder, self._in_force().values())
+            self._streams = self._parents_by_schema()
+            self._accounts.find(self._log.folder, self._streams)
             with self._repairs:
                 asyncio.run(self._supervise())
             self._look_beyond()
@@ -236,9 +237,10 @@ class Capture:
 
     async def _hold_session(self) -> tuple[Session, list[Subscription], Ending]:
         """A session from the connection to its end."""
-        by_schema = self._parents_by_schema()
-        self._accounts.reach(by_schema)
-        asked = [Subscription(s, parents, self._accounts.starts(s)) for s, parents in by_schema.items()]
+        self._streams = self._parents_by_schema()
+        self._accounts.follow(self._streams)
+        self._accounts.reach(self._streams)
+        asked = [Subscription(s, parents, self._accounts.starts(s)) for s, parents in self._streams.items()]
         self._accounts.begin({s.schema: RTYPES[s.schema] for s in asked})
         self._disputed = None
         await self._space()
@@ -395,11 +397,11 @@ class Capture:
             self._recounting.result()
             self._recounting = None
         if ready and not self._recounting and now >= self._recount_again:
-            self._recounting = asyncio.create_task(self._recount(ready))
+            asked = subscriptions(ready, self._streams)
+            self._recounting = asyncio.create_task(self._recount(ready, asked))
 
-    async def _recount(self, gaps: list[Gap]) -> None:
+    async def _recount(self, gaps: list[Gap], asked: list[Subscription]) -> None:
         await self._space()
-        asked = subscriptions(gaps, self._parents_by_schema())
         counts, ending = await recount(
             self._session_for, self._address, asked, gaps, give_up_s=self._timing.verify_s
         )
@@ -428,10 +430,9 @@ class Capture:
 
     def _look_beyond(self) -> None:
         """Hand on what the gateway cannot fill, and put down what became of it."""
-        by_schema = self._parents_by_schema() if self._accounts.beyond else {}
         while self._accounts.beyond:
             gap = self._accounts.beyond.pop()
-            self._repairs.ask(gap, by_schema.get(gap.schema, ()))
+            self._repairs.ask(gap, self._streams.get(gap.schema, ()))
         for gap in self._repairs.finished():
             self._accounts.settle(gap)
 

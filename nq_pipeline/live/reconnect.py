@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.live.ladder import LADDER
 
 SPACING_S = 0.25
 """Between two connections; the gateway closes those beyond five a second and address at once."""
@@ -162,8 +163,8 @@ def next_step(
         return _hopeless(ending.text) or _limited(ending, attempts)
     if ending.how is not How.ERROR:
         return Retry(backoff)
-    if schema := _SCHEMA.search(ending.text):
-        return StepDown(schema[1])
+    if (refused := _SCHEMA.search(ending.text)) and (schema := refused[1].lower()) in LADDER:
+        return StepDown(schema)
     if ending.code == AGED_OUT or _EARLIEST.search(ending.text):
         return Retry(backoff, replay_too_old=True, earliest_ns=_earliest(ending.text))
     if ending.code == CONNECTION_LIMIT:

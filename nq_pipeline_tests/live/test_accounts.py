@@ -13,6 +13,7 @@ from nq_pipeline.lake.lake import Lake
 from nq_pipeline.live.accounts import OVERLAP_NS, Accounts
 from nq_pipeline.live.gaps import Book
 from nq_pipeline.live.gateway import State
+from nq_pipeline.live.reconnect import Ending, How
 from nq_pipeline_tests.live.streams import Clock, begun, one_frame, record
 
 NOW = datetime(2025, 6, 13, 17, tzinfo=UTC)
@@ -85,3 +86,22 @@ def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(accounts: A
     accounts.advance(State(replayed={"trades": done}), 0.0)
     lost = [gap for gap in accounts.beyond if gap.schema == "trades"]
     assert [(gap.first_ns, gap.last_ns) for gap in lost] == [(to_ns(OPENS), done)]
+
+
+def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(accounts: Accounts) -> None:
+    first = to_ns(NOW - timedelta(minutes=1))
+    accounts.begin({"trades": 0})
+    accounts.advance(State(replayed={"mbo": first, "trades": first}), 0.0)
+    accounts.end(State(replayed={"trades": first}), Ending(How.CLOSED), None)  # type: ignore[arg-type]
+    accounts.follow(["mbp-1"])
+    assert {gap.schema for gap in accounts.unresolved} == {"mbp-1"}
+    assert accounts.starts("mbp-1") == to_ns(OPENS) - OVERLAP_NS
+
+
+def test_a_schema_that_is_new_has_a_gap_from_where_the_others_have_theirs(accounts: Accounts) -> None:
+    accounts.begin(dict.fromkeys(SCHEMAS, 0))
+    accounts.follow([*SCHEMAS, "mbp-1"])
+    assert accounts.starts("mbp-1") == accounts.starts("trades")
+    before = len(accounts.gaps)
+    accounts.follow([*SCHEMAS, "mbp-1"])
+    assert len(accounts.gaps) == before

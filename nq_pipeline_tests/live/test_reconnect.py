@@ -114,6 +114,12 @@ def test_a_key_refused_in_the_stream_stops(code: int) -> None:
 @pytest.mark.parametrize("code", [5, 6, 255])
 def test_a_schema_the_plan_lacks_is_a_step_down_whatever_the_code(code: int) -> None:
     assert after(error(code, "Not authorized for mbo schema")) == StepDown("mbo")
+    assert after(error(code, "Not authorized for MBO schema")) == StepDown("mbo")
+
+
+@pytest.mark.parametrize("code", [6, 255])
+def test_a_schema_that_was_never_asked_for_is_no_step(code: int) -> None:
+    assert isinstance(after(error(code, "Not authorized for tape schema")), Retry)
 
 
 @pytest.mark.parametrize("code", [5, 8])
