@@ -85,7 +85,7 @@ def check(body: bytes) -> None:
 
 
 @given(spoilt())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_spoilt_answer_is_a_typed_error_or_rows_and_counts_that_add_up(body: bytes) -> None:
     check(body)
 
@@ -101,7 +101,7 @@ def test_a_damaged_body_is_a_typed_error_or_rows_and_counts_that_add_up(
 
 
 @given(st.binary(max_size=200) | anything.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_arbitrary_bytes_and_json_never_crash_a_parser(body: bytes) -> None:
     for parse in (lambda: check(body), lambda: parse_futures(body)):
         try:
@@ -152,7 +152,7 @@ def regular(draw: st.DrawFn) -> list[boards.Row]:
 
 
 @given(regular())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_value_of_a_regular_board_arrives(rows: list[boards.Row]) -> None:
     board = parse_chain(chain(rows), SERIES, CODE, trade_date=TODAY)
     assert not board.dropped

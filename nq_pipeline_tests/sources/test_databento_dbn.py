@@ -150,7 +150,7 @@ def test_several_frames_are_one_answer() -> None:
     assert np.array_equal(dbn.decode(split, "trades").array, dbn.decode(raw, "trades").array)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_compressed_answer_cut_anywhere_is_noticed(data: st.DataObject) -> None:
     body = synthetic("statistics")
@@ -203,7 +203,7 @@ def chain(bodies: dict[str, bytes]) -> databento.Parsed:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_flipped_bytes_cost_rows_and_cells_but_never_the_parser(data: st.DataObject) -> None:
     schema = data.draw(st.sampled_from(list(SPANS)))
@@ -230,7 +230,7 @@ def test_flipped_bytes_cost_rows_and_cells_but_never_the_parser(data: st.DataObj
     assert parsed.frame["strike"].null_count() == parsed.frame["expiration"].null_count() == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(list(dbn.LAYOUTS)))
 def test_noise_is_a_bad_payload(noise: bytes, schema: str) -> None:
     for body in (noise, b"DBN\x03" + noise, zstandard.compress(b"DBN\x03" + noise)):

@@ -220,7 +220,7 @@ def run(examples: int, steps: Any, keeps: Callable[[Settings, Any], None], fresh
 
 def few(fresh: FreshLedger) -> int:
     """A new database is a file here, and a database of a server there."""
-    return 15 if fresh().ledger_url else 60
+    return 15 if fresh().ledger_url else 40
 
 
 @pytest.mark.timeout(600)
