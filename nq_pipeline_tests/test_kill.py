@@ -127,7 +127,7 @@ def check_complete(data: Path, complete: Undisturbed) -> None:
     assert latest.to_list() == complete.rows[OPTION_CHAIN.name]["contract_key"].sort().to_list()
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("kills", [2, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_run_killed_twice_leaves_tables_that_read_and_the_next_run_completes_them(
     start: Start, undisturbed: Undisturbed, tmp_path: Path, kills: int
 ) -> None:

@@ -143,7 +143,7 @@ def test_what_has_no_place_in_the_lake_is_counted_and_stays_in_the_log(root: Pat
     assert [without[n] for n in ("ts_recv", "receive_latency_ns", "publish_latency_ns")] == [None] * 3
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     rtype=st.sampled_from([0, 1, 160]),
     body=st.binary(min_size=400, max_size=2_000),
@@ -230,7 +230,7 @@ def test_what_a_session_sends_again_after_something_later_is_one_row(root: Path)
     assert told(rows(root)) == sent(records)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_however_the_log_is_cut_every_trade_is_there_once(
     tmp_path_factory: pytest.TempPathFactory, seed: int
