@@ -227,6 +227,146 @@ OPTION_PRICING = Table(
     since="snapshot_ts",
 )
 
+_SNAPSHOT = (
+    _c("source", _S, "vendor of the chain", False),
+    _c("environment", _S, "sandbox (synthetic) or live", False),
+    _c("snapshot_ts", INSTANT, "that of the chain's rows", False),
+    _c("trade_date", _D, "CME session date of the snapshot", False),
+    _c("underlying_class", _S, "future (NQ), index (NDX) or etf (QQQ)", False),
+)
+_SERIES = (
+    *_SNAPSHOT,
+    _c("root", _S, "Globex product code, or NDX, NDXP, QQQ", False),
+    _c("series", _S, "root and expiration date, Q1B-2025-07-01", False),
+)
+_STRIKE = (*_SERIES, _c("strike", _F, "index points or dollars", False))
+_TOTALS = (
+    _c("call_open_interest", _I, "open calls; null when no row says"),
+    _c("put_open_interest", _I, "open puts; null when no row says"),
+    _c("call_volume", _I, "calls traded in the session; null when no row says"),
+    _c("put_volume", _I, "puts traded in the session; null when no row says"),
+)
+_RATIOS = (
+    _c("put_call_open_interest", _F, "puts per call; null without calls"),
+    _c("put_call_volume", _F, "puts per call; null without calls"),
+)
+_GEX = (
+    _c("gex_per_point", _F, "net gamma exposure, dollars per point, were dealers long calls, short puts"),
+    _c("gex_per_pct", _F, "the same, dollars per 1 % of the forward"),
+)
+
+IV_SMILE = Table(
+    name="iv_smile",
+    version=1,
+    meaning="The volatility smile: the out-of-the-money contract of every strike that has a price.",
+    columns=(
+        *_STRIKE,
+        _c("option_type", _S, "P below the forward, else C", False),
+        _c("forward", _F, "the future's price it was valued on", False),
+        _c("years", _F, "to expiration, in years of 365 days", False),
+        _c("log_moneyness", _F, "ln(strike / forward)", False),
+        _c("deviations", _F, "log_moneyness in its own standard deviations, σ√t"),
+        _c("implied_volatility", _F, "ours, as a fraction", False),
+        _c("iv_uncertainty", _F, "half the width of the quote in volatility; null when not of a quote"),
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("source", "snapshot_ts", "series", "strike"),
+    order=("snapshot_ts", "series", "strike"),
+    since="snapshot_ts",
+)
+
+STRIKE_PROFILE = Table(
+    name="strike_profile",
+    version=1,
+    meaning="Open interest, volume and gamma exposure by strike: one row per snapshot, series and strike.",
+    columns=(
+        *_STRIKE,
+        *_TOTALS,
+        _c("payout", _F, "dollars all open options would pay if settled at this strike", False),
+        _c("call_gex_per_point", _F, "of the call; null without gamma or open interest"),
+        _c("put_gex_per_point", _F, "of the put, at or below 0; null without gamma or open interest"),
+        _c("call_gex_per_pct", _F, "of the call, dollars per 1 %"),
+        _c("put_gex_per_pct", _F, "of the put, dollars per 1 %"),
+        *_GEX,
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("source", "snapshot_ts", "series", "strike"),
+    order=("snapshot_ts", "series", "strike"),
+    since="snapshot_ts",
+)
+
+SERIES_METRICS = Table(
+    name="series_metrics",
+    version=1,
+    meaning="Term structure, expected move, put/call ratios, max pain: one row per snapshot and series.",
+    columns=(
+        *_SERIES,
+        _c("expiration", INSTANT, "the instant trading ends", False),
+        _c("years", _F, "to expiration, in years of 365 days"),
+        _c("forward", _F, "median of the forwards the series' rows were valued on"),
+        _c("atm_iv", _F, "volatility at the forward, linear between the strikes around it"),
+        _c("atm_strike", _F, "nearest the forward, of those with call and put quoted or settled"),
+        _c("expected_move_straddle", _F, "price of its straddle, points: the mean absolute move"),
+        _c("expected_move_iv", _F, "forward × atm_iv × √years, points: one standard deviation"),
+        *_TOTALS,
+        *_RATIOS,
+        _c("max_pain", _F, "strike of the least payout, the lowest of equals; null without open interest"),
+        *_GEX,
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("source", "snapshot_ts", "series"),
+    order=("snapshot_ts", "series"),
+    since="snapshot_ts",
+)
+
+GAMMA_LEVELS = Table(
+    name="gamma_levels",
+    version=1,
+    meaning="All series of an underlying together: one row per source, snapshot and class of underlying.",
+    columns=(
+        *_SNAPSHOT,
+        _c("forward", _F, "of the first contract to expire: what zero_gamma is measured in"),
+        *_TOTALS,
+        *_RATIOS,
+        *_GEX,
+        _c("zero_gamma", _F, "level where net exposure changes sign; null when none is within 10 %"),
+        _c("contracts", _I, "contracts in the exposure", False),
+        _c("open_interest_left_out", _I, "open contracts without a gamma, not in the exposure", False),
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("source", "snapshot_ts", "underlying_class"),
+    order=("snapshot_ts", "source", "underlying_class"),
+    since="snapshot_ts",
+)
+
+TRADE_PRESSURE = Table(
+    name="trade_pressure",
+    version=1,
+    meaning="Aggressors in windows of five minutes: one row per window and option that traded.",
+    columns=(
+        _c("environment", _S, "sandbox (synthetic) or live", False),
+        _c("trade_date", _D, "CME session date", False),
+        _c("window_start", INSTANT, "start of the five minutes, included", False),
+        _c("root", _S, "Globex product code", False),
+        _c("series", _S, "root and expiration date, Q1B-2025-07-01", False),
+        _c("contract_key", _S, "series, side and strike, Q1B-2025-07-01-C-21330", False),
+        _c("option_type", _S, "C or P", False),
+        _c("strike", _F, "index points", False),
+        _c("buy_volume", _I, "contracts whose aggressor bought", False),
+        _c("sell_volume", _I, "contracts whose aggressor sold", False),
+        _c("undefined_volume", _I, "contracts without a known aggressor, of neither side", False),
+        _c("trades", _I, "number of trades, of all three", False),
+        _c("average_size", _F, "contracts per trade, of all three", False),
+        _c("buy_sell_ratio", _F, "buy_volume / sell_volume; null without sells"),
+        _c("imbalance", _F, "(buy − sell) / (buy + sell), from −1 to 1; null without either"),
+        _c("dominant_side", _S, "B or A, of the larger volume; null when equal"),
+        _c("run_id", _S, "the run that computed it", False),
+    ),
+    key=("environment", "window_start", "contract_key"),
+    order=("window_start", "contract_key"),
+    since="window_start",
+)
+
 DECISIONS = Table(
     name="decisions",
     version=1,
@@ -668,6 +808,11 @@ TABLES: dict[str, Table] = {
         SOURCE_CHAIN,
         OPTION_CHAIN,
         OPTION_PRICING,
+        IV_SMILE,
+        STRIKE_PROFILE,
+        SERIES_METRICS,
+        GAMMA_LEVELS,
+        TRADE_PRESSURE,
         DECISIONS,
         ANSWERS,
         FETCHES,

@@ -1,0 +1,253 @@
+"""What traders look at, of a priced chain: smile, profile by strike, a row per series, gamma levels.
+
+Every function takes the chain joined with its pricing (`priced_chain`) and returns rows of one
+table, without `run_id`. Sources and snapshots are never added together. A number that a vendor did
+not send stays null; it is not counted as 0.
+
+Gamma exposure rests on an assumption that no data here confirms: that dealers are long every
+call and short every put that is open. Formulas and their sources are in `docs/analytics.md`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from nq_pipeline.market import black76
+
+SNAPSHOT = ("source", "environment", "snapshot_ts", "trade_date", "underlying_class")
+SERIES = (*SNAPSHOT, "root", "series")
+STRIKE = (*SERIES, "strike")
+
+GAMMA_RANGE = 0.10
+"""The zero-gamma level is looked for within this share of the forward."""
+GAMMA_STEPS = 81
+"""Levels the exposure is computed at; sign changes closer together than two of them are not seen."""
+BISECTIONS = 20
+"""Halvings of a step: the level is exact to a thousandth of a point."""
+
+_CALL = pl.col("option_type") == "C"
+_PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "gamma", "iv_uncertainty")
+
+
+def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `option_chain` with our volatility (`iv`) and gamma in place of the vendor's."""
+    key = ["source", "snapshot_ts", "contract_key"]
+    # DuckDB hands instants over in microseconds, the lake in nanoseconds.
+    instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
+    contract = ("expiration", "option_type", "multiplier", "open_interest", "volume")
+    rows = chain.select(*STRIKE, "contract_key", *contract).with_columns(instant)
+    computed = pricing.rename({"implied_volatility": "iv"}).select(*key, *_PRICING).with_columns(instant)
+    return rows.join(computed, on=key, how="left", maintain_order="left")
+
+
+def iv_smile(priced: pl.DataFrame) -> pl.DataFrame:
+    """The out-of-the-money volatility of every strike: of the put below the forward, else of the call."""
+    out = (
+        pl.when(_CALL)
+        .then(pl.col("strike") >= pl.col("forward"))
+        .otherwise(pl.col("strike") < pl.col("forward"))
+    )
+    moneyness = (pl.col("strike") / pl.col("forward")).log()
+    return priced.filter(out, pl.col("iv").is_not_null()).select(
+        *STRIKE,
+        "option_type",
+        "forward",
+        "years",
+        log_moneyness=moneyness,
+        deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
+        implied_volatility="iv",
+        iv_uncertainty="iv_uncertainty",
+    )
+
+
+def strike_profile(priced: pl.DataFrame) -> pl.DataFrame:
+    """Open interest, volume, payout at expiration and gamma exposure of every strike of a series."""
+    rows = _with_exposure(priced)
+    sides = {"call": _CALL, "put": ~_CALL}
+    measures = ("open_interest", "volume", "gex_per_point", "gex_per_pct")
+    profile = rows.group_by(STRIKE).agg(
+        pl.col("multiplier").first(),
+        *(
+            pl.col(m).filter(is_side).first().alias(f"{side}_{m}")
+            for side, is_side in sides.items()
+            for m in measures
+        ),
+    )
+    return (
+        profile.sort(STRIKE)
+        .with_columns(
+            payout=_payout() * pl.col("multiplier"),
+            gex_per_point=_sum("call_gex_per_point", "put_gex_per_point"),
+            gex_per_pct=_sum("call_gex_per_pct", "put_gex_per_pct"),
+        )
+        .drop("multiplier")
+    )
+
+
+def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
+    """One row per series: term structure, expected move, put/call ratios, max pain, gamma exposure."""
+    by_strike = strike_profile(priced)
+    is_open = (_or_zero("call_open_interest") + _or_zero("put_open_interest")).sum().over(SERIES) > 0
+    pain = (
+        by_strike.filter(is_open)
+        .group_by(SERIES)
+        .agg(max_pain=pl.col("strike").sort_by("payout", "strike").first())
+    )
+    exposure = by_strike.group_by(SERIES).agg(_total("gex_per_point"), _total("gex_per_pct"))
+    metrics = priced.group_by(SERIES).agg(
+        pl.col("expiration").first(), pl.col("years").median(), pl.col("forward").median(), *_totals()
+    )
+    for part in (_at_the_money(priced), _straddles(priced), pain, exposure):
+        metrics = metrics.join(part, on=SERIES, how="left")
+    return metrics.with_columns(
+        *_ratios(),
+        expected_move_iv=pl.col("forward") * pl.col("atm_iv") * pl.col("years").sqrt(),
+    ).sort(SERIES)
+
+
+def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
+    """One row per source, snapshot and class of underlying: all series together, and zero gamma."""
+    rows = _with_exposure(priced)
+    reference = pl.col("forward").drop_nulls().first()
+    totals = (
+        rows.sort("expiration")
+        .group_by(SNAPSHOT)
+        .agg(
+            reference.alias("forward"),
+            *_totals(),
+            _total("gex_per_point"),
+            _total("gex_per_pct"),
+            pl.col("gex_per_point").count().alias("contracts"),
+            open_interest_left_out=pl.col("open_interest").filter(pl.col("gex_per_point").is_null()).sum(),
+        )
+    )
+    usable = rows.filter(
+        pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0, pl.col("years") > 0
+    )
+    parts = usable.partition_by(SNAPSHOT, as_dict=True)
+    shifts = [
+        _zero_gamma_shift(parts[key]) if key in parts else None for key in totals.select(SNAPSHOT).iter_rows()
+    ]
+    return totals.with_columns(
+        *_ratios(), zero_gamma=pl.col("forward") * pl.Series(shifts, dtype=pl.Float64)
+    ).sort(SNAPSHOT)
+
+
+def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:
+    """Dollars of futures dealers trade per point, and per 1 %, if long calls and short puts.
+
+    Positive: dealers sell as the market rises. Gamma is per point, the multiplier dollars per point.
+    """
+    sign = pl.when(_CALL).then(1.0).otherwise(-1.0)
+    per_point = sign * pl.col("gamma") * pl.col("open_interest") * pl.col("multiplier") * pl.col("forward")
+    return priced.with_columns(gex_per_point=per_point, gex_per_pct=per_point * pl.col("forward") / 100)
+
+
+def _zero_gamma_shift(rows: pl.DataFrame) -> float | None:
+    """The factor nearest 1 on all forwards at which net exposure changes sign; None within the range.
+
+    Every contract keeps its volatility (sticky strike); gamma is Black-76's, of American options too.
+    """
+    forward, strike, years, iv, rate = (
+        rows[name].to_numpy() for name in ("forward", "strike", "years", "iv", "rate")
+    )
+    is_call = (rows["option_type"] == "C").to_numpy()
+    held = np.where(is_call, 1.0, -1.0) * rows["open_interest"].to_numpy() * rows["multiplier"].to_numpy()
+
+    def net(shift: float) -> float:
+        at = forward * shift
+        return float(np.sum(held * at * black76.value(at, strike, years, iv, is_call, rate).gamma))
+
+    grid = np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS)
+    exposure = np.array([net(shift) for shift in grid])
+    changes = np.flatnonzero(exposure[:-1] * exposure[1:] < 0)
+    if not changes.size:
+        return None
+    nearest = changes[np.argmin(np.abs((grid[changes] + grid[changes + 1]) / 2 - 1))]
+    low, high = float(grid[nearest]), float(grid[nearest + 1])
+    rises = exposure[nearest] < 0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if (net(middle) < 0) == rises:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _payout() -> pl.Expr:
+    """Points all open options would pay, were the series settled at the row's strike; strikes ascend."""
+    strike, calls, puts = pl.col("strike"), _or_zero("call_open_interest"), _or_zero("put_open_interest")
+    paid_to_calls = strike * calls.cum_sum() - (calls * strike).cum_sum()
+    paid_to_puts = (puts * strike).cum_sum(reverse=True) - strike * puts.cum_sum(reverse=True)
+    return (paid_to_calls + paid_to_puts).over(SERIES)
+
+
+def _at_the_money(priced: pl.DataFrame) -> pl.DataFrame:
+    """Volatility at the forward, linear in strike between the smile's two strikes around it."""
+    below = pl.col("strike") <= pl.col("forward")
+    near = (
+        iv_smile(priced)
+        .sort("strike")
+        .group_by(SERIES)
+        .agg(
+            pl.col("forward").median(),
+            k0=pl.col("strike").filter(below).last(),
+            k1=pl.col("strike").filter(~below).first(),
+            v0=pl.col("implied_volatility").filter(below).last(),
+            v1=pl.col("implied_volatility").filter(~below).first(),
+        )
+    )
+    weight = (pl.col("forward") - pl.col("k0")) / (pl.col("k1") - pl.col("k0"))
+    return near.select(*SERIES, atm_iv=pl.col("v0") + weight * (pl.col("v1") - pl.col("v0")))
+
+
+def _straddles(priced: pl.DataFrame) -> pl.DataFrame:
+    """Call and put of the strike nearest the forward that has a quote or a settlement for both."""
+    firm = priced.filter(pl.col("price_used") != "last", pl.col("forward").is_not_null())
+    pairs = (
+        firm.group_by(STRIKE)
+        .agg(
+            pl.col("forward").median(),
+            call=pl.col("price").filter(_CALL).first(),
+            put=pl.col("price").filter(~_CALL).first(),
+        )
+        .drop_nulls(["call", "put"])
+    )
+    distance = (pl.col("strike") - pl.col("forward")).abs()
+    nearest = pairs.sort(distance, "strike").group_by(SERIES, maintain_order=True).first()
+    return nearest.select(*SERIES, atm_strike="strike", expected_move_straddle=pl.col("call") + pl.col("put"))
+
+
+def _totals() -> list[pl.Expr]:
+    sides = {"call": _CALL, "put": ~_CALL}
+    return [
+        _total(measure, is_side).alias(f"{side}_{measure}")
+        for side, is_side in sides.items()
+        for measure in ("open_interest", "volume")
+    ]
+
+
+def _ratios() -> list[pl.Expr]:
+    """Puts per call; null where no call is known or none is there."""
+    return [
+        pl.when(pl.col(f"call_{m}") > 0).then(pl.col(f"put_{m}") / pl.col(f"call_{m}")).alias(f"put_call_{m}")
+        for m in ("open_interest", "volume")
+    ]
+
+
+def _total(name: str, where: pl.Expr | None = None) -> pl.Expr:
+    """Sum that is null, not 0, where nothing is known."""
+    column = pl.col(name) if where is None else pl.col(name).filter(where)
+    return pl.when(column.count() > 0).then(column.sum()).alias(name)
+
+
+def _sum(left: str, right: str) -> pl.Expr:
+    """Sum of two columns; null only where both are."""
+    known = pl.col(left).is_not_null() | pl.col(right).is_not_null()
+    return pl.when(known).then(pl.sum_horizontal(left, right))
+
+
+def _or_zero(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Float64).fill_null(0.0)

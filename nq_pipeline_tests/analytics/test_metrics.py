@@ -1,0 +1,223 @@
+"""The metrics of a chain against numbers worked out by hand, and against brute force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
+from nq_pipeline.analytics.pricing import price_snapshot
+from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import INSTANT, conform
+from nq_pipeline.market import black76
+from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.analytics.test_pricing import quoted
+
+NOON = datetime(2025, 6, 30, 17, tzinfo=UTC)
+SCHEMA = {
+    "strike": pl.Float64,
+    "option_type": pl.String,
+    "open_interest": pl.Int64,
+    "volume": pl.Int64,
+    "price": pl.Float64,
+    "iv": pl.Float64,
+    "gamma": pl.Float64,
+}
+Row = tuple[float, str, int | None, int | None, float | None, float | None, float | None]
+
+
+def priced(rows: Sequence[Row], forward: float = 100.0, years: float = 0.25) -> pl.DataFrame:
+    """A series as `priced_chain` gives it, of (strike, side, open interest, volume, price, iv, gamma)."""
+    return pl.DataFrame(list(rows), schema=SCHEMA, orient="row").with_columns(
+        source=pl.lit("barchart"),
+        environment=pl.lit("sandbox"),
+        snapshot_ts=pl.lit(NOON).cast(INSTANT),
+        trade_date=pl.lit(date(2025, 6, 30)),
+        underlying_class=pl.lit("future"),
+        root=pl.lit("Q1B"),
+        series=pl.lit("Q1B-2025-07-01"),
+        expiration=pl.lit(datetime(2025, 7, 1, 20, tzinfo=UTC)).cast(INSTANT),
+        multiplier=pl.lit(20.0),
+        price_used=pl.when(pl.col("price").is_not_null()).then(pl.lit("mid")),
+        forward=pl.lit(forward),
+        years=pl.lit(years),
+        rate=pl.lit(0.0),
+        iv_uncertainty=pl.lit(0.001),
+    )
+
+
+CHAIN = priced(
+    [
+        (90.0, "C", 10, 1, 11.0, 0.31, 0.01),
+        (90.0, "P", 40, 6, 1.0, 0.30, 0.01),
+        (99.0, "C", 30, 2, 4.0, 0.25, 0.04),
+        (99.0, "P", 20, 3, 3.0, 0.24, 0.05),
+        (103.0, "C", 50, 5, 2.0, 0.20, 0.03),
+        (103.0, "P", None, None, None, None, None),
+    ]
+)
+
+
+def test_the_profile_of_a_strike_is_what_its_two_contracts_say() -> None:
+    row = strike_profile(CHAIN).filter(pl.col("strike") == 99).row(0, named=True)
+    assert (row["call_open_interest"], row["put_open_interest"], row["call_volume"], row["put_volume"]) == (
+        30,
+        20,
+        2,
+        3,
+    )
+    assert row["call_gex_per_point"] == pytest.approx(
+        0.04 * 30 * 20 * 100
+    )  # gamma, open, $ per point, forward
+    assert row["put_gex_per_point"] == pytest.approx(-0.05 * 20 * 20 * 100)
+    assert row["gex_per_point"] == pytest.approx(2_400 - 2_000)
+    assert row["gex_per_pct"] == pytest.approx(400)  # one percent of 100 is one point
+    # At 99 the calls of 90 pay 9 each; the puts below and the calls above pay nothing.
+    assert row["payout"] == pytest.approx(10 * 9 * 20)
+
+
+def test_what_no_vendor_said_stays_unknown() -> None:
+    row = strike_profile(CHAIN).filter(pl.col("strike") == 103).row(0, named=True)
+    assert row["put_open_interest"] is None and row["put_gex_per_point"] is None
+    assert row["gex_per_point"] == row["call_gex_per_point"]
+    silent = priced([(90.0, "C", None, None, 11.0, 0.3, 0.01), (90.0, "P", None, None, 1.0, 0.3, 0.01)])
+    row = series_metrics(silent).row(0, named=True)
+    unknown = ("call_volume", "put_call_open_interest", "put_call_volume", "max_pain", "gex_per_point")
+    assert [row[name] for name in unknown] == [None] * 5
+
+
+def test_the_smile_holds_puts_below_the_forward_and_calls_above() -> None:
+    smile = iv_smile(CHAIN).sort("strike")
+    assert smile.select("strike", "option_type", "implied_volatility").rows() == [
+        (90.0, "P", 0.30),
+        (99.0, "P", 0.24),
+        (103.0, "C", 0.20),
+    ]
+    assert smile["log_moneyness"].to_list() == pytest.approx([math.log(k / 100) for k in (90, 99, 103)])
+    assert smile["deviations"][2] == pytest.approx(math.log(1.03) / (0.20 * 0.5))
+
+
+def test_a_series_has_its_expected_moves_ratios_and_max_pain() -> None:
+    row = series_metrics(CHAIN).row(0, named=True)
+    assert row["atm_iv"] == pytest.approx(0.24 - 0.04 / 4)  # a quarter of the way from 99 to 103
+    assert (row["atm_strike"], row["expected_move_straddle"]) == (99.0, 7.0)
+    assert row["expected_move_iv"] == pytest.approx(100 * 0.23 * 0.5)
+    assert row["put_call_open_interest"] == pytest.approx(60 / 90)
+    assert row["put_call_volume"] == pytest.approx(9 / 8)
+    # Payouts: at 90 the puts of 99, 20 × 9; at 99 the calls of 90, 10 × 9; at 103 10 × 13 + 30 × 4.
+    assert row["max_pain"] == 99.0
+
+
+def test_a_stale_last_price_makes_no_straddle() -> None:
+    stale = CHAIN.with_columns(price_used=pl.lit("last"))
+    assert series_metrics(stale)["expected_move_straddle"].to_list() == [None]
+
+
+def test_a_series_with_one_open_strike_has_its_max_pain_there() -> None:
+    alone = priced([(95.0, "C", 5, 1, 5.0, 0.2, 0.02)])
+    assert series_metrics(alone)["max_pain"].to_list() == [95.0]
+
+
+def test_the_exposure_is_nothing_at_the_zero_gamma_level() -> None:
+    row = gamma_levels(priced([(95.0, "P", 100, 1, 1.0, 0.2, 0.03), (105.0, "C", 100, 1, 1.0, 0.2, 0.03)]))
+    level = row["zero_gamma"].item()
+    # With one volatility and equal size both gammas are equal where -d1 of one is d1 of the other.
+    variance = 0.2**2 * 0.25
+    assert level == pytest.approx(math.sqrt(95 * 105) * math.exp(-variance / 2), abs=1e-3)
+    gammas = [
+        black76.value(level, strike, 0.25, 0.2, is_call).gamma
+        for strike, is_call in ((95, False), (105, True))
+    ]
+    assert gammas[0] == pytest.approx(gammas[1], rel=1e-4)
+
+
+def test_there_is_no_zero_gamma_level_where_only_calls_are_open() -> None:
+    row = gamma_levels(priced([(100.0, "C", 100, 1, 1.0, 0.2, 0.03)])).row(0, named=True)
+    assert row["zero_gamma"] is None and row["gex_per_point"] > 0
+
+
+def test_what_has_no_gamma_is_counted_as_left_out() -> None:
+    rows = priced([(100.0, "C", 100, 1, 1.0, 0.2, 0.03), (100.0, "P", 7, 1, None, None, None)])
+    row = gamma_levels(rows).row(0, named=True)
+    assert (row["contracts"], row["open_interest_left_out"]) == (1, 7)
+
+
+def test_sources_are_never_added_together() -> None:
+    both = pl.concat([CHAIN, CHAIN.with_columns(source=pl.lit("databento"))])
+    assert gamma_levels(both)["call_open_interest"].to_list() == [90, 90]
+    assert series_metrics(both).height == 2 and strike_profile(both).height == 6
+
+
+CONTRACTS = st.dictionaries(
+    st.tuples(st.integers(380, 420).map(lambda tick: tick / 4), st.sampled_from("CP")),
+    st.tuples(st.integers(0, 10_000), st.floats(0, 0.1)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTRACTS)
+def test_max_pain_is_what_brute_force_finds(held: dict[tuple[float, str], tuple[int, float]]) -> None:
+    rows = [(k, side, size, 0, 1.0, 0.2, gamma) for (k, side), (size, gamma) in held.items()]
+
+    def payout(settled: float) -> float:
+        pays = ((settled - k if side == "C" else k - settled, size) for (k, side), (size, _) in held.items())
+        return sum(max(each, 0.0) * size for each, size in pays)
+
+    profile = strike_profile(priced(rows))
+    assert profile["payout"].to_list() == pytest.approx([20 * payout(k) for k in profile["strike"]])
+    least = min(sorted({k for k, _ in held}), key=payout)
+    found = series_metrics(priced(rows))["max_pain"].item()
+    assert found == (least if any(size for size, _ in held.values()) else None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTRACTS)
+def test_exposure_adds_up_from_strike_to_series_to_market(
+    held: dict[tuple[float, str], tuple[int, float]],
+) -> None:
+    chain = priced([(k, side, size, 0, 1.0, 0.2, gamma) for (k, side), (size, gamma) in held.items()])
+    total = sum((1 if side == "C" else -1) * g * size * 20 * 100 for (_, side), (size, g) in held.items())
+    for rows in (strike_profile(chain), series_metrics(chain), gamma_levels(chain)):
+        assert rows["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
+
+
+def test_a_snapshot_is_measured_into_its_tables_and_only_once(tmp_path: Path) -> None:
+    config = Settings(data_dir=tmp_path)
+    chain = quoted().with_columns(open_interest=pl.lit(10, pl.Int64), volume=pl.lit(1, pl.Int64))
+    pricing = price_snapshot(config, chain, run_id="first")
+    measured = measure_snapshot(config, chain, pricing, run_id="first")
+    measure_snapshot(config, chain, pricing, run_id="again")
+    for table, _ in METRICS:
+        stored = Lake(config.environment_dir / "lake").scan(table).collect()
+        assert stored.height == measured[table.name].height > 0
+        assert set(stored["run_id"]) == {"first"}
+    series = measured["series_metrics"].row(0, named=True)
+    assert series["atm_iv"] == pytest.approx(0.2, abs=1e-5)
+    assert series["expected_move_straddle"] == pytest.approx(
+        series["expected_move_iv"] * math.sqrt(2 / math.pi), rel=0.01
+    )
+
+
+def test_a_chain_read_through_duckdb_joins_its_pricing_all_the_same() -> None:
+    chain = quoted()
+    pricing = price_chain(chain, rate=0.03)
+    in_microseconds = chain.with_columns(pl.col("snapshot_ts").cast(pl.Datetime("us", "UTC")))
+    assert_frame_equal(priced_chain(in_microseconds, pricing), priced_chain(chain, pricing))
+    assert priced_chain(in_microseconds, pricing)["iv"].count() > 0
+
+
+def test_an_empty_chain_has_no_metrics() -> None:
+    for table, metric in METRICS:
+        assert conform(table, metric(CHAIN.clear()).with_columns(run_id=pl.lit("run"))).is_empty()
