@@ -1,8 +1,9 @@
 """A chain as of a moment and a contract's history: the catalog beside the same query on loose files.
 
 The loose files hold the same rows, one file per snapshot, shuffled and without trade dates in their
-paths, read by a glob as one would without a manifest. `--days 250 --snapshots 276 --contracts 3000`
-is a year of five-minute snapshots, 200 million rows; the default is a small part of it.
+paths, read by a glob as one would without a manifest. `--days 250 --snapshots 276 --contracts 3000
+--repeats 1` is a year of five-minute snapshots, 200 million rows; the default is a small part of it.
+Peak memory is what the process held at most while the query ran.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, conform
 from nq_pipeline.lake.views import VIEWS
 
 FIRST = date(2024, 1, 2)
-REPEATS = 5
 
 
-def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000) -> None:
+def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000, repeats: int = 5) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, loose = Path(folder) / "sandbox", Path(folder) / "loose"
         loose.mkdir()
@@ -45,9 +45,12 @@ def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000) -> None:
         ):
             with catalog.connect(root) as ours, over(loose) as theirs:
                 assert ours.sql(sql).pl().height == theirs.sql(sql).pl().height > 0
-                fast, slow = median_s(ours, sql), median_s(theirs, sql)
+                (fast, held), (slow, held_by_theirs) = (
+                    measured(connection, sql, repeats) for connection in (ours, theirs)
+                )
             print(
-                f"{title}: catalog {fast * 1e3:.0f} ms, loose files {slow * 1e3:.0f} ms: {slow / fast:.1f}×"
+                f"{title}: catalog {fast * 1e3:.0f} ms, {held} MB; "
+                f"loose files {slow * 1e3:.0f} ms, {held_by_theirs} MB: {slow / fast:.1f}×"
             )
 
 
@@ -96,14 +99,17 @@ def over(loose: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def median_s(connection: duckdb.DuckDBPyConnection, sql: str) -> float:
-    """Seconds until the result is a polars frame, the files cached by the operating system."""
+def measured(connection: duckdb.DuckDBPyConnection, sql: str, repeats: int) -> tuple[float, int]:
+    """Median seconds until the result is a polars frame, files cached by the system; peak memory in MB."""
     taken = []
-    for _ in range(REPEATS):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for _ in range(repeats):
         begun = time.perf_counter()
         connection.sql(sql).pl()
         taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return statistics.median(taken), peak // 1024
 
 
 if __name__ == "__main__":
@@ -111,5 +117,8 @@ if __name__ == "__main__":
     parser.add_argument("--days", type=int, default=40)
     parser.add_argument("--snapshots", type=int, default=24)
     parser.add_argument("--contracts", type=int, default=1_000)
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="times each query is timed, after one that is not"
+    )
     given = parser.parse_args()
-    main(given.days, given.snapshots, given.contracts)
+    main(given.days, given.snapshots, given.contracts, given.repeats)
