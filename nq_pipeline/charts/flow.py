@@ -1,0 +1,93 @@
+"""Who was the aggressor, by strike and time."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from nq_pipeline.charts.positions import NEAR
+from nq_pipeline.charts.theme import ZONE, Picture, axis, finished, said
+
+WINDOW = "5m"
+BY_STRIKE = 100
+"""Points of strike in a cell."""
+NAMES = {"C": "calls", "P": "puts"}
+
+
+def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = None) -> Picture:
+    """Contracts bought less contracts sold by aggressors, as a map of strikes and five-minute windows.
+
+    Parameters
+    ----------
+    rows
+        Of `trade_pressure`, one trade date.
+    option_type
+        C or P.
+    forward
+        Strikes further away than a twentieth of it are left out and counted.
+    """
+    name = NAMES[option_type]
+    traded = rows.filter(pl.col("option_type") == option_type)
+    near = traded.filter((pl.col("strike") / forward - 1).abs() <= NEAR) if forward else traded
+    if near.is_empty():
+        return f"No pressure of {name}: no live trades of them were captured on this trade date."
+    bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()
+    cells = (
+        near.group_by("window_start", strike=(pl.col("strike") / BY_STRIKE).round() * BY_STRIKE)
+        .agg(bought=bought, sold=sold, trades=pl.col("trades").sum())
+        .with_columns(net=pl.col("bought") - pl.col("sold"))
+        .sort("window_start", "strike")
+    )
+    local = pl.col("window_start").dt.convert_time_zone(ZONE)
+    wall = local.dt.replace_time_zone(None).dt.epoch("ms")
+    cells = cells.with_columns(
+        start=wall,
+        end=wall + 5 * 60 * 1000,
+        low=pl.col("strike") - BY_STRIKE / 2,
+        high=pl.col("strike") + BY_STRIKE / 2,
+        strength=pl.col("net").abs().sqrt(),
+        says=pl.format(
+            "{} CT · around {} · {} bought, {} sold in {} trades",
+            local.dt.strftime("%H:%M"),
+            pl.col("strike").cast(pl.Int64),
+            "bought",
+            "sold",
+            "trades",
+        ),
+    )
+    x = alt.X(
+        "start:T",
+        scale=alt.Scale(type="utc", nice=False),
+        axis=axis("time of day, Chicago", format="%H:%M", tickCount=6),
+    )
+    y = alt.Y(
+        "low:Q",
+        scale=alt.Scale(zero=False, nice=False),
+        axis=axis("strike, index points", format=",d", tickCount=6, grid=False),
+    )
+    strength = alt.Opacity("strength:Q", scale=alt.Scale(domainMin=0, range=[0.12, 1]), legend=None)
+    total = near.select(bought.alias("bought"), sold.alias("sold")).row(0, named=True)
+    beyond = int((traded["buy_volume"] + traded["sell_volume"]).sum()) - total["bought"] - total["sold"]
+    marks = [
+        alt.Chart(cells.filter(where))
+        .mark_rect(style=style)
+        .encode(x=x, x2="end:T", y=y, y2="high:Q", opacity=strength, **said())
+        for style, where in (("buy", pl.col("net") > 0), ("sell", pl.col("net") < 0))
+    ]
+    even = (
+        alt.Chart(cells.filter(pl.col("net") == 0))
+        .mark_rect(style="zero", opacity=0.12)
+        .encode(x=x, x2="end:T", y=y, y2="high:Q", **said())
+    )
+    line = (
+        [alt.Chart(pl.DataFrame({"at": [forward]})).mark_rule(style="spot").encode(y="at:Q")]
+        if forward
+        else []
+    )
+    return finished(
+        [*marks, even, *line],
+        f"Pressure, {name}",
+        f"{total['bought']:,} bought (green), {total['sold']:,} sold (purple) by aggressors"
+        + (f"; {beyond:,} beyond the picture" if beyond else ""),
+        rows,
+    )

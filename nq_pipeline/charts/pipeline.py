@@ -1,0 +1,133 @@
+"""The pipeline itself: what it spends, and whether its sources agree."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from nq_pipeline.charts.theme import Picture, axis, finished, said
+
+
+def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
+    """What the month has come to by day, the plan's fee included, against its budget.
+
+    Parameters
+    ----------
+    days
+        A row per day of the month: `day`, `metered_usd`, `cumulative_usd`, and `projected` for the
+        days to come. Amounts in USD.
+    budget_usd
+        `NQ_BUDGET_MONTHLY_USD`.
+    """
+    if days.is_empty():
+        return "No spend: the ledger has no month yet."
+    drawn = days.with_columns(
+        pl.col("metered_usd", "cumulative_usd").cast(pl.Float64),
+        pl.col("day").cast(pl.Datetime("ms")).dt.epoch("ms"),
+        environment=pl.lit(environment),
+        says=pl.format(
+            "{} · {} of the day, {} in all{}",
+            pl.col("day").dt.strftime("%-d %b"),
+            _usd("metered_usd"),
+            _usd("cumulative_usd"),
+            pl.when("projected").then(pl.lit(" (projected)")).otherwise(pl.lit("")),
+        ),
+    ).sort("day")
+    most = max(budget_usd, *drawn["cumulative_usd"].to_list())
+    gone = drawn.filter(~pl.col("projected"))
+    ahead = pl.concat([gone.tail(1), drawn.filter("projected")])
+    x = alt.X(
+        "day:T", scale=alt.Scale(type="utc"), axis=axis("day of the month", format="%-d %b", tickCount=6)
+    )
+    y = alt.Y(
+        "cumulative_usd:Q",
+        scale=alt.Scale(domainMin=0, domainMax=most * 1.12),
+        axis=axis("US dollars in the month", format="$,d", tickCount=5),
+    )
+    cap = alt.Chart(pl.DataFrame({"at": [budget_usd], "words": [f"budget ${budget_usd:,.0f}"]}))
+    return finished(
+        [
+            alt.Chart(gone).mark_area(style="band", interpolate="step-after").encode(x=x, y=y),
+            alt.Chart(gone).mark_line(style="line", interpolate="step-after").encode(x=x, y=y),
+            alt.Chart(ahead).mark_line(style="ahead").encode(x=x, y=y),
+            cap.mark_rule(style="cap").encode(y="at:Q"),
+            cap.mark_text(style="said_of_level", align="left", baseline="bottom", dy=-4).encode(
+                x=alt.value(4), y="at:Q", text="words:N"
+            ),
+            alt.Chart(drawn).mark_point(style="dots", opacity=0.001, size=90).encode(x=x, y=y, **said()),
+        ],
+        "Spend of the month",
+        "The plan's fee and all metered requests; dashed: the projection to its end",
+        drawn,
+    )
+
+
+def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
+    """How far vendors' quotes of the same contract lie apart: median, and where nine in ten lie.
+
+    Parameters
+    ----------
+    rows
+        Of the view `source_agreement`.
+    """
+    gaps = rows.filter(pl.col("mid_gap").is_not_null())
+    if gaps.is_empty():
+        return "No agreement: no two sources quoted the same contract."
+    gap = pl.col("mid_gap")
+    drawn = (
+        gaps.group_by("source", "other_source")
+        .agg(
+            low=gap.quantile(0.05),
+            high=gap.quantile(0.95),
+            median=gap.median(),
+            contracts=pl.len(),
+            overlapping=pl.col("quotes_overlap").mean(),
+        )
+        .sort("source", "other_source")
+        .with_columns(
+            environment=pl.lit(environment),
+            pair=pl.format("{} → {}", "source", "other_source"),
+            words=pl.format(
+                "{} % of {} quotes overlap",
+                (pl.col("overlapping").fill_null(0.0) * 100).round(0).cast(pl.Int64),
+                pl.col("contracts").map_elements("{:,}".format, return_dtype=pl.String),
+            ),
+        )
+        .with_columns(
+            says=pl.format(
+                "{} · median {} points, nine in ten from {} to {} · {}",
+                "pair",
+                pl.col("median").round(2),
+                pl.col("low").round(2),
+                pl.col("high").round(2),
+                "words",
+            )
+        )
+    )
+    reach = max(0.5, *(abs(v) for name in ("low", "high") for v in drawn[name].to_list())) * 1.1
+    x = alt.X(
+        "low:Q",
+        scale=alt.Scale(domain=[-reach, reach], nice=False),
+        axis=axis("the second's middle price less the first's, points", format="+~r", tickCount=7, grid=True),
+    )
+    y = alt.Y(
+        "pair:N", axis=alt.Axis(title=None, grid=False, labelLimit=170), scale=alt.Scale(paddingOuter=0.6)
+    )
+    base = alt.Chart(drawn).encode(y=y)
+    return finished(
+        [
+            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(x="at:Q"),
+            base.mark_rule(style="call", strokeWidth=5, opacity=0.35, strokeCap="round").encode(
+                x=x, x2="high:Q"
+            ),
+            base.mark_point(style="dots", size=60).encode(x="median:Q", **said()),
+            base.mark_text(style="said", dy=-15).encode(x="median:Q", text="words:N"),
+        ],
+        "Do the sources agree?",
+        "Dot: the median contract; bar: nine in ten. Sources differ in delay",
+        drawn,
+    )
+
+
+def _usd(name: str) -> pl.Expr:
+    return pl.format("${}", pl.col(name).cast(pl.Float64).round(4))

@@ -1,0 +1,265 @@
+"""Where the open contracts are: open interest, volume and gamma exposure by strike, puts per call."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from nq_pipeline.charts.theme import Picture, axis, finished, named, said
+
+NEAR = 0.05
+"""Strikes shown lie within this share of the forward; of a series no more than `DEVIATIONS` away."""
+DEVIATIONS = 3.0
+MOST_BARS = 56
+"""Neighbouring strikes are added up into as many bars at most."""
+WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
+"""Points of strike that a bar may stand for."""
+ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
+
+
+def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
+    """Open contracts by strike, calls up and puts down, with the forward and max pain.
+
+    Parameters
+    ----------
+    profile, metrics
+        Of `strike_profile` and `series_metrics`, one snapshot.
+    series
+        One series; all together when left out, which have no max pain.
+    """
+    return _mirror(profile, metrics, series, "open_interest", "Open interest", "open contracts")
+
+
+def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
+    """Contracts traded in the session by strike, calls up and puts down; parameters as `open_interest`."""
+    return _mirror(profile, metrics, series, "volume", "Volume", "contracts traded")
+
+
+def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
+    """Net gamma exposure of all series by strike, with the forward and the zero-gamma level.
+
+    Parameters
+    ----------
+    profile, levels
+        Of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
+    """
+    forward = _first(levels, "forward")
+    if forward is None:
+        return "No gamma exposure: no series has a forward."
+    net = pl.col("gex_per_pct").sum()
+    near = profile.filter((pl.col("strike") / forward - 1).abs() <= NEAR, pl.col("gex_per_pct").is_not_null())
+    if near.filter(pl.col("gex_per_pct") != 0).is_empty():
+        return "No gamma exposure: no contract has both a gamma and open interest."
+    bars, width = _bars(near, [net.alias("net")])
+    bars = bars.with_columns(
+        says=pl.format(
+            "{} · {} million dollars per 1 %", _span(width), (pl.col("net") / 1e6).round(2).cast(pl.String)
+        ),
+    )
+    y = alt.Y(
+        "net:Q",
+        scale=_room(bars["net"]),
+        axis=axis("dollars of futures per 1 % move", format="$.2~s", tickCount=6),
+    )
+    zero = _first(levels, "zero_gamma")
+    return finished(
+        [
+            *(
+                alt.Chart(bars.filter(where))
+                .mark_rect(style=style)
+                .encode(x=_x(), x2="high:Q", y=y, y2=alt.datum(0), **said())
+                for style, where in (("call", pl.col("net") > 0), ("put", pl.col("net") < 0))
+            ),
+            *_ground(),
+            *_levels(bars, spot=forward, words="zero gamma", level=zero),
+        ],
+        "Gamma exposure",
+        "As if dealers were long every open call and short every put, which is an assumption",
+        profile,
+    )
+
+
+def put_call(metrics: pl.DataFrame) -> Picture:
+    """Puts per call of every series: of open interest and of the session's volume, on a log scale.
+
+    Parameters
+    ----------
+    metrics
+        Of `series_metrics`, one snapshot.
+    """
+    held, traded = pl.col("put_call_open_interest"), pl.col("put_call_volume")
+    drawn = metrics.filter((held > 0) | (traded > 0)).sort("expiration", "series")
+    if drawn.is_empty():
+        return "No put/call ratio: no series has known calls and puts."
+    drawn = drawn.select(
+        "environment",
+        name=named(pl.col("series")),
+        open_interest=pl.when(held > 0).then(held),
+        volume=pl.when(traded > 0).then(traded),
+        says=pl.format(
+            "{} · open interest {} · volume {}",
+            named(pl.col("series")),
+            held.round(2).cast(pl.String).fill_null("unknown"),
+            traded.round(2).cast(pl.String).fill_null("unknown"),
+        ),
+    )
+    both = [v for name in ("open_interest", "volume") for v in drawn[name].drop_nulls().to_list()]
+    reach = max(2.0, *both, *(1 / v for v in both)) * 1.15
+    x = alt.X(
+        "open_interest:Q",
+        scale=alt.Scale(type="log", domain=[1 / reach, reach], nice=False),
+        axis=axis(
+            "puts per call, log scale",
+            values=[v for v in ROUND_RATIOS if 1 / reach <= v <= reach],
+            format="~r",
+            grid=True,
+        ),
+    )
+    y = alt.Y(
+        "name:N",
+        sort=drawn["name"].to_list(),
+        axis=alt.Axis(title=None, grid=False, labelLimit=120),
+        scale=alt.Scale(paddingOuter=0.4),
+    )
+    base = alt.Chart(drawn).encode(y=y)
+    return finished(
+        [
+            alt.Chart(pl.DataFrame({"at": [1.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
+            base.mark_rule(style="zero", opacity=0.35).encode(x=x, x2="volume:Q"),
+            base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **said()),
+            base.mark_point(style="dots", size=46).encode(x=x, **said()),
+        ],
+        "Put/call ratio",
+        "Dots: open interest of the day before; rings: this session's volume",
+        metrics,
+    )
+
+
+def _mirror(
+    profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None, what: str, title: str, unit: str
+) -> Picture:
+    if series is not None:
+        profile, metrics = (rows.filter(pl.col("series") == series) for rows in (profile, metrics))
+    front = metrics.filter(pl.col("forward").is_not_null()).sort("expiration").head(1)
+    forward = _first(front, "forward")
+    calls, puts = pl.col(f"call_{what}"), pl.col(f"put_{what}")
+    held = profile.filter((calls.fill_null(0) + puts.fill_null(0)) > 0)
+    whose = "all series" if series is None else named_text(series)
+    if held.is_empty() or forward is None:
+        return f"No {title.lower()} of {whose}: no vendor sent any."
+    reach = NEAR
+    if series is not None and (move := _first(front, "expected_move_iv")):
+        reach = min(0.25, DEVIATIONS * move / forward)
+    near = held.filter((pl.col("strike") / forward - 1).abs() <= reach)
+    if near.is_empty():
+        return f"No {title.lower()} of {whose} within {reach:.1%} of the future."
+    bars, width = _bars(near, [calls.sum().alias("calls"), puts.sum().alias("puts")])
+    bars = bars.with_columns(
+        below=-pl.col("puts"),
+        says=pl.format("{} · {} calls · {} puts", _span(width), pl.col("calls"), pl.col("puts")),
+    )
+    total = {side: int(held[f"{side}_{what}"].sum()) for side in ("call", "put")}
+    shown = {side: int(near[f"{side}_{what}"].sum()) for side in ("call", "put")}
+    beyond = sum(total.values()) - sum(shown.values())
+    y = alt.Y(
+        "calls:Q",
+        scale=_room(bars["calls"]),
+        axis=axis(f"{unit}: calls up, puts down", labelExpr="format(abs(datum.value), ',')", tickCount=6),
+    )
+    sides = (("call", y), ("put", alt.Y("below:Q")))
+    pain = _first(metrics, "max_pain") if series is not None and what == "open_interest" else None
+    subtitle = [f"{total['call']:,} calls, {total['put']:,} puts"]
+    if beyond:
+        subtitle.append(f"{beyond:,} of them beyond the picture")
+    if pain:
+        subtitle.append(f"max pain {pain:,.0f}")
+    return finished(
+        [
+            *(
+                alt.Chart(bars)
+                .mark_rect(style=style)
+                .encode(x=_x(), x2="high:Q", y=side, y2=alt.datum(0), **said())
+                for style, side in sides
+            ),
+            *_ground(),
+            *_levels(bars, spot=forward, words="max pain", level=pain),
+        ],
+        f"{title}, {whose}",
+        "; ".join(subtitle),
+        profile,
+    )
+
+
+def named_text(series: str) -> str:
+    """The series as the charts name it."""
+    return str(pl.select(named(pl.lit(series))).item())
+
+
+def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]:
+    """Sums by strike, neighbours together where there are too many, and the width of a bar."""
+    strikes = near["strike"]
+    span = float(strikes.max()) - float(strikes.min())  # type: ignore[arg-type]
+    gaps = strikes.unique().sort().diff().drop_nulls()
+    least = float(gaps.min()) if len(gaps) else 1.0  # type: ignore[arg-type]
+    width = next((w for w in WIDTHS if w >= least and span / w <= MOST_BARS), max(least, span / MOST_BARS))
+    centre = (pl.col("strike") / width).round() * width
+    bars = near.group_by(centre.alias("strike")).agg(sums).sort("strike")
+    half = 0.42 * width
+    return bars.with_columns(low=pl.col("strike") - half, high=pl.col("strike") + half), width
+
+
+def _span(width: float) -> pl.Expr:
+    """The strikes of a bar in words."""
+    middle = pl.col("strike").round(2)
+    return pl.format("around {}", middle) if width > WIDTHS[0] else pl.format("strike {}", middle)
+
+
+def _x() -> alt.X:
+    return alt.X(
+        "low:Q",
+        scale=alt.Scale(zero=False, nice=False, padding=4),
+        axis=axis("strike, index points", format=",d", tickCount=7),
+    )
+
+
+def _room(values: pl.Series) -> alt.Scale:
+    """Room above the highest bar for the names of the lines."""
+    highest = max(values.to_list())
+    return alt.Scale(domainMax=highest * 1.15) if highest > 0 else alt.Scale()
+
+
+def _ground() -> list[alt.Chart]:
+    return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y="at:Q")]
+
+
+def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
+    """Lines at the future and at another level, their names to the sides that face away."""
+    future = f"future {spot:,.2f}"
+    if (
+        level is None
+        or bars.filter(pl.col("low") <= level).is_empty()
+        or bars.filter(pl.col("high") >= level).is_empty()
+    ):
+        return _line(spot, "spot", future, to_left=False)
+    lower = level < spot
+    other = _line(level, "level", f"{words} {level:,.0f}", to_left=lower)
+    return _line(spot, "spot", future, to_left=not lower) + other
+
+
+def _line(value: float, style: str, words: str, *, to_left: bool) -> list[alt.Chart]:
+    at = alt.Chart(pl.DataFrame({"at": [value], "words": [words]}))
+    return [
+        at.mark_rule(style=style).encode(x="at:Q"),
+        at.mark_text(
+            style=f"said_of_{style}",
+            align="right" if to_left else "left",
+            dx=-5 if to_left else 5,
+            baseline="top",
+        ).encode(x="at:Q", y=alt.value(0), text="words:N"),
+    ]
+
+
+def _first(rows: pl.DataFrame, name: str) -> float | None:
+    """The first known value of a column."""
+    known = rows[name].drop_nulls()
+    return float(known[0]) if len(known) else None

@@ -1,0 +1,183 @@
+"""The look all charts share.
+
+Marks name a style (`call`, `put`, `spot`, …) and never a colour, so one chart is drawn in light, in
+dark, or in a page's own CSS variables by another configuration. The pairs that are told apart by
+colour, blue and orange, green and purple, stay apart for the colour-blind and in grey print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+Picture = alt.LayerChart | str
+"""A chart, or the sentence that says why there is none."""
+
+WIDTH, HEIGHT = 640, 320
+"""Of a chart that is shown as it is, pixels."""
+SANDBOX = "SANDBOX: a synthetic market, no price here is real"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+ZONE = "America/Chicago"
+"""Times of day are the exchange's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours by what they mean; `first` to `fourth` are expirations, the nearest first."""
+
+    paper: str
+    ink: str
+    muted: str
+    line: str
+    call: str
+    put: str
+    buy: str
+    sell: str
+    warn: str
+    first: str
+    second: str
+    third: str
+    fourth: str
+
+
+LIGHT = Palette(
+    paper="#ffffff",
+    ink="#1c2127",
+    muted="#5c6672",
+    line="#e4e7ea",
+    call="#2166ac",
+    put="#c75a12",
+    buy="#1b7f5c",
+    sell="#8e4585",
+    warn="#b3261e",
+    first="#16324f",
+    second="#2f7fc1",
+    third="#2a9d8f",
+    fourth="#c98a1b",
+)
+DARK = Palette(
+    paper="#15181c",
+    ink="#e6e9ec",
+    muted="#98a2ad",
+    line="#2b3138",
+    call="#6aaee8",
+    put="#f0985a",
+    buy="#56c596",
+    sell="#d08bc7",
+    warn="#ff8a80",
+    first="#f2f5f8",
+    second="#6aaee8",
+    third="#4cc4b4",
+    fourth="#e6b450",
+)
+PAGE = Palette(**{name: f"var(--{name})" for name in asdict(LIGHT)})
+"""The CSS variables of the page that a picture is put into."""
+
+
+def config(palette: Palette) -> dict[str, Any]:
+    """Vega-Lite's configuration of the house."""
+    line = {"strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"}
+    words = {"font": FONT, "fontSize": 11}
+    return {
+        "background": None,
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": {
+            "domain": False,
+            "ticks": False,
+            "grid": True,
+            "gridColor": palette.line,
+            "labelColor": palette.muted,
+            "labelFontSize": 11,
+            "labelPadding": 6,
+            "titleColor": palette.muted,
+            "titleFontSize": 11,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+        },
+        "axisX": {"grid": False, "domain": True, "domainColor": palette.line, "labelFlush": True},
+        "axisY": {
+            "titleAngle": 0,
+            "titleAlign": "left",
+            "titleAnchor": "start",
+            "titleBaseline": "bottom",
+            "titleX": 0,
+            "titleY": -10,
+        },
+        "title": {
+            "anchor": "start",
+            "frame": "group",
+            "color": palette.ink,
+            "fontSize": 15,
+            "fontWeight": 600,
+            "offset": 26,
+            "subtitleColor": palette.muted,
+            "subtitleFontSize": 11.5,
+            "subtitlePadding": 5,
+            "subtitleLineHeight": 15,
+        },
+        "legend": {"disable": True},
+        "range": {"category": [palette.first, palette.second, palette.third, palette.fourth]},
+        "style": {
+            "call": {"color": palette.call},
+            "put": {"color": palette.put},
+            "buy": {"color": palette.buy},
+            "sell": {"color": palette.sell},
+            "line": {"color": palette.call, **line},
+            "dots": {"color": palette.call, "size": 34, "opacity": 1, "filled": True},
+            "ring": {"color": palette.call, "size": 34, "opacity": 1, "filled": False, "strokeWidth": 1.5},
+            "band": {"color": palette.call, "opacity": 0.16},
+            "ahead": {"color": palette.call, "strokeDash": [3, 4], **line},
+            "cap": {"color": palette.warn, "strokeWidth": 1.25},
+            "zero": {"color": palette.muted, "strokeWidth": 1},
+            "spot": {"color": palette.ink, "strokeWidth": 1.25},
+            "level": {"color": palette.warn, "strokeWidth": 1.25, "strokeDash": [4, 3]},
+            "said": {"color": palette.muted, **words},
+            "said_of_spot": {"color": palette.ink, **words},
+            "said_of_level": {"color": palette.warn, **words},
+        },
+    }
+
+
+def finished(layers: Sequence[alt.Chart], title: str, subtitle: str, rows: pl.DataFrame) -> alt.LayerChart:
+    """The layers as a chart with words, size and the light theme; synthetic rows are called so."""
+    lines = [subtitle]
+    if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
+        lines.append(SANDBOX)
+    chart = alt.LayerChart(layer=list(layers)).properties(
+        width=WIDTH,
+        height=HEIGHT,
+        title=alt.Title(title, subtitle=[line for line in lines if line]),
+    )
+    chart.config = config(LIGHT)
+    return chart
+
+
+def axis(title: str, **more: Any) -> alt.Axis:
+    return alt.Axis(title=title, **more)
+
+
+def said(name: str = "says") -> dict[str, Any]:
+    """Encodings that say a mark in words: the tooltip on a screen, the label for who listens."""
+    return {"tooltip": alt.Tooltip(f"{name}:N", title=" "), "description": alt.Description(f"{name}:N")}
+
+
+def named(series: pl.Expr) -> pl.Expr:
+    """`Q1B-2025-07-01` as people say it: Q1B 1 Jul."""
+    day = series.str.slice(-10).str.to_date("%Y-%m-%d", strict=False)
+    return pl.concat_str(series.str.head(-11), pl.lit(" "), day.dt.strftime("%-d %b")).fill_null(series)
+
+
+def apart(values: list[float], gap: float) -> list[float]:
+    """Places for labels near their values, in the same order, none closer than `gap` to the next."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    places = list(values)
+    for before, this in pairwise(order):
+        places[this] = max(places[this], places[before] + gap)
+    excess = sum(places) / len(places) - sum(values) / len(values) if values else 0.0
+    return [place - excess for place in places]

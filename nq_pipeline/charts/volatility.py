@@ -1,0 +1,206 @@
+"""Smile, term structure, expected move."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from nq_pipeline.charts.theme import Picture, apart, axis, finished, named, said
+
+SMILES = 4
+"""Series shown together: more lines than colours that can be told apart are no picture."""
+REACH = 3.0
+"""Standard deviations to either side; beyond, quotes are a tick wide and say little."""
+WIDEST = 0.05
+"""A point whose quote is wider than this to either side, in volatility, is left out."""
+DOTS_PER_DEVIATION = 8
+"""Points that answer to the mouse."""
+
+
+def smile(rows: pl.DataFrame) -> Picture:
+    """Implied volatility by moneyness, a line per expiration with the quotes' width as a band.
+
+    Parameters
+    ----------
+    rows
+        Of `iv_smile`, one snapshot. The nearest expiration and up to three later ones are drawn.
+    """
+    width = pl.col("iv_uncertainty")
+    # Where a series is quoted, a lone last trade among its quotes is only noise.
+    unquoted = width.is_null().all().over("series")
+    usable = rows.filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
+    drawn = usable.join(_spaced(usable), on="series").sort("years", "deviations")
+    if drawn.is_empty():
+        return "No smile: no out-of-the-money option of this snapshot has a volatility."
+    width, iv = width.fill_null(0.0), pl.col("implied_volatility")
+    drawn = drawn.select(
+        "series",
+        "years",
+        "deviations",
+        "environment",
+        implied_volatility=iv,
+        low=iv - width,
+        high=iv + width,
+        name=named(pl.col("series")),
+        says=pl.format(
+            "{} · strike {} · {} % ± {}",
+            named(pl.col("series")),
+            pl.col("strike").round(2),
+            (iv * 100).round(1),
+            (width * 100).round(2),
+        ),
+    )
+    order = drawn["name"].unique(maintain_order=True).to_list()
+    colour = alt.Color("name:N", sort=order, scale=alt.Scale(domain=order), legend=None)
+    x = alt.X(
+        "deviations:Q",
+        scale=alt.Scale(domain=[-REACH, REACH + 0.9], nice=False),
+        axis=axis("standard deviations from the forward, σ√t", values=[-3, -2, -1, 0, 1, 2, 3], format="+d"),
+    )
+    y = alt.Y(
+        "implied_volatility:Q",
+        scale=alt.Scale(zero=False, padding=6),
+        axis=axis("implied volatility", format=".0%", tickCount=6),
+    )
+    points = drawn.group_by(
+        "series", (pl.col("deviations") * DOTS_PER_DEVIATION).round().alias("place"), maintain_order=True
+    ).first()
+    ends = _line_ends(drawn)
+    base = alt.Chart(drawn).encode(x=x, color=colour)
+    return finished(
+        [
+            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero", opacity=0.5).encode(x="at:Q"),
+            base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2="high:Q"),
+            base.mark_line(strokeWidth=1.75).encode(y=y),
+            alt.Chart(points)
+            .mark_circle(size=70, opacity=0.001)
+            .encode(x=x, y="implied_volatility:Q", color=colour, **said()),
+            alt.Chart(ends)
+            .mark_text(align="left", dx=7, fontWeight=600, fontSize=11)
+            .encode(x="deviations:Q", y="place:Q", text="name:N", color=colour),
+        ],
+        "Volatility smile",
+        "Out-of-the-money options of four expirations; the band is bid to ask"
+        if len(order) == SMILES
+        else "Out-of-the-money options; the band is bid to ask",
+        rows,
+    )
+
+
+def term_structure(rows: pl.DataFrame) -> Picture:
+    """Volatility at the money by days to expiration.
+
+    Parameters
+    ----------
+    rows
+        Of `series_metrics`, one snapshot.
+    """
+    drawn = rows.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
+    if drawn.is_empty():
+        return "No term structure: no series has a volatility at the money."
+    drawn = drawn.select(
+        "atm_iv",
+        "environment",
+        days=pl.col("years") * 365,
+        name=named(pl.col("series")),
+        says=pl.format(
+            "{} · {} days · {} %",
+            named(pl.col("series")),
+            (pl.col("years") * 365).round(1),
+            (pl.col("atm_iv") * 100).round(2),
+        ),
+    )
+    x = alt.X(
+        "days:Q",
+        scale=alt.Scale(type="sqrt", domainMin=0, nice=True),
+        axis=axis("days to expiration, square-root scale", tickCount=6, grid=False),
+    )
+    y = alt.Y(
+        "atm_iv:Q",
+        scale=alt.Scale(zero=False, padding=16),
+        axis=axis("volatility at the money", format=".1%", tickCount=5),
+    )
+    first, last = (alt.Chart(end).encode(x=x, y=y, text="name:N") for end in (drawn.head(1), drawn.tail(1)))
+    base = alt.Chart(drawn).encode(x=x, y=y)
+    return finished(
+        [
+            base.mark_line(style="line"),
+            base.mark_point(style="dots").encode(**said()),
+            first.mark_text(style="said", align="left", dx=8, dy=-6),
+            *([last.mark_text(style="said", align="right", dx=4, dy=14)] if len(drawn) > 1 else []),
+        ],
+        "Term structure",
+        "Volatility at the forward, by expiration; the axis does not begin at zero",
+        rows,
+    )
+
+
+def expected_move(rows: pl.DataFrame) -> Picture:
+    """How far the market is priced to move by each expiration: a cone of one standard deviation.
+
+    Parameters
+    ----------
+    rows
+        Of `series_metrics`, one snapshot.
+    """
+    move, straddle = pl.col("expected_move_iv"), pl.col("expected_move_straddle")
+    drawn = rows.filter(move.is_not_null(), pl.col("years") > 0).sort("years")
+    if drawn.is_empty():
+        return "No expected move: no series has a volatility at the money."
+    drawn = drawn.select(
+        "environment",
+        days=pl.col("years") * 365,
+        up=move,
+        down=-move,
+        straddle_up=straddle,
+        straddle_down=-straddle,
+        name=named(pl.col("series")),
+        says=pl.format(
+            "{} · {} to {} · ±{} points, {} % · straddle {}",
+            named(pl.col("series")),
+            (pl.col("forward") - move).round(0).cast(pl.Int64),
+            (pl.col("forward") + move).round(0).cast(pl.Int64),
+            move.round(0).cast(pl.Int64),
+            (move / pl.col("forward") * 100).round(2),
+            pl.col("expected_move_straddle").round(1).cast(pl.String).fill_null("unknown"),
+        ),
+        end=pl.format("±{}", move.round(0).cast(pl.Int64)),
+    )
+    start = pl.DataFrame({"days": [0.0], "up": [0.0], "down": [0.0]})
+    cone = pl.concat([start, drawn.select("days", "up", "down")])
+    x = alt.X("days:Q", scale=alt.Scale(domainMin=0, nice=True), axis=axis("days to expiration", tickCount=6))
+    y = alt.Y("up:Q", axis=axis("points from the forward", format="+,d", tickCount=6))
+    base = alt.Chart(drawn).encode(x=x)
+    return finished(
+        [
+            alt.Chart(cone).mark_area(style="band", interpolate="monotone").encode(x=x, y=y, y2="down:Q"),
+            alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=y),
+            alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y="down:Q"),
+            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y="at:Q"),
+            base.mark_point(style="ring").encode(y="straddle_up:Q"),
+            base.mark_point(style="ring").encode(y="straddle_down:Q"),
+            base.mark_point(style="dots").encode(y="up:Q", **said()),
+            base.mark_point(style="dots").encode(y="down:Q", **said()),
+            alt.Chart(drawn.tail(1)).mark_text(style="said", dy=-12).encode(x=x, y="up:Q", text="end:N"),
+        ],
+        "Expected move",
+        "Cone: one standard deviation by volatility; rings: the at-the-money straddle",
+        rows,
+    )
+
+
+def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
+    """The nearest series and later ones, spread evenly over the expirations there are."""
+    series = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")["series"]
+    most = min(SMILES, len(series))
+    picked = [round(i * (len(series) - 1) / max(1, most - 1)) for i in range(most)]
+    return pl.DataFrame({"series": [series[i] for i in picked]}, schema={"series": pl.String})
+
+
+def _line_ends(drawn: pl.DataFrame) -> pl.DataFrame:
+    """The last point of every line, with a place for its name that leaves the others room."""
+    ends = drawn.group_by("series", maintain_order=True).last()
+    iv = drawn["implied_volatility"]
+    span = float(iv.max()) - float(iv.min())  # type: ignore[arg-type]
+    places = apart(ends["implied_volatility"].to_list(), span * 0.065)
+    return ends.with_columns(place=pl.Series(places, dtype=pl.Float64), deviations=pl.lit(REACH))

@@ -1,0 +1,160 @@
+"""What the charts draw, and what they say where there is nothing to draw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import altair as alt
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nq_pipeline import charts
+from nq_pipeline.charts import draw
+from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, apart
+from nq_pipeline_tests.charts import frames
+
+FIRST = frames.SERIES[0]
+PICTURES: dict[str, Callable[[str], Picture]] = {
+    "smile": lambda env: charts.smile(frames.smile(env)),
+    "term_structure": lambda env: charts.term_structure(frames.metrics(env)),
+    "expected_move": lambda env: charts.expected_move(frames.metrics(env)),
+    "open_interest": lambda env: charts.open_interest(frames.profile(env), frames.metrics(env)),
+    "open_interest of one": lambda env: charts.open_interest(frames.profile(env), frames.metrics(env), FIRST),
+    "volume": lambda env: charts.volume(frames.profile(env), frames.metrics(env), FIRST),
+    "gamma_exposure": lambda env: charts.gamma_exposure(frames.profile(env), frames.levels(env)),
+    "put_call": lambda env: charts.put_call(frames.metrics(env)),
+    "pressure": lambda env: charts.pressure(frames.pressure(env), "C", forward=frames.FORWARD),
+    "spend": lambda env: charts.spend(frames.days(), budget_usd=200.0, environment=env),
+    "source_agreement": lambda env: charts.source_agreement(frames.agreement(), environment=env),
+}
+
+
+def drawn(picture: Picture) -> alt.LayerChart:
+    assert not isinstance(picture, str), picture
+    return picture
+
+
+def words(svg: str) -> list[str]:
+    """All texts of a picture, and what it says of its marks."""
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    return texts + [node.get("aria-label", "") for node in root.iter()]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_drawn_whole_and_says_what_is_synthetic(name: str) -> None:
+    for environment in ("sandbox", "live"):
+        chart = drawn(PICTURES[name](environment))
+        svg = draw.svg(chart, width=560, height=320)
+        assert any(SANDBOX in text for text in words(svg)) == (environment == "sandbox")
+        assert 'width="560" height="320"' in svg
+        assert "NaN" not in svg and "undefined" not in svg and "null" not in svg
+        assert any(label.startswith("X-axis titled") for label in words(svg)), "an axis has a title"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_colour_comes_from_the_palette(name: str) -> None:
+    chart = drawn(PICTURES[name]("live"))
+    pattern = r'(?:fill|stroke)="([^"]+)"'
+    mine = set(re.findall(pattern, draw.svg(chart, palette=PAGE, width=360, height=300, title=False)))
+    assert {colour for colour in mine if not colour.startswith("var(--")} <= {"none", "transparent"}
+    light, dark = (
+        set(re.findall(pattern, draw.svg(chart, palette=p, width=360, height=300))) for p in (LIGHT, DARK)
+    )
+    assert not (light & dark) - {"none", "transparent"}
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        lambda: charts.smile(frames.smile().clear()),
+        lambda: charts.smile(frames.smile().with_columns(deviations=9.0)),
+        lambda: charts.term_structure(frames.metrics().with_columns(atm_iv=pl.lit(None, pl.Float64))),
+        lambda: charts.expected_move(frames.metrics().clear()),
+        lambda: charts.open_interest(frames.profile().clear(), frames.metrics()),
+        lambda: charts.open_interest(frames.profile(), frames.metrics(), "Q9Z-2025-07-01"),
+        lambda: charts.open_interest(frames.profile().with_columns(strike=1.0), frames.metrics()),
+        lambda: charts.volume(frames.profile().with_columns(call_volume=0), frames.metrics()),
+        lambda: charts.gamma_exposure(frames.profile(), frames.levels().clear()),
+        lambda: charts.gamma_exposure(frames.profile().with_columns(gex_per_pct=0.0), frames.levels()),
+        lambda: charts.put_call(frames.metrics().clear()),
+        lambda: charts.pressure(frames.pressure().clear(), "C"),
+        lambda: charts.spend(frames.days().clear(), budget_usd=1.0, environment="live"),
+        lambda: charts.source_agreement(frames.agreement().clear(), environment="live"),
+    ],
+)
+def test_where_there_is_nothing_to_draw_a_sentence_says_so(picture: Callable[[], Picture]) -> None:
+    said = picture()
+    assert isinstance(said, str) and said.startswith("No ") and said.endswith(".")
+
+
+def test_bars_hold_every_contract_near_the_future_and_the_title_counts_the_rest() -> None:
+    far = frames.profile().with_columns(strike=pl.col("strike") + 9_000)
+    both = pl.concat([frames.profile(), far])
+    svg = draw.svg(drawn(charts.open_interest(both, frames.metrics())), width=600, height=320)
+    bars = [text for text in words(svg) if text.endswith("puts") and "calls ·" in text]
+    counts = [tuple(map(int, re.findall(r"(\d+) (?:calls|puts)", text))) for text in bars]
+    near = 2 * sum(range(1, 6))
+    assert sum(calls for calls, _ in counts) == 2 * near, "each bar is there twice: up and down"
+    assert sum(puts for _, puts in counts) == 4 * near
+    assert any(f"{2 * near:,} calls, {4 * near:,} puts; {3 * near:,} of them beyond" in t for t in words(svg))
+
+
+def test_a_smile_shows_four_expirations_at_most_and_always_the_nearest() -> None:
+    many = tuple(f"Q1B-2025-07-{day:02}" for day in range(1, 10))
+    svg = draw.svg(drawn(charts.smile(frames.smile(series=many))), width=600, height=320)
+    named = {text for text in words(svg) if re.fullmatch(r"Q1B \d+ Jul", text)}
+    assert len(named) == 4
+    assert {"Q1B 1 Jul", "Q1B 9 Jul"} <= named
+
+
+def test_a_lone_last_trade_among_quotes_is_not_in_the_smile() -> None:
+    rows = frames.smile().with_columns(
+        iv_uncertainty=pl.when(pl.col("strike") < 22_200).then("iv_uncertainty"),
+        implied_volatility=pl.when(pl.col("strike") < 22_200).then("implied_volatility").otherwise(0.9),
+    )
+    svg = draw.svg(drawn(charts.smile(rows)), width=600, height=320)
+    assert not any("90.0 %" in text for text in words(svg))
+
+
+def test_the_future_and_the_level_are_named_where_they_are() -> None:
+    gamma = words(
+        draw.svg(drawn(charts.gamma_exposure(frames.profile(), frames.levels())), width=600, height=320)
+    )
+    assert "future 22,110.00" in gamma and "zero gamma 22,060" in gamma
+    pain = words(
+        draw.svg(
+            drawn(charts.open_interest(frames.profile(), frames.metrics(), FIRST)), width=600, height=320
+        )
+    )
+    assert "max pain 22,050" in pain
+
+
+def test_what_a_vendor_named_is_text_and_no_markup() -> None:
+    hostile = frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
+    svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
+    assert "<script" not in svg
+    assert "&lt;script" in svg
+
+
+def test_a_picture_for_a_page_leaves_the_words_to_the_page() -> None:
+    chart = drawn(PICTURES["term_structure"]("sandbox"))
+    assert "Term structure" in words(draw.svg(chart, width=400, height=300))
+    assert "Term structure" not in words(draw.svg(chart, width=400, height=300, title=False))
+    assert draw.png(chart, width=400, height=300).startswith(b"\x89PNG")
+
+
+@given(st.lists(st.floats(0, 1), max_size=6), st.floats(0.001, 0.2))
+def test_names_at_the_ends_of_lines_keep_their_order_and_their_distance(
+    values: list[float], gap: float
+) -> None:
+    places = apart(values, gap)
+    assert len(places) == len(values)
+    order = sorted(range(len(values)), key=values.__getitem__)
+    for lower, higher in pairwise(order):
+        assert places[higher] - places[lower] >= gap - 1e-9
