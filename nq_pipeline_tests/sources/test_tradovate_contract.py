@@ -183,6 +183,11 @@ class TestTradovateKeepsTheContract(SourceContract):
         with self.both(FEEDS.get(fault or "", brokerage.quiet), fault, only) as (server, _):
             yield server
 
+    @pytest.fixture(autouse=True)
+    def _with_a_user_of_its_own(self, tmp_path: Path) -> None:
+        # A token is kept by address and user; a port of a test before may come again.
+        self.user = f"{MARK}-{tmp_path.name}"
+
     @contextmanager
     def both(
         self, speak: Speak = brokerage.quiet, fault: str | None = None, only: str | None = None
@@ -196,7 +201,7 @@ class TestTradovateKeepsTheContract(SourceContract):
             environment="live",
             tradovate_url=server.url,
             tradovate_md_url=self.feed_url,
-            tradovate_username=f"{MARK}-user",
+            tradovate_username=self.user,
             tradovate_password=f"{MARK}-password",
             tradovate_cid=f"{MARK}-cid",
             tradovate_sec=f"{MARK}-sec",
@@ -338,7 +343,7 @@ class TestTradovateKeepsTheContract(SourceContract):
             bodies = [json.loads(asked.body) for asked in server.asked if "/auth/" in asked.path]
         assert answer.outcome is Outcome.OK
         assert [body.get("p-ticket") for body in bodies] == [None, "ticket-1"]
-        assert {body["name"] for body in bodies} == {f"{MARK}-user"}
+        assert {body["name"] for body in bodies} == {self.user}
 
     def test_a_failed_login_is_not_tried_again_for_every_series(self, tmp_path: Path) -> None:
         with self.vendor("wrong_password") as server:
