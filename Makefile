@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests wait for sockets and processes more than they compute: half as many workers again as there are cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 2) * 3 // 2)')
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,7 +26,7 @@ ui: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/nq ui
 
 test: install ## Run the whole test suite
-	@$(BIN)/pytest -n auto --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: install ## Style, types and the floors of the house
 	@$(BIN)/ruff check .
