@@ -27,8 +27,14 @@ def claim(folder: Path, run_id: str) -> None:
             if left_over:
                 path.unlink(missing_ok=True)
     files.make_folder(folder)
-    handle = os.open(folder / f"{_RUN}{run_id}", os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    mine = folder / f"{_RUN}{run_id}"
+    while True:
+        handle = os.open(mine, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # Between the two, another claim may have taken the file for a left-over one.
+        if _is_at(handle, mine):
+            break
+        os.close(handle)
     _held.append(handle)
 
 
@@ -51,6 +57,14 @@ def recorder(folder: Path, dataset: str) -> Recorder | None:
     grew = _changed(segments[-1].path) if segments else None
     since = _changed(folder / log.LOCK) or datetime.now(UTC)
     return Recorder(process, since, grew)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _changed(path: Path) -> datetime | None:

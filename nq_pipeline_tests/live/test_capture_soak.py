@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -34,10 +34,13 @@ KINDS = ["fin", "rst", "cut", "garbage", "silence"]
 KEY = ("instrument_id", "ts_event", "sequence", "price", "size")
 
 
-def published(it: Gateway, data: Path, last_ns: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The trades of the lake and those of the tape up to an instant, as multisets to compare."""
-    truth = it.records("trades", to_ns(OPENS) - 10**9, last_ns + 10**9)
-    truth = truth[(truth["ts_event"] >= to_ns(OPENS)) & (truth["ts_event"] < last_ns)]
+def published(
+    it: Gateway, data: Path, last_ns: int, *, first: datetime = OPENS
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The trades of the lake and those of the tape between two instants, as multisets to compare."""
+    first_ns = to_ns(first)
+    truth = it.records("trades", first_ns - 10**9, last_ns + 10**9)
+    truth = truth[(truth["ts_event"] >= first_ns) & (truth["ts_event"] < last_ns)]
     wanted = pl.DataFrame({name: truth[name].astype("i8") for name in KEY})
     rows = Lake(data / "sandbox" / "lake").scan(TRADES).collect()
     have = rows.select(
@@ -45,7 +48,7 @@ def published(it: Gateway, data: Path, last_ns: int) -> tuple[pl.DataFrame, pl.D
         pl.col("ts_event").dt.epoch("ns"),
         (pl.col("price") * 1e9).round().cast(pl.Int64),
     ).select(KEY)
-    have = have.filter(pl.col("ts_event") >= to_ns(OPENS), pl.col("ts_event") < last_ns)
+    have = have.filter(pl.col("ts_event").is_between(first_ns, last_ns, closed="left"))
     return have.sort(KEY), wanted.sort(KEY)
 
 
