@@ -23,7 +23,7 @@ HEAVY = (
     "numpy",
     "scipy",
 )
-DOMAIN = ("alerts", "analytics", "charts", "lake", "market", "proof", "sandbox", "sources")
+DOMAIN = ("alerts", "analytics", "charts", "lake", "market", "proof", "report", "sandbox", "sources")
 
 
 def test_the_floors_of_the_house_are_kept() -> None:

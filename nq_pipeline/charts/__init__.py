@@ -11,13 +11,15 @@ render them in another.
 from nq_pipeline.charts.flow import pressure
 from nq_pipeline.charts.pipeline import source_agreement, spend
 from nq_pipeline.charts.positions import gamma_exposure, open_interest, put_call, volume
-from nq_pipeline.charts.theme import Picture
+from nq_pipeline.charts.theme import Picture, named, named_text
 from nq_pipeline.charts.volatility import expected_move, smile, term_structure
 
 __all__ = [
     "Picture",
     "expected_move",
     "gamma_exposure",
+    "named",
+    "named_text",
     "open_interest",
     "pressure",
     "put_call",

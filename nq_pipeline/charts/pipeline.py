@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import Picture, axis, finished, said
+from nq_pipeline.charts.theme import SIGNED, Picture, axis, finished, said
 
 
 def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
@@ -108,7 +108,9 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     x = alt.X(
         "low:Q",
         scale=alt.Scale(domain=[-reach, reach], nice=False),
-        axis=axis("the second's middle price less the first's, points", format="+~r", tickCount=7, grid=True),
+        axis=axis(
+            "the second's middle price less the first's, points", labelExpr=SIGNED, tickCount=7, grid=True
+        ),
     )
     y = alt.Y(
         "pair:N", axis=alt.Axis(title=None, grid=False, labelLimit=170), scale=alt.Scale(paddingOuter=0.6)
@@ -126,6 +128,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
         "Do the sources agree?",
         "Dot: the median contract; bar: nine in ten. Sources differ in delay",
         drawn,
+        height=100 + 44 * drawn.height,
     )
 
 

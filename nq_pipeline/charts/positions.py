@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import Picture, axis, finished, named, said
+from nq_pipeline.charts.theme import Picture, axis, finished, named, named_text, said
 
 NEAR = 0.05
 """Strikes shown lie within this share of the forward; of a series no more than `DEVIATIONS` away."""
@@ -132,6 +132,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         "Put/call ratio",
         "Dots: open interest of the day before; rings: this session's volume",
         metrics,
+        height=max(160, 84 + 21 * drawn.height),
     )
 
 
@@ -188,11 +189,6 @@ def _mirror(
         "; ".join(subtitle),
         profile,
     )
-
-
-def named_text(series: str) -> str:
-    """The series as the charts name it."""
-    return str(pl.select(named(pl.lit(series))).item())
 
 
 def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]:

@@ -22,6 +22,8 @@ WIDTH, HEIGHT = 640, 320
 """Of a chart that is shown as it is, pixels."""
 SANDBOX = "SANDBOX: a synthetic market, no price here is real"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+,~r')"
+"""Labels of an axis whose middle is nought."""
 ZONE = "America/Chicago"
 """Times of day are the exchange's."""
 
@@ -100,7 +102,13 @@ def config(palette: Palette) -> dict[str, Any]:
             "titleFontWeight": "normal",
             "titlePadding": 8,
         },
-        "axisX": {"grid": False, "domain": True, "domainColor": palette.line, "labelFlush": True},
+        "axisX": {
+            "grid": False,
+            "domain": True,
+            "domainColor": palette.line,
+            "labelFlush": True,
+            "labelSeparation": 10,
+        },
         "axisY": {
             "titleAngle": 0,
             "titleAlign": "left",
@@ -144,14 +152,16 @@ def config(palette: Palette) -> dict[str, Any]:
     }
 
 
-def finished(layers: Sequence[alt.Chart], title: str, subtitle: str, rows: pl.DataFrame) -> alt.LayerChart:
+def finished(
+    layers: Sequence[alt.Chart], title: str, subtitle: str, rows: pl.DataFrame, *, height: int = HEIGHT
+) -> alt.LayerChart:
     """The layers as a chart with words, size and the light theme; synthetic rows are called so."""
     lines = [subtitle]
     if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
         lines.append(SANDBOX)
     chart = alt.LayerChart(layer=list(layers)).properties(
         width=WIDTH,
-        height=HEIGHT,
+        height=height,
         title=alt.Title(title, subtitle=[line for line in lines if line]),
     )
     chart.config = config(LIGHT)
@@ -171,6 +181,11 @@ def named(series: pl.Expr) -> pl.Expr:
     """`Q1B-2025-07-01` as people say it: Q1B 1 Jul."""
     day = series.str.slice(-10).str.to_date("%Y-%m-%d", strict=False)
     return pl.concat_str(series.str.head(-11), pl.lit(" "), day.dt.strftime("%-d %b")).fill_null(series)
+
+
+def named_text(series: str) -> str:
+    """The series as the charts name it."""
+    return str(pl.select(named(pl.lit(series))).item())
 
 
 def apart(values: list[float], gap: float) -> list[float]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import Picture, apart, axis, finished, named, said
+from nq_pipeline.charts.theme import SIGNED, Picture, apart, axis, finished, named, said
 
 SMILES = 4
 """Series shown together: more lines than colours that can be told apart are no picture."""
 REACH = 3.0
 """Standard deviations to either side; beyond, quotes are a tick wide and say little."""
+ROOM = 1.4
+"""To the right of them, for the names of the lines."""
 WIDEST = 0.05
 """A point whose quote is wider than this to either side, in volatility, is left out."""
 DOTS_PER_DEVIATION = 8
@@ -54,8 +56,10 @@ def smile(rows: pl.DataFrame) -> Picture:
     colour = alt.Color("name:N", sort=order, scale=alt.Scale(domain=order), legend=None)
     x = alt.X(
         "deviations:Q",
-        scale=alt.Scale(domain=[-REACH, REACH + 0.9], nice=False),
-        axis=axis("standard deviations from the forward, σ√t", values=[-3, -2, -1, 0, 1, 2, 3], format="+d"),
+        scale=alt.Scale(domain=[-REACH, REACH + ROOM], nice=False),
+        axis=axis(
+            "standard deviations from the forward, σ√t", values=[-3, -2, -1, 0, 1, 2, 3], labelExpr=SIGNED
+        ),
     )
     y = alt.Y(
         "implied_volatility:Q",
@@ -164,12 +168,12 @@ def expected_move(rows: pl.DataFrame) -> Picture:
             (move / pl.col("forward") * 100).round(2),
             pl.col("expected_move_straddle").round(1).cast(pl.String).fill_null("unknown"),
         ),
-        end=pl.format("±{}", move.round(0).cast(pl.Int64)),
     )
     start = pl.DataFrame({"days": [0.0], "up": [0.0], "down": [0.0]})
     cone = pl.concat([start, drawn.select("days", "up", "down")])
     x = alt.X("days:Q", scale=alt.Scale(domainMin=0, nice=True), axis=axis("days to expiration", tickCount=6))
-    y = alt.Y("up:Q", axis=axis("points from the forward", format="+,d", tickCount=6))
+    y = alt.Y("up:Q", axis=axis("points from the forward", labelExpr=SIGNED, tickCount=6))
+    end = drawn.tail(1).with_columns(words=pl.lit(f"±{drawn['up'][-1]:,.0f}"))
     base = alt.Chart(drawn).encode(x=x)
     return finished(
         [
@@ -181,7 +185,7 @@ def expected_move(rows: pl.DataFrame) -> Picture:
             base.mark_point(style="ring").encode(y="straddle_down:Q"),
             base.mark_point(style="dots").encode(y="up:Q", **said()),
             base.mark_point(style="dots").encode(y="down:Q", **said()),
-            alt.Chart(drawn.tail(1)).mark_text(style="said", dy=-12).encode(x=x, y="up:Q", text="end:N"),
+            alt.Chart(end).mark_text(style="said", dy=-12).encode(x=x, y="up:Q", text="words:N"),
         ],
         "Expected move",
         "Cone: one standard deviation by volatility; rings: the at-the-money straddle",

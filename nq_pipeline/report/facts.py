@@ -1,0 +1,204 @@
+"""What a report says, read from the lake: the chain, its metrics, its sources, gaps and money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from nq_pipeline.analytics import metrics
+from nq_pipeline.analytics.pressure import trade_pressure
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import catalog
+from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.ledger import Ledger
+from nq_pipeline.spend.statement import Statement
+
+if TYPE_CHECKING:
+    import duckdb
+
+PRODUCT_OF = {
+    root: product
+    for product in (*PRODUCTS.values(), *PROXIES.values())
+    for family in product.families
+    for root in family.roots
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The options on one product; frames as in the tables of their names."""
+
+    product: Product
+    underlying: str
+    smile: pl.DataFrame
+    profile: pl.DataFrame
+    series: pl.DataFrame
+    levels: pl.DataFrame
+    pressure: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A snapshot and all that is known of it.
+
+    Attributes
+    ----------
+    snapshot_ts
+        The newest of the chain's rows; a series that came from a cache may be minutes older.
+    chain, pricing
+        Rows of `option_chain`, and what of `option_pricing` belongs to them.
+    sources
+        A row per source, by priority: how it answered, what it won, why not more.
+    agreement
+        Contract by contract, the gap between two sources' middle prices.
+    gaps
+        Of the trade date, as they are now.
+    month
+        The running month of the ledger.
+    """
+
+    environment: str
+    snapshot_ts: datetime
+    as_of: datetime
+    trade_date: date
+    chain: pl.DataFrame
+    pricing: pl.DataFrame
+    books: tuple[Book, ...]
+    sources: pl.DataFrame
+    agreement: pl.DataFrame
+    gaps: pl.DataFrame
+    month: Statement
+
+
+def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
+    """The facts of the newest snapshot, or of the chain as it stood at a moment.
+
+    Raises
+    ------
+    LakeError
+        There is no chain then.
+    """
+    with catalog.connect(settings.environment_dir) as lake:
+        chain = catalog.chain(lake, snapshot_ts)
+        if chain.is_empty():
+            when = f" as of {snapshot_ts:%Y-%m-%d %H:%M} UTC" if snapshot_ts else ""
+            raise LakeError(f"the lake has no chain{when} to report on; `nq run` asks for one")
+        newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
+        day: date = chain["trade_date"].max()  # type: ignore[assignment]
+        pricing = _pricing(lake, settings, chain, day)
+        run = _run(lake, chain, day)
+        return Facts(
+            environment=settings.environment,
+            snapshot_ts=newest,
+            as_of=chain["as_of"].max(),  # type: ignore[arg-type]
+            trade_date=day,
+            chain=chain,
+            pricing=pricing,
+            books=tuple(_books(chain, pricing, _pressure(lake, day, newest))),
+            sources=lake.sql(_SOURCES, params={"run": run, "day": day}).pl(),
+            agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
+            gaps=lake.sql(_GAPS, params={"day": day}).pl(),
+            month=Ledger(settings).month(),
+        )
+
+
+def _pricing(
+    lake: duckdb.DuckDBPyConnection, settings: Settings, chain: pl.DataFrame, day: date
+) -> pl.DataFrame:
+    """The rows that were priced when the chain came; the chain priced now where they are missing."""
+    kept: pl.DataFrame = lake.sql("FROM option_pricing WHERE trade_date = $day", params={"day": day}).pl()
+    key = ["source", "snapshot_ts", "contract_key"]
+    kept = kept.with_columns(pl.col("snapshot_ts_ns").cast(chain.schema["snapshot_ts"]).alias("snapshot_ts"))
+    kept = kept.join(chain.select(key), on=key, how="semi")
+    if kept.height == chain.height:
+        return kept
+    return price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
+
+
+def _books(chain: pl.DataFrame, pricing: pl.DataFrame, pressure: pl.DataFrame) -> list[Book]:
+    """One per product in the chain, in the order of the product table."""
+    priced = metrics.priced_chain(chain, pricing)
+    books = []
+    for product in (*PRODUCTS.values(), *PROXIES.values()):
+        own = pl.col("root").is_in([root for root, of in PRODUCT_OF.items() if of.code == product.code])
+        rows = priced.filter(own)
+        if rows.is_empty():
+            continue
+        front = chain.filter(own).sort("expiration", "series")
+        books.append(
+            Book(
+                product=product,
+                underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
+                smile=metrics.iv_smile(rows),
+                profile=metrics.strike_profile(rows),
+                series=metrics.series_metrics(rows).sort("expiration", "series"),
+                levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
+                pressure=pressure.filter(own),
+            )
+        )
+    return books
+
+
+def _pressure(lake: duckdb.DuckDBPyConnection, day: date, until: datetime) -> pl.DataFrame:
+    trades = lake.sql(
+        "FROM trades WHERE trade_date = $day AND instrument_kind = 'option' AND ts_event <= $until",
+        params={"day": day, "until": until},
+    )
+    rows: pl.DataFrame = trades.pl()
+    return trade_pressure(rows, until=until)
+
+
+def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str:
+    """The run that chose the chain last."""
+    decisions = lake.sql("FROM decisions WHERE won AND trade_date = $day", params={"day": day}).pl()
+    chosen = chain.select("series", "source", snapshot_ts_ns=pl.col("snapshot_ts").to_physical()).unique()
+    runs = decisions.join(chosen, on=chosen.columns, how="semi").sort("decided_at_ns")["run_id"]
+    return str(runs[-1]) if len(runs) else ""
+
+
+_SOURCES = """
+WITH decided AS (
+    SELECT source, min(rank) AS rank, count(*) AS series, count(*) FILTER (won) AS won,
+           mode(reason) AS reason, count(DISTINCT reason) AS reasons
+    FROM decisions WHERE run_id = $run AND trade_date = $day GROUP BY source
+), fetched AS (
+    SELECT source, count(*) AS requests, count(*) FILTER (cache = 'hit') AS hits,
+           sum(cost_usd) AS cost_usd
+    FROM fetches WHERE run_id = $run GROUP BY source
+), answered AS (
+    FROM answers WHERE run_id = $run
+)
+SELECT coalesce(answered.source, decided.source) AS source,
+       answered.outcome, answered.contracts, answered.cached, answered.elapsed_s, answered.dropped,
+       answered.dropped_by_reason, decided.series, decided.won, requests, hits, cost_usd,
+       coalesce(answered.reason, decided.reason) AS reason,
+       CASE WHEN answered.reason IS NULL THEN reasons - 1 ELSE 0 END AS more_reasons
+FROM answered FULL JOIN decided ON decided.source = answered.source
+LEFT JOIN fetched ON fetched.source = coalesce(answered.source, decided.source)
+ORDER BY decided.won > 0 DESC, decided.rank, source
+"""
+
+_AGREEMENT = """
+WITH offered AS (
+    SELECT chain.contract_key, chain.source, chain.bid, chain.ask,
+           CASE WHEN chain.bid <= chain.ask THEN (chain.bid + chain.ask) / 2 END AS mid
+    FROM source_chain AS chain
+    JOIN decisions USING (series, source, snapshot_ts_ns)
+    WHERE decisions.run_id = $run AND decisions.trade_date = $day AND chain.trade_date = $day
+)
+SELECT a.source, b.source AS other_source, b.mid - a.mid AS mid_gap,
+       a.bid <= b.ask AND b.bid <= a.ask AS quotes_overlap
+FROM offered AS a JOIN offered AS b ON b.contract_key = a.contract_key AND b.source > a.source
+"""
+
+_GAPS = """
+SELECT first_ts, last_ts, schema, state, cause, reason, records_replayed, filled_by
+FROM gaps WHERE trade_date = $day
+QUALIFY row_number() OVER (PARTITION BY gap_id ORDER BY revision DESC) = 1
+ORDER BY first_ts
+"""

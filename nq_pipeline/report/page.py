@@ -1,0 +1,267 @@
+"""The page: facts in, one HTML file out.
+
+Every text goes through Jinja's escaping, because much of it is a vendor's. The Content-Security-Policy
+lets nothing run or load but the page's own script and style, named by their digests. Pictures are
+SVG in two sizes, of which CSS shows one; their colours are the page's variables, so they follow light
+and dark, and paper.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from decimal import Decimal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from nq_pipeline import charts
+from nq_pipeline.charts import draw
+from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
+from nq_pipeline.lake.files import write_atomically
+from nq_pipeline.report.facts import Book, Facts, gather
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.statement import Statement
+
+FOLDER = "reports"
+WIDE, NARROW = 560, 358
+"""Width of a picture in a column of a screen, and on a phone, pixels."""
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its words, or the sentence that stands in its place."""
+
+    title: str
+    caption: str
+    wide: str = ""
+    narrow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A headline number."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> Path:
+    """Write the report of a snapshot, whole or not at all, over an older one of the same snapshot.
+
+    Parameters
+    ----------
+    snapshot_ts
+        An instant with a time zone: the report is of the chain as it stood then. The newest snapshot
+        when left out.
+
+    Returns
+    -------
+    `<data>/<environment>/reports/<snapshot in UTC>.html`.
+
+    Raises
+    ------
+    LakeError
+        There is no chain then.
+    """
+    facts = gather(settings, snapshot_ts)
+    path = settings.environment_dir / FOLDER / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
+    write_atomically(path, html(facts).encode())
+    return path
+
+
+def html(facts: Facts) -> str:
+    """The whole page."""
+    import jinja2
+
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {"count": _count, "number": _number, "share": _share, "usd": _usd, "local": _local}
+    style, script = _colours() + _text("page.css"), _text("page.js")
+    return page.get_template("page.html").render(
+        facts=facts,
+        sandbox=SANDBOX if facts.environment == "sandbox" else "",
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'",
+        books=[_book(book) for book in facts.books],
+        unpriced=_unpriced(facts.pricing),
+        agreement=_figure(charts.source_agreement(facts.agreement, environment=facts.environment)),
+        spend=_figure(_spend(facts.month)),
+        dropped=_dropped(facts.sources),
+        version=version("nq_pipeline"),
+    )
+
+
+def _book(book: Book) -> dict[str, Any]:
+    """What the page shows of the options on one product."""
+    front = book.series.row(0, named=True)
+    pictures = {
+        "Volatility": [
+            charts.smile(book.smile),
+            charts.term_structure(book.series),
+            charts.expected_move(book.series),
+            charts.put_call(book.series),
+        ],
+        "Positions": [
+            charts.open_interest(book.profile, book.series),
+            charts.gamma_exposure(book.profile, book.levels),
+            charts.open_interest(book.profile, book.series, front["series"]),
+            charts.volume(book.profile, book.series, front["series"]),
+        ],
+        "Trades": [
+            charts.pressure(book.pressure, side, forward=book.levels["forward"].drop_nulls().first())  # type: ignore[arg-type]
+            for side in "CP"
+        ],
+    }
+    return {
+        "name": book.product.name,
+        "tiles": list(_tiles(book, front)),
+        "sections": {title: _distinct([_figure(one) for one in own]) for title, own in pictures.items()},
+        "series": book.series.with_columns(
+            name=charts.named(pl.col("series")), days=pl.col("years") * 365
+        ).to_dicts(),
+    }
+
+
+def _tiles(book: Book, front: dict[str, Any]) -> Iterator[Tile]:
+    levels = book.levels.row(0, named=True)
+    name, forward = charts.named_text(front["series"]), front["forward"]
+    far = book.series.filter(pl.col("atm_iv").is_not_null()).tail(1)
+    yield Tile(f"Future {book.underlying}", _number(forward), f"by parity of {name}" if forward else "")
+    later = far.row(0, named=True) if len(far) else None
+    yield Tile(
+        "Volatility at the money",
+        _share(front["atm_iv"]),
+        name + (f"; {_share(later['atm_iv'])} by {charts.named_text(later['series'])}" if later else ""),
+    )
+    move = front["expected_move_iv"]
+    yield Tile(
+        "Expected move",
+        f"±{move:,.0f}" if move else NONE,
+        f"{_share(move / forward, 2)} by {name}; straddle {_number(front['expected_move_straddle'], 1)}"
+        if move
+        else name,
+    )
+    zero = levels["zero_gamma"]
+    yield Tile(
+        "Zero gamma",
+        _number(zero, 0),
+        f"{zero / levels['forward'] - 1:+.2%} from the future".replace("-", "−")
+        if zero
+        else "none within 10 %",
+    )
+    yield Tile(
+        "Puts per call",
+        _number(levels["put_call_open_interest"]),
+        f"open interest; {_number(levels['put_call_volume'])} by volume",
+    )
+    held, traded = (
+        [levels[f"{side}_{what}"] for side in ("call", "put")] for what in ("open_interest", "volume")
+    )
+    yield Tile("Open interest", _sum(held), f"contracts; {_sum(traded)} traded in the session")
+
+
+def _figure(picture: Picture) -> Figure:
+    if isinstance(picture, str):
+        return Figure("", picture)
+    wide, narrow = (
+        _compact(draw.svg(picture, palette=PAGE, width=width, height=int(picture.height), title=False))
+        for width in (WIDE, NARROW)
+    )
+    title = picture.title
+    return Figure(str(title.text), str(title.subtitle[0]), wide, narrow)
+
+
+def _distinct(figures: list[Figure]) -> list[Figure]:
+    """The same sentence once is enough."""
+    return list(dict.fromkeys(figures))
+
+
+def _spend(month: Statement) -> Picture:
+    days = pl.DataFrame([asdict(day) for day in month.days])
+    budget = float(month.budgets.monthly_usd)
+    return charts.spend(days, budget_usd=budget, environment=month.environment)
+
+
+def _unpriced(pricing: pl.DataFrame) -> dict[str, Any]:
+    """How many rows have a volatility, and why the others do not."""
+    reasons = pricing["unpriced"].drop_nulls().value_counts(sort=True)
+    return {
+        "rows": pricing.height,
+        "priced": pricing["unpriced"].null_count(),
+        "reasons": {str(name).replace("_", " "): count for name, count in reasons.iter_rows()},
+    }
+
+
+def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Of every source, what could not be used, by reason."""
+    rows = sources.select("source", "dropped_by_reason").drop_nulls().iter_rows()
+    return {source: json.loads(reasons) for source, reasons in rows}
+
+
+def _colours() -> str:
+    def variables(palette: Palette) -> str:
+        return "".join(f"--{name}:{value};" for name, value in asdict(palette).items())
+
+    dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
+    return f":root{{{variables(LIGHT)}}}\n{dark}\n"
+
+
+def _compact(svg: str) -> str:
+    """Paths and places to a tenth of a pixel, which halves a picture and is more than eyes see."""
+
+    def rounded(attribute: re.Match[str]) -> str:
+        return re.sub(r"(\.\d)\d+", r"\1", attribute.group())
+
+    return re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', rounded, svg)
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def _share(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:.{digits}%}"
+
+
+def _usd(value: float | Decimal | None, digits: int = 2) -> str:
+    return NONE if value is None else f"${value:,.{digits}f}"
+
+
+def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:
+    """An instant in the exchange's time."""
+    return NONE if moment is None else moment.astimezone(ZoneInfo(ZONE)).strftime(form)
+
+
+def _sum(parts: list[int | None]) -> str:
+    known = [part for part in parts if part is not None]
+    return _count(sum(known)) if known else NONE
