@@ -199,6 +199,34 @@ def sql(query: str, form: str | None) -> None:
 
 
 @main.command()
+@click.option("--snapshot", "moment", metavar="INSTANT",
+              help="The chain as it stood at this moment, in ISO 8601; the newest without it.")  # fmt: skip
+@click.option("--no-open", is_flag=True, help="Only write the page.")
+@sentences
+def report(moment: str | None, no_open: bool) -> None:
+    """Write the report of a snapshot, one HTML page, and open it in the browser.
+
+    Smile, term structure, positions, gamma exposure and trades, where the chain came from, gaps and
+    spend. The page needs no network; send it or print it as it is.
+
+    \b
+    Examples:
+      nq report
+      nq report --snapshot 2025-06-10T15:00:00Z --no-open
+    """
+    import webbrowser
+
+    from nq_pipeline.report import write_report
+    from nq_pipeline.settings import load
+
+    settings = load()
+    _note_sandbox(settings)
+    page = write_report(settings, snapshot_ts=_instant(moment) if moment else None).resolve()
+    opened = not no_open and webbrowser.open(page.as_uri())
+    click.echo(f"Report: {page}{'' if opened else '; open it in any browser'}")
+
+
+@main.command()
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
 @click.option("--output", "-o", metavar="PARQUET", type=click.Path(dir_okay=False),
               help="Where to write; by default beside FILE, ending in .parquet.")  # fmt: skip
@@ -654,6 +682,17 @@ def _first_of(month: str, zone: str) -> datetime:
         return datetime.strptime(month, "%Y-%m").replace(tzinfo=ZoneInfo(zone))
     except ValueError:
         raise click.UsageError(f"--month {month}: write a month like 2026-10") from None
+
+
+def _instant(text: str) -> datetime:
+    """An instant in ISO 8601 with a time zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.UsageError(f"--snapshot {text}: write an instant like 2025-06-10T15:00:00Z")
+    return moment
 
 
 def _export_spend(settings: Settings, ledger: Ledger) -> None:
