@@ -30,6 +30,9 @@ SETTINGS, STOPPED = "nq/settings", "nq/stopped"
 
 STARTING_UP = timedelta(seconds=60)
 """How long a run may take from Dagster's "started" to its lock; without it afterwards, it is dead."""
+NOT_BEGUN, TO_BEGIN = ("NOT_STARTED", "MANAGED", "STARTING"), timedelta(minutes=5)
+"""How long a run may stay in these: whoever was to launch it is gone. Dagster's own monitoring ends most
+of them after three minutes, where it is switched on. A run in the queue waits for a slot, however long."""
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(minutes=8)
 """After the first failure the next attempt follows at once, then after pauses that double."""
 MOST_FAILURES, WITHIN = 6, timedelta(minutes=30)
@@ -49,8 +52,9 @@ class Attempt:
         Of the attempts of a trade date; 0 when it was launched by hand.
     alive
         Whether its process holds its lock.
-    started, ended
-        By the machine's clock; None where it did not.
+    changed, started, ended
+        When its status changed last, when it began, when it was over, by the machine's clock; None where
+        it did not.
     settings
         Fingerprint of the settings it ran with.
     stopped
@@ -62,16 +66,19 @@ class Attempt:
     trade_date: str
     number: int = 0
     alive: bool = False
+    changed: datetime | None = None
     started: datetime | None = None
     ended: datetime | None = None
     settings: str = ""
     stopped: str = ""
 
     def is_dead(self, now: datetime) -> bool:
-        """Whether Dagster thinks that it runs, and it does not."""
-        if self.status != "STARTED" or self.alive:
+        """Whether Dagster thinks that it runs or will, and it does not."""
+        if self.alive:
             return False
-        return self.started is None or now - self.started >= STARTING_UP
+        if self.status in NOT_BEGUN:
+            return self.changed is not None and now - self.changed >= TO_BEGIN
+        return self.status == "STARTED" and (self.started is None or now - self.started >= STARTING_UP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.captures import (
     ATTEMPT,
     LIVE,
+    NOT_BEGUN,
     SETTINGS,
     STOPPED,
     Attempt,
@@ -32,6 +33,7 @@ from nq_pipeline.sources.quality import Finding
 PARTITION = "dagster/partition"
 ATTEMPTS_LOOKED_AT = 50
 GONE = "The process of this capture is gone. What it had written is kept, and what it missed is a gap."
+NEVER_BEGAN = "This capture was created and never began; nothing was written. Another one takes its place."
 SAY_AGAIN_S = 900
 """A judgement that has not changed is recorded again after so long, with its figures of then."""
 
@@ -50,8 +52,9 @@ def live_capture(
     decision = decide(situation(context.instance, vendors))
     for run_id in decision.dead:
         run = context.instance.get_run_by_id(run_id)
-        if run and run.status is dg.DagsterRunStatus.STARTED:  # not one that has just ended in order
-            context.instance.report_run_failed(run, GONE)
+        if run is None or run.status.value not in (*NOT_BEGUN, "STARTED"):  # it has just ended in order
+            continue
+        context.instance.report_run_failed(run, NEVER_BEGAN if run.status.value in NOT_BEGUN else GONE)
     if decision.trade_date is None:
         return dg.SkipReason(decision.reason)
     day = decision.trade_date.isoformat()
@@ -159,6 +162,7 @@ def _attempt(record: dg.RunRecord, folder: Path) -> Attempt:
         trade_date=run.tags.get(PARTITION, ""),
         number=int(number) if number.isdecimal() else 0,
         alive=is_alive(folder, run.run_id),
+        changed=record.update_timestamp,
         started=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
         ended=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None,
         settings=run.tags.get(SETTINGS, ""),

@@ -10,16 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.runs.schema import RunsTable
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+from dagster._core.test_utils import create_run_for_test
 
 from nq_pipeline.live.log import exclusive
 from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.captures import ATTEMPT, LIVE, STARTING_UP, STOPPED, decide
+from nq_pipeline.orchestration.captures import ATTEMPT, LIVE, STARTING_UP, STOPPED, TO_BEGIN, decide
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture, situation
@@ -293,3 +296,20 @@ def test_a_killed_run_is_found_dead_and_its_successor_completes_what_it_left(tmp
         captured(it, instance)
         stopped.join()
         assert it.is_whole()
+
+
+@pytest.mark.parametrize("status", ["NOT_STARTED", "MANAGED"])
+def test_a_run_that_never_began_is_ended_and_succeeded(
+    instance: dg.DagsterInstance, tmp_path: Path, status: str
+) -> None:
+    tags = {"nq/kind": "capture", LIVE: "sandbox", ATTEMPT: "1", "dagster/partition": DAY}
+    left = create_run_for_test(instance, job_name="capture", status=dg.DagsterRunStatus(status), tags=tags)
+    storage, long_ago = instance.run_storage, datetime.now(UTC) - TO_BEGIN
+    assert isinstance(storage, SqlRunStorage)
+    with storage.connect() as rows:
+        rows.execute(RunsTable.update().values(update_timestamp=long_ago.replace(tzinfo=None)))
+    with market(tmp_path, load=300) as it:
+        request = tick(live_capture, it, instance)
+    assert isinstance(request, dg.RunRequest) and request.tags[ATTEMPT] == "2"
+    ended = instance.get_run_by_id(left.run_id)
+    assert ended and ended.status is dg.DagsterRunStatus.FAILURE

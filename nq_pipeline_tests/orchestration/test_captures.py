@@ -14,7 +14,9 @@ from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.captures import (
     LONGEST_PAUSE,
     MOST_FAILURES,
+    NOT_BEGUN,
     STARTING_UP,
+    TO_BEGIN,
     UNFINISHED,
     WITHIN,
     Attempt,
@@ -113,6 +115,21 @@ def test_a_run_whose_process_is_gone_is_reported_and_its_successor_started_at_on
     assert (decision.trade_date, decision.number) == (date(2025, 6, 10), 2)
 
 
+@pytest.mark.parametrize("status", NOT_BEGUN)
+def test_a_run_that_never_begins_is_waited_for_until_it_is_too_old(status: str) -> None:
+    young = Attempt("run1-of-many", status, DAY, 1, changed=NOW - TO_BEGIN + timedelta(seconds=1))
+    assert reason(attempts=[young]) == f"run run1-of- is {status}"
+    decision = decide(replace(OPEN, attempts=[replace(young, changed=NOW - TO_BEGIN)]))
+    assert decision.dead == ("run1-of-many",)
+    assert (decision.trade_date, decision.number) == (date(2025, 6, 10), 2)
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "CANCELING"])
+def test_a_run_that_waits_for_a_slot_or_is_ended_by_the_operator_is_left_to_dagster(status: str) -> None:
+    waiting = Attempt("run1-of-many", status, DAY, 1, changed=ago(days=1))
+    assert reason(attempts=[waiting]) == f"run run1-of- is {status}"
+
+
 def test_a_dead_run_is_reported_even_when_nothing_is_to_be_started() -> None:
     for other in (
         {"pinned": NOW},
@@ -184,6 +201,7 @@ ATTEMPTS = st.builds(
     trade_date=st.sampled_from([DAY, "2025-06-09"]),
     number=st.integers(0, 9),
     alive=st.booleans(),
+    changed=st.sampled_from([None, ago(minutes=1), ago(hours=1)]),
     started=st.one_of(st.none(), st.datetimes(datetime(2025, 6, 9), datetime(2025, 6, 10, 15)).map(
         lambda at: at.replace(tzinfo=UTC)
     )),
