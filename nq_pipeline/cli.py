@@ -787,10 +787,14 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
 
 
 def _stand_in(snapshot: Snapshot, name: str) -> str:
-    """What a winner's options are on, where that is not NQ futures."""
+    """What a winner's options are on, where that is not futures."""
     won = snapshot.chain.filter(snapshot.chain["source"] == name)
     underlyings = won.filter(won["underlying_class"] != "future")["underlying"].unique().sort().to_list()
-    return f", a proxy: options on {' and '.join(underlyings)}, not on NQ" if underlyings else ""
+    if not underlyings:
+        return ""
+    from nq_pipeline.sources.quality import products_of
+
+    return f", a proxy: options on {' and '.join(underlyings)}, not on {products_of(won)}"
 
 
 def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:

@@ -92,7 +92,11 @@ class Settings(BaseSettings):
     now: datetime | None = Field(
         None, description="A frozen instant (ISO 8601 with a zone) for sessions, partitions and freshness."
     )
-    products: CommaList = Field(("NQ",), description="Products to ask for, from the product table.")
+    products: CommaList = Field(
+        ("NQ",),
+        description="Products to ask for and to capture, from the product table: NQ (E-mini Nasdaq-100), "
+        "ES (E-mini S&P 500), GC (gold).",
+    )
 
     # What is asked, and of whom
     sources: CommaList = Field(SOURCE_NAMES, description="Vendors to ask; their order is the priority.")
@@ -193,7 +197,11 @@ class Settings(BaseSettings):
     polygon_rpm: int = Field(
         5, ge=0, description="Requests per minute of your plan; 0 is no limit (the default in the sandbox)."
     )
-    polygon_underlyings: CommaList = Field(("NDX",), description="Proxy chains to ask for: NDX, QQQ.")
+    polygon_underlyings: CommaList = Field(
+        ("NDX", "SPX"),
+        description="Proxy chains to ask for, where they stand for one of NQ_PRODUCTS: NDX and QQQ for NQ, "
+        "SPX and SPY for ES.",
+    )
     polygon_api_key: SecretStr | None = _credential(
         "POLYGON_API_KEY", "MASSIVE_API_KEY", description="API key of Polygon or Massive."
     )
@@ -206,7 +214,7 @@ class Settings(BaseSettings):
         "wss://md.tradovateapi.com/v1/websocket", description="Address of the market-data websocket."
     )
     tradovate_products: CommaList = Field(
-        ("NQ=NQ Options",),
+        ("NQ=NQ Options", "ES=ES Options"),
         description="Tradovate's names of option products as ROOT=NAME pairs, where they are not the "
         "root itself. Unconfirmed: no recorded answer of this vendor shows one.",
     )

@@ -36,7 +36,6 @@ from nq_pipeline.lake.schemas import BACKFILLS
 from nq_pipeline.live.gateway import future_parents, option_parents
 from nq_pipeline.live.rows import Counts
 from nq_pipeline.market import sessions
-from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento_client import HistoricalClient, NothingThere, Price, Query
 from nq_pipeline.sources.databento_purchase import Purchases, charge_for
@@ -216,8 +215,7 @@ class _Job:
     def of(cls, settings: Settings, schema: str, symbols: Sequence[str]) -> _Job:
         if schema not in SCHEMAS:
             raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")
-        known = [product for product in settings.products if product in PRODUCTS]
-        every = [name for p in known for name in (*option_parents(p), *future_parents(p))]
+        every = (*option_parents(settings.products), *future_parents(settings.products))
         chosen = sorted(symbols or settings.backfill_symbols or every)
         lake = Lake(settings.environment_dir / "lake")
         return cls(settings, schema, tuple(chosen), open_client(settings), open_shelf(settings), lake)

@@ -127,7 +127,10 @@ class Capture:
             self._dataset,
             {"options": settings.capture_schema, "futures": settings.capture_futures_schema},
         )
-        self._parents = {"options": gateway.option_parents(), "futures": gateway.future_parents()}
+        self._parents = {
+            "options": gateway.option_parents(settings.products),
+            "futures": gateway.future_parents(settings.products),
+        }
         self._session_numbers = count(1)
         self._connected_at = float("-inf")
         self._session: Session | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ from nq_pipeline.live.framer import (
     SystemMsg,
 )
 from nq_pipeline.live.reconnect import NOT_FATAL, SKIPPED_RECORDS, UNKNOWN_SYMBOL, Ending, How
-from nq_pipeline.market.products import PRODUCTS
+from nq_pipeline.market.contracts import ROOTS
+from nq_pipeline.market.products import chosen
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -50,16 +51,20 @@ HEARTBEAT, ACKNOWLEDGED, SLOW_READER, REPLAY_COMPLETED = range(4)
 """Codes of system messages."""
 
 _FINISHED = re.compile(r"Finished (\S+) replay")
-_WEEK_FIVE = re.compile(r"Q5[A-D]\.OPT")
 
 
-def option_parents(product: str = "NQ") -> tuple[str, ...]:
-    """The parent symbols of a product's options: one for each Globex root."""
-    return tuple(f"{root}.OPT" for family in PRODUCTS[product].families for root in family.roots)
+def option_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
+    """The parent symbols of some products' options: one for each Globex root.
+
+    SettingsError for a product that is in no table.
+    """
+    families = [family for product in chosen(products) for family in product.families]
+    return tuple(f"{root}.OPT" for family in families for root in family.roots)
 
 
-def future_parents(product: str = "NQ") -> tuple[str, ...]:
-    return (f"{PRODUCTS[product].code}.FUT",)
+def future_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
+    """The parent symbols of their futures; SettingsError as above."""
+    return tuple(f"{product.code}.FUT" for product in chosen(products))
 
 
 def address(gateway: str | None, dataset: str) -> tuple[str, int]:
@@ -124,12 +129,14 @@ class State:
 def missing(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
     """The parents of which no instrument was named: those always listed, and those listed at times.
 
-    The quarterly options and the future always are; a weekly or end-of-month root only some weeks
+    The standard options and the future always are; a weekly or end-of-month root only some weeks
     ahead. Roots of a fifth week are left out, since few months have one.
     """
-    absent = [parent for parent in parents if parent not in mapped and not _WEEK_FIVE.fullmatch(parent)]
-    always = [parent for parent in absent if parent.partition(".")[0] in PRODUCTS]
-    return always, [parent for parent in absent if parent not in always]
+    absent = [parent for parent in parents if parent not in mapped]
+    options = {parent: ROOTS.get(parent.removesuffix(".OPT")) for parent in absent}
+    always = [p for p, root in options.items() if p.endswith(".FUT") or (root and root.family.is_standard)]
+    at_times = [p for p, root in options.items() if p not in always and (root is None or root.week != 5)]
+    return always, at_times
 
 
 class Session:

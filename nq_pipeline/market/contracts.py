@@ -72,6 +72,17 @@ class Series:
         return ROOTS.get(self.root) or PROXY_ROOTS[self.root]
 
     @property
+    def contract_month(self) -> tuple[int, int]:
+        """Year and month in the exchange's code: of gold's August option, though it expires in July.
+
+        A root of no table has the month of its expiration.
+        """
+        info = ROOTS.get(self.root)
+        ahead = info.family.months_ahead if info else 0
+        months = self.expiration_date.year * 12 + self.expiration_date.month - 1 + ahead
+        return months // 12, months % 12 + 1
+
+    @property
     def expiration(self) -> datetime:
         """The instant trading ends, aware, in the exchange's time zone (convert to UTC to store).
 
@@ -128,7 +139,7 @@ def roots_of(products: Iterable[Product]) -> dict[str, Root]:
 
 
 ROOTS: dict[str, Root] = roots_of(PRODUCTS.values())
-"""Every root of options on futures: the 26 of E-mini NQ, and those of products that join."""
+"""Every root of options on futures, product by product; E-mini NQ has 26 of them."""
 
 PROXY_ROOTS: dict[str, Root] = roots_of(PROXIES.values())
-"""The roots of proxies: NDX, NDXP, QQQ."""
+"""The roots of proxies: NDX, NDXP, QQQ; SPX, SPXW, SPY."""

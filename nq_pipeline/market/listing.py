@@ -2,9 +2,15 @@
 
 - **quarterly**: third Friday of the future's months; the trade date before it when that Friday
   is none (2026-06-18, a day before Juneteenth).
+- **monthly** (gold): the fourth-last trade date of the month before the one in the code; the trade
+  date before when that is a Friday or the day before a holiday.
 - **end of month**: the last trade date of the month.
-- **weekly**: week n is the n-th such weekday of the month; none on the end-of-month day. In the
-  quarterly's own week the Friday one exists since `Family.beside_quarterly_since`.
+- **weekly**: week n is the n-th such weekday of the month; none on the day of an end-of-month or
+  monthly option. In the quarterly's own week the Friday one exists since
+  `Family.beside_quarterly_since`.
+
+Trade dates are those of the equity-index session (`sessions.py`) for every product. Gold's differ at
+most on a day of early close or of mourning; whether they do was not checked.
 
 A day without regular trading hours (Good Friday, even when it trades until 08:15) fixes no
 price, so nothing expires on it. That a weekly on such a day, or on a holiday, is not listed at
@@ -23,7 +29,7 @@ from zoneinfo import ZoneInfo
 
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
-from nq_pipeline.market.products import FRIDAY, PRODUCTS, Product
+from nq_pipeline.market.products import FRIDAY, PRODUCTS, Family, Product
 
 # CME moved the expirations of the day of mourning to the day before (press release of 2024-12-30).
 _MOVED = {date(2025, 1, 9): date(2025, 1, 8)}
@@ -41,8 +47,10 @@ def expirations(product_code: str, start: date, end: date) -> list[Series]:
 
 
 def expiration_date(root: str, year: int, month: int) -> date | None:
-    """The day a root of `ROOTS` expires in a month; None where the rules list nothing."""
-    series = listed(ROOTS[root].product, year, month)
+    """The day a root of `ROOTS` expires for the month of its code; None where the rules list nothing."""
+    info = ROOTS[root]
+    months = year * 12 + month - 1 - info.family.months_ahead
+    series = listed(info.product, months // 12, months % 12 + 1)
     return next((s.expiration_date for s in series if s.root == root), None)
 
 
@@ -53,18 +61,22 @@ def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
     if not fixing:
         return ()
     third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
+    once = {
+        family: Series(family.roots[0], day)
+        for family in product.families
+        if (day := _once_a_month(product, family, fixing, third_friday)) is not None
+    }
+    taken = {s.expiration_date for family, s in once.items() if family.kind != "quarterly"}
     series: list[Series] = []
     for family in product.families:
-        if family.kind == "quarterly" and month in product.future_months:
-            series.append(Series(family.roots[0], _last(fixing, third_friday)))
-        elif family.kind == "end_of_month":
-            series.append(Series(family.roots[0], fixing[-1]))
+        if family in once:
+            series.append(once[family])
         elif family.kind == "weekly" and family.weekday is not None:
             since = family.beside_quarterly_since
             for root, day in zip(family.roots, _weekdays(year, month, family.weekday), strict=False):
-                beside = day == third_friday and month in product.future_months
+                beside = day == third_friday and any(f.kind == "quarterly" for f in once)
                 expires = _MOVED.get(day, day)
-                if expires not in fixing or expires == fixing[-1]:
+                if expires not in fixing or expires in taken:
                     continue
                 if beside and (since is None or day < since):
                     continue
@@ -75,25 +87,53 @@ def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
 def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
     """The future a series exercises into: `NQM5`, or `NQM25` with two digits (Barchart's form).
 
-    The nearest future that outlives the option; the quarterly option ends together with the
-    future of its month and exercises into that one, so a Friday weekly of the same day takes
-    the next. Barchart shows the next future from the Monday of the expiry week on; a vendor's
-    own statement is checked against this, never replaced by it.
+    The nearest future whose own option has not expired before: the quarterly option ends together
+    with the future of its month and exercises into that one, so a Friday weekly of the same day
+    takes the next; gold's August option ends in July, and what expires later takes October's or
+    December's. Barchart shows the next future from the Monday of the expiry week on; a vendor's own
+    statement is checked against this, never replaced by it.
 
     KeyError for a series of a proxy: it has no future.
     """
-    product = ROOTS[series.root].product
-    year, month = series.expiration_date.year, series.expiration_date.month
-    while month not in product.future_months or future_expiration(product, year, month) < series.expiration:
+    info = ROOTS[series.root]
+    months = info.family.exercises_into or info.product.future_months
+    year, month = series.contract_month
+    while month not in months or _last_exercise(info.product, year, month) < series.expiration:
         year, month = year + month // 12, month % 12 + 1
-    return f"{product.code}{MONTH_CODES[month - 1]}{year % 10**year_digits:0{year_digits}d}"
+    return f"{info.product.code}{MONTH_CODES[month - 1]}{year % 10**year_digits:0{year_digits}d}"
+
+
+def front_future(product: Product, day: date, year_digits: Literal[1, 2] = 1) -> str:
+    """The future that a weekly of a day would exercise into: the one most options are on."""
+    return underlying_future(Series(product.families[-1].roots[0], day), year_digits)
 
 
 def future_expiration(product: Product, year: int, month: int) -> datetime:
     """The instant trading in the future of a month ends, aware, in the exchange's time zone."""
-    third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
-    day = _last(_fixing_days(year, month), third_friday)
+    days = _fixing_days(year, month)
+    if product.future_ends == "third_last_trade_date":
+        day = days[-3] if len(days) > 2 else date(year, month, 1)
+    else:
+        day = _last(days, date(year, month, _nth(year, month, FRIDAY, 3)))
     return datetime.combine(day, product.future_expiry_time, ZoneInfo(product.timezone))
+
+
+def _last_exercise(product: Product, year: int, month: int) -> datetime:
+    """When the standard option of a future's month expires."""
+    root = product.families[0].roots[0]
+    day = expiration_date(root, year, month)
+    return Series(root, day).expiration if day else future_expiration(product, year, month)
+
+
+def _once_a_month(
+    product: Product, family: Family, fixing: tuple[date, ...], third_friday: date
+) -> date | None:
+    """The day of a month on which a family of one root expires, if it does in that month."""
+    if family.kind == "quarterly" and third_friday.month in product.future_months:
+        return _last(fixing, third_friday)
+    if family.kind == "monthly":
+        return _fourth_last(fixing)
+    return fixing[-1] if family.kind == "end_of_month" else None
 
 
 # ── days of a month ─────────────────────────────────────────────────────────────────────────────
@@ -109,6 +149,16 @@ def _fixing_days(year: int, month: int) -> tuple[date, ...]:
 def _last(days: tuple[date, ...], limit: date) -> date:
     """The last of the days that is not after the limit."""
     return max((day for day in days if day <= limit), default=limit)
+
+
+def _fourth_last(days: tuple[date, ...]) -> date:
+    """The fourth-last of a month's days; the one before when it is a Friday or followed by a holiday.
+
+    That the rule is applied again to the day before (2025-12-23) is our reading of CME's sentence.
+    """
+    return next(
+        day for day in reversed(days[:-3]) if day.weekday() != FRIDAY and day + timedelta(days=1) in days
+    )
 
 
 def _nth(year: int, month: int, weekday: int, n: int) -> int:

@@ -196,7 +196,7 @@ def occ_ticker(contract: Contract) -> str:
 
 
 def parse_occ(ticker: str) -> Contract | Unparsed:
-    """The contract of an OCC-style ticker on NDX, NDXP or QQQ, with or without `O:`.
+    """The contract of an OCC-style ticker on a proxy (`PROXY_ROOTS`), with or without `O:`.
 
     Roots of adjusted contracts (`QQQ1`) are other contracts and not read.
     """
@@ -240,9 +240,10 @@ def _series(
         return Unparsed(symbol, f"{root} is no root of the product table")
     number = MONTH_CODES.index(month) + 1
     if expiration is not None:
-        if expiration.month != number or not str(expiration.year).endswith(year):
+        series = Series(root, expiration)
+        if series.contract_month[1] != number or not str(series.contract_month[0]).endswith(year):
             return Unparsed(symbol, f"its month or year disagrees with the expiration {expiration}")
-        return Series(root, expiration)
+        return series
     if len(year) == 2:
         full = 2000 + int(year)
     elif on is not None:
@@ -262,8 +263,8 @@ def _year_of(digit: int, month: int, on: date) -> int:
 
 
 def _month_and_year(series: Series, digits: int) -> str:
-    day = series.expiration_date
-    return f"{MONTH_CODES[day.month - 1]}{day.year % 10**digits:0{digits}d}"
+    year, month = series.contract_month
+    return f"{MONTH_CODES[month - 1]}{year % 10**digits:0{digits}d}"
 
 
 def _is_side(text: str) -> TypeGuard[OptionType]:

@@ -48,7 +48,7 @@ def connect(ctx: Context) -> Finding:
         return failed(f"{where} does not answer ({error.strerror or error or 'no answer in time'})")
     if not version:
         return failed(f"{where} answers, but does not greet as a gateway does; check NQ_DATABENTO_GATEWAY")
-    found = line.listen(FLOOR, future_parents(), _named, patience_s=ctx.pace.patience_s)
+    found = line.listen(FLOOR, future_parents(ctx.settings.products), _named, patience_s=ctx.pace.patience_s)
     facts = {"address": where, "version": version, "connect_s": connected_s, "opened_s": found.opened_s}
     if found.trouble and not _refused(found):  # that a schema is refused is for `entitlement` to tell
         return failed(f"gateway {version} at {where}: {found.trouble}", **facts)
@@ -131,7 +131,9 @@ def entitlement(ctx: Context) -> Finding:
     """Which schemas the gateway grants: each is asked for, since catalogues do not tell."""
     granted, refused = [], dict[str, str]()
     for schema in LADDER:
-        found = ctx.line.listen(schema, future_parents(), _granted, patience_s=ctx.pace.patience_s)
+        found = ctx.line.listen(
+            schema, future_parents(ctx.settings.products), _granted, patience_s=ctx.pace.patience_s
+        )
         if found.ending.how is How.STOPPED and found.state.mapped:
             granted.append(schema)
         elif _refused(found):

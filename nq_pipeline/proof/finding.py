@@ -96,8 +96,8 @@ class Context:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """What is subscribed to: all options and the future."""
-        return (*option_parents(), *future_parents())
+        """What is subscribed to: all options and the futures of the chosen products."""
+        return (*option_parents(self.settings.products), *future_parents(self.settings.products))
 
     @property
     def settle_ns(self) -> np.uint64:

@@ -36,7 +36,8 @@ from nq_pipeline.errors import (
 from nq_pipeline.lake.schemas import INSTANT, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
-from nq_pipeline.market.listing import underlying_future
+from nq_pipeline.market.listing import front_future, underlying_future
+from nq_pipeline.market.products import chosen
 from nq_pipeline.market.symbology import (
     Unparsed,
     barchart_code,
@@ -145,7 +146,7 @@ class Barchart:
         except NotConfigured as error:
             return Probe(False, None, None, "not asked", str(error))
         day = sessions.current_session(exchange.clock.now()).trade_date
-        future = underlying_future(Series("NQ", day), 2)
+        future = front_future(chosen(self._settings.products)[0], day, 2)
         try:
             reply = self._quotes(
                 {"symbols": future, **FUTURES}, "underlying", _page_path(future), exchange, visit
@@ -400,8 +401,8 @@ def added_codes(settings: Settings) -> dict[str, str]:
 
 
 def _page_path(code: str, series: Series | None = None) -> str:
-    """The address of a series' page; the quarterly board's is that of the future itself."""
-    if series is None or series.root_info.family.kind == "quarterly":
+    """The address of a series' page; the standard board's is that of the future itself."""
+    if series is None or series.root_info.family.is_standard:
         return f"/futures/quotes/{code}/options"
     return f"/futures/quotes/{underlying_future(series, 2)}/options/{code}"
 

@@ -5,7 +5,7 @@ Decided per series, so that one vendor's hole does not cost the whole chain. A c
 and its quotes are sane; it is *healthy* when it is also whole: its vendor says so, and it is about
 as full as the fullest sound native answer. The first healthy source by priority wins; where none
 is healthy, the sound one with the most quotes. A stale or failed source never wins. A proxy (index
-or fund options) wins only when no native source won any series at all.
+or fund options) wins only when no native source won any series at all of the product it stands for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import polars as pl
 
 from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
 from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer, describe
 
@@ -67,7 +68,7 @@ def decide(
     answers
         By source, in order of priority.
     proxies
-        Names of the sources whose options are not on NQ futures.
+        Names of the sources whose options are not on futures.
     """
     candidates = [
         candidate
@@ -81,8 +82,8 @@ def decide(
         for series in dict.fromkeys(c.series for c in native)
         for row in _contest([c for c in native if c.series == series], limits, gates)
     ]
-    native_won = any(won for _, won, _, _ in rows)
-    rows += _proxy_rows([c for c in candidates if c.proxy], limits, gates, native_won=native_won)
+    native_won = {_product(c.series) for c, won, _, _ in rows if won}
+    rows += _proxy_rows([c for c in candidates if c.proxy], limits, gates, native_won)
     return _frame(rows, request, decided_at)
 
 
@@ -251,23 +252,32 @@ def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = Tru
 
 
 def _proxy_rows(
-    candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates, *, native_won: bool
+    candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates, native_won: set[str]
 ) -> list[_Verdict]:
-    """Verdicts on proxies; what is not whole may stand in too, since nothing measures it."""
+    """Verdicts on proxies; what is not whole may stand in too, since nothing measures it.
+
+    `native_won`: products of which a native source won a series.
+    """
     rows: list[_Verdict] = []
-    winner: str | None = None
+    winners: dict[str, str] = {}
     for c in sorted(candidates, key=lambda c: c.rank):
-        fault = _fault(c, limits.get(c.source), gates)
+        fault, product = _fault(c, limits.get(c.source), gates), _product(c.series)
         if fault is not None:
             rows.append((c, False, *fault))
-        elif native_won:
+        elif product in native_won:
             rows.append((c, False, c.answer.outcome, "a proxy: used only when every native source fails"))
-        elif winner in (None, c.source):
-            winner = c.source
-            rows.append((c, True, c.answer.outcome, "a proxy (not NQ options): no native source has a chain"))
+        elif winners.setdefault(product, c.source) == c.source:
+            reason = f"a proxy (not {product} options): no native source has a chain"
+            rows.append((c, True, c.answer.outcome, reason))
         else:
-            rows.append((c, False, c.answer.outcome, f"a proxy, and {winner} has priority"))
+            rows.append((c, False, c.answer.outcome, f"a proxy, and {winners[product]} has priority"))
     return rows
+
+
+def _product(series: str) -> str:
+    """The product a series is of, or stands for."""
+    product = Series.parse(series).root_info.product
+    return product.stands_for or product.code
 
 
 def _frame(rows: list[_Verdict], request: ChainRequest, decided_at: datetime) -> pl.DataFrame:

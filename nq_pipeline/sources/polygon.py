@@ -1,7 +1,8 @@
-"""Polygon.io, now Massive: option chains on the Nasdaq-100 index and on QQQ.
+"""Polygon.io, now Massive: option chains on an index and on a fund that stand in for a future's.
 
-The vendor has no options on futures. NDX (with its PM-settled NDXP) and QQQ stand in for NQ: every
-row says so in `underlying_class`, and the failover takes them only when no native source is left.
+The vendor has no options on futures. NDX (with its PM-settled NDXP) and QQQ stand in for NQ, SPX (with
+SPXW) and SPY for ES: every row says so in `underlying_class`, and the failover takes them only when no
+native source is left. Products without a stand-in, gold among them, are not covered.
 
     GET /v3/snapshot/options/I:NDX            prices, Greeks, open interest; 250 a page
     GET /v3/reference/options/contracts       what is listed, without prices; 1,000 a page
@@ -98,8 +99,9 @@ class _Part:
 class Polygon:
     """Polygon (Massive) as a source of proxy chains.
 
-    One answer per underlying of `NQ_POLYGON_UNDERLYINGS`, over the expirations the request spans,
-    nearest first, so that a plan of few requests a minute still gives the nearest series whole.
+    One answer per underlying of `NQ_POLYGON_UNDERLYINGS` that stands for a product asked about, over
+    the expirations the request spans, nearest first, so that a plan of few requests a minute still
+    gives the nearest series whole.
     Series are keyed by the proxy's own (`NDXP-2025-07-01`).
     """
 
@@ -126,7 +128,16 @@ class Polygon:
         contracts or prices without quotes, or when more than a trace of rows was unusable.
         """
         parts: list[_Part] = []
-        for code in self._underlyings:
+        products = {s.root_info.product.code for s in request.series}
+        asked = [code for code in self._underlyings if _stands_for(code) in (*products, None)]
+        if not asked:
+            stand = ", ".join(f"{code} for {proxy.stands_for}" for code, proxy in PROXIES.items())
+            names = " or ".join(sorted(products))
+            nothing = NotConfigured(
+                f"not covered: none of NQ_POLYGON_UNDERLYINGS stands for {names}; known are {stand}"
+            )
+            return failed(self.name, request, nothing)
+        for code in asked:
             parts.append(self._chain(code, request, exchange))
             if isinstance(parts[-1].error, _HOPELESS):
                 break
@@ -242,6 +253,11 @@ class Polygon:
         except SourceError as error:
             exchange.reject(reply, error.outcome, str(error))
             raise
+
+
+def _stands_for(code: str) -> str | None:
+    """The product a proxy stands for; None for a name that is none."""
+    return PROXIES[code].stands_for if code in PROXIES else None
 
 
 def _snapshot_path(product: Product) -> str:

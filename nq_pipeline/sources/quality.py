@@ -14,6 +14,8 @@ from typing import Literal
 
 import polars as pl
 
+from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS
+from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, describe
@@ -220,17 +222,26 @@ def series_covered(request: ChainRequest, decisions: pl.DataFrame) -> Finding:
     )
 
 
+def products_of(chain: pl.DataFrame) -> str:
+    """The products whose options a chain has, or that its proxies stand for, in words."""
+    products = [(ROOTS.get(root) or PROXY_ROOTS[root]).product for root in chain["root"].unique()]
+    codes = {product.stands_for or product.code for product in products}
+    return " and ".join(code for code in PRODUCTS if code in codes)
+
+
 def no_proxy(chain: pl.DataFrame) -> Finding | None:
     """The chain is of options on the future itself."""
     if chain.is_empty():
         return None
     proxies = chain.filter(pl.col("underlying_class") != NATIVE)
     if proxies.is_empty():
-        return Finding(True, "all contracts are options on NQ futures", "warn", {"proxy_contracts": 0})
+        of = products_of(chain)
+        return Finding(True, f"all contracts are options on {of} futures", "warn", {"proxy_contracts": 0})
     roots = ", ".join(proxies["root"].unique().sort())
     return Finding(
         passed=False,
-        sentence=f"every native source failed: these are options on {roots}, a proxy for NQ futures",
+        sentence=f"every native source failed: these are options on {roots}, a proxy for "
+        f"{products_of(proxies)} futures",
         severity="warn",
         numbers={"proxy_contracts": proxies.height},
     )

@@ -37,7 +37,7 @@ from nq_pipeline.lake.schemas import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, 
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations
-from nq_pipeline.market.products import PRODUCTS
+from nq_pipeline.market.products import chosen
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources import failover
@@ -175,7 +175,7 @@ def _series(text: str, source: str | None, trade_date: date, settings: Settings)
                 f"{text!r}: {parsed.root} is no root of options on futures; there are {', '.join(ROOTS)}"
             )
         day = parsed.expiration_date
-        listed = expiration_date(parsed.root, day.year, day.month)
+        listed = expiration_date(parsed.root, *parsed.contract_month)
         if listed not in (None, day):
             raise SettingsError(
                 f"{text!r}: {parsed.root} expires on {listed} in {day:%B %Y}; "
@@ -188,14 +188,9 @@ def _series(text: str, source: str | None, trade_date: date, settings: Settings)
 
 
 def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
-    unknown = [product for product in settings.products if product not in PRODUCTS]
-    if unknown or not settings.products:
-        raise SettingsError(
-            f"NQ_PRODUCTS: {', '.join(unknown) or 'nothing'} is not in the product table; "
-            f"there are {', '.join(PRODUCTS)}"
-        )
+    products = chosen(settings.products)
     last_day = trade_date + timedelta(days=settings.horizon_days)
-    found = {s for product in settings.products for s in expirations(product, trade_date, last_day)}
+    found = {s for product in products for s in expirations(product.code, trade_date, last_day)}
     if not found:
         raise SettingsError(f"nothing expires from {trade_date} to {last_day}; raise NQ_HORIZON_DAYS")
     return found

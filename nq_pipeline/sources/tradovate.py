@@ -30,7 +30,8 @@ from nq_pipeline.errors import (
 from nq_pipeline.lake.schemas import INSTANT
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.listing import underlying_future
+from nq_pipeline.market.listing import front_future, underlying_future
+from nq_pipeline.market.products import chosen
 from nq_pipeline.market.symbology import contract_keys, globex_code, globex_symbols
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -118,7 +119,8 @@ class Tradovate:
     def probe(self, exchange: Exchange) -> Probe:
         """Log in, find the front future and ask for a quote of it."""
         library = Library(self._settings, exchange)
-        front = underlying_future(Series("QNE", sessions.trade_date(self._settings.clock.now())))
+        product, now = chosen(self._settings.products)[0], self._settings.clock.now()
+        front = front_future(product, sessions.trade_date(now))
         try:
             contract_id = library.contract_id(front)
             reply = exchange.call(

@@ -236,7 +236,8 @@ class Library:
                 f"Tradovate's {name!r} is no option product; NQ_TRADOVATE_PRODUCTS can name another"
             )
         maturities, listed = self._ask("/contractMaturity/deps", parse_maturities, masterid=product.id)
-        ours = maturities.filter(pl.col("month") == int(f"{series.expiration_date:%Y%m}"))
+        year, number = series.contract_month
+        ours = maturities.filter(pl.col("month") == year * 100 + number)
         parts, replies = [], [found, listed]
         for maturity_id in ours["maturity_id"]:
             (part, unread), reply = self._ask(

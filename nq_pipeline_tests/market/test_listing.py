@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,33 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import ROOTS, Series, roots_of
+from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations, future_expiration, underlying_future
-from nq_pipeline.market.products import FRIDAY, MONDAY, NQ, PRODUCTS, Family, Product
+from nq_pipeline.market.products import NQ, PRODUCTS
 from nq_pipeline.market.symbology import Unparsed, parse_barchart_code, parse_globex
-
-ES = Product(
-    code="ES",
-    name="E-mini S&P 500 futures",
-    underlying_class="future",
-    multiplier=50.0,
-    ticks=((5.0, 0.05), (float("inf"), 0.25)),
-    timezone="America/Chicago",
-    families=(
-        Family("quarterly", ("ES",), FRIDAY, "AM", "american", time(8, 30)),
-        Family("end_of_month", ("EW",), None, "PM", "european", time(15)),
-        Family("weekly", ("EW1", "EW2", "EW3", "EW4"), FRIDAY, "PM", "european", time(15)),
-        Family("weekly", ("E1A", "E2A", "E3A", "E4A", "E5A"), MONDAY, "PM", "european", time(15)),
-    ),
-)
-
-
-@pytest.fixture
-def with_es(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ES joins the product table by data alone."""
-    monkeypatch.setitem(PRODUCTS, "ES", ES)
-    for code, root in roots_of([ES]).items():
-        monkeypatch.setitem(ROOTS, code, root)
 
 
 def listed(start: str, end: str) -> list[str]:
@@ -46,8 +23,16 @@ def listed(start: str, end: str) -> list[str]:
 
 def test_there_are_26_roots() -> None:
     weekdays = {f"Q{week}{day}" for week in range(1, 6) for day in "ABCD"}
-    assert set(ROOTS) == weekdays | {"NQ", "QNE", "QN1", "QN2", "QN3", "QN4"}
-    assert {s.root for s in expirations("NQ", date(2025, 1, 1), date(2026, 12, 31))} == set(ROOTS)
+    assert {code for code, root in ROOTS.items() if root.product is NQ} == weekdays | {
+        "NQ",
+        "QNE",
+        "QN1",
+        "QN2",
+        "QN3",
+        "QN4",
+    }
+    every = {s.root for s in expirations("NQ", date(2025, 1, 1), date(2026, 12, 31))}
+    assert every == {code for code, root in ROOTS.items() if root.product is NQ}
 
 
 def test_june_2025_is_listed_day_by_day() -> None:
@@ -196,8 +181,8 @@ def test_barchart_drop_downs_mean_what_our_table_says(shared: Path) -> None:
         assert option.text.strip() == f"Week {series.root_info.week}: {series.expiration_date:%b %Y}"
 
 
-def test_exchange_definitions_agree_with_the_rules(shared: Path, with_es: None) -> None:
-    """Real definitions of a sister product, so that the rules meet data that is not their own."""
+def test_exchange_definitions_agree_with_the_rules(shared: Path) -> None:
+    """Real definitions, of E-mini S&P 500 for the most part, so that the rules meet data not their own."""
     import databento
 
     futures = options = 0
@@ -221,17 +206,3 @@ def test_exchange_definitions_agree_with_the_rules(shared: Path, with_es: None) 
                 options += 1
     assert futures
     assert options
-
-
-def test_another_product_joins_by_data_alone(with_es: None) -> None:
-    found = expirations("ES", date(2025, 6, 16), date(2025, 6, 30))
-    assert [s.key for s in found] == [
-        "E3A-2025-06-16",
-        "ES-2025-06-20",
-        "E4A-2025-06-23",
-        "EW4-2025-06-27",
-        "EW-2025-06-30",
-    ]
-    assert underlying_future(found[2]) == "ESU5"
-    assert found[2].root_info.product.multiplier == 50.0
-    assert NQ in PRODUCTS.values()
