@@ -130,6 +130,8 @@ def config(palette: Palette) -> dict[str, Any]:
             "subtitleLineHeight": 15,
         },
         "legend": {"disable": True},
+        # What a mark says in words is written by its chart; the others would read out column names.
+        **{mark: {"aria": False} for mark in ("area", "line", "rule", "text")},
         "range": {"category": [palette.first, palette.second, palette.third, palette.fourth]},
         "style": {
             "call": {"color": palette.call},

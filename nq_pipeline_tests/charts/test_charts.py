@@ -54,6 +54,7 @@ def test_a_picture_is_drawn_whole_and_says_what_is_synthetic(name: str) -> None:
         assert any(SANDBOX in text for text in words(svg)) == (environment == "sandbox")
         assert 'width="560" height="320"' in svg
         assert "NaN" not in svg and "undefined" not in svg and "null" not in svg
+        assert not [said for said in words(svg) if re.search(r"[a-z]_[a-z]+: ", said)], "a column's name"
         assert any(label.startswith("X-axis titled") for label in words(svg)), "an axis has a title"
 
 

@@ -1,0 +1,68 @@
+"""A lake with one snapshot of made-up vendors, one of whom fails with words that are markup."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from nq_pipeline.errors import Blocked
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import TRADES, conform
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
+from nq_pipeline_tests.lake.test_catalog_views import trade
+from nq_pipeline_tests.orchestration.fakes import FakeVendor
+
+NOW = "2025-06-10T15:00:00Z"
+HOSTILE = '<script>alert("markup")</script><img src=x onerror=alert(1)>'
+
+
+def take(data_dir: Path, *, now: str = NOW, environment: str = "sandbox") -> tuple[Settings, Snapshot]:
+    """One snapshot in a lake: barchart is refused in hostile words, tradovate wins."""
+    vendors = {
+        "barchart": FakeVendor("barchart", raises=Blocked(HOSTILE)),
+        "polygon": FakeVendor("polygon", underlying_class="index"),
+        "tradovate": FakeVendor("tradovate"),
+        "databento": FakeVendor("databento"),
+    }
+    settings = Settings(
+        environment=environment,  # type: ignore[arg-type]
+        data_dir=data_dir,
+        now=datetime.fromisoformat(now),
+        horizon_days=3,
+        ask_metered="always",
+    )
+    request = build_request(settings)
+    return settings, take_snapshot(settings, request, opener=lambda name, _: vendors[name])
+
+
+def capture(settings: Settings, snapshot: Snapshot) -> None:
+    """Two windows of trades before the snapshot: 5 calls bought and 2 sold, a put sold."""
+    row = snapshot.chain.row(0, named=True)
+    began = snapshot.request.snapshot_ts - timedelta(minutes=20)
+    strike = 21_500.0
+    made = [
+        trade(float(n), "X", 50.0, side=side, size=size, option_type=kind, strike=strike, contract_key=key)
+        | {"root": row["root"], "series": row["series"], "trade_date": row["trade_date"]}
+        | {"ts_event": began + timedelta(minutes=minute), "ts_recv": began + timedelta(minutes=minute)}
+        for n, (minute, side, size, kind, key) in enumerate(
+            [(0, "B", 5, "C", "call"), (0, "A", 2, "C", "call"), (6, "A", 1, "P", "put")]
+        )
+    ]
+    Lake(settings.environment_dir / "lake").append(TRADES, conform(TRADES, pl.DataFrame(made)), run_id="run")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def sandbox(data_dir: Path) -> Settings:
+    """The settings of a lake with a snapshot and captured trades."""
+    settings, snapshot = take(data_dir)
+    capture(settings, snapshot)
+    return settings

@@ -1,0 +1,120 @@
+"""The report as a person sees it: in a real browser, light and dark, on a screen and on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
+from nq_pipeline.report import write_report
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+SCREENS = [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install)")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(sandbox: Settings) -> str:
+    return write_report(sandbox).resolve().as_uri()
+
+
+class Watched:
+    """The page on a screen, with everything it complained of and asked for."""
+
+    def __init__(self, browser: Browser, address: str, scheme: str, width: int) -> None:
+        self.page: Page = browser.new_page(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+
+
+def rgb(colour: str) -> str:
+    """A colour of the palette as the browser names it."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgb({red}, {green}, {blue})"
+
+
+@pytest.mark.parametrize(("scheme", "width"), SCREENS)
+def test_the_page_opens_from_the_disk_whole_and_asks_nobody(
+    browser: Browser, address: str, scheme: str, width: int
+) -> None:
+    from playwright.sync_api import expect
+
+    watched = Watched(browser, address, scheme, width)
+    page = watched.page
+    expect(page.get_by_role("heading", name="NQ options")).to_be_visible()
+    expect(page.get_by_text(SANDBOX, exact=True).first).to_be_visible()
+    for heading in (
+        "Volatility smile",
+        "Term structure",
+        "Expected move",
+        "Gamma exposure",
+        "Pressure, calls",
+    ):
+        figure = page.locator("figure", has=page.get_by_role("heading", name=heading))
+        expect(figure.get_by_role("heading")).to_be_visible()
+        expect(figure.locator("svg").locator("visible=true")).to_have_count(1)
+    palette = LIGHT if scheme == "light" else DARK
+    style = "getComputedStyle(document.body)"
+    assert page.evaluate(f"[{style}.backgroundColor, {style}.color]") == [
+        rgb(palette.paper),
+        rgb(palette.ink),
+    ]
+    bars = page.locator("figure", has=page.get_by_role("heading", name="Open interest, all series"))
+    bar = bars.locator("svg").locator("visible=true").locator('path[aria-label*="calls"]').first
+    assert bar.evaluate("bar => getComputedStyle(bar).fill") == rgb(palette.call)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
+    assert watched.asked == [address] and watched.complaints == []
+    page.close()
+
+
+def test_pointing_at_a_mark_says_its_numbers(browser: Browser, address: str) -> None:
+    from playwright.sync_api import expect
+
+    page = Watched(browser, address, "light", 1280).page
+    tip = page.locator("#tip")
+    expect(tip).to_be_hidden()
+    figure = page.locator("figure", has=page.get_by_role("heading", name="Term structure"))
+    mark = figure.locator('.wide [role="graphics-symbol"][aria-label*="days"]:not(.role-axis)').first
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] - 8, box["y"] + 2)
+    expect(tip).to_be_visible()
+    expect(tip).to_have_text(mark.get_attribute("aria-label") or "")
+    page.get_by_role("heading", name="NQ options").hover()
+    expect(tip).to_be_hidden()
+    page.close()
+
+
+def test_on_paper_it_is_light_and_complete(browser: Browser, address: str) -> None:
+    page = Watched(browser, address, "dark", 1280).page
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT.paper)
+    assert page.locator("nav").is_hidden()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()

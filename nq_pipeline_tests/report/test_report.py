@@ -1,0 +1,166 @@
+"""The report as a file: what it says, where it lies, and that nothing in it reaches out or runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from lxml import html
+
+from nq_pipeline import cli
+from nq_pipeline.analytics import metrics
+from nq_pipeline.charts.theme import SANDBOX
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
+from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.report import write_report
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.report.conftest import HOSTILE, NOW, take
+
+
+@pytest.fixture(scope="module")
+def page(sandbox: Settings) -> html.HtmlElement:
+    return html.fromstring(write_report(sandbox).read_bytes())
+
+
+def text(page: html.HtmlElement, path: str) -> str:
+    """All words below the elements of an XPath, spaces made one."""
+    return " ".join(" ".join(part.text_content() for part in page.xpath(path)).split())
+
+
+def tiles(page: html.HtmlElement) -> dict[str, str]:
+    return {text(tile, "./dt"): text(tile, "./dd[1]") for tile in page.xpath('//dl[@class="tiles"]/div')}
+
+
+def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Settings) -> None:
+    first = write_report(sandbox)
+    before = first.read_bytes()
+    assert first == sandbox.environment_dir / "reports" / "2025-06-10T15-00-00Z.html"
+    assert write_report(sandbox) == first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert before.startswith(b"<!doctype html>") and before.rstrip().endswith(b"</html>")
+
+
+def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, page: html.HtmlElement) -> None:
+    with catalog.connect(sandbox.environment_dir) as lake:
+        chain = catalog.chain(lake)
+    priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.risk_free_rate))
+    front = metrics.series_metrics(priced).sort("expiration").row(0, named=True)
+    levels = metrics.gamma_levels(priced).row(0, named=True)
+    shown = tiles(page)
+    assert shown["Future NQM5"] == f"{front['forward']:,.2f}"
+    assert shown["Volatility at the money"] == f"{front['atm_iv']:.1%}"
+    assert shown["Expected move"] == f"±{front['expected_move_iv']:,.0f}"
+    assert shown["Puts per call"] == f"{levels['put_call_open_interest']:.2f}"
+    assert shown["Open interest"] == f"{levels['call_open_interest'] + levels['put_open_interest']:,}"
+    assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
+
+
+def test_it_says_who_won_and_why_the_others_did_not(page: html.HtmlElement) -> None:
+    rows = [
+        [" ".join(cell.text_content().split()) for cell in row.xpath("./td")]
+        for row in page.xpath('//section[@id="sources"]//tbody/tr')
+    ]
+    said = {row[0]: row[1:4] for row in rows}
+    assert rows[0][0] == "tradovate", "the winner comes first"
+    assert said["tradovate"][0] == "ok" and said["tradovate"][1].startswith("4 of 4")
+    assert said["barchart"][0] == "blocked" and HOSTILE in said["barchart"][2]
+    assert said["databento"][2] == "healthy, but tradovate has priority"
+    assert "proxy" in said["polygon"][2]
+    assert "Left out of what databento sent: 2 spread." in text(page, '//section[@id="sources"]')
+
+
+def test_trades_gaps_and_money_have_their_place(page: html.HtmlElement) -> None:
+    trades = text(page, '//section[@id="1-trades"]//figcaption')
+    assert "5 bought (green), 2 sold (purple)" in trades
+    assert "0 bought (green), 1 sold (purple)" in trades
+    assert "None is known on 2025-06-10." in text(page, '//section[@id="gaps"]')
+    money = text(page, '//section[@id="money"]')
+    assert "flat fee" in money and "Left this month" in money
+
+
+def test_what_a_vendor_said_is_never_markup(page: html.HtmlElement) -> None:
+    assert len(page.xpath("//script")) == 1
+    assert page.xpath("//img") == [] and page.xpath("//*[@onerror]") == []
+
+
+def test_nothing_reaches_out_and_only_its_own_script_and_style_may_run(sandbox: Settings) -> None:
+    source = write_report(sandbox).read_text()
+    page = html.fromstring(source)
+    links = page.xpath("//@href | //@src | //@srcset | //@action | //@data")
+    assert links and all(link.startswith("#") for link in links)
+    assert "@import" not in source and "url(" not in source
+    (policy,) = page.xpath('//meta[@http-equiv="Content-Security-Policy"]/@content')
+    assert policy.startswith("default-src 'none';")
+    for kind in ("script", "style"):
+        (body,) = re.findall(rf"<{kind}>(.*?)</{kind}>", source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert not re.search(r"<[^>]+ (?:style|on\w+)=", source), "the policy would refuse them"
+
+
+def test_synthetic_data_is_called_so_at_the_top_and_at_every_picture(
+    page: html.HtmlElement, tmp_path: Path
+) -> None:
+    assert text(page, '//div[@class="sandbox"]') == SANDBOX
+    figures = page.xpath("//figure")
+    assert len(figures) >= 8
+    assert all(figure.xpath('.//span[@class="badge"]/text()') == ["SANDBOX"] for figure in figures)
+    settings, _ = take(tmp_path, environment="live")
+    live = html.fromstring(write_report(settings).read_bytes())
+    assert live.xpath('//div[@class="sandbox"]') == [] and "SANDBOX" not in live.text_content()
+
+
+def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
+    settings, _ = take(tmp_path)
+    take(tmp_path, now="2025-06-10T15:05:00Z")
+    assert write_report(settings).stem == "2025-06-10T15-05-00Z"
+    asked = datetime(2025, 6, 10, 15, 3, tzinfo=UTC)
+    earlier = write_report(settings, snapshot_ts=asked)
+    assert earlier.stem == "2025-06-10T15-00-00Z"
+    assert "10:00 CT" in html.fromstring(earlier.read_bytes()).text_content()
+
+
+def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with pytest.raises(LakeError, match=r"no chain to report on; `nq run` asks for one"):
+        write_report(settings)
+    take(tmp_path)
+    with pytest.raises(LakeError, match="no chain as of 2025-06-09 15:00 UTC"):
+        write_report(settings, snapshot_ts=datetime(2025, 6, 9, 15, tzinfo=UTC))
+    assert not (settings.environment_dir / "reports").exists()
+
+
+def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -> None:
+    settings, snapshot = take(tmp_path / "well")
+    silent = Settings(data_dir=tmp_path / "silent")
+    lake = Lake(silent.environment_dir / "lake")
+    unknown = ("bid", "ask", "last", "volume", "open_interest", "underlying_price")
+    chain = snapshot.chain.with_columns(pl.lit(None).cast(snapshot.chain.schema[n]).alias(n) for n in unknown)
+    lake.append(OPTION_CHAIN, chain, run_id="run")
+    lake.append(DECISIONS, snapshot.decisions, run_id="run")
+    page = html.fromstring(write_report(silent).read_bytes())
+    sentences = [" ".join(part.text_content().split()) for part in page.xpath('//p[@class="none"]')]
+    assert any(said.startswith("No smile") for said in sentences)
+    assert any(said.startswith("No open interest of all series") for said in sentences)
+    assert tiles(page)["Expected move"] == "–"
+    assert settings.environment_dir != silent.environment_dir
+
+
+def test_the_command_says_where_the_page_is(sandbox: Settings) -> None:
+    environment = {"NQ_DATA_DIR": str(sandbox.data_dir), "NQ_NOW": NOW}
+    result = CliRunner().invoke(cli.main, ["report", "--no-open"], env=environment)
+    assert result.exit_code == cli.OK, result.output
+    path = Path(re.findall(r"Report: (.*?\.html)", result.stdout)[0])
+    assert path.is_file() and result.stdout.startswith("SANDBOX")
+    result = CliRunner().invoke(cli.main, ["report", "--snapshot", "2025-06-10 15:00"], env=environment)
+    assert result.exit_code == cli.USAGE
+    assert "write an instant like" in result.stderr
