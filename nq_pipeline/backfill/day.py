@@ -273,6 +273,9 @@ class _Job:
     def priced(self, trade_date: date) -> DayPrice:
         if not self.over(trade_date):
             return DayPrice(trade_date, self.schema, ZERO, None, "pending")
+        whole = self.whole(trade_date)
+        if self.shelf.paid(whole):
+            return DayPrice(trade_date, self.schema, ZERO, None, None, bool(self.shelf.job(whole)))
         prices = [self._price(query) for query in self.queries(trade_date, batch=False)]
         usd = sum((price.usd for price in prices), ZERO)
         size = sum(price.size or 0 for price in prices)
@@ -312,7 +315,8 @@ class _Job:
                 raise OverBudget(f"it costs {shown(priced.usd)}, and --max-usd leaves {shown(max_usd)}")
             spans = Spans(purchases, self.shelf, self.settings.backfill_wait_s, tell)
             whole = self.whole(trade_date)
-            batch = priced.batch or self.shelf.path(whole, "job").exists()
+            # What was begun as a whole is not bought again in hours.
+            batch = priced.batch or bool(self.shelf.job(whole)) or self.shelf.find(whole) is not None
             parts = [spans.had(query, batch=batch) for query in self.queries(trade_date, batch=batch)]
             day = self._in_the_lake(day, parts, run_id)
             if purchases.cost_usd and self._refusal() is None:

@@ -222,8 +222,9 @@ class HistoricalClient:
         size = self.size(query)
         unit = self.unit_prices(query.dataset).get(mode, {}).get(query.schema)
         # A part that the plan includes makes it cheaper than its bytes: then only the price itself holds.
-        listed = unit is not None and abs(size * unit / GIB - usd) <= usd / 100
-        return Price(usd, size, unit if listed else None, at)
+        if unit is None or abs(size * unit / GIB - usd) > usd / 100:
+            return Price(usd, size, None, at)
+        return Price(max(usd, size * unit / GIB), size, unit, at)  # no less than what is committed later
 
     def conditions(self, dataset: str, first: date, last: date) -> dict[date, str]:
         """Condition of each UTC day that has data: available, degraded, pending or missing. Free."""
@@ -461,7 +462,8 @@ def _job(told: Any) -> Job:
         if not JOB_ID.fullmatch(job_id):
             raise ValueError
         query = None
-        if told.get("stype_in") == "parent" and told.get("encoding") == "dbn" and not told.get("limit"):
+        ours = {"stype_in": "parent", "encoding": "dbn", "compression": "zstd"}
+        if all(told.get(name) == ours[name] for name in ours) and not told.get("limit"):
             query = Query(
                 str(told["dataset"]),
                 str(told["schema"]),

@@ -26,14 +26,7 @@ from typing import Any
 import orjson
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.errors import (
-    BadPayload,
-    NotConfigured,
-    NotEntitled,
-    OverBudget,
-    RateLimited,
-    Unavailable,
-)
+from nq_pipeline.errors import BadPayload, LedgerError, NotConfigured, SourceError, Unavailable
 from nq_pipeline.lake import dbn
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, write_atomically
 from nq_pipeline.settings import Settings
@@ -96,8 +89,18 @@ class Shelf:
         own = {name: tuple(told[name]) for name in ("sha256", "request_ids")}
         return Part(files, told["records"], told["size"], mode=told["mode"], cost_usd=ZERO, **own)
 
+    def paid(self, query: Query) -> bool:
+        """Whether the span is proven, or a batch job that is paid will bring it."""
+        return self.find(query) is not None or "id" in self.job(query)
+
+    def job(self, query: Query) -> dict[str, Any]:
+        """What is remembered of its batch job: its `id`, or when one was about to be submitted."""
+        path = self.path(query, "job")
+        told: dict[str, Any] = orjson.loads(path.read_bytes()) if path.exists() else {}
+        return told
+
     def keep(self, query: Query, part: Part) -> Part:
-        """Write the proof of a span whose files are in place."""
+        """Write the proof of a span; it proves nothing until its files are in place."""
         told: dict[str, Any] = {
             "query": asdict(query),
             "files": [file.relative_to(self.folder).as_posix() for file in part.files],
@@ -188,11 +191,13 @@ class Spans:
         return self._shelved(query, records, size, "", ZERO)
 
     def _shelved(self, query: Query, records: int, size: int, request_id: str, cost_usd: Decimal) -> Part:
-        path = self.shelf.path(query, "dbn.zst")
-        put_in_place(self.shelf.path(query, "part"), path)
+        came, path = self.shelf.path(query, "part"), self.shelf.path(query, "dbn.zst")
         ids = (request_id,) if request_id else ()
-        part = Part((path,), records, size, (_sha256(path),), ids, "historical-streaming", cost_usd)
-        return self.shelf.keep(query, part)
+        part = Part((path,), records, size, (_sha256(came),), ids, "historical-streaming", cost_usd)
+        # The proof first: a file in its place without one would be bought again.
+        self.shelf.keep(query, part)
+        put_in_place(came, path)
+        return part
 
     # ── batch jobs ──────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +231,7 @@ class Spans:
     def _job(self, query: Query) -> Job:
         """The job of a query: remembered, found among the account's, or submitted."""
         path, client = self.shelf.path(query, "job"), self.purchases.client
-        told = orjson.loads(path.read_bytes()) if path.exists() else {}
+        told = self.shelf.job(query)
         if "id" in told:
             return client.job(told["id"])
         known = [job for job in client.jobs(datetime.now(UTC) - JOBS_KEPT) if job.query == _ordered(query)]
@@ -240,12 +245,13 @@ class Spans:
                     "a batch job may have been submitted just now and is not listed yet; try again in "
                     f"{LISTED_AFTER_S // 60} minutes, so that it is not paid twice"
                 )
-            price = client.price(query, "historical")
+            price, before = client.price(query, "historical"), self.purchases.cost_usd
             write_atomically(path, orjson.dumps({"submitted_at": to_ns(datetime.now(UTC))}))
             try:
                 job = self.purchases.job(query, price)
-            except (NotEntitled, OverBudget, RateLimited):
-                path.unlink()  # refused; after anything else it may have been accepted
+            except (SourceError, LedgerError):
+                if self.purchases.cost_usd == before:  # refused; or else it may have been accepted
+                    path.unlink()
                 raise
             self.tell(f"job {job.id} is submitted")
         write_atomically(path, orjson.dumps({"id": job.id}))

@@ -46,7 +46,7 @@ class Vendor:
             "environment": "live",
             "data_dir": self.data_dir,
             "databento_url": self.server.url,
-            "databento_api_key": f"db-{self.data_dir.name}",
+            "databento_api_key": f"db-{'-'.join(self.data_dir.parts[-3:])}",  # an account of its own
             "now": NOW,
             "backfill_symbols": "Q2B.OPT",
             "http_attempts": 1,

@@ -296,6 +296,20 @@ def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
         assert not databento.metered
 
 
+def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(
+    data: Path,
+) -> None:
+    cheaper = only(
+        "/v0/metadata.get_cost",
+        lambda asked, good: replace(good, body=repr(float(good.body) * 0.992).encode()),
+    )
+    with vendor(data, cheaper) as databento:
+        settings = databento.settings()
+        day = had(settings)
+    (held,) = (line for line in open_ledger(settings).lines() if line.kind.value == "reserved")
+    assert 0 < day.cost_usd <= held.reserved_usd
+
+
 @pytest.mark.parametrize("schema", ["trades", "mbo"])
 def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) -> None:
     with vendor(data) as databento:
@@ -388,6 +402,54 @@ def test_a_job_file_that_was_damaged_on_its_way_is_not_used(data: Path) -> None:
     with vendor(data) as databento:
         assert had(databento.settings(**BATCH)).state == "complete"
         assert not databento.metered
+
+
+def test_a_job_that_is_paid_needs_no_budget_any_more(data: Path) -> None:
+    slow = only(
+        "/v0/batch.get_job_details",
+        lambda asked, good: replace(good, body=good.body.replace(b'"done"', b'"queued"')),
+    )
+    with vendor(data, slow) as databento:
+        paid = had(databento.settings(**BATCH, backfill_wait_s=0.3)).cost_usd
+    with vendor(data) as databento:
+        settings = databento.settings(**BATCH, budget_daily_usd=paid)
+        (price,) = plan(settings, "trades", MONDAY, MONDAY)
+        assert (price.usd, price.batch) == (0, True) and refusal(settings, [price]) is None
+        assert had(settings, max_usd=Decimal(0)).state == "complete"
+        assert paid > 0 and not databento.metered
+
+
+def test_a_day_had_as_a_job_is_not_bought_again_in_hours(data: Path) -> None:
+    with vendor(data) as databento:
+        assert had(databento.settings(**BATCH), "mbo").mode == "historical"
+        settings = databento.settings(**{**BATCH, "backfill_batch_mb": 1_000_000})
+        for table in (BACKFILLS, MBO):  # as if it had been killed before they were written
+            (lake(settings).folder(table) / "manifest.json").unlink()
+        again = had(settings, "mbo")
+        assert (again.state, again.cost_usd) == ("complete", 0)
+        assert len(databento.metered) == 1
+
+
+def test_a_job_of_another_make_is_not_taken_for_ours(data: Path) -> None:
+    def otherwise(asked: Asked, good: Answer) -> Answer:
+        if asked.path != "/v0/batch.list_jobs":
+            return Answer(hang_up=True) if asked.path == SUBMIT else good
+        return replace(good, body=good.body.replace(b'"zstd"', b'"none"'))
+
+    with vendor(data, otherwise) as databento:
+        settings = databento.settings(**BATCH)
+        had(settings)
+        assert "not listed yet" in had(settings).reason
+
+
+def test_a_submission_that_was_refused_is_made_again_at_once(data: Path) -> None:
+    with vendor(data, only(SUBMIT, lambda asked, good: refused("batch_unknown"))) as databento:
+        day = had(databento.settings(**BATCH))
+        assert (day.state, day.cost_usd) == ("failed", 0) and "batch_unknown" in day.reason
+    unlisted = only("/v0/batch.list_jobs", lambda asked, good: Answer(b"[]"))
+    with vendor(data, unlisted) as databento:
+        assert had(databento.settings(**BATCH)).state == "complete"
+        assert len(databento.metered) == 1
 
 
 # Entitlement

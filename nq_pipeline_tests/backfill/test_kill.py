@@ -14,11 +14,31 @@ import pytest
 
 from nq_pipeline.backfill.day import backfill_day
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline_tests.backfill.conftest import NOW, STREAM, SUBMIT, Change, refused, vendor
+from nq_pipeline_tests.backfill.conftest import NOW, STREAM, SUBMIT, Change, Vendor, refused, vendor
 from nq_pipeline_tests.backfill.test_day import MONDAY, only
 from nq_pipeline_tests.sources.server import Answer, Asked
 
 MARK = "db-SECRETMARK0123456789"
+BACKFILL = (
+    "backfill", "--schema", "trades", "--from", str(MONDAY), "--to", str(MONDAY), "--max-usd", "1", "--yes",
+)  # fmt: skip
+KILLED_AT_A_RENAME = """
+import os, sys
+def hook(event, about):
+    if event == "os.rename" and "/history/" in str(about[1]) and str(about[1]).endswith(sys.argv[1]):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
+from nq_pipeline.cli import main
+main(sys.argv[2:])
+"""
+
+
+def environment_of(databento: Vendor) -> dict[str, str]:
+    return {
+        **os.environ, "NQ_ENVIRONMENT": "live", "NQ_DATA_DIR": str(databento.data_dir), "NQ_NOW": NOW,
+        "NQ_DATABENTO_URL": databento.server.url, "DATABENTO_API_KEY": "db-killed",
+        "NQ_BACKFILL_SYMBOLS": "Q2B.OPT",
+    }  # fmt: skip
 
 
 def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_the_day(data: Path) -> None:
@@ -29,13 +49,8 @@ def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_t
         return replace(good, drip_s=1.0)
 
     with vendor(data, only(STREAM, slow)) as databento:
-        environment = {
-            **os.environ, "NQ_ENVIRONMENT": "live", "NQ_DATA_DIR": str(data), "NQ_NOW": NOW,
-            "NQ_DATABENTO_URL": databento.server.url, "DATABENTO_API_KEY": "db-killed",
-            "NQ_BACKFILL_SYMBOLS": "Q2B.OPT",
-        }  # fmt: skip
-        day = ["--schema", "trades", "--from", str(MONDAY), "--to", str(MONDAY)]
-        program = [sys.executable, "-m", "nq_pipeline", "backfill", *day, "--max-usd", "1", "--yes"]
+        environment = environment_of(databento)
+        program = [sys.executable, "-m", "nq_pipeline", *BACKFILL]
         process = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL)
         assert arrived.wait(60)
         process.send_signal(signal.SIGKILL)
@@ -48,6 +63,18 @@ def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_t
         assert done.state == "complete" and len(databento.metered) == 1
         month = open_ledger(settings).month()
         assert (month.reserved_usd, month.metered_usd) == (held.reserved_usd, done.cost_usd)
+
+
+@pytest.mark.parametrize("about_to_be_named", [".json", ".dbn.zst"])
+def test_what_is_downloaded_and_paid_when_it_is_killed_is_not_bought_again(
+    about_to_be_named: str, data: Path
+) -> None:
+    with vendor(data) as databento:
+        program = [sys.executable, "-c", KILLED_AT_A_RENAME, about_to_be_named, *BACKFILL]
+        killed = subprocess.run(program, env=environment_of(databento), capture_output=True)
+        assert killed.returncode == -signal.SIGKILL and len(databento.metered) == 1
+        day = backfill_day(databento.settings(), "trades", MONDAY)
+        assert (day.state, day.cost_usd, len(databento.metered)) == ("complete", 0, 1)
 
 
 @pytest.mark.parametrize(
