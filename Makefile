@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint soak bench docs clean
+.PHONY: help install run ui report notebook test lint soak bench docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,6 +24,12 @@ run: install ## Ask all sources for option chains, write the lake, show the winn
 
 ui: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/nq ui
+
+report: install ## Write the report of the newest snapshot and open it
+	@$(BIN)/nq report
+
+notebook: install ## Open notebooks/first_look.py on the lake, in the browser
+	@$(BIN)/marimo edit --host 127.0.0.1 notebooks/first_look.py
 
 test: install ## Run the whole test suite
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile

@@ -29,7 +29,6 @@ def png(
     import vl_convert
 
     spec = _spec(chart, palette, width, height, title=True)
-    spec["config"]["background"] = palette.paper
     return vl_convert.vegalite_to_png(spec, scale=scale)
 
 

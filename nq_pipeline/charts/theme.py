@@ -86,7 +86,7 @@ def config(palette: Palette) -> dict[str, Any]:
     line = {"strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"}
     words = {"font": FONT, "fontSize": 11}
     return {
-        "background": None,
+        "background": palette.paper,
         "font": FONT,
         "view": {"stroke": None},
         "axis": {
