@@ -109,6 +109,41 @@ class CutOff(LakeError):
         self.records = records
 
 
+class EndsEarly(Exception):
+    """The bytes of a file cannot be decompressed to their end; said as what the file does."""
+
+
+def plain(file: BinaryIO) -> Iterator[bytes]:
+    """What a file holds from here on, decompressed where it is zstd.
+
+    Raises
+    ------
+    EndsEarly
+        After everything that can be decompressed.
+    """
+    import zstandard
+
+    start = file.read(len(ZSTD_MAGIC))
+    if start != ZSTD_MAGIC:
+        yield start
+        while piece := file.read(CHUNK):
+            yield piece
+        return
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    bite = start + file.read(BITE)
+    while bite:
+        if frame.eof:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            piece = frame.decompress(bite)
+        except zstandard.ZstdError:
+            raise EndsEarly("holds damaged zstd") from None
+        yield piece
+        bite = (frame.unused_data if frame.eof else b"") or file.read(BITE)
+    if not frame.eof:
+        raise EndsEarly("ends within a zstd frame")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The records of one schema in one version of DBN.
@@ -298,26 +333,10 @@ class Stream:
 
     def _plain(self, file: BinaryIO) -> Iterator[bytes]:
         """The decompressed bytes; `_broken` says so where they end early."""
-        import zstandard
-
-        start = file.read(len(ZSTD_MAGIC))
-        if start != ZSTD_MAGIC:
-            yield start
-            while piece := file.read(CHUNK):
-                yield piece
-            return
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        bite = start + file.read(BITE)
         try:
-            while bite:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(bite)
-                bite = (frame.unused_data if frame.eof else b"") or file.read(BITE)
-        except zstandard.ZstdError:
-            self._broken = "holds damaged zstd"
-        else:
-            self._broken = "" if frame.eof else "ends within a zstd frame"
+            yield from plain(file)
+        except EndsEarly as error:
+            self._broken = str(error)
 
     @staticmethod
     def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.errors import BadStream, NqError
-from nq_pipeline.live.framer import SYMBOL_MAPPING, ZSTD_MAGIC, Frame, Framer, Head
+from nq_pipeline.lake import dbn
+from nq_pipeline.live.framer import SYMBOL_MAPPING, Frame, Framer, Head
 from nq_pipeline.live.gaps import ALREADY_THERE, HISTORICAL, Gap
 from nq_pipeline.live.ladder import RTYPES
 from nq_pipeline.market import sessions
@@ -223,20 +224,25 @@ def _paid(gap: Gap, cost: Decimal, bought: int, counted: int) -> dict[str, Any]:
 
 
 def frames(path: Path) -> Iterator[Frame]:
-    """The records of a DBN file of one session, after the mappings that its head has."""
-    import zstandard
+    """The records of a DBN file of one session, after the mappings that its head has.
 
+    Raises
+    ------
+    BadStream
+        The file is cut off or damaged; what was whole before is yielded first.
+    """
+    framer, told = Framer(), False
     with path.open("rb") as file:
-        packed = file.read(len(ZSTD_MAGIC)) == ZSTD_MAGIC
-        file.seek(0)
-        source: Any = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        with source if packed else file as plain:
-            head = Head.read(plain)
-            framer = Framer(head)
-            yield from framer.feed(_mappings(head))
-            while piece := plain.read(BATCH_BYTES // 8):
-                yield from framer.feed(piece)
-    if framer.pending:
+        try:
+            for piece in dbn.plain(file):
+                for frame in framer.feed(piece):
+                    if not told:
+                        told = True
+                        yield from Framer(frame.head).feed(_mappings(frame.head))
+                    yield frame
+        except dbn.EndsEarly as error:
+            raise BadStream(f"{path} {error}; delete it", offset=framer.offset) from None
+    if framer.pending or framer.head is None:
         raise BadStream(f"{path} is cut off within a record; delete it", offset=framer.offset)
 
 

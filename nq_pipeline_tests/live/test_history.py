@@ -13,18 +13,19 @@ import polars as pl
 import pytest
 
 from nq_pipeline.clock import ShiftedClock, to_ns
-from nq_pipeline.errors import CaptureError
+from nq_pipeline.errors import BadStream, CaptureError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.live.gaps import Gap
 from nq_pipeline.live.gateway import future_parents, option_parents
-from nq_pipeline.live.history import EDGE_NS, History, Repairs
+from nq_pipeline.live.history import EDGE_NS, History, Repairs, frames
 from nq_pipeline.sandbox.databento_account import account_of
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.tape import tape
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.history import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.lake import dbn_samples as sample
 from nq_pipeline_tests.live.historical import USD_PER_GB, Historical
 from nq_pipeline_tests.live.test_capture import CLOSES, NOW, OPENS, all_verified, capture, gaps, served
 from nq_pipeline_tests.sources import standin
@@ -124,6 +125,20 @@ def test_a_file_that_is_short_of_the_count_proves_nothing_and_is_not_bought_agai
     number = len(truth())
     assert gap.state == "unfillable" and gap.cost_usd > 0 and gap.filled_by == "historical"
     assert gap.reason == f"the historical API gave {number - 3:,} records where it counts {number:,}"
+
+
+def test_a_bought_file_that_is_cut_anywhere_but_between_two_frames_of_zstd_is_refused(tmp_path: Path) -> None:
+    day = (sample.DAY, sample.DAY + timedelta(1), "7")
+    whole = sample.head("trades", symbols={"NQU5": [day]}) + sample.trades(20).tobytes()
+    border = len(whole) - 10 * 48
+    body, first = sample.zstd(whole[:border], whole[border:]), len(sample.zstd(whole[:border]))
+    path = tmp_path / "bought.dbn.zst"
+    path.write_bytes(body)
+    assert sum(len(frame) for frame in frames(path)) == 1 + 20, "the mapping and the trades"
+    for cut in sorted({*range(len(body))} - {first}):
+        path.write_bytes(body[:cut])
+        with pytest.raises(BadStream):
+            list(frames(path))
 
 
 def test_a_gap_over_several_sessions_is_bought_session_by_session(tmp_path: Path) -> None:
