@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
+LISTED = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
+"""The order in which a chain is read."""
 
 _TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR",
@@ -134,7 +136,7 @@ def chain(
     rows = relation.pl()
     exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
     names = OPTION_CHAIN.schema.names()
-    return conform(OPTION_CHAIN, rows.with_columns(**exact).select(names)).sort(OPTION_CHAIN.total_order)
+    return conform(OPTION_CHAIN, rows.with_columns(**exact).select(names)).sort(LISTED)
 
 
 def publish(environment_root: Path) -> Path:

@@ -39,7 +39,8 @@ class Table:
     key
         Columns that make a row unique; appending a row whose key is there adds nothing.
     order
-        Sort order inside a file.
+        Sort order inside a file. A chain is sorted by contract: a file of a whole trade date then holds a
+        contract's day in one place, and the chain of a moment costs about as much as in order of time.
     since
         The instant column whose range a manifest keeps per file, so that readers prune files.
     """
@@ -159,7 +160,7 @@ SOURCE_CHAIN = Table(
     meaning="What vendors sent: one row per source, snapshot and contract.",
     columns=CHAIN_COLUMNS,
     key=("source", "snapshot_ts", "contract_key"),
-    order=("snapshot_ts", "source", "expiration", "root", "option_type", "strike"),
+    order=("contract_key", "source", "snapshot_ts"),
     since="snapshot_ts",
 )
 
@@ -173,7 +174,7 @@ OPTION_CHAIN = Table(
         _c("selection_reason", _S, "why this source won, in words", False),
     ),
     key=("source", "snapshot_ts", "contract_key"),
-    order=("snapshot_ts", "expiration", "root", "option_type", "strike"),
+    order=("contract_key", "snapshot_ts"),
     since="snapshot_ts",
 )
 
@@ -223,7 +224,7 @@ OPTION_PRICING = Table(
         _c("run_id", _S, "the run that computed it", False),
     ),
     key=("source", "snapshot_ts", "contract_key"),
-    order=("snapshot_ts", "series", "contract_key"),
+    order=("contract_key", "snapshot_ts"),
     since="snapshot_ts",
 )
 
@@ -322,9 +323,10 @@ SERIES_METRICS = Table(
 GAMMA_LEVELS = Table(
     name="gamma_levels",
     version=1,
-    meaning="All series of an underlying together: one row per source, snapshot and class of underlying.",
+    meaning="All series of a product together: one row per source, snapshot and product.",
     columns=(
         *_SNAPSHOT,
+        _c("product", _S, "what the options are on: NQ, ES, GC, or a proxy's NDX, QQQ, SPX, SPY", False),
         _c("forward", _F, "of the first contract to expire: what zero_gamma is measured in"),
         *_TOTALS,
         *_RATIOS,
@@ -334,15 +336,16 @@ GAMMA_LEVELS = Table(
         _c("open_interest_left_out", _I, "open contracts without a gamma, not in the exposure", False),
         _c("run_id", _S, "the run that computed it", False),
     ),
-    key=("source", "snapshot_ts", "underlying_class"),
-    order=("snapshot_ts", "source", "underlying_class"),
+    key=("source", "snapshot_ts", "product"),
+    order=("snapshot_ts", "source", "product"),
     since="snapshot_ts",
 )
 
 TRADE_PRESSURE = Table(
     name="trade_pressure",
     version=1,
-    meaning="Aggressors in windows of five minutes: one row per window and option that traded.",
+    meaning="Aggressors in windows of five minutes: one row per window and option that traded, and another "
+    "one with more trades where a gap was filled later; the most trades are the truth.",
     columns=(
         _c("environment", _S, "sandbox (synthetic) or live", False),
         _c("trade_date", _D, "CME session date", False),
@@ -362,8 +365,8 @@ TRADE_PRESSURE = Table(
         _c("dominant_side", _S, "B or A, of the larger volume; null when equal"),
         _c("run_id", _S, "the run that computed it", False),
     ),
-    key=("environment", "window_start", "contract_key"),
-    order=("window_start", "contract_key"),
+    key=("environment", "window_start", "contract_key", "trades"),
+    order=("window_start", "contract_key", "trades"),
     since="window_start",
 )
 
