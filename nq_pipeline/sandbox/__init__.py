@@ -1,1 +1,1 @@
-"""Stand-ins for all four vendors on loopback, showing one synthetic NQ market, with faults on demand."""
+"""Stand-ins for all four vendors on loopback, showing one synthetic market, with faults on demand."""

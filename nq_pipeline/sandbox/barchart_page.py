@@ -11,14 +11,14 @@ import polars as pl
 
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import underlying_future
-from nq_pipeline.market.products import NQ, Family
+from nq_pipeline.market.products import Family
 from nq_pipeline.sandbox.barchart_rows import (
     CHICAGO,
     DELAY,
-    POINT_VALUE,
     Row,
     boards,
     family_name,
+    future_name,
     future_rows,
     listed,
     option_rows,
@@ -36,8 +36,9 @@ def render(world: World, future: str, code: str) -> str | None:
     """The page of a series' code under a future's address; None where the site has no such page."""
     chain = world.market.chain(world.shown - DELAY)
     futures = future_rows(world)
-    if future == "NQ*0":
-        future = futures[0]["symbol"][0]
+    if future.endswith("*0"):
+        of_product = (row["symbol"][0] for row in futures if row["symbol"][0][:-3] == future[:-2])
+        future = next(of_product, future)
     series = boards(chain).get(code or future)
     if series is None:
         return None
@@ -51,7 +52,8 @@ def render(world: World, future: str, code: str) -> str | None:
 def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, future: Row) -> str:
     instant = world.shown - DELAY
     today = instant.astimezone(CHICAGO).date()
-    code = site_code(series)
+    code, product = site_code(series), series.root_info.product
+    name, point = future_name(product.code), int(product.multiplier)
     expiry = f"{series.expiration_date:%m/%d/%y}"
     days = (series.expiration_date - today).days
     last = future["lastPrice"][1]
@@ -79,8 +81,8 @@ def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, fu
         "lastPrice": future["lastPrice"],
         "priceChange": future["priceChange"],
         "exchange": ("CME", "CME"),
-        "pointValue": (f"${POINT_VALUE}", POINT_VALUE),
-        "symbolRoot": ("NQ", "NQ"),
+        "pointValue": (f"${point}", point),
+        "symbolRoot": (product.code, product.code),
         "tradeTime": future["tradeTime"],
         "symbolType": (2, 2),
     }
@@ -94,23 +96,24 @@ def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, fu
     }
     header = {
         **{name: future[name][0] for name in ("symbol", "lastPrice", "priceChange", "bidPrice", "askPrice")},
-        "symbolName": "Nasdaq 100 E-Mini",
+        "symbolName": name,
         "tradeTime": future["tradeTime"][0],
         "daysToContractExpiration": str(days),
         "exchange": "CME",
-        "symbolRoot": "NQ",
+        "symbolRoot": product.code,
     }
-    known, family = listed(chain), family_name(series)
+    known = [s for s in listed(chain) if s.root_info.product is product]
+    family = family_name(series)
     types = "".join(_options(_first_of_each_family(known), series, by_family=True))
     months = "".join(_options([s for s in known if family_name(s) == family], series, by_family=False))
     totals = "".join(
-        f'<div class="bc-futures-options-quotes-totals__data-row"> {name} '
+        f'<div class="bc-futures-options-quotes-totals__data-row"> {title} '
         f'<strong class="right"> {text} </strong> </div>'
-        for name, text in _totals(world, code)
+        for title, text in _totals(world, code)
     )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
-<title>Nasdaq 100 E-Mini Futures Options Prices - synthetic market</title>
+<title>{name} Futures Options Prices - synthetic market</title>
 <meta name="csrf-token" content="sandbox">
 <script id="bc-dynamic-config" type="application/json">{json.dumps(dynamic)}</script>
 </head><body>
@@ -121,7 +124,7 @@ def _html(world: World, chain: pl.DataFrame, series: Series, underlying: str, fu
 <select id="bc-options-toolbar__dropdown-month" data-barchart-nav-dropdown>{months}</select>
 <div class="row bc-options-toolbar__second-row">
 <div class="column"><div> <strong>{days} Days</strong> to expiration on <strong>{expiry}</strong> </div></div>
-<div class="column"><div> Price Value of Option point: <strong>${POINT_VALUE}</strong> </div></div>
+<div class="column"><div> Price Value of Option point: <strong>${point}</strong> </div></div>
 </div>
 <a data-bc-download-button="{underlying} options {family} exp-{expiry}">download</a>
 </div>
@@ -136,13 +139,14 @@ def _first_of_each_family(by_expiration: list[Series]) -> list[Series]:
     first: dict[Family, Series] = {}
     for series in by_expiration:
         first.setdefault(series.root_info.family, series)
-    return [first[family] for family in NQ.families if family in first]
+    families = by_expiration[0].root_info.product.families
+    return [first[family] for family in families if family in first]
 
 
 def _options(shown: list[Series], chosen: Series, *, by_family: bool) -> Iterator[str]:
     for series in shown:
         path = f"/futures/quotes/{underlying_future(series, 2)}/options"
-        path += "" if series.root == "NQ" else f"/{site_code(series)}"
+        path += "" if series.root_info.family.is_standard else f"/{site_code(series)}"
         week = f"Week {series.root_info.week}: " if series.root_info.week else ""
         label = family_name(series) if by_family else f"{week}{series.expiration_date:%b %Y}"
         same = family_name(series) == family_name(chosen) if by_family else series == chosen

@@ -18,11 +18,11 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.symbology import barchart_code
-from nq_pipeline.sandbox.market import Market
+from nq_pipeline.sandbox.market import AnyMarket
+from nq_pipeline.sandbox.shapes import SHAPES
 from nq_pipeline.sandbox.world import World
 
 DELAY = timedelta(minutes=10)
-POINT_VALUE = 20
 CHICAGO = ZoneInfo("America/Chicago")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 
@@ -39,7 +39,7 @@ def option_rows(world: World, symbol: str) -> list[Row]:
 
 
 @lru_cache(maxsize=64)
-def _board_rows(market: Market, moment: datetime, series: Series) -> list[Row]:
+def _board_rows(market: AnyMarket, moment: datetime, series: Series) -> list[Row]:
     """All rows of one board; kept, because the page sums up what the API sends."""
     board = market.chain(moment).filter(pl.col("series") == series.key)
     code = barchart_code(series, year_digits=1)
@@ -95,7 +95,7 @@ def _option_row(
         "askPrice": _price(row["ask"]),
         "volume": _count(row[f"{prefix}volume"] if traded else 0),
         "openInterest": _count(row["open_interest"]),
-        "premium": _price(None if last is None else round(last * POINT_VALUE, 2)),
+        "premium": _price(None if last is None else round(last * series.root_info.product.multiplier, 2)),
         "tradeTime": time,
         "longSymbol": (symbol, symbol),
         "optionType": (sides[side], sides[side]),
@@ -128,7 +128,7 @@ def future_rows(world: World) -> list[Row]:
             {
                 "symbol": (symbol, symbol),
                 "contractSymbol": (_contract(symbol, future["expiration"]),) * 2,
-                "symbolName": ("Nasdaq 100 E-Mini",) * 2,
+                "symbolName": (future_name(future["product"]),) * 2,
                 "contractExpirationDate": (
                     f"{future['expiration']:%m/%d/%y}",
                     f"{future['expiration']:%Y-%m-%d}",
@@ -209,6 +209,11 @@ def _contract(symbol: str, expiration: datetime) -> str:
     return f"{symbol} ({expiration:%b '%y})"
 
 
+def future_name(product: str) -> str:
+    """The site's name of a product's future."""
+    return SHAPES[product].name + (" E-Mini" if SHAPES[product].exchange == "XCME" else "")
+
+
 def family_name(series: Series) -> str:
     """The name of a series' family in the page's first dropdown."""
     family = series.root_info.family
@@ -220,4 +225,5 @@ def family_name(series: Series) -> str:
 def _name(series: Series) -> str:
     family = family_name(series).removesuffix(" Options")
     week = f" Week {series.root_info.week}" if series.root_info.week else ""
-    return f"Nasdaq 100 {family}{week} Options {series.expiration_date:%b '%y}"
+    name = SHAPES[series.root_info.product.code].name
+    return f"{name} {family}{week} Options {series.expiration_date:%b '%y}"

@@ -6,49 +6,48 @@ a strike that was listed stays listed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.listing import expirations, underlying_future
-from nq_pipeline.market.products import NQ
+from nq_pipeline.market.contracts import MONTH_CODES, Series
+from nq_pipeline.market.listing import expirations, future_expiration, underlying_future
+from nq_pipeline.market.products import NQ, PROXIES, Product
 from nq_pipeline.market.symbology import contract_keys, globex_code, globex_symbols
 from nq_pipeline.sandbox.noise import Floats
+from nq_pipeline.sandbox.shapes import SHAPES, Shape, Span
 
-Proxy = Literal["NDX", "QQQ"]
 Closes = Callable[[date, date], Floats]
-"""Closes of the index on the days from the one before the first date to the one before the second."""
+"""Closes of the price on the days from the one before the first date to the one before the second."""
 
 LISTED_DAYS = 49
 """A weekly or end-of-month series is listed this many days before it expires."""
-QUARTERLIES, QUARTERLY_DAYS = 4, 400
-"""Quarterly series listed at any time, and how long each is."""
-QQQ_PER_INDEX = 1 / 41.0
+STANDARDS, STANDARD_DAYS = 4, 400
+"""Quarterly (or monthly) series listed at any time, and how long each is."""
 
 _IDS_SINCE = date(2015, 1, 1)
-_SLOTS = {"NDX": 2, "NDXP": 3, "QQQ": 4}
+_SLOTS = {"NDX": 2, "NDXP": 3, "QQQ": 4, "SPX": 2, "SPXW": 3, "SPY": 4}
 
 
-def options_on_futures(trade_date: date, closes: Closes) -> pl.DataFrame:
+def options_on_futures(product: Product, trade_date: date, closes: Closes) -> pl.DataFrame:
     """All options on the future that trade on a trade date, by expiration, root, side and strike."""
-    near = expirations(NQ.code, trade_date, trade_date + timedelta(LISTED_DAYS))
-    far = [s for s in quarterlies(trade_date, QUARTERLIES) if s not in near]
-    futures = future_expirations(trade_date)
+    shape = SHAPES[product.code]
+    near = expirations(product.code, trade_date, trade_date + timedelta(LISTED_DAYS))
+    far = [s for s in standards(product, trade_date, STANDARDS) if s not in near]
+    futures = future_expirations(product, trade_date)
     boards = []
     for series in [*near, *far]:
-        quarterly = series.root_info.family.kind == "quarterly"
-        listed_on = series.expiration_date - timedelta(QUARTERLY_DAYS if quarterly else LISTED_DAYS)
+        standard = series.root_info.family.is_standard
+        listed_on = series.expiration_date - timedelta(STANDARD_DAYS if standard else LISTED_DAYS)
         known = closes(min(trade_date, listed_on), trade_date)
-        strikes = _ladder(known, (series.expiration_date - trade_date).days)
+        strikes = _ladder(shape, known, (series.expiration_date - trade_date).days)
         future = underlying_future(series)
         boards.append(
-            _board(series, strikes, slot=0 if quarterly else 1, listed_on=listed_on).with_columns(
+            _board(series, strikes, slot=0 if standard else 1, listed_on=listed_on).with_columns(
                 pl.lit(future).alias("underlying"),
                 pl.lit(futures[future]).alias("underlying_expiration"),
                 pl.lit(globex_code(series)).alias("code"),
@@ -62,28 +61,32 @@ def options_on_futures(trade_date: date, closes: Closes) -> pl.DataFrame:
             utc("expiration", "underlying_expiration"),
             contract_keys(key, side, strike).alias("contract_key"),
             globex_symbols(pl.col("code"), side, strike).alias("raw_symbol"),
-            _instrument_id(5.0),
+            _instrument_id(5.0, shape.first_id),
         )
         .drop("code", "slot")
         .sort("expiration", "root", "option_type", "strike", maintain_order=True)
     )
 
 
-def options_on_proxy(underlying: Proxy, trade_date: date, closes: Closes) -> pl.DataFrame:
+def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.DataFrame:
     """All options on the index, or on the fund: daily expirations for five weeks, monthly ones beyond."""
+    proxy = PROXIES[underlying]
+    shape, fund = SHAPES[proxy.stands_for], proxy.underlying_class == "etf"
     daily = [s.trade_date for s in sessions.sessions(trade_date, trade_date + timedelta(35)) if s.rth]
     monthly = _monthly_dates(trade_date, 4)
-    if underlying == "QQQ":
-        listed = [("QQQ", day) for day in sorted({*daily, *monthly})]
+    roots = [family.roots[0] for family in proxy.families]
+    if fund:
+        listed = [(roots[0], day) for day in sorted({*daily, *monthly})]
     else:
-        listed = [*(("NDXP", day) for day in daily), *(("NDX", day) for day in monthly)]
-    scale = QQQ_PER_INDEX if underlying == "QQQ" else 1.0
-    strikes = _proxy_ladder(underlying, closes(trade_date - timedelta(29), trade_date) * scale)
+        listed = [*((roots[1], day) for day in daily), *((roots[0], day) for day in monthly)]
+    scale = shape.scale_of(underlying)
+    spans = dict(shape.proxy_strikes)[underlying]
+    strikes = _multiples(spans, closes(trade_date - timedelta(29), trade_date) * scale)
     thousandths = (pl.col("strike") * 1000).round().cast(pl.Int64).cast(pl.String).str.zfill(8)
     boards = []
     for root, day in listed:
         series = Series(root, day)
-        listed_on = day - timedelta(QUARTERLY_DAYS if root == "NDX" else 60)
+        listed_on = day - timedelta(60 if fund or root != roots[0] else STANDARD_DAYS)
         boards.append(
             _board(series, strikes, slot=_SLOTS[root], listed_on=listed_on).with_columns(
                 pl.lit(underlying).alias("underlying"),
@@ -96,7 +99,7 @@ def options_on_proxy(underlying: Proxy, trade_date: date, closes: Closes) -> pl.
         pl.concat(boards)
         .with_columns(
             utc("expiration", "underlying_expiration"),
-            _instrument_id(1.0 if underlying == "QQQ" else 5.0),
+            _instrument_id(1.0 if fund else 5.0, shape.first_id),
         )
         .drop("slot")
         .sort("expiration", "root", "option_type", "strike", maintain_order=True)
@@ -104,15 +107,28 @@ def options_on_proxy(underlying: Proxy, trade_date: date, closes: Closes) -> pl.
 
 
 @lru_cache(maxsize=64)
-def quarterlies(start: date, count: int) -> list[Series]:
-    """The next quarterly series from a date on."""
-    near = expirations(NQ.code, start, start + timedelta(100 * count))
-    return [s for s in near if s.root_info.family.kind == "quarterly"][:count]
+def standards(product: Product, start: date, count: int) -> list[Series]:
+    """The next quarterly (or monthly) series from a date on."""
+    near = expirations(product.code, start, start + timedelta(100 * count))
+    return [s for s in near if s.root_info.family.is_standard][:count]
 
 
-def future_expirations(day: date) -> dict[str, datetime]:
+@lru_cache(maxsize=64)
+def futures(product: Product, start: date, count: int) -> list[tuple[str, datetime]]:
+    """The next futures from a date on that options exercise into: symbol and when each expires."""
+    months = range(start.year * 12 + start.month - 1, start.year * 12 + start.month + 12 * count)
+    found: list[tuple[str, datetime]] = []
+    for year, month in ((m // 12, m % 12 + 1) for m in months):
+        if month in product.future_months and len(found) < count:
+            ends = future_expiration(product, year, month)
+            if ends.date() >= start:
+                found.append((f"{product.code}{MONTH_CODES[month - 1]}{year % 10}", ends))
+    return found
+
+
+def future_expirations(product: Product, day: date) -> dict[str, datetime]:
     """When the futures that are listed on a day expire, by symbol."""
-    return {underlying_future(s): s.expiration for s in quarterlies(day - timedelta(1), QUARTERLIES + 2)}
+    return dict(futures(product, day - timedelta(1), STANDARDS + 2))
 
 
 def utc(*columns: str) -> pl.Expr:
@@ -144,31 +160,25 @@ def _monthly_dates(start: date, count: int) -> list[date]:
     return sorted(days)[:count]
 
 
-def _instrument_id(step: float) -> pl.Expr:
-    """A stable id below 2**32: expiration date, family slot, strike and side, each in its own digits."""
+def _instrument_id(step: float, first: int) -> pl.Expr:
+    """A stable id below 2**32: expiration date, family slot, strike and side, each in its own digits.
+
+    Those of a product begin at `first`.
+    """
     days = (pl.col("expiration_date") - pl.lit(_IDS_SINCE)).dt.total_days()
     strike = (pl.col("strike") / step).round().cast(pl.Int64)
     side = (pl.col("option_type") == "P").cast(pl.Int64)
-    return ((days * 5 + pl.col("slot")) * 20_000 + strike * 2 + side).alias("instrument_id")
+    return (first + (days * 5 + pl.col("slot")) * 20_000 + strike * 2 + side).alias("instrument_id")
 
 
-def _ladder(known: Floats, days: int) -> Floats:
+def _ladder(shape: Shape, known: Floats, days: int) -> Floats:
     """Strikes around the closes since a series was listed; near expiration strikes are added."""
-    spans = [(500, 0.62, 1.15), (250, 0.83, 1.09), (100, 0.86, 1.08), (50, 0.89, 1.07)]
-    if days <= 14:
-        spans += [(25, 0.935, 1.04)]
-    if days <= 6:
-        spans += [(10, 0.955, 1.02)]
-    return _multiples(spans, known)
+    near = shape.near_strikes if days <= 14 else ()
+    last = shape.last_strikes if days <= 6 else ()
+    return _multiples((*shape.strikes, *near, *last), known)
 
 
-def _proxy_ladder(underlying: Proxy, known: Floats) -> Floats:
-    if underlying == "QQQ":
-        return _multiples([(1, 0.93, 1.05), (5, 0.80, 1.12)], known)
-    return _multiples([(25, 0.985, 1.015), (50, 0.95, 1.04), (100, 0.90, 1.08), (500, 0.70, 1.15)], known)
-
-
-def _multiples(spans: list[tuple[int, float, float]], known: Floats) -> Floats:
+def _multiples(spans: Sequence[Span], known: Floats) -> Floats:
     """Multiples of each step from a share of the lowest to a share of the highest known price."""
     low, high = known.min(), known.max()
     strikes = [

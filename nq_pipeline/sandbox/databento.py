@@ -48,7 +48,7 @@ from nq_pipeline.sandbox.globex import (
     statistics,
     universe,
 )
-from nq_pipeline.sandbox.market import Market
+from nq_pipeline.sandbox.market import AnyMarket
 from nq_pipeline.sandbox.tape import of_instruments, tape
 from nq_pipeline.sandbox.world import World
 
@@ -396,7 +396,7 @@ def iso(ns: int) -> str:
 
 
 def _instruments(
-    market: Market, symbols: tuple[str, ...], stype_in: str, start: int, end: int
+    market: AnyMarket, symbols: tuple[str, ...], stype_in: str, start: int, end: int
 ) -> pl.DataFrame:
     """The instruments a question means, of all sessions it touches; `Refused` when there are none."""
     days = [s.trade_date for s in sessions_of(start, end)]
@@ -424,7 +424,7 @@ def recorded(question: Question, world: World) -> tuple[Array, pl.DataFrame]:
 
 
 @lru_cache(maxsize=8)
-def _records(market: Market, question: Question) -> tuple[Array, pl.DataFrame]:
+def _records(market: AnyMarket, question: Question) -> tuple[Array, pl.DataFrame]:
     """Made once: the price is asked before the records are."""
     instruments = _instruments(market, question.symbols, question.stype_in, question.start, question.end)
     span = (question.start, question.end)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from nq_pipeline.sandbox.market import Market
+from nq_pipeline.sandbox.market import AnyMarket
 
 METERED = ("timeseries.get_range", "batch.submit_job")
 """What the vendor charges for; everything else is free."""
@@ -22,7 +22,7 @@ class Job:
     """A batch job: what the vendor says of it, and the market its files are of."""
 
     details: dict[str, Any]
-    market: Market
+    market: AnyMarket
     looks: int = 0
     """How often its state was asked for; it is done at the second time."""
 

@@ -17,6 +17,7 @@ from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.sandbox.faults import WorldOf
 from nq_pipeline.sandbox.gateway import DATASET, Gateway, moving_clock
 from nq_pipeline.sandbox.gateway_script import parse_fault
+from nq_pipeline.sandbox.market import AnyMarket
 from nq_pipeline.sandbox.tape import tape
 from nq_pipeline.sandbox.world import World
 
@@ -27,7 +28,7 @@ REFUSALS = {
 }
 """What every authentication meets under these faults of a world."""
 
-Key = tuple[int, datetime | None, str | None]
+Key = tuple[AnyMarket, datetime | None, str | None]
 
 
 class Gateways:
@@ -44,7 +45,7 @@ class Gateways:
         the market moves at any hour, see `moving_clock`.
         """
         pinned, refusal = world.clock.pinned, REFUSALS.get(world.fault)
-        key = (world.market.seed, pinned, refusal)
+        key = (world.market, pinned, refusal)
         async with self._lock:
             if key not in self._running:
                 for old in [k for k, g in self._running.items() if g.idle][: len(self._running) - MOST + 1]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,13 @@ import polars as pl
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS
-from nq_pipeline.market.products import NQ
+from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.sandbox import path
-from nq_pipeline.sandbox.market import Market, previous_trade_date
+from nq_pipeline.sandbox.market import AnyMarket, previous_trade_date
+from nq_pipeline.sandbox.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from polars.expr.datetime import ExprDateTimeNameSpace
 
 LAYOUTS = {
     "definition": "InstrumentDefMsg",
@@ -60,6 +64,7 @@ BOOK = pl.Schema(
 )
 """Columns from which `bbo-1m` is made; `t` is the end of the minute."""
 SIDES = ("bid", "bid_size", "ask", "ask_size")
+_PRODUCT_OF = {code: root.product.code for code, root in ROOTS.items()}
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +80,7 @@ def sessions_of(start: int, end: int) -> list[sessions.Session]:
 
 
 @lru_cache(maxsize=8)
-def universe(market: Market, trade_date: date | None) -> pl.DataFrame:
+def universe(market: AnyMarket, trade_date: date | None) -> pl.DataFrame:
     """Options, futures and spreads of a trade date; no rows for None."""
     listed = market.listed(trade_date or date(2025, 6, 10))
     options = listed.select(
@@ -83,6 +88,7 @@ def universe(market: Market, trade_date: date | None) -> pl.DataFrame:
         "raw_symbol",
         (pl.col("root") + ".OPT").alias("parent"),
         pl.col("option_type").alias("instrument_class"),
+        pl.col("root").replace_strict(_PRODUCT_OF).alias("product"),
         "root",
         "strike",
         "expiration",
@@ -91,11 +97,12 @@ def universe(market: Market, trade_date: date | None) -> pl.DataFrame:
     )
     expires = pl.col("expiration").dt
     futures = market.futures(sessions.session(trade_date or date(2025, 6, 10)).open).select(
-        (expires.year().cast(pl.Int64) * 100 + expires.month()).alias("instrument_id"),
+        future_ids(pl.col("product"), expires).alias("instrument_id"),
         pl.col("symbol").alias("raw_symbol"),
-        pl.lit(f"{NQ.code}.FUT").alias("parent"),
+        (pl.col("product") + ".FUT").alias("parent"),
         pl.lit("F").alias("instrument_class"),
-        pl.lit(NQ.code).alias("root"),
+        "product",
+        pl.col("product").alias("root"),
         pl.lit(None, pl.Float64).alias("strike"),
         "expiration",
         pl.lit("").alias("exercise_style"),
@@ -116,6 +123,12 @@ def universe(market: Market, trade_date: date | None) -> pl.DataFrame:
         ids, on="underlying", how="left", maintain_order="left"
     )
     return whole if trade_date else whole.clear()
+
+
+def future_ids(product: pl.Expr, expires: ExprDateTimeNameSpace) -> pl.Expr:
+    """Ids of futures: year and month of expiration, after the first id of their product."""
+    first = product.replace_strict({code: shape.first_id for code, shape in SHAPES.items()})
+    return first + expires.year().cast(pl.Int64) * 100 + expires.month()
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────
@@ -169,7 +182,10 @@ def definitions(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int) -> Ar
     a["expiration"] = rows["expiration"].cast(pl.Int64).to_numpy()
     a["activation"] = a["expiration"] - np.uint64(60 * DAY_NS)
     a["strike_price"] = fixed(rows["strike"])
-    a["unit_of_measure_qty"], a["display_factor"] = int(NQ.multiplier) * NS_PER_S, 10_000_000
+    multipliers = {code: int(product.multiplier) * NS_PER_S for code, product in PRODUCTS.items()}
+    exchanges = {code: shape.exchange for code, shape in SHAPES.items()}
+    a["unit_of_measure_qty"] = rows["product"].replace_strict(multipliers).to_numpy()
+    a["display_factor"] = 10_000_000
     a["raw_instrument_id"] = a["instrument_id"]
     a["underlying_id"] = rows["underlying_id"].fill_null(0).to_numpy()
     a["contract_multiplier"] = a["decay_quantity"] = a["original_contract_size"] = np.iinfo(np.int32).max
@@ -177,9 +193,14 @@ def definitions(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int) -> Ar
     a["maturity_month"] = rows["expiration"].dt.month().to_numpy()
     a["maturity_day"] = a["maturity_week"] = 255
     option = np.isin(kinds := texts(rows["instrument_class"]), (b"C", b"P"))
-    a["raw_symbol"], a["asset"], a["group"] = texts(rows["raw_symbol"]), texts(rows["root"]), b"NQ"
+    a["raw_symbol"], a["asset"], a["group"] = (
+        texts(rows["raw_symbol"]),
+        texts(rows["root"]),
+        texts(rows["product"]),
+    )
     a["underlying"], a["instrument_class"] = texts(rows["underlying"]), kinds
-    a["currency"], a["exchange"], a["unit_of_measure"] = b"USD", b"XCME", b"IPNT"
+    a["currency"], a["exchange"] = b"USD", texts(rows["product"].replace_strict(exchanges))
+    a["unit_of_measure"] = b"IPNT"
     a["strike_price_currency"] = np.where(option, b"USD", b"")
     a["security_type"] = np.where(option, b"OOF", np.where(kinds == b"F", b"FUT", b"MLEG"))
     style = np.where(rows["exercise_style"].to_numpy() == "american", b"A", b"E")
@@ -191,7 +212,7 @@ def definitions(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int) -> Ar
     return a
 
 
-def quotes(market: Market, instruments: pl.DataFrame, start: int, end: int) -> Array:
+def quotes(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
     """A row per instrument and minute in which its book changed, stamped with the minute's end."""
     first = -(-start // MINUTE_NS) * MINUTE_NS
     stamps = [t for t in range(first, end, MINUTE_NS) if _open_before(t)]
@@ -216,7 +237,7 @@ def quotes(market: Market, instruments: pl.DataFrame, start: int, end: int) -> A
     return a
 
 
-def _option_quotes(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
+def _option_quotes(market: AnyMarket, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
     listed = _listed(market, instruments, ends)
     if listed.is_empty() or not len(ends):
         return pl.DataFrame(schema=BOOK)
@@ -247,7 +268,7 @@ def _option_quotes(market: Market, instruments: pl.DataFrame, ends: Array) -> pl
     ).select(list(BOOK))
 
 
-def _listed(market: Market, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
+def _listed(market: AnyMarket, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
     """The options among the instruments, as the market lists them."""
     days = sorted({sessions.trade_date(from_ns(int(t) - 1)) for t in (ends[[0, -1]] if len(ends) else [])})
     if not days:
@@ -261,7 +282,7 @@ def _open_before(t: int) -> bool:
     return sessions.is_open(from_ns(t - NS_PER_S))
 
 
-def statistics(market: Market, instruments: pl.DataFrame, start: int, end: int) -> Array:
+def statistics(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
     """Settlements, session lows and highs, cleared volume and open interest of the sessions that closed."""
     wanted = instruments.select("instrument_id")
     parts = []
@@ -293,7 +314,7 @@ def statistics(market: Market, instruments: pl.DataFrame, start: int, end: int) 
     return whole[np.argsort(whole["ts_recv"], kind="stable")]
 
 
-def _state(market: Market, instant: datetime, wanted: pl.DataFrame) -> pl.DataFrame:
+def _state(market: AnyMarket, instant: datetime, wanted: pl.DataFrame) -> pl.DataFrame:
     return market.chain(instant).with_columns(pl.col("instrument_id").cast(pl.Int64)).join(
         wanted, on="instrument_id", how="semi", maintain_order="left"
     )  # fmt: skip

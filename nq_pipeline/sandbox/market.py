@@ -1,7 +1,8 @@
-"""One synthetic NQ market that all stand-ins show: a volatility surface, order books, trades.
+"""The synthetic market that all stand-ins show: a volatility surface, order books, trades.
 
-Everything is a pure function of (seed, instant). The index moves as `path.py` says; options
-are valued on the quarterly future they exercise into (European ones by Black-76, American ones
+One of each product (`Market`), or several side by side (`Exchange`), which look the same to a stand-in.
+Everything is a pure function of (seed, product, instant). The index moves as `path.py` says; options
+are valued on the future they exercise into (European ones by Black-76, American ones
 with the right to exercise early), with one smooth surface, so that put-call parity holds and all
 vendors agree. A closed market shows the state of its last close.
 
@@ -11,7 +12,7 @@ quotes, the share of untraded contracts and of contracts without a bid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from threading import RLock
@@ -24,28 +25,31 @@ from numpy.typing import NDArray
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import round_to_tick
-from nq_pipeline.market.listing import underlying_future
-from nq_pipeline.market.products import NQ, PROXIES, Ticks
+from nq_pipeline.market.contracts import ROOTS
+from nq_pipeline.market.products import NQ, PRODUCTS, PROXIES, Product, Ticks
 from nq_pipeline.sandbox import boards, path
-from nq_pipeline.sandbox.boards import QQQ_PER_INDEX, Proxy
 from nq_pipeline.sandbox.noise import Floats, mix, normal, uniform
 from nq_pipeline.sandbox.path import DAY_NS, LEVEL
+from nq_pipeline.sandbox.shapes import SHAPES
 
 Ints = NDArray[np.int64]
-RATE, DIVIDEND = 0.043, 0.007
+RATE = 0.043
 MINUTE_NS = 60_000_000_000
 YEAR_NS = 365 * DAY_NS
-_FUTURE_TICKS: Ticks = ((float("inf"), 0.25),)
+_SEEDS_APART = 1_000_003
 _KEPT = 48
 # Streams of random numbers, from 10 on; those of the path are below.
 _SIZE, _TRADES, _OPEN = range(10, 13)
 
 
 class Market:
-    """The synthetic market of one seed. Frames are cached; do not change them in place."""
+    """The synthetic market of one seed and product. Frames are cached; do not change them in place."""
 
-    def __init__(self, seed: int = 7) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 7, product: Product = NQ) -> None:
+        self.common_seed, self.product, self.shape = seed, product, SHAPES[product.code]
+        self.seed = seed + _SEEDS_APART * self.shape.number
+        self.parts: tuple[Market, ...] = (self,)
+        self._ticks: Ticks = ((float("inf"), self.shape.future_tick),)
         self._lock = RLock()
         self._memory: dict[tuple[Any, ...], pl.DataFrame] = {}
 
@@ -61,13 +65,13 @@ class Market:
     # The path
 
     def index(self, ts_ns: Any) -> Floats:
-        """The Nasdaq-100 index at instants (nanoseconds UTC); stands still while the market is closed."""
-        return path.index(self.seed, ts_ns)
+        """What the futures are on, at instants (nanoseconds UTC); stands still while the market is closed."""
+        return np.asarray(path.index(self.seed, ts_ns) * (self.shape.level / LEVEL), np.float64)
 
     def future(self, symbol: str, ts_ns: Any) -> Floats:
         """The fair price of a listed future (`NQM5`) at instants, unrounded: the index plus its carry."""
         first = from_ns(int(np.min(ts_ns))).date()
-        return self._forward(ts_ns, to_ns(boards.future_expirations(first)[symbol]))
+        return self._forward(ts_ns, to_ns(boards.future_expirations(self.product, first)[symbol]))
 
     def underlying(self, instant: datetime) -> float:
         """The last price of the front future at an instant, on its tick."""
@@ -75,9 +79,9 @@ class Market:
         return float(front["last"])
 
     def futures(self, instant: datetime) -> pl.DataFrame:
-        """The listed quarterly futures, nearest first.
+        """The listed futures that options exercise into, nearest first.
 
-        Columns: symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
+        Columns: product, symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
         low, volume, settlement (of the last settled session), previous_settlement,
         open_interest.
         """
@@ -94,7 +98,8 @@ class Market:
         option_type, instrument_id (stable for a contract's life), listed_on, scale (1.0).
         """
         return self._remember(
-            ("listed", trade_date), lambda: boards.options_on_futures(trade_date, self._closes)
+            ("listed", trade_date),
+            lambda: boards.options_on_futures(self.product, trade_date, self._closes),
         )
 
     def chain(self, instant: datetime) -> pl.DataFrame:
@@ -116,7 +121,9 @@ class Market:
         Columns: bid, bid_size, ask, ask_size, value, implied_volatility, forward.
         """
         return self._quotes(
-            contracts, np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height), NQ.ticks
+            contracts,
+            np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height),
+            self.product.ticks,
         )
 
     def trades(self, trade_date: date) -> pl.DataFrame:
@@ -126,13 +133,14 @@ class Market:
         ('A': a seller hit the bid, 'B': a buyer lifted the ask).
         """
         return self._remember(
-            ("trades", trade_date), lambda: self._trades(self.listed(trade_date), trade_date, NQ.ticks)
+            ("trades", trade_date),
+            lambda: self._trades(self.listed(trade_date), trade_date, self.product.ticks),
         )
 
     # Options on the index and the fund
 
-    def proxy_chain(self, underlying: Proxy, instant: datetime) -> pl.DataFrame:
-        """The chain of NDX and NDXP, or of QQQ, at an instant of regular trading hours.
+    def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
+        """The chain of an index (NDX and NDXP), or of a fund (QQQ), at an instant of regular trading hours.
 
         Outside them it shows the last regular close. Columns as `chain`, with `ticker`
         (OCC style) in place of the Globex names.
@@ -149,10 +157,10 @@ class Market:
                 return min(instant, rth[1]).replace(second=0, microsecond=0)
             day = previous_trade_date(day)
 
-    def proxy_price(self, underlying: Proxy, instant: datetime) -> float:
+    def proxy_price(self, underlying: str, instant: datetime) -> float:
         """The index, or the fund's price, as last computed in regular hours."""
         level = float(self.index(to_ns(self.regular_moment(instant)))[0])
-        return round(level * (QQQ_PER_INDEX if underlying == "QQQ" else 1.0), 2)
+        return round(level * self.shape.scale_of(underlying), 2)
 
     # How it is made
 
@@ -167,44 +175,49 @@ class Market:
 
     def _closes(self, first: date, last: date) -> Floats:
         days = np.arange(path.day_number(first) - 1, path.day_number(last))
-        return np.asarray(np.exp(path.log_close(self.seed, days)), np.float64)
+        return np.asarray(np.exp(path.log_close(self.seed, days)) * (self.shape.level / LEVEL), np.float64)
 
     def _forward(self, ts: Any, until: Any) -> Floats:
         ts = np.asarray(ts, np.int64)
         years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
-        return np.asarray(self.index(ts) * np.exp((RATE - DIVIDEND) * years), np.float64)
+        return np.asarray(self.index(ts) * np.exp(self.shape.carry * years), np.float64)
 
     def _futures(self, moment: datetime) -> pl.DataFrame:
         today = sessions.current_session(moment)
         settled, before = self._settled(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
         rows = []
-        for rank, series in enumerate(boards.quarterlies(today.trade_date, boards.QUARTERLIES + 1)):
-            until = to_ns(series.expiration)
+        tick = self.shape.future_tick
+        listed = boards.futures(self.product, today.trade_date, boards.STANDARDS + 1)
+        for rank, (symbol, expiration) in enumerate(listed):
+            until = to_ns(expiration)
             if until <= to_ns(moment):
                 continue
-            walk = round_to_tick(_FUTURE_TICKS, self._forward(minutes, until))
+            walk = round_to_tick(self._ticks, self._forward(minutes, until))
             key = mix(self.seed, _SIZE, until, to_ns(moment))
-            gap, sizes = (0.25, 0.50, 2.0, 5.0, 5.0)[rank], 1 + mix(key, np.arange(2)) % 12
+            gap, sizes = (1, 2, 8, 20, 20)[rank] * tick, 1 + mix(key, np.arange(2)) % 12
             share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
             settle = [
-                float(round_to_tick(_FUTURE_TICKS, self._forward(_settle_ns(day), until))[0])
+                float(round_to_tick(self._ticks, self._forward(_settle_ns(day), until))[0])
                 for day in (settled, before)
             ]
+            bid = float(round_to_tick(self._ticks, walk[-1:] - gap / 2, "below")[0])
+            ask = float(round_to_tick(self._ticks, np.array([bid + gap]))[0])
             rows.append(
                 {
-                    "symbol": underlying_future(series),
-                    "expiration": series.expiration,
-                    "bid": walk[-1] - gap / 2 - (walk[-1] - gap / 2) % 0.25,
+                    "product": self.product.code,
+                    "symbol": symbol,
+                    "expiration": expiration,
+                    "bid": bid,
                     "bid_size": int(sizes[0]),
-                    "ask": walk[-1] - gap / 2 - (walk[-1] - gap / 2) % 0.25 + max(gap, 0.25),
+                    "ask": ask,
                     "ask_size": int(sizes[1]),
                     "last": walk[-1],
                     "last_ts": moment,
                     "open": walk[0],
                     "high": walk.max(),
                     "low": walk.min(),
-                    "volume": int(560_000 * share * weight),
+                    "volume": int(self.shape.future_volume * share * weight),
                     "settlement": settle[0],
                     "previous_settlement": settle[1],
                     "open_interest": int(260_000 * weight) + int(uniform(self.seed, _OPEN, until)[0] * 900),
@@ -250,7 +263,7 @@ class Market:
 
     def _surface(self, moneyness: Floats, years: Floats, ts: Any) -> Floats:
         """Volatility by log-moneyness and time: higher for near expirations, skewed to the downside."""
-        level = path.volatility(self.seed, ts) * (1 + 0.12 * np.exp(-years / 0.05))
+        level = self.shape.volatility * path.volatility(self.seed, ts) * (1 + 0.12 * np.exp(-years / 0.05))
         deviations = moneyness / (level * np.sqrt(years + 0.001))
         return np.asarray(level * (1 - 0.075 * deviations + 0.055 * (np.sqrt(1 + deviations**2) - 1)))
 
@@ -317,7 +330,7 @@ class Market:
 
     def _chain(self, moment: datetime) -> pl.DataFrame:
         listed = self.listed(sessions.trade_date(moment))
-        return self._state(listed, moment, self.trades, NQ.ticks, self._settled(moment))
+        return self._state(listed, moment, self.trades, self.product.ticks, self._settled(moment))
 
     def _state(
         self,
@@ -374,11 +387,11 @@ class Market:
         """Open contracts of the trade date before: more at round strikes, growing with age, often none."""
         age = path.day_number(trade_date) - contracts["listed_on"].to_physical().to_numpy()
         index = contracts["strike"].to_numpy() / contracts["scale"].to_numpy()
-        spread = np.exp(-((np.log(index / LEVEL) / 0.12) ** 2)) * _roundness(contracts)
+        spread = np.exp(-((np.log(index / self.shape.level) / 0.12) ** 2)) * _roundness(contracts)
         target = np.exp(1.6 + 1.2 * normal(self.seed, _OPEN, contracts["instrument_id"].to_numpy())) * spread
         return np.asarray(np.floor(target * (1 - np.exp(-np.maximum(age, 0) / 25))), np.int64)
 
-    def _proxy_chain(self, underlying: Proxy, moment: datetime) -> pl.DataFrame:
+    def _proxy_chain(self, underlying: str, moment: datetime) -> pl.DataFrame:
         trade_date = sessions.trade_date(moment)
         frame = boards.options_on_proxy(underlying, trade_date, self._closes)
         ticks = PROXIES[underlying].ticks
@@ -391,10 +404,88 @@ class Market:
         return self._state(frame, moment, trades, ticks, (settled, previous_trade_date(settled)))
 
 
+class Exchange:
+    """The markets of several products side by side, with the methods of one.
+
+    Frames of all products are one below the other, those of a product together.
+    """
+
+    def __init__(self, seed: int, products: Sequence[str]) -> None:
+        self.seed = seed
+        self.parts: tuple[Market, ...] = tuple(market(seed, (code,)).parts[0] for code in products)
+
+    def moment(self, instant: datetime) -> datetime:
+        """As of one market; they open and close together."""
+        return self.parts[0].moment(instant)
+
+    def regular_moment(self, instant: datetime) -> datetime:
+        """As of one market."""
+        return self.parts[0].regular_moment(instant)
+
+    def future(self, symbol: str, ts_ns: Any) -> Floats:
+        """The fair price of a listed future of any product."""
+        return self._of(symbol[:-2]).future(symbol, ts_ns)
+
+    def underlying(self, instant: datetime) -> float:
+        """The last price of the first product's front future."""
+        return self.parts[0].underlying(instant)
+
+    def futures(self, instant: datetime) -> pl.DataFrame:
+        """The listed futures, product by product."""
+        return pl.concat([part.futures(instant) for part in self.parts])
+
+    def listed(self, trade_date: date) -> pl.DataFrame:
+        """All contracts that trade on a trade date, product by product."""
+        return pl.concat([part.listed(trade_date) for part in self.parts])
+
+    def chain(self, instant: datetime) -> pl.DataFrame:
+        """The whole chain at an instant, product by product."""
+        return pl.concat([part.chain(instant) for part in self.parts])
+
+    def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
+        """Books of contracts of any products, in their order."""
+        ts = np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height)
+        of = contracts["root"].replace_strict({root: info.product.code for root, info in ROOTS.items()})
+        places = [(of == part.product.code).arg_true() for part in self.parts]
+        books = [
+            part.quotes(contracts[place], ts[place.to_numpy()])
+            for part, place in zip(self.parts, places, strict=True)
+            if len(place)
+        ]
+        return pl.concat(books)[np.argsort(np.concatenate([place.to_numpy() for place in places]))]
+
+    def trades(self, trade_date: date) -> pl.DataFrame:
+        """All option trades of a session in time order; `row` is the index into `listed` here too."""
+        done, first = [], 0
+        for part in self.parts:
+            done.append(part.trades(trade_date).with_columns(pl.col("row") + first))
+            first += part.listed(trade_date).height
+        return pl.concat(done).sort("ts_event", "instrument_id", maintain_order=True)
+
+    def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
+        """The chain of a proxy of any product."""
+        return self._of(PROXIES[underlying].stands_for).proxy_chain(underlying, instant)
+
+    def proxy_price(self, underlying: str, instant: datetime) -> float:
+        """The price of a proxy of any product."""
+        return self._of(PROXIES[underlying].stands_for).proxy_price(underlying, instant)
+
+    def _of(self, code: str) -> Market:
+        return next(part for part in self.parts if part.product.code == code)
+
+
+AnyMarket = Market | Exchange
+
+
 @lru_cache(maxsize=16)
-def market(seed: int) -> Market:
-    """The market of a seed; one object per process, so that its caches serve every request."""
-    return Market(seed)
+def market(seed: int, products: tuple[str, ...] = (NQ.code,)) -> AnyMarket:
+    """The market of a seed and products; one object per process, so that its caches serve every request.
+
+    KeyError for a product that has no shape.
+    """
+    if len(products) == 1:
+        return Market(seed, PRODUCTS[products[0]])
+    return Exchange(seed, products)
 
 
 def previous_trade_date(day: date) -> date:

@@ -1,7 +1,7 @@
 """Polygon's (Massive's) stand-in: the chain snapshot, reference contracts and market status.
 
-It has no options on futures, as the vendor has none: NDX with NDXP, and QQQ. Keys go in the
-`Authorization` header or the `apiKey` parameter; a `next_url` carries no key.
+It has no options on futures, as the vendor has none: NDX with NDXP and QQQ, SPX with SPXW and SPY.
+Keys go in the `Authorization` header or the `apiKey` parameter; a `next_url` carries no key.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.boards import Proxy
+from nq_pipeline.market.products import PROXIES
 from nq_pipeline.sandbox.faults import WorldOf, serve
 from nq_pipeline.sandbox.world import World
 
 UPGRADE = "Please upgrade your plan at https://massive.com/pricing"
-EXCHANGES = {"NDX": "GMNI", "QQQ": "BATO"}
+EXCHANGES = {"NDX": "GMNI", "QQQ": "BATO", "SPX": "XCBO", "SPY": "BATO"}
 SIDES = {"C": "call", "P": "put"}
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -45,7 +45,7 @@ def snapshot(request: Request, body: bytes, world: World) -> Response:
     refusal = _refusal(request, world)
     if refusal is not None:
         return refusal
-    underlying = _underlying(request.path_params["underlying"], prefixed=True)
+    underlying = _underlying(world, request.path_params["underlying"], prefixed=True)
     if underlying is None:
         return _error(request, 404, "NOT_FOUND", message="Ticker not found.")
     chain = world.market.proxy_chain(underlying, world.shown)
@@ -67,7 +67,7 @@ def contracts(request: Request, body: bytes, world: World) -> Response:
         ticker = _query(request)[0].get("underlying_ticker", "")
     except ValueError:
         return _error(request, 400, "ERROR", error="The cursor is invalid.")
-    underlying = _underlying(ticker, prefixed=False)
+    underlying = _underlying(world, ticker, prefixed=False)
     if underlying is None:
         return _paged(request, world, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000)
     chain = world.market.proxy_chain(underlying, world.shown)
@@ -107,14 +107,21 @@ def _refusal(request: Request, world: World, *, entitled: bool = False) -> Respo
     return None
 
 
-def _underlying(ticker: str, *, prefixed: bool) -> Proxy | None:
+def _underlying(world: World, ticker: str, *, prefixed: bool) -> str | None:
     """The snapshot wants the index as `I:NDX`, the reference as `NDX`; a fund is `QQQ` in both."""
-    if ticker == "QQQ":
-        return "QQQ"
-    return "NDX" if ticker == ("I:NDX" if prefixed else "NDX") else None
+    shown = {part.product.code for part in world.market.parts}
+    names = {
+        _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
+    }
+    return names.get(ticker)
 
 
-def _snapshot_item(row: dict[str, Any], underlying: Proxy, price: float, at_ns: int) -> dict[str, Any]:
+def _ticker(underlying: str) -> str:
+    """As the vendor writes an underlying: an index with a prefix."""
+    return f"I:{underlying}" if PROXIES[underlying].underlying_class == "index" else underlying
+
+
+def _snapshot_item(row: dict[str, Any], underlying: str, price: float, at_ns: int) -> dict[str, Any]:
     side, strike, last = row["option_type"], row["strike"], row["last"] or row["settlement"]
     sign = 1 if side == "C" else -1
     break_even = round(strike + sign * (last or 0.0), 4)
@@ -131,8 +138,8 @@ def _snapshot_item(row: dict[str, Any], underlying: Proxy, price: float, at_ns: 
         },
         "open_interest": row["open_interest"],
         "underlying_asset": {
-            "ticker": "I:NDX" if underlying == "NDX" else "QQQ",
-            "value" if underlying == "NDX" else "price": price,
+            "ticker": _ticker(underlying),
+            "value" if PROXIES[underlying].underlying_class == "index" else "price": price,
             "change_to_break_even": round(break_even - price, 4),
             "last_updated": at_ns,
             "timeframe": "REAL-TIME",

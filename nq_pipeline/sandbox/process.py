@@ -100,14 +100,16 @@ def vendor_options(settings: Settings) -> dict[str, str]:
                 f"of {', '.join(SOURCE_NAMES)} and a fault of {', '.join(FAULTS)}"
             )
         faults[vendor] = fault
-    seed = settings.sandbox_seed
-    usual = seed == Settings.model_fields["sandbox_seed"].default
-    return {
-        vendor: format_options(
-            {"fault": faults.get(vendor), "now": settings.now, "seed": None if usual else seed}
-        )
-        for vendor in SOURCE_NAMES
+    told = {
+        "now": settings.now,
+        "seed": None if _is_usual(settings, "sandbox_seed") else settings.sandbox_seed,
+        "products": None if _is_usual(settings, "products") else ",".join(settings.products),
     }
+    return {vendor: format_options({"fault": faults.get(vendor), **told}) for vendor in SOURCE_NAMES}
+
+
+def _is_usual(settings: Settings, name: str) -> bool:
+    return bool(getattr(settings, name) == Settings.model_fields[name].default)
 
 
 def serve(settings: Settings) -> None:
@@ -353,7 +355,7 @@ def _read_to_end(descriptor: int) -> None:
 
 def _announcement(port: int, gateway: str, options: Mapping[str, str]) -> str:
     root = f"http://{HOST}:{port}"
-    lines = [f"Stand-ins of a synthetic NQ market (no real data) on {root}; Ctrl-C ends them.", ""]
+    lines = [f"Stand-ins of a synthetic market (no real data) on {root}; Ctrl-C ends them.", ""]
     lines += [
         f"  {vendor:<10} {root}/{vendor}" + (f"   {options[vendor]}" if options[vendor] else "")
         for vendor in SOURCE_NAMES

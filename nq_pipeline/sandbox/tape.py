@@ -33,11 +33,12 @@ from nq_pipeline.sandbox.globex import (
     blank,
     definitions,
     fixed,
+    future_ids,
     statistics,
     texts,
     universe,
 )
-from nq_pipeline.sandbox.market import Market, previous_trade_date
+from nq_pipeline.sandbox.market import AnyMarket, Market, previous_trade_date
 from nq_pipeline.sandbox.noise import mix, normal, uniform
 
 LAST, DEPTH_ONLY = 128, 64
@@ -69,7 +70,7 @@ class Tape:
     kept = 24
     """How many blocks stay in memory, over all schemas."""
 
-    def __init__(self, market: Market, activity: float = 1.0) -> None:
+    def __init__(self, market: AnyMarket, activity: float = 1.0) -> None:
         self.market, self.activity = market, activity
         self._lock = RLock()
         self._memory: dict[tuple[str, int], tuple[Array, Array]] = {}
@@ -132,7 +133,7 @@ class LoadTape(Tape):
     step_ns = NS_PER_S
     kept = 4
 
-    def __init__(self, market: Market, records_per_s: int) -> None:
+    def __init__(self, market: AnyMarket, records_per_s: int) -> None:
         super().__init__(market)
         self.records_per_s = records_per_s
 
@@ -153,7 +154,7 @@ class LoadTape(Tape):
 
 
 @lru_cache(maxsize=4)
-def tape(market: Market) -> Tape:
+def tape(market: AnyMarket) -> Tape:
     """The tape of a market at its ordinary activity; one object per process, for its memory."""
     return Tape(market)
 
@@ -178,14 +179,14 @@ def of_instruments(array: Array, ids: Any) -> Array:
 # ── a session ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _session(market: Market, day: date, activity: float) -> Array:
+def _session(market: AnyMarket, day: date, activity: float) -> Array:
     """Trades and book changes of options and futures, the channels one after the other."""
     options = np.concatenate([_option_trades(market, day), _option_quotes(market, day)])
-    futures = _futures(market, day, activity)
+    futures = np.concatenate([_futures(part, day, activity) for part in market.parts])
     return np.concatenate([_numbered(options, day, 0), _numbered(futures, day, 1)])
 
 
-def _option_trades(market: Market, day: date) -> Array:
+def _option_trades(market: AnyMarket, day: date) -> Array:
     """The market's trades, some of them filled by more than one resting order."""
     done = market.trades(day)
     size = done["size"].to_numpy()
@@ -205,7 +206,7 @@ def _option_trades(market: Market, day: date) -> Array:
     return a
 
 
-def _option_quotes(market: Market, day: date) -> Array:
+def _option_quotes(market: AnyMarket, day: date) -> Array:
     """Changed books of contracts drawn at random, most of which never trade."""
     listed, n = market.listed(day), QUOTES_PER_TRADE * market.trades(day).height
     key = (market.seed, _QUOTES, path.day_number(day))
@@ -221,7 +222,7 @@ def _option_quotes(market: Market, day: date) -> Array:
 
 
 def _futures(market: Market, day: date, activity: float) -> Array:
-    """Trades of the two nearest futures that live to the close, and the book after each."""
+    """Trades of a product's two nearest futures that live to the close, and the book after each."""
     session = sessions.session(day)
     listed = market.futures(session.open).filter(pl.col("expiration") > session.close)
     key = (market.seed, _FUTURES, path.day_number(day))
@@ -230,22 +231,23 @@ def _futures(market: Market, day: date, activity: float) -> Array:
     at = np.sort(np.interp(uniform(*key, 0, np.arange(n)), share, knots).astype(np.int64))
     second = uniform(*key, 1, np.arange(n)) < 0.03
     fair = np.where(second, *(market.future(listed["symbol"][rank], at) for rank in (1, 0)))
-    month = listed["expiration"].dt.year().cast(pl.Int64) * 100 + listed["expiration"].dt.month()
-    ids = np.where(second, month[1], month[0])
+    numbers = listed.select(future_ids(pl.col("product"), pl.col("expiration").dt)).to_series()
+    ids = np.where(second, numbers[1], numbers[0])
+    tick = market.shape.future_tick
 
     draw = mix(*key, 2, np.arange(n))
     fills = 1 + np.minimum(np.floor(np.abs(normal(draw)) * 1.2), 5).astype(np.int64)
     row, ordinal = _repeated(fills)
-    a = _future_books(fair[row], draw[row])
+    a = _future_books(fair[row], draw[row], tick)
     a["instrument_id"], a["ts_event"], a["action"] = ids[row], at[row], b"T"
     buys = (draw % 2 == 0)[row]
     # A long sweep reaches the next price with its last fill.
-    through = ((ordinal >= 3) & (ordinal == fills[row] - 1)) * int(_TICK * NS_PER_S)
+    through = ((ordinal >= 3) & (ordinal == fills[row] - 1)) * round(tick * NS_PER_S)
     a["price"] = np.where(buys, a["ask_px_00"] + through, a["bid_px_00"] - through)
     a["side"] = np.where(buys, b"B", b"A")
     a["size"] = 1 + np.floor(np.abs(normal(mix(*key, 3, row, ordinal))) * 1.5)
 
-    after = _future_books(fair, mix(*key, 4, np.arange(n)))
+    after = _future_books(fair, mix(*key, 4, np.arange(n)), tick)
     after["instrument_id"], after["ts_event"] = ids, at
     _change(after, draw % 2 == 1)
     return np.concatenate([a, after])
@@ -261,12 +263,11 @@ def _books(quotes: pl.DataFrame) -> Array:
     return a
 
 
-def _future_books(fair: Any, draw: Any) -> Array:
+def _future_books(fair: Any, draw: Any, tick: float) -> Array:
     """Books one tick wide around fair prices."""
     a = blank("mbp-1", np.zeros(len(fair), np.int64))
-    tick = int(_TICK * NS_PER_S)
-    a["bid_px_00"] = np.floor(fair / _TICK).astype(np.int64) * tick
-    a["ask_px_00"] = a["bid_px_00"] + tick
+    a["bid_px_00"] = np.floor(fair / tick).astype(np.int64) * round(tick * NS_PER_S)
+    a["ask_px_00"] = a["bid_px_00"] + round(tick * NS_PER_S)
     for side, bits in (("bid", 8), ("ask", 16)):
         a[f"{side}_sz_00"] = 1 + (draw >> np.uint64(bits)) % 12
         a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"].astype(np.int64) // 3)
@@ -304,7 +305,7 @@ def _in_order(a: Array) -> Array:
     return a[np.argsort(a["ts_recv"], kind="stable")]
 
 
-def _new(market: Market, day: date) -> pl.DataFrame:
+def _new(market: AnyMarket, day: date) -> pl.DataFrame:
     """All instruments on the first trade date of a week, later those that were not there the day before."""
     before, today = previous_trade_date(day), universe(market, day)
     if before.isocalendar().week != day.isocalendar().week:
@@ -380,7 +381,7 @@ def _runs(key: Array) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=4)
-def _load_second(market: Market, day: date, n: int, schema: str) -> Array:
+def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
     """One second of load, times counted from its start."""
     contracts, ordinal = market.listed(day), np.arange(n)
     key = (market.seed, _LOAD, path.day_number(day))

@@ -2,8 +2,8 @@
 
 Bodies are bare objects and lists; business errors come with status 200. How the vendor names
 options is not known: contracts are called as on Globex here (`Q2BF6 C21000`), and the product
-of the quarterly options is `NQ Options`, since `NQ` is the future's. Ids are derived from
-what they name, so the stand-in keeps no state between requests.
+of the quarterly options is `NQ Options`, since `NQ` is the future's (likewise `ES Options`). Ids
+are derived from what they name, so the stand-in keeps no state between requests.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from nq_pipeline.market.contracts import ROOTS, Series
+from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
+from nq_pipeline.market.products import NQ, Product
 from nq_pipeline.sandbox.faults import WorldOf, serve
+from nq_pipeline.sandbox.shapes import SHAPES
 from nq_pipeline.sandbox.world import World
 
 TOKEN = "sandbox-access-token"
@@ -31,7 +33,7 @@ TOKEN_LIFE = timedelta(minutes=80)
 HEARTBEAT_S = 2.5
 SILENCE_S = 15.0
 """A client that sends no frame for this long is sent away."""
-FUTURE_PRODUCT = 900
+FUTURE_PRODUCTS = {code: 900 + shape.number for code, shape in SHAPES.items()}
 _SINCE = date(2015, 1, 1)
 
 
@@ -120,18 +122,18 @@ def _authorised(answer: Callable[..., Response]) -> Callable[[Request, bytes, Wo
 def product_find(request: Request, body: bytes, world: World) -> Response:
     """`product/find?name=`: one product."""
     name = request.query_params.get("name", "")
-    return _one([p for p in _products() if p["name"] == name])
+    return _one([p for p in _products(world) if p["name"] == name])
 
 
 def product_list(request: Request, body: bytes, world: World) -> Response:
     """`product/list`: all of them."""
-    return _json([] if world.fault == "empty" else _products())
+    return _json([] if world.fault == "empty" else _products(world))
 
 
 def product_suggest(request: Request, body: bytes, world: World) -> Response:
     """`product/suggest?t=&l=`: those whose name starts with the text."""
     text, most = request.query_params.get("t", ""), int(request.query_params.get("l", "10"))
-    return _json([p for p in _products() if p["name"].startswith(text.upper())][:most])
+    return _json([p for p in _products(world) if p["name"].startswith(text.upper())][:most])
 
 
 def maturity_deps(request: Request, body: bytes, world: World) -> Response:
@@ -175,59 +177,68 @@ def contract_items(request: Request, body: bytes, world: World) -> Response:
     return _one(found) if "ids" not in asked else _json(found)
 
 
-def _products() -> list[dict[str, Any]]:
+def _products(world: World) -> list[dict[str, Any]]:
+    return [one for part in world.market.parts for one in _products_of(part.product)]
+
+
+def _products_of(product: Product) -> list[dict[str, Any]]:
+    shape = SHAPES[product.code]
+    name = "E-mini NASDAQ 100" if product is NQ else product.name
     common = {
         "currencyId": 1,
         "exchangeId": 2,
         "status": "Verified",
-        "valuePerPoint": 20,
+        "valuePerPoint": int(product.multiplier),
         "priceFormatType": "Decimal",
         "priceFormat": -2,
     }
     future = {
-        "id": FUTURE_PRODUCT,
-        "name": "NQ",
+        "id": FUTURE_PRODUCTS[product.code],
+        "name": product.code,
         "productType": "Futures",
-        "description": "E-mini NASDAQ 100",
+        "description": name,
         "contractGroupId": 1,
-        "months": "HMUZ",
-        "tickSize": 0.25,
+        "months": "".join(MONTH_CODES[month - 1] for month in product.future_months),
+        "tickSize": shape.future_tick,
         **common,
     }
     options = [
         {
             "id": _product_id(root),
-            "name": "NQ Options" if root == "NQ" else root,
+            "name": f"{root} Options" if root == product.code else root,
             "productType": "Options",
-            "description": f"Options on E-mini NASDAQ 100 ({root})",
+            "description": f"Options on {name} ({root})",
             "contractGroupId": 2,
-            "tickSize": 0.05,
+            "tickSize": product.ticks[0][1],
             **common,
         }
         for root, info in ROOTS.items()
-        if info.product.code == "NQ"
+        if info.product is product
     ]
     return [future, *options]
 
 
 def _maturities(world: World) -> Iterator[dict[str, Any]]:
     chain, futures = world.market.chain(world.shown), world.market.futures(world.shown)
-    ids = {}
+    ids: dict[str, int] = {}
     for future in futures.iter_rows(named=True):
-        ids[future["symbol"]] = _maturity_id(FUTURE_PRODUCT, future["expiration"].date())
+        product = FUTURE_PRODUCTS[future["product"]]
+        front = product not in {number // 100_000 for number in ids.values()}
+        ids[future["symbol"]] = _maturity_id(product, future["expiration"].date())
         yield {
             "id": ids[future["symbol"]],
-            "productId": FUTURE_PRODUCT,
+            "productId": product,
             "expirationMonth": int(f"{future['expiration']:%Y%m}"),
             "expirationDate": f"{future['expiration']:%Y-%m-%dT%H:%MZ}",
-            "isFront": len(ids) == 1,
+            "isFront": front,
         }
     boards = chain.filter(~pl.col("expired")).unique("series", maintain_order=True)
     for board in boards.iter_rows(named=True):
+        year, month = Series(board["root"], board["expiration_date"]).contract_month
         yield {
             "id": _maturity_id(_product_id(board["root"]), board["expiration_date"]),
             "productId": _product_id(board["root"]),
-            "expirationMonth": int(f"{board['expiration_date']:%Y%m}"),
+            "expirationMonth": year * 100 + month,
             "expirationDate": f"{board['expiration']:%Y-%m-%dT%H:%MZ}",
             "underlyingId": ids.get(board["underlying"]),
             "isFront": False,
@@ -236,7 +247,7 @@ def _maturities(world: World) -> Iterator[dict[str, Any]]:
 
 def _contracts(world: World) -> Iterator[dict[str, Any]]:
     for future in world.market.futures(world.shown).iter_rows(named=True):
-        maturity = _maturity_id(FUTURE_PRODUCT, future["expiration"].date())
+        maturity = _future_id(future)
         yield {"id": maturity, "name": future["symbol"], "contractMaturityId": maturity}
     chain = world.market.chain(world.shown).filter(~pl.col("expired"))
     maturities = {
@@ -249,6 +260,11 @@ def _contracts(world: World) -> Iterator[dict[str, Any]]:
 
 def _product_id(root: str) -> int:
     return 1000 + list(ROOTS).index(root)
+
+
+def _future_id(future: dict[str, Any]) -> int:
+    """A future is the one contract of its maturity, and has its id."""
+    return _maturity_id(FUTURE_PRODUCTS[future["product"]], future["expiration"].date())
 
 
 def _maturity_id(product: int, day: date) -> int:
@@ -388,7 +404,7 @@ def _books(world: World) -> dict[int, dict[str, Any]]:
     """Everything that can be quoted now, by contract id."""
     futures = world.market.futures(world.shown).with_columns(name="symbol").rows(named=True)
     for future in futures:
-        future["instrument_id"] = _maturity_id(FUTURE_PRODUCT, future["expiration"].date())
+        future["instrument_id"] = _future_id(future)
     chain = world.market.chain(world.shown).filter(~pl.col("expired"))
     stamp = world.market.moment(world.shown).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     columns = [

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from nq_pipeline.clock import Clock, PinnedClock
-from nq_pipeline.errors import SandboxError
-from nq_pipeline.sandbox.market import Market, market
+from nq_pipeline.errors import SandboxError, SettingsError
+from nq_pipeline.market.products import PRODUCTS, chosen
+from nq_pipeline.sandbox.market import AnyMarket, market
 
 FAULTS: dict[str, str] = {
     "ok": "answers as the vendor does on a good day",
@@ -40,9 +41,14 @@ STALE_BY = timedelta(days=10)
 class World:
     """The market, clock and fault that one request sees."""
 
-    market: Market
+    market: AnyMarket
     clock: Clock
     fault: str = "ok"
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """What the market is of."""
+        return tuple(part.product.code for part in self.market.parts)
 
     @property
     def now(self) -> datetime:
@@ -56,7 +62,7 @@ class World:
 
 
 def parse_options(text: str, defaults: World) -> World:
-    """Read `fault=…;now=…;seed=…`; SandboxError in one sentence for anything else."""
+    """Read `fault=…;now=…;seed=…;products=…`; SandboxError in one sentence for anything else."""
     world = defaults
     for part in text.split(";"):
         name, _, value = part.partition("=")
@@ -66,13 +72,17 @@ def parse_options(text: str, defaults: World) -> World:
             elif name == "now":
                 world = replace(world, clock=PinnedClock(datetime.fromisoformat(value)))
             elif name == "seed":
-                world = replace(world, market=market(int(value)))
+                world = replace(world, market=market(int(value), world.products))
+            elif name == "products":
+                products = tuple(product.code for product in chosen(value.split(",")))
+                world = replace(world, market=market(world.market.parts[0].common_seed, products))
             else:
                 raise ValueError
-        except ValueError:
+        except (ValueError, SettingsError):
             raise SandboxError(
-                f"{part!r} is no option of the sandbox; write fault=, now= or seed=, separated by ';', "
-                f"with a fault of {', '.join(FAULTS)} and an instant such as 2025-06-10T15:00:00Z."
+                f"{part!r} is no option of the sandbox; write fault=, now=, seed= or products=, separated by "
+                f"';', with a fault of {', '.join(FAULTS)}, an instant such as 2025-06-10T15:00:00Z and "
+                f"products of {', '.join(PRODUCTS)}."
             ) from None
     return world
 

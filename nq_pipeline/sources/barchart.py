@@ -80,6 +80,11 @@ BROWSER = {
 TRACE = 0.01
 """Share of a board's rows that may be lost or hold an unreadable cell before it is `partial`."""
 
+NOT_COVERED = (
+    "not covered: Barchart's code for options of this root is not known; name it in NQ_BARCHART_CODES as "
+    "CODE=ROOT"
+)
+
 FINAL = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured)
 """Failures after which asking for further series is useless or rude."""
 
@@ -123,8 +128,7 @@ class Barchart:
         for series in request.series:
             code = self._code(series, request)
             if isinstance(code, Unparsed):
-                unknown = f"{code.reason}; name it in NQ_BARCHART_CODES as CODE={series.root}"
-                outcomes[series.key] = SeriesAnswer(Outcome.NOT_CONFIGURED, unknown)
+                outcomes[series.key] = SeriesAnswer(Outcome.NOT_CONFIGURED, NOT_COVERED)
             elif final is not None:
                 outcomes[series.key] = final
             else:

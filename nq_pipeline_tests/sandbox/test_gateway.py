@@ -16,8 +16,8 @@ from databento.live.protocol import DatabentoLiveProtocol
 
 from nq_pipeline.clock import PinnedClock, ShiftedClock, SystemClock, to_ns
 from nq_pipeline.errors import SandboxError
+from nq_pipeline.live.gateway import option_parents
 from nq_pipeline.market import sessions
-from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.sandbox.gateway import DATASET, HOST, KEY, Gateway, moving_clock
 from nq_pipeline.sandbox.gateway_script import Fault, Script
 from nq_pipeline.sandbox.globex import UNDEF_TIME, Array, universe
@@ -425,7 +425,7 @@ def test_contracts_listed_for_the_next_trade_date_are_named_when_its_session_ope
         gateway(now=before, load=None, speed=1200.0).serve_in_thread() as served,
         recorder(served, start=False) as client,
     ):
-        client.subscribe(symbols=[*(f"{root}.OPT" for root in ROOTS), "NQ.FUT"])
+        client.subscribe(symbols=[*option_parents(), "NQ.FUT"])
         client.start()
         client.wait(lambda: any(r.ts_event > opens for r in client.of("TradeMsg")))
         heard = list(client.heard)
