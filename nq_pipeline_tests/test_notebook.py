@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -39,10 +40,10 @@ def test_it_runs_as_a_script_and_shows_every_picture(tmp_path: Path) -> None:
     measure_snapshot(settings, snapshot.chain, pricing, run_id="run")
     done = run(settings, str(NOTEBOOK))
     assert done.returncode == 0, done.stderr
-    page = tmp_path / "page.html"
-    done = run(
-        settings, "-m", "marimo", "export", "html", str(NOTEBOOK), "-o", str(page), "--no-include-code"
-    )
+    # marimo leaves its session beside the notebook.
+    copy, page = tmp_path / NOTEBOOK.name, tmp_path / "page.html"
+    shutil.copy(NOTEBOOK, copy)
+    done = run(settings, "-m", "marimo", "export", "html", str(copy), "-o", str(page), "--no-include-code")
     assert done.returncode == 0, done.stderr
     shown = unescape(page.read_text())
     for title in ("Volatility smile", "Term structure", "Expected move", "Gamma exposure", "Put/call ratio"):

@@ -16,7 +16,7 @@ import polars as pl
 
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
-from nq_pipeline.orchestration.plots import open_interest_by_strike
+from nq_pipeline.orchestration.plots import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.snapshot import Asked, Snapshot
@@ -85,7 +85,7 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     """The chosen chain, who won and why the others did not."""
     request = snapshot.request
     files = Lake(settings.environment_dir / "lake").manifest(OPTION_CHAIN).of({request.trade_date})
-    plot = open_interest_by_strike(snapshot.chain)
+    plot = front_open_interest(snapshot.chain, rate=settings.risk_free_rate)
     return {
         **_of_rows(snapshot.chain, request.moment),
         **_of_place(OPTION_CHAIN, request.trade_date, sum(file.rows for file in files), settings),
@@ -93,7 +93,7 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
         "decisions": markdown(_by_verdict(snapshot.decisions)),
         "sources": markdown(_by_source(snapshot)),
         "by_series": markdown(_by_series(snapshot.chain)),
-        **({"open_interest": dg.MetadataValue.md(plot)} if plot else {}),
+        "open_interest": dg.MetadataValue.md(thumbnail(plot)),
         "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -182,7 +181,7 @@ def _figure(picture: Picture) -> Figure:
     if isinstance(picture, str):
         return Figure("", picture)
     wide, narrow = (
-        _compact(draw.svg(picture, palette=PAGE, width=width, height=int(picture.height), title=False))
+        draw.svg(picture, palette=PAGE, width=width, height=int(picture.height), title=False)
         for width in (WIDE, NARROW)
     )
     title = picture.title
@@ -222,15 +221,6 @@ def _colours() -> str:
 
     dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
     return f":root{{{variables(LIGHT)}}}\n{dark}\n"
-
-
-def _compact(svg: str) -> str:
-    """Paths and places to a tenth of a pixel, which halves a picture and is more than eyes see."""
-
-    def rounded(attribute: re.Match[str]) -> str:
-        return re.sub(r"(\.\d)\d+", r"\1", attribute.group())
-
-    return re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', rounded, svg)
 
 
 def _text(name: str) -> str:

@@ -11,12 +11,14 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.charts import named_text
 from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown
-from nq_pipeline.orchestration.plots import open_interest_by_strike
+from nq_pipeline.orchestration.plots import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.snapshot import build_request
 from nq_pipeline_tests.orchestration.fakes import STRIKES, chain
 
+SVG = "{http://www.w3.org/2000/svg}"
 REQUEST = build_request(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1))
 
 
@@ -35,15 +37,18 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert text.endswith("3 more rows are in the lake.")
 
 
-def test_the_picture_has_a_bar_for_every_strike_with_open_interest_and_stays_small() -> None:
-    picture = open_interest_by_strike(chain(REQUEST, "barchart"))
-    assert picture is not None and len(picture) < 30_000
-    assert picture.startswith(f"![open interest of {REQUEST.series[0]}]")
-    svg = base64.b64decode(picture.partition("base64,")[2].rstrip(")"))
-    paths = [p.get("d", "") for p in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")]
-    assert [path.count("v") for path in paths[-2:]] == [len(STRIKES), len(STRIKES)]
+def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
+    markdown = thumbnail(front_open_interest(chain(REQUEST, "barchart"), rate=0.04))
+    assert len(markdown) < 40_000
+    name = named_text(REQUEST.series[0].key)
+    assert markdown.startswith(f"![Open interest, {name}](data:image/svg+xml;base64,")
+    svg = base64.b64decode(markdown.partition("base64,")[2].rstrip(")"))
+    texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert any(text.startswith("future 21,5") for text in texts)
+    assert any(f"{40 * len(STRIKES):,} calls, {40 * len(STRIKES):,} puts" in text for text in texts)
 
 
-def test_without_open_interest_there_is_no_picture() -> None:
+def test_without_open_interest_there_is_a_sentence_and_no_picture() -> None:
     frame = chain(REQUEST, "databento").with_columns(open_interest=pl.lit(None, pl.Int64))
-    assert open_interest_by_strike(frame) is None
+    said = thumbnail(front_open_interest(frame, rate=0.04))
+    assert said == "No open interest: no vendor sent any."
