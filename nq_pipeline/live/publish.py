@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nq_pipeline.clock import Clock, SystemClock, to_ns
-from nq_pipeline.errors import CaptureError
+from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.files import locked, write_atomically
@@ -126,6 +126,15 @@ class Publisher:
         LakeError
             The lake cannot be written. The next call begins again where the cursor is.
         """
+        try:
+            return self._publish(until)
+        except OSError as error:
+            raise LakeError(
+                f"rows cannot be published ({error.strerror or error}); free some space, or make "
+                f"{self.lake.root} writable: they are in the capture log, and follow by themselves"
+            ) from error
+
+    def _publish(self, until: Position | None) -> Published:
         with locked(self._cursor.with_suffix(".lock")), ThreadPoolExecutor(1, "publish") as behind:
             done = Published(self.position)
             # A batch is written while the next one is made; batches are written one after the other.
