@@ -8,6 +8,7 @@ import dagster as dg
 
 from nq_pipeline.orchestration.alerting import alerts, run_failures
 from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.assets.report import report
 from nq_pipeline.orchestration.assets.trades import HEALTH, trades
 from nq_pipeline.orchestration.checks.capture import capture_state
 from nq_pipeline.orchestration.jobs import capture_job, chain_job, housekeeping_job
@@ -32,7 +33,7 @@ def build_defs(
         How a source is had by its name, for tests.
     """
     return dg.Definitions(
-        assets=[option_chains, trades, HEALTH],
+        assets=[option_chains, report, trades, HEALTH],
         asset_checks=[capture_state],
         jobs=[chain_job, capture_job, housekeeping_job],
         schedules=[chains_while_open, housekeeping_after_close],

@@ -12,6 +12,7 @@ from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
+from nq_pipeline.orchestration.assets.report import REPORT
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
@@ -22,8 +23,8 @@ as started for ever, and would hold its place in the queue."""
 
 chain_job = dg.define_asset_job(
     "chain_snapshot",
-    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values()),
-    description="Ask all vendors for option chains, choose, write, check.",
+    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), REPORT),
+    description="Ask all vendors for option chains, choose, write, check, report.",
     tags={KIND: "chains", MAX_RUNTIME: "600"},
 )
 capture_job = dg.define_asset_job(

@@ -19,7 +19,7 @@ from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.partitions import FIRST, TRADE_DATES
 
 ROOT = Path(__file__).parents[2]
-NO_TABLE = {dg.AssetKey(["live", "capture_health"])}
+NO_TABLE = {dg.AssetKey(["live", "capture_health"]), dg.AssetKey(["nq", "report"])}
 GRAPH = Path(__file__).with_name("graph.json")
 
 

@@ -1,0 +1,57 @@
+"""The report: a snapshot as one HTML page, in a step of its own that no chain waits for."""
+
+import time
+from datetime import date
+
+import dagster as dg
+import polars as pl
+
+from nq_pipeline.errors import NqError
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import OPTION_CHAIN
+from nq_pipeline.orchestration.assets.chains import CHOSEN, OWNERS
+from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.resources import Vendors
+
+REPORT = dg.AssetKey(["nq", "report"])
+
+
+@dg.asset(
+    key=REPORT,
+    deps=[CHOSEN],
+    partitions_def=TRADE_DATES,
+    description="The newest snapshot of the trade date as one HTML page: smile, term structure, positions, "
+    "gamma exposure, trades, who won and why, gaps and spend. It needs no network; `nq report` opens it.",
+    group_name="analytics",
+    owners=OWNERS,
+    tags={"nq/layer": "report"},
+    kinds={"html"},
+)
+def report(
+    context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.MaterializeResult[None]:
+    """Write the page of the partition's newest snapshot."""
+    from nq_pipeline.report import write_report
+
+    settings, began = vendors.settings(), time.monotonic()
+    day = date.fromisoformat(context.partition_key)
+    chain = Lake(settings.environment_dir / "lake").scan(OPTION_CHAIN, [day])
+    newest = chain.select(pl.col("snapshot_ts").max()).collect().item()
+    if newest is None:
+        raise dg.Failure(
+            f"The lake has no chain of {day} to report on; materialize nq/option_chain.", allow_retries=False
+        )
+    try:
+        page = write_report(settings, snapshot_ts=newest).resolve()
+    except NqError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    return dg.MaterializeResult(
+        metadata={
+            "environment": settings.environment,
+            "snapshot_ts": dg.MetadataValue.timestamp(newest),
+            "page": dg.MetadataValue.path(str(page)),
+            "dagster/uri": page.as_uri(),
+            "bytes": page.stat().st_size,
+            "elapsed_s": round(time.monotonic() - began, 3),
+        }
+    )
