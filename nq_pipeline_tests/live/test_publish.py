@@ -67,7 +67,7 @@ def test_symbols_become_series_contracts_and_kinds(root: Path) -> None:
         3: "NQM5 P21800.5",
         4: "UD:1V: GN 0123",
         5: "NQM5-NQU5",
-        6: "ESM5",
+        6: "CLM5",
         7: "",
     }
     records = empty(0, 8)
@@ -87,7 +87,7 @@ def test_symbols_become_series_contracts_and_kinds(root: Path) -> None:
         ("NQM5 P21800.5", "option", "future", "NQ", quarterly, f"{quarterly}-P-21800.5", "P", 21_800.5),
         ("UD:1V: GN 0123", "spread", None, None, *nothing),
         ("NQM5-NQU5", "spread", None, None, *nothing),
-        ("ESM5", "other", None, None, *nothing),
+        ("CLM5", "other", None, None, *nothing),
         ("", "other", None, None, *nothing),
         (None, None, None, None, *nothing),
     ]
