@@ -10,6 +10,7 @@ from bench import (
     bench_convert,
     bench_pricing,
     bench_publish,
+    bench_report,
     bench_run,
 )
 
@@ -22,6 +23,7 @@ for benchmark in (
     bench_publish,
     bench_capture,
     bench_run,
+    bench_report,
 ):
     title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")
     print(f"\n== {title} ==")

@@ -63,7 +63,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     y = alt.Y(
         "low:Q",
         scale=alt.Scale(zero=False, nice=False),
-        axis=axis("strike, index points", format=",d", tickCount=6, grid=False),
+        axis=axis("strike", format=",d", tickCount=6, grid=False),
     )
     strength = alt.Opacity("strength:Q", scale=alt.Scale(domainMin=0, range=[0.12, 1]), legend=None)
     total = near.select(bought.alias("bought"), sold.alias("sold")).row(0, named=True)

@@ -214,7 +214,7 @@ def _x() -> alt.X:
     return alt.X(
         "low:Q",
         scale=alt.Scale(zero=False, nice=False, padding=4),
-        axis=axis("strike, index points", format=",d", tickCount=7),
+        axis=axis("strike", format=",d", tickCount=7),
     )
 
 

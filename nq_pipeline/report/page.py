@@ -90,7 +90,14 @@ def html(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters |= {"count": _count, "number": _number, "share": _share, "usd": _usd, "local": _local}
+    page.filters |= {
+        "count": _count,
+        "number": _number,
+        "share": _share,
+        "usd": _usd,
+        "local": _local,
+        "total": _total,
+    }
     style, script = _colours() + _text("page.css"), _text("page.js")
     return page.get_template("page.html").render(
         facts=facts,
@@ -127,9 +134,12 @@ def _book(book: Book) -> dict[str, Any]:
         "Trades": [
             charts.pressure(book.pressure, side, forward=book.levels["forward"].drop_nulls().first())  # type: ignore[arg-type]
             for side in "CP"
-        ],
+        ]
+        if book.pressure.height
+        else ["No live trades of these options were captured on this trade date."],
     }
     return {
+        "code": book.product.code,
         "name": book.product.name,
         "tiles": list(_tiles(book, front)),
         "sections": {title: _distinct([_figure(one) for one in own]) for title, own in pictures.items()},
@@ -140,41 +150,37 @@ def _book(book: Book) -> dict[str, Any]:
 
 
 def _tiles(book: Book, front: dict[str, Any]) -> Iterator[Tile]:
-    levels = book.levels.row(0, named=True)
     name, forward = charts.named_text(front["series"]), front["forward"]
-    far = book.series.filter(pl.col("atm_iv").is_not_null()).tail(1)
     yield Tile(f"Future {book.underlying}", _number(forward), f"by parity of {name}" if forward else "")
-    later = far.row(0, named=True) if len(far) else None
-    yield Tile(
-        "Volatility at the money",
-        _share(front["atm_iv"]),
-        name + (f"; {_share(later['atm_iv'])} by {charts.named_text(later['series'])}" if later else ""),
-    )
+    far = book.series.filter(pl.col("atm_iv").is_not_null()).tail(1).to_dicts()
+    later = [f"{_share(one['atm_iv'])} by {charts.named_text(one['series'])}" for one in far]
+    yield Tile("Volatility at the money", _share(front["atm_iv"]), "; ".join([name, *later]))
     move = front["expected_move_iv"]
+    straddle = f"straddle {_number(front['expected_move_straddle'], 1)}"
     yield Tile(
         "Expected move",
-        f"±{move:,.0f}" if move else NONE,
-        f"{_share(move / forward, 2)} by {name}; straddle {_number(front['expected_move_straddle'], 1)}"
-        if move
-        else name,
+        f"±{_number(move, 0)}" if move else NONE,
+        f"{_share(move / forward, 2)} by {name}; {straddle}" if move else name,
     )
-    zero = levels["zero_gamma"]
-    yield Tile(
-        "Zero gamma",
-        _number(zero, 0),
-        f"{zero / levels['forward'] - 1:+.2%} from the future".replace("-", "−")
+    level = book.levels.row(0, named=True)  # of the source with the most contracts, if there are several
+    zero = level["zero_gamma"]
+    whose = f", of {level['source']}'s series" if book.levels.height > 1 else ""
+    away = (
+        f"{zero / level['forward'] - 1:+.2%} from the future".replace("-", "−")
         if zero
-        else "none within 10 %",
+        else "none within 10 %"
+    )
+    yield Tile("Zero gamma", _number(zero, 0), away + whose)
+    calls, puts, calls_traded, puts_traded = (
+        _known(book.series[f"{side}_{what}"])
+        for what in ("open_interest", "volume")
+        for side in ("call", "put")
     )
     yield Tile(
-        "Puts per call",
-        _number(levels["put_call_open_interest"]),
-        f"open interest; {_number(levels['put_call_volume'])} by volume",
+        "Puts per call", _ratio(puts, calls), f"open interest; {_ratio(puts_traded, calls_traded)} by volume"
     )
-    held, traded = (
-        [levels[f"{side}_{what}"] for side in ("call", "put")] for what in ("open_interest", "volume")
-    )
-    yield Tile("Open interest", _sum(held), f"contracts; {_sum(traded)} traded in the session")
+    traded = f"{_total([calls_traded, puts_traded])} traded in the session"
+    yield Tile("Open interest", _total([calls, puts]), f"contracts; {traded}")
 
 
 def _figure(picture: Picture) -> Figure:
@@ -252,6 +258,15 @@ def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:
     return NONE if moment is None else moment.astimezone(ZoneInfo(ZONE)).strftime(form)
 
 
-def _sum(parts: list[int | None]) -> str:
+def _known(counts: pl.Series) -> int | None:
+    """The sum of what is known; None where nothing is."""
+    return int(counts.sum()) if counts.count() else None
+
+
+def _ratio(part: int | None, whole: int | None) -> str:
+    return NONE if part is None or not whole else _number(part / whole)
+
+
+def _total(parts: list[int | None]) -> str:
     known = [part for part in parts if part is not None]
     return _count(sum(known)) if known else NONE
