@@ -34,6 +34,7 @@ def svg(
 
     picture = vl_convert.vegalite_to_svg(_spec(chart, palette, width, height, title))
     if not spoken:
+        picture = re.sub(r'<path[^>]* opacity="0\.001"[^>]*/>', "", picture)  # marks that only answer
         picture = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", picture)
     # A tenth of a pixel is more than eyes see, and half of the file.
     return re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', _to_tenths, picture)

@@ -12,6 +12,7 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import trade_pressure
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
+from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.settings import Settings
@@ -20,13 +21,6 @@ from nq_pipeline.spend.statement import Statement
 
 if TYPE_CHECKING:
     import duckdb
-
-PRODUCT_OF = {
-    root: product
-    for product in (*PRODUCTS.values(), *PROXIES.values())
-    for family in product.families
-    for root in family.roots
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,7 @@ def _books(chain: pl.DataFrame, pricing: pl.DataFrame, pressure: pl.DataFrame) -
     priced = metrics.priced_chain(chain, pricing)
     books = []
     for product in (*PRODUCTS.values(), *PROXIES.values()):
-        own = pl.col("root").is_in([root for root, of in PRODUCT_OF.items() if of.code == product.code])
+        own = pl.col("root").is_in(list(roots_of([product])))
         rows = priced.filter(own)
         if rows.is_empty():
             continue
