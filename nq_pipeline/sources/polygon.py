@@ -117,7 +117,7 @@ class Polygon:
             retry_after_cap_s=settings.retry_after_cap_s,
             per_minute=settings.polygon_rpm,
         )
-        self._underlyings = settings.polygon_underlyings
+        self._underlyings, self._products = settings.polygon_underlyings, settings.products
         self._key = settings.polygon_api_key
 
     def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
@@ -128,16 +128,11 @@ class Polygon:
         contracts or prices without quotes, or when more than a trace of rows was unusable.
         """
         parts: list[_Part] = []
-        products = {s.root_info.product.code for s in request.series}
-        asked = [code for code in self._underlyings if _stands_for(code) in (*products, None)]
-        if not asked:
-            stand = ", ".join(f"{code} for {proxy.stands_for}" for code, proxy in PROXIES.items())
-            names = " or ".join(sorted(products))
-            nothing = NotConfigured(
-                f"not covered: none of NQ_POLYGON_UNDERLYINGS stands for {names}; known are {stand}"
-            )
+        try:
+            underlyings = self._standing_for({s.root_info.product.code for s in request.series})
+        except NotConfigured as nothing:
             return failed(self.name, request, nothing)
-        for code in asked:
+        for code in underlyings:
             parts.append(self._chain(code, request, exchange))
             if isinstance(parts[-1].error, _HOPELESS):
                 break
@@ -164,19 +159,34 @@ class Polygon:
 
     def probe(self, exchange: Exchange) -> Probe:
         """Ask for one contract of the snapshot, and of the reference when the plan lacks the former."""
-        one = {"underlying_ticker": NDX.code, "limit": 1}
         try:
-            self._page(NDX, _PROBE, _snapshot_path(NDX), {"limit": 1}, exchange)
+            proxy = PROXIES.get(self._standing_for(set(self._products))[0], NDX)
+        except NotConfigured as nothing:
+            return Probe(False, None, None, str(nothing), "take polygon out of NQ_SOURCES")
+        one = {"underlying_ticker": proxy.code, "limit": 1}
+        try:
+            self._page(proxy, _PROBE, _snapshot_path(proxy), {"limit": 1}, exchange)
         except NotEntitled as refused:
             try:
-                self._page(NDX, _PROBE, REFERENCE.path, one, exchange)
+                self._page(proxy, _PROBE, REFERENCE.path, one, exchange)
             except SourceError as error:
                 return _failed_probe(error)
             mend = "choose a plan with option snapshots at massive.com/pricing"
             return Probe(True, True, False, f"contracts without prices: {refused}", mend)
         except SourceError as error:
             return _failed_probe(error)
-        return Probe(True, True, True, "chain snapshots of NDX")
+        return Probe(True, True, True, f"chain snapshots of {proxy.code}")
+
+    def _standing_for(self, products: set[str]) -> list[str]:
+        """The underlyings to ask for; a name that is no proxy is among them, to be refused by name."""
+        found = [c for c in self._underlyings if c not in PROXIES or PROXIES[c].stands_for in products]
+        if found:
+            return found
+        known = ", ".join(f"{code} for {proxy.stands_for}" for code, proxy in PROXIES.items())
+        raise NotConfigured(
+            f"not covered: none of NQ_POLYGON_UNDERLYINGS stands for {' or '.join(sorted(products))}; "
+            f"known are {known}"
+        )
 
     def _chain(self, code: str, request: ChainRequest, exchange: Exchange) -> _Part:
         """The chain of one underlying: its snapshot, or what is listed when the plan has none."""
@@ -253,11 +263,6 @@ class Polygon:
         except SourceError as error:
             exchange.reject(reply, error.outcome, str(error))
             raise
-
-
-def _stands_for(code: str) -> str | None:
-    """The product a proxy stands for; None for a name that is none."""
-    return PROXIES[code].stands_for if code in PROXIES else None
 
 
 def _snapshot_path(product: Product) -> str:

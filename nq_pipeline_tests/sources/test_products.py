@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nq_pipeline import connect
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS
@@ -20,7 +21,8 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
 
 def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
-    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products, **more}
+    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products}
+    own |= {"source_deadline_s": 90.0, **more}
     return Settings(_env_file=None, **own)  # type: ignore[arg-type]
 
 
@@ -56,7 +58,9 @@ def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None
     own = settings(tmp_path, "ES", "GC", sources=("barchart", "polygon"))
     with endpoints(own) as served:
         snapshot = take_snapshot(served, build_request(served))
+        shown = connect(served).sql("SELECT DISTINCT root FROM option_chain_latest").fetchall()
     won = snapshot.decisions.filter("won")
+    assert {root for (root,) in shown} == {"G2T", "G2W", "SPXW"}
     roots = {source: {s.partition("-")[0] for s in of["series"]} for (source,), of in won.group_by("source")}
     assert roots == {"barchart": {"G2T", "G2W"}, "polygon": {"SPXW"}}
     assert "not ES options" in won.filter(source="polygon")["reason"][0]

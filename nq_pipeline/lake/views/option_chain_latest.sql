@@ -1,5 +1,6 @@
 -- A proxy's series has another name than the one it stood in for, so no later decision on it
--- comes; it leaves the view as soon as a native source has won in a later run.
+-- comes; it leaves the view as soon as a native source has won in a later run. In its own run a
+-- native source may have won another product.
 CREATE VIEW option_chain_latest AS
 WITH winner AS (
     SELECT series, source, snapshot_ts_ns, decided_at_ns
@@ -13,4 +14,4 @@ WITH winner AS (
 )
 SELECT * EXCLUDE (decided_at_ns) FROM chain
 QUALIFY underlying_class = 'future'
-    OR decided_at_ns > coalesce(max(decided_at_ns) FILTER (WHERE underlying_class = 'future') OVER (), 0)
+    OR decided_at_ns >= coalesce(max(decided_at_ns) FILTER (WHERE underlying_class = 'future') OVER (), 0)

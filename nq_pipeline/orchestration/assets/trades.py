@@ -52,7 +52,8 @@ HEALTH = dg.AssetSpec(
     key=TRADES_ASSET,
     partitions_def=TRADE_DATES,
     description="Trades in options on E-mini Nasdaq-100 futures and in the future itself, captured live "
-    "from Databento's gateway: all 26 option roots and NQ. The table is about a second behind the market "
+    "from Databento's gateway: all 26 option roots and NQ, or those of NQ_PRODUCTS. The table is about a "
+    "second behind the market "
     "while a capture runs; a partition is materialized when its window has closed and its gaps were looked "
     "after. The sensor `live_capture` keeps the capture going while the window is open "
     f"(NQ_CAPTURE_WINDOW); `nq capture` does the same in a terminal.\n\n{TRADES.meaning}",

@@ -25,7 +25,7 @@ SOURCE_CHECKS = {
 CHAIN_CHECKS = {
     "available": "At least one source has a usable chain.",
     "series_covered": "Every series asked for has a winner, or is listed by nobody.",
-    "no_proxy": "The contracts are options on NQ futures, not on NDX or QQQ.",
+    "no_proxy": "The contracts are options on futures, not on an index or fund that stands in for them.",
     "no_bad_quotes": SOURCE_CHECKS["no_bad_quotes"],
     "unique_contracts": SOURCE_CHECKS["unique_contracts"],
     "fresh": SOURCE_CHECKS["fresh"],
