@@ -182,7 +182,7 @@ VIEWS = (
     View(
         "openbb_chain",
         "option_chain_latest in the columns of OpenBB's standard model OptionsChainsData; contract_size is "
-        "the multiplier, 20 for NQ. Columns of the model that no vendor here fills are left out.",
+        "the multiplier (20 for NQ). Columns of the model that no vendor here fills are left out.",
         (
             Column("underlying_symbol", _S, "underlying future, index or fund"),
             _one(OPTION_CHAIN, "underlying_price"),
@@ -213,8 +213,8 @@ VIEWS = (
     View(
         "optopsy_chain",
         "Options on the future in the columns of optopsy's `options_data`: of every trade date the newest "
-        "row of every contract that has bid, ask and delta. Prices are points: a contract is worth 20 "
-        "dollars per point, which optopsy must be told.",
+        "row of every contract that has bid, ask and delta. Prices are points: a contract is worth its "
+        "multiplier in dollars per point (20 for NQ), which optopsy must be told.",
         (
             Column("underlying_symbol", _S, "underlying future"),
             Column("option_type", _S, "c or p"),
