@@ -558,6 +558,35 @@ def test_alert() -> None:
 
 
 @main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sentences
+def retention(dry_run: bool, as_json: bool) -> None:
+    """Remove old answers, capture segments and reports whose content is proven to be in the lake.
+
+    NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS and NQ_KEEP_REPORT_DAYS say what is old. The tables, the
+    ledger and purchased history are never touched.
+
+    \b
+    Example:
+      nq retention --dry-run
+    """
+    from dataclasses import asdict
+
+    from nq_pipeline.retention import sweep
+    from nq_pipeline.settings import load
+
+    settings = load()
+    swept = sweep(settings, settings.clock.now(), dry_run=dry_run)
+    if as_json:
+        click.echo(_json({"dry_run": dry_run, "swept": [asdict(part) for part in swept]}))
+        return
+    _note_sandbox(settings)
+    for part in swept:
+        click.echo(f"{'dry run, nothing is removed: ' if dry_run else ''}{part.sentence}")
+
+
+@main.command()
 @click.option("--port", type=int, default=3000, show_default=True, help="Port of the UI on loopback.")
 @sentences
 def ui(port: int) -> None:

@@ -330,6 +330,27 @@ class Settings(BaseSettings):
         24, gt=0, description="A reservation that is open for longer, hours, waits for a person's review."
     )
 
+    # Retention
+    keep_raw_days: int = Field(
+        90,
+        ge=0,
+        description="Days for which vendors' exact answers are kept once their rows are in the lake; 0 is "
+        "for ever. Purchased history is always kept.",
+    )
+    keep_capture_days: int = Field(
+        90,
+        ge=0,
+        description="Days for which the capture log is kept once it is published, compacted and without an "
+        "unsettled gap; 0 is for ever.",
+    )
+    keep_report_days: int = Field(90, ge=0, description="Days for which reports are kept; 0 is for ever.")
+    keep_run_days: int = Field(
+        14,
+        ge=0,
+        description="Days for which Dagster keeps every run; of older ones it keeps the last good one of "
+        "each trade date. 0 is for ever.",
+    )
+
     # Alerts
     alert_webhook: SecretStr | None = Field(
         None,

@@ -4,6 +4,7 @@
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
     raw/<source>/newest/<digest>.json                      the newest entry of a question
     raw/runs/<run_id>.json                                 what a run asked, and which answers it used
+    raw/removed.jsonl                                      runs whose answers retention removed, and when
 
 A body is there before its entry, an entry before it is the newest: whatever a crash leaves
 behind is complete or unreferenced. No secret is stored: callers hand over redacted parameters.
@@ -12,9 +13,10 @@ behind is complete or unreferenced. No secret is stored: callers hand over redac
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,45 @@ class RawArchive:
         else:
             newest = runs / f"{run_id}.json"
         if newest is None or newest.parent != runs or not newest.is_file():
+            if gone := self._removed(run_id):
+                raise LakeError(
+                    f"the answers of run {run_id}, trade date {gone['trade_date']}, were removed on "
+                    f"{gone['removed_on']} (NQ_KEEP_RAW_DAYS); its rows are in the lake"
+                )
             raise LakeError(f"no run {run_id!r} is archived in {runs}; `ls` there shows those that are")
         return dict(orjson.loads(newest.read_bytes()))
+
+    def old_runs(self, before: date) -> list[Path]:
+        """The records of runs of trade dates before this one."""
+        return [path for path in sorted((self.root / "runs").glob("*.json")) if self.run_date(path) < before]
+
+    def run_date(self, path: Path) -> date:
+        """The trade date of a run by its record."""
+        return date.fromisoformat(orjson.loads(path.read_bytes())["request"]["trade_date"])
+
+    def old_questions(self, before: date) -> list[Path]:
+        """What points to the newest entry of a question that was last asked before this trade date."""
+        pointers = ((path, _read(path)) for path in sorted(self.root.glob("*/newest/*.json")))
+        return [path for path, entry in pointers if entry and entry.trade_date < before]
+
+    def note_removed(self, path: Path) -> None:
+        """Note durably that a run cannot be parsed again; for retention, before it removes the record."""
+        note = {
+            "run_id": path.stem,
+            "trade_date": self.run_date(path),
+            "removed_on": datetime.now(UTC).date(),
+        }
+        with (self.root / "removed.jsonl").open("ab") as file:
+            file.write(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _removed(self, run_id: str) -> dict[str, str] | None:
+        try:
+            notes = (self.root / "removed.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return None
+        return next((note for note in map(orjson.loads, notes) if note["run_id"] == run_id), None)
 
     def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
         """The entry of one request, or None."""

@@ -29,6 +29,8 @@ SO_WHAT = {
     "capture": "Nothing is captured until the sensor live_capture has started it again; what is missed "
     "meanwhile is a gap.",
     "housekeeping": "Files are not merged and the catalog is not published; what is written is safe.",
+    "retention": "Old files stay; only the disk fills.",
+    "health": "A vendor would not answer at the open; the chain of the next one would be chosen.",
 }
 """By the run's tag `nq/kind`."""
 WHAT_TO_DO = {

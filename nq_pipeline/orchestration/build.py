@@ -13,6 +13,7 @@ from nq_pipeline.orchestration.assets.trades import HEALTH, trades
 from nq_pipeline.orchestration.checks.capture import capture_state
 from nq_pipeline.orchestration.jobs import capture_job, chain_job, housekeeping_job
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.routines import JOBS, SCHEDULES
 from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture
 from nq_pipeline.settings import Settings
@@ -35,8 +36,8 @@ def build_defs(
     return dg.Definitions(
         assets=[option_chains, report, trades, HEALTH],
         asset_checks=[capture_state],
-        jobs=[chain_job, capture_job, housekeeping_job],
-        schedules=[chains_while_open, housekeeping_after_close],
+        jobs=[chain_job, capture_job, housekeeping_job, *JOBS],
+        schedules=[chains_while_open, housekeeping_after_close, *SCHEDULES],
         sensors=[live_capture, capture_checks, run_failures, alerts],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.

@@ -1,11 +1,10 @@
 """Jobs: what is launched as one run. The tag `nq/kind` lets one run of a kind go at a time."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
-from pydantic import Field
 
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
@@ -51,21 +50,20 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     context.log.info(f"{lake.collect_garbage()} superseded files removed")
 
 
-class History(dg.Config):
-    """What the run history keeps: a snapshot is close to a megabyte of it, 78 make a day."""
+def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:
+    """Forget the runs created before an instant, but for the last good one of each trade date.
 
-    kept_days: int = Field(14, ge=0, description="Days for which every run is kept.")
-
-
-@dg.op(description="Forget the runs of old snapshots and captures, but for the last of each trade date.")
-def prune_history(context: dg.OpExecutionContext, config: History) -> None:
-    before = datetime.now(UTC) - timedelta(days=config.kept_days)
-    for kind in ("chains", CAPTURE):
-        old = context.instance.get_runs(dg.RunsFilter(tags={KIND: kind}, created_before=before))
-        pruned = list(superseded(old))
-        for run in pruned:
-            forget(context.instance, run)
-        context.log.info(f"{kind}: {len(pruned)} of {len(old)} runs from before {before:%Y-%m-%d} forgotten")
+    Returns how many of each kind were forgotten. A snapshot is close to a megabyte of history, and 78
+    make a day.
+    """
+    pruned = {}
+    for kind in ("chains", "pressure", CAPTURE):
+        old = instance.get_runs(dg.RunsFilter(tags={KIND: kind}, created_before=before))
+        gone = list(superseded(old))
+        for run in gone:
+            forget(instance, run)
+        pruned[kind] = len(gone)
+    return pruned
 
 
 def superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:
@@ -92,10 +90,8 @@ def forget(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
 @dg.job(
     name="housekeeping",
-    description="One sorted file per table and closed trade date, safe beside writers and readers; "
-    "a run history of bounded size.",
+    description="Compaction: one sorted file per table and closed trade date, beside writers and readers.",
     tags={KIND: "housekeeping", MAX_RUNTIME: "3600"},
 )
 def housekeeping_job() -> None:
     compact_tables()
-    prune_history()

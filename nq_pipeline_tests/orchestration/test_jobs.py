@@ -12,6 +12,7 @@ from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration.assets.chains import CHOSEN
 from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.jobs import prune
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.fakes import FakeVendor
 
@@ -56,17 +57,15 @@ def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_pat
     )
     defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
     with dg.instance_for_test() as instance:
-        snapshots, housekeeping = (defs.resolve_job_def(name) for name in ("chain_snapshot", "housekeeping"))
+        snapshots, retention = (defs.resolve_job_def(name) for name in ("chain_snapshot", "retention"))
         runs = [
             snapshots.execute_in_process(instance=instance, partition_key="2025-06-10").run_id
             for _ in range(3)
         ]
-        kept = {"ops": {"prune_history": {"config": {"kept_days": 14}}}}
-        assert housekeeping.execute_in_process(instance=instance, run_config=kept).success
+        assert retention.execute_in_process(instance=instance).success
         assert all(instance.has_run(run) for run in runs)
 
-        none_kept = {"ops": {"prune_history": {"config": {"kept_days": 0}}}}
-        assert housekeeping.execute_in_process(instance=instance, run_config=none_kept).success
+        prune(instance, before=datetime.now(UTC) + timedelta(minutes=1))
 
         assert [instance.has_run(run) for run in runs] == [False, False, True]
         assert instance.get_materialized_partitions(CHOSEN) == {"2025-06-10"}

@@ -1,0 +1,200 @@
+"""Retention: what is old, is proven to be elsewhere, and goes.
+
+    raw/<source>/trade_date=…/   an answer whose rows are in the lake, after NQ_KEEP_RAW_DAYS
+    capture/<dataset>/…/*.dbn    a segment that is published, compacted and without an unsettled gap,
+                                 after NQ_KEEP_CAPTURE_DAYS
+    reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes one anew
+    cache/*-http.sqlite          answers past their lifetime, at once: they are never served again
+
+The tables, the spend ledger, purchased history (`raw/databento/history`), the evidence of `nq verify`
+and the log of alerts are never touched. Superseded files of the tables go an hour after a merge, by
+compaction; kept answers go by themselves after a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from nq_pipeline.lake import compaction
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.raw import RawArchive
+from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION
+from nq_pipeline.live import log
+from nq_pipeline.live.publish import TABLES as PUBLISHED
+from nq_pipeline.live.publish import Publisher
+from nq_pipeline.settings import Settings
+
+SETTLED = ("verified", "unfillable")
+"""States of a gap for which the log is not needed any more."""
+
+
+@dataclass
+class Swept:
+    """What became of one kind of files.
+
+    Attributes
+    ----------
+    what
+        `raw`, `capture`, `reports` or `cache`.
+    before
+        Trade dates before this one are old; None where age does not count.
+    files, bytes
+        Removed, or in a dry run to be removed; of a cache the number of answers.
+    kept
+        Old files that stay, by the reason.
+    """
+
+    what: str
+    before: date | None
+    files: int = 0
+    bytes: int = 0
+    kept: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """For a person: what went, and what is old and stays."""
+        age = "past their lifetime" if self.what == "cache" else f"from before {self.before}"
+        stays = f"; stays: {self.kept}" if self.kept else ""
+        if self.before is None and self.what != "cache":
+            return f"{self.what}: kept for ever"
+        return f"{self.what} {age}: {self.files:,} removed, {self.bytes / 2**20:,.1f} MiB{stays}"
+
+
+def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[Swept]:
+    """Remove what is old; in a dry run only count it.
+
+    A call that was killed is completed by the next one. Safe beside writers: nobody writes to an
+    old trade date of the archive, and of the capture log the newest segment always stays.
+    """
+    return [
+        _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
+        _sweep_capture(settings, now, _before(now, settings.keep_capture_days), dry_run),
+        _sweep_reports(settings, _before(now, settings.keep_report_days), dry_run),
+        _sweep_cache(settings, dry_run),
+    ]
+
+
+def _before(now: datetime, days: int) -> date | None:
+    return now.date() - timedelta(days=days) if days else None
+
+
+def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
+    """Answers whose request is in `fetches`; a run that died before that can still be completed."""
+    swept = Swept("raw", before)
+    if before is None:
+        return swept
+    archive = RawArchive(settings.environment_dir / "raw")
+    lake = Lake(settings.environment_dir / "lake")
+    unwritten, unwritten_days = 0, set[date]()
+    for folder, day in _days(archive.root, "*"):
+        if day >= before:
+            continue
+        known = lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"]
+        written = set(known)
+        for path in sorted(folder.glob("*.zst")):
+            if path.stem in written:
+                _remove(swept, [path, path.with_suffix(".json")], dry_run)
+            else:
+                unwritten += 1
+                unwritten_days.add(day)
+        if not dry_run and not any(folder.iterdir()):
+            folder.rmdir()
+    if unwritten:
+        swept.kept = f"{unwritten:,} answers whose run never wrote its rows"
+    for path in archive.old_runs(before):
+        if archive.run_date(path) not in unwritten_days:
+            if not dry_run:
+                archive.note_removed(path)
+            _remove(swept, [path], dry_run)
+    _remove(swept, archive.old_questions(before), dry_run)
+    return swept
+
+
+def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> Swept:
+    """The oldest segments, up to the first that is needed: the log has no hole in its numbers."""
+    swept = Swept("capture", before)
+    if before is None:
+        return swept
+    lake = Lake(settings.environment_dir / "lake")
+    unsettled = _unsettled(lake)
+    for folder in sorted((settings.environment_dir / "capture").glob("*/")):
+        published = Publisher(folder, lake, run_id="retention").position.segment
+        for segment in log.segments(folder)[:-1]:
+            if segment.trade_date >= before:
+                break
+            if reason := _needed(lake, segment, published, unsettled, now):
+                swept.kept = f"from segment {segment.number} of {segment.trade_date} on: {reason}"
+                break
+            _remove(swept, [segment.path], dry_run)
+    return swept
+
+
+def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | None, now: datetime) -> str:
+    """Why a segment has to stay; empty when all of it is proven to be in the lake."""
+    day = segment.trade_date
+    if segment.number >= published:
+        return "it is not published"
+    if unsettled is not None and day >= unsettled:
+        return f"a gap of {unsettled} is neither verified nor given up"
+    loose = any(len(lake.manifest(table).of({day})) > 1 for table in PUBLISHED)
+    if loose or not compaction.is_over(day, now):
+        return "its trade date is not compacted"
+    return ""
+
+
+def _unsettled(lake: Lake) -> date | None:
+    """The earliest trade date with a gap that is still to be filled or proven."""
+    return (  # type: ignore[no-any-return]
+        lake.scan(GAPS)
+        .sort("revision")
+        .group_by("gap_id")
+        .agg(pl.col("state", "trade_date").last())
+        .filter(~pl.col("state").is_in(SETTLED))
+        .select(pl.col("trade_date").min())
+        .collect()
+        .item()
+    )
+
+
+def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Swept:
+    swept = Swept("reports", before)
+    if before is not None:
+        pages = sorted((settings.environment_dir / "reports").glob("????-??-??T*.html"))
+        _remove(swept, [path for path in pages if path.name[:10] < before.isoformat()], dry_run)
+    return swept
+
+
+def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
+    from requests_cache.backends.sqlite import SQLiteCache
+
+    swept = Swept("cache", None)
+    for path in sorted((settings.environment_dir / "cache").glob("*-http.sqlite")):
+        cache, size = SQLiteCache(path, wal=True), path.stat().st_size
+        swept.files += cache.responses.count(expired=True) - cache.responses.count(expired=False)
+        if not dry_run:
+            cache.delete(expired=True)  # also gives the space back
+            swept.bytes += max(0, size - path.stat().st_size)
+        cache.close()  # type: ignore[no-untyped-call]
+    return swept
+
+
+def _days(root: Path, source: str) -> Iterator[tuple[Path, date]]:
+    for folder in sorted(root.glob(f"{source}/{PARTITION}=*/")):
+        yield folder, date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
+
+
+def _remove(swept: Swept, paths: list[Path], dry_run: bool) -> None:
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            if not dry_run:
+                path.unlink()
+        except FileNotFoundError:  # another sweep was here
+            continue
+        swept.files += 1
+        swept.bytes += size

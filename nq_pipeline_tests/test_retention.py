@@ -1,0 +1,196 @@
+"""Retention: what is old and proven to be elsewhere goes, everything else stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake.compaction import compact
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.raw import RawArchive
+from nq_pipeline.lake.schemas import FETCHES, TRADES
+from nq_pipeline.live import log
+from nq_pipeline.live.gaps import Book, Gap, State
+from nq_pipeline.retention import Swept, sweep
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.snapshot import build_request, replay_snapshot, take_snapshot
+from nq_pipeline_tests.lake.test_raw import BODY, entry
+from nq_pipeline_tests.live.feeds import DATASET, Feed, market, publisher, rows
+from nq_pipeline_tests.live.streams import NOON
+from nq_pipeline_tests.orchestration.fakes import FakeVendor
+
+GAP = Gap("g", "trades", to_ns(NOON), to_ns(NOON) + 10**9, cause="reset")
+LATER = NOON + timedelta(days=200)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, now=NOON, horizon_days=0, sources=("barchart",))
+
+
+def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool = False) -> Swept:
+    return next(part for part in sweep(settings, now, dry_run=dry_run) if part.what == what)
+
+
+# ── the raw archive ─────────────────────────────────────────────────────────────────────────────
+
+
+def archived(settings: Settings, request_id: str, *, written: bool = True) -> Path:
+    """An answer in the archive, and its row in `fetches` where its run came so far."""
+    archive = RawArchive(settings.environment_dir / "raw")
+    kept = entry(request_id=request_id, digest=request_id * 8, trade_date=NOON.date())
+    archive.put(kept, BODY)
+    if written:
+        row = {
+            "request_id": request_id,
+            "run_id": "run",
+            "source": "barchart",
+            "environment": "sandbox",
+            "trade_date": NOON.date(),
+            "snapshot_ts": NOON,
+            "requested_at": NOON,
+            "operation": "chain",
+            "url": "http://127.0.0.1/chain",
+            "status": 200,
+            "outcome": "ok",
+            "detail": None,
+            "latency_ms": 1.0,
+            "bytes": len(BODY),
+            "cache": "miss",
+            "cost_usd": 0.0,
+            "raw_sha256": kept.sha256,
+        }
+        frame = pl.DataFrame([row]).cast(dict(FETCHES.empty().schema))  # type: ignore[arg-type]
+        Lake(settings.environment_dir / "lake").append(FETCHES, frame, run_id="run")
+    return settings.environment_dir / "raw/barchart" / f"trade_date={NOON.date()}" / f"{request_id}.zst"
+
+
+def test_an_old_answer_goes_when_its_rows_are_written_and_stays_otherwise(settings: Settings) -> None:
+    written, unwritten = archived(settings, "a"), archived(settings, "b", written=False)
+    part = swept(settings, "raw")
+    assert not written.exists() and not written.with_suffix(".json").exists()
+    assert unwritten.exists() and unwritten.with_suffix(".json").exists()
+    assert part.kept == "1 answers whose run never wrote its rows"
+
+
+def test_a_young_answer_stays_and_zero_days_keep_for_ever(settings: Settings) -> None:
+    path = archived(settings, "a")
+    assert swept(settings, "raw", now=NOON + timedelta(days=90)).files == 0
+    for_ever = settings.model_copy(update={"keep_raw_days": 0})
+    assert swept(for_ever, "raw").sentence == "raw: kept for ever"
+    assert path.exists()
+
+
+def test_a_dry_run_counts_the_same_and_removes_nothing(settings: Settings) -> None:
+    path = archived(settings, "a")
+    dry = swept(settings, "raw", dry_run=True)
+    assert path.exists()
+    assert dry == swept(settings, "raw")
+    assert not path.exists()
+    assert swept(settings, "raw").files == 0
+
+
+def test_purchased_history_is_never_touched(settings: Settings) -> None:
+    bought = settings.environment_dir / "raw/databento/history/trade_date=2025-06-10.dbn.zst"
+    bought.parent.mkdir(parents=True)
+    bought.write_bytes(b"paid")
+    sweep(settings, LATER + timedelta(days=4000))
+    assert bought.read_bytes() == b"paid"
+
+
+def test_a_replay_of_a_run_that_retention_removed_says_so(settings: Settings) -> None:
+    def opener(name: str, _: Settings) -> FakeVendor:
+        return FakeVendor(name)
+
+    request = build_request(settings)
+    take_snapshot(settings, request, opener=opener)
+    replay_snapshot(settings, request.run_id, opener=opener)
+    sweep(settings, LATER)
+    with pytest.raises(LakeError, match=r"2025-06-10, were removed on .* \(NQ_KEEP_RAW_DAYS\)"):
+        replay_snapshot(settings, request.run_id, opener=opener)
+    with pytest.raises(LakeError, match="no run 'other' is archived"):
+        replay_snapshot(settings, "other", opener=opener)
+
+
+# ── the capture log ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def capture(settings: Settings) -> Path:
+    """The log of a capture in several segments, all published."""
+    root = settings.environment_dir / "capture"
+    with Feed(root, segment_bytes=20_000) as feed:
+        feed.session(*np.array_split(market(2_000), 8))
+    publisher(root).publish()
+    assert len(log.segments(root / DATASET)) > 3
+    return root
+
+
+def test_published_and_compacted_segments_go_but_for_the_newest(settings: Settings, capture: Path) -> None:
+    segments, before = log.segments(capture / DATASET), rows(capture)
+    compact(Lake(settings.environment_dir / "lake"), TRADES, NOON.date(), now=LATER)
+    part = swept(settings, "capture")
+    assert (part.files, part.kept) == (len(segments) - 1, "")
+    assert log.segments(capture / DATASET) == segments[-1:]
+    assert rows(capture).equals(before)
+
+
+def test_a_capture_goes_on_after_retention(settings: Settings, capture: Path) -> None:
+    swept(settings, "capture")
+    last = log.segments(capture / DATASET)[-1].number
+    before = rows(capture).height
+    with Feed(capture) as feed:
+        feed.session(market(50, seed=9))
+    publisher(capture).publish()
+    assert log.segments(capture / DATASET)[-1].number == last + 1
+    assert rows(capture).height > before
+
+
+def test_segments_stay_while_they_are_not_published(settings: Settings, capture: Path) -> None:
+    (settings.environment_dir / "lake/trades" / f"{DATASET}.published").unlink()
+    part = swept(settings, "capture")
+    assert part.files == 0
+    assert part.kept.endswith("it is not published")
+
+
+def test_segments_stay_while_their_trade_date_is_not_compacted(settings: Settings, capture: Path) -> None:
+    with Feed(capture) as feed:
+        feed.session(market(50, seed=9))
+    publisher(capture).publish()
+    lake = Lake(settings.environment_dir / "lake")
+    assert len(lake.manifest(TRADES).of({NOON.date()})) > 1
+    assert swept(settings, "capture").kept.endswith("its trade date is not compacted")
+    compact(lake, TRADES, NOON.date(), now=LATER)
+    assert swept(settings, "capture").files > 0
+
+
+@pytest.mark.parametrize(("state", "stays"), [("open", True), ("replayed", True), ("verified", False)])
+def test_segments_stay_while_a_gap_is_unsettled(
+    settings: Settings, capture: Path, state: State, stays: bool
+) -> None:
+    lake = Lake(settings.environment_dir / "lake")
+    book = Book(lake, dataset=DATASET, environment="sandbox", run_id="run")
+    book.write([replace(GAP, state=state)], NOON)
+    part = swept(settings, "capture")
+    assert (part.files == 0) == stays
+    assert ("neither verified nor given up" in part.kept) == stays
+
+
+# ── reports ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_old_reports_go_and_other_files_stay(settings: Settings) -> None:
+    folder = settings.environment_dir / "reports"
+    folder.mkdir(parents=True)
+    for name in ("2025-06-10T15-00-00Z.html", "2025-12-20T15-00-00Z.html", "mine.html"):
+        (folder / name).write_text("page")
+    part = swept(settings, "reports", now=datetime(2025, 12, 21, tzinfo=UTC))
+    assert part.files == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["2025-12-20T15-00-00Z.html", "mine.html"]
