@@ -75,7 +75,7 @@ def main() -> None:
 def run(
     series: tuple[str, ...], source: tuple[str, ...], refresh: bool, from_raw: str | None, as_json: bool
 ) -> None:
-    """Ask the vendors for option chains now and write them to the lake.
+    """Ask the vendors for option chains now, write them to the lake, price and measure the chosen one.
 
     \b
     Examples:
@@ -104,10 +104,11 @@ def run(
         tell = (lambda line: None) if as_json else _progress
         with endpoints(settings) as reachable:
             snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
+    priced = _price(settings, snapshot)
     if as_json:
-        click.echo(_json(_as_json(settings, snapshot)))
+        click.echo(_json({**_as_json(settings, snapshot), "priced": priced}))
     else:
-        _show(settings, snapshot)
+        _show(settings, snapshot, priced)
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
 
 
@@ -771,7 +772,19 @@ def _note_sandbox(settings: Settings) -> None:
         click.echo("SANDBOX: a synthetic market from stand-ins on this machine; no price here is real.")
 
 
-def _show(settings: Settings, snapshot: Snapshot) -> None:
+def _price(settings: Settings, snapshot: Snapshot) -> int:
+    """Price and measure the chosen chain; the number of contracts that have a volatility of ours."""
+    if not snapshot.chain.height:
+        return 0
+    from nq_pipeline.analytics.snapshot import price_and_measure
+    from nq_pipeline.lake import catalog
+
+    measured = price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
+    catalog.publish(settings.environment_dir)
+    return int(measured["option_pricing"]["implied_volatility"].count())
+
+
+def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -807,6 +820,7 @@ def _show(settings: Settings, snapshot: Snapshot) -> None:
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
+        click.echo(f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; `unpriced` says why not.")
         click.echo("Next, paste:")
         click.echo(
             f'  {_program()} sql "select series, source, count(*) as contracts, '

@@ -14,10 +14,12 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.market import black76
+from nq_pipeline.market.products import PRODUCTS, PROXIES
 
 SNAPSHOT = ("source", "environment", "snapshot_ts", "trade_date", "underlying_class")
 SERIES = (*SNAPSHOT, "root", "series")
 STRIKE = (*SERIES, "strike")
+MARKET = (*SNAPSHOT, "product")
 
 GAMMA_RANGE = 0.10
 """The zero-gamma level is looked for within this share of the forward."""
@@ -26,6 +28,12 @@ GAMMA_STEPS = 81
 BISECTIONS = 20
 """Halvings of a step: the level is exact to a thousandth of a point."""
 
+_PRODUCT_OF = {
+    root: product.code
+    for product in (*PRODUCTS.values(), *PROXIES.values())
+    for family in product.families
+    for root in family.roots
+}
 _CALL = pl.col("option_type") == "C"
 _PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "gamma", "iv_uncertainty")
 
@@ -107,12 +115,13 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
-    """One row per source, snapshot and class of underlying: all series together, and zero gamma."""
-    rows = _with_exposure(priced)
+    """One row per source, snapshot and product: all series together, and zero gamma."""
+    product = pl.col("root").replace_strict(_PRODUCT_OF, default=pl.col("root"))
+    rows = _with_exposure(priced).with_columns(product=product)
     reference = pl.col("forward").drop_nulls().first()
     totals = (
         rows.sort("expiration")
-        .group_by(SNAPSHOT)
+        .group_by(MARKET)
         .agg(
             reference.alias("forward"),
             *_totals(),
@@ -125,13 +134,13 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     usable = rows.filter(
         pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0, pl.col("years") > 0
     )
-    parts = usable.partition_by(SNAPSHOT, as_dict=True)
+    parts = usable.partition_by(MARKET, as_dict=True)
     shifts = [
-        _zero_gamma_shift(parts[key]) if key in parts else None for key in totals.select(SNAPSHOT).iter_rows()
+        _zero_gamma_shift(parts[key]) if key in parts else None for key in totals.select(MARKET).iter_rows()
     ]
     return totals.with_columns(
         *_ratios(), zero_gamma=pl.col("forward") * pl.Series(shifts, dtype=pl.Float64)
-    ).sort(SNAPSHOT)
+    ).sort(MARKET)
 
 
 def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:

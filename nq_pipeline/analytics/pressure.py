@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 import polars as pl
 
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import TRADE_PRESSURE, TRADES, conform
+from nq_pipeline.settings import Settings
+
 WINDOW = "5m"
 CONTRACT = ("root", "series", "contract_key", "option_type", "strike")
+_READ = ("environment", "trade_date", "ts_event", "instrument_kind", "action", "side", "size", *CONTRACT)
+
+
+def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, run_id: str) -> pl.DataFrame:
+    """Compute the pressure of a trade date's trades and append what is new of it to the lake.
+
+    A window is written when it is over, and once more, with more trades, when a gap that touched
+    it was filled. Publish the catalog afterwards, so that its views show the rows.
+
+    Parameters
+    ----------
+    until
+        UTC, by the capture's clock.
+
+    Returns
+    -------
+    The rows of `trade_pressure` as they are now, one per window and contract.
+    """
+    lake = Lake(settings.environment_dir / "lake")
+    trades = lake.scan(TRADES, [trade_date]).select(_READ).collect()
+    rows = conform(TRADE_PRESSURE, trade_pressure(trades, until=until).with_columns(run_id=pl.lit(run_id)))
+    lake.append(TRADE_PRESSURE, rows, run_id=run_id)
+    return rows
 
 
 def trade_pressure(trades: pl.DataFrame, *, until: datetime) -> pl.DataFrame:

@@ -10,8 +10,10 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
+from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.assets.report import REPORT
+from nq_pipeline.orchestration.checks.analytics import PRESSURE
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
@@ -22,9 +24,15 @@ as started for ever, and would hold its place in the queue."""
 
 chain_job = dg.define_asset_job(
     "chain_snapshot",
-    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), REPORT),
-    description="Ask all vendors for option chains, choose, write, check, report.",
+    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), *COMPUTED, REPORT),
+    description="Ask all vendors for option chains, choose, write, check; then price, measure, report.",
     tags={KIND: "chains", MAX_RUNTIME: "600"},
+)
+pressure_job = dg.define_asset_job(
+    "pressure",
+    selection=dg.AssetSelection.assets(PRESSURE),
+    description="Compute who was the aggressor, from the trades captured so far.",
+    tags={KIND: "pressure", MAX_RUNTIME: "300"},
 )
 capture_job = dg.define_asset_job(
     "capture",

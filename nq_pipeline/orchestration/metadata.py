@@ -65,7 +65,7 @@ def of_source(name: str, asked: Asked, snapshot: Snapshot, settings: Settings) -
     )
     return {
         **_of_rows(answer.frame, snapshot.request.moment),
-        **_of_place(SOURCE_CHAIN, snapshot.request.trade_date, int(rows), settings),
+        **of_place(SOURCE_CHAIN, snapshot.request.trade_date, int(rows), settings),
         "outcome": str(answer.outcome),
         **({"reason": answer.reason} if answer.reason else {}),
         "elapsed_s": round(asked.elapsed_s, 3),
@@ -88,7 +88,7 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     plot = front_open_interest(snapshot.chain, rate=settings.risk_free_rate)
     return {
         **_of_rows(snapshot.chain, request.moment),
-        **_of_place(OPTION_CHAIN, request.trade_date, sum(file.rows for file in files), settings),
+        **of_place(OPTION_CHAIN, request.trade_date, sum(file.rows for file in files), settings),
         "winners": ", ".join(snapshot.winners),
         "decisions": markdown(_by_verdict(snapshot.decisions)),
         "sources": markdown(_by_source(snapshot)),
@@ -129,7 +129,7 @@ def of_trades(totals: Totals, *, trade_date: date, settings: Settings) -> Metada
         for table in (TRADES, MBP_1, MBO)
     }
     return {
-        **_of_place(TRADES, trade_date, rows[TRADES.name], settings),
+        **of_place(TRADES, trade_date, rows[TRADES.name], settings),
         **{f"rows_{name}": count for name, count in rows.items() if count},
         **of_progress(
             totals,
@@ -172,7 +172,8 @@ def _of_rows(frame: pl.DataFrame, moment: datetime) -> Metadata:
     }
 
 
-def _of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> Metadata:
+def of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> Metadata:
+    """Where the rows of a trade date are, and how many."""
     folder = (settings.environment_dir / "lake" / table.name / f"trade_date={trade_date}").resolve()
     return {
         "dagster/partition_row_count": rows,

@@ -4,9 +4,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, housekeeping_tick
+from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, housekeeping_tick, pressure_tick
 
 TIMEZONE = "America/Chicago"
 
@@ -30,6 +32,27 @@ def chains_while_open(
         partition_key=tick.trade_date.isoformat(),
         tags={SCHEDULED: scheduled.isoformat(), "nq/environment": settings.environment},
     )
+
+
+@dg.schedule(
+    job=pressure_job,
+    cron_schedule=f"*/{int(CADENCE.total_seconds() // 60)} * * * *",
+    execution_timezone=TIMEZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every five minutes while NQ_CAPTURE_WINDOW is open and for an hour after it; an hour into "
+    "the next session the trade date before it once more. Apart from the chains, because the capture "
+    "goes on all night and they are asked for in regular hours.",
+)
+def pressure_while_captured(
+    context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> list[dg.RunRequest] | dg.SkipReason:
+    settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
+    captured = {file.trade_date for file in Lake(settings.environment_dir / "lake").manifest(TRADES).files}
+    tick = pressure_tick(vendors.market_now(), captured, window=settings.capture_window, pinned=settings.now)
+    if not tick.trade_dates:
+        return dg.SkipReason(tick.reason)
+    days = [day.isoformat() for day in tick.trade_dates]
+    return [dg.RunRequest(run_key=f"{scheduled.isoformat()}:{day}", partition_key=day) for day in days]
 
 
 @dg.schedule(

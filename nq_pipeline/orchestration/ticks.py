@@ -5,17 +5,21 @@ No Dagster here; `schedules.py` wraps these.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import CHICAGO, Window
+from nq_pipeline.orchestration.capture_quality import last_begun, spans_of
 from nq_pipeline.sources.base import describe
 
 CADENCE = timedelta(minutes=5)
 """How often a chain is asked for while its window is open."""
 SCHEDULED = "nq/scheduled"
 """Run tag with the instant the tick stands for (ISO 8601): the age of answers counts from it."""
+REPAIR = timedelta(hours=1)
+"""For so long after a window, and until so long into the next one, gaps of the capture are filled."""
 _SESSION_CLOSE = time(16, 0)
 
 
@@ -61,6 +65,45 @@ def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) ->
     if sessions.is_trade_date(day):
         return Tick(day)
     return Tick(None, f"no trade date ended: {_day(day)}")
+
+
+@dataclass(frozen=True, slots=True)
+class PressureTick:
+    """The trade dates whose pressure is to be computed; none, and why."""
+
+    trade_dates: tuple[date, ...] = ()
+    reason: str = ""
+
+
+def pressure_tick(
+    now: datetime, captured: Collection[date], *, window: Window, pinned: datetime | None = None
+) -> PressureTick:
+    """Compute at each tick while trades may come, and early in the next session what was repaired since.
+
+    Parameters
+    ----------
+    now
+        By the capture's clock, which the sandbox's stand-in may have ahead of the machine's.
+    captured
+        Trade dates of which there are trades.
+    pinned
+        The frozen instant of a pinned clock.
+    """
+    if pinned is not None:
+        return PressureTick(reason=_pinned(pinned))
+    day = last_begun(now, window)
+    spans = spans_of(sessions.session(day), window)
+    opens, closes = spans[0][0], spans[-1][1]
+    due = [day] if now < closes + REPAIR else []
+    if REPAIR <= now - opens < REPAIR + CADENCE:
+        due.append(
+            max(s.trade_date for s in sessions.sessions(day - timedelta(days=12), day - timedelta(days=1)))
+        )
+    if not due:
+        return PressureTick(reason=f"the window ({window}) of {day} has closed, and nothing comes any more")
+    if traded := tuple(d for d in due if d in captured):
+        return PressureTick(traded)
+    return PressureTick(reason=f"no trade of {due[0]} was captured")
 
 
 def lateness(scheduled: datetime, now: datetime) -> float | None:

@@ -19,9 +19,14 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     DECISIONS,
+    GAPS,
     INSTANT,
+    IV_SMILE,
     OPTION_CHAIN,
+    OPTION_PRICING,
+    SERIES_METRICS,
     SOURCE_CHAIN,
+    TRADE_PRESSURE,
     TRADES,
     conform,
 )
@@ -133,7 +138,29 @@ def filled(lake: Lake) -> Lake:
         trade(400, "Q1BN5 C21000", 55.0, **CALL),
     ]
     append(lake, TRADES, pl.DataFrame(trades, infer_schema_length=None))
+    _computed(lake)
     return lake
+
+
+def _computed(lake: Lake) -> None:
+    """What is computed of the later snapshot, in outline, and a window that was counted twice."""
+    given = {"source": "barchart", "snapshot_ts": NOON + 5 * MINUTE, "series": A, "root": "Q1B"}
+    given |= {"underlying_class": "future", "environment": "sandbox", "trade_date": DAY, "run_id": "run"}
+    call = given | CALL
+    priced = {"valued_at": NOON, "parity_pairs": 0, "rate": 0.0, "years": 0.02, "delta": 0.5}
+    smile = {"forward": 21_010.0, "log_moneyness": 0.0}
+    for table, rows in {
+        OPTION_PRICING: call | priced | {"model": "black76", "implied_volatility": 0.2},
+        IV_SMILE: call | smile | {"years": 0.02, "implied_volatility": 0.2},
+        SERIES_METRICS: given | {"expiration": NOON},
+    }.items():
+        append(lake, table, pl.DataFrame([{k: v for k, v in rows.items() if k in table.schema}]))
+    volumes = {"window_start": NOON, "buy_volume": 1, "sell_volume": 3, "undefined_volume": 0}
+    for count in (1, 2):
+        row = call | volumes | {"trades": count, "average_size": 2.0}
+        append(
+            lake, TRADE_PRESSURE, pl.DataFrame([{k: v for k, v in row.items() if k in TRADE_PRESSURE.schema}])
+        )
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
@@ -155,6 +182,32 @@ def test_views_and_macros_say_what_they_are(opened: duckdb.DuckDBPyConnection) -
     assert {view.name: said[view.name] for view in VIEWS} == {
         view.name: f"Synthetic data of the sandbox. {view.meaning}" for view in VIEWS
     }
+
+
+def test_what_was_computed_shows_with_the_current_chain_and_a_recount_in_place_of_the_first(
+    opened: duckdb.DuckDBPyConnection,
+) -> None:
+    whose = "SELECT iv_source, count(*) FROM option_chain_latest_priced GROUP BY 1 ORDER BY 1"
+    assert opened.sql(whose).fetchall() == [("computed", 1), (None, 2)]
+    assert opened.sql("SELECT strike FROM smile").fetchall() == [(21_000.0,)]
+    assert opened.sql("SELECT series FROM term_structure").fetchall() == [(A,)]
+    assert opened.sql("SELECT trades, is_whole FROM pressure").fetchall() == [(2, True)]
+
+
+def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake, environment_root: Path) -> None:
+    gap = {"gap_id": "g", "revision": 0, "changed_at": NOON, "trade_date": DAY, "environment": "sandbox"}
+    gap |= {"dataset": "GLBX.MDP3", "schema": "trades", "cause": "cut off", "attempts": 0, "cost_usd": 0.0}
+    gap |= {"first_ts": NOON + MINUTE, "last_ts": NOON + 2 * MINUTE, "state": "open", "run_id": "run"}
+
+    def is_whole() -> bool:
+        with catalog.connect(environment_root) as connection:
+            (row,) = connection.sql("SELECT is_whole FROM pressure").fetchall()
+        return bool(row[0])
+
+    append(filled, GAPS, pl.DataFrame([gap]))
+    assert not is_whole()
+    append(filled, GAPS, pl.DataFrame([gap | {"revision": 1, "state": "verified"}]))
+    assert is_whole()
 
 
 def asof(environment_root: Path, minute: float, options: str = "") -> list[tuple[str, int, int]]:

@@ -13,9 +13,11 @@ import pytest
 import yaml
 from dagster import partition_loading_context
 
-from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADES
+from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADE_PRESSURE, TRADES
 from nq_pipeline.market.sessions import CHICAGO, sessions, trade_date
+from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.checks.analytics import PRESSURE
 from nq_pipeline.orchestration.partitions import FIRST, TRADE_DATES
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +46,14 @@ def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: 
         if spec.key in NO_TABLE:
             continue
         columns = spec.metadata["dagster/column_schema"].columns
-        table = TRADES if spec.group_name == "capture" else SOURCE_CHAIN
+        computed = {**COMPUTED, PRESSURE: TRADE_PRESSURE}
+        table = computed.get(spec.key, TRADES if spec.group_name == "capture" else SOURCE_CHAIN)
         assert {column.name for column in columns} >= set(table.schema)
         assert all(column.description for column in columns)
 
 
 def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) -> None:
-    for name in ("chain_snapshot", "capture", "housekeeping"):
+    for name in ("chain_snapshot", "capture", "pressure", "housekeeping"):
         job = defs.resolve_job_def(name)
         assert int(job.tags["dagster/max_runtime"]) > 0
         assert job.tags["nq/kind"]

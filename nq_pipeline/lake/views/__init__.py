@@ -11,7 +11,17 @@ from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, OPTION_PRICING, TRADES, Column, Table
+from nq_pipeline.lake.schemas import (
+    INSTANT,
+    IV_SMILE,
+    OPTION_CHAIN,
+    OPTION_PRICING,
+    SERIES_METRICS,
+    TRADE_PRESSURE,
+    TRADES,
+    Column,
+    Table,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,11 @@ _GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
 _COMPUTED = {column.name: column for column in _from(OPTION_PRICING, *_GREEKS)}
 _ADDED = tuple(column for column in OPTION_PRICING.columns if column.name not in OPTION_CHAIN.schema)
 
+_WHOSE = (
+    Column("iv_source", _S, "whose the volatility and the Greeks are: computed, else vendor"),
+    Column("vendor_implied_volatility", _F, "the vendor's, as a fraction, used or not"),
+)
+
 VIEWS = (
     View(
         "option_chain_latest",
@@ -90,9 +105,38 @@ VIEWS = (
         "vendor's; iv_source says whose, unpriced why not ours.",
         (
             *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
-            Column("iv_source", _S, "whose the volatility and the Greeks are: computed, else vendor"),
-            Column("vendor_implied_volatility", _F, "the vendor's, as a fraction, used or not"),
+            *_WHOSE,
             *_ADDED,
+        ),
+    ),
+    View(
+        "option_chain_latest_priced",
+        "The current chain with our volatility and Greeks: option_chain_priced, of the rows of "
+        "option_chain_latest alone.",
+        (
+            *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
+            *_WHOSE,
+            *_ADDED,
+        ),
+    ),
+    View(
+        "smile",
+        "The smile of the current chain: of every strike the out-of-the-money contract that could be priced.",
+        IV_SMILE.columns,
+    ),
+    View(
+        "term_structure",
+        "The current chain by series: volatility at the forward, expected move, put/call ratios, max pain, "
+        "gamma exposure. By `expiration` it is the term structure.",
+        SERIES_METRICS.columns,
+    ),
+    View(
+        "pressure",
+        "Aggressors in windows of five minutes, one row per window and option that traded, as they are "
+        "known now, with what filled gaps brought.",
+        (
+            *TRADE_PRESSURE.columns,
+            Column("is_whole", _B, "whether no gap of the capture that is not filled touches the window"),
         ),
     ),
     View(

@@ -1,0 +1,244 @@
+"""What we compute from chains and trades: pricing and metrics of a snapshot, pressure of a trade date.
+
+A step of its own behind the chain's, in the same run: when it fails, the chain is in the lake
+and materialized, and the next run prices what this one left behind. One step computes all five
+tables, since they are read from the same frame in a fraction of a second.
+"""
+
+import time
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import polars as pl
+
+from nq_pipeline.clock import from_ns
+from nq_pipeline.errors import NqError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import (
+    GAMMA_LEVELS,
+    IV_SMILE,
+    OPTION_CHAIN,
+    OPTION_PRICING,
+    SERIES_METRICS,
+    STRIKE_PROFILE,
+    TRADE_PRESSURE,
+)
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration import capture_quality, metadata, plots
+from nq_pipeline.orchestration.assets.chains import CHOSEN
+from nq_pipeline.orchestration.checks import analytics as checks
+from nq_pipeline.orchestration.checks.analytics import LEVELS, PRESSURE, PRICING, PROFILE, SERIES, SMILE
+from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
+from nq_pipeline.orchestration.checks.chains import results
+from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from nq_pipeline.charts import Picture
+
+GROUP = "analytics"
+OWNERS = ["team:research"]
+WINDOW = timedelta(minutes=5)
+
+TABLES = {
+    PRICING: OPTION_PRICING,
+    SMILE: IV_SMILE,
+    PROFILE: STRIKE_PROFILE,
+    SERIES: SERIES_METRICS,
+    LEVELS: GAMMA_LEVELS,
+}
+DESCRIPTIONS = {
+    PRICING: "Implied volatility and Greeks of every row of the chosen chain that has a usable price: "
+    "Black-76, for American quarterlies with the premium of early exercise, on the forward that put-call "
+    "parity gives. Why the others have none is in `unpriced`.",
+    SMILE: "Volatility by strike, of the out-of-the-money contract of every strike.",
+    PROFILE: "Where positions are: open interest, volume, payout and gamma exposure of every strike.",
+    SERIES: "A row per series: volatility at the forward (the term structure), expected move, put/call "
+    "ratios, max pain.",
+    LEVELS: "All series of a product together: net gamma exposure, were dealers long calls and short puts, "
+    "and the level at which it changes sign.",
+}
+SPECS = [
+    dg.AssetSpec(
+        key,
+        deps=[CHOSEN] if key == PRICING else [CHOSEN, PRICING],
+        skippable=True,
+        description=f"{DESCRIPTIONS[key]} Computed after every chain, in the same run.\n\n{table.meaning}",
+        metadata=metadata.of_table(table),
+        group_name=GROUP,
+        owners=OWNERS,
+        tags={"nq/layer": "computed"},
+        kinds={"polars", "parquet"},
+    )
+    for key, table in TABLES.items()
+]
+
+Event = dg.MaterializeResult[None] | dg.AssetCheckResult
+
+
+@dg.multi_asset(specs=SPECS, check_specs=checks.specs(*TABLES), partitions_def=TRADE_DATES, can_subset=True)
+def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
+    """Price and measure what the trade date's runs left, and the newest snapshot; all tables, always."""
+    from nq_pipeline.analytics.snapshot import price_and_measure, to_measure
+
+    started = time.perf_counter()
+    try:
+        settings = vendors.settings()
+        day = _day(context, settings)
+        chain, measured, snapshots = OPTION_CHAIN.empty(), {}, 0
+        for chain in to_measure(settings, day):
+            measured = price_and_measure(settings, chain, run_id=context.run.run_id)
+            snapshots += 1
+        if not measured:
+            context.log.info(f"There is no chain of {day}, so nothing to price.")
+            return
+        catalog.publish(settings.environment_dir)
+    except NqError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+    pictures = plots.of_metrics(measured, settings.products[0])
+    spent = {"snapshots": snapshots, "elapsed_s": round(time.perf_counter() - started, 3)}
+    for key in TABLES:
+        if key in context.selected_asset_keys:
+            yield dg.MaterializeResult(
+                asset_key=key,
+                metadata={**_of_rows(key, measured, day, settings), **_of_picture(key, pictures), **spent},
+            )
+    findings = checks.of_snapshot(chain, measured, tolerance=settings.parity_tolerance)
+    for key in TABLES:
+        judged = {name: finding for name, finding in findings[key].items() if finding is not None}
+        yield from results(key, judged, context.selected_asset_check_keys)
+
+
+PRESSURE_SPEC = dg.AssetSpec(
+    PRESSURE,
+    deps=[TRADES_ASSET],
+    skippable=True,
+    description="Who was the aggressor: bought and sold volume of every option in windows of five minutes, "
+    "from the live trades. Computed every five minutes while the capture's window is open, for an hour "
+    "after it, and once more early in the next session, because gaps are filled later. A window that a "
+    f"filled gap touched comes again with more trades.\n\n{TRADE_PRESSURE.meaning}",
+    metadata=metadata.of_table(TRADE_PRESSURE),
+    group_name=GROUP,
+    owners=OWNERS,
+    tags={"nq/layer": "computed"},
+    kinds={"polars", "parquet"},
+)
+
+
+@dg.multi_asset(
+    specs=[PRESSURE_SPEC], check_specs=checks.specs(PRESSURE), partitions_def=TRADE_DATES, can_subset=True
+)
+def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
+    """The windows of the trade date that are over."""
+    from nq_pipeline.analytics.pressure import measure_pressure
+
+    try:
+        settings, now = vendors.settings(), vendors.market_now()
+        day = _day(context, settings) if context.has_partition_key else sessions.trade_date(now)
+        rows = measure_pressure(settings, day, until=now, run_id=context.run.run_id)
+        catalog.publish(settings.environment_dir)
+    except NqError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    if rows.is_empty():
+        context.log.info(f"No trade of an option was captured in a window of {day} that is over.")
+        return
+    bought, sold = int(rows["buy_volume"].sum()), int(rows["sell_volume"].sum())
+    newest = rows.filter(pl.col("window_start") == pl.col("window_start").max())
+    net = pl.col("buy_volume") - pl.col("sell_volume")
+    by_side = {side: int(newest.filter(option_type=side).select(net.sum()).item()) for side in "CP"}
+    yield dg.MaterializeResult(
+        asset_key=PRESSURE,
+        metadata={
+            **_of_table(PRESSURE, day, settings),
+            "windows": rows["window_start"].n_unique(),
+            "trades": int(rows["trades"].sum()),
+            "buy_volume": bought,
+            "sell_volume": sold,
+            **({"imbalance": (bought - sold) / (bought + sold)} if bought + sold else {}),
+            "net_calls_last_window": by_side["C"],
+            "net_puts_last_window": by_side["P"],
+            "picture": dg.MetadataValue.md(plots.of_pressure(rows, settings.products[0])),
+        },
+    )
+    findings = checks.of_pressure(rows, _touched(settings, now, day, rows))
+    yield from results(PRESSURE, findings, context.selected_asset_check_keys)
+
+
+def _day(context: dg.AssetExecutionContext, settings: Settings) -> date:
+    """The partition; checks alone are launched without one and judge the newest trade date."""
+    if context.has_partition_key:
+        return date.fromisoformat(context.partition_key)
+    files = Lake(settings.environment_dir / "lake").manifest(OPTION_CHAIN).files
+    return max((file.trade_date for file in files), default=sessions.trade_date(settings.clock.now()))
+
+
+def _of_rows(
+    key: dg.AssetKey, measured: dict[str, pl.DataFrame], day: date, settings: Settings
+) -> metadata.Metadata:
+    """What the UI shows of one table of the newest snapshot."""
+    rows = measured[TABLES[key].name]
+    shown = {
+        **_of_table(key, day, settings),
+        "rows": rows.height,
+        "environment": settings.environment,
+        "catalog": dg.MetadataValue.path(str((settings.environment_dir / catalog.NAME).resolve())),
+    }
+    series = measured[SERIES_METRICS.name]
+    first = checks.front(series)
+    if key == PRICING:
+        usable = rows.filter(pl.col("price").is_not_null()).height
+        priced = rows["implied_volatility"].count()
+        shown |= {"priced": priced, **({"priced_share": priced / usable} if usable else {})}
+    elif key == SMILE and first.height:
+        name = first.item(0, "series")
+        shown |= {"front": name, "strikes_front": rows.filter(series=name).height}
+        shown |= _numbers(first, "atm_iv")
+    elif key == SERIES and first.height:
+        shown |= {"front": first.item(0, "series")}
+        shown |= _numbers(
+            first, "forward", "atm_iv", "expected_move_straddle", "max_pain", "put_call_open_interest"
+        )
+        columns = ("forward", "atm_iv", "expected_move_straddle", "put_call_open_interest", "max_pain")
+        by_series = rows.sort("expiration", "series").select("source", "series", *columns)
+        shown["by_series"] = metadata.markdown(by_series)
+    elif key == LEVELS and rows.height:
+        own = pl.col("product") != settings.products[0]
+        shown |= _numbers(
+            rows.sort(own, -pl.col("contracts").cast(pl.Int64)).head(1),
+            "forward",
+            "zero_gamma",
+            "gex_per_pct",
+            "put_call_open_interest",
+            "put_call_volume",
+            "open_interest_left_out",
+        )
+    return shown
+
+
+def _of_picture(key: dg.AssetKey, pictures: "dict[str, Picture]") -> metadata.Metadata:
+    picture = pictures.get(TABLES[key].name)
+    return {} if picture is None else {"picture": dg.MetadataValue.md(plots.thumbnail(picture))}
+
+
+def _numbers(row: pl.DataFrame, *names: str) -> dict[str, float]:
+    """Those of a row that are known, for Dagster to plot."""
+    return {name: value for name in names if (value := row.item(0, name)) is not None}
+
+
+def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metadata:
+    table = TRADE_PRESSURE if key == PRESSURE else TABLES[key]
+    files = Lake(settings.environment_dir / "lake").manifest(table).of({day})
+    return metadata.of_place(table, day, sum(file.rows for file in files), settings)
+
+
+def _touched(settings: Settings, now: datetime, day: date, rows: pl.DataFrame) -> int:
+    """Windows in which trades may be missing."""
+    gaps = [gap for gap in capture_quality.look(settings, now, day).gaps if gap.state != "verified"]
+    spans = [(from_ns(gap.first_ns), now if gap.last_ns is None else from_ns(gap.last_ns)) for gap in gaps]
+    starts = rows["window_start"].unique().to_list()
+    return sum(any(a < start + WINDOW and start < b for a, b in spans) for start in starts)

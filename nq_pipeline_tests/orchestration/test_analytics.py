@@ -1,0 +1,204 @@
+"""The steps that price a chain and count aggressors, run by Dagster."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pytest
+
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import (
+    GAMMA_LEVELS,
+    INSTANT,
+    OPTION_CHAIN,
+    OPTION_PRICING,
+    TRADE_PRESSURE,
+    TRADES,
+    conform,
+)
+from nq_pipeline.market.sessions import CHICAGO
+from nq_pipeline.orchestration.assets.analytics import TABLES, chain_analytics, trade_pressure
+from nq_pipeline.orchestration.assets.chains import CHOSEN
+from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.checks.analytics import (
+    LEVELS,
+    PRESSURE,
+    PRICING,
+    SERIES,
+    SMILE,
+    no_butterfly_arbitrage,
+)
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.ticks import CADENCE, pressure_tick
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.lake.samples import chain as sample
+from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.orchestration.test_chains import checks, materialized
+
+NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
+DAY = "2025-06-10"
+
+
+def at(now: datetime, data_dir: Path) -> Settings:
+    return Settings(environment="live", data_dir=data_dir, now=now, horizon_days=1, sources=("barchart",))
+
+
+def run(settings: Settings, job: str = "chain_snapshot") -> dg.ExecuteInProcessResult:
+    defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
+    with dg.DagsterInstance.ephemeral() as instance:
+        return defs.resolve_job_def(job).execute_in_process(instance=instance, partition_key=DAY)
+
+
+def test_the_snapshot_job_prices_and_measures_the_chain_it_chose(tmp_path: Path) -> None:
+    settings = at(NOW, tmp_path)
+    result = run(settings)
+    rows = materialized(result)
+    assert {CHOSEN, *TABLES} <= set(rows)
+    assert rows[PRICING]["rows"] == rows[CHOSEN]["contracts"]
+    assert rows[PRICING]["priced_share"] == 1.0
+    assert 0.05 < float(str(rows[SMILE]["atm_iv"])) < 1
+    assert rows[SERIES]["forward"] == pytest.approx(21_500, abs=1)
+    assert rows[LEVELS]["put_call_open_interest"] == 1.0
+    for key in TABLES:
+        assert all(check.passed for check in checks(result, key).values()), key
+        assert checks(result, key)
+    # The catalog was published after the rows.
+    with duckdb.connect(settings.environment_dir / "nq.duckdb", read_only=True) as duck:
+        shown = duck.sql("select count(*), count(*) filter (iv_source = 'computed') from option_chain_priced")
+        assert shown.fetchall() == [(rows[PRICING]["rows"],) * 2]
+
+
+def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path: Path) -> None:
+    from nq_pipeline.errors import Unavailable
+
+    defs = build_defs(at(NOW, tmp_path), opener=lambda name, _: FakeVendor(name, raises=Unavailable("down")))
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_job_def("chain_snapshot")
+        result = job.execute_in_process(instance=instance, partition_key=DAY)
+    assert result.success and materialized(result) == {}
+
+
+def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(tmp_path: Path) -> None:
+    """A chain whose own pricing failed, or that is older than there was any."""
+    earlier, later = at(NOW, tmp_path), at(NOW + CADENCE, tmp_path)
+    lake = Lake(earlier.environment_dir / "lake")
+    run(earlier)
+    only_chain = lake.scan(OPTION_CHAIN).collect()
+    left = only_chain.with_columns(snapshot_ts=pl.col("snapshot_ts") - timedelta(minutes=5))
+    lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, left), run_id="earlier")
+    assert run(later).success
+    priced = lake.scan(OPTION_PRICING).collect()
+    assert priced["snapshot_ts"].n_unique() == 3 and priced.height == 3 * only_chain.height
+    run(later)
+    assert lake.scan(OPTION_PRICING).collect().height == priced.height
+    assert lake.scan(GAMMA_LEVELS).collect().height == 3
+
+
+def test_the_analytics_alone_can_be_launched_for_a_trade_date_without_a_chain(tmp_path: Path) -> None:
+    resources = {"vendors": Vendors(at(NOW, tmp_path))}
+    result = dg.materialize([chain_analytics], partition_key=DAY, resources=resources)
+    assert result.success and materialized(result) == {}
+
+
+def test_a_butterfly_for_less_than_nothing_is_found() -> None:
+    def quoted(asks: list[float]) -> pl.DataFrame:
+        rows = sample(OPTION_CHAIN, snapshot=1_749_567_600_000_000_000, contracts=len(asks))
+        return rows.with_columns(ask=pl.Series(asks), bid=pl.Series(asks) - 0.25)
+
+    convex = no_butterfly_arbitrage(quoted([30.0, 20.0, 12.0]))
+    assert convex is not None and convex.passed and convex.numbers["butterflies"] == 1
+    bent = no_butterfly_arbitrage(quoted([30.0, 25.0, 12.0]))
+    assert bent is not None and not bent.passed and bent.severity == "error"
+    assert bent.table is not None and bent.table["strike"].to_list() == [21_010.0]
+    assert no_butterfly_arbitrage(quoted([30.0, 20.0])) is None
+
+
+def traded(moments: list[datetime], side: str = "B") -> pl.DataFrame:
+    """Trades of one call, one contract each."""
+    frame = pl.DataFrame({"ts_event": pl.Series(moments, dtype=pl.Datetime("us", "UTC")).cast(INSTANT)})
+    number = pl.int_range(pl.len())
+    given = {
+        "trade_date": date(2025, 6, 10),
+        "publisher_id": 1,
+        "instrument_id": 7,
+        "ordinal": 0,
+        "action": "T",
+        "side": side,
+        "price": 50.0,
+        "size": 1,
+        "flags": 128,
+        "ts_in_delta": 0,
+        "raw_symbol": "Q2BM5 C21500",
+        "instrument_kind": "option",
+        "root": "Q2B",
+        "series": "Q2B-2025-06-10",
+        "contract_key": "Q2B-2025-06-10-C-21500",
+        "option_type": "C",
+        "strike": 21_500.0,
+        "source_schema": "trades",
+        "environment": "live",
+        "log_session": 1,
+        "run_id": "run",
+    }
+    return frame.with_columns(sequence=number, **{name: pl.lit(value) for name, value in given.items()})
+
+
+def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_touched(tmp_path: Path) -> None:
+    settings = at(NOW, tmp_path)
+    lake = Lake(settings.environment_dir / "lake")
+    opened = NOW - timedelta(minutes=12)
+    moments = [opened + timedelta(minutes=n) for n in range(12)]
+    lake.append(TRADES, traded(moments), run_id="run")
+
+    result = run(settings, "pressure")
+    (row,) = materialized(result).values()
+    assert (row["windows"], row["trades"], row["buy_volume"]) == (3, 12, 12)
+    assert all(check.passed for check in checks(result, PRESSURE).values())
+    before = lake.scan(TRADE_PRESSURE).collect()
+    run(settings, "pressure")
+    assert lake.scan(TRADE_PRESSURE).collect().equals(before)
+
+    filled = traded([moments[4] + timedelta(seconds=1)], side="A").with_columns(sequence=pl.lit(99))
+    lake.append(TRADES, filled, run_id="gap")
+    run(settings, "pressure")
+    assert lake.scan(TRADE_PRESSURE).collect().height == before.height + 1
+    with duckdb.connect(settings.environment_dir / "nq.duckdb", read_only=True) as duck:
+        newest = duck.sql("select count(*), sum(trades), sum(sell_volume) from pressure").fetchall()
+    assert newest == [(3, 13, 1)]
+
+
+def test_pressure_of_a_trade_date_without_trades_is_no_failure(tmp_path: Path) -> None:
+    resources = {"vendors": Vendors(at(NOW, tmp_path))}
+    result = dg.materialize([trade_pressure], partition_key=DAY, resources=resources)
+    assert result.success and materialized(result) == {}
+
+
+@pytest.mark.parametrize(
+    ("moment", "days"),
+    [
+        ("2025-06-10 10:00", ["2025-06-10"]),
+        ("2025-06-09 17:00", ["2025-06-10"]),
+        # An hour in, what was repaired of the day before; over the weekend that is Friday
+        ("2025-06-09 18:00", ["2025-06-10", "2025-06-09"]),
+        ("2025-06-09 18:05", ["2025-06-10"]),
+        ("2025-06-08 18:00", ["2025-06-09", "2025-06-06"]),
+        ("2025-06-10 16:55", ["2025-06-10"]),
+        ("2025-06-06 17:00", []),
+        ("2025-06-07 12:00", []),
+    ],
+)
+def test_pressure_follows_the_capture_and_its_repairs(moment: str, days: list[str]) -> None:
+    now = datetime.fromisoformat(moment).replace(tzinfo=CHICAGO).astimezone(UTC)
+    captured = {date(2025, 6, 6), date(2025, 6, 9), date(2025, 6, 10)}
+    tick = pressure_tick(now, captured, window="globex")
+    assert [day.isoformat() for day in tick.trade_dates] == days
+    assert bool(tick.reason) == (not days)
+
+
+def test_pressure_waits_for_a_first_trade_and_stops_under_a_pinned_clock() -> None:
+    assert pressure_tick(NOW, (), window="globex").reason == "no trade of 2025-06-10 was captured"
+    assert "NQ_NOW" in pressure_tick(NOW, {date(2025, 6, 10)}, window="globex", pinned=NOW).reason
