@@ -11,11 +11,15 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.analytics import metrics
+from nq_pipeline.analytics.snapshot import METRICS
 from nq_pipeline.charts import named_text
+from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown
-from nq_pipeline.orchestration.plots import front_open_interest, thumbnail
+from nq_pipeline.orchestration.plots import front_open_interest, of_metrics, of_pressure, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.snapshot import build_request
+from nq_pipeline_tests.charts import frames
 from nq_pipeline_tests.orchestration.fakes import STRIKES, chain
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -52,3 +56,19 @@ def test_without_open_interest_there_is_a_sentence_and_no_picture() -> None:
     frame = chain(REQUEST, "databento").with_columns(open_interest=pl.lit(None, pl.Int64))
     said = thumbnail(front_open_interest(frame, rate=0.04))
     assert said == "No open interest: no vendor sent any."
+
+
+def test_every_metric_has_a_picture_of_one_product() -> None:
+    frame = chain(REQUEST, "barchart")
+    priced = metrics.priced_chain(frame, price_chain(frame, rate=0.04))
+    measured = {table.name: metric(priced) for table, metric in METRICS}
+    pictures = of_metrics(measured, "NQ")
+    assert set(pictures) == set(measured)
+    assert all(thumbnail(picture).startswith("![") for picture in pictures.values())
+    assert all(isinstance(picture, str) for picture in of_metrics(measured, "ES").values())
+
+
+def test_pressure_shows_calls_and_puts() -> None:
+    rows = frames.pressure().with_columns(root=pl.lit("Q1B"))
+    assert of_pressure(rows, "NQ").count("![Pressure, ") == 2
+    assert "![" not in of_pressure(rows, "ES")
