@@ -34,14 +34,14 @@ def trade(at: int, instrument: int = 1) -> Frame:
 class Session:
     """A capture that starts late at `NOW` and its first session, of trades alone."""
 
-    def __init__(self, root: Path, *, closes: datetime | None = None) -> None:
+    def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
         self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, State(), root
-        self.book = Book(Lake(root / "lake"), dataset=DATASET, environment="sandbox", run_id="run")
+        self.book = Book(Lake(root / "lake"), dataset=DATASET, environment="sandbox", run_id=run_id)
         self.accounts = Accounts(
             self.book,
             lambda work: work(),
             clock=self.clock,
-            run_id="run",
+            run_id=run_id,
             window="rth",
             opens_ns=to_ns(OPENS),
             close_ns=to_ns(closes) if closes else None,
@@ -252,8 +252,19 @@ def test_nothing_is_proven_of_a_session_whose_replay_was_not_completed_for_every
 def test_the_next_capture_tries_a_gap_again_however_often_it_was_tried(session: Session) -> None:
     (gap,) = session.accounts.gaps
     session.book.write([gap.change(attempts=REPAIRS, reason="the counts differ")], NOW)
-    (taken,) = Session(session.root).accounts.gaps
+    (taken,) = Session(session.root, run_id="next").accounts.gaps
     assert (taken.gap_id, taken.state, taken.attempts) == (gap.gap_id, "open", 0)
+
+
+def test_the_next_capture_asks_history_for_what_was_lost_but_not_again_for_what_it_sold(
+    session: Session,
+) -> None:
+    (gap,) = session.accounts.gaps
+    lost = gap.change(state="unfillable", last_ns=NOW_NS)
+    session.book.write([lost], NOW)
+    assert Session(session.root, run_id="next").accounts.beyond == [lost]
+    session.book.write([lost.change(filled_by="historical", cost_usd=1.0)], NOW)
+    assert Session(session.root, run_id="after").accounts.beyond == []
 
 
 def test_only_a_session_that_ended_in_good_order_says_what_it_had(session: Session) -> None:
