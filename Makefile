@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run ui report notebook test lint soak bench docs clean
+.PHONY: help install run ui report notebook test lint soak bench docs site clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -49,6 +49,9 @@ bench: install ## Print the benchmarks, as ratios measured in one run
 docs: install ## Write the generated pages of the documentation anew
 	@$(BIN)/nq settings --markdown > docs/configuration.md
 	@$(BIN)/nq tables --markdown > docs/tables.md
+
+site: install ## Build the documentation as a site, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove the environment and everything in data/
 	rm -rf .venv data/sandbox data/live data/.dagster

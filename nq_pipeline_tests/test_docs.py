@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -21,7 +25,14 @@ from nq_pipeline.settings import Settings
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOW = "2025-06-10T15:00:00Z"
-MAY_BE_EMPTY = ("from trades_enriched", "from bars", "from gaps", "not quotes_overlap", "from optopsy_chain")
+MAY_BE_EMPTY = (
+    "from trades_enriched",
+    "from pressure",
+    "from bars",
+    "from gaps",
+    "not quotes_overlap",
+    "from optopsy_chain",
+)
 """Queries on what one run of the chains does not bring; the catalog's own tests give them rows."""
 
 
@@ -100,6 +111,58 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """Strict: a page outside the navigation, a dead link or a dead anchor fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        tags = re.findall(r"<(?:script|img|iframe|link)[^>]*>", page.read_text())
+        loaded = [tag for tag in tags if "http" in tag and 'rel="canonical"' not in tag]
+        assert not loaded, f"{page.name}: {loaded}"
+
+
+def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(
+    lake: dict[str, str], tmp_path: Path
+) -> None:
+    """Cursor, manifests, files in this order; the catalog is made anew."""
+    original = Path(lake["NQ_DATA_DIR"]) / "sandbox"
+    restored = tmp_path / "restored" / "sandbox"
+    for pattern in ("*.published", "manifest.json", "*.parquet"):
+        for file in (original / "lake").rglob(pattern):
+            copy = restored / file.relative_to(original)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
+    with (
+        closing(sqlite3.connect(original / "ledger.sqlite")) as ledger,
+        closing(sqlite3.connect(restored / "ledger.sqlite")) as copied,
+    ):
+        ledger.backup(copied)
+    catalog.publish(restored)
+    query = "select count(*), max(snapshot_ts), sum(open_interest) from option_chain"
+    answers = []
+    for folder in (original, restored):
+        with catalog.connect(folder) as connection:
+            answers.append(connection.sql(query).fetchall())
+    assert answers[0] == answers[1] and answers[0][0][0] > 0
+    moved = {**lake, "NQ_DATA_DIR": str(restored.parent)}
+    month = [
+        json.loads(
+            subprocess.run(
+                ["nq", "budget", "--json"], env=environment, check=True, capture_output=True
+            ).stdout
+        )
+        for environment in (lake, moved)
+    ]
+    assert month[0]["total_usd"] == month[1]["total_usd"]
 
 
 def test_every_command_is_documented_and_has_help() -> None:
