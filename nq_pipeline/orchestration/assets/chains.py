@@ -6,6 +6,7 @@ chosen all the same.
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -25,6 +26,12 @@ from nq_pipeline.sources.snapshot import Snapshot, build_request
 GROUP = "chains"
 OWNERS = ["team:market-data"]
 CADENCE = "Asked every five minutes while the chain window is open (NQ_CHAIN_WINDOW)."
+
+FRESH = dg.FreshnessPolicy.cron(
+    deadline_cron="0 9-12 * * 1-5", lower_bound_delta=timedelta(minutes=30), timezone="America/Chicago"
+)
+"""At each full hour that every regular session has, a chain of the last half hour. Dagster's policies
+know no holidays: on those it shows as stale, and the schedule says why nothing was asked."""
 
 CHOSEN = dg.AssetKey(["nq", "option_chain"])
 SOURCES = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}
@@ -72,6 +79,7 @@ SPECS = [
         group_name=GROUP,
         owners=OWNERS,
         tags={"nq/layer": "chosen"},
+        freshness_policy=FRESH,
         kinds={"duckdb", "parquet"},
     ),
 ]

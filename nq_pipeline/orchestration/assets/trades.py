@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import dagster as dg
 
@@ -31,6 +32,11 @@ from nq_pipeline.settings import Settings
 GROUP = "capture"
 OWNERS = ["team:market-data"]
 HEALTH_ASSET = dg.AssetKey(["live", "capture_health"])
+
+SEALED = dg.FreshnessPolicy.cron(
+    deadline_cron="30 17 * * 1-5", lower_bound_delta=timedelta(hours=6), timezone="America/Chicago"
+)
+"""A trade date is sealed soon after its window has closed, at noon before some holidays."""
 
 Sealed = dg.MaterializeResult[None]
 
@@ -65,6 +71,7 @@ HEALTH = dg.AssetSpec(
     },
     group_name=GROUP,
     owners=OWNERS,
+    freshness_policy=SEALED,
     tags={"nq/underlying": "future", "nq/cost": "plan"},
     kinds={"databento", "parquet"},
 )
