@@ -395,7 +395,9 @@ def test_a_moment_without_a_time_zone_is_refused(environment_root: Path) -> None
 
 
 COOKBOOK = re.findall(r"^```sql\n(.*?)^```", (REPOSITORY / "docs" / "querying.md").read_text(), re.M | re.S)
-TRADED = [query for query in COOKBOOK if re.search("from (trades_enriched|bars|optopsy_chain)", query)]
+TRADED = [
+    query for query in COOKBOOK if re.search("from (trades_enriched|pressure|bars|optopsy_chain)", query)
+]
 
 
 @pytest.mark.parametrize("query", TRADED, ids=range(len(TRADED)))
