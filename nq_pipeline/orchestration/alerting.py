@@ -28,6 +28,8 @@ SO_WHAT = {
     "chains": "There is no chain of this moment; the next tick asks again.",
     "capture": "Nothing is captured until the sensor live_capture has started it again; what is missed "
     "meanwhile is a gap.",
+    "backfill": "The day is not there; what was bought of it is kept and not bought again.",
+    "spend": "Nobody looks at the month; the budgets hold all the same.",
     "housekeeping": "Files are not merged and the catalog is not published; what is written is safe.",
     "retention": "Old files stay; only the disk fills.",
     "health": "A vendor would not answer at the open; the chain of the next one would be chosen.",
@@ -36,6 +38,9 @@ SO_WHAT = {
 WHAT_TO_DO = {
     "entitlement": "`nq doctor` says what the plan allows; docs/entitlement.md what an upgrade would add.",
     "budget": "`nq budget` shows the month; the sentence names the setting that raises the limit.",
+    "reconciled": "look up what the vendor billed, then `nq budget reconcile`; docs/cost.md.",
+    "plan_fee": "set NQ_PLAN_MONTHLY_USD to what the invoice says; `nq budget` shows the month.",
+    "complete": "the check says why; docs/backfill.md what each state means.",
     "gaps": "docs/capturing.md says what can fill a gap.",
     "available": "`nq doctor` asks every vendor what is the matter.",
 }

@@ -11,21 +11,24 @@ from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
+from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.assets.report import REPORT
 from nq_pipeline.orchestration.checks.analytics import PRESSURE
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
+from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
-KIND, CAPTURE = "nq/kind", "capture"
+KIND, CAPTURE, BACKFILL = "nq/kind", "capture", "nq/backfill"
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
 as started for ever, and would hold its place in the queue."""
 
 chain_job = dg.define_asset_job(
     "chain_snapshot",
-    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), *COMPUTED, REPORT),
-    description="Ask all vendors for option chains, choose, write, check; then price, measure, report.",
+    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), *COMPUTED, LEDGER_ASSET, REPORT),
+    description="Ask all vendors for option chains, choose, write, check; then price, measure, report, "
+    "and look at what it has cost.",
     tags={KIND: "chains", MAX_RUNTIME: "600"},
 )
 pressure_job = dg.define_asset_job(
@@ -33,6 +36,20 @@ pressure_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(PRESSURE),
     description="Compute who was the aggressor, from the trades captured so far.",
     tags={KIND: "pressure", MAX_RUNTIME: "300"},
+)
+spend_job = dg.define_asset_job(
+    "spend",
+    selection=dg.AssetSelection.assets(LEDGER_ASSET),
+    description="Look at the spend ledger: what the month has cost and will come to, checked.",
+    tags={KIND: "spend", MAX_RUNTIME: "300"},
+)
+backfill_job = dg.define_asset_job(
+    "backfill",
+    selection=dg.AssetSelection.assets(*HISTORY.values()),
+    description="Buy a trade date of Databento's history. "
+    "Choose the schemas and set max_usd in the launchpad.",
+    # Only one of them at a time, whoever launched it: a capture always finds a slot.
+    tags={KIND: "backfill", BACKFILL: "", MAX_RUNTIME: str(6 * 3600), "dagster/priority": "-10"},
 )
 capture_job = dg.define_asset_job(
     "capture",
@@ -65,7 +82,7 @@ def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:
     make a day.
     """
     pruned = {}
-    for kind in ("chains", "pressure", CAPTURE):
+    for kind in ("chains", "pressure", "spend", CAPTURE):
         old = instance.get_runs(dg.RunsFilter(tags={KIND: kind}, created_before=before))
         gone = list(superseded(old))
         for run in gone:

@@ -6,6 +6,7 @@ Numbers that stand alone are plotted by Dagster over time, so they are numbers, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ from nq_pipeline.orchestration.plots import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.snapshot import Asked, Snapshot
+from nq_pipeline.spend.money import shown
+from nq_pipeline.spend.statement import Statement
 
 if TYPE_CHECKING:
+    from nq_pipeline.backfill.day import Day
     from nq_pipeline.live.capture import Totals
 
 Metadata = dict[str, Any]
@@ -140,6 +144,51 @@ def of_trades(totals: Totals, *, trade_date: date, settings: Settings) -> Metada
         "captured_s": round(totals.seconds, 3),
         "log": dg.MetadataValue.path(str(_capture_log(settings))),
         "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
+    }
+
+
+def of_month(month: Statement) -> Metadata:
+    """A month of the ledger. Plots are drawn of floats; the ledger has the exact amounts."""
+    from nq_pipeline import charts
+
+    days, budget = pl.DataFrame([asdict(day) for day in month.days]), float(month.budgets.monthly_usd)
+    by_purpose = [
+        {"purpose": name, "metered": shown(part.metered_usd), "reserved": shown(part.reserved_usd)}
+        for name, part in month.by_purpose.items()
+    ]
+    return {
+        "environment": month.environment,
+        "month": f"{month.month:%Y-%m}",
+        "plan_usd": float(month.plan_usd),
+        "metered_today_usd": float(month.today_usd),
+        "metered_month_usd": float(month.metered_usd),
+        "reserved_usd": float(month.reserved_usd),
+        "remaining_usd": float(month.remaining_usd),
+        "remaining_today_usd": float(month.remaining_today_usd),
+        "projected_usd": float(month.projected_usd),
+        "refused_month": len(month.refusals),
+        "open_reservations": len(month.open),
+        **({"by_purpose": markdown(pl.DataFrame(by_purpose))} if by_purpose else {}),
+        "by_day": dg.MetadataValue.md(
+            thumbnail(charts.spend(days, budget_usd=budget, environment=month.environment))
+        ),
+    }
+
+
+def of_day(day: Day) -> Metadata:
+    """A trade date of history, as the run that asked for it left it."""
+    return {
+        "state": day.state,
+        **({"reason": day.reason} if day.reason else {}),
+        **({"condition": day.condition} if day.condition else {}),
+        **({"mode": day.mode} if day.mode else {}),
+        "records": day.records,
+        "rows": day.rows,
+        "rows_known": day.known,
+        "dropped_total": day.dropped,
+        "bytes": day.size,
+        "cost_usd": float(day.cost_usd),
+        "bought_before": day.already,
     }
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job
+from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job, spend_job
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, housekeeping_tick, pressure_tick
 
@@ -69,3 +69,13 @@ def housekeeping_after_close(
     if tick.trade_date is None:
         return dg.SkipReason(tick.reason)
     return dg.RunRequest(run_key=tick.trade_date.isoformat())
+
+
+spend_hourly = dg.ScheduleDefinition(
+    name="spend_hourly",
+    job=spend_job,
+    cron_schedule="7 * * * *",  # beside the ticks of the chains
+    execution_timezone=TIMEZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="The spend ledger every hour, market or not: days and months end, reservations age.",
+)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dagster import partition_loading_context
 
-from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADE_PRESSURE, TRADES
+from nq_pipeline.lake.schemas import SOURCE_CHAIN, SPEND, TRADE_PRESSURE, TRADES
 from nq_pipeline.market.sessions import CHICAGO, sessions, trade_date
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs
@@ -46,14 +46,15 @@ def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: 
         if spec.key in NO_TABLE:
             continue
         columns = spec.metadata["dagster/column_schema"].columns
-        computed = {**COMPUTED, PRESSURE: TRADE_PRESSURE}
-        table = computed.get(spec.key, TRADES if spec.group_name == "capture" else SOURCE_CHAIN)
-        assert {column.name for column in columns} >= set(table.schema)
+        tables = {"capture": TRADES, "chains": SOURCE_CHAIN, "spend": SPEND}
+        table = {**COMPUTED, PRESSURE: TRADE_PRESSURE}.get(spec.key, tables.get(spec.group_name))
+        assert table is None or {column.name for column in columns} >= set(table.schema)
+        assert columns
         assert all(column.description for column in columns)
 
 
 def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) -> None:
-    for name in ("chain_snapshot", "capture", "pressure", "housekeeping"):
+    for name in ("chain_snapshot", "capture", "pressure", "backfill", "spend", "housekeeping"):
         job = defs.resolve_job_def(name)
         assert int(job.tags["dagster/max_runtime"]) > 0
         assert job.tags["nq/kind"]
@@ -95,7 +96,7 @@ def test_workspace_and_instance_serve_a_fresh_clone() -> None:
     # A capture that has to start again finds a slot, and no second one beside it.
     runs = instance["concurrency"]["runs"]
     limited = {limit["key"]: limit["limit"] for limit in runs["tag_concurrency_limits"]}
-    assert limited == {"nq/kind": 1, "nq/live_capture": 1, "dagster/backfill": 1}
+    assert limited == {"nq/kind": 1, "nq/live_capture": 1, "nq/backfill": 1, "dagster/backfill": 1}
     assert runs["max_concurrent_runs"] >= 4
     # A tool block in pyproject.toml would win over workspace.yaml and rename the location.
     assert "[tool.dagster" not in (ROOT / "pyproject.toml").read_text()

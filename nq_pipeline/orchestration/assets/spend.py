@@ -1,0 +1,67 @@
+"""The spend ledger as an asset: what the month has cost, holds and will come to.
+
+It is no data of its own, but a look at the ledger, taken after every snapshot and hourly.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from nq_pipeline.errors import LedgerError, NqError
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration import metadata, spend_quality
+from nq_pipeline.orchestration.checks import spend as checks
+from nq_pipeline.orchestration.checks.chains import results
+from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.sources.quality import Finding
+from nq_pipeline.spend.entitlements import in_force
+from nq_pipeline.spend.export import export
+from nq_pipeline.spend.ledger import open_ledger
+
+Event = dg.MaterializeResult[None] | dg.AssetCheckResult
+
+
+@dg.multi_asset(
+    name="spend_ledger",
+    specs=[
+        dg.AssetSpec(
+            LEDGER_ASSET,
+            skippable=True,
+            description="What this month has cost, what is reserved, what is left and what it will come to: "
+            "the plan's flat fee and every metered request. `nq budget` prints the same; docs/cost.md "
+            f"explains it. See *Plots* on this page.\n\n{SPEND.meaning} Looked at hourly and after every "
+            "snapshot of the chains.",
+            metadata={**metadata.of_table(SPEND), "documentation": dg.MetadataValue.path("docs/cost.md")},
+            group_name="spend",
+            owners=["team:market-data"],
+            tags={"nq/layer": "ledger"},
+            kinds={"sqlite", "parquet"},
+        )
+    ],
+    check_specs=checks.specs(),
+    can_subset=True,
+    # In a run of the chains it looks at what they have spent.
+    op_tags={"dagster/priority": "-1"},
+)
+def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
+    """Judge the running month; a ledger that cannot be used is a failed check and no failed run."""
+    selected = context.selected_asset_check_keys
+    try:
+        settings, now = vendors.settings(), vendors.market_now()
+        lake = Lake(settings.environment_dir / "lake")
+        try:
+            ledger = open_ledger(settings)
+            export(ledger, lake, run_id=context.run.run_id)
+            month = ledger.month()
+        except LedgerError as error:
+            yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
+            return
+        findings = spend_quality.judge(month, in_force(lake), sessions.trade_date(now))
+    except NqError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    if LEDGER_ASSET in context.selected_asset_keys:
+        yield dg.MaterializeResult(asset_key=LEDGER_ASSET, metadata=metadata.of_month(month))
+    yield from results(LEDGER_ASSET, findings, selected)

@@ -1,0 +1,228 @@
+"""Money and entitlement as Dagster shows them, with Dagster in this process and the sandbox's stand-ins."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import requests
+
+from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.live.ladder import Ladder
+from nq_pipeline.orchestration import spend_quality
+from nq_pipeline.orchestration.alerting import alerts
+from nq_pipeline.orchestration.assets.backfill import HISTORY
+from nq_pipeline.orchestration.build import build_defs
+from nq_pipeline.orchestration.checks.spend import CHECKS, LEDGER_ASSET
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings, load
+from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.spend.ledger import Charge, open_ledger
+from nq_pipeline_tests.backfill.conftest import vendor
+
+DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def settings_of(folder: Path, **more: object) -> Settings:
+    given = {"data_dir": folder / "data", "now": NOW, "horizon_days": 1, **more}
+    return load(**given)  # type: ignore[arg-type]
+
+
+def run(
+    instance: dg.DagsterInstance, settings: Settings, job: str, **more: Any
+) -> tuple[dg.ExecuteInProcessResult, dict[str, dg.AssetCheckEvaluation]]:
+    result = (
+        build_defs(settings)
+        .resolve_job_def(job)
+        .execute_in_process(instance=instance, raise_on_error=False, **more)
+    )
+    return result, {
+        f"{said.asset_key.to_user_string()}/{said.check_name}": said
+        for said in result.get_asset_check_evaluations()
+    }
+
+
+def charge(**more: Any) -> Charge:
+    given = {
+        "vendor": "databento",
+        "purpose": "backfill",
+        "dataset": "GLBX.MDP3",
+        "schema": "trades",
+        "mode": "historical-streaming",
+        "description": "a day",
+        "run_id": "r",
+        "cost_usd": Decimal(1),
+        "unit_price_usd": None,
+        "billable_bytes": None,
+        "priced_at": datetime.now(UTC),
+    }
+    return Charge(**{**given, **more})
+
+
+def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_alert(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    settings = settings_of(tmp_path, budget_daily_usd=Decimal(0))
+    # What the capture notes when the gateway refuses a schema: it goes on with a lesser one.
+    ladder = Ladder(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
+    for schema in ("mbo", "mbp-1"):
+        ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
+    with endpoints(settings) as reachable:
+        result, said = run(instance, settings, "chain_snapshot", partition_key=DAY)
+        key = reachable.databento_api_key
+        assert key is not None
+        asked = requests.get(
+            f"{reachable.databento_url}/requests", auth=(key.get_secret_value(), ""), timeout=10
+        ).json()
+
+    assert result.success  # the others' chains are there all the same
+    assert "over_budget" in (said["databento/option_chain/available"].description or "")
+    assert said["nq/option_chain/available"].passed
+    budget, fallback = said["spend/ledger/budget"], said["spend/ledger/entitlement"]
+    assert not budget.passed and budget.severity == dg.AssetCheckSeverity.ERROR
+    assert "over_budget" in (budget.description or "") and "NQ_BUDGET_DAILY_USD" in (budget.description or "")
+    assert not fallback.passed and fallback.severity == dg.AssetCheckSeverity.WARN
+    assert "databento refuses mbo (live): mbp-1 is asked for instead" in (fallback.description or "")
+    assert said["spend/ledger/plan_fee"].passed and said["spend/ledger/reconciled"].passed
+    assert asked and not [one for one in asked if one["metered"]]
+    (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == LEDGER_ASSET]
+    assert look.partition is None and look.materialization.metadata["refused_month"].value
+
+    defs = build_defs(settings)
+    alerts(
+        dg.build_sensor_context(
+            instance=instance, definitions=defs, resources={"vendors": defs.resources["vendors"]}
+        )
+    )
+    written = [json.loads(line) for line in Notifier(settings).log.read_text().splitlines()]
+    (alert,) = [entry for entry in written if entry.get("key") == "check/spend/ledger/budget"]
+    assert alert["state"] == "firing" and "`nq budget`" in alert["what_to_do"]
+
+
+def test_the_hourly_look_shows_numbers_that_are_plotted_and_a_picture(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    settings = settings_of(tmp_path)
+    ledger = open_ledger(settings)
+    ledger.commit(ledger.reserve(charge(cost_usd=Decimal("1.25"))), billed_bytes=100)
+    ledger.reserve(charge(cost_usd=Decimal(2)))
+    result, said = run(instance, settings, "spend")
+    assert result.success and all(check.passed for check in said.values())
+    assert set(said) == {f"spend/ledger/{name}" for name in CHECKS}
+    (event,) = result.get_asset_materialization_events()
+    shown = {name: value.value for name, value in event.materialization.metadata.items()}
+    assert event.materialization.partition is None
+    assert (shown["metered_today_usd"], shown["metered_month_usd"]) == (1.25, 1.25)
+    assert (shown["reserved_usd"], shown["plan_usd"]) == (2.0, 179.0)
+    assert shown["remaining_usd"] == pytest.approx(200 - 179 - 3.25)
+    svg = base64.b64decode(str(shown["by_day"]).partition("base64,")[2].rstrip(")"))
+    assert svg.startswith(b"<svg") and len(svg) < 10_000
+
+
+def test_a_ledger_that_cannot_be_used_is_a_failed_check_and_no_failed_run(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    settings = settings_of(tmp_path)
+    settings.environment_dir.mkdir(parents=True)
+    (settings.environment_dir / "ledger.sqlite").write_bytes(b"no database" * 100)
+    result, said = run(instance, settings, "spend")
+    assert result.success and not result.get_asset_materialization_events()
+    (check,) = said.values()
+    assert check.check_name == "budget" and not check.passed
+
+
+def test_a_month_near_its_budget_and_money_held_too_long_are_said(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, budget_daily_usd=Decimal(21), budget_review_h=1)
+    held = open_ledger(settings)
+    held.reserve(charge(cost_usd=Decimal("16.79")))
+    assert spend_quality.projection(held.month()).passed
+    held.reserve(charge(cost_usd=Decimal("0.01")))
+    near = spend_quality.projection(held.month())
+    assert not near.passed and near.severity == "warn"
+    assert spend_quality.reconciled(held.month()).passed
+    later = open_ledger(settings, clock=Later(), boot=lambda: None).month()
+    overdue = spend_quality.reconciled(later)
+    assert not overdue.passed and overdue.numbers["overdue"] == 2 and "$16.80" in overdue.sentence
+
+
+class Later:
+    """The machine's clock, two hours on."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(hours=2)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.mark.parametrize(
+    ("schema", "today", "passed", "severity"),
+    [
+        ("mbo", date(2025, 6, 10), False, "warn"),
+        ("trades", date(2025, 6, 10), False, "error"),
+        ("trades", date(2025, 6, 11), True, "warn"),
+    ],
+)
+def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_is_below(
+    schema: str, today: date, passed: bool, severity: str
+) -> None:
+    refusal = Entitlement(
+        "databento", "GLBX.MDP3", schema, "live", "live", date(2025, 6, 10), False, "Not authorized"
+    )
+    found = spend_quality.entitlement([refusal], today)
+    assert (found.passed, found.severity) == (passed, severity)
+
+
+def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:
+    key = HISTORY["statistics"]
+    return run(
+        instance,
+        settings,
+        "backfill",
+        partition_key="2025-06-09",
+        asset_selection=[key],
+        run_config={"ops": {key.to_python_identifier(): {"config": config}}},
+    )[0]
+
+
+def test_a_day_of_history_is_bought_within_max_usd_and_never_twice(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    with vendor(tmp_path / "data") as databento:
+        settings = databento.settings()
+        refused = bought(instance, settings)
+        assert not refused.success and not databento.metered
+        (failure,) = [event for event in refused.all_events if event.is_step_failure]
+        sentence = failure.step_failure_data.user_failure_data
+        assert sentence and "over_budget" in (sentence.description or "")
+        assert not refused.get_asset_materialization_events()
+
+        assert bought(instance, settings, max_usd=5.0).success
+        paid = len(databento.metered)
+        again = bought(instance, settings, max_usd=5.0)
+        assert paid and len(databento.metered) == paid
+    (event,) = again.get_asset_materialization_events()
+    assert event.materialization.metadata["bought_before"].value is True
+    assert event.partition == "2025-06-09"
+
+
+def test_only_the_check_of_history_blocks() -> None:
+    graph = build_defs().resolve_asset_graph()
+    blocking = {key.asset_key for key in graph.asset_check_keys if graph.get_check_spec(key).blocking}
+    assert blocking == set(HISTORY.values())
+    assert LEDGER_ASSET not in blocking
