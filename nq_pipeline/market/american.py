@@ -20,6 +20,7 @@ LEAST_INTEREST = 1e-7
 """Interest until expiration below which waiting costs nothing that a price could show."""
 _EXACT = 1e-9
 """How exact an implied volatility is: far more so than the premium."""
+_MOST_SECANTS = 12
 _SLACK = 0.05
 """By how much the bracket of an implied volatility is widened, since the premium is approximate."""
 
@@ -40,9 +41,10 @@ def value(
     f, k, t, vol, call, r = _together(forward, strike, years, volatility, is_call, rate)
     spread = np.clip(vol * np.sqrt(np.maximum(t, 0.0)), 1e-3, 1.0)
     df, dvol, dt = 1e-3 * spread * f, 1e-4 * np.maximum(vol, 1e-3), 1e-4 * np.maximum(t, 1e-9)
-    here, up, down = (price(f + move, k, t, vol, call, r) for move in (0.0, df, -df))
-    more, less = (price(f, k, t, vol + move, call, r) for move in (dvol, -dvol))
-    later, sooner = (price(f, k, t - move, vol, call, r) for move in (dt, -dt))
+    here, edge = _priced(f, k, t, vol, call, r)
+    up, down = (_priced(f + move, k, t, vol, call, r, edge)[0] for move in (df, -df))
+    more, less = (_priced(f, k, t, vol + move, call, r, edge)[0] for move in (dvol, -dvol))
+    later, sooner = (_priced(f, k, t - move, vol, call, r, edge)[0] for move in (dt, -dt))
     return Valuation(
         price=here,
         delta=(up - down) / (2 * df),
@@ -61,12 +63,7 @@ def price(
     rate: npt.ArrayLike = 0.0,
 ) -> Floats:
     """The price alone, points of premium."""
-    f, k, t, vol, call, r = _together(forward, strike, years, volatility, is_call, rate)
-    prices = np.array(black76.value(f, k, t, vol, call, r).price)
-    early = (r * t > LEAST_INTEREST) & (vol > 0)
-    sign = np.where(call > 0, 1.0, -1.0)
-    prices[early] = k[early] * _with_premium(*(x[early] for x in (f / k, t, vol, sign, r, prices / k)))
-    return prices
+    return _priced(*_together(forward, strike, years, volatility, is_call, rate))[0]
 
 
 def implied_volatility(
@@ -88,13 +85,20 @@ def implied_volatility(
     found = black76.implied_volatility(p, f, k, t, call, r)
     found[np.isnan(least)] = np.nan
     early = (r * t > LEAST_INTEREST) & ~np.isnan(found)
-    solution = find_root(
-        _miss,
-        (least[early] * (1 - _SLACK), found[early] * (1 + _SLACK)),
-        args=tuple(x[early] for x in (p, f, k, t, call, r)),
-        tolerances={"xatol": _EXACT, "xrtol": _EXACT},
-    )
-    found[early] = np.where(solution.success, solution.x, np.nan)
+    terms = tuple(x[early] for x in (p, f, k, t, call, r))
+    low, high = least[early] * (1 - _SLACK), found[early] * (1 + _SLACK)
+    solved = _by_secants(found[early], low, high, *terms)
+    # What a flat price leads astray, near exercise, is searched for within the bracket.
+    left = np.isnan(solved)
+    if left.any():
+        solution = find_root(
+            _miss,
+            (low[left], high[left]),
+            args=tuple(x[left] for x in terms),
+            tolerances={"xatol": _EXACT, "xrtol": _EXACT},
+        )
+        solved[left] = np.where(solution.success, solution.x, np.nan)
+    found[early] = solved
     return found
 
 
@@ -102,8 +106,58 @@ def _miss(vol: Floats, p: Floats, f: Floats, k: Floats, t: Floats, call: Floats,
     return price(f, k, t, vol, call, r) - p
 
 
-def _with_premium(m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, european: Floats) -> Floats:
+def _by_secants(
+    start: Floats,
+    low: Floats,
+    high: Floats,
+    p: Floats,
+    f: Floats,
+    k: Floats,
+    t: Floats,
+    call: Floats,
+    r: Floats,
+) -> Floats:
+    """Volatilities by secants from the European ones; NaN where they do not settle in the bracket."""
+    vol, found, left = start, np.full_like(start, np.nan), np.arange(len(start))
+    prices, edge = _priced(f, k, t, vol, call, r)
+    miss, slope = prices - p, black76.value(f, k, t, start, call, r).vega
+    for _ in range(_MOST_SECANTS):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ahead = vol - miss / slope
+        usable = (ahead >= low[left]) & (ahead <= high[left])
+        settled = usable & (np.abs(ahead - vol) <= _EXACT)
+        found[left[settled]] = ahead[settled]
+        on = usable & ~settled
+        left = left[on]
+        if not left.size:
+            break
+        before, vol, missed, edge = vol[on], ahead[on], miss[on], edge[on]
+        prices, edge = _priced(f[left], k[left], t[left], vol, call[left], r[left], edge)
+        miss = prices - p[left]
+        slope = (miss - missed) / (vol - before)
+    return found
+
+
+def _priced(
+    f: Floats, k: Floats, t: Floats, vol: Floats, call: Floats, r: Floats, edge: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Prices, and where exercise becomes best (over the strike); with `edge`, that of similar terms."""
+    prices = np.array(black76.value(f, k, t, vol, call, r).price)
+    early = (r * t > LEAST_INTEREST) & (vol > 0)
+    sign = np.where(call > 0, 1.0, -1.0)
+    near = np.full(prices.shape, np.nan) if edge is None else edge.copy()
+    terms = (x[early] for x in (f / k, t, vol, sign, r, prices / k, near))
+    with_premium, near[early] = _with_premium(*terms)
+    prices[early] = k[early] * with_premium
+    return prices, near
+
+
+def _with_premium(
+    m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, european: Floats, near: Floats
+) -> tuple[Floats, Floats]:
     """American prices over the strike, of the future's price over the strike and the European ones.
+
+    Beside them the exercise prices over the strike; `near` is where those are looked for, or NaN.
 
     Ju and Zhong's letters: h is the interest until expiration, alpha twice the rate over the
     variance, lam the exponent of the premium, chi its correction.
@@ -111,7 +165,7 @@ def _with_premium(m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, eu
     spread, h, alpha = vol * np.sqrt(t), -np.expm1(-r * t), 2 * r / vol**2
     root = np.sqrt(1 + 4 * alpha / h)
     lam = (1 + sign * root) / 2
-    edge = _exercise_price(lam, spread, 1 - h, alpha, sign)
+    edge = _exercise_price(lam, spread, 1 - h, alpha, sign, near)
     d1 = np.log(edge) / spread + spread / 2
     n1, n2 = ndtr(sign * d1), ndtr(sign * (d1 - spread))
     at_edge = sign * (edge - 1) - (1 - h) * sign * (edge * n1 - n2)
@@ -127,17 +181,20 @@ def _with_premium(m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, eu
     # What no approximation may leave: the European price, discounted and not.
     held = np.clip(european + premium, european, european / (1 - h))
     exercised = np.maximum(sign * (m - 1), 0.0)
-    return np.where(sign * (edge - m) > 0, np.maximum(held, exercised), exercised)
+    return np.where(sign * (edge - m) > 0, np.maximum(held, exercised), exercised), edge
 
 
-def _exercise_price(lam: Floats, spread: Floats, discount: Floats, alpha: Floats, sign: Floats) -> Floats:
+def _exercise_price(
+    lam: Floats, spread: Floats, discount: Floats, alpha: Floats, sign: Floats, near: Floats
+) -> Floats:
     """The future's price over the strike from which on exercise is best, by Newton's method.
 
     It lies between the strike and where an option without expiration is exercised.
     """
     endless = (1 + sign * np.sqrt(1 + 4 * alpha)) / 2
     limit = endless / (endless - 1)
-    edge = 1 + (limit - 1) * -np.expm1(-2 * spread / np.abs(limit - 1))
+    guess = 1 + (limit - 1) * -np.expm1(-2 * spread / np.abs(limit - 1))
+    edge = np.where(np.isnan(near), guess, near)
     for _ in range(30):
         d1 = np.log(edge) / spread + spread / 2
         n1, n2 = ndtr(sign * d1), ndtr(sign * (d1 - spread))
