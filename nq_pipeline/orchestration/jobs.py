@@ -48,7 +48,7 @@ backfill_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(*HISTORY.values()),
     description="Buy a trade date of Databento's history. "
     "Choose the schemas and set max_usd in the launchpad.",
-    # Only one of them at a time, whoever launched it: a capture always finds a slot.
+    # Only one of them at a time: a capture always finds a slot.
     tags={KIND: "backfill", BACKFILL: "", MAX_RUNTIME: str(6 * 3600), "dagster/priority": "-10"},
 )
 capture_job = dg.define_asset_job(

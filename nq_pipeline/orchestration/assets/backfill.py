@@ -33,8 +33,8 @@ class BackfillConfig(dg.Config):
     max_usd: float = Field(
         0.0,
         ge=0,
-        description="What this run, which is one trade date, may cost in USD, beside the ledger's budgets. "
-        "At 0 only what the plan includes is asked for.",
+        description="What each schema of this run, which is one trade date, may cost in USD, beside the "
+        "ledger's budgets. At 0 only what the plan includes is asked for.",
     )
 
 
