@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 
 from nq_pipeline.market.sessions import sessions
 
 FIRST = date(2025, 1, 2)
-LAST_KNOWN = date(2027, 12, 31)
-"""Until here holidays are left out of the grid. Fixed, so that every load gives the same grid, and
-near, because Dagster writes the holidays into each run's events, a hundred bytes apiece. A later
-holiday is a partition that stays empty."""
+LAST_KNOWN = date(datetime.now(UTC).year + 1, 12, 31)
+"""Until here holidays are left out of the grid, from whichever year it is loaded in: keys of the past are
+the same. No further, because Dagster writes the holidays into runs' events, a hundred bytes apiece."""
+
+OPENING = "Etc/GMT-2"
+"""Two hours east of UTC, midnight is 17:00 in Chicago in summer, when the session of the new day opens,
+and 16:00 in winter, in the pause before it. So a day's key is the newest exactly as long as its trade
+date is the current one, but for that hour and holidays without a session. Written as a zone, because
+Dagster names a window after its beginning, which is the evening before in Chicago."""
 
 
-def trade_dates(first: date = FIRST, last_known: date = LAST_KNOWN) -> dg.DailyPartitionsDefinition:
-    """The trade dates since `first`, up to the one of the session that is open now.
+def trade_dates(first: date = FIRST, last_known: date = LAST_KNOWN) -> dg.TimeWindowPartitionsDefinition:
+    """The trade dates since `first`, up to the current one: *latest* in the UI is what vendors show.
 
-    A session opens 17:00 Chicago the evening before its trade date, so one key more than today's
-    is needed from then on; it is there all day.
+    Windows begin on weekdays only, so that Friday's lasts over the weekend; of a holiday the next
+    trade date's is there, whose session is open then.
     """
     traded = {session.trade_date for session in sessions(first, last_known)}
     days = [first + timedelta(days=n) for n in range((last_known - first).days + 1)]
     holidays = [datetime.combine(day, time()) for day in days if day.weekday() < 5 and day not in traded]
-    return dg.DailyPartitionsDefinition(
-        start_date=datetime.combine(first, time()),
-        timezone="America/Chicago",
-        end_offset=2,
-        exclusions=["0 0 * * 6", "0 0 * * 0", *holidays],
+    return dg.TimeWindowPartitionsDefinition(
+        start=datetime.combine(first, time()),
+        fmt="%Y-%m-%d",
+        timezone=OPENING,
+        cron_schedule="0 0 * * 1-5",
+        end_offset=1,
+        exclusions=holidays,
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 from dagster import partition_loading_context
 
 from nq_pipeline.lake.schemas import SOURCE_CHAIN, SPEND, TRADE_PRESSURE, TRADES
-from nq_pipeline.market.sessions import CHICAGO, sessions, trade_date
+from nq_pipeline.market.sessions import is_open, sessions, trade_date
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.analytics import PRESSURE
@@ -68,15 +68,26 @@ def test_partitions_are_the_trade_dates_of_the_calendar() -> None:
     assert keys == [s.trade_date.isoformat() for s in sessions(FIRST, last)]
 
 
-def test_the_current_trade_date_has_a_partition_at_every_hour_of_a_year() -> None:
-    start = datetime(2026, 1, 1, tzinfo=CHICAGO)
-    without = []
-    for hour in range(0, 365 * 24, 3):
-        now = start + timedelta(hours=hour, minutes=5)
+def test_the_newest_partition_is_the_current_trade_date_at_every_hour_of_a_year_that_has_a_market() -> None:
+    """What *latest* means in the UI; and no hour is without its partition, market or not."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    without, ahead = [], []
+    for hour in range(365 * 24):
+        now = start + timedelta(hours=hour, seconds=5)
+        current = trade_date(now).isoformat()
         with partition_loading_context(effective_dt=now):
-            if not TRADE_DATES.has_partition_key(trade_date(now).isoformat()):
+            newest = TRADE_DATES.get_last_partition_key()
+            if newest != current and is_open(now, "globex"):
+                ahead.append((now, newest))
+            if newest != current and not TRADE_DATES.has_partition_key(current):
                 without.append(now)
-    assert without == []
+    assert (without, ahead) == ([], [])
+
+
+def test_a_window_of_a_partition_begins_on_its_trade_date() -> None:
+    """Where a partition becomes a date again, whatever the zone of the windows."""
+    key = "2026-03-16"
+    assert TRADE_DATES.time_window_for_partition_key(key).start.date().isoformat() == key
 
 
 def test_workspace_and_instance_serve_a_fresh_clone() -> None:
