@@ -32,7 +32,7 @@ notebook: install ## Open notebooks/first_look.py on the lake, in the browser
 	@$(BIN)/marimo edit --host 127.0.0.1 notebooks/first_look.py
 
 test: install ## Run the whole test suite
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install ## Style, types and the floors of the house
 	@$(BIN)/ruff check .

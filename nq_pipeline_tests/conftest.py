@@ -12,7 +12,21 @@ from hypothesis import settings
 settings.register_profile("nq", deadline=None)
 settings.load_profile("nq")
 
+LONG = {
+    "test_docs.py",
+    "test_ui.py",
+    "test_spend_ui.py",
+    "test_capture_run.py",
+    "test_vendors.py",
+    "test_faults.py",
+}
+"""Files that take longest: a file stays with one worker, so these begin first and none is left at the end."""
+
 SHARED = Path(os.environ.get("NQ_SHARED", Path(__file__).parents[2] / "shared")) / "fixtures"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
