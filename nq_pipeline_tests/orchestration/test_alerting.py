@@ -16,6 +16,7 @@ from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.errors import Unavailable
 from nq_pipeline.orchestration import alerting
 from nq_pipeline.orchestration.alerting import alerts, run_failures
+from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.settings import SOURCE_NAMES, Settings
@@ -55,7 +56,12 @@ class Desk:
         failing = {name: FakeVendor(name, raises=Unavailable(error)) for name in SOURCE_NAMES}
         self.vendors = failing if error else {name: FakeVendor(name) for name in SOURCE_NAMES}
         job = self.defs.resolve_job_def("chain_snapshot")
-        return job.execute_in_process(instance=self.instance, partition_key=partition, raise_on_error=False)
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=partition,
+            raise_on_error=False,
+            asset_selection=[CHOSEN, *SOURCES.values()],
+        )
 
     def tick(self) -> str:
         """One tick of the sensor `alerts`; what it says."""

@@ -10,11 +10,13 @@ import dagster as dg
 from nq_pipeline.lake.catalog import connect
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline.orchestration.assets.chains import CHOSEN
+from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import prune
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.fakes import FakeVendor
+
+CHAINS = [CHOSEN, *SOURCES.values()]
 
 
 def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_path: Path) -> None:
@@ -30,7 +32,9 @@ def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_pat
         defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
         with dg.DagsterInstance.ephemeral() as instance:
             job = defs.resolve_job_def("chain_snapshot")
-            assert job.execute_in_process(instance=instance, partition_key="2025-06-10").success
+            assert job.execute_in_process(
+                instance=instance, partition_key="2025-06-10", asset_selection=CHAINS
+            ).success
     lake = Lake(tmp_path / "live" / "lake")
     rows = lake.manifest(OPTION_CHAIN).rows
     assert len(lake.manifest(SOURCE_CHAIN).files) == 3
@@ -59,7 +63,9 @@ def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_pat
     with dg.instance_for_test() as instance:
         snapshots, retention = (defs.resolve_job_def(name) for name in ("chain_snapshot", "retention"))
         runs = [
-            snapshots.execute_in_process(instance=instance, partition_key="2025-06-10").run_id
+            snapshots.execute_in_process(
+                instance=instance, partition_key="2025-06-10", asset_selection=CHAINS
+            ).run_id
             for _ in range(3)
         ]
         assert retention.execute_in_process(instance=instance).success
