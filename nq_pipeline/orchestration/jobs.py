@@ -19,7 +19,7 @@ from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
-KIND, CAPTURE, BACKFILL = "nq/kind", "capture", "nq/backfill"
+KIND, CAPTURE = "nq/kind", "capture"
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
 as started for ever, and would hold its place in the queue."""
@@ -48,8 +48,7 @@ backfill_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(*HISTORY.values()),
     description="Buy a trade date of Databento's history. "
     "Choose the schemas and set max_usd in the launchpad.",
-    # Only one of them at a time: a capture always finds a slot.
-    tags={KIND: "backfill", BACKFILL: "", MAX_RUNTIME: str(6 * 3600), "dagster/priority": "-10"},
+    tags={KIND: "backfill", MAX_RUNTIME: str(6 * 3600), "dagster/priority": "-10"},
 )
 capture_job = dg.define_asset_job(
     "capture",

@@ -6,7 +6,7 @@ vendor is asked; these say that it happened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from decimal import Decimal
 
@@ -19,8 +19,13 @@ from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.spend.money import ZERO, shown
 from nq_pipeline.spend.statement import Statement
 
+CHAIN = "chain"
+"""What a refusal of a vendor's whole chain is kept under, in place of a schema."""
 
-def judge(month: Statement, said: Sequence[Entitlement], today: date) -> dict[str, Finding]:
+
+def judge(
+    month: Statement, said: Sequence[Entitlement], today: date, sources: Collection[str]
+) -> dict[str, Finding]:
     """Every judgement, by the name of its check.
 
     Parameters
@@ -31,13 +36,15 @@ def judge(month: Statement, said: Sequence[Entitlement], today: date) -> dict[st
         The newest word of every vendor on every schema.
     today
         The trade date on which a refusal is in force or has lapsed.
+    sources
+        The vendors that are asked for chains.
     """
     return {
         "budget": budget(month),
         "projection": projection(month),
         "plan_fee": plan_fee(month),
         "reconciled": reconciled(month),
-        "entitlement": entitlement(said, today),
+        "entitlement": entitlement(said, today, sources),
     }
 
 
@@ -110,13 +117,17 @@ def reconciled(month: Statement) -> Finding:
     )
 
 
-def entitlement(said: Sequence[Entitlement], today: date) -> Finding:
-    """Whether a plan refuses what is wanted; an error where the live gateway has nothing lesser left."""
+def entitlement(said: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
+    """Whether a plan refuses what is wanted; an error where there is nothing else to fall back on."""
     refused = [one for one in said if one.ask_again is not None and today < one.ask_again]
     if not refused:
         return Finding(passed=True, sentence="no plan refuses anything that was asked for", severity="warn")
-    left_nothing = [one for one in refused if one.mode == "live" and one.schema == LADDER[-1]]
+    others = set(sources) - {one.vendor for one in refused if one.schema == CHAIN}
+    left_nothing = [one for one in refused if _is_last(one, others)]
     first = (left_nothing or refused)[0]
+    step = first.step or first.text
+    if first.schema == CHAIN and not others:
+        step = f"no vendor of {', '.join(sources)} is left to ask"
     table = pl.DataFrame(
         [
             {"vendor": e.vendor, "schema": e.schema, "mode": e.mode, "step": e.step, "said": e.text}
@@ -125,8 +136,21 @@ def entitlement(said: Sequence[Entitlement], today: date) -> Finding:
     )
     return Finding(
         passed=False,
-        sentence=f"{first.vendor} refuses {first.schema} ({first.mode}): {first.step or first.text}",
+        sentence=f"{first.vendor} refuses {first.schema} ({first.mode}): {step}",
         severity="error" if left_nothing else "warn",
-        numbers={"refused_schemas": len(refused)},
+        numbers={"refused_schemas": len(refused), "left_nothing": len(left_nothing)},
         table=table,
     )
+
+
+def _is_last(refused: Entitlement, others: Collection[str]) -> bool:
+    """Whether nothing takes the place of what was refused.
+
+    Below a live schema there is a lesser one, beside a vendor's chain are the `others`, and before a day
+    of history are older ones, unless it was refused as a whole.
+    """
+    if refused.mode == "live":
+        return refused.schema == LADDER[-1]
+    if refused.schema == CHAIN:
+        return not others
+    return refused.data_from is None

@@ -107,8 +107,9 @@ def test_workspace_and_instance_serve_a_fresh_clone() -> None:
     # A capture that has to start again finds a slot, and no second one beside it.
     runs = instance["concurrency"]["runs"]
     limited = {limit["key"]: limit["limit"] for limit in runs["tag_concurrency_limits"]}
-    assert limited == {"nq/kind": 1, "nq/live_capture": 1, "nq/backfill": 1, "dagster/backfill": 1}
+    assert limited == {"nq/kind": 1, "nq/live_capture": 1, "dagster/backfill": 1}
     assert runs["max_concurrent_runs"] >= 4
+    assert instance["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
     # A tool block in pyproject.toml would win over workspace.yaml and rename the location.
     assert "[tool.dagster" not in (ROOT / "pyproject.toml").read_text()
     assert "[tool.dg" not in (ROOT / "pyproject.toml").read_text()

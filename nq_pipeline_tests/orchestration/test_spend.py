@@ -25,7 +25,7 @@ from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.spend import CHECKS, LEDGER_ASSET
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings, load
-from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline_tests.backfill.conftest import vendor
 
@@ -170,22 +170,40 @@ class Later:
         time.sleep(seconds)
 
 
+ASKED, NEXT = date(2025, 6, 10), date(2025, 6, 11)
+
+
+def no(vendor: str, schema: str, mode: Mode, data_from: date | None = None) -> Entitlement:
+    """A refusal of that trade date."""
+    return Entitlement(vendor, "d", schema, mode, "live", ASKED, False, "Not authorized", data_from=data_from)
+
+
 @pytest.mark.parametrize(
-    ("schema", "today", "passed", "severity"),
+    ("refusals", "today", "verdict"),
     [
-        ("mbo", date(2025, 6, 10), False, "warn"),
-        ("trades", date(2025, 6, 10), False, "error"),
-        ("trades", date(2025, 6, 11), True, "warn"),
+        ([], ASKED, None),
+        ([no("databento", "mbo", "live")], ASKED, "warn"),
+        ([no("databento", "mbo", "live"), no("databento", "trades", "live")], ASKED, "error"),
+        ([no("databento", "trades", "live")], NEXT, None),
+        ([no("polygon", "chain", "historical")], ASKED, "warn"),
+        ([no("polygon", "chain", "historical"), no("databento", "chain", "historical")], ASKED, "error"),
+        ([no("polygon", "chain", "historical"), no("databento", "chain", "historical")], NEXT, None),
+        ([no("databento", "mbo", "historical", data_from=ASKED)], ASKED, "warn"),
+        ([no("databento", "mbo", "historical")], ASKED, "error"),
     ],
 )
-def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_is_below(
-    schema: str, today: date, passed: bool, severity: str
+def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_its_place(
+    refusals: list[Entitlement], today: date, verdict: str | None
 ) -> None:
-    refusal = Entitlement(
-        "databento", "GLBX.MDP3", schema, "live", "live", date(2025, 6, 10), False, "Not authorized"
-    )
-    found = spend_quality.entitlement([refusal], today)
-    assert (found.passed, found.severity) == (passed, severity)
+    found = spend_quality.entitlement(refusals, today, ("polygon", "databento"))
+    assert (None if found.passed else found.severity) == verdict
+
+
+def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
+    refusals = [no("polygon", "chain", "historical")]
+    found = spend_quality.entitlement(refusals, ASKED, ("polygon",))
+    assert found.severity == "error" and found.sentence.endswith("no vendor of polygon is left to ask")
+    assert spend_quality.entitlement(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
 
 
 def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:

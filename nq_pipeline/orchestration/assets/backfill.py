@@ -22,6 +22,9 @@ from nq_pipeline.spend.export import export_spend
 
 Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
+POOL = "databento_history"
+"""Runs of these assets go one after the other, launched by the job or from an asset's page: the
+instance's pools have one slot (`dagster.yaml`), and a capture always finds one of its own."""
 HAD = ("complete", "empty", "missing")
 """States of a day that leave nothing to buy."""
 HISTORY = {schema: dg.AssetKey(["databento", "history", schema.replace("-", "_")]) for schema in SCHEMAS}
@@ -46,15 +49,17 @@ def history(schema: str) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         partitions_def=TRADE_DATES,
-        description=f"Trade dates of Databento's history, schema {schema}, each counted against the vendor "
-        "before it is called complete. What it costs is reserved in the ledger first, and a day that is "
-        "complete is never bought again. `nq backfill` does the same in a terminal, and says the price "
-        f"before; docs/backfill.md explains both.\n\n{table.meaning}",
+        description=f"{schema} of Databento's history: a trade date is bought, and counted against the "
+        "vendor before it is called complete. What it costs is reserved in the ledger first (max_usd in the "
+        "launchpad), and a day that is complete is never bought again. `nq backfill` does the same in a "
+        "terminal, and says the price before; docs/backfill.md explains both. Rows go to the table "
+        f"`{table.name}`, together with what else fills it.\n\n{table.meaning}",
         metadata=metadata.of_table(table),
         group_name="history",
         owners=["team:market-data"],
         tags={"nq/underlying": "future", "nq/cost": "metered"},
         kinds={"databento", "parquet"},
+        pool=POOL,
         check_specs=[
             dg.AssetCheckSpec(
                 "complete",

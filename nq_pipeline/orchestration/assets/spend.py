@@ -59,7 +59,7 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
         except LedgerError as error:
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
             return
-        findings = spend_quality.judge(month, in_force(lake), sessions.trade_date(now))
+        findings = spend_quality.judge(month, in_force(lake), sessions.trade_date(now), settings.sources)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if LEDGER_ASSET in context.selected_asset_keys:

@@ -13,8 +13,9 @@ CHECKS = {
     "A warning.",
     "plan_fee": "The plan's monthly fee is booked. A warning where NQ_PLAN_MONTHLY_USD is another by now.",
     "reconciled": "No reservation is open for longer than NQ_BUDGET_REVIEW_H.",
-    "entitlement": "No plan refuses a schema that was asked for. A warning where there is a step below, an "
-    "error where the live gateway has none left.",
+    "entitlement": "No plan refuses what was asked for. A warning where something takes its place: a lesser "
+    "schema of the live gateway, another vendor's chain, older days of history; an error where nothing is "
+    "left.",
 }
 
 
