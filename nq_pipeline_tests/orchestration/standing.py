@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,15 +66,28 @@ class Market:
 
 
 @contextmanager
-def market(data: Path, *faults: Fault, load: int, now: datetime = NOW) -> Iterator[Market]:
-    """A market twenty seconds after its opening, or at another instant, whose clock runs."""
-    with served(*faults, load=load, now=now, limits=unlimited()) as gateway, _clock(gateway) as url:
+def market(
+    data: Path,
+    *faults: Fault,
+    load: int,
+    now: datetime = NOW,
+    wanted: str = "trades",
+    not_entitled: Collection[str] = ("mbo",),
+) -> Iterator[Market]:
+    """A market twenty seconds after its opening, or at another instant, whose clock runs.
+
+    `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
+    """
+    with (
+        served(*faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled) as gateway,
+        _clock(gateway) as url,
+    ):
         settings = {
             "NQ_DATA_DIR": str(data),
             "NQ_DATABENTO_URL": url,
             "NQ_DATABENTO_GATEWAY": gateway.address,
             "DATABENTO_API_KEY": next(iter(gateway.keys)),
-            "NQ_CAPTURE_SCHEMA": "trades",
+            "NQ_CAPTURE_SCHEMA": wanted,
         }
         yield Market(gateway, settings, data)
 

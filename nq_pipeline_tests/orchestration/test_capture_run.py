@@ -133,6 +133,26 @@ def test_a_capture_that_reaches_the_close_seals_its_partition_with_totals(
     assert {"records", "records_per_s", "bytes", "reconnects", "open_gaps"} <= plotted
 
 
+def test_a_plan_without_mbo_is_captured_as_trades_and_both_checks_of_entitlement_say_so(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    lacks = ("mbo", "mbp-1")
+    with market(tmp_path, load=1, now=CLOSES - timedelta(seconds=8), wanted="mbo", not_entitled=lacks) as it:
+        run = captured(it, instance)
+        assert run.status is dg.DagsterRunStatus.SUCCESS
+        assert it.is_whole()
+        spend = build_defs(it.vendors.given).resolve_job_def("spend").execute_in_process(instance=instance)
+    event = instance.get_latest_materialization_event(TRADES_ASSET)
+    assert event and event.asset_materialization
+    shown = event.asset_materialization.metadata
+    assert (shown["schema_options"].value, shown["schema_futures"].value) == ("trades", "trades")
+    assert latest_checks(instance)["entitlement"] == (False, "WARN")
+    (said,) = [e for e in spend.get_asset_check_evaluations() if e.check_name == "entitlement"]
+    assert (said.passed, said.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert said.description == "databento refuses mbo (live): mbp-1 is asked for instead"
+    assert said.metadata["refused_schemas"].value == len(lacks)
+
+
 def test_a_run_marked_as_cancelled_stops_by_itself_and_flushes(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

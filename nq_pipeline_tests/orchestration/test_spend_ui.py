@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import date
 from pathlib import Path
@@ -19,6 +20,7 @@ from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, DAY, FLAGS, NOW
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 PATIENCE_S = 120.0
+TOLD = re.compile(r"Sensor alerts skipped: [1-9]\d* firing")
 
 
 def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_was_sent(
@@ -53,12 +55,18 @@ def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_w
                 expect(page.get_by_text(text).first).to_be_visible()
             finally:
                 page.screenshot(path=tmp_path / f"{text[:11]}.png")
-        browser.close()
-
         log, give_up = settings.environment_dir / "alerts.jsonl", time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up and "check/spend/ledger/budget" not in _keys(log):
+        while time.monotonic() < give_up and not TOLD.search(ui.log.read_text()):
             time.sleep(0.5)
         assert "check/spend/ledger/budget" in _keys(log), ui.tail()
+        page.goto(f"{ui.url}/locations/nq_pipeline/sensors/alerts", timeout=30_000)
+        try:
+            page.get_by_role("button", name="0 runs requested").first.click()
+            expect(page.get_by_text(re.compile(r"[1-9]\d* firing")).first).to_be_visible()
+        finally:
+            page.screenshot(path=tmp_path / "alerts.png")
+        browser.close()
+
         key = reachable.databento_api_key
         assert key is not None
         auth = (key.get_secret_value(), "")
