@@ -52,6 +52,7 @@ docs: install ## Write the generated pages of the documentation anew
 
 site: install ## Build the documentation as a site, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Site: site/index.html; open it in any browser"
 
-clean: ## Remove the environment and everything in data/
-	rm -rf .venv data/sandbox data/live data/.dagster
+clean: ## Remove the environment, the sandbox's data and Dagster's history; data/live stays
+	rm -rf .venv site data/sandbox data/.dagster

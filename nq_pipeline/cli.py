@@ -61,7 +61,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Ask the vendors for chains now, and write and price the best.")
 @click.option("--series", "-s", multiple=True, metavar="SERIES",
               help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
               "site's own code, e.g. MM1N5. Without it: all expirations of the next days.")  # fmt: skip
@@ -112,7 +112,7 @@ def run(
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
 
 
-@main.command()
+@main.command(short_help="Capture trades and books live from Databento's gateway.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Stop after so long; by default at the close of the window, or at Ctrl-C.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
@@ -165,7 +165,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     )
 
 
-@main.command()
+@main.command(short_help="Run a query on the lake, read-only, on the newest data.")
 @click.argument("query")
 @click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
@@ -195,11 +195,11 @@ def sql(query: str, form: str | None) -> None:
                 frame = relation.pl()
                 click.echo(frame.write_csv().rstrip() if form == "csv" else _json(frame.to_dicts()))
         except (duckdb.Error, LakeError) as error:
-            click.echo(f"nq: the query failed: {error}", err=True)
+            click.echo(f"nq: the query failed: {error}\n`nq tables` lists tables and columns.", err=True)
             sys.exit(SQL_FAILED)
 
 
-@main.command()
+@main.command(short_help="Write the newest snapshot as one HTML page and open it.")
 @click.option("--snapshot", "moment", metavar="INSTANT",
               help="The chain as it stood at this moment, in ISO 8601; the newest without it.")  # fmt: skip
 @click.option("--no-open", is_flag=True, help="Only write the page.")
@@ -220,9 +220,9 @@ def report(moment: str | None, no_open: bool) -> None:
     from nq_pipeline.report import write_report
     from nq_pipeline.settings import load
 
-    settings = load()
+    settings, snapshot_ts = load(), _instant(moment) if moment else None
     _note_sandbox(settings)
-    page = write_report(settings, snapshot_ts=_instant(moment) if moment else None).resolve()
+    page = write_report(settings, snapshot_ts=snapshot_ts).resolve()
     opened = not no_open and webbrowser.open(page.as_uri())
     click.echo(f"Report: {page}{'' if opened else '; open it in any browser'}")
 
@@ -263,7 +263,7 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
         click.echo(f"Not all of it: {done.cut}.")
 
 
-@main.command()
+@main.command(short_help="Each vendor: configured, reachable, entitled, what to mend.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sentences
 def doctor(as_json: bool) -> None:
@@ -312,7 +312,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(OK if healthy else UNHEALTHY)
 
 
-@main.command()
+@main.command(short_help="Test the feed before trusting it, and keep the evidence.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
 @click.option("--max-usd", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="USD",
@@ -357,7 +357,7 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
     sys.exit(OK if report.sound else UNHEALTHY)
 
 
-@main.command()
+@main.command(short_help="Buy days of Databento's history, each priced beforehand.")
 @click.option("--schema", required=True, metavar="SCHEMA",
               help="trades, mbo, definition, statistics, ohlcv-1m, ohlcv-1d or bbo-1m.")  # fmt: skip
 @click.option("--from", "first", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
@@ -428,6 +428,8 @@ def backfill(
                 click.echo(f"Not all of it would be granted: {_printable(no)}.")
         if dry_run or (total and not yes and not click.confirm("Buy it?")):
             click.echo("Nothing was bought.")
+            if dry_run and total > left:
+                click.echo(f"To buy it, leave out --dry-run and allow {shown(total)} with --max-usd.")
             return
         done = []
         for price in priced:
@@ -447,7 +449,9 @@ def backfill(
     sys.exit(OK if all(day.state in ("complete", "empty", "missing") for day in done) else UNHEALTHY)
 
 
-@main.group(invoke_without_command=True)
+@main.group(
+    invoke_without_command=True, short_help="What the month has cost, what is reserved and what is left."
+)
 @click.option("--month", "named", metavar="YYYY-MM", help="Another month than the running one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -558,7 +562,7 @@ def test_alert() -> None:
     sys.exit(OK if sent.delivered or settings.alert_webhook is None else UNHEALTHY)
 
 
-@main.command()
+@main.command(short_help="Remove what is old and proven to be in the lake.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sentences
@@ -587,7 +591,7 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(f"{'dry run, nothing is removed: ' if dry_run else ''}{part.sentence}")
 
 
-@main.command()
+@main.command(short_help="Open the Dagster UI on loopback, until Ctrl-C.")
 @click.option("--port", type=int, default=3000, show_default=True, help="Port of the UI on loopback.")
 @sentences
 def ui(port: int) -> None:
@@ -613,7 +617,7 @@ def ui(port: int) -> None:
     sys.exit(OK if code in (0, 130, -2) else FAULT)
 
 
-@main.command()
+@main.command(short_help="Serve the stand-ins of all vendors, until Ctrl-C.")
 @click.option("--port", type=int, help="Port on loopback; by default the last one used, or a free one.")
 @click.option(
     "--fault", "faults", multiple=True, metavar="VENDOR=FAULT", help="Let a vendor misbehave (repeatable)."
@@ -655,7 +659,7 @@ def tables(markdown: bool) -> None:
     click.echo(reference.markdown() if markdown else reference.text())
 
 
-@main.command()
+@main.command(short_help="Show every setting and its value; secrets stay hidden.")
 @click.option("--markdown", is_flag=True, help="Print the reference page `docs/configuration.md`.")
 @sentences
 def settings(markdown: bool) -> None:
@@ -820,7 +824,9 @@ def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
-        click.echo(f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; `unpriced` says why not.")
+        click.echo(
+            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; option_pricing.unpriced says why."
+        )
         click.echo("Next, paste:")
         click.echo(
             f'  {_program()} sql "select series, source, count(*) as contracts, '

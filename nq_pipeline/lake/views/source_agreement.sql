@@ -1,9 +1,10 @@
+-- NOT MATERIALIZED: DuckDB 2.0.0 never returns from a LIMIT over a join of a materialized CTE with itself.
 CREATE VIEW source_agreement AS
-WITH newest AS (
+WITH newest AS NOT MATERIALIZED (
     SELECT * FROM source_chain
     WHERE trade_date = (SELECT max(trade_date) FROM source_chain)
     QUALIFY snapshot_ts_ns = max(snapshot_ts_ns) OVER (PARTITION BY source, series)
-), quoted AS (
+), quoted AS NOT MATERIALIZED (
     SELECT *, CASE WHEN bid <= ask THEN (bid + ask) / 2 END AS mid FROM newest
 )
 SELECT
