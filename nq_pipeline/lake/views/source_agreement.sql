@@ -1,4 +1,4 @@
--- NOT MATERIALIZED: DuckDB 2.0.0 never returns from a LIMIT over a join of a materialized CTE with itself.
+-- NOT MATERIALIZED: with the CTEs materialized, DuckDB 2.0.0 was seen to hang on a LIMIT over this view.
 CREATE VIEW source_agreement AS
 WITH newest AS NOT MATERIALIZED (
     SELECT * FROM source_chain
