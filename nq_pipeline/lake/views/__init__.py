@@ -6,7 +6,7 @@ and so work in the published `nq.duckdb`, too, in whatever tool opens it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -256,9 +256,9 @@ VIEWS = (
     ),
     View(
         "optopsy_chain",
-        "Options on the future in the columns of optopsy's `options_data`: of every trade date the newest "
-        "row of every contract that has bid, ask and delta. Prices are points: a contract is worth its "
-        "multiplier in dollars per point (20 for NQ), which optopsy must be told.",
+        "Options on the future in the columns optopsy takes: of every trade date the newest row of every "
+        "contract that has bid, ask and delta. Prices are points, and so are its results: a point is worth "
+        "the contract's multiplier in dollars (20 for NQ).",
         (
             Column("underlying_symbol", _S, "underlying future"),
             Column("option_type", _S, "c or p"),
@@ -271,8 +271,7 @@ VIEWS = (
                 Column(name, _F, "as in option_chain_priced")
                 for name in ("gamma", "theta", "vega", "implied_volatility")
             ),
-            _one(OPTION_CHAIN, "volume"),
-            _one(OPTION_CHAIN, "open_interest"),
+            *(replace(_one(OPTION_CHAIN, name), dtype=_F) for name in ("volume", "open_interest")),
         ),
     ),
     View(

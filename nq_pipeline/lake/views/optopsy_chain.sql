@@ -1,5 +1,6 @@
 -- optopsy reads one quote of a contract and day, tells contracts apart by underlying, side,
--- expiration and strike, and cannot use a row without bid, ask and delta.
+-- expiration and strike, and cannot use a row without bid, ask and delta. Its fills by liquidity refuse
+-- integers that may be missing, so volume and open interest are DOUBLE.
 CREATE VIEW optopsy_chain AS
 SELECT
     underlying AS underlying_symbol,
@@ -7,7 +8,8 @@ SELECT
     expiration_date AS expiration,
     trade_date AS quote_date,
     strike, bid, ask, delta, underlying_price,
-    gamma, theta, vega, implied_volatility, volume, open_interest
+    gamma, theta, vega, implied_volatility,
+    volume::DOUBLE AS volume, open_interest::DOUBLE AS open_interest
 FROM (
     SELECT * FROM option_chain_priced
     WHERE underlying_class = 'future'
