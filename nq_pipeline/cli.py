@@ -588,7 +588,7 @@ def retention(dry_run: bool, as_json: bool) -> None:
         return
     _note_sandbox(settings)
     for part in swept:
-        click.echo(f"{'dry run, nothing is removed: ' if dry_run else ''}{part.sentence}")
+        click.echo(f"{'would go: ' if dry_run else 'removed: '}{part.sentence}")
 
 
 @main.command(short_help="Open the Dagster UI on loopback, until Ctrl-C.")
@@ -825,7 +825,7 @@ def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
-            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; option_pricing.unpriced says why."
+            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; option_pricing.unpriced says why not."
         )
         click.echo("Next, paste:")
         click.echo(

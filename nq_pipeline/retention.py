@@ -62,7 +62,7 @@ class Swept:
         stays = f"; stays: {self.kept}" if self.kept else ""
         if self.before is None and self.what != "cache":
             return f"{self.what}: kept for ever"
-        return f"{self.what} {age}: {self.files:,} removed, {self.bytes / 2**20:,.1f} MiB{stays}"
+        return f"{self.what} {age}: {self.files:,} files, {self.bytes / 2**20:,.1f} MiB{stays}"
 
 
 def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[Swept]:
