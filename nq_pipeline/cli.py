@@ -587,8 +587,9 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(_json({"dry_run": dry_run, "swept": [asdict(part) for part in swept]}))
         return
     _note_sandbox(settings)
+    click.echo("This would go:" if dry_run else "This went:")
     for part in swept:
-        click.echo(f"{'would go: ' if dry_run else 'removed: '}{part.sentence}")
+        click.echo(f"  {part.sentence}")
 
 
 @main.command(short_help="Open the Dagster UI on loopback, until Ctrl-C.")
@@ -825,7 +826,8 @@ def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
-            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; option_pricing.unpriced says why not."
+            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; "
+            "option_pricing.unpriced says why not."
         )
         click.echo("Next, paste:")
         click.echo(
