@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -132,30 +133,33 @@ def test_a_run_killed_twice_leaves_tables_that_read_and_the_next_run_completes_t
     start: Start, undisturbed: Undisturbed, tmp_path: Path, kills: int
 ) -> None:
     moments = random.Random(kills)
-    landed = 0
     for n in range(kills // 2):
         data = tmp_path / str(n)
 
-        process = start(data)
-        time.sleep(moments.uniform(0, undisturbed.seconds))
-        landed += killed(process)
+        kill(lambda data=data: start(data), moments.uniform(0, undisturbed.seconds))
         check_readable(data, undisturbed)
 
-        process = start(data)
-        until_writing(process, data, runs=len(list(data.glob("sandbox/raw/runs/*.json"))))
-        time.sleep(moments.uniform(0, undisturbed.writing))
-        landed += killed(process)
+        kill(lambda data=data: writing(start, data), moments.uniform(0, undisturbed.writing))
         check_readable(data, undisturbed)
 
         assert start(data).wait() == 0
         check_readable(data, undisturbed)
         check_complete(data, undisturbed)
-    assert landed, "no kill met a run that was alive"
 
 
-def killed(process: subprocess.Popen[bytes]) -> bool:
-    """Kill -9; whether it was in time."""
-    alive = process.poll() is None
-    process.kill()
-    process.wait()
-    return alive
+def writing(start: Start, data: Path) -> subprocess.Popen[bytes]:
+    """A run that has asked all sources and writes its tables now."""
+    process = start(data)
+    until_writing(process, data, runs=len(list(data.glob("sandbox/raw/runs/*.json"))))
+    return process
+
+
+def kill(begin: Callable[[], subprocess.Popen[bytes]], seconds: float) -> None:
+    """Kill -9 that many seconds on; a run that was done by then is begun anew and killed in half the time."""
+    while True:
+        process = begin()
+        time.sleep(seconds)
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            return
+        seconds /= 2
