@@ -8,19 +8,19 @@ import re
 import shlex
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from nq_pipeline import settings_reference
 from nq_pipeline.cli import main
 from nq_pipeline.lake import catalog, reference
-from nq_pipeline.settings import Settings
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,64 +42,77 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(page.name, code) for page in PAGES for code in pattern.findall(page.read_text())]
 
 
-def command_lines() -> list[tuple[str, str]]:
-    return [
-        (page, line)
-        for page, code in blocks("sh")
-        for line in code.replace("\\\n", " ").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
+def command_lines() -> dict[str, str]:
+    """Every different command line, and the pages it stands on."""
+    found: dict[str, str] = {}
+    for page, code in blocks("sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.startswith("#"):
+                found[line] = f"{found[line]}, {page}" if line in found else page
+    return found
+
+
+def nq(line: str, **environment: str) -> str:
+    """Run a command line of ours in this process; what it printed."""
+    words = shlex.split(line)
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    assert words[0] == "nq", f"what is {line!r}?"
+    done = CliRunner().invoke(main, words[1:], env=environment, catch_exceptions=False)
+    assert done.exit_code == 0, f"{line}\n{done.output}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user who has run `nq run` once in the sandbox."""
-    data = tmp_path_factory.mktemp("data")
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("NQ_")},
-        "NQ_DATA_DIR": str(data),
-        "NQ_NOW": NOW,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    subprocess.run(["nq", "run"], env=environment, cwd=data, check=True, capture_output=True, timeout=100)
-    yield environment
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data folder of a user who has run `nq run` once in the sandbox, whose stand-ins go on serving."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("NQ_")]:
+            patch.delenv(name)
+        stand_in_for_the_user(patch, folder)
+        with endpoints(load()):
+            nq("nq run")
+            yield folder
+
+
+def stand_in_for_the_user(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("NQ_DATA_DIR", str(folder))
+    patch.setenv("NQ_NOW", NOW)
+    patch.chdir(folder)
+
+
+@pytest.fixture
+def lake(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of that user; the folder of what the sandbox has written."""
+    stand_in_for_the_user(monkeypatch, home)
+    return home / "sandbox"
 
 
 @pytest.mark.parametrize(("page", "query"), blocks("sql"), ids=lambda value: value[:40].replace("\n", " "))
-def test_every_query_in_the_documentation_runs_and_finds_something(
-    lake: dict[str, str], page: str, query: str
-) -> None:
-    settings = Settings(data_dir=Path(lake["NQ_DATA_DIR"]))
-    with catalog.connect(settings.environment_dir, guarded=True) as connection:
+def test_every_query_in_the_documentation_runs_and_finds_something(lake: Path, page: str, query: str) -> None:
+    with catalog.connect(lake, guarded=True) as connection:
         rows = catalog.query(connection, query).fetchall()
     assert rows or any(words in query for words in MAY_BE_EMPTY)
 
 
-def test_every_python_block_runs(lake: dict[str, str]) -> None:
-    for page, code in blocks("python"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=lake, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, f"{page}: {done.stderr}"
+@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=lambda value: value[:40].replace("\n", " "))
+def test_every_python_block_runs(lake: Path, page: str, code: str) -> None:
+    exec(compile(code, page, "exec"), {"__name__": page})
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines(), ids=lambda value: value[:60])
-def test_every_command_in_the_documentation_works(lake: dict[str, str], page: str, line: str) -> None:
-    words = shlex.split(line)
-    while "=" in words[0]:
-        words.pop(0)
+@pytest.mark.parametrize("line", command_lines(), ids=lambda value: value[:60])
+def test_every_command_in_the_documentation_works(lake: Path, line: str) -> None:
+    words = line.split()
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
     elif words[0] in ("git", "cd", "cp", "dagster", "ls"):
         return  # not ours to test
-    elif words[:2] == ["nq", "sandbox"]:
+    elif words == ["nq", "sandbox"]:
         assert "sandbox" in main.commands  # serves until it is stopped; the sandbox's own tests start it
     else:
-        assert words[0] == "nq", f"{page}: what is {line!r}?"
-        done = subprocess.run(
-            line, shell=True, env=lake, cwd=lake["NQ_DATA_DIR"], capture_output=True, text=True, timeout=100
-        )
-        assert done.returncode == 0, f"{page}: {line}\n{done.stdout}{done.stderr}"
+        nq(line)
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
@@ -113,29 +126,26 @@ def test_every_link_between_pages_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Strict: a page outside the navigation, a dead link or a dead anchor fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    for page in (tmp_path / "site").rglob("*.html"):
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES) - 2
+    for page in pages:
         tags = re.findall(r"<(?:script|img|iframe|link)[^>]*>", page.read_text())
         loaded = [tag for tag in tags if "http" in tag and 'rel="canonical"' not in tag]
         assert not loaded, f"{page.name}: {loaded}"
 
 
-def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(
-    lake: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(lake: Path, tmp_path: Path) -> None:
     """Cursor, manifests, files in this order; the catalog is made anew."""
-    original = Path(lake["NQ_DATA_DIR"]) / "sandbox"
-    restored = tmp_path / "restored" / "sandbox"
+    original, restored = lake, tmp_path / "restored" / "sandbox"
     for pattern in ("*.published", "manifest.json", "*.parquet"):
         for file in (original / "lake").rglob(pattern):
             copy = restored / file.relative_to(original)
@@ -153,14 +163,8 @@ def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(
         with catalog.connect(folder) as connection:
             answers.append(connection.sql(query).fetchall())
     assert answers[0] == answers[1] and answers[0][0][0] > 0
-    moved = {**lake, "NQ_DATA_DIR": str(restored.parent)}
     month = [
-        json.loads(
-            subprocess.run(
-                ["nq", "budget", "--json"], env=environment, check=True, capture_output=True
-            ).stdout
-        )
-        for environment in (lake, moved)
+        json.loads(nq("nq budget --json", NQ_DATA_DIR=str(folder.parent))) for folder in (original, restored)
     ]
     assert month[0]["total_usd"] == month[1]["total_usd"]
 
