@@ -15,7 +15,6 @@ settings.load_profile("nq")
 LONG = {
     "test_docs.py",
     "test_ui.py",
-    "test_spend_ui.py",
     "test_capture_run.py",
     "test_vendors.py",
     "test_faults.py",

@@ -101,7 +101,7 @@ class Dev:
         """Launch a run, wait for its end, return its status."""
         run_id = self.launch(job, partition)
         status = "STARTING"
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 300
         while status not in ("SUCCESS", "FAILURE", "CANCELED") and time.monotonic() < give_up:
             time.sleep(0.5)
             status = self.graphql(
@@ -114,7 +114,7 @@ class Dev:
 
     def _wait_until_served(self) -> None:
         assert self._process
-        give_up = time.monotonic() + 90
+        give_up = time.monotonic() + 180
         while time.monotonic() < give_up and self._process.poll() is None:
             with contextlib.suppress(requests.RequestException):
                 if requests.get(f"{self.url}/server_info", timeout=5).ok:

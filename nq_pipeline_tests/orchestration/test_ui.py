@@ -1,14 +1,32 @@
-"""The UI as a person sees it: `dagster dev` over the sandbox, one vendor blocked, in a real browser."""
+"""The UI as a person sees it: `dagster dev` over the sandbox, in a real browser.
+
+One vendor is blocked, the budget is nothing, and the gateway has refused two schemas.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.live.ladder import Ladder
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings, load
 from nq_pipeline_tests.orchestration.dev import Dev, dagster_dev
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -21,61 +39,107 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_S = 120.0
+TOLD = re.compile(r"Sensor alerts skipped: [1-9]\d* firing")
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A Dagster that has run the job of the chains once, and the browser's page that looks at it."""
+
+    dev: Dev
+    page: Page
+    settings: Settings
+    vendors: Settings
+    """The settings with the addresses of the stand-ins."""
+
+    def look(self, path: str, name: str, *texts: str) -> None:
+        from playwright.sync_api import expect
+
+        self.page.goto(f"{self.dev.url}/{path}")
+        try:
+            for text in texts:
+                expect(self.page.get_by_text(text).first).to_be_visible()
+            expect(self.page.get_by_text("Loading")).to_have_count(0)
+        finally:
+            self.page.screenshot(path=self.dev.folder / f"{name}.png")
 
 
 @pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     pytest.importorskip("playwright", reason="playwright is not installed (make install)")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
-    settings = {"NQ_NOW": NOW, "NQ_SANDBOX_FAULTS": "barchart=blocked"}
-    with dagster_dev(tmp_path_factory.mktemp("clone"), settings) as running:
-        yield running
-
-
-def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(ui: Dev) -> None:
     from playwright.sync_api import expect, sync_playwright
 
-    assert ui.run("chain_snapshot", DAY) == "SUCCESS", ui.tail()
-
-    with sync_playwright() as driver:
+    folder = tmp_path_factory.mktemp("clone")
+    settings = load(data_dir=folder / "data", now=NOW)
+    ladder = Ladder(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
+    for schema in ("mbo", "mbp-1"):
+        ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
+    given = {"NQ_NOW": NOW, "NQ_SANDBOX_FAULTS": "barchart=blocked", "NQ_BUDGET_DAILY_USD": "0"}
+    # The stand-ins are held open: what they were asked is still to be read when the run is over.
+    with endpoints(settings) as vendors, dagster_dev(folder, given) as dev, sync_playwright() as driver:
+        assert dev.run("chain_snapshot", DAY) == "SUCCESS", dev.tail()
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1300})
         page.set_default_timeout(30_000)
         expect.set_options(timeout=30_000)
-
-        def look(path: str, name: str, *texts: str) -> None:
-            page.goto(f"{ui.url}/{path}")
-            try:
-                for text in texts:
-                    expect(page.get_by_text(text).first).to_be_visible()
-                expect(page.get_by_text("Loading")).to_have_count(0)
-            finally:
-                page.screenshot(path=ui.folder / f"{name}.png")
-
-        look("locations/nq_pipeline/asset-groups/chains", "graph", "option_chain", "barchart", "databento")
-        look(
-            f"assets/nq/option_chain?view=partitions&partition={DAY}",
-            "chain",
-            "winners",
-            "dagster/partition_row_count",
-            "tradovate",
-        )
-        page.get_by_role("row", name="open_interest [Show Markdown]").get_by_text("[Show Markdown]").click()
-        expect(page.locator('img[src^="data:image/svg+xml"]')).to_be_visible()
-        page.wait_for_timeout(500)  # the dialog fades in
-        page.screenshot(path=ui.folder / "plot.png")
-        look(
-            "assets/nq/option_chain?view=checks",
-            "chain_checks",
-            "parity_forward",
-            "sources_agree",
-            "no_proxy",
-        )
-        look("assets/nq/option_chain?view=overview", "chain_overview", "contract_key", "Option".lower())
-        look("assets/barchart/option_chain?view=checks", "barchart_checks", "available", "blocked")
-        look("assets/databento/option_chain?view=overview", "databento_overview", "Metered unless")
-        look("overview/automation", "automation", "chains_while_open", "housekeeping_after_close")
+        yield Watched(dev, page, settings, vendors)
         browser.close()
+
+
+def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(ui: Watched) -> None:
+    from playwright.sync_api import expect
+
+    ui.look("locations/nq_pipeline/asset-groups/chains", "graph", "option_chain", "barchart", "databento")
+    ui.look(
+        f"assets/nq/option_chain?view=partitions&partition={DAY}",
+        "chain",
+        "winners",
+        "dagster/partition_row_count",
+        "tradovate",
+    )
+    shown = ui.page.get_by_role("row", name="open_interest [Show Markdown]")
+    shown.get_by_text("[Show Markdown]").click()
+    expect(ui.page.locator('img[src^="data:image/svg+xml"]')).to_be_visible()
+    ui.page.wait_for_timeout(500)  # the dialog fades in
+    ui.page.screenshot(path=ui.dev.folder / "plot.png")
+    ui.look(
+        "assets/nq/option_chain?view=checks", "chain_checks", "parity_forward", "sources_agree", "no_proxy"
+    )
+    ui.look("assets/nq/option_chain?view=overview", "chain_overview", "contract_key", "option")
+    ui.look("assets/barchart/option_chain?view=checks", "barchart_checks", "available", "blocked")
+    ui.look("assets/databento/option_chain?view=overview", "databento_overview", "Metered unless")
+    ui.look("overview/automation", "automation", "chains_while_open", "housekeeping_after_close")
+
+
+def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_was_sent(ui: Watched) -> None:
+    from playwright.sync_api import expect
+
+    ui.look("assets/databento/option_chain?view=checks", "over_budget", "over_budget")
+    ui.look("assets/spend/ledger?view=checks&checkDetail=budget", "budget", "NQ_BUDGET_DAILY_USD")
+    ui.look(
+        "assets/spend/ledger?view=checks&checkDetail=entitlement",
+        "entitlement",
+        "mbp-1 is asked for instead",
+    )
+    give_up = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up and not TOLD.search(ui.dev.log.read_text()):
+        time.sleep(0.5)
+    assert "check/spend/ledger/budget" in keys(ui.settings.environment_dir / "alerts.jsonl"), ui.dev.tail()
+    ui.look("locations/nq_pipeline/sensors/alerts", "alerts")
+    ui.page.get_by_role("button", name="0 runs requested").first.click()
+    expect(ui.page.get_by_text(re.compile(r"[1-9]\d* firing")).first).to_be_visible()
+
+    assert ui.vendors.databento_api_key
+    auth = (ui.vendors.databento_api_key.get_secret_value(), "")
+    asked = requests.get(f"{ui.vendors.databento_url}/requests", auth=auth, timeout=10).json()
+    assert asked and not [one for one in asked if one["metered"]]
+
+
+def keys(log: Path) -> set[str]:
+    lines = log.read_text().splitlines() if log.exists() else []
+    return {json.loads(line).get("key", "") for line in lines}
