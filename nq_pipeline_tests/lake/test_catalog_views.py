@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -51,10 +52,13 @@ TYPES = {
 }
 
 
-@pytest.fixture(params=["connect", "guarded", "nq.duckdb"])
-def opened(request: pytest.FixtureRequest, environment_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The catalog in the three ways it is read; made when the test asks, after its rows were written."""
-    request.getfixturevalue("filled")
+@pytest.fixture(scope="module", params=["connect", "guarded", "nq.duckdb"])
+def opened(
+    request: pytest.FixtureRequest, stock: Lake, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The catalog in the three ways it is read."""
+    environment_root = tmp_path_factory.mktemp("data") / "sandbox"
+    shutil.copytree(stock.root, environment_root / "lake")
     if request.param == "nq.duckdb":
         connection = duckdb.connect(catalog.publish(environment_root), read_only=True)
         connection.execute("SET TimeZone = 'America/Chicago'")  # as another tool would have it
@@ -115,9 +119,10 @@ def append(lake: Lake, table: object, frame: pl.DataFrame) -> None:
     lake.append(table, conform(table, frame), run_id="run")  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def filled(lake: Lake) -> Lake:
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Two snapshots, vendors that differ by half a point, and trades of a call, a put and the future."""
+    lake = Lake(tmp_path_factory.mktemp("stock") / "lake")
     for minute in (0, 5):
         bid = 10.0 + minute
         append(
@@ -139,6 +144,13 @@ def filled(lake: Lake) -> Lake:
     ]
     append(lake, TRADES, pl.DataFrame(trades, infer_schema_length=None))
     _computed(lake)
+    return lake
+
+
+@pytest.fixture
+def filled(lake: Lake, stock: Lake) -> Lake:
+    """A lake of the test's own with the rows of `stock`."""
+    shutil.copytree(stock.root, lake.root)
     return lake
 
 
