@@ -6,9 +6,6 @@ The comparison reads the recorded JSON itself and shares no code with the parser
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +18,9 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from nq_pipeline.cli import main
 from nq_pipeline.lake import catalog
 
 CHICAGO = ZoneInfo("America/Chicago")
@@ -80,15 +79,9 @@ def recorded(shared: Path, boards: dict[str, str]) -> Iterator[tuple[str, list[s
 
 
 def nq(data: Path, *words: str, **settings: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "nq_pipeline", *words, "--json"],
-        env={"PATH": os.environ["PATH"], "NQ_DATA_DIR": str(data), "NQ_ENVIRONMENT": "live", **settings},
-        cwd=data,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = {"NQ_DATA_DIR": str(data), "NQ_ENVIRONMENT": "live", **settings}
+    done = CliRunner().invoke(main, [*words, "--json"], env=environment)
+    assert done.exit_code == 0, done.output
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
