@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
-from nq_pipeline.charts.theme import LIGHT, Palette, config
+from nq_pipeline.charts.theme import LIGHT, UNTITLED, Palette, config
 
 
 def svg(
@@ -15,7 +16,7 @@ def svg(
     *,
     palette: Palette = LIGHT,
     width: int,
-    height: int,
+    height: int | None = None,
     title: bool = True,
     spoken: bool = True,
 ) -> str:
@@ -25,19 +26,36 @@ def svg(
 
     Parameters
     ----------
+    height
+        When left out, what the chart asks for.
     title
         Without, there is room for none: the words are the page's.
     spoken
         Without, what marks say is left out: an image on a page can neither show nor read it.
     """
-    import vl_convert
-
-    picture = vl_convert.vegalite_to_svg(_spec(chart, palette, width, height, title))
+    (picture,) = svgs(chart, palette=palette, widths=[width], height=height, title=title)
     if not spoken:
         picture = re.sub(r'<path[^>]* opacity="0\.001"[^>]*/>', "", picture)  # marks that only answer
         picture = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", picture)
+    return picture
+
+
+def svgs(
+    chart: alt.LayerChart,
+    *,
+    palette: Palette = LIGHT,
+    widths: Sequence[int],
+    height: int | None = None,
+    title: bool = True,
+) -> list[str]:
+    """The chart as SVG in several widths, compiled once; parameters as `svg`."""
+    import vl_convert
+
+    compiled = vl_convert.vegalite_to_vega(_spec(chart, palette, widths[0], height, title))
+    across = widths[0] - compiled["width"]
+    pictures = (vl_convert.vega_to_svg(compiled | {"width": width - across}) for width in widths)
     # A tenth of a pixel is more than eyes see, and half of the file.
-    return re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', _to_tenths, picture)
+    return [re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', _to_tenths, picture) for picture in pictures]
 
 
 def png(
@@ -50,14 +68,19 @@ def png(
     return vl_convert.vegalite_to_png(spec, scale=scale)
 
 
-def _spec(chart: alt.LayerChart, palette: Palette, width: int, height: int, title: bool) -> dict[str, Any]:
+def _spec(
+    chart: alt.LayerChart, palette: Palette, width: int, height: int | None, title: bool
+) -> dict[str, Any]:
+    """The chart at its size; without its title there is no room for it."""
     spec = chart.to_dict(validate=False)
-    spec |= {"config": config(palette), "width": width, "height": height}
-    spec["autosize"] = {"type": "fit", "contains": "padding"}
-    spec["padding"] = {"left": 10, "right": 10, "top": 6, "bottom": 4}
+    room = spec["padding"]
     if not title:
+        room = room | {"top": UNTITLED}
         del spec["title"]
-    return spec
+    spec["width"] = width - room["left"] - room["right"]
+    if height is not None:
+        spec["height"] = height - room["top"] - room["bottom"]
+    return spec | {"padding": room, "config": config(palette)}
 
 
 def _to_tenths(attribute: re.Match[str]) -> str:

@@ -7,6 +7,9 @@ import polars as pl
 
 from nq_pipeline.charts.theme import SIGNED, Picture, axis, finished, said
 
+PAIRS = 138
+"""Room for the names of two sources beside a picture, pixels."""
+
 
 def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
     """What the month has come to by day, the plan's fee included, against its budget.
@@ -112,9 +115,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
             "the second's middle price less the first's, points", labelExpr=SIGNED, tickCount=7, grid=True
         ),
     )
-    y = alt.Y(
-        "pair:N", axis=alt.Axis(title=None, grid=False, labelLimit=170), scale=alt.Scale(paddingOuter=0.6)
-    )
+    y = alt.Y("pair:N", axis=alt.Axis(title=None, grid=False), scale=alt.Scale(paddingOuter=0.6))
     base = alt.Chart(drawn).encode(y=y)
     return finished(
         [
@@ -128,7 +129,8 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
         "Do the sources agree?",
         "Dot: the median contract; bar: nine in ten. Sources differ in delay",
         drawn,
-        height=100 + 44 * drawn.height,
+        height=24 + 44 * drawn.height,
+        left=PAIRS,
     )
 
 

@@ -15,6 +15,8 @@ MOST_BARS = 56
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
 """Points of strike that a bar may stand for."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
+NAMES = 76
+"""Room for the names of series beside a picture, pixels."""
 
 
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
@@ -118,7 +120,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     y = alt.Y(
         "name:N",
         sort=drawn["name"].to_list(),
-        axis=alt.Axis(title=None, grid=False, labelLimit=120),
+        axis=alt.Axis(title=None, grid=False),
         scale=alt.Scale(paddingOuter=0.4),
     )
     base = alt.Chart(drawn).encode(y=y)
@@ -132,7 +134,8 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         "Put/call ratio",
         "Dots: open interest of the day before; rings: this session's volume",
         metrics,
-        height=max(160, 84 + 21 * drawn.height),
+        height=max(84, 8 + 21 * drawn.height),
+        left=NAMES,
     )
 
 

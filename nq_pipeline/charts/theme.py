@@ -18,8 +18,12 @@ import polars as pl
 Picture = alt.LayerChart | str
 """A chart, or the sentence that says why there is none."""
 
-WIDTH, HEIGHT = 640, 320
-"""Of a chart that is shown as it is, pixels."""
+WIDTH, HEIGHT = 640, 244
+"""Of a chart that is shown as it is, all in all, and of the field that is drawn on, pixels."""
+LEFT, RIGHT, BOTTOM = 52, 16, 46
+"""Room beside a picture for its axes, pixels. Fixed, because to fit it the renderer would draw all twice."""
+TITLED, SUBTITLED, UNTITLED = 64, 16, 30
+"""Room above it for its title, for every line below that, and for the name of the axis alone."""
 SANDBOX = "SANDBOX: a synthetic market, no price here is real"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+,~r')"
@@ -97,10 +101,12 @@ def config(palette: Palette) -> dict[str, Any]:
             "labelColor": palette.muted,
             "labelFontSize": 11,
             "labelPadding": 6,
+            "labelLimit": 0,
             "titleColor": palette.muted,
             "titleFontSize": 11,
             "titleFontWeight": "normal",
             "titlePadding": 8,
+            "titleLimit": 0,
         },
         "axisX": {
             "grid": False,
@@ -123,7 +129,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "color": palette.ink,
             "fontSize": 15,
             "fontWeight": 600,
-            "offset": 26,
+            "offset": 24,
             "subtitleColor": palette.muted,
             "subtitleFontSize": 11.5,
             "subtitlePadding": 5,
@@ -155,16 +161,25 @@ def config(palette: Palette) -> dict[str, Any]:
 
 
 def finished(
-    layers: Sequence[alt.Chart], title: str, subtitle: str, rows: pl.DataFrame, *, height: int = HEIGHT
+    layers: Sequence[alt.Chart],
+    title: str,
+    subtitle: str,
+    rows: pl.DataFrame,
+    *,
+    height: int = HEIGHT,
+    left: int = LEFT,
 ) -> alt.LayerChart:
     """The layers as a chart with words, size and the light theme; synthetic rows are called so."""
     lines = [subtitle]
     if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
         lines.append(SANDBOX)
+    top = TITLED + SUBTITLED * len(lines)
     chart = alt.LayerChart(layer=list(layers)).properties(
-        width=WIDTH,
+        width=WIDTH - left - RIGHT,
         height=height,
-        title=alt.Title(title, subtitle=[line for line in lines if line]),
+        padding={"left": left, "right": RIGHT, "top": top, "bottom": BOTTOM},
+        autosize="none",
+        title=alt.Title(title, subtitle=lines),
     )
     chart.config = config(LIGHT)
     return chart

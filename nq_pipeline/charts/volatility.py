@@ -11,12 +11,12 @@ SMILES = 4
 """Series shown together: more lines than colours that can be told apart are no picture."""
 REACH = 3.0
 """Standard deviations to either side; beyond, quotes are a tick wide and say little."""
-ROOM = 1.4
+ROOM = 1.6
 """To the right of them, for the names of the lines."""
 WIDEST = 0.05
 """A point whose quote is wider than this to either side, in volatility, is left out."""
-DOTS_PER_DEVIATION = 8
-"""Points that answer to the mouse."""
+PER_DEVIATION, DOTS_PER_DEVIATION = 40, 8
+"""Points that a line goes through, every other pixel, and points that answer to the mouse."""
 
 
 def smile(rows: pl.DataFrame) -> Picture:
@@ -36,10 +36,7 @@ def smile(rows: pl.DataFrame) -> Picture:
         return "No smile: no out-of-the-money option of this snapshot has a volatility."
     width, iv = width.fill_null(0.0), pl.col("implied_volatility")
     drawn = drawn.select(
-        "series",
-        "years",
         "deviations",
-        "environment",
         implied_volatility=iv,
         low=iv - width,
         high=iv + width,
@@ -66,17 +63,16 @@ def smile(rows: pl.DataFrame) -> Picture:
         scale=alt.Scale(zero=False, padding=6),
         axis=axis("implied volatility", format=".0%", tickCount=6),
     )
-    points = drawn.group_by(
-        "series", (pl.col("deviations") * DOTS_PER_DEVIATION).round().alias("place"), maintain_order=True
-    ).first()
-    ends = _line_ends(drawn)
-    base = alt.Chart(drawn).encode(x=x, color=colour)
+    lines = _thinned(drawn, PER_DEVIATION).drop("says")
+    dots = _thinned(drawn, DOTS_PER_DEVIATION).drop("low", "high")
+    ends = _line_ends(drawn).select("name", "deviations", "place")
+    base = alt.Chart(lines).encode(x=x, color=colour)
     return finished(
         [
             alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero", opacity=0.5).encode(x="at:Q"),
             base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2="high:Q"),
             base.mark_line(strokeWidth=1.75).encode(y=y),
-            alt.Chart(points)
+            alt.Chart(dots)
             .mark_circle(size=70, opacity=0.001)
             .encode(x=x, y="implied_volatility:Q", color=colour, **said()),
             alt.Chart(ends)
@@ -201,10 +197,16 @@ def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"series": [series[i] for i in picked]}, schema={"series": pl.String})
 
 
+def _thinned(drawn: pl.DataFrame, per_deviation: int) -> pl.DataFrame:
+    """The first point of every line in every so many parts of a deviation."""
+    part = (pl.col("deviations") * per_deviation).floor().alias("part")
+    return drawn.group_by("name", part, maintain_order=True).first().drop("part")
+
+
 def _line_ends(drawn: pl.DataFrame) -> pl.DataFrame:
     """The last point of every line, with a place for its name that leaves the others room."""
-    ends = drawn.group_by("series", maintain_order=True).last()
+    ends = drawn.group_by("name", maintain_order=True).last()
     iv = drawn["implied_volatility"]
     span = float(iv.max()) - float(iv.min())  # type: ignore[arg-type]
-    places = apart(ends["implied_volatility"].to_list(), span * 0.065)
+    places = apart(ends["implied_volatility"].to_list(), span * 0.085)
     return ends.with_columns(place=pl.Series(places, dtype=pl.Float64), deviations=pl.lit(REACH))

@@ -15,7 +15,7 @@ from nq_pipeline.market.products import PRODUCTS, PROXIES
 if TYPE_CHECKING:
     from nq_pipeline.charts import Picture
 
-WIDTH, HEIGHT = 640, 300
+WIDTH = 640
 
 
 def thumbnail(picture: Picture) -> str:
@@ -24,7 +24,7 @@ def thumbnail(picture: Picture) -> str:
 
     if isinstance(picture, str):
         return picture
-    svg = draw.svg(picture, width=WIDTH, height=HEIGHT, spoken=False)
+    svg = draw.svg(picture, width=WIDTH, spoken=False)
     return f"![{picture.title.text}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 

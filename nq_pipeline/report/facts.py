@@ -13,7 +13,6 @@ from nq_pipeline.analytics.pressure import trade_pressure
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.market.contracts import roots_of
-from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import Ledger
@@ -111,6 +110,8 @@ def _pricing(
     kept = kept.join(chain.select(key), on=key, how="semi")
     if kept.height == chain.height:
         return kept
+    from nq_pipeline.market.pricing import price_chain
+
     return price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
 
 

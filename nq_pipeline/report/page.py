@@ -186,10 +186,7 @@ def _tiles(book: Book, front: dict[str, Any]) -> Iterator[Tile]:
 def _figure(picture: Picture) -> Figure:
     if isinstance(picture, str):
         return Figure("", picture)
-    wide, narrow = (
-        draw.svg(picture, palette=PAGE, width=width, height=int(picture.height), title=False)
-        for width in (WIDE, NARROW)
-    )
+    wide, narrow = draw.svgs(picture, palette=PAGE, widths=[WIDE, NARROW], title=False)
     title = picture.title
     return Figure(str(title.text), str(title.subtitle[0]), wide, narrow)
 
