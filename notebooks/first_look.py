@@ -182,9 +182,7 @@ def _(lake):
 
 @app.cell
 def _(charts, lake, levels):
-    pressure = lake.sql(
-        "from trade_pressure where trade_date = (select max(trade_date) from trade_pressure)"
-    ).pl()
+    pressure = lake.sql("from pressure where trade_date = (select max(trade_date) from trades)").pl()
     charts.pressure(pressure, "C", forward=levels["forward"].first())
     return
 

@@ -20,7 +20,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     Parameters
     ----------
     rows
-        Of `trade_pressure`, one trade date.
+        Of `pressure` or `trade_pressure`, one trade date.
     option_type
         C or P.
     forward

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.analytics import metrics
-from nq_pipeline.analytics.pressure import trade_pressure
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.market.contracts import roots_of
@@ -84,6 +83,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
+        pressure = lake.sql(_PRESSURE, params={"day": day, "until": newest}).pl()
         run = _run(lake, chain, day)
         return Facts(
             environment=settings.environment,
@@ -92,7 +92,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
             trade_date=day,
             chain=chain,
             pricing=pricing,
-            books=tuple(_books(chain, pricing, _pressure(lake, day, newest))),
+            books=tuple(_books(chain, pricing, pressure)),
             sources=lake.sql(_SOURCES, params={"run": run, "day": day}).pl(),
             agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
             gaps=lake.sql(_GAPS, params={"day": day}).pl(),
@@ -139,15 +139,6 @@ def _books(chain: pl.DataFrame, pricing: pl.DataFrame, pressure: pl.DataFrame) -
     return books
 
 
-def _pressure(lake: duckdb.DuckDBPyConnection, day: date, until: datetime) -> pl.DataFrame:
-    trades = lake.sql(
-        "FROM trades WHERE trade_date = $day AND instrument_kind = 'option' AND ts_event <= $until",
-        params={"day": day, "until": until},
-    )
-    rows: pl.DataFrame = trades.pl()
-    return trade_pressure(rows, until=until)
-
-
 def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str:
     """The run that chose the chain last."""
     decisions = lake.sql("FROM decisions WHERE won AND trade_date = $day", params={"day": day}).pl()
@@ -155,6 +146,8 @@ def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str
     runs = decisions.join(chosen, on=chosen.columns, how="semi").sort("decided_at_ns")["run_id"]
     return str(runs[-1]) if len(runs) else ""
 
+
+_PRESSURE = "FROM pressure WHERE trade_date = $day AND window_start + INTERVAL 5 MINUTES <= $until"
 
 _SOURCES = """
 WITH decided AS (

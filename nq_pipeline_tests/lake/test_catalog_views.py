@@ -27,7 +27,6 @@ from nq_pipeline.lake.schemas import (
     OPTION_PRICING,
     SERIES_METRICS,
     SOURCE_CHAIN,
-    TRADE_PRESSURE,
     TRADES,
     conform,
 )
@@ -155,7 +154,7 @@ def filled(lake: Lake, stock: Lake) -> Lake:
 
 
 def _computed(lake: Lake) -> None:
-    """What is computed of the later snapshot, in outline, and a window that was counted twice."""
+    """What is computed of the later snapshot, in outline."""
     given = {"source": "barchart", "snapshot_ts": NOON + 5 * MINUTE, "series": A, "root": "Q1B"}
     given |= {"underlying_class": "future", "environment": "sandbox", "trade_date": DAY, "run_id": "run"}
     call = given | CALL
@@ -167,12 +166,6 @@ def _computed(lake: Lake) -> None:
         SERIES_METRICS: given | {"expiration": NOON},
     }.items():
         append(lake, table, pl.DataFrame([{k: v for k, v in rows.items() if k in table.schema}]))
-    volumes = {"window_start": NOON, "buy_volume": 1, "sell_volume": 3, "undefined_volume": 0}
-    for count in (1, 2):
-        row = call | volumes | {"trades": count, "average_size": 2.0}
-        append(
-            lake, TRADE_PRESSURE, pl.DataFrame([{k: v for k, v in row.items() if k in TRADE_PRESSURE.schema}])
-        )
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
@@ -196,14 +189,11 @@ def test_views_and_macros_say_what_they_are(opened: duckdb.DuckDBPyConnection) -
     }
 
 
-def test_what_was_computed_shows_with_the_current_chain_and_a_recount_in_place_of_the_first(
-    opened: duckdb.DuckDBPyConnection,
-) -> None:
+def test_what_was_computed_shows_with_the_current_chain(opened: duckdb.DuckDBPyConnection) -> None:
     whose = "SELECT iv_source, count(*) FROM option_chain_latest_priced GROUP BY 1 ORDER BY 1"
     assert opened.sql(whose).fetchall() == [("computed", 1), (None, 2)]
     assert opened.sql("SELECT strike FROM smile").fetchall() == [(21_000.0,)]
     assert opened.sql("SELECT series FROM term_structure").fetchall() == [(A,)]
-    assert opened.sql("SELECT trades, is_whole FROM pressure").fetchall() == [(2, True)]
 
 
 def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake, environment_root: Path) -> None:
@@ -211,15 +201,17 @@ def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake, env
     gap |= {"dataset": "GLBX.MDP3", "schema": "trades", "cause": "cut off", "attempts": 0, "cost_usd": 0.0}
     gap |= {"first_ts": NOON + MINUTE, "last_ts": NOON + 2 * MINUTE, "state": "open", "run_id": "run"}
 
-    def is_whole() -> bool:
+    def whole() -> list[tuple[str, bool]]:
+        sql = "SELECT option_type, is_whole FROM pressure ORDER BY window_start, option_type"
         with catalog.connect(environment_root) as connection:
-            (row,) = connection.sql("SELECT is_whole FROM pressure").fetchall()
-        return bool(row[0])
+            return connection.sql(sql).fetchall()
 
+    last = ("C", False)  # five minutes that nothing captured came after
+    assert whole() == [("C", True), ("P", True), last]
     append(filled, GAPS, pl.DataFrame([gap]))
-    assert not is_whole()
+    assert whole() == [("C", False), ("P", False), last]
     append(filled, GAPS, pl.DataFrame([gap | {"revision": 1, "state": "verified"}]))
-    assert is_whole()
+    assert whole() == [("C", True), ("P", True), last]
 
 
 def asof(environment_root: Path, minute: float, options: str = "") -> list[tuple[str, int, int]]:

@@ -132,11 +132,15 @@ VIEWS = (
     ),
     View(
         "pressure",
-        "Aggressors in windows of five minutes, one row per window and option that traded, as they are "
-        "known now, with what filled gaps brought.",
+        "Aggressors in windows of five minutes, one row per window and option that traded, counted from "
+        "`trades` as they are now, with what filled gaps brought; a window that goes on is in it, too.",
         (
-            *TRADE_PRESSURE.columns,
-            Column("is_whole", _B, "whether no gap of the capture that is not filled touches the window"),
+            *(
+                _one(TRADE_PRESSURE, column.name)
+                for column in TRADE_PRESSURE.columns
+                if column.name != "run_id"
+            ),
+            Column("is_whole", _B, "whether the window is over and touched by no gap that is not filled"),
         ),
     ),
     View(

@@ -1,16 +1,35 @@
--- A window that a filled gap touched has several rows; trades are only ever added.
+-- A window is over when something later was captured, or the capture ended later.
 CREATE VIEW pressure AS
-WITH gap AS (
-    SELECT environment, trade_date, first_ts, last_ts FROM gaps
+WITH windows AS (
+    SELECT
+        environment, trade_date,
+        make_timestamptz(epoch_us(ts_event) // 300_000_000 * 300_000_000) AS window_start,
+        root, series, contract_key, option_type, strike,
+        coalesce(sum(size) FILTER (side = 'B'), 0)::BIGINT AS buy_volume,
+        coalesce(sum(size) FILTER (side = 'A'), 0)::BIGINT AS sell_volume,
+        coalesce(sum(size) FILTER (side = 'N'), 0)::BIGINT AS undefined_volume,
+        count(*) AS trades,
+        avg(size) AS average_size
+    FROM trades
+    WHERE instrument_kind = 'option' AND action = 'T' AND contract_key IS NOT NULL
+    GROUP BY ALL
+), captured AS (
+    SELECT trade_date, max(moment) AS until
+    FROM (SELECT trade_date, ts_event AS moment FROM trades UNION ALL SELECT trade_date, ended_at FROM sessions)
+    GROUP BY trade_date
+), gap AS (
+    SELECT trade_date, first_ts, last_ts FROM gaps
     QUALIFY row_number() OVER (PARTITION BY gap_id ORDER BY revision DESC) = 1 AND state <> 'verified'
 )
 SELECT
     windows.*,
-    NOT EXISTS (
+    buy_volume / nullif(sell_volume, 0) AS buy_sell_ratio,
+    (buy_volume - sell_volume) / nullif(buy_volume + sell_volume, 0) AS imbalance,
+    CASE WHEN buy_volume > sell_volume THEN 'B' WHEN sell_volume > buy_volume THEN 'A' END AS dominant_side,
+    window_start + INTERVAL 5 MINUTES <= captured.until AND NOT EXISTS (
         FROM gap
-        WHERE gap.environment = windows.environment AND gap.trade_date = windows.trade_date
+        WHERE gap.trade_date = windows.trade_date
           AND gap.first_ts < windows.window_start + INTERVAL 5 MINUTES
           AND (gap.last_ts IS NULL OR gap.last_ts > windows.window_start)
     ) AS is_whole
-FROM trade_pressure AS windows
-QUALIFY row_number() OVER (PARTITION BY environment, window_start_ns, contract_key ORDER BY trades DESC) = 1
+FROM windows JOIN captured USING (trade_date)
