@@ -345,7 +345,7 @@ TRADE_PRESSURE = Table(
     name="trade_pressure",
     version=1,
     meaning="Aggressors in windows of five minutes, as counted at the time: one row per window and option "
-    "that traded, and another one with more trades where a gap was filled later. The view `pressure` counts anew.",
+    "that traded, another with more trades where a gap was filled later. The view `pressure` counts anew.",
     columns=(
         _c("environment", _S, "sandbox (synthetic) or live", False),
         _c("trade_date", _D, "CME session date", False),
