@@ -109,8 +109,8 @@ class Settings(BaseSettings):
     source_deadline_s: float = Field(
         20.0,
         gt=0,
-        description="Seconds a vendor may take; past it the answer is `partial`, or `unavailable` when "
-        "nothing has come.",
+        description="Seconds a vendor may take for each of NQ_PRODUCTS that is asked for; past it the answer "
+        "is `partial`, or `unavailable` when nothing has come.",
     )
     ask_metered: Literal["missing", "always"] = Field(
         "missing",

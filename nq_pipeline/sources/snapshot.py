@@ -329,14 +329,15 @@ def _ask_all(
     threads = [threading.Thread(target=work, args=(s,), daemon=True, name=s.name) for s in sources]
     for thread in threads:
         thread.start()
-    end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
+    allowed = time_allowed(settings, request)
+    end = settings.clock.monotonic() + allowed + GRACE_S
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
-    late = DeadlineReached(f"no answer within {settings.source_deadline_s:g} s (NQ_SOURCE_DEADLINE_S)")
+    late = DeadlineReached(f"no answer within {allowed:g} s (NQ_SOURCE_DEADLINE_S)")
 
     def left_behind(name: str) -> Asked:
         fetches = exchanges[name].frame()
-        return Asked(failed(name, request, late), request.series, settings.source_deadline_s, fetches)
+        return Asked(failed(name, request, late), request.series, allowed, fetches)
 
     asked = {s.name: done.get(s.name) or left_behind(s.name) for s in sources if s.name not in priced}
     return asked, dict(priced)
@@ -462,6 +463,11 @@ def _ask(
     return Asked(answer, request.series, elapsed, exchange.frame(), dict(exchange.used))
 
 
+def time_allowed(settings: Settings, request: ChainRequest) -> float:
+    """Seconds a vendor may take: NQ_SOURCE_DEADLINE_S for every product that is asked for."""
+    return settings.source_deadline_s * len({one.root_info.product.code for one in request.series})
+
+
 def exchange_for(
     source: Source,
     settings: Settings,
@@ -481,7 +487,7 @@ def exchange_for(
         base_url=source.base_url,
     )
     lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
-    deadline = clock.monotonic() + settings.source_deadline_s
+    deadline = clock.monotonic() + time_allowed(settings, request)
     parts = (scope, source.policy, clock, _archive(settings), lifetime, _state_dir(settings), deadline)
     return Exchange(*parts, refresh=refresh) if replay is None else ArchivedExchange(*parts, answers=replay)
 

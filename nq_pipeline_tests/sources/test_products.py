@@ -15,7 +15,8 @@ from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.snapshot import build_request, take_snapshot
+from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.snapshot import build_request, exchange_for, take_snapshot
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
@@ -41,6 +42,15 @@ def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp
     assert databento.outcome is Outcome.OK
     prices = databento.frame.group_by("underlying").agg(pl.col("underlying_price").mean())
     assert prices.filter(pl.col("underlying_price").is_null()).is_empty()
+
+
+def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Path) -> None:
+    own = settings(tmp_path, "NQ", "ES", "GC", source_deadline_s=1000.0)
+    source = open_source("polygon", own)
+    for series, allowed in (((), 3000), (("Q2B-2025-06-10", "Q2C-2025-06-11"), 1000)):
+        exchange = exchange_for(source, own, build_request(own, series=series))
+        assert exchange.remaining() == pytest.approx(allowed, abs=500)
+        exchange.close()
 
 
 def test_what_a_vendor_has_no_code_for_is_not_covered_and_another_wins(tmp_path: Path) -> None:
