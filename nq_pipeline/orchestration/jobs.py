@@ -20,6 +20,9 @@ from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 
 KIND, CAPTURE = "nq/kind", "capture"
+LEDGER = "nq/looks_at_ledger"
+"""A tag of the jobs that look at the spend ledger: one goes at a time (`dagster.yaml`). Of two that
+overlap, the checks would show as not evaluated: the later materialization is not the one they judged."""
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
 as started for ever, and would hold its place in the queue."""
@@ -29,7 +32,7 @@ chain_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), *COMPUTED, LEDGER_ASSET, REPORT),
     description="Ask all vendors for option chains, choose, write, check; then price, measure, report, "
     "and look at what it has cost.",
-    tags={KIND: "chains", MAX_RUNTIME: "600"},
+    tags={KIND: "chains", LEDGER: "chains", MAX_RUNTIME: "600"},
 )
 pressure_job = dg.define_asset_job(
     "pressure",
@@ -41,7 +44,7 @@ spend_job = dg.define_asset_job(
     "spend",
     selection=dg.AssetSelection.assets(LEDGER_ASSET),
     description="Look at the spend ledger: what the month has cost and will come to, checked.",
-    tags={KIND: "spend", MAX_RUNTIME: "300"},
+    tags={KIND: "spend", LEDGER: "spend", MAX_RUNTIME: "300"},
 )
 backfill_job = dg.define_asset_job(
     "backfill",

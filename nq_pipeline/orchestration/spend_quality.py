@@ -13,6 +13,7 @@ from decimal import Decimal
 import polars as pl
 
 from nq_pipeline.live.ladder import LADDER
+from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.quality import Finding
 from nq_pipeline.spend import period
 from nq_pipeline.spend.entitlements import Entitlement
@@ -37,7 +38,7 @@ def judge(
     today
         The trade date on which a refusal is in force or has lapsed.
     sources
-        The vendors that are asked for chains.
+        The vendors that can be asked for chains; see `configured`.
     """
     return {
         "budget": budget(month),
@@ -46,6 +47,13 @@ def judge(
         "reconciled": reconciled(month),
         "entitlement": entitlement(said, today, sources),
     }
+
+
+def configured(sources: Collection[str], answers: pl.DataFrame) -> tuple[str, ...]:
+    """The vendors but for those that last said they are not configured; `answers` are of one day."""
+    newest = answers.sort("answered_at").group_by("source").last()
+    without = set(newest.filter(outcome=str(Outcome.NOT_CONFIGURED))["source"])
+    return tuple(name for name in sources if name not in without)
 
 
 def budget(month: Statement) -> Finding:
@@ -127,7 +135,7 @@ def entitlement(said: Sequence[Entitlement], today: date, sources: Collection[st
     first = (left_nothing or refused)[0]
     step = first.step or first.text
     if first.schema == CHAIN and not others:
-        step = f"no vendor of {', '.join(sources)} is left to ask"
+        step = f"no vendor is left to ask of {', '.join(sources)}"
     table = pl.DataFrame(
         [
             {"vendor": e.vendor, "schema": e.schema, "mode": e.mode, "step": e.step, "said": e.text}

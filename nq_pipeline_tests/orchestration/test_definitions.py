@@ -18,6 +18,7 @@ from nq_pipeline.market.sessions import is_open, sessions, trade_date
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.analytics import PRESSURE
+from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.partitions import FIRST, TRADE_DATES
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,13 @@ def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) 
         assert int(job.tags["dagster/max_runtime"]) > 0
         assert job.tags["nq/kind"]
         assert job.executor_def == dg.in_process_executor
+
+
+def test_jobs_that_look_at_the_ledger_go_one_after_the_other(defs: dg.Definitions) -> None:
+    """Overlapping, the one that was created first and ended last would leave its checks not evaluated."""
+    for name in ("chain_snapshot", "spend"):
+        assert LEDGER_ASSET in defs.resolve_job_def(name).asset_layer.executable_asset_keys
+        assert "nq/looks_at_ledger" in defs.resolve_job_def(name).tags
 
 
 def test_partitions_are_the_trade_dates_of_the_calendar() -> None:
@@ -107,7 +115,7 @@ def test_workspace_and_instance_serve_a_fresh_clone() -> None:
     # A capture that has to start again finds a slot, and no second one beside it.
     runs = instance["concurrency"]["runs"]
     limited = {limit["key"]: limit["limit"] for limit in runs["tag_concurrency_limits"]}
-    assert limited == {"nq/kind": 1, "nq/live_capture": 1, "dagster/backfill": 1}
+    assert limited == {"nq/kind": 1, "nq/looks_at_ledger": 1, "nq/live_capture": 1, "dagster/backfill": 1}
     assert runs["max_concurrent_runs"] >= 4
     assert instance["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
     # A tool block in pyproject.toml would win over workspace.yaml and rename the location.

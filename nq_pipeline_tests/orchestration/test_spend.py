@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 import requests
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import ANSWERS
 from nq_pipeline.live.ladder import Ladder
 from nq_pipeline.orchestration import spend_quality
 from nq_pipeline.orchestration.alerting import alerts
@@ -202,8 +204,20 @@ def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_
 def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
     refusals = [no("polygon", "chain", "historical")]
     found = spend_quality.entitlement(refusals, ASKED, ("polygon",))
-    assert found.severity == "error" and found.sentence.endswith("no vendor of polygon is left to ask")
+    assert found.severity == "error" and found.sentence.endswith("no vendor is left to ask of polygon")
     assert spend_quality.entitlement(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
+
+
+def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
+    at = datetime(2025, 6, 10, 15, tzinfo=UTC)
+    said = [("barchart", 0, "not_configured"), ("databento", 0, "not_configured"), ("databento", 5, "ok")]
+    rows = [
+        {"source": name, "answered_at": at + timedelta(minutes=after), "outcome": outcome}
+        for name, after, outcome in said
+    ]
+    left = spend_quality.configured(("barchart", "polygon", "databento"), pl.DataFrame(rows))
+    assert left == ("polygon", "databento")
+    assert spend_quality.configured(("barchart",), ANSWERS.empty()) == ("barchart",)
 
 
 def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:

@@ -9,7 +9,7 @@ import dagster as dg
 
 from nq_pipeline.errors import LedgerError, NqError
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.lake.schemas import ANSWERS, SPEND
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import metadata, spend_quality
 from nq_pipeline.orchestration.checks import spend as checks
@@ -59,7 +59,9 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
         except LedgerError as error:
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
             return
-        findings = spend_quality.judge(month, in_force(lake), sessions.trade_date(now), settings.sources)
+        today = sessions.trade_date(now)
+        vendors_left = spend_quality.configured(settings.sources, lake.scan(ANSWERS, [today]).collect())
+        findings = spend_quality.judge(month, in_force(lake), today, vendors_left)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if LEDGER_ASSET in context.selected_asset_keys:
