@@ -64,7 +64,8 @@ def chain(
     -------
     polars.DataFrame
         One row per contract, in the columns and types of the table `option_chain`: prices and strikes
-        in points, instants `Datetime("ns", "UTC")`, missing is null. Empty when there was no chain.
+        in points, instants `Datetime("ns", "UTC")`, missing is null; and whose options they are, `product`.
+        Empty when there was no chain.
 
     Raises
     ------

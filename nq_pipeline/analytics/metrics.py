@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.market import black76
-from nq_pipeline.market.products import PRODUCTS, PROXIES
+from nq_pipeline.market.contracts import PRODUCT_OF
 
 SNAPSHOT = ("source", "environment", "snapshot_ts", "trade_date", "underlying_class")
 SERIES = (*SNAPSHOT, "root", "series")
@@ -28,12 +28,6 @@ GAMMA_STEPS = 81
 BISECTIONS = 20
 """Halvings of a step: the level is exact to a thousandth of a point."""
 
-_PRODUCT_OF = {
-    root: product.code
-    for product in (*PRODUCTS.values(), *PROXIES.values())
-    for family in product.families
-    for root in family.roots
-}
 _CALL = pl.col("option_type") == "C"
 _PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "gamma", "iv_uncertainty")
 
@@ -116,7 +110,7 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
 
 def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per source, snapshot and product: all series together, and zero gamma."""
-    product = pl.col("root").replace_strict(_PRODUCT_OF, default=pl.col("root"))
+    product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root"))
     rows = _with_exposure(priced).with_columns(product=product)
     reference = pl.col("forward").drop_nulls().first()
     totals = (

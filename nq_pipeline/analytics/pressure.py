@@ -31,7 +31,7 @@ def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, r
     """
     with catalog.connect(settings.environment_dir) as lake:
         windows: pl.DataFrame = lake.sql(_OVER, params={"day": trade_date, "until": until}).pl()
-    rows = windows.drop("is_whole").with_columns(run_id=pl.lit(run_id)).sort("window_start", "contract_key")
-    rows = conform(TRADE_PRESSURE, rows)
+    rows = windows.drop("is_whole", "product").sort("window_start", "contract_key")
+    rows = conform(TRADE_PRESSURE, rows.with_columns(run_id=pl.lit(run_id)))
     Lake(settings.environment_dir / "lake").append(TRADE_PRESSURE, rows, run_id=run_id)
     return rows

@@ -32,6 +32,7 @@ from nq_pipeline.lake.schemas import (
     conform,
 )
 from nq_pipeline.lake.views import VIEWS
+from nq_pipeline.market.contracts import PRODUCT_OF
 
 if TYPE_CHECKING:
     import duckdb
@@ -136,7 +137,8 @@ def chain(
     rows = relation.pl()
     exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
     names = OPTION_CHAIN.schema.names()
-    return conform(OPTION_CHAIN, rows.with_columns(**exact).select(names)).sort(LISTED)
+    typed = conform(OPTION_CHAIN, rows.with_columns(**exact).select(names))
+    return typed.with_columns(rows["product"]).sort(LISTED)
 
 
 def publish(environment_root: Path) -> Path:
@@ -176,6 +178,8 @@ def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> Ite
     for name, manifest in manifests.items():
         yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], environment_root, manifest)}"
         yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"
+    products = ", ".join(f"{_text(root)}: {_text(product)}" for root, product in PRODUCT_OF.items())
+    yield f"CREATE MACRO product_of(root) AS coalesce(MAP {{{products}}}[root], root)"
     for view in VIEWS:
         yield view.sql.rstrip()
         kind = "MACRO TABLE" if view.is_macro else "VIEW"

@@ -60,7 +60,9 @@ def _call(view: View) -> str:
 
 def _view_section(view: View) -> str:
     head = [f"## {view.name}", "", *([f"`{_call(view)}`", ""] if view.is_macro else []), view.meaning, ""]
-    if view.columns == OPTION_CHAIN.columns:
-        return "\n".join([*head, "Its columns are those of [option_chain](#option_chain).", ""])
+    count = len(OPTION_CHAIN.columns)
+    if view.columns[:count] == OPTION_CHAIN.columns:
+        more = "; ".join(f"`{column.name}`, {column.meaning}" for column in view.columns[count:])
+        return "\n".join([*head, f"Its columns are those of [option_chain](#option_chain), and {more}.", ""])
     rows = [f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in view.columns]
     return "\n".join([*head, "| column | type | meaning |", "| --- | --- | --- |", *rows, ""])

@@ -143,3 +143,6 @@ ROOTS: dict[str, Root] = roots_of(PRODUCTS.values())
 
 PROXY_ROOTS: dict[str, Root] = roots_of(PROXIES.values())
 """The roots of proxies: NDX, NDXP, QQQ; SPX, SPXW, SPY."""
+
+PRODUCT_OF: dict[str, str] = {code: root.product.code for code, root in (ROOTS | PROXY_ROOTS).items()}
+"""The product whose options a root is of: `Q1B` is of NQ, `EW` of ES, `NDXP` of NDX."""

@@ -54,6 +54,7 @@ def pressure(*captured: pl.DataFrame, ended_at: Iterable[datetime] = ()) -> pl.D
         connection.register("gaps", GAPS.empty().cast({INSTANT: pl.Datetime("us", "UTC")}))
         ends = pl.DataFrame({"ended_at": list(ended_at)}, schema={"ended_at": pl.Datetime("us", "UTC")})
         connection.register("sessions", ends.with_columns(trade_date=pl.lit(DAY)))
+        connection.execute("CREATE MACRO product_of(root) AS root")
         connection.execute(sql)
         rows: pl.DataFrame = connection.sql("FROM pressure ORDER BY window_start").pl()
     return rows

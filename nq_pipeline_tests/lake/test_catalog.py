@@ -26,13 +26,12 @@ from nq_pipeline.lake.schemas import (
     SOURCE_CHAIN,
     TABLES,
     USD,
-    Table,
     conform,
 )
 from nq_pipeline_tests.lake.samples import AFTER, DAY, NOON, chain, decision
 
 MINUTE = 60 * NS_PER_S
-VIEWS: dict[str, Table] = {**TABLES, "option_chain_latest": OPTION_CHAIN}
+
 SQL_TYPES = {
     pl.String(): "VARCHAR",
     pl.Float64(): "DOUBLE",
@@ -71,7 +70,7 @@ def test_views_have_the_documented_columns_types_and_comments(
     else:
         connection = catalog.connect(environment_root)
     with connection:
-        for name, table in VIEWS.items():
+        for name, table in TABLES.items():
             expected = [(c.name, SQL_TYPES[c.dtype], c.meaning) for c in table.columns] + [
                 (f"{c.name}_ns", "BIGINT", f"{c.name} in nanoseconds since 1970-01-01 UTC")
                 for c in table.columns

@@ -357,6 +357,24 @@ def test_every_contract_is_listed_once(opened: duckdb.DuckDBPyConnection) -> Non
     assert rows == [(f"{A}-C-{strike}", *listed) for strike in (21_000, 21_010, 21_020)]
 
 
+def test_every_root_belongs_to_its_product(lake: Lake, environment_root: Path) -> None:
+    of = {"Q1B": "NQ", "EW": "ES", "OG1": "GC", "NDXP": "NDX", "ZZ": "ZZ"}
+    series = {root: f"{root}-2025-07-08" for root in of}
+    for at, (root, name) in enumerate(series.items()):
+        append(lake, OPTION_CHAIN, snapshot(at, name, root=root))
+        append(lake, SOURCE_CHAIN, snapshot(at, name, table=SOURCE_CHAIN, root=root))
+        won = decision(decided_at=NOON + at, snapshot=NOON + at * MINUTE, series=name)
+        append(lake, DECISIONS, pl.DataFrame([won]))
+    with catalog.connect(environment_root) as connection:
+        for view in ("option_chain_latest", CALLS["option_chain_asof"], "option_chain_priced", "contracts"):
+            rows = connection.sql(f"SELECT DISTINCT root, product FROM {view}").fetchall()
+            assert dict(rows) == of, view
+        es = connection.sql("SELECT count(*) FROM option_chain_latest WHERE product = 'ES'").fetchall()
+    assert es == [(3,)]
+    latest = nq_pipeline.chain(settings=Settings(data_dir=environment_root.parent))
+    assert dict(latest.select("root", "product").unique().iter_rows()) == of
+
+
 def test_the_chain_for_openbb_is_the_latest(opened: duckdb.DuckDBPyConnection) -> None:
     rows = opened.execute(
         "SELECT underlying_symbol, contract_symbol, eod_date, expiration, dte, strike, option_type, "
@@ -383,8 +401,8 @@ def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(
     append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON + 5 * MINUTE, series=A)]))
     settings = Settings(data_dir=environment_root.parent)
     before = nq_pipeline.chain(datetime(2025, 7, 1, 12, 4, tzinfo=UTC), settings=settings)
-    assert before.schema == OPTION_CHAIN.schema
-    assert_frame_equal(before, conform(OPTION_CHAIN, exact))
+    assert before.schema == {**OPTION_CHAIN.schema, "product": pl.String}
+    assert_frame_equal(before.drop("product"), conform(OPTION_CHAIN, exact))
     latest = nq_pipeline.chain(settings=settings)
     assert latest["bid"].to_list() == [11.0, 11.0, 11.0]
     assert nq_pipeline.chain(datetime(2020, 1, 1, tzinfo=UTC), settings=settings).is_empty()

@@ -77,12 +77,21 @@ _WHOSE = (
     Column("vendor_implied_volatility", _F, "the vendor's, as a fraction, used or not"),
 )
 
+_PRODUCT = Column("product", _S, "whose options these are: NQ, ES, GC, or a proxy's NDX, QQQ, SPX, SPY")
+_CHAIN = (*OPTION_CHAIN.columns, _PRODUCT)
+_PRICED = (
+    *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
+    *_WHOSE,
+    *_ADDED,
+    _PRODUCT,
+)
+
 VIEWS = (
     View(
         "option_chain_latest",
         "The current chain: for every series of the newest trade date the rows its newest decision chose, "
         "one row per contract. Rows of a proxy show only while no native source has won since.",
-        OPTION_CHAIN.columns,
+        _CHAIN,
     ),
     View(
         "option_chain_asof",
@@ -90,45 +99,37 @@ VIEWS = (
         "whose quotes speak of then or before, within the newest trade date that has one. With "
         "`newest_per_contract` the newest row of every contract of that trade date, also where a later "
         "snapshot left it out. Days without any snapshot are bridged up to `lookback`.",
-        OPTION_CHAIN.columns,
+        _CHAIN,
         "ts, newest_per_contract := false, lookback := INTERVAL 7 DAYS",
     ),
     View(
         "chain_history",
         "Every chosen row of one contract, oldest first.",
-        OPTION_CHAIN.columns,
+        _CHAIN,
         "key",
     ),
     View(
         "option_chain_priced",
         "The chosen rows with implied volatility and Greeks: ours where the row could be priced, else the "
         "vendor's; iv_source says whose, unpriced why not ours.",
-        (
-            *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
-            *_WHOSE,
-            *_ADDED,
-        ),
+        _PRICED,
     ),
     View(
         "option_chain_latest_priced",
         "The current chain with our volatility and Greeks: option_chain_priced, of the rows of "
         "option_chain_latest alone.",
-        (
-            *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),
-            *_WHOSE,
-            *_ADDED,
-        ),
+        _PRICED,
     ),
     View(
         "smile",
         "The smile of the current chain: of every strike the out-of-the-money contract that could be priced.",
-        IV_SMILE.columns,
+        (*IV_SMILE.columns, _PRODUCT),
     ),
     View(
         "term_structure",
         "The current chain by series: volatility at the forward, expected move, put/call ratios, max pain, "
         "gamma exposure. By `expiration` it is the term structure.",
-        SERIES_METRICS.columns,
+        (*SERIES_METRICS.columns, _PRODUCT),
     ),
     View(
         "pressure",
@@ -141,6 +142,7 @@ VIEWS = (
                 if column.name != "run_id"
             ),
             Column("is_whole", _B, "whether the window is over and touched by no gap that is not filled"),
+            _PRODUCT,
         ),
     ),
     View(
@@ -155,6 +157,7 @@ VIEWS = (
             Column("underlying_ts", INSTANT, "when that was"),
             Column("moneyness", _F, "strike ÷ underlying_price"),
             Column("in_the_money", _B, "whether exercise would have brought something"),
+            _PRODUCT,
         ),
     ),
     View(
@@ -204,6 +207,7 @@ VIEWS = (
             Column("first_seen", _SHOWN, "the first snapshot it was in"),
             Column("last_seen", _SHOWN, "the last snapshot it was in"),
             Column("sources", pl.List(_S), "vendors that listed it"),
+            _PRODUCT,
         ),
     ),
     View(

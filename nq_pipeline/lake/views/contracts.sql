@@ -15,6 +15,7 @@ SELECT
     arg_max(raw_symbol, snapshot_ts_ns) AS raw_symbol,
     min(snapshot_ts) AS first_seen,
     max(snapshot_ts) AS last_seen,
-    list_sort(list(DISTINCT source)) AS sources
+    list_sort(list(DISTINCT source)) AS sources,
+    product_of(any_value(root)) AS product
 FROM source_chain
 GROUP BY contract_key

@@ -14,7 +14,7 @@ WITH seen AS (
     QUALIFY newest_per_contract OR row_number() OVER (
         PARTITION BY series ORDER BY snapshot_ts_ns DESC, selected_at_ns DESC, source) = 1
 )
-SELECT rows.*
+SELECT rows.*, product_of(rows.root) AS product
 FROM option_chain AS rows JOIN current USING (trade_date, series, source, snapshot_ts_ns)
 WHERE rows.trade_date BETWEEN (ts::TIMESTAMPTZ AT TIME ZONE 'UTC' - lookback)::DATE
                           AND (ts::TIMESTAMPTZ AT TIME ZONE 'UTC' + INTERVAL 4 DAYS)::DATE

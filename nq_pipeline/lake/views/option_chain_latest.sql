@@ -12,6 +12,6 @@ WITH winner AS (
     FROM option_chain AS rows JOIN winner USING (series, source, snapshot_ts_ns)
     WHERE rows.trade_date = (SELECT max(trade_date) FROM decisions WHERE won)
 )
-SELECT * EXCLUDE (decided_at_ns) FROM chain
+SELECT * EXCLUDE (decided_at_ns), product_of(root) AS product FROM chain
 QUALIFY underlying_class = 'future'
     OR decided_at_ns >= coalesce(max(decided_at_ns) FILTER (WHERE underlying_class = 'future') OVER (), 0)

@@ -15,7 +15,8 @@ SELECT
     priced.* EXCLUDE (
         source, environment, snapshot_ts, snapshot_ts_ns, trade_date, series, contract_key, run_id,
         implied_volatility, delta, gamma, theta, vega
-    )
+    ),
+    product_of(chain.root) AS product
 FROM option_chain AS chain LEFT JOIN option_pricing AS priced
     ON priced.trade_date = chain.trade_date AND priced.snapshot_ts_ns = chain.snapshot_ts_ns
     AND priced.source = chain.source AND priced.contract_key = chain.contract_key

@@ -31,5 +31,6 @@ SELECT
         WHERE gap.trade_date = windows.trade_date
           AND gap.first_ts < windows.window_start + INTERVAL 5 MINUTES
           AND (gap.last_ts IS NULL OR gap.last_ts > windows.window_start)
-    ) AS is_whole
+    ) AS is_whole,
+    product_of(root) AS product
 FROM windows JOIN captured USING (trade_date)

@@ -1,4 +1,4 @@
 CREATE VIEW smile AS
-SELECT smile.*
+SELECT smile.*, product_of(smile.root) AS product
 FROM iv_smile AS smile
 SEMI JOIN option_chain_latest AS latest USING (trade_date, series, source, snapshot_ts_ns)

@@ -24,7 +24,8 @@ SELECT
     optioned.strike / futures.price AS moneyness,
     CASE optioned.option_type WHEN 'C' THEN futures.price > optioned.strike
                               WHEN 'P' THEN futures.price < optioned.strike END AS in_the_money,
-    futures.ts_event_ns AS underlying_ts_ns
+    futures.ts_event_ns AS underlying_ts_ns,
+    product_of(optioned.root) AS product
 FROM optioned ASOF LEFT JOIN futures
     ON futures.trade_date = optioned.trade_date AND futures.raw_symbol = optioned.underlying
     AND futures.ts_event_ns <= optioned.ts_event_ns
