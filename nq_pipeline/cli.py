@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import duckdb
+
     from nq_pipeline.live.capture import Totals
     from nq_pipeline.settings import Settings
     from nq_pipeline.sources.snapshot import Snapshot
     from nq_pipeline.spend.ledger import Ledger
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
+EVERY_COLUMN = 100_000
+"""Characters in a line that no result is wider than."""
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
 gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, a
@@ -190,13 +194,28 @@ def sql(query: str, form: str | None) -> None:
             relation = catalog.query(connection, query)
             if form is None:
                 _note_sandbox(settings)
-                click.echo(str(relation))
+                _show_rows(relation)
             else:
                 frame = relation.pl()
                 click.echo(frame.write_csv().rstrip() if form == "csv" else _json(frame.to_dicts()))
         except (duckdb.Error, LakeError) as error:
             click.echo(f"nq: the query failed: {error}\n`nq tables` lists tables and columns.", err=True)
             sys.exit(SQL_FAILED)
+
+
+def _show_rows(relation: duckdb.DuckDBPyRelation) -> None:
+    """The first and last rows as a table, as wide as the terminal, or whole where there is none."""
+    import io
+    import shutil
+    from contextlib import redirect_stdout
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else EVERY_COLUMN
+    with redirect_stdout(io.StringIO()) as table:
+        relation.show(max_width=width)
+    text = table.getvalue().rstrip("\n")
+    click.echo(text)
+    if " shown)" in text.splitlines()[-1]:
+        click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
 
 
 @main.command(short_help="Write the newest snapshot as one HTML page and open it.")

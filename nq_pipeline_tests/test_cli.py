@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
 from nq_pipeline.errors import Blocked, LakeError
+from nq_pipeline.lake.schemas import OPTION_CHAIN
 from nq_pipeline.sources.barchart import QUOTES
 from nq_pipeline_tests.sources import boards
 from nq_pipeline_tests.sources.server import FAULTS, Answer, Asked, Server, serve
@@ -305,6 +306,13 @@ def test_a_query_is_shown_as_a_table_json_or_csv(filled: None) -> None:
     assert (row["source"], row["n"]) == ("barchart", BOARD)
     assert datetime.fromisoformat(row["snapshot"]) == datetime.fromisoformat(NOW)
     assert live("sql", query, "--csv").stdout.splitlines()[0] == "source,n,snapshot"
+
+
+def test_a_table_has_every_column_and_what_it_leaves_out_is_said(filled: None) -> None:
+    result = live("sql", "select * from option_chain_latest")
+    assert all(name in result.stdout for name in OPTION_CHAIN.schema)
+    assert "--csv or --json prints every row" in result.stderr
+    assert live("sql", "select * from option_chain_latest limit 2").stderr == ""
 
 
 def test_json_is_strict_also_where_a_number_is_none() -> None:
