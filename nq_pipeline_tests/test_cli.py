@@ -311,8 +311,8 @@ def test_a_query_is_shown_as_a_table_json_or_csv(filled: None) -> None:
 def test_a_table_has_every_column_and_what_it_leaves_out_is_said(filled: None) -> None:
     result = live("sql", "select * from option_chain_latest")
     assert all(name in result.stdout for name in OPTION_CHAIN.schema)
-    assert "--csv or --json prints every row" in result.stderr
-    assert live("sql", "select * from option_chain_latest limit 2").stderr == ""
+    assert result.stderr == ""
+    assert "--csv or --json prints every row" in live("sql", "from range(1000)").stderr
 
 
 def test_json_is_strict_also_where_a_number_is_none() -> None:
