@@ -146,7 +146,7 @@ def snap(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             horizon_days=2,
             sources=tuple(faults),
             sandbox_faults=tuple(f"{vendor}={fault}" for vendor, fault in faults.items()),
-            source_deadline_s=3 if "slow" in faults.values() else 30,
+            source_deadline_s=10 if "slow" in faults.values() else 30,
             http_attempts=2,
             tradovate_max_quotes=5_000,
         )

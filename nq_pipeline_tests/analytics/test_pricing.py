@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
@@ -103,7 +104,7 @@ def test_a_chain_that_was_not_priced_shows_the_vendors_numbers(settings: Setting
 
 
 def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
-    with catalog.connect(settings.environment_dir) as connection:
+    with duckdb.connect(catalog.publish(settings.environment_dir), read_only=True) as connection:
         silent = connection.execute(
             "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND comment IS NULL",
             [catalog.PRICED],

@@ -367,7 +367,7 @@ class NoQuarterlies(Market):
 
 
 def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) -> None:
-    timing = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, missing_s=1.0)
+    timing = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, missing_s=5.0)
     market = Gateway(LoadTape(NoQuarterlies(), LOAD), clock=ShiftedClock(NOW))
     with market.serve_in_thread() as it:
         running = Running(it, tmp_path, timing)

@@ -114,7 +114,7 @@ class SourceContract:
         source: Source,
         folder: Path,
         *,
-        allowed_s: float = 20.0,
+        allowed_s: float = 60.0,
         kind: type[Exchange] = Exchange,
         **more: Any,
     ) -> Exchange:
@@ -138,7 +138,7 @@ class SourceContract:
             **more,
         )
 
-    def ask(self, server: Server, folder: Path, *, allowed_s: float = 20.0) -> tuple[ChainAnswer, Exchange]:
+    def ask(self, server: Server, folder: Path, *, allowed_s: float = 60.0) -> tuple[ChainAnswer, Exchange]:
         source = self.source(self.settings(server))
         exchange = self.exchange(source, folder, allowed_s=allowed_s)
         try:
@@ -192,7 +192,7 @@ class SourceContract:
 
     def test_every_fault_becomes_its_outcome_and_never_an_exception(self, fault: str, tmp_path: Path) -> None:
         with self.vendor(fault) as server:
-            answer, _ = self.ask(server, tmp_path, allowed_s=6.0)
+            answer, _ = self.ask(server, tmp_path)
         assert answer.outcome is self.outcomes[fault], answer.reason
         assert dict(answer.frame.schema) == dict(SOURCE_CHAIN.schema)
         assert answer.frame.is_empty() or answer.outcome.has_rows
@@ -202,7 +202,7 @@ class SourceContract:
     def test_no_secret_is_found_anywhere_on_disk_or_in_words(self, tmp_path: Path) -> None:
         for fault in (None, "http_403", "html", "hang_up"):
             with self.vendor(fault) as server:
-                answer, exchange = self.ask(server, tmp_path, allowed_s=6.0)
+                answer, exchange = self.ask(server, tmp_path)
             said = [
                 answer.reason,
                 *(one.reason for one in answer.series.values()),

@@ -338,7 +338,7 @@ def test_cookies_last_for_a_run_and_are_not_kept(tmp_path: Path) -> None:
         Policy(per_minute=2, spacing_s=60),
         Policy(per_minute=1, spacing_s=0.5),
         Policy(per_minute=1, spacing_s=60),
-        Policy(per_minute=30, spacing_s=1.9),
+        Policy(per_minute=30, spacing_s=19),
     ],
 )
 def test_a_rate_holds_across_exchanges_that_share_a_state_folder(tmp_path: Path, policy: Policy) -> None:
@@ -357,7 +357,7 @@ def test_a_rate_holds_across_exchanges_that_share_a_state_folder(tmp_path: Path,
 def test_a_hit_costs_nothing_of_the_rate(tmp_path: Path) -> None:
     with serve(counting()) as server:
         for _ in range(3):
-            ex = exchange(server.url, tmp_path, policy=Policy(per_minute=1), allowed_s=2)
+            ex = exchange(server.url, tmp_path, policy=Policy(per_minute=1), allowed_s=20)
             get(ex)
             ex.close()
     assert len(server.asked) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -221,7 +222,7 @@ class TestTradovateKeepsTheContract(SourceContract):
         return boards.get(asked.query.get("masterid", ""))
 
     def asked_with(
-        self, server: Server, folder: Path, *, allowed_s: float = 20.0, **more: Any
+        self, server: Server, folder: Path, *, allowed_s: float = 60.0, **more: Any
     ) -> tuple[ChainAnswer, Exchange]:
         source = Tradovate(self.settings(server, **more))
         exchange = self.exchange(source, folder, allowed_s=allowed_s)
@@ -268,11 +269,12 @@ class TestTradovateKeepsTheContract(SourceContract):
         def out_of_time(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
             if endpoint == "authorize" or number <= 6:
                 return False
+            time.sleep(2)  # by now the first six quotes have been read
             exchange.deadline = 0.0
             return True
 
         with self.both(out_of_time) as (server, _):
-            source = Tradovate(self.settings(server))
+            source = Tradovate(self.settings(server, tradovate_quote_wait_s=20.0))
             exchange = self.exchange(source, tmp_path)
             answer = source.ask(self.request(), exchange)
         assert answer.outcome is Outcome.PARTIAL
