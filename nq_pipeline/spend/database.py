@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _engine(settings: Settings) -> sa.Engine:
     if settings.ledger_url is None:
         path = settings.environment_dir / NAME
         make_folder(path.parent)
-        return _sqlite(path)
+        return _sqlite(path.absolute())
     try:
         url = sa.make_url(settings.ledger_url.get_secret_value())
     except sa.exc.ArgumentError:
@@ -72,7 +73,7 @@ def _engine(settings: Settings) -> sa.Engine:
     if url.drivername == "sqlite" and url.database:
         path = Path(url.database)
         make_folder(path.parent)
-        return _sqlite(path)
+        return _sqlite(path.absolute())
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return _postgresql(url.set(drivername="postgresql+psycopg"))
     raise LedgerError(
@@ -80,6 +81,7 @@ def _engine(settings: Settings) -> sa.Engine:
     )
 
 
+@cache  # one of a database per process: it compiles every statement once, and keeps no connection
 def _sqlite(path: Path) -> sa.Engine:
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), poolclass=sa.pool.NullPool)
 
@@ -98,6 +100,7 @@ def _sqlite(path: Path) -> sa.Engine:
     return engine
 
 
+@cache
 def _postgresql(url: sa.URL) -> sa.Engine:
     try:
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="READ COMMITTED")

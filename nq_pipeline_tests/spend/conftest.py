@@ -57,7 +57,7 @@ def postgres() -> Iterator[str]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     try:
-        run("initdb", "-D", str(data), "-U", "nq", "--auth=scram-sha-256", f"--pwfile={password}", "-N")
+        run("initdb", "-D", str(data), "-U", "nq", "--auth=md5", f"--pwfile={password}", "-N")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
