@@ -15,7 +15,11 @@ def _():
     import nq_pipeline as nq
     from nq_pipeline import charts
 
-    return charts, mo, nq, pl, timedelta
+    def shown(picture):
+        """A chart, or the sentence that says why there is none."""
+        return mo.md(picture) if isinstance(picture, str) else picture
+
+    return charts, mo, nq, pl, shown, timedelta
 
 
 @app.cell
@@ -69,20 +73,20 @@ def _(lake):
 
 
 @app.cell
-def _(charts, smile):
-    charts.smile(smile)
+def _(charts, shown, smile):
+    shown(charts.smile(smile))
     return
 
 
 @app.cell
-def _(charts, metrics):
-    charts.term_structure(metrics)
+def _(charts, metrics, shown):
+    shown(charts.term_structure(metrics))
     return
 
 
 @app.cell
-def _(charts, metrics):
-    charts.expected_move(metrics)
+def _(charts, metrics, shown):
+    shown(charts.expected_move(metrics))
     return
 
 
@@ -110,20 +114,20 @@ def _(metrics, mo):
 
 
 @app.cell
-def _(charts, metrics, profile, series):
-    charts.open_interest(profile, metrics, series.value)
+def _(charts, metrics, profile, series, shown):
+    shown(charts.open_interest(profile, metrics, series.value))
     return
 
 
 @app.cell
-def _(charts, levels, profile):
-    charts.gamma_exposure(profile, levels)
+def _(charts, levels, profile, shown):
+    shown(charts.gamma_exposure(profile, levels))
     return
 
 
 @app.cell
-def _(charts, metrics):
-    charts.put_call(metrics)
+def _(charts, metrics, shown):
+    shown(charts.put_call(metrics))
     return
 
 
@@ -166,7 +170,7 @@ def _(mo):
 
 
 @app.cell
-def _(lake):
+def _(lake, shown):
     bars = lake.sql(
         """
         select bar_start, raw_symbol, open, high, low, close, volume
@@ -176,14 +180,14 @@ def _(lake):
         limit 200
         """
     ).pl()
-    bars if bars.height else "No trades were captured yet; `nq capture --minutes 1` streams some."
+    bars if bars.height else shown("No trades were captured yet; `nq capture --minutes 1` streams some.")
     return
 
 
 @app.cell
-def _(charts, lake, levels):
+def _(charts, lake, levels, shown):
     pressure = lake.sql("from pressure where trade_date = (select max(trade_date) from trades)").pl()
-    charts.pressure(pressure, "C", forward=levels["forward"].first())
+    shown(charts.pressure(pressure, "C", forward=levels["forward"].first()))
     return
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.errors import Blocked
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES, conform
@@ -16,6 +17,7 @@ from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline_tests.lake.test_catalog_views import trade
 from nq_pipeline_tests.orchestration.fakes import FakeVendor
 
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first_look.py"
 NOW = "2025-06-10T15:00:00Z"
 HOSTILE = '<script>alert("markup")</script><img src=x onerror=alert(1)>'
 
@@ -55,6 +57,11 @@ def capture(settings: Settings, snapshot: Snapshot) -> None:
     Lake(settings.environment_dir / "lake").append(TRADES, conform(TRADES, pl.DataFrame(made)), run_id="run")
 
 
+def measure(settings: Settings, snapshot: Snapshot) -> None:
+    """Price and measure the snapshot, as every run does."""
+    price_and_measure(settings, snapshot.chain, run_id="run")
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
@@ -62,7 +69,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox(data_dir: Path) -> Settings:
-    """The settings of a lake with a snapshot and captured trades."""
+    """The settings of a lake with a snapshot, priced and measured, and captured trades."""
     settings, snapshot = take(data_dir)
     capture(settings, snapshot)
+    measure(settings, snapshot)
     return settings

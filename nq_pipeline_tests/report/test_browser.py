@@ -1,8 +1,15 @@
-"""The report as a person sees it: in a real browser, light and dark, on a screen and on a phone."""
+"""The report and the notebook as a person sees them: in a real browser, the report on a phone, too."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +18,7 @@ from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
 from nq_pipeline.report import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
+from nq_pipeline_tests.report.conftest import NOTEBOOK
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -117,4 +125,54 @@ def test_on_paper_it_is_light_and_complete(browser: Browser, address: str) -> No
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT.paper)
     assert page.locator("nav").is_hidden()
     assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()
+
+
+@pytest.fixture
+def notebook(sandbox: Settings, tmp_path: Path) -> Iterator[str]:
+    """The address of the notebook, served."""
+    pytest.importorskip("marimo", reason="marimo is not installed (make install)")
+    shutil.copy(NOTEBOOK, tmp_path)  # marimo leaves its session beside it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["run", "--headless", "--no-token", "--host", "127.0.0.1", "--port", str(port), NOTEBOOK.name]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "marimo", *words],
+        cwd=tmp_path,
+        env=os.environ | {"NQ_DATA_DIR": str(sandbox.data_dir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while server.poll() is None:
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_the_notebook_shows_its_plots_and_asks_nobody_else(browser: Browser, notebook: str) -> None:
+    from playwright.sync_api import expect
+
+    watched = Watched(browser, notebook, "light", 1280)
+    page = watched.page
+    expect(page.get_by_role("heading", name="First look")).to_be_visible(timeout=60_000)
+    plots = page.locator("canvas.marks")
+    expect(plots).to_have_count(7, timeout=60_000)
+    smile = plots.first
+    expect(smile).to_be_visible()
+    colours = smile.evaluate(
+        """plot => {
+            const {data} = plot.getContext("2d").getImageData(0, 0, plot.width, plot.height);
+            return [...new Set(new Uint32Array(data.buffer))].map(
+                pixel => `rgb(${pixel & 255}, ${pixel >> 8 & 255}, ${pixel >> 16 & 255})`);
+        }"""
+    )
+    assert {rgb(LIGHT.first), rgb(LIGHT.paper)} <= set(colours)
+    assert all(address.startswith((notebook, "data:")) for address in watched.asked)
     page.close()

@@ -27,8 +27,13 @@ from nq_pipeline_tests.report.conftest import HOSTILE, NOW, take
 
 
 @pytest.fixture(scope="module")
-def page(sandbox: Settings) -> html.HtmlElement:
-    return html.fromstring(write_report(sandbox).read_bytes())
+def written(sandbox: Settings) -> Path:
+    return write_report(sandbox)
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> html.HtmlElement:
+    return html.fromstring(written.read_bytes())
 
 
 def text(page: html.HtmlElement, path: str) -> str:
@@ -40,12 +45,9 @@ def tiles(page: html.HtmlElement) -> dict[str, str]:
     return {text(tile, "./dt"): text(tile, "./dd[1]") for tile in page.xpath('//dl[@class="tiles"]/div')}
 
 
-def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Settings) -> None:
-    first = write_report(sandbox)
-    before = first.read_bytes()
-    assert first == sandbox.environment_dir / "reports" / "2025-06-10T15-00-00Z.html"
-    assert write_report(sandbox) == first
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Settings, written: Path) -> None:
+    before = written.read_bytes()
+    assert written == sandbox.environment_dir / "reports" / "2025-06-10T15-00-00Z.html"
     assert before.startswith(b"<!doctype html>") and before.rstrip().endswith(b"</html>")
 
 
@@ -92,9 +94,10 @@ def test_what_a_vendor_said_is_never_markup(page: html.HtmlElement) -> None:
     assert page.xpath("//img") == [] and page.xpath("//*[@onerror]") == []
 
 
-def test_nothing_reaches_out_and_only_its_own_script_and_style_may_run(sandbox: Settings) -> None:
-    source = write_report(sandbox).read_text()
-    page = html.fromstring(source)
+def test_nothing_reaches_out_and_only_its_own_script_and_style_may_run(
+    written: Path, page: html.HtmlElement
+) -> None:
+    source = written.read_text()
     links = page.xpath("//@href | //@src | //@srcset | //@action | //@data")
     assert links and all(link.startswith("#") for link in links)
     assert "@import" not in source and "url(" not in source
@@ -155,12 +158,15 @@ def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -
     assert settings.environment_dir != silent.environment_dir
 
 
-def test_the_command_says_where_the_page_is(sandbox: Settings) -> None:
+def test_the_command_says_where_the_page_is_and_writes_over_the_older_one(
+    sandbox: Settings, written: Path
+) -> None:
     environment = {"NQ_DATA_DIR": str(sandbox.data_dir), "NQ_NOW": NOW}
     result = CliRunner().invoke(cli.main, ["report", "--no-open"], env=environment)
     assert result.exit_code == cli.OK, result.output
     path = Path(re.findall(r"Report: (.*?\.html)", result.stdout)[0])
-    assert path.is_file() and result.stdout.startswith("SANDBOX")
+    assert path == written and result.stdout.startswith("SANDBOX")
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
     result = CliRunner().invoke(cli.main, ["report", "--snapshot", "2025-06-10 15:00"], env=environment)
     assert result.exit_code == cli.USAGE
     assert "write an instant like" in result.stderr
