@@ -411,14 +411,14 @@ def backfill(
       nq backfill --schema trades --from 2025-06-02 --to 2025-06-06 --dry-run
       nq backfill --schema statistics --from 2025-06-02 --to 2025-06-06 --max-usd 5
     """
+    import uuid
     from dataclasses import asdict
     from decimal import Decimal, InvalidOperation
 
     from nq_pipeline.backfill.day import backfill_day, plan, refusal
-    from nq_pipeline.lake import catalog
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.spend.ledger import Ledger
+    from nq_pipeline.spend.export import publish_spend
     from nq_pipeline.spend.money import shown
 
     try:
@@ -450,18 +450,27 @@ def backfill(
             if dry_run and total > left:
                 click.echo(f"To buy it, leave out --dry-run and allow {shown(total)} with --max-usd.")
             return
-        done = []
-        for price in priced:
-            tell = (lambda line: None) if as_json else _progress
-            day = backfill_day(settings, schema, price.trade_date, max_usd=left, symbols=parents, tell=tell)
-            left = max(Decimal(0), left - day.cost_usd)
-            done.append(day)
-            if not as_json:
-                what = f"{day.records:,} records, {day.rows:,} new rows, {shown(day.cost_usd)}"
-                said = "there already" if day.already else _printable(day.reason) or what
-                click.echo(f"{day.trade_date}  {schema}  {day.state}: {said}")
-        _export_spend(settings, Ledger(settings))
-        catalog.publish(settings.environment_dir)
+        done, run_id = [], uuid.uuid4().hex
+        tell = (lambda line: None) if as_json else _progress
+        try:
+            for price in priced:
+                day = backfill_day(
+                    settings,
+                    schema,
+                    price.trade_date,
+                    max_usd=left,
+                    symbols=parents,
+                    run_id=run_id,
+                    tell=tell,
+                )
+                left = max(Decimal(0), left - day.cost_usd)
+                done.append(day)
+                if not as_json:
+                    what = f"{day.records:,} records, {day.rows:,} new rows, {shown(day.cost_usd)}"
+                    said = "there already" if day.already else _printable(day.reason) or what
+                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {said}")
+        finally:  # also after Ctrl-C
+            publish_spend(settings, run_id=run_id)
     if as_json:
         spent = sum((day.cost_usd for day in done), Decimal(0))
         click.echo(_json({"cost_usd": spent, "days": [asdict(day) for day in done]}))
@@ -628,8 +637,11 @@ def ui(port: int) -> None:
         raise SettingsError("no workspace.yaml here; run this in the project's folder")
     dagster = Path(sys.executable).with_name("dagster")
     command = [str(dagster), "dev", "--host", "127.0.0.1", "--port", str(port)]
-    with endpoints(load()):  # every run in the UI finds the stand-ins already there
-        process = subprocess.Popen(command, env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"})
+    settings, environment = load(), {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
+    if "ui_url" not in settings.model_fields_set:
+        environment["NQ_UI_URL"] = f"http://127.0.0.1:{port}"  # where the links of alerts lead
+    with endpoints(settings):  # every run in the UI finds the stand-ins already there
+        process = subprocess.Popen(command, env=environment)
         try:
             code = process.wait()
         except KeyboardInterrupt:  # Dagster got it too, and is closing down

@@ -74,7 +74,7 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
                 context.log.info(f"{table.name} {day}: {merged} files merged")
     # First the catalog stops naming superseded files, then they go.
     catalog.publish(root)
-    context.log.info(f"{lake.collect_garbage()} superseded files removed")
+    context.log.info(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
 
 
 def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:

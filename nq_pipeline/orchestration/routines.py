@@ -91,7 +91,7 @@ def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors
     settings = vendors.settings()
     figures: dict[str, int | str] = {}
     for part in retention.sweep(settings, settings.clock.now()):
-        context.log.info(part.sentence)
+        context.log.info(f"removed: {part.sentence}")
         figures |= {f"{part.what}/removed": part.files, f"{part.what}/bytes": part.bytes}
         if part.kept:
             figures[f"{part.what}/stays"] = part.kept

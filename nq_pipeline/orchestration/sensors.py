@@ -31,6 +31,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import Finding
 
 PARTITION = "dagster/partition"
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 ATTEMPTS_LOOKED_AT = 50
 GONE = "The process of this capture is gone. What it had written is kept, and what it missed is a gap."
 NEVER_BEGAN = "This capture was created and never began; nothing was written. Another one takes its place."
@@ -94,6 +95,11 @@ def capture_checks(
     )
     if not (is_open or found.has_begun):
         return dg.SkipReason(f"nothing was captured of {day}")
+    if not (before or found.has_begun or _any_ended(context.instance)):
+        # A new instance within the window: live_capture starts the first capture just now, no alert is due.
+        return dg.SensorResult(
+            cursor=json.dumps({"at": 0}), skip_reason=f"{day} is judged from the next look on"
+        )
     findings = capture_quality.judge(found)
     verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
     at = datetime.now(UTC).timestamp()
@@ -109,6 +115,12 @@ def capture_checks(
         cursor=json.dumps(cursor),
         skip_reason="; ".join(finding.sentence for finding in findings.values()),
     )
+
+
+def _any_ended(instance: dg.DagsterInstance) -> bool:
+    """Whether a capture has been and gone."""
+    ended = dg.RunsFilter(job_name=capture_job.name, statuses=ENDED)
+    return bool(instance.get_runs(ended, limit=1))
 
 
 def _verdict(name: str, finding: Finding) -> str:

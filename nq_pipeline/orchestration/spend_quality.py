@@ -62,7 +62,7 @@ def budget(month: Statement) -> Finding:
     refused = [line for line in month.refusals if line.day == today]
     numbers = {"refused_today": len(refused), "remaining_today_usd": float(month.remaining_today_usd)}
     if not refused:
-        left = f"nothing was refused today; {shown(month.remaining_today_usd)} may still be spent"
+        left = f"nothing was refused today; ${month.remaining_today_usd:,.2f} may still be spent"
         return Finding(passed=True, sentence=left, numbers=numbers)
     table = pl.DataFrame(
         [
@@ -87,7 +87,7 @@ def projection(month: Statement) -> Finding:
     over = to_come > ZERO and to_come >= Decimal(str(budgets.warn)) * room
     return Finding(
         passed=not over,
-        sentence=f"the month comes to {shown(month.projected_usd)} of {shown(budgets.monthly_usd)}"
+        sentence=f"the month comes to ${month.projected_usd:,.2f} of {shown(budgets.monthly_usd)}"
         + (f", {budgets.warn:.0%} or more of what the plan leaves (NQ_BUDGET_MONTHLY_USD)" if over else ""),
         severity="warn",
         numbers={"projected_usd": float(month.projected_usd), "monthly_usd": float(budgets.monthly_usd)},

@@ -250,7 +250,10 @@ def test_a_judgement_is_recorded_when_it_is_new_and_not_again_before_it_changes(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     with market(tmp_path, load=30, now=OPENS + timedelta(minutes=3)) as it:
-        first = tick(capture_checks, it, instance)
+        new = tick(capture_checks, it, instance)
+        assert isinstance(new, dg.SensorResult)
+        assert not new.asset_events  # the first capture of a new instance is only about to begin
+        first = tick(capture_checks, it, instance, new.cursor)
         assert isinstance(first, dg.SensorResult)
         assert {e.check_name for e in first.asset_events} == set(CHECKS)  # type: ignore[union-attr]
         second = tick(capture_checks, it, instance, first.cursor)
