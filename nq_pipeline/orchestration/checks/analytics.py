@@ -21,14 +21,24 @@ SERIES = dg.AssetKey(["nq", "series_metrics"])
 LEVELS = dg.AssetKey(["nq", "gamma_levels"])
 PRESSURE = dg.AssetKey(["databento", "trade_pressure"])
 
-LEAST_PRICED, LEAST_FORWARDS, LEAST_STRIKES = 0.9, 0.9, 5
-MOST_ARBITRAGE, MOST_LEFT_OUT, MOST_UNDEFINED = 0.01, 0.1, 0.2
-"""Our own judgement, met by a whole chain in regular hours with room to spare."""
+# None of these is a setting: each is far from what a whole chain shows, so that no market makes one wrong.
+LEAST_PRICED = 0.9
+"""Out of the money any price has a time value; what has no volatility there has a wrong price or forward."""
+LEAST_FORWARDS = 0.9
+"""A series hours from its listing or its end may lack pairs; one in ten are a handful."""
+LEAST_STRIKES = 5
+"""To either side of the forward; fewer are points and no smile."""
+MOST_ARBITRAGE = 0.01
+"""Quotes of different moments cross now and then; a free lunch at every hundredth strike is a broken feed."""
+MOST_LEFT_OUT = 0.25
+"""Deep strikes without a bid or a time value hold a tenth of the open interest, and next to no gamma."""
+MOST_UNDEFINED = 0.2
+"""Trades of an auction have no aggressor; where more than these lack one, pressure says little."""
 
 MEANINGS = {
     PRICING: {
-        "quotes_priced": f"At least {LEAST_PRICED:.0%} of the rows with a usable price have a volatility; "
-        "the reasons of the others. Deep in the money some quotes have no time value and rightly none.",
+        "quotes_priced": f"At least {LEAST_PRICED:.0%} of the out-of-the-money rows with a price and a "
+        "forward have a volatility. Deep in the money many quotes have no time value and rightly none.",
         "forwards_agree": f"At least {LEAST_FORWARDS:.0%} of the series with a price have a forward by "
         "put-call parity, and it lies within NQ_PARITY_TOLERANCE of the vendor's underlying.",
     },
@@ -79,7 +89,7 @@ def of_snapshot(
     pricing, series = measured["option_pricing"], measured["series_metrics"]
     return {
         PRICING: {
-            "quotes_priced": quotes_priced(pricing),
+            "quotes_priced": quotes_priced(chain, pricing),
             "forwards_agree": forwards_agree(pricing, tolerance),
         },
         SMILE: {
@@ -92,17 +102,21 @@ def of_snapshot(
     }
 
 
-def quotes_priced(pricing: pl.DataFrame) -> Finding:
-    """The share of rows with a usable price that have a volatility, and why the others have none."""
-    usable = pricing.filter(pl.col("price").is_not_null())
-    priced = usable["implied_volatility"].count()
-    share = priced / usable.height if usable.height else 0.0
+def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:
+    """The share of out-of-the-money rows that have a volatility, and why rows of any kind have none."""
+    from nq_pipeline.analytics.metrics import priced_chain
+
+    rows = priced_chain(chain, pricing).filter(pl.col("price").is_not_null(), pl.col("forward").is_not_null())
+    at = pl.col("strike") - pl.col("forward")
+    outside = rows.filter(pl.when(pl.col("option_type") == "C").then(at >= 0).otherwise(at < 0))
+    priced = outside["iv"].count()
+    share = priced / outside.height if outside.height else 0.0
     reasons = pricing.group_by("unpriced").len("contracts").drop_nulls().sort("contracts", descending=True)
     return Finding(
         passed=share >= LEAST_PRICED,
         severity="warn" if priced else "error",
-        sentence=f"{priced:,} of {usable.height:,} rows with a usable price have a volatility; "
-        f"{pricing.height - usable.height:,} rows have no usable price.",
+        sentence=f"{priced:,} of {outside.height:,} out-of-the-money rows with a price and a forward have a "
+        f"volatility; {pricing['implied_volatility'].count():,} of all {pricing.height:,} rows have one.",
         numbers={"priced_share": share, "priced": priced, "rows": pricing.height},
         table=reasons if reasons.height else None,
     )
