@@ -312,7 +312,10 @@ class _Job:
             ledger, attempts = open_ledger(self.settings), self.settings.http_attempts
             purchases = Purchases(self.client, ledger, "backfill", run_id, attempts, max_usd)
             if max_usd is not None and priced.usd > max_usd:
-                raise OverBudget(f"it costs {shown(priced.usd)}, and --max-usd leaves {shown(max_usd)}")
+                raise OverBudget(
+                    f"it costs {shown(priced.usd)}, and {shown(max_usd)} is left of what this run may spend; "
+                    "raise --max-usd (max_usd in Dagster's launchpad)"
+                )
             spans = Spans(purchases, self.shelf, self.settings.backfill_wait_s, tell)
             whole = self.whole(trade_date)
             # What was begun as a whole is not bought again in hours.

@@ -22,6 +22,7 @@ from nq_pipeline.sources.databento_client import HistoricalClient, Query
 from nq_pipeline.sources.databento_purchase import Purchases
 from nq_pipeline.sources.dbn import decode
 from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import shown
 
@@ -92,6 +93,7 @@ def history(ctx: Context) -> Finding:
         return skipped(str(refusal))
     finally:
         ctx.spent_usd += purchases.cost_usd
+        publish_spend(ctx.settings, run_id=run_id)
     sold = decode(body, query.schema).array
     difference = compare.by_record(replayed, sold)
     facts = {"records": len(sold), "differences": difference.examples, "spent_usd": purchases.cost_usd}

@@ -1,8 +1,9 @@
 """`nq verify`: the feed test, check by check, against whatever is configured: the vendors or the stand-ins.
 
-Nothing of the environment is written but the evidence, and the ledger when something is bought: what
-is captured on the way goes to a folder that is removed at the end. One session of the live gateway is
-open at a time, so a capture may run beside it as long as the account has one session left.
+Nothing of the environment is written but the evidence, and the ledger and its table `spend` when
+something is bought: what is captured on the way goes to a folder that is removed at the end. One
+session of the live gateway is open at a time, so a capture may run beside it as long as the account
+has one session left.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento_client import HistoricalClient, Job, NothingThere, Query
 from nq_pipeline.sources.databento_purchase import Purchases
 from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import Mode, open_ledger
 from nq_pipeline.spend.money import ZERO
 
@@ -300,7 +301,10 @@ class DatabentoHistory:
         ledger, attempts = open_ledger(self._settings), self._settings.http_attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
         spans = Spans(purchases, open_shelf(self._settings))
-        part = spans.had(self._query(schema, parents, start_ns, end_ns))
+        try:
+            part = spans.had(self._query(schema, parents, start_ns, end_ns))
+        finally:  # a refusal, and what a failure left reserved, are to be seen as well
+            publish_spend(self._settings, run_id=run_id)
         if not part.files:
             raise NothingThere(f"{schema}: there are no records in that span")
         return part.files[0], part.cost_usd

@@ -10,12 +10,13 @@ import polars as pl
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LedgerError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import INSTANT, SPEND
 from nq_pipeline.market.sessions import trade_dates
 from nq_pipeline.spend.tables import Line
 
 if TYPE_CHECKING:
-    from nq_pipeline.lake.lake import Lake
     from nq_pipeline.settings import Settings
     from nq_pipeline.spend.ledger import Ledger
 
@@ -34,6 +35,12 @@ def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
     except LedgerError as error:
         log.warning("the table spend was not brought up to date: %s", error)
         return 0
+
+
+def publish_spend(settings: Settings, *, run_id: str) -> None:
+    """`export_spend`, and the catalog: for what spends and publishes nothing else."""
+    export_spend(settings, Lake(settings.environment_dir / "lake"), run_id=run_id)
+    catalog.publish(settings.environment_dir)
 
 
 def export(ledger: Ledger, lake: Lake, *, run_id: str) -> int:

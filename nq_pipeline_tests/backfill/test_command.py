@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
 from nq_pipeline_tests.backfill.conftest import NOW, Vendor, vendor
+from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
 DAYS = ("--schema", "statistics", "--from", "2025-06-06", "--to", "2025-06-09")
 
@@ -51,6 +52,7 @@ def test_the_days_are_bought_once_and_the_same_command_again_asks_nothing(databe
     shown = nq(databento, *DAYS, "--max-usd", "1", "--yes")
     assert shown.exit_code == cli.OK, shown.output
     assert shown.output.count("complete:") == 2 and len(databento.metered) == 2
+    assert catalog_has_the_ledger(databento.settings())
     told = json.loads(nq(databento, *DAYS, "--max-usd", "1", "--yes", "--json").stdout)
     assert [day["already"] for day in told["days"]] == [True, True] and float(told["cost_usd"]) == 0
     assert len(databento.metered) == 2

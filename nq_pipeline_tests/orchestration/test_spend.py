@@ -30,6 +30,7 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline_tests.backfill.conftest import vendor
+from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
 
@@ -93,6 +94,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
         ).json()
 
     assert result.success  # the others' chains are there all the same
+    assert catalog_has_the_ledger(settings)
     assert "over_budget" in (said["databento/option_chain/available"].description or "")
     assert said["nq/option_chain/available"].passed
     budget, fallback = said["spend/ledger/budget"], said["spend/ledger/entitlement"]
@@ -245,6 +247,7 @@ def test_a_day_of_history_is_bought_within_max_usd_and_never_twice(
         assert not refused.get_asset_materialization_events()
 
         assert bought(instance, settings, max_usd=5.0).success
+        assert catalog_has_the_ledger(settings)
         paid = len(databento.metered)
         again = bought(instance, settings, max_usd=5.0)
         assert paid and len(databento.metered) == paid

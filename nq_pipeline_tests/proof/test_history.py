@@ -15,6 +15,7 @@ from nq_pipeline.spend.tables import Kind
 from nq_pipeline_tests.proof.standins import lines, reason, served, settings, verified
 from nq_pipeline_tests.sandbox.gateway_client import unlimited
 from nq_pipeline_tests.sources.standin import NOW, address
+from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
 CHECKS = ("connect", "cost", "count", "history")
 
@@ -47,6 +48,7 @@ def test_what_the_gateway_replays_is_what_is_sold(tmp_path: Path) -> None:
     assert "are the ones the gateway replays" in reason(report, "history")
     assert booked(tmp_path) == [Kind.RESERVED, Kind.COMMITTED]
     assert 0 < report.spent_usd == open_ledger(ledger_of(tmp_path)).month().metered_usd
+    assert catalog_has_the_ledger(ledger_of(tmp_path))
 
 
 def test_a_replay_that_lacks_records_that_are_sold_fails(tmp_path: Path) -> None:

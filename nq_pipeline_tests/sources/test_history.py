@@ -20,6 +20,7 @@ from nq_pipeline.sources.history import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.server import Server, serve
+from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
 OPTIONS = ("Q2C.OPT", "Q2D.OPT")
 FROM, TO = (to_ns(datetime(2025, 6, 10, hour, tzinfo=UTC)) for hour in (13, 14))
@@ -48,6 +49,7 @@ def test_it_is_what_the_capture_asks_for(tmp_path: Path) -> None:
     assert abs(cost - price) < Decimal("1e-8")
     (line,) = (one for one in open_ledger(settings_for(server, tmp_path)).lines() if one.kind == "committed")
     assert (line.purpose, line.run_id, line.spent_usd) == ("gap_repair", "run", cost)
+    assert catalog_has_the_ledger(settings_for(server, tmp_path))
 
 
 def test_a_span_is_paid_once_whatever_the_order_of_its_symbols(tmp_path: Path) -> None:
@@ -81,6 +83,7 @@ def test_a_refusal_of_the_ledger_passes_and_nothing_metered_is_asked(tmp_path: P
         with pytest.raises(OverBudget, match="NQ_BUDGET_BY_PURPOSE"):
             history.fetch(*SPAN, run_id="run")
         assert bought(server) == 0
+    assert catalog_has_the_ledger(settings_for(server, tmp_path, budget_by_purpose="gap_repair=0"))
 
 
 def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import duckdb
+
 from nq_pipeline.clock import SystemClock
-from nq_pipeline.spend.ledger import Charge
+from nq_pipeline.lake import catalog
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.ledger import Charge, Ledger
 from nq_pipeline.spend.money import GIB
 from nq_pipeline.spend.period import Boot
 
@@ -53,6 +57,15 @@ def charge(usd: str | Decimal | None, **more: Any) -> Charge:
         "run_id": "run-1",
     }
     return Charge(**{**own, **more})
+
+
+def catalog_has_the_ledger(settings: Settings) -> bool:
+    """Whether `nq.duckdb` shows every line, one of a metered request among them."""
+    lines = Ledger(settings).lines()
+    with duckdb.connect(settings.environment_dir / catalog.NAME, read_only=True) as published:
+        shown = published.execute("select line from spend order by line").fetchall()
+    metered = any(line.vendor and line.purpose for line in lines)
+    return metered and [line for (line,) in shown] == [line.line_id for line in lines]
 
 
 def size_of(usd: Decimal) -> int:

@@ -12,13 +12,11 @@ from pydantic import Field
 from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day
 from nq_pipeline.backfill.rows import TABLES
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import MBO, TRADES
 from nq_pipeline.orchestration import metadata
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.spend.export import export_spend
+from nq_pipeline.spend.export import publish_spend
 
 Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
@@ -99,8 +97,7 @@ def _had(context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, 
                 settings, schema, trade_date, max_usd=max_usd, run_id=run_id, tell=context.log.info
             )
             if not day.already:
-                export_spend(settings, Lake(settings.environment_dir / "lake"), run_id=run_id)
-                catalog.publish(settings.environment_dir)
+                publish_spend(settings, run_id=run_id)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return day

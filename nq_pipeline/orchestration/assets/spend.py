@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from nq_pipeline.errors import LedgerError, NqError
+from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import ANSWERS, SPEND
 from nq_pipeline.market import sessions
@@ -54,7 +55,8 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
         lake = Lake(settings.environment_dir / "lake")
         try:
             ledger = open_ledger(settings)
-            export(ledger, lake, run_id=context.run.run_id)
+            if export(ledger, lake, run_id=context.run.run_id):
+                catalog.publish(settings.environment_dir)
             month = ledger.month()
         except LedgerError as error:
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
