@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +168,15 @@ def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(lake: Path, 
         json.loads(nq("nq budget --json", NQ_DATA_DIR=str(folder.parent))) for folder in (original, restored)
     ]
     assert month[0]["total_usd"] == month[1]["total_usd"]
+
+
+def test_the_units_of_the_runbook_start_what_is_installed() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    (home,) = re.findall(r"^WorkingDirectory=(.*)$", page, re.MULTILINE)
+    assert f"DAGSTER_HOME={home}\n" in page and (ROOT / "dagster.yaml").is_file()
+    started = re.findall(rf"ExecStart={home}/\.venv/bin/(\S+)", page)
+    assert started == ["dagster-daemon", "dagster-webserver"]
+    assert all((Path(sys.executable).parent / program).is_file() for program in started)
 
 
 def test_every_command_is_documented_and_has_help() -> None:
