@@ -170,6 +170,12 @@ def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(lake: Path, 
     assert month[0]["total_usd"] == month[1]["total_usd"]
 
 
+def test_every_room_is_on_the_page_about_the_house() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    for room in (ROOT / "nq_pipeline").glob("*/__init__.py"):
+        assert f"`{room.parent.name}/`" in page, room.parent.name
+
+
 def test_the_units_of_the_runbook_start_what_is_installed() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     (home,) = re.findall(r"^WorkingDirectory=(.*)$", page, re.MULTILINE)
