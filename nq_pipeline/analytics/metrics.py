@@ -51,15 +51,19 @@ def iv_smile(priced: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.col("strike") < pl.col("forward"))
     )
     moneyness = (pl.col("strike") / pl.col("forward")).log()
-    return priced.filter(out, pl.col("iv").is_not_null()).select(
-        *STRIKE,
-        "option_type",
-        "forward",
-        "years",
-        log_moneyness=moneyness,
-        deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
-        implied_volatility="iv",
-        iv_uncertainty="iv_uncertainty",
+    return (
+        _of_one_moment(priced)
+        .filter(out, pl.col("iv").is_not_null())
+        .select(
+            *STRIKE,
+            "option_type",
+            "forward",
+            "years",
+            log_moneyness=moneyness,
+            deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
+            implied_volatility="iv",
+            iv_uncertainty="iv_uncertainty",
+        )
     )
 
 
@@ -97,10 +101,9 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
         .agg(max_pain=pl.col("strike").sort_by("payout", "strike").first())
     )
     exposure = by_strike.group_by(SERIES).agg(_total("gex_per_point"), _total("gex_per_pct"))
-    metrics = priced.group_by(SERIES).agg(
-        pl.col("expiration").first(), pl.col("years").median(), pl.col("forward").median(), *_totals()
-    )
-    for part in (_at_the_money(priced), _straddles(priced), pain, exposure):
+    valued = _of_one_moment(priced).group_by(SERIES).agg(pl.col("years", "forward").median())
+    metrics = priced.group_by(SERIES).agg(pl.col("expiration").first(), *_totals())
+    for part in (valued, _at_the_money(priced), _straddles(priced), pain, exposure):
         metrics = metrics.join(part, on=SERIES, how="left")
     return metrics.with_columns(
         *_ratios(),
@@ -112,18 +115,17 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per source, snapshot and product: all series together, and zero gamma."""
     product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root"))
     rows = _with_exposure(priced).with_columns(product=product)
-    reference = pl.col("forward").drop_nulls().first()
+    nearest = _of_one_moment(rows).sort("expiration").group_by(MARKET)
     totals = (
-        rows.sort("expiration")
-        .group_by(MARKET)
+        rows.group_by(MARKET)
         .agg(
-            reference.alias("forward"),
             *_totals(),
             _total("gex_per_point"),
             _total("gex_per_pct"),
             pl.col("gex_per_point").count().alias("contracts"),
             open_interest_left_out=pl.col("open_interest").filter(pl.col("gex_per_point").is_null()).sum(),
         )
+        .join(nearest.agg(pl.col("forward").drop_nulls().first()), on=MARKET)
     )
     usable = rows.filter(
         pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0, pl.col("years") > 0
@@ -135,6 +137,17 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     return totals.with_columns(
         *_ratios(), zero_gamma=pl.col("forward") * pl.Series(shifts, dtype=pl.Float64)
     ).sort(MARKET)
+
+
+def _of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:
+    """Of a series that is quoted the rows of now, of another its settlements, where it has any.
+
+    A strike that nobody quotes may have the settlement of the close before, which speaks of another
+    forward and of more time to expiration.
+    """
+    settles = pl.col("price_used").eq_missing("settlement")
+    quoted = (pl.col("price_used") == "mid").any().over(SERIES)
+    return priced.filter(pl.when(quoted).then(~settles).otherwise(settles | ~settles.any().over(SERIES)))
 
 
 def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:
@@ -208,7 +221,7 @@ def _at_the_money(priced: pl.DataFrame) -> pl.DataFrame:
 
 def _straddles(priced: pl.DataFrame) -> pl.DataFrame:
     """Call and put of the strike nearest the forward that has a quote or a settlement for both."""
-    firm = priced.filter(pl.col("price_used") != "last", pl.col("forward").is_not_null())
+    firm = _of_one_moment(priced).filter(pl.col("price_used") != "last", pl.col("forward").is_not_null())
     pairs = (
         firm.group_by(STRIKE)
         .agg(

@@ -107,6 +107,17 @@ def test_the_smile_holds_puts_below_the_forward_and_calls_above() -> None:
     assert smile["deviations"][2] == pytest.approx(math.log(1.03) / (0.20 * 0.5))
 
 
+def test_settlements_of_the_close_before_do_not_move_what_a_quoted_series_says() -> None:
+    rows = [(strike, side, 5, 1, 9.0, 0.5, 0.01) for strike in (80.0, 85.0, 110.0, 120.0) for side in "CP"]
+    settled = priced(rows, forward=97.0, years=0.3).with_columns(price_used=pl.lit("settlement"))
+    both = pl.concat([settled, CHAIN])
+    assert iv_smile(both).equals(iv_smile(CHAIN))
+    unmoved = ("forward", "years", "atm_iv", "atm_strike", "expected_move_straddle", "expected_move_iv")
+    assert series_metrics(both).select(unmoved).equals(series_metrics(CHAIN).select(unmoved))
+    assert gamma_levels(both)["forward"].to_list() == [100.0]
+    assert series_metrics(settled)["forward"].to_list() == [97.0], "where there is nothing else"
+
+
 def test_a_series_has_its_expected_moves_ratios_and_max_pain() -> None:
     row = series_metrics(CHAIN).row(0, named=True)
     assert row["atm_iv"] == pytest.approx(0.24 - 0.04 / 4)  # a quarter of the way from 99 to 103
