@@ -222,7 +222,7 @@ def quotes(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -
         .join(instruments, left_on="symbol", right_on="raw_symbol")
         .with_columns(t=pl.lit(t, pl.Int64))
         .select(list(BOOK))
-        for t in stamps
+        for t in (stamps if "F" in instruments["instrument_class"] else [])
     ]
     rows = pl.concat([_option_quotes(market, instruments, ends), *futures]).sort("t", "instrument_id")
     a = blank("bbo-1m", rows["instrument_id"].to_numpy())

@@ -179,13 +179,18 @@ class Market:
 
     def _forward(self, ts: Any, until: Any) -> Floats:
         ts = np.asarray(ts, np.int64)
+        return self._carried(self.index(ts), ts, until)
+
+    def _carried(self, index: Floats, ts: Any, until: Any) -> Floats:
         years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
-        return np.asarray(self.index(ts) * np.exp(self.shape.carry * years), np.float64)
+        return np.asarray(index * np.exp(self.shape.carry * years), np.float64)
 
     def _futures(self, moment: datetime) -> pl.DataFrame:
         today = sessions.current_session(moment)
         settled, before = self._settled(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
+        closes = np.array([_settle_ns(settled), _settle_ns(before)])
+        walked, closed = self.index(minutes), self.index(closes)  # the same for every future
         rows = []
         tick = self.shape.future_tick
         listed = boards.futures(self.product, today.trade_date, boards.STANDARDS + 1)
@@ -193,14 +198,11 @@ class Market:
             until = to_ns(expiration)
             if until <= to_ns(moment):
                 continue
-            walk = round_to_tick(self._ticks, self._forward(minutes, until))
+            walk = round_to_tick(self._ticks, self._carried(walked, minutes, until))
             key = mix(self.seed, _SIZE, until, to_ns(moment))
             gap, sizes = (1, 2, 8, 20, 20)[rank] * tick, 1 + mix(key, np.arange(2)) % 12
             share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
-            settle = [
-                float(round_to_tick(self._ticks, self._forward(_settle_ns(day), until))[0])
-                for day in (settled, before)
-            ]
+            settle = round_to_tick(self._ticks, self._carried(closed, closes, until)).tolist()
             bid = float(round_to_tick(self._ticks, walk[-1:] - gap / 2, "below")[0])
             ask = float(round_to_tick(self._ticks, np.array([bid + gap]))[0])
             rows.append(
