@@ -5,12 +5,12 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.positions import NEAR
+from nq_pipeline.charts.positions import NEAR, WIDTHS
 from nq_pipeline.charts.theme import ZONE, Picture, axis, finished, said
 
-WINDOW = "5m"
-BY_STRIKE = 100
-"""Points of strike in a cell."""
+MINUTES = 5
+MOST_CELLS = 24
+"""Neighbouring strikes are added up into as many cells of a window at most."""
 NAMES = {"C": "calls", "P": "puts"}
 
 
@@ -31,9 +31,11 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     near = traded.filter((pl.col("strike") / forward - 1).abs() <= NEAR) if forward else traded
     if near.is_empty():
         return f"No pressure of {name}: no live trades of them were captured on this trade date."
+    span = near.select(pl.col("strike").max() - pl.col("strike").min()).item()
+    width = next((w for w in WIDTHS if span / w <= MOST_CELLS), WIDTHS[-1])
     bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()
     cells = (
-        near.group_by("window_start", strike=(pl.col("strike") / BY_STRIKE).round() * BY_STRIKE)
+        near.group_by("window_start", strike=(pl.col("strike") / width).round() * width)
         .agg(bought=bought, sold=sold, trades=pl.col("trades").sum())
         .with_columns(net=pl.col("bought") - pl.col("sold"))
         .sort("window_start", "strike")
@@ -42,9 +44,9 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     wall = local.dt.replace_time_zone(None).dt.epoch("ms")
     cells = cells.with_columns(
         start=wall,
-        end=wall + 5 * 60 * 1000,
-        low=pl.col("strike") - BY_STRIKE / 2,
-        high=pl.col("strike") + BY_STRIKE / 2,
+        end=wall + MINUTES * 60 * 1000,
+        low=pl.col("strike") - width / 2,
+        high=pl.col("strike") + width / 2,
         strength=pl.col("net").abs().sqrt(),
         says=pl.format(
             "{} CT · around {} · {} bought, {} sold in {} trades",

@@ -15,6 +15,8 @@ MOST_BARS = 56
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
 """Points of strike that a bar may stand for."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
+ROOM = 0.3
+"""Share of the picture that the name of a line may take."""
 NAMES = 76
 """Room for the names of series beside a picture, pixels."""
 
@@ -232,20 +234,27 @@ def _ground() -> list[alt.Chart]:
 
 
 def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
-    """Lines at the future and at another level, their names to the sides that face away."""
-    future = f"future {spot:,.2f}"
-    if (
-        level is None
-        or bars.filter(pl.col("low") <= level).is_empty()
-        or bars.filter(pl.col("high") >= level).is_empty()
-    ):
-        return _line(spot, "spot", future, to_left=False)
-    lower = level < spot
-    other = _line(level, "level", f"{words} {level:,.0f}", to_left=lower)
-    return _line(spot, "spot", future, to_left=not lower) + other
+    """Lines at the future and, where it is in the picture, at another level; their names face away."""
+    low, high = bars.select(pl.col("low").min(), pl.col("high").max()).row(0)
+    lines = [(spot, "spot", f"future {spot:,.2f}")]
+    if level is not None and low <= level <= high:
+        lines.append((level, "level", f"{words} {level:,.0f}"))
+    left, *_ = sorted(value for value, *_ in lines)
+    return [
+        layer
+        for value, style, name in lines
+        for layer in _line(value, style, name, to_left=len(lines) > 1 and value == left, range_=(low, high))
+    ]
 
 
-def _line(value: float, style: str, words: str, *, to_left: bool) -> list[alt.Chart]:
+def _line(
+    value: float, style: str, words: str, *, to_left: bool, range_: tuple[float, float]
+) -> list[alt.Chart]:
+    """A line and its name, which is on its other side and lower where it would leave the picture."""
+    low, high = range_
+    share = (value - low) / (high - low)
+    turned = (share if to_left else 1 - share) < ROOM
+    to_left ^= turned
     at = alt.Chart(pl.DataFrame({"at": [value], "words": [words]}))
     return [
         at.mark_rule(style=style).encode(x="at:Q"),
@@ -254,7 +263,7 @@ def _line(value: float, style: str, words: str, *, to_left: bool) -> list[alt.Ch
             align="right" if to_left else "left",
             dx=-5 if to_left else 5,
             baseline="top",
-        ).encode(x="at:Q", y=alt.value(0), text="words:N"),
+        ).encode(x="at:Q", y=alt.value(14 if turned else 0), text="words:N"),
     ]
 
 

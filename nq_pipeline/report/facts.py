@@ -42,6 +42,8 @@ class Facts:
     ----------
     snapshot_ts
         The newest of the chain's rows; a series that came from a cache may be minutes older.
+    as_of
+        The oldest and the newest moment that its quotes speak of.
     chain, pricing
         Rows of `option_chain`, and what of `option_pricing` belongs to them.
     sources
@@ -56,7 +58,7 @@ class Facts:
 
     environment: str
     snapshot_ts: datetime
-    as_of: datetime
+    as_of: tuple[datetime, datetime]
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
@@ -88,7 +90,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         return Facts(
             environment=settings.environment,
             snapshot_ts=newest,
-            as_of=chain["as_of"].max(),  # type: ignore[arg-type]
+            as_of=chain.select(oldest=pl.col("as_of").min(), newest=pl.col("as_of").max()).row(0),
             trade_date=day,
             chain=chain,
             pricing=pricing,

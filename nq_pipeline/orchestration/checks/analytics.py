@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import dagster as dg
 import polars as pl
 
+from nq_pipeline.market.contracts import PRODUCT_OF
+from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.sources.quality import Finding
 
 PRICING = dg.AssetKey(["nq", "option_pricing"])
@@ -157,8 +159,12 @@ def forwards_agree(pricing: pl.DataFrame, tolerance: float) -> Finding:
 
 
 def front(series: pl.DataFrame) -> pl.DataFrame:
-    """The row of `series_metrics` that stands for the market: the first to expire that has a forward."""
-    order = pl.col("underlying_class") != "future"
+    """The row of `series_metrics` that stands for the market: the first to expire that has a forward.
+
+    Of several products that of the first in the product table.
+    """
+    product = pl.col("root").replace_strict(PRODUCT_OF, default=None)
+    order = product.replace_strict(list(PRODUCTS), range(len(PRODUCTS)), default=len(PRODUCTS))
     return series.filter(pl.col("forward").is_not_null()).sort(order, "expiration", "series").head(1)
 
 
