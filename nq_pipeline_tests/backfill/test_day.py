@@ -14,10 +14,12 @@ import pytest
 import zstandard
 
 from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day, plan, refusal
-from nq_pipeline.clock import to_ns
+from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import BACKFILLS, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
+from nq_pipeline.lake.schemas import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
+from nq_pipeline.live.log import CaptureLog
+from nq_pipeline.sandbox.globex import quotes, universe
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.tape import tape
 from nq_pipeline.settings import Settings
@@ -30,9 +32,13 @@ from nq_pipeline_tests.backfill.conftest import (
     STREAM,
     SUBMIT,
     Change,
+    form,
     refused,
     vendor,
 )
+from nq_pipeline_tests.live.feeds import publisher
+from nq_pipeline_tests.live.test_publish_gateway import capture
+from nq_pipeline_tests.sandbox.gateway_client import gateway, unlimited
 from nq_pipeline_tests.sources.server import Answer, Asked
 
 MONDAY, TUESDAY, WEDNESDAY = date(2025, 6, 9), date(2025, 6, 10), date(2025, 6, 11)
@@ -106,6 +112,46 @@ def test_what_the_lake_has_already_is_not_added_again(data: Path) -> None:
         assert more.records == more.rows + few.rows
         rows = lake(databento.settings()).scan(TRADES).collect()
         assert rows.height == more.records == rows.select(TRADES.key).unique().height
+
+
+def test_a_trade_that_was_captured_is_there_once_after_its_day_was_bought(data: Path) -> None:
+    noon = datetime(2025, 6, 10, 15, tzinfo=UTC)
+    with vendor(data) as databento:
+        settings = databento.settings()
+        root = settings.environment_dir / "capture"
+        with (
+            gateway(now=noon, load=None, limits=unlimited()).serve_in_thread() as served,
+            CaptureLog(root, settings.databento_dataset, sync_every_s=0) as log,
+        ):
+            capture(log, served, "trades", to_ns(noon) - 30 * 60 * NS_PER_S, most=2_000)
+        publisher(root).publish()
+        captured = lake(settings).scan(TRADES).filter(root="Q2B").sort(TRADES.key).collect()
+        day = had(settings, day=TUESDAY)
+        bought = lake(settings).scan(TRADES).filter(root="Q2B").sort(TRADES.key).collect()
+    assert 0 < captured.height == day.known < day.records == bought.height
+    assert bought.select(TRADES.key).is_unique().all()
+    assert bought.filter(run_id="run").equals(captured)  # as they were received
+
+
+def test_quotes_come_by_the_hour_and_an_hour_that_is_there_is_not_bought_again(data: Path) -> None:
+    hour = datetime(2025, 6, 9, 12, tzinfo=UTC)
+    late = iter([refused("data_time_range_invalid")])
+
+    def once(asked: Asked, good: Answer) -> Answer:
+        return next(late, good) if form(asked)["start"] == str(to_ns(hour)) else good
+
+    with vendor(data, only(STREAM, once)) as databento:
+        settings = databento.settings(backfill_symbols="Q1A.OPT")
+        assert had(settings, "bbo-1m").state == "failed"
+        before = len(databento.metered)
+        day = had(settings, "bbo-1m")
+        spans = [(int(asked["start"]), int(asked["end"])) for asked in databento.metered]
+        rows = lake(settings).scan(BBO_1M).sort(BBO_1M.key).collect()
+    assert (day.state, day.records, day.dropped) == ("complete", rows.height, 0)
+    assert spans[before - 1] == spans[before] and len(set(spans)) == len(spans) - 1 == 23
+    truth = quotes(market(7), universe(market(7), MONDAY).filter(parent="Q1A.OPT"), *spans[before])
+    mine = rows.filter(pl.col("ts_recv").dt.truncate("1h") == hour).sort("ts_recv", "instrument_id")
+    assert mine["ask_sz_00"].to_list() == truth["ask_sz_00"].tolist()
 
 
 # Asking once
