@@ -1,9 +1,12 @@
-"""Thumbnails that travel inside metadata: a chart as an inline picture of some kilobytes."""
+"""Pictures that travel inside metadata: a chart of some kilobytes, and a bare curve of some hundred bytes.
+
+Dagster shows the curve in the table of an asset's page, and the chart when somebody asks for it there.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from nq_pipeline.charts import Picture
 
 WIDTH = 640
+INLINE = 1000
+"""Characters of Markdown from which on Dagster shows a link in its place."""
+DOTS, ACROSS, DOWN = 40, 240, 60
 
 
 def thumbnail(picture: Picture) -> str:
@@ -26,6 +32,24 @@ def thumbnail(picture: Picture) -> str:
         return picture
     svg = draw.svg(picture, width=WIDTH, spoken=False)
     return f"![{picture.title.text}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+
+
+def sketch(points: pl.DataFrame, title: str) -> str:
+    """Markdown with the bare curve of `x` and `y`, shorter than `INLINE`; empty where there is no curve."""
+    from nq_pipeline.charts.theme import LIGHT
+
+    known = points.select("x", "y").drop_nulls().sort("x")
+    known = known.gather_every(-(-known.height // DOTS) or 1)
+    if known.height < 2 or known["x"].n_unique() < 2:
+        return ""
+    low, high = pl.all().min(), pl.all().max()
+    placed = known.select((pl.all() - low) / (high - low)).fill_nan(0.5)  # a level line
+    dots = " ".join(f"{x * ACROSS:.0f},{DOWN - y * DOWN:.0f}" for x, y in placed.iter_rows())
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{ACROSS}" height="{DOWN}">'
+        f'<polyline fill="none" stroke-width="2" stroke="{LIGHT.call}" points="{dots}"/></svg>'
+    )
+    return f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def front_open_interest(chain: pl.DataFrame, *, rate: float) -> Picture:
@@ -61,11 +85,7 @@ def of_metrics(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, 
     """
     from nq_pipeline import charts
 
-    roots = list(roots_of([(PRODUCTS | PROXIES)[product]]))
-    smile, profile, series = (
-        measured[table.name].filter(pl.col("root").is_in(roots))
-        for table in (IV_SMILE, STRIKE_PROFILE, SERIES_METRICS)
-    )
+    smile, profile, series = _of_product(measured, product)
     levels = measured[GAMMA_LEVELS.name].filter(pl.col("product") == product)
     return {
         IV_SMILE.name: charts.smile(smile),
@@ -73,6 +93,27 @@ def of_metrics(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, 
         SERIES_METRICS.name: charts.term_structure(series),
         GAMMA_LEVELS.name: charts.gamma_exposure(profile, levels),
     }
+
+
+def sketches(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, str]:
+    """The curves that stand for the pictures of `of_metrics`; the smile is that of the front series."""
+    smile, profile, series = _of_product(measured, product)
+    front = smile.filter(pl.col("years") == pl.col("years").min())
+    held = pl.col("call_open_interest").fill_null(0) + pl.col("put_open_interest").fill_null(0)
+    by_strike = profile.group_by(x="strike")
+    return {
+        IV_SMILE.name: sketch(front.select(x="strike", y="implied_volatility"), "smile of the front series"),
+        STRIKE_PROFILE.name: sketch(by_strike.agg(y=held.sum()), "open interest by strike"),
+        SERIES_METRICS.name: sketch(series.select(x="years", y="atm_iv"), "term structure"),
+        GAMMA_LEVELS.name: sketch(by_strike.agg(y=pl.col("gex_per_pct").sum()), "gamma exposure by strike"),
+    }
+
+
+def _of_product(measured: Mapping[str, pl.DataFrame], product: str) -> Iterator[pl.DataFrame]:
+    """Smile, strike profile and series of one product."""
+    roots = list(roots_of([(PRODUCTS | PROXIES)[product]]))
+    for table in (IV_SMILE, STRIKE_PROFILE, SERIES_METRICS):
+        yield measured[table.name].filter(pl.col("root").is_in(roots))
 
 
 def of_pressure(rows: pl.DataFrame, product: str) -> str:

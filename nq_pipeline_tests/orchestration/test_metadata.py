@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,15 @@ from nq_pipeline.analytics.snapshot import METRICS
 from nq_pipeline.charts import named_text
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown
-from nq_pipeline.orchestration.plots import front_open_interest, of_metrics, of_pressure, thumbnail
+from nq_pipeline.orchestration.plots import (
+    INLINE,
+    front_open_interest,
+    of_metrics,
+    of_pressure,
+    sketch,
+    sketches,
+    thumbnail,
+)
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.snapshot import build_request
 from nq_pipeline_tests.charts import frames
@@ -66,6 +75,29 @@ def test_every_metric_has_a_picture_of_one_product() -> None:
     assert set(pictures) == set(measured)
     assert all(thumbnail(picture).startswith("![") for picture in pictures.values())
     assert all(isinstance(picture, str) for picture in of_metrics(measured, "ES").values())
+
+
+def test_every_metric_has_a_curve_that_dagster_shows_without_a_click() -> None:
+    frame = chain(REQUEST, "barchart")
+    priced = metrics.priced_chain(frame, price_chain(frame, rate=0.04))
+    drawn = sketches({table.name: metric(priced) for table, metric in METRICS}, "NQ")
+    for name, curve in drawn.items():
+        assert curve and len(curve) < INLINE, name
+        (line,) = ElementTree.fromstring(base64.b64decode(curve.partition("base64,")[2].rstrip(")")))
+        assert 2 <= len(line.attrib["points"].split()) <= 40
+
+
+@pytest.mark.parametrize(
+    "points", [{"x": [], "y": []}, {"x": [1.0], "y": [2.0]}, {"x": [1.0, 2.0], "y": [None, 3.0]}]
+)
+def test_fewer_than_two_points_are_no_curve(points: dict[str, list[float]]) -> None:
+    assert sketch(pl.DataFrame(points, schema={"x": pl.Float64, "y": pl.Float64}), "a curve") == ""
+
+
+@given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=2, max_size=3000))
+def test_a_curve_of_any_points_is_short(points: list[tuple[float, float]]) -> None:
+    drawn = sketch(pl.DataFrame(points, schema=["x", "y"], orient="row"), "open interest by strike")
+    assert len(drawn) < INLINE and "nan" not in drawn
 
 
 def test_pressure_shows_calls_and_puts() -> None:

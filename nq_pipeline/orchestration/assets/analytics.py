@@ -101,12 +101,17 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
         raise dg.Failure(str(error), allow_retries=False) from error
 
     pictures = plots.of_metrics(measured, settings.products[0])
+    sketches = plots.sketches(measured, settings.products[0])
     spent = {"snapshots": snapshots, "elapsed_s": round(time.perf_counter() - started, 3)}
     for key in TABLES:
         if key in context.selected_asset_keys:
             yield dg.MaterializeResult(
                 asset_key=key,
-                metadata={**_of_rows(key, measured, day, settings), **_of_picture(key, pictures), **spent},
+                metadata={
+                    **_of_picture(key, pictures, sketches),
+                    **_of_rows(key, measured, day, settings),
+                    **spent,
+                },
             )
     findings = checks.of_snapshot(chain, measured, tolerance=settings.parity_tolerance)
     for key in TABLES:
@@ -220,9 +225,14 @@ def _of_rows(
     return shown
 
 
-def _of_picture(key: dg.AssetKey, pictures: "dict[str, Picture]") -> metadata.Metadata:
-    picture = pictures.get(TABLES[key].name)
-    return {} if picture is None else {"picture": dg.MetadataValue.md(plots.thumbnail(picture))}
+def _of_picture(
+    key: dg.AssetKey, pictures: "dict[str, Picture]", sketches: dict[str, str]
+) -> metadata.Metadata:
+    picture, sketch = pictures.get(TABLES[key].name), sketches.get(TABLES[key].name)
+    return {
+        **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),
+        **({} if picture is None else {"picture": dg.MetadataValue.md(plots.thumbnail(picture))}),
+    }
 
 
 def _numbers(row: pl.DataFrame, *names: str) -> dict[str, float]:
