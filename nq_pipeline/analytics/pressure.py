@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -11,7 +12,15 @@ from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADE_PRESSURE, conform
 from nq_pipeline.settings import Settings
 
-_OVER = "FROM pressure WHERE trade_date = $day AND window_start + INTERVAL 5 MINUTES <= $until"
+if TYPE_CHECKING:
+    import duckdb
+
+
+def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datetime) -> pl.DataFrame:
+    """The rows of the view `pressure` of a trade date whose window is over by a moment, in order."""
+    over = "FROM pressure WHERE trade_date = $day AND window_start + INTERVAL 5 MINUTES <= $until"
+    rows: pl.DataFrame = lake.sql(over, params={"day": trade_date, "until": until}).pl()
+    return rows.sort("window_start", "contract_key")
 
 
 def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, run_id: str) -> pl.DataFrame:
@@ -30,8 +39,7 @@ def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, r
     The rows of `trade_pressure` as they are now, one per window and contract.
     """
     with catalog.connect(settings.environment_dir) as lake:
-        windows: pl.DataFrame = lake.sql(_OVER, params={"day": trade_date, "until": until}).pl()
-    rows = windows.drop("is_whole", "product").sort("window_start", "contract_key")
-    rows = conform(TRADE_PRESSURE, rows.with_columns(run_id=pl.lit(run_id)))
+        windows = windows_over(lake, trade_date, until).drop("is_whole", "product")
+    rows = conform(TRADE_PRESSURE, windows.with_columns(run_id=pl.lit(run_id)))
     Lake(settings.environment_dir / "lake").append(TRADE_PRESSURE, rows, run_id=run_id)
     return rows

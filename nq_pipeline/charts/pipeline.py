@@ -111,9 +111,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     x = alt.X(
         "low:Q",
         scale=alt.Scale(domain=[-reach, reach], nice=False),
-        axis=axis(
-            "the second's middle price less the first's, points", labelExpr=SIGNED, tickCount=7, grid=True
-        ),
+        axis=axis("gap of middle prices, points", labelExpr=SIGNED, tickCount=7, grid=True),
     )
     y = alt.Y("pair:N", axis=alt.Axis(title=None, grid=False), scale=alt.Scale(paddingOuter=0.6))
     base = alt.Chart(drawn).encode(y=y)
@@ -127,7 +125,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
             base.mark_text(style="said", dy=-15).encode(x="median:Q", text="words:N"),
         ],
         "Do the sources agree?",
-        "Dot: the median contract; bar: nine in ten. Sources differ in delay",
+        "The second's middle price less the first's: the median contract, and nine in ten; delays differ",
         drawn,
         height=24 + 44 * drawn.height,
         left=PAIRS,

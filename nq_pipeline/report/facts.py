@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.analytics import metrics
+from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.market.contracts import roots_of
@@ -85,7 +86,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
-        pressure = lake.sql(_PRESSURE, params={"day": day, "until": newest}).pl()
+        pressure = windows_over(lake, day, newest)
         run = _run(lake, chain, day)
         return Facts(
             environment=settings.environment,
@@ -148,8 +149,6 @@ def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str
     runs = decisions.join(chosen, on=chosen.columns, how="semi").sort("decided_at_ns")["run_id"]
     return str(runs[-1]) if len(runs) else ""
 
-
-_PRESSURE = "FROM pressure WHERE trade_date = $day AND window_start + INTERVAL 5 MINUTES <= $until"
 
 _SOURCES = """
 WITH decided AS (
