@@ -23,7 +23,8 @@ PRICE = Decimal("0.09")
 LAST_DOLLAR = {"budget_monthly_usd": Decimal(180), "budget_daily_usd": Decimal(10)}
 """Of which the plan takes 179."""
 
-SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
 
 
 def race(settings: Settings, number: int, start: Barrier) -> None:
@@ -45,10 +46,10 @@ def race(settings: Settings, number: int, start: Barrier) -> None:
             ledger.commit(reservation, billed_bytes=size_of(PRICE))
 
 
-@pytest.mark.timeout(600)  # sixteen interpreters start, on whatever machine this is
+@pytest.mark.timeout(600)  # sixteen processes start, on whatever machine this is
 def test_sixteen_processes_racing_for_the_last_dollar_share_out_no_more_than_it(fresh: FreshLedger) -> None:
-    settings, start = fresh(**LAST_DOLLAR), SPAWN.Barrier(RACERS)
-    racers = [SPAWN.Process(target=race, args=(settings, n, start)) for n in range(RACERS)]
+    settings, start = fresh(**LAST_DOLLAR), PROCESSES.Barrier(RACERS)
+    racers = [PROCESSES.Process(target=race, args=(settings, n, start)) for n in range(RACERS)]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -74,8 +75,8 @@ def test_kill_9_between_reserve_and_commit_leaves_the_money_reserved_and_the_res
     fresh: FreshLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = fresh()
-    mine, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=hold, args=(settings, theirs))
+    mine, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=hold, args=(settings, theirs))
     process.start()
     assert mine.poll(60)
     reservation_id = mine.recv()
