@@ -101,9 +101,8 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
         .agg(max_pain=pl.col("strike").sort_by("payout", "strike").first())
     )
     exposure = by_strike.group_by(SERIES).agg(_total("gex_per_point"), _total("gex_per_pct"))
-    valued = _of_one_moment(priced).group_by(SERIES).agg(pl.col("years", "forward").median())
-    metrics = priced.group_by(SERIES).agg(pl.col("expiration").first(), *_totals())
-    for part in (valued, _at_the_money(priced), _straddles(priced), pain, exposure):
+    metrics = priced.group_by(SERIES).agg(_totals())
+    for part in (_forwards(priced), _at_the_money(priced), _straddles(priced), pain, exposure):
         metrics = metrics.join(part, on=SERIES, how="left")
     return metrics.with_columns(
         *_ratios(),
@@ -113,9 +112,10 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
 
 def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per source, snapshot and product: all series together, and zero gamma."""
-    product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root"))
-    rows = _with_exposure(priced).with_columns(product=product)
-    nearest = _of_one_moment(rows).sort("expiration").group_by(MARKET)
+    product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root")).alias("product")
+    rows = _with_exposure(priced).with_columns(product)
+    forwards = _forwards(priced).with_columns(product)
+    nearest = forwards.sort("expiration").group_by(MARKET).agg(pl.col("forward").drop_nulls().first())
     totals = (
         rows.group_by(MARKET)
         .agg(
@@ -125,10 +125,13 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
             pl.col("gex_per_point").count().alias("contracts"),
             open_interest_left_out=pl.col("open_interest").filter(pl.col("gex_per_point").is_null()).sum(),
         )
-        .join(nearest.agg(pl.col("forward").drop_nulls().first()), on=MARKET)
+        .join(nearest, on=MARKET)
     )
-    usable = rows.filter(
-        pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0, pl.col("years") > 0
+    held = rows.filter(pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0)
+    usable = (
+        held.drop("forward", "years")
+        .join(forwards.select(*SERIES, "forward", "years"), on=SERIES)
+        .filter(pl.col("forward").is_not_null(), pl.col("years") > 0)
     )
     parts = usable.partition_by(MARKET, as_dict=True)
     shifts = [
@@ -148,6 +151,12 @@ def _of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:
     settles = pl.col("price_used").eq_missing("settlement")
     quoted = (pl.col("price_used") == "mid").any().over(SERIES)
     return priced.filter(pl.when(quoted).then(~settles).otherwise(settles | ~settles.any().over(SERIES)))
+
+
+def _forwards(priced: pl.DataFrame) -> pl.DataFrame:
+    """Expiration, years to it and forward of every series."""
+    of = _of_one_moment(priced).group_by(SERIES)
+    return of.agg(pl.col("expiration").first(), pl.col("years", "forward").median())
 
 
 def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:

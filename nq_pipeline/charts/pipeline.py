@@ -125,7 +125,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
             base.mark_text(style="said", dy=-15).encode(x="median:Q", text="words:N"),
         ],
         "Do the sources agree?",
-        "The second's middle price less the first's: the median contract, and nine in ten; delays differ",
+        "Second less first. Dot: the median contract; bar: nine in ten. Sources differ in delay",
         drawn,
         height=24 + 44 * drawn.height,
         left=PAIRS,
