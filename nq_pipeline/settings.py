@@ -34,13 +34,15 @@ SANDBOX_DEFAULTS = {
     "ask_metered": "always",
     "polygon_rpm": 0,
     "barchart_spacing_s": 0.0,
+    "databento_quote_window_s": 60,
     "capture_schema": "mbo",
     "capture_repair": "paid",
     "risk_free_rate": 0.043,
 }
 """Defaults that differ in the sandbox: stand-ins need no politeness, cost nothing and show refusals.
 
-The rate is that of the synthetic market."""
+The rate is that of the synthetic market, where every book changes every minute: a longer window of
+quotes would cost more and tell no more."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that plain http may be sent to."""
@@ -246,7 +248,10 @@ class Settings(BaseSettings):
     )
     databento_dataset: str = Field("GLBX.MDP3", description="Dataset with CME Globex.")
     databento_quote_window_s: int = Field(
-        900, ge=60, description="Quotes of at most this long before the moment asked for."
+        900,
+        ge=60,
+        description="Quotes of at most this long before the moment asked for, which are most of its price; "
+        "60 in the sandbox.",
     )
     databento_api_key: SecretStr | None = _credential(
         "DATABENTO_API_KEY", description="API key of Databento."
