@@ -23,6 +23,8 @@ from nq_pipeline.lake import catalog, reference
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import load
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOW = "2025-06-10T15:00:00Z"
@@ -81,6 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def stand_in_for_the_user(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("NQ_DATA_DIR", str(folder))
     patch.setenv("NQ_NOW", NOW)
+    patch.setenv("NQ_SOURCE_DEADLINE_S", "100")  # whatever else the machine has to do
     patch.chdir(folder)
 
 
@@ -112,6 +115,8 @@ def test_every_command_in_the_documentation_works(lake: Path, line: str) -> None
         return  # not ours to test
     elif words == ["nq", "sandbox"]:
         assert "sandbox" in main.commands  # serves until it is stopped; the sandbox's own tests start it
+    elif words[:2] == ["nq", "verify"]:  # judges clock and latency, too; the tests of `proof` run it
+        main.commands["verify"].make_context("nq verify", words[2:])
     else:
         nq(line)
 
