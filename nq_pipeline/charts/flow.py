@@ -73,16 +73,16 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     marks = [
         alt.Chart(cells.filter(where))
         .mark_rect(style=style)
-        .encode(x=x, x2="end:T", y=y, y2="high:Q", opacity=strength, **said())
+        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), opacity=strength, **said())
         for style, where in (("buy", pl.col("net") > 0), ("sell", pl.col("net") < 0))
     ]
     even = (
         alt.Chart(cells.filter(pl.col("net") == 0))
         .mark_rect(style="zero", opacity=0.12)
-        .encode(x=x, x2="end:T", y=y, y2="high:Q", **said())
+        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), **said())
     )
     line = (
-        [alt.Chart(pl.DataFrame({"at": [forward]})).mark_rule(style="spot").encode(y="at:Q")]
+        [alt.Chart(pl.DataFrame({"at": [forward]})).mark_rule(style="spot").encode(y=alt.Y("at:Q"))]
         if forward
         else []
     )

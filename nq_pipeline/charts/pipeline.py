@@ -53,9 +53,9 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
             alt.Chart(gone).mark_area(style="band", interpolate="step-after").encode(x=x, y=y),
             alt.Chart(gone).mark_line(style="line", interpolate="step-after").encode(x=x, y=y),
             alt.Chart(ahead).mark_line(style="ahead").encode(x=x, y=y),
-            cap.mark_rule(style="cap").encode(y="at:Q"),
-            cap.mark_text(style="said_of_level", align="left", baseline="bottom", dy=-4).encode(
-                x=alt.value(4), y="at:Q", text="words:N"
+            cap.mark_rule(style="cap").encode(y=alt.Y("at:Q")),
+            cap.mark_text(style="said_of_level", align="left", baseline="bottom", dy=-4, x=4).encode(
+                y=alt.Y("at:Q"), text=alt.Text("words:N")
             ),
             alt.Chart(drawn).mark_point(style="dots", opacity=0.001, size=90).encode(x=x, y=y, **said()),
         ],
@@ -117,12 +117,12 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     base = alt.Chart(drawn).encode(y=y)
     return finished(
         [
-            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(x="at:Q"),
+            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
             base.mark_rule(style="call", strokeWidth=5, opacity=0.35, strokeCap="round").encode(
-                x=x, x2="high:Q"
+                x=x, x2=alt.X2("high:Q")
             ),
-            base.mark_point(style="dots", size=60).encode(x="median:Q", **said()),
-            base.mark_text(style="said", dy=-15).encode(x="median:Q", text="words:N"),
+            base.mark_point(style="dots", size=60).encode(x=alt.X("median:Q"), **said()),
+            base.mark_text(style="said", dy=-15).encode(x=alt.X("median:Q"), text=alt.Text("words:N")),
         ],
         "Do the sources agree?",
         "Second less first. Dot: the median contract; bar: nine in ten. Sources differ in delay",

@@ -71,7 +71,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
             *(
                 alt.Chart(bars.filter(where))
                 .mark_rect(style=style)
-                .encode(x=_x(), x2="high:Q", y=y, y2=alt.datum(0), **said())
+                .encode(x=_x(), x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **said())
                 for style, where in (("call", pl.col("net") > 0), ("put", pl.col("net") < 0))
             ),
             *_ground(),
@@ -129,7 +129,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     return finished(
         [
             alt.Chart(pl.DataFrame({"at": [1.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
-            base.mark_rule(style="zero", opacity=0.35).encode(x=x, x2="volume:Q"),
+            base.mark_rule(style="zero", opacity=0.35).encode(x=x, x2=alt.X2("volume:Q")),
             base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **said()),
             base.mark_point(style="dots", size=46).encode(x=x, **said()),
         ],
@@ -184,7 +184,7 @@ def _mirror(
             *(
                 alt.Chart(bars)
                 .mark_rect(style=style)
-                .encode(x=_x(), x2="high:Q", y=side, y2=alt.datum(0), **said())
+                .encode(x=_x(), x2=alt.X2("high:Q"), y=side, y2=alt.Y2Datum(0), **said())
                 for style, side in sides
             ),
             *_ground(),
@@ -230,7 +230,7 @@ def _room(values: pl.Series) -> alt.Scale:
 
 
 def _ground() -> list[alt.Chart]:
-    return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y="at:Q")]
+    return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q"))]
 
 
 def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
@@ -257,13 +257,14 @@ def _line(
     to_left ^= turned
     at = alt.Chart(pl.DataFrame({"at": [value], "words": [words]}))
     return [
-        at.mark_rule(style=style).encode(x="at:Q"),
+        at.mark_rule(style=style).encode(x=alt.X("at:Q")),
         at.mark_text(
             style=f"said_of_{style}",
             align="right" if to_left else "left",
             dx=-5 if to_left else 5,
             baseline="top",
-        ).encode(x="at:Q", y=alt.value(14 if turned else 0), text="words:N"),
+            y=14 if turned else 0,
+        ).encode(x=alt.X("at:Q"), text=alt.Text("words:N")),
     ]
 
 

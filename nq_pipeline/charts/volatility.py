@@ -69,15 +69,17 @@ def smile(rows: pl.DataFrame) -> Picture:
     base = alt.Chart(lines).encode(x=x, color=colour)
     return finished(
         [
-            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero", opacity=0.5).encode(x="at:Q"),
-            base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2="high:Q"),
+            alt.Chart(pl.DataFrame({"at": [0.0]}))
+            .mark_rule(style="zero", opacity=0.5)
+            .encode(x=alt.X("at:Q")),
+            base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
             base.mark_line(strokeWidth=1.75).encode(y=y),
             alt.Chart(dots)
             .mark_circle(size=70, opacity=0.001)
-            .encode(x=x, y="implied_volatility:Q", color=colour, **said()),
+            .encode(x=x, y=alt.Y("implied_volatility:Q"), color=colour, **said()),
             alt.Chart(ends)
             .mark_text(align="left", dx=7, fontWeight=600, fontSize=11)
-            .encode(x="deviations:Q", y="place:Q", text="name:N", color=colour),
+            .encode(x=alt.X("deviations:Q"), y=alt.Y("place:Q"), text=alt.Text("name:N"), color=colour),
         ],
         "Volatility smile",
         "Out-of-the-money options of four expirations; the band is bid to ask"
@@ -120,7 +122,9 @@ def term_structure(rows: pl.DataFrame) -> Picture:
         scale=alt.Scale(zero=False, padding=16),
         axis=axis("volatility at the money", format=".1%", tickCount=5),
     )
-    first, last = (alt.Chart(end).encode(x=x, y=y, text="name:N") for end in (drawn.head(1), drawn.tail(1)))
+    first, last = (
+        alt.Chart(end).encode(x=x, y=y, text=alt.Text("name:N")) for end in (drawn.head(1), drawn.tail(1))
+    )
     base = alt.Chart(drawn).encode(x=x, y=y)
     return finished(
         [
@@ -173,15 +177,19 @@ def expected_move(rows: pl.DataFrame) -> Picture:
     base = alt.Chart(drawn).encode(x=x)
     return finished(
         [
-            alt.Chart(cone).mark_area(style="band", interpolate="monotone").encode(x=x, y=y, y2="down:Q"),
+            alt.Chart(cone)
+            .mark_area(style="band", interpolate="monotone")
+            .encode(x=x, y=y, y2=alt.Y2("down:Q")),
             alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=y),
-            alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y="down:Q"),
-            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y="at:Q"),
-            base.mark_point(style="ring").encode(y="straddle_up:Q", **said()),
-            base.mark_point(style="ring").encode(y="straddle_down:Q", **said()),
-            base.mark_point(style="dots").encode(y="up:Q", **said()),
-            base.mark_point(style="dots").encode(y="down:Q", **said()),
-            alt.Chart(end).mark_text(style="said", dy=-12).encode(x=x, y="up:Q", text="words:N"),
+            alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=alt.Y("down:Q")),
+            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q")),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_up:Q"), **said()),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_down:Q"), **said()),
+            base.mark_point(style="dots").encode(y=alt.Y("up:Q"), **said()),
+            base.mark_point(style="dots").encode(y=alt.Y("down:Q"), **said()),
+            alt.Chart(end)
+            .mark_text(style="said", dy=-12)
+            .encode(x=x, y=alt.Y("up:Q"), text=alt.Text("words:N")),
         ],
         "Expected move",
         "Cone: one standard deviation by volatility; rings: the at-the-money straddle",
