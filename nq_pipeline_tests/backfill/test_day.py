@@ -9,12 +9,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import orjson
 import polars as pl
 import pytest
 import zstandard
 
 from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day, plan, refusal
-from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
@@ -32,6 +33,7 @@ from nq_pipeline_tests.backfill.conftest import (
     STREAM,
     SUBMIT,
     Change,
+    Vendor,
     form,
     refused,
     vendor,
@@ -39,7 +41,7 @@ from nq_pipeline_tests.backfill.conftest import (
 from nq_pipeline_tests.live.feeds import publisher
 from nq_pipeline_tests.live.test_publish_gateway import capture
 from nq_pipeline_tests.sandbox.gateway_client import gateway, unlimited
-from nq_pipeline_tests.sources.server import Answer, Asked
+from nq_pipeline_tests.sources.server import Answer, Asked, serve
 
 MONDAY, TUESDAY, WEDNESDAY = date(2025, 6, 9), date(2025, 6, 10), date(2025, 6, 11)
 OPEN, CLOSE = datetime(2025, 6, 8, 22, tzinfo=UTC), datetime(2025, 6, 9, 21, tzinfo=UTC)
@@ -259,6 +261,40 @@ def test_a_fault_that_passes_is_asked_again_with_a_reservation_of_its_own(data: 
     )
 
 
+# Where a day begins and ends
+
+
+def included(asked: Asked) -> Answer:
+    """A vendor whose plan includes everything."""
+    reach = {"start": "2010-06-06T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
+    return Answer(orjson.dumps(reach) if asked.path.endswith("get_dataset_range") else b"0")
+
+
+SUMMER, THANKS = (date(2025, 3, 7), date(2025, 3, 10)), (date(2025, 11, 28), date(2025, 12, 1))
+
+
+@pytest.mark.parametrize(
+    ("days", "schema", "edges"),
+    [
+        # Summer time begins on the Sunday: Friday opened at 23:00 UTC, Monday opens at 22:00.
+        (SUMMER, "trades", ["06T23:00", "07T23:00", "09T22:00", "10T22:00"]),
+        (SUMMER, "statistics", ["06T23:00", "09T22:00", "09T22:00", "10T22:00"]),
+        # Thanksgiving is of the Friday's trade date, which closes at 12:15 in Chicago.
+        (THANKS, "trades", ["26T23:00", "28T19:15", "30T23:00", "01T23:00"]),
+        (THANKS, "statistics", ["26T23:00", "30T23:00", "30T23:00", "01T23:00"]),
+    ],
+)
+def test_trade_dates_begin_and_end_where_they_should_at_changes_of_clocks_and_holidays(
+    days: tuple[date, date], schema: str, edges: list[str], data: Path
+) -> None:
+    with serve(included) as server:
+        settings = Vendor(server, data).settings(now="2026-01-01T00:00:00Z")
+        assert [day.usd for day in plan(settings, schema, *days)] == [0, 0]
+        asked = [form(one) for one in server.asked if one.path.endswith("get_cost")]
+    found = [from_ns(int(one[edge])) for one in asked for edge in ("start", "end")]
+    assert [f"{instant:%dT%H:%M}" for instant in found] == edges
+
+
 # Days that are none
 
 
@@ -359,7 +395,9 @@ def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(
 @pytest.mark.parametrize("schema", ["trades", "mbo"])
 def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) -> None:
     with vendor(data) as databento:
-        day = had(databento.settings(), schema, max_usd=Decimal("0.000001"))
+        settings = databento.settings()
+        (price,) = plan(settings, schema, MONDAY, MONDAY)  # of mbo: of many questions
+        day = had(settings, schema, max_usd=price.usd * Decimal("0.9"))
         assert day.state == "over_budget" and "--max-usd" in day.reason and not databento.metered
 
 
