@@ -13,7 +13,8 @@ compaction; kept answers go by themselves after a day.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.lake import compaction
+from nq_pipeline.lake.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.raw import RawArchive
 from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION
@@ -68,15 +70,17 @@ class Swept:
 def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[Swept]:
     """Remove what is old; in a dry run only count it.
 
-    A call that was killed is completed by the next one. Safe beside writers: nobody writes to an
-    old trade date of the archive, and of the capture log the newest segment always stays.
+    A call that was killed is completed by the next one, and calls take turns. Safe beside writers:
+    nobody writes to an old trade date of the archive, and of the capture log the newest segment
+    always stays.
     """
-    return [
-        _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
-        _sweep_capture(settings, now, _before(now, settings.keep_capture_days), dry_run),
-        _sweep_reports(settings, _before(now, settings.keep_report_days), dry_run),
-        _sweep_cache(settings, dry_run),
-    ]
+    with locked(settings.environment_dir / ".retention.lock"):
+        return [
+            _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
+            _sweep_capture(settings, now, _before(now, settings.keep_capture_days), dry_run),
+            _sweep_reports(settings, _before(now, settings.keep_report_days), dry_run),
+            _sweep_cache(settings, dry_run),
+        ]
 
 
 def _before(now: datetime, days: int) -> date | None:
@@ -94,14 +98,15 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     for folder, day in _days(archive.root, "*"):
         if day >= before:
             continue
-        known = lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"]
-        written = set(known)
+        written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
         for path in sorted(folder.glob("*.zst")):
             if path.stem in written:
-                _remove(swept, [path, path.with_suffix(".json")], dry_run)
+                # The body last: by it the next call finds what one that was killed had begun.
+                _remove(swept, [path.with_suffix(".json"), path], dry_run)
             else:
                 unwritten += 1
                 unwritten_days.add(day)
+        _remove(swept, left_over(folder, time.time_ns() - GRACE_NS), dry_run)
         if not dry_run and not any(folder.iterdir()):
             folder.rmdir()
     if unwritten:
@@ -188,13 +193,10 @@ def _days(root: Path, source: str) -> Iterator[tuple[Path, date]]:
         yield folder, date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
 
 
-def _remove(swept: Swept, paths: list[Path], dry_run: bool) -> None:
+def _remove(swept: Swept, paths: Iterable[Path], dry_run: bool) -> None:
     for path in paths:
-        try:
-            size = path.stat().st_size
+        if path.exists():
+            swept.files += 1
+            swept.bytes += path.stat().st_size
             if not dry_run:
                 path.unlink()
-        except FileNotFoundError:  # another sweep was here
-            continue
-        swept.files += 1
-        swept.bytes += size

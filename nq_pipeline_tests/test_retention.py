@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,6 +119,44 @@ def test_a_replay_of_a_run_that_retention_removed_says_so(settings: Settings) ->
         replay_snapshot(settings, request.run_id, opener=opener)
     with pytest.raises(LakeError, match="no run 'other' is archived"):
         replay_snapshot(settings, "other", opener=opener)
+
+
+def test_sweeps_at_the_same_time_take_turns(settings: Settings) -> None:
+    archive = RawArchive(settings.environment_dir / "raw")
+    for number in range(100):
+        archive.write_run(f"run-{number}", {"request": {"trade_date": NOON.date().isoformat()}})
+    with ThreadPoolExecutor(3) as threads:
+        parts = list(threads.map(lambda _: swept(settings, "raw").files, range(3)))
+    assert sorted(parts) == [0, 0, 100]
+    assert len((archive.root / "removed.jsonl").read_bytes().splitlines()) == 100
+
+
+def test_a_sweep_that_was_killed_between_two_files_is_completed_by_the_next(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, unlink = archived(settings, "a").parent, Path.unlink
+
+    def killed(path: Path, **_: bool) -> None:
+        unlink(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        sweep(settings, LATER)
+    assert len(list(folder.iterdir())) == 1
+    sweep(settings, LATER)
+    assert not folder.exists()
+
+
+def test_what_a_write_left_that_was_killed_goes_with_its_trade_date(settings: Settings) -> None:
+    folder = archived(settings, "a").parent
+    begun = folder / ".b.zst.0123.tmp"
+    begun.write_bytes(b"begun")
+    sweep(settings, LATER)
+    assert begun.exists(), "somebody may be writing it"
+    os.utime(begun, (0, 0))
+    sweep(settings, LATER)
+    assert not folder.exists()
 
 
 # ── the capture log ─────────────────────────────────────────────────────────────────────────────

@@ -152,6 +152,8 @@ def publish(environment_root: Path) -> Path:
     path = environment_root / NAME
     make_folder(environment_root)
     with locked(environment_root / ".catalog.lock"), temporary_for(path) as temporary:
+        for leftover in environment_root.glob(f".{NAME}.*"):  # of one that was killed; DuckDB's log, too
+            leftover.unlink()
         with duckdb.connect(temporary) as connection:
             script = [*_views_sql(environment_root, _resolve(environment_root)), *_column_comments_sql()]
             connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))

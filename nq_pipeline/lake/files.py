@@ -11,11 +11,15 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nq_pipeline.clock import NS_PER_S
+
 TEMPORARY = ".*.tmp"
-"""Glob of temporary names; one that is hours old was left by a process that died."""
+"""Glob of temporary names."""
+GRACE_NS = 3_600 * NS_PER_S
+"""What was not written to for so long, nobody writes to any more."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -59,6 +63,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def left_over(folder: Path, before: int) -> Iterator[Path]:
+    """Temporary files below a folder that were last written before an instant (nanoseconds UTC).
+
+    With an instant `GRACE_NS` ago: what processes left that died.
+    """
+    for path in folder.rglob(TEMPORARY):
+        with suppress(FileNotFoundError):  # put in place meanwhile
+            if path.stat().st_mtime_ns < before:
+                yield path
 
 
 @contextmanager

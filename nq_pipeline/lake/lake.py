@@ -21,9 +21,9 @@ import polars as pl
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import compaction, manifest, parquet
-from nq_pipeline.lake.files import TEMPORARY, locked, make_folder, put_in_place, temporary_for
-from nq_pipeline.lake.manifest import GRACE_NS, DataFile, Manifest
-from nq_pipeline.lake.schemas import INSTANT, PARTITION, TABLES, Table, conform
+from nq_pipeline.lake.files import GRACE_NS, left_over, locked, make_folder, put_in_place, temporary_for
+from nq_pipeline.lake.manifest import DataFile, Manifest
+from nq_pipeline.lake.schemas import INSTANT, PARTITION, Table, conform
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,6 @@ class Lake:
     def manifest(self, table: Table) -> Manifest:
         """The newest manifest version."""
         return manifest.read(self.folder(table))
-
-    def versions(self) -> dict[str, int]:
-        """The newest manifest version of every table; 0 where nothing was written yet."""
-        return {name: self.manifest(table).version for name, table in TABLES.items()}
 
     def folder(self, table: Table) -> Path:
         return self.root / table.name
@@ -210,7 +206,7 @@ class Lake:
             listed = {file.path for file in current.files} | {file.path for file in current.superseded}
             garbage = [
                 *(p for p in folder.glob("*/*.parquet") if p.relative_to(folder).as_posix() not in listed),
-                *(p for p in folder.rglob(TEMPORARY) if p.stat().st_mtime_ns < before),
+                *left_over(folder, before),
             ]
             for path in garbage:
                 path.unlink()

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import orjson
 
-from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import write_atomically
 
-GRACE_NS = 3_600 * NS_PER_S
 NAME = "manifest.json"
 
 

@@ -338,7 +338,7 @@ class Instruments:
         if fresh := [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]:
             self._rows |= {pair: len(self._rows) + i for i, pair in enumerate(fresh)}
             facts = [_facts(self._symbols[code] if code >= 0 else None, day) for day, code in fresh]
-            self._known = self._known.vstack(pl.DataFrame(facts, schema=_FACTS, orient="row"))
+            self._known.extend(pl.DataFrame(facts, schema=_FACTS, orient="row"))
         found = self._known.select(pl.all().gather([self._rows[pair] for pair in pairs]))
         texts = [column for column in found if column.dtype == pl.String]
         kinds = [pl.Enum(text.drop_nulls().unique(maintain_order=True)) for text in texts]

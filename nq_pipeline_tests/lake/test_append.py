@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, TABLES, Column, conform
+from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, Column, conform
 from nq_pipeline_tests.lake.samples import DAY, NOON, TICKS, chain, decision, ticks
 from nq_pipeline_tests.lake.writer import ROWS_PER_CALL, call
 
@@ -120,7 +120,7 @@ def test_plain_readers_find_the_trade_date_in_the_path(lake: Lake) -> None:
 def test_an_empty_table_reads_as_no_rows_of_the_right_types(lake: Lake) -> None:
     assert lake.append(TICKS, TICKS.empty(), run_id="run").version == 0
     assert lake.scan(TICKS).collect().equals(TICKS.empty())
-    assert lake.versions() == dict.fromkeys(TABLES, 0)
+    assert lake.manifest(TICKS).version == 0
 
 
 @pytest.mark.parametrize(

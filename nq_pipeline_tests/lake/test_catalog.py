@@ -220,6 +220,16 @@ def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishi
         assert count(reader) == 6
 
 
+def test_what_a_publication_left_that_was_killed_goes_with_the_next(
+    lake: Lake, environment_root: Path
+) -> None:
+    fill(lake)
+    for left in (".nq.duckdb.0123.tmp", ".nq.duckdb.0123.tmp.wal"):
+        (environment_root / left).write_bytes(b"begun")
+    catalog.publish(environment_root)
+    assert not list(environment_root.glob(".*.tmp*"))
+
+
 def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake, environment_root: Path) -> None:
     fill(lake)
     path = catalog.publish(environment_root)

@@ -133,6 +133,14 @@ def test_garbage_collection_removes_what_dead_processes_left_and_nothing_younger
     assert lake.scan(TICKS).collect().equals(tick(0))
 
 
+def test_a_temporary_file_that_its_writer_puts_in_place_meanwhile_is_no_fault(lake: Lake) -> None:
+    (path,) = lake.append(TICKS, tick(0), run_id="run").files
+    listed = path.with_name(".staged.parquet.0123.tmp")
+    listed.symlink_to("put-in-place-since")  # a name that is found, and nothing is behind it
+    assert lake.collect_garbage(datetime.now(UTC) + timedelta(hours=2)) == 0
+    assert lake.scan(TICKS).collect().equals(tick(0))
+
+
 def test_a_late_row_is_merged_into_the_closed_trade_date(lake: Lake) -> None:
     for i in (3, 1):
         lake.append(TICKS, tick(i), run_id="run")
