@@ -269,12 +269,13 @@ class TestTradovateKeepsTheContract(SourceContract):
         def out_of_time(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
             if endpoint == "authorize" or number <= 6:
                 return False
-            time.sleep(2)  # by now the first six quotes have been read
-            exchange.deadline = 0.0
+            if exchange.deadline:
+                time.sleep(2)  # by now the first six quotes have been read
+                exchange.deadline = 0.0
             return True
 
         with self.both(out_of_time) as (server, _):
-            source = Tradovate(self.settings(server, tradovate_quote_wait_s=20.0))
+            source = Tradovate(self.settings(server, tradovate_quote_wait_s=8.0))
             exchange = self.exchange(source, tmp_path)
             answer = source.ask(self.request(), exchange)
         assert answer.outcome is Outcome.PARTIAL
