@@ -41,7 +41,7 @@ lint: install ## Style, types and the floors of the house
 	@$(BIN)/lint-imports
 
 soak: install ## The slow soak and fault suites
-	@$(BIN)/pytest -m slow --timeout=3600
+	@$(BIN)/pytest -m slow --timeout=3600 --hypothesis-profile=search
 
 bench: install ## Print the benchmarks, as ratios measured in one run
 	@$(BIN)/python -m bench

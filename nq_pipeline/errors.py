@@ -14,7 +14,7 @@
     └── SourceError             a vendor did not give what was asked; carries the outcome
         ├── Blocked             bot protection or a ban: do not retry, cool down
         ├── NotEntitled         the plan does not include it: permanent until the plan changes
-        ├── RateLimited         too many requests; `retry_after_s` when the vendor said so
+        ├── RateLimited         too many requests
         ├── BadPayload          an answer that is not what the protocol promises
         ├── Unavailable         nothing answered, or a server fault, after the retries
         ├── DeadlineReached     the time allowed for this source ran out
@@ -105,10 +105,6 @@ class NotEntitled(SourceError):
 
 class RateLimited(SourceError):
     outcome = Outcome.RATE_LIMITED
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class BadPayload(SourceError):

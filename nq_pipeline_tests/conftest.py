@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# How long an example takes depends on the machine and is no property of the program.
-settings.register_profile("nq", deadline=None)
+# How long an example takes depends on the machine and is no property of the program. The examples are the
+# same in every run, so that a change is blamed for its own faults; `make soak` looks for new ones.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("nq", settings.get_profile("search"), derandomize=True)
 settings.load_profile("nq")
 
 LONG = {

@@ -445,11 +445,7 @@ def _refusal(reply: Reply) -> SourceError | None:
     if status == 401:
         return NotEntitled(f"{what}: the site wants a session or a login (HTTP 401)")
     if status == 429:
-        wait = reply.headers.get("retry-after", "")
-        return RateLimited(
-            f"{what}: too many requests (HTTP 429); NQ_BARCHART_SPACING_S spaces them wider",
-            retry_after_s=float(wait) if wait.isdigit() else None,
-        )
+        return RateLimited(f"{what}: too many requests (HTTP 429); NQ_BARCHART_SPACING_S spaces them wider")
     if status is not None and 300 <= status < 400:
         return BadPayload(f"{what}: redirected elsewhere (HTTP {status}), which is not followed")
     if status is not None and status != 200:

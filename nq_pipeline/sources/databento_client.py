@@ -524,7 +524,7 @@ def _passes(error: BaseException) -> bool:
 def _retry_after(error: BaseException | None) -> float | None:
     headers = getattr(error, "headers", None) or {}
     text = str(headers.get("Retry-After", "")).strip()
-    return float(text) if text.isdigit() else None
+    return float(text) if text.isdecimal() else None
 
 
 def _meaning(error: Exception, secret: str) -> SourceError:
@@ -567,7 +567,7 @@ def _refusal(error: Any, secret: str) -> SourceError:
     if status == 402:
         return NotEntitled(f"the account cannot pay ({said}); see its billing page")
     if status == 429:
-        return RateLimited(f"too many requests ({said})", retry_after_s=_retry_after(error))
+        return RateLimited(f"too many requests ({said})")
     if "license" in case or "entitlement" in case or case == "dataset_unavailable_range":
         return NotEntitled(f"the plan does not include this ({said})")
     if status == 403:

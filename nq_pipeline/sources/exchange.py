@@ -80,12 +80,6 @@ class Reply:
     def content_type(self) -> str:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def retry_after_s(self) -> float | None:
-        """Seconds the vendor asks to wait; None when it does not say."""
-        text = self.headers.get("retry-after", "").strip()
-        return float(text) if text.isdecimal() else None
-
     def json(self) -> Any:
         """The decoded body; `BadPayload` when it is not JSON (the text itself is never quoted)."""
         try:
@@ -198,8 +192,7 @@ class Exchange:
             return False
         from nq_pipeline.sources import http
 
-        query = {k: v for k, v in (params or {}).items() if v is not None}
-        return http.kept(self._http_session(), self.scope.base_url + path, query)
+        return http.kept(self._http_session(), self.scope.base_url + path, _given(params))
 
     def post(
         self,
@@ -325,7 +318,7 @@ class Exchange:
         from nq_pipeline.sources import http
 
         self.check_deadline()
-        query = {k: v for k, v in (params or {}).items() if v is not None}
+        query = _given(params)
         fetch = self._fetch(operation, self._address(path, query))
         stamp = f"{fetch.snapshot_ts}:{fetch.request_id}"
         started = self.clock.monotonic()
@@ -349,11 +342,10 @@ class Exchange:
             raise
         self._finish(fetch, started)
         body = response.content
-        entry = self._entry(
-            fetch, operation, {"path": path, **query}, body, keep, status=response.status_code
-        )
         entry = replace(
-            entry, headers={name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
+            self._entry(fetch, operation, {"path": path, **query}, body, keep),
+            status=response.status_code,
+            headers={name: response.headers[name] for name in KEPT_HEADERS if name in response.headers},
         )
         cached = bool(getattr(response, "from_cache", False))
         if cached:
@@ -424,14 +416,7 @@ class Exchange:
         )
 
     def _entry(
-        self,
-        fetch: Fetch,
-        operation: str,
-        parameters: Mapping[str, Any],
-        body: bytes,
-        keep: Keep,
-        *,
-        status: int | None = None,
+        self, fetch: Fetch, operation: str, parameters: Mapping[str, Any], body: bytes, keep: Keep
     ) -> RawEntry:
         scope = self.scope
         expires = self.lifetime.expires(keep, scope.snapshot_ts)
@@ -445,7 +430,6 @@ class Exchange:
             url=fetch.url,
             base_url=scope.base_url,
             pinned=self._pinned,
-            status=status,
             trade_date=scope.trade_date,
             snapshot_ts=fetch.snapshot_ts,
             requested_at=fetch.requested_at,
@@ -483,19 +467,9 @@ class ArchivedExchange(Exchange):
     answers: Mapping[str, str] = field(default_factory=dict)
 
     def _http(
-        self,
-        method: str,
-        path: str,
-        operation: str,
-        params: Mapping[str, Any] | None,
-        json: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
-        keep: Keep,
-        *,
-        archive: bool,
+        self, method: str, path: str, operation: str, params: Mapping[str, Any] | None, *_: Any, **__: Any
     ) -> Reply:
-        query = {k: v for k, v in (params or {}).items() if v is not None}
-        return self._archived(operation, {"path": path, **query})
+        return self._archived(operation, {"path": path, **_given(params)})
 
     def call(
         self,
@@ -521,14 +495,16 @@ class ArchivedExchange(Exchange):
         request_id = self.answers.get(digest(scope.source, operation, parameters))
         entry = self.archive.entry(scope.source, scope.trade_date, request_id) if request_id else None
         if entry is None:
-            fetch.outcome, fetch.detail = (
-                Outcome.UNAVAILABLE,
-                "the archived run has no answer to this question",
-            )
+            fetch.detail = "the archived run has no answer to this question"
             raise Unavailable(fetch.detail)
         body = self.archive.get(entry)
         self._finish(fetch, self.clock.monotonic())
         return self._reply(fetch, entry, body, cached=True)
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The parameters that have a value."""
+    return {name: value for name, value in (params or {}).items() if value is not None}
 
 
 def public(parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -242,7 +242,7 @@ def kept(session: Any, url: str, params: Mapping[str, Any]) -> bool:
 def retry_after(response: requests.Response) -> float | None:
     """Seconds the vendor asks to wait; None when it does not say (or says it as a date)."""
     text = response.headers.get("Retry-After", "").strip()
-    return float(text) if text.isdigit() else None
+    return float(text) if text.isdecimal() else None
 
 
 def _rate_limit(error: BaseException | None) -> bool:

@@ -140,8 +140,7 @@ def refusal(reply: Reply) -> SourceError:
             return NoSuchAddress(f"Polygon has no such endpoint or ticker{quoted}; check NQ_POLYGON_URL")
         case 429:
             return RateLimited(
-                f"too many requests for the Polygon plan{quoted}; set NQ_POLYGON_RPM to its limit",
-                retry_after_s=reply.retry_after_s,
+                f"too many requests for the Polygon plan{quoted}; set NQ_POLYGON_RPM to its limit"
             )
         case status if status is not None and status >= 500:
             return Unavailable(f"Polygon answered HTTP {status}; it may work again later")

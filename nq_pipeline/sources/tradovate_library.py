@@ -187,8 +187,7 @@ class Library:
                 words = "Tradovate wants a captcha answered; log in with a browser, or wait an hour"
                 raise self._refused(reply, Blocked(words))
             if not 0 <= wait_s < self._exchange.remaining():
-                late = RateLimited(f"Tradovate delays the login by {wait_s:g} s", retry_after_s=wait_s)
-                raise self._refused(reply, late)
+                raise self._refused(reply, RateLimited(f"Tradovate delays the login by {wait_s:g} s"))
             time.sleep(wait_s)
             answer, reply = self._authorization(credentials | {"p-ticket": str(answer["p-ticket"])})
             if "p-ticket" in answer:
@@ -308,8 +307,7 @@ def refusal(reply: Reply) -> SourceError | None:
         case 404:
             return Unlisted(f"Tradovate's {reply.operation} has nothing of that name (HTTP 404)")
         case 423 | 429:
-            wait_s = reply.retry_after_s
-            return RateLimited(f"too many requests to Tradovate (HTTP {reply.status})", retry_after_s=wait_s)
+            return RateLimited(f"too many requests to Tradovate (HTTP {reply.status})")
         case status if status is not None and status >= 500:
             return Unavailable(f"Tradovate answered HTTP {status}; it may work again later")
     return BadPayload(

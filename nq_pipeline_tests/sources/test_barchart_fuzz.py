@@ -47,7 +47,8 @@ def spoilt(draw: st.DrawFn) -> bytes:
         chain(boards.board(CODE), group=draw(st.sampled_from(["optionType", "strikePrice", None])))
     )
     for _ in range(draw(st.integers(1, 4))):
-        places = list(_places(document))
+        if not (places := list(_places(document))):
+            break  # nothing is left of it
         holder, key = draw(st.sampled_from(places))
         if isinstance(holder, dict) and draw(st.booleans()):
             holder.pop(key)

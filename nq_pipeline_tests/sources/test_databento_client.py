@@ -401,9 +401,7 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_is_not() -> None:
     answers = [Answer(b"", 429, headers={"Retry-After": "0"}), Answer(b"0.5")]
     with serve(lambda asked: answers.pop(0)) as server:
         assert client(server.url).cost(QUERY) == Decimal("0.5")
-    error = refusal(Answer(b"", 429, headers={"Retry-After": "60"}))
-    assert isinstance(error, RateLimited)
-    assert error.retry_after_s == 60
+    assert isinstance(refusal(Answer(b"", 429, headers={"Retry-After": "60"})), RateLimited)
 
 
 @pytest.mark.parametrize(
