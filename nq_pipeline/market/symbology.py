@@ -3,18 +3,18 @@
     Globex      Q1BN5, Q1BN5 C21330          root, month letter, last digit of the year, side, strike
     Barchart    MM1N25, MM1N5|21330C         its own roots; two or one year digits; strike, side
     OCC style   O:NDXP250701C21330000        root, yymmdd, side, strike in thousandths, read from the right
-    Tradovate   taken to be Globex's form    no recorded name exists, so spacing and case are free
 
-What a vendor sends is untrusted: a name that cannot be read is an `Unparsed`, never an
-exception. A year of one digit is resolved by the trade date of the answer (`on`) or a stated
-expiration, never guessed; the day within the month comes from the listing rules unless the
-vendor states it.
+Tradovate's names are taken to be Globex's. What a vendor sends is untrusted: a name that cannot be
+read is an `Unparsed`, never an exception. A year of one digit is resolved by the trade date of the
+answer (`on`) or a stated expiration, never guessed; the day within the month comes from the listing
+rules unless the vendor states it.
 
 The same characters mean different things to different vendors: Barchart's `MQ4` is the
 E-mini's fourth Friday, CME's `MQ4` a Micro. So every function speaks of one vendor, and roots
 that are not in the product table (all Micro ones) are not read.
 
-The functions at the end do the same for whole columns.
+Boards are named and split by whole columns, which the functions at the end do; contract by contract
+only Globex's symbols are read.
 """
 
 from __future__ import annotations
@@ -24,17 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal
 
-from nq_pipeline.market.contracts import (
-    MONTH_CODES,
-    PROXY_ROOTS,
-    ROOTS,
-    Contract,
-    OptionType,
-    Series,
-    format_strike,
-)
+from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Contract, Series, format_strike
 from nq_pipeline.market.listing import expiration_date
 
 if TYPE_CHECKING:
@@ -46,12 +38,8 @@ NO_CODES: Mapping[str, str] = MappingProxyType({})
 _SERIES = rf"([A-Z0-9]{{2,4}})([{MONTH_CODES}])([0-9]{{1,2}})"
 _STRIKE = r"([0-9]{1,9}(?:\.[0-9]{1,4})?)"
 _OCC = r"(?:O:)?([A-Z0-9]{1,6})([0-9]{6})([CP])([0-9]{5})([0-9]{3})"
-
 _SERIES_CODE = re.compile(_SERIES)
 _GLOBEX_SYMBOL = re.compile(rf"{_SERIES} ([CP]){_STRIKE}")
-_LOOSE_SYMBOL = re.compile(rf"{_SERIES}\s*([CP])\s*{_STRIKE}")
-_BARCHART_SYMBOL = re.compile(rf"({_SERIES})\|{_STRIKE}([CP])")
-_OCC_TICKER = re.compile(_OCC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +87,16 @@ def parse_globex(
         The local expiration date where the vendor states it; it wins over `on` and over the
         listing rules, and must agree with the symbol's month and year.
     """
-    return _option(symbol, _GLOBEX_SYMBOL.fullmatch(symbol), on, expiration)
-
-
-def parse_tradovate(
-    name: str, *, on: date | None = None, expiration: date | None = None
-) -> Contract | Unparsed:
-    """The contract of a Tradovate name, taken to be Globex's form in any case and spacing.
-
-    No recorded option name of this vendor exists, so anything else is an error value.
-    """
-    return _option(name, _LOOSE_SYMBOL.fullmatch(name.strip().upper()), on, expiration)
+    found = _GLOBEX_SYMBOL.fullmatch(symbol)
+    if not found:
+        return Unparsed(symbol, "not root, month letter, year, side and strike")
+    root, month, year, side, strike = found.groups()
+    series = _series(symbol, root, month, year, on=on, expiration=expiration)
+    if isinstance(series, Unparsed):
+        return series
+    if not float(strike):
+        return Unparsed(symbol, "its strike is zero")
+    return Contract(series, "C" if side == "C" else "P", float(strike))
 
 
 # ── Barchart ────────────────────────────────────────────────────────────────────────────────────
@@ -134,14 +121,6 @@ def barchart_code(
     return f"{root}{_month_and_year(series, year_digits)}"
 
 
-def barchart_symbol(contract: Contract, *, codes: Mapping[str, str] = NO_CODES) -> str | Unparsed:
-    """Barchart's symbol of a contract as its rows carry it: `MM1N5|21330C`."""
-    code = barchart_code(contract.series, year_digits=1, codes=codes)
-    if isinstance(code, Unparsed):
-        return code
-    return f"{code}|{format_strike(contract.strike)}{contract.option_type}"
-
-
 def parse_barchart_code(
     code: str,
     *,
@@ -163,73 +142,13 @@ def parse_barchart_code(
     return _series(code, root, month, year, on=on, expiration=expiration)
 
 
-def parse_barchart(
-    symbol: str,
-    *,
-    on: date | None = None,
-    expiration: date | None = None,
-    codes: Mapping[str, str] = NO_CODES,
-) -> Contract | Unparsed:
-    """The contract of a Barchart row's symbol, `MM1N5|21330C`; parameters as for its code."""
-    found = _BARCHART_SYMBOL.fullmatch(symbol)
-    if not found:
-        return Unparsed(symbol, "not code, bar, strike and side")
-    series = parse_barchart_code(found[1], on=on, expiration=expiration, codes=codes)
-    if isinstance(series, Unparsed):
-        return Unparsed(symbol, series.reason)
-    return _contract(symbol, series, found[6], found[5])
-
-
 def _barchart_roots(codes: Mapping[str, str]) -> dict[str, str]:
     """Barchart's root by ours; an added code takes precedence over the table's use of it."""
     known = {code: root.barchart for code, root in ROOTS.items() if root.barchart}
     return dict(codes) | {ours: theirs for ours, theirs in known.items() if ours not in codes}
 
 
-# ── OCC style ───────────────────────────────────────────────────────────────────────────────────
-
-
-def occ_ticker(contract: Contract) -> str:
-    """The ticker of a proxy's contract: `O:NDXP250701C21330000`."""
-    series, thousandths = contract.series, round(contract.strike * 1000)
-    return f"O:{series.root}{series.expiration_date:%y%m%d}{contract.option_type}{thousandths:08d}"
-
-
-def parse_occ(ticker: str) -> Contract | Unparsed:
-    """The contract of an OCC-style ticker on a proxy (`PROXY_ROOTS`), with or without `O:`.
-
-    Roots of adjusted contracts (`QQQ1`) are other contracts and not read.
-    """
-    found = _OCC_TICKER.fullmatch(ticker)
-    if not found:
-        return Unparsed(ticker, "not root, yymmdd, side and eight digits of strike")
-    root, day, option_type, whole, fraction = found.groups()
-    if root not in PROXY_ROOTS:
-        return Unparsed(ticker, f"{root} is none of {', '.join(PROXY_ROOTS)}")
-    try:
-        expires = date.fromisoformat(f"20{day}")
-    except ValueError:
-        return Unparsed(ticker, f"{day} is no date")
-    return _contract(ticker, Series(root, expires), option_type, f"{whole}.{fraction}")
-
-
 # ── common to all ───────────────────────────────────────────────────────────────────────────────
-
-
-def _option(
-    symbol: str, found: re.Match[str] | None, on: date | None, expiration: date | None
-) -> Contract | Unparsed:
-    if not found:
-        return Unparsed(symbol, "not root, month letter, year, side and strike")
-    root, month, year, option_type, strike = found.groups()
-    series = _series(symbol, root, month, year, on=on, expiration=expiration)
-    return series if isinstance(series, Unparsed) else _contract(symbol, series, option_type, strike)
-
-
-def _contract(symbol: str, series: Series, option_type: str, strike: str) -> Contract | Unparsed:
-    if not _is_side(option_type) or float(strike) <= 0:
-        return Unparsed(symbol, "not a side and a strike above zero")
-    return Contract(series, option_type, float(strike))
 
 
 def _series(
@@ -265,10 +184,6 @@ def _year_of(digit: int, month: int, on: date) -> int:
 def _month_and_year(series: Series, digits: int) -> str:
     year, month = series.contract_month
     return f"{MONTH_CODES[month - 1]}{year % 10**digits:0{digits}d}"
-
-
-def _is_side(text: str) -> TypeGuard[OptionType]:
-    return text in ("C", "P")
 
 
 # ── whole columns ───────────────────────────────────────────────────────────────────────────────

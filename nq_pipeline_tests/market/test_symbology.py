@@ -46,10 +46,14 @@ Parser = Callable[..., Contract | Series | Unparsed]
 PARSERS: list[Parser] = [
     symbology.parse_globex,
     symbology.parse_globex_code,
-    symbology.parse_tradovate,
-    symbology.parse_barchart,
     symbology.parse_barchart_code,
 ]
+
+
+def occ_ticker(contract: Contract) -> str:
+    series = contract.series
+    thousandths = round(contract.strike * 1000)
+    return f"{series.root}{series.expiration_date:%y%m%d}{contract.option_type}{thousandths:08d}"
 
 
 def split(column: Callable[[pl.Expr], pl.Expr], *texts: str | None) -> list[dict[str, Any]]:
@@ -72,8 +76,6 @@ def test_globex_symbols_round_trip_from_any_trade_date_near_them(contract: Contr
     assert symbology.parse_globex(symbol, on=on) == contract
     assert symbology.parse_globex(symbol, expiration=contract.series.expiration_date) == contract
     assert symbology.parse_globex_code(symbology.globex_code(contract.series), on=on) == contract.series
-    for loose in (symbol, symbol.lower(), symbol.replace(" ", ""), symbol.replace(" ", "  ")):
-        assert symbology.parse_tradovate(loose, on=on) == contract
 
 
 @given(contracts, st.sampled_from([1, 2]))
@@ -83,18 +85,8 @@ def test_barchart_codes_round_trip_with_one_year_digit_or_two(contract: Contract
     unknown = [root for root, facts in ROOTS.items() if facts.barchart is None]
     codes = {root: f"Z{number:02d}" for number, root in enumerate(unknown)}
     code = symbology.barchart_code(contract.series, year_digits=digits, codes=codes)
-    symbol = symbology.barchart_symbol(contract, codes=codes)
     assert isinstance(code, str)
-    assert isinstance(symbol, str)
     assert symbology.parse_barchart_code(code, on=on, codes=codes) == contract.series
-    assert symbology.parse_barchart(symbol, on=on, codes=codes) == contract
-
-
-@given(proxies)
-def test_occ_tickers_round_trip(contract: Contract) -> None:
-    ticker = symbology.occ_ticker(contract)
-    assert symbology.parse_occ(ticker) == contract
-    assert symbology.parse_occ(ticker.removeprefix("O:")) == contract
 
 
 @given(contracts)
@@ -142,7 +134,6 @@ def test_a_micro_root_is_never_taken_for_the_e_mini(root: str) -> None:
     found = symbology.parse_globex(f"{root}M5 C21000", on=JUNE)
     assert isinstance(found, Unparsed)
     assert "no root" in found.reason
-    assert isinstance(symbology.parse_tradovate(f"{root}M5 C21000", on=JUNE), Unparsed)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +156,7 @@ def test_a_year_of_one_digit_is_read_from_the_trade_date(symbol: str, on: str, y
 def test_a_year_of_one_digit_without_context_is_not_guessed() -> None:
     for parser, symbol in (
         (symbology.parse_globex, "NQM5 P21000"),
-        (symbology.parse_barchart, "MM1N5|21330C"),
+        (symbology.parse_barchart_code, "MM1N5"),
     ):
         found = parser(symbol)
         assert isinstance(found, Unparsed)
@@ -211,17 +202,19 @@ def test_fractional_strikes_are_kept() -> None:
     assert found.key == "Q2B-2026-01-13-C-21000.5"
 
 
-def test_occ_roots_are_read_from_the_right_and_only_ours_are_taken() -> None:
-    assert symbology.parse_occ("O:NDXP250701C21330000") == Contract(
-        Series.parse("NDXP-2025-07-01"), "C", 21330.0
-    )
-    for other in (
-        "O:AAPL230616C00150000",
+def test_occ_roots_are_read_from_the_right() -> None:
+    tickers = (
+        "O:NDXP250701C21330000",
         "O:QQQ1250701C00500000",
         "O:NDX251301C21330000",
         "O:NDX25070121330000",
-    ):
-        assert isinstance(symbology.parse_occ(other), Unparsed)
+    )
+    assert [tuple(part.values()) for part in split(symbology.occ_rows, *tickers)] == [
+        ("NDXP", date(2025, 7, 1), "C", 21330.0),
+        ("QQQ1", date(2025, 7, 1), "C", 500.0),  # an adjusted contract's root, which is none of ours
+        ("NDX", None, "C", 21330.0),
+        (None, None, None, None),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "Q1B", "Q1B-", "-2025-07-01", "Q1B-2025-13-01", "Q1B-today"])
@@ -240,11 +233,6 @@ def test_no_text_makes_a_parser_raise(text: str, on: date | None, parser: Parser
     assert isinstance(found, Contract | Series | Unparsed)
     if isinstance(found, Unparsed):
         assert found.symbol == text
-
-
-@given(anything)
-def test_no_text_makes_the_occ_parser_raise(text: str) -> None:
-    assert isinstance(symbology.parse_occ(text), Contract | Unparsed)
 
 
 @given(st.lists(st.one_of(st.none(), anything), max_size=20))
@@ -300,15 +288,17 @@ def test_a_column_of_strikes_is_written_exactly_as_single_ones(values: list[floa
 @given(st.lists(proxies, max_size=20))
 @settings(deadline=None)
 def test_a_column_of_occ_tickers_splits_into_its_contracts(some: list[Contract]) -> None:
-    assert split(symbology.occ_rows, *map(symbology.occ_ticker, some)) == [
-        {
-            "root": c.series.root,
-            "expiration_date": c.series.expiration_date,
-            "option_type": c.option_type,
-            "strike": c.strike,
-        }
-        for c in some
-    ]
+    for prefix in ("O:", ""):
+        tickers = [f"{prefix}{occ_ticker(contract)}" for contract in some]
+        assert split(symbology.occ_rows, *tickers) == [
+            {
+                "root": c.series.root,
+                "expiration_date": c.series.expiration_date,
+                "option_type": c.option_type,
+                "strike": c.strike,
+            }
+            for c in some
+        ]
 
 
 def test_a_contract_key_with_a_missing_part_is_missing() -> None:
@@ -335,28 +325,25 @@ def test_every_row_of_every_recorded_board_is_a_contract_of_its_series(shared: P
         short = symbology.barchart_code(board, year_digits=1)
         parts = split(symbology.barchart_rows, *(row["symbol"] for row in rows))
         for row, part in zip(rows, parts, strict=True):
-            found = symbology.parse_barchart(row["symbol"], on=recorded)
-            assert found == Contract(board, row["optionType"][0], float(row["raw"]["strike"]))
-            assert symbology.barchart_symbol(found) == row["symbol"]
-            assert part == {"code": short, "strike": found.strike, "option_type": found.option_type}
+            strike, side = float(row["raw"]["strike"]), row["optionType"][0]
+            assert part == {"code": short, "strike": strike, "option_type": side}
+            assert row["symbol"] == f"{short}|{format_strike(strike)}{side}"
         seen += len(rows)
     assert seen > 2000
 
 
 def test_every_recorded_ticker_is_the_contract_its_fields_describe(shared: Path) -> None:
-    body = json.loads((shared / "polygon" / "reference_options_contracts_NDX_20250610.json").read_text())
-    assert body["results"]
-    for item in body["results"]:
-        found = symbology.parse_occ(item["ticker"])
-        assert isinstance(found, Contract)
-        assert found.series.expiration_date.isoformat() == item["expiration_date"]
-        assert found.strike == item["strike_price"]
-        assert found.option_type == item["contract_type"][0].upper()
-        assert found.series.root_info.family.exercise_style == item["exercise_style"]
-        assert found.series.root_info.product.multiplier == item["shares_per_contract"]
-    other = json.loads((shared / "polygon" / "sdkmock_reference_contracts_page1.json").read_text())
-    for item, part in zip(
-        other["results"], split(symbology.occ_rows, *(i["ticker"] for i in other["results"])), strict=True
-    ):
-        assert isinstance(symbology.parse_occ(item["ticker"]), Unparsed)
-        assert (part["root"], part["strike"]) == (item["underlying_ticker"], item["strike_price"])
+    for name in ("reference_options_contracts_NDX_20250610.json", "sdkmock_reference_contracts_page1.json"):
+        items = json.loads((shared / "polygon" / name).read_text())["results"]
+        assert items
+        parts = split(symbology.occ_rows, *(item["ticker"] for item in items))
+        for item, part in zip(items, parts, strict=True):
+            assert part["strike"] == item["strike_price"]
+            assert part["option_type"] == item["contract_type"][0].upper()
+            assert part["expiration_date"].isoformat() == item["expiration_date"]
+            if part["root"] in PROXY_ROOTS:
+                facts = PROXY_ROOTS[part["root"]]
+                assert facts.family.exercise_style == item["exercise_style"]
+                assert facts.product.multiplier == item["shares_per_contract"]
+            else:
+                assert part["root"] == item["underlying_ticker"]
