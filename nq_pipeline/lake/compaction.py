@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
-"""Rows sorted at a time: the memory a merge needs, however large the trade date."""
+"""Rows sorted at a time: with one column of the trade date, the memory that a merge needs."""
 PIECE_ROWS = parquet.ROW_GROUP_ROWS // 6
 """Rows read at a time where rows keep their order: beside a capture, memory counts more than speed."""
 

@@ -157,12 +157,15 @@ class Publisher:
         return done
 
     def tidy(self) -> None:
-        """Merge what is over, publish the catalog, remove old files; `publish` does it every minute."""
+        """Merge what is over, publish the catalog, remove old files; `publish` does it every minute.
+
+        Tables that another process is merging are left to it.
+        """
         self._tidied = self._clock.monotonic()
         for table in TABLES:
             files = Counter(file.trade_date for file in self.lake.manifest(table).files)
             for day in sorted(day for day, number in files.items() if number > 1):
-                compact(self.lake, table, day, now=self._clock.now())
+                compact(self.lake, table, day, now=self._clock.now(), wait=False)
         catalog.publish(self.lake.root.parent)
         self.lake.collect_garbage()
 

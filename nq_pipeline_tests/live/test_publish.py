@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline.errors import CaptureError
 from nq_pipeline.lake import catalog
+from nq_pipeline.lake.files import locked
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
 from nq_pipeline.live.log import BEGINNING, Position
@@ -388,6 +389,21 @@ def test_a_trade_date_that_is_over_is_one_sorted_file_and_the_catalog_shows_it(r
             "SELECT count(*), sum(size), count(DISTINCT series) FROM trades"
         ).fetchone()
     assert answer == (len(records), int(records["size"].sum()), 1)
+
+
+def test_publishing_does_not_wait_for_who_is_merging_the_tables(root: Path) -> None:
+    published = publisher(root)
+    with Feed(root) as feed:
+        feed.session()
+        for part in np.array_split(market(20), 2):
+            feed.send(part)
+            published.publish()
+    merging = publisher(root, at=NOON + timedelta(days=1))
+    with locked(merging.lake.folder(TRADES) / ".compaction.lock"):
+        merging.tidy()
+    assert len(merging.lake.files(TRADES)) == 2
+    merging.tidy()
+    assert len(merging.lake.files(TRADES)) == 1
 
 
 def test_of_a_damaged_log_is_published_what_is_whole(root: Path) -> None:
