@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     import duckdb
 
-    from nq_pipeline.live.capture import Totals
+    from nq_pipeline.live.totals import Totals
     from nq_pipeline.settings import Settings
     from nq_pipeline.sources.snapshot import Snapshot
     from nq_pipeline.spend.ledger import Ledger

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.live import gateway, reconnect
-from nq_pipeline.live.accounts import OVERLAP_NS, Accounts
+from nq_pipeline.live.accounts import Accounts
 from nq_pipeline.live.beside import Writer, publishing
 from nq_pipeline.live.framer import Frame
 from nq_pipeline.live.gaps import REPAIRS, Book, Gap, span
@@ -41,8 +41,6 @@ from nq_pipeline.market import sessions
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
-
-__all__ = ["OVERLAP_NS", "Capture", "History", "Timing", "Totals"]
 
 POLL_S = 0.02
 GRACE = timedelta(minutes=30)

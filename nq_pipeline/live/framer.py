@@ -20,6 +20,7 @@ import numpy.typing as npt
 from nq_pipeline.errors import BadStream
 from nq_pipeline.lake import dbn
 from nq_pipeline.lake.dbn import (
+    BITE,
     ERROR,
     STRUCTS,
     SYMBOL_MAPPING,
@@ -41,9 +42,6 @@ CONTROL = tuple(dbn.CONTROL)
 UNSET = 255
 """Code of an error or system message that has none (DBN version 1)."""
 MAX_HEAD = 16 * 1024 * 1024
-
-ZSTD_BITE = 4096
-"""Compressed bytes decompressed at a time, so that a bomb cannot fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +284,9 @@ class Framer:
             return
         import zstandard
 
-        for at in range(0, len(chunk), ZSTD_BITE):
+        for at in range(0, len(chunk), BITE):
             try:
-                piece = self._zstd.decompress(chunk[at : at + ZSTD_BITE])
+                piece = self._zstd.decompress(chunk[at : at + BITE])
             except zstandard.ZstdError:
                 reached = self.offset + self.pending
                 raise BadStream(

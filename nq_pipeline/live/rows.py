@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nq_pipeline.lake.dbn import UNDEF_PRICE
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, TRADES, Table
 from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, Array, Frame
 from nq_pipeline.market import sessions
@@ -37,7 +38,6 @@ from nq_pipeline.market.symbology import Unparsed, parse_globex
 
 SCHEMAS: dict[int, tuple[str, Table]] = {0: ("trades", TRADES), 1: ("mbp-1", MBP_1), 160: ("mbo", MBO)}
 """rtype to its schema and the table of its records; others stay in the log."""
-UNDEF_PRICE = np.iinfo(np.int64).max
 SNAPSHOT = 32
 """Flag of records that repeat the book as it is and tell no event."""
 EPOCH = date(1970, 1, 1).toordinal()

@@ -26,7 +26,7 @@ from nq_pipeline.spend.statement import Statement
 
 if TYPE_CHECKING:
     from nq_pipeline.backfill.day import Day
-    from nq_pipeline.live.capture import Totals
+    from nq_pipeline.live.totals import Totals
 
 Metadata = dict[str, Any]
 

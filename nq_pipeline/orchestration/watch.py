@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import dagster as dg
 
 if TYPE_CHECKING:
-    from nq_pipeline.live.capture import Totals
+    from nq_pipeline.live.totals import Totals
 
 LOOK_EVERY_S = 3.0
 OBSERVE_EVERY_S, OBSERVE_AT_MOST_EVERY_S = 60.0, 5.0

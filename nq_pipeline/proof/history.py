@@ -13,11 +13,12 @@ import numpy as np
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotConfigured, OverBudget
+from nq_pipeline.live.accounts import OVERLAP_NS
 from nq_pipeline.market import sessions
 from nq_pipeline.proof import compare
 from nq_pipeline.proof.feed import FLOOR
 from nq_pipeline.proof.finding import Context, Finding, failed, passed, skipped
-from nq_pipeline.proof.replay import OVERLAP_NS, replay_from, trouble
+from nq_pipeline.proof.replay import replay_from, trouble
 from nq_pipeline.sources.databento_client import HistoricalClient, Query
 from nq_pipeline.sources.databento_purchase import Purchases
 from nq_pipeline.sources.dbn import decode

@@ -15,9 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from nq_pipeline.clock import NS_PER_S, from_ns
+from nq_pipeline.clock import from_ns
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.live.accounts import OVERLAP_NS
 from nq_pipeline.live.gateway import State
 from nq_pipeline.live.log import CaptureLog
 from nq_pipeline.live.publish import Publisher
@@ -26,8 +27,6 @@ from nq_pipeline.proof.feed import FLOOR
 from nq_pipeline.proof.finding import Context, Finding, failed, passed, skipped
 from nq_pipeline.proof.line import Enough, Recording
 
-OVERLAP_NS = 5 * NS_PER_S
-"""A replay begins so long before the last record: instruments' `ts_event` are not in one order."""
 TAIL_S = 10.0
 """At most so long the resumed session streams on."""
 

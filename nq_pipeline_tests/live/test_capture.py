@@ -18,8 +18,10 @@ from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import GAPS, SESSIONS
-from nq_pipeline.live.capture import OVERLAP_NS, Capture, Timing, Totals
+from nq_pipeline.live.accounts import OVERLAP_NS
+from nq_pipeline.live.capture import Capture, Timing
 from nq_pipeline.live.log import exclusive, segments, tail
+from nq_pipeline.live.totals import Totals
 from nq_pipeline.sandbox.gateway import DATASET, HOST, KEY, Gateway, Limits
 from nq_pipeline.sandbox.gateway_script import Fault, Script
 from nq_pipeline.sandbox.market import Market

@@ -14,7 +14,7 @@ import pytest
 
 from nq_pipeline.clock import NS_PER_S, PinnedClock, ShiftedClock
 from nq_pipeline.errors import CaptureError
-from nq_pipeline.proof.replay import OVERLAP_NS
+from nq_pipeline.live.accounts import OVERLAP_NS
 from nq_pipeline.proof.verify import verify
 from nq_pipeline.sandbox.gateway import HOST, Limits
 from nq_pipeline.sandbox.gateway_script import Fault

@@ -15,8 +15,9 @@ import dagster as dg
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.live.capture import Capture, Totals
+from nq_pipeline.live.capture import Capture
 from nq_pipeline.live.publish import Publisher
+from nq_pipeline.live.totals import Totals
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import capture_quality, metadata
 from nq_pipeline.orchestration.captures import LIVE, SETTINGS, STOPPED, fingerprint
