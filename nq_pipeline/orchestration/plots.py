@@ -52,6 +52,12 @@ def sketch(points: pl.DataFrame, title: str) -> str:
     return f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
+def front_smile(smile: pl.DataFrame) -> str:
+    """The bare curve of the first series to expire, of rows of `iv_smile`, one snapshot of one product."""
+    front = smile.filter(pl.col("years") == pl.col("years").min())
+    return sketch(front.select(x="strike", y="implied_volatility"), "smile of the front series")
+
+
 def front_open_interest(chain: pl.DataFrame, *, rate: float) -> Picture:
     """Open interest by strike of the first series to expire that has any.
 
@@ -98,11 +104,10 @@ def of_metrics(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, 
 def sketches(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, str]:
     """The curves that stand for the pictures of `of_metrics`; the smile is that of the front series."""
     smile, profile, series = _of_product(measured, product)
-    front = smile.filter(pl.col("years") == pl.col("years").min())
     held = pl.col("call_open_interest").fill_null(0) + pl.col("put_open_interest").fill_null(0)
     by_strike = profile.group_by(x="strike")
     return {
-        IV_SMILE.name: sketch(front.select(x="strike", y="implied_volatility"), "smile of the front series"),
+        IV_SMILE.name: front_smile(smile),
         STRIKE_PROFILE.name: sketch(by_strike.agg(y=held.sum()), "open interest by strike"),
         SERIES_METRICS.name: sketch(series.select(x="years", y="atm_iv"), "term structure"),
         GAMMA_LEVELS.name: sketch(by_strike.agg(y=pl.col("gex_per_pct").sum()), "gamma exposure by strike"),

@@ -160,6 +160,7 @@ def _graph(defs: dg.Definitions) -> dict[str, object]:
                 "group": spec.group_name,
                 "kinds": sorted(spec.kinds),
                 "owners": list(spec.owners),
+                "freshness": type(spec.freshness_policy).__name__ if spec.freshness_policy else "",
                 "tags": {k: v for k, v in sorted(spec.tags.items()) if not k.startswith("dagster/")},
                 "checks": sorted(key.name for key in checks if key.asset_key == spec.key),
             }

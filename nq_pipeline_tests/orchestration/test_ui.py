@@ -111,6 +111,8 @@ def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(
         "assets/nq/option_chain?view=checks", "chain_checks", "parity_forward", "sources_agree", "no_proxy"
     )
     ui.look("assets/nq/option_chain?view=overview", "chain_overview", "contract_key", "option")
+    ui.look("assets/nq/report?view=overview", "report", "It needs no network", "sketch")
+    expect(ui.page.locator('img[src^="data:image/svg+xml"]')).to_be_visible()
     ui.look("assets/barchart/option_chain?view=checks", "barchart_checks", "available", "blocked")
     ui.look("assets/databento/option_chain?view=overview", "databento_overview", "Metered unless")
     ui.look("overview/automation", "automation", "chains_while_open", "housekeeping_after_close")

@@ -27,7 +27,7 @@ from nq_pipeline.lake.schemas import (
     TRADE_PRESSURE,
 )
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import capture_quality, metadata, plots
+from nq_pipeline.orchestration import capture_quality, freshness, metadata, plots
 from nq_pipeline.orchestration.assets.chains import CHOSEN
 from nq_pipeline.orchestration.checks import analytics as checks
 from nq_pipeline.orchestration.checks.analytics import LEVELS, PRESSURE, PRICING, PROFILE, SERIES, SMILE
@@ -55,12 +55,12 @@ DESCRIPTIONS = {
     PRICING: "Implied volatility and Greeks of every row of the chosen chain that has a usable price: "
     "Black-76, for American quarterlies with the premium of early exercise, on the forward that put-call "
     "parity gives. Why the others have none is in `unpriced`.",
-    SMILE: "Volatility by strike, of the out-of-the-money contract of every strike.",
+    SMILE: "Volatility by strike of every series, and how far off it may be (`iv_uncertainty`).",
     PROFILE: "Where positions are: open interest, volume, payout and gamma exposure of every strike.",
     SERIES: "A row per series: volatility at the forward (the term structure), expected move, put/call "
     "ratios, max pain.",
-    LEVELS: "All series of a product together: net gamma exposure, were dealers long calls and short puts, "
-    "and the level at which it changes sign.",
+    LEVELS: "Net gamma exposure, were dealers long calls and short puts, and the level at which it changes "
+    "sign.",
 }
 SPECS = [
     dg.AssetSpec(
@@ -71,6 +71,7 @@ SPECS = [
         metadata=metadata.of_table(table),
         group_name=GROUP,
         owners=OWNERS,
+        freshness_policy=freshness.SNAPSHOT,
         tags={"nq/layer": "computed"},
         kinds={"polars", "parquet"},
     )
@@ -130,6 +131,7 @@ PRESSURE_SPEC = dg.AssetSpec(
     metadata=metadata.of_table(TRADE_PRESSURE),
     group_name=GROUP,
     owners=OWNERS,
+    freshness_policy=freshness.SEALED,
     tags={"nq/layer": "computed"},
     kinds={"polars", "parquet"},
 )
@@ -160,11 +162,12 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
         asset_key=PRESSURE,
         metadata={
             **_of_table(PRESSURE, day, settings),
+            "environment": settings.environment,
             "windows": rows["window_start"].n_unique(),
             "trades": int(rows["trades"].sum()),
             "buy_volume": bought,
             "sell_volume": sold,
-            **({"imbalance": (bought - sold) / (bought + sold)} if bought + sold else {}),
+            **({"imbalance": round((bought - sold) / (bought + sold), 6)} if bought + sold else {}),
             "net_calls_last_window": by_side["C"],
             "net_puts_last_window": by_side["P"],
             "picture": dg.MetadataValue.md(plots.of_pressure(rows, settings.products[0])),
@@ -198,7 +201,7 @@ def _of_rows(
     if key == PRICING:
         usable = rows.filter(pl.col("price").is_not_null()).height
         priced = rows["implied_volatility"].count()
-        shown |= {"priced": priced, **({"priced_share": priced / usable} if usable else {})}
+        shown |= {"priced": priced, **({"priced_share": round(priced / usable, 6)} if usable else {})}
     elif key == SMILE and first.height:
         name = first.item(0, "series")
         shown |= {"front": name, "strikes_front": rows.filter(series=name).height}
@@ -237,7 +240,7 @@ def _of_picture(
 
 def _numbers(row: pl.DataFrame, *names: str) -> dict[str, float]:
     """Those of a row that are known, for Dagster to plot."""
-    return {name: value for name in names if (value := row.item(0, name)) is not None}
+    return {name: round(value, 6) for name in names if (value := row.item(0, name)) is not None}
 
 
 def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metadata:

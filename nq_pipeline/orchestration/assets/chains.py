@@ -6,14 +6,13 @@ chosen all the same.
 """
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
 
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline.orchestration import metadata
+from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import chains as checks
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
@@ -25,13 +24,7 @@ from nq_pipeline.sources.snapshot import Snapshot, build_request
 
 GROUP = "chains"
 OWNERS = ["team:market-data"]
-CADENCE = "Asked every five minutes while the chain window is open (NQ_CHAIN_WINDOW)."
-
-FRESH = dg.FreshnessPolicy.cron(
-    deadline_cron="0 9-12 * * 1-5", lower_bound_delta=timedelta(minutes=30), timezone="America/Chicago"
-)
-"""At each full hour that every regular session has, a chain of the last half hour. Dagster's policies
-know no holidays: on those it shows as stale, and the schedule says why nothing was asked."""
+CADENCE = "Asked of every product in NQ_PRODUCTS, every five minutes while NQ_CHAIN_WINDOW is open."
 
 CHOSEN = dg.AssetKey(["nq", "option_chain"])
 SOURCES = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}
@@ -79,7 +72,7 @@ SPECS = [
         group_name=GROUP,
         owners=OWNERS,
         tags={"nq/layer": "chosen"},
-        freshness_policy=FRESH,
+        freshness_policy=freshness.SNAPSHOT,
         kinds={"duckdb", "parquet"},
     ),
 ]

@@ -8,8 +8,12 @@ import polars as pl
 
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.schemas import OPTION_CHAIN
+from nq_pipeline.lake.schemas import IV_SMILE, OPTION_CHAIN
+from nq_pipeline.market.contracts import roots_of
+from nq_pipeline.market.products import PRODUCTS
+from nq_pipeline.orchestration import freshness, plots
 from nq_pipeline.orchestration.assets.chains import CHOSEN, OWNERS
+from nq_pipeline.orchestration.checks.analytics import PRICING
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 
@@ -18,12 +22,13 @@ REPORT = dg.AssetKey(["nq", "report"])
 
 @dg.asset(
     key=REPORT,
-    deps=[CHOSEN],
+    deps=[CHOSEN, PRICING],
     partitions_def=TRADE_DATES,
     description="The newest snapshot of the trade date as one HTML page: smile, term structure, positions, "
     "gamma exposure, trades, who won and why, gaps and spend. It needs no network; `nq report` opens it.",
     group_name="analytics",
     owners=OWNERS,
+    freshness_policy=freshness.SNAPSHOT,
     tags={"nq/layer": "report"},
     kinds={"html"},
 )
@@ -35,8 +40,8 @@ def report(
 
     settings, began = vendors.settings(), time.monotonic()
     day = date.fromisoformat(context.partition_key)
-    chain = Lake(settings.environment_dir / "lake").scan(OPTION_CHAIN, [day])
-    newest = chain.select(pl.col("snapshot_ts").max()).collect().item()
+    lake = Lake(settings.environment_dir / "lake")
+    newest = lake.scan(OPTION_CHAIN, [day]).select(pl.col("snapshot_ts").max()).collect().item()
     if newest is None:
         raise dg.Failure(
             f"The lake has no chain of {day} to report on; materialize nq/option_chain.", allow_retries=False
@@ -45,8 +50,12 @@ def report(
         page = write_report(settings, snapshot_ts=newest).resolve()
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    first = list(roots_of([PRODUCTS[settings.products[0]]]))
+    own = (pl.col("snapshot_ts") == newest) & pl.col("root").is_in(first)
+    sketch = plots.front_smile(lake.scan(IV_SMILE, [day]).filter(own).collect())
     return dg.MaterializeResult(
         metadata={
+            **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),
             "environment": settings.environment,
             "snapshot_ts": dg.MetadataValue.timestamp(newest),
             "page": dg.MetadataValue.path(str(page)),

@@ -12,7 +12,7 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import ANSWERS, SPEND
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import metadata, spend_quality
+from nq_pipeline.orchestration import freshness, metadata, spend_quality
 from nq_pipeline.orchestration.checks import spend as checks
 from nq_pipeline.orchestration.checks.chains import results
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
@@ -38,6 +38,7 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
             metadata={**metadata.of_table(SPEND), "documentation": dg.MetadataValue.path("docs/cost.md")},
             group_name="spend",
             owners=["team:market-data"],
+            freshness_policy=freshness.HOURLY,
             tags={"nq/layer": "ledger"},
             kinds={"sqlite", "parquet"},
         )

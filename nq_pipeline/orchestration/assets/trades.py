@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import dagster as dg
 
@@ -19,7 +18,7 @@ from nq_pipeline.live.capture import Capture
 from nq_pipeline.live.publish import Publisher
 from nq_pipeline.live.totals import Totals
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import capture_quality, metadata
+from nq_pipeline.orchestration import capture_quality, freshness, metadata
 from nq_pipeline.orchestration.captures import LIVE, SETTINGS, STOPPED, fingerprint
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET, evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND
@@ -33,11 +32,6 @@ from nq_pipeline.settings import Settings
 GROUP = "capture"
 OWNERS = ["team:market-data"]
 HEALTH_ASSET = dg.AssetKey(["live", "capture_health"])
-
-SEALED = dg.FreshnessPolicy.cron(
-    deadline_cron="30 17 * * 1-5", lower_bound_delta=timedelta(hours=6), timezone="America/Chicago"
-)
-"""A trade date is sealed soon after its window has closed, at noon before some holidays."""
 
 Sealed = dg.MaterializeResult[None]
 
@@ -72,7 +66,7 @@ HEALTH = dg.AssetSpec(
     },
     group_name=GROUP,
     owners=OWNERS,
-    freshness_policy=SEALED,
+    freshness_policy=freshness.SEALED,
     tags={"nq/underlying": "future", "nq/cost": "plan"},
     kinds={"databento", "parquet"},
 )
