@@ -68,7 +68,7 @@ def table_rows(
         for layout, batch in stream.batches():
             columns = [_column(table, layout, batch, name, stream.version) for name in _shared(table, layout)]
             codes = stream.symbols.find(batch["instrument_id"], batch[layout.index] // dbn.DAY_NS)
-            described = _described(instruments, codes, trade_date)
+            described = _described(instruments, codes, trade_date).drop("underlying")
             if "raw_symbol" in layout.columns:
                 described = described.drop("raw_symbol").with_columns(
                     texts(batch["raw_symbol"]).alias("raw_symbol")

@@ -128,19 +128,19 @@ CHAIN_COLUMNS = (
     _c("strike", _F, "index points or dollars", False),
     _c("option_type", _S, "C or P", False),
     _c("multiplier", _F, "dollars per point: 20 for NQ, 50 for ES, 100 for GC and proxies", False),
-    _c("bid", _F, "best bid; null when the vendor shows none"),
+    _c("bid", _F, "best bid, points or dollars; null when the vendor shows none"),
     _c("bid_size", _I, "contracts at the bid"),
-    _c("ask", _F, "best ask; null when the vendor shows none"),
+    _c("ask", _F, "best ask, points or dollars; null when the vendor shows none"),
     _c("ask_size", _I, "contracts at the ask"),
     _c("quote_ts", INSTANT, "when bid and ask were last updated, where the vendor says so"),
-    _c("last", _F, "last trade; null on a settlement row"),
+    _c("last", _F, "last trade, points or dollars; null on a settlement row"),
     _c("last_ts", INSTANT, "when the contract last traded (a date-only time is its midnight UTC)"),
     _c("is_settlement", _B, "the vendor's price is a settlement, not a trade", False),
-    _c("settlement", _F, "settlement price"),
-    _c("open", _F, "first trade of the session the row speaks of"),
-    _c("high", _F, "session high"),
-    _c("low", _F, "session low"),
-    _c("change", _F, "last or settlement less the previous settlement"),
+    _c("settlement", _F, "settlement price, points or dollars"),
+    _c("open", _F, "first trade of the session the row speaks of, points or dollars"),
+    _c("high", _F, "session high, points or dollars"),
+    _c("low", _F, "session low, points or dollars"),
+    _c("change", _F, "last or settlement less the previous settlement, points or dollars"),
     _c("volume", _I, "contracts traded in the current session; null when of another session"),
     _c("open_interest", _I, "open contracts, as of the previous trade date"),
     _c("implied_volatility", _F, "the vendor's, as a fraction"),
@@ -354,7 +354,7 @@ TRADE_PRESSURE = Table(
         _c("series", _S, "root and expiration date, Q1B-2025-07-01", False),
         _c("contract_key", _S, "series, side and strike, Q1B-2025-07-01-C-21330", False),
         _c("option_type", _S, "C or P", False),
-        _c("strike", _F, "index points", False),
+        _c("strike", _F, "index points or dollars", False),
         _c("buy_volume", _I, "contracts whose aggressor bought", False),
         _c("sell_volume", _I, "contracts whose aggressor sold", False),
         _c("undefined_volume", _I, "contracts without a known aggressor, of neither side", False),
@@ -475,11 +475,12 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("raw_symbol", _S, "exchange symbol as the gateway said before; null when it did not"),
         _c("instrument_kind", _S, "option, future, spread (UD: and legs with a dash) or other"),
         _c("underlying_class", _S, "future; null when the symbol is not one of ours"),
+        _c("underlying", _S, "of an option: the future it exercises into, by CME's rule"),
         _c("root", _S, "Globex product code of an option or a future"),
         _c("series", _S, "of an option: root and expiration date, Q1B-2025-07-01"),
         _c("contract_key", _S, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
         _c("option_type", _S, "C or P"),
-        _c("strike", _F, "index points"),
+        _c("strike", _F, "index points or dollars"),
         _c("receive_latency_ns", _I, "ts_recv less ts_event"),
         _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
@@ -491,8 +492,8 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
 
 TRADES = Table(
     name="trades",
-    version=1,
-    meaning="Trades as the live gateway sent them, whatever schema was streamed: one row per trade.",
+    version=2,
+    meaning="Trades as Databento sent them, live in whatever schema or bought: one row per trade.",
     columns=_tick_columns(_c("depth", _U8, "level of the book; null where mbo was streamed")),
     key=_TICK_KEY,
     order=_TICK_ORDER,
@@ -501,7 +502,7 @@ TRADES = Table(
 
 MBP_1 = Table(
     name="mbp_1",
-    version=1,
+    version=2,
     meaning="Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
     columns=_tick_columns(
         _c("depth", _U8, "level of the book: 0", False),
@@ -519,7 +520,7 @@ MBP_1 = Table(
 
 MBO = Table(
     name="mbo",
-    version=1,
+    version=2,
     meaning="Every event of every order (schema mbo), without the snapshots of the book.",
     columns=_tick_columns(
         _c("order_id", _U64, "the venue's number of the order", False),
@@ -605,7 +606,7 @@ _CONTRACT = (
     _c("series", _S, "of an option: root and expiration date, Q1B-2025-07-01"),
     _c("contract_key", _S, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
     _c("option_type", _S, "C or P"),
-    _c("strike", _F, "index points"),
+    _c("strike", _F, "index points or dollars"),
 )
 
 

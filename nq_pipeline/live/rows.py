@@ -33,6 +33,7 @@ from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, TRADES, Table
 from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, Array, Frame
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
+from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.symbology import Unparsed, parse_globex
 
@@ -350,6 +351,7 @@ _FACTS = {
     "raw_symbol": pl.String,
     "instrument_kind": pl.String,
     "underlying_class": pl.String,
+    "underlying": pl.String,
     "root": pl.String,
     "series": pl.String,
     "contract_key": pl.String,
@@ -363,19 +365,19 @@ def _facts(symbol: str | None, day: int) -> tuple[Any, ...]:
     """The facts of an instrument on a trade date (days since 1970), in the order of `_FACTS`."""
     on = date.fromordinal(EPOCH + day)
     if symbol is None:
-        return (on, *[None] * 8)
+        return (on, *[None] * 9)
     if symbol.startswith("UD:") or "-" in symbol:
-        return (on, symbol, "spread", *[None] * 6)
+        return (on, symbol, "spread", *[None] * 7)
     option = parse_globex(symbol, on=on)
     if not isinstance(option, Unparsed):
         series = option.series
-        underlying = series.root_info.product.underlying_class
+        underlying = (series.root_info.product.underlying_class, underlying_future(series))
         own = (series.root, series.key, option.key, option.option_type, option.strike)
-        return (on, symbol, "option", underlying, *own)
+        return (on, symbol, "option", *underlying, *own)
     future = _FUTURE.fullmatch(symbol)
     if future and future[1] in PRODUCTS:
-        return (on, symbol, "future", PRODUCTS[future[1]].underlying_class, future[1], *[None] * 4)
-    return (on, symbol, "other", *[None] * 6)
+        return (on, symbol, "future", PRODUCTS[future[1]].underlying_class, None, future[1], *[None] * 4)
+    return (on, symbol, "other", *[None] * 7)
 
 
 # ── which of several ────────────────────────────────────────────────────────────────────────────

@@ -267,6 +267,22 @@ def test_a_contract_that_a_later_snapshot_left_out_shows_where_the_newest_of_eac
     assert asof(environment_root, 6, ", newest_per_contract := true") == [(A, 0, 2), (A, 5, 1)]
 
 
+def test_a_proxy_leaves_the_chain_as_of_a_moment_once_a_native_source_has_won_since(
+    lake: Lake, environment_root: Path
+) -> None:
+    proxy = "NDXP-2025-07-08"
+    for minute, series in ((0, A), (5, proxy), (10, A), (15, proxy)):
+        append(
+            lake,
+            OPTION_CHAIN,
+            snapshot(minute, series, underlying_class="index" if series == proxy else "future"),
+        )
+    assert asof(environment_root, 6) == [(proxy, 5, 3), (A, 0, 3)]
+    assert asof(environment_root, 11) == asof(environment_root, 14) == [(A, 10, 3)]
+    assert asof(environment_root, 11, ", newest_per_contract := true") == [(A, 10, 3)]
+    assert asof(environment_root, 16) == [(proxy, 15, 3), (A, 10, 3)]
+
+
 def test_an_expired_series_is_not_in_the_chain(lake: Lake, environment_root: Path) -> None:
     append(lake, OPTION_CHAIN, snapshot(0, "Q1B-2025-07-01"))  # expires at 20:00, eight hours on
     assert asof(environment_root, 8 * 60 - 1) == [("Q1B-2025-07-01", 0, 3)]
@@ -323,6 +339,23 @@ def test_an_option_trade_meets_the_last_trade_of_its_own_future_and_none_that_ca
         "SELECT max(moneyness) FROM trades_enriched WHERE option_type = 'P'"
     ).fetchone()
     assert moneyness == (21_000.0 / 20_990.0,)
+
+
+def test_the_future_of_an_option_is_its_rows_own_until_the_days_definitions_name_another(
+    lake: Lake, environment_root: Path
+) -> None:
+    option = trade(3, "Q1BN5 C21000", 50.0, **CALL, underlying="NQU5")
+    futures = [trade(1, "NQU5", 21_010.0), trade(2, "NQZ5", 21_200.0)]
+    append(lake, TRADES, pl.DataFrame([option, *futures], infer_schema_length=None))
+
+    def underlying() -> list[tuple[str, float]]:
+        with catalog.connect(environment_root) as connection:
+            return connection.sql("SELECT underlying, underlying_price FROM trades_enriched").fetchall()
+
+    assert underlying() == [("NQU5", 21_010.0)]
+    stated = snapshot(0, table=SOURCE_CHAIN, source="databento", underlying="NQZ5")
+    append(lake, SOURCE_CHAIN, stated)
+    assert underlying() == [("NQZ5", 21_200.0)]
 
 
 def test_bars_hold_every_trade_once(opened: duckdb.DuckDBPyConnection) -> None:

@@ -78,14 +78,14 @@ def test_symbols_become_series_contracts_and_kinds(root: Path) -> None:
         feed.session(records, symbols=b"".join(mapping(i, s) for i, s in symbols.items()))
     counts = publisher(root).publish().counts
     assert (counts.unmapped, counts.unreadable) == (1, 2)
-    names = ("raw_symbol", "instrument_kind", "underlying_class", "root", "series", "contract_key",
-             "option_type", "strike")  # fmt: skip
+    names = ("raw_symbol", "instrument_kind", "underlying_class", "root", "underlying", "series",
+             "contract_key", "option_type", "strike")  # fmt: skip
     weekly, quarterly = "Q2C-2025-06-11", "NQ-2025-06-20"
-    nothing = (None,) * 4
+    option, nothing = ("option", "future"), (None,) * 5
     assert rows(root).select(names).rows() == [
         ("NQM5", "future", "future", "NQ", *nothing),
-        ("Q2CM5 C21800", "option", "future", "Q2C", weekly, f"{weekly}-C-21800", "C", 21_800.0),
-        ("NQM5 P21800.5", "option", "future", "NQ", quarterly, f"{quarterly}-P-21800.5", "P", 21_800.5),
+        ("Q2CM5 C21800", *option, "Q2C", "NQM5", weekly, f"{weekly}-C-21800", "C", 21_800.0),
+        ("NQM5 P21800.5", *option, "NQ", "NQM5", quarterly, f"{quarterly}-P-21800.5", "P", 21_800.5),
         ("UD:1V: GN 0123", "spread", None, None, *nothing),
         ("NQM5-NQU5", "spread", None, None, *nothing),
         ("CLM5", "other", None, None, *nothing),

@@ -70,6 +70,10 @@ def _one(table: Table, name: str, shown: str = "") -> Column:
 
 _GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
 _COMPUTED = {column.name: column for column in _from(OPTION_PRICING, *_GREEKS)}
+_PRICED_AS = {
+    name: replace(column, meaning=f"as in option_chain_priced: {column.meaning}")
+    for name, column in _COMPUTED.items()
+}
 _ADDED = tuple(column for column in OPTION_PRICING.columns if column.name not in OPTION_CHAIN.schema)
 
 _WHOSE = (
@@ -96,7 +100,8 @@ VIEWS = (
     View(
         "option_chain_asof",
         "The chain as it stood at `ts`: of every series not expired the newest snapshot asked for by then "
-        "whose quotes speak of then or before, within the newest trade date that has one. With "
+        "whose quotes speak of then or before, within the newest trade date that has one; of a proxy none "
+        "older than the newest of a native source. With "
         "`newest_per_contract` the newest row of every contract of that trade date, also where a later "
         "snapshot left it out. Days without any snapshot are bridged up to `lookback`.",
         _CHAIN,
@@ -148,10 +153,10 @@ VIEWS = (
     View(
         "trades_enriched",
         "Trades of options with the aggressor and the underlying future at that time: its last trade at or "
-        "before the option's within the trade date. Null where the future's trades were not captured.",
+        "before the option's within the trade date. Which future that is the day's definitions say, else "
+        "CME's rule. Null where the future's trades were not captured.",
         (
             *TRADES.columns,
-            Column("underlying", _S, "underlying future by that day's chain, else by its definitions"),
             Column("aggressor", _S, "buy or sell; null when not known"),
             Column("underlying_price", _F, "last trade of the underlying by then, points"),
             Column("underlying_ts", INSTANT, "when that was"),
@@ -163,7 +168,8 @@ VIEWS = (
     View(
         "bars",
         "Bars of the captured trades, of options and futures: `width` is an interval, and a bar without a "
-        "trade has no row. Bars begin at multiples of the width since 1970-01-01 UTC.",
+        "trade has no row. Bars begin at multiples of the width since 1970-01-01 UTC, as Databento's do, so "
+        "that a session has two bars of a day; they share its `trade_date`.",
         (
             Column("trade_date", _D, "CME session date; a bar never spans two"),
             Column("bar_start", _SHOWN, "when the bar begins, included"),
@@ -259,7 +265,7 @@ VIEWS = (
             *(_one(OPTION_CHAIN, name) for name in ("open", "high", "low")),
             _one(OPTION_CHAIN, "settlement", "close"),
             _one(OPTION_CHAIN, "change"),
-            *(Column(name, _F, f"as in option_chain_priced: {_COMPUTED[name].meaning}") for name in _GREEKS),
+            *(_PRICED_AS[name] for name in _GREEKS),
         ),
     ),
     View(
@@ -273,12 +279,9 @@ VIEWS = (
             _one(OPTION_CHAIN, "expiration_date", "expiration"),
             _one(OPTION_CHAIN, "trade_date", "quote_date"),
             *(_one(OPTION_CHAIN, name) for name in ("strike", "bid", "ask")),
-            Column("delta", _F, "as in option_chain_priced"),
+            _PRICED_AS["delta"],
             _one(OPTION_CHAIN, "underlying_price"),
-            *(
-                Column(name, _F, "as in option_chain_priced")
-                for name in ("gamma", "theta", "vega", "implied_volatility")
-            ),
+            *(_PRICED_AS[name] for name in ("gamma", "theta", "vega", "implied_volatility")),
             *(replace(_one(OPTION_CHAIN, name), dtype=_F) for name in ("volume", "open_interest")),
         ),
     ),

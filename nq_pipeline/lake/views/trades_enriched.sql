@@ -1,15 +1,17 @@
--- The underlying is that of the chain of the same trade date, or of the definitions bought for it.
+-- The underlying is what the exchange's definitions of that trade date say, bought or in Databento's
+-- chain; without any, what the row itself says by rule.
 CREATE VIEW trades_enriched AS
-WITH listed AS (
+WITH defined AS (
     SELECT trade_date, series, max(underlying) AS underlying
-    FROM source_chain WHERE underlying_class = 'future' GROUP BY ALL
-), defined AS (
-    SELECT trade_date, series, max(underlying) AS underlying
-    FROM definition WHERE series IS NOT NULL GROUP BY ALL
+    FROM (
+        SELECT trade_date, series, underlying FROM definition WHERE series IS NOT NULL
+        UNION ALL
+        SELECT trade_date, series, underlying FROM source_chain WHERE source = 'databento'
+    )
+    GROUP BY ALL
 ), optioned AS (
-    SELECT trades.*, coalesce(listed.underlying, defined.underlying) AS underlying
+    SELECT trades.* REPLACE (coalesce(defined.underlying, trades.underlying) AS underlying)
     FROM trades
-    LEFT JOIN listed ON listed.trade_date = trades.trade_date AND listed.series = trades.series
     LEFT JOIN defined ON defined.trade_date = trades.trade_date AND defined.series = trades.series
     WHERE trades.instrument_kind = 'option'
 ), futures AS (
