@@ -238,10 +238,12 @@ PRODUCTS: dict[str, Product] = {product.code: product for product in (NQ, ES, GC
 
 def chosen(codes: Sequence[str]) -> tuple[Product, ...]:
     """The products of `NQ_PRODUCTS`; SettingsError names the known ones when one is in no table."""
-    unknown = ", ".join(code for code in codes if code not in PRODUCTS)
+    unknown = [code for code in codes if code not in PRODUCTS]
     if unknown or not codes:
-        wrong = f"{unknown} is not in the product table" if unknown else "it names no product"
-        raise SettingsError(f"NQ_PRODUCTS: {wrong}; there are {', '.join(PRODUCTS)}")
+        raise SettingsError(
+            f"NQ_PRODUCTS: {', '.join(unknown) or 'nothing'} is not in the product table; "
+            f"there are {', '.join(PRODUCTS)}"
+        )
     return tuple(PRODUCTS[code] for code in dict.fromkeys(codes))
 
 
