@@ -30,11 +30,12 @@ def text() -> str:
     for table in TABLES.values():
         width = max(len(column.name) for column in table.columns)
         lines = [f"  {column.name:<{width}}  {column.meaning}" for column in table.columns]
-        blocks.append("\n".join([f"{table.name} (unique by {', '.join(table.key)})", *lines]))
+        head = [f"{table.name} (unique by {', '.join(table.key)})", f"  {table.meaning}", ""]
+        blocks.append("\n".join([*head, *lines]))
     for view in VIEWS:
         width = max(len(column.name) for column in view.columns)
         lines = [f"  {column.name:<{width}}  {column.meaning}" for column in view.columns]
-        blocks.append("\n".join([_call(view), *lines]))
+        blocks.append("\n".join([_call(view), f"  {view.meaning}", "", *lines]))
     return "\n\n".join(blocks)
 
 
@@ -45,6 +46,8 @@ def _section(table: Table) -> str:
     ]
     head = [
         f"## {table.name}",
+        "",
+        table.meaning,
         "",
         f"Unique by {', '.join(f'`{name}`' for name in table.key)}. Schema version {table.version}.",
         "",
