@@ -239,11 +239,11 @@ def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None)
     lines = [(spot, "spot", f"future {spot:,.2f}")]
     if level is not None and low <= level <= high:
         lines.append((level, "level", f"{words} {level:,.0f}"))
-    left, *_ = sorted(value for value, *_ in lines)
+    # By place, not by value: two lines at one strike have their names on either side, too.
     return [
         layer
-        for value, style, name in lines
-        for layer in _line(value, style, name, to_left=len(lines) > 1 and value == left, range_=(low, high))
+        for place, (value, style, name) in enumerate(sorted(lines))
+        for layer in _line(value, style, name, to_left=len(lines) > 1 and place == 0, range_=(low, high))
     ]
 
 

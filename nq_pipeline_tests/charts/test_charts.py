@@ -136,6 +136,15 @@ def test_the_future_and_the_level_are_named_where_they_are() -> None:
     assert "max pain 22,050" in pain
 
 
+def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
+    level = frames.metrics().with_columns(max_pain=pl.col("forward"))
+    picture = drawn(charts.open_interest(frames.profile(), level, FIRST))
+    root = ElementTree.fromstring(draw.svg(picture, width=600, height=320))
+    texts = root.iter("{http://www.w3.org/2000/svg}text")
+    side = {"".join(node.itertext()): node.get("text-anchor", "start") for node in texts}
+    assert {side["future 22,110.00"], side["max pain 22,110"]} == {"start", "end"}
+
+
 def test_what_a_vendor_named_is_text_and_no_markup() -> None:
     hostile = frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
     svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
