@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
+from decimal import Decimal, InvalidOperation
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,17 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(FAULT)
 
     return wrapped
+
+
+def _usd(words: str) -> Decimal:
+    """An amount of money, from its words straight to a decimal."""
+    try:
+        amount = Decimal(words)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not (amount.is_finite() and amount >= 0):
+        raise click.BadParameter(f"{words}: write an amount like 5 or 1.25")
+    return amount
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -334,11 +346,11 @@ def doctor(as_json: bool) -> None:
 @main.command(short_help="Test the feed before trusting it, and keep the evidence.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
-@click.option("--max-usd", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="USD",
+@click.option("--max-usd", type=_usd, default="0", show_default=True, metavar="USD",
               help="What may be spent on comparing a span with the historical API.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
 @sentences
-def verify(minutes: float, max_usd: float, as_json: bool) -> None:
+def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     """Test the feed before trusting it, against whatever is configured, and keep the evidence.
 
     Connects to Databento's live gateway, streams, drops the connection and takes it up again by
@@ -349,8 +361,6 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
     Example:
       nq verify --minutes 0.2 --max-usd 1
     """
-    from decimal import Decimal
-
     from nq_pipeline.proof.verify import Result
     from nq_pipeline.proof.verify import verify as make_all_checks
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
@@ -366,7 +376,7 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
             settings,
             clock=gateway_clock(settings),
             minutes=minutes,
-            max_usd=Decimal(str(max_usd)),
+            max_usd=max_usd,
             tell=None if as_json else show,
         )
     if as_json:
@@ -385,7 +395,7 @@ def verify(minutes: float, max_usd: float, as_json: bool) -> None:
               help="Last trade date, itself included.")  # fmt: skip
 @click.option("--symbols", metavar="PARENTS", default="",
               help="Parents separated by commas, e.g. NQ.OPT,NQ.FUT; else NQ_BACKFILL_SYMBOLS.")  # fmt: skip
-@click.option("--max-usd", default="0", show_default=True, metavar="USD",
+@click.option("--max-usd", type=_usd, default="0", show_default=True, metavar="USD",
               help="What all of it may cost, beside the budgets of `nq budget`.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what each day would cost, and buy nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before spending.")
@@ -396,7 +406,7 @@ def backfill(
     first: datetime,
     last: datetime,
     symbols: str,
-    max_usd: str,
+    max_usd: Decimal,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -413,7 +423,6 @@ def backfill(
     """
     import uuid
     from dataclasses import asdict
-    from decimal import Decimal, InvalidOperation
 
     from nq_pipeline.backfill.day import backfill_day, plan, refusal
     from nq_pipeline.sandbox.process import endpoints
@@ -421,15 +430,10 @@ def backfill(
     from nq_pipeline.spend.export import publish_spend
     from nq_pipeline.spend.money import shown
 
-    try:
-        left = Decimal(max_usd)
-        if not (left.is_finite() and left >= 0):
-            raise InvalidOperation
-    except InvalidOperation:
-        raise click.UsageError(f"--max-usd {max_usd}: write an amount like 5 or 1.25") from None
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json asks nothing back; add --yes or --dry-run")
     parents = [name.strip() for name in symbols.split(",") if name.strip()]
+    left = max_usd
     with endpoints(load()) as settings:
         priced = plan(settings, schema, first.date(), last.date(), symbols=parents)
         total = sum((day.usd for day in priced), Decimal(0))
@@ -512,30 +516,26 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
 
 @budget.command()
 @click.argument("reservation")
-@click.option("--usd", required=True, metavar="USD", help="What the vendor billed for it; 0 when nothing.")
+@click.option(
+    "--usd", type=_usd, required=True, metavar="USD", help="What the vendor billed for it; 0 when nothing."
+)
 @click.option("--reason", required=True, help="How you know; it is kept.")
 @sentences
-def reconcile(reservation: str, usd: str, reason: str) -> None:
+def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
     """Book what the vendor billed for a reservation that a crash or a cut download left open.
 
     Of one that is closed already, the difference is booked as a correction.
     """
-    from decimal import Decimal, InvalidOperation
-
     from nq_pipeline.settings import load
     from nq_pipeline.spend.ledger import Ledger
     from nq_pipeline.spend.money import shown
 
-    try:
-        amount = Decimal(usd)
-    except InvalidOperation:
-        raise click.UsageError(f"--usd {usd}: write an amount like 1.25") from None
     settings = load()
     ledger = Ledger(settings)
-    ledger.reconcile(reservation, amount, reason)
+    ledger.reconcile(reservation, usd, reason)
     _export_spend(settings, ledger)
     left = ledger.month().remaining_usd
-    click.echo(f"Booked: {reservation} cost {shown(amount)}. {shown(left)} is left this month.")
+    click.echo(f"Booked: {reservation} cost {shown(usd)}. {shown(left)} is left this month.")
 
 
 @budget.command("trust-clock")

@@ -401,6 +401,17 @@ def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) 
         assert day.state == "over_budget" and "--max-usd" in day.reason and not databento.metered
 
 
+def test_the_last_cent_may_be_spent_and_what_a_fault_holds_counts(data: Path) -> None:
+    faults = iter([Answer(hang_up=True)])
+    with vendor(data, only(STREAM, lambda asked, good: next(faults, good))) as databento:
+        settings = databento.settings(http_attempts=2)
+        (price,) = plan(settings, "trades", MONDAY, MONDAY)
+        day = had(settings, max_usd=price.usd)
+        assert day.state == "over_budget" and len(databento.metered) == 1
+        assert open_ledger(settings).month().reserved_usd == day.cost_usd >= price.usd
+        assert had(settings, max_usd=price.usd).state == "complete"
+
+
 def test_purchases_have_their_purpose_and_their_request(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()

@@ -66,8 +66,8 @@ def test_it_reconciles_and_brings_the_lake_up_to_date(held: str) -> None:
     ("words", "code", "said"),
     [
         (["reconcile", "nowhere", "--usd", "1", "--reason", "r"], 1, "there is no reservation nowhere"),
-        (["reconcile", "nowhere", "--usd", "one", "--reason", "r"], 2, "write an amount like 1.25"),
-        (["reconcile", "nowhere", "--usd", "NaN", "--reason", "r"], 1, "cannot have been billed"),
+        (["reconcile", "nowhere", "--usd", "one", "--reason", "r"], 2, "write an amount like 5 or 1.25"),
+        (["reconcile", "nowhere", "--usd", "NaN", "--reason", "r"], 2, "write an amount like 5 or 1.25"),
         (["trust-clock", "--reason", " "], 1, "say why"),
         (["--month", "2026-13"], 2, "write a month like 2026-10"),
     ],
