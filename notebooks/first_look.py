@@ -14,12 +14,15 @@ def _():
 
     import nq_pipeline as nq
     from nq_pipeline import charts
+    from nq_pipeline.market.contracts import roots_of
+    from nq_pipeline.market.products import PRODUCTS, PROXIES
 
     def shown(picture):
         """A chart, or the sentence that says why there is none."""
         return mo.md(picture) if isinstance(picture, str) else picture
 
-    return charts, mo, nq, pl, shown, timedelta
+    products = PRODUCTS | PROXIES
+    return charts, mo, nq, pl, products, roots_of, shown, timedelta
 
 
 @app.cell
@@ -66,10 +69,29 @@ def _(lake):
         """The rows of a table's newest snapshot."""
         return lake.sql(f"from {table} where snapshot_ts = (select max(snapshot_ts) from {table})").pl()
 
-    smile, metrics, profile, levels = map(
-        newest, ("iv_smile", "series_metrics", "strike_profile", "gamma_levels")
+    measured = {
+        table: newest(table) for table in ("iv_smile", "series_metrics", "strike_profile", "gamma_levels")
+    }
+    return (measured,)
+
+
+@app.cell
+def _(measured, mo, products):
+    known = set(measured["gamma_levels"]["product"])
+    offered = [code for code in products if code in known]
+    product = mo.ui.dropdown(offered, value=next(iter(offered), None), label="product")
+    product
+    return (product,)
+
+
+@app.cell
+def _(measured, pl, product, products, roots_of):
+    of_product = pl.col("root").is_in(list(roots_of([products[product.value]] if product.value else [])))
+    smile, metrics, profile = (
+        measured[table].filter(of_product) for table in ("iv_smile", "series_metrics", "strike_profile")
     )
-    return levels, metrics, profile, smile
+    levels = measured["gamma_levels"].filter(pl.col("product").eq_missing(product.value))
+    return levels, metrics, of_product, profile, smile
 
 
 @app.cell
@@ -185,8 +207,9 @@ def _(lake, shown):
 
 
 @app.cell
-def _(charts, lake, levels, shown):
-    pressure = lake.sql("from pressure where trade_date = (select max(trade_date) from trades)").pl()
+def _(charts, lake, levels, of_product, shown):
+    newest_trades = "from pressure where trade_date = (select max(trade_date) from trades)"
+    pressure = lake.sql(newest_trades).pl().filter(of_product)
     shown(charts.pressure(pressure, "C", forward=levels["forward"].first()))
     return
 

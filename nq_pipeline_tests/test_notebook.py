@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import polars as pl
 import pytest
 
+from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.report.conftest import NOTEBOOK, capture, measure, take
+from nq_pipeline_tests.report.conftest import NOTEBOOK, capture, take
 
 
 def shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -29,10 +31,16 @@ def test_it_shows_every_picture_and_says_what_is_synthetic(
 ) -> None:
     settings, snapshot = take(tmp_path)
     capture(settings, snapshot)
-    measure(settings, snapshot)
+    on_es = pl.col("root", "series", "contract_key").str.replace("^Q", "E").str.replace("^EN2", "EW2")
+    both = pl.concat([snapshot.chain, snapshot.chain.with_columns(on_es)])
+    price_and_measure(settings, both, run_id="run")
     outputs = shown(settings, monkeypatch)
-    titles = [one.title.text.split(",")[0] for one in outputs if isinstance(one, alt.LayerChart)]
-    assert titles == [
+    choices = [list(one.options) for one in outputs if hasattr(one, "options")]
+    assert ["NQ", "ES"] in choices
+    pictures = [one for one in outputs if isinstance(one, alt.LayerChart)]
+    smiles = pictures[0].to_json()
+    assert "Q2B" in smiles and "E2B" not in smiles, "one product at a time"
+    assert [one.title.text.split(",")[0] for one in pictures] == [
         "Volatility smile",
         "Term structure",
         "Expected move",
