@@ -78,9 +78,12 @@ class Feed:
                 self.log.append(frame)
 
 
-def publisher(root: Path, *, at: datetime = NOON, run_id: str = "run", **more: Any) -> Publisher:
+def publisher(
+    root: Path, *, at: datetime = NOON, run_id: str = "run", lake: Lake | None = None, **more: Any
+) -> Publisher:
     """A publisher of the log in `root` (`<environment>/capture`) to the lake beside it."""
-    return Publisher(root / DATASET, Lake(root.parent / "lake"), clock=Clock(at), run_id=run_id, **more)
+    lake = lake or Lake(root.parent / "lake")
+    return Publisher(root / DATASET, lake, clock=Clock(at), run_id=run_id, **more)
 
 
 def rows(root: Path, table: Table = TRADES) -> pl.DataFrame:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.errors import CaptureError
+from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.files import locked
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.lake import Appended, Lake
 from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
 from nq_pipeline.live.log import BEGINNING, Position
 from nq_pipeline_tests.live.feeds import DATASET, START, Feed, market, publisher, replayed, rows, sent, told
@@ -260,6 +262,52 @@ def test_however_the_log_is_cut_every_trade_is_there_once(
     assert told(rows(root)) == sent(records)
     assert done.position == feed.log.written
     assert rows(root).select(TRADES.key).is_unique().all()
+
+
+def event_across_segments(feed: Feed) -> np.ndarray:
+    """Twelve records of one key, then four of the next, in segments of four."""
+    records = empty(0, 16)
+    records["instrument_id"], records["ts_event"] = 1, START
+    records["ts_recv"], records["sequence"] = START, np.arange(16) // 12
+    records["action"], records["side"] = b"T", b"B"
+    feed.session(*np.array_split(records, 4), symbols=b"")
+    return records
+
+
+def test_an_event_across_segments_is_counted_on_by_who_takes_it_up(root: Path) -> None:
+    with Feed(root, segment_bytes=4 * 48) as feed:
+        records = event_across_segments(feed)
+        end = publisher(root).publish(Position(3, 0)).position
+    assert end.segment == 2
+    (third,) = (s for s in feed.log.segments() if s.number == 3)
+    assert publisher(root).publish(Position(3, third.path.stat().st_size - 48)).rows == {"trades": 3}
+    publisher(root).publish()
+    assert told(rows(root)) == sent(records)
+    assert rows(root)["ordinal"].to_list() == [*range(12), *range(4)]
+
+
+class WithoutRoomOnce(Lake):
+    """A lake whose second append finds the disk full."""
+
+    appends = 0
+
+    def append(self, *what: Any, **how: Any) -> Appended:
+        self.appends += 1
+        if self.appends == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().append(*what, **how)
+
+
+def test_nothing_is_published_past_a_batch_that_found_no_room(root: Path) -> None:
+    with Feed(root, segment_bytes=4 * 48) as feed:
+        records = event_across_segments(feed)
+    published = publisher(root, lake=WithoutRoomOnce(root.parent / "lake"), batch_bytes=1)
+    with pytest.raises(LakeError, match="No space left"):
+        published.publish()
+    assert rows(root).height == 4 and published.position.segment == 1
+    assert published.publish().rows == {"trades": 12}
+    assert told(rows(root)) == sent(records)
+    assert rows(root)["ordinal"].to_list() == [*range(12), *range(4)]
 
 
 def test_two_publishers_of_one_log_take_turns(root: Path) -> None:
