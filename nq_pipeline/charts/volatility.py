@@ -119,7 +119,7 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     )
     y = alt.Y(
         "atm_iv:Q",
-        scale=alt.Scale(zero=False, padding=16),
+        scale=alt.Scale(domain=_about(drawn["atm_iv"])),
         axis=axis("volatility at the money", format=".1%", tickCount=5),
     )
     first, last = (
@@ -195,6 +195,13 @@ def expected_move(rows: pl.DataFrame) -> Picture:
         "Cone: one standard deviation by volatility; rings: the at-the-money straddle",
         rows,
     )
+
+
+def _about(volatilities: pl.Series) -> list[float]:
+    """A scale that holds them and their labels; a point wide at least, so that what is flat looks flat."""
+    low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
+    room = max(0.15 * (high - low), 0.005)
+    return [max(low - room, 0.0), high + room]
 
 
 def _spaced(rows: pl.DataFrame) -> pl.DataFrame:

@@ -145,6 +145,13 @@ def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
     assert {side["future 22,110.00"], side["max pain 22,110"]} == {"start", "end"}
 
 
+def test_no_tick_is_said_twice_where_the_term_structure_is_flat() -> None:
+    flat = frames.metrics().with_columns(atm_iv=0.162 + pl.int_range(pl.len()) * 1e-5)
+    svg = draw.svg(drawn(charts.term_structure(flat)), width=560, height=320)
+    ticks = [word for word in words(svg) if re.fullmatch(r"[\d.]+%", word)]
+    assert ticks and len(ticks) == len(set(ticks))
+
+
 def test_what_a_vendor_named_is_text_and_no_markup() -> None:
     hostile = frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
     svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
