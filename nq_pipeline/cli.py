@@ -446,7 +446,9 @@ def backfill(
             for price in priced:
                 what = price.state or f"{shown(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
                 click.echo(f"{price.trade_date}  {schema}  {what}{', as a batch job' if price.batch else ''}")
-            click.echo(f"{shown(total)} in all; --max-usd allows {shown(left)}.")
+            at = min((price.at for price in priced if price.at), default=None)
+            by = f" by the vendor's prices of {at:%Y-%m-%d %H:%M} UTC" if at else ""
+            click.echo(f"{shown(total)} in all{by}; --max-usd allows {shown(left)}.")
             if no:
                 click.echo(f"Not all of it would be granted: {_printable(no)}.")
         if dry_run or (total and not yes and not click.confirm("Buy it?")):

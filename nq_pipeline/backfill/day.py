@@ -39,11 +39,18 @@ from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento_client import HistoricalClient, NothingThere, Price, Query
 from nq_pipeline.sources.databento_purchase import Purchases, charge_for
-from nq_pipeline.sources.history import Part, Shelf, Spans, open_client, open_shelf
-from nq_pipeline.spend import entitlements
-from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.sources.history import (
+    Part,
+    Shelf,
+    Spans,
+    note_granted,
+    note_refused,
+    open_client,
+    open_shelf,
+    refused,
+)
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline.spend.money import ZERO, shown
+from nq_pipeline.spend.money import ZERO, rounded_up, shown
 
 State = Literal["complete", "empty", "missing", "pending", "over_budget", "not_entitled", "failed"]
 SCHEMAS = (*TICKS, *TABLES)
@@ -73,6 +80,8 @@ class DayPrice:
         would be asked for.
     batch
         Whether it would be had as a batch job.
+    at
+        When the vendor said so; None where it was not asked.
     """
 
     trade_date: date
@@ -81,6 +90,7 @@ class DayPrice:
     size: int | None
     state: State | None
     batch: bool = False
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +287,10 @@ class _Job:
         if self.shelf.paid(whole):
             return DayPrice(trade_date, self.schema, ZERO, None, None, bool(self.shelf.job(whole)))
         prices = [self._price(query) for query in self.queries(trade_date, batch=False)]
-        usd = sum((price.usd for price in prices), ZERO)
+        usd = sum((rounded_up(price.usd) for price in prices), ZERO)  # as it is reserved
         size = sum(price.size or 0 for price in prices)
-        return DayPrice(trade_date, self.schema, usd, size or None, None, self._by_batch(size))
+        at = min(price.at for price in prices)
+        return DayPrice(trade_date, self.schema, usd, size or None, None, self._by_batch(size), at)
 
     def _price(self, query: Query) -> Price:
         if self.shelf.find(query) is None:
@@ -305,7 +316,7 @@ class _Job:
             day = replace(day, condition=condition)
             if condition == "pending":
                 return replace(day, state="pending", reason="the vendor is still at work on its data")
-            if (refusal := self._refusal(trade_date)) is not None:
+            if (refusal := refused(self.settings, self.schema, trade_date)) is not None:
                 said = f"{refusal.text} (not asked again before {refusal.ask_again})"
                 return replace(day, state="not_entitled", reason=said)
             priced = self.priced(trade_date)
@@ -322,11 +333,11 @@ class _Job:
             batch = priced.batch or bool(self.shelf.job(whole)) or self.shelf.find(whole) is not None
             parts = [spans.had(query, batch=batch) for query in self.queries(trade_date, batch=batch)]
             day = self._in_the_lake(day, parts, run_id)
-            if purchases.cost_usd and self._refusal() is None:
-                self._note(trade_date, entitled=True, text="")
+            if purchases.cost_usd and refused(self.settings, self.schema) is None:
+                note_granted(self.settings, self.schema)
         except (SourceError, LedgerError) as error:
             if isinstance(error, NotEntitled):
-                self._note(trade_date, entitled=False, text=str(error))
+                note_refused(self.settings, self.schema, trade_date, str(error))
             day = replace(day, state=_state(error), reason=str(error))
         return replace(day, cost_usd=purchases.cost_usd if purchases else ZERO)
 
@@ -362,31 +373,6 @@ class _Job:
             mode=next((part.mode for part in parts if part.files), None),
             request_ids=tuple(one for part in parts for one in part.request_ids),
             sha256=tuple(one for part in parts for one in part.sha256),
-        )
-
-    def _refusal(self, data_of: date | None = None) -> Entitlement | None:
-        """What the vendor said when it refused, while it need not be asked again."""
-        today = sessions.trade_date(self.settings.clock.now())
-        return entitlements.refused(
-            self.lake, "databento", self._dataset, self.schema, "historical", today, data_of=data_of
-        )
-
-    def _note(self, trade_date: date, *, entitled: bool, text: str) -> None:
-        today = sessions.trade_date(self.settings.clock.now())
-        entitlements.note(
-            self.lake,
-            Entitlement(
-                vendor="databento",
-                dataset=self._dataset,
-                schema=self.schema,
-                mode="historical",
-                environment=self.settings.environment,
-                trade_date=today,
-                entitled=entitled,
-                text=text,
-                step="" if entitled else "nothing of that trade date or later is asked for",
-                data_from=None if entitled else trade_date,
-            ),
         )
 
     @property

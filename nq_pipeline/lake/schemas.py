@@ -751,7 +751,7 @@ ENTITLEMENTS = Table(
     columns=(
         _c("vendor", _S, "vendor", False),
         _c("dataset", _S, "Databento's dataset, or the vendor's product", False),
-        _c("schema", _S, "Databento's schema, or chain", False),
+        _c("schema", _S, "Databento's schema, Polygon's underlying, or chain for the whole of it", False),
         _c("mode", _S, "live, or historical", False),
         _c("address", _S, "base address of who said so; empty for Databento's gateway and backfills", False),
         _c("environment", _S, "sandbox or live", False),

@@ -16,12 +16,9 @@ from nq_pipeline.live.ladder import LADDER
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.quality import Finding
 from nq_pipeline.spend import period
-from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.spend.entitlements import CHAIN, Entitlement
 from nq_pipeline.spend.money import ZERO, shown
 from nq_pipeline.spend.statement import Statement
-
-CHAIN = "chain"
-"""What a refusal of a vendor's whole chain is kept under, in place of a schema."""
 
 
 def judge(
@@ -127,7 +124,7 @@ def reconciled(month: Statement) -> Finding:
 
 def entitlement(said: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
     """Whether a plan refuses what is wanted; an error where there is nothing else to fall back on."""
-    refused = [one for one in said if one.ask_again is not None and today < one.ask_again]
+    refused = [one for one in said if one.refuses(today)]
     if not refused:
         return Finding(passed=True, sentence="no plan refuses anything that was asked for", severity="warn")
     others = set(sources) - {one.vendor for one in refused if one.schema == CHAIN}

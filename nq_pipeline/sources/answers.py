@@ -55,6 +55,7 @@ class AnswerCache:
                 dropped=Counter(kept["dropped"]),
                 controls=kept["controls"],
                 cached=True,
+                refused=kept["refused"],
             )
             return answer, kept["used"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, pl.exceptions.PolarsError):
@@ -81,6 +82,7 @@ class AnswerCache:
             "series": {k: [str(s.outcome), s.reason] for k, s in answer.series.items()},
             "dropped": dict(answer.dropped),
             "controls": dict(answer.controls),
+            "refused": dict(answer.refused),
             "used": dict(used),
         }
         write_atomically(self.root / f"{answer.source}-{key}.json", orjson.dumps(head))

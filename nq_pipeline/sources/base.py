@@ -37,6 +37,9 @@ class ChainRequest:
         The series wanted, in order of expiration; never empty.
     vendor_codes
         Vendor's own code by series key where the user gave one (`--series MM1N5`).
+    refused
+        Parts that the vendor's plan refused on this trade date (as `ChainAnswer.refused` names them)
+        with its words: they are not asked for again.
     """
 
     trade_date: date
@@ -46,6 +49,7 @@ class ChainRequest:
     run_id: str
     environment: str
     vendor_codes: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,9 @@ class ChainAnswer:
         `{"premium_is_last_times_20": True, "rows_equal_total": True}`.
     cached
         Whether this answer was served without asking the vendor again.
+    refused
+        Parts that the plan does not include though others came, with the vendor's words: schemas, or
+        underlyings of proxies; `CHAIN` where what came is no more than a list.
     """
 
     source: str
@@ -85,6 +92,7 @@ class ChainAnswer:
     dropped: Counter[str] = field(default_factory=Counter)
     controls: Mapping[str, bool] = field(default_factory=dict)
     cached: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

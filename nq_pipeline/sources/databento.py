@@ -135,6 +135,8 @@ class Databento:
         troubles: dict[str, SourceError] = {}
         for schema in SCHEMAS:
             try:
+                if (refused := request.refused.get(schema)) is not None:
+                    raise NotEntitled(refused)
                 replies[schema], records[schema] = self._fetch(purchases, plan, schema, exchange)
             except (SourceError, LedgerError) as problem:
                 error = _as_source_error(problem)
@@ -244,7 +246,11 @@ class Databento:
         LedgerError
             The ledger cannot be used, so nothing is bought.
         """
-        missing = [part for part in plan.priced if not exchange.recalls(*_question(plan, part[0]))]
+        missing = [
+            part
+            for part in plan.priced
+            if part[0].schema not in request.refused and not exchange.recalls(*_question(plan, part[0]))
+        ]
         if not missing:
             return None
         # Its database library takes a while to load, so not before something is to be bought.
@@ -326,6 +332,7 @@ class Databento:
             dropped=parsed.dropped,
             controls=parsed.controls,
             cached=all(reply.cached for reply in replies.values()),
+            refused={s: str(error) for s, error in troubles.items() if isinstance(error, NotEntitled)},
         )
 
     def _judge(

@@ -112,14 +112,20 @@ LADDERS = (
     Step("databento", "live", "trades", "every trade as it happens; with Standard"),
     Step("databento", "historical", "chain", "chains of the running session; needs a live licence"),
     Step("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
+    Step("tradovate", "historical", "chain", "quotes; with the API add-on and a CME data licence"),
 )
 """From most to least, as the vendors' pages and their users have it; plans change."""
 
 
 def ladder(settings: Settings) -> list[Step]:
-    """What each vendor granted or refused so far, by what is kept; nobody is asked."""
+    """What each vendor granted or refused so far, by what is kept; nobody is asked.
+
+    What was refused beside the known steps, as a schema of a backfill, follows them.
+    """
     lake = Lake(settings.environment_dir / "lake")
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
+    known = {(step.vendor, step.mode, step.schema) for step in LADDERS}
+    others = [Step(*key, f"{key[2]} of it") for key, e in said.items() if key not in known and not e.entitled]
     streamed = (
         lake.scan(SESSIONS)
         .filter(pl.col("records") > 0)
@@ -130,7 +136,7 @@ def ladder(settings: Settings) -> list[Step]:
     )
     live = dict(streamed.iter_rows())
     steps = []
-    for step in LADDERS:
+    for step in (*LADDERS, *others):
         word = said.get((step.vendor, step.mode, step.schema))
         if word is not None:
             step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -115,7 +115,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What all questions of one run to one vendor share."""
+    """What all questions of one run to one vendor share; `secrets` are struck out of its answers."""
 
     source: str
     environment: str
@@ -123,6 +123,7 @@ class Scope:
     trade_date: date
     snapshot_ts: datetime
     base_url: str
+    secrets: Collection[str] = field(default=(), repr=False)
 
 
 @dataclass
@@ -372,6 +373,7 @@ class Exchange:
                 pinned=self.clock.pinned,
                 remaining=self.remaining,
                 max_bytes=self.policy.max_bytes,
+                secrets=self.scope.secrets,
             )
         return self._session
 

@@ -18,21 +18,25 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nq_pipeline.clock import to_ns
-from nq_pipeline.errors import BadPayload, LedgerError, NotConfigured, SourceError, Unavailable
+from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.errors import BadPayload, LedgerError, NotConfigured, NotEntitled, SourceError, Unavailable
 from nq_pipeline.lake import dbn
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, write_atomically
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento_client import HistoricalClient, Job, NothingThere, Query
 from nq_pipeline.sources.databento_purchase import Purchases
 from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend import entitlements
+from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import Mode, open_ledger
 from nq_pipeline.spend.money import ZERO
@@ -298,11 +302,17 @@ class DatabentoHistory:
         self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int, *, run_id: str
     ) -> tuple[Path, Decimal]:
         """Buy the records of a span, once; a span without records raises `NothingThere`."""
+        trade_date = sessions.trade_date(from_ns(start_ns))
+        if (refusal := refused(self._settings, schema, trade_date)) is not None:
+            raise NotEntitled(f"{refusal.text} (not asked again before {refusal.ask_again})")
         ledger, attempts = open_ledger(self._settings), self._settings.http_attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
         spans = Spans(purchases, open_shelf(self._settings))
         try:
             part = spans.had(self._query(schema, parents, start_ns, end_ns))
+        except NotEntitled as error:
+            note_refused(self._settings, schema, trade_date, str(error))
+            raise
         finally:  # a refusal, and what a failure left reserved, are to be seen as well
             publish_spend(self._settings, run_id=run_id)
         if not part.files:
@@ -314,7 +324,8 @@ class DatabentoHistory:
 
 
 def open_client(settings: Settings) -> HistoricalClient:
-    """The historical API of these settings; a call may take as long as NQ_BACKFILL_WAIT_S.
+    """The historical API of these settings; a call may take as long as NQ_BACKFILL_WAIT_S, or as
+    NQ_HTTP_TIMEOUT_S where that is longer.
 
     Raises
     ------
@@ -329,11 +340,50 @@ def open_client(settings: Settings) -> HistoricalClient:
         attempts=settings.http_attempts,
         retry_after_cap_s=settings.retry_after_cap_s,
     )
-    return HistoricalClient(key, settings.databento_url, policy, lambda: settings.backfill_wait_s)
+    # However short a wait for a batch job is allowed, a question needs the time of one.
+    allowed_s = max(settings.backfill_wait_s, settings.http_timeout_s)
+    return HistoricalClient(key, settings.databento_url, policy, lambda: allowed_s)
 
 
 def open_shelf(settings: Settings) -> Shelf:
     return Shelf(settings.environment_dir / "raw" / "databento" / "history")
+
+
+def refused(settings: Settings, schema: str, data_of: date | None = None) -> Entitlement | None:
+    """What the vendor said when it refused a schema's history, while it need not be asked again.
+
+    `data_of` is the trade date that is wanted: older days may be had where newer ones are not.
+    """
+    lake, today = Lake(settings.environment_dir / "lake"), sessions.trade_date(settings.clock.now())
+    dataset = settings.databento_dataset
+    return entitlements.refused(lake, "databento", dataset, schema, "historical", today, data_of=data_of)
+
+
+def note_refused(settings: Settings, schema: str, trade_date: date, text: str) -> None:
+    """Keep that a schema's history was refused, of a trade date and so of later ones."""
+    step = "nothing of that trade date or later is asked for"
+    _note(settings, schema, entitled=False, text=text, step=step, data_from=trade_date)
+
+
+def note_granted(settings: Settings, schema: str) -> None:
+    """Keep that a schema's history was given."""
+    _note(settings, schema, entitled=True)
+
+
+def _note(settings: Settings, schema: str, *, entitled: bool, **more: Any) -> None:
+    entitlements.note(
+        Lake(settings.environment_dir / "lake"),
+        Entitlement(
+            vendor="databento",
+            dataset=settings.databento_dataset,
+            schema=schema,
+            mode="historical",
+            environment=settings.environment,
+            trade_date=sessions.trade_date(settings.clock.now()),
+            entitled=entitled,
+            **more,
+        ),
+    )
 
 
 def count_of(client: HistoricalClient, query: Query) -> int:

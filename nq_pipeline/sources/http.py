@@ -8,7 +8,7 @@ kept (cookies, tokens) out of a response before the cache sees it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ class _CutOff(Exception):
 class _Adapter(HTTPAdapter):
     """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
 
-    def __init__(self, remaining: Callable[[], float], max_bytes: int) -> None:
+    def __init__(self, remaining: Callable[[], float], max_bytes: int, secrets: Collection[str] = ()) -> None:
         super().__init__(max_retries=0)
         self._remaining = remaining
         self._max_bytes = max_bytes
+        self._secrets = [secret.encode() for secret in secrets]
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")
@@ -91,7 +92,10 @@ class _Adapter(HTTPAdapter):
             raise _CutOff(f"{len(body):,} bytes") from None
         if raw.length_remaining:
             raise _CutOff(f"{len(body):,} bytes")
-        return bytes(body)
+        whole = bytes(body)
+        for secret in self._secrets:  # a vendor that repeats one would have it cached and archived
+            whole = whole.replace(secret, b"*" * len(secret))
+        return whole
 
 
 class _Session(CacheMixin, requests.Session):
@@ -115,6 +119,7 @@ def session(
     pinned: datetime | None,
     remaining: Callable[[], float],
     max_bytes: int,
+    secrets: Collection[str],
 ) -> requests.Session:
     """A session whose cache and rate limit are shared by all processes using `state_dir`."""
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -141,7 +146,7 @@ def session(
         made = _LimitedSession(**options, limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
     else:
         made = _Session(**options)
-    adapter = _Adapter(remaining, max_bytes)
+    adapter = _Adapter(remaining, max_bytes, secrets)
     made.mount("https://", adapter)
     made.mount("http://", adapter)
     made.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else

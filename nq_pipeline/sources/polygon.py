@@ -57,6 +57,7 @@ from nq_pipeline.sources.polygon_pages import (
     parse_page,
     refusal,
 )
+from nq_pipeline.spend.entitlements import CHAIN
 
 MAX_PAGES = 400
 """More pages than any chain has: 100,000 contracts."""
@@ -94,6 +95,8 @@ class _Part:
     controls: dict[str, bool] = field(default_factory=dict)
     cached: bool = True
     error: SourceError | None = None
+    refused: str = ""
+    """What the plan said of its snapshot."""
 
 
 class Polygon:
@@ -127,25 +130,28 @@ class Polygon:
         session with regular hours; `partial` when its pages were cut short, when the plan shows
         contracts or prices without quotes, or when more than a trace of rows was unusable.
         """
-        parts: list[_Part] = []
+        parts: dict[str, _Part] = {}
         try:
             underlyings = self._standing_for({s.root_info.product.code for s in request.series})
         except NotConfigured as nothing:
             return failed(self.name, request, nothing)
         for code in underlyings:
-            parts.append(self._chain(code, request, exchange))
-            if isinstance(parts[-1].error, _HOPELESS):
+            parts[code] = part = self._chain(code, request, exchange)
+            if isinstance(part.error, _HOPELESS):
                 break
-        errors = [part.error for part in parts if part.error is not None]
-        dropped = _total(part.dropped for part in parts)
-        frame = pl.concat([SOURCE_CHAIN.empty(), *(part.frame for part in parts)])
+        errors = [part.error for part in parts.values() if part.error is not None]
+        dropped = _total(part.dropped for part in parts.values())
+        frame = pl.concat([SOURCE_CHAIN.empty(), *(part.frame for part in parts.values())])
         if frame.is_empty() and errors:
             return replace(failed(self.name, request, errors[0]), dropped=dropped)
-        series = {key: answer for part in parts for key, answer in part.series.items()}
+        series = {key: answer for part in parts.values() for key, answer in part.series.items()}
         outcome = overall([*(s.outcome for s in series.values()), *(error.outcome for error in errors)])
         reasons = [str(error) for error in errors] + [s.reason for s in series.values() if s.reason]
         if outcome is Outcome.EMPTY:
             reasons = ["Polygon lists no options for the expirations asked about"]
+        refused = {code: part.refused for code, part in parts.items() if part.refused}
+        if refused.keys() == parts.keys():
+            refused[CHAIN] = next(iter(refused.values()))
         return ChainAnswer(
             source=self.name,
             outcome=outcome,
@@ -153,8 +159,9 @@ class Polygon:
             frame=frame,
             series=series,
             dropped=dropped,
-            controls={name: held for part in parts for name, held in part.controls.items()},
-            cached=all(part.cached for part in parts),
+            controls={name: held for part in parts.values() for name, held in part.controls.items()},
+            cached=all(part.cached for part in parts.values()),
+            refused=refused,
         )
 
     def probe(self, exchange: Exchange) -> Probe:
@@ -201,8 +208,13 @@ class Polygon:
             "sort": "expiration_date",
             "order": "asc",
         }
-        pages, error = self._pages(product, SNAPSHOT, _snapshot_path(product), span, exchange)
-        without = ""
+        without, pages = "", list[tuple[Reply, Page]]()
+        error: SourceError | None
+        if (said := request.refused.get(code)) is not None:
+            error = NotEntitled(said)
+        else:
+            pages, error = self._pages(product, SNAPSHOT, _snapshot_path(product), span, exchange)
+        refused = str(error) if not pages and isinstance(error, NotEntitled) else ""
         if not pages and isinstance(error, NotEntitled | NoSuchAddress):
             without = f"contracts without prices: {error}"
             today = request.snapshot_ts.astimezone(NEW_YORK).date()
@@ -211,7 +223,9 @@ class Polygon:
         for reply, page in pages:
             if page.rows.is_empty():  # or a slip of the vendor's would hold all day
                 exchange.reject(reply, Outcome.EMPTY, "a page without a single contract")
-        return _part(product, pages, error, without, request)
+        part = _part(product, pages, error, without, request)
+        part.refused = refused
+        return part
 
     def _pages(
         self,

@@ -49,11 +49,11 @@ from nq_pipeline.sources.lifetime import Lifetime
 from nq_pipeline.sources.quality import newest_quote
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.spend import entitlements
-from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.spend.entitlements import CHAIN, Entitlement
 from nq_pipeline.spend.export import export_spend
 
 Progress = Callable[[str], None]
-WITH_PLANS = {"databento": "GLBX.MDP3", "polygon": "options"}
+WITH_PLANS = {"databento": "GLBX.MDP3", "polygon": "options", "tradovate": "market data"}
 """Vendors whose refusal follows from the plan, so that it lasts, with the product of it."""
 GRACE_S = 2.0
 """Seconds beyond a vendor's deadline before its thread is left behind."""
@@ -273,7 +273,8 @@ def replay_snapshot(
     asked = {}
     for source in sources:
         kept = record["sources"][source.name]
-        part = replace(request, series=tuple(Series.parse(key) for key in kept["series"]))
+        series = tuple(Series.parse(key) for key in kept["series"])
+        part = replace(request, series=series, refused=kept.get("refused", {}))
         exchange = exchange_for(source, settings, part, replay=kept["used"])
         try:
             asked[source.name] = _ask(source, part, exchange, source.ask)
@@ -377,9 +378,13 @@ def _ask_or_recall(
     if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, exchange):
         exchange.close()
         return exchange.frame()
-    if (refusal := _refusal(source, settings, request)) is not None and not exchange.refresh:
+    refused = {} if exchange.refresh else _refused(source, settings, request)
+    if refused.keys() == {CHAIN}:
+        said = refused[CHAIN]
+        refusal = NotEntitled(f"{said.text}; not asked again before {said.ask_again}, or with --refresh")
         answer = failed(source.name, request, refusal)
         return Asked(answer, request.series, settings.clock.monotonic() - started, exchange.frame())
+    request = replace(request, refused={part: said.text for part, said in refused.items()})
     breaker = Breaker(_state_dir(settings), source.name, source.base_url)
     if exchange.refresh:
         breaker.close()
@@ -390,40 +395,44 @@ def _ask_or_recall(
     return asked
 
 
-def _refusal(source: Source, settings: Settings, request: ChainRequest) -> NotEntitled | None:
-    """What a vendor with plans said on this trade date, so that it is not asked in vain again."""
+def _refused(source: Source, settings: Settings, request: ChainRequest) -> dict[str, Entitlement]:
+    """What a vendor with plans refused on this trade date, so that it is not asked in vain again."""
     if source.name not in WITH_PLANS:
-        return None
+        return {}
     lake, product = Lake(settings.environment_dir / "lake"), WITH_PLANS[source.name]
-    said = entitlements.refused(
-        lake, source.name, product, "chain", "historical", request.trade_date, address=source.base_url
+    return entitlements.refusals(
+        lake, source.name, product, "historical", request.trade_date, address=source.base_url
     )
-    if said is None:
-        return None
-    return NotEntitled(f"{said.text}; not asked again before {said.ask_again}, or with --refresh")
 
 
 def _note_entitlement(source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer) -> None:
-    """Keep what an answer says about the plan."""
-    entitled = answer.outcome is not Outcome.NOT_ENTITLED
-    if source.name not in WITH_PLANS or (entitled and not answer.frame.height):
+    """Keep what an answer says about the plan: of the parts that it refused, and of the chain."""
+    if source.name not in WITH_PLANS:
         return
-    entitlements.note(
-        Lake(settings.environment_dir / "lake"),
-        Entitlement(
-            vendor=source.name,
-            dataset=WITH_PLANS[source.name],
-            schema="chain",
-            mode="historical",
-            environment=request.environment,
-            trade_date=request.trade_date,
-            entitled=entitled,
-            text="" if entitled else answer.reason,
-            step="" if entitled else "the other vendors' chains are used",
-            address=source.base_url,
-        ),
-        run_id=request.run_id,
-    )
+    said = {part: words for part, words in answer.refused.items() if part not in request.refused}
+    if answer.outcome is Outcome.NOT_ENTITLED:
+        said[CHAIN] = answer.reason
+    elif answer.frame.height and CHAIN not in answer.refused:
+        said[CHAIN] = ""
+    for part, words in said.items():
+        step = "the other vendors' chains are used" if part == CHAIN else "the rest of its chain is used"
+        entitlements.note(
+            Lake(settings.environment_dir / "lake"),
+            Entitlement(
+                vendor=source.name,
+                dataset=WITH_PLANS[source.name],
+                schema=part,
+                mode="historical",
+                environment=request.environment,
+                trade_date=request.trade_date,
+                entitled=not words,
+                text=words,
+                step=step if words else "",
+                address=source.base_url,
+                data_from=request.trade_date if words and part != CHAIN else None,
+            ),
+            run_id=request.run_id,
+        )
 
 
 def _is_free(source: MeteredSource, request: ChainRequest, exchange: Exchange) -> bool:
@@ -485,6 +494,7 @@ def exchange_for(
         trade_date=request.trade_date,
         snapshot_ts=request.snapshot_ts,
         base_url=source.base_url,
+        secrets=settings.secrets,
     )
     lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
     deadline = clock.monotonic() + time_allowed(settings, request)
@@ -613,6 +623,7 @@ def _run_record(settings: Settings, request: ChainRequest, asked: Mapping[str, A
             name: {
                 "series": [series.key for series in part.series],
                 "settings": _own_settings(settings, name),
+                "refused": dict(part.answer.refused),
                 "used": dict(part.used),
             }
             for name, part in asked.items()

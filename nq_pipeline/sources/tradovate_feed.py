@@ -14,6 +14,7 @@ subscribed to by contract id like futures is our assumption.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ QUIET_S = 0.3
 """Once everything is answered, this long without a frame ends the collecting."""
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 MAX_TRANSCRIPT_BYTES = 64 * 1024 * 1024
+_LOG = logging.getLogger(f"{__name__}.frames")
+_LOG.setLevel(logging.INFO)  # at DEBUG the library writes down every frame, and one of them is the token
 YEARS = range(2000, 2100)
 """A timestamp outside is no timestamp."""
 
@@ -310,6 +313,7 @@ def converse(
             close_timeout=0.2,
             max_size=MAX_FRAME_BYTES,
             proxy=None,
+            logger=_LOG,
         )
     except InvalidStatus as error:
         raise _refused_handshake(error.response.status_code) from None

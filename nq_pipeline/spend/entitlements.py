@@ -21,6 +21,8 @@ from nq_pipeline.market import sessions
 Mode = Literal["live", "historical"]
 
 
+CHAIN = "chain"
+"""What a vendor's whole chain is kept under, in place of a schema."""
 NAMES = ("vendor", "dataset", "schema", "mode", "address", "environment")
 
 
@@ -66,6 +68,10 @@ class Entitlement:
             else sessions.trade_date(sessions.next_open(sessions.session(self.trade_date).close))
         )
 
+    def refuses(self, today: date) -> bool:
+        """Whether it is a refusal that is in force on a trade date."""
+        return self.ask_again is not None and today < self.ask_again
+
 
 def note(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
     """Keep what a vendor said, durably, unless it is what is known already."""
@@ -104,10 +110,22 @@ def refused(
     `data_of` is the trade date whose data are wanted, where that is another.
     """
     newest = _newest(lake, vendor, dataset, schema, mode, address)
-    if newest is None or newest.entitled or (newest.ask_again is not None and today >= newest.ask_again):
+    if newest is None or not newest.refuses(today):
         return None
     older = data_of is not None and newest.data_from is not None and data_of < newest.data_from
     return None if older else newest
+
+
+def refusals(
+    lake: Lake, vendor: str, dataset: str, mode: Mode, today: date, *, address: str = ""
+) -> dict[str, Entitlement]:
+    """Every refusal of a vendor that is in force on a trade date, by its schema."""
+    asked = (vendor, dataset, mode, address)
+    return {
+        one.schema: one
+        for one in in_force(lake)
+        if (one.vendor, one.dataset, one.mode, one.address) == asked and one.refuses(today)
+    }
 
 
 def in_force(lake: Lake) -> list[Entitlement]:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from nq_pipeline.spend.money import shown
 from nq_pipeline.spend.period import shown_age
-from nq_pipeline.spend.statement import Open, Part, Statement
+from nq_pipeline.spend.statement import Open, Part, Statement, UnitPrice
 from nq_pipeline.spend.tables import Kind, Line
 
 LATEST = 5
@@ -46,6 +46,7 @@ def as_json(month: Statement) -> dict[str, Any]:
         "budgets": month.budgets.recorded(),
         "by_purpose": {name: asdict(part) for name, part in month.by_purpose.items()},
         "by_vendor": {name: asdict(part) for name, part in month.by_vendor.items()},
+        "prices": [{**asdict(price), "age": price.age.total_seconds()} for price in month.prices],
         "days": [asdict(day) for day in month.days],
         "open": [{**asdict(one), "age": one.age.total_seconds()} for one in month.open],
         "refusals": [_event(line) for line in month.refusals],
@@ -66,12 +67,16 @@ def _lines(month: Statement) -> Iterator[str]:
         if len(parts) > 1 or any(part.cap_usd is not None for part in parts.values()):
             yield ""
             yield from _table([_HEADINGS[heading], *map(_part, parts.items())], right=(1, 2, 3, 4))
+    if month.prices:
+        yield from ("", "Prices per GiB, as the vendor last gave them:")
+        yield from _table([_price(price) for price in month.prices], right=(1,))
     if largest := _largest(month):
         yield from ("", "Largest:")
         rows = [(f"  {_when(one.booked_at, zone)}", _exact(one.spent_usd), _what(one)) for one in largest]
         yield from _table(rows, right=(1,))
     if month.open:
-        yield from ("", "Open reservations (they count until they are committed, released or reconciled):")
+        yield from ("", "Open reservations: under way, or broken off. These count until the vendor's bill is")
+        yield "looked up and booked: nq budget reconcile ID --usd AMOUNT --reason WHERE"
         yield from _table([_open(one) for one in month.open], right=(1,))
     for title, lines in (("Refused", month.refusals), ("Changed", month.changes)):
         if lines:
@@ -91,15 +96,15 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
     if month.running and month.plan_usd:
         fee = f"flat fee; {_cents(month.plan_prorated_usd)} of it for the days gone by"
     yield budgets.plan_name, _cents(month.plan_usd), fee
-    yield "Metered", _cents(month.metered_usd), f"{_cents(month.today_usd)} of it today" * month.running
-    yield "Reserved", _cents(month.reserved_usd), f"{len(month.open)} open" if month.open else ""
+    today = f"; {_cents(month.today_usd)} of it today" * month.running
+    yield "Metered", _cents(month.metered_usd), f"paid by the byte{today}"
+    held = f"held for {len(month.open)} request(s) whose bill is not known" if month.open else ""
+    yield "Reserved", _cents(month.reserved_usd), held
     total = month.spent_usd + month.reserved_usd
     yield "Total", _cents(total), f"of a budget of {_cents(budgets.monthly_usd)}" * month.running
     if month.running:
-        today = (
-            f"{_cents(month.remaining_today_usd)} of it today, whose budget is {_cents(budgets.daily_usd)}"
-        )
-        yield "Remaining", _cents(month.remaining_usd), today
+        today = f"{_cents(month.remaining_today_usd)} of it today, of a day's {_cents(budgets.daily_usd)}"
+        yield "Remaining", _cents(month.remaining_usd), f"for metered requests; {today}"
         yield "Projected", _cents(month.projected_usd), "at the month's end, chains going on as they are"
 
 
@@ -110,6 +115,11 @@ def _part(item: tuple[str, Part]) -> Sequence[str]:
     name, part = item
     cap = "" if part.cap_usd is None else _exact(part.cap_usd)
     return name, _exact(part.metered_usd), _exact(part.reserved_usd), f"{part.requests:,}", cap
+
+
+def _price(price: UnitPrice) -> Sequence[str]:
+    by = " as a batch job" * (price.mode == "historical")
+    return f"  {price.schema}{by}", _cents(price.usd), f"{shown_age(price.age)} ago"
 
 
 def _open(one: Open) -> Sequence[str]:

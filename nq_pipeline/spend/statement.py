@@ -52,6 +52,18 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitPrice:
+    """What a schema cost per GiB (2**30 bytes) when the vendor last said so."""
+
+    vendor: str
+    schema: str
+    mode: str
+    usd: Decimal
+    at: datetime
+    age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """A reservation that is neither committed nor released nor reconciled."""
 
@@ -107,6 +119,7 @@ class Statement:
     projected_usd: Decimal
     by_purpose: Mapping[str, Part]
     by_vendor: Mapping[str, Part]
+    prices: tuple[UnitPrice, ...]
     days: tuple[Day, ...]
     open: tuple[Open, ...]
     lines: tuple[Line, ...]
@@ -218,6 +231,7 @@ def statement(
         projected_usd=plan + metered + reserved + to_come,
         by_purpose=_parts("purpose", metered_lines, held, budgets.by_purpose),
         by_vendor=_parts("vendor", metered_lines, held, budgets.by_vendor),
+        prices=tuple(_prices(lines, now)),
         days=tuple(_days(metered_lines, plan, to_come, month, now, budgets.zone)),
         open=tuple(_open(line, now, review) for line in held),
         lines=tuple(lines),
@@ -246,6 +260,20 @@ def _parts(
         )
         for name, of_name in own.items()
     }
+
+
+def _prices(lines: Sequence[Line], now: datetime) -> Iterator[UnitPrice]:
+    newest: dict[tuple[str, str, str], Line] = {}
+    for line in lines:
+        if line.unit_price_usd is not None and line.priced_at is not None:
+            key = (str(line.vendor), str(line.schema), str(line.mode))
+            known = newest.get(key, line).priced_at
+            if known is None or known <= line.priced_at:
+                newest[key] = line
+    for key, line in sorted(newest.items()):
+        assert line.unit_price_usd is not None and line.priced_at is not None
+        age = max(timedelta(0), now - line.priced_at)
+        yield UnitPrice(*key, line.unit_price_usd, line.priced_at, age)
 
 
 def _days(

@@ -35,7 +35,7 @@ def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vend
     shown = nq(databento, *DAYS, "--dry-run")
     assert shown.exit_code == cli.OK, shown.output
     assert "2025-06-06  statistics  $0.00" in shown.output and "2025-06-09  statistics" in shown.output
-    assert "in all" in shown.output and "Nothing was bought" in shown.output
+    assert "in all by the vendor's prices of 20" in shown.output and "Nothing was bought" in shown.output
     told = json.loads(nq(databento, *DAYS, "--dry-run", "--json").stdout)
     assert [day["trade_date"] for day in told["days"]] == ["2025-06-06", "2025-06-09"]
     assert float(told["total_usd"]) > 0 and told["refusal"] is None

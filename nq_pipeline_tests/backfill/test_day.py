@@ -16,7 +16,7 @@ import zstandard
 
 from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day, plan, refusal
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
-from nq_pipeline.errors import SettingsError
+from nq_pipeline.errors import NotEntitled, SettingsError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
 from nq_pipeline.live.log import CaptureLog
@@ -24,7 +24,7 @@ from nq_pipeline.sandbox.globex import quotes, universe
 from nq_pipeline.sandbox.market import market
 from nq_pipeline.sandbox.tape import tape
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.history import open_shelf
+from nq_pipeline.sources.history import DatabentoHistory, open_shelf
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.backfill.conftest import (
     CONDITION,
@@ -361,9 +361,8 @@ def test_the_plan_prices_every_trade_date_and_buys_nothing(data: Path) -> None:
         days = plan(settings, "trades", date(2025, 6, 6), WEDNESDAY)
         assert [day.trade_date for day in days] == [date(2025, 6, 6), MONDAY, TUESDAY, WEDNESDAY]
         assert [day.state for day in days] == [None, None, None, "pending"]
-        assert all(day.usd > 0 and day.size for day in days[:3]) and not databento.metered
-        cost = had(settings).cost_usd
-        assert abs(cost - days[1].usd) < Decimal("1e-8")
+        assert all(day.usd > 0 and day.size and day.at for day in days[:3]) and not databento.metered
+        assert had(settings, max_usd=days[1].usd).cost_usd == days[1].usd  # to the billionth
         assert plan(settings, "trades", MONDAY, MONDAY)[0].state == "complete"
 
 
@@ -564,6 +563,18 @@ def test_a_refusal_is_kept_and_asked_once_a_day_for_that_date_and_later_ones(dat
     with vendor(data) as databento:
         later = databento.settings(now="2025-06-11T23:00:00Z")
         assert had(later).state == "complete"
+
+
+def test_a_backfill_does_not_ask_for_what_was_refused_to_the_repair_of_a_gap(data: Path) -> None:
+    with vendor(data, only(STREAM, lambda asked, good: refused("dataset_unavailable_range"))) as databento:
+        settings = databento.settings()
+        for _ in range(2):
+            with pytest.raises(NotEntitled, match="dataset_unavailable_range"):
+                DatabentoHistory(settings).fetch(
+                    "trades", ("Q2B.OPT",), to_ns(OPEN), to_ns(CLOSE), run_id="repair"
+                )
+        assert had(settings).state == "not_entitled"
+        assert len(databento.metered) == 1 and open_ledger(settings).left_open() == []
 
 
 def test_an_unknown_schema_is_a_sentence(data: Path) -> None:

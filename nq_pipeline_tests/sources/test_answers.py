@@ -40,6 +40,7 @@ ANSWER = ChainAnswer(
     },
     dropped=Counter(unknown_symbol=2),
     controls={"rows_equal_total": True},
+    refused={"statistics": "not in the plan"},
 )
 
 

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import requests
+from polars.testing import assert_frame_equal
 
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import ANSWERS, ENTITLEMENTS, SPEND
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.doctor import ladder
-from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
-from nq_pipeline.spend.entitlements import Entitlement, note
+from nq_pipeline.sources.polygon import SNAPSHOT
+from nq_pipeline.sources.snapshot import Snapshot, build_request, replay_snapshot, take_snapshot
+from nq_pipeline.spend.entitlements import Entitlement, in_force, note
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
-from nq_pipeline_tests.sources.test_databento import STREAM, refused
+from nq_pipeline_tests.sources.test_databento import STREAM, form, refused
+from nq_pipeline_tests.sources.test_polygon_contract import listed
 
 METERED = (STREAM, "/v0/batch.submit_job")
 
@@ -72,6 +75,52 @@ def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> N
         assert metered(server) == 2
         run(settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z"))  # the next trade date
         assert metered(server) == 3
+
+
+def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    def without_statistics(asked: Asked) -> Answer:
+        lacks = asked.path == STREAM and form(asked)["schema"] == "statistics"
+        return refused("license_not_found_unauthorized") if lacks else standin.relay(asked)
+
+    def asked(server: Server) -> int:
+        return sum(one.path == STREAM and form(one)["schema"] == "statistics" for one in server.asked)
+
+    with serve(without_statistics) as server:
+        settings = settings_for(server.url, tmp_path)
+        first = run(settings).asked["databento"].answer
+        again = run(settings).asked["databento"].answer
+        assert (first.outcome, again.outcome, asked(server)) == (Outcome.PARTIAL, Outcome.PARTIAL, 1)
+        assert again.reason == first.reason and "license_not_found_unauthorized" in first.reason
+        replayed = replay_snapshot(settings, "latest").asked["databento"].answer
+        assert (replayed.outcome, replayed.reason) == (again.outcome, again.reason)
+        assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
+        run(settings, refresh=True)
+        assert asked(server) == 2
+        run(settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z"))  # the next trade date
+        assert asked(server) == 3
+    said = {one.schema: one.entitled for one in in_force(Lake(settings.environment_dir / "lake"))}
+    assert said == {"statistics": False, "chain": True}
+    refusals = [step for step in ladder(settings) if step.entitled is False]
+    assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
+
+
+def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
+    with serve(listed) as server:
+        settings = settings_for(
+            server.url, tmp_path, sources="polygon", polygon_url=server.url, polygon_api_key="k" * 20,
+            polygon_underlyings="NDX",
+        )  # fmt: skip
+        answers = [run(settings).asked["polygon"].answer for _ in range(3)]
+        assert sum(asked.path.startswith(SNAPSHOT.path) for asked in server.asked) == 1
+    assert {answer.outcome for answer in answers} == {Outcome.PARTIAL}
+    assert len({(answer.frame.height, answer.reason) for answer in answers}) == 1 < answers[0].frame.height
+    replayed = replay_snapshot(settings, "latest").asked["polygon"].answer
+    assert_frame_equal(replayed.frame.drop("run_id"), answers[0].frame.drop("run_id"))
+    told = {step.schema: step for step in ladder(settings) if step.vendor == "polygon"}
+    assert told["chain"].entitled is told["NDX"].entitled is False
+    assert "You are not entitled" in told["chain"].said
 
 
 def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -110,10 +110,11 @@ def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, mach
     assert lines[0] == "November 2026, as of 04 Nov 00:00 UTC"
     said = {line.split("$")[0].strip(): line for line in lines if "$" in line}
     assert "$179.00  flat fee; $17.90 of it for the days gone by" in said["Databento Standard"]
-    assert "$7.50  $4.50 of it today" in said["Metered"] and "$2.00  1 open" in said["Reserved"]
+    assert "$7.50  paid by the byte; $4.50 of it today" in said["Metered"]
+    assert "$2.00  held for 1 request(s) whose bill is not known" in said["Reserved"]
     assert (
         "$188.50  of a budget of $200.00" in said["Total"]
-        and "$11.50  $3.50 of it today" in said["Remaining"]
+        and "$11.50  for metered requests; $3.50 of it today" in said["Remaining"]
     )
     assert "$215.50" in said["Projected"]
     assert said["backfill"].split() == ["backfill", "$4.500000", "$0.000000", "1", "$8.000000"]
@@ -122,6 +123,21 @@ def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, mach
     assert "trade date 2026-10-30 (run run-backfill)" in text
     assert "Refused, 1:" in text and "NQ_BUDGET_BY_PURPOSE or ask for less" in text
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_newest_price_of_each_schema_is_shown_with_its_age(tmp_path: Path, machine: Machine) -> None:
+    ledger, now = opened(tmp_path, machine), machine.time
+    told = [("trades", "28", 3), ("trades", "27", 72), ("mbo", "1.7", 49), ("definition", None, 1)]
+    for schema, usd, hours in told:
+        price = None if usd is None else Decimal(usd)
+        at = now - timedelta(hours=hours)
+        ledger.reserve(charge("0.1", schema=schema, unit_price_usd=price, priced_at=at))
+    assert "\n  mbo      $1.70  2 days ago\n  trades  $28.00  3 h ago\n" in report.text(ledger.month())
+    shown = report.as_json(ledger.month())["prices"]
+    assert [(price["schema"], price["usd"], price["age"]) for price in shown] == [
+        ("mbo", Decimal("1.7"), 49 * 3600.0),
+        ("trades", Decimal(28), 3 * 3600.0),
+    ]
 
 
 def test_the_json_is_whole_and_exact(ledger: Ledger) -> None:
