@@ -50,6 +50,7 @@ class Vendor:
             "now": NOW,
             "backfill_symbols": "Q2B.OPT",
             "http_attempts": 1,
+            "http_timeout_s": 120,  # a busy machine is no fault of the vendor
             "budget_daily_usd": Decimal(10),
         }
         return load(**{**given, **more})

@@ -157,6 +157,7 @@ def metered(root: Path, **more: Any) -> Settings:
         data_dir=root,
         databento_api_key=f"db-{root.name:x>29}",
         databento_url=f"{standin.address()}/with/now={now}/databento",
+        http_timeout_s=120,
         **more,
     )
 

@@ -42,7 +42,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def settings_of(folder: Path, **more: object) -> Settings:
-    given = {"data_dir": folder / "data", "now": NOW, "horizon_days": 1, **more}
+    patient = {"http_timeout_s": 120, "source_deadline_s": 240}
+    given = {"data_dir": folder / "data", "now": NOW, "horizon_days": 1, **patient, **more}
     return load(**given)  # type: ignore[arg-type]
 
 
@@ -90,7 +91,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
         key = reachable.databento_api_key
         assert key is not None
         asked = requests.get(
-            f"{reachable.databento_url}/requests", auth=(key.get_secret_value(), ""), timeout=10
+            f"{reachable.databento_url}/requests", auth=(key.get_secret_value(), ""), timeout=60
         ).json()
 
     assert result.success  # the others' chains are there all the same

@@ -37,7 +37,7 @@ def relay(asked: Asked, *, now: str = NOW, fault: str = "ok") -> Answer:
         params=dict(asked.query),
         data=asked.body,
         headers={"Authorization": asked.headers.get("authorization", "")},
-        timeout=30,
+        timeout=120,
     )
     return Answer(reply.content, reply.status_code, reply.headers["Content-Type"])
 

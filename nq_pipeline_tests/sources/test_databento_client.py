@@ -56,7 +56,7 @@ QUERY = Query(
 KEY = SecretStr(MARK)
 
 
-def client(url: str, *, allowed_s: float = 10.0, **policy: Any) -> HistoricalClient:
+def client(url: str, *, allowed_s: float = 60.0, **policy: Any) -> HistoricalClient:
     end = time.monotonic() + allowed_s
     return HistoricalClient(
         KEY, url, Policy(timeout_s=5.0, **policy), lambda: max(0.0, end - time.monotonic())
@@ -79,12 +79,12 @@ def charge(**other: Any) -> Charge:
     return Charge(**{**given, **other})
 
 
-def buy(url: str, allowed_s: float = 10.0, **other: Any) -> bytes:
+def buy(url: str, allowed_s: float = 60.0, **other: Any) -> bytes:
     with open_ledger(load()).spending(charge(**other)) as spending:
         return client(url, allowed_s=allowed_s).download(QUERY, spending)
 
 
-def refusal(answer: Answer, *, allowed_s: float = 10.0, **policy: Any) -> SourceError:
+def refusal(answer: Answer, *, allowed_s: float = 60.0, **policy: Any) -> SourceError:
     with serve(lambda asked: answer) as server, pytest.raises(SourceError) as caught:
         client(server.url, allowed_s=allowed_s, **policy).cost(QUERY)
     return caught.value
@@ -212,7 +212,10 @@ def test_every_method_is_listed_as_free_or_as_metered_and_metered_ones_take_a_re
 def test_the_free_methods_send_nothing_that_is_metered() -> None:
     key = "db-free-methods"
     asking = HistoricalClient(
-        SecretStr(key), f"{standin.address()}/with/now={standin.NOW}/databento", Policy(), lambda: 30.0
+        SecretStr(key),
+        f"{standin.address()}/with/now={standin.NOW}/databento",
+        Policy(timeout_s=60),
+        lambda: 60.0,
     )
     job = requests.post(
         f"{asking._url}/v0/batch.submit_job",

@@ -32,6 +32,7 @@ def settings_for(url: str, data: Path, **more: Any) -> Settings:
     given: dict[str, Any] = {
         "environment": "live", "data_dir": data, "databento_url": url, "databento_api_key": "db-plans",
         "sources": "databento", "ask_metered": "always", "now": standin.NOW, "http_attempts": 1,
+        "http_timeout_s": 120, "source_deadline_s": 240,
     }  # fmt: skip
     return load(**{**given, **more})
 
