@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -33,6 +34,8 @@ from nq_pipeline_tests.backfill.conftest import vendor
 from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
+WEBHOOK = "http://127.0.0.1:9/services/marked-path"
+"""Where nobody listens."""
 
 
 @pytest.fixture
@@ -78,10 +81,11 @@ def charge(**more: Any) -> Charge:
     return Charge(**{**given, **more})
 
 
-def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_alert(
-    tmp_path: Path, instance: dg.DagsterInstance
+def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_alert_and_no_secret(
+    tmp_path: Path, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = settings_of(tmp_path, budget_daily_usd=Decimal(0))
+    caplog.set_level(logging.DEBUG)
+    settings = settings_of(tmp_path, budget_daily_usd=Decimal(0), alert_webhook=WEBHOOK)
     # What the capture notes when the gateway refuses a schema: it goes on with a lesser one.
     ladder = Ladder(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
@@ -117,6 +121,17 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     written = [json.loads(line) for line in Notifier(settings).log.read_text().splitlines()]
     (alert,) = [entry for entry in written if entry.get("key") == "check/spend/ledger/budget"]
     assert alert["state"] == "firing" and "`nq budget`" in alert["what_to_do"]
+    assert "no connection" in Notifier(settings).log.read_text()
+
+    def shows(text: str) -> bool:
+        return any(secret in text for secret in reachable.secrets)
+
+    events = [str(entry) for entry in instance.all_logs(result.run_id)]
+    logged = [record.getMessage() for record in caplog.records if record.name != "websockets.server"]
+    files = [path for path in settings.data_dir.rglob("*") if path.is_file()]
+    assert len(reachable.secrets) >= 7 and events and logged and files
+    assert not [text for text in (*events, *logged) if shows(text)]
+    assert not [path for path in files if shows(path.read_bytes().decode("latin-1"))]
 
 
 def test_the_hourly_look_shows_numbers_that_are_plotted_and_a_picture(
@@ -163,6 +178,9 @@ def test_a_month_near_its_budget_and_money_held_too_long_are_said(tmp_path: Path
     later = open_ledger(settings, clock=Later(), boot=lambda: None).month()
     overdue = spend_quality.reconciled(later)
     assert not overdue.passed and overdue.numbers["overdue"] == 2 and "$16.80" in overdue.sentence
+    assert spend_quality.plan_fee(held.month()).passed
+    unpaid = spend_quality.plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
+    assert not unpaid.passed and unpaid.severity == "error" and "no fee is booked" in unpaid.sentence
 
 
 class Later:
