@@ -423,7 +423,7 @@ ANSWERS = Table(
 
 FETCHES = Table(
     name="fetches",
-    version=1,
+    version=2,
     meaning="One row per request to a vendor and what came of it.",
     columns=(
         _c("request_id", _S, "unique per request", False),
@@ -441,7 +441,7 @@ FETCHES = Table(
         _c("latency_ms", _F, "from asking to the last byte, retries included", False),
         _c("bytes", _I, "size of the body", False),
         _c("cache", _S, "hit, miss or none", False),
-        _c("cost_usd", _F, "metered cost; 0 where asking is free", False),
+        _c("cost_usd", USD, "metered cost; 0 where asking is free", False),
         _c("raw_sha256", _S, "digest of the archived body; null when nothing was archived"),
     ),
     key=("request_id",),
@@ -533,7 +533,7 @@ MBO = Table(
 
 GAPS = Table(
     name="gaps",
-    version=1,
+    version=2,
     meaning="Holes in the live capture: one row per gap and state; the highest revision is the truth.",
     columns=(
         _c("gap_id", _S, "the same through all states of a gap", False),
@@ -562,7 +562,7 @@ GAPS = Table(
         _c("records_replayed", _I, "records of the span that the replay, or the purchase, brought"),
         _c("records_counted", _I, "records of the span that an independent count found"),
         _c("attempts", _I, "replays with which the count did not agree", False),
-        _c("cost_usd", _F, "what was paid to the historical API for it; a live replay is free", False),
+        _c("cost_usd", USD, "what was paid to the historical API for it; a live replay is free", False),
         _c("run_id", _S, "the capture that wrote the row", False),
     ),
     key=("gap_id", "revision"),

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -78,7 +79,7 @@ class Gap:
     counted: int | None = None
     attempts: int = 0
     filled_by: str = ""
-    cost_usd: float = 0.0
+    cost_usd: Decimal = Decimal(0)
     revision: int = 0
 
     def change(self, **changes: object) -> Gap:

@@ -158,7 +158,7 @@ class Repairs:
                         reason=reason, filled_by=HISTORICAL, **_paid(gap, cost, bought, counted)
                     )
         except (NqError, OSError) as error:
-            return gap.change(reason=str(error), cost_usd=gap.cost_usd + float(cost))
+            return gap.change(reason=str(error), cost_usd=gap.cost_usd + cost)
         filled_by = HISTORICAL if missing else gap.filled_by or ALREADY_THERE
         return gap.change(
             state="verified", reason="", filled_by=filled_by, **_paid(gap, cost, bought, counted)
@@ -217,7 +217,7 @@ def _offer(gap: Gap, price: Decimal) -> str:
 def _paid(gap: Gap, cost: Decimal, bought: int, counted: int) -> dict[str, Any]:
     """What is written to a gap of a purchase."""
     return {
-        "cost_usd": gap.cost_usd + float(cost),
+        "cost_usd": gap.cost_usd + cost,
         "replayed": bought or gap.replayed,
         "counted": counted,
     }

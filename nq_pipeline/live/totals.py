@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from nq_pipeline.live.gaps import REPAIRS, UNRESOLVED, Gap
 
@@ -51,7 +52,7 @@ class Totals:
     verified_gaps: int = 0
     unfillable_gaps: int = 0
     disputed_gaps: int = 0
-    cost_usd: float = 0.0
+    cost_usd: Decimal = Decimal(0)
     schemas: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     note: str = ""
@@ -119,6 +120,6 @@ class Meter:
         totals.verified_gaps = sum(gap.state == "verified" for gap in found)
         totals.unfillable_gaps = sum(gap.state == "unfillable" for gap in found)
         totals.disputed_gaps = sum(gap.state in UNRESOLVED and gap.attempts >= REPAIRS for gap in found)
-        totals.cost_usd = sum(gap.cost_usd for gap in found)
+        totals.cost_usd = sum((gap.cost_usd for gap in found), Decimal(0))
         if self._show:
             self._show(totals)

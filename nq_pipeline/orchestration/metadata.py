@@ -117,7 +117,7 @@ def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Sett
         "verified_gaps": totals.verified_gaps,
         "unfillable_gaps": totals.unfillable_gaps,
         "disputed_gaps": totals.disputed_gaps,
-        "cost_usd": totals.cost_usd,
+        "cost_usd": float(totals.cost_usd),
         **{f"schema_{what}": schema for what, schema in totals.schemas.items()},
         MISSING_ROOTS: ",".join(totals.missing) or NONE,
         **({"note": totals.note} if totals.note else {}),

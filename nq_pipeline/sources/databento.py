@@ -280,7 +280,7 @@ class Databento:
                 shorter = replace(query, end=error.available_end)
                 return purchases.body(shorter, price, request_id=fetch.request_id)
             finally:
-                fetch.cost_usd = float(purchases.cost_usd - before)
+                fetch.cost_usd = purchases.cost_usd - before
 
         operation, question, keep = _question(plan, query)
         reply = exchange.call(operation, question, perform, keep=keep)

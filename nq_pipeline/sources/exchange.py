@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -109,7 +110,7 @@ class Fetch:
     latency_ms: float = 0.0
     bytes: int = 0
     cache: str = "none"
-    cost_usd: float = 0.0
+    cost_usd: Decimal = Decimal(0)
     raw_sha256: str | None = None
 
 

@@ -36,7 +36,8 @@ class Historical:
             getattr(self._client, group)._base_url = f"{base}/{group}"
 
     def price(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Decimal:
-        return Decimal(str(self._client.metadata.get_cost(**self._asked(schema, parents, start_ns, end_ns))))
+        usd = self._client.metadata.get_cost(**self._asked(schema, parents, start_ns, end_ns))
+        return Decimal(str(usd)).quantize(Decimal("1e-9"))
 
     def count(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> int:
         return self._client.metadata.get_record_count(**self._asked(schema, parents, start_ns, end_ns))

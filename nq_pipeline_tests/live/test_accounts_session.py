@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -263,7 +264,7 @@ def test_the_next_capture_asks_history_for_what_was_lost_but_not_again_for_what_
     lost = gap.change(state="unfillable", last_ns=NOW_NS)
     session.book.write([lost], NOW)
     assert Session(session.root, run_id="next").accounts.beyond == [lost]
-    session.book.write([lost.change(filled_by="historical", cost_usd=1.0)], NOW)
+    session.book.write([lost.change(filled_by="historical", cost_usd=Decimal(1))], NOW)
     assert Session(session.root, run_id="after").accounts.beyond == []
 
 

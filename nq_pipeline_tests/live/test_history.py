@@ -76,7 +76,7 @@ def test_a_gap_is_bought_counted_and_in_the_lake_once(tmp_path: Path) -> None:
     gap = repaired(history, tmp_path)
     assert (gap.state, gap.filled_by, gap.reason) == ("verified", "historical", "")
     assert gap.replayed == gap.counted == len(wanted) > 100
-    assert gap.cost_usd == pytest.approx(wanted.nbytes / 2**30 * USD_PER_GB)
+    assert float(gap.cost_usd) == pytest.approx(wanted.nbytes / 2**30 * USD_PER_GB)
     found = rows(tmp_path)
     assert found.height == len(wanted) == found.select(KEY).n_unique()
     assert found["raw_symbol"].null_count() == 0 and set(found["instrument_kind"]) >= {"option", "future"}
@@ -167,7 +167,7 @@ def test_what_is_bought_is_a_line_of_the_ledger(tmp_path: Path) -> None:
     gap = repaired(DatabentoHistory(settings), tmp_path)
     assert gap.state == "verified" and rows(tmp_path).height == gap.counted == len(truth())
     spent = open_ledger(settings).month().by_purpose["gap_repair"]
-    assert float(spent.metered_usd) == pytest.approx(gap.cost_usd) and spent.reserved_usd == 0
+    assert (spent.metered_usd, spent.reserved_usd) == (gap.cost_usd, 0) and gap.cost_usd > 0
 
 
 def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_capture_buys_what_the_gateway_no_longer_replays(tmp_path: Path) -> No
     found = gaps(tmp_path)
     bought = found.filter(pl.col("filled_by") == "historical")
     assert set(found["state"]) == {"verified"} and totals.unfillable_gaps == 0
-    assert totals.alerts() == [] and totals.cost_usd == pytest.approx(bought["cost_usd"].sum())
+    assert totals.alerts() == [] and totals.cost_usd == bought["cost_usd"].sum() > 0
     # Of the first day the lake has all from the start of the gap to the close, bought and captured.
     lost = to_ns(bought["first_ts"].min())
     wanted = truth(lost, to_ns(CLOSES) - EDGE_NS)

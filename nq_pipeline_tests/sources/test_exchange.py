@@ -6,6 +6,7 @@ import gzip
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -479,7 +480,7 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
 
     def perform() -> bytes:
         performed.append(1)
-        ex.asking.cost_usd = 0.5
+        ex.asking.cost_usd = Decimal("0.5")
         return b"exact bytes"
 
     made = []
@@ -490,7 +491,8 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
     (first, paid), (second, free) = made
     assert (len(performed), first.body, second.body) == (1, b"exact bytes", b"exact bytes")
     assert (first.cached, second.cached, second.request_id) == (False, True, first.request_id)
-    assert (paid.fetches[0].cost_usd, free.fetches[0].cost_usd) == (0.5, 0.0)
+    assert (paid.fetches[0].cost_usd, free.fetches[0].cost_usd) == (Decimal("0.5"), 0)
+    assert paid.frame()["cost_usd"].to_list() == [Decimal("0.5")]
 
 
 def test_a_call_that_fails_is_recorded_and_nothing_is_kept(tmp_path: Path) -> None:
