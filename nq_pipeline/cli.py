@@ -472,9 +472,7 @@ def backfill(
                 left = max(Decimal(0), left - day.cost_usd)
                 done.append(day)
                 if not as_json:
-                    what = f"{day.records:,} records, {day.rows:,} new rows, {shown(day.cost_usd)}"
-                    said = "there already" if day.already else _printable(day.reason) or what
-                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {said}")
+                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {_printable(day.said)}")
         finally:  # also after Ctrl-C
             publish_spend(settings, run_id=run_id)
     if as_json:

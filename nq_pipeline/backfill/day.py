@@ -60,6 +60,8 @@ PAUSE = timedelta(hours=1)
 HOURS = {"bbo-1m": 1, "mbo": 1}
 """Hours asked for at once where a whole day is too much: the vendor gives up on large questions."""
 WORST = ("available", "pending", "degraded", "missing")
+MARKED = ("degraded", "missing")
+"""Conditions of a day that is had all the same, and says so."""
 MIB = 1 << 20
 
 Tell = Callable[[str], None]
@@ -128,6 +130,16 @@ class Day:
     request_ids: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
     already: bool = False
+
+    @property
+    def said(self) -> str:
+        """What came of it, in a few words."""
+        if self.already:
+            return "there already"
+        if self.reason:
+            return self.reason
+        worse = f"; the vendor calls it {self.condition}" if self.condition in MARKED else ""
+        return f"{self.records:,} records, {self.rows:,} new rows, {shown(self.cost_usd)}{worse}"
 
 
 def plan(

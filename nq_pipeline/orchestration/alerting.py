@@ -35,6 +35,14 @@ SO_WHAT = {
     "health": "A vendor would not answer at the open; the chain of the next one would be chosen.",
 }
 """By the run's tag `nq/kind`."""
+SO_WHAT_OF_CHECK = {
+    "budget": "It was neither asked for nor paid, and the run went on without it; the same is refused until "
+    "the budget is raised, or its day or month is over.",
+    "entitlement": "What the plan refuses is not in the lake, and nothing takes its place.",
+    "reconciled": "That money counts against every day and month until it is booked, as if it were spent.",
+    "plan_fee": "The month looks cheaper than it is.",
+}
+"""By the name of the check, where that says more than what it promises."""
 WHAT_TO_DO = {
     "entitlement": "`nq doctor` says what the plan allows; docs/entitlement.md what an upgrade would add.",
     "budget": "`nq budget` shows the month; the sentence names the setting that raises the limit.",
@@ -124,13 +132,14 @@ def _report(
         notifier.resolve(key, f"{name}: {said}")
         return
     page = _page(settings, f"assets/{evaluation.asset_key.to_user_string()}?view=checks")
+    promised = f"This does not hold: {meaning.partition('. ')[0].rstrip('.')}." if meaning else ""
     # What the capture's sensor judges belongs to no run.
     run = [_page(settings, f"runs/{run_id}")] if run_id else []
     notifier.tell(
         Alert(
             key=key,
             what=f"{name}: {said}",
-            so_what=f"This does not hold: {meaning.partition('. ')[0].rstrip('.')}." if meaning else "",
+            so_what=SO_WHAT_OF_CHECK.get(evaluation.check_name, promised),
             what_to_do=WHAT_TO_DO.get(evaluation.check_name, "see the check and its details in the UI."),
             where=[page, *run],
         )

@@ -339,6 +339,7 @@ def test_the_condition_of_a_day_is_kept_with_it(condition: str, state: str, boug
     with vendor(data, only(CONDITION, worse)) as databento:
         day = had(databento.settings())
         assert (day.condition, day.state, len(databento.metered)) == (condition, state, bought)
+        assert (f"the vendor calls it {condition}" in day.said) is (condition in ("degraded", "missing"))
 
 
 def test_a_missing_day_without_records_is_missing(data: Path) -> None:

@@ -120,7 +120,8 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     )
     written = [json.loads(line) for line in Notifier(settings).log.read_text().splitlines()]
     (alert,) = [entry for entry in written if entry.get("key") == "check/spend/ledger/budget"]
-    assert alert["state"] == "firing" and "`nq budget`" in alert["what_to_do"]
+    assert alert["state"] == "firing" and "NQ_BUDGET_DAILY_USD" in alert["what"]
+    assert "neither asked for nor paid" in alert["so_what"] and "`nq budget`" in alert["what_to_do"]
     assert "no connection" in Notifier(settings).log.read_text()
 
     def shows(text: str) -> bool:

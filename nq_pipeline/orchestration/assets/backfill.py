@@ -72,16 +72,15 @@ def history(schema: str) -> dg.AssetsDefinition:
     ) -> Iterator[Event]:
         day = _had(context, Decimal(str(config.max_usd)), vendors, schema)
         whole = day.state in HAD
-        said = "there already" if day.already else day.reason or f"{day.records:,} records, counted"
         yield dg.AssetCheckResult(
             passed=whole,
             asset_key=key,
             check_name="complete",
-            description=f"{day.state}: {said}",
+            description=f"{day.state}: {day.said}",
             metadata={"state": day.state, "cost_usd": float(day.cost_usd)},
         )
         if not whole:
-            raise dg.Failure(f"{schema} of {day.trade_date} is {day.state}: {said}", allow_retries=False)
+            raise dg.Failure(f"{schema} of {day.trade_date} is {day.state}: {day.said}", allow_retries=False)
         yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_day(day))
 
     return one_day
