@@ -336,7 +336,8 @@ def doctor(as_json: bool) -> None:
         for step in ladder(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
             again = f" ({_printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
-            click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}. Adds {step.adds}.")
+            adds = f" Adds {step.adds}." if step.adds else ""
+            click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}.{adds}")
         for name, probe in probes.items():
             if probe.mend:
                 click.echo(f"To mend {name}: {_printable(probe.mend)}")

@@ -562,7 +562,7 @@ def _refusal(error: Any, secret: str) -> SourceError:
     said = f"HTTP {status}"
     said += f" {case}" if re.fullmatch(r"\w{1,64}", case) else ""
     said += f": {words}" if words else ""
-    if status == 401:
+    if status == 401 or "api_key" in case:
         return NotConfigured(f"DATABENTO_API_KEY was refused ({said}); copy the key from the vendor's portal")
     if status == 402:
         return NotEntitled(f"the account cannot pay ({said}); see its billing page")

@@ -88,6 +88,8 @@ class Step:
 
     Attributes
     ----------
+    adds
+        Empty for what is no known step.
     entitled
         None while nobody has asked.
     said
@@ -125,7 +127,7 @@ def ladder(settings: Settings) -> list[Step]:
     lake = Lake(settings.environment_dir / "lake")
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
     known = {(step.vendor, step.mode, step.schema) for step in LADDERS}
-    others = [Step(*key, f"{key[2]} of it") for key, e in said.items() if key not in known and not e.entitled]
+    others = [Step(*key, "") for key, word in said.items() if key not in known and not word.entitled]
     streamed = (
         lake.scan(SESSIONS)
         .filter(pl.col("records") > 0)

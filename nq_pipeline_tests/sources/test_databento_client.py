@@ -354,6 +354,7 @@ def test_a_price_below_that_of_its_bytes_has_no_unit_price() -> None:
         (402, detail("account_insufficient_funds"), NotEntitled),
         (403, detail("license_not_found_unauthorized"), NotEntitled),
         (403, detail("auth_no_dataset_entitlement"), NotEntitled),
+        (403, detail("auth_user_does_not_match_api_key"), NotConfigured),
         (403, b"forbidden", Blocked),
         (422, detail("dataset_unavailable_range"), NotEntitled),
         (422, detail("symbology_invalid_request"), NothingThere),

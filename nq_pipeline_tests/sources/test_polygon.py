@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from nq_pipeline.errors import BadPayload, NotEntitled, RateLimited, SourceError, Unavailable
+from nq_pipeline.errors import BadPayload, NotConfigured, NotEntitled, RateLimited, SourceError, Unavailable
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import NDX, QQQ, Product
 from nq_pipeline.sources.base import ChainRequest
 from nq_pipeline.sources.exchange import Reply
 from nq_pipeline.sources.polygon import regular_session
-from nq_pipeline.sources.polygon_pages import chain_rows, next_page, parse_page, refusal
+from nq_pipeline.sources.polygon_pages import NoSuchAddress, chain_rows, next_page, parse_page, refusal
 from nq_pipeline_tests.sources.proxies import NOON, contract, item, page
 
 DAY = date(2025, 6, 20)
@@ -220,6 +220,27 @@ def test_delayed_is_data() -> None:
 def test_an_error_with_status_200_is_an_error(body: dict[str, Any], kind: type[SourceError]) -> None:
     with pytest.raises(kind):
         parse_page(orjson.dumps(body), NDX, what="a page")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, {"status": "ERROR", "error": "Unknown API Key"}, NotConfigured),
+        (403, {"status": "NOT_AUTHORIZED", "message": "You are not entitled to this data."}, NotEntitled),
+        (403, {"status": "NOT_AUTHORIZED", "message": "Your plan doesn't include this data"}, NotEntitled),
+        (403, {"status": "NOT_AUTHORIZED", "message": "Attempted to request today's data"}, NotEntitled),
+        (404, {"status": "NOT_FOUND", "message": "Ticker not found."}, NoSuchAddress),
+        (429, {"status": "ERROR", "error": "You've exceeded the maximum requests"}, RateLimited),
+        (429, None, RateLimited),
+    ],
+)
+def test_the_known_refusals_are_what_they_say(
+    status: int, body: dict[str, str] | None, kind: type[SourceError]
+) -> None:
+    sent = orjson.dumps(body) if body else b""
+    found = refusal(Reply("snapshot", status, {}, sent, 0, "", "", False, ""))
+    assert type(found) is kind
+    assert all(words in str(found) for name, words in (body or {}).items() if name != "status")
 
 
 def test_the_vendors_words_are_made_harmless() -> None:
