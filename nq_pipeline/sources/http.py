@@ -41,6 +41,10 @@ IGNORED = [
 """Parameters and headers that are no part of a cache key and are struck out of what is kept."""
 
 
+SHORTEST_STRUCK = 16
+"""Keys are longer; what is shorter, as a name or a number, may be a part of an honest answer."""
+
+
 class _CutOff(Exception):
     """A body ended before its announced length; says how much of it came."""
 
@@ -52,7 +56,7 @@ class _Adapter(HTTPAdapter):
         super().__init__(max_retries=0)
         self._remaining = remaining
         self._max_bytes = max_bytes
-        self._secrets = [secret.encode() for secret in secrets]
+        self._secrets = [secret.encode() for secret in secrets if len(secret) >= SHORTEST_STRUCK]
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")

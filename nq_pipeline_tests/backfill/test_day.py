@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -168,6 +171,21 @@ def test_a_complete_day_is_not_asked_about_again(data: Path) -> None:
         assert len(databento.server.asked) == before
         assert had(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT")).already is False
         assert first.cost_usd > 0
+
+
+def test_two_that_want_the_same_day_at_once_buy_it_once(data: Path) -> None:
+    together = threading.Barrier(2)
+
+    def counted(asked: Asked, good: Answer) -> Answer:
+        with suppress(threading.BrokenBarrierError):  # the other one waits for the lock
+            together.wait(0.5)
+        return good
+
+    with vendor(data, only(COUNT, counted)) as databento, ThreadPoolExecutor() as both:
+        settings = databento.settings()
+        days = list(both.map(lambda _: had(settings), range(2)))
+        assert {day.state for day in days} == {"complete"} and len(databento.metered) == 1
+    assert lake(settings).scan(TRADES).collect().height == days[0].records == days[1].records
 
 
 def test_a_day_that_lost_its_row_is_not_bought_again(data: Path) -> None:
