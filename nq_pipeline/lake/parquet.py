@@ -90,17 +90,28 @@ def write(
 
 
 def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
-    """The rows of some files; a column that an older file lacks is null."""
+    """The rows of some files; a column that an older file lacks is null, one of another type is cast."""
     if not paths:
         return table.empty().lazy()
+    was = {column.name: column.was for column in table.columns if column.was is not None}
+    older = [path for path in paths if was and was.items() & pl.read_parquet_schema(path).items()]
+    newer = [path for path in paths if path not in older]
+    frames = [_scan(table.schema, newer)] if newer else []
+    if older:
+        then = _scan(pl.Schema({**table.schema, **was}), older)
+        frames.append(then.with_columns(pl.col(name).cast(table.schema[name]) for name in was))
+    return pl.concat(frames)
+
+
+def _scan(schema: pl.Schema, paths: Sequence[Path]) -> pl.LazyFrame:
     return pl.scan_parquet(
         list(paths),
-        schema=table.schema,
+        schema=schema,
         hive_partitioning=True,
         hive_schema={PARTITION: pl.Date()},
         missing_columns="insert",
         glob=False,
-    ).select(table.schema.names())
+    ).select(schema.names())
 
 
 def runs_of(paths: Iterable[Path]) -> list[str]:

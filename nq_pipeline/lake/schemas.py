@@ -20,12 +20,16 @@ PARTITION = "trade_date"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, polars type and what it means (unit, zone, when it is null)."""
+    """One column: its name, polars type and what it means (unit, zone, when it is null).
+
+    `was` is its type in files of an older version, where that was another.
+    """
 
     name: str
     dtype: pl.DataType
     meaning: str
     nullable: bool = True
+    was: pl.DataType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,10 @@ def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     return frame
 
 
-def _c(name: str, dtype: object, meaning: str, nullable: bool = True) -> Column:
-    return Column(name, dtype, meaning, nullable)  # type: ignore[arg-type]
+def _c(
+    name: str, dtype: object, meaning: str, nullable: bool = True, was: pl.DataType | None = None
+) -> Column:
+    return Column(name, dtype, meaning, nullable, was)  # type: ignore[arg-type]
 
 
 _S, _F, _I, _B, _D = pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.Date()
@@ -441,7 +447,7 @@ FETCHES = Table(
         _c("latency_ms", _F, "from asking to the last byte, retries included", False),
         _c("bytes", _I, "size of the body", False),
         _c("cache", _S, "hit, miss or none", False),
-        _c("cost_usd", USD, "metered cost; 0 where asking is free", False),
+        _c("cost_usd", USD, "metered cost; 0 where asking is free", False, was=_F),
         _c("raw_sha256", _S, "digest of the archived body; null when nothing was archived"),
     ),
     key=("request_id",),
@@ -562,7 +568,13 @@ GAPS = Table(
         _c("records_replayed", _I, "records of the span that the replay, or the purchase, brought"),
         _c("records_counted", _I, "records of the span that an independent count found"),
         _c("attempts", _I, "replays with which the count did not agree", False),
-        _c("cost_usd", USD, "what was paid to the historical API for it; a live replay is free", False),
+        _c(
+            "cost_usd",
+            USD,
+            "what was paid to the historical API for it; a live replay is free",
+            False,
+            was=_F,
+        ),
         _c("run_id", _S, "the capture that wrote the row", False),
     ),
     key=("gap_id", "revision"),

@@ -18,7 +18,7 @@ from nq_pipeline.lake.compaction import FAN_IN, compact, next_merge
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.schemas import SOURCE_CHAIN, USD
 from nq_pipeline_tests.lake.samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
 
 
@@ -161,6 +161,18 @@ def test_files_of_an_older_schema_read_and_merge_with_nulls(lake: Lake) -> None:
     compact(lake, newer, DAY, now=AFTER)
     assert lake.scan(newer).collect().equals(expected)
     assert [file.schema_version for file in lake.manifest(newer).files] == [2]
+
+
+def test_files_in_which_a_column_had_another_type_read_merge_and_are_known(lake: Lake) -> None:
+    *others, price = TICKS.columns
+    exact = replace(price, dtype=USD, was=price.dtype)
+    newer = replace(TICKS, version=2, columns=(*others, exact))
+    lake.append(TICKS, tick(1), run_id="old")
+    assert lake.append(newer, pl.concat([tick(1), tick(2)]), run_id="new").rows == 1
+    expected = pl.concat([tick(1), tick(2)]).cast({price.name: USD})
+    assert lake.scan(newer).sort("ts_event").collect().equals(expected)
+    compact(lake, newer, DAY, now=AFTER)
+    assert lake.scan(newer).collect().equals(expected)
 
 
 def test_counts_are_right_at_every_moment_of_a_hundred_compactions(
