@@ -122,12 +122,13 @@ LADDERS = (
 def ladder(settings: Settings) -> list[Step]:
     """What each vendor granted or refused so far, by what is kept; nobody is asked.
 
-    What was refused beside the known steps, as a schema of a backfill, follows them.
+    What is refused today beside the known steps, as a schema of a backfill, follows them.
     """
     lake = Lake(settings.environment_dir / "lake")
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
     known = {(step.vendor, step.mode, step.schema) for step in LADDERS}
-    others = [Step(*key, "") for key, word in said.items() if key not in known and not word.entitled]
+    today = sessions.trade_date(settings.clock.now())
+    others = [Step(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
     streamed = (
         lake.scan(SESSIONS)
         .filter(pl.col("records") > 0)

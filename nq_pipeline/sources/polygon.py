@@ -143,7 +143,9 @@ class Polygon:
         dropped = _total(part.dropped for part in parts.values())
         frame = pl.concat([SOURCE_CHAIN.empty(), *(part.frame for part in parts.values())])
         if frame.is_empty() and errors:
-            return replace(failed(self.name, request, errors[0]), dropped=dropped)
+            # A refusal holds all day, so it is the answer only where nothing else went wrong.
+            first = next((error for error in errors if not isinstance(error, NotEntitled)), errors[0])
+            return replace(failed(self.name, request, first), dropped=dropped)
         series = {key: answer for part in parts.values() for key, answer in part.series.items()}
         outcome = overall([*(s.outcome for s in series.values()), *(error.outcome for error in errors)])
         reasons = [str(error) for error in errors] + [s.reason for s in series.values() if s.reason]

@@ -389,8 +389,9 @@ def _ask_or_recall(
     if exchange.refresh:
         breaker.close()
     asked = _ask(source, request, exchange, lambda *a: breaker.ask(lambda: source.ask(*a)))
-    _note_entitlement(source, settings, request, asked.answer)
-    if _is_whole(asked.answer, exchange) and exchange.fresh_until is not None:
+    whole = _is_whole(asked.answer, exchange)
+    _note_entitlement(source, settings, request, asked.answer, whole=whole)
+    if whole and exchange.fresh_until is not None:
         cache.put(key, asked.answer, asked.used, exchange.fresh_until)
     return asked
 
@@ -405,11 +406,16 @@ def _refused(source: Source, settings: Settings, request: ChainRequest) -> dict[
     )
 
 
-def _note_entitlement(source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer) -> None:
-    """Keep what an answer says about the plan: of the parts that it refused, and of the chain."""
+def _note_entitlement(
+    source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer, *, whole: bool
+) -> None:
+    """Keep what an answer says about the plan: of the chain, of the parts it refused, and of those that
+    it refused before and gives now."""
     if source.name not in WITH_PLANS:
         return
     said = {part: words for part, words in answer.refused.items() if part not in request.refused}
+    if whole:
+        said |= dict.fromkeys(_refused(source, settings, request).keys() - answer.refused.keys(), "")
     if answer.outcome is Outcome.NOT_ENTITLED:
         said[CHAIN] = answer.reason
     elif answer.frame.height and CHAIN not in answer.refused:

@@ -262,18 +262,15 @@ def _parts(
     }
 
 
-def _prices(lines: Sequence[Line], now: datetime) -> Iterator[UnitPrice]:
-    newest: dict[tuple[str, str, str], Line] = {}
+def _prices(lines: Sequence[Line], now: datetime) -> list[UnitPrice]:
+    newest: dict[tuple[str, str, str], UnitPrice] = {}
     for line in lines:
         if line.unit_price_usd is not None and line.priced_at is not None:
-            key = (str(line.vendor), str(line.schema), str(line.mode))
-            known = newest.get(key, line).priced_at
-            if known is None or known <= line.priced_at:
-                newest[key] = line
-    for key, line in sorted(newest.items()):
-        assert line.unit_price_usd is not None and line.priced_at is not None
-        age = max(timedelta(0), now - line.priced_at)
-        yield UnitPrice(*key, line.unit_price_usd, line.priced_at, age)
+            key = str(line.vendor), str(line.schema), str(line.mode)
+            if key not in newest or newest[key].at <= line.priced_at:
+                age = max(timedelta(0), now - line.priced_at)
+                newest[key] = UnitPrice(*key, line.unit_price_usd, line.priced_at, age)
+    return [newest[key] for key in sorted(newest)]
 
 
 def _days(

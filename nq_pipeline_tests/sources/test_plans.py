@@ -101,10 +101,29 @@ def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_
         assert asked(server) == 2
         run(settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z"))  # the next trade date
         assert asked(server) == 3
+    tomorrow = settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z")
     said = {one.schema: one.entitled for one in in_force(Lake(settings.environment_dir / "lake"))}
     assert said == {"statistics": False, "chain": True}
-    refusals = [step for step in ladder(settings) if step.entitled is False]
+    refusals = [step for step in ladder(tomorrow) if step.entitled is False]
     assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
+
+
+def test_a_plan_that_was_upgraded_is_known_after_one_refresh(tmp_path: Path) -> None:
+    lacking = {"statistics"}
+
+    def answer(asked: Asked) -> Answer:
+        lacks = asked.path == STREAM and form(asked)["schema"] in lacking
+        return refused("license_not_found_unauthorized") if lacks else standin.relay(asked)
+
+    with serve(answer) as server:
+        settings = settings_for(server.url, tmp_path, cache_open_s=0)
+        outcomes = [run(settings).asked["databento"].answer.outcome]
+        lacking.clear()
+        outcomes += [
+            run(settings, refresh=again).asked["databento"].answer.outcome for again in (False, True, False)
+        ]
+    assert outcomes == [Outcome.PARTIAL, Outcome.PARTIAL, Outcome.OK, Outcome.OK]
+    assert not [step for step in ladder(settings) if step.entitled is False]
 
 
 def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
