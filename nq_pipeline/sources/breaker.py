@@ -1,8 +1,9 @@
 """The circuit breaker of each vendor, remembered across runs.
 
 A vendor that blocked us is left alone for a quarter of an hour, one that failed in three runs
-in a row for a minute. pybreaker decides; this file gives it a memory on disk, since a run lives
-for seconds. What a plan does not include is no fault of the line and opens nothing.
+in a row for a minute, one that names its own penalty for as long as that. pybreaker decides; this
+file gives it a memory on disk, since a run lives for seconds. What a plan does not include is no
+fault of the line and opens nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ FAILURES_TO_OPEN = 3
 COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
 """Seconds without a question after the circuit opened, by the outcome that opened it. Only these
 outcomes are faults of the line; any other ends a row of failures."""
+PENALTY_S = {"tradovate": {Outcome.BLOCKED: 3600, Outcome.RATE_LIMITED: 3600}}
+"""Seconds by vendor where its documentation asks for more, from the first such answer on: Tradovate
+wants an hour without a question after HTTP 429 or a captcha."""
 
 
 class Breaker:
@@ -33,10 +37,12 @@ class Breaker:
     def __init__(
         self, state_dir: Path, source: str, base_url: str, cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S
     ) -> None:
+        penalties = PENALTY_S.get(source, {})
         place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
         self._memory = _Memory(state_dir / f"{source}-{place}-breaker.json")
         self._source = source
-        self._cool_down_s = cool_down_s
+        self._cool_down_s = cool_down_s = {**cool_down_s, **penalties}
+        self._at_once = {Outcome.BLOCKED, *penalties}
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=FAILURES_TO_OPEN,
             reset_timeout=cool_down_s[self._memory.outcome],
@@ -50,7 +56,7 @@ class Breaker:
         try:
             return self._breaker.call(self._judged, ask)
         except _LineFaultError as fault:
-            if fault.answer.outcome is Outcome.BLOCKED:
+            if fault.answer.outcome in self._at_once:
                 self._breaker.open()
             return fault.answer
         except pybreaker.CircuitBreakerError:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 AUTHORIZE_ID = 1
 """Request ids are unique per connection; the login is always the first."""
 QUIET_S = 0.3
-"""Once everything is answered, this long without a frame ends the collecting."""
+"""Once every subscription is answered and quoted, this long without a frame ends the collecting."""
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 MAX_TRANSCRIPT_BYTES = 64 * 1024 * 1024
 _LOG = logging.getLogger(f"{__name__}.frames")
@@ -126,15 +126,18 @@ class Book:
 
     @property
     def waiting(self) -> bool:
-        """Whether a subscription has not been answered yet."""
-        return not self.subscribed.keys() <= self.answered
+        """Whether a subscription was neither refused nor answered and followed by a quote."""
+        return any(
+            number not in self.answered or (number not in self.refused and contract_id not in self.quotes)
+            for number, contract_id in self.subscribed.items()
+        )
 
     def price(self, contract_id: int | None) -> float | None:
         """The last price of a contract, or the middle of its quote."""
         quote = self.quotes.get(contract_id or 0, {})
         bid, ask = quote.get("bid"), quote.get("ask")
-        middle = (bid + ask) / 2 if bid is not None and ask is not None else None
-        price = quote.get("last", middle)
+        middle = (bid + ask) / 2 if bid and ask else None
+        price = quote.get("last") or middle  # 0 is no price
         return None if price is None else float(price)
 
     def frame(self) -> pl.DataFrame:
@@ -286,7 +289,7 @@ def converse(
         Contract ids of the options to subscribe to, given the book with the futures' quotes.
     wait_s
         Seconds to listen after the subscriptions, and at most as long for the futures; it ends
-        earlier when all is answered and the line is quiet.
+        earlier when all is answered and quoted and the line is quiet.
     remaining
         Seconds left until the deadline.
 

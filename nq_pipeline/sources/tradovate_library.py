@@ -217,7 +217,7 @@ class Library:
                 archive=False,
             )
             return read_token(self._judged(reply, _object))
-        except (BadPayload, NotEntitled, NotConfigured, Unavailable):
+        except (BadPayload, NotEntitled, NotConfigured, Unavailable, Unlisted):
             return None
 
     # The library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_vendors_and_addresses_have_breakers_of_their_own(tmp_path: Path) -> Non
     Breaker(tmp_path, "barchart", "http://127.0.0.1:10").ask(ask)
     Breaker(tmp_path, "polygon", URL).ask(ask)
     assert len(asked) == 2
+
+
+def test_a_vendor_that_wants_an_hour_is_left_alone_for_one_from_its_first_word(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def ask() -> ChainAnswer:
+        asked.append("yes")
+        return ChainAnswer("tradovate", Outcome.RATE_LIMITED, "429", SOURCE_CHAIN.empty(), {})
+
+    assert Breaker(tmp_path, "tradovate", URL).ask(ask).outcome is Outcome.RATE_LIMITED
+    with pytest.raises(SourceError, match="left alone") as refused:
+        Breaker(tmp_path, "tradovate", URL).ask(ask)
+    since, until = (
+        datetime.strptime(t, "%H:%M:%S") for t in re.findall(r"\d\d:\d\d:\d\d", str(refused.value))
+    )
+    assert (until - since).seconds == 3600
+    assert len(asked) == 1
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────

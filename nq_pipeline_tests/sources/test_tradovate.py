@@ -91,6 +91,10 @@ def test_a_time_without_seconds_is_read_and_one_without_zone_is_not() -> None:
 def test_a_price_of_zero_is_no_price() -> None:
     row = row_of(update({"Bid": {"price": 0, "size": 0}, "Offer": {"price": 0.05, "size": 9}}))
     assert (row["bid"], row["bid_size"], row["ask"], row["ask_size"]) == (None, None, 0.05, 9)
+    quoted = {"Trade": {"price": 0}, "Bid": {"price": 10}, "Offer": {"price": 11}}
+    number = row_of(update({}))["contract_id"]
+    assert Book.read(frames(update(quoted))).price(number) == 10.5
+    assert Book.read(frames(update(quoted | {"Bid": {"price": 0}}))).price(number) is None
 
 
 def test_refusals_limits_and_ends_are_told_apart() -> None:
@@ -116,6 +120,13 @@ def test_our_own_lines_say_what_was_subscribed() -> None:
     book = Book.read(b'>subscribe 2 900\n>subscribe 3 7\na[{"s":200,"i":2}]')
     assert book.subscribed == {2: 900, 3: 7}
     assert book.waiting
+
+
+def test_a_subscription_is_waited_for_until_it_is_quoted_or_refused() -> None:
+    said = b'>subscribe 2 900\na[{"s":200,"i":2}]\n'
+    assert Book.read(said).waiting
+    assert not Book.read(said + b'a[{"e":"md","d":{"quotes":[{"contractId":900,"entries":{}}]}}]').waiting
+    assert not Book.read(b'>subscribe 2 900\na[{"s":404,"i":2}]').waiting
 
 
 def test_documented_and_observed_frames_are_understood(shared: Path) -> None:

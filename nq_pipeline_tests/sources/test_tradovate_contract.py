@@ -313,14 +313,23 @@ class TestTradovateKeepsTheContract(SourceContract):
     def test_a_token_about_to_end_is_renewed_and_one_no_longer_taken_is_replaced(
         self, tmp_path: Path
     ) -> None:
-        life = timedelta(minutes=5)
-        with brokerage.feed(secret=MARK) as feed:
+        life, renews = timedelta(minutes=5), True
+
+        def respond(asked: Asked) -> Answer:
+            if asked.path == "/auth/renewaccesstoken" and not renews:
+                return Answer(status=404, body=b"")
+            return brokerage.rest(asked, life=life, secret=MARK)
+
+        with brokerage.feed(secret=MARK) as feed, serve(respond) as server:
             self.feed_url = feed.url
-            with serve(lambda asked: brokerage.rest(asked, life=life, secret=MARK)) as server:
-                self.ask(server, tmp_path / "one")
-                self.ask(server, tmp_path / "two")
-                paths = [asked.path for asked in server.asked if "/auth/" in asked.path]
-        assert paths == ["/auth/accesstokenrequest", "/auth/renewaccesstoken"]
+            self.ask(server, tmp_path / "one")
+            self.ask(server, tmp_path / "two")
+            renews = False
+            answer, _ = self.ask(server, tmp_path / "three")
+            paths = [asked.path for asked in server.asked if "/auth/" in asked.path]
+        login, renewal = "/auth/accesstokenrequest", "/auth/renewaccesstoken"
+        assert paths == [login, renewal, renewal, login]
+        assert answer.outcome is Outcome.OK
 
     def test_a_token_that_was_revoked_is_replaced_once(self, tmp_path: Path) -> None:
         secret = MARK
