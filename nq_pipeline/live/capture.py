@@ -135,6 +135,7 @@ class Capture:
         self._recounting: asyncio.Task[None] | None = None
         self._recount_again = 0.0
         self._disputed: str | None = None
+        self._warnings = 0
 
     def run(
         self,
@@ -243,7 +244,7 @@ class Capture:
         self._accounts.reach(self._streams)
         asked = [Subscription(s, parents, self._accounts.starts(s)) for s, parents in self._streams.items()]
         self._accounts.begin({s.schema: RTYPES[s.schema] for s in asked})
-        self._disputed = None
+        self._disputed, self._warnings = None, 0
         await self._space()
         self._session = session = self._session_for(self._record)
         await session.open(*self._address, asked)
@@ -284,6 +285,9 @@ class Capture:
         self._count_again(self._accounts.advance(session.state, now), now)
         self._look_beyond()
         self._miss_roots(session, now)
+        if session.state.warnings > self._warnings:
+            self._warnings = session.state.warnings
+            self._note("the gateway warns that it is read too slowly: nothing is left out, but it comes late")
         if self._meter.is_due:
             self._report()
         if self._is_over():

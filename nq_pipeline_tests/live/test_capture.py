@@ -215,6 +215,12 @@ def test_skipped_records_are_a_gap_that_is_replayed(tmp_path: Path) -> None:
     assert skipped["cause"] == "skipped" and "Skipped records" in skipped["detail"]
 
 
+def test_a_warning_of_slow_reading_is_shown_and_is_no_gap(tmp_path: Path) -> None:
+    with served(limits=Limits(slow_after_s=0.0)) as it:  # every reader is too slow
+        totals = capture(it, tmp_path, lambda r: any("read too slowly" in note for note in r.seen))
+    assert totals.reconnects == 0
+
+
 def test_in_the_sandbox_the_ladder_is_gone_down_to_what_the_plan_streams(tmp_path: Path) -> None:
     with served(not_entitled=("mbo", "mbp-1")) as it:
         totals = capture(it, tmp_path, all_verified, capture_schema="mbo")
