@@ -98,6 +98,8 @@ DELETED = 2
 """A value of `update_action`."""
 FINAL, INTRADAY = 1, 8
 """Bits of a settlement's `stat_flags`."""
+UNDEF_FLAGS = 255
+"""`stat_flags` that say nothing, as in Databento's own samples of GLBX."""
 
 DAY_NS = 86_400 * NS_PER_S
 
@@ -693,7 +695,8 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
     """
     a = records.array
     a = a[np.isin(a["stat_type"], (SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST))]
-    a = a[(a["stat_type"] != SETTLEMENT) | (a["stat_flags"] & INTRADAY == 0)]
+    flags = np.where((a["stat_type"] == SETTLEMENT) & (a["stat_flags"] != UNDEF_FLAGS), a["stat_flags"], 0)
+    a, flags = a[flags & INTRADAY == 0], flags[flags & INTRADAY == 0]
     kept = a["update_action"] != DELETED
     frame = pl.DataFrame(
         {
@@ -701,7 +704,7 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
             "ts_recv": instants(a["ts_recv"]),
             "day": instants(a["ts_ref"]).dt.date(),
             "stat_type": a["stat_type"],
-            "final": (a["stat_flags"] & FINAL != 0) & (a["stat_type"] == SETTLEMENT),
+            "final": flags & FINAL != 0,
             "price": masked(prices(a["price"]), kept),
             "quantity": masked(
                 a["quantity"].astype(np.int64), kept & (a["quantity"] != UNDEF_QUANTITY[records.version])

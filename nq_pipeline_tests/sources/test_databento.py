@@ -712,6 +712,16 @@ def test_a_final_settlement_beats_a_later_preliminary_one_and_intraday_ones_are_
     assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "is_settlement")) == (None, False)
 
 
+def test_a_settlement_without_flags_is_one_that_is_not_known_to_be_final() -> None:
+    told = [
+        stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=1),
+        stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=10.0, stat_flags=255),
+        stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=255),
+    ]
+    parsed = joined(statistics=told)
+    assert (cell(parsed, CALL, "settlement"), cell(parsed, PUT, "settlement")) == (10.5, 3.0)
+
+
 def test_a_settlement_that_is_not_defined_is_null_and_no_number() -> None:
     told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=dbn.UNDEF_PRICE, stat_flags=1)
     parsed = joined(statistics=[told])
