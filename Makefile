@@ -14,7 +14,7 @@ install: .venv/.installed ## Build the environment (.venv) and nothing else
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "nq_pipeline needs Python 3.11 or newer; call make with PYTHON=/path/to/python3.11")'
-	@echo "Building .venv (about a minute, once) …"
+	@echo "Building .venv (a minute or two, once) …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -47,8 +47,8 @@ def cost(ctx: Context) -> Finding:
     listed = f" ({price.size:,} bytes at {shown(price.unit_usd)} a GiB)" if price.unit_usd else ""
     return passed(
         f"{SPAN_S} s of {query.schema} until {_clock(query)}: {shown(price.usd)}{listed}; this month "
-        f"{shown(month.plan_usd)} plan and {shown(month.metered_usd)} metered, "
-        f"{shown(month.remaining_usd)} left",
+        f"${month.plan_usd:,.2f} plan and ${month.metered_usd:,.2f} metered, "
+        f"${month.remaining_usd:,.2f} left",
         **facts,
     )
 
