@@ -716,7 +716,7 @@ def test_a_settlement_without_flags_is_one_that_is_not_known_to_be_final() -> No
     told = [
         stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=1),
         stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=10.0, stat_flags=255),
-        stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=255),
+        stat(3, "2025-06-10T10:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=255),
     ]
     parsed = joined(statistics=told)
     assert (cell(parsed, CALL, "settlement"), cell(parsed, PUT, "settlement")) == (10.5, 3.0)
