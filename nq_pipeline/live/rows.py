@@ -40,7 +40,8 @@ from nq_pipeline.market.symbology import Unparsed, parse_globex
 SCHEMAS: dict[int, tuple[str, Table]] = {0: ("trades", TRADES), 1: ("mbp-1", MBP_1), 160: ("mbo", MBO)}
 """rtype to its schema and the table of its records; others stay in the log."""
 SNAPSHOT = 32
-"""Flag of records that repeat the book as it is and tell no event."""
+"""Flag of records that repeat the book as it is and tell no event. History has them at the start of each
+UTC day; one of mbp-1 has the key of the record that it repeats."""
 EPOCH = date(1970, 1, 1).toordinal()
 UNKNOWN = -1
 """Code of an instrument that has no symbol yet."""
@@ -150,7 +151,7 @@ class SessionRows:
             counts.records += len(records)
             nowhere = np.isnat(days)
             repeats = np.zeros(len(records), np.bool_)
-            if SCHEMAS[rtype][1] is MBO:
+            if SCHEMAS[rtype][1] is not TRADES:
                 repeats = (records["flags"] & SNAPSHOT).astype(np.bool_) & ~nowhere
             counts.left["no ts_event within the calendar"] += int(nowhere.sum())
             counts.left["snapshot of the book"] += int(repeats.sum())

@@ -131,14 +131,17 @@ def test_what_has_no_place_in_the_lake_is_counted_and_stays_in_the_log(root: Pat
     orders = empty(160, 2)
     orders["ts_event"] = orders["ts_recv"] = START
     orders["flags"], orders["action"] = [32, 0], b"A"
+    books = empty(1, 2)
+    books["ts_event"] = books["ts_recv"] = START
+    books["flags"], books["action"] = [0, 32], b"A"  # a day's file of history repeats the record before it
     bar = record(33, ts_event=START)
     with Feed(root) as feed:
-        feed.session(trades, orders, bar)
+        feed.session(trades, orders, books, bar)
     done = publisher(root).publish()
-    assert done.rows == {"trades": 2, "mbo": 1}
+    assert done.rows == {"trades": 2, "mbo": 1, "mbp_1": 1}
     assert done.counts.left == {
         "no ts_event within the calendar": 1,
-        "snapshot of the book": 1,
+        "snapshot of the book": 2,
         "rtype 33": 1,
     }
     assert done.counts.records == sum(done.rows.values()) + done.counts.left.total()
