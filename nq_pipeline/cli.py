@@ -622,7 +622,13 @@ def retention(dry_run: bool, as_json: bool) -> None:
 
 
 @main.command(short_help="Open the Dagster UI on loopback, until Ctrl-C.")
-@click.option("--port", type=int, default=3000, show_default=True, help="Port of the UI on loopback.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=3000,
+    show_default=True,
+    help="Port of the UI on loopback.",
+)
 @sentences
 def ui(port: int) -> None:
     """Open the Dagster UI, with its daemons and (in the sandbox) the stand-ins, until Ctrl-C."""
@@ -651,7 +657,11 @@ def ui(port: int) -> None:
 
 
 @main.command(short_help="Serve the stand-ins of all vendors, until Ctrl-C.")
-@click.option("--port", type=int, help="Port on loopback; by default the last one used, or a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port on loopback; by default the last one used, or a free one.",
+)
 @click.option(
     "--fault", "faults", multiple=True, metavar="VENDOR=FAULT", help="Let a vendor misbehave (repeatable)."
 )
