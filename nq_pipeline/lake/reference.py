@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from nq_pipeline.lake.schemas import OPTION_CHAIN, TABLES, Table
 from nq_pipeline.lake.views import VIEWS, View
 
@@ -41,7 +43,8 @@ def text() -> str:
 
 def _section(table: Table) -> str:
     rows = [
-        f"| `{column.name}` | {column.dtype} | {'yes' if column.nullable else 'no'} | {column.meaning} |"
+        f"| `{column.name}` | {_type(column.dtype)} | {'yes' if column.nullable else 'no'} "
+        f"| {column.meaning} |"
         for column in table.columns
     ]
     head = [
@@ -57,6 +60,11 @@ def _section(table: Table) -> str:
     return "\n".join([*head, *rows, ""])
 
 
+def _type(dtype: pl.DataType) -> str:
+    """Polars' name of the type; its own form of an instant would fill half a line."""
+    return f"Datetime[{dtype.time_unit}, {dtype.time_zone}]" if isinstance(dtype, pl.Datetime) else str(dtype)
+
+
 def _call(view: View) -> str:
     return f"{view.name}({view.parameters})" if view.is_macro else view.name
 
@@ -67,5 +75,5 @@ def _view_section(view: View) -> str:
     if view.columns[:count] == OPTION_CHAIN.columns:
         more = "; ".join(f"`{column.name}`, {column.meaning}" for column in view.columns[count:])
         return "\n".join([*head, f"Its columns are those of [option_chain](#option_chain), and {more}.", ""])
-    rows = [f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in view.columns]
+    rows = [f"| `{column.name}` | {_type(column.dtype)} | {column.meaning} |" for column in view.columns]
     return "\n".join([*head, "| column | type | meaning |", "| --- | --- | --- |", *rows, ""])
