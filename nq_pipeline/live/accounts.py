@@ -12,19 +12,19 @@ Lives on the thread of the capture's event loop; rows are written elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.errors import CaptureError
 from nq_pipeline.live import gaps as rules
-from nq_pipeline.live.framer import CONTROL, Frame
+from nq_pipeline.live.framer import CONTROL, ERROR, ErrorMsg, Frame
 from nq_pipeline.live.gaps import HISTORICAL, LIVE_REPLAY, REPAIRS, UNRESOLVED, Book, Count, Gap
 from nq_pipeline.live.gateway import State
 from nq_pipeline.live.ladder import RTYPES
 from nq_pipeline.live.log import CaptureLog, Position, segments, tail
-from nq_pipeline.live.reconnect import Ending, How
+from nq_pipeline.live.reconnect import SKIPPED_RECORDS, Ending, How
 from nq_pipeline.market.sessions import Window
 
 OVERLAP_NS = 5 * NS_PER_S
@@ -381,8 +381,9 @@ def _synced_moment(log: CaptureLog, schema: str, otherwise: int) -> int:
 def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = None) -> dict[str, int]:
     """Schema to the `ts_event` of its last record in the log, or up to `until`.
 
-    Looks through the newest segments until each schema was found, at most those of the last
-    trade dates that accounts are kept of.
+    What came after the gateway said that it left out records proves nothing. Looks through the
+    newest segments until each schema was found, at most those of the last trade dates that
+    accounts are kept of.
     """
     found: dict[str, int] = {}
     newest = [s for s in segments(folder) if until is None or s.number <= until.segment]
@@ -391,10 +392,22 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
             break
         last: dict[str, int] = {}
         end = Position(segment.number, segment.path.stat().st_size)
-        for block in tail(folder, Position(segment.number, 0), min(end, until or end)):
+        for frame in _before_skip(folder, Position(segment.number, 0), min(end, until or end)):
             for schema, rtype in wanted.items():
-                tally = block.frame.tallies.get(rtype)
+                tally = frame.tallies.get(rtype)
                 if tally and tally.ts_event is not None:
                     last[schema] = tally.ts_event
         found = {**last, **found}
     return found
+
+
+def _before_skip(folder: Path, start: Position, end: Position) -> Iterator[Frame]:
+    """The frames of a segment, up to where the gateway said that it left out records."""
+    for block in tail(folder, start, end):
+        errors = (message for message in block.frame.control() if isinstance(message, ErrorMsg))
+        for offset, error in zip(block.frame.starts(ERROR).tolist(), errors, strict=True):
+            if error.code == SKIPPED_RECORDS:
+                skip = Position(start.segment, block.frame.offset + offset)
+                yield from (part.frame for part in tail(folder, block.start, skip))
+                return
+        yield block.frame
