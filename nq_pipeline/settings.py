@@ -224,7 +224,7 @@ class Settings(BaseSettings):
         200, ge=1, description="Most quote subscriptions; nearest the money first."
     )
     tradovate_quote_wait_s: float = Field(
-        3.0, gt=0, description="Seconds to collect quotes after subscribing."
+        3.0, gt=0, description="Seconds to collect quotes after the last subscription was answered."
     )
     tradovate_heartbeat_s: float = Field(2.5, gt=0, description="Seconds between the client's heartbeats.")
     tradovate_username: SecretStr | None = _credential("TRADOVATE_USERNAME", description="Login name.")

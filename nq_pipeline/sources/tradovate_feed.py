@@ -125,6 +125,11 @@ class Book:
                 self.dropped["malformed_frame"] += 1
 
     @property
+    def all_answered(self) -> bool:
+        """Whether every subscription was answered or refused."""
+        return self.subscribed.keys() <= self.answered
+
+    @property
     def waiting(self) -> bool:
         """Whether a subscription was neither refused nor answered and followed by a quote."""
         return any(
@@ -160,6 +165,11 @@ class Book:
             self.error = DeadlineReached("the time allowed for Tradovate ran out while quotes came in")
         elif word == "lost":
             self.error = self.error or Unavailable("the connection to Tradovate was lost")
+        elif word == "unanswered":
+            left = len(self.subscribed.keys() - self.answered)
+            self.error = self.error or Unavailable(
+                f"Tradovate left {left} of {len(self.subscribed)} subscriptions unanswered"
+            )
         else:
             number, _, contract_id = rest.partition(" ")
             if number.isdecimal() and contract_id.isdecimal():
@@ -288,15 +298,17 @@ def converse(
     choose
         Contract ids of the options to subscribe to, given the book with the futures' quotes.
     wait_s
-        Seconds to listen after the subscriptions, and at most as long for the futures; it ends
-        earlier when all is answered and quoted and the line is quiet.
+        Seconds to listen after the last subscription was answered; it ends earlier when all is
+        quoted and the line is quiet.
+    timeout_s
+        Seconds in which the next answer must come.
     remaining
         Seconds left until the deadline.
 
     Returns
     -------
-    The transcript. It ends with a line `>lost` or `>deadline` when the conversation was cut short
-    after something was quoted.
+    The transcript. It ends with a line `>lost`, `>deadline` or `>unanswered` when the conversation
+    was cut short after something was quoted.
 
     Raises
     ------
@@ -322,20 +334,22 @@ def converse(
         raise _refused_handshake(error.response.status_code) from None
     except (OSError, InvalidHandshake, TimeoutError, EOFError) as error:
         raise Unavailable(f"no websocket at NQ_TRADOVATE_MD_URL ({type(error).__name__})") from None
-    talk = _Talk(socket, token, heartbeat_s)
+    talk = _Talk(socket, token, heartbeat_s, timeout_s, remaining)
     try:
         with socket:
-            talk.authorize(min(timeout_s, remaining()))
+            talk.authorize()
             for contract_id in futures:
                 talk.subscribe(contract_id)
-            talk.listen(min(wait_s, remaining()), until=lambda book: all(map(book.price, futures)))
+            talk.listen(wait_s, until=lambda book: all(map(book.price, futures)))
             for contract_id in choose(talk.book):
                 talk.subscribe(contract_id)
-            talk.listen(min(wait_s, remaining()))
+            talk.listen(wait_s)
     except (ConnectionClosed, OSError):
         talk.note(">lost")
     if remaining() <= 0:
         talk.note(">deadline")
+    elif not talk.book.all_answered:
+        talk.note(">unanswered")
     if not talk.book.quotes:
         reason = talk.book.error or next(iter(talk.book.refused.values()), None)
         if reason is not None:
@@ -346,22 +360,30 @@ def converse(
 class _Talk:
     """One connection: its transcript so far, the book it makes, and the heartbeat."""
 
-    def __init__(self, socket: ClientConnection, token: str, heartbeat_s: float) -> None:
+    def __init__(
+        self,
+        socket: ClientConnection,
+        token: str,
+        heartbeat_s: float,
+        timeout_s: float,
+        remaining: Callable[[], float],
+    ) -> None:
         self.lines: list[str] = []
         self.book = Book()
         self._socket, self._token, self._heartbeat_s = socket, token, heartbeat_s
+        self._timeout_s, self._remaining = timeout_s, remaining
         self._next_id = AUTHORIZE_ID + 1
         self._beat_at = time.monotonic() + heartbeat_s
         self._bytes = 0
 
-    def authorize(self, timeout_s: float) -> None:
+    def authorize(self) -> None:
         self._socket.send(f"authorize\n{AUTHORIZE_ID}\n\n{self._token}")
-        self.listen(timeout_s, until=lambda book: AUTHORIZE_ID in book.answered)
+        self.listen(self._timeout_s, until=lambda book: AUTHORIZE_ID in book.answered)
         if self.book.authorized or self.book.error is not None:
             return
         refusal = self.book.refused.get(AUTHORIZE_ID)
         raise refusal or Unavailable(
-            f"Tradovate did not answer the websocket's login within {timeout_s:.0f} s"
+            f"Tradovate did not answer the websocket's login within {self._timeout_s:.0f} s"
         )
 
     def subscribe(self, contract_id: int) -> None:
@@ -371,12 +393,17 @@ class _Talk:
             self._socket.send(f"md/subscribeQuote\n{number}\n\n{body}")
             self.note(f">subscribe {number} {contract_id}")
 
-    def listen(self, timeout_s: float, until: Callable[[Book], bool] = lambda book: False) -> None:
-        """Take frames until `until` holds, the line is quiet with all answered, or time is up."""
-        end = time.monotonic() + timeout_s
-        heard_at = time.monotonic()
+    def listen(self, wait_s: float, until: Callable[[Book], bool] = lambda book: False) -> None:
+        """Take frames until `until` holds, the line is quiet with all quoted, or time is up.
+
+        Time counts from the newest answer, so that many subscriptions may take long and a feed
+        that answers nothing more may not.
+        """
+        answered_at = heard_at = time.monotonic()
         while self.book.error is None and not until(self.book):
             now = time.monotonic()
+            patience = wait_s if self.book.all_answered else self._timeout_s
+            end = min(answered_at + patience, now + self._remaining())
             idle = bool(self.book.subscribed) and not self.book.waiting
             if now >= end or (idle and now >= heard_at + QUIET_S):
                 return
@@ -389,8 +416,11 @@ class _Talk:
             except TimeoutError:
                 continue
             heard_at = time.monotonic()
+            answers = len(self.book.answered)
             text = frame if isinstance(frame, str) else frame.decode(errors="replace")
             self.note(f"?{text}" if text.startswith(">") else text)
+            if len(self.book.answered) > answers:
+                answered_at = heard_at
 
     def note(self, line: str) -> None:
         """Add a line to the transcript. A frame stays one line, and never holds the token."""

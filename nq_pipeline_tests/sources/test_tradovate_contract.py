@@ -282,6 +282,31 @@ class TestTradovateKeepsTheContract(SourceContract):
         assert 0 < answer.frame["bid"].count() < answer.frame.height
         assert "time allowed" in answer.reason
 
+    def test_a_feed_that_answers_slowly_is_heard_to_the_end(self, tmp_path: Path) -> None:
+        def takes_its_time(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
+            time.sleep(0.1)
+            return False
+
+        with self.both(takes_its_time) as (server, _):
+            answer, _ = self.asked_with(server, tmp_path, tradovate_quote_wait_s=0.5)
+        assert answer.outcome is Outcome.OK, answer.reason
+        assert answer.frame["bid"].null_count() == 0
+
+    @pytest.mark.parametrize(
+        ("first", "outcome", "rows"), [(6, Outcome.PARTIAL, 20), (1, Outcome.UNAVAILABLE, 0)]
+    )
+    def test_what_is_left_unanswered_is_said(
+        self, tmp_path: Path, first: int, outcome: Outcome, rows: int
+    ) -> None:
+        def falls_silent(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
+            return endpoint != "authorize" and number > first
+
+        with self.both(falls_silent) as (server, _):
+            answer, exchange = self.asked_with(server, tmp_path, http_timeout_s=1.0)
+        assert (answer.outcome, answer.frame.height) == (outcome, rows)
+        assert "unanswered" in answer.reason
+        assert exchange.fetches[-1].outcome is Outcome.UNAVAILABLE
+
     def test_heartbeats_are_sent_while_it_listens(self, tmp_path: Path) -> None:
         with self.both(says_nothing) as (server, feed):
             self.asked_with(server, tmp_path, tradovate_heartbeat_s=0.001)
