@@ -392,7 +392,7 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
             break
         last: dict[str, int] = {}
         end = Position(segment.number, segment.path.stat().st_size)
-        for frame in _before_skip(folder, Position(segment.number, 0), min(end, until or end)):
+        for frame in _until_skip(folder, Position(segment.number, 0), min(end, until or end)):
             for schema, rtype in wanted.items():
                 tally = frame.tallies.get(rtype)
                 if tally and tally.ts_event is not None:
@@ -401,7 +401,7 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
     return found
 
 
-def _before_skip(folder: Path, start: Position, end: Position) -> Iterator[Frame]:
+def _until_skip(folder: Path, start: Position, end: Position) -> Iterator[Frame]:
     """The frames of a segment, up to where the gateway said that it left out records."""
     for block in tail(folder, start, end):
         errors = (message for message in block.frame.control() if isinstance(message, ErrorMsg))

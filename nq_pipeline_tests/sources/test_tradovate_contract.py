@@ -275,7 +275,7 @@ class TestTradovateKeepsTheContract(SourceContract):
             return True
 
         with self.both(out_of_time) as (server, _):
-            source = Tradovate(self.settings(server, tradovate_quote_wait_s=8.0))
+            source = Tradovate(self.settings(server, tradovate_quote_wait_s=8.0, http_timeout_s=600.0))
             exchange = self.exchange(source, tmp_path)
             answer = source.ask(self.request(), exchange)
         assert answer.outcome is Outcome.PARTIAL
@@ -284,11 +284,12 @@ class TestTradovateKeepsTheContract(SourceContract):
 
     def test_a_feed_that_answers_slowly_is_heard_to_the_end(self, tmp_path: Path) -> None:
         def takes_its_time(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
-            time.sleep(0.1)
+            # The first takes longer than quotes are waited for, all of them longer than one may.
+            time.sleep(1.5 if number == 2 else 0.2)
             return False
 
         with self.both(takes_its_time) as (server, _):
-            answer, _ = self.asked_with(server, tmp_path, tradovate_quote_wait_s=0.5)
+            answer, _ = self.asked_with(server, tmp_path, tradovate_quote_wait_s=0.5, http_timeout_s=3.0)
         assert answer.outcome is Outcome.OK, answer.reason
         assert answer.frame["bid"].null_count() == 0
 
@@ -302,7 +303,7 @@ class TestTradovateKeepsTheContract(SourceContract):
             return endpoint != "authorize" and number > first
 
         with self.both(falls_silent) as (server, _):
-            answer, exchange = self.asked_with(server, tmp_path, http_timeout_s=1.0)
+            answer, exchange = self.asked_with(server, tmp_path, http_timeout_s=3.0)
         assert (answer.outcome, answer.frame.height) == (outcome, rows)
         assert "unanswered" in answer.reason
         assert exchange.fetches[-1].outcome is Outcome.UNAVAILABLE
