@@ -113,13 +113,14 @@ class Contract:
         return self.series.contract_key(self.option_type, self.strike)
 
 
-def format_strike(strike: float) -> str:
+def format_strike(strike: float, whole_digits: int = 1) -> str:
     """A strike without separator or trailing zeros: `21330`, `21330.5`.
 
-    Rounded to ten-thousandths; `symbology.contract_keys` does the same to whole columns.
+    Rounded to ten-thousandths; `symbology.strike_texts` does the same to whole columns. The part
+    before the point is padded with zeros to `whole_digits`.
     """
     whole, fraction = divmod(round(strike * 10_000), 10_000)
-    return f"{whole}.{fraction:04d}".rstrip("0").rstrip(".")
+    return f"{whole:0{whole_digits}d}.{fraction:04d}".rstrip("0").rstrip(".")
 
 
 def roots_of(products: Iterable[Product]) -> dict[str, Root]:

@@ -1,6 +1,7 @@
 """Vendors' names for series and contracts, to and from ours.
 
     Globex      Q1BN5, Q1BN5 C21330          root, month letter, last digit of the year, side, strike
+                                             of at least four digits (ESZ6 P0800)
     Barchart    MM1N25, MM1N5|21330C         its own roots; two or one year digits; strike, side
     OCC style   O:NDXP250701C21330000        root, yymmdd, side, strike in thousandths, read from the right
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 NO_CODES: Mapping[str, str] = MappingProxyType({})
 """No addition to the product table's Barchart roots."""
 
+GLOBEX_STRIKE_DIGITS = 4
+"""Globex pads shorter strikes with zeros: seen at the E-mini S&P 500, taken to hold for all roots."""
+
 _SERIES = rf"([A-Z0-9]{{2,4}})([{MONTH_CODES}])([0-9]{{1,2}})"
 _STRIKE = r"([0-9]{1,9}(?:\.[0-9]{1,4})?)"
 _OCC = r"(?:O:)?([A-Z0-9]{1,6})([0-9]{6})([CP])([0-9]{5})([0-9]{3})"
@@ -59,8 +63,9 @@ def globex_code(series: Series) -> str:
 
 
 def globex_symbol(contract: Contract) -> str:
-    """The exchange's raw symbol of a contract: `Q1BN5 C21330`."""
-    return f"{globex_code(contract.series)} {contract.option_type}{format_strike(contract.strike)}"
+    """The exchange's raw symbol of a contract: `Q1BN5 C21330`, `ESZ6 P0800`."""
+    strike = format_strike(contract.strike, GLOBEX_STRIKE_DIGITS)
+    return f"{globex_code(contract.series)} {contract.option_type}{strike}"
 
 
 def parse_globex_code(
@@ -76,7 +81,7 @@ def parse_globex_code(
 def parse_globex(
     symbol: str, *, on: date | None = None, expiration: date | None = None
 ) -> Contract | Unparsed:
-    """The contract of a Globex raw symbol such as `Q1BN5 C21330`.
+    """The contract of a Globex raw symbol such as `Q1BN5 C21330`, its strike padded or not.
 
     Parameters
     ----------
@@ -239,16 +244,17 @@ def globex_symbols(code: pl.Expr, option_type: pl.Expr, strike: pl.Expr) -> pl.E
     """`globex_symbol` for columns of Globex codes, sides and strikes."""
     import polars as pl
 
-    return pl.concat_str(code, pl.lit(" "), option_type, strike_texts(strike))
+    return pl.concat_str(code, pl.lit(" "), option_type, strike_texts(strike, GLOBEX_STRIKE_DIGITS))
 
 
-def strike_texts(strike: pl.Expr) -> pl.Expr:
+def strike_texts(strike: pl.Expr, whole_digits: int = 1) -> pl.Expr:
     """`format_strike` for a column."""
     import polars as pl
 
     scaled = (strike.cast(pl.Float64) * 10_000).round(0, mode="half_to_even").cast(pl.Int64)
     fraction = (scaled % 10_000).cast(pl.String).str.zfill(4)
-    text = pl.concat_str(scaled // 10_000, fraction, separator=".")
+    whole = (scaled // 10_000).cast(pl.String).str.zfill(whole_digits)
+    text = pl.concat_str(whole, fraction, separator=".")
     return text.str.strip_chars_end("0").str.strip_chars_end(".")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +20,7 @@ from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, Contract, Series, f
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.symbology import Unparsed
+from nq_pipeline.sources.dbn import decode
 
 JUNE = date(2025, 6, 2)
 LISTED = [s for code in PRODUCTS for s in expirations(code, date(2021, 1, 1), date(2027, 12, 31))]
@@ -196,6 +198,46 @@ def test_what_is_no_globex_option_is_an_error_value(symbol: str) -> None:
     assert found.reason
 
 
+@pytest.mark.parametrize(
+    ("symbol", "on", "key"),
+    [
+        ("ESZ6 P0800", "2026-06-24", "ES-2026-12-18-P-800"),
+        ("ESZ3 C0100", "2023-08-01", "ES-2023-12-15-C-100"),
+        ("ESM4 C0900", "2023-08-01", "ES-2024-06-21-C-900"),
+        ("ESM4 P5250", "2024-05-09", "ES-2024-06-21-P-5250"),
+        ("EW2F6 C7000", "2026-01-09", "EW2-2026-01-09-C-7000"),
+        ("Q2BF6 P18000", "2026-01-09", "Q2B-2026-01-13-P-18000"),
+    ],
+)
+def test_globex_symbol_is_read_and_written_alike(symbol: str, on: str, key: str) -> None:
+    found = symbology.parse_globex(symbol, on=date.fromisoformat(on))
+    assert isinstance(found, Contract)
+    assert (found.key, symbology.globex_symbol(found)) == (key, symbol)
+    frame = pl.DataFrame({"code": [symbol.split()[0]], "side": [found.option_type], "strike": [found.strike]})
+    written = frame.select(symbology.globex_symbols(pl.col("code"), pl.col("side"), pl.col("strike")))
+    assert written.item() == symbol
+    assert split(symbology.globex_rows, symbol)[0]["strike"] == found.strike
+
+
+def test_an_unpadded_low_strike_is_the_same_contract() -> None:
+    on = date(2026, 6, 24)
+    assert symbology.parse_globex("ESZ6 P800", on=on) == symbology.parse_globex("ESZ6 P0800", on=on)
+
+
+def test_recorded_definitions_are_read_and_written_alike(shared: Path) -> None:
+    symbols = set()
+    for path in sorted((shared / "databento").glob("*definition*.dbn.zst")):
+        records = decode(path.read_bytes(), "definition").array
+        for record in records[np.isin(records["instrument_class"], (b"C", b"P"))]:
+            symbol = record["raw_symbol"].decode()
+            expires = datetime.fromtimestamp(int(record["expiration"]) // 10**9, UTC).date()
+            found = symbology.parse_globex(symbol, expiration=expires)
+            assert isinstance(found, Contract)
+            assert (found.strike, symbology.globex_symbol(found)) == (record["strike_price"] / 1e9, symbol)
+            symbols.add(symbol)
+    assert len(symbols) >= 7
+
+
 def test_fractional_strikes_are_kept() -> None:
     found = symbology.parse_globex("Q2BF6 C21000.5", on=JUNE)
     assert isinstance(found, Contract)
@@ -277,12 +319,12 @@ def test_columns_of_contracts_are_named_as_single_ones(some: list[Contract]) -> 
     )
 
 
-@example([0.00005, 0.00015, 100.0, 1e9])
-@given(st.lists(st.floats(0, 1e9), min_size=1))
+@example([0.00005, 0.00015, 100.0, 1e9], 4)
+@given(st.lists(st.floats(0, 1e9), min_size=1), st.sampled_from([1, 4]))
 @settings(deadline=None)
-def test_a_column_of_strikes_is_written_exactly_as_single_ones(values: list[float]) -> None:
-    texts = pl.DataFrame({"k": values}).select(symbology.strike_texts(pl.col("k"))).to_series()
-    assert texts.to_list() == [format_strike(value) for value in values]
+def test_a_column_of_strikes_is_written_exactly_as_single_ones(values: list[float], digits: int) -> None:
+    texts = pl.DataFrame({"k": values}).select(symbology.strike_texts(pl.col("k"), digits)).to_series()
+    assert texts.to_list() == [format_strike(value, digits) for value in values]
 
 
 @given(st.lists(proxies, max_size=20))
