@@ -97,6 +97,8 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
         The file ends too early, and `keep_complete` was not asked for.
     Damaged
         It is no DBN, or damaged within.
+    Unsupported
+        It is of a version or schema this program does not read.
     LakeError
         It cannot be read, or the Parquet file cannot be written.
     """

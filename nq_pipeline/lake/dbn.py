@@ -62,16 +62,24 @@ SCHEMAS = {
     10: "mbp-10",
     18: "status",
     19: "definition",
+    20: "imbalance",
     24: "statistics",
     32: "ohlcv-1s",
     33: "ohlcv-1m",
     34: "ohlcv-1h",
     35: "ohlcv-1d",
+    36: "ohlcv-eod",
     160: "mbo",
+    177: "cmbp-1",
+    192: "cbbo-1s",
+    193: "cbbo-1m",
+    194: "tcbbo",
     195: "bbo-1s",
     196: "bbo-1m",
 }
-"""rtype to its schema: what GLBX.MDP3 offers."""
+"""rtype to its schema, of every dataset."""
+OLD_BARS = 17
+"""The rtype of a bar of any length in the oldest files."""
 RTYPES = {schema: rtype for rtype, schema in SCHEMAS.items()} | {"tbbo": 1}
 VERSIONS = (1, 2, 3)
 
@@ -98,7 +106,11 @@ WELL_FORMED = np.arange(1 << 16) % 256 >= HEADER_WORDS
 
 
 class Damaged(LakeError):
-    """The bytes are no DBN, or no DBN this program knows."""
+    """The bytes are no DBN."""
+
+
+class Unsupported(LakeError):
+    """The file is sound, but of a DBN version or schema that this program does not read."""
 
 
 class CutOff(LakeError):
@@ -173,7 +185,10 @@ class Layout:
     def known(self) -> npt.NDArray[np.bool_]:
         """By the first two bytes of a record: whether it is one of these."""
         known = np.zeros(1 << 16, np.bool_)
-        known[self.dtype.itemsize // 4 | self.rtype << 8] = True
+        words = self.dtype.itemsize // 4
+        known[words | self.rtype << 8] = True
+        if self.schema.startswith("ohlcv"):
+            known[words | OLD_BARS << 8] = True
         return known
 
 
@@ -251,7 +266,9 @@ def opened(source: Path | BinaryIO) -> Iterator[Stream]:
     Raises
     ------
     Damaged
-        It is no DBN, or of a version or schema this program does not know.
+        It is no DBN.
+    Unsupported
+        It is of a version or schema this program does not read.
     CutOff
         It ends before the first record.
     """
@@ -295,7 +312,7 @@ class Stream:
         self.dataset = str(head.dataset)
         self.schema = None if head.schema is None else str(head.schema)
         if self.schema is not None and self.schema not in RTYPES:
-            raise Damaged(f"{name} holds {self.schema}, which this program does not read")
+            raise Unsupported(f"{name}: schema {self.schema} is not supported")
         self._add_mappings(head)
 
     def layout(self, schema: str) -> Layout:
@@ -360,7 +377,7 @@ class Stream:
         if len(raw) >= 3 and raw[:3] != b"DBN" and raw != ZSTD_MAGIC[:3]:
             raise Damaged(f"{self.name} is no DBN file")
         if len(raw) >= 4 and raw[3] not in VERSIONS:
-            raise Damaged(f"{self.name} is of DBN version {raw[3]}, which this program does not know")
+            raise Unsupported(f"{self.name}: DBN version {raw[3]} is not supported")
         length = 8 + int.from_bytes(raw[4:8], "little")
         if length > MAX_HEAD:
             raise Damaged(f"{self.name} claims a head of {length:,} bytes, which was refused")

@@ -103,7 +103,7 @@ def decode(body: bytes, schema: str) -> Records:
             return Records(schema, stream.version, np.concatenate(parts), _intervals(head.mappings), head.end)
     except dbn.CutOff as error:
         raise BadPayload(f"{schema}: the answer is cut off: {error}") from None
-    except dbn.Damaged as error:
+    except (dbn.Damaged, dbn.Unsupported) as error:
         raise BadPayload(f"{schema}: {error}") from None
 
 

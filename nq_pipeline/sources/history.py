@@ -406,7 +406,7 @@ def _measured(path: Path, query: Query) -> tuple[int, int]:
                 size += len(batch) * layout.dtype.itemsize
     except dbn.CutOff as error:
         raise BadPayload(f"{query.schema}: what came is cut off: {error}") from None
-    except dbn.Damaged as error:
+    except (dbn.Damaged, dbn.Unsupported) as error:
         raise BadPayload(f"{query.schema}: {error}") from None
     return records, size
 
