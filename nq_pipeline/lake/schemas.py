@@ -143,6 +143,7 @@ CHAIN_COLUMNS = (
     _c("last_ts", INSTANT, "when the contract last traded (a date-only time is its midnight UTC)"),
     _c("is_settlement", _B, "the vendor's price is a settlement, not a trade", False),
     _c("settlement", _F, "settlement price, points or dollars"),
+    _c("settlement_date", _D, "trade date the settlement is of; null where the vendor does not say"),
     _c("open", _F, "first trade of the session the row speaks of, points or dollars"),
     _c("high", _F, "session high, points or dollars"),
     _c("low", _F, "session low, points or dollars"),
@@ -162,7 +163,7 @@ CHAIN_COLUMNS = (
 
 SOURCE_CHAIN = Table(
     name="source_chain",
-    version=1,
+    version=2,
     meaning="What vendors sent: one row per source, snapshot and contract.",
     columns=CHAIN_COLUMNS,
     key=("source", "snapshot_ts", "contract_key"),
@@ -172,7 +173,7 @@ SOURCE_CHAIN = Table(
 
 OPTION_CHAIN = Table(
     name="option_chain",
-    version=1,
+    version=2,
     meaning="The chosen rows: one row per snapshot and contract, from the source that won its series.",
     columns=(
         *CHAIN_COLUMNS,

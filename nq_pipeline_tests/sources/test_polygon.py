@@ -391,6 +391,7 @@ def test_recorded_ndx_contracts_are_accounted_for_cell_by_cell(shared: Path) -> 
             "last",
             "last_ts",
             "settlement",
+            "settlement_date",
             "open",
             "high",
             "low",
