@@ -221,7 +221,11 @@ OPTION_PRICING = Table(
         _c("gamma", _F, "per point"),
         _c("theta", _F, "per calendar day"),
         _c("vega", _F, "per 1.00 of volatility"),
-        _c("iv_uncertainty", _F, "half the width of the quote in volatility; null when not of a quote"),
+        _c(
+            "iv_uncertainty",
+            _F,
+            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
+        ),
         _c(
             "unpriced",
             _S,
@@ -275,7 +279,11 @@ IV_SMILE = Table(
         _c("log_moneyness", _F, "ln(strike / forward)", False),
         _c("deviations", _F, "log_moneyness in its own standard deviations, σ√t"),
         _c("implied_volatility", _F, "ours, as a fraction", False),
-        _c("iv_uncertainty", _F, "half the width of the quote in volatility; null when not of a quote"),
+        _c(
+            "iv_uncertainty",
+            _F,
+            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
+        ),
         _c("run_id", _S, "the run that computed it", False),
     ),
     key=("source", "snapshot_ts", "series", "strike"),

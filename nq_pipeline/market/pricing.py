@@ -17,6 +17,8 @@ import polars as pl
 
 from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import DAYS_PER_YEAR
+from nq_pipeline.market.contracts import roots_of
+from nq_pipeline.market.products import PRODUCTS, PROXIES
 
 UNPRICED = (
     "expired",
@@ -52,7 +54,7 @@ _INSTANT = pl.Datetime("ns", "UTC")
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
 _QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
-_READ = (*_SAME, "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
+_READ = (*_SAME, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
 _FORWARD_OF = ("source", "snapshot_ts", "series", "_basis")
 _ROUNDING = 2e-15
 """Time value below this share of the price is the price's own rounding."""
@@ -114,7 +116,10 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .when(pl.col("price_used") == "mid")
         .then(0.0),
         _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
-        _half_width=pl.when(pl.col("price_used") == "mid").then((ask - bid) / 2),
+        # A price is known to its tick at best, also where bid and ask are the same.
+        _half_width=pl.when(pl.col("price_used") == "mid").then(
+            pl.max_horizontal(ask - bid, _tick((bid + ask) / 2)) / 2
+        ),
         _no_price=pl.when(pl.col("price_used").is_not_null())
         .then(None)
         .when(has_bid & has_ask)
@@ -128,6 +133,16 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     return rows.with_columns(
         years=(pl.col("expiration") - pl.col("valued_at")).dt.total_nanoseconds() / _YEAR_NS
     )
+
+
+def _tick(price: pl.Expr) -> pl.Expr:
+    """The tick of the row's product at a price; null for a root of no table."""
+    tick: pl.Expr = pl.lit(None, pl.Float64)
+    for product in (*PRODUCTS.values(), *PROXIES.values()):
+        own = pl.col("root").is_in(list(roots_of([product])))
+        for bound, size in reversed(product.ticks):
+            tick = pl.when(own & (price <= bound)).then(size).otherwise(tick)
+    return tick
 
 
 def _is_price(column: pl.Expr) -> pl.Expr:
