@@ -54,6 +54,7 @@ def board(
         trade_date=pl.lit(date(2025, 6, 10)),
         underlying_class=pl.lit("future"),
         underlying_price=pl.lit(F),
+        root=pl.lit("QN2"),
         series=pl.lit("QN2-2025-07-10"),
         contract_key=pl.format("QN2-2025-07-10-{}-{}", "option_type", pl.col("strike").cast(pl.Int64)),
         expiration=pl.lit(expiration),
@@ -98,6 +99,24 @@ def test_a_chain_of_one_volatility_gives_that_volatility_and_its_greeks_row_by_r
     for name in ("delta", "gamma", "theta", "vega"):
         assert priced[name].to_numpy() == pytest.approx(getattr(expected, name), rel=1e-6, abs=1e-9)
     assert priced["iv_uncertainty"].to_numpy() == pytest.approx(0.5 / expected.vega)
+
+
+@pytest.mark.parametrize(
+    ("price", "root", "half_tick"),
+    [(4.0, "QN2", 0.025), (5.0, "QN2", 0.025), (6.0, "QN2", 0.125), (4.0, "OG1", 0.05), (4.0, "XX", 0.0)],
+)
+def test_a_quote_without_width_is_known_to_half_a_tick(price: float, root: str, half_tick: float) -> None:
+    locked = changed(board(), 22_800.0, bid=price, ask=price).with_columns(root=pl.lit(root))
+    row = price_chain(locked, rate=0.04).filter(contract_key="QN2-2025-07-10-C-22800").row(0, named=True)
+    assert row["iv_uncertainty"] == pytest.approx(half_tick / row["vega"])
+
+
+def test_a_locked_quotes_wild_volatility_fails_the_filter() -> None:
+    last_minutes = board(expiration=NOON + timedelta(minutes=10))
+    priced = price_chain(changed(last_minutes, 21_500.0, bid=0.05, ask=0.05), rate=0.04)
+    row = priced.filter(contract_key="QN2-2025-07-10-C-21500").row(0, named=True)
+    assert row["implied_volatility"] > 1.0 and row["vega"] < 1.0
+    assert row["iv_uncertainty"] > 0.02
 
 
 def test_quarterlies_are_american_and_at_a_rate_of_nothing_are_not() -> None:
