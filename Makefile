@@ -22,7 +22,7 @@ install: .venv/.installed ## Build the environment (.venv) and nothing else
 run: install ## Ask all sources for option chains, write the lake, show the winner
 	@$(BIN)/nq run
 
-ui: install ## Open the Dagster UI on http://127.0.0.1:3000
+ui: install ## Start the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/nq ui
 
 report: install ## Write the report of the newest snapshot and open it

@@ -621,7 +621,7 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(f"  {part.sentence}")
 
 
-@main.command(short_help="Open the Dagster UI on loopback, until Ctrl-C.")
+@main.command(short_help="Start the Dagster UI on loopback, until Ctrl-C.")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -631,29 +631,42 @@ def retention(dry_run: bool, as_json: bool) -> None:
 )
 @sentences
 def ui(port: int) -> None:
-    """Open the Dagster UI, with its daemons and (in the sandbox) the stand-ins, until Ctrl-C."""
-    import os
-    import subprocess
-    from pathlib import Path
+    """Start the Dagster UI, with its daemon and (in the sandbox) the stand-ins, until Ctrl-C.
 
-    from nq_pipeline.errors import SettingsError
+    Dagster keeps its history in the folder DAGSTER_HOME names, in this folder when it has a
+    dagster.yaml (a checkout has one), else in .dagster of the data folder, which is made.
+    """
+    import os
+    import signal
+    import threading
+
+    from nq_pipeline.orchestration import ui
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
 
-    if not Path("workspace.yaml").is_file():
-        raise SettingsError("no workspace.yaml here; run this in the project's folder")
-    dagster = Path(sys.executable).with_name("dagster")
-    command = [str(dagster), "dev", "--host", "127.0.0.1", "--port", str(port)]
-    settings, environment = load(), {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
+    settings, stop, url = load(), threading.Event(), f"http://{ui.HOST}:{port}"
+    home = ui.instance_folder(settings)
+
+    def end() -> None:
+        click.echo("Ending Dagster and everything it started …")
+        stop.set()
+
     if "ui_url" not in settings.model_fields_set:
-        environment["NQ_UI_URL"] = f"http://127.0.0.1:{port}"  # where the links of alerts lead
-    with endpoints(settings):  # every run in the UI finds the stand-ins already there
-        process = subprocess.Popen(command, env=environment)
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # Dagster got it too, and is closing down
-            code = process.wait()
-    sys.exit(OK if code in (0, 130, -2) else FAULT)
+        os.environ["NQ_UI_URL"] = url  # where the links of alerts lead
+    _note_sandbox(settings)
+    click.echo(f"Starting Dagster; its history is in {home} …")
+    with (
+        ui.claimed(home, port),
+        _at_signal(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        endpoints(settings),  # every run in the UI finds the stand-ins already there
+    ):
+        ui.run(
+            ui.command(port),
+            port,
+            home=home,
+            stop=stop,
+            answers=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
+        )
 
 
 @main.command(short_help="Serve the stand-ins of all vendors, until Ctrl-C.")

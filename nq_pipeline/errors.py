@@ -7,6 +7,7 @@
     ├── AlertError              what was alerted of is not known any more
     │   └── WebhookRefused      the webhook did not take a message; `passing` when that may change by itself
     ├── SandboxError            the stand-ins could not be started
+    ├── UiError                 Dagster's UI could not be started, or ended by itself
     ├── CaptureError            the live capture cannot go on
     │   ├── BadStream           bytes that are no DBN records; `offset` says where
     │   ├── LogFailed           the capture log could not be written, and takes nothing more
@@ -64,6 +65,10 @@ class WebhookRefused(AlertError):
 
 class SandboxError(NqError):
     """The stand-ins could not be started or found."""
+
+
+class UiError(NqError):
+    """Dagster's UI could not be started, or ended by itself."""
 
 
 class CaptureError(NqError):

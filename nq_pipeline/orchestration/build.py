@@ -30,7 +30,7 @@ from nq_pipeline.orchestration.schedules import (
     pressure_while_captured,
     spend_hourly,
 )
-from nq_pipeline.orchestration.sensors import capture_checks, live_capture
+from nq_pipeline.orchestration.sensors import capture_checks, first_snapshot, live_capture
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
 from nq_pipeline.sources.registry import open_source
@@ -68,7 +68,7 @@ def build_defs(
             housekeeping_after_close,
             *SCHEDULES,
         ],
-        sensors=[live_capture, capture_checks, run_failures, alerts],
+        sensors=[first_snapshot, live_capture, capture_checks, run_failures, alerts],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.
         executor=dg.in_process_executor,

@@ -10,6 +10,7 @@ import dagster as dg
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import capture_quality
+from nq_pipeline.orchestration.assets.chains import CHOSEN
 from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.captures import (
     ATTEMPT,
@@ -23,10 +24,11 @@ from nq_pipeline.orchestration.captures import (
     fingerprint,
 )
 from nq_pipeline.orchestration.checks.capture import evaluations
-from nq_pipeline.orchestration.jobs import CAPTURE, KIND, capture_job
+from nq_pipeline.orchestration.jobs import CAPTURE, KIND, capture_job, chain_job
 from nq_pipeline.orchestration.liveness import is_alive, recorder
 from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.ticks import first_tick
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.quality import Finding
 
@@ -37,6 +39,32 @@ GONE = "The process of this capture is gone. What it had written is kept, and wh
 NEVER_BEGAN = "This capture was created and never began; nothing was written. Another one takes its place."
 SAY_AGAIN_S = 900
 """A judgement that has not changed is recorded again after so long, with its figures of then."""
+
+
+@dg.sensor(
+    job=chain_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks the sandbox for a first chain when this instance has none, at whatever hour, so that "
+    "there is something to look at. In live only the schedules ask.",
+)
+def first_snapshot(
+    context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.RunRequest | dg.SkipReason:
+    settings = vendors.settings()
+    tick = first_tick(
+        datetime.now(UTC),
+        environment=settings.environment,
+        chosen=context.instance.get_latest_materialization_event(CHOSEN) is not None,
+        window=settings.chain_window,
+        pinned=settings.now,
+    )
+    if tick.trade_date is None:
+        return dg.SkipReason(tick.reason)
+    day = tick.trade_date.isoformat()
+    return dg.RunRequest(
+        run_key=f"first:{day}", partition_key=day, tags={"nq/environment": settings.environment}
+    )
 
 
 @dg.sensor(

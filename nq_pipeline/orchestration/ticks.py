@@ -57,6 +57,25 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
     return Tick(None, f"{why_closed(scheduled, window)}; the next window ({window}) opens {opens}")
 
 
+def first_tick(
+    now: datetime, *, environment: str, chosen: bool, window: Window, pinned: datetime | None = None
+) -> Tick:
+    """Ask once on a new instance of the sandbox, at whatever hour, so that there is a chain to look at.
+
+    Parameters
+    ----------
+    chosen
+        Whether a chain was ever chosen on this instance.
+    """
+    if chosen:
+        return Tick(None, "there is a chain; the schedules ask for the next ones")
+    if environment != "sandbox":
+        return Tick(None, f"vendors are asked for the first chain when NQ_CHAIN_WINDOW ({window}) is open")
+    if pinned is not None:
+        return Tick(None, _pinned(pinned))
+    return Tick(sessions.current_session(now).trade_date)
+
+
 def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
     """Tidy up once for each trade date, in the evening of its day in Chicago."""
     if pinned is not None:

@@ -1,0 +1,154 @@
+"""`nq ui`: Dagster's web server, daemon and runs as one process group, over one Dagster instance.
+
+Dagster itself is not imported here: it runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from threading import Event
+
+from dotenv import dotenv_values
+
+from nq_pipeline.errors import UiError
+from nq_pipeline.settings import Settings
+
+HOST = "127.0.0.1"
+SHIPPED = Path(__file__).with_name("instance")
+"""The `dagster.yaml` and `workspace.yaml` for a folder that has none."""
+GRACE_S = 30.0
+"""Seconds that Dagster and its runs have to end by themselves; a capture flushes its log first."""
+POLL_S = 0.2
+
+
+def instance_folder(settings: Settings) -> Path:
+    """The folder of the Dagster instance, which holds a `dagster.yaml` afterwards.
+
+    DAGSTER_HOME where it is set (also in `.env`), else this folder when it has a `dagster.yaml`, as a
+    checkout does, else `.dagster` in the data folder.
+    """
+    named = os.environ.get("DAGSTER_HOME") or dotenv_values(".env").get("DAGSTER_HOME")
+    if named:
+        folder = Path(named).expanduser().absolute()
+    elif Path("dagster.yaml").is_file():
+        folder = Path.cwd()
+    else:
+        folder = settings.data_dir.absolute() / ".dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "dagster.yaml").exists():
+        shutil.copyfile(SHIPPED / "dagster.yaml", folder / "dagster.yaml")
+    return folder
+
+
+def command(port: int) -> list[str]:
+    """The command that starts Dagster's web server and daemon."""
+    workspace = Path("workspace.yaml") if Path("workspace.yaml").is_file() else SHIPPED / "workspace.yaml"
+    return [
+        sys.executable,
+        # Dagster recommends another program for this, which needs thirty more packages.
+        *("-W", "ignore:Function `dev_command` is superseded"),
+        *("-m", "dagster", "dev", "--workspace", str(workspace), "--host", HOST, "--port", str(port)),
+    ]
+
+
+@contextmanager
+def claimed(folder: Path, port: int) -> Iterator[None]:
+    """Hold the instance, on a port that is free. Raises UiError when either is taken.
+
+    A second daemon on one instance would launch every scheduled run twice.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UiError(
+                f"another `nq ui` runs on the Dagster instance in {folder}; stop it before starting this one"
+            ) from None
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise UiError(
+                    f"port {port} of {HOST} cannot be used ({error.strerror}); "
+                    f"stop what uses it, or choose another with `nq ui --port {port % 65535 + 1}`"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def run(
+    command: Sequence[str], port: int, *, home: Path, stop: Event, answers: Callable[[], None] = lambda: None
+) -> None:
+    """Run Dagster until `stop` is set, then end every process of its group.
+
+    Parameters
+    ----------
+    command
+        What starts Dagster; called in this folder.
+    home
+        The folder of the Dagster instance.
+    answers
+        Called once, when the web server answers on the port.
+
+    Raises
+    ------
+    UiError
+        Dagster ended by itself.
+    """
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    silent = True
+    try:
+        while not stop.wait(POLL_S):
+            if process.poll() is not None:
+                raise UiError("Dagster ended by itself; its messages above say why")
+            if silent and _answers(port):
+                silent = False
+                answers()
+    finally:
+        _end(process)
+
+
+def _answers(port: int) -> bool:
+    """Whether Dagster's web server answers on the port."""
+    connection = HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/server_info")
+        return "dagster_webserver_version" in json.loads(connection.getresponse().read(65_536))
+    except (OSError, HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group: first Dagster in its own order, then its runs, at last what is left."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
+        until = time.monotonic() + patience
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(POLL_S)
+        except ProcessLookupError:  # the group is empty
+            return

@@ -1,0 +1,239 @@
+"""`nq ui` as a process: it starts only where it can, says when it answers, and ends all that it started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import requests
+import yaml
+from click.testing import CliRunner
+
+from nq_pipeline import cli
+from nq_pipeline.errors import UiError
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration import ui
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.sensors import first_snapshot
+from nq_pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FAKE = """
+import json, os, signal, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+child = subprocess.Popen([sys.executable, "-c", CHILD])
+Path("child").write_text(str(child.pid))
+Path("home").write_text(os.environ["DAGSTER_HOME"])
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"dagster_webserver_version": "1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer).serve_forever()
+"""
+"""A Dagster that answers at once and leaves a process behind when it ends."""
+OBEDIENT = "import time; time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBEDIENT}"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind((ui.HOST, 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind((ui.HOST, 0))
+        taken.listen()
+        yield int(taken.getsockname()[1])
+
+
+def fake_dagster(folder: Path, child: str = OBEDIENT) -> None:
+    """A module `dagster` that `python -m dagster` finds first in this folder."""
+    (folder / "dagster").mkdir()
+    (folder / "dagster" / "__init__.py").touch()
+    (folder / "dagster" / "__main__.py").write_text(FAKE.replace("CHILD", repr(child)))
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that only waits to be reaped has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+# ── before it starts ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    fake_dagster(tmp_path)
+    with taken_port() as port:
+        result = CliRunner().invoke(cli.main, ["ui", "--port", str(port)])
+    assert result.exit_code == cli.FAULT
+    assert result.stderr.startswith(f"nq: port {port} of 127.0.0.1 cannot be used (")
+    assert f"nq ui --port {port + 1}" in result.stderr
+    assert not (tmp_path / "child").exists() and "open http" not in result.stdout
+
+
+def test_a_second_one_on_the_same_instance_is_refused(tmp_path: Path) -> None:
+    with (
+        ui.claimed(tmp_path, free_port()),
+        pytest.raises(UiError, match="another `nq ui` runs on"),
+        ui.claimed(tmp_path, free_port()),
+    ):
+        pass
+    with ui.claimed(tmp_path, free_port()):
+        pass
+
+
+# ── while it runs, and when it ends ─────────────────────────────────────────────────────────────
+
+
+def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) -> None:
+    fake_dagster(tmp_path)
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-m", "nq_pipeline", "ui", "--port", str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "NQ_ENVIRONMENT": "live", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "answers" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == cli.OK, said
+    assert "".join(said).count(f"http://127.0.0.1:{port}") == 1
+    assert is_gone(int((tmp_path / "child").read_text()))
+    assert (tmp_path / "home").read_text() == str(tmp_path / "data" / ".dagster")
+
+
+def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "GRACE_S", 0.5)
+    fake_dagster(tmp_path, STUBBORN)
+    stop, port = threading.Event(), free_port()
+    ui.run(ui.command(port), port, home=tmp_path, stop=stop, answers=stop.set)
+    time.sleep(0.1)
+    assert is_gone(int((tmp_path / "child").read_text()))
+
+
+def test_a_dagster_that_ends_by_itself_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UiError, match="ended by itself"):
+        ui.run([sys.executable, "-c", ""], free_port(), home=tmp_path, stop=threading.Event())
+
+
+# ── the instance ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_folder_gets_an_instance_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=Path("data"))
+    home = ui.instance_folder(settings)
+    assert home == tmp_path / "data" / ".dagster"
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    assert ui.instance_folder(settings) == home
+    assert "concurrency" not in (home / "dagster.yaml").read_text(), "what is there is not written over"
+    (tmp_path / "dagster.yaml").touch()
+    assert ui.instance_folder(settings) == tmp_path, "a checkout"
+    (tmp_path / ".env").write_text("DAGSTER_HOME=${HOME}/d\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ui.instance_folder(settings) == tmp_path / "d"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "e"))
+    assert ui.instance_folder(settings) == tmp_path / "e"
+
+
+def test_the_instance_that_is_shipped_is_the_one_of_a_checkout() -> None:
+    """But for the places of its files, which Dagster puts beside the shipped one by itself."""
+    places = {"storage", "local_artifact_storage", "compute_logs"}
+    checkout = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    shipped = yaml.safe_load((ui.SHIPPED / "dagster.yaml").read_text())
+    assert shipped == {name: part for name, part in checkout.items() if name not in places}
+    assert (ui.SHIPPED / "workspace.yaml").read_text() == (ROOT / "workspace.yaml").read_text()
+
+
+# ── the first snapshot ──────────────────────────────────────────────────────────────────────────
+
+
+def first(instance: dg.DagsterInstance, **given: object) -> dg.RunRequest | dg.SkipReason:
+    vendors = Vendors(Settings(**given))  # type: ignore[arg-type]
+    context = dg.build_sensor_context(instance=instance, resources={"vendors": vendors})
+    return first_snapshot(context)  # type: ignore[return-value]
+
+
+def test_a_new_instance_of_the_sandbox_asks_for_one_chain() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        due = first(instance)
+        assert isinstance(due, dg.RunRequest)
+        assert due.partition_key == sessions.current_session(datetime.now(UTC)).trade_date.isoformat()
+        for settings, reason in (
+            ({"environment": "live"}, "NQ_CHAIN_WINDOW (rth)"),
+            ({"now": "2025-06-10T15:00:00Z"}, "NQ_NOW holds the clock"),
+        ):
+            skipped = first(instance, **settings)
+            assert isinstance(skipped, dg.SkipReason) and reason in (skipped.skip_message or "")
+        instance.report_runless_asset_event(dg.AssetMaterialization(["nq", "option_chain"]))
+        skipped = first(instance)
+        assert isinstance(skipped, dg.SkipReason) and "there is a chain" in (skipped.skip_message or "")
+
+
+# ── the whole of it ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "ui.log"
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            [str(Path(sys.executable).with_name("nq")), "ui", "--port", str(port)],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_PROXY": ui.HOST},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        graphql = """{ runsOrError(filter: {pipelineName: "chain_snapshot"}) { ... on Runs {
+            results { status } } } locationStatusesOrError { ... on WorkspaceLocationStatusEntries {
+            entries { name } } } }"""
+        give_up, done, location = time.monotonic() + 300, [], ""
+        while time.monotonic() < give_up and process.poll() is None and done != ["SUCCESS"]:
+            time.sleep(2)
+            if "Dagster answers" in log.read_text():
+                url = f"http://{ui.HOST}:{port}/graphql"
+                data = requests.post(url, json={"query": graphql}, timeout=30).json()["data"]
+                done = [run["status"] for run in data["runsOrError"]["results"]]
+                location = data["locationStatusesOrError"]["entries"][0]["name"]
+        process.send_signal(signal.SIGTERM)
+    said = log.read_text()
+    assert (process.returncode, done, location) == (cli.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
+    assert not re.search("SupersessionWarning|temporary directory", said)
+    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in commands and f"--port {port}" not in commands
