@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     import duckdb
+    import polars as pl
 
     from nq_pipeline.live.totals import Totals
     from nq_pipeline.settings import Settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nq_pipeline.spend.ledger import Ledger
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
+_GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
 EVERY_COLUMN = 100_000
 """Characters in a line that no result is wider than."""
 EXIT_CODES = """
@@ -120,11 +122,11 @@ def run(
         tell = (lambda line: None) if as_json else _progress
         with endpoints(settings) as reachable:
             snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
-    priced = _price(settings, snapshot)
+    measured = _price(settings, snapshot)
     if as_json:
-        click.echo(_json({**_as_json(settings, snapshot), "priced": priced}))
+        click.echo(_json({**_as_json(settings, snapshot), **_measured_as_json(measured)}))
     else:
-        _show(settings, snapshot, priced)
+        _show(settings, snapshot, measured)
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
 
 
@@ -832,19 +834,44 @@ def _note_sandbox(settings: Settings) -> None:
         click.echo("SANDBOX: a synthetic market from stand-ins on this machine; no price here is real.")
 
 
-def _price(settings: Settings, snapshot: Snapshot) -> int:
-    """Price and measure the chosen chain; the number of contracts that have a volatility of ours."""
+def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
+    """Price and measure the chosen chain; rows by name of table, none where there is no chain."""
     if not snapshot.chain.height:
-        return 0
+        return {}
     from nq_pipeline.analytics.snapshot import price_and_measure
     from nq_pipeline.lake import catalog
 
     measured = price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
     catalog.publish(settings.environment_dir)
-    return int(measured["option_pricing"]["implied_volatility"].count())
+    return measured
 
 
-def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
+def _priced(measured: dict[str, pl.DataFrame]) -> int:
+    """The number of contracts that have a volatility of ours."""
+    return int(measured["option_pricing"]["implied_volatility"].count()) if measured else 0
+
+
+def _measured_as_json(measured: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    levels = measured["gamma_levels"].select(_GAMMA).to_dicts() if measured else []
+    return {"priced": _priced(measured), "gamma_levels": levels}
+
+
+def _gamma(level: dict[str, Any]) -> str:
+    """The gamma of one source's options on one product, with its sign and what is not in the sum."""
+    net, zero, left_out = (level[name] for name in ("gex_per_pct", "zero_gamma", "open_interest_left_out"))
+    of = f"Gamma of {level['product']} by {level['source']}"
+    if net is None:
+        return f"{of}: unknown; {left_out:,} open contracts could not be priced."
+    where = (
+        "within 10 % of the future none" if zero is None else f"{zero:,.0f}, future {level['forward']:,.2f}"
+    )
+    return (
+        f"{of}: net {net / 1e6:+,.1f} million dollars per 1 %; zero gamma {where}; "
+        f"{left_out:,} open contracts left out."
+    )
+
+
+def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFrame]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -881,9 +908,11 @@ def _show(settings: Settings, snapshot: Snapshot, priced: int) -> None:
     click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
-            f"Priced: {priced:,} of {snapshot.chain.height:,} contracts; "
+            f"Priced: {_priced(measured):,} of {snapshot.chain.height:,} contracts; "
             "option_pricing.unpriced says why not."
         )
+        for level in measured["gamma_levels"].to_dicts():
+            click.echo(_gamma(level))
         click.echo("Next, paste:")
         click.echo(
             f'  {_program()} sql "select series, source, count(*) as contracts, '

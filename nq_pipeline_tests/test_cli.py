@@ -203,7 +203,7 @@ def test_a_run_as_json_is_one_object_and_nothing_else(barchart: Server) -> None:
     assert result.stderr == ""
     assert set(report) == {
         "environment", "run_id", "trade_date", "snapshot_ts", "moment", "sources", "skipped", "winners",
-        "lost", "rows", "lake", "priced",
+        "lost", "rows", "lake", "priced", "gamma_levels",
     }  # fmt: skip
     assert (report["environment"], report["trade_date"]) == ("live", "2025-06-10")
     assert datetime.fromisoformat(report["snapshot_ts"]) == datetime.fromisoformat(NOW)

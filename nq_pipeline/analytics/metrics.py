@@ -11,6 +11,7 @@ call and short every put that is open. Formulas and their sources are in `docs/a
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from nq_pipeline.market import black76
@@ -29,11 +30,11 @@ BISECTIONS = 20
 """Halvings of a step: the level is exact to a thousandth of a point."""
 
 _CALL = pl.col("option_type") == "C"
-_PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "gamma", "iv_uncertainty")
+_PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "iv_uncertainty")
 
 
 def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `option_chain` with our volatility (`iv`) and gamma in place of the vendor's."""
+    """Rows of `option_chain` with our volatility (`iv`) in place of the vendor's."""
     key = ["source", "snapshot_ts", "contract_key"]
     # DuckDB hands instants over in microseconds, the lake in nanoseconds.
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
@@ -114,8 +115,7 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per source, snapshot and product: all series together, and zero gamma."""
     product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root")).alias("product")
     rows = _with_exposure(priced).with_columns(product)
-    forwards = _forwards(priced).with_columns(product)
-    nearest = forwards.sort("expiration").group_by(MARKET).agg(pl.col("forward").drop_nulls().first())
+    nearest = rows.sort("expiration").group_by(MARKET).agg(pl.col("forward").drop_nulls().first())
     totals = (
         rows.group_by(MARKET)
         .agg(
@@ -128,12 +128,7 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
         .join(nearest, on=MARKET)
     )
     held = rows.filter(pl.col("gex_per_point").is_not_null(), pl.col("open_interest") > 0)
-    usable = (
-        held.drop("forward", "years")
-        .join(forwards.select(*SERIES, "forward", "years"), on=SERIES)
-        .filter(pl.col("forward").is_not_null(), pl.col("years") > 0)
-    )
-    parts = usable.partition_by(MARKET, as_dict=True)
+    parts = held.partition_by(MARKET, as_dict=True)
     shifts = [
         _zero_gamma_shift(parts[key]) if key in parts else None for key in totals.select(MARKET).iter_rows()
     ]
@@ -162,27 +157,40 @@ def _forwards(priced: pl.DataFrame) -> pl.DataFrame:
 def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:
     """Dollars of futures dealers trade per point, and per 1 %, if long calls and short puts.
 
-    Positive: dealers sell as the market rises. Gamma is per point, the multiplier dollars per point.
+    Positive: dealers sell as the market rises. `forward` and `years` become those of the series, so
+    that a settlement of the close before counts with its volatility, but at the forward of now.
     """
-    sign = pl.when(_CALL).then(1.0).otherwise(-1.0)
-    per_point = sign * pl.col("gamma") * pl.col("open_interest") * pl.col("multiplier") * pl.col("forward")
-    return priced.with_columns(gex_per_point=per_point, gex_per_pct=per_point * pl.col("forward") / 100)
+    rows = priced.drop("forward", "years").join(
+        _forwards(priced).select(*SERIES, "forward", "years"), on=SERIES, how="left", maintain_order="left"
+    )
+    per_point = pl.Series("gex_per_point", _exposures(rows, 1.0)).fill_nan(None)
+    return rows.with_columns(per_point).with_columns(
+        gex_per_pct=pl.col("gex_per_point") * pl.col("forward") / 100
+    )
+
+
+def _exposures(rows: pl.DataFrame, shift: float) -> npt.NDArray[np.float64]:
+    """Every contract's exposure per point were all forwards `shift` times theirs; NaN where it has none.
+
+    Every contract keeps its volatility (sticky strike). Gamma, per point, is Black-76's, of American
+    options too, so that totals and the zero-gamma level are of one curve.
+    """
+    forward, strike, years, iv, rate, multiplier, held = (
+        rows[name].cast(pl.Float64).to_numpy()
+        for name in ("forward", "strike", "years", "iv", "rate", "multiplier", "open_interest")
+    )
+    is_call = (rows["option_type"] == "C").to_numpy()
+    at = forward * shift
+    gamma = black76.value(at, strike, years, iv, is_call, rate).gamma
+    exposures: npt.NDArray[np.float64] = np.where(is_call, 1.0, -1.0) * held * multiplier * at * gamma
+    return exposures
 
 
 def _zero_gamma_shift(rows: pl.DataFrame) -> float | None:
-    """The factor nearest 1 on all forwards at which net exposure changes sign; None within the range.
-
-    Every contract keeps its volatility (sticky strike); gamma is Black-76's, of American options too.
-    """
-    forward, strike, years, iv, rate = (
-        rows[name].to_numpy() for name in ("forward", "strike", "years", "iv", "rate")
-    )
-    is_call = (rows["option_type"] == "C").to_numpy()
-    held = np.where(is_call, 1.0, -1.0) * rows["open_interest"].to_numpy() * rows["multiplier"].to_numpy()
+    """The factor nearest 1 on all forwards at which net exposure changes sign; None within the range."""
 
     def net(shift: float) -> float:
-        at = forward * shift
-        return float(np.sum(held * at * black76.value(at, strike, years, iv, is_call, rate).gamma))
+        return float(np.sum(_exposures(rows, shift)))
 
     grid = np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS)
     exposure = np.array([net(shift) for shift in grid])

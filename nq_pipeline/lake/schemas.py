@@ -348,7 +348,12 @@ GAMMA_LEVELS = Table(
         *_GEX,
         _c("zero_gamma", _F, "level where net exposure changes sign; null when none is within 10 %"),
         _c("contracts", _I, "contracts in the exposure", False),
-        _c("open_interest_left_out", _I, "open contracts without a gamma, not in the exposure", False),
+        _c(
+            "open_interest_left_out",
+            _I,
+            "open contracts that could not be priced, not in the exposure",
+            False,
+        ),
         _c("run_id", _S, "the run that computed it", False),
     ),
     key=("source", "snapshot_ts", "product"),

@@ -165,12 +165,17 @@ def _tiles(book: Book, front: dict[str, Any]) -> Iterator[Tile]:
     level = book.levels.row(0, named=True)  # of the source with the most contracts, if there are several
     zero = level["zero_gamma"]
     whose = f", of {level['source']}'s series" if book.levels.height > 1 else ""
+    net, left_out = level["gex_per_pct"], level["open_interest_left_out"]
     away = (
         f"{zero / level['forward'] - 1:+.2%} from the future".replace("-", "−")
         if zero
         else "none within 10 %"
     )
-    yield Tile("Zero gamma", _number(zero, 0), away + whose)
+    yield Tile(
+        "Zero gamma",
+        _number(zero, 0),
+        f"{away}{whose}; net gamma {_signed_millions(net)}, {left_out:,} open contracts left out",
+    )
     calls, puts, calls_traded, puts_traded = (
         _known(book.series[f"{side}_{what}"])
         for what in ("open_interest", "volume")
@@ -248,6 +253,11 @@ def _share(value: float | None, digits: int = 1) -> str:
 
 def _usd(value: float | Decimal | None, digits: int = 2) -> str:
     return NONE if value is None else f"${value:,.{digits}f}"
+
+
+def _signed_millions(usd: float | None) -> str:
+    """Dollars per 1 % with their sign, which says what dealers do as the market rises."""
+    return "unknown" if usd is None else f"{usd / 1e6:+,.1f} million dollars per 1 %".replace("-", "−")
 
 
 def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:

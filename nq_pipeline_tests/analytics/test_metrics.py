@@ -22,6 +22,7 @@ from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.analytics.test_pricing import quoted
+from nq_pipeline_tests.market.test_pricing_chain import board
 
 NOON = datetime(2025, 6, 30, 17, tzinfo=UTC)
 SCHEMA = {
@@ -31,13 +32,12 @@ SCHEMA = {
     "volume": pl.Int64,
     "price": pl.Float64,
     "iv": pl.Float64,
-    "gamma": pl.Float64,
 }
-Row = tuple[float, str, int | None, int | None, float | None, float | None, float | None]
+Row = tuple[float, str, int | None, int | None, float | None, float | None]
 
 
 def priced(rows: Sequence[Row], forward: float = 100.0, years: float = 0.25) -> pl.DataFrame:
-    """A series as `priced_chain` gives it, of (strike, side, open interest, volume, price, iv, gamma)."""
+    """A series as `priced_chain` gives it, of (strike, side, open interest, volume, price, iv)."""
     return pl.DataFrame(list(rows), schema=SCHEMA, orient="row").with_columns(
         source=pl.lit("barchart"),
         environment=pl.lit("sandbox"),
@@ -58,14 +58,18 @@ def priced(rows: Sequence[Row], forward: float = 100.0, years: float = 0.25) -> 
 
 CHAIN = priced(
     [
-        (90.0, "C", 10, 1, 11.0, 0.31, 0.01),
-        (90.0, "P", 40, 6, 1.0, 0.30, 0.01),
-        (99.0, "C", 30, 2, 4.0, 0.25, 0.04),
-        (99.0, "P", 20, 3, 3.0, 0.24, 0.05),
-        (103.0, "C", 50, 5, 2.0, 0.20, 0.03),
-        (103.0, "P", None, None, None, None, None),
+        (90.0, "C", 10, 1, 11.0, 0.31),
+        (90.0, "P", 40, 6, 1.0, 0.30),
+        (99.0, "C", 30, 2, 4.0, 0.25),
+        (99.0, "P", 20, 3, 3.0, 0.24),
+        (103.0, "C", 50, 5, 2.0, 0.20),
+        (103.0, "P", None, None, None, None),
     ]
 )
+
+
+def gamma(strike: float, iv: float, forward: float = 100.0, years: float = 0.25) -> float:
+    return float(black76.value(forward, strike, years, iv, True).gamma)
 
 
 def test_the_profile_of_a_strike_is_what_its_two_contracts_say() -> None:
@@ -76,12 +80,11 @@ def test_the_profile_of_a_strike_is_what_its_two_contracts_say() -> None:
         2,
         3,
     )
-    assert row["call_gex_per_point"] == pytest.approx(
-        0.04 * 30 * 20 * 100
-    )  # gamma, open, $ per point, forward
-    assert row["put_gex_per_point"] == pytest.approx(-0.05 * 20 * 20 * 100)
-    assert row["gex_per_point"] == pytest.approx(2_400 - 2_000)
-    assert row["gex_per_pct"] == pytest.approx(400)  # one percent of 100 is one point
+    # Gamma, open contracts, dollars per point, forward.
+    calls, puts = gamma(99, 0.25) * 30 * 20 * 100, gamma(99, 0.24) * 20 * 20 * 100
+    assert (row["call_gex_per_point"], row["put_gex_per_point"]) == pytest.approx((calls, -puts))
+    assert row["gex_per_point"] == pytest.approx(calls - puts)
+    assert row["gex_per_pct"] == pytest.approx(calls - puts)  # one percent of 100 is one point
     # At 99 the calls of 90 pay 9 each; the puts below and the calls above pay nothing.
     assert row["payout"] == pytest.approx(10 * 9 * 20)
 
@@ -90,7 +93,7 @@ def test_what_no_vendor_said_stays_unknown() -> None:
     row = strike_profile(CHAIN).filter(pl.col("strike") == 103).row(0, named=True)
     assert row["put_open_interest"] is None and row["put_gex_per_point"] is None
     assert row["gex_per_point"] == row["call_gex_per_point"]
-    silent = priced([(90.0, "C", None, None, 11.0, 0.3, 0.01), (90.0, "P", None, None, 1.0, 0.3, 0.01)])
+    silent = priced([(90.0, "C", None, None, 11.0, 0.3), (90.0, "P", None, None, 1.0, 0.3)])
     row = series_metrics(silent).row(0, named=True)
     unknown = ("call_volume", "put_call_open_interest", "put_call_volume", "max_pain", "gex_per_point")
     assert [row[name] for name in unknown] == [None] * 5
@@ -108,7 +111,7 @@ def test_the_smile_holds_puts_below_the_forward_and_calls_above() -> None:
 
 
 def test_settlements_of_the_close_before_do_not_move_what_a_quoted_series_says() -> None:
-    rows = [(strike, side, 5, 1, 9.0, 0.5, 0.01) for strike in (80.0, 85.0, 110.0, 120.0) for side in "CP"]
+    rows = [(strike, side, 5, 1, 9.0, 0.5) for strike in (80.0, 85.0, 110.0, 120.0) for side in "CP"]
     settled = priced(rows, forward=97.0, years=0.3).with_columns(price_used=pl.lit("settlement"))
     both = pl.concat([settled, CHAIN])
     assert iv_smile(both).equals(iv_smile(CHAIN))
@@ -135,12 +138,12 @@ def test_a_stale_last_price_makes_no_straddle() -> None:
 
 
 def test_a_series_with_one_open_strike_has_its_max_pain_there() -> None:
-    alone = priced([(95.0, "C", 5, 1, 5.0, 0.2, 0.02)])
+    alone = priced([(95.0, "C", 5, 1, 5.0, 0.2)])
     assert series_metrics(alone)["max_pain"].to_list() == [95.0]
 
 
 def test_the_exposure_is_nothing_at_the_zero_gamma_level() -> None:
-    row = gamma_levels(priced([(95.0, "P", 100, 1, 1.0, 0.2, 0.03), (105.0, "C", 100, 1, 1.0, 0.2, 0.03)]))
+    row = gamma_levels(priced([(95.0, "P", 100, 1, 1.0, 0.2), (105.0, "C", 100, 1, 1.0, 0.2)]))
     level = row["zero_gamma"].item()
     # With one volatility and equal size both gammas are equal where -d1 of one is d1 of the other.
     variance = 0.2**2 * 0.25
@@ -152,13 +155,48 @@ def test_the_exposure_is_nothing_at_the_zero_gamma_level() -> None:
     assert gammas[0] == pytest.approx(gammas[1], rel=1e-4)
 
 
+def test_a_settlement_counts_at_the_forward_of_now() -> None:
+    """Its own forward lies 3 % away: the total there had the other sign than at the level's forward."""
+    calls = priced([(100.0, "C", 100, 1, 1.0, 0.2)])
+    settled = priced([(97.0, "P", 110, 1, 1.0, 0.2)], forward=97.0, years=0.3)
+    chain = pl.concat([calls, settled.with_columns(price_used=pl.lit("settlement"))])
+    row = gamma_levels(chain).row(0, named=True)
+    expected = 20 * 100 * (100 * gamma(100, 0.2) - 110 * gamma(97, 0.2))
+    assert row["gex_per_point"] == pytest.approx(expected)
+    for rows in (strike_profile(chain), series_metrics(chain)):
+        assert rows["gex_per_point"].sum() == pytest.approx(expected)
+
+
+def test_the_net_at_the_zero_gamma_level_is_nothing() -> None:
+    """The level is of the same exposure as the total, settlements of another forward among it."""
+    calls = priced([(102.0, "C", 100, 1, 1.0, 0.2), (95.0, "P", 90, 1, 1.0, 0.25)])
+    settled = priced([(94.0, "P", 60, 1, 1.0, 0.3)], forward=95.0, years=0.3)
+    chain = pl.concat([calls, settled.with_columns(price_used=pl.lit("settlement"))])
+    level = gamma_levels(chain).row(0, named=True)["zero_gamma"]
+    moved = chain.with_columns(forward=pl.lit(level))
+    assert gamma_levels(moved)["gex_per_point"].item() == pytest.approx(0.0, abs=0.5)
+    assert gamma_levels(moved)["zero_gamma"].item() == pytest.approx(level, abs=1e-3)
+
+
+def test_an_american_option_counts_by_the_gamma_of_the_level() -> None:
+    """Total and level are of one curve, and that is Black-76's."""
+    expiration = datetime(2025, 9, 28, 17, tzinfo=UTC)
+    chain = board(expiration=expiration, american_style=True, multiplier=20.0, open_interest=1, volume=0)
+    pricing = price_chain(chain, rate=0.0401)
+    profile = strike_profile(priced_chain(chain, pricing)).row(0, named=True)
+    deep = pricing.filter(contract_key="QN2-2025-07-10-C-19000").row(0, named=True)
+    of = black76.value(deep["forward"], 19_000, deep["years"], deep["implied_volatility"], True, 0.0401)
+    assert deep["model"] == "ju_zhong" and deep["gamma"] != pytest.approx(of.gamma, rel=1e-3)
+    assert profile["call_gex_per_point"] == pytest.approx(20 * deep["forward"] * of.gamma)
+
+
 def test_there_is_no_zero_gamma_level_where_only_calls_are_open() -> None:
-    row = gamma_levels(priced([(100.0, "C", 100, 1, 1.0, 0.2, 0.03)])).row(0, named=True)
+    row = gamma_levels(priced([(100.0, "C", 100, 1, 1.0, 0.2)])).row(0, named=True)
     assert row["zero_gamma"] is None and row["gex_per_point"] > 0
 
 
 def test_what_has_no_gamma_is_counted_as_left_out() -> None:
-    rows = priced([(100.0, "C", 100, 1, 1.0, 0.2, 0.03), (100.0, "P", 7, 1, None, None, None)])
+    rows = priced([(100.0, "C", 100, 1, 1.0, 0.2), (100.0, "P", 7, 1, None, None)])
     row = gamma_levels(rows).row(0, named=True)
     assert (row["contracts"], row["open_interest_left_out"]) == (1, 7)
 
@@ -171,7 +209,7 @@ def test_sources_are_never_added_together() -> None:
 
 CONTRACTS = st.dictionaries(
     st.tuples(st.integers(380, 420).map(lambda tick: tick / 4), st.sampled_from("CP")),
-    st.tuples(st.integers(0, 10_000), st.floats(0, 0.1)),
+    st.tuples(st.integers(0, 10_000), st.floats(0.05, 1.0)),
     min_size=1,
     max_size=30,
 )
@@ -180,7 +218,7 @@ CONTRACTS = st.dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(CONTRACTS)
 def test_max_pain_is_what_brute_force_finds(held: dict[tuple[float, str], tuple[int, float]]) -> None:
-    rows = [(k, side, size, 0, 1.0, 0.2, gamma) for (k, side), (size, gamma) in held.items()]
+    rows = [(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()]
 
     def payout(settled: float) -> float:
         pays = ((settled - k if side == "C" else k - settled, size) for (k, side), (size, _) in held.items())
@@ -198,8 +236,10 @@ def test_max_pain_is_what_brute_force_finds(held: dict[tuple[float, str], tuple[
 def test_exposure_adds_up_from_strike_to_series_to_market(
     held: dict[tuple[float, str], tuple[int, float]],
 ) -> None:
-    chain = priced([(k, side, size, 0, 1.0, 0.2, gamma) for (k, side), (size, gamma) in held.items()])
-    total = sum((1 if side == "C" else -1) * g * size * 20 * 100 for (_, side), (size, g) in held.items())
+    chain = priced([(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()])
+    total = sum(
+        (1 if side == "C" else -1) * gamma(k, iv) * size * 20 * 100 for (k, side), (size, iv) in held.items()
+    )
     for rows in (strike_profile(chain), series_metrics(chain), gamma_levels(chain)):
         assert rows["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
 

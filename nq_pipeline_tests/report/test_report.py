@@ -61,6 +61,10 @@ def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, pa
     assert shown["Future NQM5"] == f"{front['forward']:,.2f}"
     assert shown["Volatility at the money"] == f"{front['atm_iv']:.1%}"
     assert shown["Expected move"] == f"±{front['expected_move_iv']:,.0f}"
+    zero = text(page, '//dl[@class="tiles"]/div[dt="Zero gamma"]')
+    net = f"{levels['gex_per_pct'] / 1e6:+,.1f}".replace("-", "−")
+    assert f"net gamma {net} million dollars per 1 %" in zero
+    assert f"{levels['open_interest_left_out']:,} open contracts left out" in zero
     assert shown["Puts per call"] == f"{levels['put_call_open_interest']:.2f}"
     assert shown["Open interest"] == f"{levels['call_open_interest'] + levels['put_open_interest']:,}"
     assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
