@@ -15,15 +15,14 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
-from nq_pipeline.clock import Clock, to_ns
+from nq_pipeline.clock import NS_PER_S, Clock, to_ns
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.live import gateway, reconnect
 from nq_pipeline.live.accounts import Accounts
@@ -134,6 +133,7 @@ class Capture:
         self._session: Session | None = None
         self._recounting: asyncio.Task[None] | None = None
         self._recount_again = 0.0
+        self._uncounted = Attempts()
         self._disputed: str | None = None
         self._warnings = 0
 
@@ -172,6 +172,7 @@ class Capture:
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
         opens, self._closes = opened
+        self._proven_ns = to_ns(opens)
         self._stop, self._meter = stop, Meter(self.totals, progress)
         sync_s = self._settings.capture_sync_ms / 1000
         with (
@@ -215,7 +216,8 @@ class Capture:
             while not self._is_over():
                 started = self.clock.now()
                 session, asked, ending = await self._hold_session()
-                self._put_down(session, asked, started, ending)
+                advanced_s = self._put_down(session, asked, started, ending)
+                ending = replace(ending, sound=reconnect.is_sound(session.state.lived_s, advanced_s))
                 step = reconnect.next_step(
                     ending, attempts, now=self.clock.now(), closes=self._deadline(), chance=random.random()
                 )
@@ -282,7 +284,7 @@ class Capture:
         except LogFailed as error:
             return Ending(How.FAILED, str(error))
         self._books.check()
-        self._count_again(self._accounts.advance(session.state, now), now)
+        self._count_again(self._accounts.advance(session.state, now))
         self._look_beyond()
         self._miss_roots(session, now)
         if session.state.warnings > self._warnings:
@@ -318,10 +320,12 @@ class Capture:
             found[schema] = found.get(schema, ()) + self._parents[what]
         return found
 
-    def _put_down(self, session: Session, asked: list[Subscription], at: datetime, ending: Ending) -> None:
-        """Put down how a session ended."""
+    def _put_down(self, session: Session, asked: list[Subscription], at: datetime, ending: Ending) -> float:
+        """Put down how a session ended; returns by how many seconds it moved the proven moment."""
         now, state = self.clock.now(), session.state
         proven = self._accounts.end(state, ending, self._log)
+        # A gateway whose clock is ahead must not seem to prove more than has passed.
+        before, self._proven_ns = self._proven_ns, max(self._proven_ns, min(proven or 0, to_ns(now)))
         row = {
             "session_key": f"{self.run_id}-{next(self._session_numbers)}",
             "gateway_session": state.session_id or None,
@@ -338,6 +342,7 @@ class Capture:
             "missing": ",".join(self.totals.missing) or None,
         }
         self._books.later(lambda: self._book.write_session(row, now))
+        return (self._proven_ns - before) / NS_PER_S
 
     def _give_up(self, step: Stop, ending: Ending) -> None:
         if step.reason is None:
@@ -381,8 +386,8 @@ class Capture:
         return self._closes + GRACE if pending else self._closes
 
     async def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self._is_over():
+        until = self.clock.monotonic() + seconds
+        while (left := until - self.clock.monotonic()) > 0 and not self._is_over():
             await asyncio.sleep(min(left, POLL_S))
             if self._meter.is_due:
                 self._report()
@@ -396,12 +401,12 @@ class Capture:
 
     # ── whether what was filled is whole ────────────────────────────────────────────────────────
 
-    def _count_again(self, ready: list[Gap], now: float) -> None:
+    def _count_again(self, ready: list[Gap]) -> None:
         """Begin a second count, one at a time."""
         if self._recounting and self._recounting.done():
             self._recounting.result()
             self._recounting = None
-        if ready and not self._recounting and now >= self._recount_again:
+        if ready and not self._recounting and self.clock.monotonic() >= self._recount_again:
             asked = subscriptions(ready, self._streams)
             self._recounting = asyncio.create_task(self._recount(ready, asked))
 
@@ -413,6 +418,7 @@ class Capture:
         if ending:
             self._could_not_count(gaps, ending)
             return
+        self._uncounted = Attempts()
         for gap in gaps:
             judged = self._accounts.judge(gap, counts[gap.gap_id])
             if judged and judged.state == "open":
@@ -421,17 +427,19 @@ class Capture:
                     self._disputed = judged.reason
 
     def _could_not_count(self, gaps: list[Gap], ending: Ending) -> None:
-        """Try again later, but for gaps that lie too far back by now."""
-        step = reconnect.next_step(ending, Attempts(), now=self.clock.now(), closes=None, chance=0.0)
+        """Try again later, and ever later, but for gaps that lie too far back by now."""
+        step = reconnect.next_step(
+            ending, self._uncounted, now=self.clock.now(), closes=None, chance=random.random()
+        )
+        self._uncounted = self._uncounted.after(ending)
         if isinstance(step, Retry) and step.replay_too_old:
             oldest = min(gap.first_ns for gap in gaps)
             for gap in gaps:
                 if gap.first_ns <= max(oldest, (step.earliest_ns or 0) - 1):
                     self._accounts.uncountable(gap)
-        limited = ending.code == reconnect.CONNECTION_LIMIT
-        pause = reconnect.LIMIT_S if limited else RECOUNT_AGAIN_S
-        self._recount_again = asyncio.get_running_loop().time() + pause
-        self._note(f"a gap could not be counted ({ending}); it will be tried again")
+        pause = max(RECOUNT_AGAIN_S, step.after_s) if isinstance(step, Retry) else reconnect.CAP_S
+        self._recount_again = self.clock.monotonic() + pause
+        self._note(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
 
     def _look_beyond(self) -> None:
         """Hand on what the gateway cannot fill, and put down what became of it."""

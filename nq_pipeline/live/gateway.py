@@ -97,6 +97,8 @@ class State:
         When bytes came last, in seconds of the event loop's clock.
     began
         When the first bytes of the stream came, likewise.
+    lived_s
+        For how long bytes of the stream came, seconds.
     heard_ns
         Up to when the gateway has sent what it had: the newest `ts_recv`, or heartbeat, which it sends
         when there is nothing else. By its own clock, nanoseconds UTC, so that a backlog shows.
@@ -125,6 +127,10 @@ class State:
     skipped: str = ""
     warnings: int = 0
     unknown: list[str] = field(default_factory=list)
+
+    @property
+    def lived_s(self) -> float:
+        return 0.0 if self.began is None else self.last_heard - self.began
 
 
 def missing(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
@@ -313,7 +319,7 @@ class Session:
     def _end(self, ending: Ending) -> None:
         if self.ending.done():
             return
-        self.ending.set_result(Ending(ending.how, ending.text, ending.code, self.state.records > 0))
+        self.ending.set_result(ending)
         self._leave()
 
     def _leave(self) -> None:

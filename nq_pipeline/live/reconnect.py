@@ -20,6 +20,8 @@ from nq_pipeline.live.ladder import LADDER
 SPACING_S = 0.25
 """Between two connections; the gateway closes those beyond five a second and address at once."""
 BASE_S, CAP_S = 0.5, 60.0
+LIVED_S, ADVANCED_S = 5.0, 1.0
+"""A session that lived so long, or carried the proven moment so far, was a success; see `is_sound`."""
 LIMIT_S, LIMIT_TRIES = 60.0, 10
 """The gateway may take a while to notice that our last session is dead; until then it counts."""
 
@@ -67,14 +69,14 @@ class Ending:
         What the gateway or the operating system said.
     code
         Of the ErrorMsg, for `How.ERROR`.
-    streamed
-        Whether market data came before.
+    sound
+        Whether the session was a success before it ended; see `is_sound`.
     """
 
     how: How
     text: str = ""
     code: int | None = None
-    streamed: bool = False
+    sound: bool = False
 
     def __str__(self) -> str:
         code = "" if self.code is None else f" {self.code}"
@@ -83,12 +85,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What was tried since market data came last.
+    """What was tried since the last sound session.
 
     Attributes
     ----------
     failed
-        Sessions that brought none, in a row.
+        Sessions in a row that were not sound.
     limited
         How many of them the gateway refused for a reason that may pass with time alone.
     """
@@ -97,7 +99,7 @@ class Attempts:
     limited: int = 0
 
     def after(self, ending: Ending) -> Attempts:
-        if ending.streamed:
+        if ending.sound:
             return Attempts()
         limited = self.limited + (ending.code == CONNECTION_LIMIT or ending.how is How.REFUSED)
         return Attempts(self.failed + 1, limited)
@@ -140,6 +142,21 @@ class Stop:
     entitled: bool = True
 
 
+def is_sound(lived_s: float, advanced_s: float) -> bool:
+    """Whether a session did its work, so that the next one may follow without a pause.
+
+    Records alone prove nothing: a gateway may send the first ones of a replay again and again.
+
+    Parameters
+    ----------
+    lived_s
+        From the first bytes of the stream to the last, seconds.
+    advanced_s
+        By how much the session moved the moment up to which everything is proven, seconds.
+    """
+    return lived_s >= LIVED_S or advanced_s >= ADVANCED_S
+
+
 def next_step(
     ending: Ending, attempts: Attempts, *, now: datetime, closes: datetime | None, chance: float
 ) -> Retry | StepDown | Stop:
@@ -158,7 +175,7 @@ def next_step(
         return Stop(None)
     if ending.how is How.FAILED:
         return Stop(ending.text)
-    backoff = _backoff(attempts.failed, chance)
+    backoff = 0.0 if ending.sound else _backoff(attempts.failed, chance)
     if ending.how is How.REFUSED:
         return _hopeless(ending.text) or _limited(ending, attempts)
     if ending.how is not How.ERROR:

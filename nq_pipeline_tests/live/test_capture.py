@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -430,3 +431,64 @@ def test_a_gateway_that_is_away_is_tried_until_the_stop_and_no_more_than_it_allo
         assert complete(it, tmp_path)
     assert ended(tmp_path).count("unreachable") == 4 == totals.reconnects
     assert gaps(tmp_path)["cause"].to_list() == ["late start"]
+
+
+class Hurried(ShiftedClock):
+    """The market at its own pace, and pauses a hundred times as fast."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() * 100
+
+
+class Endless(Script):
+    """The same fault again and again, once it is begun."""
+
+    def __init__(self, fault: Fault, *, begun: bool = True) -> None:
+        super().__init__()
+        self.fault, self.begun = fault, begun
+
+    def next(self, kinds: Collection[str]) -> Fault | None:
+        return self.fault if self.begun and self.fault.kind in kinds else None
+
+    def strike(self, fault: Fault, session_id: int, records: int = 0) -> bool:
+        return self.begun
+
+
+def pauses(running: Running) -> list[float]:
+    """The pauses that a capture took, repeated ones once."""
+    return [float(found[1]) for note in running.seen if (found := re.search(r"attempt in ([\d.]+) s", note))]
+
+
+@contextmanager
+def hurried(
+    script: Script, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Gateway, Running]]:
+    """A capture whose jitter is none."""
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    it = gateway(load=LOAD, script=script, limits=Limits(connections_per_s=1_000))
+    it.clock = Hurried(NOW)
+    with it.serve_in_thread():
+        running = Running(it, data)
+        try:
+            yield it, running
+        finally:
+            running.finish()
+
+
+def test_a_gateway_that_sends_four_records_and_closes_is_left_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hurried(Endless(Fault("fin", after_records=4)), tmp_path, monkeypatch) as (_, running):
+        running.until(lambda: running.capture.totals.reconnects == 6)
+    assert pauses(running) == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_second_count_that_never_comes_off_is_asked_for_ever_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Endless(Fault("refuse_connection"), begun=False)
+    with hurried(script, tmp_path, monkeypatch) as (it, running):
+        running.until(lambda: it.streaming)
+        script.begun = True
+        running.until(lambda: len(pauses(running)) == 4)
+    assert pauses(running)[:4] == [1.0, 2.0, 4.0, 8.0]

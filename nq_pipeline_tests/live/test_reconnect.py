@@ -20,6 +20,7 @@ from nq_pipeline.live.reconnect import (
     Retry,
     StepDown,
     Stop,
+    is_sound,
     next_step,
 )
 
@@ -43,7 +44,22 @@ def stopped(step: object) -> str:
 
 @pytest.mark.parametrize("how", LOST)
 def test_a_lost_session_is_tried_again_at_once(how: How) -> None:
-    assert after(Ending(how, streamed=True)) == Retry(0.0)
+    assert after(Ending(how)) == Retry(0.0)
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_sound_session_needs_no_pause_whatever_failed_before(how: How) -> None:
+    assert after(Ending(how, sound=True), Attempts(7)) == Retry(0.0)
+
+
+@pytest.mark.parametrize(
+    ("lived_s", "advanced_s", "sound"),
+    [(0.2, 0.0, False), (0.2, 0.9, False), (4.9, 0.0, False), (5.0, 0.0, True), (0.2, 1.0, True)],
+)
+def test_a_session_is_sound_by_its_life_or_by_what_it_proved(
+    lived_s: float, advanced_s: float, sound: bool
+) -> None:
+    assert is_sound(lived_s, advanced_s) is sound
 
 
 @pytest.mark.parametrize("how", LOST)
@@ -147,12 +163,12 @@ def test_codes_that_end_no_session_would_not_stop_the_capture(code: int) -> None
     assert isinstance(after(error(code, "something")), Retry)
 
 
-def test_market_data_makes_the_next_attempt_a_first_one() -> None:
+def test_a_sound_session_makes_the_next_attempt_a_first_one() -> None:
     tried = Attempts()
     for _ in range(5):
         tried = tried.after(error(3))
     assert tried == Attempts(5, 5)
-    assert tried.after(Ending(How.RESET, streamed=True)) == Attempts()
+    assert tried.after(Ending(How.RESET, sound=True)) == Attempts()
 
 
 @given(
