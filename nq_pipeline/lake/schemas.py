@@ -553,7 +553,7 @@ MBO = Table(
 
 GAPS = Table(
     name="gaps",
-    version=2,
+    version=3,
     meaning="Holes in the live capture: one row per gap and state; the highest revision is the truth.",
     columns=(
         _c("gap_id", _S, "the same through all states of a gap", False),
@@ -573,7 +573,7 @@ GAPS = Table(
         _c("first_ts", INSTANT, "the last moment (ts_event) proven before the gap", False),
         _c("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
         _c("state", _S, "open, replayed, verified or unfillable", False),
-        _c("reason", _S, "why it is unfillable, or open again"),
+        _c("reason", _S, "why it is unfillable, or open again; of a verified one, how the lake differs"),
         _c(
             "filled_by",
             _S,
@@ -581,6 +581,7 @@ GAPS = Table(
         ),
         _c("records_replayed", _I, "records of the span that the replay, or the purchase, brought"),
         _c("records_counted", _I, "records of the span that an independent count found"),
+        _c("rows_published", _I, "rows that the lake then had of them; null where it was not looked at"),
         _c("attempts", _I, "replays with which the count did not agree", False),
         _c(
             "cost_usd",

@@ -16,7 +16,9 @@ import asyncio
 import random
 import threading
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -28,7 +30,7 @@ from nq_pipeline.live import gateway, reconnect
 from nq_pipeline.live.accounts import Accounts
 from nq_pipeline.live.beside import Writer, publishing
 from nq_pipeline.live.framer import Frame
-from nq_pipeline.live.gaps import REPAIRS, Book, Gap, span
+from nq_pipeline.live.gaps import REPAIRS, Book, Count, Gap, span
 from nq_pipeline.live.gateway import Session, Subscription
 from nq_pipeline.live.history import History, Repairs
 from nq_pipeline.live.ladder import RTYPES, Ladder
@@ -135,6 +137,8 @@ class Capture:
         self._recount_again = 0.0
         self._uncounted = Attempts()
         self._disputed: str | None = None
+        self._uncompared: deque[tuple[Gap, Count]] = deque()
+        self._compared: deque[Gap] = deque()
         self._warnings = 0
 
     def run(
@@ -178,7 +182,8 @@ class Capture:
         with (
             CaptureLog(self._root, self._dataset, clock=self.clock, sync_every_s=sync_s) as self._log,
             Writer() as self._books,
-            publishing(publish, self.totals, sync=self._log.sync) as caught_up,
+            self._settling(),
+            publishing(publish and self._comparing(publish), self.totals, sync=self._log.sync) as caught_up,
         ):
             self._accounts = Accounts(
                 self._book,
@@ -421,6 +426,8 @@ class Capture:
         self._uncounted = Attempts()
         for gap in gaps:
             judged = self._accounts.judge(gap, counts[gap.gap_id])
+            if judged and judged.state == "verified":
+                self._uncompared.append((judged, counts[gap.gap_id]))
             if judged and judged.state == "open":
                 self._note(f"ALERT: {judged.reason}")
                 if judged.attempts < REPAIRS:
@@ -441,6 +448,24 @@ class Capture:
         self._recount_again = self.clock.monotonic() + pause
         self._note(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
 
+    def _comparing(self, publish: Callable[[], object]) -> Callable[[], None]:
+        """Publish, then see whether the lake has what the second count of each gap found."""
+
+        def publish_and_compare() -> None:
+            ready = len(self._uncompared)  # all they brought is in the log before it is published
+            publish()
+            for gap, found in list(self._uncompared)[:ready]:
+                self._compared.append(self._book.compare(gap, found))
+                self._uncompared.popleft()
+
+        return publish_and_compare
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """Put down, at the end, what the last publication was compared with."""
+        yield
+        self._look_beyond()
+
     def _look_beyond(self) -> None:
         """Hand on what the gateway cannot fill, and put down what became of it."""
         while self._accounts.beyond:
@@ -448,6 +473,11 @@ class Capture:
             self._repairs.ask(gap, self._streams.get(gap.schema, ()))
         for gap in self._repairs.finished():
             self._accounts.settle(gap)
+        while self._compared:
+            gap = self._compared.popleft()
+            self._accounts.settle(gap)
+            if gap.is_verified_but_differs:
+                self._note(f"ALERT: {gap.reason}")
 
     # ── what is shown ───────────────────────────────────────────────────────────────────────────
 

@@ -61,6 +61,8 @@ class Gap:
         Of the state: why it is unfillable, or open again.
     replayed, counted
         Records within the span that the replay brought to the log, and that the count found.
+    published
+        Rows that the lake had of the records counted, once all was published; None where nobody looked.
     attempts
         Replays that the count did not agree with.
     filled_by, cost_usd
@@ -77,6 +79,7 @@ class Gap:
     reason: str = ""
     replayed: int | None = None
     counted: int | None = None
+    published: int | None = None
     attempts: int = 0
     filled_by: str = ""
     cost_usd: Decimal = Decimal(0)
@@ -85,6 +88,11 @@ class Gap:
     def change(self, **changes: object) -> Gap:
         """The next state."""
         return replace(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type]
+
+    @property
+    def is_verified_but_differs(self) -> bool:
+        """Whether the lake has another number of rows than the count that verified the gap."""
+        return self.state == "verified" and self.published not in (None, self.counted)
 
 
 def span(instant: datetime, window: Window) -> tuple[datetime, datetime | None] | None:
@@ -232,6 +240,7 @@ class Book:
                 reason=row["reason"] or "",
                 replayed=row["records_replayed"],
                 counted=row["records_counted"],
+                published=row["rows_published"],
                 attempts=row["attempts"],
                 filled_by=row["filled_by"] or "",
                 cost_usd=row["cost_usd"],
@@ -264,6 +273,7 @@ class Book:
                 "filled_by": gap.filled_by or None,
                 "records_replayed": gap.replayed,
                 "records_counted": gap.counted,
+                "rows_published": gap.published,
                 "attempts": gap.attempts,
                 "cost_usd": gap.cost_usd,
                 "run_id": self._run_id,
@@ -276,6 +286,39 @@ class Book:
                 pl.col(instants).cast(pl.Int64).cast(INSTANT)
             )
             self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
+
+    def compare(self, gap: Gap, found: Count) -> Gap:
+        """A verified gap with the rows that the lake has of the records of its second count.
+
+        Call it once all that the gap's replay brought is published. The rows of other instruments are
+        of other schemas, and not looked at.
+        """
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import INSTANT
+        from nq_pipeline.live.rows import SCHEMAS
+
+        assert gap.last_ns is not None
+        first, last = from_ns(gap.first_ns), from_ns(gap.last_ns)
+        days = {sessions.trade_date(first), sessions.trade_date(last)}
+        days |= {s.trade_date for s in sessions.sessions(min(days), max(days))}
+        since, until = (pl.lit(ns).cast(INSTANT) for ns in (gap.first_ns, gap.last_ns))
+        rows = (
+            self._lake.scan(SCHEMAS[found.rtype][1], days)
+            .filter(pl.col("ts_event").is_between(since, until, closed="left"))
+            .group_by("instrument_id")
+            .len()
+            .collect()
+        )
+        held = Counter(dict(rows.iter_rows()))
+        differences = [held[i] - counted for i, counted in found.by_instrument.items() if counted != held[i]]
+        more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
+        said = [
+            f"{more:,} more, which the gateway sent twice within one session" if more else "",
+            f"{fewer:,} fewer, which stayed in the log" if fewer else "",
+        ]
+        reason = f"the lake has other rows than the count: {' and '.join(filter(None, said))}"
+        return gap.change(published=found.total + more - fewer, reason=reason if differences else "")
 
     def proven(self, since: datetime, until: datetime) -> int | None:
         """Up to where the last session that ended in good order had everything, nanoseconds UTC."""

@@ -30,6 +30,8 @@ class Totals:
         Gaps known to this capture by state; open ones include those not verified yet.
     disputed_gaps
         Those of the open ones that no replay filled as the count has it, and that were given up.
+    differing_gaps
+        Verified ones of which the lake has more or fewer rows than the count found.
     cost_usd
         What was paid to the historical API for gaps.
     schemas
@@ -52,6 +54,7 @@ class Totals:
     verified_gaps: int = 0
     unfillable_gaps: int = 0
     disputed_gaps: int = 0
+    differing_gaps: int = 0
     cost_usd: Decimal = Decimal(0)
     schemas: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -70,6 +73,11 @@ class Totals:
             found.append(
                 f"{self.unfillable_gaps + self.disputed_gaps} gaps could not be filled; "
                 "the table gaps says where and why"
+            )
+        if self.differing_gaps:
+            found.append(
+                f"of {self.differing_gaps} verified gaps the lake has other rows than the count found; "
+                "the table gaps says how many"
             )
         if self.publish_failure:
             found.append(f"rows are not being published: {self.publish_failure}")
@@ -120,6 +128,7 @@ class Meter:
         totals.verified_gaps = sum(gap.state == "verified" for gap in found)
         totals.unfillable_gaps = sum(gap.state == "unfillable" for gap in found)
         totals.disputed_gaps = sum(gap.state in UNRESOLVED and gap.attempts >= REPAIRS for gap in found)
+        totals.differing_gaps = sum(gap.is_verified_but_differs for gap in found)
         totals.cost_usd = sum((gap.cost_usd for gap in found), Decimal(0))
         if self._show:
             self._show(totals)

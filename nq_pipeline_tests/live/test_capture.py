@@ -22,6 +22,7 @@ from nq_pipeline.lake.schemas import GAPS, SESSIONS
 from nq_pipeline.live.accounts import OVERLAP_NS
 from nq_pipeline.live.capture import Capture, Timing
 from nq_pipeline.live.log import exclusive, segments, tail
+from nq_pipeline.live.publish import Publisher
 from nq_pipeline.live.totals import Totals
 from nq_pipeline.sandbox.gateway import DATASET, HOST, KEY, Gateway, Limits
 from nq_pipeline.sandbox.gateway_script import Fault, Script
@@ -185,6 +186,28 @@ def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path)
     reasons = history.filter(gap_id=late["gap_id"])["reason"].drop_nulls().to_list()
     assert any("the count found" in reason for reason in reasons)
     assert totals.reconnects == 1 and ended(tmp_path) == ["repair", "stopped"]
+
+
+def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -> None:
+    """Two equal records in a row are two trades, as far as a session goes: only the count knows better."""
+    it = gateway(now=NOW, load=LOAD, script=Script(Fault("duplicate", after_records=BEYOND_OVERLAP)))
+    lake = tmp_path / "sandbox"
+    publisher = Publisher(lake / "capture" / DATASET, Lake(lake / "lake"), run_id="run", clock=it.clock)
+    with it.serve_in_thread():
+        totals = capture(
+            it, tmp_path, lambda r: r.capture.totals.verified_gaps == 2, publish=publisher.publish
+        )
+        assert complete(it, tmp_path)
+    late, repair = gaps(tmp_path).to_dicts()
+    assert (late["state"], late["attempts"], late["records_replayed"]) == (
+        "verified",
+        1,
+        late["records_counted"],
+    )
+    assert late["rows_published"] == late["records_counted"] + 1
+    assert "1 more, which the gateway sent twice" in late["reason"]
+    assert (repair["rows_published"], repair["reason"]) == (repair["records_counted"], None)
+    assert [alert for alert in totals.alerts() if "1 verified gaps" in alert]
 
 
 def test_a_gap_stays_open_when_every_replay_leaves_records_out(tmp_path: Path) -> None:
@@ -460,9 +483,7 @@ def pauses(running: Running) -> list[float]:
 
 
 @contextmanager
-def hurried(
-    script: Script, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Gateway, Running]]:
+def hurried(script: Script, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Gateway, Running]]:
     """A capture whose jitter is none."""
     monkeypatch.setattr("random.random", lambda: 1.0)
     it = gateway(load=LOAD, script=script, limits=Limits(connections_per_s=1_000))
