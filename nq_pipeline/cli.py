@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, time
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,40 @@ def _usd(words: str) -> Decimal:
     return amount
 
 
+class _DatedHelp(click.Command):
+    """Help whose examples work on the day they are read."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        text = super().get_help(ctx)
+        for written, current in _examples().items():
+            text = text.replace(written, current)
+        return text
+
+
+def _examples() -> dict[str, str]:
+    """What to show today for the dated examples in the help, none longer than what is written there."""
+    from nq_pipeline.errors import NqError
+    from nq_pipeline.market import sessions
+    from nq_pipeline.market.listing import expirations
+    from nq_pipeline.market.symbology import barchart_code
+    from nq_pipeline.settings import load
+
+    try:
+        now = load().clock.now()
+        day = sessions.current_session(now).trade_date
+    except (NqError, ValueError):  # help has to work where a setting does not
+        now = datetime.now(UTC)
+        day = now.date()
+    coded = [
+        (series, code)
+        for series in expirations("NQ", day + timedelta(days=3), day + timedelta(days=14))
+        if series.root_info.week and isinstance(code := barchart_code(series, year_digits=1), str)
+    ]
+    series, code = coded[0]
+    instant = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"Q1B-2025-07-01": series.key, "MM1N5": code, "2025-06-10T15:00:00Z": instant}
+
+
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nq_pipeline", prog_name="nq")
 def main() -> None:
@@ -79,7 +113,7 @@ def main() -> None:
     """
 
 
-@main.command(short_help="Ask the vendors for chains now, and write and price the best.")
+@main.command(cls=_DatedHelp, short_help="Ask the vendors for chains now, and write and price the best.")
 @click.option("--series", "-s", multiple=True, metavar="SERIES",
               help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
               "site's own code, e.g. MM1N5. Without it: all expirations of the next days.")  # fmt: skip
@@ -232,7 +266,7 @@ def _show_rows(relation: duckdb.DuckDBPyRelation) -> None:
         click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
 
 
-@main.command(short_help="Write the newest snapshot as one HTML page and open it.")
+@main.command(cls=_DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
 @click.option("--snapshot", "moment", metavar="INSTANT",
               help="The chain as it stood at this moment, in ISO 8601; the newest without it.")  # fmt: skip
 @click.option("--no-open", is_flag=True, help="Only write the page.")

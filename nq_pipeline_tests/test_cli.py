@@ -15,7 +15,9 @@ from click.testing import CliRunner, Result
 from nq_pipeline import cli
 from nq_pipeline.errors import Blocked, LakeError
 from nq_pipeline.lake.schemas import OPTION_CHAIN
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart import QUOTES
+from nq_pipeline.sources.snapshot import build_request
 from nq_pipeline_tests.sources import boards
 from nq_pipeline_tests.sources.server import FAULTS, Answer, Asked, Server, serve
 
@@ -73,7 +75,7 @@ def filled(barchart: Server) -> Iterator[None]:
     ("words", "mentions"),
     [
         ([], ["sandbox", "NQ_ENVIRONMENT=live", ".env.example", "Exit codes", "run", "sql", "doctor"]),
-        (["run"], ["Q1B-2025-07-01", "--source barchart", "MM1N5", "barchart, polygon"]),
+        (["run"], ["QN2-2025-06-13", "--source barchart", "MQ2M5", "barchart, polygon"]),
         (["run"], ["--from-raw", "latest", "--json", "--refresh"]),
         (["sql"], ["read-only", "option_chain_latest", "source_chain", "nq sql", "--csv"]),
         (["doctor"], ["configured", "reachable", "entitled", "mend"]),
@@ -88,6 +90,25 @@ def test_help_says_what_a_stranger_needs(words: list[str], mentions: list[str], 
     assert result.exit_code == 0
     flat = " ".join(result.stdout.split())
     assert [mention for mention in mentions if mention not in flat] == []
+
+
+@pytest.mark.parametrize("now", ["2025-06-10T15:00:00Z", "2026-11-29T03:00:00Z", "2024-12-24T21:00:00Z"])
+def test_examples_of_the_help_work_on_the_day_they_are_read(now: str) -> None:
+    lines = nq("run", "--help", NQ_NOW=now).stdout.splitlines()
+    named = [
+        line.split()[line.split().index("--series") + 1]
+        for line in lines
+        if "nq run" in line and "--series" in line
+    ]
+    settings = Settings(now=datetime.fromisoformat(now))
+    for one in named:
+        source = None if "-" in one else "barchart"
+        assert build_request(settings, series=[one], source=source).series
+    assert len(named) == 2
+
+
+def test_help_works_where_a_setting_does_not() -> None:
+    assert "--series" in nq("run", "--help", NQ_NOW="1999-01-04T15:00:00Z", NQ_HORIZON_DAYS="many").stdout
 
 
 def test_help_names_every_exit_code() -> None:
@@ -123,6 +144,9 @@ def test_wrong_usage_is_exit_code_2_and_on_stderr(words: list[str]) -> None:
         (["run", "--series", "MM1N5"], {}, "together with `--source barchart`"),
         (["run", "--series", "MM1N5", "--source", "barchart", "--source", "polygon"], {}, "`--source barch"),
         (["run", "--series", "ZZZ-2025-07-01"], {}, "ZZZ is no root"),
+        (["run", "--series", "Q1B-2025-06-03"], {}, "'Q1B-2025-06-03' expired on 2025-06-03, and no vendor"),
+        (["run", "--series", "Q2A-2025-06-09"], {}, "the next Q2A is Q2A-2025-07-14"),
+        (["run", "--series", "MM1M5", "--source", "barchart"], {}, "'MM1M5' expired on 2025-06-03"),
         (["run", "--series", "Q1B-2025-07-02"], {}, "expires on 2025-07-01 in July 2025; write Q1B-"),
         (["run"], {"NQ_PRODUCTS": "XX"}, "nq: NQ_PRODUCTS: XX is not in the product table"),
         (["run"], {"NQ_NOW": "1999-01-04T15:00:00Z"}, "nq: NQ_NOW: 1999-01-04 is outside the session table"),

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,8 +133,8 @@ def build_request(
     Raises
     ------
     SettingsError
-        When a series or product is none, nothing expires within the horizon, or the instant is
-        outside the session table.
+        When a series or product is none, a series has expired, nothing expires within the horizon,
+        or the instant is outside the session table.
     """
     now = settings.clock.pinned or scheduled or settings.clock.now()
     try:
@@ -144,6 +145,11 @@ def build_request(
     wanted: set[Series] = set()
     for text in series:
         parsed, code = _series(text.strip(), source, session.trade_date, settings)
+        if parsed.expiration_date < session.trade_date:
+            raise SettingsError(
+                f"{text.strip()!r} expired on {parsed.expiration_date}, and no vendor lists it any more; "
+                f"the next {parsed.root} is {_next_of(parsed.root, session.trade_date)}"
+            )
         wanted.add(parsed)
         if code:
             codes[parsed.key] = code
@@ -185,6 +191,13 @@ def _series(text: str, source: str | None, trade_date: date, settings: Settings)
     from nq_pipeline.sources.barchart import series_of_code
 
     return series_of_code(text, trade_date, settings), text
+
+
+def _next_of(root: str, trade_date: date) -> Series:
+    """The next series of a root, this trade date's included."""
+    months = (trade_date.year * 12 + trade_date.month - 1 + ahead for ahead in count())
+    days = (expiration_date(root, month // 12, month % 12 + 1) for month in months)
+    return Series(root, next(day for day in days if day and day >= trade_date))
 
 
 def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
