@@ -111,6 +111,14 @@ def main() -> None:
     on this machine. Set NQ_ENVIRONMENT=live and the vendors' keys (see .env.example) for real
     data.
     """
+    import warnings
+
+    from nq_pipeline.errors import SettingsWarning
+    from nq_pipeline.settings import misspelled
+
+    for sentence in misspelled():
+        click.echo(f"nq: {sentence}", err=True)
+    warnings.simplefilter("ignore", SettingsWarning)  # it is said
 
 
 @main.command(cls=_DatedHelp, short_help="Ask the vendors for chains now, and write and price the best.")

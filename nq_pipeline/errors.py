@@ -39,6 +39,10 @@ class SettingsError(NqError):
     """A setting is missing, contradictory or out of range."""
 
 
+class SettingsWarning(UserWarning):
+    """A variable looks like a setting and is none; shown by Python's warnings, never raised."""
+
+
 class LakeError(NqError):
     """The lake cannot be written or read as asked."""
 

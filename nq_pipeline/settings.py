@@ -5,7 +5,11 @@ in capitals; vendors' credentials keep the names their vendors use. `docs/config
 generated from this model. Secrets are `SecretStr`: they never print.
 """
 
+import difflib
+import os
 import re
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
     Field,
@@ -25,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock
-from nq_pipeline.errors import SettingsError
+from nq_pipeline.errors import SettingsError, SettingsWarning
 
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 """All vendors, in the default priority."""
@@ -508,8 +513,39 @@ class Settings(BaseSettings):
         return self.data_dir / self.environment
 
 
+def variables() -> dict[str, tuple[str, ...]]:
+    """The variables that set each field, the documented ones first."""
+    names = {}
+    for name, field in Settings.model_fields.items():
+        alias, prefixed = field.validation_alias, f"NQ_{name.upper()}"
+        own = alias.choices if isinstance(alias, AliasChoices) else [alias or prefixed]
+        names[name] = tuple(dict.fromkeys([*map(str, own), prefixed]))
+    return names
+
+
+def misspelled() -> Iterator[str]:
+    """A sentence for each variable, of the environment or `.env`, that looks like a setting and is none.
+
+    All that begin with NQ_; of those that begin as a vendor's credentials do, which may be another
+    program's, the ones that are close to a name of ours.
+    """
+    known = {name for names in variables().values() for name in names}
+    vendors = tuple({f"{name.partition('_')[0]}_" for name in known} - {"NQ_"})
+    for place, names in ((".env", dotenv_values(".env", interpolate=False)), ("the environment", os.environ)):
+        for name in sorted({name.upper() for name in names} - known):
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+            if name.startswith("NQ_") or (near and name.startswith(vendors)):
+                remedy = f"did you mean {near[0]}?" if near else "`nq settings` lists those that are"
+                yield f"{name}, in {place}, is no setting and has no effect; {remedy}"
+
+
 def load(**overrides: Any) -> Settings:
-    """Read the settings; `SettingsError` names the variable, what is wrong and what to write."""
+    """Read the settings; `SettingsError` names the variable, what is wrong and what to write.
+
+    A variable that looks like a setting and is none is a `SettingsWarning`.
+    """
+    for sentence in misspelled():
+        warnings.warn(sentence, SettingsWarning, stacklevel=2)
     try:
         return Settings(**overrides)
     except ValidationError as error:

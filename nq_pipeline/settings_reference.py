@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import AliasChoices, SecretStr
 from pydantic.fields import FieldInfo
 
-from nq_pipeline.settings import Settings
+from nq_pipeline.settings import Settings, variables
 
 HEADER = """# Configuration reference
 
@@ -40,10 +40,11 @@ def in_force(settings: Settings) -> str:
 
 def _fields() -> Iterator[tuple[list[str], str, FieldInfo]]:
     """The variable's names, the field's name and the field."""
-    for name, field in Settings.model_fields.items():
+    for name, names in variables().items():
+        field = Settings.model_fields[name]
         alias = field.validation_alias
-        names = alias.choices if isinstance(alias, AliasChoices) else [alias or f"NQ_{name.upper()}"]
-        yield [str(one) for one in names], name, field
+        documented = len(alias.choices) if isinstance(alias, AliasChoices) else 1
+        yield list(names[:documented]), name, field
 
 
 def _code(value: Any) -> str:

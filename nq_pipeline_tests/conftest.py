@@ -42,8 +42,7 @@ def shared() -> Path:
 def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests see neither the developer's environment nor a `.env` of the working directory."""
     for name in list(os.environ):
-        ours = name.startswith(("NQ_", "TRADOVATE_", "POLYGON_", "MASSIVE_", "DATABENTO_"))
-        if ours and name != "NQ_SHARED":
+        if name.startswith(("NQ_", "TRADOVATE_", "POLYGON_", "MASSIVE_", "DATABENTO_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")

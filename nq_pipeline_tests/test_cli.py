@@ -164,6 +164,13 @@ def test_a_mistake_of_the_user_is_one_sentence_on_stderr_and_exit_code_2(
     assert result.stdout == "" and "Traceback" not in result.stderr
 
 
+def test_an_unknown_variable_is_said_on_stderr_and_the_command_goes_on() -> None:
+    result = nq("settings", NQ_HORIZON_DAY="3")
+    assert result.exit_code == cli.OK and "NQ_HORIZON_DAYS=14" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("nq: NQ_HORIZON_DAY, in the environment, is no setting and has no effect; did you")
+
+
 def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:
     result = live("run", "--from-raw", "never-was")
     assert result.exit_code == cli.FAULT

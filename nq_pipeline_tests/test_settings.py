@@ -15,8 +15,8 @@ from pydantic import SecretStr, ValidationError
 
 from nq_pipeline import settings_reference
 from nq_pipeline.clock import PinnedClock, SystemClock, from_ns, to_ns
-from nq_pipeline.errors import SettingsError
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.errors import SettingsError, SettingsWarning
+from nq_pipeline.settings import Settings, load, variables
 
 FIXED = {
     "NQ_ENVIRONMENT": ("live", "environment", "live"),
@@ -263,3 +263,33 @@ def test_nanoseconds_and_back_are_exact_to_the_microsecond(instant: datetime) ->
     assert from_ns(to_ns(instant)) == instant
     assert from_ns(to_ns(instant) + 999) == instant
     assert from_ns(to_ns(instant)).tzinfo is UTC
+
+
+# ── names that are none ─────────────────────────────────────────────────────────────────────────
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(
+        "NQ_HORIZON_DAY=3\nDATABENTO_KEY=marked-secret\nDATABENTO_LOG=1\nOTHER=1\n"
+    )
+    monkeypatch.setenv("NQ_SOURCE", "barchart")
+    monkeypatch.setenv("NQ_WHATEVER", "1")
+    with pytest.warns(SettingsWarning) as told:
+        assert load().horizon_days == 14
+    assert [str(one.message).partition(" is no setting and has no effect; ")[::2] for one in told] == [
+        ("DATABENTO_KEY, in .env,", "did you mean DATABENTO_API_KEY?"),
+        ("NQ_HORIZON_DAY, in .env,", "did you mean NQ_HORIZON_DAYS?"),
+        ("NQ_SOURCE, in the environment,", "did you mean NQ_SOURCES?"),
+        ("NQ_WHATEVER, in the environment,", "`nq settings` lists those that are"),
+    ]
+    assert not any("marked-secret" in str(one.message) for one in told)
+
+
+@pytest.mark.filterwarnings("error::nq_pipeline.errors.SettingsWarning")
+def test_no_variable_that_sets_something_is_called_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names in variables().values():
+        for name in names:
+            monkeypatch.setenv(name.lower(), "")
+    load()
