@@ -53,8 +53,24 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
             where = f"{error.filename}: {error.strerror}"
             click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
             sys.exit(FAULT)
+        except Exception as error:
+            if (damage := _damage(error)) is None:
+                raise
+            click.echo(f"nq: {damage}", err=True)
+            sys.exit(FAULT)
 
     return wrapped
+
+
+def _damage(error: Exception) -> Exception | None:
+    """The damage of the lake that a reader of its files has met; None when there is another cause."""
+    if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
+        return None
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.lake.repair import find_damage
+    from nq_pipeline.settings import load
+
+    return find_damage(Lake(load().environment_dir / "lake"))
 
 
 def _usd(words: str) -> Decimal:
@@ -665,6 +681,48 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(f"  {part.sentence}")
 
 
+@main.command(short_help="Mend tables whose manifest or files are damaged or missing.")
+@click.argument("tables", nargs=-1, metavar="[TABLE]…")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sentences
+def repair(tables: tuple[str, ...], as_json: bool) -> None:
+    """Read every file of the tables, all of them by default, and list anew the files that are sound.
+
+    For a table whose manifest is damaged or missing, or one of whose files is. Nothing is deleted: a
+    damaged file is renamed. Rows that only it had come back by `nq run --from-raw RUN`, or from a backup.
+
+    \b
+    Examples:
+      nq repair
+      nq repair source_chain
+    """
+    from dataclasses import asdict
+
+    from nq_pipeline.errors import SettingsError
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.lake.repair import repair as mend
+    from nq_pipeline.lake.schemas import TABLES
+    from nq_pipeline.settings import load
+
+    settings = load()
+    if unknown := [name for name in tables if name not in TABLES]:
+        raise SettingsError(f"{unknown[0]}: no such table; `nq tables` lists them")
+    lake = Lake(settings.environment_dir / "lake")
+    done = [mend(lake, TABLES[name]) for name in tables or TABLES]
+    if any(table.why for table in done):
+        catalog.publish(settings.environment_dir)
+    if as_json:
+        click.echo(_json({"tables": [asdict(table) for table in done]}))
+        return
+    _note_sandbox(settings)
+    for table in done:
+        if table.why:
+            click.echo("\n".join(_printable(line) for line in table.lines))
+    sound = sum(not table.why for table in done)
+    click.echo(f"{sound} of {len(done)} tables needed no repair.")
+
+
 @main.command(short_help="Start the Dagster UI on loopback, until Ctrl-C.")
 @click.option(
     "--port",
@@ -883,9 +941,10 @@ def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
     from nq_pipeline.analytics.snapshot import price_and_measure
     from nq_pipeline.lake import catalog
 
-    measured = price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
-    catalog.publish(settings.environment_dir)
-    return measured
+    try:
+        return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
+    finally:  # also what got into some of the tables
+        catalog.publish(settings.environment_dir)
 
 
 def _priced(measured: dict[str, pl.DataFrame]) -> int:

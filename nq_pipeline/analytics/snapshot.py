@@ -65,12 +65,11 @@ def measure_snapshot(
         Rows of `option_chain`, whole snapshots, and what `price_snapshot` returned for them.
     """
     priced = priced_chain(chain, pricing)
-    lake, measured = Lake(settings.environment_dir / "lake"), {}
-    for table, metric in METRICS:
-        rows = conform(table, metric(priced).with_columns(run_id=pl.lit(run_id)))
-        lake.append(table, rows, run_id=run_id)
-        measured[table.name] = rows
-    return measured
+    measured = {
+        table: conform(table, metric(priced).with_columns(run_id=pl.lit(run_id))) for table, metric in METRICS
+    }
+    Lake(settings.environment_dir / "lake").append_all(measured.items(), run_id=run_id).check()
+    return {table.name: rows for table, rows in measured.items()}
 
 
 def to_measure(settings: Settings, trade_date: date) -> Iterator[pl.DataFrame]:

@@ -10,8 +10,9 @@ bucket nanoseconds with a zone; `<name>_ns` beside each holds the exact BIGINT, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ import polars as pl
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.manifest import Manifest
 from nq_pipeline.lake.schemas import (
     DECISIONS,
     INSTANT,
@@ -66,7 +66,8 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
 
     Neither waits for writers nor makes them wait. The views name the files of this moment, which
     stay for an hour at least; connect again for newer rows. Every view has its comment; those of
-    the columns, two thirds of the time it takes to make the views, are in `nq.duckdb` alone.
+    the columns, two thirds of the time it takes to make the views, are in `nq.duckdb` alone. A query
+    that needs rows of a damaged file ends in the sentence that names it; all other rows can be read.
 
     Parameters
     ----------
@@ -78,12 +79,12 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
     """
     import duckdb
 
-    manifests = _resolve(environment_root)
+    tables = _resolve(environment_root)
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(";\n".join(_views_sql(environment_root, manifests)))
+    connection.execute(";\n".join(_views_sql(environment_root, tables)))
     if guarded:
-        files = [path for name in manifests for path in _paths(environment_root, manifests[name])]
+        files = [path for resolved in tables.values() for path in resolved.paths]
         connection.execute(f"SET allowed_paths = {_list(files)}")
         connection.execute("SET temp_directory = ''")
         connection.execute("SET python_enable_replacements = false")
@@ -164,21 +165,52 @@ def publish(environment_root: Path) -> Path:
     return path
 
 
-def _resolve(environment_root: Path) -> dict[str, Manifest]:
-    """The newest manifest of every table.
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """The files of a table that can be read, and why its other rows cannot.
+
+    Attributes
+    ----------
+    unreadable
+        What to say to whoever reads a trade date; None is every trade date.
+    """
+
+    paths: tuple[str, ...] = ()
+    older: bool = False
+    unreadable: Mapping[date | None, str] = field(default_factory=dict)
+
+
+def _resolve(environment_root: Path) -> dict[str, _Resolved]:
+    """The newest version of every table.
 
     Decisions are written last and so resolved first: whatever they refer to is then there.
     """
-    lake = Lake(environment_root / "lake")
+    lake = Lake(environment_root.resolve() / "lake")
     tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)
-    return {table.name: lake.manifest(table) for table in tables}
+    return {table.name: _resolved(lake, table) for table in tables}
 
 
-def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> Iterator[str]:
+def _resolved(lake: Lake, table: Table) -> _Resolved:
+    try:
+        files = lake.manifest(table).files
+    except LakeError as error:
+        return _Resolved(unreadable={None: str(error)})
+    paths: list[str] = []
+    unreadable: dict[date | None, str] = {}
+    for file in files:
+        try:
+            paths += map(str, lake.sound(table, [file]))
+        except LakeError as error:
+            unreadable.setdefault(file.trade_date, str(error))
+    older = any(file.schema_version != table.version for file in files)
+    return _Resolved(tuple(paths), older, unreadable)
+
+
+def _views_sql(environment_root: Path, tables: Mapping[str, _Resolved]) -> Iterator[str]:
     """All views, each with its comment."""
     label = "Synthetic data of the sandbox. " if environment_root.name == "sandbox" else ""
-    for name, manifest in manifests.items():
-        yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], environment_root, manifest)}"
+    for name, resolved in tables.items():
+        yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
         yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"
     products = ", ".join(f"{_text(root)}: {_text(product)}" for root, product in PRODUCT_OF.items())
     yield f"CREATE MACRO product_of(root) AS coalesce(MAP {{{products}}}[root], root)"
@@ -188,7 +220,7 @@ def _views_sql(environment_root: Path, manifests: Mapping[str, Manifest]) -> Ite
         yield f"COMMENT ON {kind} {view.name} IS {_text(label + view.meaning)}"
 
 
-def _view_sql(table: Table, environment_root: Path, manifest: Manifest) -> str:
+def _view_sql(table: Table, resolved: _Resolved) -> str:
     shown, exact = [], []
     for column in table.columns:
         if column.dtype == INSTANT:
@@ -196,25 +228,31 @@ def _view_sql(table: Table, environment_root: Path, manifest: Manifest) -> str:
             exact.append(f"epoch_ns({column.name}) AS {column.name}_ns")
         else:
             shown.append(f'"{column.name}"')
-    return f"SELECT {', '.join(shown + exact)} FROM ({_rows_sql(table, environment_root, manifest)})"
+    return f"SELECT {', '.join(shown + exact)} FROM ({_rows_sql(table, resolved)})"
 
 
-def _rows_sql(table: Table, environment_root: Path, manifest: Manifest) -> str:
-    columns = ", ".join(f'NULL::{_TYPES[column.dtype]} AS "{column.name}"' for column in table.columns)
-    nothing = f"SELECT {columns} WHERE false"
-    if not manifest.files:
-        return nothing
-    older = any(file.schema_version != table.version for file in manifest.files)
-    rows = (
-        f"SELECT * FROM read_parquet({_list(_paths(environment_root, manifest))}, "
-        f"hive_partitioning = true, hive_types = {{'{PARTITION}': DATE}}, union_by_name = {older})"
+def _rows_sql(table: Table, resolved: _Resolved) -> str:
+    parts = []
+    if resolved.paths:
+        parts.append(
+            f"SELECT * FROM read_parquet({_list(resolved.paths)}, hive_partitioning = true, "
+            f"hive_types = {{'{PARTITION}': DATE}}, union_by_name = {resolved.older})"
+        )
+    if resolved.older or not resolved.paths:
+        parts.insert(0, f"SELECT {_nulls(table)} WHERE false")
+    for day, sentence in resolved.unreadable.items():
+        # A query that needs no row of that trade date never comes to the error.
+        of = {PARTITION: f"DATE '{day}'"} if day else {}
+        parts.append(f"SELECT {_nulls(table, of)} WHERE error({_text(sentence)}) IS NULL")
+    return " UNION ALL BY NAME ".join(parts)
+
+
+def _nulls(table: Table, given: Mapping[str, str] | None = None) -> str:
+    """Every column of a table as a null of its type, or what is given for it."""
+    return ", ".join(
+        f'{(given or {}).get(column.name, f"NULL::{_TYPES[column.dtype]}")} AS "{column.name}"'
+        for column in table.columns
     )
-    return f"{nothing} UNION ALL BY NAME {rows}" if older else rows
-
-
-def _paths(environment_root: Path, manifest: Manifest) -> list[str]:
-    folder = Lake(environment_root.resolve() / "lake").root / manifest.table
-    return [str(folder / file.path) for file in manifest.files]
 
 
 def _column_comments_sql() -> Iterator[str]:
@@ -229,7 +267,7 @@ def _column_comments_sql() -> Iterator[str]:
                 yield f"COMMENT ON COLUMN {name}.{column.name}_ns IS {exact}"
 
 
-def _list(paths: list[str]) -> str:
+def _list(paths: Iterable[str]) -> str:
     return f"[{', '.join(_text(path) for path in paths)}]"
 
 

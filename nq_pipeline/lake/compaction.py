@@ -74,7 +74,7 @@ def is_over(trade_date: date, now: datetime) -> bool:
 
 def merge(lake: Lake, table: Table, group: Sequence[DataFile], *, whole: bool) -> None:
     """Replace some files of one trade date by one with the same rows; the `whole` trade date is sorted."""
-    paths = [lake.folder(table) / file.path for file in group]
+    paths = lake.sound(table, group)
     sizes = [file.rows for file in group]
     with lake.stage(table, group[0].trade_date) as staged:
         if whole:

@@ -10,9 +10,9 @@ that were merged away within the last hour and count their rows twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -22,8 +22,11 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import compaction, manifest, parquet
 from nq_pipeline.lake.files import GRACE_NS, left_over, locked, make_folder, put_in_place, temporary_for
-from nq_pipeline.lake.manifest import DataFile, Manifest
-from nq_pipeline.lake.schemas import INSTANT, PARTITION, Table, conform
+from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest
+from nq_pipeline.lake.schemas import INSTANT, PARTITION, TABLES, Table, conform
+
+BRING_BACK_ROWS = 4 * parquet.ROW_GROUP_ROWS
+"""Rows of an unlisted file that are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +51,35 @@ class Appended:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Appends:
+    """What appending to several tables did: new rows by table, and why a table took none."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    failures: list[LakeError] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise the first failure."""
+        if self.failures:
+            raise self.failures[0]
+
+
 class Lake:
     """The tables below `root` (`<data>/<environment>/lake`).
 
     Safe for any number of processes and threads: writers of a table take turns by an operating
     system lock, readers need none. Bookkeeping uses the machine's clock, never a pinned one,
     because it protects readers that are running now.
+
+    Parameters
+    ----------
+    tables
+        The tables it may hold.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tables: Iterable[Table] = TABLES.values()) -> None:
         self.root = root
+        self.tables = tuple(tables)
 
     def append(
         self, table: Table, frame: pl.DataFrame, *, run_id: str, now: datetime | None = None
@@ -76,14 +98,20 @@ class Lake:
         Raises
         ------
         LakeError
-            The frame is not what the table declares.
+            The frame is not what the table declares, or the table is damaged there.
         """
-        frame = conform(table, frame)
+        return self._append(table, conform(table, frame), [run_id], now)
+
+    def _append(
+        self, table: Table, frame: pl.DataFrame, runs: Sequence[str], now: datetime | None = None
+    ) -> Appended:
         distinct = _distinct(table, frame)
         with locked(self.folder(table) / ".lock"):
             current = self.manifest(table)
             new = self._unknown(table, current, distinct)
-            added = [self._write(table, current.version + 1, part, run_id) for part in _by_trade_date(new)]
+            if new.height and not current.version:
+                manifest.publish(self.folder(table), current)  # data files without one mean that it was lost
+            added = [self._write(table, current.version + 1, part, runs) for part in _by_trade_date(new)]
             if added:
                 current = current.next(add=added, at=time.time_ns())
                 manifest.publish(self.folder(table), current)
@@ -92,6 +120,27 @@ class Lake:
                 compaction.compact(self, table, day, now=now or datetime.now(UTC), wait=False)
         files = tuple(self.folder(table) / file.path for file in added)
         return Appended(new.height, frame.height - new.height, files, current.version)
+
+    def append_all(self, frames: Iterable[tuple[Table, pl.DataFrame]], *, run_id: str) -> Appends:
+        """Append to several tables in this order; one that is damaged does not keep the others from it.
+
+        The last table says that a run is complete, so it gets rows only when all others got theirs.
+        """
+        *parts, last = frames
+        done = Appends()
+        for table, frame in parts:
+            self._append_one(table, frame, run_id, done)
+        done.rows[last[0].name] = 0
+        if not done.failures:
+            self._append_one(*last, run_id, done)
+        return done
+
+    def _append_one(self, table: Table, frame: pl.DataFrame, run_id: str, done: Appends) -> None:
+        try:
+            done.rows[table.name] = self.append(table, frame, run_id=run_id).rows
+        except LakeError as error:
+            done.rows[table.name] = 0
+            done.failures.append(error)
 
     def scan(self, table: Table, trade_dates: Collection[date] | None = None) -> pl.LazyFrame:
         """The rows of some trade dates, or of all, as of now.
@@ -102,8 +151,17 @@ class Lake:
         return parquet.scan(table, self.files(table, trade_dates))
 
     def files(self, table: Table, trade_dates: Collection[date] | None = None) -> list[Path]:
-        """The current files of some trade dates, or of all."""
-        return [self.folder(table) / file.path for file in self.manifest(table).of(trade_dates)]
+        """The current files of some trade dates, or of all; `LakeError` where one is missing or damaged."""
+        return self.sound(table, self.manifest(table).of(trade_dates))
+
+    def sound(self, table: Table, files: Iterable[DataFile]) -> list[Path]:
+        """Where these files are; `LakeError` when one is missing, cut off or no Parquet file."""
+        paths = []
+        for file in files:
+            paths.append(self.folder(table) / file.path)
+            if fault := parquet.fault(paths[-1], file.bytes):
+                raise unreadable(table.name, paths[-1], fault)
+        return paths
 
     def manifest(self, table: Table) -> Manifest:
         """The newest manifest version."""
@@ -115,7 +173,9 @@ class Lake:
     def collect_garbage(self, now: datetime | None = None) -> int:
         """Remove files superseded an hour ago, and what dead processes left; returns how many.
 
-        Publish the catalog first, so that its views name current files.
+        Publish the catalog first, so that its views name current files. A data file that the manifest
+        does not list goes only when it is an hour old and the table has every row of it; rows that it
+        alone has come back to the table first. A damaged table is left as it is.
 
         Parameters
         ----------
@@ -123,7 +183,7 @@ class Lake:
             Real time; the machine's clock when not given.
         """
         before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
-        return sum(self._sweep(path.parent, before) for path in sorted(self.root.glob(f"*/{manifest.NAME}")))
+        return sum(self._sweep(table, before) for table in self.tables if self.folder(table).is_dir())
 
     def stage(self, table: Table, trade_date: date) -> AbstractContextManager[Path]:
         """A temporary name in the folder of a trade date, to write a file that will be current."""
@@ -153,6 +213,22 @@ class Lake:
             manifest.publish(self.folder(table), current)
         return current
 
+    def bring_back(self, table: Table, path: Path) -> bool:
+        """Append what the table lacks of a file's rows; False when the file cannot be read.
+
+        A commit that died between its file and its manifest left it, or the manifest is an older one
+        from a backup.
+        """
+        try:
+            rows, runs = parquet.rows_of(path), parquet.runs_of([path])
+            for offset in range(0, rows, BRING_BACK_ROWS):
+                self._append(
+                    table, parquet.scan(table, [path]).slice(offset, BRING_BACK_ROWS).collect(), runs
+                )
+        except (pl.exceptions.PolarsError, OSError, ValueError):
+            return False
+        return True
+
     def _unknown(self, table: Table, current: Manifest, new: pl.DataFrame) -> pl.DataFrame:
         """The rows whose key is not in the lake."""
         if new.is_empty():
@@ -169,22 +245,20 @@ class Lake:
             inside = pl.col(table.since).is_between(pl.lit(low).cast(INSTANT), pl.lit(high).cast(INSTANT))
         if not candidates:
             return new
-        paths = [self.folder(table) / file.path for file in candidates]
+        paths = self.sound(table, candidates)
         known = parquet.scan(table, paths).filter(inside).select(table.key).collect()
         return new.join(known, on=table.key, how="anti", maintain_order="left")
 
-    def _write(self, table: Table, version: int, frame: pl.DataFrame, run_id: str) -> DataFile:
+    def _write(self, table: Table, version: int, frame: pl.DataFrame, runs: Sequence[str]) -> DataFile:
         day = frame.item(0, PARTITION)
         with self.stage(table, day) as staged:
-            written = parquet.write(staged, table, [frame], [run_id])
+            written = parquet.write(staged, table, [frame], runs)
             return self._place(table, version, day, 0, staged, written)
 
     def _place(
         self, table: Table, version: int, day: date, level: int, staged: Path, written: parquet.Written
     ) -> DataFile:
-        # The name is free: a version number is used by one commit, which holds the table's lock.
-        # After a crash it may be taken by a file that no version ever listed.
-        path = staged.with_name(f"{version:08d}.parquet")
+        path = _free(staged.with_name(f"{version:08d}.parquet"))
         put_in_place(staged, path)
         return DataFile(
             path=path.relative_to(self.folder(table)).as_posix(),
@@ -197,20 +271,61 @@ class Lake:
             schema_version=table.version,
         )
 
-    def _sweep(self, folder: Path, before: int) -> int:
-        with locked(folder / ".lock"):
-            current = manifest.read(folder)
-            if any(file.at < before for file in current.superseded):
-                current = current.forget(before)
-                manifest.publish(folder, current)
-            listed = {file.path for file in current.files} | {file.path for file in current.superseded}
-            garbage = [
-                *(p for p in folder.glob("*/*.parquet") if p.relative_to(folder).as_posix() not in listed),
-                *left_over(folder, before),
-            ]
-            for path in garbage:
-                path.unlink()
-        return len(garbage)
+    def _sweep(self, table: Table, before: int) -> int:
+        folder = self.folder(table)
+        removed = _remove(left_over(folder, before))
+        try:
+            with locked(folder / ".lock"):
+                current = self.manifest(table)
+                old = [folder / file.path for file in current.superseded if file.at < before]
+                if old:
+                    days = {path.parent.name for path in old}
+                    # What took their place is there; else they are what is left of the rows.
+                    self.sound(table, (file for file in current.files if file.path.partition("/")[0] in days))
+                    # The files first: after a crash between the two the manifest still knows their names.
+                    removed += _remove(old)
+                    manifest.publish(folder, current.forget(before))
+            for path in self._unlisted(table):
+                if path.stat().st_mtime_ns < before and self.bring_back(table, path):
+                    removed += _remove([path])
+        except LakeError:
+            # Whoever reads the table hears of it. Until it is repaired, nothing of it goes.
+            return removed
+        return removed
+
+    def _unlisted(self, table: Table) -> list[Path]:
+        """Data files that the manifest neither lists nor calls superseded."""
+        folder, current = self.folder(table), self.manifest(table)
+        known = {file.path for file in current.files} | {file.path for file in current.superseded}
+        return [
+            path for path in sorted(folder.glob(DATA_FILES)) if f"{path.parent.name}/{path.name}" not in known
+        ]
+
+
+def unreadable(table: str, path: Path, fault: str) -> LakeError:
+    """The error that names a data file and the way out."""
+    return LakeError(
+        f"{path} {fault}; restore it from a backup, or take it off the table's list with `nq repair {table}`"
+    )
+
+
+def _free(path: Path) -> Path:
+    """The path, or a free one beside it: a file that no version lists may hold rows nothing else has."""
+    number, free = 0, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    """Remove files that are there; returns how many."""
+    removed = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
+    return removed
 
 
 def _distinct(table: Table, frame: pl.DataFrame) -> pl.DataFrame:

@@ -11,13 +11,21 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import orjson
+from pydantic import Field, TypeAdapter, ValidationError
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.files import write_atomically
 
 NAME = "manifest.json"
+DATA_FILES = "trade_date=*/*.parquet"
+"""Glob of the files a manifest may list, below the table's folder."""
+
+# Nothing outside the table's folder can be meant.
+RelativePath = Annotated[str, Field(pattern=r"^trade_date=\d{4}-\d{2}-\d{2}/[\w-]+\.parquet$")]
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +44,11 @@ class DataFile:
         Version of the table the file was written with.
     """
 
-    path: str
+    path: RelativePath
     trade_date: date
-    rows: int
-    bytes: int
-    level: int
+    rows: Count
+    bytes: Count
+    level: Count
     since_min: int
     since_max: int
     schema_version: int
@@ -50,7 +58,7 @@ class DataFile:
 class Superseded:
     """A file that is no longer current, and since when (nanoseconds UTC, real time)."""
 
-    path: str
+    path: RelativePath
     at: int
 
 
@@ -59,7 +67,7 @@ class Manifest:
     """One version of the list. Version 0 is a table nothing was written to."""
 
     table: str
-    version: int = 0
+    version: Count = 0
     files: tuple[DataFile, ...] = ()
     superseded: tuple[Superseded, ...] = ()
 
@@ -94,30 +102,32 @@ class Manifest:
         return Manifest(self.table, self.version + 1, self.files, kept)
 
 
+_FORM = TypeAdapter(Manifest)
+
+
 def read(folder: Path) -> Manifest:
     """The newest version of the table in `folder`; one read, whatever its history.
 
-    Raises `LakeError` when the manifest is damaged.
+    Raises
+    ------
+    LakeError
+        The manifest is damaged, or missing while data files are there. A writer publishes an
+        empty manifest before its first data file, so a crash never leaves files alone.
     """
     path = folder / NAME
+    remedy = f"restore it from a backup, or make it anew from the data files with `nq repair {folder.name}`"
     try:
-        content = orjson.loads(path.read_bytes())
-        return Manifest(
-            table=content["table"],
-            version=content["version"],
-            files=tuple(
-                DataFile(**{**file, "trade_date": date.fromisoformat(file["trade_date"])})
-                for file in content["files"]
-            ),
-            superseded=tuple(Superseded(**file) for file in content["superseded"]),
-        )
+        return _FORM.validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
-        return Manifest(folder.name)
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise LakeError(
-            f"the manifest {path} is damaged ({type(error).__name__}); restore it from a backup, "
-            "or move the table's folder away and parse the raw archive again"
-        ) from None
+        if next(folder.glob(DATA_FILES), None) is None:
+            return Manifest(folder.name)
+        if path.exists():  # the table's first rows came meanwhile
+            return read(folder)
+        raise LakeError(f"the manifest {path} is missing and data files are there; {remedy}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        said = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise LakeError(f"the manifest {path} is damaged ({said}); {remedy}") from None
 
 
 def publish(folder: Path, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ and pyarrow all read a folder of files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP_ROWS = 122_880
-RUNS = b"nq.runs"
+RUNS, TABLE, SCHEMA_VERSION = b"nq.runs", b"nq.table", b"nq.schema_version"
+"""What a footer tells."""
+MAGIC = b"PAR1"
+"""The last bytes of every Parquet file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def write(
         store_schema=False,  # readers are told of texts, not of how they came here
     ) as writer:
         writer.add_key_value_metadata(
-            {"nq.table": table.name, "nq.schema_version": str(table.version), RUNS: orjson.dumps(runs)}
+            {TABLE: table.name, SCHEMA_VERSION: str(table.version), RUNS: orjson.dumps(runs)}
         )
         rest = first.clear()
         for frame in chain([first], coming):
@@ -87,6 +91,21 @@ def write(
         if rest.height:
             writer.write_table(_arrow(rest, schema), row_group_size=group_rows)
     return Written(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
+
+
+def fault(path: Path, size: int) -> str:
+    """What is wrong with a file that should have `size` bytes; empty when its end is sound."""
+    try:
+        with path.open("rb") as file:
+            there = os.fstat(file.fileno()).st_size
+            end = os.pread(file.fileno(), len(MAGIC), max(0, there - len(MAGIC)))
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if there != size:
+        return f"has {there:,} of its {size:,} bytes"
+    return "" if end == MAGIC else "is not a Parquet file"
 
 
 def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
@@ -112,6 +131,13 @@ def _scan(schema: pl.Schema, paths: Sequence[Path]) -> pl.LazyFrame:
         missing_columns="insert",
         glob=False,
     ).select(schema.names())
+
+
+def rows_of(path: Path) -> int:
+    """The number of rows by the footer."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
 
 
 def runs_of(paths: Iterable[Path]) -> list[str]:

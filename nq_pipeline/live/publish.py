@@ -11,7 +11,6 @@ lake may be rebuilt from the log at any time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,11 +20,10 @@ from typing import TYPE_CHECKING
 
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError, LakeError
-from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.files import locked, write_atomically
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES, Table
+from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.live import log
 from nq_pipeline.live.log import BEGINNING, Position
 from nq_pipeline.live.rows import Counts, Origin, SessionRows
@@ -162,12 +160,7 @@ class Publisher:
         Tables that another process is merging are left to it.
         """
         self._tidied = self._clock.monotonic()
-        for table in TABLES:
-            files = Counter(file.trade_date for file in self.lake.manifest(table).files)
-            for day in sorted(day for day, number in files.items() if number > 1):
-                compact(self.lake, table, day, now=self._clock.now(), wait=False)
-        catalog.publish(self.lake.root.parent)
-        self.lake.collect_garbage()
+        tidy(self.lake, TABLES, now=self._clock.now(), wait=False)
 
     def _batches(self, start: Position, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
         """Sessions with records to write, and how far the log is read by then."""

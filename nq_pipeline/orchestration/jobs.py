@@ -6,10 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
+from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
@@ -67,14 +66,7 @@ capture_job = dg.define_asset_job(
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     # Bookkeeping goes by the machine's clock, never by a pinned one.
     root, now = vendors.settings().environment_dir, datetime.now(UTC)
-    lake = Lake(root / "lake")
-    for table in TABLES.values():
-        for day in sorted({file.trade_date for file in lake.manifest(table).files}):
-            if merged := compact(lake, table, day, now=now):
-                context.log.info(f"{table.name} {day}: {merged} files merged")
-    # First the catalog stops naming superseded files, then they go.
-    catalog.publish(root)
-    context.log.info(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
+    tidy(Lake(root / "lake"), TABLES.values(), now=now, tell=context.log.info)
 
 
 def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:

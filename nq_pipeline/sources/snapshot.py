@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.errors import (
     DeadlineReached,
+    LakeError,
     NotConfigured,
     NotEntitled,
     NqError,
@@ -234,7 +235,7 @@ def take_snapshot(
     NqError
         A fault of this program in a vendor's code; what the other vendors gave is written.
     LakeError
-        The lake cannot be written.
+        A table cannot be written; all others are, and the catalog is published.
     """
     sources = [opener(name, settings) for name in settings.sources]
     free_only = settings.ask_metered == "missing"
@@ -365,6 +366,8 @@ def _faulty(name: str, request: ChainRequest, exchange: Exchange, fault: Excepti
 
 def _raise_faults(asked: Mapping[str, Asked]) -> None:
     for name, part in asked.items():
+        if isinstance(part.fault, NqError):
+            raise part.fault
         if (fault := part.fault) is not None:
             raise NqError(
                 f"{name}: a fault of this program, {type(fault).__name__}: {fault}; "
@@ -391,7 +394,7 @@ def _ask_or_recall(
     if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, exchange):
         exchange.close()
         return exchange.frame()
-    refused = {} if exchange.refresh else _refused(source, settings, request)
+    refused = {} if exchange.refresh else _known_refusals(source, settings, request)
     if refused.keys() == {CHAIN}:
         said = refused[CHAIN]
         refusal = NotEntitled(f"{said.text}; not asked again before {said.ask_again}, or with --refresh")
@@ -403,7 +406,10 @@ def _ask_or_recall(
         breaker.close()
     asked = _ask(source, request, exchange, lambda *a: breaker.ask(lambda: source.ask(*a)))
     whole = _is_whole(asked.answer, exchange)
-    _note_entitlement(source, settings, request, asked.answer, whole=whole)
+    try:
+        _note_entitlement(source, settings, request, asked.answer, whole=whole)
+    except LakeError as damage:  # told at the end; the answer is worth more than the note
+        asked = replace(asked, fault=damage)
     if whole and exchange.fresh_until is not None:
         cache.put(key, asked.answer, asked.used, exchange.fresh_until)
     return asked
@@ -417,6 +423,14 @@ def _refused(source: Source, settings: Settings, request: ChainRequest) -> dict[
     return entitlements.refusals(
         lake, source.name, product, "historical", request.trade_date, address=source.base_url
     )
+
+
+def _known_refusals(source: Source, settings: Settings, request: ChainRequest) -> dict[str, Entitlement]:
+    """`_refused`, or nothing while the table is damaged: to ask in vain costs less than to miss a chain."""
+    try:
+        return _refused(source, settings, request)
+    except LakeError:
+        return {}  # `_note_entitlement` meets the same and says so
 
 
 def _note_entitlement(
@@ -594,10 +608,14 @@ def _write(
     # The record comes first: killed after it, the run can be completed from the archive.
     if record_run:
         _archive(settings).write_run(run_id, _run_record(settings, request, ordered))
-    rows = {table.name: lake.append(table, frame, run_id=run_id).rows for table, frame in tables.items()}
-    export_spend(settings, lake, run_id=run_id)
+    written = lake.append_all(tables.items(), run_id=run_id)
+    try:
+        export_spend(settings, lake, run_id=run_id)
+    except LakeError as error:
+        written.failures.append(error)
     catalog.publish(settings.environment_dir)
-    return Snapshot(request, ordered, skipped, decisions, chain, rows)
+    written.check()  # what a damaged table lacks of this run is in the archive
+    return Snapshot(request, ordered, skipped, decisions, chain, written.rows)
 
 
 def _answers(request: ChainRequest, asked: Mapping[str, Asked]) -> pl.DataFrame:

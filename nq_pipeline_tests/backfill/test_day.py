@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -193,7 +194,7 @@ def test_a_day_that_lost_its_row_is_not_bought_again(data: Path) -> None:
         settings = databento.settings()
         first = had(settings)
         for table in (BACKFILLS, TRADES):  # as if it had been killed before they were written
-            (lake(settings).folder(table) / "manifest.json").unlink()
+            shutil.rmtree(lake(settings).folder(table))
         again = had(settings)
         assert (again.state, again.rows, again.cost_usd) == ("complete", first.rows, 0)
         assert len(databento.metered) == 1
@@ -207,7 +208,7 @@ def test_a_download_that_a_crash_left_behind_whole_is_used(data: Path) -> None:
         file.with_suffix("").with_suffix(".json").unlink()
         file.rename(file.with_suffix("").with_suffix(".part"))
         for table in (BACKFILLS, TRADES):
-            (lake(settings).folder(table) / "manifest.json").unlink()
+            shutil.rmtree(lake(settings).folder(table))
         assert had(settings).state == "complete"
         assert len(databento.metered) == 1
 
@@ -220,7 +221,7 @@ def test_a_download_that_a_crash_left_behind_in_part_is_bought_anew(data: Path) 
         file.with_suffix("").with_suffix(".json").unlink()
         file.with_suffix("").with_suffix(".part").write_bytes(file.read_bytes()[:-9])
         file.unlink()
-        (lake(settings).folder(BACKFILLS) / "manifest.json").unlink()
+        shutil.rmtree(lake(settings).folder(BACKFILLS))
         assert had(settings).state == "complete"
         assert len(databento.metered) == 2
 
@@ -537,7 +538,7 @@ def test_a_day_had_as_a_job_is_not_bought_again_in_hours(data: Path) -> None:
         assert had(databento.settings(**BATCH), "mbo").mode == "historical"
         settings = databento.settings(**{**BATCH, "backfill_batch_mb": 1_000_000})
         for table in (BACKFILLS, MBO):  # as if it had been killed before they were written
-            (lake(settings).folder(table) / "manifest.json").unlink()
+            shutil.rmtree(lake(settings).folder(table))
         again = had(settings, "mbo")
         assert (again.state, again.cost_usd) == ("complete", 0)
         assert len(databento.metered) == 1

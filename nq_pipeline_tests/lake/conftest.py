@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import TABLES
+from nq_pipeline_tests.lake.samples import TICKS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,7 +23,7 @@ def environment_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lake(environment_root: Path) -> Lake:
-    return Lake(environment_root / "lake")
+    return Lake(environment_root / "lake", tables=[TICKS, *TABLES.values()])
 
 
 @pytest.fixture

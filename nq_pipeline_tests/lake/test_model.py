@@ -31,7 +31,7 @@ def day_of(instant: int) -> int:
 def test_a_lake_holds_the_first_row_of_every_key_whatever_is_merged(steps) -> None:  # type: ignore[no-untyped-def]
     model: dict[tuple[int, int, int], float | None] = {}
     with TemporaryDirectory() as folder:
-        lake = Lake(Path(folder))
+        lake = Lake(Path(folder), tables=[TICKS])
         for kind, detail in steps:
             version = lake.manifest(TICKS).version
             if kind == "append":

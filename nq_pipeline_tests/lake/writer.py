@@ -53,7 +53,7 @@ def merge(lake: Lake, days: int) -> None:
 
 
 def main() -> None:
-    lake = Lake(Path(sys.argv[1]))
+    lake = Lake(Path(sys.argv[1]), tables=[TICKS])
     print("ready", flush=True)
     match sys.argv[2:]:
         case ["append", start, stop]:

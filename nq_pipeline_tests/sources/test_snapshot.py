@@ -595,3 +595,29 @@ def test_an_answer_is_kept_whatever_the_address_of_the_live_gateway(tmp_path: Pa
     again = Desk(tmp_path, vendor, databento_gateway="127.0.0.1:2").snap()
     assert len(vendor.requests) == 1
     assert again.asked["databento"].answer.cached
+
+
+# ── a damaged lake ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "name", ["fetches", "answers", "source_chain", "option_chain", "entitlements", "spend"]
+)
+def test_a_damaged_table_costs_a_run_only_its_own_rows(tmp_path: Path, name: str) -> None:
+    desk = Desk(tmp_path, down("polygon", NotEntitled("not in the plan")), Vendor("databento"))
+    first = desk.snap()
+    lake = Lake(desk.settings.environment_dir / "lake")
+    if not (files := lake.files(TABLES[name])):  # nothing was spent, so the manifest is what is damaged
+        files = [lake.root / name / "manifest.json"]
+        files[0].parent.mkdir(exist_ok=True)
+    files[0].write_bytes(b"PAR1")
+    with pytest.raises(LakeError, match=f"nq repair {name}"):
+        desk.snap(refresh=True)
+
+    written = {"fetches": FETCHES, "source_chain": SOURCE_CHAIN, "option_chain": OPTION_CHAIN}
+    for other, table in written.items():
+        if other != name:
+            assert rows(desk, table).height >= first.rows[other], other
+            assert shown(desk, f"select count(*) from {other}") == [(rows(desk, table).height,)]
+    assert rows(desk, DECISIONS)["run_id"].n_unique() == (1 if name in first.rows else 2)
+    assert (desk.settings.environment_dir / catalog.NAME).exists()

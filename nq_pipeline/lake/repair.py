@@ -1,0 +1,234 @@
+"""Repair: the list of a table's files made anew from the files that are there.
+
+Nothing is deleted. A damaged file keeps its bytes under another name. Of rows with one key, the table
+shows one, as always; a file whose rows are all in other files counts as superseded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import orjson
+import polars as pl
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import manifest, parquet
+from nq_pipeline.lake.files import locked, sync
+from nq_pipeline.lake.lake import Lake, unreadable
+from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
+from nq_pipeline.lake.schemas import PARTITION, Table
+
+ASIDE = ".damaged"
+"""Ends the new name of a damaged file."""
+MOST_SAID = 20
+"""Faults of a table that are told one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did to one table.
+
+    Attributes
+    ----------
+    why
+        What was wrong; nothing was done when this is empty.
+    rows, files
+        What the table has now.
+    damaged
+        Files that were taken off the list: the new name, or the old one where the file is missing.
+    lost
+        How many rows of those files nothing else has, by their trade date. Only a manifest that
+        could be read tells it.
+    """
+
+    table: str
+    why: tuple[str, ...]
+    rows: int
+    files: int
+    damaged: tuple[Path, ...] = ()
+    lost: tuple[tuple[date, int], ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person: what was wrong, what was done, what is lost."""
+        wrong = [f"{self.table}: {why}" for why in self.why[:MOST_SAID]]
+        more = len(self.why) - len(wrong)
+        return [
+            *wrong,
+            *([f"{self.table}: and {more:,} more files"] if more else []),
+            f"{self.table}: the list was made anew: {self.files:,} files, {self.rows:,} rows",
+            *(f"{self.table}: kept as {path}" for path in self.damaged if path.exists()),
+            *(f"{self.table}: {rows:,} rows of {day} are in no other file" for day, rows in self.lost),
+        ]
+
+
+def repair(lake: Lake, table: Table) -> Repaired:
+    """Read every file of a table, and where something is wrong make its manifest anew.
+
+    Takes the locks of writers and of merges, so it may run at any time.
+    """
+    folder = lake.folder(table)
+    if not folder.is_dir():
+        return Repaired(table.name, (), 0, 0)
+    with locked(folder / ".compaction.lock"), locked(folder / ".lock"):
+        known, why = _known(folder)
+        listed = {file.path: file for file in known.files}
+        there = {str(path.relative_to(folder)): path for path in sorted(folder.glob(DATA_FILES))}
+        faults = {
+            name: fault for name, path in there.items() if (fault := _fault(table, path, listed.get(name)))
+        }
+        why += [f"{folder / name} is missing" for name in listed if name not in there]
+        why += [f"{folder / name} {fault}" for name, fault in faults.items()]
+        past = {file.path for file in known.superseded}
+        why += [
+            f"{path} is not on the list" for name, path in there.items() if name not in listed.keys() | past
+        ]
+        if not why:
+            return Repaired(table.name, (), known.rows, len(known.files))
+        aside = [_set_aside(there.pop(name)) for name in faults]
+        files = [_described(table, folder, path) for path in there.values()]
+        kept, spare, partly = _chosen(lake, table, files)
+        at = time.time_ns()
+        made = Manifest(
+            table=table.name,
+            version=1 + max([known.version, *(_number(path) for path in there.values())], default=0),
+            files=tuple(kept),
+            superseded=tuple(Superseded(file.path, at) for file in spare),
+        )
+        manifest.publish(folder, made)
+    for file in partly:  # on no list: what the table lacks of them is appended, and the sweep removes them
+        lake.bring_back(table, folder / file.path)
+    now = lake.manifest(table)
+    gone = [folder / name for name in listed if name not in there and name not in faults]
+    return Repaired(
+        table=table.name,
+        why=tuple(why),
+        rows=now.rows,
+        files=len(now.files),
+        damaged=(*aside, *gone),
+        lost=tuple(_lost(known, now)),
+    )
+
+
+def find_damage(lake: Lake) -> LakeError | None:
+    """The first damage of a lake: what quick looks at all files find, or else reading them whole."""
+    tables = [table for table in lake.tables if lake.folder(table).is_dir()]
+    for whole in (False, True):
+        for table in tables:
+            try:
+                files = lake.manifest(table).files
+                lake.sound(table, files)
+            except LakeError as error:
+                return error
+            for file in files if whole else ():
+                path = lake.folder(table) / file.path
+                if fault := _fault(table, path, file):
+                    return unreadable(table.name, path, fault)
+    return None
+
+
+def _known(folder: Path) -> tuple[Manifest, list[str]]:
+    """The manifest, or an empty one and what is wrong with it."""
+    try:
+        return manifest.read(folder), []
+    except LakeError as error:
+        return Manifest(folder.name), [str(error).partition(";")[0]]
+
+
+def _fault(table: Table, path: Path, listed: DataFile | None) -> str:
+    """What is wrong with a file, found by reading all of it; empty when nothing is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if fault := parquet.fault(path, listed.bytes if listed else path.stat().st_size):
+        return fault
+    try:
+        with pq.ParquetFile(path) as file:
+            about = file.metadata.metadata or {}
+            if about.get(parquet.TABLE) != table.name.encode():
+                return f"is not a file of {table.name}"
+            rows = sum(batch.num_rows for batch in file.iter_batches())
+        orjson.loads(about.get(parquet.RUNS, b"[]"))
+        parquet.scan(table, [path]).select(table.key).head(1).collect()
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
+        return f"cannot be read ({type(error).__name__})"
+    return "" if listed is None or rows == listed.rows else f"has {rows:,} of its {listed.rows:,} rows"
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nobody takes it for data; it never replaces another."""
+    number, aside = 0, path.with_name(path.name + ASIDE)
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}{ASIDE}-{number}")
+    path.rename(aside)
+    sync(path.parent)
+    return aside
+
+
+def _described(table: Table, folder: Path, path: Path) -> DataFile:
+    """A file as the manifest lists it, counted as never merged."""
+    import pyarrow.parquet as pq
+
+    about = pq.read_metadata(path)
+    since = parquet.scan(table, [path]).select(pl.col(table.since).to_physical()).collect().to_series()
+    return DataFile(
+        path=path.relative_to(folder).as_posix(),
+        trade_date=date.fromisoformat(path.parent.name.removeprefix(f"{PARTITION}=")),
+        rows=about.num_rows,
+        bytes=path.stat().st_size,
+        level=0,
+        since_min=int(since.min()),  # type: ignore[arg-type]
+        since_max=int(since.max()),  # type: ignore[arg-type]
+        schema_version=int(about.metadata[parquet.SCHEMA_VERSION]),
+    )
+
+
+def _chosen(
+    lake: Lake, table: Table, files: Sequence[DataFile]
+) -> tuple[list[DataFile], list[DataFile], list[DataFile]]:
+    """Of each key one row: files to list, files that others hold wholly, files that they hold in part.
+
+    The largest first, so that a merged file stands for those it was merged from.
+    """
+    kept: list[DataFile] = []
+    spare: list[DataFile] = []
+    partly: list[DataFile] = []
+    for file in sorted(files, key=lambda file: (-file.rows, file.path)):
+        beside = [lake.folder(table) / other.path for other in kept if _may_share_keys(table, file, other)]
+        new = file.rows
+        if beside:
+            own = parquet.scan(table, [lake.folder(table) / file.path]).select(table.key)
+            others = parquet.scan(table, beside).select(table.key)
+            new = own.join(others, on=table.key, how="anti").select(pl.len()).collect().item()
+        (kept if new == file.rows else partly if new else spare).append(file)
+    return sorted(kept, key=lambda file: file.path), spare, partly
+
+
+def _may_share_keys(table: Table, one: DataFile, other: DataFile) -> bool:
+    if one.trade_date != other.trade_date:
+        return False
+    # The same key has the same instant.
+    apart = one.since_max < other.since_min or other.since_max < one.since_min
+    return not (table.since in table.key and apart)
+
+
+def _lost(known: Manifest, now: Manifest) -> Iterator[tuple[date, int]]:
+    for day in sorted({file.trade_date for file in known.files}):
+        fewer = _rows(known.of({day})) - _rows(now.of({day}))
+        if fewer > 0:
+            yield day, fewer
+
+
+def _rows(files: Collection[DataFile]) -> int:
+    return sum(file.rows for file in files)
+
+
+def _number(path: Path) -> int:
+    """The version a file is named after; 0 for a name of another make."""
+    number = path.stem.partition("-")[0]
+    return int(number) if number.isdecimal() else 0

@@ -1,0 +1,50 @@
+"""What keeps the lake small: merge files, publish the catalog, remove what nobody reads any more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.compaction import compact
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import Table
+
+
+def tidy(
+    lake: Lake,
+    tables: Iterable[Table],
+    *,
+    now: datetime,
+    wait: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Merge the files of every trade date of some tables as far as `now` allows, and tidy the whole lake.
+
+    Without `wait`, tables that another process is merging are left to it.
+
+    Raises
+    ------
+    LakeError
+        Some table cannot be read. All others are merged by then, and the catalog is published.
+    """
+    failures: list[LakeError] = []
+    for table in tables:
+        try:
+            files = Counter(file.trade_date for file in lake.manifest(table).files)
+        except LakeError as error:
+            failures.append(error)
+            continue
+        for day in sorted(day for day, number in files.items() if number > 1):
+            try:
+                if merged := compact(lake, table, day, now=now, wait=wait):
+                    tell(f"{table.name} {day}: {merged} files merged")
+            except LakeError as error:
+                failures.append(error)
+    # First the catalog stops naming superseded files, then they go.
+    catalog.publish(lake.root.parent)
+    tell(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
+    if failures:
+        raise failures[0]
