@@ -39,6 +39,8 @@ class RawEntry:
         Until when the answer may be served again; 0 is never.
     pinned
         The frozen instant of the run's clock, ISO 8601; None on a running clock.
+    received_at
+        When the answer was there, by the run's clock; 0 in an entry of before this was kept.
     """
 
     request_id: str
@@ -56,6 +58,7 @@ class RawEntry:
     bytes: int
     status: int | None = None
     pinned: str | None = None
+    received_at: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ it is asked only after an explicit opt-in, one request at a time and spaced.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 from urllib.parse import unquote
@@ -45,6 +45,7 @@ from nq_pipeline.market.symbology import (
 )
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.asked import SKEW_NS
 from nq_pipeline.sources.barchart_quotes import Board, parse_chain, parse_futures
 from nq_pipeline.sources.base import (
     ChainAnswer,
@@ -137,7 +138,7 @@ class Barchart:
                 except SourceError as error:
                     outcomes[series.key] = _failure(error)
                     final = _failure(error) if isinstance(error, FINAL) else None
-        futures = self._futures(list(boards), exchange, visit) if boards and final is None else {}
+        futures = self._futures(boards, request, exchange, visit) if boards and final is None else {}
         pages: Mapping[str, bool] = {}
         if self._settings.barchart_pages and final is None:
             pages = self._pages(boards, request, exchange, visit)
@@ -157,7 +158,7 @@ class Barchart:
             )
         except SourceError as error:
             return Probe(True, not isinstance(error, Unavailable), None, str(error), _mend(error))
-        shown = _futures_of(reply, exchange)
+        shown = _futures_of(reply, [future], day, exchange)
         if future not in shown:
             mend = "see in the raw archive what it answered; is NQ_BARCHART_URL right?"
             return Probe(True, True, None, f"the answer holds no quote of {future}", mend)
@@ -185,7 +186,10 @@ class Barchart:
         }  # fmt: skip
         reply = self._quotes(params, "chain", _page_path(code, series), exchange, visit)
         try:
-            board = parse_chain(reply.body, series, _one_digit(code), trade_date=request.trade_date)
+            board = parse_chain(
+                reply.body, series, _one_digit(code),
+                trade_date=request.trade_date, latest=reply.received_at + SKEW_NS,
+            )  # fmt: skip
         except BadPayload as error:
             exchange.reject(reply, error.outcome, str(error))
             raise
@@ -196,16 +200,16 @@ class Barchart:
         return board, reply
 
     def _futures(
-        self, asked: Sequence[Series], exchange: Exchange, visit: _Visit
+        self, asked: Iterable[Series], request: ChainRequest, exchange: Exchange, visit: _Visit
     ) -> dict[str, tuple[float, int]]:
         """Prices of the underlying futures; a chain is not spoilt by their absence."""
-        symbols = ",".join(dict.fromkeys(underlying_future(series, 2) for series in asked))
-        referer = _page_path(symbols.partition(",")[0])
+        symbols = list(dict.fromkeys(underlying_future(series, 2) for series in asked))
+        params = {"symbols": ",".join(symbols), **FUTURES}
         try:
-            reply = self._quotes({"symbols": symbols, **FUTURES}, "underlying", referer, exchange, visit)
+            reply = self._quotes(params, "underlying", _page_path(symbols[0]), exchange, visit)
         except SourceError:
             return {}  # the fetch says why
-        return _futures_of(reply, exchange)
+        return _futures_of(reply, symbols, request.trade_date, exchange)
 
     def _pages(
         self,
@@ -506,9 +510,12 @@ def _reason(series: Mapping[str, SeriesAnswer]) -> str:
     return f"{which} of {len(series)}: {first}" + (f" ({rest} more failed otherwise)" if rest else "")
 
 
-def _futures_of(reply: Reply, exchange: Exchange) -> dict[str, tuple[float, int]]:
+def _futures_of(
+    reply: Reply, symbols: Sequence[str], trade_date: date, exchange: Exchange
+) -> dict[str, tuple[float, int]]:
+    latest = reply.received_at + SKEW_NS
     try:
-        return parse_futures(reply.body)
+        return parse_futures(reply.body, symbols, trade_date=trade_date, latest=latest)
     except BadPayload as error:
         exchange.reject(reply, error.outcome, str(error))
         return {}

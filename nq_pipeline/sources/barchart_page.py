@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-import orjson
 import polars as pl
 
 from nq_pipeline.market.contracts import Series
+from nq_pipeline.sources.decode import loads
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
@@ -120,8 +120,8 @@ def _json(soup: BeautifulSoup, selector: str) -> dict[str, object]:
 
 def _object(text: str) -> dict[str, object]:
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = loads(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -19,17 +19,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 
 import orjson
 import polars as pl
 
+from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.lake.schemas import INSTANT
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import barchart_rows, contract_keys, globex_code, globex_symbols
-from nq_pipeline.sources.decode import decode, number
+from nq_pipeline.sources.asked import FUTURE, OTHER
+from nq_pipeline.sources.decode import decode, loads, number
 
 PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
 COUNTS = ("volume", "openInterest")
@@ -44,8 +46,8 @@ _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
 
-_END_OF_TIME = 4_102_444_800
-"""2100 in seconds; the calendar ends there too."""
+END_OF_TIME = to_ns(datetime(2100, 1, 1, tzinfo=UTC))
+"""The calendar ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class Board:
     controls: Mapping[str, bool] = field(default_factory=dict)
 
 
-def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> Board:
+def parse_chain(
+    body: bytes, series: Series, code: str, *, trade_date: date, latest: int = END_OF_TIME
+) -> Board:
     """Read one board.
 
     Parameters
@@ -83,12 +87,16 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
         The series' code as rows carry it, with one digit of the year (`MM1N5`).
     trade_date
         The session asked about: a row's volume is kept only if it is of this session.
+    latest
+        No trade can be later, nanoseconds UTC, and no settlement of a later trade date than the one
+        asked about.
 
     Returns
     -------
     A row that is not a contract of the series is dropped and counted (`unknown_symbol`,
     `other_series`, `malformed_row`, `duplicate`); a cell that cannot be read, or whose displayed
-    and raw values disagree, is null and counted (`malformed_cell`).
+    and raw values disagree, is null and counted (`malformed_cell`), so is a time that is yet to come
+    (`future_instant`).
 
     Raises
     ------
@@ -100,16 +108,17 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
         if total:
             raise BadPayload(f"{code}: {total:g} rows are stated and none is there")
         return Board(pl.DataFrame(), controls={"rows_equal_total": True})
-    table = _read(cells, (*PRICES, *COUNTS)).with_columns(
+    table = _read(cells, (*PRICES, *COUNTS), trade_date, latest).with_columns(
         barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_")
     )
     table = table.with_columns(fate=_fate(code))
     dropped = Counter[str](table["fate"].drop_nulls().to_list())
     if dropped:
         table = table.filter(pl.col("fate").is_null())
-    unread = sum(table.select(pl.col("^bad_.*$").sum()).row(0))
-    if unread:
-        dropped["malformed_cell"] = unread
+    future = int(table["to_come"].sum())
+    dropped[FUTURE] = future
+    dropped["malformed_cell"] = sum(table.select(pl.col("^bad_.*$").sum()).row(0)) - future
+    dropped = +dropped
     controls = {"rows_equal_total": cells.height == total}
     multiplier = series.root_info.product.multiplier
     off = (pl.col("premium") - pl.col("lastPrice") * multiplier).abs() > multiplier * _ROUNDING
@@ -123,12 +132,18 @@ def parse_chain(body: bytes, series: Series, code: str, *, trade_date: date) -> 
     return Board(rows, cells.height, newest, not prints, dropped, controls)
 
 
-def parse_futures(body: bytes) -> dict[str, tuple[float, int]]:
-    """Last price and its time (ns UTC) by symbol of a list of futures; one without either is left out."""
+def parse_futures(
+    body: bytes, symbols: Sequence[str], *, trade_date: date, latest: int = END_OF_TIME
+) -> dict[str, tuple[float, int]]:
+    """Last price and its time (ns UTC) of the symbols asked for; one without either is left out.
+
+    `trade_date` and `latest` as in `parse_chain`.
+    """
     cells, _ = _rows(body)
     if cells.is_empty():
         return {}
-    table = _read(cells, ("lastPrice",)).select("symbol", "lastPrice", "time").drop_nulls()
+    table = _read(cells, ("lastPrice",), trade_date, latest).select("symbol", "lastPrice", "time")
+    table = table.drop_nulls().filter(pl.col("symbol").is_in(symbols))
     return {symbol: (price, ns) for symbol, price, ns in table.iter_rows()}
 
 
@@ -200,7 +215,7 @@ def _beside(cells: pl.DataFrame) -> pl.DataFrame:
 def _regrouped(body: bytes) -> bytes:
     """A list of rows, or rows grouped by strike, in the shape of the page's own answer."""
     try:
-        value = orjson.loads(body)
+        value = loads(body)
         data = value.get("data")
         if isinstance(data, dict) and data:
             data = [row for group in data.values() if isinstance(group, list) for row in group] or None
@@ -208,22 +223,28 @@ def _regrouped(body: bytes) -> bytes:
             data = []
         if isinstance(data, list):
             return orjson.dumps({"total": value.get("total"), "data": {"Call": data, "Put": []}})
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+    except (ValueError, orjson.JSONEncodeError):
         pass  # not JSON to either decoder, or nested deeper than any answer
     raise BadPayload("quotes: JSON without a list or groups of rows")
 
 
-def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+def _read(cells: pl.DataFrame, names: Sequence[str], trade_date: date, latest: int) -> pl.DataFrame:
     """Numbers from display and raw twins: `<name>` and `bad_<name>`, `time` (ns) and `bad_time`.
 
     The raw number counts; the displayed one says whether it is there at all and must agree.
+    `to_come` says of a bad time that it is one, but later than can be.
     """
     # Only roots priced in eighths need the slower reading, and then all of their rows do.
     fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
     moment = pl.col("raw_tradeTime")
-    time = pl.when(moment.is_between(1, _END_OF_TIME) & (moment % 1 == 0)).then(
-        moment.cast(pl.Int64, strict=False) * 10**9
+    stamp = pl.when(moment.is_between(1, END_OF_TIME // NS_PER_S) & (moment % 1 == 0)).then(
+        moment.cast(pl.Int64, strict=False) * NS_PER_S
     )
+    # A date stands for a trade date, whose session begins the evening before.
+    midnight = datetime(trade_date.year, trade_date.month, trade_date.day, tzinfo=UTC)
+    day_end = to_ns(midnight + timedelta(days=1)) - 1
+    dated = pl.col("tradeTime").str.contains("/", literal=True).fill_null(False)
+    known = stamp <= pl.when(dated).then(max(latest, day_end)).otherwise(latest)
     return (
         cells.lazy()
         .with_columns(
@@ -234,8 +255,9 @@ def _read(cells: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         .with_columns(
             *(_agreed(name).alias(name) for name in names),
             *(_bad(name, _agreed(name)).alias(f"bad_{name}") for name in names),
-            time=time,
-            bad_time=_bad("tradeTime", time),
+            time=pl.when(known).then(stamp),
+            bad_time=_bad("tradeTime", pl.when(known).then(stamp)),
+            to_come=(~known & ~pl.col("none_tradeTime")).fill_null(False),
         )
         .collect()
     )
@@ -274,7 +296,7 @@ def _fate(code: str) -> pl.Expr:
         pl.when(pl.col("of_code").is_null())
         .then(pl.lit("unknown_symbol"))
         .when(pl.col("of_code") != code)
-        .then(pl.lit("other_series"))
+        .then(pl.lit(OTHER))
         .when(other_strike.fill_null(False) | other_side.fill_null(False))
         .then(pl.lit("malformed_row"))
         .when(~pl.struct("of_code", "of_strike", "of_option_type").is_first_distinct())

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, series_keys
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.asked import SKEW_NS, none_to_come, only_asked
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -302,7 +303,8 @@ class Databento:
         troubles: Mapping[str, SourceError],
     ) -> ChainAnswer:
         session = sessions.current_session(request.moment)
-        parsed = parse_chain(records, wanted, session=session, until=plan.end)
+        published = plan[STATISTICS][0].end
+        parsed = parse_chain(records, wanted, session=session, until=plan.end, published=published)
         market = next(replies[s] for s in (QUOTES, STATISTICS, TRADES, DEFINITION) if s in replies)
         stamps = {
             "snapshot_ts": max(reply.snapshot_ts for reply in replies.values()),
@@ -354,11 +356,15 @@ class Databento:
         )
         faults = [f"{schema}: {error}" for schema, error in troubles.items()]
         malformed = parsed.dropped["malformed_definition"]
-        if malformed > MALFORMED_SHARE * (frame.height + malformed):
+        unread = malformed > MALFORMED_SHARE * (frame.height + malformed)
+        if unread:
             faults.append(f"{malformed} definitions could not be used")
         lacking = "; ".join([*faults, *parsed.holes])
 
         def judge(series: Series) -> SeriesAnswer:
+            if series.key not in newest and unread:
+                said = f"none is left of the definitions, {malformed} of which could not be used"
+                return SeriesAnswer(Outcome.BAD_PAYLOAD, said)
             if series.key not in newest:
                 return SeriesAnswer(Outcome.EMPTY, f"not among the definitions of {plan.day}")
             last = newest[series.key]
@@ -509,7 +515,12 @@ class Parsed:
 
 
 def parse_chain(
-    records: Mapping[str, Records], wanted: tuple[Series, ...], *, session: sessions.Session, until: int
+    records: Mapping[str, Records],
+    wanted: tuple[Series, ...],
+    *,
+    session: sessions.Session,
+    until: int,
+    published: int | None = None,
 ) -> Parsed:
     """Join the answers of one snapshot into rows of the chain schema, provenance aside.
 
@@ -521,20 +532,28 @@ def parse_chain(
         The session asked about: volume and range are of it alone.
     until
         End of quotes and trades, nanoseconds UTC: data that end before the session opens say
-        nothing about its volume.
+        nothing about its volume. No instant in them is later.
+    published
+        End of the statistics; that of the quotes where it is not given.
     """
     dropped: Counter[str] = Counter()
+    latest = until + SKEW_NS
     defined = definitions(records[DEFINITION], dropped)
     options = defined.filter(pl.col("instrument_class").is_in(["C", "P"]))
-    keys = [series.key for series in wanted]
-    contracts = _contracts(options, keys, dropped)
+    contracts = _contracts(options, wanted, dropped)
     known = defined["raw_symbol"]
     data = {s: records.get(s) or Records.none(s) for s in (QUOTES, STATISTICS, TRADES)}
     lost = {schema: Counter[str]() for schema in data}
     _count_undefined(data[QUOTES], records[DEFINITION], dropped)
-    books = quotes(data[QUOTES], known, lost[QUOTES])
-    stats = statistics(data[STATISTICS], known, lost[STATISTICS])
-    done = trades(data[TRADES], known, lost[TRADES], since=to_ns(session.open))
+    books = quotes(data[QUOTES], known, lost[QUOTES], latest=latest)
+    stats = statistics(
+        data[STATISTICS],
+        known,
+        lost[STATISTICS],
+        latest=latest if published is None else published + SKEW_NS,
+        trade_date=session.trade_date,
+    )
+    done = trades(data[TRADES], known, lost[TRADES], since=to_ns(session.open), latest=latest)
     holes = tuple(
         f"{lost[schema].total()} of {len(given.array)} records of {schema} could not be used"
         for schema, given in data.items()
@@ -607,8 +626,15 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
     return frame.filter(pl.col("verdict").is_null()).drop("action", "user_defined", "verdict")
 
 
-def _contracts(options: pl.DataFrame, keys: list[str], dropped: Counter[str]) -> pl.DataFrame:
-    """The contracts of the series asked for, with the names of the lake."""
+def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Counter[str]) -> pl.DataFrame:
+    """The contracts of the series asked for, with the names of the lake.
+
+    It is asked by root, so that other expirations of a root asked for are no surprise and only those
+    of other roots are counted.
+    An expiration stamped midnight UTC is a date without a time: no option on a future ends then. In
+    Chicago it would be the day before. It is read as its date, with the time by rule, and counted
+    (`expiration_without_time`).
+    """
     roots = pl.DataFrame(
         {
             "root": list(ROOTS),
@@ -618,11 +644,24 @@ def _contracts(options: pl.DataFrame, keys: list[str], dropped: Counter[str]) ->
             "usual_multiplier": [root.product.multiplier for root in ROOTS.values()],
         }
     )
-    local = pl.col("expiration").dt.convert_time_zone(str(sessions.CHICAGO)).dt.date()
+    ends = pl.col("expiration")
+    midnight = ends.dt.time() == time()
+    local = ends.dt.convert_time_zone(str(sessions.CHICAGO)).dt.date()
+    listed = options.with_columns(
+        pl.when(midnight).then(ends.dt.date()).otherwise(local).alias("expiration_date")
+    ).with_columns(series_keys(pl.col("root"), pl.col("expiration_date")).alias("series"))
+    by_rule = {series.key: series.expiration.astimezone(UTC) for series in wanted}
+    of_roots = only_asked(listed, pl.col("root").is_in([series.root for series in wanted]), dropped)
+    asked = of_roots.filter(pl.col("series").is_in(list(by_rule)))
+    if without := int(asked.select(midnight.sum()).item()):
+        dropped["expiration_without_time"] += without
     frame = (
-        options.with_columns(local.alias("expiration_date"))
-        .with_columns(series_keys(pl.col("root"), pl.col("expiration_date")).alias("series"))
-        .filter(pl.col("series").is_in(keys))
+        asked.with_columns(
+            pl.when(midnight)
+            .then(pl.col("series").replace_strict(by_rule, return_dtype=INSTANT))
+            .otherwise(ends)
+            .alias("expiration")
+        )
         .join(roots, on="root", maintain_order="left")
         .rename({"instrument_class": "option_type"})
         .with_columns(
@@ -649,8 +688,8 @@ def _count_undefined(quoted: Records, defined: Records, dropped: Counter[str]) -
         dropped["undefined_instrument"] += int(new.sum())
 
 
-def quotes(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.DataFrame:
-    """The last book of each instrument.
+def quotes(records: Records, known: pl.Series, dropped: Counter[str], *, latest: int) -> pl.DataFrame:
+    """The last book of each instrument; nothing in it is later than `latest` (nanoseconds UTC).
 
     Columns: raw_symbol, bid, bid_size, ask, ask_size, quote_ts, quoted_last, quoted_last_ts.
     """
@@ -669,9 +708,10 @@ def quotes(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.Data
             "quoted_last_ts": last_ts,
         }
     )
+    named = _named(frame, records, "quote_ts", known, dropped, latest)
     traded = pl.col("quoted_last").is_not_null() & pl.col("quoted_last_ts").is_not_null()
     return (
-        _named(frame, records, "quote_ts", known, dropped)
+        none_to_come(named, ["quoted_last_ts"], latest, dropped)
         .sort("quote_ts", maintain_order=True)
         .unique("raw_symbol", keep="last", maintain_order=True)
         .with_columns(
@@ -683,13 +723,16 @@ def quotes(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.Data
     )
 
 
-def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.DataFrame:
+def statistics(
+    records: Records, known: pl.Series, dropped: Counter[str], *, latest: int, trade_date: date
+) -> pl.DataFrame:
     """Settlement, open interest and cleared volume of the newest trade date each speaks of.
 
     Each is published more than once, preliminary and then final; the last final word counts,
     else the last. `stat_flags` says which only for settlements; their meaning, and that bit 3
     marks an intraday one (left out here), is a third party's reading of real files. A deleted
-    statistic is null.
+    statistic is null. None is of a later trade date than `trade_date` or came after `latest`
+    (nanoseconds UTC).
 
     Columns: raw_symbol, settlement, open_interest, cleared_volume, volume_date.
     """
@@ -702,7 +745,7 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
         {
             "instrument_id": a["instrument_id"],
             "ts_recv": instants(a["ts_recv"]),
-            "day": instants(a["ts_ref"]).dt.date(),
+            "day": instants(a["ts_ref"]),
             "stat_type": a["stat_type"],
             "final": flags & FINAL != 0,
             "price": masked(prices(a["price"]), kept),
@@ -711,8 +754,10 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
             ),
         }
     )
+    end_of_day = to_ns(datetime.combine(trade_date, time(), UTC)) + DAY_NS - 1
+    frame = none_to_come(frame, ["day"], end_of_day, dropped).with_columns(pl.col("day").dt.date())
     newest = (
-        _named(frame, records, "ts_recv", known, dropped)
+        _named(frame, records, "ts_recv", known, dropped, latest)
         .sort("day", "final", "ts_recv", nulls_last=False, maintain_order=True)
         .unique(["raw_symbol", "stat_type"], keep="last", maintain_order=True)
     )
@@ -730,8 +775,10 @@ def statistics(records: Records, known: pl.Series, dropped: Counter[str]) -> pl.
     )
 
 
-def trades(records: Records, known: pl.Series, dropped: Counter[str], *, since: int) -> pl.DataFrame:
-    """What each instrument traded since an instant (nanoseconds UTC).
+def trades(
+    records: Records, known: pl.Series, dropped: Counter[str], *, since: int, latest: int
+) -> pl.DataFrame:
+    """What each instrument traded from one instant to another (nanoseconds UTC).
 
     Columns: raw_symbol, traded_last, traded_last_ts, open, high, low, traded (contracts).
     """
@@ -745,12 +792,13 @@ def trades(records: Records, known: pl.Series, dropped: Counter[str], *, since: 
             "size": sizes(a["size"]),
         }
     )
-    named = _named(frame, records, "ts_recv", known, dropped)
+    named = _named(frame, records, "ts_recv", known, dropped, latest)
     usable = named.drop_nulls(["ts_event", "price", "size"])
     if usable.height < named.height:
         dropped["malformed_trade"] += named.height - usable.height
     return (
-        usable.filter(pl.col("ts_event") >= pl.lit(since).cast(INSTANT))
+        none_to_come(usable, ["ts_event"], latest, dropped)
+        .filter(pl.col("ts_event") >= pl.lit(since).cast(INSTANT))
         .sort("ts_event", maintain_order=True)
         .group_by("raw_symbol", maintain_order=True)
         .agg(
@@ -765,17 +813,18 @@ def trades(records: Records, known: pl.Series, dropped: Counter[str], *, since: 
 
 
 def _named(
-    frame: pl.DataFrame, records: Records, time: str, known: pl.Series, dropped: Counter[str]
+    frame: pl.DataFrame, records: Records, stamp: str, known: pl.Series, dropped: Counter[str], latest: int
 ) -> pl.DataFrame:
     """The rows with their raw symbol in place of their id, by the answer's own mapping for the day.
 
     Rows of instruments that are not in use (spreads, for the most part) fall away uncounted: the
     instruments themselves were counted. An id that the mapping does not know is counted, so is a
-    row without a time.
+    row without a time, or with one later than `latest`.
     """
-    timed = frame.filter(pl.col(time).is_not_null()).with_columns(pl.col(time).dt.date().alias("_date"))
-    if timed.height < frame.height:
-        dropped["undefined_time"] += frame.height - timed.height
+    if undefined := frame[stamp].null_count():
+        dropped["undefined_time"] += undefined
+    timed = none_to_come(frame, [stamp], latest, dropped).drop_nulls(stamp)
+    timed = timed.with_columns(pl.col(stamp).dt.date().alias("_date"))
     names = (
         timed.select("instrument_id", "_date")
         .unique()

@@ -48,6 +48,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.exchange import Policy
+from nq_pipeline.spend.money import is_amount
 
 if TYPE_CHECKING:
     from nq_pipeline.spend.ledger import Mode, Spending
@@ -68,6 +69,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 WORDS_KEPT = 200
 """Characters of a vendor's own message that go into ours."""
 GIB = 2**30
+YEARS = range(1970, 2200)
+"""A timestamp outside is no timestamp."""
 FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
@@ -258,11 +261,15 @@ class HistoricalClient:
         told = self._ask(lambda client: client.batch.list_files(job_id))
         try:
             found = [
-                JobFile(str(one["filename"]), int(one["size"]), str(one["hash"]).removeprefix("sha256:"))
+                JobFile(
+                    str(one["filename"]),
+                    _number(int(one["size"]), "a job's file"),
+                    str(one["hash"]).removeprefix("sha256:"),
+                )
                 for one in told
                 if self._is_ours(str(one["urls"]["https"])) and FILENAME.fullmatch(str(one["filename"]))
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             raise BadPayload("the list of a job's files came in an unknown form") from None
         if len(found) < len(told):
             raise BadPayload("a job's file is named, or lies, where none of the vendor's should")
@@ -420,7 +427,7 @@ def historical(key: SecretStr, url: str, *, timeout_s: float) -> Any:
 def instant_ns(text: str) -> int:
     """Nanoseconds UTC of an ISO 8601 instant with up to nine digits; ValueError when it is none."""
     plain = re.fullmatch(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)?)(?:Z|\+00:00)?", text)
-    if plain is None:
+    if plain is None or int(plain[1][:4]) not in YEARS:  # others do not fit 64 bits, and wrap around
         raise ValueError(f"{text!r} is no UTC instant")
     return int(np.datetime64(plain[1], "ns").astype(np.int64))
 
@@ -445,13 +452,13 @@ def _usd(price: Any, schema: str) -> Decimal:
         usd = Decimal(str(price))
     except InvalidOperation:
         usd = Decimal("NaN")
-    if isinstance(price, bool) or not usd.is_finite() or usd < 0:
+    if isinstance(price, bool) or not is_amount(usd):
         raise BadPayload(f"{schema}: the price came in an unknown form")
     return usd
 
 
 def _number(value: Any, schema: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise BadPayload(f"{schema}: the number of records or bytes came in an unknown form")
     return value
 

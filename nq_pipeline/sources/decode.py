@@ -7,6 +7,7 @@ null and are counted, and what is left goes the same way. Both ways give the sam
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -66,10 +67,45 @@ def number(name: str | pl.Expr, dtype: type[pl.DataType] = pl.Float64) -> pl.Exp
     return pl.coalesce(cell.cast(dtype, strict=False), whole)
 
 
+def loads(body: bytes | str) -> Any:
+    """The Python value of a JSON document; ValueError when it is none, or nested too deeply.
+
+    The fast decoder refuses a whole document for one number that no float64 holds, and for one half
+    of a surrogate pair. Here each costs its own cell: such a number stays as its text, and so do NaN
+    and Infinity, which are no JSON but are written by many; half a pair becomes a question mark.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        text = body.decode("utf-8-sig") if isinstance(body, bytes) else body
+    try:
+        return _whole(json.loads(text, parse_float=_number, parse_int=_number, parse_constant=str))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(value: Any) -> Any:
+    """The value with all its texts as UTF-8 has them."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
+
+
+def _number(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
 def _tolerant(body: bytes, shape: pl.DataType, dropped: Counter[str], what: str) -> pl.Series:
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        value = loads(body)
+    except ValueError:
         raise BadPayload(f"{what}: expected JSON, got something else of {len(body)} bytes") from None
     fitted = orjson.dumps(_fit(value, shape, dropped)).decode()
     return pl.Series([fitted]).str.json_decode(shape)

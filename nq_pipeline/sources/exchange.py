@@ -31,6 +31,7 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, SourceError, Unavail
 from nq_pipeline.lake.raw import RawArchive, RawEntry
 from nq_pipeline.lake.schemas import FETCHES
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.decode import loads
 from nq_pipeline.sources.lifetime import Keep, Lifetime
 
 SECRET_NAMES = frozenset(
@@ -64,7 +65,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `snapshot_ts` (ns) is when it was first asked for, also on a cache hit."""
+    """One answer. `snapshot_ts` (ns) is when it was first asked for, also on a cache hit.
+
+    `received_at` (ns) is when it was there by the run's clock: no instant in it can be later.
+    """
 
     operation: str
     status: int | None
@@ -76,6 +80,7 @@ class Reply:
     cached: bool
     url: str
     fetch_id: str = ""
+    received_at: int = 0
 
     @property
     def content_type(self) -> str:
@@ -84,8 +89,8 @@ class Reply:
     def json(self) -> Any:
         """The decoded body; `BadPayload` when it is not JSON (the text itself is never quoted)."""
         try:
-            return orjson.loads(self.body)
-        except orjson.JSONDecodeError:
+            return loads(self.body)
+        except ValueError:
             kind = self.content_type or "nothing that says what it is"
             raise BadPayload(
                 f"{self.operation}: expected JSON, got {kind} of {len(self.body)} bytes (HTTP {self.status})"
@@ -356,6 +361,7 @@ class Exchange:
                 entry,
                 snapshot_ts=int(first),
                 request_id=request_id,
+                received_at=self._received(response.created_at),  # type: ignore[attr-defined]
                 expires=to_ns(response.expires),  # type: ignore[attr-defined]
             )
         elif archive:
@@ -416,6 +422,7 @@ class Exchange:
             cached=cached,
             url=fetch.url,
             fetch_id=fetch.request_id,
+            received_at=entry.received_at or _asked(entry),
         )
 
     def _entry(
@@ -437,9 +444,14 @@ class Exchange:
             snapshot_ts=fetch.snapshot_ts,
             requested_at=fetch.requested_at,
             expires=to_ns(expires) if expires else 0,
+            received_at=self._received(self.clock.now()),
             sha256=hashlib.sha256(body).hexdigest(),
             bytes=len(body),
         )
+
+    def _received(self, now: datetime) -> int:
+        """When an answer was there; a frozen clock's instant is that of the question."""
+        return to_ns(max(self.scope.snapshot_ts, self.clock.pinned or now))
 
     @property
     def _pinned(self) -> str | None:
@@ -503,6 +515,11 @@ class ArchivedExchange(Exchange):
         body = self.archive.get(entry)
         self._finish(fetch, self.clock.monotonic())
         return self._reply(fetch, entry, body, cached=True)
+
+
+def _asked(entry: RawEntry) -> int:
+    """When an archived answer was asked for, where its entry does not say when it was there."""
+    return entry.snapshot_ts if entry.pinned else max(entry.snapshot_ts, entry.requested_at)
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:

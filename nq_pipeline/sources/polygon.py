@@ -36,6 +36,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.products import NDX, PROXIES, Product
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.asked import FUTURE, SKEW_NS, none_to_come, only_asked, within_expirations
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -48,6 +49,7 @@ from nq_pipeline.sources.base import (
 from nq_pipeline.sources.exchange import Exchange, Policy, Reply
 from nq_pipeline.sources.lifetime import Keep
 from nq_pipeline.sources.polygon_pages import (
+    INSTANTS,
     NEW_YORK,
     SOURCE,
     NoSuchAddress,
@@ -63,7 +65,9 @@ MAX_PAGES = 400
 """More pages than any chain has: 100,000 contracts."""
 TRACE = 0.01
 """A larger share of unusable rows makes an answer partial."""
-UNUSABLE = ("malformed_row", "malformed_cell", "contradictory_row", "vendor_error", "vendor_not_entitled")
+UNUSABLE = (
+    "malformed_row", "malformed_cell", FUTURE, "contradictory_row", "vendor_error", "vendor_not_entitled",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,8 @@ class Polygon:
             pages, error = self._pages(product, REFERENCE, REFERENCE.path, asked, exchange)
         for reply, page in pages:
             if page.rows.is_empty():  # or a slip of the vendor's would hold all day
-                exchange.reject(reply, Outcome.EMPTY, "a page without a single contract")
+                kind = Outcome.BAD_PAYLOAD if page.dropped else Outcome.EMPTY
+                exchange.reject(reply, kind, "a page without a single contract that can be read")
         part = _part(product, pages, error, without, request)
         part.refused = refused
         return part
@@ -321,6 +326,9 @@ def _part(
         page.rows.with_columns(request_id=pl.lit(reply.request_id), raw_sha256=pl.lit(reply.sha256))
         for reply, page in pages
     )
+    received_at = max(reply.received_at for reply, _ in pages)
+    rows = none_to_come(rows, INSTANTS, received_at + SKEW_NS, part.dropped)
+    rows = only_asked(rows, within_expirations(request.series), part.dropped)
     contracts = rows.unique(
         ["root", "expiration_date", "option_type", "strike"], keep="first", maintain_order=True
     )
@@ -328,6 +336,9 @@ def _part(
     part.dropped = +part.dropped
     part.controls = {"terms_agree_with_ticker": not part.dropped["contradictory_row"]}
     if contracts.is_empty():
+        if part.dropped and error is None:
+            counts = ", ".join(f"{n} {name}" for name, n in part.dropped.items())
+            part.error = BadPayload(f"no contract of {product.code} in the answer could be used: {counts}")
         return part
     session = regular_session(request.moment)
     part.frame = chain_rows(

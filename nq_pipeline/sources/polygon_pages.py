@@ -90,7 +90,7 @@ _COUNTS = {
     "volume": _member("day", "volume"),
     "open_interest": pl.col("open_interest"),
 }
-_INSTANTS = {
+INSTANTS = {
     "quote_ts": _member("last_quote", "last_updated"),
     "last_ts": _member("last_trade", "sip_timestamp"),
     "day_ts": _member("day", "last_updated"),
@@ -212,10 +212,14 @@ def _numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
         "said_strike": pl.coalesce(_member("details", "strike_price"), "strike_price"),
     }
     text = items.select(
-        **terms, **_PRICES, **_COUNTS, **_INSTANTS, has_quote=pl.col("last_quote").is_not_null()
+        **terms, **_PRICES, **_COUNTS, **INSTANTS, has_quote=pl.col("last_quote").is_not_null()
+    )
+    # As with prices, 0 is the vendor's word for none.
+    text = text.with_columns(
+        pl.when((number(name) != 0).fill_null(True)).then(name).alias(name) for name in INSTANTS
     )
     counts = {name: number(name, pl.Int64) for name in _COUNTS}
-    instant = {name: number(name, pl.Int64) for name in _INSTANTS}
+    instant = {name: number(name, pl.Int64) for name in INSTANTS}
     low, high = (to_ns(year) for year in YEARS)
     rows = text.with_columns(
         **{name: number(name) for name in (*_PRICES, "said_strike")},
@@ -225,7 +229,7 @@ def _numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
             for name, cell in instant.items()
         },
     )
-    for name in (*_PRICES, *_COUNTS, *_INSTANTS):
+    for name in (*_PRICES, *_COUNTS, *INSTANTS):
         lost = rows[name].null_count() - text[name].null_count()
         fractions = 0
         if lost and name in _COUNTS:

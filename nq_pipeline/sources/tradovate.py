@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
+from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import (
     Blocked,
     DeadlineReached,
@@ -35,6 +36,7 @@ from nq_pipeline.market.products import chosen
 from nq_pipeline.market.symbology import contract_keys, globex_code, globex_symbols
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.asked import SKEW_NS
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -83,23 +85,25 @@ class Tradovate:
         """
         library = Library(self._settings, exchange)
         boards, errors = self._boards(library, request, exchange)
-        dropped = sum((board.dropped for board in boards), Counter[str]())
+        dropped = sum((board.dropped for board in boards), library.dropped)
         reply, book = None, Book()
         if boards:
             futures = self._futures(library, boards)
             dropped["unknown_future"] += len({underlying_future(b.series) for b in boards}) - len(futures)
             try:
                 reply = self._quotes(library, boards, futures, exchange)
-                book = Book.read(reply.body)
+                book = Book.read(reply.body, from_ns(reply.received_at + SKEW_NS))
+                if (fault := book.error or book.unreadable) is not None:
+                    exchange.reject(reply, fault.outcome, str(fault))
+                if book.unreadable is not None:
+                    raise book.unreadable
             except DeadlineReached as error:
                 book.error = error
             except SourceError as error:
                 errors |= dict.fromkeys((board.series.key for board in boards), error)
                 boards = []
-        if reply is not None and book.error is not None:
-            exchange.reject(reply, book.error.outcome, str(book.error))
         if not boards:
-            return _no_rows(self.name, request, errors, +dropped)
+            return _no_rows(self.name, request, errors, dropped + book.dropped)
         frame = chain_rows(boards, book, reply, futures, request)
         series = {key: _answer_of(error) for key, error in errors.items()}
         series |= {board.series.key: series_answer(board, frame, book, request) for board in boards}
@@ -330,10 +334,8 @@ def series_answer(board: Board, frame: pl.DataFrame, book: Book, request: ChainR
     unread = board.dropped["malformed_row"] + board.dropped["unknown_symbol"]
     if unread > TRACE * rows.height:
         return SeriesAnswer(Outcome.PARTIAL, f"{unread} contracts of the listing could not be read")
-    if sum(book.dropped.values()) > TRACE * len(book.quotes):
-        return SeriesAnswer(
-            Outcome.PARTIAL, f"{sum(book.dropped.values())} parts of the quotes were unusable"
-        )
+    if book.unusable > TRACE * len(book.quotes):
+        return SeriesAnswer(Outcome.PARTIAL, f"{book.unusable} parts of the quotes were unusable")
     return SeriesAnswer(Outcome.OK)
 
 

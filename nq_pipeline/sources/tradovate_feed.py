@@ -35,6 +35,8 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.sources.asked import FUTURE, OTHER
+from nq_pipeline.sources.decode import loads
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -90,8 +92,9 @@ class Book:
     error
         What ended the conversation early; None while nothing did.
     dropped
-        `malformed_frame`, `malformed_message`, `malformed_cell`, `fractional_size`,
-        `unknown_event`.
+        `malformed_frame`, `malformed_message`, `malformed_cell`, `fractional_size`, `future_instant`
+        (a time later than `latest`), `other_series` (a quote of a contract that was not subscribed
+        to), `unknown_event`.
     """
 
     subscribed: dict[int, int] = field(default_factory=dict)
@@ -101,11 +104,12 @@ class Book:
     authorized: bool = False
     error: SourceError | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    latest: datetime | None = None
 
     @classmethod
-    def read(cls, transcript: bytes) -> Book:
+    def read(cls, transcript: bytes, latest: datetime | None = None) -> Book:
         """The book of a whole transcript; nothing in it raises."""
-        book = cls()
+        book = cls(latest=latest)
         for line in transcript.decode(errors="replace").split("\n"):
             book.take(line)
         return book
@@ -123,6 +127,18 @@ class Book:
                 pass
             case _:
                 self.dropped["malformed_frame"] += 1
+
+    @property
+    def unreadable(self) -> BadPayload | None:
+        """Why there is no quote though the vendor sent some; None while one cell of one can be read."""
+        if any(self.quotes.values()) or not self.unusable:
+            return None
+        return BadPayload(f"none of {self.unusable} parts of the quotes could be used")
+
+    @property
+    def unusable(self) -> int:
+        """Parts of what was asked for that could not be used."""
+        return self.dropped.total() - self.dropped[OTHER]
 
     @property
     def all_answered(self) -> bool:
@@ -177,8 +193,8 @@ class Book:
 
     def _messages(self, text: str) -> None:
         try:
-            messages = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            messages = loads(text)
+        except ValueError:
             messages = None
         if not isinstance(messages, list):
             self.dropped["malformed_frame"] += 1
@@ -221,6 +237,9 @@ class Book:
             if type(contract_id) is not int or not isinstance(entries, dict):
                 self.dropped["malformed_message"] += 1
                 continue
+            if contract_id not in self.quotes and contract_id not in self.subscribed.values():
+                self.dropped[OTHER] += 1
+                continue
             cells = self.quotes.setdefault(contract_id, {})
             stamp = self._instant(quote.get("timestamp"))
             if stamp is not None:
@@ -253,7 +272,10 @@ class Book:
         try:
             instant = datetime.fromisoformat(str(text))
             if instant.tzinfo is not None and instant.year in YEARS:
-                return instant.astimezone(UTC)
+                if self.latest is None or instant <= self.latest:
+                    return instant.astimezone(UTC)
+                self.dropped[FUTURE] += 1
+                return None
         except (ValueError, OverflowError):
             pass
         self.dropped["malformed_cell"] += 1

@@ -24,7 +24,6 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-import orjson
 import polars as pl
 
 from nq_pipeline.errors import (
@@ -40,7 +39,8 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import globex_rows, parse_globex_code
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.decode import decode, number, texts
+from nq_pipeline.sources.asked import OTHER
+from nq_pipeline.sources.decode import decode, loads, number, texts
 from nq_pipeline.sources.exchange import Exchange, Reply
 from nq_pipeline.sources.lifetime import Keep
 from nq_pipeline.sources.tradovate_feed import YEARS, quoted
@@ -112,6 +112,8 @@ class Library:
         self._token: Token | None = None
         self._remembered = False
         self._failure: SourceError | None = None
+        self.dropped: Counter[str] = Counter()
+        """What could not be used of boards of which nothing could."""
         self._products = dict(pair.split("=", 1) for pair in settings.tradovate_products if "=" in pair)
 
     # Login
@@ -225,17 +227,20 @@ class Library:
     def board(self, series: Series) -> Board:
         """The contracts of a series.
 
-        Raises `Unlisted` when the library lists nothing for it.
+        Raises `Unlisted` when the library lists nothing for it, `BadPayload` when nothing of what it
+        lists can be read.
         """
         name = self._products.get(series.root, series.root)
-        dropped: Counter[str] = Counter()
         product, found = self._ask("/product/find", parse_product, name=name)
         if product.kind != "Options":
             raise Unlisted(
                 f"Tradovate's {name!r} is no option product; NQ_TRADOVATE_PRODUCTS can name another"
             )
-        maturities, listed = self._ask("/contractMaturity/deps", parse_maturities, masterid=product.id)
+        (maturities, lost), listed = self._ask(
+            "/contractMaturity/deps", parse_maturities, masterid=product.id
+        )
         year, number = series.contract_month
+        dropped: Counter[str] = lost.copy()
         ours = maturities.filter(pl.col("month") == year * 100 + number)
         parts, replies = [], [found, listed]
         for maturity_id in ours["maturity_id"]:
@@ -247,8 +252,11 @@ class Library:
             replies.append(reply)
             dropped += unread
         if not sum(part.height for part in parts):
-            month = f"{series.expiration_date:%B %Y}"
-            nothing = Unlisted(f"Tradovate lists no contracts of {name} for {month} that can be read")
+            month, malformed = f"{series.expiration_date:%B %Y}", dropped.total() - dropped[OTHER]
+            self.dropped += dropped
+            nothing: SourceError = Unlisted(f"Tradovate lists no contracts of {name} for {month}")
+            if malformed:
+                nothing = BadPayload(f"none of {malformed} contracts of {name} for {month} can be read")
             raise self._refused(replies[-1], nothing)  # or a slip of the vendor's would hold all day
         contracts = pl.concat(parts).unique(["option_type", "strike"], keep="first", maintain_order=True)
         dropped["duplicate"] += sum(part.height for part in parts) - contracts.height
@@ -365,15 +373,19 @@ def parse_product(body: bytes) -> FoundProduct:
     return FoundProduct(product_id, product["productType"].item() or "", value)
 
 
-def parse_maturities(body: bytes) -> pl.DataFrame:
-    """The expirations of a product: maturity_id, month (yyyymm), days it may mean (UTC's, Chicago's)."""
+def parse_maturities(body: bytes) -> tuple[pl.DataFrame, Counter[str]]:
+    """The expirations of a product, and the count of those that cannot be read (`malformed_row`).
+
+    Columns: maturity_id, month (yyyymm), days it may mean (UTC's, Chicago's).
+    """
     rows = _list(body, _MATURITY, Counter(), "Tradovate's maturities")
     read = rows.select(
         number("id", pl.Int64).alias("maturity_id"),
         number("expirationMonth", pl.Int64).alias("month"),
         pl.col("expirationDate").map_elements(_days, return_dtype=pl.List(pl.Date)).alias("days"),
     )
-    return read.filter(pl.col("maturity_id").is_not_null())
+    known = read.drop_nulls(["maturity_id", "month"])
+    return known, Counter(malformed_row=read.height - known.height)
 
 
 def parse_contracts(body: bytes, series: Series) -> tuple[pl.DataFrame, Counter[str]]:
@@ -398,7 +410,7 @@ def parse_contracts(body: bytes, series: Series) -> tuple[pl.DataFrame, Counter[
         .when(pl.col("code").is_null() | ~(pl.col("strike") > 0))
         .then(pl.lit("unknown_symbol"))
         .when(~pl.col("code").is_in(ours))
-        .then(pl.lit("other_series"))
+        .then(pl.lit(OTHER))
     )
     rows = rows.with_columns(fault=fault)
     dropped.update(dict(rows["fault"].drop_nulls().value_counts().iter_rows()))
@@ -425,8 +437,8 @@ def _list(body: bytes, item: pl.Struct, dropped: Counter[str], what: str) -> pl.
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        value = loads(body)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise BadPayload(f"Tradovate: expected a JSON object, got something else of {len(body)} bytes")

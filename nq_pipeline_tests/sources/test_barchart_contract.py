@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
+from nq_pipeline.clock import to_ns
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.barchart import QUOTES, Barchart
+from nq_pipeline.sources.barchart_quotes import parse_chain, parse_futures
 from nq_pipeline_tests.sources import boards
-from nq_pipeline_tests.sources.contract import MARK, SourceContract
-from nq_pipeline_tests.sources.server import Answer, Asked, Server
+from nq_pipeline_tests.sources.contract import MARK, MOMENT, SourceContract
+from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
 
 EXPIRY = {"MC2M25": "06/11/25", "MM7M25": "06/12/25"}
 SERIES = {"MC2M25": "Q2C-2025-06-11", "MM7M25": "Q2D-2025-06-12"}
@@ -82,6 +86,42 @@ class TestBarchartKeepsTheContract(SourceContract):
 
     def answer(self, asked: Asked) -> Answer:
         return healthy(asked)
+
+    def test_a_time_to_come_costs_its_cell_and_makes_no_stale_board_fresh(self, tmp_path: Path) -> None:
+        ahead = MOMENT + timedelta(days=83)
+
+        def respond(asked: Asked) -> Answer:
+            if "symbols" in asked.query:
+                return Answer(boards.futures(NQM25=21745.25).replace(b"1749567000", b"1756738200"))
+            if asked.path != QUOTES:
+                return healthy(asked)
+            code = asked.query["symbol"][:-2] + "5"
+            old = [boards.settled(code, 21000 + n, "C", at=date(2025, 6, 3)) for n in range(3)]
+            odd = [
+                boards.traded(code, 22000, "C", at=ahead),
+                boards.settled(code, 23000, "C", at=date(2025, 6, 11)),
+            ]
+            return Answer(boards.chain(old + odd))
+
+        with serve(respond) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.STALE
+        assert answer.dropped == {"future_instant": 4}
+        assert answer.frame["last_ts"].count() == 0
+        assert answer.frame["bid"].null_count() == answer.frame["underlying_price"].count() == 0
+
+    def test_a_date_stands_for_a_trade_date_though_it_begins_the_evening_before(self, tmp_path: Path) -> None:
+        evening = datetime(2025, 6, 9, 22, 30, tzinfo=UTC)  # of the session of the 10th
+        body = boards.chain([boards.settled("MC2M5", 21000, "C", at=date(2025, 6, 10), volume=3)])
+        board = parse_chain(
+            body, self.series[0], "MC2M5", trade_date=date(2025, 6, 10), latest=to_ns(evening)
+        )
+        assert not board.dropped
+        assert board.newest == date(2025, 6, 10)
+
+    def test_a_future_that_was_not_asked_for_is_left_out(self) -> None:
+        body = boards.futures(NQM25=21745.25, ESM25=6000.0)
+        assert list(parse_futures(body, ["NQM25"], trade_date=date(2025, 6, 10))) == ["NQM25"]
 
     def series_asked(self, asked: Asked) -> str | None:
         return SERIES.get(asked.query.get("symbol", ""))

@@ -124,10 +124,12 @@ def test_recorded_fractions_are_eighths_and_settled_prices_lose_their_mark(share
     body = (shared / "barchart" / "futures_list_ZW_20250602_fractional_unch.json").read_bytes()
     rows = json.loads(body)["data"]
     expected = {r["symbol"]: (r["raw"]["lastPrice"], r["raw"]["tradeTime"] * 10**9) for r in rows}
-    assert parse_futures(body) == expected
+    assert parse_futures(body, list(expected), trade_date=date(2025, 6, 2)) == expected
     for row in rows:
         del row["raw"]["lastPrice"]
-    shown_only = parse_futures(json.dumps({"data": rows}).encode())
+    shown_only = parse_futures(
+        json.dumps({"data": rows}).encode(), list(expected), trade_date=date(2025, 6, 2)
+    )
     assert shown_only == expected
 
 

@@ -560,7 +560,10 @@ def joined(
     bodies = {DEFINITION: definition} | {name.replace("_", "-"): rows for name, rows in answers.items()}
     records = {schema: dbn.decode(body(schema, rows, DAYS), schema) for schema, rows in bodies.items()}
     session = sessions.current_session(moment)
-    return databento.parse_chain(records, SERIES, session=session, until=to_ns(moment) + 1)
+    asked_at = to_ns(moment + timedelta(hours=8))
+    return databento.parse_chain(
+        records, SERIES, session=session, until=to_ns(moment) + 1, published=asked_at
+    )
 
 
 def cell(parsed: databento.Parsed, symbol: str, column: str) -> Any:
@@ -594,8 +597,17 @@ def test_the_last_word_on_a_contract_counts_and_what_cannot_be_used_is_counted()
     )
     assert parsed.frame["raw_symbol"].to_list() == ["Q2CM5 C21000 again"]
     assert parsed.dropped == Counter(
-        spread=2, deleted_definition=1, malformed_definition=5, duplicate_contract=1
+        spread=2, deleted_definition=1, malformed_definition=5, duplicate_contract=1, other_series=1
     )
+
+
+def test_an_expiration_stamped_midnight_utc_is_its_date_and_counted() -> None:
+    exact = joined().frame
+    dated = [one | {"expiration": "2025-06-11T00:00:00Z"} for one in (A_CALL, A_PUT)]
+    day_before = A_CALL | {"instrument_id": 20, "raw_symbol": b"Q2BM5 C21000", "asset": b"Q2B"}
+    parsed = joined([*dated, A_FUTURE, day_before | {"expiration": "2025-06-11T00:00:00Z"}])
+    assert_frame_equal(parsed.frame, exact)
+    assert parsed.dropped == Counter(expiration_without_time=2, other_series=1)
 
 
 def test_definitions_alone_name_contracts_with_everything_else_null() -> None:
@@ -661,6 +673,39 @@ def test_ids_mean_what_the_answer_says_for_the_day_of_the_record() -> None:
     assert (cell(parsed, PUT, "bid"), cell(parsed, CALL, "bid")) == (5.0, 8.0)
     assert parsed.dropped == Counter(unknown_id=2, undefined_time=1)
     assert parsed.controls == {"ids_resolve": False}
+
+
+def test_what_is_later_than_the_question_neither_quotes_nor_trades() -> None:
+    late = "2025-06-10T15:06:00Z"
+    now = "2025-06-10T14:59:00Z"
+    parsed = joined(
+        bbo_1m=[
+            quote(11, now, 8.0, 9.0, price=8.5, ts_event=late),
+            quote(11, late, 1.0, 2.0),
+            quote(12, "2025-09-01T00:00:00Z", 1.0, 2.0),
+        ],
+        trades=[
+            {"instrument_id": 11, "ts_recv": now, "ts_event": now, "price": 8.25, "size": 2},
+            {"instrument_id": 11, "ts_recv": now, "ts_event": late, "price": 1.0, "size": 5},
+            {"instrument_id": 11, "ts_recv": late, "ts_event": now, "price": 1.0, "size": 5},
+        ],
+    )
+    assert [cell(parsed, CALL, name) for name in ("bid", "last", "volume")] == [8.0, 8.25, 2]
+    assert cell(parsed, PUT, "quote_ts") is None
+    assert parsed.dropped["future_instant"] == 5
+
+
+def test_a_statistic_of_a_later_trade_date_is_not_the_newest() -> None:
+    parsed = joined(
+        statistics=[
+            stat(9, "2025-06-10T01:00:00Z", "2025-06-09", quantity=50),
+            stat(9, "2025-06-10T01:00:00Z", "2025-06-10", number=12, quantity=51),
+            stat(9, "2025-06-10T02:00:00Z", "2025-09-01", quantity=1),
+            stat(9, "2025-06-10T23:06:00Z", "2025-06-09", quantity=2),
+        ]
+    )
+    assert (cell(parsed, CALL, "open_interest"), cell(parsed, PUT, "open_interest")) == (50, 51)
+    assert parsed.dropped == Counter(future_instant=2)
 
 
 def test_an_instrument_listed_since_the_definitions_were_kept_is_counted() -> None:

@@ -420,7 +420,25 @@ def test_a_body_that_drips_past_the_deadline_is_left(ask: Callable[[str], Any]) 
     assert caught.value.outcome is Outcome.PARTIAL
 
 
-@pytest.mark.parametrize("text", ["", "tomorrow", "2025-06-10T14:00:00+02:00", "2025-13-01", "1749564000"])
+@pytest.mark.parametrize("number", [b"1e400", b"NaN", b"1" + b"0" * 30, b"-1", b"true", b'"\\ud800"'])
+def test_a_number_that_can_be_none_is_a_bad_payload(number: bytes) -> None:
+    for ask in (HistoricalClient.cost, HistoricalClient.size, HistoricalClient.count):
+        with serve(lambda asked: Answer(number)) as server, pytest.raises(BadPayload):
+            ask(client(server.url), QUERY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9999-12-31",
+        "0001-01-01T00:00:00Z",
+        "",
+        "tomorrow",
+        "2025-06-10T14:00:00+02:00",
+        "2025-13-01",
+        "1749564000",
+    ],
+)
 def test_only_utc_instants_are_instants(text: str) -> None:
     with pytest.raises(ValueError):
         instant_ns(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nq_pipeline.sources import databento, dbn
 from nq_pipeline_tests.sources import standin
 from nq_pipeline_tests.sources.contract import MOMENT
 
+NEVER = 2**63 - 1
 SERIES = (Series.parse("Q2C-2025-06-11"), Series.parse("Q2D-2025-06-12"))
 SPANS = {
     "definition": ("2025-06-10T00:00:00Z", "2025-06-10T15:00:00Z"),
@@ -118,7 +120,11 @@ def test_recorded_definitions_become_contracts(shared: Path) -> None:
 def test_a_recorded_option_has_its_last_book_and_the_trade_of_the_day_before(shared: Path) -> None:
     ((body, schema),) = recorded(shared, "options_catalog__options_bbo-1m")
     known = pl.Series(["ESM4 P5230", "ESM4 P5250"])
-    books = databento.quotes(dbn.decode(body, schema), known, Counter()).sort("raw_symbol").row(0, named=True)
+    books = (
+        databento.quotes(dbn.decode(body, schema), known, Counter(), latest=NEVER)
+        .sort("raw_symbol")
+        .row(0, named=True)
+    )
     assert books["raw_symbol"] == "ESM4 P5230"
     assert (books["bid"], books["bid_size"], books["ask"], books["ask_size"]) == (97.0, 16, 97.5, 75)
     assert to_ns(books["quote_ts"]) == 1_715_249_040_000_000_000
@@ -129,7 +135,9 @@ def test_a_recorded_option_has_its_last_book_and_the_trade_of_the_day_before(sha
 def test_recorded_statistics_of_types_a_chain_does_not_use_are_left_alone(shared: Path) -> None:
     ((body, schema),) = recorded(shared, "test_data.statistics")
     records = dbn.decode(body, schema)
-    frame = databento.statistics(records, pl.Series(["ESH1"]), Counter())
+    frame = databento.statistics(
+        records, pl.Series(["ESH1"]), Counter(), latest=NEVER, trade_date=date(2099, 1, 1)
+    )
     used = np.isin(records.array["stat_type"], (3, 6, 9))
     assert frame.height == int(used.any())
 

@@ -475,6 +475,33 @@ def test_a_cached_answer_can_be_replayed_too(tmp_path: Path) -> None:
 # ── what is not plain HTTP ──────────────────────────────────────────────────────────────────────
 
 
+def test_an_answer_keeps_when_it_was_there(tmp_path: Path) -> None:
+    scheduled, lifetime = datetime.now(UTC), Lifetime(PinnedClock(NOW))
+    given: dict[str, Any] = {"clock": SystemClock(), "snapshot_ts": scheduled, "lifetime": lifetime}
+    with serve(lambda asked: GOOD) as server:
+        first = exchange(server.url, tmp_path, **given)
+        reply = get(first)
+        again = get(exchange(server.url, tmp_path, **given))
+        replay = get(exchange(server.url, tmp_path, kind=ArchivedExchange, answers=first.used, **given))
+        pinned = get(exchange(server.url, tmp_path))
+    assert again.cached
+    assert to_ns(scheduled) < again.received_at <= reply.received_at == replay.received_at
+    assert pinned.received_at == to_ns(NOW)
+
+
+def test_an_old_archive_says_when_it_was_asked_instead(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"clock": SystemClock()}
+    with serve(lambda asked: GOOD) as server:
+        first = exchange(server.url, tmp_path, **given)
+        get(first)
+    for path in (tmp_path / "raw").rglob("*.json"):
+        entry = orjson.loads(path.read_bytes())
+        del entry["received_at"]
+        path.write_bytes(orjson.dumps(entry))
+    replay = get(exchange(server.url, tmp_path, kind=ArchivedExchange, answers=first.used, **given))
+    assert replay.received_at == first.fetches[0].requested_at
+
+
 def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> None:
     performed: list[int] = []
 

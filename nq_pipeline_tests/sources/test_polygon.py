@@ -168,6 +168,8 @@ def test_everything_dropped_has_a_number() -> None:
         ({"bid_size": 3.0}, {}),
         ({"last_updated": 12}, {"malformed_cell": 1}),
         ({"last_updated": "now"}, {"malformed_cell": 1}),
+        ({"last_updated": 0}, {}),
+        ({"bid_size": 2**64 - 1}, {"malformed_cell": 1}),
     ],
 )
 def test_a_bad_cell_costs_that_cell_only(cell: dict[str, Any], expected: dict[str, int]) -> None:
@@ -176,6 +178,17 @@ def test_a_bad_cell_costs_that_cell_only(cell: dict[str, Any], expected: dict[st
     assert drops_of(bad) == expected
     row = rows_of(page([bad])).row(0, named=True)
     assert (row["ask"], row["open_interest"], row["last"]) == (102.5, 1234, 101.25)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 400, "NaN", '"\\ud800"'])
+def test_a_number_that_nothing_holds_costs_its_cell_only(number: str) -> None:
+    good = item("NDXP", DAY, "C", 21800)
+    body = page([{**good, "last_quote": {**good["last_quote"], "bid": "@"}}, item("NDXP", DAY, "P", 21800)])
+    body = body.replace(b'"@"', number.encode())
+    assert parse_page(body, NDX, what="a page").dropped == {"malformed_cell": 1}
+    first, second = rows_of(body).iter_rows(named=True)
+    assert (first["bid"], first["ask"], first["open_interest"]) == (None, 102.5, 1234)
+    assert (second["bid"], second["ask"]) == (100.5, 102.5)
 
 
 def test_a_bad_row_does_not_change_the_good_ones() -> None:

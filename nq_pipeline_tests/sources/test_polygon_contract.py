@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,8 @@ from typing import Any, ClassVar
 import orjson
 import pytest
 
+from nq_pipeline.clock import to_ns
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.polygon import REFERENCE, SNAPSHOT, Polygon
@@ -18,6 +21,7 @@ from nq_pipeline_tests.sources.proxies import NOON, contract, item, page
 from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
 
 DAYS = (date(2025, 6, 11), date(2025, 6, 12))
+LATER = date(2025, 12, 19)
 BOARD = [("NDXP", day, side, 21700.0 + 50 * n) for day in DAYS for side in "CP" for n in range(4)]
 FORBIDDEN = Answer(
     status=403, body=b'{"status":"NOT_AUTHORIZED","message":"You are not entitled to this data."}'
@@ -71,6 +75,8 @@ class TestPolygonKeepsTheContract(SourceContract):
         "no_snapshots": Outcome.PARTIAL,
         "no_quotes": Outcome.PARTIAL,
         "broken_rows": Outcome.PARTIAL,
+        "only_broken_rows": Outcome.BAD_PAYLOAD,
+        "only_other_days": Outcome.BAD_PAYLOAD,
         "circle": Outcome.PARTIAL,
         "dies_after_a_page": Outcome.PARTIAL,
     }
@@ -86,6 +92,8 @@ class TestPolygonKeepsTheContract(SourceContract):
         "broken_rows": lambda self, asked: Answer(
             page([*(item(*terms) for terms in BOARD), 7, {"details": 1}])
         ),
+        "only_broken_rows": lambda self, asked: changed(lambda row: row | {"details": {"ticker": "?"}}),
+        "only_other_days": lambda self, asked: Answer(page([item("NDXP", LATER, "C", 21700.0)])),
         "circle": lambda self, asked: Answer(page([item(*BOARD[0])], next_url="/v3/again?cursor=0")),
         "dies_after_a_page": lambda self, asked: (
             Answer(status=500) if asked.query.get("cursor") else healthy(asked)
@@ -149,6 +157,35 @@ class TestPolygonKeepsTheContract(SourceContract):
         assert (asked.query["underlying_ticker"], asked.query["as_of"]) == ("NDX", "2025-06-10")
         assert asked.query["limit"] == "1000"
 
+    def test_an_instant_to_come_costs_its_cell_and_moves_no_other_row(self, tmp_path: Path) -> None:
+        def ahead(row: dict[str, Any], by: timedelta) -> dict[str, Any]:
+            return row | {"last_quote": row["last_quote"] | {"last_updated": to_ns(MOMENT + by)}}
+
+        rows = [item(*terms) for terms in BOARD] + [item("NDXP", DAYS[0], "C", 1000.0 + n) for n in range(90)]
+        rows[0] = ahead(rows[0], timedelta(days=83))
+        rows[1] = ahead(rows[1], timedelta(minutes=4))  # our clock may be late
+        with serve(lambda asked: Answer(page(rows))) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.OK
+        assert answer.dropped == {"future_instant": 1}
+        assert answer.frame["quote_ts"].null_count() == 1
+        assert set(answer.frame["as_of"]) == {MOMENT + timedelta(minutes=4)}
+        assert answer.frame["bid"].null_count() == 0
+
+    def test_rows_that_were_not_asked_for_are_left_out_and_counted(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            if asked.query.get("cursor") != "5":
+                return healthy(asked)
+            rows = [item(*terms) for terms in BOARD[5:10]] + [item("NDXP", LATER, "C", 21700.0)]
+            return Answer(page(rows, next_url=f"{asked.path}?cursor=10"))
+
+        with serve(respond) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.OK
+        assert set(answer.series) == {"NDXP-2025-06-11", "NDXP-2025-06-12"}
+        assert answer.frame.height == len(BOARD)
+        assert answer.dropped == {"other_series": 1}
+
     def test_a_cut_spoils_the_last_expiration_only(self, tmp_path: Path) -> None:
         def respond(asked: Asked) -> Answer:
             return Answer(status=500) if asked.query.get("cursor") == "10" else healthy(asked)
@@ -168,7 +205,9 @@ class TestPolygonKeepsTheContract(SourceContract):
             return Answer(body) if asked.path == REFERENCE.path else Answer(status=404, body=b"Not Found")
 
         with serve(respond) as server:
-            answer, _ = self.ask(server, tmp_path)
+            source = self.source(self.settings(server))
+            wanted = replace(self.request(), series=(Series("NQ", date(2029, 12, 21)),))
+            answer = source.ask(wanted, self.exchange(source, tmp_path))
         assert answer.outcome is Outcome.PARTIAL
         assert answer.frame["vendor_symbol"].to_list() == [r["ticker"] for r in orjson.loads(body)["results"]]
         assert set(answer.series) == {"NDX-2029-12-21"}

@@ -29,8 +29,10 @@ from nq_pipeline.sources.tradovate_library import (
 SERIES = Series("Q1B", date(2025, 7, 1))
 
 
-def frames(*messages: Any) -> bytes:
-    return b"\n".join(b"a" + orjson.dumps([message]) for message in messages)
+def frames(*messages: Any, ours: tuple[int, ...] = (7, 900)) -> bytes:
+    """A transcript of subscriptions to these contracts and then these messages."""
+    said = [f">subscribe {100 + n} {contract_id}".encode() for n, contract_id in enumerate(ours)]
+    return b"\n".join([*said, *(b"a" + orjson.dumps([message]) for message in messages)])
 
 
 def update(entries: Any, *, contract_id: Any = 7, at: Any = "2025-06-10T15:00:00.000Z") -> dict[str, Any]:
@@ -134,7 +136,8 @@ def test_documented_and_observed_frames_are_understood(shared: Path) -> None:
     observed = Book.read("\n".join(recorded["observed"][0]["frames"]).encode())
     assert (observed.answered, list(observed.refused), observed.dropped) == ({0, 1}, [1], {})
     quote = next(entry for entry in recorded["documented"] if "message" in entry)["message"]
-    raw, book = quote["d"]["quotes"][0], Book.read(frames(quote))
+    raw = quote["d"]["quotes"][0]
+    book = Book.read(frames(quote, ours=(raw["contractId"],)))
     row = book.frame().row(0, named=True)
     assert row["contract_id"] == raw["contractId"]
     assert row["quote_ts"] == datetime(2021, 4, 13, 4, 59, 6, 588_000, tzinfo=UTC)
@@ -203,7 +206,7 @@ def test_a_maturity_may_mean_the_day_in_utc_or_in_chicago() -> None:
             {"id": None, "expirationMonth": 202509},
         ]
     )
-    maturities = parse_maturities(body)
+    maturities, _ = parse_maturities(body)
     assert maturities["maturity_id"].to_list() == [1, 2]
     assert maturities["days"].to_list() == [[date(2025, 7, 2), date(2025, 7, 1)], []]
 

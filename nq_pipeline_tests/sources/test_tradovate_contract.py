@@ -32,6 +32,7 @@ from nq_pipeline_tests.sources.brokerage import (
 from nq_pipeline_tests.sources.contract import MARK, SourceContract
 from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
 
+AHEAD = QUOTED_AT + timedelta(days=83)
 TICKET = {"p-ticket": "ticket-1", "p-time": 0.05}
 
 
@@ -108,6 +109,14 @@ def babbles(connection: ServerConnection, endpoint: str, number: int, body: str)
     return False
 
 
+def unreadable(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
+    if endpoint == "authorize":
+        return False
+    answer = {"s": 200, "i": number, "d": {"mode": "RealTime"}}
+    send(connection, answer, quote(json.loads(body)["symbol"], at=AHEAD, Bid=7, Offer=[]))
+    return True
+
+
 FEEDS: dict[str, Speak] = {
     "feed_closes": closes_at_login,
     "feed_refuses_login": refuses_login,
@@ -118,6 +127,7 @@ FEEDS: dict[str, Speak] = {
     "feed_stale": days_old,
     "feed_silent": says_nothing,
     "feed_babbles": babbles,
+    "feed_unreadable": unreadable,
 }
 
 
@@ -149,7 +159,9 @@ class TestTradovateKeepsTheContract(SourceContract):
         "product_is_futures": Outcome.EMPTY,
         "no_maturities": Outcome.EMPTY,
         "no_contracts": Outcome.EMPTY,
-        "unreadable_names": Outcome.EMPTY,
+        "unreadable_names": Outcome.BAD_PAYLOAD,
+        "unreadable_maturities": Outcome.BAD_PAYLOAD,
+        "other_names": Outcome.EMPTY,
         "no_future": Outcome.OK,
         "feed_closes": Outcome.UNAVAILABLE,
         "feed_refuses_login": Outcome.NOT_ENTITLED,
@@ -160,6 +172,7 @@ class TestTradovateKeepsTheContract(SourceContract):
         "feed_stale": Outcome.STALE,
         "feed_silent": Outcome.PARTIAL,
         "feed_babbles": Outcome.PARTIAL,
+        "feed_unreadable": Outcome.BAD_PAYLOAD,
     }
     faults: ClassVar = {
         "wrong_password": login(as_json({"errorText": "Incorrect username or password. Please try again."})),
@@ -174,6 +187,10 @@ class TestTradovateKeepsTheContract(SourceContract):
         "no_maturities": library("/contractMaturity/deps", as_json([])),
         "no_contracts": library("/contract/deps", as_json([])),
         "unreadable_names": library("/contract/deps", as_json([{"id": 1, "name": "ES_Feb24"}])),
+        "unreadable_maturities": library(
+            "/contractMaturity/deps", as_json([{"id": 1, "expirationMonth": "?"}])
+        ),
+        "other_names": library("/contract/deps", as_json([{"id": 1, "name": "Q4CM5 C21000"}])),
         "no_future": library("/contract/find", Answer(status=404)),
         **{name: lambda self, asked: self.answer(asked) for name in FEEDS},
     }
@@ -318,6 +335,19 @@ class TestTradovateKeepsTheContract(SourceContract):
             answer, _ = self.ask(server, tmp_path)
         assert answer.frame["bid"].null_count() == 0
         assert answer.dropped == {"malformed_frame": 42, "malformed_message": 42}
+
+    def test_a_quote_of_a_time_to_come_or_of_another_contract_is_counted(self, tmp_path: Path) -> None:
+        def odd(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
+            if number == 3:
+                contract_id = json.loads(body)["symbol"]
+                send(connection, quote(contract_id), quote(contract_id, at=AHEAD), quote(77, at=AHEAD))
+            return False
+
+        with self.both(odd) as (server, _):
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.dropped == {"future_instant": 1, "other_series": 1}
+        assert set(answer.frame["as_of"]) == set(answer.frame["quote_ts"]) == {QUOTED_AT}
+        assert answer.frame["bid"].null_count() == 0
 
     def test_an_empty_listing_is_not_kept_for_the_day(self, tmp_path: Path) -> None:
         with self.vendor("no_contracts") as server:
