@@ -30,7 +30,7 @@ BISECTIONS = 20
 """Halvings of a step: the level is exact to a thousandth of a point."""
 
 _CALL = pl.col("option_type") == "C"
-_PRICING = ("price", "price_used", "forward", "years", "rate", "iv", "iv_uncertainty")
+_PRICING = ("valued_at", "price", "price_used", "forward", "years", "rate", "iv", "iv_uncertainty")
 
 
 def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
@@ -138,14 +138,16 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:
-    """Of a series that is quoted the rows of now, of another its settlements, where it has any.
+    """Of a series that is quoted the rows of now, of another its newest settlements, where it has any.
 
-    A strike that nobody quotes may have the settlement of the close before, which speaks of another
-    forward and of more time to expiration.
+    A strike that nobody quotes may have the settlement of an earlier trade date, which speaks of
+    another forward and of more time to expiration.
     """
     settles = pl.col("price_used").eq_missing("settlement")
     quoted = (pl.col("price_used") == "mid").any().over(SERIES)
-    return priced.filter(pl.when(quoted).then(~settles).otherwise(settles | ~settles.any().over(SERIES)))
+    newest = pl.when(settles).then("valued_at").max().over(SERIES)
+    settled = settles & (pl.col("valued_at") == newest)
+    return priced.filter(pl.when(quoted).then(~settles).otherwise(settled | ~settles.any().over(SERIES)))
 
 
 def _forwards(priced: pl.DataFrame) -> pl.DataFrame:

@@ -199,7 +199,7 @@ OPTION_PRICING = Table(
         _c(
             "valued_at",
             INSTANT,
-            "the chain's as_of; of a settlement the close of regular hours before",
+            "the chain's as_of; of a settlement the moment it was made, by its settlement_date",
             False,
         ),
         _c("price", _F, "the price that was valued, points or dollars"),

@@ -1,24 +1,25 @@
 """Implied volatility and Greeks of whole chains, and the forward of every series.
 
 A row is priced from the middle of its quote; without one from the settlement, where the vendor's
-price is one; else from the last trade while that is young. The forward is what put-call parity
-makes of the quotes near the money, since those speak of the same moment as the prices and name
-no wrong month; the vendor's underlying future stands in where there are too few. European rows
-are Black-76, American ones on futures `american.py`. Where nothing can be said, `unpriced` says
-why.
+price is one, at the moment that settlement was made; else from the last trade while that is young.
+The forward is what put-call parity makes of the quotes near the money, since those speak of the
+same moment as the prices and name no wrong month; the vendor's underlying future stands in where
+there are too few. European rows are Black-76, American ones on futures `american.py`. Where nothing
+can be said, `unpriced` says why.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime
 
 import numpy as np
 import polars as pl
 
 from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import DAYS_PER_YEAR
-from nq_pipeline.market.contracts import roots_of
+from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES
+from nq_pipeline.market.settlements import newest_published, settled_at
 
 UNPRICED = (
     "expired",
@@ -52,10 +53,12 @@ MAX_LAST_AGE_S = 900
 
 _INSTANT = pl.Datetime("ns", "UTC")
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
-_QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement")
+_QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
 _READ = (*_SAME, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
-_FORWARD_OF = ("source", "snapshot_ts", "series", "_basis")
+_FORWARD_OF = ("source", "snapshot_ts", "series", "_basis", "valued_at")
+"""Prices of one moment make a forward: settlements of two trade dates do not."""
+_SETTLEMENT = ("root", "as_of", "settlement_date")
 _ROUNDING = 2e-15
 """Time value below this share of the price is the price's own rounding."""
 
@@ -87,7 +90,6 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     """The price of every row, where it comes from, and the moment it is valued at."""
     instants = ("snapshot_ts", "as_of", "expiration", "last_ts")
     rows = chain.select(_READ).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
-    rows = rows.join(_settled_at(rows["as_of"]), on="as_of", how="left", maintain_order="left")
     bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
     has_bid, has_ask = _is_price(bid), _is_price(ask)
     age = (pl.col("as_of") - pl.col("last_ts")).dt.total_microseconds() / 1e6
@@ -101,6 +103,13 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     )
     rows = rows.with_columns(price_used=used)
     settles = pl.col("price_used").eq_missing("settlement")
+    rows = rows.join(
+        _settlement_instants(rows.filter(settles)),
+        on=_SETTLEMENT,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
     rows = rows.with_columns(
         price=pl.when(pl.col("price_used") == "mid")
         .then((bid + ask) / 2)
@@ -110,7 +119,7 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .then(last),
         valued_at=pl.when(settles).then("_settled_at").otherwise("as_of"),
         price_age_s=pl.when(settles)
-        .then((pl.col("as_of") - pl.col("_settled_at")).dt.total_microseconds() / 1e6)
+        .then(((pl.col("as_of") - pl.col("_settled_at")).dt.total_microseconds() / 1e6).clip(lower_bound=0.0))
         .when(pl.col("price_used") == "last")
         .then(age.clip(lower_bound=0.0))
         .when(pl.col("price_used") == "mid")
@@ -149,18 +158,19 @@ def _is_price(column: pl.Expr) -> pl.Expr:
     return (column.is_finite() & (column > 0)).fill_null(False)
 
 
-def _settled_at(moments: pl.Series) -> pl.DataFrame:
-    """When the settlements known at each moment were made: the last close of regular hours."""
-    unique = moments.drop_nulls().unique()
-    settled = pl.Series("_settled_at", [_last_settlement(moment) for moment in unique], _INSTANT)
-    return pl.DataFrame({"as_of": unique, "_settled_at": settled})
+def _settlement_instants(rows: pl.DataFrame) -> pl.DataFrame:
+    """When the settlements of some rows were made, by root, `as_of` and `settlement_date`."""
+    which = rows.select(_SETTLEMENT).unique()
+    instants = [_settled_at(*row) for row in which.iter_rows()]
+    return which.with_columns(pl.Series("_settled_at", instants, _INSTANT))
 
 
-def _last_settlement(moment: datetime) -> datetime:
-    current = sessions.current_session(moment)
-    while (ends := current.rth[1] if current.rth else current.close) > moment:
-        current = sessions.current_session(current.open - timedelta(seconds=1))
-    return ends
+def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
+    """When a settlement was made; one of an unknown trade date is the newest that was out at `as_of`."""
+    product = (ROOTS.get(root) or PROXY_ROOTS[root]).product
+    if day is None or not sessions.is_trade_date(day):
+        day = newest_published(as_of, product)
+    return settled_at(day, product)
 
 
 def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:

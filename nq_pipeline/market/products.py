@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, time
+from datetime import date, time, timedelta
 from typing import Literal
 
 from nq_pipeline.errors import SettingsError
@@ -76,6 +76,28 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class DailySettlement:
+    """The hours of a product's daily settlement, local to `Product.timezone`.
+
+    Attributes
+    ----------
+    at
+        On a regular day.
+    short_day
+        On a day whose session closes before `at`; where it closes even earlier, its close holds.
+    month_end
+        On the last trade date of a month, where that has an hour of its own.
+    since
+        The first trade date of these hours.
+    """
+
+    at: time
+    short_day: time
+    month_end: time | None = None
+    since: date = date.min
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
     """One underlying with all its option families, the standard one first.
 
@@ -86,7 +108,11 @@ class Product:
     ticks
         (upper price bound inclusive, tick) in rising order; the last bound is infinity.
     timezone
-        IANA name of the zone of `expiry_time` and `future_expiry_time`.
+        IANA name of the zone of `expiry_time`, `future_expiry_time` and `settlements`.
+    settlements
+        The hours of the daily settlement, oldest first.
+    settlement_delay
+        From the hour of the settlement to the first publication of its prices.
     future_months
         Months of the futures that options exercise into.
     future_ends
@@ -103,16 +129,27 @@ class Product:
     multiplier: float
     ticks: Ticks
     timezone: str
+    settlements: tuple[DailySettlement, ...]
     families: tuple[Family, ...]
     future_months: tuple[int, ...] = (3, 6, 9, 12)
     future_ends: FutureEnd = "third_friday"
     future_expiry_time: time = time(8, 30)
+    settlement_delay: timedelta = timedelta(minutes=30)
     stands_for: str = ""
 
 
 _PM = time(15, 0)
 _AM = time(8, 30)
 _INF = float("inf")
+
+_EQUITY_SETTLEMENTS = (
+    DailySettlement(at=time(15, 15), short_day=time(12, 15), month_end=time(15)),
+    DailySettlement(at=time(15), short_day=time(12), since=date(2020, 10, 26)),
+)
+"""CME's questions and answers on the change of 2020-10-26 have all of these hours but one: the old short
+day's is uncertain. It is taken to be as long after the stock market's close as on a regular day. That a day
+which closes before 12:00 settles at its close is uncertain too. CME's page of settlement times has the
+equities' first publication at 15:30, half an hour after the settlement; that of a short day is uncertain."""
 
 NQ = Product(
     code="NQ",
@@ -121,6 +158,7 @@ NQ = Product(
     multiplier=20.0,
     ticks=((5.0, 0.05), (_INF, 0.25)),
     timezone="America/Chicago",
+    settlements=_EQUITY_SETTLEMENTS,
     families=(
         Family("quarterly", ("NQ",), FRIDAY, "AM", "american", _AM, ("NQ",)),
         Family("end_of_month", ("QNE",), None, "PM", "european", _PM, ("MQ6",)),
@@ -182,6 +220,7 @@ ES = Product(
     multiplier=50.0,
     ticks=((5.0, 0.05), (_INF, 0.25)),
     timezone="America/Chicago",
+    settlements=_EQUITY_SETTLEMENTS,
     families=(
         Family("quarterly", ("ES",), FRIDAY, "AM", "american", _AM, ("ES",)),
         Family("end_of_month", ("EW",), None, "PM", "european", _PM),
@@ -220,6 +259,10 @@ GC = Product(
     multiplier=100.0,
     ticks=((_INF, 0.10),),
     timezone="America/Chicago",
+    # CME's page of settlement times: at 13:30 New York, first published at 13:31. Whether a short day has
+    # another hour is uncertain.
+    settlements=(DailySettlement(at=_GOLD_FIXING, short_day=_GOLD_FIXING),),
+    settlement_delay=timedelta(minutes=1),
     families=(
         Family("monthly", ("OG",), None, "PM", "american", _GOLD_FIXING, ("GC",), months_ahead=1),
         _gold_weekly(FRIDAY, ("OG1", "OG2", "OG3", "OG4", "OG5"), ("IG1", "IG2", "IG3", "IG4", "IG5")),
@@ -251,6 +294,7 @@ def chosen(codes: Sequence[str]) -> tuple[Product, ...]:
 # settled on the opening, NDXP, SPXW and the funds on the close; a vendor's own dates and styles win.
 # Gold has none here: the fund that holds it has another size and no fixed ratio to the future.
 _OPENING, _CLOSING = time(9, 30), time(16, 0)
+_STOCK_CLOSES = (DailySettlement(at=_CLOSING, short_day=time(13)),)
 
 NDX = Product(
     code="NDX",
@@ -259,6 +303,7 @@ NDX = Product(
     multiplier=100.0,
     ticks=((3.0, 0.05), (_INF, 0.10)),
     timezone="America/New_York",
+    settlements=_STOCK_CLOSES,
     families=(
         Family("vendor", ("NDX",), None, "AM", "european", _OPENING),
         Family("vendor", ("NDXP",), None, "PM", "european", _CLOSING),
@@ -272,6 +317,7 @@ QQQ = Product(
     multiplier=100.0,
     ticks=((_INF, 0.01),),
     timezone="America/New_York",
+    settlements=_STOCK_CLOSES,
     families=(Family("vendor", ("QQQ",), None, "PM", "american", _CLOSING),),
     stands_for="NQ",
 )
@@ -282,6 +328,7 @@ SPX = Product(
     multiplier=100.0,
     ticks=((3.0, 0.05), (_INF, 0.10)),
     timezone="America/New_York",
+    settlements=_STOCK_CLOSES,
     families=(
         Family("vendor", ("SPX",), None, "AM", "european", _OPENING),
         Family("vendor", ("SPXW",), None, "PM", "european", _CLOSING),
@@ -295,6 +342,7 @@ SPY = Product(
     multiplier=100.0,
     ticks=((_INF, 0.01),),
     timezone="America/New_York",
+    settlements=_STOCK_CLOSES,
     families=(Family("vendor", ("SPY",), None, "PM", "american", _CLOSING),),
     stands_for="ES",
 )

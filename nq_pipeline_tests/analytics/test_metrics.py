@@ -49,6 +49,7 @@ def priced(rows: Sequence[Row], forward: float = 100.0, years: float = 0.25) -> 
         expiration=pl.lit(datetime(2025, 7, 1, 20, tzinfo=UTC)).cast(INSTANT),
         multiplier=pl.lit(20.0),
         price_used=pl.when(pl.col("price").is_not_null()).then(pl.lit("mid")),
+        valued_at=pl.lit(NOON).cast(INSTANT),
         forward=pl.lit(forward),
         years=pl.lit(years),
         rate=pl.lit(0.0),
@@ -119,6 +120,8 @@ def test_settlements_of_the_close_before_do_not_move_what_a_quoted_series_says()
     assert series_metrics(both).select(unmoved).equals(series_metrics(CHAIN).select(unmoved))
     assert gamma_levels(both)["forward"].to_list() == [100.0]
     assert series_metrics(settled)["forward"].to_list() == [97.0], "where there is nothing else"
+    older = settled.with_columns(pl.col("valued_at").dt.offset_by("-1d"), forward=pl.lit(90.0))
+    assert series_metrics(pl.concat([older, settled, older]))["forward"].to_list() == [97.0], "the newest"
 
 
 def test_a_series_has_its_expected_moves_ratios_and_max_pain() -> None:

@@ -43,8 +43,14 @@ def board(
             "last_ts": None,
             "is_settlement": False,
             "settlement": None,
+            "settlement_date": None,
         },
-        schema_overrides={"last": pl.Float64, "settlement": pl.Float64, "last_ts": pl.Datetime("ns", "UTC")},
+        schema_overrides={
+            "last": pl.Float64,
+            "settlement": pl.Float64,
+            "settlement_date": pl.Date,
+            "last_ts": pl.Datetime("ns", "UTC"),
+        },
     )
     return frame.with_columns(
         source=pl.lit("barchart"),
@@ -233,6 +239,66 @@ def test_settlements_are_valued_on_their_own_forward_at_the_close_they_were_made
     assert priced["implied_volatility"].to_numpy() == pytest.approx(0.25, abs=1e-8)
     assert set(priced["price_age_s"]) == {(NOON - then).total_seconds()}
     assert priced["parity_gap"].null_count() == priced.height
+
+
+MONDAY, TUESDAY = date(2025, 6, 9), date(2025, 6, 10)
+AFTER_CLOSE = datetime(
+    2025, 6, 10, 20, 5, tzinfo=UTC
+)  # 15:05 in Chicago, before the day's settlements are out
+
+
+def settled(*days: date | None, as_of: datetime = AFTER_CLOSE, root: str = "Q2C") -> pl.DataFrame:
+    """A board that expires on Wednesday, settled at each day's forward and 0.2; days take turns by strike."""
+    expiration = datetime(2025, 6, 11, 20, tzinfo=UTC)
+    frame = board(expiration=expiration, as_of=as_of, root=root).filter(
+        pl.col("strike").is_between(20_000, 22_000)
+    )
+    k, call = frame["strike"].to_numpy(), (frame["option_type"] == "C").to_numpy()
+    turn = (k / 100).astype(int) % len(days)
+    made = np.array([(day or MONDAY) == TUESDAY for day in days])[turn]
+    years = np.where(made, 1.0, 2.0) / 365
+    fair = black76.value(F + 200 * made, k, years, SIGMA, call, 0.04).price
+    return frame.with_columns(
+        bid=pl.lit(None, pl.Float64),
+        ask=pl.lit(None, pl.Float64),
+        is_settlement=pl.lit(True),
+        settlement=pl.Series(fair),
+        settlement_date=pl.Series([days[i] for i in turn], dtype=pl.Date),
+    )
+
+
+@pytest.mark.parametrize("told", [MONDAY, None, date(2025, 6, 8)])
+def test_mondays_settlement_is_valued_on_monday_after_tuesdays_close(told: date | None) -> None:
+    priced = price_chain(settled(told), rate=0.04)
+    assert set(priced["valued_at"]) == {datetime(2025, 6, 9, 20, tzinfo=UTC)}
+    assert set(priced["years"].round(5)) == {0.00548} and priced["implied_volatility"].count() > 20
+    assert priced["implied_volatility"].drop_nulls().to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+
+
+def test_without_a_date_a_settlement_is_todays_once_todays_are_out() -> None:
+    out = AFTER_CLOSE.replace(minute=30)
+    priced = price_chain(settled(None, as_of=out), rate=0.04)
+    assert set(priced["valued_at"]) == {datetime(2025, 6, 10, 20, tzinfo=UTC)}
+
+
+def test_settlements_of_two_days_make_no_forward_together() -> None:
+    mixed = settled(MONDAY, TUESDAY, as_of=AFTER_CLOSE.replace(minute=40))
+    priced = mixed.select("settlement_date").hstack(price_chain(mixed, rate=0.04))
+    for day, forward in ((MONDAY, F), (TUESDAY, F + 200)):
+        rows = priced.filter(pl.col("settlement_date") == day)
+        assert rows["forward"].to_numpy() == pytest.approx(forward)
+        assert rows["implied_volatility"].count() > 10
+        assert rows["implied_volatility"].drop_nulls().to_numpy() == pytest.approx(SIGMA, abs=1e-6)
+
+
+def test_golds_settlement_is_made_at_half_past_twelve() -> None:
+    priced = price_chain(settled(MONDAY, root="G2W"), rate=0.04)
+    assert set(priced["valued_at"]) == {datetime(2025, 6, 9, 17, 30, tzinfo=UTC)}
+
+
+def test_a_settlement_of_after_the_quotes_has_no_age() -> None:
+    priced = price_chain(settled(TUESDAY, as_of=AFTER_CLOSE.replace(hour=19)), rate=0.04)
+    assert set(priced["price_age_s"]) == {0.0}
 
 
 def test_a_lone_settlement_has_no_forward_since_the_future_moved_on() -> None:

@@ -1,0 +1,49 @@
+"""When the daily settlements of a trade date are made, and when they can be known.
+
+The hours are facts of the product (`Product.settlements`, `Product.settlement_delay`); the days are
+those of `sessions.py`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from nq_pipeline.market import sessions
+from nq_pipeline.market.products import Product
+
+
+def settled_at(trade_date: date, product: Product) -> datetime:
+    """The instant the settlements of a trade date speak of, in UTC; KeyError when the day is none.
+
+    Never later than the session's close, which on some days comes before the hour of a short day.
+    """
+    session = sessions.session(trade_date)
+    hours = next(hours for hours in reversed(product.settlements) if hours.since <= trade_date)
+    zone = ZoneInfo(product.timezone)
+
+    def instant(at: time) -> datetime:
+        return datetime.combine(trade_date, at, zone).astimezone(UTC)
+
+    if session.close < instant(hours.at):
+        return min(instant(hours.short_day), session.close)
+    if hours.month_end and _next(session).trade_date.month != trade_date.month:
+        return instant(hours.month_end)
+    return instant(hours.at)
+
+
+def published_at(trade_date: date, product: Product) -> datetime:
+    """When the first settlements of a trade date come out, in UTC."""
+    return settled_at(trade_date, product) + product.settlement_delay
+
+
+def newest_published(moment: datetime, product: Product) -> date:
+    """The newest trade date whose settlements are out at a moment."""
+    session = sessions.current_session(moment)
+    while published_at(session.trade_date, product) > moment:
+        session = sessions.current_session(session.open - timedelta(seconds=1))
+    return session.trade_date
+
+
+def _next(session: sessions.Session) -> sessions.Session:
+    return sessions.current_session(sessions.next_open(session.close))
