@@ -46,7 +46,8 @@ def _(mo, nq):
 
 @app.cell
 def _(chain):
-    columns = ["contract_key", "source", "bid", "ask", "last", "settlement", "volume", "open_interest"]
+    columns = ["contract_key", "source", "bid", "ask", "last", "settlement", "settlement_date"]
+    columns += ["volume", "open_interest"]
     chain.sort("open_interest", descending=True, nulls_last=True).select(columns).head(200)
     return
 

@@ -692,7 +692,8 @@ DEFINITION = _history(
 
 STATISTICS = _history(
     "statistics",
-    "What the venue publishes beside trading (schema statistics): settlements, open interest, volume.",
+    "What the venue publishes beside trading (schema statistics): settlements, open interest, volume. Much "
+    "of it comes in a later session than the one it is of: ts_ref says which.",
     (
         _RECV,
         _EVENT,

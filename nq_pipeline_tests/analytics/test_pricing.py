@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import polars as pl
 import pytest
 
 from nq_pipeline.analytics.pricing import price_snapshot
-from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, OPTION_PRICING, conform
 from nq_pipeline.market import black76
-from nq_pipeline.market.pricing import PRICED
+from nq_pipeline.market.pricing import PRICED, price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.lake.samples import chain
 
@@ -112,3 +113,23 @@ def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
         names = {row[0] for row in connection.execute(f"DESCRIBE {catalog.PRICED}").fetchall()}
     assert silent == []
     assert {"iv_source", "unpriced", "valued_at_ns", "parity_gap", "vendor_implied_volatility"} <= names
+
+
+def test_a_chain_of_before_the_settlement_date_is_priced(settings: Settings) -> None:
+    lake = Lake(settings.environment_dir / "lake")
+    columns = tuple(column for column in OPTION_CHAIN.columns if column.name != "settlement_date")
+    settled = quoted().with_columns(
+        bid=pl.lit(None, pl.Float64),
+        ask=pl.lit(None, pl.Float64),
+        is_settlement=pl.lit(True),
+        settlement=(pl.col("bid") + pl.col("ask")) / 2,
+    )
+    old = conform(OPTION_CHAIN, settled).drop("settlement_date")
+    lake.append(replace(OPTION_CHAIN, version=1, columns=columns), old, run_id="old")
+    with catalog.connect(settings.environment_dir) as connection:
+        shown = catalog.chain(connection, from_ns(NOON + NS_PER_S))
+    for rows in (lake.scan(OPTION_CHAIN).collect(), shown):
+        assert rows.height == 22 and rows["settlement_date"].null_count() == 22
+        priced = price_chain(rows, rate=RATE)
+        made = datetime(2025, 6, 27, 20, tzinfo=UTC)  # Friday's, the newest that was out on Monday at noon
+        assert set(priced.filter(price_used="settlement")["valued_at"]) == {made}

@@ -381,6 +381,17 @@ def test_vendors_are_compared_on_their_newest_snapshots(opened: duckdb.DuckDBPyC
     assert rows == [("barchart", "databento", 15.0, 15.5, 0.5, True, 3)]
 
 
+def test_settlements_of_two_trade_dates_are_not_compared(lake: Lake, environment_root: Path) -> None:
+    days = [DAY, DAY - timedelta(days=1), None]
+    settled = {"is_settlement": True, "table": SOURCE_CHAIN}
+    append(lake, SOURCE_CHAIN, snapshot(0, settlement=10.0, settlement_date=DAY, **settled))
+    other = snapshot(0, source="databento", settlement=11.0, **settled)
+    append(lake, SOURCE_CHAIN, other.with_columns(settlement_date=pl.Series(days, dtype=pl.Date)))
+    with catalog.connect(environment_root) as connection:
+        gaps = connection.sql("SELECT settlement_gap FROM source_agreement ORDER BY contract_key").fetchall()
+    assert gaps == [(1.0,), (None,), (None,)]
+
+
 def test_every_contract_is_listed_once(opened: duckdb.DuckDBPyConnection) -> None:
     rows = opened.execute(
         "SELECT contract_key, multiplier, underlying, last_seen - first_seen, sources "
@@ -416,6 +427,15 @@ def test_the_chain_for_openbb_is_the_latest(opened: duckdb.DuckDBPyConnection) -
     contract = (f"{A}-C-21000", DAY, date(2025, 7, 8), 7, 21_000.0, "call", 20.0)
     assert rows == [("NQU5", *contract, 15.0, 16.0, 15.5)]
     assert opened.execute("SELECT count(*) FROM openbb_chain").fetchone() == (3,)
+
+
+def test_a_settlement_of_before_is_no_close_of_this_trade_date(lake: Lake, environment_root: Path) -> None:
+    days = pl.Series([DAY, DAY - timedelta(days=1), None], dtype=pl.Date)
+    append(lake, OPTION_CHAIN, snapshot(0, settlement=10.0).with_columns(settlement_date=days))
+    append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON, series=A)]))
+    with catalog.connect(environment_root) as connection:
+        closes = connection.sql("SELECT close, prev_close FROM openbb_chain ORDER BY strike").fetchall()
+    assert closes == [(10.0, None), (None, 10.0), (None, None)]
 
 
 def test_the_chain_for_optopsy_has_one_complete_quote_a_day(opened: duckdb.DuckDBPyConnection) -> None:

@@ -17,7 +17,10 @@ SELECT
     bid, bid_size, quote_ts AS bid_time,
     ask, ask_size, quote_ts AS ask_time,
     CASE WHEN bid <= ask THEN (bid + ask) / 2 END AS mark,
-    open, high, low, settlement AS close, change,
+    open, high, low,
+    CASE WHEN settlement_date = trade_date THEN settlement END AS close,
+    CASE WHEN settlement_date < trade_date THEN settlement END AS prev_close,
+    change,
     implied_volatility, delta, gamma, theta, vega
 FROM option_chain_priced AS chain
 SEMI JOIN option_chain_latest AS latest

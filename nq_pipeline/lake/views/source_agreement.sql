@@ -14,7 +14,8 @@ SELECT
     a.bid, a.ask, b.bid AS other_bid, b.ask AS other_ask,
     b.mid - a.mid AS mid_gap,
     a.bid <= b.ask AND b.bid <= a.ask AS quotes_overlap,
-    CASE WHEN a.is_settlement AND b.is_settlement THEN b.settlement - a.settlement END AS settlement_gap,
+    CASE WHEN a.is_settlement AND b.is_settlement AND a.settlement_date = b.settlement_date
+         THEN b.settlement - a.settlement END AS settlement_gap,
     b.volume - a.volume AS volume_gap,
     b.open_interest - a.open_interest AS open_interest_gap
 FROM quoted AS a JOIN quoted AS b ON b.contract_key = a.contract_key AND b.source > a.source
