@@ -242,9 +242,8 @@ def test_settlements_are_valued_on_their_own_forward_at_the_close_they_were_made
 
 
 MONDAY, TUESDAY = date(2025, 6, 9), date(2025, 6, 10)
-AFTER_CLOSE = datetime(
-    2025, 6, 10, 20, 5, tzinfo=UTC
-)  # 15:05 in Chicago, before the day's settlements are out
+AFTER_CLOSE = datetime(2025, 6, 10, 20, 5, tzinfo=UTC)
+"""15:05 in Chicago, before the settlements of the day are out."""
 
 
 def settled(*days: date | None, as_of: datetime = AFTER_CLOSE, root: str = "Q2C") -> pl.DataFrame:
