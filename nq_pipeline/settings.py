@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock
 from nq_pipeline.errors import SettingsError, SettingsWarning
+from nq_pipeline.redaction import LONG, spellings
 
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 """All vendors, in the default priority."""
@@ -54,9 +55,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
 """What metered requests are made for."""
-
-SHORTEST_SECRET = 4
-"""Shorter values are no secrets, and would blank out half of a text."""
 
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9, decimal_places=9)]
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -492,20 +490,26 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Everything that must be in no text, the longest first since one may be part of another.
+        """Everything that must be in no text, in every spelling, the longest first.
 
-        Beside each secret also how it looks within a URL, and what of a URL is secret by itself.
+        Beside each secret also what of a URL is secret by itself.
         """
+        return self.secrets_of("")
+
+    def secrets_of(self, vendor: str) -> tuple[str, ...]:
+        """Those that one vendor was told, as `secrets`."""
         found = set[str]()
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, SecretStr):
+            if isinstance(value, SecretStr) and name.startswith(vendor):
                 text = value.get_secret_value()
                 password = re.match(r"[^/]*//[^/@]*:([^/]+)@", text)
-                found |= {text, quote(text, safe=""), *(password.groups() if password else ())}
-        if self.alert_webhook:
+                cookies = {pair.partition("=")[2] for pair in text.split(";")} if "cookies" in name else ()
+                found |= {text, *(password.groups() if password else ())}
+                found |= {cookie for cookie in cookies if len(cookie) >= LONG}
+        if self.alert_webhook and not vendor:
             found.add(urlsplit(self.alert_webhook.get_secret_value()).path)
-        return tuple(sorted((t for t in found if len(t) >= SHORTEST_SECRET), key=len, reverse=True))
+        return spellings(found)
 
     @property
     def environment_dir(self) -> Path:

@@ -24,6 +24,7 @@ from nq_pipeline.alerts.webhook import post
 from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import AlertError, WebhookRefused
 from nq_pipeline.lake import files
+from nq_pipeline.redaction import strike
 from nq_pipeline.settings import Settings
 
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
@@ -216,9 +217,7 @@ class Notifier:
         )
 
     def _text(self, text: str) -> str:
-        for secret in self._settings.secrets:
-            text = text.replace(secret, "***")
-        return sentence(text)
+        return sentence(strike(text, self._settings.secrets))
 
     def _read(self) -> _Memory:
         try:

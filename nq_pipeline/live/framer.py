@@ -9,7 +9,7 @@ sending) ends every record; the length byte counts it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ from nq_pipeline.lake.dbn import (
     Array,
     walk,
 )
+from nq_pipeline.redaction import strike_data
 
 __all__ = [
     "CONTROL", "ERROR", "STRUCTS", "SYMBOL_MAPPING", "SYSTEM", "UNDEF_TIMESTAMP", "ZSTD_MAGIC", "Array",
@@ -229,6 +230,8 @@ class Framer:
         The head of a stream that is taken up after it; None when the stream begins with it.
     offset
         Where in the stream, after the head, the first chunk begins.
+    secrets
+        What is struck out of the stream, asterisks in its place.
 
     Attributes
     ----------
@@ -236,7 +239,10 @@ class Framer:
         Bytes of the stream, decompressed, that are known to be whole records or the head.
     """
 
-    def __init__(self, head: Head | None = None, *, offset: int | None = None) -> None:
+    def __init__(
+        self, head: Head | None = None, *, offset: int | None = None, secrets: Collection[str] = ()
+    ) -> None:
+        self._secrets = secrets
         self.head = head
         self.offset = (len(head.raw) if head else 0) if offset is None else offset
         self._layout = _layout(head.version, head.ts_out) if head else None
@@ -296,6 +302,7 @@ class Framer:
                 yield piece
 
     def _frames(self, data: bytes) -> Iterator[Frame]:
+        data = strike_data(data, self._secrets)  # with what was held back, so a record is seen whole
         if self.head is None or self._layout is None:
             length = _head_length(data)
             if length is None or len(data) < length:

@@ -6,7 +6,8 @@ whoever records them, within the same call. What the client does when a connecti
 replaced as well: here a session ends once, in one of the ways of `reconnect.How`, and never
 begins anew by itself.
 
-The method is private (`_process_dbn`, databento 0.87); a test holds the installed version to it.
+The methods are private (`_process_dbn`, `_process_gateway`, databento 0.87); a test holds the installed
+version to them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from nq_pipeline.live.framer import (
 from nq_pipeline.live.reconnect import NOT_FATAL, SKIPPED_RECORDS, UNKNOWN_SYMBOL, Ending, How
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import chosen
+from nq_pipeline.redaction import keep_out_of_logs, spellings, strike
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -45,6 +47,8 @@ HEARTBEAT_S = 5
 LATE_S = 10.0
 """How late a heartbeat may be before the connection counts as dead: what the official client allows. How
 punctual the real gateway is in a quiet hour is not known."""
+LONGEST_GREETING = 64 * 1024
+"""Bytes that may come before the key is answered; a few lines do."""
 FAREWELL_S = 1.0
 """How long the gateway may take to close after an error that ends the session."""
 
@@ -182,7 +186,10 @@ class Session:
         self._record = record
         self._silence_s = heartbeat_s + late_s
         self._heartbeat_s, self._zstd = heartbeat_s, zstd
-        self._framer = Framer()
+        # Whatever the gateway repeats of the key is struck before anyone sees it.
+        self._secrets = spellings({key.get_secret_value()})
+        keep_out_of_logs(self._secrets)
+        self._framer = Framer(secrets=self._secrets)
         self._loop = asyncio.get_running_loop()
         self._error: ErrorMsg | None = None
         self._authenticated: asyncio.Future[Any] | None = None
@@ -214,7 +221,7 @@ class Session:
             )
         if self.ending.done():
             return False
-        self.state.session_id = self._authenticated.result() or ""
+        self.state.session_id = strike(self._authenticated.result() or "", self._secrets)
         for number, asked in enumerate(subscriptions):
             protocol.subscribe(asked.schema, asked.parents, "parent", asked.start_ns, subscription_id=number)
         protocol.start()
@@ -273,7 +280,8 @@ class Session:
     def _refusal(self) -> str:
         """What the gateway said when it refused the key or the dataset; empty when it did not."""
         asked = self._authenticated
-        return str(asked.exception() or "") if asked is not None and asked.done() else ""
+        refusal = asked.exception() if asked is not None and asked.done() else None
+        return strike(str(refusal or ""), self._secrets)
 
     def _note(self, frame: Frame) -> None:
         """Take note of what the gateway itself says; mappings in columns, the rest is rare."""
@@ -335,6 +343,15 @@ def _protocol(session: Session, key: SecretStr, dataset: str, heartbeat_s: int, 
     from databento.live.protocol import DatabentoLiveProtocol
 
     class Protocol(DatabentoLiveProtocol):
+        greeted = 0
+
+        def _process_gateway(self, data: bytes) -> None:
+            self.greeted += len(data)
+            if self.greeted > LONGEST_GREETING:
+                session.close(Ending(How.GARBAGE, f"{self.greeted:,} bytes came and no answer to the key"))
+            else:
+                super()._process_gateway(data)
+
         def _process_dbn(self, data: bytes) -> None:
             session.received(data)
 

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from nq_pipeline.lake import files
+from nq_pipeline.redaction import strike_all
 from nq_pipeline.settings import Settings
 
 
@@ -31,19 +32,7 @@ class Evidence:
 
     def redact(self, value: Any) -> Any:
         """Text, bytes, and whatever holds them, without secrets."""
-        if isinstance(value, str):
-            for secret in self._secrets:
-                value = value.replace(secret, "*" * len(secret))
-            return value
-        if isinstance(value, bytes):
-            for secret in self._secrets:
-                value = value.replace(secret.encode(), b"*" * len(secret.encode()))
-            return value
-        if isinstance(value, Mapping):
-            return {self.redact(name): self.redact(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.redact(item) for item in value]
-        return value
+        return strike_all(value, self._secrets)
 
     def save(self, name: str, content: bytes) -> None:
         """Write a sample, whole or not at all."""

@@ -8,8 +8,8 @@ only for a fault of this program. Its frame has exactly the columns of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Protocol
@@ -20,6 +20,7 @@ from nq_pipeline.errors import SourceError
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.redaction import strike
 from nq_pipeline.sources.exchange import Exchange, Policy
 
 
@@ -156,6 +157,18 @@ def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswe
         reason=reason,
         frame=SOURCE_CHAIN.empty(),
         series={series.key: SeriesAnswer(outcome, reason) for series in request.series},
+    )
+
+
+def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswer:
+    """The answer whose words, which may be the vendor's, hold none of these secrets."""
+    return replace(
+        answer,
+        reason=strike(answer.reason, secrets),
+        series={
+            key: SeriesAnswer(one.outcome, strike(one.reason, secrets)) for key, one in answer.series.items()
+        },
+        refused={part: strike(words, secrets) for part, words in answer.refused.items()},
     )
 
 

@@ -6,11 +6,11 @@ refusal gives the money back at once, anything else that fails leaves it reserve
 may have billed what it sent. Whoever wants to try again reserves again (`databento_purchase`).
 
 `databento.Historical` itself is used unmodified. Around it: an address of plain http on
-loopback, an end in time, a few retries, and one kind of error. The client forces https and has
-no parameter for it, so its private base address is set for a plain-http URL; the layout this
-relies on is checked before it is touched. Its calls block without an overall time limit, so each
-runs on a thread of its own that is left behind when the time allowed is over; a thread left
-behind ends when the server closes or says nothing for `Policy.timeout_s`.
+loopback, bounds in time and size (`databento_transport`), a few retries, and one kind of error.
+The client forces https and has no parameter for it, so its private base address is set for a
+plain-http URL; the layout this relies on is checked before it is touched. Its calls block without
+an overall time limit, so each runs on a thread of its own that is left behind when the time allowed
+is over; a thread left behind ends with the next bytes, or after `Policy.timeout_s` without any.
 
 Nothing of databento is imported before the first question: the import takes a second.
 """
@@ -47,6 +47,8 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.redaction import spellings
+from nq_pipeline.sources.databento_transport import Redirected, Refused, Transport, travel
 from nq_pipeline.sources.exchange import Policy
 from nq_pipeline.spend.money import is_amount
 
@@ -64,8 +66,9 @@ METERED = ("download", "download_to", "submit")
 """Those that cost money; there are no others."""
 
 GROUPS = ("metadata", "timeseries", "symbology", "batch")
-MAX_BODY_BYTES = 256 * 1024 * 1024
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LONGEST_RECORD = 528
+"""Bytes of the longest record, a definition with `ts_out`."""
 WORDS_KEPT = 200
 """Characters of a vendor's own message that go into ours."""
 GIB = 2**30
@@ -178,6 +181,7 @@ class HistoricalClient:
         self._policy = policy
         self._remaining = remaining
         self._prices: dict[str, dict[str, dict[str, Decimal]]] = {}
+        self._transport = Transport(policy, remaining, spellings({key.get_secret_value()}))
 
     def available_end(self, dataset: str, schemas: tuple[str, ...]) -> int:
         """Until when all the schemas have data, exclusive, nanoseconds UTC. Free."""
@@ -275,14 +279,15 @@ class HistoricalClient:
             raise BadPayload("a job's file is named, or lies, where none of the vendor's should")
         return [file for file in found if file.name.endswith(".dbn.zst")]
 
-    def take(self, job_id: str, name: str, folder: Path) -> Path:
+    def take(self, job_id: str, file: JobFile, folder: Path) -> Path:
         """Download a file of a job below `folder`; goes on where an attempt before stopped. Free."""
 
         def get(client: Any) -> Path:
-            found: list[Path] = client.batch.download(job_id, folder, filename_to_download=name)
+            found: list[Path] = client.batch.download(job_id, folder, filename_to_download=file.name)
             return found[0]
 
-        return self._ask(get)
+        with self._transport.at_most(file.size):
+            return self._ask(get)
 
     # ── metered ─────────────────────────────────────────────────────────────────────────────────
 
@@ -297,15 +302,17 @@ class HistoricalClient:
             with TemporaryDirectory(prefix="nq-databento-") as folder:
                 path = Path(folder) / "answer.dbn.zst"
                 _stream(client, query, path)
-                if path.stat().st_size > MAX_BODY_BYTES:
-                    raise BadPayload(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB was refused")
                 return path.read_bytes()
 
         return self._buy(get, query, spending, "historical-streaming")
 
-    def download_to(self, query: Query, spending: Spending, path: Path) -> None:
-        """Write the exact body of an answer to `path`, which must not be there yet. Metered."""
-        self._buy(lambda client: _stream(client, query, path), query, spending, "historical-streaming")
+    def download_to(self, query: Query, spending: Spending, path: Path, records: int) -> None:
+        """Write the exact body of an answer to `path`, which must not be there yet. Metered.
+
+        `records` is how many there are by the vendor's count; a body that has room for more is refused.
+        """
+        with self._transport.at_most(self._policy.max_data_bytes + records * LONGEST_RECORD):
+            self._buy(lambda client: _stream(client, query, path), query, spending, "historical-streaming")
 
     def submit(self, query: Query, spending: Spending) -> Job:
         """Submit a batch job for the query, as DBN split by UTC day. Metered: billed when it is accepted."""
@@ -322,7 +329,7 @@ class HistoricalClient:
 
     @cached_property
     def _client(self) -> Any:
-        return historical(self._key, self._url, timeout_s=self._policy.timeout_s)
+        return historical(self._key, self._url, timeout_s=self._policy.timeout_s, transport=self._transport)
 
     def _is_ours(self, url: str) -> bool:
         """Whether an address is of the server we ask, or one of the vendor's own."""
@@ -349,10 +356,13 @@ class HistoricalClient:
             raise
         try:
             return _within(self._remaining(), lambda: question(client))
+        except Redirected as error:
+            spending.release(f"refused before any data: {error}")
+            raise
         except SourceError:
             raise
         except Exception as error:
-            meant = _meaning(error, self._key.get_secret_value())
+            meant = _meaning(error)
             if _sent_nothing(error):
                 spending.release(f"refused before any data: {meant}")
             raise meant from None
@@ -386,11 +396,11 @@ class HistoricalClient:
             raise
         except Exception as error:
             # A vendor's body can make the client raise anything; an error that is a JSON list does.
-            raise _meaning(error, self._key.get_secret_value()) from None
+            raise _meaning(error) from None
 
 
-def historical(key: SecretStr, url: str, *, timeout_s: float) -> Any:
-    """The official client, asking `url`.
+def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transport | None = None) -> Any:
+    """The official client, asking `url`, by this transport if one is given.
 
     Raises
     ------
@@ -419,6 +429,11 @@ def historical(key: SecretStr, url: str, *, timeout_s: float) -> Any:
                 "install version 0.87"
             )
         api.TIMEOUT = timeout_s
+        if transport is not None and not travel(api, transport):
+            raise NotConfigured(
+                f"databento {version('databento')} asks in a way this program does not know; install version "
+                "0.87"
+            )
         if parts.scheme == "http":
             api._base_url = f"{url.rstrip('/')}/v0/{group}"
     return client
@@ -510,6 +525,8 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
         result, error = done.get(timeout=max(0.0, seconds))
     except queue.Empty:
         raise DeadlineReached("the time allowed ran out while waiting for an answer") from None
+    if isinstance(error, Refused):
+        raise error.reason
     if error is not None and not isinstance(error, Exception):
         raise BadPayload(f"an answer the client could not read ({type(error).__name__})")
     if error is not None:
@@ -534,13 +551,13 @@ def _retry_after(error: BaseException | None) -> float | None:
     return float(text) if text.isdecimal() else None
 
 
-def _meaning(error: Exception, secret: str) -> SourceError:
+def _meaning(error: Exception) -> SourceError:
     """What an error of the client says about the vendor."""
     import requests
     from databento.common.error import BentoHttpError
 
     if isinstance(error, BentoHttpError):
-        return _refusal(error, secret)
+        return _refusal(error)
     if isinstance(error, requests.exceptions.JSONDecodeError):
         return BadPayload("expected JSON, got something else")
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
@@ -559,13 +576,13 @@ def _was_cut(error: Exception) -> bool:
     return str(error).startswith("Error streaming response")
 
 
-def _refusal(error: Any, secret: str) -> SourceError:
+def _refusal(error: Any) -> SourceError:
     """What an HTTP error says, by status and the `case` of its body."""
     body = error.json_body if isinstance(error.json_body, dict) else {}
     detail = body.get("detail")
     detail = detail if isinstance(detail, dict) else {"message": detail if isinstance(detail, str) else ""}
     case, status = str(detail.get("case", "")), int(error.http_status)
-    words = " ".join(str(detail.get("message", "")).split()).replace(secret, "***")[:WORDS_KEPT]
+    words = " ".join(str(detail.get("message", "")).split())[:WORDS_KEPT]
     said = f"HTTP {status}"
     said += f" {case}" if re.fullmatch(r"\w{1,64}", case) else ""
     said += f": {words}" if words else ""

@@ -93,13 +93,22 @@ class Purchases:
 
         return self._buy(query, price, "historical-streaming", ask, self.attempts)
 
-    def file(self, query: Query, price: Price, path: Path, size: Callable[[], int], request_id: str) -> None:
+    def file(
+        self,
+        query: Query,
+        price: Price,
+        path: Path,
+        size: Callable[[], int],
+        request_id: str,
+        *,
+        records: int,
+    ) -> None:
         """An answer as a file at `path`. `size` reads it and gives the bytes of its records, or raises
-        `BadPayload`: then what was reserved stays so."""
+        `BadPayload`: then what was reserved stays so. `records` is the vendor's count of them."""
 
         def ask(spending: Spending) -> None:
             path.unlink(missing_ok=True)
-            self.client.download_to(query, spending, path)
+            self.client.download_to(query, spending, path, records)
             spending.commit(billed_bytes=size(), request_id=request_id)
 
         self._buy(query, price, "historical-streaming", ask, self.attempts)

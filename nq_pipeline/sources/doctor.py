@@ -14,8 +14,10 @@ from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import SESSIONS
 from nq_pipeline.market import sessions
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.redaction import strike
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source, describe
+from nq_pipeline.sources.exchange import Exchange
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.sources.snapshot import GRACE_S, build_request, exchange_for
 from nq_pipeline.spend import entitlements
@@ -64,6 +66,11 @@ def examine(
 
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
     exchange = exchange_for(source, settings, request)
+    probe = _probed(source, exchange)
+    return replace(probe, detail=strike(probe.detail, exchange.secrets))
+
+
+def _probed(source: Source, exchange: Exchange) -> Probe:
     try:
         return source.probe(exchange)
     except SourceError as error:

@@ -31,6 +31,7 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, SourceError, Unavail
 from nq_pipeline.lake.raw import RawArchive, RawEntry
 from nq_pipeline.lake.schemas import FETCHES
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.redaction import keep_out_of_logs, spellings, strike, strike_data
 from nq_pipeline.sources.decode import loads
 from nq_pipeline.sources.lifetime import Keep, Lifetime
 
@@ -52,7 +53,10 @@ class Policy:
     per_minute, spacing_s
         Rate limits; 0 is none. They hold across processes that share a state folder.
     max_bytes
-        A larger body is refused, also when it only becomes so by unpacking.
+        A larger text is refused, also when it only becomes so by unpacking. The fullest board that was
+        seen has 0.8 MB; reading JSON takes up to twenty times its size in memory.
+    max_data_bytes
+        A larger answer in binary form is refused.
     """
 
     timeout_s: float = 10.0
@@ -60,7 +64,8 @@ class Policy:
     retry_after_cap_s: float = 30.0
     per_minute: int = 0
     spacing_s: float = 0.0
-    max_bytes: int = 256 * 1024 * 1024
+    max_bytes: int = 8 * 1024 * 1024
+    max_data_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,8 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What all questions of one run to one vendor share; `secrets` are struck out of its answers."""
+    """What all questions of one run to one vendor share; `secrets` are struck out of its answers, in
+    every spelling (`redaction.spellings`)."""
 
     source: str
     environment: str
@@ -154,6 +160,8 @@ class Exchange:
     fresh_until
         When the first of the answers so far may no longer be served (ns, real time); None while
         there is none that may be.
+    secrets
+        What is struck out of everything the vendor sends: those of the scope and what was learnt.
     """
 
     scope: Scope
@@ -167,7 +175,16 @@ class Exchange:
     fetches: list[Fetch] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
     fresh_until: int | None = None
+    secrets: list[str] = field(default_factory=list, repr=False)
     _session: Any = None
+
+    def __post_init__(self) -> None:
+        self.learn(*self.scope.secrets)
+
+    def learn(self, *secrets: str) -> None:
+        """Keep secret from now on what the vendor handed out, as a token."""
+        self.secrets[:] = spellings({*self.secrets, *secrets})
+        keep_out_of_logs(self.secrets)
 
     def get(
         self,
@@ -236,7 +253,7 @@ class Exchange:
             return self._reply(fetch, entry, body, cached=True)
         try:
             self.check_deadline()
-            body = perform()
+            body = strike_data(perform(), self.secrets)
         except Exception as error:
             outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
             detail = str(error) if isinstance(error, SourceError) else type(error).__name__
@@ -265,7 +282,7 @@ class Exchange:
         """Say that a reply was no good: its fetch shows why, and it is not served again."""
         for fetch in self.fetches:
             if fetch.request_id == reply.fetch_id:
-                fetch.outcome, fetch.detail = outcome, detail
+                fetch.outcome, fetch.detail = outcome, strike(detail, self.secrets)
         entry = self.archive.entry(self.scope.source, self.scope.trade_date, reply.request_id)
         if entry is not None:
             self.archive.expire(entry)
@@ -380,7 +397,7 @@ class Exchange:
                 pinned=self.clock.pinned,
                 remaining=self.remaining,
                 max_bytes=self.policy.max_bytes,
-                secrets=self.scope.secrets,
+                secrets=self.secrets,
             )
         return self._session
 
@@ -399,7 +416,7 @@ class Exchange:
         self, fetch: Fetch, started: float, *, outcome: Outcome = Outcome.OK, detail: str | None = None
     ) -> None:
         fetch.latency_ms = (self.clock.monotonic() - started) * 1_000
-        fetch.outcome, fetch.detail = outcome, detail
+        fetch.outcome, fetch.detail = outcome, detail and strike(detail, self.secrets)
 
     def _reply(
         self, fetch: Fetch, entry: RawEntry, body: bytes, *, cached: bool, archived: bool = True

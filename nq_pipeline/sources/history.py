@@ -174,7 +174,7 @@ class Spans:
                 return measured[-1][1]
 
             make_folder(streamed.parent)
-            self.purchases.file(query, price, streamed, size, request_id)
+            self.purchases.file(query, price, streamed, size, request_id, records=counted)
             records, bytes_ = measured[-1]
             if records != counted:
                 streamed.replace(self.shelf.path(query, f"{request_id[:8]}.unproven"))
@@ -213,7 +213,7 @@ class Spans:
         paths, size, records, digests = [], 0, 0, []
         for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
             self.tell(f"downloading {file.name}, {file.size:,} bytes")
-            path = self.purchases.client.take(job.id, file.name, folder)
+            path = self.purchases.client.take(job.id, file, folder)
             digest = _sha256(path)
             if path.stat().st_size != file.size or digest != file.sha256:
                 path.unlink()  # free to download again

@@ -1,14 +1,14 @@
 """The HTTP session of a vendor: cached, rate-limited, bounded in time and size.
 
 requests-cache above requests-ratelimiter above one adapter of ours, so that a cached answer
-costs no budget and a body is read under the deadline. The adapter also takes what must not be
-kept (cookies, tokens) out of a response before the cache sees it.
+costs no budget and a body is read under the deadline. The adapter also takes what must not be kept (cookies,
+headers nobody reads, secrets the vendor repeats) out of a response before the cache sees it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import tenacity
 from pyrate_limiter import Duration, Limiter, Rate, SQLiteBucket
 from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_encoding_from_headers
 from requests_cache import CacheMixin
 from requests_cache.backends.sqlite import SQLiteCache
 from requests_cache.cache_keys import create_key
@@ -28,12 +30,13 @@ from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolE
 from urllib3.response import HTTPResponse
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
+from nq_pipeline.redaction import LONG, spellings, strike, strike_data
+from nq_pipeline.sources.exchange import KEPT_HEADERS
 
 STAMP_HEADER = "X-NQ-Stamp"
 """Rides on a cached response: `<snapshot ns>:<request id>` of the first asking."""
 
 TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
-UNCACHED_RESPONSE_HEADERS = ("set-cookie", "content-encoding", "transfer-encoding", "content-length")
 IGNORED = [
     "apiKey", "apikey", "api_key", "key", "token", "accessToken", "password", "sec", "cid", "p-ticket",
     "Authorization", "Cookie", "X-XSRF-TOKEN",
@@ -41,65 +44,86 @@ IGNORED = [
 """Parameters and headers that are no part of a cache key and are struck out of what is kept."""
 
 
-SHORTEST_STRUCK = 16
-"""Keys are longer; what is shorter, as a name or a number, may be a part of an honest answer."""
-
-
-class _CutOff(Exception):
+class CutOff(Exception):
     """A body ended before its announced length; says how much of it came."""
 
 
 class _Adapter(HTTPAdapter):
     """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
 
-    def __init__(self, remaining: Callable[[], float], max_bytes: int, secrets: Collection[str] = ()) -> None:
+    def __init__(self, remaining: Callable[[], float], max_bytes: int, secrets: Sequence[str] = ()) -> None:
         super().__init__(max_retries=0)
         self._remaining = remaining
         self._max_bytes = max_bytes
-        self._secrets = [secret.encode() for secret in secrets if len(secret) >= SHORTEST_STRUCK]
+        self._secrets = secrets  # the session's own list: it grows with what the vendor hands out
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")
         kwargs["stream"] = True
         response = super().send(request, **kwargs)
-        raw = response.raw
-        try:
-            body = self._read(raw)
-        except BaseException:
-            raw.close()  # with its connection: the rest of this body must not answer the next question
-            raise
-        raw.release_conn()
-        headers = raw.headers.copy()
-        for name in UNCACHED_RESPONSE_HEADERS:
-            headers.pop(name, None)
-            response.headers.pop(name, None)
-        headers[STAMP_HEADER] = response.headers[STAMP_HEADER] = stamp
+        secrets = (*self._secrets, *spellings(_cookies(request, response)))
+        read_whole(response, self._max_bytes, self._remaining, secrets)
+        response.headers[STAMP_HEADER] = response.raw.headers[STAMP_HEADER] = stamp
         response.cookies.clear()
         request._cookies = RequestsCookieJar()  # type: ignore[attr-defined]
-        # The session takes its cookies from `_original_response`; the cache never sees them.
-        response.raw = HTTPResponse(
-            body=io.BytesIO(body), headers=headers, status=raw.status, reason=raw.reason, version=raw.version,
-            preload_content=False, original_response=raw._original_response, request_url=request.url,
-        )  # fmt: skip
         return response
 
-    def _read(self, raw: Any) -> bytes:
-        body = bytearray()
-        try:
-            while chunk := raw.read1(1 << 18, decode_content=True):
-                body += chunk
-                if len(body) > self._max_bytes:
-                    raise BadPayload(f"an answer larger than {self._max_bytes:,} bytes was refused")
-                if self._remaining() <= 0:
-                    raise DeadlineReached("the time allowed ran out while an answer was still arriving")
-        except (IncompleteRead, ProtocolError):
-            raise _CutOff(f"{len(body):,} bytes") from None
-        if raw.length_remaining:
-            raise _CutOff(f"{len(body):,} bytes")
-        whole = bytes(body)
-        for secret in self._secrets:  # a vendor that repeats one would have it cached and archived
-            whole = whole.replace(secret, b"*" * len(secret))
-        return whole
+
+def read_whole(
+    response: requests.Response, max_bytes: int, remaining: Callable[[], float], secrets: Iterable[str]
+) -> None:
+    """Read a streamed response to its end, without secrets and without headers that nobody reads.
+
+    Raises
+    ------
+    BadPayload, DeadlineReached, CutOff
+    """
+    raw = response.raw
+    try:
+        body = _read(raw, max_bytes, remaining)
+    except BaseException:
+        raw.close()  # with its connection: the rest of this body must not answer the next question
+        raise
+    raw.release_conn()
+    body, reason = strike_data(body, secrets), strike(response.reason or "", secrets)
+    clean_headers(response, secrets)
+    response.reason = reason
+    # The session takes its cookies from `_original_response`; the cache never sees them.
+    response.raw = HTTPResponse(
+        body=io.BytesIO(body), headers=dict(response.headers), status=raw.status, reason=reason,
+        version=raw.version, preload_content=False, original_response=raw._original_response,
+        request_url=raw._request_url,
+    )  # fmt: skip
+
+
+def clean_headers(response: requests.Response, secrets: Iterable[str]) -> None:
+    """Leave the headers of a response that somebody reads, without secrets."""
+    kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
+    response.headers = CaseInsensitiveDict({name: strike(value, secrets) for name, value in kept.items()})
+    response.encoding = get_encoding_from_headers(response.headers)  # was of the headers as they came
+
+
+def _read(raw: Any, max_bytes: int, remaining: Callable[[], float]) -> bytes:
+    body = bytearray()
+    try:
+        while chunk := raw.read1(1 << 18, decode_content=True):
+            body += chunk
+            if len(body) > max_bytes:
+                raise BadPayload(f"an answer larger than {max_bytes:,} bytes was refused")
+            if remaining() <= 0:
+                raise DeadlineReached("the time allowed ran out while an answer was still arriving")
+    except (IncompleteRead, ProtocolError):
+        raise CutOff(f"{len(body):,} bytes") from None
+    if raw.length_remaining:
+        raise CutOff(f"{len(body):,} bytes")
+    return bytes(body)
+
+
+def _cookies(request: requests.PreparedRequest, response: requests.Response) -> list[str]:
+    """The session cookies that a request carried and its response sets: keys for as long as they hold."""
+    pairs = [pair.partition("=")[2] for pair in str(request.headers.get("Cookie") or "").split(";")]
+    set_now = [cookie.value or "" for cookie in response.cookies]
+    return [value for value in (*pairs, *set_now) if len(value) >= LONG]
 
 
 class _Session(CacheMixin, requests.Session):
@@ -123,7 +147,7 @@ def session(
     pinned: datetime | None,
     remaining: Callable[[], float],
     max_bytes: int,
-    secrets: Collection[str],
+    secrets: Sequence[str],
 ) -> requests.Session:
     """A session whose cache and rate limit are shared by all processes using `state_dir`."""
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -211,7 +235,7 @@ def send(
         assert state.outcome is not None
         if state.outcome.failed:
             error = state.outcome.exception()
-            return isinstance(error, (_CutOff, requests.ConnectionError)) and not _rate_limit(error)
+            return isinstance(error, (CutOff, requests.ConnectionError)) and not _rate_limit(error)
         response = state.outcome.result()
         asked = retry_after(response)
         if asked is not None and asked > min(retry_after_cap_s, remaining()):
@@ -227,7 +251,7 @@ def send(
     )
     try:
         return retrying(once)
-    except _CutOff as error:
+    except CutOff as error:
         raise BadPayload(f"the answer was cut off after {error}") from None
     except DecodeError:
         raise BadPayload("the answer's compression is broken") from None

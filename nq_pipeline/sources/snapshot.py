@@ -44,7 +44,14 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources import failover
 from nq_pipeline.sources.answers import AnswerCache, answer_key
-from nq_pipeline.sources.base import ChainAnswer, ChainRequest, MeteredSource, Source, failed
+from nq_pipeline.sources.base import (
+    ChainAnswer,
+    ChainRequest,
+    MeteredSource,
+    Source,
+    failed,
+    without_secrets,
+)
 from nq_pipeline.sources.breaker import Breaker
 from nq_pipeline.sources.exchange import ArchivedExchange, Exchange, Scope
 from nq_pipeline.sources.lifetime import Lifetime
@@ -501,6 +508,7 @@ def _ask(
         answer = failed(source.name, request, error)
     finally:
         exchange.close()
+    answer = without_secrets(answer, exchange.secrets)
     elapsed = exchange.clock.monotonic() - started
     return Asked(answer, request.series, elapsed, exchange.frame(), dict(exchange.used))
 
@@ -527,7 +535,7 @@ def exchange_for(
         trade_date=request.trade_date,
         snapshot_ts=request.snapshot_ts,
         base_url=source.base_url,
-        secrets=settings.secrets,
+        secrets=settings.secrets_of(source.name),
     )
     lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
     deadline = clock.monotonic() + time_allowed(settings, request)

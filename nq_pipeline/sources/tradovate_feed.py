@@ -46,7 +46,7 @@ AUTHORIZE_ID = 1
 QUIET_S = 0.3
 """Once every subscription is answered and quoted, this long without a frame ends the collecting."""
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-MAX_TRANSCRIPT_BYTES = 64 * 1024 * 1024
+MAX_TRANSCRIPT_BYTES = 16 * 1024 * 1024
 _LOG = logging.getLogger(f"{__name__}.frames")
 _LOG.setLevel(logging.INFO)  # at DEBUG the library writes down every frame, and one of them is the token
 YEARS = range(2000, 2100)

@@ -133,6 +133,7 @@ class Library:
         if self._token is None:
             try:
                 self._token = self._current()
+                self._exchange.learn(self._token.access, self._token.market_data)
             except SourceError as error:
                 self._failure = error
                 raise
@@ -188,6 +189,7 @@ class Library:
             if answer.get("p-captcha") or not isinstance(wait_s, int | float):
                 words = "Tradovate wants a captcha answered; log in with a browser, or wait an hour"
                 raise self._refused(reply, Blocked(words))
+            self._exchange.learn(str(answer["p-ticket"]))
             if not 0 <= wait_s < self._exchange.remaining():
                 raise self._refused(reply, RateLimited(f"Tradovate delays the login by {wait_s:g} s"))
             time.sleep(wait_s)

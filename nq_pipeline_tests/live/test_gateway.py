@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,23 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 def test_the_installed_client_still_hands_over_raw_bytes_in_one_method() -> None:
     assert callable(DatabentoLiveProtocol._process_dbn)
+    assert callable(DatabentoLiveProtocol._process_gateway)
+
+
+def test_a_gateway_that_never_ends_its_greeting_is_left() -> None:
+    with socket.create_server((HOST, 0)) as listening:
+
+        def babble() -> None:
+            peer, _ = listening.accept()
+            with peer, suppress(OSError):
+                while True:
+                    peer.sendall(b"x" * 65_536)
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        _, ending = session(listening.getsockname()[1])
+        thread.join()
+    assert ending.how is How.GARBAGE and "no answer to the key" in ending.text
 
 
 def test_there_are_26_option_roots_and_one_future() -> None:

@@ -13,7 +13,7 @@ from threading import Thread
 
 from nq_pipeline.live.log import holder
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.sandbox.gateway import Gateway
+from nq_pipeline.sandbox.gateway import KEY, Gateway
 from nq_pipeline.sandbox.gateway_script import Fault
 from nq_pipeline.settings import load as load_settings
 from nq_pipeline_tests.live.test_capture import NOW, OPENS, served
@@ -73,13 +73,16 @@ def market(
     now: datetime = NOW,
     wanted: str = "trades",
     not_entitled: Collection[str] = ("mbo",),
+    key: str = KEY,
 ) -> Iterator[Market]:
     """A market twenty seconds after its opening, or at another instant, whose clock runs.
 
     `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
     """
     with (
-        served(*faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled) as gateway,
+        served(
+            *faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled, keys=(key,)
+        ) as gateway,
         _clock(gateway) as url,
     ):
         settings = {

@@ -29,7 +29,8 @@ class Answer:
     """What to send back.
 
     `cut` announces the whole body and closes the connection after half of it; `drip_s` pauses
-    that long after each tenth of the body; `hang_up` closes the connection without a word.
+    that long after each tenth of the body; `hang_up` closes the connection without a word. `reason`
+    stands beside the status; `endless` sends the body again and again, as long as somebody reads.
     """
 
     body: bytes = b""
@@ -39,6 +40,8 @@ class Answer:
     cut: bool = False
     drip_s: float = 0.0
     hang_up: bool = False
+    reason: str | None = None
+    endless: bool = False
 
 
 Respond = Callable[[Asked], Answer]
@@ -107,13 +110,14 @@ def serve(respond: Respond) -> Iterator[Server]:
             if answer.hang_up:
                 self.close_connection = True
                 return
-            self.send_response(answer.status)
+            self.send_response(answer.status, answer.reason)
             if answer.content_type is not None:
                 self.send_header("Content-Type", answer.content_type)
             for name, value in answer.headers.items():
                 for one in value.split("\n"):
                     self.send_header(name, one)
-            self.send_header("Content-Length", str(len(answer.body)))
+            if not answer.endless:
+                self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             try:
                 if answer.cut:
@@ -126,6 +130,9 @@ def serve(respond: Respond) -> Iterator[Server]:
                         self.wfile.flush()
                         if stopping.wait(answer.drip_s):
                             break
+                elif answer.endless:
+                    while not stopping.is_set():
+                        self.wfile.write(answer.body)
                 else:
                     self.wfile.write(answer.body)
             except OSError:  # the client went away, as it may
