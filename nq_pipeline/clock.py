@@ -7,10 +7,13 @@ Timeouts, backoff and deadlines use `monotonic()`, which always runs.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
+FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2099, 12, 31)
+"""The days that can be asked about. Of earlier ones the hours and special days are not proven
+(`market/sessions.py`); later ones are too far ahead for any calendar of holidays."""
 
 
 class Clock(Protocol):
@@ -63,6 +66,13 @@ class ShiftedClock(SystemClock):
 
     def now(self) -> datetime:
         return self.start + timedelta(seconds=(time.monotonic() - self._since) * self.speed)
+
+
+def unproven(day: date) -> str | None:
+    """Why a day cannot be asked about, as a sentence; None when it can."""
+    if FIRST_DAY <= day <= LAST_DAY:
+        return None
+    return f"{day} is outside the session table; give a day from {FIRST_DAY} to {LAST_DAY}"
 
 
 def to_ns(instant: datetime) -> int:

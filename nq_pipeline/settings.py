@@ -29,7 +29,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from nq_pipeline.clock import Clock, PinnedClock, SystemClock
+from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unproven
 from nq_pipeline.errors import SettingsError, SettingsWarning
 from nq_pipeline.redaction import LONG, spellings
 
@@ -418,7 +418,10 @@ class Settings(BaseSettings):
     def _aware(cls, value: datetime | None) -> datetime | None:
         if value is not None and value.tzinfo is None:
             raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
-        return value.astimezone(UTC) if value else None
+        now = value.astimezone(UTC) if value else None
+        if now and (why := unproven(now.date())):
+            raise ValueError(why)
+        return now
 
     @field_validator("barchart_url", "polygon_url", "tradovate_url", "tradovate_md_url", "databento_url")
     @classmethod

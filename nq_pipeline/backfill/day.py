@@ -23,7 +23,7 @@ from typing import Any, Literal
 import polars as pl
 
 from nq_pipeline.backfill.rows import TABLES, TICKS, table_rows, tick_rows
-from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns, unproven
 from nq_pipeline.errors import (
     LedgerError,
     NotEntitled,
@@ -155,11 +155,14 @@ def plan(
     Raises
     ------
     SettingsError
-        The schema is none of `SCHEMAS`, or the span has no trade date.
+        The schema is none of `SCHEMAS`, or the span has no trade date or days outside the session
+        table.
     SourceError
         The vendor does not say what it costs.
     """
     job = _Job.of(settings, schema, symbols)
+    if why := unproven(first) or unproven(last):
+        raise SettingsError(why)
     days = [session.trade_date for session in sessions.sessions(first, last)]
     if not days:
         raise SettingsError(f"there is no trade date from {first} to {last}")
@@ -213,7 +216,7 @@ def backfill_day(
     """
     job = _Job.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):
-        return Day(trade_date, schema, "empty", "it is no trade date")
+        return Day(trade_date, schema, "empty", unproven(trade_date) or "it is no trade date")
     if trade_date in job.complete([trade_date]):
         return Day(trade_date, schema, "complete", already=True)
     run_id = run_id or uuid.uuid4().hex

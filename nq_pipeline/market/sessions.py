@@ -10,9 +10,13 @@ trade dates from its `CME_TradeDate`, and what both get wrong from the table bel
 - 2025-01-09, a national day of mourning, closed at 08:30 (CME press release).
 - Until 2021-06-25 trading paused from 15:15 to 15:30; the calendar used here has no pause.
 
+Nothing before `FIRST_DAY` can be asked about. The libraries have 2018-12-05 open until 16:00 (a day
+of mourning that closed at 08:30, its expirations moved), the close of 16:15 that held until
+2015-09-20 at 16:00, and nobody here checked the holidays of those years.
+
 Days on which the market opens but halts at noon (Martin Luther King, Presidents, Memorial,
 Juneteenth, Independence, Labor, Thanksgiving) are no trade dates: their trades belong to the
-next one, whose session then has several segments. Checked row by row for 2021 to 2027.
+next one, whose session then has several segments. Checked row by row for 2019 to 2027.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
-from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.clock import FIRST_DAY, LAST_DAY, from_ns, to_ns, unproven
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +39,8 @@ Window = Literal["rth", "globex", "always"]
 
 CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
-YEARS = range(2013, 2100)
-"""Years that can be asked about: before, the hours were others; after, the holidays are fiction."""
+YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 1)
+"""Years of the table. The first is there only so that a look back from `FIRST_DAY` finds a session."""
 
 _GOOD_FRIDAY_CLOSE = time(8, 15)
 _EARLY_CLOSES = {date(2025, 1, 9): time(8, 30)}
@@ -189,9 +193,7 @@ def _at(instant: datetime) -> tuple[_Year, datetime]:
         raise ValueError(f"{instant} has no time zone, so its trade date is unknown; pass an aware datetime")
     now = instant.astimezone(UTC)
     if now.year not in YEARS:
-        raise ValueError(
-            f"{now:%Y-%m-%d} is outside the session table, which covers {YEARS.start} to {YEARS.stop - 1}"
-        )
+        raise ValueError(unproven(now.date()))
     return _year(now.year), now
 
 

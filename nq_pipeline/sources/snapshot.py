@@ -141,14 +141,10 @@ def build_request(
     Raises
     ------
     SettingsError
-        When a series or product is none, a series has expired, nothing expires within the horizon,
-        or the instant is outside the session table.
+        When a series or product is none, a series has expired, or nothing expires within the horizon.
     """
     now = settings.clock.pinned or scheduled or settings.clock.now()
-    try:
-        session = sessions.current_session(now)
-    except ValueError as error:
-        raise SettingsError(f"NQ_NOW: {error}") from None
+    session = sessions.current_session(now)
     codes: dict[str, str] = {}
     wanted: set[Series] = set()
     for text in series:

@@ -78,6 +78,10 @@ def test_what_the_budget_would_refuse_is_said_before(databento: Vendor) -> None:
         ((*DAYS, "--max-usd", "NaN"), "write an amount"),
         (("--schema", "status", *DAYS[2:], "--dry-run"), "cannot be backfilled"),
         (("--schema", "trades", "--from", "2025-06-07", "--to", "2025-06-08", "--dry-run"), "no trade date"),
+        (
+            ("--schema", "trades", "--from", "2018-12-28", "--to", "2019-01-03", "--dry-run"),
+            "give a day from",
+        ),
     ],
 )
 def test_a_mistake_of_the_user_is_a_sentence_and_exit_code_2(

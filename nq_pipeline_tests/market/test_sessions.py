@@ -19,7 +19,7 @@ from nq_pipeline_tests.market import sessions_golden
 with sessions_golden.PATH.open() as file:
     GOLDEN = list(csv.DictReader(file))
 
-instants = st.datetimes(datetime(2021, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC))
+instants = st.datetimes(datetime(2019, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC))
 windows = st.sampled_from(["rth", "globex", "always"])
 
 
@@ -47,13 +47,13 @@ def test_golden_file_is_what_its_script_writes() -> None:
 
 def test_golden_file_has_twenty_sessions_a_year_each_with_its_source() -> None:
     per_year = Counter(row["trade_date"][:4] for row in GOLDEN if row["open_utc"])
-    assert set(per_year) == {str(year) for year in range(2021, 2028)}
+    assert set(per_year) == {str(year) for year in range(2019, 2028)}
     assert min(per_year.values()) >= 20
     assert all(row["source"] for row in GOLDEN)
     assert len({row["trade_date"] for row in GOLDEN}) == len(GOLDEN)
 
 
-@pytest.mark.parametrize("year", range(2021, 2028))
+@pytest.mark.parametrize("year", range(2019, 2028))
 def test_sessions_are_those_of_the_golden_file(year: int) -> None:
     for row in (r for r in GOLDEN if r["trade_date"].startswith(str(year))):
         day = date.fromisoformat(row["trade_date"])
@@ -65,7 +65,7 @@ def test_sessions_are_those_of_the_golden_file(year: int) -> None:
 
 
 def test_we_differ_from_the_calendar_library_only_where_we_say_so() -> None:
-    start, end = date(2021, 1, 1), date(2027, 12, 31)
+    start, end = date(2019, 1, 1), date(2027, 12, 31)
     ours = {s.trade_date: s for s in sessions.sessions(start, end)}
 
     dates = set(mcal.get_calendar("CME_TradeDate").valid_days(start, end).date)
@@ -192,6 +192,16 @@ def test_an_instant_that_cannot_be_placed_is_refused_in_one_sentence() -> None:
     with pytest.raises(KeyError, match="no CME trade date"):
         sessions.session(date(1999, 7, 6))
     assert sessions.sessions(date(1999, 1, 1), date(2012, 12, 31)) == []
+
+
+def test_the_first_day_still_has_a_session_before_it() -> None:
+    """Nobody can ask about 2018, and yet a look back from the first instant ends well."""
+    current = sessions.current_session(datetime(2019, 1, 1, tzinfo=UTC))
+    assert current == sessions.session(date(2018, 12, 31))
+    before = sessions.current_session(current.open - timedelta(seconds=1))
+    assert before.trade_date == date(2018, 12, 28)
+    with pytest.raises(ValueError, match="give a day from 2019-01-01 to 2099-12-31"):
+        sessions.trade_date(datetime(2017, 12, 31, tzinfo=UTC))
 
 
 # ── any instant ─────────────────────────────────────────────────────────────────────────────────
