@@ -480,7 +480,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
     return (
         _c("ts_event", INSTANT, "when the matching engine received it", False),
         _c("ts_recv", INSTANT, "when Databento received it"),
-        _c("trade_date", _D, "CME session date of ts_event", False),
+        _c("trade_date", _D, "CME session date of ts_event, of ts_recv where it is misdated", False),
         _c("publisher_id", _U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3", False),
         _c("instrument_id", _U32, "Databento's id; reused over time, never a key across days", False),
         _c("sequence", _U32, "the venue's number of the message, per channel", False),
@@ -502,6 +502,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         _c("option_type", _S, "C or P"),
         _c("strike", _F, "index points or dollars"),
         _c("receive_latency_ns", _I, "ts_recv less ts_event"),
+        _c("is_misdated", _B, "ts_event lies over a minute from ts_recv; null in rows of older versions"),
         _c("publish_latency_ns", _I, "when the row was about to be written, less ts_recv; null when bought"),
         _c("source_schema", _S, "the schema that was streamed: trades, mbp-1, mbo", False),
         _c("environment", _S, "sandbox (synthetic) or live", False),
@@ -512,7 +513,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
 
 TRADES = Table(
     name="trades",
-    version=2,
+    version=3,
     meaning="Trades as Databento sent them, live in whatever schema or bought: one row per trade.",
     columns=_tick_columns(_c("depth", _U8, "level of the book; null where mbo was streamed")),
     key=_TICK_KEY,
@@ -522,7 +523,7 @@ TRADES = Table(
 
 MBP_1 = Table(
     name="mbp_1",
-    version=2,
+    version=3,
     meaning="Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
     columns=_tick_columns(
         _c("depth", _U8, "level of the book: 0", False),
@@ -540,7 +541,7 @@ MBP_1 = Table(
 
 MBO = Table(
     name="mbo",
-    version=2,
+    version=3,
     meaning="Every event of every order (schema mbo), without the snapshots of the book.",
     columns=_tick_columns(
         _c("order_id", _U64, "the venue's number of the order", False),

@@ -263,8 +263,8 @@ class Accounts:
             tally = frame.tallies.get(rtype)
             if tally is None:
                 continue
-            if schema in self._all_there_is:
-                self.begins_at(schema, int(frame.array(rtype)["ts_event"].min()))
+            if schema in self._all_there_is and (first := frame.first_moment(rtype)) is not None:
+                self.begins_at(schema, first)
             if tally.ts_event is not None:
                 self._last[schema] = tally.ts_event
             if schema in self._completed:
@@ -379,7 +379,7 @@ def _synced_moment(log: CaptureLog, schema: str, otherwise: int) -> int:
 
 
 def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = None) -> dict[str, int]:
-    """Schema to the `ts_event` of its last record in the log, or up to `until`.
+    """Schema to the moment of its last record in the log, or up to `until`.
 
     What came after the gateway said that it left out records proves nothing. Looks through the
     newest segments until each schema was found, at most those of the last trade dates that

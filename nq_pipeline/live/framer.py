@@ -35,7 +35,7 @@ from nq_pipeline.redaction import strike_data
 
 __all__ = [
     "CONTROL", "ERROR", "STRUCTS", "SYMBOL_MAPPING", "SYSTEM", "UNDEF_TIMESTAMP", "ZSTD_MAGIC", "Array",
-    "ControlMsg", "ErrorMsg", "Frame", "Framer", "Head", "SymbolMapping", "SystemMsg", "Tally",
+    "ControlMsg", "ErrorMsg", "Frame", "Framer", "Head", "SymbolMapping", "SystemMsg", "Tally", "is_near",
 ]  # fmt: skip
 
 CONTROL = tuple(dbn.CONTROL)
@@ -43,6 +43,18 @@ CONTROL = tuple(dbn.CONTROL)
 UNSET = 255
 """Code of an error or system message that has none (DBN version 1)."""
 MAX_HEAD = 16 * 1024 * 1024
+EVENTS = frozenset({0, 1, 10, 160})
+"""rtypes of which `ts_event` and `ts_recv` tell one event, so that they lie close together."""
+NEAR_NS = 60 * 10**9
+"""An event is received at most so long after it, or before it by two clocks; else one of the two is wrong."""
+
+
+def is_near(ts_event: Array, ts_recv: Array) -> npt.NDArray[np.bool_]:
+    """Whether the times of records tell of one moment; False where one is undefined."""
+    apart = np.where(ts_event > ts_recv, ts_event - ts_recv, ts_recv - ts_event)
+    defined = (ts_event != UNDEF_TIMESTAMP) & (ts_recv != UNDEF_TIMESTAMP)
+    near: npt.NDArray[np.bool_] = (apart <= NEAR_NS) & defined
+    return near
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +124,12 @@ ControlMsg = ErrorMsg | SystemMsg | SymbolMapping
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many records of one rtype, and the times of the last of them.
+    """How many records of one rtype, and the times of the last of them that can be believed.
 
-    `ts_event` is that of the last record which has one (BBO records of untraded contracts do
-    not); `ts_recv` is None for rtypes without it.
+    Of trades, books and orders that is the last one whose times are near each other, and `ts_event`
+    is the earlier of the two: nobody resumes from a moment that has not come. Else `ts_event` is that
+    of the last record which has one (BBO records of untraded contracts do not). None where there is
+    none; `ts_recv` also for rtypes without it.
     """
 
     count: int
@@ -204,16 +218,36 @@ class Frame:
         present = np.flatnonzero(np.bincount(self._rtypes))
         return {int(rtype): self._tally_of(int(rtype), self.starts(int(rtype))) for rtype in present}
 
+    def first_moment(self, rtype: int) -> int | None:
+        """The earliest moment that the records of trades, books or orders can be believed to tell."""
+        moments, near, _ = self._moments(rtype, self.starts(rtype))
+        return int(moments[near].min()) if near.any() else None
+
     def _tally_of(self, rtype: int, starts: Array) -> Tally:
+        if rtype in EVENTS:
+            for some in (starts[-1:], starts):
+                moments, near, received = self._moments(rtype, some)
+                if near.any():
+                    return Tally(len(starts), int(moments[near][-1]), int(received[near][-1]))
+            return Tally(len(starts), None, None)
         last = int(starts[-1])
         ts_event: int | None = self._u64(last + 8)
         if ts_event == UNDEF_TIMESTAMP:
-            words = np.frombuffer(self.records, "<u4")
-            events = words[(starts >> 2) + 2] | words[(starts >> 2) + 3].astype(np.uint64) << np.uint64(32)
+            events = self._u64s(starts + 8)
             defined = events[events != UNDEF_TIMESTAMP]
             ts_event = int(defined[-1]) if len(defined) else None
         recv = self._layout.ts_recv.get(rtype)
         return Tally(len(starts), ts_event, None if recv is None else self._u64(last + recv))
+
+    def _moments(self, rtype: int, starts: Array) -> tuple[Array, npt.NDArray[np.bool_], Array]:
+        """The moment of each record, whether it can be believed, and its `ts_recv`."""
+        events, received = self._u64s(starts + 8), self._u64s(starts + self._layout.ts_recv[rtype])
+        return np.minimum(events, received), is_near(events, received), received
+
+    def _u64s(self, at: Array) -> Array:
+        words = np.frombuffer(self.records, "<u4")
+        values: Array = words[at >> 2] | words[(at >> 2) + 1].astype(np.uint64) << np.uint64(32)
+        return values
 
     def _u64(self, at: int) -> int:
         return int.from_bytes(self.records[at : at + 8], "little")

@@ -304,7 +304,11 @@ class Session:
                     state.heard_ns = max(state.heard_ns, message.ts_event)
             elif isinstance(message, SystemMsg) and message.code == SLOW_READER:
                 state.warnings += 1
-            elif isinstance(message, SystemMsg) and (finished := _FINISHED.match(message.text)):
+            elif (
+                isinstance(message, SystemMsg)
+                and message.ts_event != UNDEF_TIMESTAMP
+                and (finished := _FINISHED.match(message.text))
+            ):
                 state.replayed[finished[1]] = message.ts_event
 
     def _refused(self, message: ErrorMsg) -> None:

@@ -12,6 +12,10 @@ something later; two equal records in a row are two trades.
 
 **Trades of other schemas.** mbp-1 and mbo hold every trade as a record with action T, and `trades`
 is documented as just those. F records are not taken: they tell the resting side of the same trade.
+A record T of size 0 traded nothing: it stays in the table of its schema.
+
+**Times.** `ts_event` and `ts_recv` of one record lie close together. Where they do not, the row is
+kept and marked (`is_misdated`), and its trade date is that of `ts_recv`.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import polars as pl
 
 from nq_pipeline.lake.dbn import UNDEF_PRICE
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, TRADES, Table
-from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, Array, Frame
+from nq_pipeline.live.framer import CONTROL, SYMBOL_MAPPING, Array, Frame, is_near
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.listing import underlying_future
@@ -42,6 +46,9 @@ SCHEMAS: dict[int, tuple[str, Table]] = {0: ("trades", TRADES), 1: ("mbp-1", MBP
 SNAPSHOT = 32
 """Flag of records that repeat the book as it is and tell no event. History has them at the start of each
 UTC day; one of mbp-1 has the key of the record that it repeats."""
+BAD_TS_RECV = 8
+"""Flag of records whose `ts_recv` Databento calls doubtful."""
+LAST_INSTANT = np.iinfo(np.int64).max
 EPOCH = date(1970, 1, 1).toordinal()
 UNKNOWN = -1
 """Code of an instrument that has no symbol yet."""
@@ -129,7 +136,8 @@ class SessionRows:
                 traded = records["action"] == b"T"
                 records, shared = records[traded], shared.filter(traded)
             if len(records):
-                tables.append((TRADES, self._of(TRADES, rtype, records, shared)))
+                trades = self._of(TRADES, rtype, records, shared)
+                tables.append((TRADES, trades if table is TRADES else trades.filter(pl.col("size") > 0)))
         return sorted(tables, key=lambda each: each[0] is TRADES), counts
 
     def skip(self) -> None:
@@ -147,9 +155,9 @@ class SessionRows:
         self._passed = self.gathered = 0
         for rtype, parts in sorted(taken.items(), reverse=True):
             records = _joined([frame.array(rtype) for _, frame in parts])
-            days = sessions.trade_dates(records["ts_event"])
+            days = sessions.trade_dates(_filed_by(records))
             counts.records += len(records)
-            nowhere = np.isnat(days)
+            nowhere = np.isnat(days) | (records["ts_event"] > LAST_INSTANT)
             repeats = np.zeros(len(records), np.bool_)
             if SCHEMAS[rtype][1] is not TRADES:
                 repeats = (records["flags"] & SNAPSHOT).astype(np.bool_) & ~nowhere
@@ -187,7 +195,12 @@ class SessionRows:
         names = [n for n in TRADES.schema.names() if n in (records.dtype.names or ()) and n != "depth"]
         always = {"source_schema": schema, "environment": origin.environment, "run_id": origin.run_id}
         return pl.DataFrame(
-            [*(_column(name, records[name]) for name in names), *latencies, *described]
+            [
+                *(_column(name, records[name]) for name in names),
+                *latencies,
+                pl.Series("is_misdated", is_misdated(records)),
+                *described,
+            ]
         ).with_columns(
             pl.lit(self.number, pl.Int64).alias("log_session"),
             *(pl.lit(text, pl.Enum([text])).alias(name) for name, text in always.items()),
@@ -205,6 +218,22 @@ class SessionRows:
 
     def _ordinal(self, table: Table, rtype: int, records: Array) -> npt.NDArray[np.uint32]:
         return self._ordinals.setdefault((table.name, rtype), Ordinals()).count(records)
+
+
+def is_misdated(records: Array) -> npt.NDArray[np.bool_]:
+    """Whether `ts_event` lies far from a `ts_recv` that is defined and not called doubtful by Databento."""
+    sound = (records["ts_recv"] <= LAST_INSTANT) & (records["flags"] & BAD_TS_RECV == 0)
+    far: npt.NDArray[np.bool_] = ~is_near(records["ts_event"], records["ts_recv"]) & sound
+    return far
+
+
+def _filed_by(records: Array) -> Array:
+    """The instant that gives each record its trade date."""
+    misdated = is_misdated(records)
+    if not misdated.any():
+        return records["ts_event"]
+    received = records["ts_recv"]
+    return np.where(misdated & ~np.isnat(sessions.trade_dates(received)), received, records["ts_event"])
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -29,6 +29,8 @@ judgement: NQ futures trade many times a minute in regular hours, seldom only in
 BEHIND = timedelta(seconds=60)
 """The end of what is published may lag so far behind the present without counting as missing, and a
 capture may take so long to begin after the opening."""
+CLOCKS = timedelta(minutes=1)
+"""A trade may be so far ahead of our clock; later ones carry a time that is wrong."""
 ENOUGH = 0.99
 """Share of the window that has to be proven for a warning instead of an error."""
 
@@ -112,7 +114,6 @@ def look(
     lake, session = Lake(folder / "lake"), sessions.session(trade_date)
     book = Book(lake, dataset=dataset, environment=settings.environment, run_id="")
     wanted = {"options": settings.capture_schema, "futures": settings.capture_futures_schema}
-    newest = [file.since_max for file in lake.manifest(TRADES).of({trade_date})]
     ended = (
         lake.scan(SESSIONS, [trade_date])
         .filter(pl.col("dataset") == dataset)
@@ -127,13 +128,23 @@ def look(
         now=now,
         window=spans_of(session, settings.capture_window),
         gaps=[g for g in book.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
-        newest=from_ns(max(newest)) if newest else None,
+        newest=_newest(lake, trade_date, now),
         proven=from_ns(proven) if isinstance(proven, int) else None,
         missing=tuple(missing) or tuple(str(named).split(",") if named else ()),
         wanted=wanted,
         refused=Ladder(lake, dataset, wanted).refused(trade_date),
         refusal=refusal,
     )
+
+
+def _newest(lake: Lake, trade_date: date, now: datetime) -> datetime | None:
+    """When the newest trade was, by its own time unless that is far from its receipt."""
+    files = lake.manifest(TRADES).of({trade_date})
+    newest = max((from_ns(file.since_max) for file in files), default=None)
+    if newest is None or newest <= now + CLOCKS:
+        return newest
+    moment = pl.when("is_misdated").then("ts_recv").otherwise("ts_event").dt.epoch("ns").max()
+    return from_ns(int(lake.scan(TRADES, {trade_date}).select(moment).collect().item()))
 
 
 def judge(day: Day) -> dict[str, Finding]:

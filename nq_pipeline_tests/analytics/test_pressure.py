@@ -34,6 +34,8 @@ def trades(rows: Trades, kind: str = "option") -> pl.DataFrame:
             "size": pl.Series([size for _, _, size in rows], dtype=pl.UInt32),
         }
     ).with_columns(
+        ts_recv=pl.col("ts_event"),
+        is_misdated=pl.lit(None, pl.Boolean),
         environment=pl.lit("sandbox"),
         trade_date=pl.lit(DAY),
         action=pl.lit("T"),

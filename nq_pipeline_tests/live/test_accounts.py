@@ -72,7 +72,7 @@ def test_without_a_time_all_there_is_is_asked_for_and_its_first_record_says_wher
     assert starts(accounts) == dict.fromkeys(SCHEMAS, 0)
     accounts.begin({"mbo": 160, "trades": 0})
     first = to_ns(OPENS + timedelta(hours=2))
-    accounts.take(one_frame(record(0, ts_event=first), begun()), State())
+    accounts.take(one_frame(record(0, ts_event=first, ts_recv=first), begun()), State())
     assert accounts.starts("trades") == first + AGING_S * NS_PER_S
     assert accounts.starts("mbo") == 0
     (lost,) = accounts.beyond

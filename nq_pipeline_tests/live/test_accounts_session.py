@@ -228,7 +228,7 @@ def test_after_a_failed_disk_it_begins_at_what_was_synced(session: Session) -> N
     with CaptureLog(session.root, DATASET, clock=Clock(NOW), sync_every_s=3_600) as log:
         framer = begun()
         for at in (2, 3):
-            trade = record(0, ts_event=NOW_NS + at * NS_PER_S)
+            trade = record(0, ts_event=NOW_NS + at * NS_PER_S, ts_recv=NOW_NS + at * NS_PER_S)
             frame = one_frame(trade, framer)
             log.append(frame)
             session.take(frame)
@@ -245,6 +245,36 @@ def test_nothing_is_proven_of_a_session_whose_replay_was_not_completed_for_every
     session.take(trade(+5))
     session.completed()
     assert session.ended(How.STOPPED) is None
+
+
+@pytest.mark.parametrize("off_s", [83 * 86_400, 90, -90, -30 * 86_400])
+def test_a_time_far_from_its_receipt_moves_no_hole(session: Session, off_s: int) -> None:
+    session.replayed()
+    at = NOW_NS + 3 * NS_PER_S
+    wrong = record(0, instrument_id=1, ts_event=at + off_s * NS_PER_S, ts_recv=at)
+    sound = record(0, instrument_id=1, ts_event=NOW_NS + 2 * NS_PER_S, ts_recv=NOW_NS + 2 * NS_PER_S)
+    session.take(one_frame(sound + wrong, begun()), one_frame(wrong, begun()))
+    session.ended(How.CLOSED)
+    assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
+
+
+def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
+    session.replayed()
+    at = NOW_NS + 2 * NS_PER_S
+    session.take(one_frame(record(0, ts_event=at + 50 * NS_PER_S, ts_recv=at), begun()))
+    session.ended(How.CLOSED)
+    assert session.hole.first_ns == at
+
+
+def test_a_replay_begins_where_its_first_record_was_received(session: Session) -> None:
+    session.accounts.start_later({"trades": to_ns(OPENS)}, None)
+    since = NOW_NS - 600 * NS_PER_S
+    for off_s in (-30 * 86_400, 83 * 86_400):
+        session.take(one_frame(record(0, ts_event=since + off_s * NS_PER_S, ts_recv=since), begun()))
+    assert session.accounts.starts("trades") == 0  # still not known
+    session.take(one_frame(record(0, ts_event=since, ts_recv=since), begun()))
+    lost, rest = sorted(session.accounts.gaps, key=lambda gap: gap.state == "open")
+    assert (lost.state, lost.last_ns, rest.first_ns) == ("unfillable", *[since + 60 * NS_PER_S] * 2)
 
 
 # ── from one capture to the next ────────────────────────────────────────────────────────────────
@@ -283,6 +313,13 @@ def test_the_last_moment_is_that_of_the_newest_segment(root: Path) -> None:
         feed.session(trades(0, 10))
     last = one_frame(trades(9, 1), begun()).tallies[0].ts_event
     assert last_moments(root / DATASET, {"trades": 0, "mbo": 160}) == {"trades": last}
+
+
+def test_a_time_far_from_its_receipt_is_not_the_last_moment(root: Path) -> None:
+    with Feed(root) as feed:
+        feed.session(trades(0, 10), record(0, ts_event=NOW_NS + 83 * 86_400 * NS_PER_S, ts_recv=NOW_NS))
+    last = one_frame(trades(9, 1), begun()).tallies[0].ts_event
+    assert last_moments(root / DATASET, {"trades": 0}) == {"trades": last}
 
 
 def test_what_a_session_brings_after_it_left_out_records_proves_nothing(root: Path) -> None:

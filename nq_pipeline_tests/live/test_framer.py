@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from nq_pipeline.errors import BadStream
 from nq_pipeline.live.framer import (
     CONTROL,
+    EVENTS,
+    NEAR_NS,
     STRUCTS,
     ZSTD_MAGIC,
     ErrorMsg,
@@ -240,11 +242,18 @@ def assert_equal_to_official(framed: list[Frame], data: bytes) -> None:
         mine = [r for r, k in zip(expected, kinds, strict=True) if k == rtype]
         assert b"".join(a.tobytes() for a in whole) == b"".join(map(bytes, mine))
         assert np.concatenate([a["ts_event"] for a in whole]).tolist() == [r.ts_event for r in mine]
-        times = [f.tallies[rtype].ts_event for f in framed if rtype in f.tallies]
-        defined = [r.ts_event for r in mine if r.ts_event != UNDEF_TIMESTAMP]
-        assert [t for t in times if t is not None][-1:] == defined[-1:]
-        last = next(f.tallies[rtype].ts_recv for f in reversed(framed) if rtype in f.tallies)
-        assert last == getattr(mine[-1], "ts_recv", None)
+        tallies = [f.tallies[rtype] for f in framed if rtype in f.tallies]
+        times = [t.ts_event for t in tallies if t.ts_event is not None]
+        received = [t.ts_recv for t in tallies if t.ts_recv is not None]
+        if rtype in EVENTS:
+            near = [
+                r for r in mine if abs(r.ts_event - r.ts_recv) <= NEAR_NS and r.ts_event != UNDEF_TIMESTAMP
+            ]
+            assert times[-1:] == [min(r.ts_event, r.ts_recv) for r in near[-1:]]
+            assert received[-1:] == [r.ts_recv for r in near[-1:]]
+        else:
+            assert times[-1:] == [r.ts_event for r in mine if r.ts_event != UNDEF_TIMESTAMP][-1:]
+            assert received[-1:] == [r.ts_recv for r in mine[-1:] if hasattr(r, "ts_recv")]
     instruments: Counter[int] = Counter()
     for frame in framed:
         instruments.update(dict(zip(*(a.tolist() for a in frame.instruments()), strict=True)))

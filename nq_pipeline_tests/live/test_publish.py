@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +117,7 @@ def test_the_trade_date_is_that_of_the_session_not_of_the_calendar(root: Path) -
     evening = datetime.fromisoformat("2025-06-10T22:00:00+00:00")  # 17:00 in Chicago
     records = market(2)[:2]
     records["ts_event"] = START + int((evening - NOON).total_seconds()) * 10**9 + np.array([-1, 0])
+    records["ts_recv"] = records["ts_event"]
     records["sequence"] = [1, 2]
     with Feed(root) as feed:
         feed.session(records)
@@ -147,6 +149,74 @@ def test_what_has_no_place_in_the_lake_is_counted_and_stays_in_the_log(root: Pat
     assert done.counts.records == sum(done.rows.values()) + done.counts.left.total()
     without = rows(root).sort("sequence").row(0, named=True)
     assert [without[n] for n in ("ts_recv", "receive_latency_ns", "publish_latency_ns")] == [None] * 3
+
+
+DAY_NS = 86_400 * 10**9
+
+
+@pytest.mark.parametrize("off", [83 * DAY_NS, -30 * DAY_NS, 200 * 365 * DAY_NS, 61 * 10**9])
+def test_a_ts_event_far_from_its_receipt_is_kept_and_marked(root: Path, off: int) -> None:
+    records = market(3)[:3]
+    records["sequence"] = [1, 2, 3]
+    records["ts_event"][1] = int(records["ts_recv"][1]) + off
+    with Feed(root) as feed:
+        feed.session(records)
+    done = publisher(root).publish()
+    assert (done.rows, done.counts.left.total()) == ({"trades": 3}, 0)
+    found = rows(root).sort("sequence")
+    assert set(found["trade_date"]) == {date(2025, 6, 10)}
+    assert found["is_misdated"].to_list() == [False, True, False]
+    assert found["ts_event"].to_physical().to_list() == records["ts_event"].astype(np.int64).tolist()
+    bar = bars(root)
+    assert bar["bar_start"].dt.date().unique().to_list() == [date(2025, 6, 10)]
+
+
+def test_a_receipt_that_databento_doubts_marks_nothing(root: Path) -> None:
+    records = market(3)[:3]
+    records["sequence"] = [1, 2, 3]
+    records["ts_recv"] += np.uint64(83 * DAY_NS)
+    records["flags"] = 8
+    with Feed(root) as feed:
+        feed.session(records)
+    publisher(root).publish()
+    found = rows(root)
+    assert set(found["trade_date"]) == {date(2025, 6, 10)} and not found["is_misdated"].any()
+
+
+@pytest.mark.parametrize("rtype", [1, 160])
+def test_a_trade_of_nothing_is_no_trade(root: Path, rtype: int) -> None:
+    records = market(4, rtype)[:4]
+    records["instrument_id"], records["ts_event"], records["sequence"] = 1, START, 7
+    records["price"], records["size"] = np.array([5, 1, 7, 9]) * 10**9, [1, 0, 2, 1]
+    with Feed(root) as feed:
+        feed.session(records)
+    publisher(root).publish()
+    assert rows(root, MBO if rtype == 160 else MBP_1).height == 4
+    assert rows(root).select("ordinal", "size").rows() == [(0, 1), (2, 2), (3, 1)]  # as in `trades`
+    (bar,) = bars(root).to_dicts()
+    assert (bar["low"], bar["volume"], bar["trades"], bar["vwap"]) == (5.0, 4, 3, 7.0)
+
+
+def test_bars_leave_out_what_an_older_lake_has_of_nothing(root: Path) -> None:
+    """Rows of version 2, which knew no `is_misdated` and made trades of size 0."""
+    records = market(3)[:3]
+    records["instrument_id"], records["ts_event"], records["sequence"] = 1, START, [1, 2, 3]
+    records["price"], records["size"] = np.array([5, 1, 7]) * 10**9, [1, 0, 1]
+    with Feed(root) as feed:
+        feed.session(records)
+    older = replace(TRADES, columns=tuple(c for c in TRADES.columns if c.name != "is_misdated"), version=2)
+    publisher(root).publish()
+    old, lake = rows(root).drop("is_misdated"), Lake(root.parent.parent / "old" / "lake")
+    lake.append(older, old, run_id="old")
+    (bar,) = bars(root.parent.parent / "old" / "capture").to_dicts()
+    assert (bar["low"], bar["volume"], bar["vwap"]) == (5.0, 2, 6.0)
+    assert lake.scan(TRADES).collect()["is_misdated"].null_count() == 3
+
+
+def bars(root: Path) -> pl.DataFrame:
+    with catalog.connect(root.parent) as connection:
+        found: pl.DataFrame = connection.sql("FROM bars(INTERVAL 5 MINUTES)").pl()
+    return found
 
 
 @settings(max_examples=4, deadline=None)

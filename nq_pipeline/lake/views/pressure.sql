@@ -1,21 +1,23 @@
 -- A window is over when something later was captured, or the capture ended later.
 CREATE VIEW pressure AS
-WITH windows AS (
+WITH dated AS (
+    SELECT *, CASE WHEN is_misdated THEN ts_recv ELSE ts_event END AS moment FROM trades
+), windows AS (
     SELECT
         environment, trade_date,
-        make_timestamptz(epoch_us(ts_event) // 300_000_000 * 300_000_000) AS window_start,
+        make_timestamptz(epoch_us(moment) // 300_000_000 * 300_000_000) AS window_start,
         root, series, contract_key, option_type, strike,
         coalesce(sum(size) FILTER (side = 'B'), 0)::BIGINT AS buy_volume,
         coalesce(sum(size) FILTER (side = 'A'), 0)::BIGINT AS sell_volume,
         coalesce(sum(size) FILTER (side = 'N'), 0)::BIGINT AS undefined_volume,
         count(*) AS trades,
         avg(size) AS average_size
-    FROM trades
-    WHERE instrument_kind = 'option' AND action = 'T' AND contract_key IS NOT NULL
+    FROM dated
+    WHERE instrument_kind = 'option' AND action = 'T' AND size > 0 AND contract_key IS NOT NULL
     GROUP BY ALL
 ), captured AS (
     SELECT trade_date, max(moment) AS until
-    FROM (SELECT trade_date, ts_event AS moment FROM trades UNION ALL SELECT trade_date, ended_at FROM sessions)
+    FROM (SELECT trade_date, moment FROM dated UNION ALL SELECT trade_date, ended_at FROM sessions)
     GROUP BY trade_date
 ), gap AS (
     SELECT trade_date, first_ts, last_ts FROM gaps

@@ -16,7 +16,8 @@ WITH defined AS (
     WHERE trades.instrument_kind = 'option'
 ), futures AS (
     SELECT trade_date, raw_symbol, ts_event_ns, arg_max(price, (sequence, ordinal)) AS price
-    FROM trades WHERE instrument_kind = 'future' AND price IS NOT NULL GROUP BY ALL
+    FROM trades WHERE instrument_kind = 'future' AND price IS NOT NULL AND size > 0 AND is_misdated IS NOT TRUE
+    GROUP BY ALL
 )
 SELECT
     optioned.*,
@@ -30,4 +31,5 @@ SELECT
     product_of(optioned.root) AS product
 FROM optioned ASOF LEFT JOIN futures
     ON futures.trade_date = optioned.trade_date AND futures.raw_symbol = optioned.underlying
-    AND futures.ts_event_ns <= optioned.ts_event_ns
+    AND futures.ts_event_ns <= CASE WHEN optioned.is_misdated THEN optioned.ts_recv_ns
+                                    ELSE optioned.ts_event_ns END
