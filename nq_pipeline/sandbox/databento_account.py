@@ -25,6 +25,8 @@ class Job:
     market: AnyMarket
     looks: int = 0
     """How often its state was asked for; it is done at the second time."""
+    packages: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Its files by name, under each fault it was asked for with."""
 
 
 @dataclass

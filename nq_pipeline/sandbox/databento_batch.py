@@ -1,6 +1,7 @@
 """Batch jobs of Databento's stand-in: submitted and billed once, done a moment later, downloaded at will.
 
-A job's file is split by UTC day. Downloads answer to `Range`, as those of the vendor do.
+A job's files are those of `databento_package`, one by one or as an archive. Downloads of one answer
+to `Range`, as those of the vendor do.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,23 +17,19 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.sandbox.databento import (
+from nq_pipeline.sandbox.databento import admitted, answered, entitled
+from nq_pipeline.sandbox.databento_account import Account, Job
+from nq_pipeline.sandbox.databento_history import recorded
+from nq_pipeline.sandbox.databento_package import COMPRESSIONS, ENCODINGS, SPLITS, listing, package, zipped
+from nq_pipeline.sandbox.databento_question import (
     DATASET,
     USD_PER_GB,
-    Question,
     Refused,
-    admitted,
-    answered,
-    encoded,
-    entitled,
     instant_of,
     iso,
     question_of,
-    recorded,
 )
-from nq_pipeline.sandbox.databento_account import Account, Job
 from nq_pipeline.sandbox.faults import WorldOf, serve
-from nq_pipeline.sandbox.globex import DAY_NS
 from nq_pipeline.sandbox.world import World
 
 KEPT = timedelta(days=30)
@@ -46,6 +42,7 @@ def routes(world_of: WorldOf) -> list[BaseRoute]:
         "batch.list_jobs": ("GET", list_jobs),
         "batch.get_job_details": ("GET", get_job_details),
         "batch.list_files": ("GET", list_files),
+        "batch.download": ("GET", download_all),
     }
     return [
         *(
@@ -63,7 +60,7 @@ def routes(world_of: WorldOf) -> list[BaseRoute]:
 def submit_job(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
     """Queue a job and bill it."""
     entitled(world)
-    question = question_of(asked, world)
+    question, form = question_of(asked, world), _form(asked)
     array, _ = recorded(question, world)
     now = datetime.now(UTC)  # jobs are made in real time, whatever market they are of
     seed = f"{len(account.jobs)}{sorted(asked.items())}".encode()
@@ -75,14 +72,12 @@ def submit_job(request: Request, asked: Mapping[str, str], world: World, account
         "dataset": DATASET,
         "symbols": ",".join(question.symbols),
         "stype_in": question.stype_in,
-        "stype_out": "instrument_id",
+        "stype_out": question.stype_out,
         "schema": question.schema,
         "start": iso(question.start),
         "end": iso(question.end),
         "limit": question.limit,
-        "encoding": "dbn",
-        "compression": "zstd",
-        "split_duration": "day",
+        **form,
         "delivery": "download",
         "record_count": len(array),
         "billed_size": array.nbytes,
@@ -95,13 +90,33 @@ def submit_job(request: Request, asked: Mapping[str, str], world: World, account
     return answered(details)
 
 
+def _form(asked: Mapping[str, str]) -> dict[str, Any]:
+    """How the files are to be written."""
+    choices = {"encoding": ENCODINGS, "compression": ("zstd", *COMPRESSIONS), "split_duration": SPLITS}
+    form: dict[str, Any] = {name: asked.get(name, known[0]) for name, known in choices.items()}
+    for name, known in choices.items():
+        if form[name] not in known:
+            raise Refused(422, "batch_form_invalid", f"{name} is one of {', '.join(sorted(set(known)))}.")
+    flags = {
+        name: asked.get(name) == "True" for name in ("pretty_px", "pretty_ts", "map_symbols", "split_symbols")
+    }
+    if flags["split_symbols"]:
+        raise Refused(422, "batch_form_invalid", "Files split by symbol are not available here.")
+    return form | flags | {"split_size": None}
+
+
 def list_jobs(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
     """The jobs of the account; each look brings them on by one state."""
     states = asked.get("states", ",".join(STATES)).split(",")
     since = instant_of(asked["since"]) if "since" in asked else 0
     found = [_looked_at(job) for job in account.jobs.values()]
+    shown = ("id", "state", "ts_received") if asked.get("short") == "True" else None
     return answered(
-        [one for one in found if one["state"] in states and instant_of(one["ts_received"][:26]) >= since]
+        [
+            {name: one[name] for name in shown or one}
+            for one in found
+            if one["state"] in states and instant_of(one["ts_received"][:26]) >= since
+        ]
     )
 
 
@@ -110,29 +125,33 @@ def get_job_details(request: Request, asked: Mapping[str, str], world: World, ac
 
 
 def list_files(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
-    """A file for each UTC day, and one about the days."""
+    """The files of a job that is done, and where they are."""
     job = _job(asked.get("job_id", ""), account)
-    base = str(request.url).partition("/v0/")[0]
-    files = {"condition.json": b"[]\n", **_files(job, world)}
+    base, job_id = str(request.url).partition("/v0/")[0], job.details["id"]
     return answered(
         [
             {
-                "filename": name,
-                "size": len(content),
-                "hash": f"sha256:{hashlib.sha256(content).hexdigest()}",
+                **file,
                 "urls": {
-                    "https": f"{base}/v0/batch/download/{job.details['id']}/{name}",
-                    "ftp": f"ftp://127.0.0.1/{job.details['id']}/{name}",
+                    "https": f"{base}/v0/batch/download/{job_id}/{file['filename']}",
+                    "ftp": f"ftp://127.0.0.1/{job_id}/{file['filename']}",
                 },
             }
-            for name, content in files.items()
+            for file in listing(package(job, world))
         ]
     )
 
 
+def download_all(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
+    """All files of a job as a ZIP archive."""
+    whole = zipped(package(_job(asked.get("job_id", ""), account), world))
+    return Response(whole, media_type="application/zip")
+
+
 def download(request: Request, asked: Mapping[str, str], world: World, account: Account) -> Response:
+    """One file of a job, or the part of it that `Range` names."""
     job = _job(request.path_params["job_id"], account)
-    content = _files(job, world).get(request.path_params["filename"])
+    content = package(job, world).get(request.path_params["filename"])
     if content is None:
         raise Refused(404, "batch_file_not_found", "There is no such file.")
     span = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
@@ -153,34 +172,3 @@ def _looked_at(job: Job) -> dict[str, Any]:
     job.details["state"] = STATES[min(job.looks, 2)]
     job.looks += 1
     return job.details
-
-
-def _files(job: Job, world: World) -> dict[str, bytes]:
-    """The files of a job that is done, by name."""
-    if job.details["state"] != "done":
-        raise Refused(422, "batch_job_not_done", "The job is not done.")
-    told = job.details
-    whole = Question(
-        schema=told["schema"],
-        symbols=tuple(told["symbols"].split(",")),
-        stype_in=told["stype_in"],
-        start=_ns(told["start"]),
-        end=_ns(told["end"]),
-        limit=told["limit"],
-    )
-    of_job = replace(world, market=job.market)
-    files = {}
-    for midnight in range(whole.start // DAY_NS * DAY_NS, whole.end, DAY_NS):
-        day = replace(whole, start=max(whole.start, midnight), end=min(whole.end, midnight + DAY_NS))
-        name = f"glbx-mdp3-{iso(midnight)[:10].replace('-', '')}.{whole.schema}.dbn.zst"
-        try:
-            files[name] = encoded(day, of_job)
-        except Refused:  # a day on which nothing is listed
-            continue
-    return files
-
-
-def _ns(text: str) -> int:
-    import numpy as np
-
-    return int(np.datetime64(text.removesuffix("Z"), "ns").astype(np.int64))

@@ -101,7 +101,7 @@ class Gateway:
         *,
         clock: Clock | None = None,
         keys: Collection[str] = (KEY,),
-        not_entitled: Collection[str] = ("mbo",),
+        not_entitled: Collection[str] = ("mbo", "mbp-10"),
         refusal: str | None = None,
         limits: Limits | None = None,
         script: Script | None = None,

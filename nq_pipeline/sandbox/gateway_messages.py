@@ -16,11 +16,10 @@ import numpy as np
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.sandbox.globex import Array
+from nq_pipeline.sandbox.symbols import STYPES
 
 SYMBOLS_PER_LINE = 500
 HEARTBEAT, SUBSCRIPTION_ACK, SLOW_READER_WARNING, REPLAY_COMPLETED, END_OF_INTERVAL = range(5)
-STYPES = {"instrument_id": 0, "raw_symbol": 1, "parent": 4}
-"""What can be subscribed by, with DBN's numbers."""
 
 
 class Refused(Exception):
@@ -53,6 +52,7 @@ class Request:
     start: int | None
     number: str | None
     is_last: bool
+    snapshot: bool = False
 
 
 def fields(line: bytes) -> dict[str, str]:
@@ -92,8 +92,9 @@ def request(line: bytes) -> Request:
         raise Refused(f"Unsupported stype_in {said.get('stype_in')}")
     if not all(symbols) or len(symbols) > SYMBOLS_PER_LINE:
         raise Refused(f"A subscription names 1 to {SYMBOLS_PER_LINE} symbols a line")
-    if said.get("snapshot", "0") != "0":
-        raise Refused("Snapshots are available for schema mbo only")
+    snapshot = said.get("snapshot", "0") != "0"
+    if snapshot and (said.get("schema") != "mbo" or said.get("start")):
+        raise Refused("Snapshots are available for schema mbo only, and without a start")
     return Request(
         schema=said.get("schema", ""),
         stype_in=said["stype_in"],
@@ -101,12 +102,16 @@ def request(line: bytes) -> Request:
         start=_instant(said["start"]) if said.get("start") else None,
         number=said.get("id"),
         is_last=said.get("is_last", "1") == "1",
+        snapshot=snapshot,
     )
 
 
 def _instant(text: str) -> int:
     try:
-        return int(text) if text.isdecimal() else to_ns(datetime.fromisoformat(text).replace(tzinfo=UTC))
+        if text.isdecimal():
+            return int(text)
+        read = datetime.fromisoformat(text)
+        return to_ns(read if read.tzinfo else read.replace(tzinfo=UTC))
     except ValueError:
         raise Refused(f"Invalid start time {text}") from None
 

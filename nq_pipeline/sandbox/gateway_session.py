@@ -27,6 +27,7 @@ from nq_pipeline.sandbox import gateway_script as script
 from nq_pipeline.sandbox.gateway_messages import Block, Credentials, Refused, Request, block
 from nq_pipeline.sandbox.globex import DAY_NS, MINUTE_NS, Array, texts, universe
 from nq_pipeline.sandbox.noise import mix
+from nq_pipeline.sandbox.symbols import ALL, meant
 from nq_pipeline.sandbox.tape import INTERVALS_NS, of_instruments, published
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 SKIPPABLE = frozenset({"mbp-1", "bbo-1s", "bbo-1m"})
 """Schemas of which records are dropped for a slow reader, unless it asked to be warned."""
-WEEKLY = frozenset({"definition"})
+WEEKLY = frozenset({"definition", "mbo"})
 """Schemas that replay from the beginning of the week, whatever the window."""
 WRITE_BYTES = 2**18
 DRIP_BYTES, DRIP_PAUSE_S = 7, 0.002
@@ -58,6 +59,7 @@ class Subscription:
     start: int | None
     position: int
     replaying: bool
+    snapshot: bool = False
     symbols: list[str] = field(default_factory=list)
     complete: bool = False
     day: date | None = None
@@ -184,6 +186,9 @@ class Session:
                 text = f"Subscription request {whole.number} for {whole.schema} data succeeded"
                 await self._say(messages.system(messages.SUBSCRIPTION_ACK, text, self.gateway.now_ns()))
                 await self._resolve(whole, sessions.trade_date(from_ns(whole.position)), first=True)
+                if whole.snapshot:
+                    books = await asyncio.to_thread(self.gateway.tape.resting, whole.position)
+                    await self._say(of_instruments(books, whole.ids))
 
     def _subscription(self, asked: Request) -> Subscription:
         return Subscription(
@@ -193,6 +198,7 @@ class Session:
             start=asked.start,
             position=self._begin(asked),
             replaying=asked.start is not None,
+            snapshot=asked.snapshot,
         )
 
     def _check(self, new: Subscription) -> None:
@@ -210,21 +216,25 @@ class Session:
     async def _resolve(self, whole: Subscription, day: date, *, first: bool = False) -> None:
         """Add the instruments of a trade date, with a mapping for each new one and an error for each miss."""
         everything = await asyncio.to_thread(universe, self.gateway.tape.market, day)
-        found, by = everything, whole.stype_in
-        asked = pl.Series(whole.symbols)
-        if "ALL_SYMBOLS" not in whole.symbols:
-            found = everything.filter(pl.col(by).cast(pl.String).is_in(asked.implode()))
-            missing = asked.filter(~asked.is_in(found[by].cast(pl.String).implode())) if first else asked[:0]
-            for symbol in missing:
-                text, last = f"{script.ERRORS[4]} '{symbol}'", symbol == missing[-1]
-                await self._say(messages.error(4, text, self.gateway.now_ns(), is_last=last))
+        found = meant(everything, whole.symbols, whole.stype_in, whole.position)
+        if whole.stype_in == "continuous" and not first:
+            found = found.clear()  # what a continuous symbol means does not change within a session
+        asked = pl.Series([symbol for symbol in whole.symbols if symbol != ALL], dtype=pl.String)
+        missing = asked.filter(~asked.is_in(found["asked"].implode())) if first else asked[:0]
+        for symbol in missing:
+            text, last = f"{script.ERRORS[4]} '{symbol}'", symbol == missing[-1]
+            await self._say(messages.error(4, text, self.gateway.now_ns(), is_last=last))
         taken = [s.ids for s in self.subscriptions if s.schema == whole.schema]
         new = found.filter(~pl.col("instrument_id").is_in(np.concatenate(taken).tolist()))
         now, until = whole.position, to_ns(sessions.session(day).close) // DAY_NS * DAY_NS + DAY_NS
-        named = texts(new[by].cast(pl.String))
         await self._say(
             messages.mappings(
-                by, named, new["instrument_id"].to_numpy(), texts(new["raw_symbol"]), now, until
+                whole.stype_in,
+                texts(new["asked"]),
+                new["instrument_id"].to_numpy(),
+                texts(new["raw_symbol"]),
+                now,
+                until,
             )
         )
         whole.ids = np.union1d(whole.ids, new["instrument_id"].to_numpy())

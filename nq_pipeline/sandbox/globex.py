@@ -26,23 +26,21 @@ if TYPE_CHECKING:
     from polars.expr.datetime import ExprDateTimeNameSpace
 
 LAYOUTS = {
-    "definition": "InstrumentDefMsg",
-    "statistics": "StatMsg",
-    "trades": "TradeMsg",
-    "mbp-1": "MBP1Msg",
-    "tbbo": "MBP1Msg",
-    "bbo-1s": "BBOMsg",
-    "bbo-1m": "BBOMsg",
-    "ohlcv-1s": "OHLCVMsg",
-    "ohlcv-1m": "OHLCVMsg",
+    "definition": ("InstrumentDefMsg", 19),
+    "statistics": ("StatMsg", 24),
+    "mbo": ("MBOMsg", 160),
+    "trades": ("TradeMsg", 0),
+    "mbp-1": ("MBP1Msg", 1),
+    "tbbo": ("MBP1Msg", 1),
+    "bbo-1s": ("BBOMsg", 195),
+    "bbo-1m": ("BBOMsg", 196),
+    "ohlcv-1s": ("OHLCVMsg", 32),
+    "ohlcv-1m": ("OHLCVMsg", 33),
+    "ohlcv-1h": ("OHLCVMsg", 34),
+    "ohlcv-1d": ("OHLCVMsg", 35),
 }
-"""The record of each schema."""
-RTYPES = {"definition": 19, "statistics": 24, "trades": 0, "mbp-1": 1, "tbbo": 1} | {
-    "bbo-1s": 195,
-    "bbo-1m": 196,
-    "ohlcv-1s": 32,
-    "ohlcv-1m": 33,
-}
+"""The record of each schema, and its rtype."""
+RTYPES = {schema: rtype for schema, (_, rtype) in LAYOUTS.items()}
 
 DAY_NS, MINUTE_NS = 86_400 * NS_PER_S, 60 * NS_PER_S
 UNDEF_PRICE = np.iinfo(np.int64).max
@@ -137,7 +135,7 @@ def future_ids(product: pl.Expr, expires: ExprDateTimeNameSpace) -> pl.Expr:
 def layout(schema: str) -> np.dtype[Any]:
     import databento_dbn
 
-    return np.dtype(list(getattr(databento_dbn.v3, LAYOUTS[schema])._dtypes))
+    return np.dtype(list(getattr(databento_dbn.v3, LAYOUTS[schema][0])._dtypes))
 
 
 def blank(schema: str, ids: Array) -> Array:
@@ -212,11 +210,22 @@ def definitions(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int) -> Ar
     return a
 
 
-def quotes(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
-    """A row per instrument and minute in which its book changed, stamped with the minute's end."""
-    first = -(-start // MINUTE_NS) * MINUTE_NS
-    stamps = [t for t in range(first, end, MINUTE_NS) if _open_before(t)]
-    ends = np.array(stamps, np.int64)
+def quotes(market: AnyMarket, instruments: pl.DataFrame | None, start: int, end: int) -> Array:
+    """A row per instrument and minute in which its book changed, stamped with the minute's end.
+
+    `instruments` are rows of `universe`, None for all of each session.
+    """
+    parts = [blank("bbo-1m", np.empty(0, np.int64))]
+    for session in sessions_of(start - MINUTE_NS, end):
+        first, last = max(start, to_ns(session.open) + 1), min(end, to_ns(session.close) + 1)
+        stamps = [t for t in range(-(-first // MINUTE_NS) * MINUTE_NS, last, MINUTE_NS) if _open_before(t)]
+        if stamps:
+            wanted = universe(market, session.trade_date) if instruments is None else instruments
+            parts.append(_session_quotes(market, session.trade_date, wanted, stamps))
+    return np.concatenate(parts)
+
+
+def _session_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, stamps: list[int]) -> Array:
     futures = [
         market.futures(from_ns(t))
         .join(instruments, left_on="symbol", right_on="raw_symbol")
@@ -224,12 +233,13 @@ def quotes(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -
         .select(list(BOOK))
         for t in (stamps if "F" in instruments["instrument_class"] else [])
     ]
-    rows = pl.concat([_option_quotes(market, instruments, ends), *futures]).sort("t", "instrument_id")
+    options = _option_quotes(market, day, instruments, np.array(stamps, np.int64))
+    rows = pl.concat([options, *futures]).sort("t", "instrument_id")
     a = blank("bbo-1m", rows["instrument_id"].to_numpy())
     a["ts_recv"] = rows["t"].to_numpy()
     a["ts_event"] = rows["last_ts"].cast(pl.Int64).cast(pl.UInt64).fill_null(UNDEF_TIME).to_numpy()
     a["price"], a["size"] = fixed(rows["last"]), rows["last"].is_not_null().to_numpy()
-    a["side"], a["flags"], a["sequence"] = b"N", 128, np.arange(len(a))
+    a["side"], a["flags"], a["sequence"] = b"N", 128, rows["t"].to_numpy() // MINUTE_NS
     for side in ("bid", "ask"):
         a[f"{side}_px_00"] = fixed(rows[side])
         a[f"{side}_sz_00"] = rows[f"{side}_size"].fill_null(0).to_numpy()
@@ -237,9 +247,10 @@ def quotes(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -
     return a
 
 
-def _option_quotes(market: AnyMarket, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
-    listed = _listed(market, instruments, ends)
-    if listed.is_empty() or not len(ends):
+def _option_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
+    listed = market.listed(day)
+    listed = listed.filter(pl.col("instrument_id").is_in(instruments["instrument_id"].implode()))
+    if listed.is_empty():
         return pl.DataFrame(schema=BOOK)
     # The minute before each tells whether a book changed in it.
     known = np.union1d(ends, ends - MINUTE_NS)
@@ -258,7 +269,6 @@ def _option_quotes(market: AnyMarket, instruments: pl.DataFrame, ends: Array) ->
     rows = books[(now[minute] * listed.height + contract)].with_columns(
         instrument_id=listed["instrument_id"].gather(contract).cast(pl.Int64), t=pl.Series(ends[minute])
     )
-    day = sessions.trade_date(from_ns(int(ends[-1]) - 1))
     done = pl.concat([market.trades(previous_trade_date(day)), market.trades(day)]).select(
         pl.col("instrument_id").cast(pl.Int64), pl.col("ts_event").cast(pl.Int64), last="price"
     )
@@ -266,15 +276,6 @@ def _option_quotes(market: AnyMarket, instruments: pl.DataFrame, ends: Array) ->
     return rows.join_asof(
         done, left_on="t", right_on="ts_event", by="instrument_id", check_sortedness=False
     ).select(list(BOOK))
-
-
-def _listed(market: AnyMarket, instruments: pl.DataFrame, ends: Array) -> pl.DataFrame:
-    """The options among the instruments, as the market lists them."""
-    days = sorted({sessions.trade_date(from_ns(int(t) - 1)) for t in (ends[[0, -1]] if len(ends) else [])})
-    if not days:
-        return market.listed(date(2025, 6, 10)).clear()
-    listed = pl.concat([market.listed(day) for day in days]).unique("instrument_id", maintain_order=True)
-    return listed.filter(pl.col("instrument_id").is_in(instruments["instrument_id"].implode()))
 
 
 def _open_before(t: int) -> bool:

@@ -8,7 +8,9 @@ As at CME, an aggressor that meets several resting orders gives several trades w
 `ts_event` and one `sequence`, often equal in every field; the option and the futures
 channel number their events separately; and what the venue stamped in order is received in order,
 some microseconds later. Options trade as `Market.trades` says, futures around their fair price.
-Books are shown where something trades and at random contracts in between.
+Books are shown where something trades and at random contracts in between. Every schema is made of
+those same events, with two exceptions: `bbo-1m` has the books of all contracts, and `mbo` no orders
+but those that trade.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox import path
 from nq_pipeline.sandbox.globex import (
+    DAY_NS,
     RTYPES,
     UNDEF_PRICE,
     UNDEF_TIME,
@@ -34,6 +37,7 @@ from nq_pipeline.sandbox.globex import (
     definitions,
     fixed,
     future_ids,
+    quotes,
     statistics,
     texts,
     universe,
@@ -41,11 +45,15 @@ from nq_pipeline.sandbox.globex import (
 from nq_pipeline.sandbox.market import AnyMarket, Market, previous_trade_date
 from nq_pipeline.sandbox.noise import mix, normal, uniform
 
-LAST, DEPTH_ONLY = 128, 64
-"""Flags: the last record of its event, a record of a book that has only its top."""
+LAST, DEPTH_ONLY, SNAPSHOT, BAD_TS_RECV = 128, 64, 32, 8
+"""Flags: the last record of its event; only the top of the book; of a snapshot, and made by the gateway."""
 INTERVALS_NS = {
-    schema: (1 if schema.endswith("1s") else 60) * NS_PER_S
-    for schema in ("bbo-1s", "bbo-1m", "ohlcv-1s", "ohlcv-1m")
+    "bbo-1s": NS_PER_S,
+    "bbo-1m": 60 * NS_PER_S,
+    "ohlcv-1s": NS_PER_S,
+    "ohlcv-1m": 60 * NS_PER_S,
+    "ohlcv-1h": 3600 * NS_PER_S,
+    "ohlcv-1d": DAY_NS,
 }
 FUTURE_EVENTS = 60_000
 """Aggressors in the futures per session, at activity 1."""
@@ -80,6 +88,8 @@ class Tape:
 
         Published is when a record is received (`ts_recv`), and a bar when it ends.
         """
+        if schema == "bbo-1m":  # of every contract: too many for a session at once
+            return quotes(self.market, None, start, end)
         parts = []
         for block in self.blocks(start, end):
             array, published = self._block(schema, block)
@@ -89,6 +99,13 @@ class Tape:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else blank(schema, np.empty(0, np.int64))
+
+    def resting(self, at: int) -> Array:
+        """The orders at the top of every book as it was last shown before an instant, as an mbo snapshot."""
+        begin = next(iter(self.blocks(at - 1, at)))
+        book = self.records("mbp-1", begin, at)
+        _, newest = np.unique(book["instrument_id"][::-1], return_index=True)
+        return _snapshot(book[len(book) - 1 - newest], at)
 
     def blocks(self, start: int, end: int) -> Iterable[int]:
         """The blocks a span touches, by the instant each begins; a block is a session up to the next."""
@@ -113,23 +130,28 @@ class Tape:
             return _in_order(_session(self.market, day, self.activity))
         if schema == "definition":
             return definitions(_new(self.market, day), ts_event=block, ts_recv=block)
+        following = to_ns(sessions.next_open(sessions.session(day).close))
         if schema == "statistics":
-            following = to_ns(sessions.next_open(sessions.session(day).close))
             return statistics(self.market, universe(self.market, day), block, following)
+        if schema == "ohlcv-1d":  # of days UTC, which are parts of two sessions
+            midnights = range(-(-block // DAY_NS) * DAY_NS, following, DAY_NS)
+            days = [_bars(schema, self.records("trades", end - DAY_NS, end)) for end in midnights]
+            return np.concatenate(days)
         book = self._block("mbp-1", block)[0]
-        if schema in INTERVALS_NS:
-            return (_bars if schema.startswith("ohlcv") else _last_books)(schema, book)
-        return _as_schema(schema, book[book["action"] == b"T"])
+        if schema == "bbo-1s":
+            return _last_books(schema, book)
+        trades = book[book["action"] == b"T"]
+        return _bars(schema, trades) if schema in INTERVALS_NS else _as_schema(schema, trades)
 
 
 class LoadTape(Tape):
     """A tape that goes at a given rate, whatever the hour: one second, made once and stamped anew.
 
-    Offers trades and books. Twenty or so records share each instant; sequence numbers and times
-    tell the seconds apart.
+    Offers trades, by order or not, and books. Twenty or so records share each instant; sequence
+    numbers and times tell the seconds apart.
     """
 
-    schemas = frozenset({"trades", "mbp-1", "definition"})
+    schemas = frozenset({"trades", "mbp-1", "mbo", "definition"})
     step_ns = NS_PER_S
     kept = 4
 
@@ -317,16 +339,46 @@ def _new(market: AnyMarket, day: date) -> pl.DataFrame:
 
 
 def _as_schema(schema: str, book: Array) -> Array:
-    """The fields a schema shares with mbp-1."""
+    """The fields a schema shares with mbp-1; in mbo an order of its own is behind each trade."""
     a = blank(schema, book["instrument_id"])
     for name in set(a.dtype.names or ()) & set(book.dtype.names or ()) - {"length", "rtype"}:
         a[name] = book[name]
+    if schema == "mbo":
+        a["order_id"] = mix(a["instrument_id"], a["ts_event"], a["sequence"], np.arange(len(a)))
     return a
 
 
-def _bars(schema: str, book: Array) -> Array:
+def _snapshot(books: Array, at: int) -> Array:
+    """What a client needs to build the books: each is cleared, then its orders are added.
+
+    The last record of an instrument has the flag `LAST`.
+    """
+    adds = []
+    for side, letter in (("bid", b"B"), ("ask", b"A")):
+        size, orders = (books[f"{side}_{what}_00"].astype(np.int64) for what in ("sz", "ct"))
+        row, ordinal = _repeated(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
+        a = _as_schema("mbo", books[row])
+        a["price"], a["side"] = books[f"{side}_px_00"][row], letter
+        # All orders but the first are of one share each, the first has what is left.
+        share = size[row] // orders[row]
+        a["size"] = np.where(ordinal == 0, size[row] - share * (orders[row] - 1), share)
+        a["order_id"] = mix(a["instrument_id"], a["price"], row, ordinal)
+        adds.append(a)
+    clears = _as_schema("mbo", books)
+    clears["price"], clears["side"], clears["action"] = UNDEF_PRICE, b"N", b"R"
+    for name in ("size", "order_id", "sequence", "ts_in_delta"):
+        clears[name] = 0
+    whole = np.concatenate([clears, *adds])
+    whole["action"][len(clears) :] = b"A"
+    whole = whole[np.argsort(whole["instrument_id"], kind="stable")]
+    last = np.append(whole["instrument_id"][1:] != whole["instrument_id"][:-1], True)[: len(whole)]
+    whole["flags"] = SNAPSHOT | BAD_TS_RECV | np.where(last, LAST, 0)
+    whole["ts_recv"] = at
+    return whole
+
+
+def _bars(schema: str, trades: Array) -> Array:
     """OHLCV, stamped with the start of the interval; none without a trade."""
-    trades = book[book["action"] == b"T"]
     step = np.uint64(INTERVALS_NS[schema])
     start = trades["ts_recv"] - trades["ts_recv"] % step
     order = np.lexsort((start, trades["instrument_id"]))

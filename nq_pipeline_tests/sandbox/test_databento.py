@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import databento
@@ -134,40 +133,6 @@ def test_statistics_come_preliminary_and_then_final(at: Address) -> None:
         "2025-06-10 14:00:00+00:00",
     ]
     assert not frame["stat_type"].isin([14, 15]).any()
-
-
-def test_a_batch_job_is_done_in_a_while_and_its_files_hold_what_streaming_brings(
-    at: Address, tmp_path: Path
-) -> None:
-    url = at("databento")
-    batch = client(url).batch
-    asked = {**ASK, **SPANS["trades"], "schema": "trades"}
-    submitted = batch.submit_job(**asked)
-    assert submitted["state"] == "queued"
-    mine = {job["id"]: job["state"] for _ in range(3) for job in batch.list_jobs()}
-    assert mine[submitted["id"]] == "done"
-    files = [f["filename"] for f in batch.list_files(submitted["id"]) if f["filename"].endswith(".dbn.zst")]
-    assert files == ["glbx-mdp3-20250609.trades.dbn.zst", "glbx-mdp3-20250610.trades.dbn.zst"]
-    paths = [batch.download(submitted["id"], tmp_path, filename_to_download=name)[0] for name in files]
-    parts = [databento.DBNStore.from_file(path).to_ndarray() for path in paths]
-    assert np.array_equal(np.concatenate(parts), ask(url, "trades").to_ndarray())
-    assert submitted["record_count"] == len(ask(url, "trades").to_ndarray())
-
-
-def test_a_download_goes_on_where_it_stopped(at: Address, tmp_path: Path) -> None:
-    batch = client(at("databento")).batch
-    job = batch.submit_job(**{**ASK, **SPANS["trades"], "schema": "trades"})["id"]
-    while next(one for one in batch.list_jobs() if one["id"] == job)["state"] != "done":
-        pass
-    name = batch.list_files(job)[1]["filename"]
-    whole = batch.download(job, tmp_path / "whole", filename_to_download=name)[0]
-    half = tmp_path / "half" / job / name
-    half.parent.mkdir(parents=True)
-    half.write_bytes(whole.read_bytes()[:100])
-    assert (
-        batch.download(job, tmp_path / "half", filename_to_download=name)[0].read_bytes()
-        == whole.read_bytes()
-    )
 
 
 def test_an_account_sees_what_it_asked_and_what_of_it_is_metered(at: Address) -> None:

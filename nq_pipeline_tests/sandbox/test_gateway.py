@@ -201,7 +201,11 @@ def test_a_subscription_on_a_running_session_is_served_and_its_start_ignored(ser
 
 @pytest.mark.parametrize(
     ("schema", "text"),
-    [("mbo", "Not authorized for mbo schema"), ("mbp-10", "Schema mbp-10 is not available")],
+    [
+        ("mbo", "Not authorized for mbo schema"),
+        ("mbp-10", "Not authorized for mbp-10 schema"),
+        ("status", "Schema status is not available"),
+    ],
 )
 def test_a_schema_that_is_refused_is_refused_in_the_stream(served: Gateway, schema: str, text: str) -> None:
     with recorder(served, start=False) as client:
@@ -216,7 +220,6 @@ def test_a_schema_that_is_refused_is_refused_in_the_stream(served: Gateway, sche
 def test_what_makes_no_sense_is_an_invalid_subscription(served: Gateway) -> None:
     for line in (
         "schema=trades|stype_in=smart|symbols=NQ.OPT",
-        "schema=trades|stype_in=parent|symbols=NQ.OPT|snapshot=1",
         "schema=trades|stype_in=parent|symbols=",
         "schema=trades|stype_in=parent|symbols=NQ.OPT|start=yesterday",
         "schema=trades|stype_in=parent|symbols=" + ",".join(["NQ.OPT"] * 501),

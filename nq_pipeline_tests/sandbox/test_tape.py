@@ -28,14 +28,18 @@ LOAD = LoadTape(market(7), 3_000)
 
 @pytest.mark.parametrize("schema", sorted(RTYPES))
 def test_every_schema_has_records_of_its_kind_in_order_of_publication(schema: str) -> None:
-    records = TAPE.records(schema, OPEN, CLOSE)
+    # The books of all contracts are too many for a whole session.
+    records = TAPE.records(schema, OPEN, OPEN + 120 * NS_PER_S if schema == "bbo-1m" else CLOSE)
 
     assert len(records) > 100
     assert set(records["rtype"]) == {RTYPES[schema]}
     assert set(records["length"]) == {records.dtype.itemsize // 4}
     assert set(records["publisher_id"]) == {1}
     assert (np.diff(published(schema, records).astype(np.int64)) >= 0).all()
-    assert np.isin(records["instrument_id"], universe(market(7), DAY)["instrument_id"].to_numpy()).all()
+    # A day, UTC, begins in the session before, of which some contracts are gone.
+    days = (DAY, date(2025, 6, 9)) if schema == "ohlcv-1d" else (DAY,)
+    listed = np.concatenate([universe(market(7), day)["instrument_id"].to_numpy() for day in days])
+    assert np.isin(records["instrument_id"], listed).all()
 
 
 @given(cuts=st.lists(st.integers(OPEN - NS_PER_S, CLOSE + NS_PER_S), max_size=4))
@@ -43,7 +47,7 @@ def test_every_schema_has_records_of_its_kind_in_order_of_publication(schema: st
 def test_pieces_of_a_span_are_the_span(cuts: list[int]) -> None:
     edges = sorted([OPEN, *(min(max(cut, OPEN), CLOSE) for cut in cuts), CLOSE])
 
-    for schema in ("trades", "bbo-1m", "ohlcv-1s"):
+    for schema in ("trades", "bbo-1s", "ohlcv-1s"):
         pieces = [TAPE.records(schema, a, b) for a, b in pairwise(edges)]
         assert np.array_equal(np.concatenate(pieces), TAPE.records(schema, OPEN, CLOSE))
 
