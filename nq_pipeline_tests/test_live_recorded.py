@@ -28,10 +28,19 @@ BOARDS = {
     "chain_MC2M25_20250610T1449Z.json": ("MC2M25", "Q2C-2025-06-11", "2025-06-10T14:49:00Z"),
     "chain_MC4M25_20250612T1418Z.json": ("MC4M25", "Q4C-2025-06-25", "2025-06-12T14:18:00Z"),
     "chain_MC6M25_20250602_after_expiry.json": ("MC6M25", "Q1A-2025-06-02", "2025-06-02T21:30:00Z"),
-    "chain_MC6N5_20250625.json": ("MC6N25", "Q1A-2025-07-07", "2025-06-25T15:00:00Z"),
+    "chain_MC6N5_20250625.json": ("MC6N25", "Q1A-2025-07-07", "2025-06-25T19:22:00Z"),
     "chain_MC7M25_20250609T0532Z_expiry_eve.json": ("MC7M25", "Q2A-2025-06-09", "2025-06-09T05:32:00Z"),
     "chain_MQ4M25_20250627T0433Z.json": ("MQ4M25", "QN4-2025-06-27", "2025-06-27T04:33:00Z"),
 }
+
+SETTLED = {
+    "chain_MC2M25_20250610T1449Z.json": date(2025, 6, 9),
+    "chain_MC4M25_20250612T1418Z.json": date(2025, 6, 11),
+    "chain_MC6N5_20250625.json": date(2025, 6, 24),
+    "chain_MC7M25_20250609T0532Z_expiry_eve.json": date(2025, 6, 6),
+    "chain_MQ4M25_20250627T0433Z.json": date(2025, 6, 26),
+}
+"""The last trade date that had settled when a board was recorded; without one, its own."""
 
 
 @contextmanager
@@ -105,13 +114,13 @@ def test_a_recorded_board_arrives_in_the_lake_cell_by_cell(shared: Path, tmp_pat
     trade_date = date.fromisoformat(report["trade_date"])
     have = {row["vendor_symbol"]: row for row in frame.iter_rows(named=True)}
     for row in rows:
-        expected = cells(row, trade_date)
+        expected = cells(row, trade_date, SETTLED.get(board, trade_date))
         found = have[row["symbol"]]
         assert {name: found[name] for name in expected} == expected, row["symbol"]
         assert found["series"] == series and found["multiplier"] == 20 and found["environment"] == "live"
 
 
-def cells(row: dict[str, Any], trade_date: date) -> dict[str, Any]:
+def cells(row: dict[str, Any], trade_date: date, last_settled: date) -> dict[str, Any]:
     """What the lake must say of one recorded row: display and raw read together."""
     raw = row["raw"]
 
@@ -136,6 +145,7 @@ def cells(row: dict[str, Any], trade_date: date) -> dict[str, Any]:
         "ask": shown("askPrice"),
         "last": None if settled else price,
         "settlement": price if settled else None,
+        "settlement_date": min(session, last_settled) if settled else None,
         "is_settlement": settled,
         "open": shown("openPrice"),
         "high": shown("highPrice"),

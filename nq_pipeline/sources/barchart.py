@@ -38,6 +38,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import front_future, underlying_future
 from nq_pipeline.market.products import chosen
+from nq_pipeline.market.settlements import newest_published
 from nq_pipeline.market.symbology import (
     Unparsed,
     barchart_code,
@@ -306,6 +307,7 @@ class Barchart:
     ) -> pl.DataFrame:
         """The rows of one board, with what is the same for all of them: rows of `SOURCE_CHAIN`."""
         family = series.root_info.family
+        published = newest_published(from_ns(reply.snapshot_ts), series.root_info.product)
         price, _ = futures.get(underlying_future(series, 2), (None, None))
         return chain_frame(
             rows.with_columns(
@@ -324,6 +326,8 @@ class Barchart:
                 settlement_style=pl.lit(family.settlement_style),
                 exercise_style=pl.lit(family.exercise_style),
                 multiplier=pl.lit(series.root_info.product.multiplier),
+                # A row's time may be that of a quote; its settlement is of no day that has none yet.
+                settlement_date=pl.col("settlement_date").clip(upper_bound=pl.lit(published)),
                 run_id=pl.lit(request.run_id),
                 request_id=pl.lit(reply.request_id),
                 raw_sha256=pl.lit(reply.sha256),

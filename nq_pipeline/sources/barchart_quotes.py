@@ -9,6 +9,8 @@ of every row:
   first call of every board: there `last` is as sent, but has no time.
 - `tradeTime` speaks of a trade only where the row has a volume, or an opening price beside an
   unmarked one; then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
+- A settlement is dated by the session `tradeTime` lies in. Of a quiet row that may be the time of its last
+  quote, so its settlement may be of an earlier session.
 - `volume` is of the session `tradeTime` lies in, and null unless that is the session asked about.
 - Open, high, low and change are as sent, of the session the row speaks of.
 """
@@ -323,6 +325,7 @@ def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.
         ask="askPrice",
         last=pl.when(~pl.col("is_settlement")).then(price),
         settlement=pl.when(pl.col("is_settlement")).then(price),
+        settlement_date=pl.when(pl.col("is_settlement")).then("session"),
         last_ts=pl.when(traded).then(pl.col("time")).cast(INSTANT),
         open="openPrice",
         high="highPrice",

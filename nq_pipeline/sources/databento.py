@@ -51,6 +51,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
+from nq_pipeline.market.settlements import settled_at
 from nq_pipeline.market.symbology import contract_keys, series_keys
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -450,10 +451,9 @@ def plan_queries(
     """The four questions about a moment, none of them beyond what is available.
 
     Quotes and trades end with the moment itself (its own minute's row is stamped with its end).
-    Statistics reach from the end of the regular hours of the session before, when its
-    settlements come out, to the asking, so that a chain of the close has the settlement of that
-    very close. Definitions are those of the UTC day in which the quotes end. Raises `BadPayload`
-    when what is available ends outside the calendar.
+    Statistics reach from when the session before settled to the asking, so that a chain of the
+    close has the settlement of that very close. Definitions are those of the UTC day in which the
+    quotes end. Raises `BadPayload` when what is available ends outside the calendar.
     """
     end = min(to_ns(moment) + 1, available_end)
     try:
@@ -462,13 +462,14 @@ def plan_queries(
         raise BadPayload("the data are said to reach until an impossible instant") from None
     end = min(end, to_ns(session.close) + 1)
     before = sessions.current_session(session.open - timedelta(seconds=1))
-    published = before.rth[1] if before.rth else before.close
+    products = {ROOTS[symbol.removesuffix(".OPT")].product for symbol in options}
+    settled = min((settled_at(before.trade_date, product) for product in products), default=before.close)
     opened = to_ns(session.open)
     day = (end - 1) // DAY_NS * DAY_NS
     return (
         Query(dataset, DEFINITION, (*options, *futures), day, end),
         Query(dataset, QUOTES, (*options, *futures), max(opened, end - window_s * NS_PER_S), end),
-        Query(dataset, STATISTICS, options, to_ns(published), min(to_ns(asked_at) + 1, available_end)),
+        Query(dataset, STATISTICS, options, to_ns(settled), min(to_ns(asked_at) + 1, available_end)),
         Query(dataset, TRADES, options, opened, end),
     )
 
@@ -726,7 +727,7 @@ def quotes(records: Records, known: pl.Series, dropped: Counter[str], *, latest:
 def statistics(
     records: Records, known: pl.Series, dropped: Counter[str], *, latest: int, trade_date: date
 ) -> pl.DataFrame:
-    """Settlement, open interest and cleared volume of the newest trade date each speaks of.
+    """Settlement, open interest and cleared volume of the newest trade date (`ts_ref`) each speaks of.
 
     Each is published more than once, preliminary and then final; the last final word counts,
     else the last. `stat_flags` says which only for settlements; their meaning, and that bit 3
@@ -734,7 +735,8 @@ def statistics(
     statistic is null. None is of a later trade date than `trade_date` or came after `latest`
     (nanoseconds UTC).
 
-    Columns: raw_symbol, settlement, open_interest, cleared_volume, volume_date.
+    Columns: raw_symbol, settlement, settlement_date (null where `ts_ref` is no trade date),
+    open_interest, cleared_volume, volume_date.
     """
     a = records.array
     a = a[np.isin(a["stat_type"], (SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST))]
@@ -765,7 +767,13 @@ def statistics(
     def of(stat_type: int, *columns: pl.Expr) -> pl.DataFrame:
         return newest.filter(pl.col("stat_type") == stat_type).select("raw_symbol", *columns)
 
-    settled = of(SETTLEMENT, pl.col("price").alias("settlement"))
+    trade_dates = [day for day in newest["day"].unique().drop_nulls() if sessions.is_trade_date(day)]
+    told = pl.col("price").is_not_null() & pl.col("day").is_in(trade_dates)
+    settled = of(
+        SETTLEMENT,
+        pl.col("price").alias("settlement"),
+        pl.when(told).then("day").alias("settlement_date"),
+    )
     held = of(OPEN_INTEREST, pl.col("quantity").alias("open_interest"))
     cleared = of(
         CLEARED_VOLUME, pl.col("quantity").alias("cleared_volume"), pl.col("day").alias("volume_date")

@@ -251,7 +251,8 @@ def chain_rows(
     """Listed contracts with what the book says of them, as rows of the chain schema.
 
     `quote_ts` is the time of the newest update of any kind, and `as_of` the newest of all of them.
-    When a contract last traded the vendor does not say (`last_ts` is null). Volume, open, high
+    When a contract last traded the vendor does not say (`last_ts` is null), nor of which trade date
+    a settlement is (`settlement_date` is null). Volume, open, high
     and low are null when the newest update is of an earlier session.
     """
     newest = max(

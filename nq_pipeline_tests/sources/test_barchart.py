@@ -15,6 +15,7 @@ import pytest
 from nq_pipeline.clock import PinnedClock, to_ns
 from nq_pipeline.errors import BadPayload, SettingsError
 from nq_pipeline.lake.raw import RawArchive
+from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import load
@@ -458,6 +459,27 @@ def test_an_untraded_contract_has_a_settlement_and_no_last_nor_time() -> None:
     assert (got["last"], got["settlement"], got["is_settlement"]) == (None, 808.25, True)
     assert (got["last_ts"], got["volume"], got["open_interest"], got["open"]) == (None, None, None, None)
     assert got["change"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "at", "expected"),
+    [
+        ("15:05", date(2025, 6, 9), date(2025, 6, 9)),
+        # A quiet row is stamped with its last quote, hours before the day's settlements.
+        ("15:05", datetime(2025, 6, 10, 12, 36, tzinfo=UTC), date(2025, 6, 9)),
+        ("15:29", date(2025, 6, 10), date(2025, 6, 9)),
+        ("15:30", date(2025, 6, 10), date(2025, 6, 10)),
+        ("15:30", date(2025, 6, 9), date(2025, 6, 9)),
+    ],
+)
+def test_a_settlement_is_of_its_rows_date_once_that_is_out(
+    tmp_path: Path, asked: str, at: date, expected: date
+) -> None:
+    body = chain([settled("MC2M5", 21400, "C", at=at), traded("MC2M5", 21400, "P")])
+    moment = datetime.fromisoformat(f"2025-06-10T{asked}").replace(tzinfo=sessions.CHICAGO)
+    answer, _, _ = ask(lambda _: Answer(body), tmp_path, series=(WEDNESDAY,), moment=moment.astimezone(UTC))
+    got = answer.frame.sort("option_type").select("settlement", "settlement_date").rows()
+    assert got == [(808.25, expected), (None, None)]
 
 
 def test_the_volume_of_another_session_is_null_but_says_when_the_contract_traded() -> None:

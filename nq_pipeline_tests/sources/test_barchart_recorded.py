@@ -72,8 +72,10 @@ def test_every_cell_of_a_recorded_board_is_accounted_for(
                 expected[ours] = raw[theirs]
         expected["last"] = None if settlement else raw["lastPrice"]
         expected["settlement"] = raw["lastPrice"] if settlement else None
-        nulls["last" if settlement else "settlement"] += 1
         moment = datetime.fromtimestamp(raw["tradeTime"], UTC)
+        expected["settlement_date"] = sessions.trade_date(moment) if settlement else None
+        for name in ("last",) if settlement else ("settlement", "settlement_date"):
+            nulls[name] += 1
         if row["volume"] == "N/A" or sessions.trade_date(moment) != day:
             nulls["volume"] += 1
             expected["volume"] = None

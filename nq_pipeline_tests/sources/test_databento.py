@@ -474,6 +474,18 @@ def test_questions_stay_within_one_session_and_one_day_of_definitions(
     assert all(query.start < query.end for query in queries)
 
 
+def test_statistics_are_asked_from_the_settlement_of_the_session_before() -> None:
+    at = datetime(2025, 7, 7, 15, tzinfo=UTC)  # the Monday after a short Thursday and a holiday
+
+    def start(*roots: str) -> int:
+        options = tuple(f"{root}.OPT" for root in roots)
+        asked = databento.plan_queries(at, at, to_ns(at), options, (), dataset="GLBX.MDP3", window_s=900)
+        return asked[2].start
+
+    assert start("Q2C") == to_ns(datetime(2025, 7, 3, 17, tzinfo=UTC))
+    assert start("G2W", "Q2C") == start("Q2C") < start("G2W")
+
+
 # How answers join
 
 
@@ -755,6 +767,19 @@ def test_a_final_settlement_beats_a_later_preliminary_one_and_intraday_ones_are_
     )
     assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (10.5, True)
     assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "is_settlement")) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("ts_ref", "expected"),
+    [("2025-06-09", date(2025, 6, 9)), ("2025-06-10", date(2025, 6, 10)), ("2025-06-08", None), (None, None)],
+)
+def test_a_settlement_has_the_trade_date_its_statistic_is_of(
+    ts_ref: str | None, expected: date | None
+) -> None:
+    told = stat(3, "2025-06-10T20:30:00Z", ts_ref, number=12, price=10.5, stat_flags=2)
+    parsed = joined(statistics=[told])
+    assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "settlement_date")) == (10.5, expected)
+    assert cell(parsed, CALL, "settlement_date") is None
 
 
 def test_a_settlement_without_flags_is_one_that_is_not_known_to_be_final() -> None:

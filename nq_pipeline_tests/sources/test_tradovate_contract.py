@@ -258,6 +258,7 @@ class TestTradovateKeepsTheContract(SourceContract):
         assert (row["underlying"], row["underlying_price"], row["multiplier"]) == ("NQM5", 21710.25, 20.0)
         assert (row["bid"], row["bid_size"], row["ask"], row["ask_size"]) == (99.5, 3, 100.5, 4)
         assert (row["last"], row["settlement"], row["is_settlement"]) == (100.25, 98.0, False)
+        assert row["settlement_date"] is None, "the feed does not say"
         assert (row["volume"], row["open_interest"]) == (12, 345)
         assert row["quote_ts"] == row["as_of"] == QUOTED_AT
         assert answer.controls == {"value_per_point_is_multiplier": True, "maturity_is_expiration": True}
