@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unproven
-from nq_pipeline.errors import SettingsError, SettingsWarning
+from nq_pipeline.errors import NotConfigured, SettingsError, SettingsWarning
 from nq_pipeline.redaction import LONG, spellings
 
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
@@ -62,6 +62,16 @@ CommaList = Annotated[tuple[str, ...], NoDecode]
 
 def _credential(name: str, *more: str, description: str) -> Any:
     return Field(default=None, validation_alias=AliasChoices(name, *more), description=description)
+
+
+def check_databento_key(key: SecretStr, host: str) -> None:
+    """Raise `NotConfigured` for what Databento itself would refuse as no key; another host may have other
+    keys."""
+    if host.endswith(".databento.com") and not re.fullmatch(r"db-[!-~]{29}", key.get_secret_value()):
+        raise NotConfigured(
+            "DATABENTO_API_KEY is no key of Databento, since one has 32 characters and begins with `db-`; "
+            "copy it from databento.com/portal/keys"
+        )
 
 
 def _caps(pairs: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
@@ -303,6 +313,13 @@ class Settings(BaseSettings):
         None,
         description="Database of the spend ledger, e.g. `postgresql://user:password@host/name`; by default "
         "`ledger.sqlite` in the environment's folder.",
+    )
+    ledger_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a PostgreSQL with the ledger may take for a statement, and for connecting "
+        "if that is less than 10.",
     )
     plan_name: str = Field("Databento Standard", description="What the plan's monthly fee is called.")
     plan_monthly_usd: Usd = Field(

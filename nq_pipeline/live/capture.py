@@ -39,6 +39,7 @@ from nq_pipeline.live.reconnect import Attempts, Ending, How, Retry, StepDown, S
 from nq_pipeline.live.recount import recount, subscriptions
 from nq_pipeline.live.totals import Meter, Totals
 from nq_pipeline.market import sessions
+from nq_pipeline.settings import check_databento_key
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -91,7 +92,7 @@ class Capture:
     CaptureError
         The clock is pinned.
     NotConfigured
-        There is no key.
+        There is no key, or what is set is none.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Capture:
         self._settings, self._key, self._history = settings, settings.databento_api_key, history
         self._dataset, self._window = settings.databento_dataset, settings.capture_window
         self._address = gateway.address(settings.databento_gateway, self._dataset)
+        check_databento_key(self._key, self._address[0])
         self._timing = timing or Timing()
         self._root = settings.environment_dir / "capture"
         self._lake = Lake(settings.environment_dir / "lake")

@@ -10,6 +10,7 @@ from datetime import date
 import numpy as np
 
 from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.errors import NotConfigured
 from nq_pipeline.live import gateway
 from nq_pipeline.live.gateway import State, future_parents
 from nq_pipeline.live.ladder import LADDER
@@ -20,6 +21,7 @@ from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.symbology import Unparsed, parse_globex
 from nq_pipeline.proof.finding import Context, Finding, failed, passed, skipped
 from nq_pipeline.proof.line import Recording
+from nq_pipeline.settings import check_databento_key
 from nq_pipeline.sources.base import describe
 
 FLOOR = LADDER[-1]
@@ -43,7 +45,10 @@ def connect(ctx: Context) -> Finding:
     if line.key is None or not line.key.get_secret_value().strip():
         return skipped("there is no key; set DATABENTO_API_KEY")
     try:
+        check_databento_key(line.key, line.host)
         version, connected_s = line.greeting()
+    except NotConfigured as error:
+        return failed(str(error))
     except OSError as error:
         return failed(f"{where} does not answer ({error.strerror or error or 'no answer in time'})")
     if not version:

@@ -48,6 +48,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import spellings
+from nq_pipeline.settings import check_databento_key
 from nq_pipeline.sources.databento_transport import Redirected, Refused, Transport, travel
 from nq_pipeline.sources.exchange import Policy
 from nq_pipeline.spend.money import is_amount
@@ -405,7 +406,7 @@ def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transpo
     Raises
     ------
     NotConfigured
-        The address is unusable, the key is empty, or this version of the client keeps its
+        The address is unusable, the key is empty or none, or this version of the client keeps its
         address in an unknown way.
     """
     import databento
@@ -417,6 +418,7 @@ def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transpo
         raise NotConfigured(
             "NQ_DATABENTO_URL is plain http to another machine, which would send the key readably; use https"
         )
+    check_databento_key(key, parts.hostname)
     try:
         client = databento.Historical(key=key.get_secret_value(), gateway=url)
     except ValueError:

@@ -13,6 +13,7 @@ never in an address, and only to our base address: of a `next_url` only path and
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -270,6 +271,11 @@ class Polygon:
     ) -> tuple[Reply, Page]:
         if self._key is None:
             raise NotConfigured("POLYGON_API_KEY (or MASSIVE_API_KEY) is not set, so Polygon was not asked")
+        if not re.fullmatch(r"[!-~]+", self._key.get_secret_value()):  # no HTTP header can carry it
+            raise NotConfigured(
+                "POLYGON_API_KEY (or MASSIVE_API_KEY) is no key, since it has blanks or is not plain ASCII; "
+                "copy it from massive.com/dashboard/keys"
+            )
         reply = exchange.get(
             path,
             operation=endpoint.operation,

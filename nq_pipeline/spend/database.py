@@ -3,12 +3,20 @@
 Every transaction takes its turn before it reads: `BEGIN IMMEDIATE` in SQLite, one advisory lock in
 PostgreSQL. So what a reservation was granted on cannot change before it is written, and it is on
 the disk before the request leaves.
+
+A PostgreSQL that freezes holds nobody up: the server ends a statement that takes too long and a
+transaction whose client has gone silent, and this side shuts a connection that lasts too long.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +28,15 @@ from nq_pipeline.lake.files import make_folder
 from nq_pipeline.settings import Settings
 
 NAME = "ledger.sqlite"
-HEAD = "0001"
+HEAD = "0002"
 """Revision of the newest file in `migrations/versions`."""
 VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
 PATIENCE_S = 30
-"""How long a transaction waits for its turn."""
+"""How long a transaction waits for its turn in SQLite."""
+LIMIT = "nq_limit_s"
+"""Execution option: how long a whole transaction may take, seconds."""
+CONNECT_S = 10
+"""A connection that takes longer is given up."""
 POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
@@ -48,11 +60,14 @@ def open_engine(settings: Settings) -> sa.Engine:
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that runs alone; whatever the database says against it is a `LedgerError`."""
+    started, limit_s = time.monotonic(), engine.get_execution_options().get(LIMIT, math.inf)
     try:
         with engine.begin() as connection:
             yield connection
     except sa.exc.SQLAlchemyError as error:
         said = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
+        if time.monotonic() - started >= limit_s:  # shut by this side, of which the driver knows nothing
+            said = f"it did not answer within {limit_s:g} s"
         raise LedgerError(
             f"the spend ledger in {_named(engine.url)} cannot be used: {said}; without it nothing metered is "
             "asked for"
@@ -75,7 +90,7 @@ def _engine(settings: Settings) -> sa.Engine:
         make_folder(path.parent)
         return _sqlite(path.absolute())
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return _postgresql(url.set(drivername="postgresql+psycopg"))
+        return _postgresql(url.set(drivername="postgresql+psycopg"), settings.ledger_timeout_s)
     raise LedgerError(
         f"NQ_LEDGER_URL names {url.drivername}; the ledger is kept in sqlite:///file or postgresql://"
     )
@@ -101,23 +116,53 @@ def _sqlite(path: Path) -> sa.Engine:
 
 
 @cache
-def _postgresql(url: sa.URL) -> sa.Engine:
+def _postgresql(url: sa.URL, patience_s: float) -> sa.Engine:
+    connect_s = url.query.get("connect_timeout", math.ceil(min(CONNECT_S, patience_s)))
     try:
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="READ COMMITTED")
+        engine = sa.create_engine(
+            url,
+            poolclass=sa.pool.NullPool,
+            isolation_level="READ COMMITTED",
+            connect_args={"connect_timeout": connect_s},
+            execution_options={LIMIT: 2 * patience_s},
+        )
     except ImportError:
         raise LedgerError(
             "NQ_LEDGER_URL names PostgreSQL, whose driver is not installed; run pip install "
             "'nq_pipeline[postgres]'"
         ) from None
 
+    # Before the dialect's own first questions; there is one transaction to a connection.
+    @sa.event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, arguments: Any, parameters: Any) -> Any:
+        connection = dialect.connect(*arguments, **parameters)
+        watch = record.info["watch"] = threading.Timer(2 * patience_s, _shut, [connection])
+        watch.daemon = True
+        watch.start()
+        return connection
+
+    @sa.event.listens_for(engine, "close")
+    def close(_: Any, record: Any) -> None:
+        record.info["watch"].cancel()
+
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{PATIENCE_S}s'")
+        for name, factor in (("lock", 1), ("statement", 1), ("idle_in_transaction_session", 2)):
+            connection.exec_driver_sql(f"SET LOCAL {name}_timeout = {round(patience_s * factor * 1000)}")
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         # Each later statement sees all that was committed before the lock was got.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")
 
     return engine
+
+
+def _shut(connection: Any) -> None:
+    """Shut a connection whose server does not answer; whoever waits for it gets an error."""
+    with (
+        suppress(Exception),  # closed meanwhile
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as handle,
+    ):
+        handle.shutdown(socket.SHUT_RDWR)
 
 
 def _revision(connection: sa.Connection) -> str | None:
@@ -140,7 +185,7 @@ def _migrate(connection: sa.Connection, found: str | None) -> None:
             f"{found}, this one knows {HEAD}); update nq_pipeline"
         )
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, HEAD)
 
 
 def _named(url: sa.URL) -> str:

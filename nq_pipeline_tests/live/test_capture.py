@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import SecretStr
 
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
@@ -445,6 +446,9 @@ def test_a_capture_needs_a_clock_that_runs_and_a_key(tmp_path: Path) -> None:
     keyless = settings(None, tmp_path).model_copy(update={"databento_api_key": None})
     with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
         Capture(keyless)
+    wrong = settings(None, tmp_path).model_copy(update={"databento_api_key": SecretStr("abc")})
+    with pytest.raises(NotConfigured, match="is no key of Databento"):
+        Capture(wrong.model_copy(update={"databento_gateway": None}))
 
 
 def test_a_gateway_that_is_away_is_tried_until_the_stop_and_no_more_than_it_allows(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ QUERY = Query(
     "GLBX.MDP3", "trades", ("Q2C.OPT", "Q2D.OPT"), 1_749_540_000_000_000_000, 1_749_567_600_000_000_000
 )
 KEY = SecretStr(MARK)
+SHAPED = SecretStr("db-" + "x" * 29)
+"""What a key of the vendor's looks like."""
 
 
 def client(url: str, *, allowed_s: float = 60.0, **policy: Any) -> HistoricalClient:
@@ -113,9 +115,22 @@ def test_a_plain_http_address_on_loopback_is_asked_as_it_is() -> None:
 
 @pytest.mark.parametrize("url", ["https://hist.databento.com", "https://127.0.0.1:9/below"])
 def test_an_https_address_is_left_to_the_client(url: str) -> None:
-    made = historical(KEY, url, timeout_s=3)
+    made = historical(SHAPED, url, timeout_s=3)
     assert made.gateway == url
     assert made.metadata._base_url == f"{url}/v0/metadata"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["abc", MARK, "db-" + "x" * 28, "db-" + "x" * 30, "xx-" + "x" * 29, "db-" + " " * 29, "db-" + "é" * 29],
+)
+def test_what_is_no_key_is_told_before_the_vendor_is_asked(key: str) -> None:
+    asking = HistoricalClient(SecretStr(key), "https://hist.databento.com", Policy(), lambda: 60.0)
+    with pytest.raises(
+        NotConfigured, match=r"^DATABENTO_API_KEY is no key of Databento, since one has 32"
+    ) as no:
+        asking.cost(QUERY)
+    assert key not in str(no.value)
 
 
 @pytest.mark.parametrize(

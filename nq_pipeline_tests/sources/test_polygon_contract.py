@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.market.contracts import Series
@@ -99,6 +100,15 @@ class TestPolygonKeepsTheContract(SourceContract):
             Answer(status=500) if asked.query.get("cursor") else healthy(asked)
         ),
     }
+
+    @pytest.mark.parametrize("key", ["two words", "kéy", "key\n"])
+    def test_what_no_header_can_carry_is_told_and_not_sent(self, key: str, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server).model_copy(update={"polygon_api_key": SecretStr(key)})
+            source = self.source(settings)
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            assert not server.asked
+        assert answer.outcome is Outcome.NOT_CONFIGURED and "is no key" in answer.reason
 
     def settings(self, server: Server) -> Settings:
         return load(environment="live", polygon_url=server.url, polygon_api_key=MARK)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import PURPOSES, Settings
+from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
 from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
@@ -306,15 +307,53 @@ def execute(settings: Settings, sql: str) -> None:
         connection.execute(sa.text(sql))
 
 
-@pytest.mark.parametrize("sql", ["UPDATE nq_spend_lines SET spent_usd = 0", "DELETE FROM nq_spend_lines"])
-def test_the_database_itself_refuses_to_change_a_line(fresh: FreshLedger, machine: Machine, sql: str) -> None:
+CHANGES = [
+    "UPDATE nq_spend_lines SET spent_usd = 0",
+    "DELETE FROM nq_spend_lines",
+    "INSERT INTO nq_spend_lines SELECT * FROM nq_spend_lines WHERE kind = 'reserved' "
+    "ON CONFLICT (line_id) DO UPDATE SET spent_usd = 0",
+    "UPDATE nq_spend_open SET reservation_id = 'another'",
+    "DELETE FROM nq_spend_open",
+]
+OF_SQLITE = [
+    "REPLACE INTO nq_spend_lines SELECT * FROM nq_spend_lines WHERE kind = 'committed'",
+    "INSERT OR IGNORE INTO nq_spend_lines SELECT * FROM nq_spend_lines WHERE kind = 'committed'",
+    "UPDATE OR REPLACE nq_spend_lines SET line_id = line_id + 1",
+    *(
+        "REPLACE INTO nq_spend_lines (environment, kind, recorded_at, booked_at, day, zone, reservation_id, "
+        "reserved_usd, spent_usd) SELECT environment, kind, recorded_at, booked_at, day, zone, "
+        f"reservation_id, 0, 0 FROM nq_spend_lines WHERE kind = '{kind}'"
+        for kind in ("reserved", "committed")
+    ),
+]
+OF_POSTGRES = ["TRUNCATE nq_spend_lines", "TRUNCATE nq_spend_open"]
+
+
+def test_the_database_itself_refuses_to_change_a_line(fresh: FreshLedger, machine: Machine) -> None:
     settings = fresh()
     ledger = opened(settings, machine)
     ledger.commit(ledger.reserve(charge("1")), billed_bytes=GIB)
-    lines = ledger.lines()
-    with pytest.raises(sa.exc.DBAPIError, match="append-only"):
-        execute(settings, sql)
-    assert ledger.lines() == lines
+    ledger.reserve(charge("2"))
+    lines, open_ = ledger.lines(), ledger.left_open()
+    for sql in (*CHANGES, *(OF_POSTGRES if settings.ledger_url else OF_SQLITE)):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+            execute(settings, sql)
+        assert ledger.lines() == lines and ledger.left_open() == open_, sql
+
+
+def test_a_ledger_of_the_release_before_is_guarded_too_once_opened(
+    fresh: FreshLedger, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = fresh()
+    with monkeypatch.context() as before:
+        before.setattr(database, "HEAD", "0001")
+        ledger = opened(settings, machine)
+        kept = ledger.reserve(charge("1"))
+    assert opened(settings, machine).commit(kept, billed_bytes=GIB) == 1
+    for sql in (*CHANGES[:3], *(() if settings.ledger_url else OF_SQLITE)):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+            execute(settings, sql)
+    assert opened(settings, machine).month().metered_usd == 1
 
 
 def test_the_sandbox_and_live_share_a_database_but_no_money(
