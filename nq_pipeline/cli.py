@@ -162,7 +162,7 @@ def run(
     """
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.snapshot import build_request, replay_snapshot, take_snapshot
+    from nq_pipeline.sources.snapshot import build_request, finish_killed, replay_snapshot, take_snapshot
 
     if from_raw and (series or source or refresh):
         raise click.UsageError(
@@ -177,6 +177,8 @@ def run(
         request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
         if not as_json:
             _announce(settings, request)
+        for killed in finish_killed(settings, before=request.snapshot_ts, progress=_progress):
+            _price(settings, killed)
         tell = (lambda line: None) if as_json else _progress
         with endpoints(settings) as reachable:
             snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)

@@ -3,6 +3,7 @@
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
     raw/<source>/newest/<digest>.json                      the newest entry of a question
+    raw/begun/<run_id>.json                                what a run asks whose rows are not written yet
     raw/runs/<run_id>.json                                 what a run asked, and which answers it used
     raw/removed.jsonl                                      runs whose answers retention removed, and when
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,9 +24,10 @@ from typing import Any
 
 import orjson
 import zstandard
+from pydantic import TypeAdapter, ValidationError
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.files import write_atomically
+from nq_pipeline.lake.files import locked, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,48 @@ class RawArchive:
         """Never serve this answer again; it stays archived."""
         self._publish(replace(entry, expires=0), self._folder(entry))
 
+    @contextmanager
+    def begun(self, run_id: str, record: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Keep what a run asks until its rows are written; yields how to change the record.
+
+        Where the block ends in an exception, or the process dies, the record stays: `unfinished`.
+        """
+        path = self.root / "begun" / f"{run_id}.json"
+
+        def keep(record: Mapping[str, Any]) -> None:
+            write_atomically(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+
+        with locked(path.with_suffix(".lock")):
+            keep(record)
+            yield keep
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[list[str]]:
+        """The runs that began, wrote no rows and are not running; nobody else gets them meanwhile."""
+        with ExitStack() as held:
+            paths = sorted((self.root / "begun").glob("*.json"))
+            mine = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
+            yield [path.stem for path, free in zip(paths, mine, strict=True) if free and path.exists()]
+
+    def read_begun(self, run_id: str) -> dict[str, Any]:
+        """What an unfinished run asks, and which answers it used as far as it is known."""
+        if (self.root / "runs" / f"{run_id}.json").exists():
+            return self.read_run(run_id)
+        return _record(self.root / "begun" / f"{run_id}.json")
+
+    def forget_begun(self, run_id: str) -> None:
+        """The run is finished, or nothing of it was archived."""
+        for suffix in (".json", ".lock"):
+            (self.root / "begun" / f"{run_id}{suffix}").unlink(missing_ok=True)
+
+    def answers_of(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
+        """The archived answers of a run: digest of the question to request id."""
+        folder = self.root / source / f"trade_date={trade_date.isoformat()}"
+        entries = (_read(path) for path in sorted(folder.glob("*.json")))
+        return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
+
     def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Store what a run asked and which answers it used."""
         write_atomically(
@@ -117,7 +162,7 @@ class RawArchive:
                     f"{gone['removed_on']} (NQ_KEEP_RAW_DAYS); its rows are in the lake"
                 )
             raise LakeError(f"no run {run_id!r} is archived in {runs}; `ls` there shows those that are")
-        return dict(orjson.loads(newest.read_bytes()))
+        return _record(newest)
 
     def old_runs(self, before: date) -> list[Path]:
         """The records of runs of trade dates before this one."""
@@ -125,7 +170,10 @@ class RawArchive:
 
     def run_date(self, path: Path) -> date:
         """The trade date of a run by its record."""
-        return date.fromisoformat(orjson.loads(path.read_bytes())["request"]["trade_date"])
+        try:
+            return date.fromisoformat(_record(path)["request"]["trade_date"])
+        except (KeyError, TypeError, ValueError):
+            raise damaged_record(path) from None
 
     def old_questions(self, before: date) -> list[Path]:
         """What points to the newest entry of a question that was last asked before this trade date."""
@@ -164,9 +212,28 @@ class RawArchive:
         write_atomically(self.root / entry.source / "newest" / f"{entry.digest}.json", text)
 
 
-def _read(path: Path) -> RawEntry | None:
+def _record(path: Path) -> dict[str, Any]:
+    """The record of a run; `LakeError` when it is none."""
     try:
-        fields = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
+        return dict(orjson.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise damaged_record(path) from None
+
+
+def damaged_record(path: Path) -> LakeError:
+    """The error of a run's record that cannot be used."""
+    return LakeError(
+        f"the record of a run {path} is damaged; restore it from a backup or delete it: the run's answers "
+        "stay in the archive, and only parsing them again needs the record"
+    )
+
+
+def _read(path: Path) -> RawEntry | None:
+    """An entry, or None where there is none or none that can be read: the question is then asked anew."""
+    try:
+        return _ENTRY.validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
         return None
-    return RawEntry(**{**fields, "trade_date": date.fromisoformat(fields["trade_date"])})
+
+
+_ENTRY = TypeAdapter(RawEntry)

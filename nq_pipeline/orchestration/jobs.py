@@ -62,11 +62,20 @@ capture_job = dg.define_asset_job(
 )
 
 
-@dg.op(description="Merge the files of every trade date, publish the catalog, remove what was superseded.")
+@dg.op(
+    description="Finish runs that were killed from their archived answers, merge the files of every trade "
+    "date, publish the catalog, remove what was superseded."
+)
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
+    from nq_pipeline.analytics.snapshot import price_and_measure
+    from nq_pipeline.sources.snapshot import finish_killed
+
     # Bookkeeping goes by the machine's clock, never by a pinned one.
-    root, now = vendors.settings().environment_dir, datetime.now(UTC)
-    tidy(Lake(root / "lake"), TABLES.values(), now=now, tell=context.log.info)
+    settings, now = vendors.settings(), datetime.now(UTC)
+    for killed in finish_killed(settings, before=now, opener=vendors.opener, progress=context.log.info):
+        if killed.chain.height:
+            price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
+    tidy(Lake(settings.environment_dir / "lake"), TABLES.values(), now=now, tell=context.log.info)
 
 
 def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:

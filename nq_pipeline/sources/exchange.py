@@ -493,10 +493,12 @@ class Exchange:
 class ArchivedExchange(Exchange):
     """Answers every question with what an archived run got; asks nobody.
 
-    `answers` maps the digest of a question to the request whose answer that run used.
+    `answers` maps the digest of a question to the request whose answer that run used. With `original`
+    the fetches are those of that run, which died before it could write them.
     """
 
     answers: Mapping[str, str] = field(default_factory=dict)
+    original: bool = False
 
     def _http(
         self, method: str, path: str, operation: str, params: Mapping[str, Any] | None, *_: Any, **__: Any
@@ -530,8 +532,11 @@ class ArchivedExchange(Exchange):
             fetch.detail = "the archived run has no answer to this question"
             raise Unavailable(fetch.detail)
         body = self.archive.get(entry)
+        own = self.original and entry.run_id == scope.run_id
+        if own:
+            fetch.request_id, fetch.requested_at, fetch.url = entry.request_id, entry.requested_at, entry.url
         self._finish(fetch, self.clock.monotonic())
-        return self._reply(fetch, entry, body, cached=True)
+        return self._reply(fetch, entry, body, cached=not own)
 
 
 def _asked(entry: RawEntry) -> int:

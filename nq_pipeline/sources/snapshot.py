@@ -34,7 +34,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.raw import RawArchive
+from nq_pipeline.lake.raw import RawArchive, damaged_record
 from nq_pipeline.lake.schemas import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
@@ -242,18 +242,21 @@ def take_snapshot(
     """
     sources = [opener(name, settings) for name in settings.sources]
     free_only = settings.ask_metered == "missing"
-    asked, priced = _ask_all(
-        sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
-    )
-    skipped: dict[str, str] = {}
-    for source in [source for source in sources if source.name in priced]:
-        missing = _unwon(sources, asked, settings, request)
-        if missing:
-            part = replace(request, series=missing)
-            asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)[0]
-        else:
-            skipped[source.name] = "not asked: it costs money, and every series has a chain already"
-    snapshot = _write(settings, sources, request, asked, skipped, choose=choose, pricing=priced.values())
+    to_ask = dict.fromkeys(settings.sources, request.series)
+    with _archive(settings).begun(request.run_id, _begun_record(settings, request, to_ask, choose)) as begun:
+        asked, priced = _ask_all(
+            sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
+        )
+        skipped: dict[str, str] = {}
+        for source in [source for source in sources if source.name in priced]:
+            missing = _unwon(sources, asked, settings, request)
+            if missing:
+                begun(_begun_record(settings, request, to_ask | {source.name: missing}, choose))
+                part = replace(request, series=missing)
+                asked |= _ask_all([source], settings, part, refresh=refresh, progress=progress)[0]
+            else:
+                skipped[source.name] = "not asked: it costs money, and every series has a chain already"
+        snapshot = _write(settings, sources, request, asked, skipped, choose=choose, pricing=priced.values())
     _raise_faults(asked)
     return snapshot
 
@@ -274,34 +277,113 @@ def replay_snapshot(
     NqError
         A fault of this program in a vendor's code; what the others gave is written.
     """
-    record = _archive(settings).read_run(run_id)
-    settings = _as_in(record, settings)
-    asking = record["request"]
-    request = ChainRequest(
-        trade_date=date.fromisoformat(asking["trade_date"]),
-        snapshot_ts=from_ns(asking["snapshot_ts"]),
-        moment=from_ns(asking["moment"]),
-        series=tuple(Series.parse(key) for key in asking["series"]),
-        run_id=uuid.uuid4().hex,
-        environment=settings.environment,
-        vendor_codes=asking["vendor_codes"],
-    )
-    sources = [opener(name, settings) for name in record["sources"]]
+    return _replay(settings, _archive(settings).read_run(run_id), uuid.uuid4().hex, opener)
+
+
+def finish_killed(
+    settings: Settings,
+    *,
+    before: datetime,
+    opener: Callable[[str, Settings], Source] = open_source,
+    progress: Progress = lambda line: None,
+) -> list[Snapshot]:
+    """Write the rows of runs that died before they could, from what they had archived; nobody is asked.
+
+    A vendor that had not answered by then has no answer in them.
+
+    Parameters
+    ----------
+    before
+        Runs that asked earlier than this. With a pinned clock, one of the same instant is the run that
+        is about to begin, which completes it.
+    """
+    archive, finished = _archive(settings), []
+    with archive.unfinished() as runs:
+        for run_id in runs:
+            try:
+                record = _recalled(archive, run_id)
+                if from_ns(record["request"]["snapshot_ts"]) >= before:
+                    continue
+                if not any(kept["used"] for kept in record["sources"].values()):
+                    archive.forget_begun(run_id)  # it had no answer yet
+                    continue
+                snapshot = _replay(settings, record, run_id, opener, original=True)
+            except NqError as error:
+                progress(f"run {run_id} was killed and cannot be finished yet: {error}")
+                continue
+            archive.forget_begun(run_id)
+            finished.append(snapshot)
+            new = snapshot.rows[SOURCE_CHAIN.name]
+            progress(
+                f"run {run_id} of {snapshot.request.snapshot_ts:%Y-%m-%d %H:%M:%S} UTC was killed; finished "
+                f"from its archived answers, {new:,} new rows"
+            )
+    return finished
+
+
+def _recalled(archive: RawArchive, run_id: str) -> dict[str, Any]:
+    """The record of an unfinished run with all its answers that were archived."""
+    record = archive.read_begun(run_id)
+    try:
+        from_ns(record["request"]["snapshot_ts"])
+        day = date.fromisoformat(record["request"]["trade_date"])
+        for name, kept in record["sources"].items():
+            kept["used"] = {**archive.answers_of(run_id, name, day), **kept["used"]}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged_record(archive.root / "begun" / f"{run_id}.json") from None
+    return record
+
+
+def _replay(
+    settings: Settings,
+    record: Mapping[str, Any],
+    run_id: str,
+    opener: Callable[[str, Settings], Source],
+    *,
+    original: bool = False,
+) -> Snapshot:
+    """Ask the archive what a run asked; with `original` as that run itself, which wrote no rows."""
+    try:
+        settings = _as_in(record, settings)
+        request = _request_of(record, settings, run_id)
+        parts = {name: _part_of(request, kept) for name, kept in record["sources"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged_record(_archive(settings).root / "runs") from None
+    sources = [opener(name, settings) for name in parts]
     asked = {}
     for source in sources:
-        kept = record["sources"][source.name]
-        series = tuple(Series.parse(key) for key in kept["series"])
-        part = replace(request, series=series, refused=kept.get("refused", {}))
-        exchange = exchange_for(source, settings, part, replay=kept["used"])
+        part, kept = parts[source.name], record["sources"][source.name]
+        exchange = exchange_for(source, settings, part, replay=kept["used"], original=original)
         try:
             asked[source.name] = _ask(source, part, exchange, source.ask)
         except NqError:
             raise
         except Exception as fault:
             asked[source.name] = _faulty(source.name, part, exchange, fault)
-    snapshot = _write(settings, sources, request, asked, {}, record_run=False)
+    choose = record.get("choose", True) or not original
+    snapshot = _write(settings, sources, request, asked, {}, choose=choose, record_run=original)
     _raise_faults(asked)
     return snapshot
+
+
+def _request_of(record: Mapping[str, Any], settings: Settings, run_id: str) -> ChainRequest:
+    asking = record["request"]
+    return ChainRequest(
+        trade_date=date.fromisoformat(asking["trade_date"]),
+        snapshot_ts=from_ns(asking["snapshot_ts"]),
+        moment=from_ns(asking["moment"]),
+        series=tuple(Series.parse(key) for key in asking["series"]),
+        run_id=run_id,
+        environment=settings.environment,
+        vendor_codes=dict(asking["vendor_codes"]),
+    )
+
+
+def _part_of(request: ChainRequest, kept: Mapping[str, Any]) -> ChainRequest:
+    """What one vendor was asked."""
+    series = tuple(Series.parse(key) for key in kept["series"])
+    dict(kept["used"])  # told here when it is none
+    return replace(request, series=series, refused=dict(kept.get("refused", {})))
 
 
 def _as_in(record: Mapping[str, Any], settings: Settings) -> Settings:
@@ -521,6 +603,7 @@ def exchange_for(
     *,
     refresh: bool = False,
     replay: Mapping[str, str] | None = None,
+    original: bool = False,
 ) -> Exchange:
     """The exchange of one vendor for one request; with `replay`, one that answers from the archive."""
     clock = settings.clock
@@ -536,7 +619,9 @@ def exchange_for(
     lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
     deadline = clock.monotonic() + time_allowed(settings, request)
     parts = (scope, source.policy, clock, _archive(settings), lifetime, _state_dir(settings), deadline)
-    return Exchange(*parts, refresh=refresh) if replay is None else ArchivedExchange(*parts, answers=replay)
+    if replay is None:
+        return Exchange(*parts, refresh=refresh)
+    return ArchivedExchange(*parts, answers=replay, original=original)
 
 
 def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> str:
@@ -652,22 +737,33 @@ def _json(mapping: Mapping[str, Any]) -> str | None:
 
 def _run_record(settings: Settings, request: ChainRequest, asked: Mapping[str, Asked]) -> dict[str, Any]:
     """What `replay_snapshot` needs to ask the archive the same questions."""
+    record = _begun_record(settings, request, {name: part.series for name, part in asked.items()})
+    for name, part in asked.items():
+        record["sources"][name] |= {"refused": dict(part.answer.refused), "used": dict(part.used)}
+    return record
+
+
+def _begun_record(
+    settings: Settings, request: ChainRequest, series: Mapping[str, Sequence[Series]], choose: bool = True
+) -> dict[str, Any]:
+    """The record of a run by what each vendor is to be asked, before there is an answer."""
     return {
         "request": {
             "trade_date": request.trade_date.isoformat(),
             "snapshot_ts": to_ns(request.snapshot_ts),
             "moment": to_ns(request.moment),
-            "series": [series.key for series in request.series],
+            "series": [one.key for one in request.series],
             "vendor_codes": dict(request.vendor_codes),
         },
+        "choose": choose,
         "sources": {
             name: {
-                "series": [series.key for series in part.series],
+                "series": [one.key for one in own],
                 "settings": _own_settings(settings, name),
-                "refused": dict(part.answer.refused),
-                "used": dict(part.used),
+                "refused": {},
+                "used": {},
             }
-            for name, part in asked.items()
+            for name, own in series.items()
         },
     }
 

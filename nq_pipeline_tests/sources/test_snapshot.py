@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -28,7 +28,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.sources.exchange import Exchange
-from nq_pipeline.sources.snapshot import build_request
+from nq_pipeline.sources.snapshot import Snapshot, build_request, finish_killed
 from nq_pipeline_tests.sources.vendors import NOW, Desk, Vendor, down, failing
 
 TODAY, TOMORROW = "Q2B-2025-06-10", "Q2C-2025-06-11"
@@ -594,6 +594,61 @@ def test_an_answer_is_kept_whatever_the_address_of_the_live_gateway(tmp_path: Pa
     again = Desk(tmp_path, vendor, databento_gateway="127.0.0.1:2").snap()
     assert len(vendor.requests) == 1
     assert again.asked["databento"].answer.cached
+
+
+def die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def finish(desk: Desk, told: list[str]) -> list[Snapshot]:
+    later = NOW + timedelta(minutes=1)
+    return finish_killed(desk.settings, before=later, opener=desk.open, progress=told.append)
+
+
+@pytest.mark.parametrize(
+    "where", ["nq_pipeline.sources.snapshot._write", "nq_pipeline.lake.lake.Lake.append_all"]
+)
+def test_a_killed_run_is_finished_from_its_archived_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    whole = Desk(tmp_path / "whole", Vendor("barchart"), down("polygon"), Vendor("databento", metered=True))
+    whole.vendors["barchart"].has = {TODAY}
+    whole.snap()
+    desk = Desk(tmp_path / "killed", *whole.vendors.values())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(where, die)
+        desk.snap()
+    answered = [vendor.answered for vendor in desk.vendors.values()]
+    told: list[str] = []
+    (finished,) = finish(desk, told)
+    assert "was killed; finished from its archived answers" in told[0]
+    assert [vendor.answered for vendor in desk.vendors.values()] == answered, "a vendor was asked again"
+
+    volatile = ["run_id", "request_id", "raw_sha256", "selected_at", "decided_at"]
+    for table in (SOURCE_CHAIN, OPTION_CHAIN, DECISIONS):
+        assert_frame_equal(
+            rows(desk, table).drop(volatile, strict=False).drop("reason", strict=False),
+            rows(whole, table).drop(volatile, strict=False).drop("reason", strict=False),
+        )
+    archived = {path.stem for path in (desk.settings.environment_dir / "raw").glob("*/trade_date=*/*.zst")}
+    fetched = rows(desk, FETCHES).filter(pl.col("raw_sha256").is_not_null())
+    assert set(fetched["request_id"]) <= archived and set(fetched["run_id"]) == {finished.request.run_id}
+    assert finish(desk, told) == [] and len(told) == 1
+
+
+def test_a_run_that_goes_on_or_got_no_answer_is_not_finished(tmp_path: Path) -> None:
+    seen: list[object] = []
+    desk = Desk(tmp_path, Vendor("barchart", perform=lambda: seen.append(finish(desk, []))))
+    desk.snap()
+    assert seen == [[]] and not list((tmp_path / "live" / "raw" / "begun").iterdir())
+    (tmp_path / "live" / "raw" / "begun" / "dead.json").write_text(
+        next((tmp_path / "live" / "raw" / "runs").iterdir()).read_text()
+    )
+    told: list[str] = []
+    shutil.rmtree(tmp_path / "live" / "lake")
+    assert len(finish(desk, told)) == 1, "its answers were those of another run, which are archived"
+    (tmp_path / "live" / "raw" / "begun" / "torn.json").write_text("{")
+    assert finish(desk, told) == [] and "torn.json is damaged" in told[-1]
 
 
 # ── a damaged lake ──────────────────────────────────────────────────────────────────────────────
