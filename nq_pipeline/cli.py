@@ -213,6 +213,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.lake.lake import Lake
     from nq_pipeline.live.capture import Capture
     from nq_pipeline.live.publish import Publisher
+    from nq_pipeline.market import sessions
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
     from nq_pipeline.sources.history import DatabentoHistory
@@ -222,6 +223,9 @@ def capture(minutes: float | None, as_json: bool) -> None:
         if not as_json:
             _note_sandbox(settings)
         clock, folder = gateway_clock(settings), settings.environment_dir
+        day = sessions.trade_date(clock.now())
+        if not as_json and day != sessions.trade_date(settings.clock.now()):
+            click.echo(f"The stand-in streams regular hours of trade date {day}, the last there were.")
         log = folder / "capture" / settings.databento_dataset
         engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
         publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=engine.run_id)

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datetime) -> pl.DataFrame:
-    """The rows of the view `pressure` of a trade date whose window is over by a moment, in order."""
-    over = "FROM pressure WHERE trade_date = $day AND window_start + INTERVAL 5 MINUTES <= $until"
+def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datetime | None) -> pl.DataFrame:
+    """The rows of the view `pressure` of a trade date whose window is over by a moment, in order.
+
+    Without a moment all rows, also those of a window that goes on.
+    """
+    over = (
+        "FROM pressure WHERE trade_date = $day "
+        "AND ($until IS NULL OR window_start + INTERVAL 5 MINUTES <= $until::TIMESTAMPTZ)"
+    )
     rows: pl.DataFrame = lake.sql(over, params={"day": trade_date, "until": until}).pl()
     return rows.sort("window_start", "contract_key")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import altair as alt
 import polars as pl
 
@@ -29,8 +31,10 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     name = NAMES[option_type]
     traded = rows.filter(pl.col("option_type") == option_type)
     near = traded.filter((pl.col("strike") / forward - 1).abs() <= NEAR) if forward else traded
+    if traded.is_empty():
+        return f"No pressure of {name}: no live trades of them were captured."
     if near.is_empty():
-        return f"No pressure of {name}: no live trades of them were captured on this trade date."
+        return f"No pressure of {name} near the future: all trades captured are of strikes further away."
     span = near.select(pl.col("strike").max() - pl.col("strike").min()).item()
     width = next((w for w in WIDTHS if span / w <= MOST_CELLS), WIDTHS[-1])
     bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()
@@ -68,6 +72,8 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
         axis=axis("strike", format=",d", tickCount=6, grid=False),
     )
     strength = alt.Opacity("strength:Q", scale=alt.Scale(domainMin=0, range=[0.12, 1]), legend=None)
+    first, last = traded.select(first=local.min(), last=local.max()).row(0)
+    when = f"{first:%Y-%m-%d %H:%M} to {last + timedelta(minutes=MINUTES):%H:%M} CT"
     total = near.select(bought.alias("bought"), sold.alias("sold")).row(0, named=True)
     beyond = int((traded["buy_volume"] + traded["sell_volume"]).sum()) - total["bought"] - total["sold"]
     marks = [
@@ -89,7 +95,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     return finished(
         [*marks, even, *line],
         f"Pressure, {name}",
-        f"{total['bought']:,} bought (green), {total['sold']:,} sold (purple) by aggressors"
+        f"{total['bought']:,} bought (green), {total['sold']:,} sold (purple) by aggressors, {when}"
         + (f"; {beyond:,} beyond the picture" if beyond else ""),
         rows,
     )

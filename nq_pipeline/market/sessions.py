@@ -22,7 +22,7 @@ next one, whose session then has several segments. Checked row by row for 2019 t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -134,6 +134,17 @@ def current_session(instant: datetime) -> Session:
     """The session that is open at the instant, or the last one before it."""
     year, now = _at(instant)
     return year.sessions[bisect_right(year.opens, now) - 1]
+
+
+def beside_chain(trade_date: date, captured: Collection[date]) -> list[date]:
+    """The captured trade dates whose trades may stand beside a chain, the best first.
+
+    Everything belongs to the trade date of its own moment: a chain to that of the moment it was asked
+    for, a capture to that of its gateway's clock, a report to that of its chain. The two need not be
+    one: before a trade date's regular hours the newest trades are those of the trade date before. So a
+    report shows the trades of the newest of these dates that has any, and says of when they are.
+    """
+    return sorted((day for day in captured if day <= trade_date), reverse=True)
 
 
 def is_open(instant: datetime, window: Window = "globex") -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -12,8 +13,11 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
+from nq_pipeline.market.sessions import beside_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import Ledger
 from nq_pipeline.spend.statement import Statement
@@ -22,9 +26,16 @@ if TYPE_CHECKING:
     import duckdb
 
 
+TRADE_DATES_BACK = 10
+"""Captured trade dates among which the newest trades of a product are looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Book:
-    """The options on one product; frames as in the tables of their names."""
+    """The options on one product; frames as in the tables of their names.
+
+    `pressure` is that of the newest trade date with trades of them, which may be before the chain's.
+    """
 
     product: Product
     underlying: str
@@ -52,7 +63,9 @@ class Facts:
     agreement
         Contract by contract, the gap between two sources' middle prices.
     gaps
-        Of the trade date, as they are now.
+        Of the trade dates whose trades are shown, or of the chain's, as they are now.
+    captured
+        Those trade dates, oldest first.
     month
         The running month of the ledger.
     """
@@ -67,6 +80,7 @@ class Facts:
     sources: pl.DataFrame
     agreement: pl.DataFrame
     gaps: pl.DataFrame
+    captured: tuple[date, ...]
     month: Statement
 
 
@@ -86,7 +100,8 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
-        pressure = windows_over(lake, day, newest)
+        books = tuple(_books(chain, pricing, _Traded(lake, settings, day, snapshot_ts and newest)))
+        captured = {book.pressure.item(0, "trade_date") for book in books if book.pressure.height} or {day}
         run = _run(lake, chain, day)
         return Facts(
             environment=settings.environment,
@@ -95,10 +110,11 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
             trade_date=day,
             chain=chain,
             pricing=pricing,
-            books=tuple(_books(chain, pricing, pressure)),
+            books=books,
             sources=lake.sql(_SOURCES, params={"run": run, "day": day}).pl(),
             agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
-            gaps=lake.sql(_GAPS, params={"day": day}).pl(),
+            gaps=lake.sql(_GAPS, params={"days": sorted(captured)}).pl(),
+            captured=tuple(sorted(captured)),
             month=Ledger(settings).month(),
         )
 
@@ -118,7 +134,30 @@ def _pricing(
     return price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
 
 
-def _books(chain: pl.DataFrame, pricing: pl.DataFrame, pressure: pl.DataFrame) -> list[Book]:
+class _Traded:
+    """Windows of pressure by trade date, each counted once.
+
+    Parameters
+    ----------
+    until
+        Windows that were over by then; None for all.
+    """
+
+    def __init__(
+        self, lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None
+    ) -> None:
+        files = Lake(settings.environment_dir / "lake").manifest(TRADES).files
+        found = beside_chain(day, {file.trade_date for file in files})[:TRADE_DATES_BACK]
+        self._days = found or [day]
+        self._windows = cache(lambda day: windows_over(lake, day, until))
+
+    def newest(self, own: pl.Expr) -> pl.DataFrame:
+        """Those of the newest trade date that has trades of some options; else none."""
+        counted = (self._windows(day).filter(own) for day in self._days)
+        return next((rows for rows in counted if rows.height), self._windows(self._days[0]).clear())
+
+
+def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[Book]:
     """One per product in the chain, in the order of the product table."""
     priced = metrics.priced_chain(chain, pricing)
     books = []
@@ -136,7 +175,7 @@ def _books(chain: pl.DataFrame, pricing: pl.DataFrame, pressure: pl.DataFrame) -
                 profile=metrics.strike_profile(rows),
                 series=metrics.series_metrics(rows).sort("expiration", "series"),
                 levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
-                pressure=pressure.filter(own),
+                pressure=traded.newest(own),
             )
         )
     return books
@@ -187,7 +226,7 @@ FROM offered AS a JOIN offered AS b ON b.contract_key = a.contract_key AND b.sou
 
 _GAPS = """
 SELECT first_ts, last_ts, schema, state, cause, reason, records_replayed, filled_by
-FROM gaps WHERE trade_date = $day
+FROM gaps WHERE list_contains($days, trade_date)
 QUALIFY row_number() OVER (PARTITION BY gap_id ORDER BY revision DESC) = 1
 ORDER BY first_ts
 """

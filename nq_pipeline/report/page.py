@@ -136,7 +136,9 @@ def _book(book: Book) -> dict[str, Any]:
             for side in "CP"
         ]
         if book.pressure.height
-        else ["No live trades of these options were captured on this trade date; nq capture streams them."],
+        else [
+            "No live trades of these options were captured up to this trade date; nq capture streams them."
+        ],
     }
     return {
         "code": book.product.code,

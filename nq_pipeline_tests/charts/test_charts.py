@@ -85,6 +85,7 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
         lambda: charts.gamma_exposure(frames.profile().with_columns(gex_per_pct=0.0), frames.levels()),
         lambda: charts.put_call(frames.metrics().clear()),
         lambda: charts.pressure(frames.pressure().clear(), "C"),
+        lambda: charts.pressure(frames.pressure(), "C", forward=30_000.0),
         lambda: charts.spend(frames.days().clear(), budget_usd=1.0, environment="live"),
         lambda: charts.source_agreement(frames.agreement().clear(), environment="live"),
     ],

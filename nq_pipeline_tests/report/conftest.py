@@ -12,6 +12,7 @@ from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.errors import Blocked
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES, conform
+from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline_tests.lake.test_catalog_views import trade
@@ -41,14 +42,14 @@ def take(data_dir: Path, *, now: str = NOW, environment: str = "sandbox") -> tup
     return settings, take_snapshot(settings, request, opener=lambda name, _: vendors[name])
 
 
-def capture(settings: Settings, snapshot: Snapshot) -> None:
-    """Two windows of trades before the snapshot: 5 calls bought and 2 sold, a put sold."""
+def capture(settings: Settings, snapshot: Snapshot, began: datetime | None = None) -> None:
+    """Two windows of trades, before the snapshot unless told: 5 calls bought and 2 sold, a put sold."""
     row = snapshot.chain.row(0, named=True)
-    began = snapshot.request.snapshot_ts - timedelta(minutes=20)
+    began = began or snapshot.request.snapshot_ts - timedelta(minutes=20)
     strike = 21_500.0
     made = [
         trade(float(n), "X", 50.0, side=side, size=size, option_type=kind, strike=strike, contract_key=key)
-        | {"root": row["root"], "series": row["series"], "trade_date": row["trade_date"]}
+        | {"root": row["root"], "series": row["series"], "trade_date": trade_date(began)}
         | {"ts_event": began + timedelta(minutes=minute), "ts_recv": began + timedelta(minutes=minute)}
         for n, (minute, side, size, kind, key) in enumerate(
             [(0, "B", 5, "C", "call"), (0, "A", 2, "C", "call"), (6, "A", 1, "P", "put")]

@@ -23,7 +23,7 @@ from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report import write_report
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.report.conftest import HOSTILE, NOW, take
+from nq_pipeline_tests.report.conftest import HOSTILE, NOW, capture, take
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,35 @@ def test_trades_gaps_and_money_have_their_place(page: html.HtmlElement) -> None:
     assert "None is known on 2025-06-10." in text(page, '//section[@id="gaps"]')
     money = text(page, '//section[@id="money"]')
     assert "flat fee" in money and "Left this month" in money
+
+
+@pytest.mark.parametrize(
+    ("began", "when"),
+    [
+        ("2025-06-09T15:00:00Z", "2025-06-09 10:00 to 10:05 CT"),  # as the sandbox's capture, out of hours
+        (
+            "2025-06-10T15:01:00Z",
+            "2025-06-10 10:00 to 10:05 CT",
+        ),  # after the snapshot, in a window that goes on
+    ],
+)
+def test_the_newest_trades_there_are_stand_in_the_report(tmp_path: Path, began: str, when: str) -> None:
+    settings, snapshot = take(tmp_path)
+    capture(settings, snapshot, datetime.fromisoformat(began))
+    page = html.fromstring(write_report(settings).read_bytes())
+    trades = text(page, '//section[@id="1-trades"]')
+    assert f"5 bought (green), 2 sold (purple) by aggressors, {when}" in trades
+    assert "captured" not in trades
+    assert f"None is known on {when[:10]}." in text(page, '//section[@id="gaps"]')
+
+
+def test_the_report_of_a_moment_knows_no_later_trades(tmp_path: Path) -> None:
+    settings, snapshot = take(tmp_path)
+    for began in ("2025-06-09T15:00:00Z", "2025-06-10T15:01:00Z", "2025-06-11T15:00:00Z"):
+        capture(settings, snapshot, datetime.fromisoformat(began))
+    asked = datetime.fromisoformat(NOW)
+    page = html.fromstring(write_report(settings, snapshot_ts=asked).read_bytes())
+    assert "by aggressors, 2025-06-09" in text(page, '//section[@id="1-trades"]')
 
 
 def test_what_a_vendor_said_is_never_markup(page: html.HtmlElement) -> None:
