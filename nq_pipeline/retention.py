@@ -21,14 +21,16 @@ from pathlib import Path
 
 import polars as pl
 
+from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import compaction
 from nq_pipeline.lake.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.raw import RawArchive
-from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION
+from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION, Table
 from nq_pipeline.live import log
 from nq_pipeline.live.publish import TABLES as PUBLISHED
 from nq_pipeline.live.publish import Publisher
+from nq_pipeline.live.rows import SCHEMAS
 from nq_pipeline.settings import Settings
 
 SETTLED = ("verified", "unfillable")
@@ -75,6 +77,9 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
     always stays.
     """
     with locked(settings.environment_dir / ".retention.lock"):
+        _remove(
+            Swept("temporary", None), left_over(settings.environment_dir, time.time_ns() - GRACE_NS), dry_run
+        )
         return [
             _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
             _sweep_capture(settings, now, _before(now, settings.keep_capture_days), dry_run),
@@ -95,18 +100,18 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     archive = RawArchive(settings.environment_dir / "raw")
     lake = Lake(settings.environment_dir / "lake")
     unwritten, unwritten_days = 0, set[date]()
+    unfinished = archive.begun_dates()
     for folder, day in _days(archive.root, "*"):
         if day >= before:
             continue
         written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
         for path in sorted(folder.glob("*.zst")):
-            if path.stem in written:
+            if path.stem in written and day not in unfinished:
                 # The body last: by it the next call finds what one that was killed had begun.
                 _remove(swept, [path.with_suffix(".json"), path], dry_run)
             else:
                 unwritten += 1
                 unwritten_days.add(day)
-        _remove(swept, left_over(folder, time.time_ns() - GRACE_NS), dry_run)
         if not dry_run and not any(folder.iterdir()):
             folder.rmdir()
     if unwritten:
@@ -144,12 +149,28 @@ def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | 
     day = segment.trade_date
     if segment.number >= published:
         return "it is not published"
+    try:
+        for table in PUBLISHED:
+            lake.files(table, {day})
+        lost = sorted(table.name for table in _tables_in(segment) if not lake.manifest(table).files)
+    except LakeError as error:
+        return str(error)
+    if lost:
+        return f"the table {lost[0]} is empty, and the segment holds records of it"
     if unsettled is not None and day >= unsettled:
         return f"a gap of {unsettled} is neither verified nor given up"
     loose = any(len(lake.manifest(table).of({day})) > 1 for table in PUBLISHED)
     if loose or not compaction.is_over(day, now):
         return "its trade date is not compacted"
     return ""
+
+
+def _tables_in(segment: log.Segment) -> set[Table]:
+    """The tables that the records of a segment belong to."""
+    folder, number = segment.path.parents[1], segment.number
+    end = log.Position(number, segment.path.stat().st_size)
+    blocks = log.tail(folder, log.Position(number, 0), end)
+    return {SCHEMAS[rtype][1] for block in blocks for rtype in block.frame.tallies if rtype in SCHEMAS}
 
 
 def _unsettled(lake: Lake) -> date | None:
@@ -175,12 +196,12 @@ def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Sw
 
 
 def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
-    from requests_cache.backends.sqlite import SQLiteCache
+    from nq_pipeline.sources.http_cache import HttpCache
 
     swept = Swept("cache", None)
     for path in sorted((settings.environment_dir / "cache").glob("*-http.sqlite")):
-        cache, size = SQLiteCache(path, wal=True), path.stat().st_size
-        swept.files += cache.responses.count(expired=True) - cache.responses.count(expired=False)
+        cache, size = HttpCache(path), path.stat().st_size
+        swept.files += cache.count(expired=True) - cache.count(expired=False)
         if not dry_run:
             cache.delete(expired=True)  # also gives the space back
             swept.bytes += max(0, size - path.stat().st_size)

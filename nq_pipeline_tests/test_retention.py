@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -221,6 +222,33 @@ def test_segments_stay_while_a_gap_is_unsettled(
     part = swept(settings, "capture")
     assert (part.files == 0) == stays
     assert ("neither verified nor given up" in part.kept) == stays
+
+
+def test_segments_stay_while_the_rows_of_their_table_are_not_there(settings: Settings, capture: Path) -> None:
+    lake = Lake(settings.environment_dir / "lake")
+    compact(lake, TRADES, NOON.date(), now=LATER)
+    for path in lake.folder(TRADES).glob("trade_date=*"):
+        shutil.rmtree(path)
+    assert "nq repair trades" in swept(settings, "capture").kept
+    (lake.folder(TRADES) / "manifest.json").unlink()
+    assert swept(settings, "capture").kept.endswith(
+        "the table trades is empty, and the segment holds records of it"
+    )
+    assert swept(settings, "capture").files == 0
+
+
+def test_temporary_files_go_everywhere_after_a_grace_period(settings: Settings) -> None:
+    names = [".a.json.1.tmp", "cache/answers/.b.2.tmp", "reports/.c.3.tmp", "raw/runs/.d.4.tmp"]
+    paths = [settings.environment_dir / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    sweep(settings, LATER)
+    assert all(path.exists() for path in paths)
+    for path in paths:
+        os.utime(path, (0, 0))
+    sweep(settings, LATER)
+    assert not any(path.exists() for path in paths)
 
 
 # ── reports ─────────────────────────────────────────────────────────────────────────────────────

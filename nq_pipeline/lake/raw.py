@@ -131,6 +131,10 @@ class RawArchive:
             return self.read_run(run_id)
         return _record(self.root / "begun" / f"{run_id}.json")
 
+    def begun_dates(self) -> set[date]:
+        """The trade dates of runs whose rows are not all written."""
+        return {self.run_date(path) for path in (self.root / "begun").glob("*.json")}
+
     def forget_begun(self, run_id: str) -> None:
         """The run is finished, or nothing of it was archived."""
         for suffix in (".json", ".lock"):

@@ -83,16 +83,37 @@ class Shelf:
         self.folder = folder
 
     def find(self, query: Query) -> Part | None:
-        """A span that is proven; None when it is not, or its files are gone."""
+        """A span that is proven; None when it is not.
+
+        Raises
+        ------
+        Unavailable
+            The proof is damaged, or its files are gone: buying them again is for a person to decide.
+        """
+        proof = self.path(query, "json")
         try:
-            told = orjson.loads(self.path(query, "json").read_bytes())
+            told = orjson.loads(proof.read_bytes())
+            files = tuple(self.folder / name for name in told["files"])
+            own = {name: tuple(told[name]) for name in ("sha256", "request_ids")}
+            part = Part(
+                files, int(told["records"]), int(told["size"]), mode=told["mode"], cost_usd=ZERO, **own
+            )
         except FileNotFoundError:
             return None
-        files = tuple(self.folder / name for name in told["files"])
-        if not all(file.is_file() for file in files):
-            return None
-        own = {name: tuple(told[name]) for name in ("sha256", "request_ids")}
-        return Part(files, told["records"], told["size"], mode=told["mode"], cost_usd=ZERO, **own)
+        except (ValueError, TypeError, KeyError):
+            raise Unavailable(
+                f"the proof {proof} of a purchase is damaged; restore it from a backup or delete it: its "
+                "file is then counted again, and not bought again"
+            ) from None
+        gone = next((file for file in files if not file.is_file()), None)
+        if gone is None:
+            return part
+        if self.path(query, "part").exists():
+            return None  # it died between the proof and the file's name
+        raise Unavailable(
+            f"the purchased file {gone} is missing; restore it from a backup, or delete {proof} to buy it "
+            "again"
+        )
 
     def paid(self, query: Query) -> bool:
         """Whether the span is proven, or a batch job that is paid will bring it."""
@@ -101,8 +122,13 @@ class Shelf:
     def job(self, query: Query) -> dict[str, Any]:
         """What is remembered of its batch job: its `id`, or when one was about to be submitted."""
         path = self.path(query, "job")
-        told: dict[str, Any] = orjson.loads(path.read_bytes()) if path.exists() else {}
-        return told
+        try:
+            return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
+        except (ValueError, TypeError):
+            raise Unavailable(
+                f"{path} does not name a batch job any more; delete it: the job is then looked for in the "
+                "account"
+            ) from None
 
     def keep(self, query: Query, part: Part) -> Part:
         """Write the proof of a span; it proves nothing until its files are in place."""
@@ -164,6 +190,8 @@ class Spans:
             streamed = self.shelf.path(query, "part")
             if batch or self.shelf.path(query, "job").exists():
                 return self._by_job(query, counted)
+            if (found := self._without_proof(query, counted)) is not None:
+                return found
             if streamed.exists() and (left := self._left_behind(query, counted)) is not None:
                 return left
             price = client.price(query)
@@ -183,6 +211,22 @@ class Spans:
                     "they are paid and kept aside"
                 )
             return self._shelved(query, records, bytes_, request_id, self.purchases.cost_usd - before)
+
+    def _without_proof(self, query: Query, counted: int) -> Part | None:
+        """A span whose file is there and whose proof was lost; one that is not whole is kept aside."""
+        path = self.shelf.path(query, "dbn.zst")
+        if not path.exists():
+            return None
+        try:
+            records, size = _measured(path, query)
+        except BadPayload:
+            records = size = -1
+        if records != counted:
+            path.rename(self.shelf.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
+            return None
+        self.tell("the file is there and whole, and only its proof was lost; it is not bought again")
+        part = Part((path,), records, size, (_sha256(path),), (), "historical-streaming", ZERO)
+        return self.shelf.keep(query, part)
 
     def _left_behind(self, query: Query, counted: int) -> Part | None:
         """The span of a download that was interrupted after its last byte; None when it is not whole."""

@@ -21,7 +21,6 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 from requests_cache import CacheMixin
-from requests_cache.backends.sqlite import SQLiteCache
 from requests_cache.cache_keys import create_key
 from requests_cache.policy.expiration import DO_NOT_CACHE
 from requests_ratelimiter import LimiterMixin
@@ -32,6 +31,7 @@ from urllib3.response import HTTPResponse
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
 from nq_pipeline.redaction import LONG, spellings, strike, strike_data
 from nq_pipeline.sources.exchange import KEPT_HEADERS
+from nq_pipeline.sources.http_cache import HttpCache, drop_if_damaged
 
 STAMP_HEADER = "X-NQ-Stamp"
 """Rides on a cached response: `<snapshot ns>:<request id>` of the first asking."""
@@ -158,7 +158,7 @@ def session(
         return create_key(request, **kwargs) + instant
 
     options: dict[str, Any] = {
-        "backend": SQLiteCache(state_dir / f"{source}-http.sqlite", wal=True),
+        "backend": HttpCache(state_dir / f"{source}-http.sqlite"),
         "key_fn": key,
         "ignored_parameters": IGNORED,
         "allowable_codes": (200,),
@@ -169,6 +169,7 @@ def session(
     rates = _rates(per_minute, spacing_s)
     made: Any
     if rates:
+        drop_if_damaged(state_dir / f"{source}-rate.sqlite")
         memory = {"path": state_dir / f"{source}-rate.sqlite", "use_file_lock": True}
         buckets = HostBucketFactory(rates, SQLiteBucket, memory, bucket_name=source)
         made = _LimitedSession(**options, limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)

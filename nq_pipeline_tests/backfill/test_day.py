@@ -226,6 +226,31 @@ def test_a_download_that_a_crash_left_behind_in_part_is_bought_anew(data: Path) 
         assert len(databento.metered) == 2
 
 
+def test_a_file_whose_proof_was_lost_is_counted_and_not_bought_again(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings)
+        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        proof = file.with_suffix("").with_suffix(".json")
+        shutil.rmtree(lake(settings).folder(BACKFILLS))
+        proof.write_bytes(b"{")
+        assert "proof" in had(settings).said and len(databento.metered) == 1
+        proof.unlink()
+        assert had(settings).state == "complete" and len(databento.metered) == 1
+        assert proof.exists()
+
+
+def test_a_purchased_file_that_is_gone_is_not_bought_again_unasked(data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        had(settings)
+        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        file.unlink()
+        shutil.rmtree(lake(settings).folder(BACKFILLS))
+        assert f"purchased file {file} is missing" in had(settings).said
+        assert len(databento.metered) == 1
+
+
 # What cannot be trusted
 
 
