@@ -1,8 +1,9 @@
-"""What of an answer belongs to its question: the same rules for every vendor.
+"""What of an answer can be so, and belongs to its question: the same rules for every vendor.
 
 No vendor knows a time to come, and none is trusted to send only what was asked for. Both are
 checked before anything is derived from an answer: one stray instant would move `as_of` and the
-freshness of all rows, one stray board would be counted among the open interest.
+freshness of all rows, one stray board would be counted among the open interest, and one count
+near the end of 64 bits would turn its sum around.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from nq_pipeline.market.contracts import Series
 SKEW = timedelta(minutes=5)
 """How far a vendor's clock may run ahead of ours, or ours behind."""
 SKEW_NS = int(SKEW.total_seconds()) * NS_PER_S
+
+MOST_CONTRACTS = 2**40
+"""No market trades or holds as many; sums of counts up to here are exact in 64 bits and in a float64."""
 
 FUTURE = "future_instant"
 """Reason of a cell that is null because its instant lies beyond the moment of asking."""

@@ -32,7 +32,7 @@ from nq_pipeline.lake.schemas import INSTANT
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import barchart_rows, contract_keys, globex_code, globex_symbols
-from nq_pipeline.sources.asked import FUTURE, OTHER
+from nq_pipeline.sources.asked import FUTURE, MOST_CONTRACTS, OTHER
 from nq_pipeline.sources.decode import decode, loads, number
 
 PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
@@ -279,7 +279,7 @@ def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
 def _agreed(name: str) -> pl.Expr:
     raw, shown = pl.col(f"raw_{name}"), pl.col(f"shown_{name}")
     agree = raw.is_null() | ((raw - shown).abs() <= _ROUNDING)
-    sane = shown.is_finite() if name in PRICES else shown.is_between(0, 2**53) & (shown % 1 == 0)
+    sane = shown.is_finite() if name in PRICES else shown.is_between(0, MOST_CONTRACTS) & (shown % 1 == 0)
     return pl.when(~pl.col(f"none_{name}") & sane & agree).then(pl.coalesce(raw, shown))
 
 

@@ -52,10 +52,10 @@ from nq_pipeline.errors import (
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.settlements import settled_at
-from nq_pipeline.market.symbology import contract_keys, series_keys
+from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.asked import SKEW_NS, none_to_come, only_asked
+from nq_pipeline.sources.asked import MOST_CONTRACTS, SKEW_NS, none_to_come, only_asked
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -630,8 +630,9 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
 def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Counter[str]) -> pl.DataFrame:
     """The contracts of the series asked for, with the names of the lake.
 
-    It is asked by root, so that other expirations of a root asked for are no surprise and only those
-    of other roots are counted.
+    It is asked by root, so that other expirations of a root asked for are no surprise; only those of
+    other roots are counted, and those whose symbol names a series asked for and whose expiration
+    another.
     An expiration stamped midnight UTC is a date without a time: no option on a future ends then. In
     Chicago it would be the day before. It is read as its date, with the time by rule, and counted
     (`expiration_without_time`).
@@ -653,6 +654,11 @@ def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Count
     ).with_columns(series_keys(pl.col("root"), pl.col("expiration_date")).alias("series"))
     by_rule = {series.key: series.expiration.astimezone(UTC) for series in wanted}
     of_roots = only_asked(listed, pl.col("root").is_in([series.root for series in wanted]), dropped)
+    codes = {globex_code(series): series.key for series in wanted}
+    code = pl.col("raw_symbol").str.extract("^([^ ]+) ")
+    named = code.replace_strict(codes, default=None, return_dtype=pl.String)
+    if contradictory := int(of_roots.select((named != pl.col("series")).sum()).item()):
+        dropped["malformed_definition"] += contradictory
     asked = of_roots.filter(pl.col("series").is_in(list(by_rule)))
     if without := int(asked.select(midnight.sum()).item()):
         dropped["expiration_without_time"] += without
@@ -743,6 +749,10 @@ def statistics(
     flags = np.where((a["stat_type"] == SETTLEMENT) & (a["stat_flags"] != UNDEF_FLAGS), a["stat_flags"], 0)
     a, flags = a[flags & INTRADAY == 0], flags[flags & INTRADAY == 0]
     kept = a["update_action"] != DELETED
+    counted = kept & (a["stat_type"] != SETTLEMENT) & (a["quantity"] != UNDEF_QUANTITY[records.version])
+    possible = (a["quantity"] >= 0) & (a["quantity"] <= MOST_CONTRACTS)
+    if impossible := int((counted & ~possible).sum()):
+        dropped["malformed_cell"] += impossible
     frame = pl.DataFrame(
         {
             "instrument_id": a["instrument_id"],
@@ -751,9 +761,7 @@ def statistics(
             "stat_type": a["stat_type"],
             "final": flags & FINAL != 0,
             "price": masked(prices(a["price"]), kept),
-            "quantity": masked(
-                a["quantity"].astype(np.int64), kept & (a["quantity"] != UNDEF_QUANTITY[records.version])
-            ),
+            "quantity": masked(a["quantity"].astype(np.int64), counted & possible),
         }
     )
     end_of_day = to_ns(datetime.combine(trade_date, time(), UTC)) + DAY_NS - 1

@@ -31,12 +31,15 @@ from nq_pipeline.lake.schemas import INSTANT
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import Product
 from nq_pipeline.market.symbology import contract_keys, occ_rows, series_keys
+from nq_pipeline.sources.asked import MOST_CONTRACTS
 from nq_pipeline.sources.base import ChainRequest, chain_frame
 from nq_pipeline.sources.decode import decode, number, texts
 from nq_pipeline.sources.exchange import SECRET_NAMES, Reply, relative
 
 SOURCE = "polygon"
 VEGA_PER_UNIT = 100
+MOST_SHARES = 1_000_000
+"""A contract is never for as many."""
 NEW_YORK = ZoneInfo("America/New_York")
 YEARS = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 """A timestamp outside is no timestamp in nanoseconds."""
@@ -223,12 +226,14 @@ def _numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
     low, high = (to_ns(year) for year in YEARS)
     rows = text.with_columns(
         **{name: number(name) for name in (*_PRICES, "said_strike")},
-        **{name: pl.when(count >= 0).then(count) for name, count in counts.items()},
+        **{name: pl.when(count.is_between(0, MOST_CONTRACTS)).then(count) for name, count in counts.items()},
         **{
             name: pl.when(cell.is_between(low, high)).then(cell).cast(INSTANT)
             for name, cell in instant.items()
         },
     )
+    multiplier = pl.col("multiplier")
+    rows = rows.with_columns(multiplier=pl.when(multiplier.is_between(0, MOST_SHARES)).then(multiplier))
     for name in (*_PRICES, *_COUNTS, *INSTANTS):
         lost = rows[name].null_count() - text[name].null_count()
         fractions = 0

@@ -35,7 +35,7 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.lake.schemas import INSTANT
-from nq_pipeline.sources.asked import FUTURE, OTHER
+from nq_pipeline.sources.asked import FUTURE, MOST_CONTRACTS, OTHER
 from nq_pipeline.sources.decode import loads
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Book:
             cells[name] = float(value)
         elif value != int(value):
             self.dropped["fractional_size"] += 1
-        elif not 0 <= value < 2**53:
+        elif not 0 <= value <= MOST_CONTRACTS:
             self.dropped["malformed_cell"] += 1
         else:
             cells[name] = int(value)

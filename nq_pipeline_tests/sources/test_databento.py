@@ -613,6 +613,12 @@ def test_the_last_word_on_a_contract_counts_and_what_cannot_be_used_is_counted()
     )
 
 
+def test_a_symbol_of_the_series_with_an_expiration_of_another_is_counted() -> None:
+    parsed = joined([A_CALL, A_PUT | {"expiration": "2025-06-18T20:00:00Z"}, A_FUTURE])
+    assert parsed.frame["raw_symbol"].to_list() == [CALL]
+    assert parsed.dropped == Counter(malformed_definition=1)
+
+
 def test_an_expiration_stamped_midnight_utc_is_its_date_and_counted() -> None:
     exact = joined().frame
     dated = [one | {"expiration": "2025-06-11T00:00:00Z"} for one in (A_CALL, A_PUT)]
@@ -707,17 +713,20 @@ def test_what_is_later_than_the_question_neither_quotes_nor_trades() -> None:
     assert parsed.dropped["future_instant"] == 5
 
 
-def test_a_statistic_of_a_later_trade_date_is_not_the_newest() -> None:
+def test_a_statistic_that_cannot_be_is_not_the_newest() -> None:
     parsed = joined(
         statistics=[
             stat(9, "2025-06-10T01:00:00Z", "2025-06-09", quantity=50),
             stat(9, "2025-06-10T01:00:00Z", "2025-06-10", number=12, quantity=51),
             stat(9, "2025-06-10T02:00:00Z", "2025-09-01", quantity=1),
             stat(9, "2025-06-10T23:06:00Z", "2025-06-09", quantity=2),
+            stat(6, "2025-06-10T02:00:00Z", "2025-06-10", quantity=2**62),
+            stat(6, "2025-06-10T02:00:00Z", "2025-06-10", number=12, quantity=-1),
         ]
     )
     assert (cell(parsed, CALL, "open_interest"), cell(parsed, PUT, "open_interest")) == (50, 51)
-    assert parsed.dropped == Counter(future_instant=2)
+    assert parsed.frame["volume"].null_count() == 2
+    assert parsed.dropped == Counter(future_instant=2, malformed_cell=2)
 
 
 def test_an_instrument_listed_since_the_definitions_were_kept_is_counted() -> None:

@@ -170,6 +170,7 @@ def test_everything_dropped_has_a_number() -> None:
         ({"last_updated": "now"}, {"malformed_cell": 1}),
         ({"last_updated": 0}, {}),
         ({"bid_size": 2**64 - 1}, {"malformed_cell": 1}),
+        ({"bid_size": 2**63 - 1}, {"malformed_cell": 1}),
     ],
 )
 def test_a_bad_cell_costs_that_cell_only(cell: dict[str, Any], expected: dict[str, int]) -> None:
