@@ -60,3 +60,10 @@ def test_where_nothing_was_priced_or_captured_it_says_so(
     assert not any(isinstance(one, alt.LayerChart) for one in outputs)
     said = [str(getattr(one, "text", "")) for one in outputs]
     assert any("No smile" in text for text in said) and any("No pressure of calls" in text for text in said)
+
+
+def test_make_notebook_opens_it_with_its_charts_drawn() -> None:
+    """marimo's editor shows code until somebody presses run, unless it is told otherwise."""
+    manager = pytest.importorskip("marimo._config.manager", reason="marimo is not installed (make install)")
+    config = manager.get_default_config_manager(current_path=str(NOTEBOOK)).get_config()
+    assert config["runtime"]["auto_instantiate"] is True
