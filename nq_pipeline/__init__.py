@@ -31,13 +31,15 @@ def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
 
     Raises
     ------
+    NoLake
+        The data folder has no lake.
     SettingsError
         A setting makes no sense.
     """
     from nq_pipeline.lake import catalog
     from nq_pipeline.settings import load
 
-    return catalog.connect((settings or load()).environment_dir)
+    return catalog.connect(catalog.existing((settings or load()).environment_dir))
 
 
 def chain(
@@ -71,6 +73,8 @@ def chain(
     ------
     LakeError
         `as_of` has no time zone.
+    NoLake
+        The data folder has no lake.
     SettingsError
         A setting makes no sense.
     """

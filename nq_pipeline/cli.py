@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from nq_pipeline.sources.snapshot import Snapshot
     from nq_pipeline.spend.ledger import Ledger
 
-OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY = range(6)
+OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
 _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
 EVERY_COLUMN = 100_000
 """Characters in a line that no result is wider than."""
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
 gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, a
-day of `nq backfill` could not be had, or the webhook did not take the message of `nq alert test`.
+day of `nq backfill` could not be had, or the webhook did not take the message of `nq alert test`; 6 the
+data folder has no lake.
 """
 
 
@@ -37,13 +38,16 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from nq_pipeline.errors import NqError, SettingsError
+        from nq_pipeline.errors import NoLake, NqError, SettingsError
 
         try:
             return command(*args, **kwargs)
         except SettingsError as error:
             click.echo(f"nq: {error}", err=True)
             sys.exit(USAGE)
+        except NoLake as error:
+            click.echo(f"nq: {error}", err=True)
+            sys.exit(NO_LAKE)
         except NqError as error:
             click.echo(f"nq: {error}", err=True)
             sys.exit(FAULT)
@@ -267,7 +271,7 @@ def sql(query: str, form: str | None) -> None:
     from nq_pipeline.settings import load
 
     settings = load()
-    with catalog.connect(settings.environment_dir, guarded=True) as connection:
+    with catalog.connect(catalog.existing(settings.environment_dir), guarded=True) as connection:
         try:
             relation = catalog.query(connection, query)
             if form is None:
@@ -744,7 +748,6 @@ def ui(port: int) -> None:
     Dagster keeps its history in the folder DAGSTER_HOME names, in this folder when it has a
     dagster.yaml (a checkout has one), else in .dagster of the data folder, which is made.
     """
-    import os
     import signal
     import threading
 
@@ -759,8 +762,7 @@ def ui(port: int) -> None:
         click.echo("Ending Dagster and everything it started …")
         stop.set()
 
-    if "ui_url" not in settings.model_fields_set:
-        os.environ["NQ_UI_URL"] = url  # where the links of alerts lead
+    links = {} if "ui_url" in settings.model_fields_set else {"NQ_UI_URL": url}  # where those of alerts lead
     _note_sandbox(settings)
     click.echo(f"Starting Dagster; its history is in {home} …")
     with (
@@ -771,7 +773,7 @@ def ui(port: int) -> None:
         ui.run(
             ui.command(port),
             port,
-            home=home,
+            environment={**links, "DAGSTER_HOME": str(home)},
             stop=stop,
             answers=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
         )
@@ -979,6 +981,8 @@ def _gamma(level: dict[str, Any]) -> str:
 
 
 def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFrame]) -> None:
+    import os
+
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -1020,7 +1024,8 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
         )
         for level in measured["gamma_levels"].to_dicts():
             click.echo(_gamma(level))
-        click.echo("Next, paste:")
+        click.echo("Next, see it, then query it:")
+        click.echo("  make report" if "MAKELEVEL" in os.environ else f"  {_program()} report")
         click.echo(
             f'  {_program()} sql "select series, source, count(*) as contracts, '
             f"sum(open_interest)::bigint as open_interest from option_chain_latest "

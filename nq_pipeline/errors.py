@@ -3,6 +3,7 @@
     NqError                     one clear sentence: what, why, what to do
     ├── SettingsError           a setting is missing or makes no sense
     ├── LakeError               the lake on disk cannot be written or read as asked
+    │   └── NoLake              there is none in the data folder
     ├── LedgerError             the spend ledger cannot be used, or cannot book what was asked of it
     ├── AlertError              what was alerted of is not known any more
     │   └── WebhookRefused      the webhook did not take a message; `passing` when that may change by itself
@@ -45,6 +46,10 @@ class SettingsWarning(UserWarning):
 
 class LakeError(NqError):
     """The lake cannot be written or read as asked."""
+
+
+class NoLake(LakeError):
+    """There is no lake in the data folder; the sentence has the absolute path that was looked in."""
 
 
 class LedgerError(NqError):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import nq_pipeline
 from nq_pipeline import cli
-from nq_pipeline.errors import Blocked, LakeError
+from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake.schemas import OPTION_CHAIN
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart import QUOTES
@@ -40,6 +41,13 @@ def live(*words: str, **settings: str) -> Result:
     return nq(*words, NQ_ENVIRONMENT="live", **settings)
 
 
+@pytest.fixture(autouse=True)
+def _empty_lakes(tmp_path: Path) -> None:
+    """The data folder has a lake without a row; there is one that has none at NQ_DATA_DIR=nowhere."""
+    for environment in ("live", "sandbox"):
+        (tmp_path / "data" / environment / "lake").mkdir(parents=True)
+
+
 @pytest.fixture
 def barchart() -> Iterator[Server]:
     """A site with one small board."""
@@ -57,8 +65,9 @@ def barchart() -> Iterator[Server]:
         yield server
 
 
-def from_site(server: Server, *words: str) -> Result:
-    return live(*words, NQ_BARCHART_URL=server.url, NQ_BARCHART_SPACING_S="0", NQ_BARCHART_PAGES="false")
+def from_site(server: Server, *words: str, **settings: str) -> Result:
+    site = {"NQ_BARCHART_URL": server.url, "NQ_BARCHART_SPACING_S": "0", "NQ_BARCHART_PAGES": "false"}
+    return live(*words, **site, **settings)
 
 
 @pytest.fixture
@@ -113,8 +122,8 @@ def test_help_works_where_a_setting_does_not() -> None:
 
 def test_help_names_every_exit_code() -> None:
     text = " ".join(nq("--help").stdout.split())
-    codes = {cli.OK, cli.FAULT, cli.USAGE, cli.NO_CHAIN, cli.SQL_FAILED, cli.UNHEALTHY}
-    assert codes == set(range(6))
+    codes = {cli.OK, cli.FAULT, cli.USAGE, cli.NO_CHAIN, cli.SQL_FAILED, cli.UNHEALTHY, cli.NO_LAKE}
+    assert codes == set(range(7))
     assert [code for code in codes if f"{code} " not in text.partition("Exit codes:")[2]] == []
 
 
@@ -226,8 +235,11 @@ def test_a_run_that_gets_a_chain_is_exit_code_0_and_says_what_to_paste_next(barc
     assert f"Winner: barchart ({BOARD} contracts)" in result.stdout
     assert "SANDBOX" not in result.stdout
     assert f"barchart: ok, {BOARD} contracts" in result.stderr
-    pasted = result.stdout.splitlines()[-1].partition(" sql ")[2].strip().strip('"')
-    assert live("sql", pasted).exit_code == cli.OK
+    report, sql = result.stdout.splitlines()[-2:]
+    assert report.split()[-1] == "report"
+    assert live("sql", sql.partition(" sql ")[2].strip().strip('"')).exit_code == cli.OK
+    by_make = from_site(barchart, "run", "--source", "barchart", "--series", SERIES, MAKELEVEL="1")
+    assert by_make.stdout.splitlines()[-2] == "  make report"
 
 
 def test_a_run_as_json_is_one_object_and_nothing_else(barchart: Server) -> None:
@@ -382,6 +394,27 @@ def test_the_sandbox_says_that_no_price_is_real() -> None:
     assert nq("sql", "select 1").stdout.startswith("SANDBOX: ")
     assert "SANDBOX" not in nq("sql", "select 1", "--json").stdout
     assert "SANDBOX" not in live("sql", "select 1").stdout
+
+
+def test_a_folder_without_a_lake_is_named_and_has_its_own_exit_code(tmp_path: Path) -> None:
+    for words in (
+        ["sql", "from option_chain_latest"],
+        ["sql", "select 1", "--json"],
+        ["report", "--no-open"],
+    ):
+        result = live(*words, NQ_DATA_DIR="nowhere")
+        assert (result.exit_code, result.stdout) == (cli.NO_LAKE, ""), words
+        assert result.stderr.startswith(f"nq: there is no lake in {tmp_path / 'nowhere' / 'live'}; `nq run`")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_in_python_a_folder_without_a_lake_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NQ_DATA_DIR", "nowhere")
+    for call in (nq_pipeline.chain, nq_pipeline.connect):
+        with pytest.raises(NoLake, match="nowhere/sandbox"):
+            call()
+    monkeypatch.setenv("NQ_DATA_DIR", "data")
+    assert nq_pipeline.chain().is_empty()
 
 
 # ── the others ──────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nq_pipeline.errors import LakeError
+from nq_pipeline.errors import LakeError, NoLake
 from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
@@ -59,6 +59,16 @@ _TYPES: dict[pl.DataType, str] = {
     USD: "DECIMAL(18, 9)",
     INSTANT: "TIMESTAMPTZ_NS",
 }
+
+
+def existing(environment_root: Path) -> Path:
+    """The same folder; NoLake where nothing was ever written, which to a person is not an empty lake."""
+    try:
+        (environment_root / "lake").stat()
+    except FileNotFoundError:
+        where = environment_root.absolute()
+        raise NoLake(f"there is no lake in {where}; `nq run` makes one, and NQ_DATA_DIR says where") from None
+    return environment_root
 
 
 def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPyConnection:

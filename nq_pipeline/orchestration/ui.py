@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -92,7 +92,12 @@ def claimed(folder: Path, port: int) -> Iterator[None]:
 
 
 def run(
-    command: Sequence[str], port: int, *, home: Path, stop: Event, answers: Callable[[], None] = lambda: None
+    command: Sequence[str],
+    port: int,
+    *,
+    environment: Mapping[str, str],
+    stop: Event,
+    answers: Callable[[], None] = lambda: None,
 ) -> None:
     """Run Dagster until `stop` is set, then end every process of its group.
 
@@ -100,8 +105,8 @@ def run(
     ----------
     command
         What starts Dagster; called in this folder.
-    home
-        The folder of the Dagster instance.
+    environment
+        Variables for Dagster beside those of this process.
     answers
         Called once, when the web server answers on the port.
 
@@ -110,8 +115,8 @@ def run(
     UiError
         Dagster ended by itself.
     """
-    environment = {**os.environ, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    given = {**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"}
+    process = subprocess.Popen(command, env=given, start_new_session=True)
     silent = True
     try:
         while not stop.wait(POLL_S):

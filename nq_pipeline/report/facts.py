@@ -92,7 +92,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
     LakeError
         There is no chain then.
     """
-    with catalog.connect(settings.environment_dir) as lake:
+    with catalog.connect(catalog.existing(settings.environment_dir)) as lake:
         chain = catalog.chain(lake, snapshot_ts)
         if chain.is_empty():
             when = f" as of {snapshot_ts:%Y-%m-%d %H:%M} UTC" if snapshot_ts else ""

@@ -463,6 +463,7 @@ def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(
 
 def test_a_moment_without_a_time_zone_is_refused(environment_root: Path) -> None:
     settings = Settings(data_dir=environment_root.parent)
+    (environment_root / "lake").mkdir(parents=True, exist_ok=True)
     with pytest.raises(LakeError, match="give as_of a time zone"):
         nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)
     with pytest.raises(LakeError, match="give as_of, too"):

@@ -140,14 +140,14 @@ def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(ui, "GRACE_S", 0.5)
     fake_dagster(tmp_path, STUBBORN)
     stop, port = threading.Event(), free_port()
-    ui.run(ui.command(port), port, home=tmp_path, stop=stop, answers=stop.set)
+    ui.run(ui.command(port), port, environment={"DAGSTER_HOME": str(tmp_path)}, stop=stop, answers=stop.set)
     time.sleep(0.1)
     assert is_gone(int((tmp_path / "child").read_text()))
 
 
-def test_a_dagster_that_ends_by_itself_is_an_error(tmp_path: Path) -> None:
+def test_a_dagster_that_ends_by_itself_is_an_error() -> None:
     with pytest.raises(UiError, match="ended by itself"):
-        ui.run([sys.executable, "-c", ""], free_port(), home=tmp_path, stop=threading.Event())
+        ui.run([sys.executable, "-c", ""], free_port(), environment={}, stop=threading.Event())
 
 
 # ── the instance ────────────────────────────────────────────────────────────────────────────────

@@ -167,6 +167,7 @@ def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
 
 def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
+    (settings.environment_dir / "lake").mkdir(parents=True)
     with pytest.raises(LakeError, match=r"no chain to report on; `nq run` asks for one"):
         write_report(settings)
     take(tmp_path)
