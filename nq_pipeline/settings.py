@@ -36,6 +36,12 @@ from nq_pipeline.redaction import LONG, spellings
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
 """All vendors, in the default priority."""
 
+UNFIT = ("=", "*", "?", "[", "]", "{", "}", "\\")
+"""Signs in the path of the data folder that would change what is read. A byte that is no UTF-8 is shown with
+the last of them."""
+LONGEST_PATH = 3_800
+"""Bytes; the rest of the system's 4,096 is for what lies below."""
+
 SANDBOX_DEFAULTS = {
     "ask_metered": "always",
     "polygon_rpm": 0,
@@ -102,7 +108,10 @@ class Settings(BaseSettings):
         description="`sandbox` asks stand-ins on loopback with a synthetic market; `live` asks the vendors.",
     )
     data_dir: Path = Field(
-        Path("data"), description="Root of everything written; each environment has its own folder below it."
+        Path("data"),
+        validate_default=True,
+        description="Root of everything written; each environment has its own folder below it. Its path has "
+        "no sign that readers of Parquet take for a column or a glob: = * ? [ ] { } or a backslash.",
     )
     now: datetime | None = Field(
         None, description="A frozen instant (ISO 8601 with a zone) for sessions, partitions and freshness."
@@ -439,6 +448,23 @@ class Settings(BaseSettings):
         if now and (why := unproven(now.date())):
             raise ValueError(why)
         return now
+
+    @field_validator("data_dir")
+    @classmethod
+    def _plain_folder(cls, value: Path) -> Path:
+        """Readers of Parquet take `name=value` in a path for a column, and the signs of globs for globs."""
+        try:
+            path = os.fsencode(value.resolve())
+        except OSError as error:
+            raise ValueError(f"the folder cannot be found ({error.strerror}); write another") from None
+        shown = path.decode("utf-8", "backslashreplace")
+        if found := [sign for sign in UNFIT if sign in shown]:
+            raise ValueError(
+                f"{shown} holds {found[0]}; choose a folder whose path has none of {' '.join(UNFIT)}"
+            )
+        if len(path) > LONGEST_PATH:
+            raise ValueError(f"its path has {len(path):,} bytes; choose one of at most {LONGEST_PATH:,}")
+        return value
 
     @field_validator("barchart_url", "polygon_url", "tradovate_url", "tradovate_md_url", "databento_url")
     @classmethod

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,11 @@ from pydantic import SecretStr, ValidationError
 from nq_pipeline import settings_reference
 from nq_pipeline.clock import PinnedClock, SystemClock, from_ns, to_ns
 from nq_pipeline.errors import SettingsError, SettingsWarning
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.settings import Settings, load, variables
+from nq_pipeline_tests.lake.samples import NOON, chain
 
 FIXED = {
     "NQ_ENVIRONMENT": ("live", "environment", "live"),
@@ -293,3 +298,40 @@ def test_no_variable_that_sets_something_is_called_unknown(monkeypatch: pytest.M
         for name in names:
             monkeypatch.setenv(name.lower(), "")
     load()
+
+
+@pytest.mark.parametrize(
+    "name", ["source=evil", "a*", "a?", "[ab]", "{a,b}", "back\\slash", "byte\udcff", "x/" * 1900 + "x"]
+)
+def test_a_data_folder_that_would_change_what_is_read_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / name))
+    with pytest.raises(SettingsError, match=r"NQ_DATA_DIR: .*choose") as refused:
+        load()
+    str(refused.value).encode()  # it can be printed
+
+
+def test_the_default_data_folder_is_refused_in_an_odd_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source=evil").mkdir()
+    monkeypatch.chdir(tmp_path / "source=evil")
+    with pytest.raises(SettingsError, match="holds ="):
+        load()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to("source=evil")
+    with pytest.raises(SettingsError, match="holds ="):
+        load()
+
+
+@pytest.mark.parametrize("name", ['it\'s "here"; --', "Ünïcode 数据", "$HOME ~ #%&", "line\nbreak"])
+def test_other_odd_names_hold_a_lake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / name))
+    environment = load().environment_dir
+    Lake(environment / "lake").append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")
+    with duckdb.connect(catalog.publish(environment), read_only=True) as published:
+        assert published.sql("select source, count(*) from source_chain group by 1").fetchall() == [
+            ("barchart", 3)
+        ]
+    assert Lake(environment / "lake").scan(SOURCE_CHAIN).collect().height == 3
