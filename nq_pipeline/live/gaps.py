@@ -200,6 +200,15 @@ def judge(gap: Gap, brought: Count, found: Count) -> Gap:
     return gap.change(state="open", reason=reason, attempts=gap.attempts + 1, **both)
 
 
+def differing(more: int, fewer: int) -> str:
+    """How the rows of the lake differ from a count, for a gap that it verified; empty where they do not."""
+    said = [
+        f"{more:,} more, which the gateway sent twice within one session" if more else "",
+        f"{fewer:,} fewer, which stayed in the log" if fewer else "",
+    ]
+    return f"the lake has other rows than the count: {' and '.join(filter(None, said))}" if any(said) else ""
+
+
 class Book:
     """The tables of gaps and of sessions of one dataset.
 
@@ -313,12 +322,7 @@ class Book:
         held = Counter(dict(rows.iter_rows()))
         differences = [held[i] - counted for i, counted in found.by_instrument.items() if counted != held[i]]
         more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
-        said = [
-            f"{more:,} more, which the gateway sent twice within one session" if more else "",
-            f"{fewer:,} fewer, which stayed in the log" if fewer else "",
-        ]
-        reason = f"the lake has other rows than the count: {' and '.join(filter(None, said))}"
-        return gap.change(published=found.total + more - fewer, reason=reason if differences else "")
+        return gap.change(published=found.total + more - fewer, reason=differing(more, fewer))
 
     def proven(self, since: datetime, until: datetime) -> int | None:
         """Up to where the last session that ended in good order had everything, nanoseconds UTC."""

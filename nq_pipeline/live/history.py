@@ -20,7 +20,7 @@ from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.errors import BadStream, NqError
 from nq_pipeline.lake import dbn
 from nq_pipeline.live.framer import SYMBOL_MAPPING, Frame, Framer, Head
-from nq_pipeline.live.gaps import ALREADY_THERE, HISTORICAL, Gap
+from nq_pipeline.live.gaps import ALREADY_THERE, HISTORICAL, Gap, differing
 from nq_pipeline.live.ladder import RTYPES
 from nq_pipeline.market import sessions
 
@@ -160,8 +160,13 @@ class Repairs:
         except (NqError, OSError) as error:
             return gap.change(reason=str(error), cost_usd=gap.cost_usd + cost)
         filled_by = HISTORICAL if missing else gap.filled_by or ALREADY_THERE
+        held = sum(_held(self._lake, gap.schema, first, last) for first, last in _by_session(gap))
         return gap.change(
-            state="verified", reason="", filled_by=filled_by, **_paid(gap, cost, bought, counted)
+            state="verified",
+            reason=differing(max(held - counted, 0), max(counted - held, 0)),
+            filled_by=filled_by,
+            published=held,
+            **_paid(gap, cost, bought, counted),
         )
 
     def _append(self, path: Path) -> int:

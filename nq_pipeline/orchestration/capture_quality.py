@@ -166,16 +166,19 @@ def gaps(day: Day) -> Finding:
         states["disputed" if disputed else "open" if unresolved else gap.state].append(gap)
     numbers = {f"{state}_gaps": len(found) for state, found in states.items()}
     lost = len(states["unfillable"]) + len(states["disputed"])
+    differ = [gap for gap in day.gaps if gap.is_verified_but_differs]
     if not day.gaps:
         sentence = f"{day.trade_date} has no gap"
     elif lost:
         sentence = f"{_count(lost, 'gap')} of {day.trade_date} cannot be filled"
     elif states["open"]:
         sentence = f"{_count(len(states['open']), 'gap')} of {day.trade_date} not yet proven to be filled"
+    elif differ:
+        sentence = f"the lake has other rows than counted of {_count(len(differ), 'gap')} of {day.trade_date}"
     else:
         sentence = f"{_count(len(day.gaps), 'gap')} of {day.trade_date}, filled and counted"
     return Finding(
-        passed=not lost and not states["open"],
+        passed=not lost and not states["open"] and not differ,
         sentence=sentence,
         severity="error" if lost else "warn",
         numbers=numbers,
@@ -256,6 +259,7 @@ def _table(found: Iterable[Gap]) -> pl.DataFrame:
             "filled by": gap.filled_by,
             "replayed": gap.replayed,
             "counted": gap.counted,
+            "in the lake": gap.published,
             "reason": gap.reason,
         }
         for gap in sorted(found, key=lambda gap: gap.first_ns, reverse=True)

@@ -92,6 +92,18 @@ def test_what_the_lake_holds_already_is_proven_and_not_bought_again(tmp_path: Pa
     assert (replayed.state, replayed.filled_by) == ("verified", "live replay")
 
 
+def test_a_bought_gap_says_what_the_lake_has_too_often(tmp_path: Path) -> None:
+    history = Historical(tmp_path, LATER)
+    repaired(history, tmp_path)
+    twice = rows(tmp_path).head(1).with_columns(ordinal=pl.lit(9, pl.UInt32))
+    Lake(tmp_path / "lake").append(TRADES, twice, run_id="run")
+    history.folder = tmp_path / "again"
+    history.folder.mkdir()
+    gap = repaired(history, tmp_path)
+    assert (gap.state, gap.published) == ("verified", len(truth()) + 1)
+    assert gap.is_verified_but_differs and "1 more" in gap.reason
+
+
 def test_without_leave_to_buy_the_price_is_told(tmp_path: Path) -> None:
     history = Historical(tmp_path, LATER)
     gap = repaired(history, tmp_path, buys=False)
