@@ -766,7 +766,7 @@ def ui(port: int) -> None:
     _note_sandbox(settings)
     click.echo(f"Starting Dagster; its history is in {home} …")
     with (
-        ui.claimed(home, port),
+        ui.claimed(home, port) as claim,
         _at_signal(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         endpoints(settings),  # every run in the UI finds the stand-ins already there
     ):
@@ -775,6 +775,7 @@ def ui(port: int) -> None:
             port,
             environment={**links, "DAGSTER_HOME": str(home)},
             stop=stop,
+            claim=claim,
             answers=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
         )
 

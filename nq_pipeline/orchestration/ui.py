@@ -64,10 +64,11 @@ def command(port: int) -> list[str]:
 
 
 @contextmanager
-def claimed(folder: Path, port: int) -> Iterator[None]:
-    """Hold the instance, on a port that is free. Raises UiError when either is taken.
+def claimed(folder: Path, port: int) -> Iterator[int]:
+    """Hold the instance, on a port that is free; gives the descriptor that holds it.
 
-    A second daemon on one instance would launch every scheduled run twice.
+    A second daemon on one instance would launch every scheduled run twice. Raises UiError when the
+    instance or the port is taken.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -75,7 +76,8 @@ def claimed(folder: Path, port: int) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UiError(
-                f"another `nq ui` runs on the Dagster instance in {folder}; stop it before starting this one"
+                f"another `nq ui`, or the Dagster of one that was killed, runs on the instance in {folder}; "
+                "stop it before starting this one"
             ) from None
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,7 +88,7 @@ def claimed(folder: Path, port: int) -> Iterator[None]:
                     f"port {port} of {HOST} cannot be used ({error.strerror}); "
                     f"stop what uses it, or choose another with `nq ui --port {port % 65535 + 1}`"
                 ) from None
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -97,6 +99,7 @@ def run(
     *,
     environment: Mapping[str, str],
     stop: Event,
+    claim: int | None = None,
     answers: Callable[[], None] = lambda: None,
 ) -> None:
     """Run Dagster until `stop` is set, then end every process of its group.
@@ -107,6 +110,8 @@ def run(
         What starts Dagster; called in this folder.
     environment
         Variables for Dagster beside those of this process.
+    claim
+        The descriptor that holds the instance, for Dagster to hold, too, should this process be killed.
     answers
         Called once, when the web server answers on the port.
 
@@ -116,7 +121,8 @@ def run(
         Dagster ended by itself.
     """
     given = {**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"}
-    process = subprocess.Popen(command, env=given, start_new_session=True)
+    held = () if claim is None else (claim,)
+    process = subprocess.Popen(command, env=given, start_new_session=True, pass_fds=held)
     silent = True
     try:
         while not stop.wait(POLL_S):

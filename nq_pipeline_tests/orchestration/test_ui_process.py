@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -86,6 +87,12 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def running(*marks: str) -> list[str]:
+    """The command lines of processes that contain one of the marks."""
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if any(mark in line for mark in marks)]
+
+
 # ── before it starts ────────────────────────────────────────────────────────────────────────────
 
 
@@ -102,7 +109,7 @@ def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None
 def test_a_second_one_on_the_same_instance_is_refused(tmp_path: Path) -> None:
     with (
         ui.claimed(tmp_path, free_port()),
-        pytest.raises(UiError, match="another `nq ui` runs on"),
+        pytest.raises(UiError, match="another `nq ui`, or the Dagster of one"),
         ui.claimed(tmp_path, free_port()),
     ):
         pass
@@ -143,6 +150,23 @@ def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pyt
     ui.run(ui.command(port), port, environment={"DAGSTER_HOME": str(tmp_path)}, stop=stop, answers=stop.set)
     time.sleep(0.1)
     assert is_gone(int((tmp_path / "child").read_text()))
+
+
+def test_the_dagster_of_a_killed_one_keeps_its_instance(tmp_path: Path) -> None:
+    fake_dagster(tmp_path)
+    stop, port, claim = threading.Event(), free_port(), os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(claim, fcntl.LOCK_EX)
+
+    def killed() -> None:
+        os.close(claim)
+        with pytest.raises(UiError, match="or the Dagster of one that was killed"), ui.claimed(tmp_path, 0):
+            pass
+        stop.set()
+
+    environment = {"DAGSTER_HOME": str(tmp_path)}
+    ui.run(ui.command(port), port, environment=environment, stop=stop, claim=claim, answers=killed)
+    with ui.claimed(tmp_path, 0):
+        pass
 
 
 def test_a_dagster_that_ends_by_itself_is_an_error() -> None:
@@ -235,5 +259,7 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
     said = log.read_text()
     assert (process.returncode, done, location) == (cli.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
     assert not re.search("SupersessionWarning|temporary directory", said)
-    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(tmp_path) not in commands and f"--port {port}" not in commands
+    give_up = time.monotonic() + 30  # the stand-ins end once nobody holds a lease any more
+    while left := running(str(tmp_path), f"--port {port}"):
+        assert time.monotonic() < give_up, left
+        time.sleep(0.5)
