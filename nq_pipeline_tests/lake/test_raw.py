@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.errors import LakeError
@@ -47,6 +47,7 @@ def archive(tmp_path: Path) -> RawArchive:
     return RawArchive(tmp_path / "raw")
 
 
+@settings(max_examples=25)
 @given(body=st.binary(max_size=2_000))
 def test_the_exact_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     archive = RawArchive(tmp_path_factory.mktemp("raw"))

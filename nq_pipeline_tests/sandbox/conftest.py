@@ -13,11 +13,17 @@ NOW = "2025-06-10T15:00:00Z"
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Base address of a running server, without vendor."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a running server; whatever has the same data folder finds it and starts none."""
     settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("data"))
     with endpoints(settings) as served:
-        yield served.barchart_url.removesuffix("/barchart")
+        yield served
+
+
+@pytest.fixture(scope="session")
+def root(shared: Settings) -> str:
+    """Base address of the running server, without vendor."""
+    return shared.barchart_url.removesuffix("/barchart")
 
 
 @pytest.fixture

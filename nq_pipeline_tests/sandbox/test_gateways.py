@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,22 +32,20 @@ def of_world(url: str) -> Any:
     return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
 
 
-def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(tmp_path: Path) -> None:
-    with endpoints(Settings(_env_file=None, data_dir=tmp_path)) as served:
-        assert served.databento_gateway and served.databento_api_key
-        key = served.databento_api_key.get_secret_value()
-        gateway = gateway_at(served.databento_gateway)
-        with recorder(gateway, key=key, start=False) as client:
-            client.subscribe(symbols="NQ.FUT")
-            client.start().wait_for(5)
-            begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
+def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(shared: Settings) -> None:
+    assert shared.databento_gateway and shared.databento_api_key
+    key = shared.databento_api_key.get_secret_value()
+    with recorder(gateway_at(shared.databento_gateway), key=key, start=False) as client:
+        client.subscribe(symbols="NQ.FUT")
+        client.start().wait_for(5)
+        begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
 
     assert sessions.is_open(begin, "rth")
     assert begin <= datetime.now(UTC)
 
 
-def test_an_address_of_ones_own_is_left_alone(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path, databento_gateway="127.0.0.1:9")
+def test_an_address_of_ones_own_is_left_alone(shared: Settings) -> None:
+    settings = Settings(_env_file=None, data_dir=shared.data_dir, databento_gateway="127.0.0.1:9")
     with endpoints(settings) as served:
         assert served.databento_gateway == "127.0.0.1:9"
         assert served.databento_url != settings.databento_url
