@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
+    from nq_pipeline.lake.results import Form
     from nq_pipeline.live.totals import Totals
     from nq_pipeline.settings import Settings
     from nq_pipeline.sources.snapshot import Snapshot
@@ -256,7 +257,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
 @click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
 @sentences
-def sql(query: str, form: str | None) -> None:
+def sql(query: str, form: Form | None) -> None:
     """Run a query against the lake, read-only, always on the newest data.
 
     \b
@@ -267,25 +268,31 @@ def sql(query: str, form: str | None) -> None:
     import duckdb
 
     from nq_pipeline.errors import LakeError
-    from nq_pipeline.lake import catalog
+    from nq_pipeline.lake import catalog, results
     from nq_pipeline.settings import load
 
     settings = load()
-    with catalog.connect(catalog.existing(settings.environment_dir), guarded=True) as connection:
-        try:
+    memory_mb, folder = settings.sql_memory_mb, catalog.existing(settings.environment_dir)
+    with catalog.connect(folder, guarded=True, memory_mb=memory_mb) as connection:
+
+        def answered() -> list[str]:
             relation = catalog.query(connection, query)
-            if form is None:
-                _note_sandbox(settings)
-                _show_rows(relation)
-            else:
-                frame = relation.pl()
-                click.echo(frame.write_csv().rstrip() if form == "csv" else _json(frame.to_dicts()))
+            return results.texts(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
+
+        try:
+            texts = results.within(connection, answered, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
         except (duckdb.Error, LakeError) as error:
             click.echo(f"nq: the query failed: {error}\n`nq tables` lists tables and columns.", err=True)
             sys.exit(SQL_FAILED)
+    if form is None:
+        _note_sandbox(settings)
+    for text in texts:
+        click.echo(text, nl=False)
+    if form is None and " shown)" in texts[-1].splitlines()[-1]:
+        click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
 
 
-def _show_rows(relation: duckdb.DuckDBPyRelation) -> None:
+def _shown(relation: duckdb.DuckDBPyRelation) -> str:
     """The first and last rows as a table, as wide as the terminal, or whole where there is none."""
     import io
     import shutil
@@ -294,10 +301,7 @@ def _show_rows(relation: duckdb.DuckDBPyRelation) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else EVERY_COLUMN
     with redirect_stdout(io.StringIO()) as table:
         relation.show(max_width=width)
-    text = table.getvalue().rstrip("\n")
-    click.echo(text)
-    if " shown)" in text.splitlines()[-1]:
-        click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
+    return table.getvalue().rstrip("\n") + "\n"
 
 
 @main.command(cls=_DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")

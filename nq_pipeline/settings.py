@@ -385,6 +385,14 @@ class Settings(BaseSettings):
         "each trade date. 0 is for ever.",
     )
 
+    # Queries
+    sql_timeout_s: float = Field(
+        300, ge=0, description="A query of `nq sql` is ended after so many seconds; 0 is never."
+    )
+    sql_memory_mb: int = Field(
+        2048, ge=64, description="Memory a query of `nq sql` may take, MiB; also the most text it prints."
+    )
+
     # Alerts
     alert_webhook: SecretStr | None = Field(
         None,

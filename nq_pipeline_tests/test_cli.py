@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +20,7 @@ from click.testing import CliRunner, Result
 import nq_pipeline
 from nq_pipeline import cli
 from nq_pipeline.errors import Blocked, LakeError, NoLake
+from nq_pipeline.lake import catalog, results
 from nq_pipeline.lake.schemas import OPTION_CHAIN
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart import QUOTES
@@ -388,6 +394,94 @@ def test_a_query_that_fails_is_exit_code_4_and_on_stderr(query: str, form: list[
     assert result.stderr.startswith("nq: the query failed: ")
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert not (tmp_path / "x.csv").exists()
+
+
+ODD = {
+    "interval": ("interval '1 month 2 days'", "1 month 2 days"),
+    "infinite": ("'-infinity'::timestamptz", "-infinity"),
+    "endless": ("'infinity'::date", "infinity"),
+    "before_christ": ("'0044-03-15 (BC)'::date", "0044-03-15 (BC)"),
+    "either": ("union_value(num := 2)", {"num": 2}),
+    "several": ("[1, null, 'nan'::double]", [1.0, None, None]),
+    "pair": ("{'a': 1, 'b': 'é\"'}", {"a": 1, "b": 'é"'}),
+    "keyed": ("map {[1]: interval 1 day}", {"[1]": "1 day"}),
+    "bytes": (r"'\xAA\x00a'::blob", r"\xAA\x00a"),
+    "bits": ("'101'::bit", "101"),
+    "large": ("170141183460469231731687303715884105727::hugeint", "170141183460469231731687303715884105727"),
+    "zoned": ("'12:00:00+02'::timetz", "12:00:00+02"),
+    "exact": ("'2025-01-01 00:00:00.123456789'::timestamp_ns", "2025-01-01 00:00:00.123456789"),
+    "nothing": ("null::int[]", None),
+}
+"""Values that JSON and CSV have no form for: SQL, and what is written."""
+
+
+def test_a_value_of_any_type_is_written() -> None:
+    query = f"select {', '.join(f'{sql} as {name}' for name, (sql, _) in ODD.items())} from range(2)"
+    shown = live("sql", query, "--json")
+    rows = json.loads(shown.stdout, parse_constant=lambda name: pytest.fail(name))
+    assert (rows, shown.stderr) == ([{name: value for name, (_, value) in ODD.items()}] * 2, "")
+    first, last = csv.DictReader(live("sql", query, "--csv").stdout.splitlines())
+    assert first == last
+    for name, (_, value) in ODD.items():
+        nested = isinstance(value, list | dict)
+        assert (json.loads(first[name]) if nested else first[name]) == ("" if value is None else value)
+    assert live("sql", query).exit_code == cli.OK
+
+
+def test_an_infinite_instant_leaves_the_others_as_they_are() -> None:
+    query = "from (values ('infinity'::timestamptz), ('2025-06-10 15:00:00.5'), (null)) as t(a)"
+    assert [row["a"] for row in json.loads(live("sql", query, "--json").stdout)] == [
+        "infinity", "2025-06-10T15:00:00.500000+00:00", None,
+    ]  # fmt: skip
+    assert live("sql", query, "--csv").stdout.startswith("a\ninfinity\n2025-06-10T15:00:00.500000+00:00\n")
+
+
+def test_a_result_of_several_batches_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "BATCH_ROWS", 2)
+    query = "select range as a, range as a from range(5)"
+    rows = json.loads(live("sql", query, "--json").stdout)
+    assert rows == [{"a": n, "a_1": n} for n in range(5)]
+    assert live("sql", query, "--csv").stdout == "a,a_1\n0,0\n1,1\n2,2\n3,3\n4,4\n"
+    assert live("sql", "select 1 as a where false", "--csv").stdout == "a\n"
+    assert live("sql", "select 1 as a where false", "--json").stdout == "[]\n"
+
+
+ENDLESS = "select sum(a.range * b.range) from range(1000000) as a, range(1000000) as b"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_query_ends_after_its_time(form: list[str]) -> None:
+    result = live("sql", ENDLESS, *form, NQ_SQL_TIMEOUT_S="0.1")
+    assert result.exit_code == cli.SQL_FAILED and result.stdout == ""
+    assert "it takes longer than the 0.1 s of NQ_SQL_TIMEOUT_S" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("query", "form"),
+    [
+        ("select list(range) from range(100000000)", []),
+        ("select list(range) from range(100000000)", ["--csv"]),
+        ("select repeat('x', 100000) as x from range(1000)", ["--csv"]),
+        ("select repeat('x', 100000) as x from range(1000)", ["--json"]),
+    ],
+)
+def test_a_query_takes_no_more_than_its_memory(query: str, form: list[str]) -> None:
+    result = live("sql", query, *form, NQ_SQL_MEMORY_MB="64")
+    assert result.exit_code == cli.SQL_FAILED and result.stdout == ""
+    assert "it needs more than the 64 MB of NQ_SQL_MEMORY_MB" in result.stderr
+
+
+def test_ctrl_c_interrupts_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = catalog.query
+
+    def begun(*words: Any) -> Any:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return begin(*words)
+
+    monkeypatch.setattr(catalog, "query", begun)
+    result = live("sql", ENDLESS, "--json")
+    assert (result.exit_code, result.stdout) == (cli.FAULT, "")
+    assert "Aborted!" in result.stderr
 
 
 def test_the_sandbox_says_that_no_price_is_real() -> None:

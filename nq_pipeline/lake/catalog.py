@@ -71,7 +71,9 @@ def existing(environment_root: Path) -> Path:
     return environment_root
 
 
-def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPyConnection:
+def connect(
+    environment_root: Path, *, guarded: bool = False, memory_mb: int | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view of every table, as of the newest manifests.
 
     Neither waits for writers nor makes them wait. The views name the files of this moment, which
@@ -86,6 +88,8 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
     guarded
         For SQL that somebody typed: such a connection reaches no file but those of the views and
         cannot be talked out of it. Run the SQL through `query`, which refuses to write to those.
+    memory_mb
+        The most memory that DuckDB takes; four fifths of the machine's when left out.
     """
     import duckdb
 
@@ -93,6 +97,8 @@ def connect(environment_root: Path, *, guarded: bool = False) -> duckdb.DuckDBPy
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(";\n".join(_views_sql(environment_root, tables)))
+    if memory_mb is not None:
+        connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
     if guarded:
         files = [path for resolved in tables.values() for path in resolved.paths]
         connection.execute(f"SET allowed_paths = {_list(files)}")

@@ -1,0 +1,173 @@
+"""The result of a query as CSV or JSON, within bounds of time and memory.
+
+DuckDB has values that neither polars nor Python has: intervals of months, infinite instants, dates
+before Christ, unions, maps of any key. What CSV and JSON have no form for is written by DuckDB:
+lists, structs, maps and unions as JSON, the rest as its text. A result is read in batches and kept
+as text only, so that it takes little more memory than what is printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import polars as pl
+
+from nq_pipeline.errors import LakeError
+
+if TYPE_CHECKING:
+    import duckdb
+
+Form = Literal["csv", "json"]
+T = TypeVar("T")
+
+BATCH_ROWS = 2_048
+_MIB = 1024 * 1024
+_AS_IS = {
+    "boolean", "tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint",
+    "float", "double", "decimal", "varchar", "null",
+}  # fmt: skip
+_INSTANTS = {"date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp with time zone"}
+_NESTED = {"list", "array", "struct", "map", "union", "variant"}
+_USUAL = "BETWEEN '0001-01-01' AND '9999-12-31 23:59:59'"
+"""The instants that Python has."""
+
+
+def within(
+    connection: duckdb.DuckDBPyConnection, work: Callable[[], T], *, seconds: float, memory_mb: int
+) -> T:
+    """What `work`, the one user of the connection, returns; Ctrl-C interrupts its query.
+
+    Parameters
+    ----------
+    seconds
+        After so long the query is interrupted; 0 is never.
+    memory_mb
+        What the connection was opened with, for the sentence.
+
+    Raises
+    ------
+    LakeError
+        The query took longer, or needed more memory.
+    """
+    import duckdb
+
+    # In a thread of its own, because DuckDB does not hear signals while it works.
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
+        try:
+            wait([running], timeout=seconds or None)
+        finally:
+            late = not running.done()
+            while not running.done():  # again and again: an interrupt between two batches is not kept
+                connection.interrupt()
+                wait([running], timeout=0.05)
+    if late:
+        raise LakeError(
+            f"it takes longer than the {seconds:g} s of NQ_SQL_TIMEOUT_S; "
+            "read fewer columns or trade dates, or raise that"
+        )
+    try:
+        return running.result()
+    except duckdb.OutOfMemoryException:
+        raise _too_large(memory_mb) from None
+
+
+def texts(relation: duckdb.DuckDBPyRelation, form: Form, *, memory_mb: int) -> list[str]:
+    """The whole result, in parts to print one after the other; nothing is to print if it fails halfway.
+
+    Raises
+    ------
+    LakeError
+        The text is larger than `memory_mb`.
+    duckdb.Error
+        DuckDB's own message about the query.
+    """
+    names = _names(relation.columns)
+    nested = [name for name, kind in zip(names, relation.types, strict=True) if kind.id in _NESTED]
+    shown, parts, size = relation.project(", ".join(_columns(relation))), list[str](), 0
+    with shown.to_arrow_reader(BATCH_ROWS) as reader:
+        if form == "csv":
+            parts.append(_frame(pl.from_arrow(reader.schema.empty_table()), names, nested).write_csv())
+        for batch in reader:
+            frame = _frame(pl.from_arrow(batch), names, nested)
+            if form == "csv":
+                parts.append(frame.write_csv(include_header=False))
+            elif frame.height:
+                parts.append(("," if parts else "[") + _json(frame, nested))
+            size += len(parts[-1]) if parts else 0
+            if size > memory_mb * _MIB:
+                raise _too_large(memory_mb)
+    if form == "json":
+        parts.append("\n]\n" if parts else "[]\n")
+    return parts
+
+
+def _too_large(memory_mb: int) -> LakeError:
+    return LakeError(
+        f"it needs more than the {memory_mb} MB of NQ_SQL_MEMORY_MB; "
+        "read fewer columns or trade dates, or raise that"
+    )
+
+
+def _json(frame: pl.DataFrame, nested: Sequence[str]) -> str:
+    """The objects of a JSON array, without its brackets."""
+    import orjson
+
+    rows = frame.to_dicts()
+    for row in rows:
+        row.update({name: orjson.Fragment(row[name]) for name in nested if row[name] is not None})
+    return orjson.dumps(rows, default=str, option=orjson.OPT_INDENT_2).decode()[1:-2]
+
+
+def _columns(relation: duckdb.DuckDBPyRelation) -> Iterator[str]:
+    """What is read of each column `#n`: `vn`, and of instants also `on`, the text of odd ones."""
+    for i, kind in enumerate(relation.types):
+        column, name = f"#{i + 1}", kind.id
+        if name in _NESTED:
+            yield f"to_json({column})::VARCHAR AS v{i}"
+        elif name in _INSTANTS:
+            yield f"CASE WHEN {column} {_USUAL} THEN {column} END AS v{i}"
+            yield f"CASE WHEN NOT {column} {_USUAL} THEN {column}::VARCHAR END AS o{i}"
+        else:
+            yield f"{column}{'' if name in _AS_IS else '::VARCHAR'} AS v{i}"
+
+
+def _frame(batch: pl.DataFrame | pl.Series, names: Sequence[str], nested: Sequence[str]) -> pl.DataFrame:
+    """A batch under the result's own names, odd instants and nested values as text."""
+    assert isinstance(batch, pl.DataFrame)
+    columns = []
+    for i, name in enumerate(names):
+        values = batch[f"v{i}"].alias(name)
+        if name in nested:
+            values = values.map_elements(_strict, pl.String)
+        elif f"o{i}" in batch.columns and (odd := batch[f"o{i}"]).count():
+            usual = values.dt.to_string("iso:strict")
+            values = usual.zip_with(usual.is_not_null(), odd)
+        columns.append(values)
+    return pl.DataFrame(columns)
+
+
+def _strict(value: str) -> str:
+    """JSON by DuckDB, with null for the NaN and infinities that it writes and strict JSON has not."""
+    import orjson
+
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return json.dumps(json.loads(value, parse_constant=lambda name: None), ensure_ascii=False)
+    return value
+
+
+def _names(columns: list[str]) -> list[str]:
+    """The columns' names, numbered where one stands for several."""
+    names = list[str]()
+    for column in columns:
+        name, number = column, 0
+        while name in names:
+            number += 1
+            name = f"{column}_{number}"
+        names.append(name)
+    return names
