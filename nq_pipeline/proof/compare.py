@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nq_pipeline.live.framer import is_near
+
 Array = npt.NDArray[Any]
 
 IDENTITY = (
@@ -49,6 +51,13 @@ def within(records: Array, field: str, first_ns: np.uint64, last_ns: np.uint64) 
     """The records with `first_ns <= field < last_ns`, nanoseconds UTC."""
     chosen: Array = records[(records[field] >= first_ns) & (records[field] < last_ns)]
     return chosen
+
+
+def times(records: Array) -> Array:
+    """When trades were, as far as it can be believed; by their receipt where no time can."""
+    near = is_near(records["ts_event"], records["ts_recv"])
+    told: Array = records["ts_recv"]
+    return np.minimum(records["ts_event"], told)[near] if near.any() else told
 
 
 def by_record(mine: Array, right: Array) -> Difference:

@@ -34,7 +34,7 @@ TAIL_S = 10.0
 def reconnect(ctx: Context) -> Finding:
     """After the drop and the replay the table has each trade once: counted by instrument."""
     assert ctx.live is not None
-    dropped_ns = int(ctx.live.trades["ts_event"].max())
+    dropped_ns = int(compare.times(ctx.live.trades).max())
     time.sleep(ctx.pace.outage_s)
     with CaptureLog(ctx.work / "capture", ctx.line.dataset, clock=ctx.clock) as log:
         ctx.resumed = replay_from(ctx, dropped_ns - OVERLAP_NS, min(TAIL_S, ctx.stream_s / 2), log.append)
@@ -72,7 +72,7 @@ def replay(ctx: Context) -> Finding:
     if ctx.resumed is None or ctx.recounted is None:
         return skipped("needs the replays of reconnect, which did not come")
     first, last = _span(ctx)
-    dropped = ctx.live.trades["ts_event"].max()
+    dropped = compare.times(ctx.live.trades).max()
     spans = {
         "stream": (ctx.live, first, dropped - ctx.settle_ns),
         "replay after the drop": (ctx.resumed, max(first, dropped - np.uint64(OVERLAP_NS)), last),
@@ -128,8 +128,8 @@ def _span(ctx: Context) -> tuple[np.uint64, np.uint64]:
     assert ctx.live is not None and ctx.resumed is not None
     reached = [np.uint64(ctx.resumed.state.replayed[FLOOR])]
     if len(ctx.resumed.trades):
-        reached.append(ctx.resumed.trades["ts_event"].max())
-    return ctx.live.trades["ts_event"].min() + ctx.settle_ns, max(reached) - ctx.settle_ns
+        reached.append(compare.times(ctx.resumed.trades).max())
+    return compare.times(ctx.live.trades).min() + ctx.settle_ns, max(reached) - ctx.settle_ns
 
 
 def _published(ctx: Context, first: np.uint64, last: np.uint64) -> pl.DataFrame:

@@ -54,3 +54,12 @@ def test_a_span_holds_its_start_and_not_its_end() -> None:
     array["ts_event"] = [1, 2, 3, 4]
     chosen = compare.within(array, "ts_event", np.uint64(2), np.uint64(4))
     assert chosen["ts_event"].tolist() == [2, 3]
+
+
+def test_a_time_far_from_its_receipt_is_no_time_of_a_trade() -> None:
+    received = np.array([100, 200, 300], np.uint64) * np.uint64(10**9)
+    records = empty(0, 3)
+    records["ts_event"], records["ts_recv"] = received, received
+    records["ts_event"][1] += np.uint64(83 * 86_400 * 10**9)
+    assert compare.times(records).tolist() == received[[0, 2]].tolist()
+    assert compare.times(records[1:2]).tolist() == received[1:2].tolist()
