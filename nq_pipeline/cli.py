@@ -50,21 +50,36 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"nq: {error}", err=True)
             sys.exit(NO_LAKE)
         except NqError as error:
-            click.echo(f"nq: {error}", err=True)
+            click.echo(f"nq: {_disk_trouble(error) or error}", err=True)
             sys.exit(FAULT)
         except OSError as error:
+            if said := _disk_trouble(error):
+                click.echo(f"nq: {said}", err=True)
+                sys.exit(FAULT)
             if error.filename is None:  # not of a file: a fault of this program
                 raise
             where = f"{error.filename}: {error.strerror}"
             click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
             sys.exit(FAULT)
         except Exception as error:
-            if (damage := _damage(error)) is None:
+            if (cause := _disk_trouble(error) or _damage(error)) is None:
                 raise
-            click.echo(f"nq: {damage}", err=True)
+            click.echo(f"nq: {cause}", err=True)
             sys.exit(FAULT)
 
     return wrapped
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What is wrong with the disk of the data, where an error comes of it."""
+    from nq_pipeline.disk import trouble
+    from nq_pipeline.errors import SettingsError
+    from nq_pipeline.settings import load
+
+    try:
+        return trouble(error, load().environment_dir)
+    except SettingsError:
+        return None
 
 
 def _damage(error: Exception) -> Exception | None:
@@ -351,11 +366,18 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     from dataclasses import asdict
     from pathlib import Path
 
+    from nq_pipeline.disk import trouble
     from nq_pipeline.lake.convert import convert as to_parquet
 
     file = Path(source)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
-    done = to_parquet(file, parquet, keep_complete=keep_complete)
+    try:
+        done = to_parquet(file, parquet, keep_complete=keep_complete)
+    except OSError as error:  # of the disk that is written to, whichever holds the data
+        if (said := trouble(error, parquet.parent)) is None:
+            raise
+        click.echo(f"nq: {said}", err=True)
+        sys.exit(FAULT)
     if as_json:
         click.echo(_json(asdict(done)))
         return
@@ -574,12 +596,12 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
     """
     from nq_pipeline.settings import load
     from nq_pipeline.spend import report
-    from nq_pipeline.spend.ledger import Ledger
+    from nq_pipeline.spend.ledger import read_ledger
 
     if context.invoked_subcommand is not None:
         return
     settings = load()
-    ledger = Ledger(settings)
+    ledger = read_ledger(settings)
     month = ledger.month(_first_of(named, settings.budget_timezone) if named else None)
     _export_spend(settings, ledger)
     if as_json:
@@ -906,8 +928,15 @@ def _export_spend(settings: Settings, ledger: Ledger) -> None:
     from nq_pipeline.lake.lake import Lake
     from nq_pipeline.spend.export import export
 
-    if export(ledger, Lake(settings.environment_dir / "lake"), run_id="nq budget"):
-        catalog.publish(settings.environment_dir)
+    if ledger.is_copy:
+        return  # what is noted in it is gone afterwards
+    try:
+        if export(ledger, Lake(settings.environment_dir / "lake"), run_id="nq budget"):
+            catalog.publish(settings.environment_dir)
+    except Exception as error:
+        if (said := _disk_trouble(error)) is None:
+            raise
+        click.echo(f"nq: the table spend was not brought up to date: {said}", err=True)
 
 
 def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:

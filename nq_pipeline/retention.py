@@ -13,6 +13,7 @@ compaction; kept answers go by themselves after a day.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from nq_pipeline.live.publish import Publisher
 from nq_pipeline.live.rows import SCHEMAS
 from nq_pipeline.settings import Settings
 
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+"""What SQLite says on a full disk."""
 SETTLED = ("verified", "unfillable")
 """States of a gap for which the log is not needed any more."""
 
@@ -119,7 +122,11 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     for path in archive.old_runs(before):
         if archive.run_date(path) not in unwritten_days:
             if not dry_run:
-                archive.note_removed(path)
+                try:
+                    archive.note_removed(path)
+                except OSError as error:
+                    swept.kept = f"records of runs that cannot be noted as removed: {error.strerror}"
+                    break
             _remove(swept, [path], dry_run)
     _remove(swept, archive.old_questions(before), dry_run)
     return swept
@@ -200,12 +207,19 @@ def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
 
     swept = Swept("cache", None)
     for path in sorted((settings.environment_dir / "cache").glob("*-http.sqlite")):
-        cache, size = HttpCache(path), path.stat().st_size
-        swept.files += cache.count(expired=True) - cache.count(expired=False)
-        if not dry_run:
-            cache.delete(expired=True)  # also gives the space back
-            swept.bytes += max(0, size - path.stat().st_size)
-        cache.close()  # type: ignore[no-untyped-call]
+        size = path.stat().st_size
+        try:
+            cache = HttpCache(path)
+            swept.files += cache.count(expired=True) - cache.count(expired=False)
+            if not dry_run:
+                cache.delete(expired=True)  # also gives the space back
+                swept.bytes += max(0, size - path.stat().st_size)
+            cache.close()  # type: ignore[no-untyped-call]
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF not in NO_ROOM:
+                raise
+            # Nothing can be taken out of it; all of it is made anew.
+            _remove(swept, [path, *path.parent.glob(f"{path.name}-*")], dry_run)
     return swept
 
 

@@ -19,7 +19,7 @@ from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import beside_chain
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.ledger import Ledger
+from nq_pipeline.spend.ledger import read_ledger
 from nq_pipeline.spend.statement import Statement
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
             agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
             gaps=lake.sql(_GAPS, params={"days": sorted(captured)}).pl(),
             captured=tuple(sorted(captured)),
-            month=Ledger(settings).month(),
+            month=read_ledger(settings).month(),
         )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -25,10 +27,13 @@ import polars as pl
 from nq_pipeline import charts
 from nq_pipeline.charts import draw
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
+from nq_pipeline.disk import trouble
 from nq_pipeline.lake.files import write_atomically
 from nq_pipeline.report.facts import Book, Facts, gather
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
+
+log = logging.getLogger(__name__)
 
 FOLDER = "reports"
 WIDE, NARROW = 560, 358
@@ -66,7 +71,8 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
 
     Returns
     -------
-    `<data>/<environment>/reports/<snapshot in UTC>.html`.
+    `<data>/<environment>/reports/<snapshot in UTC>.html`; below the folder for temporary files where the
+    data's disk takes nothing.
 
     Raises
     ------
@@ -75,7 +81,15 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
     """
     facts = gather(settings, snapshot_ts)
     path = settings.environment_dir / FOLDER / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
-    write_atomically(path, html(facts).encode())
+    page = html(facts).encode()
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        if (said := trouble(error, settings.environment_dir)) is None:
+            raise
+        log.warning("the report is not kept with the data: %s", said)
+        path = Path(mkdtemp(prefix="nq-report-")) / path.name
+        write_atomically(path, page)
     return path
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,7 +52,48 @@ def open_engine(settings: Settings) -> sa.Engine:
     LedgerError
         It cannot be reached, or a newer release of this program has changed its tables.
     """
-    engine = _engine(settings)
+    return _migrated(_engine(settings))
+
+
+def open_copy(settings: Settings) -> sa.Engine | None:
+    """A copy in memory of the ledger in SQLite, with its tables brought up to date: for reading where the
+    file cannot be written. What is written to it is lost. None when there is no such file, or it cannot
+    be read either.
+
+    Raises
+    ------
+    LedgerError
+        A newer release of this program has changed its tables.
+    """
+    path = _file(settings)
+    if path is None or not path.is_file():
+        return None
+    try:
+        memory = _copied(path)
+    except (OSError, sqlite3.Error):
+        return None
+    engine = sa.create_engine("sqlite://", creator=lambda: memory, poolclass=sa.StaticPool)
+    return _migrated(_serialized(engine))
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """All of a database in memory; what its log has beside it is read elsewhere, since that takes writing."""
+    log = path.with_name(f"{path.name}-wal")
+    if not (log.is_file() and log.stat().st_size):
+        return _in_memory(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+    with TemporaryDirectory(prefix="nq-ledger-") as folder:
+        shutil.copy(log, folder)
+        return _in_memory(Path(shutil.copy(path, folder)).as_uri())
+
+
+def _in_memory(uri: str) -> sqlite3.Connection:
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    with closing(sqlite3.connect(uri, uri=True)) as source:
+        source.backup(memory)
+    return memory
+
+
+def _migrated(engine: sa.Engine) -> sa.Engine:
     with transaction(engine) as connection:
         found = _revision(connection)
         if found != HEAD:
@@ -75,25 +119,33 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 def _engine(settings: Settings) -> sa.Engine:
-    if settings.ledger_url is None:
-        path = settings.environment_dir / NAME
+    if (path := _file(settings)) is not None:
         make_folder(path.parent)
         return _sqlite(path.absolute())
-    try:
-        url = sa.make_url(settings.ledger_url.get_secret_value())
-    except sa.exc.ArgumentError:
-        raise LedgerError(
-            "NQ_LEDGER_URL is no address of a database; write postgresql://user@host/name"
-        ) from None
-    if url.drivername == "sqlite" and url.database:
-        path = Path(url.database)
-        make_folder(path.parent)
-        return _sqlite(path.absolute())
+    url = _url(settings)
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return _postgresql(url.set(drivername="postgresql+psycopg"), settings.ledger_timeout_s)
     raise LedgerError(
         f"NQ_LEDGER_URL names {url.drivername}; the ledger is kept in sqlite:///file or postgresql://"
     )
+
+
+def _file(settings: Settings) -> Path | None:
+    """Where the ledger lies in SQLite; None where it does not."""
+    if settings.ledger_url is None:
+        return settings.environment_dir / NAME
+    url = _url(settings)
+    return Path(url.database) if url.drivername == "sqlite" and url.database else None
+
+
+def _url(settings: Settings) -> sa.URL:
+    assert settings.ledger_url is not None
+    try:
+        return sa.make_url(settings.ledger_url.get_secret_value())
+    except sa.exc.ArgumentError:
+        raise LedgerError(
+            "NQ_LEDGER_URL is no address of a database; write postgresql://user@host/name"
+        ) from None
 
 
 @cache  # one of a database per process: it compiles every statement once, and keeps no connection
@@ -107,6 +159,12 @@ def _sqlite(path: Path) -> sa.Engine:
         connection.execute(f"PRAGMA busy_timeout = {PATIENCE_S * 1000}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+
+    return _serialized(engine)
+
+
+def _serialized(engine: sa.Engine) -> sa.Engine:
+    """An engine of SQLite whose transactions take turns from their beginning."""
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+import sqlalchemy as sa
+
 from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.settings import Settings
@@ -33,7 +35,7 @@ from nq_pipeline.spend.charge import (
     cost_as_sent,
     reservation_of,
 )
-from nq_pipeline.spend.database import open_engine, transaction
+from nq_pipeline.spend.database import open_copy, open_engine, transaction
 from nq_pipeline.spend.money import ZERO, is_amount, rounded_up, shown
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, statement
@@ -90,18 +92,42 @@ def open_ledger(
     return ledger
 
 
+def read_ledger(settings: Settings) -> Ledger:
+    """The ledger for a statement, also where it cannot be written, as on a full disk: then a copy in
+    memory is read, in which nothing is kept.
+
+    Raises
+    ------
+    LedgerError, OSError
+        It can neither be written nor read.
+    """
+    try:
+        return Ledger(settings)
+    except (LedgerError, OSError) as error:
+        if (copy := open_copy(settings)) is None:
+            raise
+        log.warning("the ledger is read as it stands, since it cannot be written: %s", error)
+        return Ledger(settings, copy=copy)
+
+
 class Ledger:
     """Opened by `open_ledger`. Safe for any number of threads, processes and (PostgreSQL) machines."""
 
     def __init__(
-        self, settings: Settings, *, clock: Clock | None = None, boot: Callable[[], Boot | None] = this_boot
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        boot: Callable[[], Boot | None] = this_boot,
+        copy: sa.Engine | None = None,
     ) -> None:
         self.environment = settings.environment
         self.budgets = Budgets.of(settings)
         self._review = timedelta(hours=settings.budget_review_h)
         self._reason = settings.budget_reason
         self._clock, self._boot = clock or SystemClock(), boot
-        self._engine = open_engine(settings)
+        self.is_copy = copy is not None
+        self._engine = copy or open_engine(settings)
         with self._book() as book:
             book.note_settings(self._reason)
 

@@ -1,0 +1,71 @@
+"""What an error says about the disk: that it is full, or takes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import gettempdir
+
+from nq_pipeline.errors import LedgerError, LogFailed, SandboxError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS,)
+WORDS_FULL = ("no space left", "disk is full", "disk quota exceeded")
+WORDS_READ_ONLY = ("read-only file system", "readonly database")
+"""What libraries make of it, in lower case."""
+LIBRARIES = ("sqlite3", "sqlalchemy", "polars", "duckdb", "_duckdb", "pyarrow")
+OURS = (OSError, LedgerError, LogFailed, SandboxError)
+"""What may come of a disk and says no more than that something failed."""
+LEAST = 1024 * 1024
+"""A disk with less than this is full."""
+
+
+def trouble(error: BaseException, folder: Path) -> str | None:
+    """One sentence when an error came of a disk, which is that of the file it names, that below `folder` or
+    that of temporary files; None when it did not, or may not have."""
+    chain = list(_chain(error))
+    named = [Path(str(one.filename)) for one in chain if isinstance(one, OSError) and one.filename]
+    places = [_there(path) for path in (*named, folder, Path(gettempdir()))]
+    maybe = any(isinstance(one, OURS) or type(one).__module__.partition(".")[0] in LIBRARIES for one in chain)
+    fullest = next((place for place in places if _free(place) < LEAST), None)
+    if _says(chain, FULL, WORDS_FULL) or (maybe and fullest):
+        disk = fullest or places[0]
+        return (
+            f"the disk with {disk} is full, {_free(disk) / 2**20:,.1f} MiB are free; `nq retention` removes "
+            "what is old, and NQ_DATA_DIR can name a folder on another disk"
+        )
+    locked = next((place for place in places if os.statvfs(place).f_flag & os.ST_RDONLY), None)
+    if _says(chain, READ_ONLY, WORDS_READ_ONLY) or (maybe and locked):
+        return (
+            f"the disk with {locked or places[0]} is read-only, so nothing can be written; make it writable, "
+            "or let NQ_DATA_DIR name another folder"
+        )
+    return None
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _free(place: Path) -> int:
+    state = os.statvfs(place)
+    return state.f_bavail * state.f_frsize
+
+
+def _says(chain: list[BaseException], numbers: tuple[int, ...], words: tuple[str, ...]) -> bool:
+    return any(
+        (isinstance(one, OSError) and one.errno in numbers) or any(said in str(one).lower() for said in words)
+        for one in chain
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that led to it, also where that is not to be shown."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,174 @@
+"""A disk that is full or read-only: one sentence that names it, and what only reads still works."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nq_pipeline.cli import main
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.report.conftest import measure, take
+from nq_pipeline_tests.sources.server import Answer, serve
+from nq_pipeline_tests.spend.machine import charge
+from nq_pipeline_tests.test_retention import archived
+
+FILLING = "filling"
+
+
+def mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small disk of its own, with a lake, a ledger that somebody left open, and old answers."""
+    if shutil.which("mount") is None:
+        pytest.skip("there is no `mount` here")
+    folder = tmp_path_factory.mktemp("disk")
+    mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
+    try:
+        settings, snapshot = take(folder)
+        measure(settings, snapshot)
+        open_ledger(settings).reserve(charge("4"))
+        for number in range(40):
+            archived(settings, f"{number:016x}")
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
+
+
+@pytest.fixture
+def full(disk: Path) -> Iterator[Path]:
+    """The disk without a byte left."""
+    with (disk / FILLING).open("ab", buffering=0) as file:
+        for size in (65_536, 4_096, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
+    assert shutil.disk_usage(disk).free == 0
+    yield disk
+    (disk / FILLING).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def read_only(disk: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same disk where nothing can be written."""
+    mount("--bind", str(disk), str(tmp_path))
+    try:
+        mount("-o", "remount,bind,ro", str(tmp_path))
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True, timeout=60)
+
+
+def nq(disk: Path, *words: str, **variables: str) -> Result:
+    given = {"NQ_DATA_DIR": str(disk), "NQ_NOW": "2025-06-10T15:00:00Z", **variables}
+    return CliRunner().invoke(main, list(words), env=given)
+
+
+def says_full(done: Result, disk: Path) -> None:
+    last = done.output.splitlines()[-1]
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
+    assert last.startswith(f"nq: the disk with {disk}") and "is full, 0.0 MiB are free" in last, done.output
+
+
+def test_a_run_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path) -> None:
+    with serve(lambda asked: Answer(b'{"status":"OK","results":[]}')) as server:
+        vendor = {"NQ_POLYGON_URL": server.url, "POLYGON_API_KEY": "a-key-of-polygon"}
+        done = nq(full, "run", "--source", "polygon", NQ_ENVIRONMENT="live", **vendor)
+    says_full(done, full)
+
+
+def test_a_capture_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path) -> None:
+    gateway = {"NQ_DATABENTO_GATEWAY": "127.0.0.1:9", "NQ_DATABENTO_URL": "http://127.0.0.1:9"}
+    clock = {
+        "NQ_NOW": "",
+        "NQ_CAPTURE_WINDOW": "always",
+        "DATABENTO_API_KEY": "a-key",
+        "NQ_ENVIRONMENT": "live",
+    }
+    says_full(nq(full, "capture", "--minutes", "0.001", **gateway, **clock), full)
+
+
+def test_stand_ins_that_a_full_disk_keeps_from_starting_are_no_riddle(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nq_pipeline.sandbox.process as process
+
+    def start(*_: Any, **__: Any) -> Any:
+        raise process.SandboxError("The stand-ins could not be started: no answer")
+
+    monkeypatch.setattr(process, "_started", start)
+    says_full(nq(full, "doctor"), full)
+
+
+def sums(done: Result) -> list[str]:
+    """The sums of money in a statement that do not move with the clock."""
+    assert done.exit_code == 0, done.output
+    return [line for line in done.stdout.splitlines() if "_usd" in line and "prorated" not in line]
+
+
+def test_a_budget_is_shown_on_a_full_disk(disk: Path, request: pytest.FixtureRequest) -> None:
+    before = sums(nq(disk, "budget", "--json"))
+    request.getfixturevalue("full")
+    assert before == sums(nq(disk, "budget", "--json")) and any('"4' in line for line in before)
+
+
+def test_a_budget_and_a_report_only_read(disk: Path, read_only: Path) -> None:
+    assert sums(nq(disk, "budget", "--json")) == sums(nq(read_only, "budget", "--json"))
+    page = nq(read_only, "report", "--no-open")
+    assert page.exit_code == 0, page.output
+    path = Path(page.stdout.partition("Report: ")[2].partition(";")[0].strip())
+    assert path.is_file() and read_only not in path.parents
+
+
+def test_what_lies_in_the_log_of_a_ledger_that_cannot_be_written_counts(
+    disk: Path, request: pytest.FixtureRequest
+) -> None:
+    ledger = disk / "sandbox" / "ledger.sqlite"
+    with closing(sqlite3.connect(ledger)) as still_open:  # so that the log is not taken over yet
+        still_open.execute("SELECT count(*) FROM nq_spend_lines").fetchone()
+        open_ledger(Settings(_env_file=None, data_dir=disk)).reserve(charge("3"))
+        assert ledger.with_name("ledger.sqlite-wal").stat().st_size
+        read_only = request.getfixturevalue("read_only")
+        assert any('"7' in line for line in sums(nq(read_only, "budget", "--json")))
+
+
+def test_retention_works_on_a_full_disk(full: Path) -> None:
+    cache = full / "sandbox" / "cache" / "polygon-http.sqlite"
+    cache.parent.mkdir(exist_ok=True)
+    kept = sorted((full / "sandbox" / "raw" / "barchart").rglob("*.zst"))
+    later = datetime(2026, 1, 5, tzinfo=UTC).isoformat()
+    done = nq(full, "retention", NQ_NOW=later)
+    assert done.exit_code == 0, done.output
+    assert len(kept) == 40 and not any(path.exists() for path in kept)
+    assert Decimal(shutil.disk_usage(full).free) > 0
+
+
+def test_a_cache_that_a_full_disk_locks_up_goes_as_a_whole(
+    disk: Path, request: pytest.FixtureRequest
+) -> None:
+    from requests_cache.backends.sqlite import SQLiteCache
+
+    cache = disk / "sandbox" / "cache" / "polygon-http.sqlite"
+    made = SQLiteCache(cache, wal=True)
+    made.responses["a"] = b"an answer"  # type: ignore[assignment]
+    made.close()  # type: ignore[no-untyped-call]
+    request.getfixturevalue("full")
+    assert nq(disk, "retention").exit_code == 0
+    assert not cache.exists() and shutil.disk_usage(disk).free > 0
