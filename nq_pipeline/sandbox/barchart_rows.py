@@ -35,37 +35,38 @@ def option_rows(world: World, symbol: str) -> list[Row]:
     """The board of a series by the site's code; empty for a code that is not listed."""
     instant = world.shown - DELAY
     series = boards(world.market.chain(instant)).get(symbol.upper())
-    return _board_rows(world.market, world.market.moment(instant), series) if series else []
+    minute = instant.replace(second=0, microsecond=0)
+    return _board_rows(world.market, minute, series) if series else []
 
 
 @lru_cache(maxsize=64)
-def _board_rows(market: AnyMarket, moment: datetime, series: Series) -> list[Row]:
+def _board_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Row]:
     """All rows of one board; kept, because the page sums up what the API sends."""
-    board = market.chain(moment).filter(pl.col("series") == series.key)
+    board = market.chain(minute).filter(pl.col("series") == series.key)
     code = barchart_code(series, year_digits=1)
-    closed = moment >= sessions.current_session(moment).close
+    moment = market.moment(minute)
     first = board["contract_key"][0]
     return [
-        _option_row(row, series, str(code), moment, closed, quirk=row["contract_key"] == first)
+        _option_row(row, series, str(code), moment, quirk=row["contract_key"] == first)
         for row in board.iter_rows(named=True)
     ]
 
 
-def _option_row(
-    row: dict[str, Any], series: Series, code: str, moment: datetime, closed: bool, *, quirk: bool
-) -> Row:
+def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime, *, quirk: bool) -> Row:
     """One contract as the site shows it.
 
-    Traded today: the last trade, at its time, until the session closes, also of a series that has
-    expired in the meantime (our assumption: only a board after the close was recorded). Otherwise
-    the settlement with an `s`, dated by its session, with the volume of that session. The lowest
-    call lacks the `s`, as recorded.
+    Traded today: the last trade, at its time, until the session is closed and settled, also of a
+    series that has expired in the meantime (our assumption: only a board after the close was
+    recorded). Otherwise the settlement with an `s`, dated by its session, with the volume of that
+    session. The lowest call lacks the `s`, as recorded.
     """
-    today = row["volume"] > 0 and not closed
-    prefix = "" if today or (closed and row["volume"] > 0) else "prior_"
+    session = sessions.current_session(moment)
+    settled = row["settlement_date"] == session.trade_date
+    today = row["volume"] > 0 and not (settled and moment >= session.close)
+    prefix = "" if today or settled else "prior_"
     traded = row[f"{prefix}volume"] > 0 and (today or row["settlement"] is not None)
     last = row["last"] if today else row["settlement"]
-    before = row["settlement"] if today else row["previous_settlement"]
+    before = row["settlement"] if today and not settled else row["previous_settlement"]
     high = max(row[f"{prefix}high"], last) if traded else last
     low = min(row[f"{prefix}low"], last) if traded else last
     time: Cell
@@ -115,13 +116,14 @@ def _option_row(
 def future_rows(world: World) -> list[Row]:
     """The listed futures, nearest first."""
     instant = world.shown - DELAY
-    closed = not sessions.is_open(instant)
+    session = sessions.current_session(instant)
     rows = []
     for future in world.market.futures(instant).iter_rows(named=True):
         symbol = _year_symbol(future["symbol"], future["expiration"])
-        last, before = future["last"], future["settlement"]
-        if closed:
-            last, before = future["settlement"], future["previous_settlement"]
+        settled = future["settlement_date"] == session.trade_date
+        closed = settled and instant >= session.close
+        last = future["settlement"] if closed else future["last"]
+        before = future["previous_settlement"] if settled else future["settlement"]
         moment = future["last_ts"].astimezone(CHICAGO)
         text, number = _price(last)
         rows.append(

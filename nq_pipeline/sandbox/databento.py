@@ -3,9 +3,9 @@
 The options on NQ futures, with the futures themselves and a few user-defined spreads among the
 definitions. A parent brings all its instruments, answers carry the symbol mapping of their days,
 ids are the same in all of them. Quotes are of the minutes in which a book changed. Statistics come
-preliminary and then final: settlements at the close and 90 minutes later, open interest and
-cleared volume four and seventeen hours after it. `mbo` has the orders that trade and no others;
-`mbp-10` and `status` are not here.
+preliminary and then final: settlements when the exchange first publishes them and 90 minutes after
+the close, open interest and cleared volume four and seventeen hours after it. `mbo` has the orders
+that trade and no others; `mbp-10` and `status` are not here.
 
 An account is whatever key arrives; it has its batch jobs (`databento_batch`), and everything it
 asked is listed at `/requests`, with the bytes it would be billed for. Prices are those of the

@@ -18,6 +18,7 @@ from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS
+from nq_pipeline.market.settlements import published_at
 from nq_pipeline.sandbox import path
 from nq_pipeline.sandbox.market import AnyMarket, previous_trade_date
 from nq_pipeline.sandbox.shapes import SHAPES
@@ -284,28 +285,35 @@ def _open_before(t: int) -> bool:
 
 
 def statistics(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
-    """Settlements, session lows and highs, cleared volume and open interest of the sessions that closed."""
-    wanted = instruments.select("instrument_id")
+    """Settlements, session lows and highs, cleared volume and open interest, as each comes out."""
+    wanted, hour = instruments.select("instrument_id"), 3600 * NS_PER_S
     parts = []
     for session in sessions_of(start - 5 * DAY_NS, end):
-        close = to_ns(session.close)
-        if close >= end:
+        day, close = session.trade_date, to_ns(session.close)
+        settled = {part.product.code: published_at(day, part.product) for part in market.parts}
+        if min(session.close, *settled.values()) >= from_ns(end):
             continue
-        closed = _state(market, session.close, wanted)
-        following = _state(market, sessions.next_open(session.close), wanted)
-        preliminary = following.with_columns((pl.col("open_interest") * 0.98).floor().cast(pl.Int64))
-        hour = 3600 * NS_PER_S
+        closed = _state(market, max(session.close, *settled.values()), wanted)
+        product = pl.col("root").replace_strict(_PRODUCT_OF)
         publications = [
-            (close, 3, closed, "settlement", PRELIMINARY),
+            *(
+                (to_ns(at), 3, closed.filter(product == code), "settlement", PRELIMINARY)
+                for code, at in settled.items()
+            ),
             (close, 4, closed, "low", 0),
             (close, 5, closed, "high", 0),
             (close + hour * 3 // 2, 3, closed, "settlement", FINAL),
             (close + 4 * hour, 6, closed.filter(pl.col("volume") > 0), "volume", 0),
-            (close + 4 * hour, 9, preliminary, "open_interest", 0),
-            (close + 17 * hour, 9, following, "open_interest", 0),
         ]
+        if close < end:
+            following = _state(market, sessions.next_open(session.close), wanted)
+            preliminary = following.with_columns((pl.col("open_interest") * 0.98).floor().cast(pl.Int64))
+            publications += [
+                (close + 4 * hour, 9, preliminary, "open_interest", 0),
+                (close + 17 * hour, 9, following, "open_interest", 0),
+            ]
         parts += [
-            _statistic(at, stat_type, frame, column, flags, session.trade_date)
+            _statistic(at, stat_type, frame, column, flags, day)
             for at, stat_type, frame, column, flags in publications
             if start <= at < end
         ]

@@ -4,7 +4,8 @@ One of each product (`Market`), or several side by side (`Exchange`), which look
 Everything is a pure function of (seed, product, instant). The index moves as `path.py` says; options
 are valued on the future they exercise into (European ones by Black-76, American ones
 with the right to exercise early), with one smooth surface, so that put-call parity holds and all
-vendors agree. A closed market shows the state of its last close.
+vendors agree. A closed market shows the state of its last close. Settlements come out as late as the
+exchange's; until then those of the trade date before are shown.
 
 Nothing here is calibrated to a real day. The shape is: strike ladders, ticks, widths of
 quotes, the share of untraded contracts and of contracts without a bid.
@@ -27,6 +28,7 @@ from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import round_to_tick
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import NQ, PRODUCTS, PROXIES, Product, Ticks
+from nq_pipeline.market.settlements import newest_published, settled_at
 from nq_pipeline.sandbox import boards, path
 from nq_pipeline.sandbox.noise import Floats, mix, normal, uniform
 from nq_pipeline.sandbox.path import DAY_NS, LEVEL
@@ -62,6 +64,10 @@ class Market:
         current = sessions.current_session(instant)
         return max(close for _, close in current.segments if close <= instant)
 
+    def settled(self, instant: datetime) -> date:
+        """The newest trade date whose settlements are out at an instant."""
+        return newest_published(instant, self.product)
+
     # The path
 
     def index(self, ts_ns: Any) -> Floats:
@@ -82,11 +88,11 @@ class Market:
         """The listed futures that options exercise into, nearest first.
 
         Columns: product, symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
-        low, volume, settlement (of the last settled session), previous_settlement,
+        low, volume, settlement (the newest that is out) with settlement_date, previous_settlement,
         open_interest.
         """
-        moment = self.moment(instant)
-        return self._remember(("futures", moment), lambda: self._futures(moment))
+        moment, settled = self.moment(instant), self.settled(instant)
+        return self._remember(("futures", moment, settled), lambda: self._futures(moment, settled))
 
     # Options on the futures
 
@@ -109,11 +115,11 @@ class Market:
         implied_volatility, delta, gamma, theta (per day), vega (per 1.00), quote_ts; last,
         last_ts, open, high, low, volume of the session (volume 0 and the rest null without
         a trade); prior_last, prior_last_ts, prior_open, prior_high, prior_low, prior_volume
-        of the session before; settlement of the last settled session with settlement_date,
+        of the session before; settlement (the newest that is out) with settlement_date,
         previous_settlement; open_interest; expired.
         """
-        moment = self.moment(instant)
-        return self._remember(("chain", moment), lambda: self._chain(moment))
+        moment, settled = self.moment(instant), self.settled(instant)
+        return self._remember(("chain", moment, settled), lambda: self._chain(moment, settled))
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
         """Books of contracts (rows of `listed`) at one instant each (or one for all).
@@ -185,11 +191,10 @@ class Market:
         years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
         return np.asarray(index * np.exp(self.shape.carry * years), np.float64)
 
-    def _futures(self, moment: datetime) -> pl.DataFrame:
+    def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
         today = sessions.current_session(moment)
-        settled, before = self._settled(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
-        closes = np.array([_settle_ns(settled), _settle_ns(before)])
+        closes = np.array([self._settle_ns(day) for day in (settled, previous_trade_date(settled))])
         walked, closed = self.index(minutes), self.index(closes)  # the same for every future
         rows = []
         tick = self.shape.future_tick
@@ -221,17 +226,15 @@ class Market:
                     "low": walk.min(),
                     "volume": int(self.shape.future_volume * share * weight),
                     "settlement": settle[0],
+                    "settlement_date": settled,
                     "previous_settlement": settle[1],
                     "open_interest": int(260_000 * weight) + int(uniform(self.seed, _OPEN, until)[0] * 900),
                 }
             )
         return pl.DataFrame(rows).with_columns(boards.utc("expiration", "last_ts"))
 
-    def _settled(self, moment: datetime) -> tuple[date, date]:
-        """The last settled trade date and the one before: a session settles when it closes."""
-        today = sessions.current_session(moment)
-        last = today.trade_date if moment >= today.close else previous_trade_date(today.trade_date)
-        return last, previous_trade_date(last)
+    def _settle_ns(self, day: date) -> int:
+        return to_ns(settled_at(day, self.product))
 
     def _model(self, contracts: pl.DataFrame, ts: Any) -> dict[str, Floats]:
         """Fair price and Greeks of contracts at instants, on the surface.
@@ -330,9 +333,9 @@ class Market:
         frame = frame.with_columns(pl.col("price").fill_nan(None)).drop_nulls("price")
         return frame.sort("ts_event", "instrument_id", maintain_order=True)
 
-    def _chain(self, moment: datetime) -> pl.DataFrame:
+    def _chain(self, moment: datetime, settled: date) -> pl.DataFrame:
         listed = self.listed(sessions.trade_date(moment))
-        return self._state(listed, moment, self.trades, self.product.ticks, self._settled(moment))
+        return self._state(listed, moment, self.trades, self.product.ticks, settled)
 
     def _state(
         self,
@@ -340,7 +343,7 @@ class Market:
         moment: datetime,
         trades: Callable[[date], pl.DataFrame],
         ticks: Ticks,
-        settled: tuple[date, date],
+        settled: date,
     ) -> pl.DataFrame:
         """The state of contracts at a moment: book, session so far, session before, settlements."""
         now, trade_date = to_ns(moment), sessions.trade_date(moment)
@@ -356,10 +359,10 @@ class Market:
             frame = frame.join(
                 _session_so_far(done, prefix), on="instrument_id", how="left", maintain_order="left"
             )
-        for name, day in zip(("settlement", "previous_settlement"), settled, strict=True):
+        for name, day in (("settlement", settled), ("previous_settlement", previous_trade_date(settled))):
             frame = frame.with_columns(self._settlement(contracts, day, now, ticks).alias(name))
         return frame.with_columns(
-            pl.lit(settled[0]).alias("settlement_date"),
+            pl.lit(settled).alias("settlement_date"),
             pl.col("volume", "prior_volume").fill_null(0),
         )
 
@@ -369,7 +372,7 @@ class Market:
         A contract that expired settles at its intrinsic value to the cent when in the money,
         as the exchange's fixing does; out of the money it keeps the settlement of before.
         """
-        value = round_to_tick(ticks, self._model(contracts, _settle_ns(day))["value"])
+        value = round_to_tick(ticks, self._model(contracts, self._settle_ns(day))["value"])
         value = np.maximum(value, ticks[0][1])
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         gone = expiration <= now
@@ -378,7 +381,7 @@ class Market:
             fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
-            day_before = self._model(past, _settle_ns(previous_trade_date(day)))["value"]
+            day_before = self._model(past, self._settle_ns(previous_trade_date(day)))["value"]
             kept = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
             at_close = day == sessions.trade_date(from_ns(now))
             value[gone] = np.where(intrinsic > 0, intrinsic, kept) if at_close else value[gone]
@@ -402,8 +405,7 @@ class Market:
             done = self._trades(frame, day, ticks)
             return done.filter(path.in_rth(done["ts_event"].to_numpy()))
 
-        settled = previous_trade_date(trade_date)
-        return self._state(frame, moment, trades, ticks, (settled, previous_trade_date(settled)))
+        return self._state(frame, moment, trades, ticks, previous_trade_date(trade_date))
 
 
 class Exchange:
@@ -493,13 +495,6 @@ def market(seed: int, products: tuple[str, ...] = (NQ.code,)) -> AnyMarket:
 def previous_trade_date(day: date) -> date:
     """The trade date before a trade date."""
     return sessions.trade_date(sessions.session(day).open - timedelta(seconds=1))
-
-
-@lru_cache(maxsize=256)
-def _settle_ns(day: date) -> int:
-    """When a trade date settles: the end of regular hours, or its close where there are none."""
-    session = sessions.session(day)
-    return to_ns(session.rth[1] if session.rth else session.close)
 
 
 def _session_so_far(trades: pl.DataFrame, prefix: str) -> pl.DataFrame:

@@ -152,6 +152,15 @@ def test_a_board_that_expired_within_the_session_shows_its_trades_until_the_clos
     assert 1_749_567_600 < max(traded) <= 1_749_585_600, "of today, and none after 15:00 in Chicago"
 
 
+@pytest.mark.parametrize(("now", "day"), [("20:35", "06/09/25"), ("20:45", "06/10/25")])
+def test_between_close_and_publication_settlements_are_of_the_day_before(
+    at: Callable[..., str], now: str, day: str
+) -> None:
+    shown = rows(board(at("barchart", now=f"2025-06-10T{now}:00Z"), "MC2M25"))
+    assert {row["tradeTime"] for row in shown if row["lastPrice"].endswith("s")} == {day}
+    assert any(row["tradeTime"].endswith(" CT") for row in shown), "the session goes on"
+
+
 def test_a_board_of_a_past_week_is_an_empty_list(at: Callable[..., str]) -> None:
     assert board(at("barchart"), "MC1M25")["data"] == []
 

@@ -127,6 +127,10 @@ def test_statistics_come_preliminary_and_then_final(at: Address) -> None:
     settlements = frame[frame["stat_type"] == 3]
     assert sorted(set(settlements["stat_flags"])) == [2, 3]
     assert {str(day.date()) for day in settlements["ts_ref"]} == {"2025-06-09"}
+    assert [str(at) for at in sorted(settlements["ts_recv"].unique())] == [
+        "2025-06-09 20:30:00+00:00",  # half an hour after they are made
+        "2025-06-09 22:30:00+00:00",
+    ]
     interest = frame[frame["stat_type"] == 9]
     assert [str(at) for at in sorted(interest["ts_recv"].unique())] == [
         "2025-06-10 01:00:00+00:00",

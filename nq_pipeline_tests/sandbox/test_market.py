@@ -184,13 +184,29 @@ def test_expired_boards_have_no_quotes_and_settle_at_their_intrinsic_value() -> 
     assert calls["settlement"].to_list() == pytest.approx((fixing - calls["strike"]).to_list(), abs=0.006)
 
 
-def test_settlements_are_those_of_the_last_session_that_closed() -> None:
+def test_settlements_are_the_newest_that_are_out() -> None:
+    published = datetime(2025, 6, 10, 20, 30, tzinfo=UTC)
+    for frame in (MARKET.chain, MARKET.futures):
+        before, after = frame(published - timedelta(minutes=1)), frame(published)
+        assert set(before["settlement_date"]) == {date(2025, 6, 9)}
+        assert set(after["settlement_date"]) == {date(2025, 6, 10)}
+        assert before.select("settlement").equals(after.select(settlement="previous_settlement"))
     chain = MARKET.chain(OPEN)
     assert set(chain["settlement_date"]) == {date(2025, 6, 9)}
     evening = MARKET.chain(datetime(2025, 6, 10, 21, 30, tzinfo=UTC))
     assert set(evening["settlement_date"]) == {date(2025, 6, 10)}
     both = chain.join(MARKET.chain(OPEN + timedelta(hours=2)), on="contract_key", suffix="_later")
     assert both["settlement"].equals(both["settlement_later"])
+
+
+def test_a_short_days_settlement_comes_out_after_its_close() -> None:
+    noon = datetime(2025, 7, 3, 17, tzinfo=UTC)
+    closed, out = (MARKET.chain(noon + timedelta(minutes=minute)) for minute in (20, 30))
+    assert set(closed["settlement_date"]) == {date(2025, 7, 2)}
+    assert set(out["settlement_date"]) == {date(2025, 7, 3)} and out["bid"].equals(closed["bid"])
+    forward = float(MARKET.future("NQU5", to_ns(noon))[0])
+    futures = MARKET.futures(noon + timedelta(minutes=30)).filter(symbol="NQU5")
+    assert futures["settlement"].item() == pytest.approx(forward, abs=0.125)
 
 
 def test_strikes_once_listed_stay_listed() -> None:

@@ -159,7 +159,8 @@ class TestDatabentoKeepsTheContract(SourceContract):
         truth = market(7).chain(MOMENT).filter(pl.col("series").is_in([s.key for s in self.series]))
         same = ["contract_key", "raw_symbol", "root", "series", "strike", "option_type", "expiration",
                 "expiration_date", "settlement_style", "exercise_style", "underlying", "instrument_id",
-                "settlement", "open", "high", "low", "volume", "open_interest"]  # fmt: skip
+                "settlement", "settlement_date", "open", "high", "low", "volume",
+                "open_interest"]  # fmt: skip
         assert_frame_equal(
             answer.frame.select(same), truth.select(same), check_row_order=False, check_dtypes=False
         )
