@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
 _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
+_HOLIDAYS = {(1, 1), (6, 19), (7, 4), (12, 25)}
 EVERY_COLUMN = 100_000
 """Characters in a line that no result is wider than."""
 EXIT_CODES = """
@@ -41,6 +42,7 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         from nq_pipeline.errors import NoLake, NqError, SettingsError
 
+        _say_what_is_misspelled()
         try:
             return command(*args, **kwargs)
         except SettingsError as error:
@@ -93,6 +95,21 @@ def _damage(error: Exception) -> Exception | None:
     return find_damage(Lake(load().environment_dir / "lake"))
 
 
+def _say_what_is_misspelled() -> None:
+    """Name on stderr each variable that looks like a setting and is none, once for a command line."""
+    import warnings
+
+    from nq_pipeline.errors import SettingsWarning
+    from nq_pipeline.settings import misspelled
+
+    context = click.get_current_context(silent=True)
+    if context is None or context.meta.setdefault(__name__, context) is not context:
+        return
+    for sentence in misspelled():
+        click.echo(f"nq: {sentence}", err=True)
+    warnings.simplefilter("ignore", SettingsWarning)  # what `load` says to those that are no command line
+
+
 def _usd(words: str) -> Decimal:
     """An amount of money, from its words straight to a decimal."""
     try:
@@ -115,27 +132,27 @@ class _DatedHelp(click.Command):
 
 
 def _examples() -> dict[str, str]:
-    """What to show today for the dated examples in the help, none longer than what is written there."""
-    from nq_pipeline.errors import NqError
-    from nq_pipeline.market import sessions
-    from nq_pipeline.market.listing import expirations
-    from nq_pipeline.market.symbology import barchart_code
-    from nq_pipeline.settings import load
+    """What to show today for the dated examples in the help, each as long as what is written there.
+
+    The series is a Tuesday's weekly some days ahead. The calendar itself would take a second to load:
+    of its holidays only those of a fixed date can fall on a Tuesday, and on the last trade date of a
+    month the end-of-month option takes the weekly's place.
+    """
+    import os
 
     try:
-        now = load().clock.now()
-        day = sessions.current_session(now).trade_date
-    except (NqError, ValueError):  # help has to work where a setting does not
+        now = datetime.fromisoformat(os.environ["NQ_NOW"]).astimezone(UTC)
+    except (KeyError, ValueError):
         now = datetime.now(UTC)
-        day = now.date()
-    coded = [
-        (series, code)
-        for series in expirations("NQ", day + timedelta(days=3), day + timedelta(days=14))
-        if series.root_info.week and isinstance(code := barchart_code(series, year_digits=1), str)
-    ]
-    series, code = coded[0]
-    instant = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"Q1B-2025-07-01": series.key, "MM1N5": code, "2025-06-10T15:00:00Z": instant}
+    day, one = now.date() + timedelta(days=3), timedelta(days=1)
+    while day.weekday() != 1 or (day.month, day.day) in _HOLIDAYS or (day + one).month != day.month:
+        day += one
+    week = (day.day + 6) // 7
+    return {
+        "Q1B-2025-07-01": f"Q{week}B-{day}",
+        "MM1N5": f"MM{week}{'FGHJKMNQUVXZ'[day.month - 1]}{day.year % 10}",
+        "2025-06-10T15:00:00Z": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -147,14 +164,6 @@ def main() -> None:
     on this machine. Set NQ_ENVIRONMENT=live and the vendors' keys (see .env.example) for real
     data.
     """
-    import warnings
-
-    from nq_pipeline.errors import SettingsWarning
-    from nq_pipeline.settings import misspelled
-
-    for sentence in misspelled():
-        click.echo(f"nq: {sentence}", err=True)
-    warnings.simplefilter("ignore", SettingsWarning)  # it is said
 
 
 @main.command(cls=_DatedHelp, short_help="Ask the vendors for chains now, and write and price the best.")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from nq_pipeline import cli
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results
 from nq_pipeline.lake.schemas import OPTION_CHAIN
+from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.listing import expirations
+from nq_pipeline.market.symbology import parse_barchart_code
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart import QUOTES
 from nq_pipeline.sources.snapshot import build_request
@@ -90,7 +93,7 @@ def filled(barchart: Server) -> Iterator[None]:
     ("words", "mentions"),
     [
         ([], ["sandbox", "NQ_ENVIRONMENT=live", ".env.example", "Exit codes", "run", "sql", "doctor"]),
-        (["run"], ["QN2-2025-06-13", "--source barchart", "MQ2M5", "barchart, polygon"]),
+        (["run"], ["Q3B-2025-06-17", "--source barchart", "MM3M5", "barchart, polygon"]),
         (["run"], ["--from-raw", "latest", "--json", "--refresh"]),
         (["sql"], ["read-only", "option_chain_latest", "source_chain", "nq sql", "--csv"]),
         (["doctor"], ["configured", "reachable", "entitled", "mend"]),
@@ -107,19 +110,23 @@ def test_help_says_what_a_stranger_needs(words: list[str], mentions: list[str], 
     assert [mention for mention in mentions if mention not in flat] == []
 
 
-@pytest.mark.parametrize("now", ["2025-06-10T15:00:00Z", "2026-11-29T03:00:00Z", "2024-12-24T21:00:00Z"])
-def test_examples_of_the_help_work_on_the_day_they_are_read(now: str) -> None:
-    lines = nq("run", "--help", NQ_NOW=now).stdout.splitlines()
-    named = [
-        line.split()[line.split().index("--series") + 1]
-        for line in lines
-        if "nq run" in line and "--series" in line
-    ]
-    settings = Settings(now=datetime.fromisoformat(now))
-    for one in named:
-        source = None if "-" in one else "barchart"
-        assert build_request(settings, series=[one], source=source).series
-    assert len(named) == 2
+def test_examples_of_the_help_are_listed_on_the_day_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(3 * 365):
+        now = datetime(2024, 12, 1, 15, tzinfo=UTC) + timedelta(days=day)
+        monkeypatch.setenv("NQ_NOW", now.isoformat())
+        series, code, _ = cli._examples().values()
+        found = Series.parse(series)
+        assert now.date() < found.expiration_date < now.date() + timedelta(days=20)
+        assert found in expirations("NQ", found.expiration_date, found.expiration_date), now
+        assert parse_barchart_code(code, on=now.date()) == found
+
+
+def test_what_the_help_shows_can_be_asked_for() -> None:
+    lines = [line.split() for line in nq("run", "--help").stdout.splitlines() if "nq run" in line]
+    named = [words[words.index("--series") + 1] for words in lines if "--series" in words]
+    settings = Settings(now=datetime.fromisoformat(NOW))
+    asked = [build_request(settings, series=[one], source="barchart").series for one in named]
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 def test_help_works_where_a_setting_does_not() -> None:
