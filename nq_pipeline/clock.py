@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
-FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2099, 12, 31)
+FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2098, 12, 31)
 """The days that can be asked about. Of earlier ones the hours and special days are not proven
 (`market/sessions.py`); later ones are too far ahead for any calendar of holidays."""
 

@@ -39,8 +39,9 @@ Window = Literal["rth", "globex", "always"]
 
 CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
-YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 1)
-"""Years of the table. The first is there only so that a look back from `FIRST_DAY` finds a session."""
+YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
+"""Years of the table; one more at either end, so that looks back and ahead from the days that can be
+asked about find a session."""
 
 _GOOD_FRIDAY_CLOSE = time(8, 15)
 _EARLY_CLOSES = {date(2025, 1, 9): time(8, 30)}

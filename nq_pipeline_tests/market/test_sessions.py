@@ -200,7 +200,7 @@ def test_the_first_day_still_has_a_session_before_it() -> None:
     assert current == sessions.session(date(2018, 12, 31))
     before = sessions.current_session(current.open - timedelta(seconds=1))
     assert before.trade_date == date(2018, 12, 28)
-    with pytest.raises(ValueError, match="give a day from 2019-01-01 to 2099-12-31"):
+    with pytest.raises(ValueError, match="give a day from 2019-01-01 to 2098-12-31"):
         sessions.trade_date(datetime(2017, 12, 31, tzinfo=UTC))
 
 
