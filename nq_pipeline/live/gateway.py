@@ -6,7 +6,7 @@ whoever records them, within the same call. What the client does when a connecti
 replaced as well: here a session ends once, in one of the ways of `reconnect.How`, and never
 begins anew by itself.
 
-The methods are private (`_process_dbn`, `_process_gateway`, databento 0.87); a test holds the installed
+The methods are private (`_process_dbn`, `_process_gateway`, databento 0.88); a test holds the installed
 version to them.
 """
 

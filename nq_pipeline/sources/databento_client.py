@@ -428,7 +428,7 @@ def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transpo
         if getattr(api, "_base_url", None) != f"{client.gateway}/v0/{group}" or not hasattr(api, "TIMEOUT"):
             raise NotConfigured(
                 f"databento {version('databento')} keeps its address in a way this program does not know; "
-                "install version 0.87"
+                "install version 0.88"
             )
         api.TIMEOUT = timeout_s
         if transport is not None and not travel(api, transport):

@@ -103,7 +103,7 @@ def refusal(answer: Answer, *, allowed_s: float = 60.0, **policy: Any) -> Source
 
 
 def test_the_installed_client_is_the_version_this_was_written_for() -> None:
-    assert version("databento").startswith("0.87.")
+    assert version("databento").startswith("0.88.")
 
 
 def test_a_plain_http_address_on_loopback_is_asked_as_it_is() -> None:
@@ -151,7 +151,7 @@ def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pyte
         self._root = self.__dict__.pop("_base_url")
 
     monkeypatch.setattr(BatchHttpAPI, "__init__", renamed)
-    with pytest.raises(NotConfigured, match=r"databento 0\.87.* does not know; install version 0\.87"):
+    with pytest.raises(NotConfigured, match=r"databento 0\.88.* does not know; install version 0\.88"):
         historical(KEY, "http://127.0.0.1:9", timeout_s=3)
 
 
