@@ -41,8 +41,8 @@ from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import Mode, open_ledger
 from nq_pipeline.spend.money import ZERO
 
-POLL_S = 2.0
-"""How often the state of a batch job is asked for; the vendor allows ten times as often."""
+FIRST_POLL_S, POLL_S = 0.05, 2.0
+"""Seconds between two looks at the state of a batch job: short at first, doubled up to the longest."""
 JOBS_KEPT = timedelta(days=29)
 """How far back batch jobs are looked for: they can be downloaded for 30 days."""
 LISTED_AFTER_S = 600
@@ -308,7 +308,7 @@ class Spans:
 
     def _made(self, job: Job) -> Job:
         """The job, once it is done."""
-        end = time.monotonic() + self.wait_s
+        end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
         while not job.done:
             if job.state == "expired":
                 raise Unavailable(f"job {job.id} has expired; delete its .job file to have it made again")
@@ -316,7 +316,8 @@ class Spans:
                 raise Unavailable(
                     f"job {job.id} is {job.state} after {self.wait_s:.0f} s; it is paid, so run this again"
                 )
-            time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(2 * pause, POLL_S)
             job = self.purchases.client.job(job.id)
         return job
 
