@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run ui report notebook test lint soak bench docs site clean
+.PHONY: help install run ui report notebook test coverage lint soak bench docs site clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,9 @@ notebook: install ## Open notebooks/first_look.py on the lake, in the browser
 
 test: install ## Run the whole test suite
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+coverage: install ## Run the test suite and print which lines of the package it does not reach
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: install ## Style, types and the floors of the house
 	@$(BIN)/ruff check .
