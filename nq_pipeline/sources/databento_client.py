@@ -434,7 +434,7 @@ def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transpo
         if transport is not None and not travel(api, transport):
             raise NotConfigured(
                 f"databento {version('databento')} asks in a way this program does not know; install version "
-                "0.87"
+                "0.88"
             )
         if parts.scheme == "http":
             api._base_url = f"{url.rstrip('/')}/v0/{group}"
