@@ -26,17 +26,19 @@ import zstandard
 from polars.testing import assert_frame_equal
 from websockets.sync.server import ServerConnection
 
+from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.clock import PinnedClock
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.sources import dbn
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.sources.polygon import REFERENCE
+from nq_pipeline.sources.snapshot import build_request, take_snapshot
 from nq_pipeline_tests.sources import brokerage, standin
 from nq_pipeline_tests.sources import test_barchart_contract as barchart
 from nq_pipeline_tests.sources import test_databento as databento
 from nq_pipeline_tests.sources import test_polygon_contract as polygon
 from nq_pipeline_tests.sources import test_tradovate_contract as tradovate
-from nq_pipeline_tests.sources.contract import MARK, SourceContract
+from nq_pipeline_tests.sources.contract import MARK, MOMENT, SourceContract
 from nq_pipeline_tests.sources.server import Answer, Asked
 
 VALUES = [
@@ -437,6 +439,31 @@ def test_a_spoilt_answer_costs_what_was_spoilt(vendor: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("make", [*(make for make, _ in TARGETS.values()), standin_target])
 def test_many_spoilt_answers_cost_what_was_spoilt(make: Callable[[], Target], tmp_path: Path) -> None:
     fire(make(), tmp_path, LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("vendor", TARGETS)
+def test_a_whole_snapshot_of_spoilt_answers_is_taken_and_priced(vendor: str, tmp_path: Path) -> None:
+    target = TARGETS[vendor][0]()
+    with target.serving() as served:
+        whole = target.ask(served, tmp_path)
+        server = served[0] if isinstance(served, tuple) else served
+        given = {"data_dir": tmp_path, "now": MOMENT, "sources": (vendor,), "barchart_spacing_s": 0.0}
+        settings = target.contract.settings(server).model_copy(update={**given, "polygon_rpm": 0})
+        for case in range(2000, 2040):
+            rng = random.Random(case)
+            _, what = spoil(target, rng, rng.choice(sorted(target.seen)))
+            request = build_request(settings, series=[series.key for series in target.contract.series])
+            try:
+                snapshot = take_snapshot(settings, request, refresh=True)
+                if snapshot.chain.height:
+                    price_and_measure(settings, snapshot.chain, run_id=request.run_id)
+            except Exception as error:
+                error.add_note(f"case {case}: {what}")
+                raise
+            keys = set(snapshot.asked[vendor].answer.frame["contract_key"])
+            assert keys <= set(whole.frame["contract_key"]), what
 
 
 # ── recorded payloads ───────────────────────────────────────────────────────────────────────────

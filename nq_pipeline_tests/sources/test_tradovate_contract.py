@@ -389,7 +389,7 @@ class TestTradovateKeepsTheContract(SourceContract):
         assert answer.outcome is Outcome.OK
 
     def test_a_token_that_was_revoked_is_replaced_once(self, tmp_path: Path) -> None:
-        secret = MARK
+        secret = f"{MARK}-1"
         with brokerage.feed(secret=f"{MARK}-2") as feed:
             self.feed_url = feed.url
             with serve(lambda asked: brokerage.rest(asked, secret=secret)) as server:
