@@ -644,6 +644,20 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
     click.echo(f"Booked: {reservation} cost {shown(usd)}. {shown(left)} is left this month.")
 
 
+@budget.command("restore")
+@sentences
+def restore_ledger() -> None:
+    """Make a spend ledger that was lost anew from its copy in the lake, the table spend."""
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.restore import restore
+
+    lines, newest = restore(load())
+    click.echo(
+        f"Restored: {lines:,} lines, the last of {newest:%Y-%m-%d %H:%M} UTC. What was written later is not "
+        "among them: compare `nq budget` with the vendor's usage page."
+    )
+
+
 @budget.command("trust-clock")
 @click.option("--reason", required=True, help="What was wrong with it; it is kept.")
 @sentences

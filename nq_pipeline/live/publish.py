@@ -103,11 +103,9 @@ class Publisher:
     def position(self) -> Position:
         """Up to where the log is published."""
         try:
-            text = self._cursor.read_text()
+            return Position.parse(self._cursor.read_bytes().decode())
         except FileNotFoundError:
             return BEGINNING
-        try:
-            return Position.parse(text)
         except ValueError:
             raise CaptureError(
                 f"{self._cursor} does not hold a position in the log; delete it: the log is then read from "

@@ -28,6 +28,8 @@ import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.lake.files import make_folder
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SPEND
 from nq_pipeline.settings import Settings
 
 NAME = "ledger.sqlite"
@@ -44,15 +46,23 @@ POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
 
-def open_engine(settings: Settings) -> sa.Engine:
+def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
     """The database of these settings, with its tables brought up to date.
+
+    Parameters
+    ----------
+    anew
+        Begin a ledger also where one was lost: its lines are about to be restored.
 
     Raises
     ------
     LedgerError
         It cannot be reached, or a newer release of this program has changed its tables.
     """
-    return _migrated(_engine(settings))
+    engine = _engine(settings)
+    if not anew and settings.ledger_url is None:
+        _check_not_lost(engine, settings)
+    return _migrated(engine)
 
 
 def open_copy(settings: Settings) -> sa.Engine | None:
@@ -72,8 +82,10 @@ def open_copy(settings: Settings) -> sa.Engine | None:
         memory = _copied(path)
     except (OSError, sqlite3.Error):
         return None
-    engine = sa.create_engine("sqlite://", creator=lambda: memory, poolclass=sa.StaticPool)
-    return _migrated(_serialized(engine))
+    engine = _serialized(sa.create_engine("sqlite://", creator=lambda: memory, poolclass=sa.StaticPool))
+    if settings.ledger_url is None:
+        _check_not_lost(engine, settings)
+    return _migrated(engine)
 
 
 def _copied(path: Path) -> sqlite3.Connection:
@@ -221,6 +233,19 @@ def _shut(connection: Any) -> None:
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as handle,
     ):
         handle.shutdown(socket.SHUT_RDWR)
+
+
+def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
+    """Refuse a ledger without tables where the lake has lines of it: it would count as nothing spent."""
+    with transaction(engine) as connection:
+        if _revision(connection) is not None:
+            return
+    if lines := Lake(settings.environment_dir / "lake").manifest(SPEND).rows:
+        raise LedgerError(
+            f"the spend ledger {settings.environment_dir / NAME} is missing, and the table spend has "
+            f"{lines:,} of its lines; restore it from a backup, or make it anew from the table with "
+            "`nq budget restore`"
+        )
 
 
 def _revision(connection: sa.Connection) -> str | None:

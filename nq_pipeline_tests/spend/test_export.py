@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from nq_pipeline.errors import OverBudget
+from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import SPEND
@@ -18,6 +19,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export, export_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
+from nq_pipeline.spend.restore import restore
 from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.spend.machine import Machine, charge
 
@@ -51,19 +53,28 @@ def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
     assert rows["booked_at"].to_list() == [line.booked_at for line in lines]
 
 
-def test_the_lines_of_a_ledger_that_was_begun_anew_come_to_those_of_the_old(
+def test_a_lost_ledger_is_no_empty_one_and_is_restored_from_the_lake(
     tmp_path: Path, machine: Machine
 ) -> None:
     settings = Settings(_env_file=None, data_dir=tmp_path)
-    export(open_ledger(settings, clock=machine, boot=machine.boot), lake_of(settings), run_id="run")
-    before = lake_of(settings).scan(SPEND).collect().height
+    ledger = open_ledger(settings, clock=machine, boot=machine.boot)
+    ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB)
+    held = ledger.reserve(charge("2.5")).id
+    export(ledger, lake_of(settings), run_id="run")
+    before, month = ledger.lines(), ledger.month()
+    with pytest.raises(LedgerError, match="has lines already"):
+        restore(settings)
     for file in settings.environment_dir.glob("ledger.sqlite*"):
         file.unlink()
-    machine.advance(minutes=1)
-    assert (
-        export(open_ledger(settings, clock=machine, boot=machine.boot), lake_of(settings), run_id="run")
-        == before
-    )
+    with pytest.raises(LedgerError, match=r"is missing.*nq budget restore"):
+        open_ledger(settings, clock=machine, boot=machine.boot)
+
+    assert restore(settings)[0] == len(before)
+    again = open_ledger(settings, clock=machine, boot=machine.boot)
+    assert again.lines() == [replace(line, boot=None, uptime_us=None) for line in before]
+    assert again.month().remaining_usd == month.remaining_usd
+    again.reconcile(held, Decimal("2.5"), "the usage page")
+    assert export(again, lake_of(settings), run_id="run") == 1
 
 
 def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machine) -> None:
