@@ -20,12 +20,12 @@ def ask(vendor: str, base: str) -> requests.Response:
     """The plainest request for data that each vendor answers."""
     if vendor == "barchart":
         asked = {**test_barchart.ASKED, "symbol": "MC2M25"}
-        return requests.get(base + test_barchart.API, params=asked, headers=test_barchart.HEADERS, timeout=5)
+        return requests.get(base + test_barchart.API, params=asked, headers=test_barchart.HEADERS, timeout=30)
     if vendor == "polygon":
         params = {"limit": 250}
-        return requests.get(base + test_polygon.CHAIN, params=params, headers=test_polygon.BEARER, timeout=5)
+        return requests.get(base + test_polygon.CHAIN, params=params, headers=test_polygon.BEARER, timeout=30)
     url = base + "/v1/auth/accesstokenrequest"
-    return requests.post(url, json=test_tradovate.LOGIN, timeout=5)
+    return requests.post(url, json=test_tradovate.LOGIN, timeout=30)
 
 
 @pytest.mark.parametrize(
