@@ -37,6 +37,8 @@ CONTRACTS = 10_000
 ROUNDS = 7
 DAY = date(2025, 6, 10)
 SERIES, CODE, GLOBEX = Series("Q2C", date(2025, 6, 11)), "MC2M5", "Q2CM5"
+DISPLAYED = "%m/%d/%y"
+"""How the site displays the date of a settlement."""
 SOURCE = Barchart(load())
 
 
@@ -144,6 +146,9 @@ def pydantic_rows(body: bytes) -> pl.DataFrame:
                     "ask": None if row.ask_price == "N/A" else raw.ask_price,
                     "last": None if settled else raw.last_price,
                     "settlement": raw.last_price if settled else None,
+                    "settlement_date": datetime.strptime(row.trade_time, DISPLAYED).date()
+                    if settled
+                    else None,
                     "last_ts": None if raw.volume is None else raw.trade_time * 10**9,
                     "open": None if row.open_price == "N/A" else raw.open_price,
                     "high": None if row.high_price == "N/A" else raw.high_price,
@@ -182,6 +187,7 @@ def json_normalize(body: bytes) -> pl.DataFrame:
             "ask": number("askPrice"),
             "last": number("lastPrice").where(~settled),
             "settlement": number("lastPrice").where(settled),
+            "settlement_date": pd.to_datetime(table["tradeTime"].where(settled), format=DISPLAYED),
             "last_ts": (table["raw.tradeTime"] * 10**9).where(volume.notna()).astype("Int64"),
             "open": number("openPrice"),
             "high": number("highPrice"),
@@ -191,7 +197,7 @@ def json_normalize(body: bytes) -> pl.DataFrame:
             "open_interest": number("openInterest"),
         }
     )
-    return pl.from_pandas(clean)
+    return pl.from_pandas(clean).with_columns(pl.col("settlement_date").cast(pl.Date))
 
 
 # ── measuring ───────────────────────────────────────────────────────────────────────────────────
