@@ -1028,11 +1028,9 @@ def _gamma(level: dict[str, Any]) -> str:
     of = f"Gamma of {level['product']} by {level['source']}"
     if net is None:
         return f"{of}: unknown; {left_out:,} open contracts could not be priced."
-    where = (
-        "within 10 % of the future none" if zero is None else f"{zero:,.0f}, future {level['forward']:,.2f}"
-    )
+    where = "no zero gamma within 10 %" if zero is None else f"zero gamma {zero:,.0f}"
     return (
-        f"{of}: net {net / 1e6:+,.1f} million dollars per 1 %; zero gamma {where}; "
+        f"{of}: net {net / 1e6:+,.1f} million dollars per 1 %; {where}, future {level['forward']:,.2f}; "
         f"{left_out:,} open contracts left out."
     )
 
