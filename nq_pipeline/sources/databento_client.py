@@ -20,12 +20,14 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,8 +48,9 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
+from nq_pipeline.lake.dbn import ZSTD_MAGIC
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.redaction import spellings
+from nq_pipeline.redaction import spellings, strike_data
 from nq_pipeline.settings import check_databento_key
 from nq_pipeline.sources.databento_transport import Redirected, Refused, Transport, travel
 from nq_pipeline.sources.exchange import Policy
@@ -68,6 +71,8 @@ METERED = ("download", "download_to", "submit")
 
 GROUPS = ("metadata", "timeseries", "symbology", "batch")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+PIECE, MOST_PIECES = 2**20, 512
+"""How an answer is unpacked, in bytes and pieces: no more than that is read of one."""
 LONGEST_RECORD = 528
 """Bytes of the longest record, a definition with `ts_out`."""
 WORDS_KEPT = 200
@@ -296,14 +301,15 @@ class HistoricalClient:
         """The exact body of an answer of moderate size. Metered, whether or not it can be read.
 
         A body that was cut off on its way is a `BadPayload`; one that arrived whole is returned
-        as it is, so that it can be archived before anybody judges it.
+        as it is, so that it can be archived before anybody judges it; only one that repeats the key is
+        returned unpacked, with the key struck out.
         """
 
         def get(client: Any) -> bytes:
             with TemporaryDirectory(prefix="nq-databento-") as folder:
                 path = Path(folder) / "answer.dbn.zst"
                 _stream(client, query, path)
-                return path.read_bytes()
+                return _without_key(path.read_bytes(), self._transport.secrets)
 
         return self._buy(get, query, spending, "historical-streaming")
 
@@ -462,6 +468,28 @@ def _stream(client: Any, query: Query, path: Path) -> None:
         # The client reads the head of what it has downloaded; here only the download counts.
         if not path.exists() or _was_cut(error):
             raise
+
+
+def _without_key(body: bytes, secrets: Sequence[str]) -> bytes:
+    """The body; where it has a key within its compression, unpacked and without it."""
+    import zstandard
+
+    if not body.startswith(ZSTD_MAGIC):
+        return strike_data(body, secrets)
+
+    def pieces() -> Iterator[bytes]:
+        with suppress(zstandard.ZstdError):  # cut off or damaged: whoever reads it will say so
+            reader = zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True)
+            while piece := reader.read(PIECE):
+                yield piece
+
+    before, longest = b"", max(map(len, secrets), default=0)
+    for piece in pieces():
+        seen = before + piece
+        if strike_data(seen, secrets) != seen:
+            return strike_data(b"".join(islice(pieces(), MOST_PIECES)), secrets)
+        before = seen[-longest:]
+    return body
 
 
 def _usd(price: Any, schema: str) -> Decimal:

@@ -43,6 +43,7 @@ from nq_pipeline.sources.databento_client import (
     GROUPS,
     LONGEST_RECORD,
     METERED,
+    PIECE,
     EndsTooLate,
     HistoricalClient,
     JobFile,
@@ -211,6 +212,13 @@ def test_a_range_in_an_unknown_form_is_a_bad_payload(body: bytes) -> None:
 def test_a_body_that_arrived_whole_is_returned_whatever_it_is(body: bytes) -> None:
     with serve(lambda asked: Answer(body, content_type="application/octet-stream")) as server:
         assert buy(server.url) == body
+
+
+@pytest.mark.parametrize("pack", [bytes, zstandard.compress])
+def test_a_key_within_a_body_is_struck_and_the_rest_stays(pack: Callable[[bytes], bytes]) -> None:
+    body = bytes(PIECE - 9) + MARK.encode() + b"the rest"  # across two pieces
+    with serve(lambda asked: Answer(pack(body), content_type="application/octet-stream")) as server:
+        assert buy(server.url) == body.replace(MARK.encode(), b"*" * len(MARK))
 
 
 def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> None:
