@@ -344,7 +344,7 @@ class Exchange:
         self.check_deadline()
         query = _given(params)
         fetch = self._fetch(operation, self._address(path, query))
-        stamp = f"{fetch.snapshot_ts}:{fetch.request_id}"
+        stamp = f"{fetch.snapshot_ts}:{fetch.request_id}" if archive else ""
         started = self.clock.monotonic()
         try:
             response = http.send(
@@ -398,6 +398,7 @@ class Exchange:
                 remaining=self.remaining,
                 max_bytes=self.policy.max_bytes,
                 secrets=self.secrets,
+                configured=spellings(self.scope.secrets),
             )
         return self._session
 

@@ -51,17 +51,26 @@ class CutOff(Exception):
 class _Adapter(HTTPAdapter):
     """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
 
-    def __init__(self, remaining: Callable[[], float], max_bytes: int, secrets: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        remaining: Callable[[], float],
+        max_bytes: int,
+        secrets: Sequence[str] = (),
+        configured: Sequence[str] = (),
+    ) -> None:
         super().__init__(max_retries=0)
         self._remaining = remaining
         self._max_bytes = max_bytes
         self._secrets = secrets  # the session's own list: it grows with what the vendor hands out
+        self._configured = configured
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")
         kwargs["stream"] = True
         response = super().send(request, **kwargs)
-        secrets = (*self._secrets, *spellings(_cookies(request, response)))
+        # What has no stamp is not kept: a login may hand out the same token again.
+        known = self._secrets if stamp else self._configured
+        secrets = (*known, *spellings(_cookies(request, response)))
         read_whole(response, self._max_bytes, self._remaining, secrets)
         response.headers[STAMP_HEADER] = response.raw.headers[STAMP_HEADER] = stamp
         response.cookies.clear()
@@ -148,6 +157,7 @@ def session(
     remaining: Callable[[], float],
     max_bytes: int,
     secrets: Sequence[str],
+    configured: Sequence[str],
 ) -> requests.Session:
     """A session whose cache and rate limit are shared by all processes using `state_dir`."""
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -175,7 +185,7 @@ def session(
         made = _LimitedSession(**options, limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
     else:
         made = _Session(**options)
-    adapter = _Adapter(remaining, max_bytes, secrets)
+    adapter = _Adapter(remaining, max_bytes, secrets, configured)
     made.mount("https://", adapter)
     made.mount("http://", adapter)
     made.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else
