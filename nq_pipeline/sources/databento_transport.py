@@ -23,7 +23,6 @@ from requests.adapters import HTTPAdapter
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.lake.dbn import ZSTD_MAGIC
 from nq_pipeline.redaction import keep_out_of_logs
-from nq_pipeline.sources import http
 from nq_pipeline.sources.exchange import Policy
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
@@ -92,6 +91,8 @@ class _Adapter(HTTPAdapter):
         self._transport = transport
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        from nq_pipeline.sources import http  # brings the HTTP cache, which is slow to load
+
         transport, streamed = self._transport, bool(kwargs.get("stream"))
         if transport.remaining() <= 0:
             raise Refused(DeadlineReached("the time allowed ran out before it was asked"))
@@ -113,6 +114,8 @@ class _Adapter(HTTPAdapter):
         return response
 
     def _check(self, response: requests.Response, streamed: bool) -> None:
+        from nq_pipeline.sources import http
+
         if 300 <= response.status_code < 400:
             raise Redirected(
                 f"Databento's address sends the question elsewhere (HTTP {response.status_code}), which is "
