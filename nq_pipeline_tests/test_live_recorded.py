@@ -163,7 +163,7 @@ def test_real_ndx_contracts_arrive_as_proxies_and_lose_to_a_native_chain(
     with recorded(shared, {code: "chain_MC2M25_20250610T1449Z.json"}) as (url, asked):
         report = nq(
             tmp_path,
-            "run", "--series", series,
+            "run", "--series", series, "--series", "NQ-2029-12-21",
             NQ_NOW=now, NQ_SOURCES="polygon,barchart", NQ_BARCHART_ENABLED="true", NQ_BARCHART_URL=url,
             NQ_BARCHART_SPACING_S="0", NQ_POLYGON_URL=url, NQ_POLYGON_RPM="0", POLYGON_API_KEY="not-a-key",
         )  # fmt: skip

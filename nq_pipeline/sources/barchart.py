@@ -46,7 +46,7 @@ from nq_pipeline.market.symbology import (
 )
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.asked import SKEW_NS
+from nq_pipeline.sources.asked import OTHER, SKEW_NS
 from nq_pipeline.sources.barchart_quotes import Board, parse_chain, parse_futures
 from nq_pipeline.sources.base import (
     ChainAnswer,
@@ -196,6 +196,8 @@ class Barchart:
             raise
         if not board.seen:
             exchange.reject(reply, Outcome.EMPTY, "not a single contract")
+        elif board.dropped[OTHER] == board.seen:
+            exchange.reject(reply, Outcome.EMPTY, "not a single contract of the series that was asked for")
         elif board.rows.is_empty():
             exchange.reject(reply, Outcome.BAD_PAYLOAD, "no row could be used")
         return board, reply
@@ -484,6 +486,9 @@ def _judged(board: Board, session: sessions.Session, *, alive: bool) -> SeriesAn
     """
     if not board.seen:
         return SeriesAnswer(Outcome.EMPTY, "the site lists no contracts for this series")
+    if board.dropped[OTHER] == board.seen:
+        said = f"the site sent {board.seen} contracts of other series and none of this one"
+        return SeriesAnswer(Outcome.EMPTY, said)
     if board.rows.is_empty():
         return SeriesAnswer(Outcome.BAD_PAYLOAD, f"none of {board.seen} rows could be used: {_counts(board)}")
     before = sessions.current_session(session.open - timedelta(seconds=1)).trade_date

@@ -37,7 +37,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.products import NDX, PROXIES, Product
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.asked import FUTURE, SKEW_NS, none_to_come, only_asked, within_expirations
+from nq_pipeline.sources.asked import FUTURE, OTHER, SKEW_NS, none_to_come, only_asked, within_expirations
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -155,7 +155,8 @@ class Polygon:
         outcome = overall([*(s.outcome for s in series.values()), *(error.outcome for error in errors)])
         reasons = [str(error) for error in errors] + [s.reason for s in series.values() if s.reason]
         if outcome is Outcome.EMPTY:
-            reasons = ["Polygon lists no options for the expirations asked about"]
+            others = f"; it sent {dropped[OTHER]} contracts of others" if dropped[OTHER] else ""
+            reasons = [f"Polygon lists no options for the expirations asked about{others}"]
         refused = {code: part.refused for code, part in parts.items() if part.refused}
         if refused.keys() == parts.keys():
             refused[CHAIN] = next(iter(refused.values()))
@@ -228,9 +229,12 @@ class Polygon:
             asked = {"underlying_ticker": code, "as_of": today.isoformat(), **span}
             pages, error = self._pages(product, REFERENCE, REFERENCE.path, asked, exchange)
         for reply, page in pages:
-            if page.rows.is_empty():  # or a slip of the vendor's would hold all day
+            # Kept, a slip of the vendor's would hold all day.
+            if page.rows.is_empty():
                 kind = Outcome.BAD_PAYLOAD if page.dropped else Outcome.EMPTY
                 exchange.reject(reply, kind, "a page without a single contract that can be read")
+            elif page.rows.filter(within_expirations(request.series)).is_empty():
+                exchange.reject(reply, Outcome.EMPTY, "a page without a single contract that was asked for")
         part = _part(product, pages, error, without, request)
         part.refused = refused
         return part
@@ -342,7 +346,9 @@ def _part(
     part.dropped = +part.dropped
     part.controls = {"terms_agree_with_ticker": not part.dropped["contradictory_row"]}
     if contracts.is_empty():
-        if part.dropped and error is None:
+        # Rows that were not asked for can be read: without the others there is nothing of what was asked.
+        unusable = part.dropped.total() - part.dropped[OTHER]
+        if unusable > TRACE * part.dropped[OTHER] and error is None:
             counts = ", ".join(f"{n} {name}" for name, n in part.dropped.items())
             part.error = BadPayload(f"no contract of {product.code} in the answer could be used: {counts}")
         return part

@@ -52,6 +52,7 @@ class TestBarchartKeepsTheContract(SourceContract):
         "not_utf8": Outcome.BAD_PAYLOAD,
         "no_contracts": Outcome.EMPTY,
         "another_product": Outcome.BAD_PAYLOAD,
+        "another_board": Outcome.EMPTY,
         "last_week": Outcome.STALE,
     }
     faults: ClassVar = {
@@ -61,6 +62,7 @@ class TestBarchartKeepsTheContract(SourceContract):
                 [boards.traded(asked.query.get("symbol", "NQM25")[:-2] + "5", 21000, "C", multiplier=2)]
             )
         ),
+        "another_board": lambda self, asked: Answer(boards.chain(boards.board("MC6N5"))),
         "last_week": lambda self, asked: Answer(
             boards.chain(
                 [

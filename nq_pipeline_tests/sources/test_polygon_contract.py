@@ -77,7 +77,7 @@ class TestPolygonKeepsTheContract(SourceContract):
         "no_quotes": Outcome.PARTIAL,
         "broken_rows": Outcome.PARTIAL,
         "only_broken_rows": Outcome.BAD_PAYLOAD,
-        "only_other_days": Outcome.BAD_PAYLOAD,
+        "only_other_days": Outcome.EMPTY,
         "circle": Outcome.PARTIAL,
         "dies_after_a_page": Outcome.PARTIAL,
     }
@@ -195,6 +195,13 @@ class TestPolygonKeepsTheContract(SourceContract):
         assert set(answer.series) == {"NDXP-2025-06-11", "NDXP-2025-06-12"}
         assert answer.frame.height == len(BOARD)
         assert answer.dropped == {"other_series": 1}
+
+    def test_an_answer_of_others_only_is_empty_and_not_kept(self, tmp_path: Path) -> None:
+        with self.vendor("only_other_days") as server:
+            answer, _ = self.ask(server, tmp_path)
+            self.ask(server, tmp_path)
+            assert len(server.asked) == 2
+        assert answer.reason.endswith("; it sent 1 contracts of others")
 
     def test_a_cut_spoils_the_last_expiration_only(self, tmp_path: Path) -> None:
         def respond(asked: Asked) -> Answer:
