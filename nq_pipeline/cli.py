@@ -801,6 +801,7 @@ def ui(port: int) -> None:
     import threading
 
     from nq_pipeline.orchestration import ui
+    from nq_pipeline.orchestration.first_dates import first_dates
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
 
@@ -822,7 +823,7 @@ def ui(port: int) -> None:
         ui.run(
             ui.command(port),
             port,
-            environment={**links, "DAGSTER_HOME": str(home)},
+            environment={**links, **first_dates(settings), "DAGSTER_HOME": str(home)},
             stop=stop,
             claim=claim,
             answers=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),

@@ -7,8 +7,9 @@ from datetime import UTC, date, datetime, time, timedelta
 import dagster as dg
 
 from nq_pipeline.market.sessions import sessions
+from nq_pipeline.orchestration import first_dates
 
-FIRST = date(2025, 1, 2)
+FIRST = first_dates.ALL
 LAST_KNOWN = date(datetime.now(UTC).year + 1, 12, 31)
 """Until here holidays are left out of the grid, from whichever year it is loaded in: keys of the past are
 the same. No further, because Dagster writes the holidays into runs' events, a hundred bytes apiece."""
@@ -40,3 +41,6 @@ def trade_dates(first: date = FIRST, last_known: date = LAST_KNOWN) -> dg.TimeWi
 
 
 TRADE_DATES = trade_dates()
+CHAIN_DATES = trade_dates(first_dates.given(first_dates.CHAINS))
+"""For chains and what is computed from them. Nobody can fill a partition before the first one asked for."""
+CAPTURE_DATES = trade_dates(first_dates.given(first_dates.CAPTURE))

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -21,14 +21,21 @@ import pytest
 import requests
 import yaml
 from click.testing import CliRunner
+from dagster import partition_loading_context
 
 from nq_pipeline import cli
+from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
+from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import ui
+from nq_pipeline.orchestration.first_dates import CAPTURE, CHAINS, first_dates
+from nq_pipeline.orchestration.partitions import trade_dates
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import first_snapshot
 from nq_pipeline.settings import Settings
+from nq_pipeline_tests.lake.samples import chain
 
 ROOT = Path(__file__).parents[2]
 FAKE = """
@@ -39,6 +46,7 @@ from pathlib import Path
 child = subprocess.Popen([sys.executable, "-c", CHILD])
 Path("child").write_text(str(child.pid))
 Path("home").write_text(os.environ["DAGSTER_HOME"])
+Path("first").write_text(os.environ.get("DAGSTER_NQ_FIRST_CHAIN", ""))
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -77,6 +85,10 @@ def fake_dagster(folder: Path, child: str = OBEDIENT) -> None:
     (folder / "dagster").mkdir()
     (folder / "dagster" / "__init__.py").touch()
     (folder / "dagster" / "__main__.py").write_text(FAKE.replace("CHILD", repr(child)))
+
+
+def today() -> str:
+    return sessions.current_session(datetime.now(UTC)).trade_date.isoformat()
 
 
 def is_gone(pid: int) -> bool:
@@ -141,6 +153,7 @@ def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) ->
     assert "".join(said).count(f"http://127.0.0.1:{port}") == 1
     assert is_gone(int((tmp_path / "child").read_text()))
     assert (tmp_path / "home").read_text() == str(tmp_path / "data" / ".dagster")
+    assert (tmp_path / "first").read_text() == today()
 
 
 def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +215,24 @@ def test_the_instance_that_is_shipped_is_the_one_of_a_checkout() -> None:
     assert (ui.SHIPPED / "workspace.yaml").read_text() == (ROOT / "workspace.yaml").read_text()
 
 
+# ── the first partition ─────────────────────────────────────────────────────────────────────────
+
+
+def test_partitions_begin_today_or_with_the_lake(tmp_path: Path) -> None:
+    """Dagster counts every partition, so one from before the first chain would be missing for ever."""
+    noon = datetime(2025, 6, 10, 17, tzinfo=UTC)
+    settings = Settings(data_dir=tmp_path, now=noon)
+    assert first_dates(settings) == {CHAINS: "2025-06-10", CAPTURE: "2025-06-10"}
+    with partition_loading_context(effective_dt=noon):
+        assert trade_dates(date(2025, 6, 10)).get_partition_keys() == ["2025-06-10"]
+    day = date(2025, 6, 5)
+    rows = chain(SOURCE_CHAIN, snapshot=to_ns(datetime(2025, 6, 5, 15, tzinfo=UTC)), day=day)
+    Lake(settings.environment_dir / "lake").append(SOURCE_CHAIN, rows, run_id="run")
+    assert first_dates(settings) == {CHAINS: "2025-06-05", CAPTURE: "2025-06-10"}
+    (settings.environment_dir / "lake" / "source_chain" / "manifest.json").write_text("{")
+    assert first_dates(settings)[CHAINS] == "2025-01-02", "what the lake has cannot be told"
+
+
 # ── the first snapshot ──────────────────────────────────────────────────────────────────────────
 
 
@@ -215,7 +246,7 @@ def test_a_new_instance_of_the_sandbox_asks_for_one_chain() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         due = first(instance)
         assert isinstance(due, dg.RunRequest)
-        assert due.partition_key == sessions.current_session(datetime.now(UTC)).trade_date.isoformat()
+        assert due.partition_key == today()
         for settings, reason in (
             ({"environment": "live"}, "NQ_CHAIN_WINDOW (rth)"),
             ({"now": "2025-06-10T15:00:00Z"}, "NQ_NOW holds the clock"),
@@ -246,8 +277,10 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
     ):
         graphql = """{ runsOrError(filter: {pipelineName: "chain_snapshot"}) { ... on Runs {
             results { status } } } locationStatusesOrError { ... on WorkspaceLocationStatusEntries {
-            entries { name } } } }"""
-        give_up, done, location = time.monotonic() + 300, [], ""
+            entries { name } } }
+            assetNodes(assetKeys: [{path: ["nq", "option_chain"]}, {path: ["nq", "report"]}]) {
+            partitionStats { numPartitions numMaterialized } } }"""
+        give_up, done, location, filled = time.monotonic() + 300, [], "", []
         while time.monotonic() < give_up and process.poll() is None and done != ["SUCCESS"]:
             time.sleep(2)
             if "Dagster answers" in log.read_text():
@@ -255,9 +288,11 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
                 data = requests.post(url, json={"query": graphql}, timeout=30).json()["data"]
                 done = [run["status"] for run in data["runsOrError"]["results"]]
                 location = data["locationStatusesOrError"]["entries"][0]["name"]
+                filled = [node["partitionStats"] for node in data["assetNodes"]]
         process.send_signal(signal.SIGTERM)
     said = log.read_text()
     assert (process.returncode, done, location) == (cli.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
+    assert filled == [{"numPartitions": 1, "numMaterialized": 1}] * 2, "green, not 0% filled"
     assert not re.search("SupersessionWarning|temporary directory", said)
     give_up = time.monotonic() + 30  # the stand-ins end once nobody holds a lease any more
     while left := running(str(tmp_path), f"--port {port}"):

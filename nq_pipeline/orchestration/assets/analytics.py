@@ -33,7 +33,7 @@ from nq_pipeline.orchestration.checks import analytics as checks
 from nq_pipeline.orchestration.checks.analytics import LEVELS, PRESSURE, PRICING, PROFILE, SERIES, SMILE
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.checks.chains import results
-from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
 
@@ -81,7 +81,7 @@ SPECS = [
 Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 
-@dg.multi_asset(specs=SPECS, check_specs=checks.specs(*TABLES), partitions_def=TRADE_DATES, can_subset=True)
+@dg.multi_asset(specs=SPECS, check_specs=checks.specs(*TABLES), partitions_def=CHAIN_DATES, can_subset=True)
 def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
     """Price and measure what the trade date's runs left, and the newest snapshot; all tables, always."""
     from nq_pipeline.analytics.snapshot import price_and_measure, to_measure
@@ -138,7 +138,7 @@ PRESSURE_SPEC = dg.AssetSpec(
 
 
 @dg.multi_asset(
-    specs=[PRESSURE_SPEC], check_specs=checks.specs(PRESSURE), partitions_def=TRADE_DATES, can_subset=True
+    specs=[PRESSURE_SPEC], check_specs=checks.specs(PRESSURE), partitions_def=CAPTURE_DATES, can_subset=True
 )
 def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
     """The windows of the trade date that are over."""

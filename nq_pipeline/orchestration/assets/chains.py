@@ -14,7 +14,7 @@ from nq_pipeline.errors import NqError
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import chains as checks
-from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.ticks import SCHEDULED, scheduled_for
 from nq_pipeline.settings import SOURCE_NAMES, Settings
@@ -90,7 +90,7 @@ class ChainConfig(dg.Config):
 @dg.multi_asset(
     specs=SPECS,
     check_specs=checks.specs(list(SOURCES.values()), CHOSEN),
-    partitions_def=TRADE_DATES,
+    partitions_def=CHAIN_DATES,
     can_subset=True,
 )
 def option_chains(

@@ -14,7 +14,7 @@ from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.orchestration import freshness, plots
 from nq_pipeline.orchestration.assets.chains import CHOSEN, OWNERS
 from nq_pipeline.orchestration.checks.analytics import PRICING
-from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
 
 REPORT = dg.AssetKey(["nq", "report"])
@@ -23,7 +23,7 @@ REPORT = dg.AssetKey(["nq", "report"])
 @dg.asset(
     key=REPORT,
     deps=[CHOSEN, PRICING],
-    partitions_def=TRADE_DATES,
+    partitions_def=CHAIN_DATES,
     description="The newest snapshot of the trade date as one HTML page: smile, term structure, positions, "
     "gamma exposure, trades, who won and why, gaps and spend. It needs no network; `nq report` opens it.",
     group_name="analytics",

@@ -23,7 +23,7 @@ from nq_pipeline.orchestration.captures import LIVE, SETTINGS, STOPPED, fingerpr
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET, evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND
 from nq_pipeline.orchestration.liveness import claim
-from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.ticks import why_closed
 from nq_pipeline.orchestration.watch import Watch
@@ -51,7 +51,7 @@ HEALTH = dg.AssetSpec(
 
 @dg.asset(
     key=TRADES_ASSET,
-    partitions_def=TRADE_DATES,
+    partitions_def=CAPTURE_DATES,
     description="Trades in options on E-mini Nasdaq-100 futures and in the future itself, captured live "
     "from Databento's gateway: all 26 option roots and NQ, or those of NQ_PRODUCTS. The table is about a "
     "second behind the market "
