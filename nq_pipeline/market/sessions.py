@@ -7,12 +7,12 @@ trade dates from its `CME_TradeDate`, and what both get wrong from the table bel
 - Good Friday trades only when the monthly payrolls come out that day, until 08:15, and is
   then a trade date of its own (2021, 2023, 2026); otherwise it is closed (2024, 2025, 2027).
   The libraries have it open in every year.
-- 2025-01-09, a national day of mourning, closed at 08:30 (CME press release).
+- 2018-12-05 and 2025-01-09, national days of mourning, closed at 08:30 (CME press releases).
 - Until 2021-06-25 trading paused from 15:15 to 15:30; the calendar used here has no pause.
 
-Nothing before `FIRST_DAY` can be asked about. The libraries have 2018-12-05 open until 16:00 (a day
-of mourning that closed at 08:30, its expirations moved), the close of 16:15 that held until
-2015-09-20 at 16:00, and nobody here checked the holidays of those years.
+Nothing before `FIRST_DAY` can be asked about. The expirations of 2018-12-05 moved to the day before,
+the libraries have the close of 16:15 that held until 2015-09-20 at 16:00, and nobody here checked the
+holidays of those years.
 
 Days on which the market opens but halts at noon (Martin Luther King, Presidents, Memorial,
 Juneteenth, Independence, Labor, Thanksgiving) are no trade dates: their trades belong to the
@@ -44,7 +44,7 @@ YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
 asked about find a session."""
 
 _GOOD_FRIDAY_CLOSE = time(8, 15)
-_EARLY_CLOSES = {date(2025, 1, 9): time(8, 30)}
+_EARLY_CLOSES = {date(2018, 12, 5): time(8, 30), date(2025, 1, 9): time(8, 30)}
 _LAST_AFTERNOON_PAUSE = date(2021, 6, 25)
 _AFTERNOON_PAUSE = (time(15, 15), time(15, 30))
 

@@ -809,7 +809,8 @@ def trades(
         }
     )
     named = _named(frame, records, "ts_recv", known, dropped, latest)
-    usable = named.drop_nulls(["ts_event", "price", "size"])
+    # A record of size 0 traded nothing, so its price is none of the session's.
+    usable = named.drop_nulls(["ts_event", "price"]).filter(pl.col("size") > 0)
     if usable.height < named.height:
         dropped["malformed_trade"] += named.height - usable.height
     return (

@@ -196,6 +196,8 @@ def test_an_instant_that_cannot_be_placed_is_refused_in_one_sentence() -> None:
 
 def test_the_first_day_still_has_a_session_before_it() -> None:
     """Nobody can ask about 2018, and yet a look back from the first instant ends well."""
+    assert not sessions.is_open(datetime(2018, 12, 5, 18, tzinfo=UTC))
+    assert sessions.trade_date(datetime(2018, 12, 5, 18, tzinfo=UTC)) == date(2018, 12, 5)
     current = sessions.current_session(datetime(2019, 1, 1, tzinfo=UTC))
     assert current == sessions.session(date(2018, 12, 31))
     before = sessions.current_session(current.open - timedelta(seconds=1))

@@ -829,6 +829,7 @@ def test_trades_of_the_session_give_last_range_and_volume_and_beat_an_older_last
             trade(11, "2025-06-10T14:00:00Z", 4.0, 1),
             trade(11, "2025-06-10T13:00:00Z", 1.0, 2),
             {"instrument_id": 11, "ts_recv": "2025-06-10T14:00:00Z", "size": 5},
+            trade(11, "2025-06-10T14:30:00Z", 0.05, 0),
         ],
     )
     row = parsed.frame.filter(pl.col("raw_symbol") == CALL).row(0, named=True)
@@ -836,7 +837,7 @@ def test_trades_of_the_session_give_last_range_and_volume_and_beat_an_older_last
     assert row["last_ts"] == datetime(2025, 6, 10, 14, tzinfo=UTC)
     assert row["settlement"] == 10.5 and row["is_settlement"] is False
     assert cell(parsed, PUT, "volume") == 0
-    assert parsed.dropped == Counter(malformed_trade=1)
+    assert parsed.dropped == Counter(malformed_trade=2)
 
 
 def test_cleared_volume_counts_once_it_is_of_the_session_asked_about() -> None:
