@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,11 @@ def test_what_the_gateway_still_had_to_send_at_the_stop_is_missing_and_filled(tm
 def test_a_window_missed_altogether_is_a_gap_out_of_reach(tmp_path: Path) -> None:
     with served(load=None) as it:
         capture(it, tmp_path, all_verified)
+    # A session that ends during the replay loses a further part, and the stand-in that makes a day
+    # says nothing meanwhile.
+    patient = replace(QUICK, late_s=PATIENCE_S)
     with served(now=NOW + timedelta(days=2), load=None) as it:
-        capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps)
+        capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps, timing=patient)
     found = gaps(tmp_path)
     lost = found.filter(pl.col("state") == "unfillable")
     assert lost["trade_date"].to_list() == [OPENS.date(), OPENS.date() + timedelta(days=1)]
