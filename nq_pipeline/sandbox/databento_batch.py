@@ -100,8 +100,8 @@ def _form(asked: Mapping[str, str]) -> dict[str, Any]:
     flags = {
         name: asked.get(name) == "True" for name in ("pretty_px", "pretty_ts", "map_symbols", "split_symbols")
     }
-    if flags["split_symbols"]:
-        raise Refused(422, "batch_form_invalid", "Files split by symbol are not available here.")
+    if flags["split_symbols"] or "split_size" in asked:
+        raise Refused(422, "batch_form_invalid", "Files split by symbol or by size are not available here.")
     return form | flags | {"split_size": None}
 
 

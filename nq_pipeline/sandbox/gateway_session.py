@@ -272,13 +272,15 @@ class Session:
             array = self.gateway.tape.records(whole.schema, whole.position, end)
             if not whole.everything:
                 array = of_instruments(array, whole.ids)
-            # Replay goes by ts_event (but for bbo), publication by ts_recv: the first few may be too early.
+            interval = INTERVALS_NS.get(whole.schema, 0)
+            # Replay goes by ts_event (but for bbo), publication by ts_recv or the end of a bar: the
+            # first few may be too early.
             start = whole.start or 0
-            if whole.position < start + 2 * MINUTE_NS and not whole.schema.startswith("bbo"):
+            early = whole.position < start + interval + 2 * MINUTE_NS
+            if early and not whole.schema.startswith("bbo"):
                 array = array[array["ts_event"] >= np.uint64(start)]
             arrays.append(array)
             times.append(published(whole.schema, array))
-            interval = INTERVALS_NS.get(whole.schema)
             if interval and not whole.replaying:
                 ends = np.arange(-(-whole.position // interval) * interval, end, interval, dtype=np.uint64)
                 arrays.append(messages.ends_of_intervals(whole.schema, ends))

@@ -386,8 +386,8 @@ def _bars(schema: str, trades: Array) -> Array:
     first = _first_of_each(trades["instrument_id"], start)
     a = blank(schema, trades["instrument_id"][first])
     a["ts_event"], a["open"] = start[first], trades["price"][first]
-    a["close"] = trades["price"][np.append(first[1:], len(trades)) - 1]
     if len(first):
+        a["close"] = trades["price"][np.append(first[1:], len(trades)) - 1]
         a["high"] = np.maximum.reduceat(trades["price"], first)
         a["low"] = np.minimum.reduceat(trades["price"], first)
         a["volume"] = np.add.reduceat(trades["size"].astype(np.uint64), first)

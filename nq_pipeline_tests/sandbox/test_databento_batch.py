@@ -144,6 +144,7 @@ def test_what_is_not_there_is_refused(at: Address) -> None:
         (lambda: batch.list_files(queued), "batch_job_not_done"),
         (lambda: batch.list_files("GLBX-20250610-NOWHERE"), "batch_job_not_found"),
         (lambda: done(batch, split_symbols=True), "batch_form_invalid"),
+        (lambda: done(batch, split_size=10**9), "batch_form_invalid"),
     ):
         with pytest.raises(BentoClientError) as caught:
             call()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.globex import RTYPES, UNDEF_TIME, universe
 from nq_pipeline.sandbox.market import Market, market
@@ -135,6 +135,12 @@ def test_bars_add_up_to_the_trades(schema: str) -> None:
         prices[0], prices[-1], prices.max(), prices.min()
     ]  # fmt: skip
     assert bar["volume"] == inside["size"].sum()
+
+
+def test_a_day_without_trades_has_no_bars() -> None:
+    saturday, sunday = (to_ns(datetime(2025, 6, d, tzinfo=UTC)) for d in (14, 15))
+    days = TAPE.records("ohlcv-1d", saturday, sunday + 1)
+    assert {from_ns(int(ts)).day for ts in days["ts_event"]} == {13}
 
 
 def test_a_book_of_an_untraded_contract_has_no_instant_of_its_last_trade() -> None:
