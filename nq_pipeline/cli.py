@@ -306,7 +306,10 @@ def sql(query: str, form: Form | None) -> None:
         try:
             texts = results.within(connection, answered, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
         except (duckdb.Error, LakeError) as error:
-            click.echo(f"nq: the query failed: {error}\n`nq tables` lists tables and columns.", err=True)
+            # What DuckDB says of a damaged file: not which one it is.
+            unread = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
+            cause = (_damage(error) if unread else None) or error
+            click.echo(f"nq: the query failed: {cause}\n`nq tables` lists tables and columns.", err=True)
             sys.exit(SQL_FAILED)
     if form is None:
         _note_sandbox(settings)

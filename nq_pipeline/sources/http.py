@@ -63,6 +63,7 @@ class _Adapter(HTTPAdapter):
         self._max_bytes = max_bytes
         self._secrets = secrets  # the session's own list: it grows with what the vendor hands out
         self._configured = configured
+        self._cookies: frozenset[str] = frozenset()
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         stamp = request.headers.pop(STAMP_HEADER, "")
@@ -70,7 +71,8 @@ class _Adapter(HTTPAdapter):
         response = super().send(request, **kwargs)
         # What has no stamp is not kept: a login may hand out the same token again.
         known = self._secrets if stamp else self._configured
-        secrets = (*known, *spellings(_cookies(request, response)))
+        self._cookies |= set(_cookies(request, response))  # they may hold after others took their place
+        secrets = (*known, *spellings(self._cookies))
         read_whole(response, self._max_bytes, self._remaining, secrets)
         response.headers[STAMP_HEADER] = response.raw.headers[STAMP_HEADER] = stamp
         response.cookies.clear()

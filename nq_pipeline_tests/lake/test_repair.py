@@ -10,7 +10,9 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from nq_pipeline.cli import SQL_FAILED, main
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
@@ -189,3 +191,16 @@ def test_what_is_sound_or_was_never_there_needs_no_repair(filled: Lake) -> None:
     compact(filled, SOURCE_CHAIN, DAY, now=DURING)
     assert repair(filled, SOURCE_CHAIN).why == () and repair(filled, DECISIONS).why == ()
     assert contents(filled) == files
+
+
+def test_a_query_that_meets_garbage_of_the_right_size_names_the_file(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "data" / "sandbox" / "lake")
+    for frame in snapshots(2):
+        lake.append(SOURCE_CHAIN, frame, run_id="run")
+    victim = lake.files(SOURCE_CHAIN)[1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:4] + b"\xa5" * (len(content) - 8) + content[-4:])
+    asked = ["sql", "select sum(strike) from source_chain"]
+    result = CliRunner().invoke(main, asked, env={"NQ_DATA_DIR": str(tmp_path / "data")})
+    assert result.exit_code == SQL_FAILED
+    assert f"{victim} cannot be read" in result.stderr and "nq repair source_chain" in result.stderr

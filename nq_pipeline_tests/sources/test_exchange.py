@@ -412,6 +412,20 @@ def test_a_posted_credential_is_nowhere(tmp_path: Path) -> None:
     assert ex.fetches[0].raw_sha256 is None
 
 
+def test_a_cookie_that_another_replaced_is_still_struck(tmp_path: Path) -> None:
+    first, newer = f"{MARK}-first", f"{MARK}-newer"
+    set_first = Answer(b"{}", headers={"Set-Cookie": f"session={first}; Path=/"})
+    set_newer = Answer(b"{}", headers={"Set-Cookie": f"session={newer}; Path=/"})
+    repeats = Answer(orjson.dumps({"said": first, "now": newer}), headers={"X-Warning": first})
+    with serve(script(set_first, set_newer, repeats)) as server:
+        ex = exchange(server.url, tmp_path)
+        replies = [get(ex, path) for path in ("/page", "/token", "/chain")]
+        ex.close()
+    assert f"session={newer}" in server.asked[2].headers["cookie"]
+    assert replies[2].json() == {"said": "*" * len(first), "now": "*" * len(newer)}
+    assert not found_in_files(tmp_path, MARK)
+
+
 def test_a_failure_to_connect_does_not_speak_of_the_address(tmp_path: Path) -> None:
     with serve(counting()) as server:
         gone = server.url
