@@ -440,7 +440,7 @@ def doctor(as_json: bool) -> None:
             title = name if name in used else f"{name} (not in NQ_SOURCES)"
             table.add_row(title, *facts, _printable(probe.detail))
         _console().print(table)
-        click.echo("What the plans have shown so far, and what each step adds:")
+        click.echo("What each plan has granted or refused so far, and what each step adds:")
         for step in ladder(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
             again = f" ({_printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
@@ -695,7 +695,7 @@ def alert(context: click.Context) -> None:
         for place in said.alert.where:
             click.echo(f"    {place}")
     if not notifier.firing():
-        click.echo(f"nothing is firing; what was is in {notifier.log}")
+        click.echo(f"No alert is firing; earlier ones are in {notifier.log}")
 
 
 @alert.command("test")

@@ -68,7 +68,7 @@ def _lines(month: Statement) -> Iterator[str]:
             yield ""
             yield from _table([_HEADINGS[heading], *map(_part, parts.items())], right=(1, 2, 3, 4))
     if month.prices:
-        yield from ("", "Prices per GiB, as the vendor last gave them:")
+        yield from ("", "Prices per GiB, as the vendor last quoted them:")
         yield from _table([_price(price) for price in month.prices], right=(1,))
     if largest := _largest(month):
         yield from ("", "Largest:")
@@ -94,10 +94,10 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
     budgets = month.budgets
     fee = "flat fee" if month.plan_usd or not budgets.plan_usd else "no fee is booked in this month"
     if month.running and month.plan_usd:
-        fee = f"flat fee; {_cents(month.plan_prorated_usd)} of it for the days gone by"
+        fee = f"flat fee; {_cents(month.plan_prorated_usd)} of it for the month so far"
     yield budgets.plan_name, _cents(month.plan_usd), fee
     today = f"; {_cents(month.today_usd)} of it today" * month.running
-    yield "Metered", _cents(month.metered_usd), f"paid by the byte{today}"
+    yield "Metered", _cents(month.metered_usd), f"billed by the byte{today}"
     held = f"held for {len(month.open)} request(s) whose bill is not known" if month.open else ""
     yield "Reserved", _cents(month.reserved_usd), held
     total = month.spent_usd + month.reserved_usd
@@ -105,7 +105,11 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
     if month.running:
         today = f"{_cents(month.remaining_today_usd)} of it today, of a day's {_cents(budgets.daily_usd)}"
         yield "Remaining", _cents(month.remaining_usd), f"for metered requests; {today}"
-        yield "Projected", _cents(month.projected_usd), "at the month's end, chains going on as they are"
+        yield (
+            "Projected",
+            _cents(month.projected_usd),
+            "at the end of the month, at the present rate of chains",
+        )
 
 
 _HEADINGS = {name: (name, "metered", "reserved", "requests", "cap") for name in ("purpose", "vendor")}

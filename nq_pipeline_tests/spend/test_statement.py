@@ -109,8 +109,8 @@ def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, mach
     lines = text.splitlines()
     assert lines[0] == "November 2026, as of 04 Nov 00:00 UTC"
     said = {line.split("$")[0].strip(): line for line in lines if "$" in line}
-    assert "$179.00  flat fee; $17.90 of it for the days gone by" in said["Databento Standard"]
-    assert "$7.50  paid by the byte; $4.50 of it today" in said["Metered"]
+    assert "$179.00  flat fee; $17.90 of it for the month so far" in said["Databento Standard"]
+    assert "$7.50  billed by the byte; $4.50 of it today" in said["Metered"]
     assert "$2.00  held for 1 request(s) whose bill is not known" in said["Reserved"]
     assert (
         "$188.50  of a budget of $200.00" in said["Total"]
