@@ -249,6 +249,7 @@ class Accounts:
         for gap_id in self._filling:
             self._awaited.pop(gap_id, None)  # counted of a replay that no longer matters
         self._completed: dict[str, float] = {}
+        self._done: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._before_skip: dict[str, int] | None = None
 
@@ -269,10 +270,11 @@ class Accounts:
                 self._last[schema] = tally.ts_event
             if schema in self._completed:
                 received = tally.ts_recv
+        replayed = self._replayed(state)
         for gap_id, counted in self._filling.items():
             gap = self._gaps[gap_id]
-            if gap.last_ns is None and gap.schema in state.replayed:
-                counted.last_ns = self._end_of(gap, state.replayed[gap.schema])
+            if gap.last_ns is None and gap.schema in replayed:
+                counted.last_ns = self._end_of(gap, replayed[gap.schema])
             counted.add(frame)
         return received
 
@@ -288,7 +290,7 @@ class Accounts:
         -------
         Those of which all has come, to be counted again.
         """
-        for schema, done_ns in state.replayed.items():
+        for schema, done_ns in self._replayed(state).items():
             if schema in self._all_there_is:
                 self.begins_at(schema, done_ns - self._aging_ns)  # there was nothing at all
             self._completed.setdefault(schema, now)
@@ -344,6 +346,13 @@ class Accounts:
         whole = [proven[schema] for schema in self._streams if schema in proven]
         return min(whole) if whole and len(whole) == len(self._streams) else None
 
+    def _replayed(self, state: State) -> Mapping[str, int]:
+        """Schema to when its replay was completed, never later than when that was heard of."""
+        now = to_ns(self._clock.now())
+        for schema, done_ns in state.replayed.items():
+            self._done.setdefault(schema, min(done_ns, now))
+        return self._done
+
     def _end_of(self, gap: Gap, replayed_ns: int) -> int:
         """Where a gap ends whose replay was completed."""
         if gap.last_ns is not None:
@@ -365,7 +374,7 @@ class Accounts:
             return {schema: self._before_skip.get(schema, self._opens_ns) for schema in state.replayed}
         return {
             schema: max(done - settle, self._last.get(schema, 0), heard)
-            for schema, done in state.replayed.items()
+            for schema, done in self._replayed(state).items()
             if schema in self._streams
         }
 

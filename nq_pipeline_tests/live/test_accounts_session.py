@@ -258,6 +258,15 @@ def test_a_time_far_from_its_receipt_moves_no_hole(session: Session, off_s: int)
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
+def test_a_replay_is_complete_no_later_than_it_is_said(session: Session) -> None:
+    session.take(trade(-5))
+    session.state.replayed["trades"] = NOW_NS + 83 * 86_400 * NS_PER_S
+    assert session.advance() == []
+    (gap,) = session.advance(wall=SETTLE_S, market=SETTLE_S)
+    assert (gap.state, gap.last_ns) == ("replayed", NOW_NS)
+    assert session.ended(How.CLOSED) == session.hole.first_ns <= NOW_NS
+
+
 def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
     session.replayed()
     at = NOW_NS + 2 * NS_PER_S
