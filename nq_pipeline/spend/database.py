@@ -40,6 +40,8 @@ PATIENCE_S = 30
 """How long a transaction waits for its turn in SQLite."""
 LIMIT = "nq_limit_s"
 """Execution option: how long a whole transaction may take, seconds."""
+COPIED = "nq_copied"
+"""Execution option: the file that a database in memory was copied from."""
 CONNECT_S = 10
 """A connection that takes longer is given up."""
 POSTGRES_LOCK = 0x6E715F7370656E64
@@ -82,7 +84,14 @@ def open_copy(settings: Settings) -> sa.Engine | None:
         memory = _copied(path)
     except (OSError, sqlite3.Error):
         return None
-    engine = _serialized(sa.create_engine("sqlite://", creator=lambda: memory, poolclass=sa.StaticPool))
+    engine = _serialized(
+        sa.create_engine(
+            "sqlite://",
+            creator=lambda: memory,
+            poolclass=sa.StaticPool,
+            execution_options={COPIED: str(path.absolute())},
+        )
+    )
     if settings.ledger_url is None:
         _check_not_lost(engine, settings)
     return _migrated(engine)
@@ -122,10 +131,16 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
             yield connection
     except sa.exc.SQLAlchemyError as error:
         said = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
+        if _is_damage(error.__cause__):
+            name = _named(engine)
+            raise LedgerError(
+                f"the spend ledger {name} is damaged ({said}); restore it from a backup, or move {name}* "
+                "away and make it anew from the table spend with `nq budget restore`"
+            ) from None
         if time.monotonic() - started >= limit_s:  # shut by this side, of which the driver knows nothing
             said = f"it did not answer within {limit_s:g} s"
         raise LedgerError(
-            f"the spend ledger in {_named(engine.url)} cannot be used: {said}; without it nothing metered is "
+            f"the spend ledger in {_named(engine)} cannot be used: {said}; without it nothing metered is "
             "asked for"
         ) from None
 
@@ -264,13 +279,19 @@ def _migrate(connection: sa.Connection, found: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise LedgerError(
-            f"the spend ledger in {_named(connection.engine.url)} was written by a newer release (revision "
+            f"the spend ledger in {_named(connection.engine)} was written by a newer release (revision "
             f"{found}, this one knows {HEAD}); update nq_pipeline"
         )
     config.attributes["connection"] = connection
     command.upgrade(config, HEAD)
 
 
-def _named(url: sa.URL) -> str:
+def _is_damage(error: BaseException | None) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest tells more of the same
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _named(engine: sa.Engine) -> str:
     """Where the ledger is, for a message: without user and password."""
-    return url.database or "?" if url.host is None else f"{url.host}/{url.database}"
+    url, copied = engine.url, engine.get_execution_options().get(COPIED)
+    return copied or url.database or "?" if url.host is None else f"{url.host}/{url.database}"

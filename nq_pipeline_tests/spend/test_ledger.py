@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +19,7 @@ from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import PURPOSES, Settings
 from nq_pipeline.spend import database
-from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger
+from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
 from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
 from nq_pipeline_tests.spend.machine import NOON, Machine, charge, size_of
@@ -401,6 +403,22 @@ def test_a_ledger_that_cannot_be_written_grants_nothing(tmp_path: Path) -> None:
     (tmp_path / "sandbox" / "ledger.sqlite").mkdir(parents=True)
     with pytest.raises(LedgerError, match="cannot be used"):
         open_ledger(Settings(_env_file=None, data_dir=tmp_path))
+
+
+@pytest.mark.parametrize("at", [0, 4096], ids=["head", "page"])
+@pytest.mark.parametrize("opened", [open_ledger, read_ledger])
+def test_a_damaged_ledger_is_named_with_the_way_out(
+    tmp_path: Path, at: int, opened: Callable[[Settings], Ledger]
+) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    open_ledger(settings).lines()
+    path = settings.environment_dir / "ledger.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xa5" * (len(content) - at))
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite is damaged \(.*nq budget restore"):
+        opened(settings).lines()
 
 
 def test_every_field_of_a_charge_comes_back_from_the_ledger(ledger: Ledger) -> None:
