@@ -37,6 +37,8 @@ ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRun
 ATTEMPTS_LOOKED_AT = 50
 GONE = "The process of this capture is gone. What it had written is kept, and what it missed is a gap."
 NEVER_BEGAN = "This capture was created and never began; nothing was written. Another one takes its place."
+FIRST_S = 120
+"""The first capture of an instance may take so long for its first replay before it is judged."""
 SAY_AGAIN_S = 900
 """A judgement that has not changed is recorded again after so long, with its figures of then."""
 
@@ -123,8 +125,9 @@ def capture_checks(
     )
     if not (is_open or found.has_begun):
         return dg.SkipReason(f"nothing was captured of {day}")
-    if not (before or found.has_begun or _any_ended(context.instance)):
-        # A new instance within the window: live_capture starts the first capture just now, no alert is due.
+    begun = before or found.has_begun or _any_ended(context.instance)
+    if not begun or _first_is_new(context.instance):
+        # A new instance within the window: its first capture starts, or replays what came before it.
         return dg.SensorResult(
             cursor=json.dumps({"at": 0}), skip_reason=f"{day} is judged from the next look on"
         )
@@ -143,6 +146,14 @@ def capture_checks(
         cursor=json.dumps(cursor),
         skip_reason="; ".join(finding.sentence for finding in findings.values()),
     )
+
+
+def _first_is_new(instance: dg.DagsterInstance) -> bool:
+    """Whether the only capture so far goes on and was launched just now."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=capture_job.name), limit=2)
+    if len(records) != 1 or records[0].dagster_run.is_finished:
+        return False
+    return (datetime.now(UTC) - records[0].create_timestamp).total_seconds() < FIRST_S
 
 
 def _any_ended(instance: dg.DagsterInstance) -> bool:
