@@ -129,7 +129,8 @@ def capture_checks(
     if not begun or _first_is_new(context.instance):
         # A new instance within the window: its first capture starts, or replays what came before it.
         return dg.SensorResult(
-            cursor=json.dumps({"at": 0}), skip_reason=f"{day} is judged from the next look on"
+            cursor=json.dumps({"at": 0}),
+            skip_reason=f"the first capture of {day} has just begun; its checks follow",
         )
     findings = capture_quality.judge(found)
     verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
