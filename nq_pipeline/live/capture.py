@@ -35,6 +35,7 @@ from nq_pipeline.live.gateway import Session, Subscription
 from nq_pipeline.live.history import History, Repairs
 from nq_pipeline.live.ladder import RTYPES, Ladder
 from nq_pipeline.live.log import CaptureLog
+from nq_pipeline.live.publish import Publisher
 from nq_pipeline.live.reconnect import Attempts, Ending, How, Retry, StepDown, Stop
 from nq_pipeline.live.recount import recount, subscriptions
 from nq_pipeline.live.totals import Meter, Totals
@@ -180,9 +181,11 @@ class Capture:
         opens, self._closes = opened
         self._proven_ns = to_ns(opens)
         self._stop, self._meter = stop, Meter(self.totals, progress)
-        sync_s = self._settings.capture_sync_ms / 1000
+        sync_s, after = self._settings.capture_sync_ms / 1000, self._published_segment()
         with (
-            CaptureLog(self._root, self._dataset, clock=self.clock, sync_every_s=sync_s) as self._log,
+            CaptureLog(
+                self._root, self._dataset, clock=self.clock, sync_every_s=sync_s, after=after
+            ) as self._log,
             Writer() as self._books,
             self._settling(),
             publishing(publish and self._comparing(publish), self.totals, sync=self._log.sync) as caught_up,
@@ -214,6 +217,13 @@ class Capture:
             self._look_beyond()
         self._report()
         return self.totals
+
+    def _published_segment(self) -> int:
+        """The newest segment that was published: were it lost, a new one of its number would pass for it."""
+        try:
+            return Publisher(self._root / self._dataset, self._lake, run_id=self.run_id).position.segment
+        except CaptureError:  # whoever publishes meets the same and says so
+            return 0
 
     # ── one session after the other ─────────────────────────────────────────────────────────────
 

@@ -146,6 +146,8 @@ class CaptureLog:
     segment_bytes, segment_age_s
         A segment that would take in more, or is older, is followed by the next; so is one whose
         trade date is over.
+    after
+        The first new segment is numbered higher, also where the one of this number was lost.
 
     Attributes
     ----------
@@ -170,8 +172,10 @@ class CaptureLog:
         sync_every_s: float = SYNC_EVERY_S,
         segment_bytes: int = SEGMENT_BYTES,
         segment_age_s: float = SEGMENT_AGE_S,
+        after: int = 0,
     ) -> None:
         self.folder = root / dataset
+        self._after = after
         self._clock = clock or SystemClock()
         self._sync_every_s = sync_every_s
         self._segment_bytes = segment_bytes
@@ -275,7 +279,7 @@ class CaptureLog:
     def _turn(self, head: Head) -> None:
         with self._syncing:
             self._seal()
-            now, number = self._clock.now(), self._written.segment + 1
+            now, number = self._clock.now(), max(self._written.segment, self._after) + 1
             if head is not self._head:
                 self._head, self._mappings, self._session = head, {}, number
             self._trade_date = sessions.trade_date(now)
@@ -361,11 +365,11 @@ def tail(
     if until is not None:
         following = [s for s in following if s.number <= until.segment]
     if not following and position.segment:
-        raise _missing(folder, position.segment)
+        raise _lost(folder, position.segment)
     first = position.segment or (following[0].number if following else 0)
     for number, segment in enumerate(following, start=first):
         if segment.number != number:
-            raise _missing(folder, number)
+            raise (_lost if number == position.segment else _missing)(folder, number)
         offset = position.offset if number == position.segment else 0
         if until is not None and number == until.segment:
             yield from _read(segment, offset, until.offset, block)
@@ -453,6 +457,14 @@ def _read(
             raise CaptureError(f"{segment.path} is damaged: {error}; put a whole copy back") from None
         if framer.pending and not growing:
             raise CaptureError(f"{segment.path} ends within a record, at byte {framer.offset:,}")
+
+
+def _lost(folder: Path, number: int) -> CaptureError:
+    return CaptureError(
+        f"segment {number} of the capture log in {folder} is missing, up to which rows are in the lake; put "
+        f"it back, or if it is lost delete lake/trades/{folder.name}.published: the log is then read from "
+        "its beginning, and rows that are there are not written again"
+    )
 
 
 def _missing(folder: Path, number: int) -> CaptureError:

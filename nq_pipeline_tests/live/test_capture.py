@@ -178,6 +178,16 @@ def test_every_lost_connection_is_a_gap_that_is_filled_and_verified(kind: str, t
     assert totals.reconnects == 1 and ended(tmp_path) == [names.get(kind, kind), "stopped"]
 
 
+def test_after_a_lost_log_no_new_segment_passes_for_a_published_one(tmp_path: Path) -> None:
+    cursor = tmp_path / "sandbox" / "lake" / "trades" / f"{DATASET}.published"
+    cursor.parent.mkdir(parents=True)
+    cursor.write_text("7:448")
+    with served() as it:
+        capture(it, tmp_path, all_verified)
+    numbers = [segment.number for segment in segments(tmp_path / "sandbox" / "capture" / DATASET)]
+    assert numbers and min(numbers) == 8
+
+
 def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path) -> None:
     with served(Fault("omit", records=3, after_records=BEYOND_OVERLAP)) as it:
         totals = capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps >= 2 and all_verified(r))
