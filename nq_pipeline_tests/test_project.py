@@ -69,3 +69,7 @@ def test_every_dependency_is_pinned_once() -> None:
     ]
     wanted = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", d)[0]).lower() for d in asked} - {"nq-pipeline"}
     assert wanted <= set(names)
+
+
+def test_the_changelog_has_the_version() -> None:
+    assert f"\n## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()

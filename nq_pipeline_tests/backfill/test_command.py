@@ -26,7 +26,8 @@ def nq(databento: Vendor, *words: str, answer: str | None = None, **settings: st
     environment = {
         "NQ_ENVIRONMENT": "live", "NQ_DATA_DIR": str(databento.data_dir), "NQ_NOW": NOW,
         "NQ_DATABENTO_URL": databento.server.url, "DATABENTO_API_KEY": "db-command",
-        "NQ_BACKFILL_SYMBOLS": "Q2B.OPT", **settings,
+        "NQ_BACKFILL_SYMBOLS": "Q2B.OPT",
+        "NQ_HTTP_TIMEOUT_S": "120", **settings,  # a busy machine is no fault of the vendor
     }  # fmt: skip
     return CliRunner().invoke(cli.main, ["backfill", *words], env=environment, input=answer)
 

@@ -16,7 +16,7 @@ from nq_pipeline_tests.lake.samples import TICKS
 from nq_pipeline_tests.lake.writer import ROWS_PER_CALL, call
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [6, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_a_lake_survives_kill_9_at_any_moment(
     lake: Lake, writer: Callable[..., subprocess.Popen[str]], kills: int
 ) -> None:
