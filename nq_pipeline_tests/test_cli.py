@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 import nq_pipeline
 from nq_pipeline import cli
+from nq_pipeline.cli import exit_codes, help, run
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results
 from nq_pipeline.lake.schemas import OPTION_CHAIN
@@ -114,7 +115,7 @@ def test_examples_of_the_help_are_listed_on_the_day_they_are_read(monkeypatch: p
     for day in range(3 * 365):
         now = datetime(2024, 12, 1, 15, tzinfo=UTC) + timedelta(days=day)
         monkeypatch.setenv("NQ_NOW", now.isoformat())
-        series, code, _ = cli._examples().values()
+        series, code, _ = help.examples().values()
         found = Series.parse(series)
         assert now.date() < found.expiration_date < now.date() + timedelta(days=20)
         assert found in expirations("NQ", found.expiration_date, found.expiration_date), now
@@ -135,7 +136,15 @@ def test_help_works_where_a_setting_does_not() -> None:
 
 def test_help_names_every_exit_code() -> None:
     text = " ".join(nq("--help").stdout.split())
-    codes = {cli.OK, cli.FAULT, cli.USAGE, cli.NO_CHAIN, cli.SQL_FAILED, cli.UNHEALTHY, cli.NO_LAKE}
+    codes = {
+        exit_codes.OK,
+        exit_codes.FAULT,
+        exit_codes.USAGE,
+        exit_codes.NO_CHAIN,
+        exit_codes.SQL_FAILED,
+        exit_codes.UNHEALTHY,
+        exit_codes.NO_LAKE,
+    }
     assert codes == set(range(7))
     assert [code for code in codes if f"{code} " not in text.partition("Exit codes:")[2]] == []
 
@@ -147,7 +156,7 @@ def test_the_version_is_told() -> None:
 @pytest.mark.parametrize("words", [["fly"], ["run", "--fly"], ["sql"], ["run", "--series"]])
 def test_wrong_usage_is_exit_code_2_and_on_stderr(words: list[str]) -> None:
     result = nq(*words)
-    assert (result.exit_code, result.stdout) == (cli.USAGE, "")
+    assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
     assert "Error: " in result.stderr
 
 
@@ -183,21 +192,21 @@ def test_a_mistake_of_the_user_is_one_sentence_on_stderr_and_exit_code_2(
     words: list[str], settings: dict[str, str], sentence: str
 ) -> None:
     result = nq(*words, **{"NQ_ENVIRONMENT": "live", **settings})
-    assert result.exit_code == cli.USAGE
+    assert result.exit_code == exit_codes.USAGE
     assert sentence in result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr
 
 
 def test_an_unknown_variable_is_said_on_stderr_and_the_command_goes_on() -> None:
     result = nq("settings", NQ_HORIZON_DAY="3")
-    assert result.exit_code == cli.OK and "NQ_HORIZON_DAYS=14" in result.stdout
+    assert result.exit_code == exit_codes.OK and "NQ_HORIZON_DAYS=14" in result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith("nq: NQ_HORIZON_DAY, in the environment, is no setting and has no effect; did you")
 
 
 def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:
     result = live("run", "--from-raw", "never-was")
-    assert result.exit_code == cli.FAULT
+    assert result.exit_code == exit_codes.FAULT
     assert result.stderr.startswith("nq: no run 'never-was' is archived in ")
     assert len(result.stderr.splitlines()) == 1
 
@@ -208,7 +217,7 @@ def test_a_data_folder_that_cannot_be_used_is_one_sentence_and_exit_code_1(
 ) -> None:
     (tmp_path / "a-file").touch()
     result = live(*words, NQ_DATA_DIR=str(tmp_path / "a-file"))
-    assert result.exit_code == cli.FAULT, result.output
+    assert result.exit_code == exit_codes.FAULT, result.output
     assert result.stderr.splitlines()[-1].startswith(f"nq: cannot use {tmp_path / 'a-file'}")
     assert "NQ_DATA_DIR" in result.stderr
 
@@ -216,13 +225,13 @@ def test_a_data_folder_that_cannot_be_used_is_one_sentence_and_exit_code_1(
 def test_every_error_raised_on_purpose_ends_as_one_sentence() -> None:
     for error in (LakeError("the disk is full"), Blocked("a captcha")):
 
-        @cli.sentences
+        @exit_codes.sentences
         def command(error: Exception = error) -> None:
             raise error
 
         with pytest.raises(SystemExit) as ended:
             command()
-        assert ended.value.code == cli.FAULT
+        assert ended.value.code == exit_codes.FAULT
 
 
 def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None:
@@ -233,7 +242,7 @@ def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (cli.USAGE, "")
+    assert (done.returncode, done.stdout) == (exit_codes.USAGE, "")
     assert done.stderr.startswith("nq: 'soon' is not a series") and len(done.stderr.splitlines()) == 1
 
 
@@ -242,7 +251,7 @@ def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None
 
 def test_a_run_that_gets_a_chain_is_exit_code_0_and_says_what_to_paste_next(barchart: Server) -> None:
     result = from_site(barchart, "run", "--source", "barchart", "--series", SERIES)
-    assert result.exit_code == cli.OK, result.output
+    assert result.exit_code == exit_codes.OK, result.output
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("barchart")]
     assert row.split()[:3] == ["barchart", "ok", str(BOARD)]
     assert f"Winner: barchart ({BOARD} contracts)" in result.stdout
@@ -250,7 +259,7 @@ def test_a_run_that_gets_a_chain_is_exit_code_0_and_says_what_to_paste_next(barc
     assert f"barchart: ok, {BOARD} contracts" in result.stderr
     report, sql = result.stdout.splitlines()[-2:]
     assert report.split()[-1] == "report"
-    assert live("sql", sql.partition(" sql ")[2].strip().strip('"')).exit_code == cli.OK
+    assert live("sql", sql.partition(" sql ")[2].strip().strip('"')).exit_code == exit_codes.OK
     by_make = from_site(barchart, "run", "--source", "barchart", "--series", SERIES, MAKELEVEL="1")
     assert by_make.stdout.splitlines()[-2] == "  make report"
 
@@ -288,7 +297,7 @@ def test_the_sites_own_code_names_a_series(barchart: Server) -> None:
     result = from_site(barchart, "run", "--source", "barchart", "--series", "mc2m5", "--json")
     assert {asked.query.get("symbol") for asked in barchart.asked} >= {"MC2M5"}
     assert json.loads(result.stdout)["sources"]["barchart"]["outcome"] == "empty"
-    assert result.exit_code == cli.NO_CHAIN
+    assert result.exit_code == exit_codes.NO_CHAIN
 
 
 def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
@@ -297,7 +306,7 @@ def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
     asked = len(barchart.asked)
     for words in (["run", "--from-raw", "latest"], ["run", "--from-raw", "latest", "--json"]):
         result = live(*words)
-        assert result.exit_code == cli.OK, result.output
+        assert result.exit_code == exit_codes.OK, result.output
     report = json.loads(result.stdout)
     assert report["winners"] == {"barchart": BOARD} and report["rows"]["source_chain"] == 0
     assert len(barchart.asked) == asked
@@ -306,22 +315,22 @@ def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
 def test_a_proxy_that_wins_is_named_one() -> None:
     """In the sandbox: no other vendor is asked, so the stand-in for NDX is all there is."""
     result = nq("run", "--source", "polygon", NQ_HORIZON_DAYS="1")
-    assert result.exit_code == cli.OK, result.output
+    assert result.exit_code == exit_codes.OK, result.output
     (winner,) = [line for line in result.stdout.splitlines() if line.startswith("Winner: ")]
     assert winner.startswith("Winner: polygon (") and winner.endswith(", a proxy: options on NDX, not on NQ)")
 
 
 def test_a_vendor_that_tells_only_dates_has_no_age_in_hours() -> None:
     closed = datetime(2025, 6, 10, 21, 30, tzinfo=UTC)
-    assert cli.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "of 06-10"
-    assert cli.age_of(datetime(2025, 6, 10, 20, 0, tzinfo=UTC), closed) == "90 min"
-    assert cli.age_of(datetime(2025, 6, 10, 0, 30, tzinfo=UTC), closed) == "21 h"
-    assert cli.age_of(None, closed) == "-"
+    assert run.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "of 06-10"
+    assert run.age_of(datetime(2025, 6, 10, 20, 0, tzinfo=UTC), closed) == "90 min"
+    assert run.age_of(datetime(2025, 6, 10, 0, 30, tzinfo=UTC), closed) == "21 h"
+    assert run.age_of(None, closed) == "-"
 
 
 def test_without_any_credential_live_asks_nobody_and_is_exit_code_3() -> None:
     result = live("run")
-    assert result.exit_code == cli.NO_CHAIN
+    assert result.exit_code == exit_codes.NO_CHAIN
     assert "Winner: none; every source failed" in result.stdout
     for name in ("barchart", "polygon", "tradovate", "databento"):
         (row,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
@@ -331,7 +340,7 @@ def test_without_any_credential_live_asks_nobody_and_is_exit_code_3() -> None:
 
 def test_a_run_without_a_chain_says_in_json_who_failed_and_how() -> None:
     result = live("run", "--source", "databento", "--json")
-    assert result.exit_code == cli.NO_CHAIN
+    assert result.exit_code == exit_codes.NO_CHAIN
     report = json.loads(result.stdout)
     assert report["winners"] == {}
     assert report["sources"]["databento"]["outcome"] == "not_configured"
@@ -350,7 +359,7 @@ def test_what_a_vendor_says_is_never_markup_nor_steers_the_terminal() -> None:
     hostile = Answer(b'{"status":"ERROR","error":"[/red][bold]\\u001b[2Jgone"}', status=418)
     with serve(lambda asked: hostile) as server:
         result = live("run", "--source", "polygon", NQ_POLYGON_URL=server.url, POLYGON_API_KEY="not-a-key")
-    assert result.exit_code == cli.NO_CHAIN
+    assert result.exit_code == exit_codes.NO_CHAIN
     assert "\x1b" not in result.output
 
 
@@ -397,7 +406,7 @@ def test_json_is_strict_also_where_a_number_is_none() -> None:
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
 def test_a_query_that_fails_is_exit_code_4_and_on_stderr(query: str, form: list[str], tmp_path: Path) -> None:
     result = live("sql", query, *form)
-    assert result.exit_code == cli.SQL_FAILED
+    assert result.exit_code == exit_codes.SQL_FAILED
     assert result.stderr.startswith("nq: the query failed: ")
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert not (tmp_path / "x.csv").exists()
@@ -432,7 +441,7 @@ def test_a_value_of_any_type_is_written() -> None:
     for name, (_, value) in ODD.items():
         nested = isinstance(value, list | dict)
         assert (json.loads(first[name]) if nested else first[name]) == ("" if value is None else value)
-    assert live("sql", query).exit_code == cli.OK
+    assert live("sql", query).exit_code == exit_codes.OK
 
 
 def test_an_infinite_instant_leaves_the_others_as_they_are() -> None:
@@ -459,7 +468,7 @@ ENDLESS = "select sum(a.range * b.range) from range(1000000) as a, range(1000000
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
 def test_a_query_ends_after_its_time(form: list[str]) -> None:
     result = live("sql", ENDLESS, *form, NQ_SQL_TIMEOUT_S="0.1")
-    assert result.exit_code == cli.SQL_FAILED and result.stdout == ""
+    assert result.exit_code == exit_codes.SQL_FAILED and result.stdout == ""
     assert "it takes longer than the 0.1 s of NQ_SQL_TIMEOUT_S" in result.stderr
 
 
@@ -474,7 +483,7 @@ def test_a_query_ends_after_its_time(form: list[str]) -> None:
 )
 def test_a_query_takes_no_more_than_its_memory(query: str, form: list[str]) -> None:
     result = live("sql", query, *form, NQ_SQL_MEMORY_MB="64")
-    assert result.exit_code == cli.SQL_FAILED and result.stdout == ""
+    assert result.exit_code == exit_codes.SQL_FAILED and result.stdout == ""
     assert "it needs more than the 64 MB of NQ_SQL_MEMORY_MB" in result.stderr
 
 
@@ -487,7 +496,7 @@ def test_ctrl_c_interrupts_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(catalog, "query", begun)
     result = live("sql", ENDLESS, "--json")
-    assert (result.exit_code, result.stdout) == (cli.FAULT, "")
+    assert (result.exit_code, result.stdout) == (exit_codes.FAULT, "")
     assert "Aborted!" in result.stderr
 
 
@@ -504,7 +513,7 @@ def test_a_folder_without_a_lake_is_named_and_has_its_own_exit_code(tmp_path: Pa
         ["report", "--no-open"],
     ):
         result = live(*words, NQ_DATA_DIR="nowhere")
-        assert (result.exit_code, result.stdout) == (cli.NO_LAKE, ""), words
+        assert (result.exit_code, result.stdout) == (exit_codes.NO_LAKE, ""), words
         assert result.stderr.startswith(f"nq: there is no lake in {tmp_path / 'nowhere' / 'live'}; `nq run`")
     assert not (tmp_path / "nowhere").exists()
 
@@ -523,7 +532,7 @@ def test_in_python_a_folder_without_a_lake_is_an_error_of_its_own(monkeypatch: p
 
 def test_the_doctor_finds_what_is_missing_and_is_exit_code_5() -> None:
     result = live("doctor", "--json")
-    assert result.exit_code == cli.UNHEALTHY
+    assert result.exit_code == exit_codes.UNHEALTHY
     report = json.loads(result.stdout)
     assert set(report) == {"environment", "market", "sources", "ladder"}
     assert report["market"].startswith("open (regular hours), trade date 2025-06-10")
@@ -540,7 +549,7 @@ def test_the_doctor_is_content_when_the_vendors_in_use_are_well(barchart: Server
     well = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": barchart.url}
     result = live("doctor", "--json", **well)
     report = json.loads(result.stdout)["sources"]
-    assert result.exit_code == cli.OK, report["barchart"]
+    assert result.exit_code == exit_codes.OK, report["barchart"]
     assert report["barchart"]["used"] is True and report["polygon"]["used"] is False
     assert "polygon (not in" in " ".join(live("doctor", **well).stdout.split())
 
@@ -551,13 +560,13 @@ def test_the_doctor_says_how_to_mend_a_vendor_that_refuses(fault: str) -> None:
         settings = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": server.url}
         result = live("doctor", "--json", **settings)
     probe = json.loads(result.stdout)["sources"]["barchart"]
-    assert result.exit_code == cli.UNHEALTHY
+    assert result.exit_code == exit_codes.UNHEALTHY
     assert probe["configured"] is True and probe["detail"] and probe["mend"]
 
 
 def test_settings_are_shown_without_secrets() -> None:
     result = nq("settings", DATABENTO_API_KEY="marked-secret", NQ_HORIZON_DAYS="3")
-    assert result.exit_code == cli.OK
+    assert result.exit_code == exit_codes.OK
     assert "NQ_HORIZON_DAYS=3" in result.stdout.splitlines()
     assert "DATABENTO_API_KEY=(set, hidden)" in result.stdout.splitlines()
     assert "marked-secret" not in result.output
@@ -579,5 +588,5 @@ def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
 @pytest.mark.parametrize("fault", ["barchart", "barchart=tired", "bloomberg=blocked"])
 def test_a_fault_that_is_none_is_an_error_before_anything_is_served(fault: str) -> None:
     result = nq("sandbox", "--fault", fault)
-    assert result.exit_code == cli.USAGE
+    assert result.exit_code == exit_codes.USAGE
     assert fault in result.stderr and "Traceback" not in result.output

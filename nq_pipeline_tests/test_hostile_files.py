@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from nq_pipeline import cli
 from nq_pipeline.alerts.message import Alert
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
@@ -116,7 +117,7 @@ def nq(data: Path, site: Server, command: str) -> tuple[int, str]:
         raise result.exception
     said = [line for line in result.stderr.splitlines() if line.startswith("nq: ")]
     if result.exit_code:
-        assert len(said) == 1 or result.exit_code == cli.NO_CHAIN, result.stderr
+        assert len(said) == 1 or result.exit_code == exit_codes.NO_CHAIN, result.stderr
     assert "Traceback" not in result.output
     return result.exit_code, said[0] if said else ""
 
@@ -144,7 +145,7 @@ def check(
         victim.write_bytes(spoiled)
     codes = {command: nq(data, site, command)[0] for command in commands}
     if name == "live/ledger.sqlite" and "budget" in codes:
-        assert codes["budget"] == (0 if content == spoiled else cli.FAULT), (
+        assert codes["budget"] == (0 if content == spoiled else exit_codes.FAULT), (
             "a lost ledger counts as an empty one"
         )
     try:

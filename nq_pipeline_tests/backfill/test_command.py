@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
+from nq_pipeline.cli import exit_codes
 from nq_pipeline_tests.backfill.conftest import NOW, Vendor, vendor
 from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
 
@@ -34,7 +35,7 @@ def nq(databento: Vendor, *words: str, answer: str | None = None, **settings: st
 
 def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--dry-run")
-    assert shown.exit_code == cli.OK, shown.output
+    assert shown.exit_code == exit_codes.OK, shown.output
     assert "2025-06-06  statistics  $0.00" in shown.output and "2025-06-09  statistics" in shown.output
     assert "in all by the vendor's prices of 20" in shown.output and "Nothing was bought" in shown.output
     told = json.loads(nq(databento, *DAYS, "--dry-run", "--json").stdout)
@@ -45,13 +46,17 @@ def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vend
 
 def test_it_asks_before_it_spends_and_no_is_no(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--max-usd", "1", answer="n\n")
-    assert shown.exit_code == cli.OK and "Buy it?" in shown.output and "Nothing was bought" in shown.output
+    assert (
+        shown.exit_code == exit_codes.OK
+        and "Buy it?" in shown.output
+        and "Nothing was bought" in shown.output
+    )
     assert not databento.metered
 
 
 def test_the_days_are_bought_once_and_the_same_command_again_asks_nothing(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--max-usd", "1", "--yes")
-    assert shown.exit_code == cli.OK, shown.output
+    assert shown.exit_code == exit_codes.OK, shown.output
     assert shown.output.count("complete:") == 2 and len(databento.metered) == 2
     assert catalog_has_the_ledger(databento.settings())
     told = json.loads(nq(databento, *DAYS, "--max-usd", "1", "--yes", "--json").stdout)
@@ -61,7 +66,7 @@ def test_the_days_are_bought_once_and_the_same_command_again_asks_nothing(databe
 
 def test_without_an_amount_nothing_that_costs_is_bought(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--yes")
-    assert shown.exit_code == cli.UNHEALTHY
+    assert shown.exit_code == exit_codes.UNHEALTHY
     assert shown.output.count("over_budget") == 2 and "--max-usd" in shown.output
     assert not databento.metered
 
@@ -89,5 +94,5 @@ def test_a_mistake_of_the_user_is_a_sentence_and_exit_code_2(
     words: tuple[str, ...], says: str, databento: Vendor
 ) -> None:
     shown = nq(databento, *words)
-    assert shown.exit_code == cli.USAGE and says in shown.output
+    assert shown.exit_code == exit_codes.USAGE and says in shown.output
     assert not databento.metered

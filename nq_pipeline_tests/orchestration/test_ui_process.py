@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from dagster import partition_loading_context
 
 from nq_pipeline import cli
+from nq_pipeline.cli import exit_codes
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
 from nq_pipeline.lake.lake import Lake
@@ -112,7 +113,7 @@ def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None
     fake_dagster(tmp_path)
     with taken_port() as port:
         result = CliRunner().invoke(cli.main, ["ui", "--port", str(port)])
-    assert result.exit_code == cli.FAULT
+    assert result.exit_code == exit_codes.FAULT
     assert result.stderr.startswith(f"nq: port {port} of 127.0.0.1 cannot be used (")
     assert f"nq ui --port {port + 1}" in result.stderr
     assert not (tmp_path / "child").exists() and "open http" not in result.stdout
@@ -149,7 +150,7 @@ def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) ->
             said.append(line)
             if "answers" in line:
                 process.send_signal(signal.SIGTERM)
-    assert process.returncode == cli.OK, said
+    assert process.returncode == exit_codes.OK, said
     assert "".join(said).count(f"http://127.0.0.1:{port}") == 1
     assert is_gone(int((tmp_path / "child").read_text()))
     assert (tmp_path / "home").read_text() == str(tmp_path / "data" / ".dagster")
@@ -291,7 +292,7 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
                 filled = [node["partitionStats"] for node in data["assetNodes"]]
         process.send_signal(signal.SIGTERM)
     said = log.read_text()
-    assert (process.returncode, done, location) == (cli.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
+    assert (process.returncode, done, location) == (exit_codes.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
     assert filled == [{"numPartitions": 1, "numMaterialized": 1}] * 2, "green, not 0% filled"
     assert not re.search("SupersessionWarning|temporary directory", said)
     give_up = time.monotonic() + 30  # the stand-ins end once nobody holds a lease any more

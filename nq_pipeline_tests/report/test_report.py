@@ -16,6 +16,7 @@ from lxml import html
 from nq_pipeline import cli
 from nq_pipeline.analytics import metrics
 from nq_pipeline.charts.theme import SANDBOX
+from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.lake import Lake
@@ -197,10 +198,10 @@ def test_the_command_says_where_the_page_is_and_writes_over_the_older_one(
 ) -> None:
     environment = {"NQ_DATA_DIR": str(sandbox.data_dir), "NQ_NOW": NOW}
     result = CliRunner().invoke(cli.main, ["report", "--no-open"], env=environment)
-    assert result.exit_code == cli.OK, result.output
+    assert result.exit_code == exit_codes.OK, result.output
     path = Path(re.findall(r"Report: (.*?\.html)", result.stdout)[0])
     assert path == written and result.stdout.startswith("SANDBOX")
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     result = CliRunner().invoke(cli.main, ["report", "--snapshot", "2025-06-10 15:00"], env=environment)
-    assert result.exit_code == cli.USAGE
+    assert result.exit_code == exit_codes.USAGE
     assert "write an instant like" in result.stderr

@@ -1,0 +1,30 @@
+"""`nq`: the pipeline on the command line. Thin: every command is one library call and its display."""
+
+from __future__ import annotations
+
+import click
+
+from nq_pipeline.cli import capture, operate, query, run, spend
+from nq_pipeline.cli.exit_codes import EXIT_CODES
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nq_pipeline", prog_name="nq")
+def main() -> None:
+    """Options on E-mini Nasdaq-100 futures: four vendors' chains in one Parquet lake.
+
+    Without credentials everything runs in the sandbox: a synthetic market served by stand-ins
+    on this machine. Set NQ_ENVIRONMENT=live and the vendors' keys (see .env.example) for real
+    data.
+    """
+
+
+for command in (
+    run.run,
+    *(query.sql, query.report, query.tables),
+    *(capture.capture, capture.verify, capture.convert),
+    *(spend.budget, spend.backfill),
+    *(operate.doctor, operate.alert, operate.retention, operate.repair),
+    *(operate.ui, operate.sandbox, operate.settings),
+):
+    main.add_command(command)

@@ -1,0 +1,185 @@
+"""Commands on the live feed and its files: `nq capture`, `nq verify`, `nq convert`."""
+
+from __future__ import annotations
+
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import click
+
+from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, sentences
+from nq_pipeline.cli.options import usd
+from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
+from nq_pipeline.cli.signals import at_signal
+
+if TYPE_CHECKING:
+    from nq_pipeline.live.totals import Totals
+
+
+@click.command(short_help="Capture trades and books live from Databento's gateway.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="Stop after so long; by default at the close of the window, or at Ctrl-C.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
+@sentences
+def capture(minutes: float | None, as_json: bool) -> None:
+    """Capture options and futures live from Databento's gateway, without Dagster.
+
+    Everything the gateway sends goes to the capture log first and to the tables trades, gaps and
+    sessions about a second later. Lost connections are taken up again and what was missed is
+    replayed and counted. In the sandbox the market moves at any hour.
+
+    \b
+    Example:
+      nq capture --minutes 1
+    """
+    import signal
+    import threading
+    from dataclasses import asdict
+
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.live.capture import Capture
+    from nq_pipeline.live.publish import Publisher
+    from nq_pipeline.market import sessions
+    from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.settings import load
+    from nq_pipeline.sources.history import DatabentoHistory
+
+    stop = threading.Event()
+    with at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
+        if not as_json:
+            note_sandbox(settings)
+        clock, folder = gateway_clock(settings), settings.environment_dir
+        day = sessions.trade_date(clock.now())
+        if not as_json and day != sessions.trade_date(settings.clock.now()):
+            click.echo(f"The stand-in streams regular hours of trade date {day}, the last there were.")
+        log = folder / "capture" / settings.databento_dataset
+        engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
+        publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=engine.run_id)
+        if minutes:
+            timer = threading.Timer(minutes * 60, stop.set)
+            timer.daemon = True
+            timer.start()
+        totals = engine.run(stop, publish=publisher.publish, progress=None if as_json else _Counters().show)
+        publisher.tidy()
+    for alert in totals.alerts():
+        click.echo(f"nq: ALERT: {alert}", err=True)
+    if as_json:
+        click.echo(to_json(asdict(totals)))
+        return
+    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {folder / 'lake'}. Next, paste:")
+    click.echo(
+        f'  {program()} sql "select instrument_kind, count(*) as trades, sum(size)::bigint as contracts '
+        'from trades group by all"'
+    )
+
+
+class _Counters:
+    """What a capture has done so far, in one line that is written over where that is possible."""
+
+    def __init__(self) -> None:
+        self._note = ""
+        self._over = sys.stdout.isatty()
+
+    def show(self, totals: Totals) -> None:
+        if totals.note != self._note:
+            self._note = totals.note
+            click.echo(f"{self._clear()}{printable(totals.note)}")
+        if totals.publish_failure:
+            click.echo(f"{self._clear()}Not published: {printable(totals.publish_failure)}")
+        lag = "-" if totals.lag_p99_ms is None else f"{totals.lag_p99_ms:,.0f} ms"
+        schemas = ", ".join(f"{what} {schema}" for what, schema in totals.schemas.items())
+        line = (
+            f"{totals.seconds:6.0f} s  {totals.records:,} records  {totals.rate:,.0f}/s  lag p99 {lag}  "
+            f"reconnects {totals.reconnects}  open gaps {totals.open_gaps}  {schemas}  {totals.bytes:,} bytes"
+        )
+        click.echo(f"{self._clear()}{line}", nl=not self._over)
+
+    def _clear(self) -> str:
+        return "\r\x1b[K" if self._over else ""
+
+
+@click.command(short_help="Test the feed before trusting it, and keep the evidence.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
+@click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
+              help="What may be spent on comparing a span with the historical API.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
+@sentences
+def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
+    """Test the feed before trusting it, against whatever is configured, and keep the evidence.
+
+    Connects to Databento's live gateway, streams, drops the connection and takes it up again by
+    replay, counts and compares records, asks what the plan grants, what a span costs, and every
+    chain vendor how it is. Prints PASS, FAIL or SKIP with the reason.
+
+    \b
+    Example:
+      nq verify --minutes 0.2 --max-usd 1
+    """
+    from nq_pipeline.proof.verify import Result
+    from nq_pipeline.proof.verify import verify as make_all_checks
+    from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.settings import load
+
+    def show(result: Result) -> None:
+        click.echo(f"{result.finding.verdict}  {result.check:<11}  {printable(result.finding.reason)}")
+
+    with endpoints(load()) as settings:
+        if not as_json:
+            note_sandbox(settings)
+        report = make_all_checks(
+            settings,
+            clock=gateway_clock(settings),
+            minutes=minutes,
+            max_usd=max_usd,
+            tell=None if as_json else show,
+        )
+    if as_json:
+        click.echo(to_json({**report.as_json(), "evidence": report.folder}))
+    else:
+        click.echo(f"{report.summary}; ${report.spent_usd:.4f} spent; evidence in {report.folder}")
+    sys.exit(OK if report.sound else UNHEALTHY)
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
+@click.option("--output", "-o", metavar="PARQUET", type=click.Path(dir_okay=False),
+              help="Where to write; by default beside FILE, ending in .parquet.")  # fmt: skip
+@click.option("--keep-complete", is_flag=True, help="Convert the whole records of a file that is cut off.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sentences
+def convert(source: str, output: str | None, keep_complete: bool, as_json: bool) -> None:
+    """Convert a DBN file of Databento's to Parquet, symbols mapped.
+
+    A live capture becomes one file for each schema in it, e.g. capture.trades.parquet.
+
+    \b
+    Example:
+      nq convert trades.dbn.zst -o trades.parquet
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from nq_pipeline.disk import trouble
+    from nq_pipeline.lake.convert import convert as to_parquet
+
+    file = Path(source)
+    parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
+    try:
+        done = to_parquet(file, parquet, keep_complete=keep_complete)
+    except OSError as error:  # of the disk that is written to, whichever holds the data
+        if (said := trouble(error, parquet.parent)) is None:
+            raise
+        click.echo(f"nq: {said}", err=True)
+        sys.exit(FAULT)
+    if as_json:
+        click.echo(to_json(asdict(done)))
+        return
+    for written in done.files:
+        lost = f", {written.unmapped:,} without a symbol" if written.unmapped else ""
+        click.echo(f"{written.path}: {written.rows:,} {written.schema}{lost}, {written.bytes:,} bytes")
+    for kind, count in done.skipped.items():
+        click.echo(f"{count:,} records of kind {kind} have no rows.")
+    if done.cut:
+        click.echo(f"Not all of it: {done.cut}.")

@@ -1,0 +1,54 @@
+"""What commands print: plain words for people, strict JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nq_pipeline.settings import Settings
+
+
+def note_sandbox(settings: Settings) -> None:
+    if settings.environment == "sandbox":
+        click.echo("SANDBOX: a synthetic market from stand-ins on this machine; no price here is real.")
+
+
+def progress(line: str) -> None:
+    click.echo(f"  {line}", err=True)
+
+
+def printable(text: str) -> str:
+    """Words that may be a vendor's, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON: instants as ISO 8601, what is not finite as null."""
+    import orjson
+
+    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    # What a vendor said is shown as it is, never read as markup.
+    return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+
+
+def program() -> str:
+    """How to call this program again from here: `nq`, or the path to it when it is not on PATH."""
+    import os
+    import shutil
+    from pathlib import Path
+
+    if shutil.which("nq"):
+        return "nq"
+    script = Path(sys.argv[0])
+    try:
+        return os.path.relpath(script) if script.name == "nq" else "nq"
+    except ValueError:  # another drive
+        return str(script)

@@ -1,0 +1,125 @@
+"""Commands that read the lake: `nq sql`, `nq report`, `nq tables`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from nq_pipeline.cli.exit_codes import SQL_FAILED, damage, sentences
+from nq_pipeline.cli.help import DatedHelp
+from nq_pipeline.cli.output import note_sandbox
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from nq_pipeline.lake.results import Form
+
+
+EVERY_COLUMN = 100_000
+"""Characters in a line that no result is wider than."""
+
+
+@click.command(short_help="Run a query on the lake, read-only, on the newest data.")
+@click.argument("query")
+@click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
+@click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
+@sentences
+def sql(query: str, form: Form | None) -> None:
+    """Run a query against the lake, read-only, always on the newest data.
+
+    \b
+    Tables: option_chain_latest, option_chain, source_chain, decisions, spend, …; see nq tables.
+    Example:
+      nq sql "select series, count(*) as contracts from option_chain_latest group by 1 order by 1"
+    """
+    import duckdb
+
+    from nq_pipeline.errors import LakeError
+    from nq_pipeline.lake import catalog, results
+    from nq_pipeline.settings import load
+
+    settings = load()
+    memory_mb, folder = settings.sql_memory_mb, catalog.existing(settings.environment_dir)
+    with catalog.connect(folder, guarded=True, memory_mb=memory_mb) as connection:
+
+        def answered() -> list[str]:
+            relation = catalog.query(connection, query)
+            return results.texts(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
+
+        try:
+            texts = results.within(connection, answered, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
+        except (duckdb.Error, LakeError) as error:
+            # What DuckDB says of a damaged file: not which one it is.
+            unread = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
+            cause = (damage(error) if unread else None) or error
+            click.echo(f"nq: the query failed: {cause}\n`nq tables` lists tables and columns.", err=True)
+            sys.exit(SQL_FAILED)
+    if form is None:
+        note_sandbox(settings)
+    for text in texts:
+        click.echo(text, nl=False)
+    if form is None and " shown)" in texts[-1].splitlines()[-1]:
+        click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
+
+
+def _shown(relation: duckdb.DuckDBPyRelation) -> str:
+    """The first and last rows as a table, as wide as the terminal, or whole where there is none."""
+    import io
+    import shutil
+    from contextlib import redirect_stdout
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else EVERY_COLUMN
+    with redirect_stdout(io.StringIO()) as table:
+        relation.show(max_width=width)
+    return table.getvalue().rstrip("\n") + "\n"
+
+
+@click.command(cls=DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
+@click.option("--snapshot", "moment", metavar="INSTANT",
+              help="The chain as it stood at this moment, in ISO 8601; the newest without it.")  # fmt: skip
+@click.option("--no-open", is_flag=True, help="Only write the page.")
+@sentences
+def report(moment: str | None, no_open: bool) -> None:
+    """Write the report of a snapshot, one HTML page, and open it in the browser.
+
+    Smile, term structure, positions, gamma exposure and trades, where the chain came from, gaps and
+    spend. The page needs no network; send it or print it as it is.
+
+    \b
+    Examples:
+      nq report
+      nq report --snapshot 2025-06-10T15:00:00Z --no-open
+    """
+    import webbrowser
+
+    from nq_pipeline.report import write_report
+    from nq_pipeline.settings import load
+
+    settings, snapshot_ts = load(), _instant(moment) if moment else None
+    note_sandbox(settings)
+    page = write_report(settings, snapshot_ts=snapshot_ts).resolve()
+    opened = not no_open and webbrowser.open(page.as_uri())
+    click.echo(f"Report: {page}{'' if opened else '; open it in any browser'}")
+
+
+def _instant(text: str) -> datetime:
+    """An instant in ISO 8601 with a time zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.UsageError(f"--snapshot {text}: write an instant like 2025-06-10T15:00:00Z")
+    return moment
+
+
+@click.command()
+@click.option("--markdown", is_flag=True, help="Print the reference page `docs/tables.md`.")
+def tables(markdown: bool) -> None:
+    """List the tables and what every column means."""
+    from nq_pipeline.lake import reference
+
+    click.echo(reference.markdown() if markdown else reference.text())

@@ -1,0 +1,261 @@
+"""`nq run`: one snapshot of all vendors, and what it came to."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, sentences
+from nq_pipeline.cli.help import DatedHelp
+from nq_pipeline.cli.output import console, note_sandbox, printable, program, progress, to_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from nq_pipeline.settings import Settings
+    from nq_pipeline.sources.snapshot import Snapshot
+
+
+_GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
+
+
+@click.command(cls=DatedHelp, short_help="Ask the vendors for chains now, and write and price the best.")
+@click.option("--series", "-s", multiple=True, metavar="SERIES",
+              help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
+              "site's own code, e.g. MM1N5. Without it: all expirations of the next days.")  # fmt: skip
+@click.option("--source", multiple=True, metavar="VENDOR",
+              help="Ask only this vendor (repeatable): barchart, polygon, tradovate, databento.")  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Ask even where a cached answer is still fresh.")
+@click.option("--from-raw", metavar="RUN", help="Ask nobody: parse the archived answers of this run again "
+              "(an id, or `latest`).")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@sentences
+def run(
+    series: tuple[str, ...], source: tuple[str, ...], refresh: bool, from_raw: str | None, as_json: bool
+) -> None:
+    """Ask the vendors for option chains now, write them to the lake, price and measure the chosen one.
+
+    \b
+    Examples:
+      nq run
+      nq run --series Q1B-2025-07-01
+      nq run --source barchart --series MM1N5
+      nq run --from-raw latest
+    """
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+    from nq_pipeline.sources.snapshot import build_request, finish_killed, replay_snapshot, take_snapshot
+
+    if from_raw and (series or source or refresh):
+        raise click.UsageError(
+            "--from-raw parses what that run asked; leave out --series, --source and --refresh"
+        )
+    settings = _chosen(load(), source)
+    if from_raw:
+        if not as_json:
+            note_sandbox(settings)
+        snapshot = replay_snapshot(settings, from_raw)
+    else:
+        request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
+        if not as_json:
+            _announce(settings, request)
+        for killed in finish_killed(settings, before=request.snapshot_ts, progress=progress):
+            _price(settings, killed)
+        tell = (lambda line: None) if as_json else progress
+        with endpoints(settings) as reachable:
+            snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
+    measured = _price(settings, snapshot)
+    if as_json:
+        click.echo(to_json({**_as_json(settings, snapshot), **_measured_as_json(measured)}))
+    else:
+        _show(settings, snapshot, measured)
+    sys.exit(OK if snapshot.chain.height else NO_CHAIN)
+
+
+def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:
+    """The settings with the vendors named on the command line; naming Barchart is the opt-in."""
+    from nq_pipeline.errors import SettingsError
+    from nq_pipeline.settings import SOURCE_NAMES
+
+    if not sources:
+        return settings
+    unknown = [name for name in sources if name not in SOURCE_NAMES]
+    if unknown:
+        raise SettingsError(f"--source {unknown[0]}: no such vendor; there are {', '.join(SOURCE_NAMES)}")
+    chosen: dict[str, Any] = {"sources": tuple(dict.fromkeys(sources))}
+    if "barchart" in sources:
+        chosen["barchart_enabled"] = True
+    return settings.model_copy(update=chosen)
+
+
+def _announce(settings: Settings, request: Any) -> None:
+    from nq_pipeline.sources.base import describe
+    from nq_pipeline.sources.doctor import market_state
+
+    note_sandbox(settings)
+    click.echo(f"Market: {market_state(settings.clock.now())}.")
+    click.echo(
+        f"Asking {', '.join(settings.sources)} for {len(request.series)} series "
+        f"as of {describe(request.moment)} …"
+    )
+
+
+def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
+    """Price and measure the chosen chain; rows by name of table, none where there is no chain."""
+    if not snapshot.chain.height:
+        return {}
+    from nq_pipeline.analytics.snapshot import price_and_measure
+    from nq_pipeline.lake import catalog
+
+    try:
+        return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
+    finally:  # also what got into some of the tables
+        catalog.publish(settings.environment_dir)
+
+
+def _priced(measured: dict[str, pl.DataFrame]) -> int:
+    """The number of contracts that have a volatility of ours."""
+    return int(measured["option_pricing"]["implied_volatility"].count()) if measured else 0
+
+
+def _measured_as_json(measured: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    levels = measured["gamma_levels"].select(_GAMMA).to_dicts() if measured else []
+    return {"priced": _priced(measured), "gamma_levels": levels}
+
+
+def _gamma(level: dict[str, Any]) -> str:
+    """The gamma of one source's options on one product, with its sign and what is not in the sum."""
+    net, zero, left_out = (level[name] for name in ("gex_per_pct", "zero_gamma", "open_interest_left_out"))
+    of = f"Gamma of {level['product']} by {level['source']}"
+    if net is None:
+        return f"{of}: unknown; {left_out:,} open contracts could not be priced."
+    where = "no zero gamma within 10 %" if zero is None else f"zero gamma {zero:,.0f}"
+    return (
+        f"{of}: net {net / 1e6:+,.1f} million dollars per 1 %; {where}, future {level['forward']:,.2f}; "
+        f"{left_out:,} open contracts left out."
+    )
+
+
+def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFrame]) -> None:
+    import os
+
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("source", "outcome", "contracts", "series", "age", "cache", "time"):
+        justify: Any = "right" if heading in ("contracts", "series", "age", "time") else "left"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for name in snapshot.asked:
+        row = _summary(snapshot, name)
+        cache = "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss"
+        seconds = f"{row['seconds']:.2f} s"
+        cells = (
+            row["outcome"],
+            f"{row['contracts']:,}",
+            str(row["series"]),
+            age_of(snapshot.asked[name].newest, snapshot.request.moment),
+            cache,
+            seconds,
+        )
+        table.add_row(name, *cells)
+    for name in snapshot.skipped:
+        table.add_row(name, "not asked", "", "", "", "", "")
+    console().print(table)
+    winners = ", ".join(
+        f"{name} ({count:,} contracts{_stand_in(snapshot, name)})" for name, count in snapshot.winners.items()
+    )
+    click.echo(f"Winner: {winners or 'none; every source failed'}")
+    for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
+        click.echo(f"  {name}: {printable(reason)}")
+    for name, asked in snapshot.asked.items():
+        if dropped := asked.answer.dropped:
+            parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
+            click.echo(f"Left out of what {name} sent: {printable(parts)}")
+    new = snapshot.rows["source_chain"]
+    click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
+    if snapshot.chain.height:
+        click.echo(
+            f"Priced: {_priced(measured):,} of {snapshot.chain.height:,} contracts; "
+            "option_pricing.unpriced says why not."
+        )
+        for level in measured["gamma_levels"].to_dicts():
+            click.echo(_gamma(level))
+        click.echo("Next, see it, then query it:")
+        click.echo("  make report" if "MAKELEVEL" in os.environ else f"  {program()} report")
+        click.echo(
+            f'  {program()} sql "select series, source, count(*) as contracts, '
+            f"sum(open_interest)::bigint as open_interest from option_chain_latest "
+            f'group by all order by min(expiration)"'
+        )
+
+
+def _stand_in(snapshot: Snapshot, name: str) -> str:
+    """What a winner's options are on, where that is not futures."""
+    won = snapshot.chain.filter(snapshot.chain["source"] == name)
+    underlyings = won.filter(won["underlying_class"] != "future")["underlying"].unique().sort().to_list()
+    if not underlyings:
+        return ""
+    from nq_pipeline.sources.quality import products_of
+
+    return f", a proxy: options on {' and '.join(underlyings)}, not on {products_of(won)}"
+
+
+def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    asked = snapshot.asked[name]
+    newest = asked.newest
+    return {
+        "outcome": str(asked.answer.outcome),
+        "reason": asked.answer.reason,
+        "contracts": asked.answer.frame.height,
+        "series": asked.answer.frame["series"].n_unique(),
+        "age_s": (snapshot.request.moment - newest).total_seconds() if newest else None,
+        "cached": asked.answer.cached,
+        "hits": asked.hits,
+        "misses": asked.misses,
+        "seconds": asked.elapsed_s,
+        "dropped": dict(asked.answer.dropped),
+        "controls": dict(asked.answer.controls),
+    }
+
+
+def _lost(snapshot: Snapshot) -> dict[str, str]:
+    """Why each loser lost: what it said itself, else the commonest reason of its series."""
+    reasons: dict[str, str] = {}
+    lost = snapshot.decisions.filter(~snapshot.decisions["won"]).sort("rank", maintain_order=True)
+    for (source,), part in lost.group_by("source", maintain_order=True):
+        counts = part["reason"].value_counts(sort=True)
+        others = counts.height - 1
+        more = f" (and {others} other reason{'s' * (others > 1)}; see the table decisions)" if others else ""
+        own = snapshot.asked[str(source)].answer.reason
+        reasons[str(source)] = own or f"{counts['reason'][0]}{more}"
+    return reasons
+
+
+def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
+    request = snapshot.request
+    return {
+        "environment": settings.environment,
+        "run_id": request.run_id,
+        "trade_date": request.trade_date,
+        "snapshot_ts": request.snapshot_ts,
+        "moment": request.moment,
+        "sources": {name: _summary(snapshot, name) for name in snapshot.asked},
+        "skipped": dict(snapshot.skipped),
+        "winners": snapshot.winners,
+        "lost": _lost(snapshot),
+        "rows": dict(snapshot.rows),
+        "lake": settings.environment_dir / "lake",
+    }
+
+
+def age_of(newest: datetime | None, moment: datetime) -> str:
+    """How old the newest quote or trade is; its date, where a vendor tells no more than that."""
+    if newest is None:
+        return "-"
+    if newest.time() == time():  # the lake's form of a date without a time
+        return f"of {newest:%m-%d}"
+    minutes = max(0.0, (moment - newest).total_seconds()) / 60
+    return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"

@@ -1,0 +1,224 @@
+"""Commands about money: `nq budget` and `nq backfill`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import click
+
+from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, disk_trouble, sentences
+from nq_pipeline.cli.options import usd
+from nq_pipeline.cli.output import note_sandbox, printable, progress, to_json
+
+if TYPE_CHECKING:
+    from nq_pipeline.settings import Settings
+    from nq_pipeline.spend.ledger import Ledger
+
+
+@click.group(
+    invoke_without_command=True, short_help="What the month has cost, what is reserved and what is left."
+)
+@click.option("--month", "named", metavar="YYYY-MM", help="Another month than the running one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+@sentences
+def budget(context: click.Context, named: str | None, as_json: bool) -> None:
+    """Say what this month has cost, what is reserved, what is left and what it will come to.
+
+    \b
+    Examples:
+      nq budget
+      nq budget --month 2026-10
+      nq budget reconcile 1f0c9a7be2d4 --usd 1.25 --reason "the vendor's usage page"
+    """
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend import report
+    from nq_pipeline.spend.ledger import read_ledger
+
+    if context.invoked_subcommand is not None:
+        return
+    settings = load()
+    ledger = read_ledger(settings)
+    month = ledger.month(_first_of(named, settings.budget_timezone) if named else None)
+    _export_spend(settings, ledger)
+    if as_json:
+        click.echo(to_json(report.as_json(month)))
+        return
+    note_sandbox(settings)
+    click.echo("\n".join(map(printable, report.text(month).splitlines())))
+
+
+@budget.command()
+@click.argument("reservation")
+@click.option(
+    "--usd", type=usd, required=True, metavar="USD", help="What the vendor billed for it; 0 when nothing."
+)
+@click.option("--reason", required=True, help="How you know; it is kept.")
+@sentences
+def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
+    """Book what the vendor billed for a reservation that a crash or a cut download left open.
+
+    Of one that is closed already, the difference is booked as a correction.
+    """
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.ledger import Ledger
+    from nq_pipeline.spend.money import shown
+
+    settings = load()
+    ledger = Ledger(settings)
+    ledger.reconcile(reservation, usd, reason)
+    _export_spend(settings, ledger)
+    left = ledger.month().remaining_usd
+    click.echo(f"Booked: {reservation} cost {shown(usd)}. {shown(left)} is left this month.")
+
+
+@budget.command("restore")
+@sentences
+def restore_ledger() -> None:
+    """Make a spend ledger that was lost anew from its copy in the lake, the table spend."""
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.restore import restore
+
+    lines, newest = restore(load())
+    click.echo(
+        f"Restored: {lines:,} lines, the last of {newest:%Y-%m-%d %H:%M} UTC. What was written later is not "
+        "among them: compare `nq budget` with the vendor's usage page."
+    )
+
+
+@budget.command("trust-clock")
+@click.option("--reason", required=True, help="What was wrong with it; it is kept.")
+@sentences
+def trust_clock(reason: str) -> None:
+    """Take this machine's clock as right, after it was wrong and the budgets stopped following it."""
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.ledger import Ledger
+
+    ledger = Ledger(load())
+    ledger.trust_clock(reason)
+    click.echo(f"Budgets count as of {ledger.month().as_of:%Y-%m-%d %H:%M} UTC.")
+
+
+def _export_spend(settings: Settings, ledger: Ledger) -> None:
+    """Bring the table `spend` up to the ledger."""
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.spend.export import export
+
+    if ledger.is_copy:
+        return  # what is noted in it is gone afterwards
+    try:
+        if export(ledger, Lake(settings.environment_dir / "lake"), run_id="nq budget"):
+            catalog.publish(settings.environment_dir)
+    except Exception as error:
+        if (said := disk_trouble(error)) is None:
+            raise
+        click.echo(f"nq: the table spend was not brought up to date: {said}", err=True)
+
+
+def _first_of(month: str, zone: str) -> datetime:
+    """The first moment of a month written YYYY-MM."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return datetime.strptime(month, "%Y-%m").replace(tzinfo=ZoneInfo(zone))
+    except ValueError:
+        raise click.UsageError(f"--month {month}: write a month like 2026-10") from None
+
+
+@click.command(short_help="Buy days of Databento's history, each priced beforehand.")
+@click.option("--schema", required=True, metavar="SCHEMA",
+              help="trades, mbo, definition, statistics, ohlcv-1m, ohlcv-1d or bbo-1m.")  # fmt: skip
+@click.option("--from", "first", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="First trade date.")  # fmt: skip
+@click.option("--to", "last", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="Last trade date, itself included.")  # fmt: skip
+@click.option("--symbols", metavar="PARENTS", default="",
+              help="Parents separated by commas, e.g. NQ.OPT,NQ.FUT; else NQ_BACKFILL_SYMBOLS.")  # fmt: skip
+@click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
+              help="What all of it may cost, beside the budgets of `nq budget`.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what each day would cost, and buy nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before spending.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes or --dry-run.")
+@sentences
+def backfill(
+    schema: str,
+    first: datetime,
+    last: datetime,
+    symbols: str,
+    max_usd: Decimal,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Buy trade dates of Databento's history, after saying what each one costs.
+
+    Every day is counted against the vendor before it is called complete, and one that is complete
+    is never bought again, so the same command goes on where it stopped.
+
+    \b
+    Examples:
+      nq backfill --schema trades --from 2025-06-02 --to 2025-06-06 --dry-run
+      nq backfill --schema statistics --from 2025-06-02 --to 2025-06-06 --max-usd 5
+    """
+    import uuid
+    from dataclasses import asdict
+
+    from nq_pipeline.backfill.day import backfill_day, plan, refusal
+    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.settings import load
+    from nq_pipeline.spend.export import publish_spend
+    from nq_pipeline.spend.money import shown
+
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json asks nothing back; add --yes or --dry-run")
+    parents = [name.strip() for name in symbols.split(",") if name.strip()]
+    left = max_usd
+    with endpoints(load()) as settings:
+        priced = plan(settings, schema, first.date(), last.date(), symbols=parents)
+        total = sum((day.usd for day in priced), Decimal(0))
+        no = refusal(settings, priced, symbols=parents)
+        if dry_run and as_json:
+            click.echo(to_json({"total_usd": total, "refusal": no, "days": [asdict(day) for day in priced]}))
+            return
+        if not as_json:
+            note_sandbox(settings)
+            for price in priced:
+                what = price.state or f"{shown(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
+                click.echo(f"{price.trade_date}  {schema}  {what}{', as a batch job' if price.batch else ''}")
+            at = min((price.at for price in priced if price.at), default=None)
+            by = f" by the vendor's prices of {at:%Y-%m-%d %H:%M} UTC" if at else ""
+            click.echo(f"{shown(total)} in all{by}; --max-usd allows {shown(left)}.")
+            if no:
+                click.echo(f"Not all of it would be granted: {printable(no)}.")
+        if dry_run or (total and not yes and not click.confirm("Buy it?")):
+            click.echo("Nothing was bought.")
+            if dry_run and total > left:
+                click.echo(f"To buy it, leave out --dry-run and allow {shown(total)} with --max-usd.")
+            return
+        done, run_id = [], uuid.uuid4().hex
+        tell = (lambda line: None) if as_json else progress
+        try:
+            for price in priced:
+                day = backfill_day(
+                    settings,
+                    schema,
+                    price.trade_date,
+                    max_usd=left,
+                    symbols=parents,
+                    run_id=run_id,
+                    tell=tell,
+                )
+                left = max(Decimal(0), left - day.cost_usd)
+                done.append(day)
+                if not as_json:
+                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {printable(day.said)}")
+        finally:  # also after Ctrl-C
+            publish_spend(settings, run_id=run_id)
+    if as_json:
+        spent = sum((day.cost_usd for day in done), Decimal(0))
+        click.echo(to_json({"cost_usd": spent, "days": [asdict(day) for day in done]}))
+    sys.exit(OK if all(day.state in ("complete", "empty", "missing") for day in done) else UNHEALTHY)
