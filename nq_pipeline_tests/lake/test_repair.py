@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from nq_pipeline.cli import SQL_FAILED, main
+from nq_pipeline.cli import main
+from nq_pipeline.cli.exit_codes import SQL_FAILED
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog

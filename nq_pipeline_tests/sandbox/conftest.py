@@ -13,7 +13,7 @@ NOW = "2025-06-10T15:00:00Z"
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a running server; whatever has the same data folder finds it and starts none."""
     settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("data"))
     with endpoints(settings) as served:
@@ -21,9 +21,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="session")
-def root(shared: Settings) -> str:
+def root(stand_ins: Settings) -> str:
     """Base address of the running server, without vendor."""
-    return shared.barchart_url.removesuffix("/barchart")
+    return stand_ins.barchart_url.removesuffix("/barchart")
 
 
 @pytest.fixture

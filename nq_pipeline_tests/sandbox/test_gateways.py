@@ -32,10 +32,10 @@ def of_world(url: str) -> Any:
     return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
 
 
-def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(shared: Settings) -> None:
-    assert shared.databento_gateway and shared.databento_api_key
-    key = shared.databento_api_key.get_secret_value()
-    with recorder(gateway_at(shared.databento_gateway), key=key, start=False) as client:
+def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins: Settings) -> None:
+    assert stand_ins.databento_gateway and stand_ins.databento_api_key
+    key = stand_ins.databento_api_key.get_secret_value()
+    with recorder(gateway_at(stand_ins.databento_gateway), key=key, start=False) as client:
         client.subscribe(symbols="NQ.FUT")
         client.start().wait_for(5)
         begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
@@ -44,8 +44,8 @@ def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(shared: S
     assert begin <= datetime.now(UTC)
 
 
-def test_an_address_of_ones_own_is_left_alone(shared: Settings) -> None:
-    settings = Settings(_env_file=None, data_dir=shared.data_dir, databento_gateway="127.0.0.1:9")
+def test_an_address_of_ones_own_is_left_alone(stand_ins: Settings) -> None:
+    settings = Settings(_env_file=None, data_dir=stand_ins.data_dir, databento_gateway="127.0.0.1:9")
     with endpoints(settings) as served:
         assert served.databento_gateway == "127.0.0.1:9"
         assert served.databento_url != settings.databento_url

@@ -90,9 +90,9 @@ def test_the_market_of_a_capture_is_known_without_starting_anything(tmp_path: Pa
     assert type(market_clock(live)) is type(live.clock)
 
 
-def test_the_market_of_a_capture_is_that_of_the_gateway_that_runs(shared: Settings) -> None:
+def test_the_market_of_a_capture_is_that_of_the_gateway_that_runs(stand_ins: Settings) -> None:
     pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
-    own = settings(shared.data_dir, now=pinned)
+    own = settings(stand_ins.data_dir, now=pinned)
     with endpoints(own) as served:
         going, said = gateway_clock(served), market_clock(own)
         assert abs(said.now() - going.now()) < timedelta(seconds=1)
@@ -171,12 +171,14 @@ def test_a_fixed_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux lists its sockets there")
-def test_only_loopback_is_listened_on(shared: Settings) -> None:
-    addresses = {url.split("/")[2].split(":")[0] for url in (shared.barchart_url, shared.tradovate_md_url)}
+def test_only_loopback_is_listened_on(stand_ins: Settings) -> None:
+    addresses = {
+        url.split("/")[2].split(":")[0] for url in (stand_ins.barchart_url, stand_ins.tradovate_md_url)
+    }
     assert addresses == {"127.0.0.1"}
     sockets = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = "0A"
-    number = f"{port(shared.barchart_url):04X}"
+    number = f"{port(stand_ins.barchart_url):04X}"
     bound = {own for own, _, state in sockets if own.endswith(f":{number}") and state == listening}
     assert bound == {f"0100007F:{number}"}
 
@@ -188,25 +190,25 @@ def test_live_settings_pass_through_untouched(tmp_path: Path) -> None:
     assert not (tmp_path / "sandbox").exists()
 
 
-def test_an_address_that_was_set_is_left_alone_with_its_credentials(shared: Settings) -> None:
-    own = settings(shared.data_dir, polygon_url="http://127.0.0.1:1", polygon_api_key="mine")
+def test_an_address_that_was_set_is_left_alone_with_its_credentials(stand_ins: Settings) -> None:
+    own = settings(stand_ins.data_dir, polygon_url="http://127.0.0.1:1", polygon_api_key="mine")
     with endpoints(own) as served:
         assert served.polygon_url == "http://127.0.0.1:1"
         assert served.polygon_api_key is not None and served.polygon_api_key.get_secret_value() == "mine"
         assert served.barchart_url != own.barchart_url
 
 
-def test_real_credentials_are_not_shown_to_stand_ins(shared: Settings) -> None:
-    own = settings(shared.data_dir, databento_api_key="db-a-real-key", tradovate_username="me")
+def test_real_credentials_are_not_shown_to_stand_ins(stand_ins: Settings) -> None:
+    own = settings(stand_ins.data_dir, databento_api_key="db-a-real-key", tradovate_username="me")
     with endpoints(own) as served:
         assert served.databento_api_key is not None and served.tradovate_username is not None
         assert "sandbox" in served.databento_api_key.get_secret_value()
         assert "sandbox" in served.tradovate_username.get_secret_value()
 
 
-def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(shared: Settings) -> None:
+def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(stand_ins: Settings) -> None:
     given = {"now": "2025-06-10T15:00:00Z", "sandbox_seed": 9, "sandbox_faults": ("barchart=blocked",)}
-    own = settings(shared.data_dir, **given)
+    own = settings(stand_ins.data_dir, **given)
     with endpoints(own) as served:
         assert "/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=9/barchart" in served.barchart_url
         assert "/with/now=2025-06-10T15:00:00Z;seed=9/tradovate/v1/websocket" in served.tradovate_md_url

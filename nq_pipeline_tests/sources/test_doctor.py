@@ -105,8 +105,8 @@ def test_a_vendor_that_hangs_is_reported_and_not_waited_for(tmp_path: Path, neve
 
 
 def test_a_setting_that_makes_no_sense_is_said_before_anybody_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="NQ_NOW"):
-        examined(tmp_path, {}, now=datetime(1999, 1, 4, tzinfo=UTC))
+    with pytest.raises(SettingsError, match="NQ_PRODUCTS"):
+        examined(tmp_path, {}, products=("XX",))
 
 
 # ── the market ──────────────────────────────────────────────────────────────────────────────────

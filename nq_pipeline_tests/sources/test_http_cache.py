@@ -27,7 +27,7 @@ def test_a_damaged_cache_is_dropped_and_made_anew(tmp_path: Path, name: str, spo
     def get() -> bool:
         made = session(
             "shop", per_minute=1000, spacing_s=0, state_dir=tmp_path, pinned=None,
-            remaining=lambda: 10, max_bytes=10_000, secrets=[],
+            remaining=lambda: 10, max_bytes=10_000, secrets=[], configured=[],
         )  # fmt: skip
         try:
             response = made.get(f"{server.url}/x", expire_after=60)
