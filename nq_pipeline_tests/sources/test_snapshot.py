@@ -432,7 +432,7 @@ def test_an_archived_body_that_was_tampered_with_is_not_parsed(tmp_path: Path) -
 # ── kill -9 ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_a_run_killed_at_any_moment_leaves_a_lake_that_the_next_run_completes(
     tmp_path: Path, kills: int
 ) -> None:
