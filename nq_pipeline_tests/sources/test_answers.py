@@ -185,7 +185,7 @@ def test_rows_of_another_version_of_the_schema_are_a_miss(cache: AnswerCache) ->
 WRITER = """
 import sys, time
 from pathlib import Path
-from dataclasses import fields, replace
+from dataclasses import replace
 from nq_pipeline.sources.answers import AnswerCache
 from nq_pipeline_tests.sources.test_answers import ANSWER, FRAME, KEY, USED
 
