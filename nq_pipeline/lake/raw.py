@@ -1,4 +1,4 @@
-"""The raw archive: the exact bytes of every answer, so that it can be parsed again tomorrow.
+"""The raw archive: the bytes of every answer, secrets struck out, so that it can be parsed again tomorrow.
 
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
