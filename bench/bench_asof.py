@@ -20,8 +20,8 @@ import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS
 
 FIRST = date(2024, 1, 2)

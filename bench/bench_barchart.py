@@ -28,10 +28,10 @@ from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.settings import load
-from nq_pipeline.sources.barchart import Barchart
-from nq_pipeline.sources.barchart_quotes import parse_chain
+from nq_pipeline.sources.barchart.quotes import parse_chain
+from nq_pipeline.sources.barchart.source import Barchart
 from nq_pipeline.sources.base import ChainRequest
-from nq_pipeline.sources.exchange import Reply
+from nq_pipeline.transport.vendor_session import Reply
 
 CONTRACTS = 10_000
 ROUNDS = 7

@@ -54,10 +54,10 @@ TRADE = 48
 def gateway(load: int) -> None:
     """Serve a steady load; every line of the input is a fault, every line of the output is one struck."""
     from nq_pipeline.clock import ShiftedClock, to_ns
-    from nq_pipeline.sandbox.gateway import Gateway, Limits
-    from nq_pipeline.sandbox.gateway_script import Fault, Script, parse_fault
-    from nq_pipeline.sandbox.market import market
-    from nq_pipeline.sandbox.tape import LoadTape
+    from nq_pipeline.sandbox.gateway.gateway import Gateway, Limits
+    from nq_pipeline.sandbox.gateway.script import Fault, Script, parse_fault
+    from nq_pipeline.sandbox.synthetic.market import market
+    from nq_pipeline.sandbox.synthetic.tape import LoadTape
 
     tape = LoadTape(market(7), load)
     tape.records(
@@ -86,11 +86,11 @@ def gateway(load: int) -> None:
 
 def capture(data: Path, port: int, market: int, monotonic: float) -> None:
     """Capture and publish until the input ends, by a clock that showed an instant at a monotonic time."""
+    from nq_pipeline.capture.capture import Capture
+    from nq_pipeline.capture.publisher import Publisher
     from nq_pipeline.clock import ShiftedClock, from_ns
-    from nq_pipeline.lake.lake import Lake
-    from nq_pipeline.live.capture import Capture
-    from nq_pipeline.live.publish import Publisher
-    from nq_pipeline.sandbox.gateway import HOST, KEY
+    from nq_pipeline.lake.store import Lake
+    from nq_pipeline.sandbox.gateway.gateway import HOST, KEY
     from nq_pipeline.settings import Settings
 
     clock = ShiftedClock(from_ns(market) + timedelta(seconds=time.monotonic() - monotonic))
@@ -214,7 +214,7 @@ def newest(folder: Path) -> Path:
 
 def first_after(folder: Path, before: Path, market_ns: int) -> float:
     """When, by the monotonic clock, a later segment first held a trade published after an instant."""
-    from nq_pipeline.live.framer import Framer
+    from nq_pipeline.dbn.framer import Framer
 
     give_up = time.monotonic() + PATIENCE_S
     while (path := newest(folder)) == before:
@@ -270,9 +270,9 @@ def held(root: Path) -> tuple[int, int]:
     """Different trades in the log, and rows of the lake."""
     import polars as pl
 
-    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.capture.log import tail
     from nq_pipeline.lake.schemas import TRADES
-    from nq_pipeline.live.log import tail
+    from nq_pipeline.lake.store import Lake
 
     distinct = pl.DataFrame(schema={"key": pl.UInt64})
     for block in tail(root / "capture" / DATASET):

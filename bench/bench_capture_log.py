@@ -28,8 +28,8 @@ from typing import Any
 import databento_dbn
 import numpy as np
 
-from nq_pipeline.live.framer import Framer
-from nq_pipeline.live.log import CaptureLog, segments
+from nq_pipeline.capture.log import CaptureLog, segments
+from nq_pipeline.dbn.framer import Framer
 
 DATASET = "GLBX.MDP3"
 KEY = "db-" + "0" * 29

@@ -21,7 +21,7 @@ import QuantLib
 
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
-from nq_pipeline.sandbox.market import RATE, Market
+from nq_pipeline.sandbox.synthetic.market import RATE, Market
 
 warnings.simplefilter("ignore", DeprecationWarning)  # py_vollib's name is to give way to vollib
 from py_vollib.black.greeks import analytical  # noqa: E402

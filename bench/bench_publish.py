@@ -25,12 +25,12 @@ from statistics import median
 from typing import Any
 
 from bench.bench_capture_log import DATASET, TRADES, official, ours, stream
+from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import PinnedClock
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.schemas import TRADES as TABLE
-from nq_pipeline.live.framer import Framer
-from nq_pipeline.live.log import CaptureLog
-from nq_pipeline.live.publish import Publisher
+from nq_pipeline.lake.store import Lake
 
 ROUNDS = 3
 NOON = PinnedClock(datetime(2025, 6, 10, 15, 10, tzinfo=UTC))

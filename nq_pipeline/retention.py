@@ -22,16 +22,16 @@ from pathlib import Path
 
 import polars as pl
 
+from nq_pipeline.capture import log
+from nq_pipeline.capture.publisher import TABLES as PUBLISHED
+from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.capture.rows import SCHEMAS
 from nq_pipeline.errors import LakeError
+from nq_pipeline.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake import compaction
-from nq_pipeline.lake.files import GRACE_NS, left_over, locked
-from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.raw import RawArchive
+from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION, Table
-from nq_pipeline.live import log
-from nq_pipeline.live.publish import TABLES as PUBLISHED
-from nq_pipeline.live.publish import Publisher
-from nq_pipeline.live.rows import SCHEMAS
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 
 NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
@@ -203,7 +203,7 @@ def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Sw
 
 
 def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
-    from nq_pipeline.sources.http_cache import HttpCache
+    from nq_pipeline.transport.http_cache import HttpCache
 
     swept = Swept("cache", None)
     for path in sorted((settings.environment_dir / "cache").glob("*-http.sqlite")):

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 import nq_pipeline
 from nq_pipeline import cli
+from nq_pipeline.chains.snapshot import build_request
 from nq_pipeline.cli import exit_codes, help, run
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results
@@ -27,10 +28,15 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.symbology import parse_barchart_code
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.barchart import QUOTES
-from nq_pipeline.sources.snapshot import build_request
-from nq_pipeline_tests.sources import boards
-from nq_pipeline_tests.sources.server import FAULTS, Answer, Asked, Server, serve
+from nq_pipeline.sources.barchart.source import QUOTES
+from nq_pipeline_tests.testing import barchart_boards
+from nq_pipeline_tests.testing.http_server import (
+    FAULTS,
+    Answer,
+    Asked,
+    Server,
+    serve,
+)
 
 NOW = "2025-06-10T15:00:00Z"
 SERIES = "Q2C-2025-06-11"
@@ -66,10 +72,10 @@ def barchart() -> Iterator[Server]:
         if asked.path != QUOTES:
             return Answer(status=404, content_type="text/html")
         if "symbols" in asked.query:
-            return Answer(boards.futures(NQM25=21745.25))
+            return Answer(barchart_boards.futures(NQM25=21745.25))
         if asked.query["symbol"] != "MC2M25":
-            return Answer(boards.chain([]))
-        return Answer(boards.chain(boards.board("MC2M5")))
+            return Answer(barchart_boards.chain([]))
+        return Answer(barchart_boards.chain(barchart_boards.board("MC2M5")))
 
     with serve(answer) as server:
         yield server

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from nq_pipeline.capture.log import tail
 from nq_pipeline.cli import main
-from nq_pipeline.live.log import tail
 
 ARCHIVE = Path(__file__).parent / "earlier" / "0.1.0.tar.xz"
 NOW = "2025-06-10T15:00:00Z"

@@ -22,13 +22,13 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from nq_pipeline.chains import quality
+from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline.lake import catalog
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.sandbox.world import FAULTS
+from nq_pipeline.sandbox.scenario import FAULTS
 from nq_pipeline.settings import SOURCE_NAMES, Settings, load
-from nq_pipeline.sources import quality
-from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 

@@ -19,9 +19,9 @@ from nq_pipeline.cli import main
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.report.conftest import measure, take
-from nq_pipeline_tests.sources.server import Answer, serve
-from nq_pipeline_tests.spend.machine import charge
 from nq_pipeline_tests.test_retention import archived
+from nq_pipeline_tests.testing.http_server import Answer, serve
+from nq_pipeline_tests.testing.ledger_machine import charge
 
 FILLING = "filling"
 

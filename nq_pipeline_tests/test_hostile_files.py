@@ -14,16 +14,21 @@ from click.testing import CliRunner
 from nq_pipeline import cli
 from nq_pipeline.alerts.message import Alert
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
-from nq_pipeline.live.publish import Publisher
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.barchart import QUOTES
-from nq_pipeline_tests.live.feeds import DATASET, Feed, market
-from nq_pipeline_tests.sources import boards
-from nq_pipeline_tests.sources.server import Answer, Asked, Server, serve
+from nq_pipeline.sources.barchart.source import QUOTES
+from nq_pipeline_tests.testing import barchart_boards
+from nq_pipeline_tests.testing.feeds import DATASET, Feed, market
+from nq_pipeline_tests.testing.http_server import (
+    Answer,
+    Asked,
+    Server,
+    serve,
+)
 
 NOW, SERIES = "2025-06-10T15:00:00Z", "Q2C-2025-06-11"
 
@@ -86,8 +91,10 @@ def site() -> Iterator[Server]:
         if asked.path != QUOTES:
             return Answer(status=404, content_type="text/html")
         if "symbols" in asked.query:
-            return Answer(boards.futures(NQM25=21745.25))
-        return Answer(boards.chain(boards.board("MC2M5") if asked.query["symbol"] == "MC2M25" else []))
+            return Answer(barchart_boards.futures(NQM25=21745.25))
+        return Answer(
+            barchart_boards.chain(barchart_boards.board("MC2M5") if asked.query["symbol"] == "MC2M25" else [])
+        )
 
     with serve(answer) as server:
         yield server

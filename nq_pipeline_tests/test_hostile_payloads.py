@@ -27,19 +27,19 @@ from polars.testing import assert_frame_equal
 from websockets.sync.server import ServerConnection
 
 from nq_pipeline.analytics.snapshot import price_and_measure
+from nq_pipeline.chains.snapshot import build_request, take_snapshot
 from nq_pipeline.clock import PinnedClock
+from nq_pipeline.dbn import decode
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources import dbn
 from nq_pipeline.sources.base import ChainAnswer
-from nq_pipeline.sources.polygon import REFERENCE
-from nq_pipeline.sources.snapshot import build_request, take_snapshot
-from nq_pipeline_tests.sources import brokerage, standin
-from nq_pipeline_tests.sources import test_barchart_contract as barchart
-from nq_pipeline_tests.sources import test_databento as databento
-from nq_pipeline_tests.sources import test_polygon_contract as polygon
-from nq_pipeline_tests.sources import test_tradovate_contract as tradovate
-from nq_pipeline_tests.sources.contract import MARK, MOMENT, SourceContract
-from nq_pipeline_tests.sources.server import Answer, Asked
+from nq_pipeline.sources.polygon.source import REFERENCE
+from nq_pipeline_tests.sources.barchart import test_contract as barchart
+from nq_pipeline_tests.sources.databento import test_source as databento
+from nq_pipeline_tests.sources.polygon import test_contract as polygon
+from nq_pipeline_tests.sources.tradovate import test_contract as tradovate
+from nq_pipeline_tests.testing import standin, tradovate_server
+from nq_pipeline_tests.testing.http_server import Answer, Asked
+from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
 
 VALUES = [
     "null", "true", "0", "-0", "-1", "1.5", "12", "1e3", "5e-324", "1e-400", "1e308", "1e400", "-1e400",
@@ -136,7 +136,7 @@ def spoilt_node(rng: random.Random, body: bytes, owner: Owner | None = None) -> 
 
 def spoilt_record(rng: random.Random, body: bytes, schema: str) -> tuple[bytes, str, str]:
     """An answer in DBN with a field of one option's record changed, whose it is, and what it became."""
-    records = dbn.decode(body, schema)
+    records = decode.decode(body, schema)
     names = dict(records.mappings.select("instrument_id", "raw_symbol").iter_rows())
     options = [n for n, number in enumerate(records.array["instrument_id"]) if " " in names.get(number, "")]
     place = rng.choice(options)
@@ -250,7 +250,7 @@ class Target:
         contract_id = orjson.loads(body)["symbol"] if endpoint != "authorize" else 0
         if contract_id not in self.quote:
             return False
-        brokerage.send(connection, {"s": 200, "i": number, "d": {"mode": "RealTime"}})
+        tradovate_server.send(connection, {"s": 200, "i": number, "d": {"mode": "RealTime"}})
         connection.send(f"a[{self.quote[contract_id]}]")
         return True
 
@@ -302,13 +302,13 @@ def spoil(target: Target, rng: random.Random, question: str) -> tuple[str | None
     target.quote.clear()
     good, kind = target.seen[question], rng.random()
     if isinstance(target.contract, tradovate.TestTradovateKeepsTheContract) and kind < 0.4:
-        contract = rng.choice(brokerage.contracts("Q2C"))
-        message = orjson.dumps(brokerage.quote(contract["id"]))
+        contract = rng.choice(tradovate_server.contracts("Q2C"))
+        message = orjson.dumps(tradovate_server.quote(contract["id"]))
         body, _, what = spoilt_node(rng, message, of_quote)
         target.quote[contract["id"]] = body.decode()
         return contract["name"], f"quote {what}"
     schema = dict(parse_qsl(question.rpartition(" ")[2])).get("schema", "")
-    if schema in dbn.LAYOUTS and good.body.startswith(b"\x28\xb5\x2f\xfd") and kind < 0.6:
+    if schema in decode.LAYOUTS and good.body.startswith(b"\x28\xb5\x2f\xfd") and kind < 0.6:
         body, whose, what = spoilt_record(rng, good.body, schema)
         target.spoil[question] = replace(good, body=body)
         return whose, f"{schema} {what}"
@@ -379,7 +379,7 @@ def polygon_target() -> Target:
 def tradovate_target() -> Target:
     contract = _Tradovate()
     contract.user = "user"
-    return Target(contract, lambda asked: brokerage.rest(asked, secret=MARK), of_contracts)
+    return Target(contract, lambda asked: tradovate_server.rest(asked, secret=MARK), of_contracts)
 
 
 def databento_target() -> Target:

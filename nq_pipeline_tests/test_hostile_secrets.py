@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 import zstandard
 
-from nq_pipeline.sandbox.gateway_script import Fault
-from nq_pipeline_tests.orchestration.standing import market
+from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline_tests.orchestration.test_capture_run import captured, said
+from nq_pipeline_tests.testing.standing import market
 
 
 def holding(folder: Path, key: str) -> list[Path]:

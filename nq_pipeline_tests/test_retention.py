@@ -13,21 +13,27 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nq_pipeline.capture import log
+from nq_pipeline.capture.gaps import Gap, GapStore, State
+from nq_pipeline.chains.snapshot import build_request, replay_snapshot, take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
+from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.lake import Lake
-from nq_pipeline.lake.raw import RawArchive
 from nq_pipeline.lake.schemas import FETCHES, TRADES
-from nq_pipeline.live import log
-from nq_pipeline.live.gaps import Book, Gap, State
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.retention import Swept, sweep
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.snapshot import build_request, replay_snapshot, take_snapshot
-from nq_pipeline_tests.lake.test_raw import BODY, entry
-from nq_pipeline_tests.live.feeds import DATASET, Feed, market, publisher, rows
-from nq_pipeline_tests.live.streams import NOON
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.lake.test_archive import BODY, entry
+from nq_pipeline_tests.testing.dbn_streams import NOON
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
+from nq_pipeline_tests.testing.feeds import (
+    DATASET,
+    Feed,
+    market,
+    publisher,
+    rows,
+)
 
 GAP = Gap("g", "trades", to_ns(NOON), to_ns(NOON) + 10**9, cause="reset")
 LATER = NOON + timedelta(days=200)
@@ -217,7 +223,7 @@ def test_segments_stay_while_a_gap_is_unsettled(
     settings: Settings, capture: Path, state: State, stays: bool
 ) -> None:
     lake = Lake(settings.environment_dir / "lake")
-    book = Book(lake, dataset=DATASET, environment="sandbox", run_id="run")
+    book = GapStore(lake, dataset=DATASET, environment="sandbox", run_id="run")
     book.write([replace(GAP, state=state)], NOON)
     part = swept(settings, "capture")
     assert (part.files == 0) == stays

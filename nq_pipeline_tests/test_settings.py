@@ -18,10 +18,10 @@ from nq_pipeline import settings_reference
 from nq_pipeline.clock import PinnedClock, SystemClock, from_ns, to_ns
 from nq_pipeline.errors import SettingsError, SettingsWarning
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings, load, variables
-from nq_pipeline_tests.lake.samples import NOON, chain
+from nq_pipeline_tests.testing.lake_samples import NOON, chain
 
 FIXED = {
     "NQ_ENVIRONMENT": ("live", "environment", "live"),

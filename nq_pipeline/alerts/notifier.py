@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from nq_pipeline import files
 from nq_pipeline.alerts.message import Alert, Message, State, sentence, slack
 from nq_pipeline.alerts.webhook import post
 from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import AlertError, WebhookRefused
-from nq_pipeline.lake import files
 from nq_pipeline.redaction import strike
 from nq_pipeline.settings import Settings
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADE_PRESSURE, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 
 if TYPE_CHECKING:

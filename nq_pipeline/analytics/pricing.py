@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_PRICING, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
 

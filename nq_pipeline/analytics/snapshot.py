@@ -9,7 +9,6 @@ import polars as pl
 
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
 from nq_pipeline.analytics.pricing import price_snapshot
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     GAMMA_LEVELS,
     INSTANT,
@@ -20,6 +19,7 @@ from nq_pipeline.lake.schemas import (
     STRIKE_PROFILE,
     conform,
 )
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 
 METRICS = (

@@ -23,6 +23,8 @@ from typing import Any, Literal
 import polars as pl
 
 from nq_pipeline.backfill.rows import TABLES, TICKS, table_rows, tick_rows
+from nq_pipeline.capture.gateway import future_parents, option_parents
+from nq_pipeline.capture.rows import Counts
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns, unproven
 from nq_pipeline.errors import (
     LedgerError,
@@ -31,24 +33,27 @@ from nq_pipeline.errors import (
     SettingsError,
     SourceError,
 )
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import BACKFILLS
-from nq_pipeline.live.gateway import future_parents, option_parents
-from nq_pipeline.live.rows import Counts
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.databento_client import HistoricalClient, NothingThere, Price, Query
-from nq_pipeline.sources.databento_purchase import Purchases, charge_for
-from nq_pipeline.sources.history import (
-    Part,
-    Shelf,
-    Spans,
+from nq_pipeline.sources.databento.client import (
+    HistoricalClient,
+    NothingThere,
+    Price,
+    Query,
+)
+from nq_pipeline.sources.databento.history_store import (
+    Download,
+    Downloader,
+    HistoryStore,
     note_granted,
     note_refused,
     open_client,
     open_shelf,
     refused,
 )
+from nq_pipeline.sources.databento.purchases import Purchases, charge_for
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import ZERO, rounded_up, shown
 
@@ -96,7 +101,7 @@ class DayPrice:
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
+class BackfillDay:
     """What came of a day.
 
     Attributes
@@ -192,7 +197,7 @@ def backfill_day(
     symbols: Sequence[str] = (),
     run_id: str | None = None,
     tell: Tell = lambda line: None,
-) -> Day:
+) -> BackfillDay:
     """Have one trade date of one schema: bought, counted, in the lake, and recorded in `backfills`.
 
     What the vendor or the ledger does is the state of the day and no exception. Publishing the
@@ -216,9 +221,9 @@ def backfill_day(
     """
     job = _Job.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):
-        return Day(trade_date, schema, "empty", unproven(trade_date) or "it is no trade date")
+        return BackfillDay(trade_date, schema, "empty", unproven(trade_date) or "it is no trade date")
     if trade_date in job.complete([trade_date]):
-        return Day(trade_date, schema, "complete", already=True)
+        return BackfillDay(trade_date, schema, "complete", already=True)
     run_id = run_id or uuid.uuid4().hex
     day = job.had(trade_date, max_usd, run_id, tell)
     job.record(day, run_id)
@@ -233,7 +238,7 @@ class _Job:
     schema: str
     symbols: tuple[str, ...]
     client: HistoricalClient
-    shelf: Shelf
+    shelf: HistoryStore
     lake: Lake
 
     @classmethod
@@ -320,8 +325,8 @@ class _Job:
 
     # ── having it ───────────────────────────────────────────────────────────────────────────────
 
-    def had(self, trade_date: date, max_usd: Decimal | None, run_id: str, tell: Tell) -> Day:
-        day = Day(trade_date, self.schema, "failed")
+    def had(self, trade_date: date, max_usd: Decimal | None, run_id: str, tell: Tell) -> BackfillDay:
+        day = BackfillDay(trade_date, self.schema, "failed")
         purchases: Purchases | None = None
         try:
             if not self.over(trade_date):
@@ -342,7 +347,7 @@ class _Job:
                     f"it costs {shown(priced.usd)}, and {shown(max_usd)} is left of what this run may spend; "
                     "raise --max-usd (max_usd in Dagster's launchpad)"
                 )
-            spans = Spans(purchases, self.shelf, self.settings.backfill_wait_s, tell)
+            spans = Downloader(purchases, self.shelf, self.settings.backfill_wait_s, tell)
             whole = self.whole(trade_date)
             # What was begun as a whole is not bought again in hours.
             batch = priced.batch or bool(self.shelf.job(whole)) or self.shelf.find(whole) is not None
@@ -356,7 +361,7 @@ class _Job:
             day = replace(day, state=_state(error), reason=str(error))
         return replace(day, cost_usd=purchases.cost_usd if purchases else ZERO)
 
-    def _in_the_lake(self, day: Day, parts: Sequence[Part], run_id: str) -> Day:
+    def _in_the_lake(self, day: BackfillDay, parts: Sequence[Download], run_id: str) -> BackfillDay:
         """Append the rows; the state follows from what was proven."""
         environment, counts = self.settings.environment, Counts()
         rows = known = 0
@@ -394,7 +399,7 @@ class _Job:
     def _dataset(self) -> str:
         return self.settings.databento_dataset
 
-    def record(self, day: Day, run_id: str) -> None:
+    def record(self, day: BackfillDay, run_id: str) -> None:
         """Append the day to `backfills`."""
         whole = self.whole(day.trade_date)
         row: dict[str, Any] = {

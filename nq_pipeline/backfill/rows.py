@@ -16,7 +16,21 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nq_pipeline.lake import dbn
+from nq_pipeline.capture.gap_repair import NO_SESSION, frames
+from nq_pipeline.capture.rows import (
+    Counts,
+    Instruments,
+    Origin,
+    SessionRows,
+)
+from nq_pipeline.dbn import stream as dbn
+from nq_pipeline.dbn.decode import (
+    UNDEF_QUANTITY,
+    instants,
+    masked,
+    prices,
+    texts,
+)
 from nq_pipeline.lake.schemas import (
     BBO_1M,
     DEFINITION,
@@ -26,9 +40,6 @@ from nq_pipeline.lake.schemas import (
     STATISTICS,
     Table,
 )
-from nq_pipeline.live.history import NO_SESSION, frames
-from nq_pipeline.live.rows import Counts, Instruments, Origin, SessionRows
-from nq_pipeline.sources.dbn import UNDEF_QUANTITY, instants, masked, prices, texts
 
 Array = npt.NDArray[Any]
 

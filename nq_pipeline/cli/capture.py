@@ -14,7 +14,7 @@ from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
 from nq_pipeline.cli.signals import at_signal
 
 if TYPE_CHECKING:
-    from nq_pipeline.live.totals import Totals
+    from nq_pipeline.capture.stats import CaptureStats
 
 
 @click.command(short_help="Capture trades and books live from Databento's gateway.")
@@ -37,13 +37,13 @@ def capture(minutes: float | None, as_json: bool) -> None:
     import threading
     from dataclasses import asdict
 
-    from nq_pipeline.lake.lake import Lake
-    from nq_pipeline.live.capture import Capture
-    from nq_pipeline.live.publish import Publisher
+    from nq_pipeline.capture.capture import Capture
+    from nq_pipeline.capture.publisher import Publisher
+    from nq_pipeline.lake.store import Lake
     from nq_pipeline.market import sessions
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.history import DatabentoHistory
+    from nq_pipeline.sources.databento.history_store import DatabentoHistory
 
     stop = threading.Event()
     with at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
@@ -81,7 +81,7 @@ class _Counters:
         self._note = ""
         self._over = sys.stdout.isatty()
 
-    def show(self, totals: Totals) -> None:
+    def show(self, totals: CaptureStats) -> None:
         if totals.note != self._note:
             self._note = totals.note
             click.echo(f"{self._clear()}{printable(totals.note)}")
@@ -117,10 +117,10 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     Example:
       nq verify --minutes 0.2 --max-usd 1
     """
-    from nq_pipeline.proof.verify import Result
-    from nq_pipeline.proof.verify import verify as make_all_checks
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
+    from nq_pipeline.verify.verify import Result
+    from nq_pipeline.verify.verify import verify as make_all_checks
 
     def show(result: Result) -> None:
         click.echo(f"{result.finding.verdict}  {result.check:<11}  {printable(result.finding.reason)}")
@@ -161,8 +161,8 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     from dataclasses import asdict
     from pathlib import Path
 
+    from nq_pipeline.dbn.to_parquet import convert as to_parquet
     from nq_pipeline.disk import trouble
-    from nq_pipeline.lake.convert import convert as to_parquet
 
     file = Path(source)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")

@@ -71,8 +71,8 @@ def damage(error: Exception) -> Exception | None:
     """The damage of the lake that a reader of its files has met; None when there is another cause."""
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
-    from nq_pipeline.lake.lake import Lake
     from nq_pipeline.lake.repair import find_damage
+    from nq_pipeline.lake.store import Lake
     from nq_pipeline.settings import load
 
     return find_damage(Lake(load().environment_dir / "lake"))

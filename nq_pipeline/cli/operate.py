@@ -21,7 +21,7 @@ def doctor(as_json: bool) -> None:
 
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.doctor import examine, ladder, market_state
+    from nq_pipeline.verify.doctor import examine, ladder, market_state
 
     settings = load()
     with endpoints(settings) as settings:
@@ -154,9 +154,9 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
 
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
-    from nq_pipeline.lake.lake import Lake
     from nq_pipeline.lake.repair import repair as mend
     from nq_pipeline.lake.schemas import TABLES
+    from nq_pipeline.lake.store import Lake
     from nq_pipeline.settings import load
 
     settings = load()
@@ -195,8 +195,8 @@ def ui(port: int) -> None:
     import signal
     import threading
 
+    from nq_pipeline.first_dates import first_dates
     from nq_pipeline.orchestration import ui
-    from nq_pipeline.orchestration.first_dates import first_dates
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
 
@@ -246,7 +246,7 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
       nq sandbox --fault barchart=blocked --fault polygon=slow
     """
     from nq_pipeline.sandbox.process import serve
-    from nq_pipeline.sandbox.world import FAULTS
+    from nq_pipeline.sandbox.scenario import FAULTS
     from nq_pipeline.settings import load
 
     if list_faults:

@@ -11,12 +11,13 @@ import click
 from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, sentences
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.output import console, note_sandbox, printable, program, progress, to_json
+from nq_pipeline.market.sessions import in_chicago
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from nq_pipeline.chains.snapshot import Snapshot
     from nq_pipeline.settings import Settings
-    from nq_pipeline.sources.snapshot import Snapshot
 
 
 _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
@@ -45,9 +46,14 @@ def run(
       nq run --source barchart --series MM1N5
       nq run --from-raw latest
     """
+    from nq_pipeline.chains.snapshot import (
+        build_request,
+        finish_killed,
+        replay_snapshot,
+        take_snapshot,
+    )
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.snapshot import build_request, finish_killed, replay_snapshot, take_snapshot
 
     if from_raw and (series or source or refresh):
         raise click.UsageError(
@@ -92,14 +98,13 @@ def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:
 
 
 def _announce(settings: Settings, request: Any) -> None:
-    from nq_pipeline.sources.base import describe
-    from nq_pipeline.sources.doctor import market_state
+    from nq_pipeline.verify.doctor import market_state
 
     note_sandbox(settings)
     click.echo(f"Market: {market_state(settings.clock.now())}.")
     click.echo(
         f"Asking {', '.join(settings.sources)} for {len(request.series)} series "
-        f"as of {describe(request.moment)} …"
+        f"as of {in_chicago(request.moment)} …"
     )
 
 
@@ -198,7 +203,7 @@ def _stand_in(snapshot: Snapshot, name: str) -> str:
     underlyings = won.filter(won["underlying_class"] != "future")["underlying"].unique().sort().to_list()
     if not underlyings:
         return ""
-    from nq_pipeline.sources.quality import products_of
+    from nq_pipeline.chains.quality import products_of
 
     return f", a proxy: options on {' and '.join(underlyings)}, not on {products_of(won)}"
 

@@ -105,7 +105,7 @@ def trust_clock(reason: str) -> None:
 def _export_spend(settings: Settings, ledger: Ledger) -> None:
     """Bring the table `spend` up to the ledger."""
     from nq_pipeline.lake import catalog
-    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.lake.store import Lake
     from nq_pipeline.spend.export import export
 
     if ledger.is_copy:

@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.errors import LakeError, NoLake
-from nq_pipeline.lake.files import locked, make_folder, put_in_place, temporary_for
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.files import (
+    locked,
+    make_folder,
+    put_in_place,
+    temporary_for,
+)
 from nq_pipeline.lake.schemas import (
     DECISIONS,
     INSTANT,
@@ -31,6 +35,7 @@ from nq_pipeline.lake.schemas import (
     Table,
     conform,
 )
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS
 from nq_pipeline.market.contracts import PRODUCT_OF
 

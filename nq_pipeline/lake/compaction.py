@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from nq_pipeline.files import locked
 from nq_pipeline.lake import parquet
-from nq_pipeline.lake.files import locked
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.schemas import Table
 
 if TYPE_CHECKING:
-    from nq_pipeline.lake.lake import Lake
+    from nq_pipeline.lake.store import Lake
 
 FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2

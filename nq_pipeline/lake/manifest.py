@@ -17,7 +17,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.files import write_atomically
+from nq_pipeline.files import write_atomically
 
 NAME = "manifest.json"
 DATA_FILES = "trade_date=*/*.parquet"

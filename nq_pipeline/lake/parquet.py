@@ -33,7 +33,7 @@ MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenFile:
     """What went into a file; `since_min` and `since_max` in nanoseconds UTC."""
 
     rows: int
@@ -49,7 +49,7 @@ def write(
     runs: Sequence[str],
     *,
     group_rows: int = ROW_GROUP_ROWS,
-) -> Written:
+) -> WrittenFile:
     """Write frames, sorted and of one trade date, as one file with row groups of a size.
 
     The bytes depend on the rows and the runs alone, not on how the rows are cut into frames.
@@ -90,7 +90,7 @@ def write(
                 rest = rest.slice(whole)
         if rest.height:
             writer.write_table(_arrow(rest, schema), row_group_size=group_rows)
-    return Written(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
+    return WrittenFile(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
 
 
 def fault(path: Path, size: int) -> str:

@@ -16,11 +16,11 @@ import orjson
 import polars as pl
 
 from nq_pipeline.errors import LakeError
+from nq_pipeline.files import locked, sync
 from nq_pipeline.lake import manifest, parquet
-from nq_pipeline.lake.files import locked, sync
-from nq_pipeline.lake.lake import Lake, unreadable
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
 from nq_pipeline.lake.schemas import PARTITION, Table
+from nq_pipeline.lake.store import Lake, unreadable
 
 ASIDE = ".damaged"
 """Ends the new name of a damaged file."""

@@ -39,6 +39,7 @@ Window = Literal["rth", "globex", "always"]
 
 CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
+SESSION_CLOSE = time(16, 0)
 YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
 """Years of the table; one more at either end, so that looks back and ahead from the days that can be
 asked about find a session."""
@@ -283,3 +284,29 @@ def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     found = {s.trade_date: s for year in range(first, last + 1) for s in _year(year).sessions}
     opens = np.array([to_ns(s.open) for s in found.values()], dtype=np.int64)
     return opens, np.array(list(found), dtype="datetime64[D]")
+
+
+def in_chicago(moment: datetime) -> str:
+    """An instant as people in this market read it: Chicago time with its zone."""
+    return moment.astimezone(CHICAGO).strftime("%a %Y-%m-%d %H:%M CT")
+
+
+def why_closed(instant: datetime, window: Window) -> str:
+    """Why the window is closed at an instant, as a trader would say it."""
+    local = instant.astimezone(CHICAGO)
+    day = local.date()
+    if not is_trade_date(day):
+        return name_of_closed_day(day)
+    hours = session(day)
+    if window == "rth" and hours.rth is None:
+        return f"{day} has no regular trading hours"
+    opens, closes = hours.rth if window == "rth" and hours.rth else (hours.open, hours.close)
+    if instant < opens:
+        return f"before the open of {day}"
+    closed = closes.astimezone(CHICAGO).time()
+    early = closed < (RTH_CLOSE if window == "rth" else SESSION_CLOSE)
+    return f"{day} closed {'early ' if early else ''}at {closed:%H:%M} CT"
+
+
+def name_of_closed_day(day: date) -> str:
+    return f"{day} is a {'weekend day' if day.weekday() >= 5 else 'holiday'}"

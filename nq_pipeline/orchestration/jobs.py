@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.backfill import HISTORY
@@ -68,7 +68,7 @@ capture_job = dg.define_asset_job(
 )
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     from nq_pipeline.analytics.snapshot import price_and_measure
-    from nq_pipeline.sources.snapshot import finish_killed
+    from nq_pipeline.chains.snapshot import finish_killed
 
     # Bookkeeping goes by the machine's clock, never by a pinned one.
     settings, now = vendors.settings(), datetime.now(UTC)

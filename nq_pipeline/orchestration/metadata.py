@@ -15,18 +15,18 @@ from urllib.parse import quote
 import dagster as dg
 import polars as pl
 
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.chains.quality import newest_quote
+from nq_pipeline.chains.snapshot import Asked, Snapshot
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
-from nq_pipeline.orchestration.plots import front_open_interest, thumbnail
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.report.thumbnails import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.quality import newest_quote
-from nq_pipeline.sources.snapshot import Asked, Snapshot
 from nq_pipeline.spend.money import shown
 from nq_pipeline.spend.statement import Statement
 
 if TYPE_CHECKING:
-    from nq_pipeline.backfill.day import Day
-    from nq_pipeline.live.totals import Totals
+    from nq_pipeline.backfill.day import BackfillDay
+    from nq_pipeline.capture.stats import CaptureStats
 
 Metadata = dict[str, Any]
 
@@ -102,7 +102,7 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     }
 
 
-def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Settings) -> Metadata:
+def of_progress(totals: CaptureStats, rate: float, *, trade_date: date, settings: Settings) -> Metadata:
     """How a capture is going; `rate` is in records a second since the last time."""
     lag = {} if totals.lag_p99_ms is None else {"lag_p99_ms": round(totals.lag_p99_ms, 3)}
     return {
@@ -125,7 +125,7 @@ def of_progress(totals: Totals, rate: float, *, trade_date: date, settings: Sett
     }
 
 
-def of_trades(totals: Totals, *, trade_date: date, settings: Settings) -> Metadata:
+def of_trades(totals: CaptureStats, *, trade_date: date, settings: Settings) -> Metadata:
     """A trade date as its capture left it: of the last attempt, and of the whole partition."""
     lake = Lake(settings.environment_dir / "lake")
     rows = {
@@ -175,7 +175,7 @@ def of_month(month: Statement) -> Metadata:
     }
 
 
-def of_day(day: Day) -> Metadata:
+def of_day(day: BackfillDay) -> Metadata:
     """A trade date of history, as the run that asked for it left it."""
     return {
         "state": day.state,

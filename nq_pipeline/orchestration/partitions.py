@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 
+from nq_pipeline import first_dates
 from nq_pipeline.market.sessions import sessions
-from nq_pipeline.orchestration import first_dates
 
 FIRST = first_dates.ALL
 LAST_KNOWN = date(datetime.now(UTC).year + 1, 12, 31)

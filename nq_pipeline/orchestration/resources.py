@@ -11,8 +11,8 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.registry import open_source
 
 if TYPE_CHECKING:
+    from nq_pipeline.chains.snapshot import Snapshot
     from nq_pipeline.sources.base import ChainRequest, Source
-    from nq_pipeline.sources.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Vendors:
         refresh: bool,
     ) -> Snapshot:
         """Ask the named sources (stand-ins in the sandbox) and write what came."""
+        from nq_pipeline.chains.snapshot import take_snapshot
         from nq_pipeline.sandbox.process import endpoints
-        from nq_pipeline.sources.snapshot import take_snapshot
 
         with endpoints(settings.model_copy(update={"sources": tuple(sources)})) as reachable:
             return take_snapshot(reachable, request, refresh=refresh, choose=choose, opener=self.opener)

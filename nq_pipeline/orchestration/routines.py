@@ -12,8 +12,8 @@ from nq_pipeline.market import sessions
 from nq_pipeline.orchestration.jobs import KIND, MAX_RUNTIME, chain_job, prune
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.schedules import TIMEZONE
-from nq_pipeline.orchestration.ticks import SCHEDULED, housekeeping_tick, lateness
-from nq_pipeline.sources.doctor import examine
+from nq_pipeline.schedule_policy import SCHEDULED, housekeeping_tick, lateness
+from nq_pipeline.verify.doctor import examine
 
 AFTER_CLOSE, BEFORE_OPEN = "30 16 * * *", "15 8 * * *"
 """In the daily pause, whose trade date is still the one that closed at 16:00 and whose settlements are

@@ -4,11 +4,17 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job, spend_job
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import CADENCE, SCHEDULED, chain_tick, housekeeping_tick, pressure_tick
+from nq_pipeline.schedule_policy import (
+    CADENCE,
+    SCHEDULED,
+    chain_tick,
+    housekeeping_tick,
+    pressure_tick,
+)
 
 TIMEZONE = "America/Chicago"
 

@@ -7,12 +7,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.errors import NotEntitled
-from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import capture_quality
-from nq_pipeline.orchestration.assets.chains import CHOSEN
-from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
-from nq_pipeline.orchestration.captures import (
+from nq_pipeline.capture import quality
+from nq_pipeline.capture.capture_policy import (
     ATTEMPT,
     LIVE,
     NOT_BEGUN,
@@ -23,14 +19,18 @@ from nq_pipeline.orchestration.captures import (
     decide,
     fingerprint,
 )
+from nq_pipeline.capture.liveness import is_alive, recorder
+from nq_pipeline.errors import NotEntitled
+from nq_pipeline.finding import Finding
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration.assets.chains import CHOSEN
+from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.checks.capture import evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND, capture_job, chain_job
-from nq_pipeline.orchestration.liveness import is_alive, recorder
 from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import first_tick
+from nq_pipeline.schedule_policy import first_tick
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.quality import Finding
 
 PARTITION = "dagster/partition"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -112,11 +112,11 @@ def capture_checks(
     if missing := _unconfigured(settings):
         return dg.SkipReason(f"not configured: {missing}")
     now, window = vendors.market_now(), settings.capture_window
-    day, is_open = capture_quality.last_begun(now, window), sessions.is_open(now, window)
+    day, is_open = quality.last_begun(now, window), sessions.is_open(now, window)
     before = json.loads(context.cursor or "{}")
     if not is_open and before.get("closed") == day.isoformat():
         return dg.SkipReason(f"the window of {day} is closed and was judged")
-    found = capture_quality.look(
+    found = quality.look(
         settings,
         now,
         day,
@@ -132,7 +132,7 @@ def capture_checks(
             cursor=json.dumps({"at": 0}),
             skip_reason=f"the first capture of {day} has just begun; its checks follow",
         )
-    findings = capture_quality.judge(found)
+    findings = quality.judge(found)
     verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
     at = datetime.now(UTC).timestamp()
     again = not is_open or at - before.get("at", 0) >= SAY_AGAIN_S

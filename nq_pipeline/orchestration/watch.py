@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import dagster as dg
 
 if TYPE_CHECKING:
-    from nq_pipeline.live.totals import Totals
+    from nq_pipeline.capture.stats import CaptureStats
 
 LOOK_EVERY_S = 3.0
 OBSERVE_EVERY_S, OBSERVE_AT_MOST_EVERY_S = 60.0, 5.0
@@ -51,13 +51,13 @@ class Watch:
         stop: threading.Event,
         *,
         over: Callable[[], str],
-        observe: Callable[[Totals, float], None],
+        observe: Callable[[CaptureStats, float], None],
     ) -> None:
         self.given_up = False
         self._context, self._stop, self._over, self._observe = context, stop, over, observe
         self._ended = threading.Event()
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._totals: Totals | None = None
+        self._totals: CaptureStats | None = None
         self._note = ""
         self._alerts: list[str] = []
         self._streamed: dict[str, str] = {}
@@ -71,7 +71,7 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def see(self, totals: Totals) -> None:
+    def see(self, totals: CaptureStats) -> None:
         """Take up the totals; what is new about the state of the capture will be a line of the run's log."""
         self._totals = totals
         if totals.note != self._note:

@@ -13,8 +13,8 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import beside_chain
@@ -31,7 +31,7 @@ TRADE_DATES_BACK = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class ProductFacts:
     """The options on one product; frames as in the tables of their names.
 
     `pressure` is that of the newest trade date with trades of them, which may be before the chain's.
@@ -76,7 +76,7 @@ class Facts:
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
-    books: tuple[Book, ...]
+    books: tuple[ProductFacts, ...]
     sources: pl.DataFrame
     agreement: pl.DataFrame
     gaps: pl.DataFrame
@@ -157,7 +157,7 @@ class _Traded:
         return next((rows for rows in counted if rows.height), self._windows(self._days[0]).clear())
 
 
-def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[Book]:
+def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[ProductFacts]:
     """One per product in the chain, in the order of the product table."""
     priced = metrics.priced_chain(chain, pricing)
     books = []
@@ -168,7 +168,7 @@ def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[
             continue
         front = chain.filter(own).sort("expiration", "series")
         books.append(
-            Book(
+            ProductFacts(
                 product=product,
                 underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
                 smile=metrics.iv_smile(rows),

@@ -28,8 +28,8 @@ from nq_pipeline import charts
 from nq_pipeline.charts import draw
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
 from nq_pipeline.disk import trouble
-from nq_pipeline.lake.files import write_atomically
-from nq_pipeline.report.facts import Book, Facts, gather
+from nq_pipeline.files import write_atomically
+from nq_pipeline.report.facts import Facts, ProductFacts, gather
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
 
@@ -129,7 +129,7 @@ def html(facts: Facts) -> str:
     )
 
 
-def _book(book: Book) -> dict[str, Any]:
+def _book(book: ProductFacts) -> dict[str, Any]:
     """What the page shows of the options on one product."""
     front = book.series.row(0, named=True)
     pictures = {
@@ -165,7 +165,7 @@ def _book(book: Book) -> dict[str, Any]:
     }
 
 
-def _tiles(book: Book, front: dict[str, Any]) -> Iterator[Tile]:
+def _tiles(book: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
     name, forward = charts.named_text(front["series"]), front["forward"]
     yield Tile(f"Future {book.underlying}", _number(forward), f"by parity of {name}" if forward else "")
     far = book.series.filter(pl.col("atm_iv").is_not_null()).tail(1).to_dicts()

@@ -89,7 +89,7 @@ def endpoints(settings: Settings) -> Iterator[Settings]:
 
 def vendor_options(settings: Settings) -> dict[str, str]:
     """The sandbox's options for each vendor as the settings have them; '' where they say nothing."""
-    from nq_pipeline.sandbox.world import FAULTS, format_options
+    from nq_pipeline.sandbox.scenario import FAULTS, format_options
 
     faults = {}
     for pair in settings.sandbox_faults:
@@ -210,7 +210,7 @@ def market_clock(settings: Settings) -> Clock:
         if server:
             with endpoints(settings) as reachable:
                 return gateway_clock(reachable)
-    from nq_pipeline.sandbox.gateway import moving_clock
+    from nq_pipeline.sandbox.gateway.gateway import moving_clock
 
     return ShiftedClock(settings.now) if settings.now else moving_clock(datetime.now(UTC))
 
@@ -317,7 +317,7 @@ def _run(
 
     import uvicorn
 
-    from nq_pipeline.sandbox.gateways import Gateways
+    from nq_pipeline.sandbox.gateway.gateways import Gateways
     from nq_pipeline.sandbox.server import Leases, application, default_worlds
 
     leases, gateways = Leases(), Gateways()

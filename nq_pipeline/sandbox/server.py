@@ -21,10 +21,15 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.errors import SandboxError
-from nq_pipeline.sandbox import barchart, databento, polygon, tradovate
-from nq_pipeline.sandbox.gateways import Gateways
-from nq_pipeline.sandbox.market import market
-from nq_pipeline.sandbox.world import World, parse_options
+from nq_pipeline.sandbox.gateway.gateways import Gateways
+from nq_pipeline.sandbox.scenario import Scenario, parse_options
+from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.vendors import (
+    barchart,
+    databento,
+    polygon,
+    tradovate,
+)
 
 PROGRAM = "nq sandbox"
 VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
@@ -96,17 +101,17 @@ def application(
     )
 
 
-def default_worlds(defaults: Mapping[str, str]) -> dict[str, World]:
+def default_worlds(defaults: Mapping[str, str]) -> dict[str, Scenario]:
     """The world of each vendor where an address says nothing else."""
-    ordinary = World(market(7), SystemClock())
+    ordinary = Scenario(market(7), SystemClock())
     return {
         vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary
         for vendor in VENDORS
     }
 
 
-def _world_of(default: World) -> Callable[[HTTPConnection], World]:
-    def world_of(connection: HTTPConnection) -> World:
+def _world_of(default: Scenario) -> Callable[[HTTPConnection], Scenario]:
+    def world_of(connection: HTTPConnection) -> Scenario:
         options = connection.path_params.get("options")
         return parse_options(options, default) if options else default
 

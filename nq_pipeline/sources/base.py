@@ -21,7 +21,7 @@ from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import strike
-from nq_pipeline.sources.exchange import Exchange, Policy
+from nq_pipeline.transport.vendor_session import Policy, VendorSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +130,11 @@ class Source(Protocol):
     base_url: str
     policy: Policy
 
-    def ask(self, request: ChainRequest, exchange: Exchange) -> ChainAnswer:
+    def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
         """Ask the vendor for the chains of the requested series."""
         ...
 
-    def probe(self, exchange: Exchange) -> Probe:
+    def probe(self, exchange: VendorSession) -> Probe:
         """Ask the cheapest free question that shows whether the vendor would answer."""
         ...
 
@@ -142,7 +142,7 @@ class Source(Protocol):
 class MeteredSource(Source, Protocol):
     """A vendor that charges for its answers."""
 
-    def price(self, request: ChainRequest, exchange: Exchange) -> Decimal:
+    def price(self, request: ChainRequest, exchange: VendorSession) -> Decimal:
         """What `ask` would cost now, USD; asking this is free. Raises `SourceError` when unknown."""
         ...
 
@@ -211,10 +211,3 @@ def overall(outcomes: Sequence[Outcome]) -> Outcome:
     if any(kind.has_rows for kind in kinds):
         return Outcome.PARTIAL
     return max(kinds - {Outcome.EMPTY}, key=list(Outcome).index)
-
-
-def describe(moment: datetime) -> str:
-    """An instant as people in this market read it: Chicago time with its zone."""
-    from zoneinfo import ZoneInfo
-
-    return moment.astimezone(ZoneInfo("America/Chicago")).strftime("%a %Y-%m-%d %H:%M CT")

@@ -12,6 +12,6 @@ def open_source(name: str, settings: Settings) -> Source:
     """The vendor of that name, configured; it asks nothing yet."""
     if name not in SOURCE_NAMES:
         raise KeyError(name)
-    module = import_module(f"nq_pipeline.sources.{name}")
+    module = import_module(f"nq_pipeline.sources.{name}.source")
     source: Source = getattr(module, name.capitalize())(settings)
     return source

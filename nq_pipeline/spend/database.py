@@ -27,9 +27,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
-from nq_pipeline.lake.files import make_folder
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.files import make_folder
 from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 
 NAME = "ledger.sqlite"

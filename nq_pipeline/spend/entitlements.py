@@ -14,8 +14,8 @@ from typing import Literal
 
 import polars as pl
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import ENTITLEMENTS
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 
 Mode = Literal["live", "historical"]
@@ -24,6 +24,9 @@ Mode = Literal["live", "historical"]
 CHAIN = "chain"
 """What a vendor's whole chain is kept under, in place of a schema."""
 NAMES = ("vendor", "dataset", "schema", "mode", "address", "environment")
+
+FALLBACK_ORDER = ("mbo", "mbp-1", "trades")
+"""From most to least; trades follow from each of them, and every plan with live data has the last."""
 
 
 @dataclass(frozen=True, slots=True)

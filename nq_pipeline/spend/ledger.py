@@ -23,7 +23,6 @@ from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend import period
-from nq_pipeline.spend.book import Book
 from nq_pipeline.spend.budgets import Budgets
 from nq_pipeline.spend.charge import (
     Charge,
@@ -40,6 +39,7 @@ from nq_pipeline.spend.money import ZERO, is_amount, rounded_up, shown
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, statement
 from nq_pipeline.spend.tables import LINES, Kind, Line
+from nq_pipeline.spend.transaction import LedgerTransaction
 
 __all__ = ["Charge", "Ledger", "Mode", "Purpose", "Reservation", "Spending", "open_ledger"]
 
@@ -298,7 +298,9 @@ class Ledger:
             return book.find(LINES.c.line_id > after)
 
     @contextmanager
-    def _book(self) -> Iterator[Book]:
+    def _book(self) -> Iterator[LedgerTransaction]:
         with transaction(self._engine) as connection:
-            book = Book(connection, self.environment, self.budgets, self._clock.now(), self._boot())
+            book = LedgerTransaction(
+                connection, self.environment, self.budgets, self._clock.now(), self._boot()
+            )
             yield book

@@ -11,7 +11,12 @@ from zoneinfo import ZoneInfo
 
 from nq_pipeline.spend.money import shown
 from nq_pipeline.spend.period import shown_age
-from nq_pipeline.spend.statement import Open, Part, Statement, UnitPrice
+from nq_pipeline.spend.statement import (
+    Open,
+    SpendingPart,
+    Statement,
+    UnitPrice,
+)
 from nq_pipeline.spend.tables import Kind, Line
 
 LATEST = 5
@@ -115,7 +120,7 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
 _HEADINGS = {name: (name, "metered", "reserved", "requests", "cap") for name in ("purpose", "vendor")}
 
 
-def _part(item: tuple[str, Part]) -> Sequence[str]:
+def _part(item: tuple[str, SpendingPart]) -> Sequence[str]:
     name, part = item
     cap = "" if part.cap_usd is None else _exact(part.cap_usd)
     return name, _exact(part.metered_usd), _exact(part.reserved_usd), f"{part.requests:,}", cap

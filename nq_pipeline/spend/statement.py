@@ -21,7 +21,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
+class SpendingDay:
     """One day of the month, for a plot.
 
     Attributes
@@ -42,7 +42,7 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SpendingPart:
     """What one purpose or vendor took."""
 
     metered_usd: Decimal
@@ -117,10 +117,10 @@ class Statement:
     remaining_usd: Decimal
     remaining_today_usd: Decimal
     projected_usd: Decimal
-    by_purpose: Mapping[str, Part]
-    by_vendor: Mapping[str, Part]
+    by_purpose: Mapping[str, SpendingPart]
+    by_vendor: Mapping[str, SpendingPart]
     prices: tuple[UnitPrice, ...]
-    days: tuple[Day, ...]
+    days: tuple[SpendingDay, ...]
     open: tuple[Open, ...]
     lines: tuple[Line, ...]
 
@@ -248,11 +248,11 @@ def _spent(lines: Sequence[Line]) -> Decimal:
 
 def _parts(
     column: str, lines: Sequence[Line], held: Sequence[Line], limits: Mapping[str, Decimal]
-) -> dict[str, Part]:
+) -> dict[str, SpendingPart]:
     names = {str(getattr(line, column)) for line in (*lines, *held)} | set(limits)
     own = {name: [line for line in lines if getattr(line, column) == name] for name in sorted(names)}
     return {
-        name: Part(
+        name: SpendingPart(
             metered_usd=_spent(of_name),
             reserved_usd=sum((line.reserved_usd for line in held if getattr(line, column) == name), ZERO),
             requests=sum(line.kind == Kind.RESERVED for line in of_name),
@@ -275,7 +275,7 @@ def _prices(lines: Sequence[Line], now: datetime) -> list[UnitPrice]:
 
 def _days(
     lines: Sequence[Line], plan: Decimal, to_come: Decimal, month: date, now: datetime, zone: str
-) -> Iterator[Day]:
+) -> Iterator[SpendingDay]:
     today = period.day_of(now, zone)
     every = [month + timedelta(days=n) for n in range((period.next_month(month) - month).days)]
     spent = dict.fromkeys(every, ZERO)
@@ -288,7 +288,7 @@ def _days(
         cumulative += spent[day]
         if day > today:
             cumulative += rounded_up(to_come / ahead)
-        yield Day(day, spent[day], cumulative, day > today)
+        yield SpendingDay(day, spent[day], cumulative, day > today)
 
 
 def _open(line: Line, now: datetime, review: timedelta) -> Open:

@@ -23,7 +23,7 @@ from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.errors import AlertError, SettingsError
 from nq_pipeline.settings import Settings, load
-from nq_pipeline_tests.alerts.receiver import Receiver, receiver
+from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
 
 ALERT = Alert(
     key="check/databento/trades/gaps",

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.analytics.pressure import measure_pressure
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import GAPS, INSTANT, TRADE_PRESSURE, TRADES, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS
 from nq_pipeline.settings import Settings
 

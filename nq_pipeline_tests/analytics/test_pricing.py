@@ -14,12 +14,12 @@ import pytest
 from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, OPTION_PRICING, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import PRICED, price_chain
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.lake.samples import chain
+from nq_pipeline_tests.testing.lake_samples import chain
 
 NOON = to_ns(datetime(2025, 6, 30, 17, tzinfo=UTC))
 EXPIRATION = datetime(2025, 7, 1, 20, tzinfo=UTC)

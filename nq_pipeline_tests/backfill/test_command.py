@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
 from nq_pipeline_tests.backfill.conftest import NOW, Vendor, vendor
-from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
+from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 
 DAYS = ("--schema", "statistics", "--from", "2025-06-06", "--to", "2025-06-09")
 

@@ -18,17 +18,23 @@ import polars as pl
 import pytest
 import zstandard
 
-from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day, plan, refusal
+from nq_pipeline.backfill.day import (
+    SCHEMAS,
+    BackfillDay,
+    backfill_day,
+    plan,
+    refusal,
+)
+from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
-from nq_pipeline.live.log import CaptureLog
-from nq_pipeline.sandbox.globex import quotes, universe
-from nq_pipeline.sandbox.market import market
-from nq_pipeline.sandbox.tape import tape
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.sandbox.synthetic.globex import quotes, universe
+from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.history import DatabentoHistory, open_shelf
+from nq_pipeline.sources.databento.history_store import DatabentoHistory, open_shelf
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.backfill.conftest import (
     CONDITION,
@@ -42,10 +48,10 @@ from nq_pipeline_tests.backfill.conftest import (
     refused,
     vendor,
 )
-from nq_pipeline_tests.live.feeds import publisher
-from nq_pipeline_tests.live.test_publish_gateway import capture
-from nq_pipeline_tests.sandbox.gateway_client import gateway, unlimited
-from nq_pipeline_tests.sources.server import Answer, Asked, serve
+from nq_pipeline_tests.capture.test_publish_gateway import capture
+from nq_pipeline_tests.testing.feeds import publisher
+from nq_pipeline_tests.testing.gateway_client import gateway, unlimited
+from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 
 MONDAY, TUESDAY, WEDNESDAY = date(2025, 6, 9), date(2025, 6, 10), date(2025, 6, 11)
 OPEN, CLOSE = datetime(2025, 6, 8, 22, tzinfo=UTC), datetime(2025, 6, 9, 21, tzinfo=UTC)
@@ -55,7 +61,7 @@ def lake(settings: Settings) -> Lake:
     return Lake(settings.environment_dir / "lake")
 
 
-def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> Day:
+def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:
     return backfill_day(settings, schema, day, **more)
 
 

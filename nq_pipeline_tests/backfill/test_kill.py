@@ -16,7 +16,7 @@ from nq_pipeline.backfill.day import backfill_day
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.backfill.conftest import NOW, STREAM, SUBMIT, Change, Vendor, refused, vendor
 from nq_pipeline_tests.backfill.test_day import MONDAY, only
-from nq_pipeline_tests.sources.server import Answer, Asked
+from nq_pipeline_tests.testing.http_server import Answer, Asked
 
 MARK = "db-SECRETMARK0123456789"
 BACKFILL = (

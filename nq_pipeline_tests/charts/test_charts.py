@@ -16,21 +16,23 @@ from hypothesis import strategies as st
 from nq_pipeline import charts
 from nq_pipeline.charts import draw
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, apart
-from nq_pipeline_tests.charts import frames
+from nq_pipeline_tests.testing import chart_frames
 
-FIRST = frames.SERIES[0]
+FIRST = chart_frames.SERIES[0]
 PICTURES: dict[str, Callable[[str], Picture]] = {
-    "smile": lambda env: charts.smile(frames.smile(env)),
-    "term_structure": lambda env: charts.term_structure(frames.metrics(env)),
-    "expected_move": lambda env: charts.expected_move(frames.metrics(env)),
-    "open_interest": lambda env: charts.open_interest(frames.profile(env), frames.metrics(env)),
-    "open_interest of one": lambda env: charts.open_interest(frames.profile(env), frames.metrics(env), FIRST),
-    "volume": lambda env: charts.volume(frames.profile(env), frames.metrics(env), FIRST),
-    "gamma_exposure": lambda env: charts.gamma_exposure(frames.profile(env), frames.levels(env)),
-    "put_call": lambda env: charts.put_call(frames.metrics(env)),
-    "pressure": lambda env: charts.pressure(frames.pressure(env), "C", forward=frames.FORWARD),
-    "spend": lambda env: charts.spend(frames.days(), budget_usd=200.0, environment=env),
-    "source_agreement": lambda env: charts.source_agreement(frames.agreement(), environment=env),
+    "smile": lambda env: charts.smile(chart_frames.smile(env)),
+    "term_structure": lambda env: charts.term_structure(chart_frames.metrics(env)),
+    "expected_move": lambda env: charts.expected_move(chart_frames.metrics(env)),
+    "open_interest": lambda env: charts.open_interest(chart_frames.profile(env), chart_frames.metrics(env)),
+    "open_interest of one": lambda env: charts.open_interest(
+        chart_frames.profile(env), chart_frames.metrics(env), FIRST
+    ),
+    "volume": lambda env: charts.volume(chart_frames.profile(env), chart_frames.metrics(env), FIRST),
+    "gamma_exposure": lambda env: charts.gamma_exposure(chart_frames.profile(env), chart_frames.levels(env)),
+    "put_call": lambda env: charts.put_call(chart_frames.metrics(env)),
+    "pressure": lambda env: charts.pressure(chart_frames.pressure(env), "C", forward=chart_frames.FORWARD),
+    "spend": lambda env: charts.spend(chart_frames.days(), budget_usd=200.0, environment=env),
+    "source_agreement": lambda env: charts.source_agreement(chart_frames.agreement(), environment=env),
 }
 
 
@@ -73,21 +75,23 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
 @pytest.mark.parametrize(
     "picture",
     [
-        lambda: charts.smile(frames.smile().clear()),
-        lambda: charts.smile(frames.smile().with_columns(deviations=9.0)),
-        lambda: charts.term_structure(frames.metrics().with_columns(atm_iv=pl.lit(None, pl.Float64))),
-        lambda: charts.expected_move(frames.metrics().clear()),
-        lambda: charts.open_interest(frames.profile().clear(), frames.metrics()),
-        lambda: charts.open_interest(frames.profile(), frames.metrics(), "Q9Z-2025-07-01"),
-        lambda: charts.open_interest(frames.profile().with_columns(strike=1.0), frames.metrics()),
-        lambda: charts.volume(frames.profile().with_columns(call_volume=0), frames.metrics()),
-        lambda: charts.gamma_exposure(frames.profile(), frames.levels().clear()),
-        lambda: charts.gamma_exposure(frames.profile().with_columns(gex_per_pct=0.0), frames.levels()),
-        lambda: charts.put_call(frames.metrics().clear()),
-        lambda: charts.pressure(frames.pressure().clear(), "C"),
-        lambda: charts.pressure(frames.pressure(), "C", forward=30_000.0),
-        lambda: charts.spend(frames.days().clear(), budget_usd=1.0, environment="live"),
-        lambda: charts.source_agreement(frames.agreement().clear(), environment="live"),
+        lambda: charts.smile(chart_frames.smile().clear()),
+        lambda: charts.smile(chart_frames.smile().with_columns(deviations=9.0)),
+        lambda: charts.term_structure(chart_frames.metrics().with_columns(atm_iv=pl.lit(None, pl.Float64))),
+        lambda: charts.expected_move(chart_frames.metrics().clear()),
+        lambda: charts.open_interest(chart_frames.profile().clear(), chart_frames.metrics()),
+        lambda: charts.open_interest(chart_frames.profile(), chart_frames.metrics(), "Q9Z-2025-07-01"),
+        lambda: charts.open_interest(chart_frames.profile().with_columns(strike=1.0), chart_frames.metrics()),
+        lambda: charts.volume(chart_frames.profile().with_columns(call_volume=0), chart_frames.metrics()),
+        lambda: charts.gamma_exposure(chart_frames.profile(), chart_frames.levels().clear()),
+        lambda: charts.gamma_exposure(
+            chart_frames.profile().with_columns(gex_per_pct=0.0), chart_frames.levels()
+        ),
+        lambda: charts.put_call(chart_frames.metrics().clear()),
+        lambda: charts.pressure(chart_frames.pressure().clear(), "C"),
+        lambda: charts.pressure(chart_frames.pressure(), "C", forward=30_000.0),
+        lambda: charts.spend(chart_frames.days().clear(), budget_usd=1.0, environment="live"),
+        lambda: charts.source_agreement(chart_frames.agreement().clear(), environment="live"),
     ],
 )
 def test_where_there_is_nothing_to_draw_a_sentence_says_so(picture: Callable[[], Picture]) -> None:
@@ -96,9 +100,9 @@ def test_where_there_is_nothing_to_draw_a_sentence_says_so(picture: Callable[[],
 
 
 def test_bars_hold_every_contract_near_the_future_and_the_title_counts_the_rest() -> None:
-    far = frames.profile().with_columns(strike=pl.col("strike") + 9_000)
-    both = pl.concat([frames.profile(), far])
-    svg = draw.svg(drawn(charts.open_interest(both, frames.metrics())), width=600, height=320)
+    far = chart_frames.profile().with_columns(strike=pl.col("strike") + 9_000)
+    both = pl.concat([chart_frames.profile(), far])
+    svg = draw.svg(drawn(charts.open_interest(both, chart_frames.metrics())), width=600, height=320)
     bars = [text for text in words(svg) if text.endswith("puts") and "calls ·" in text]
     counts = [tuple(map(int, re.findall(r"(\d+) (?:calls|puts)", text))) for text in bars]
     near = 2 * sum(range(1, 6))
@@ -109,14 +113,14 @@ def test_bars_hold_every_contract_near_the_future_and_the_title_counts_the_rest(
 
 def test_a_smile_shows_four_expirations_at_most_and_always_the_nearest() -> None:
     many = tuple(f"Q1B-2025-07-{day:02}" for day in range(1, 10))
-    svg = draw.svg(drawn(charts.smile(frames.smile(series=many))), width=600, height=320)
+    svg = draw.svg(drawn(charts.smile(chart_frames.smile(series=many))), width=600, height=320)
     named = {text for text in words(svg) if re.fullmatch(r"Q1B \d+ Jul", text)}
     assert len(named) == 4
     assert {"Q1B 1 Jul", "Q1B 9 Jul"} <= named
 
 
 def test_a_lone_last_trade_among_quotes_is_not_in_the_smile() -> None:
-    rows = frames.smile().with_columns(
+    rows = chart_frames.smile().with_columns(
         iv_uncertainty=pl.when(pl.col("strike") < 22_200).then("iv_uncertainty"),
         implied_volatility=pl.when(pl.col("strike") < 22_200).then("implied_volatility").otherwise(0.9),
     )
@@ -126,20 +130,24 @@ def test_a_lone_last_trade_among_quotes_is_not_in_the_smile() -> None:
 
 def test_the_future_and_the_level_are_named_where_they_are() -> None:
     gamma = words(
-        draw.svg(drawn(charts.gamma_exposure(frames.profile(), frames.levels())), width=600, height=320)
+        draw.svg(
+            drawn(charts.gamma_exposure(chart_frames.profile(), chart_frames.levels())), width=600, height=320
+        )
     )
     assert "future 22,110.00" in gamma and "zero gamma 22,060" in gamma
     pain = words(
         draw.svg(
-            drawn(charts.open_interest(frames.profile(), frames.metrics(), FIRST)), width=600, height=320
+            drawn(charts.open_interest(chart_frames.profile(), chart_frames.metrics(), FIRST)),
+            width=600,
+            height=320,
         )
     )
     assert "max pain 22,050" in pain
 
 
 def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
-    level = frames.metrics().with_columns(max_pain=pl.col("forward"))
-    picture = drawn(charts.open_interest(frames.profile(), level, FIRST))
+    level = chart_frames.metrics().with_columns(max_pain=pl.col("forward"))
+    picture = drawn(charts.open_interest(chart_frames.profile(), level, FIRST))
     root = ElementTree.fromstring(draw.svg(picture, width=600, height=320))
     texts = root.iter("{http://www.w3.org/2000/svg}text")
     side = {"".join(node.itertext()): node.get("text-anchor", "start") for node in texts}
@@ -147,14 +155,14 @@ def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
 
 
 def test_no_tick_is_said_twice_where_the_term_structure_is_flat() -> None:
-    flat = frames.metrics().with_columns(atm_iv=0.162 + pl.int_range(pl.len()) * 1e-5)
+    flat = chart_frames.metrics().with_columns(atm_iv=0.162 + pl.int_range(pl.len()) * 1e-5)
     svg = draw.svg(drawn(charts.term_structure(flat)), width=560, height=320)
     ticks = [word for word in words(svg) if re.fullmatch(r"[\d.]+%", word)]
     assert ticks and len(ticks) == len(set(ticks))
 
 
 def test_what_a_vendor_named_is_text_and_no_markup() -> None:
-    hostile = frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
+    hostile = chart_frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
     svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
     assert "<script" not in svg
     assert "&lt;script" in svg

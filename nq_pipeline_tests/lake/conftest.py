@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TABLES
-from nq_pipeline_tests.lake.samples import TICKS
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import TICKS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,11 +28,11 @@ def lake(environment_root: Path) -> Lake:
 
 @pytest.fixture
 def writer(lake: Lake) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `nq_pipeline_tests.lake.writer` on the lake; returns once it is about to write."""
+    """Start `nq_pipeline_tests.testing.lake_writer` on the lake; returns once it is about to write."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nq_pipeline_tests.lake.writer", str(lake.root)]
+        command = [sys.executable, "-m", "nq_pipeline_tests.testing.lake_writer", str(lake.root)]
         process = subprocess.Popen(
             [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
         )

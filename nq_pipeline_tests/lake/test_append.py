@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, Column, conform
-from nq_pipeline_tests.lake.samples import DAY, NOON, TICKS, chain, decision, ticks
-from nq_pipeline_tests.lake.writer import ROWS_PER_CALL, call
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import (
+    DAY,
+    NOON,
+    TICKS,
+    chain,
+    decision,
+    ticks,
+)
+from nq_pipeline_tests.testing.lake_writer import ROWS_PER_CALL, call
 
 
 def test_the_same_snapshot_twice_adds_nothing(lake: Lake) -> None:

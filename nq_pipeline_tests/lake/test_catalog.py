@@ -18,7 +18,6 @@ from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     DECISIONS,
     INSTANT,
@@ -28,7 +27,14 @@ from nq_pipeline.lake.schemas import (
     USD,
     conform,
 )
-from nq_pipeline_tests.lake.samples import AFTER, DAY, NOON, chain, decision
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import (
+    AFTER,
+    DAY,
+    NOON,
+    chain,
+    decision,
+)
 
 MINUTE = 60 * NS_PER_S
 

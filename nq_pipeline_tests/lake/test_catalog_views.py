@@ -17,7 +17,6 @@ import nq_pipeline
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     DECISIONS,
     GAPS,
@@ -30,11 +29,17 @@ from nq_pipeline.lake.schemas import (
     TRADES,
     conform,
 )
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.lake.conftest import REPOSITORY
-from nq_pipeline_tests.lake.samples import DAY, NOON, chain, decision
 from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
+from nq_pipeline_tests.testing.lake_samples import (
+    DAY,
+    NOON,
+    chain,
+    decision,
+)
 
 MINUTE = 60 * NS_PER_S
 A, B = "Q1B-2025-07-08", "QN2-2025-07-11"

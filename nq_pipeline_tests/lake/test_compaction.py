@@ -15,11 +15,19 @@ import pytest
 
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import FAN_IN, compact, next_merge
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
 from nq_pipeline.lake.schemas import SOURCE_CHAIN, USD
-from nq_pipeline_tests.lake.samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import (
+    AFTER,
+    DAY,
+    DURING,
+    NOON,
+    TICKS,
+    chain,
+    ticks,
+)
 
 
 def contents(lake: Lake) -> dict[str, bytes]:

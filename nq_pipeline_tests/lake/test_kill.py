@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from nq_pipeline.lake.lake import Lake
-from nq_pipeline_tests.lake.samples import TICKS
-from nq_pipeline_tests.lake.writer import ROWS_PER_CALL, call
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import TICKS
+from nq_pipeline_tests.testing.lake_writer import ROWS_PER_CALL, call
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])

@@ -18,10 +18,16 @@ from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.repair import repair
 from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline_tests.lake.samples import AFTER, DAY, DURING, NOON, chain
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import (
+    AFTER,
+    DAY,
+    DURING,
+    NOON,
+    chain,
+)
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 """Every grace period is over."""

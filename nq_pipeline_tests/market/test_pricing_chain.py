@@ -11,7 +11,7 @@ import pytest
 
 from nq_pipeline.market import american, black76
 from nq_pipeline.market.pricing import PRICED, UNPRICED, price_chain
-from nq_pipeline.sandbox.market import RATE, Market
+from nq_pipeline.sandbox.synthetic.market import RATE, Market
 
 NOON = datetime(2025, 6, 10, 17, 0, tzinfo=UTC)
 F, SIGMA = 21_000.0, 0.2

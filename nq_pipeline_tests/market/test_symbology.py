@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nq_pipeline.dbn.decode import decode
 from nq_pipeline.market import symbology
 from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, Contract, Series, format_strike
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.symbology import Unparsed
-from nq_pipeline.sources.dbn import decode
 
 JUNE = date(2025, 6, 2)
 LISTED = [s for code in PRODUCTS for s in expirations(code, date(2021, 1, 1), date(2027, 12, 31))]

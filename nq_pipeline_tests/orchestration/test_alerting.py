@@ -20,8 +20,8 @@ from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.settings import SOURCE_NAMES, Settings
-from nq_pipeline_tests.alerts.receiver import Receiver, receiver
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
+from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 DAY = "2025-06-10"

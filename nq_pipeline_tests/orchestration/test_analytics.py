@@ -10,7 +10,6 @@ import duckdb
 import polars as pl
 import pytest
 
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     GAMMA_LEVELS,
     INSTANT,
@@ -19,6 +18,7 @@ from nq_pipeline.lake.schemas import (
     TRADE_PRESSURE,
     TRADES,
 )
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.assets.analytics import TABLES, chain_analytics, trade_pressure
 from nq_pipeline.orchestration.assets.chains import CHOSEN
@@ -34,12 +34,12 @@ from nq_pipeline.orchestration.checks.analytics import (
 )
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import pressure_tick
+from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.lake.samples import chain as sample
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
 from nq_pipeline_tests.orchestration.test_chains import checks, materialized
 from nq_pipeline_tests.report.conftest import take
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
+from nq_pipeline_tests.testing.lake_samples import chain as sample
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 DAY = "2025-06-10"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nq_pipeline_tests.live.test_capture import gaps
-from nq_pipeline_tests.orchestration.dev import Dev
-from nq_pipeline_tests.orchestration.standing import DAY, Market, market
+from nq_pipeline_tests.capture.test_capture import gaps
+from nq_pipeline_tests.testing.dagster_dev import Dev
+from nq_pipeline_tests.testing.standing import DAY, Market, market
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATIENCE_S = 240.0

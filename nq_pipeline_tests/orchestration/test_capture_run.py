@@ -19,17 +19,24 @@ from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.test_utils import create_run_for_test
 
-from nq_pipeline.live.log import exclusive
+from nq_pipeline.capture.capture_policy import (
+    ATTEMPT,
+    LIVE,
+    STARTING_UP,
+    STOPPED,
+    TO_BEGIN,
+    decide,
+)
+from nq_pipeline.capture.log import exclusive
 from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.captures import ATTEMPT, LIVE, STARTING_UP, STOPPED, TO_BEGIN, decide
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture, situation
-from nq_pipeline.sandbox.gateway_script import Fault
+from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.live.test_capture import CLOSES, OPENS, gaps
-from nq_pipeline_tests.orchestration.standing import DAY, Market, market
+from nq_pipeline_tests.capture.test_capture import CLOSES, OPENS, gaps
+from nq_pipeline_tests.testing.standing import DAY, Market, market
 
 PATIENCE_S = 60.0
 

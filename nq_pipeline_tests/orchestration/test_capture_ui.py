@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline_tests.orchestration.dev import Dev, dagster_dev
-from nq_pipeline_tests.orchestration.standing import DAY, Market, market
 from nq_pipeline_tests.orchestration.test_capture_dev import capturing, runs, until
 from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
+from nq_pipeline_tests.testing.dagster_dev import Dev, dagster_dev
+from nq_pipeline_tests.testing.standing import DAY, Market, market
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(600)]
 

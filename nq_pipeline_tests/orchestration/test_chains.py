@@ -14,9 +14,9 @@ from nq_pipeline.errors import Blocked, NotConfigured, SourceError, Unavailable
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES, option_chains
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import SCHEDULED
+from nq_pipeline.schedule_policy import SCHEDULED
 from nq_pipeline.settings import SOURCE_NAMES, Settings
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 DAY = "2025-06-10"

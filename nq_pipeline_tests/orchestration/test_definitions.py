@@ -137,7 +137,7 @@ def test_the_command_line_loads_the_definitions_from_the_folder(tmp_path: Path) 
 
 
 def test_the_library_never_imports_dagster_and_dagster_never_imports_the_slow_clients() -> None:
-    library = _imported("nq_pipeline.sources.snapshot", "nq_pipeline.sources.quality", "nq_pipeline.cli")
+    library = _imported("nq_pipeline.chains.snapshot", "nq_pipeline.chains.quality", "nq_pipeline.cli")
     assert "dagster" not in library
     definitions = _imported("nq_pipeline.definitions")
     assert definitions.isdisjoint({"databento", "duckdb", "bs4", "requests_cache", "scipy", "uvicorn"})

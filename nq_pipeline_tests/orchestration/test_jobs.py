@@ -8,13 +8,13 @@ from pathlib import Path
 import dagster as dg
 
 from nq_pipeline.lake.catalog import connect
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import prune
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 CHAINS = [CHOSEN, *SOURCES.values()]
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.snapshot import METRICS
+from nq_pipeline.chains.snapshot import build_request
 from nq_pipeline.charts import named_text
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown
-from nq_pipeline.orchestration.plots import (
+from nq_pipeline.report.thumbnails import (
     INLINE,
     front_open_interest,
     of_metrics,
@@ -27,9 +28,8 @@ from nq_pipeline.orchestration.plots import (
     thumbnail,
 )
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.snapshot import build_request
-from nq_pipeline_tests.charts import frames
-from nq_pipeline_tests.orchestration.fakes import STRIKES, chain
+from nq_pipeline_tests.testing import chart_frames
+from nq_pipeline_tests.testing.fake_vendors import STRIKES, chain
 
 SVG = "{http://www.w3.org/2000/svg}"
 REQUEST = build_request(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1))
@@ -101,6 +101,6 @@ def test_a_curve_of_any_points_is_short(points: list[tuple[float, float]]) -> No
 
 
 def test_pressure_shows_calls_and_puts() -> None:
-    rows = frames.pressure().with_columns(root=pl.lit("Q1B"))
+    rows = chart_frames.pressure().with_columns(root=pl.lit("Q1B"))
     assert of_pressure(rows, "NQ").count("![Pressure, ") == 2
     assert "![" not in of_pressure(rows, "ES")

@@ -11,7 +11,7 @@ from nq_pipeline.orchestration.assets.chains import CHOSEN, option_chains
 from nq_pipeline.orchestration.assets.report import REPORT, report
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import SOURCE_NAMES, Settings
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 DAY, NOW = "2025-06-10", datetime.fromisoformat("2025-06-10T15:00:00Z")
 

@@ -18,20 +18,20 @@ import pytest
 import requests
 
 from nq_pipeline.alerts.notifier import Notifier
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.lake.schemas import ANSWERS
-from nq_pipeline.live.ladder import Ladder
-from nq_pipeline.orchestration import spend_quality
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.alerting import alerts
 from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.spend import CHECKS, LEDGER_ASSET
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings, load
+from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline_tests.backfill.conftest import vendor
-from nq_pipeline_tests.spend.machine import catalog_has_the_ledger
+from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
 WEBHOOK = "http://127.0.0.1:9/services/marked-path"
@@ -87,7 +87,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     caplog.set_level(logging.DEBUG)
     settings = settings_of(tmp_path, budget_daily_usd=Decimal(0), alert_webhook=WEBHOOK)
     # What the capture notes when the gateway refuses a schema: it goes on with a lesser one.
-    ladder = Ladder(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
+    ladder = SchemaFallback(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
         ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     with endpoints(settings) as reachable:
@@ -171,16 +171,16 @@ def test_a_month_near_its_budget_and_money_held_too_long_are_said(tmp_path: Path
     settings = settings_of(tmp_path, budget_daily_usd=Decimal(21), budget_review_h=1)
     held = open_ledger(settings)
     held.reserve(charge(cost_usd=Decimal("16.79")))
-    assert spend_quality.projection(held.month()).passed
+    assert quality.projection(held.month()).passed
     held.reserve(charge(cost_usd=Decimal("0.01")))
-    near = spend_quality.projection(held.month())
+    near = quality.projection(held.month())
     assert not near.passed and near.severity == "warn"
-    assert spend_quality.reconciled(held.month()).passed
+    assert quality.reconciled(held.month()).passed
     later = open_ledger(settings, clock=Later(), boot=lambda: None).month()
-    overdue = spend_quality.reconciled(later)
+    overdue = quality.reconciled(later)
     assert not overdue.passed and overdue.numbers["overdue"] == 2 and "$16.80" in overdue.sentence
-    assert spend_quality.plan_fee(held.month()).passed
-    unpaid = spend_quality.plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
+    assert quality.plan_fee(held.month()).passed
+    unpaid = quality.plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
     assert not unpaid.passed and unpaid.severity == "error" and "no fee is booked" in unpaid.sentence
 
 
@@ -219,15 +219,15 @@ def no(vendor: str, schema: str, mode: Mode, data_from: date | None = None) -> E
 def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_its_place(
     refusals: list[Entitlement], today: date, verdict: str | None
 ) -> None:
-    found = spend_quality.entitlement(refusals, today, ("polygon", "databento"))
+    found = quality.entitlement(refusals, today, ("polygon", "databento"))
     assert (None if found.passed else found.severity) == verdict
 
 
 def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
     refusals = [no("polygon", "chain", "historical")]
-    found = spend_quality.entitlement(refusals, ASKED, ("polygon",))
+    found = quality.entitlement(refusals, ASKED, ("polygon",))
     assert found.severity == "error" and found.sentence.endswith("no vendor is left to ask of polygon")
-    assert spend_quality.entitlement(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
+    assert quality.entitlement(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
 
 
 def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
@@ -237,9 +237,9 @@ def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
         {"source": name, "answered_at": at + timedelta(minutes=after), "outcome": outcome}
         for name, after, outcome in said
     ]
-    left = spend_quality.configured(("barchart", "polygon", "databento"), pl.DataFrame(rows))
+    left = quality.configured(("barchart", "polygon", "databento"), pl.DataFrame(rows))
     assert left == ("polygon", "databento")
-    assert spend_quality.configured(("barchart",), ANSWERS.empty()) == ("barchart",)
+    assert quality.configured(("barchart",), ANSWERS.empty()) == ("barchart",)
 
 
 def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:

@@ -27,16 +27,16 @@ from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.first_dates import CAPTURE, CHAINS, first_dates
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import ui
-from nq_pipeline.orchestration.first_dates import CAPTURE, CHAINS, first_dates
 from nq_pipeline.orchestration.partitions import trade_dates
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import first_snapshot
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.lake.samples import chain
+from nq_pipeline_tests.testing.lake_samples import chain
 
 ROOT = Path(__file__).parents[2]
 FAKE = """

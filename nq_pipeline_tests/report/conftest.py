@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 
 from nq_pipeline.analytics.snapshot import price_and_measure
+from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline.errors import Blocked
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES, conform
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline_tests.lake.test_catalog_views import trade
-from nq_pipeline_tests.orchestration.fakes import FakeVendor
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first_look.py"
 NOW = "2025-06-10T15:00:00Z"

@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.sandbox.market import market
-from nq_pipeline_tests.sandbox import test_barchart, test_polygon, test_tradovate
+from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline_tests.sandbox.vendors import test_barchart, test_polygon, test_tradovate
 
 NOW, TEN_MINUTES_LATER = "2025-06-10T15:00:00Z", "2025-06-10T15:10:00Z"
 

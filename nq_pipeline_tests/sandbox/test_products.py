@@ -14,11 +14,16 @@ from nq_pipeline.clock import SystemClock, to_ns
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
-from nq_pipeline.sandbox.globex import definitions, universe
-from nq_pipeline.sandbox.market import RATE, Exchange, Market, market
-from nq_pipeline.sandbox.shapes import SHAPES
-from nq_pipeline.sandbox.tape import tape
-from nq_pipeline.sandbox.world import World, format_options, parse_options
+from nq_pipeline.sandbox.scenario import Scenario, format_options, parse_options
+from nq_pipeline.sandbox.synthetic.globex import definitions, universe
+from nq_pipeline.sandbox.synthetic.market import (
+    RATE,
+    Exchange,
+    Market,
+    market,
+)
+from nq_pipeline.sandbox.synthetic.profiles import SHAPES
+from nq_pipeline.sandbox.synthetic.tape import tape
 
 OPEN = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 DAY = date(2025, 6, 10)
@@ -135,7 +140,7 @@ def test_the_tape_has_trades_of_every_product_and_its_future() -> None:
 
 def test_a_world_of_several_products_goes_through_an_address_and_keeps_its_seed() -> None:
     options = format_options({"seed": 9, "products": "ES,GC"})
-    world = parse_options(options, World(market(7), SystemClock()))
+    world = parse_options(options, Scenario(market(7), SystemClock()))
     assert world.market is market(9, ("ES", "GC"))
     assert parse_options("seed=8", world).market is market(8, ("ES", "GC"))
     assert parse_options("products=GC", world).market is market(9, ("GC",))
@@ -143,7 +148,7 @@ def test_a_world_of_several_products_goes_through_an_address_and_keeps_its_seed(
 
 def test_a_world_of_an_unknown_product_is_refused() -> None:
     with pytest.raises(SandboxError, match="products of NQ, ES, GC"):
-        parse_options("products=CL", World(market(7), SystemClock()))
+        parse_options("products=CL", Scenario(market(7), SystemClock()))
 
 
 def test_a_stand_in_shows_only_the_products_of_its_world(at: Callable[..., str]) -> None:

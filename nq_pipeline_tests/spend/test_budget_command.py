@@ -16,7 +16,7 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.settings import load
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB
-from nq_pipeline_tests.spend.machine import charge
+from nq_pipeline_tests.testing.ledger_machine import charge
 
 
 def nq(*words: str) -> Result:

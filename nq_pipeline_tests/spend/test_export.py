@@ -13,15 +13,15 @@ import pytest
 
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export, export_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
 from nq_pipeline.spend.restore import restore
 from nq_pipeline_tests.spend.conftest import FreshLedger
-from nq_pipeline_tests.spend.machine import Machine, charge
+from nq_pipeline_tests.testing.ledger_machine import Machine, charge
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from nq_pipeline.cli import main
-from nq_pipeline.lake.lake import Lake
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export_spend
 from nq_pipeline.spend.ledger import Ledger

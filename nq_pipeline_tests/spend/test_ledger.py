@@ -22,7 +22,12 @@ from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
 from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
-from nq_pipeline_tests.spend.machine import NOON, Machine, charge, size_of
+from nq_pipeline_tests.testing.ledger_machine import (
+    NOON,
+    Machine,
+    charge,
+    size_of,
+)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from nq_pipeline.spend.database import NAME
 from nq_pipeline.spend.ledger import Ledger, Reservation, open_ledger
 from nq_pipeline.spend.tables import LINES
 from nq_pipeline_tests.spend.conftest import FreshLedger
-from nq_pipeline_tests.spend.machine import Machine, charge, size_of
+from nq_pipeline_tests.testing.ledger_machine import Machine, charge, size_of
 
 FOR_METERED = Decimal(21)
 """200 USD less the plan's 179."""

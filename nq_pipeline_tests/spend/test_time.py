@@ -16,7 +16,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.spend import period
 from nq_pipeline.spend.ledger import Ledger, open_ledger
 from nq_pipeline.spend.money import GIB
-from nq_pipeline_tests.spend.machine import NOON, Machine, charge
+from nq_pipeline_tests.testing.ledger_machine import NOON, Machine, charge
 
 ALL = Decimal(10)
 """A day's budget."""

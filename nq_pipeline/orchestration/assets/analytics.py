@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
+from nq_pipeline.capture import quality
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import (
     GAMMA_LEVELS,
     IV_SMILE,
@@ -26,8 +26,9 @@ from nq_pipeline.lake.schemas import (
     STRIKE_PROFILE,
     TRADE_PRESSURE,
 )
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import capture_quality, freshness, metadata, plots
+from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.assets.chains import CHOSEN
 from nq_pipeline.orchestration.checks import analytics as checks
 from nq_pipeline.orchestration.checks.analytics import LEVELS, PRESSURE, PRICING, PROFILE, SERIES, SMILE
@@ -35,6 +36,7 @@ from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.checks.chains import results
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.report import thumbnails
 from nq_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 
-    pictures = plots.of_metrics(measured, settings.products[0])
-    sketches = plots.sketches(measured, settings.products[0])
+    pictures = thumbnails.of_metrics(measured, settings.products[0])
+    sketches = thumbnails.sketches(measured, settings.products[0])
     spent = {"snapshots": snapshots, "elapsed_s": round(time.perf_counter() - started, 3)}
     for key in TABLES:
         if key in context.selected_asset_keys:
@@ -170,7 +172,7 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
             **({"imbalance": round((bought - sold) / (bought + sold), 6)} if bought + sold else {}),
             "net_calls_last_window": by_side["C"],
             "net_puts_last_window": by_side["P"],
-            "picture": dg.MetadataValue.md(plots.of_pressure(rows, settings.products[0])),
+            "picture": dg.MetadataValue.md(thumbnails.of_pressure(rows, settings.products[0])),
         },
     )
     findings = checks.of_pressure(rows, _touched(settings, now, day, rows))
@@ -234,7 +236,7 @@ def _of_picture(
     picture, sketch = pictures.get(TABLES[key].name), sketches.get(TABLES[key].name)
     return {
         **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),
-        **({} if picture is None else {"picture": dg.MetadataValue.md(plots.thumbnail(picture))}),
+        **({} if picture is None else {"picture": dg.MetadataValue.md(thumbnails.thumbnail(picture))}),
     }
 
 
@@ -251,7 +253,7 @@ def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metad
 
 def _touched(settings: Settings, now: datetime, day: date, rows: pl.DataFrame) -> int:
     """Windows in which trades may be missing."""
-    gaps = [gap for gap in capture_quality.look(settings, now, day).gaps if gap.state != "verified"]
+    gaps = [gap for gap in quality.look(settings, now, day).gaps if gap.state != "verified"]
     spans = [(from_ns(gap.first_ns), now if gap.last_ns is None else from_ns(gap.last_ns)) for gap in gaps]
     starts = rows["window_start"].unique().to_list()
     return sum(any(a < start + WINDOW and start < b for a, b in spans) for start in starts)

@@ -9,7 +9,7 @@ from decimal import Decimal
 import dagster as dg
 from pydantic import Field
 
-from nq_pipeline.backfill.day import SCHEMAS, Day, backfill_day
+from nq_pipeline.backfill.day import SCHEMAS, BackfillDay, backfill_day
 from nq_pipeline.backfill.rows import TABLES
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.schemas import MBO, TRADES
@@ -86,7 +86,7 @@ def history(schema: str) -> dg.AssetsDefinition:
     return one_day
 
 
-def _had(context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str) -> Day:
+def _had(context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str) -> BackfillDay:
     from nq_pipeline.sandbox.process import endpoints
 
     run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
+from nq_pipeline.chains import quality
+from nq_pipeline.chains.snapshot import Snapshot, build_request
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import chains as checks
 from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import SCHEDULED, scheduled_for
+from nq_pipeline.schedule_policy import SCHEDULED, scheduled_for
 from nq_pipeline.settings import SOURCE_NAMES, Settings
-from nq_pipeline.sources import quality
 from nq_pipeline.sources.base import ChainRequest
-from nq_pipeline.sources.snapshot import Snapshot, build_request
 
 GROUP = "chains"
 OWNERS = ["team:market-data"]

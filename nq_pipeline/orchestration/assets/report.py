@@ -7,15 +7,16 @@ import dagster as dg
 import polars as pl
 
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import IV_SMILE, OPTION_CHAIN
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS
-from nq_pipeline.orchestration import freshness, plots
+from nq_pipeline.orchestration import freshness
 from nq_pipeline.orchestration.assets.chains import CHOSEN, OWNERS
 from nq_pipeline.orchestration.checks.analytics import PRICING
 from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.report import thumbnails
 
 REPORT = dg.AssetKey(["nq", "report"])
 
@@ -52,7 +53,7 @@ def report(
         raise dg.Failure(str(error), allow_retries=False) from error
     first = list(roots_of([PRODUCTS[settings.products[0]]]))
     own = (pl.col("snapshot_ts") == newest) & pl.col("root").is_in(first)
-    sketch = plots.front_smile(lake.scan(IV_SMILE, [day]).filter(own).collect())
+    sketch = thumbnails.front_smile(lake.scan(IV_SMILE, [day]).filter(own).collect())
     return dg.MaterializeResult(
         metadata={
             **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),

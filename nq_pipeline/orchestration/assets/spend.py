@@ -8,16 +8,17 @@ from collections.abc import Iterator
 import dagster as dg
 
 from nq_pipeline.errors import LedgerError, NqError
+from nq_pipeline.finding import Finding
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import ANSWERS, SPEND
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import freshness, metadata, spend_quality
+from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import spend as checks
 from nq_pipeline.orchestration.checks.chains import results
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.sources.quality import Finding
+from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import in_force
 from nq_pipeline.spend.export import export
 from nq_pipeline.spend.ledger import open_ledger
@@ -63,8 +64,8 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
             return
         today = sessions.trade_date(now)
-        vendors_left = spend_quality.configured(settings.sources, lake.scan(ANSWERS, [today]).collect())
-        findings = spend_quality.judge(month, in_force(lake), today, vendors_left)
+        vendors_left = quality.configured(settings.sources, lake.scan(ANSWERS, [today]).collect())
+        findings = quality.judge(month, in_force(lake), today, vendors_left)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if LEDGER_ASSET in context.selected_asset_keys:

@@ -11,21 +11,27 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from nq_pipeline.capture import quality
+from nq_pipeline.capture.capture import Capture
+from nq_pipeline.capture.capture_policy import (
+    LIVE,
+    SETTINGS,
+    STOPPED,
+    fingerprint,
+)
+from nq_pipeline.capture.liveness import claim
+from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
-from nq_pipeline.lake.lake import Lake
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.live.capture import Capture
-from nq_pipeline.live.publish import Publisher
-from nq_pipeline.live.totals import Totals
+from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import capture_quality, freshness, metadata
-from nq_pipeline.orchestration.captures import LIVE, SETTINGS, STOPPED, fingerprint
+from nq_pipeline.market.sessions import why_closed
+from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET, evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND
-from nq_pipeline.orchestration.liveness import claim
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.ticks import why_closed
 from nq_pipeline.orchestration.watch import Watch
 from nq_pipeline.settings import Settings
 
@@ -73,7 +79,7 @@ HEALTH = dg.AssetSpec(
 def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Sealed:
     """Capture until the window closes, then seal; a cancelled run flushes first."""
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
-    from nq_pipeline.sources.history import DatabentoHistory
+    from nq_pipeline.sources.databento.history_store import DatabentoHistory
 
     settings = vendors.settings()
     claim(settings.environment_dir / "capture", context.run.run_id)
@@ -111,7 +117,7 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
     def over() -> str:
         return "" if sessions.trade_date(clock.now()) == day else f"trade date {day} is over"
 
-    def observe(totals: Totals, rate: float) -> None:
+    def observe(totals: CaptureStats, rate: float) -> None:
         shown = metadata.of_progress(totals, rate, trade_date=day, settings=settings)
         context.log_event(dg.AssetObservation(HEALTH_ASSET, metadata=shown))
 
@@ -128,8 +134,8 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
     finally:
         # However it ended: a check that is not judged now would go on showing what was true before.
         now, missing = clock.now(), capture.totals.missing
-        found = capture_quality.look(settings, now, day, missing=missing, refusal=refusal)
-        for evaluation in evaluations(capture_quality.judge(found)):
+        found = quality.look(settings, now, day, missing=missing, refusal=refusal)
+        for evaluation in evaluations(quality.judge(found)):
             context.instance.report_runless_asset_event(evaluation)
     if signals or watch.given_up:
         # All is flushed; now Dagster is told what its signal would have done at once.

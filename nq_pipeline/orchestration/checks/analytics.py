@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import dagster as dg
 import polars as pl
 
+from nq_pipeline.finding import Finding
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
-from nq_pipeline.sources.quality import Finding
 
 PRICING = dg.AssetKey(["nq", "option_pricing"])
 SMILE = dg.AssetKey(["nq", "iv_smile"])

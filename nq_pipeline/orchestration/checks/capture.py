@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from nq_pipeline.orchestration import capture_quality
+from nq_pipeline.capture import quality
+from nq_pipeline.finding import Finding
 from nq_pipeline.orchestration.checks.chains import results
 from nq_pipeline.orchestration.checks.finding import said
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.sources.quality import Finding
 
 TRADES_ASSET = dg.AssetKey(["databento", "trades"])
 
@@ -40,8 +40,8 @@ def capture_state(
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge the trade date whose window opened last, as the lake has it now."""
     settings, now = vendors.settings(), vendors.market_now()
-    day = capture_quality.look(settings, now, capture_quality.last_begun(now, settings.capture_window))
-    yield from results(TRADES_ASSET, capture_quality.judge(day), context.selected_asset_check_keys)
+    day = quality.look(settings, now, quality.last_begun(now, settings.capture_window))
+    yield from results(TRADES_ASSET, quality.judge(day), context.selected_asset_check_keys)
 
 
 def evaluations(findings: Mapping[str, Finding]) -> Sequence[dg.AssetCheckEvaluation]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
+from nq_pipeline.finding import Finding
 from nq_pipeline.orchestration.checks.finding import said
-from nq_pipeline.sources.quality import Finding
 
 SOURCE_CHECKS = {
     "available": "The vendor answered, and whole. A warning where rows came but not all, "

@@ -6,8 +6,8 @@ from typing import Any
 
 import dagster as dg
 
+from nq_pipeline.finding import Finding
 from nq_pipeline.orchestration.metadata import markdown
-from nq_pipeline.sources.quality import Finding
 
 
 def said(finding: Finding) -> dict[str, Any]:

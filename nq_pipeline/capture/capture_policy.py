@@ -1,0 +1,244 @@
+"""Whether a capture has to be started now: a pure decision, each refusal with its reason in words.
+
+No Dagster here; `sensors.py` gathers the situation and does what was decided. Three fences keep a
+second capture out: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the
+operating system's lock of the capture log, which alone also holds against a terminal or another
+Dagster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from nq_pipeline.market import sessions
+from nq_pipeline.market.sessions import Window, in_chicago, why_closed
+
+if TYPE_CHECKING:
+    from nq_pipeline.settings import Settings
+
+LIVE, ATTEMPT = "nq/live_capture", "nq/attempt"
+"""Run tags: the environment that is captured, which no two runs may have at once; the number of the
+attempt, of a trade date."""
+SETTINGS, STOPPED = "nq/settings", "nq/stopped"
+"""Run tags: the fingerprint of the settings; the error after which trying again cannot help."""
+
+STARTING_UP = timedelta(seconds=60)
+"""How long a run may take from Dagster's "started" to its lock; without it afterwards, it is dead."""
+NOT_BEGUN, TO_BEGIN = ("NOT_STARTED", "MANAGED", "STARTING"), timedelta(minutes=5)
+"""How long a run may stay in these: whoever was to launch it is gone. Dagster's own monitoring ends most
+of them after three minutes, where it is switched on. A run in the queue waits for a slot, however long."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(minutes=8)
+"""After the first failure the next attempt follows at once, then after pauses that double."""
+MOST_FAILURES, WITHIN = 6, timedelta(minutes=30)
+"""So many failures in so short a time are a fault that a further attempt will not mend."""
+UNFINISHED = ("NOT_STARTED", "MANAGED", "QUEUED", "STARTING", "STARTED", "CANCELING")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A run of the capture.
+
+    Attributes
+    ----------
+    status
+        As Dagster has it, which is neither proof of life nor of death.
+    number
+        Of the attempts of a trade date; 0 when it was launched by hand.
+    alive
+        Whether its process holds its lock.
+    changed, started, ended
+        When its status changed last, when it began, when it was over, by the machine's clock; None where
+        it did not.
+    settings
+        Fingerprint of the settings it ran with.
+    stopped
+        Why trying again cannot help, when that is how it ended; known of the newest attempt only.
+    """
+
+    run_id: str
+    status: str
+    trade_date: str
+    number: int = 0
+    alive: bool = False
+    changed: datetime | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    settings: str = ""
+    stopped: str = ""
+
+    def is_dead(self, now: datetime) -> bool:
+        """Whether Dagster thinks that it runs or will, and it does not."""
+        if self.alive:
+            return False
+        if self.status in NOT_BEGUN:
+            return self.changed is not None and now - self.changed >= TO_BEGIN
+        return self.status == "STARTED" and (self.started is None or now - self.started >= STARTING_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Whoever holds the lock of the capture log: a run, or a terminal.
+
+    Attributes
+    ----------
+    process
+        0 before it said its number.
+    since, grew
+        When it began, and when its log last grew; by the machine's clock.
+    """
+
+    process: int
+    since: datetime
+    grew: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a decision rests on.
+
+    Attributes
+    ----------
+    now
+        By the machine's clock.
+    market
+        By the clock that a capture would follow.
+    moved
+        Whether that is not the machine's: the sandbox has a market at any hour.
+    settings
+        Fingerprint of the settings in force.
+    attempts
+        Newest first.
+    pinned
+        The frozen instant of a pinned clock.
+    unconfigured
+        What has to be set before anything can be captured.
+    """
+
+    now: datetime
+    market: datetime
+    window: Window
+    moved: bool = False
+    settings: str = ""
+    attempts: Sequence[Attempt] = ()
+    recorder: Recorder | None = None
+    pinned: datetime | None = None
+    unconfigured: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do: report the `dead` runs as failed, and start an attempt for a trade date or not.
+
+    `reason` says why not; it is empty when `trade_date` is set.
+    """
+
+    trade_date: date | None = None
+    number: int = 0
+    reason: str = ""
+    dead: tuple[str, ...] = ()
+
+
+def decide(situation: Situation) -> Decision:
+    """Keep exactly one capture going while the window is open; the first reason not to start one counts."""
+    now = situation.now
+    dead = tuple(attempt.run_id for attempt in situation.attempts if attempt.is_dead(now))
+    attempts = [
+        replace(attempt, status="FAILURE", ended=now) if attempt.run_id in dead else attempt
+        for attempt in situation.attempts
+    ]
+    day = sessions.trade_date(situation.market)
+    today = [attempt for attempt in attempts if attempt.trade_date == day.isoformat()]
+    reason = _not_wanted(situation) or _under_way(attempts) or _after(today, situation)
+    if reason:
+        return Decision(reason=reason, dead=dead)
+    return Decision(day, 1 + max((attempt.number for attempt in today), default=0), dead=dead)
+
+
+def fingerprint(settings: Settings) -> str:
+    """Changes with every setting that can make a capture succeed which failed before; tells none of them."""
+    key = settings.databento_api_key
+    parts = (
+        settings.environment,
+        settings.databento_dataset,
+        settings.databento_gateway,
+        settings.capture_window,
+        settings.capture_schema,
+        settings.capture_futures_schema,
+        key.get_secret_value() if key else None,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _not_wanted(s: Situation) -> str:
+    if s.pinned:
+        return (
+            f"NQ_NOW holds the clock at {in_chicago(s.pinned)}, and a capture needs one that runs; unset it"
+        )
+    if s.unconfigured:
+        return f"not configured: {s.unconfigured}"
+    if s.recorder:
+        grew = s.recorder.grew
+        quiet = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
+        process = f"process {s.recorder.process}" if s.recorder.process else "a process that is starting"
+        return f"capturing since {in_chicago(s.recorder.since)}, {process}{quiet}"
+    if sessions.is_open(s.market, s.window):
+        return ""
+    opens = in_chicago(sessions.next_open(s.market, s.window))
+    elsewhere = f"the stand-in's market is at {in_chicago(s.market)}: " if s.moved else ""
+    return f"{elsewhere}{why_closed(s.market, s.window)}; the next window ({s.window}) opens {opens}"
+
+
+def _under_way(attempts: Sequence[Attempt]) -> str:
+    for attempt in attempts:
+        if attempt.status in UNFINISHED:
+            doing = "is starting or sealing" if attempt.status == "STARTED" else f"is {attempt.status}"
+            return f"run {attempt.run_id[:8]} {doing}"
+    return ""
+
+
+def _after(today: Sequence[Attempt], s: Situation) -> str:
+    """Why the attempts of this trade date, newest first, forbid another one now."""
+    if not today:
+        return ""
+    latest = today[0]
+    run = f"run {latest.run_id[:8]}"
+    if latest.status == "CANCELED":
+        return (
+            f"stopped by the operator ({run}); captured again from the next trade date on, or at once "
+            f"when somebody launches the partition {latest.trade_date} of databento/trades by hand"
+        )
+    if latest.stopped and latest.settings == s.settings:
+        return (
+            f"ALERT: {run} ended for good: {latest.stopped}; tried again when the settings have changed, "
+            f"on the next trade date, or by hand"
+        )
+    failed = [a.ended for a in today if a.status == "FAILURE" and a.ended and s.now - a.ended < WITHIN]
+    if not failed or latest.status != "FAILURE":
+        return ""
+    minutes = WITHIN // timedelta(minutes=1)
+    if len(failed) >= MOST_FAILURES:
+        again = in_chicago(failed[-1] + WITHIN)
+        return (
+            f"ALERT: {len(failed)} attempts failed within {minutes} min, {run} last; see what it says. "
+            f"Tried again at {again}, or by hand"
+        )
+    due = failed[0] + pause(len(failed))
+    if s.now < due:
+        number = f"attempt {len(failed)} of {MOST_FAILURES} within {minutes} min"
+        return f"{number} failed ({run}); the next follows in {_seconds(due - s.now)}"
+    return ""
+
+
+def pause(failures: int) -> timedelta:
+    """How long to wait after so many failures in a row."""
+    if failures <= 1:
+        return timedelta()
+    return min(FIRST_PAUSE * (1 << min(failures - 2, 16)), LONGEST_PAUSE)
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{max(round(duration.total_seconds()), 0)} s"

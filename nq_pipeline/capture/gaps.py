@@ -1,0 +1,362 @@
+"""Holes in the capture: what is missing, since when, and how far it is proven to be filled.
+
+A gap is a span of the capture window, of one schema, for which completeness is not proven. It is
+`open` until a replay has gone over it, `replayed` until an independent count agrees, then
+`verified`; or `unfillable`, with the reason. That the gateway calls a replay complete proves
+nothing: it was seen to leave records out.
+
+Each change of state is one more row of the table `gaps`; the highest revision is the truth.
+Spans are of `ts_event`, start included, end not, since that is what a live replay starts from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.dbn.framer import UNDEF_TIMESTAMP, Frame
+from nq_pipeline.market import sessions
+from nq_pipeline.market.sessions import Window
+
+if TYPE_CHECKING:
+    from nq_pipeline.lake.store import Lake
+
+State = Literal["open", "replayed", "verified", "unfillable"]
+UNRESOLVED: tuple[State, ...] = ("open", "replayed")
+
+REPLAY, REPLAY_MARGIN = timedelta(hours=24), timedelta(minutes=1)
+"""How far back the gateway replays; it says so itself when it is less (at weekends)."""
+WEEKLY = frozenset({"mbo"})
+"""Schemas of which it replays the whole weekly session of CME instead, as Databento documents."""
+REPAIRS = 3
+"""Replays of one gap that may disagree with the count before it is left open."""
+LOOK_BACK = timedelta(days=10)
+"""Windows further back are not looked at for holes."""
+TOO_OLD = "older than the gateway's replay; the historical API has it, for money"
+LIVE_REPLAY, HISTORICAL, ALREADY_THERE = "live replay", "historical", "already there"
+"""What filled a gap. The lake may hold its records already, from a backfill for instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One gap in one state.
+
+    Attributes
+    ----------
+    gap_id
+        The same through all states.
+    first_ns, last_ns
+        The last moment proven before and the first one proven after, nanoseconds UTC; None while
+        nothing came after.
+    cause, detail
+        How the last session ended, or that there was none; what was said.
+    reason
+        Of the state: why it is unfillable, or open again.
+    replayed, counted
+        Records within the span that the replay brought to the log, and that the count found.
+    published
+        Rows that the lake had of the records counted, once all was published; None where nobody looked.
+    attempts
+        Replays that the count did not agree with.
+    filled_by, cost_usd
+        Where its records came from, and what they cost.
+    """
+
+    gap_id: str
+    schema: str
+    first_ns: int
+    last_ns: int | None
+    cause: str
+    detail: str = ""
+    state: State = "open"
+    reason: str = ""
+    replayed: int | None = None
+    counted: int | None = None
+    published: int | None = None
+    attempts: int = 0
+    filled_by: str = ""
+    cost_usd: Decimal = Decimal(0)
+    revision: int = 0
+
+    def change(self, **changes: object) -> Gap:
+        """The next state."""
+        return replace(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type]
+
+    @property
+    def is_verified_but_differs(self) -> bool:
+        """Whether the lake has another number of rows than the count that verified the gap."""
+        return self.state == "verified" and self.published not in (None, self.counted)
+
+
+def span(instant: datetime, window: Window) -> tuple[datetime, datetime | None] | None:
+    """The opening and the close of the window that is open at an instant; None when it is closed.
+
+    `always` begins with the session and has no close.
+    """
+    if window == "always":
+        return sessions.current_session(instant).open, None
+    return next(((a, b) for a, b in _spans(instant, instant, window) if a <= instant < b), None)
+
+
+def holes(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[int, int | None]]:
+    """The parts of capture windows after the last proven moment, up to now.
+
+    Parameters
+    ----------
+    proven_ns
+        Nanoseconds UTC; None when nothing was ever captured: then only the window that is open
+        now counts.
+
+    Returns
+    -------
+    Start and end of each; None for the end of the one that is still going on.
+    """
+    current = span(now, window)
+    begin = to_ns(current[0]) if current else to_ns(now)
+    if proven_ns is None or proven_ns > to_ns(now):
+        return [(begin, None)] if current else []
+    since = max(from_ns(proven_ns), now - LOOK_BACK)
+    if window == "always":
+        return [(to_ns(since), None)]
+    past = [
+        (max(proven_ns, to_ns(a)), to_ns(b))
+        for a, b in _spans(since, now, window)
+        if b <= now and to_ns(b) > proven_ns
+    ]
+    return [*past, (max(proven_ns, begin), None)] if current else [*past]
+
+
+def replayed_from(schema: str, now: datetime) -> int:
+    """The earliest instant from which the gateway replays a schema, nanoseconds UTC."""
+    if schema not in WEEKLY:
+        return to_ns(now - REPLAY + REPLAY_MARGIN)
+    day = sessions.trade_date(now)
+    return to_ns(sessions.sessions(day - timedelta(days=day.weekday()), day)[0].open)
+
+
+def out_of_reach(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
+    """The changes that follow when nothing before `limit_ns` can be replayed.
+
+    A gap that lies before it is unfillable; one that reaches over it is divided, and the part
+    that is lost gets an id that begins with `new_id`.
+    """
+    changed = []
+    for number, gap in enumerate(g for g in gaps if g.state in UNRESOLVED and g.first_ns < limit_ns):
+        if gap.last_ns is not None and gap.last_ns <= limit_ns:
+            changed.append(gap.change(state="unfillable", reason=TOO_OLD))
+            continue
+        lost = replace(gap, gap_id=f"{new_id}-{number}", last_ns=limit_ns, state="unfillable", reason=TOO_OLD)
+        changed += [replace(lost, revision=0), gap.change(first_ns=limit_ns, state="open")]
+    return changed
+
+
+@dataclass(slots=True)
+class Count:
+    """Counts the records of one kind within a span, by instrument.
+
+    `last_ns` may be set while it counts, as long as nothing from there on was counted.
+    """
+
+    rtype: int
+    first_ns: int
+    last_ns: int | None = None
+    by_instrument: Counter[int] = field(default_factory=Counter)
+
+    def add(self, frame: Frame) -> None:
+        if self.rtype not in frame.tallies:
+            return
+        records = frame.array(self.rtype)
+        ts, last = records["ts_event"], UNDEF_TIMESTAMP if self.last_ns is None else self.last_ns
+        within = records["instrument_id"][(ts >= np.uint64(self.first_ns)) & (ts < np.uint64(last))]
+        ids, counts = np.unique(within, return_counts=True)
+        for instrument, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            self.by_instrument[instrument] += count
+
+    @property
+    def total(self) -> int:
+        return self.by_instrument.total()
+
+
+def judge(gap: Gap, brought: Count, found: Count) -> Gap:
+    """Verified when two replays hold the same number of records of every instrument, else open again."""
+    both = {"replayed": brought.total, "counted": found.total, "filled_by": LIVE_REPLAY}
+    if brought.by_instrument == found.by_instrument:
+        return gap.change(state="verified", reason="", **both)
+    differing = sum(
+        brought.by_instrument[i] != found.by_instrument[i]
+        for i in brought.by_instrument.keys() | found.by_instrument.keys()
+    )
+    reason = (
+        f"the replay brought {brought.total:,} records and the count found {found.total:,}; "
+        f"{differing:,} instruments differ"
+    )
+    return gap.change(state="open", reason=reason, attempts=gap.attempts + 1, **both)
+
+
+def differing(more: int, fewer: int) -> str:
+    """How the rows of the lake differ from a count, for a gap that it verified; empty where they do not."""
+    said = [
+        f"{more:,} more, which the gateway sent twice within one session" if more else "",
+        f"{fewer:,} fewer, which stayed in the log" if fewer else "",
+    ]
+    return f"the lake has other rows than the count: {' and '.join(filter(None, said))}" if any(said) else ""
+
+
+class GapStore:
+    """The tables of gaps and of sessions of one dataset.
+
+    Parameters
+    ----------
+    run_id
+        Written to every row.
+    """
+
+    def __init__(self, lake: Lake, *, dataset: str, environment: str, run_id: str) -> None:
+        self._lake = lake
+        self._dataset, self._environment, self._run_id = dataset, environment, run_id
+
+    def gaps(self, since: datetime) -> list[Gap]:
+        """The latest state of every gap that begins on the trade date of `since` or later."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import GAPS
+
+        rows = (
+            self._lake.scan(GAPS)
+            .filter(pl.col("trade_date") >= sessions.trade_date(since), pl.col("dataset") == self._dataset)
+            .sort("revision")
+            .group_by("gap_id", maintain_order=True)
+            .last()
+            .with_columns(pl.col("first_ts", "last_ts").dt.epoch("ns"))
+            .collect()
+        )
+        return [
+            Gap(
+                gap_id=row["gap_id"],
+                schema=row["schema"],
+                first_ns=row["first_ts"],
+                last_ns=row["last_ts"],
+                cause=row["cause"],
+                detail=row["detail"] or "",
+                state=row["state"],
+                reason=row["reason"] or "",
+                replayed=row["records_replayed"],
+                counted=row["records_counted"],
+                published=row["rows_published"],
+                attempts=row["attempts"],
+                filled_by=row["filled_by"] or "",
+                cost_usd=row["cost_usd"],
+                revision=row["revision"],
+            )
+            for row in rows.iter_rows(named=True)
+        ]
+
+    def write(self, gaps: Iterable[Gap], at: datetime) -> None:
+        """Append states, durably; those already there add nothing."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import GAPS, INSTANT
+
+        rows = [
+            {
+                "gap_id": gap.gap_id,
+                "revision": gap.revision,
+                "changed_at": to_ns(at),
+                "trade_date": sessions.trade_date(from_ns(gap.first_ns)),
+                "environment": self._environment,
+                "dataset": self._dataset,
+                "schema": gap.schema,
+                "cause": gap.cause,
+                "detail": gap.detail or None,
+                "first_ts": gap.first_ns,
+                "last_ts": gap.last_ns,
+                "state": gap.state,
+                "reason": gap.reason or None,
+                "filled_by": gap.filled_by or None,
+                "records_replayed": gap.replayed,
+                "records_counted": gap.counted,
+                "rows_published": gap.published,
+                "attempts": gap.attempts,
+                "cost_usd": gap.cost_usd,
+                "run_id": self._run_id,
+            }
+            for gap in gaps
+        ]
+        if rows:
+            instants = ("changed_at", "first_ts", "last_ts")
+            frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
+                pl.col(instants).cast(pl.Int64).cast(INSTANT)
+            )
+            self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
+
+    def compare(self, gap: Gap, found: Count) -> Gap:
+        """A verified gap with the rows that the lake has of the records of its second count.
+
+        Call it once all that the gap's replay brought is published. The rows of other instruments are
+        of other schemas, and not looked at.
+        """
+        import polars as pl
+
+        from nq_pipeline.capture.rows import SCHEMAS
+        from nq_pipeline.lake.schemas import INSTANT
+
+        assert gap.last_ns is not None
+        first, last = from_ns(gap.first_ns), from_ns(gap.last_ns)
+        days = {sessions.trade_date(first), sessions.trade_date(last)}
+        days |= {s.trade_date for s in sessions.sessions(min(days), max(days))}
+        since, until = (pl.lit(ns).cast(INSTANT) for ns in (gap.first_ns, gap.last_ns))
+        rows = (
+            self._lake.scan(SCHEMAS[found.rtype][1], days)
+            .filter(pl.col("ts_event").is_between(since, until, closed="left"))
+            .group_by("instrument_id")
+            .len()
+            .collect()
+        )
+        held = Counter(dict(rows.iter_rows()))
+        differences = [held[i] - counted for i, counted in found.by_instrument.items() if counted != held[i]]
+        more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
+        return gap.change(published=found.total + more - fewer, reason=differing(more, fewer))
+
+    def proven(self, since: datetime, until: datetime) -> int | None:
+        """Up to where the last session that ended in good order had everything, nanoseconds UTC."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import SESSIONS
+
+        days = {s.trade_date for s in sessions.sessions(since.date(), until.date())}
+        found = (
+            self._lake.scan(SESSIONS, days | {sessions.trade_date(until)})
+            .filter(pl.col("dataset") == self._dataset, pl.col("ended") == "stopped")
+            .select(pl.col("proven_ts").dt.epoch("ns").max())
+            .collect()
+        )
+        newest = found.item() if found.height else None
+        return None if newest is None else int(newest)
+
+    def write_session(self, row: Mapping[str, object], at: datetime) -> None:
+        """Append a session; instants in nanoseconds UTC."""
+        import polars as pl
+
+        from nq_pipeline.lake.schemas import INSTANT, SESSIONS
+
+        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
+        instants = ("started_at", "ended_at", "replay_from", "proven_ts")
+        frame = pl.DataFrame([{**row, **origin, "trade_date": sessions.trade_date(at)}])
+        frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
+        self._lake.append(SESSIONS, frame, run_id=self._run_id, now=at)
+
+
+def _spans(since: datetime, until: datetime, window: Window) -> list[tuple[datetime, datetime]]:
+    """All spans of a window of the sessions from one instant to another."""
+    first, last = sessions.trade_date(since), sessions.trade_date(until)
+    found = sessions.sessions(first, last)
+    if window == "rth":
+        return [s.rth for s in found if s.rth]
+    return [part for s in found for part in s.segments]

@@ -1,0 +1,520 @@
+"""The capture log: the gateway's records on disk before anything else is done with them.
+
+    capture/.lock                                                one capture at a time
+    capture/GLBX.MDP3/trade_date=2025-06-10/1749562200000000000-00000017-00000015.dbn
+
+A segment is a DBN file: one head, then records back to back, as the gateway sent them and as
+`databento.DBNStore` reads them. Records are only ever appended, whole, and synced in groups. A
+segment belongs to one session of the gateway; where a session goes on in a further segment, that
+begins with the session's symbol mappings, so that each segment can be read alone. Segments are
+numbered through all trade dates, and the numbers order them, whatever the clock did; the second
+number is that of the segment with which the session began.
+
+A segment is synced before the next one is begun, so only the newest can have a torn tail. What was
+never synced and lost its bytes is told by a length or rtype that is none; DBN has no checksums, so
+damage inside a record goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import BinaryIO, NoReturn, Self
+
+from nq_pipeline import files
+from nq_pipeline.clock import Clock, SystemClock, to_ns
+from nq_pipeline.dbn.framer import (
+    Frame,
+    Framer,
+    Head,
+    SymbolMapping,
+)
+from nq_pipeline.errors import BadStream, CaptureBusy, CaptureError, LogFailed
+from nq_pipeline.market import sessions
+
+SYNC_EVERY_S = 0.05
+SEGMENT_BYTES = 256 * 1024 * 1024
+SEGMENT_AGE_S = 3600.0
+BLOCK = 1024 * 1024
+"""Bytes read at a time."""
+
+LOCK = ".lock"
+LOCK_PATIENCE_S = 0.5
+"""`holder` takes the lock for a moment to look; a capture that starts just then waits this long."""
+
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
+_REMEDY = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit of the file size",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "make the folder writable",
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place between two records of the log; durable, and ordered as the log is.
+
+    `str()` and `parse` are its form in tables: `17:4096`.
+    """
+
+    segment: int
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The inverse of `str()`; ValueError when it is none."""
+        segment, colon, offset = text.partition(":")
+        if not (colon and segment.isdecimal() and offset.isdecimal()):
+            raise ValueError(f"{text!r} is no position in a capture log; write SEGMENT:OFFSET, e.g. 17:4096")
+        return cls(int(segment), int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.segment}:{self.offset}"
+
+
+BEGINNING = Position(0, 0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """One file of the log; `start_ns` and `trade_date` are those of its creation.
+
+    `session` is the number of the segment with which its session of the gateway began.
+    """
+
+    number: int
+    session: int
+    start_ns: int
+    trade_date: date
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole records of one segment."""
+
+    segment: Segment
+    frame: Frame
+
+    @property
+    def start(self) -> Position:
+        return Position(self.segment.number, self.frame.offset)
+
+    @property
+    def end(self) -> Position:
+        """Where to go on after these records: what a publisher stores together with their rows."""
+        return Position(self.segment.number, self.frame.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What became of the newest segment's tail.
+
+    Attributes
+    ----------
+    cut
+        Bytes removed behind the last whole record; 0 for a clean end.
+    aside
+        Where they were kept, when they were more than the beginning of one record.
+    """
+
+    segment: Segment
+    kept: int
+    cut: int
+    aside: Path | None
+
+
+class CaptureLog:
+    """The one writer of a dataset's log. A context manager; one thread appends.
+
+    Parameters
+    ----------
+    root
+        The capture folder; the lock is taken on it, for all its datasets.
+    clock
+        Names the segments and tells their trade date.
+    sync_every_s
+        Records are durable at most this long (and one fsync) after `append`; 0 syncs every call.
+    segment_bytes, segment_age_s
+        A segment that would take in more, or is older, is followed by the next; so is one whose
+        trade date is over.
+    after
+        The first new segment is numbered higher, also where the one of this number was lost.
+
+    Attributes
+    ----------
+    recovery
+        What was done to the tail that the last capture left; None for an empty log.
+
+    Raises
+    ------
+    CaptureBusy
+        Another process holds the lock.
+    LogFailed
+        The disk refuses. From then on every method raises it: what was appended behind `synced`
+        may be lost, and must be asked for again.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        dataset: str,
+        *,
+        clock: Clock | None = None,
+        sync_every_s: float = SYNC_EVERY_S,
+        segment_bytes: int = SEGMENT_BYTES,
+        segment_age_s: float = SEGMENT_AGE_S,
+        after: int = 0,
+    ) -> None:
+        self.folder = root / dataset
+        self._after = after
+        self._clock = clock or SystemClock()
+        self._sync_every_s = sync_every_s
+        self._segment_bytes = segment_bytes
+        self._segment_age_s = segment_age_s
+        self._failure: str | None = None
+        self._handle: int | None = None
+        self._head: Head | None = None
+        self._session = 0
+        self._mappings: dict[int, bytes] = {}
+        self._written = self._synced = BEGINNING
+        self._syncing = threading.Lock()  # held while the open segment is synced or exchanged
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._keep_synced, name="capture-log-sync", daemon=True)
+        with ExitStack() as opening:
+            try:
+                opening.enter_context(exclusive(root))
+                files.make_folder(self.folder)
+                self.recovery = recover(self.folder)
+            except OSError as error:
+                self._fail(error)
+            if self.recovery:
+                self._written = self._synced = Position(self.recovery.segment.number, self.recovery.kept)
+            # Asked here already, since the calendar takes a while to load.
+            self._trade_date = sessions.trade_date(self._clock.now())
+            self._opened, self._began = self._clock.monotonic(), 0
+            if sync_every_s:
+                self._syncer.start()
+            self._release = opening.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def written(self) -> Position:
+        """The end of what was appended."""
+        return self._written
+
+    @property
+    def synced(self) -> Position:
+        """The end of what a power cut cannot take."""
+        return self._synced
+
+    def check(self) -> None:
+        """Raise `LogFailed` if the log failed, in the background perhaps, since the last call."""
+        if self._failure:
+            raise LogFailed(self._failure)
+
+    def append(self, frame: Frame) -> Position:
+        """Write whole records; frames of another stream begin a segment of their own."""
+        self.check()
+        if self._handle is None or self._is_over(frame):
+            self._turn(frame.head)
+        assert self._handle is not None
+        try:
+            _write(self._handle, frame.records)
+        except OSError as error:
+            self._fail(error)
+        self._mappings.update(frame.mappings())
+        self._written = Position(self._written.segment, self._written.offset + len(frame.records))
+        if not self._sync_every_s:
+            self.sync()
+        return self._written
+
+    def sync(self) -> Position:
+        """Make everything appended so far durable."""
+        with self._syncing:
+            self._sync()
+        return self._synced
+
+    def close(self) -> None:
+        """Sync, end the segment and give the lock back, even where it raises `LogFailed`."""
+        self._closing.set()
+        if self._syncer.is_alive():
+            self._syncer.join()
+        try:
+            with self._syncing:
+                self._seal()
+        finally:
+            self._release.close()
+
+    def segments(self) -> list[Segment]:
+        return segments(self.folder)
+
+    def tail(self, position: Position = BEGINNING) -> Iterator[Block]:
+        """The records from `position` up to what is synced now."""
+        return tail(self.folder, position, self._synced)
+
+    # ── the open segment ────────────────────────────────────────────────────────────────────────
+
+    def _is_over(self, frame: Frame) -> bool:
+        return (
+            frame.head is not self._head
+            or self._written.offset - self._began + len(frame.records) > self._segment_bytes
+            or self._clock.monotonic() - self._opened > self._segment_age_s
+            or sessions.trade_date(self._clock.now()) != self._trade_date
+        )
+
+    def _turn(self, head: Head) -> None:
+        with self._syncing:
+            self._seal()
+            now, number = self._clock.now(), max(self._written.segment, self._after) + 1
+            if head is not self._head:
+                self._head, self._mappings, self._session = head, {}, number
+            self._trade_date = sessions.trade_date(now)
+            name = f"{to_ns(now)}-{number:08d}-{self._session:08d}.dbn"
+            path = self.folder / f"trade_date={self._trade_date}" / name
+            beginning = head.raw + b"".join(self._mappings.values())
+            try:
+                files.write_atomically(path, beginning)
+                self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+            except OSError as error:
+                self._fail(error)
+            self._opened, self._began = self._clock.monotonic(), len(beginning)
+            self._written = self._synced = Position(number, len(beginning))
+
+    def _seal(self) -> None:
+        if self._handle is None:
+            self.check()
+            return
+        try:
+            self._sync()
+        finally:
+            os.close(self._handle)
+            self._handle = None
+
+    def _sync(self) -> None:
+        self.check()
+        written = self._written
+        if self._handle is None or written == self._synced:
+            return
+        try:
+            _sync_data(self._handle)
+            if not os.fstat(self._handle).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "the open segment was deleted")
+        except OSError as error:
+            # Never tried again: after a failed fsync the kernel calls the lost pages clean.
+            self._fail(error)
+        self._synced = written
+
+    def _keep_synced(self) -> None:
+        while not self._closing.wait(self._sync_every_s):
+            try:
+                self.sync()
+            except LogFailed:
+                return  # latched: whoever appends, syncs or closes next is told
+
+    def _fail(self, error: OSError) -> NoReturn:
+        remedy = _REMEDY.get(error.errno or 0, "check the disk")
+        self._failure = (
+            f"the capture log in {self.folder} cannot be written ({error.strerror or error}); {remedy} and "
+            f"start the capture again: up to {self._synced} all is safe, what came later must be replayed"
+        )
+        raise LogFailed(self._failure) from error
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def segments(folder: Path) -> list[Segment]:
+    """The segments of a dataset's log, in order."""
+    found = []
+    for path in folder.glob("trade_date=*/*.dbn"):
+        name = _NAME.fullmatch(path.name)
+        if name:
+            day = date.fromisoformat(path.parent.name.removeprefix("trade_date="))
+            found.append(Segment(int(name[2]), int(name[3]), int(name[1]), day, path))
+    return sorted(found)
+
+
+def tail(
+    folder: Path, position: Position = BEGINNING, until: Position | None = None, *, block: int = BLOCK
+) -> Iterator[Block]:
+    """The whole records of a dataset's log from `position` on, about `block` bytes at a time.
+
+    Ends at `until`. Without it ends at what is there now, synced first, so that nothing is read
+    that a power cut could take back; the log may grow meanwhile, and belong to another process.
+
+    Raises
+    ------
+    CaptureError
+        Segments are missing or shorter than `position` says, or one is damaged.
+    """
+    following = [s for s in segments(folder) if s.number >= position.segment]
+    if until is not None:
+        following = [s for s in following if s.number <= until.segment]
+    if not following and position.segment:
+        raise _lost(folder, position.segment)
+    first = position.segment or (following[0].number if following else 0)
+    for number, segment in enumerate(following, start=first):
+        if segment.number != number:
+            raise (_lost if number == position.segment else _missing)(folder, number)
+        offset = position.offset if number == position.segment else 0
+        if until is not None and number == until.segment:
+            yield from _read(segment, offset, until.offset, block)
+        else:
+            yield from _read(segment, offset, None, block, growing=segment is following[-1])
+
+
+def mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
+    """instrument_id to its symbol, as the session said up to `position`.
+
+    For a reader that takes up the log there: a segment holds all mappings its records need.
+    """
+    known = {}
+    for part in tail(folder, Position(position.segment, 0), position):
+        for message in part.frame.control():
+            if isinstance(message, SymbolMapping):
+                known[message.instrument_id] = message
+    return known
+
+
+def recover(folder: Path) -> Recovery | None:
+    """Cut the newest segment behind its last whole record and make it durable.
+
+    For whoever holds the lock. A record that was begun is removed; anything else that is no
+    record (blocks of zeros after a power cut) is kept aside under the segment's name and `.torn`.
+
+    Raises
+    ------
+    CaptureError
+        The head of the segment cannot be read, so nothing of it can be judged.
+    """
+    for leftover in folder.rglob(files.TEMPORARY):
+        leftover.unlink()
+    found = segments(folder)
+    if not found:
+        return None
+    segment = found[-1]
+    damaged = False
+    with segment.path.open("r+b") as file:
+        framer = Framer(_head(segment, file))
+        try:
+            while piece := file.read(BLOCK):
+                for _ in framer.feed(piece):
+                    pass
+        except BadStream:
+            damaged = True
+        size = os.fstat(file.fileno()).st_size
+        aside = _set_aside(segment.path, file, framer.offset) if damaged else None
+        file.truncate(framer.offset)
+        os.fsync(file.fileno())
+    return Recovery(segment, framer.offset, size - framer.offset, aside)
+
+
+def _set_aside(path: Path, file: BinaryIO, offset: int) -> Path:
+    aside = path.with_name(path.name + ".torn")
+    file.seek(offset)
+    with files.temporary_for(aside) as temporary:
+        with temporary.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        files.put_in_place(temporary, aside)
+    return aside
+
+
+def _read(
+    segment: Segment, offset: int, end: int | None, block: int, *, growing: bool = False
+) -> Iterator[Block]:
+    with segment.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if end is None:
+            end = size
+            _sync_data(file.fileno())
+        if max(offset, end) > size:
+            raise CaptureError(
+                f"{segment.path} ends at byte {size:,}, before the position {max(offset, end):,} that was "
+                "already reached: the file was cut; put the whole one back"
+            )
+        head = _head(segment, file)
+        framer = Framer(head, offset=max(offset, len(head.raw)))
+        file.seek(framer.offset)
+        try:
+            while piece := file.read(max(0, min(block, end - framer.offset - framer.pending))):
+                for frame in framer.feed(piece):
+                    yield Block(segment, frame)
+        except BadStream as error:
+            raise CaptureError(f"{segment.path} is damaged: {error}; put a whole copy back") from None
+        if framer.pending and not growing:
+            raise CaptureError(f"{segment.path} ends within a record, at byte {framer.offset:,}")
+
+
+def _lost(folder: Path, number: int) -> CaptureError:
+    return CaptureError(
+        f"segment {number} of the capture log in {folder} is missing, up to which rows are in the lake; put "
+        f"it back, or if it is lost delete lake/trades/{folder.name}.published: the log is then read from "
+        "its beginning, and rows that are there are not written again"
+    )
+
+
+def _missing(folder: Path, number: int) -> CaptureError:
+    return CaptureError(f"segment {number} of the capture log in {folder} is missing; put it back")
+
+
+def _head(segment: Segment, file: BinaryIO) -> Head:
+    try:
+        return Head.read(file)
+    except BadStream as error:
+        raise CaptureError(f"{segment.path} cannot be read ({error}); move it away") from None
+
+
+# ── one capture at a time ───────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Hold the capture's lock; `CaptureBusy` when another process has it."""
+    path = root / LOCK
+    give_up = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        with files.locked(path, wait=False) as mine:
+            if mine:
+                path.write_text(f"{os.getpid()}\n")
+                yield
+                return
+        if time.monotonic() > give_up:
+            raise CaptureBusy(
+                f"another capture (process {holder(root) or 'unknown'}) writes to {root}; "
+                "stop it before starting this one"
+            )
+        time.sleep(LOCK_PATIENCE_S / 10)
+
+
+def holder(root: Path) -> int | None:
+    """The process that captures to `root`; None when there is none, 0 before it said its number."""
+    path = root / LOCK
+    if not path.exists():
+        return None
+    with files.locked(path, wait=False) as free:
+        said = path.read_text().strip()
+        return None if free else int(said) if said.isdecimal() else 0
+
+
+def _write(handle: int, records: memoryview) -> None:
+    while records:
+        records = records[os.write(handle, records) :]

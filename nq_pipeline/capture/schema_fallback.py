@@ -1,0 +1,89 @@
+"""Which schema the plan lets us stream: down from the one wanted, one step a refusal.
+
+The gateway accepts the key and the subscription and refuses a schema only within the stream
+(`Not authorized for mbo schema`), so what the plan includes is learnt by asking. A refusal is
+kept in the table `entitlements` and holds for its trade date: neither a reconnection nor a new
+process asks again, and the next trade date tries once more, in case the plan has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import TYPE_CHECKING
+
+from nq_pipeline.errors import NotEntitled
+from nq_pipeline.spend.entitlements import FALLBACK_ORDER
+
+if TYPE_CHECKING:
+    from nq_pipeline.lake.store import Lake
+
+RTYPES = {"trades": 0, "mbp-1": 1, "mbo": 160}
+
+
+class SchemaFallback:
+    """The schemas in force. One process at a time, the one that holds the capture's lock.
+
+    Parameters
+    ----------
+    lake
+        Where refusals are kept.
+    wanted
+        What is subscribed to (`options`, `futures`) and the schema wanted for it.
+    """
+
+    def __init__(self, lake: Lake, dataset: str, wanted: Mapping[str, str]) -> None:
+        self.lake, self.dataset, self.wanted = lake, dataset, dict(wanted)
+
+    def in_force(self, day: date) -> dict[str, str]:
+        """The best schema not yet refused on a trade date, for each thing subscribed to.
+
+        Raises
+        ------
+        NotEntitled
+            All are refused.
+        """
+        refused = self.refused(day)
+        return {what: _best(schema, refused) for what, schema in self.wanted.items()}
+
+    def refused(self, day: date) -> dict[str, str]:
+        """The schemas refused on a trade date, with what the gateway said."""
+        from nq_pipeline.spend import entitlements
+
+        said = {
+            schema: entitlements.refused(self.lake, "databento", self.dataset, schema, "live", day)
+            for schema in FALLBACK_ORDER
+        }
+        return {schema: refusal.text for schema, refusal in said.items() if refusal is not None}
+
+    def refuse(self, schema: str, text: str, day: date) -> None:
+        """Keep a refusal, durably, before anything else is tried."""
+        from nq_pipeline.spend import entitlements
+
+        below = next(iter(FALLBACK_ORDER[FALLBACK_ORDER.index(schema) + 1 :]), None)
+        entitlements.note(
+            self.lake,
+            entitlements.Entitlement(
+                vendor="databento",
+                dataset=self.dataset,
+                schema=schema,
+                mode="live",
+                environment=self.lake.root.parent.name,
+                trade_date=day,
+                entitled=False,
+                text=text,
+                step=f"{below} is asked for instead" if below else "nothing is left to ask for",
+            ),
+        )
+
+
+def _best(wanted: str, refused: Mapping[str, str]) -> str:
+    for schema in FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]:
+        if schema not in refused:
+            return schema
+    said = refused[FALLBACK_ORDER[-1]]
+    none_of = ", ".join(FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :])
+    raise NotEntitled(
+        f"the Databento plan streams none of {none_of} ({said}); "
+        "take a plan with live data (CME Standard streams trades), or leave the capture off"
+    )

@@ -1,0 +1,307 @@
+"""Which source wins each series, and why the others did not. Pure.
+
+Decided per series, so that one vendor's hole does not cost the whole chain. A candidate is
+*sound* when it has rows with prices, its newest quote or trade is fresh (and of no time to come)
+and its quotes are sane; it is *healthy* when it is also whole: its vendor says so, and it is about
+as full as the fullest sound native answer. The first healthy source by priority wins; where none
+is healthy, the sound one with the most quotes. A stale or failed source never wins. A proxy (index
+or fund options) wins only when no native source won any series at all of the product it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
+from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.sessions import in_chicago
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer
+
+NATIVE = "future"
+SKEW = timedelta(days=1)
+"""How far a vendor's clock, or a time zone of its own, may run ahead of the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What a healthy series is; see the settings of the same names."""
+
+    stale_after_s: int = 1800
+    min_complete: float = 0.5
+    max_bad_quotes: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    source: str
+    rank: int
+    series: str
+    proxy: bool
+    answer: SeriesAnswer
+    contracts: int
+    priced: int
+    quoted: int
+    bad: int
+    newest: datetime | None
+    premature: bool
+    timed: bool
+    snapshot_ts: datetime
+
+
+def decide(
+    answers: Mapping[str, ChainAnswer],
+    request: ChainRequest,
+    *,
+    proxies: frozenset[str],
+    gates: Gates,
+    decided_at: datetime,
+) -> pl.DataFrame:
+    """One row per series and candidate (`DECISIONS`), at most one winner per series.
+
+    Parameters
+    ----------
+    answers
+        By source, in order of priority.
+    proxies
+        Names of the sources whose options are not on futures.
+    """
+    candidates = [
+        candidate
+        for rank, (source, answer) in enumerate(answers.items(), start=1)
+        for candidate in _candidates(source, rank, answer, request, proxy=source in proxies)
+    ]
+    limits = _limits(candidates, request, gates)
+    native = [c for c in candidates if not c.proxy]
+    rows = [
+        row
+        for series in dict.fromkeys(c.series for c in native)
+        for row in _contest([c for c in native if c.series == series], limits, gates)
+    ]
+    native_won = {_product(c.series) for c, won, _, _ in rows if won}
+    rows += _proxy_rows([c for c in candidates if c.proxy], limits, gates, native_won)
+    return _frame(rows, request, decided_at)
+
+
+def chosen(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.DataFrame:
+    """The winners' rows, as rows of `OPTION_CHAIN`."""
+    won = decisions.filter("won").select(
+        "source", "series", selected_at="decided_at", selection_reason="reason"
+    )
+    frames = [answer.frame for answer in answers.values() if answer.frame.height]
+    if not frames or won.is_empty():
+        return OPTION_CHAIN.empty()
+    rows = pl.concat(frames).join(won, on=["source", "series"], how="inner")
+    return rows.select([pl.col(name).cast(dtype) for name, dtype in OPTION_CHAIN.schema.items()])
+
+
+_Failing = tuple[Outcome, str]
+_Limit = tuple[datetime, datetime]
+_Verdict = tuple[_Candidate, bool, Outcome, str]
+
+
+def _candidates(
+    source: str, rank: int, answer: ChainAnswer, request: ChainRequest, *, proxy: bool
+) -> list[_Candidate]:
+    bid, ask = pl.col("bid"), pl.col("ask")
+    quote = bid.is_not_null() | ask.is_not_null()
+    price = quote | pl.col("last").is_not_null() | pl.col("settlement").is_not_null()
+    bad = (bid > ask) | (bid < 0) | (ask < 0) | ~bid.is_finite() | ~ask.is_finite()
+    latest = latest_plausible(request)
+    stats = {
+        row["series"]: row | {"premature": row["newest"] is not None and row["newest"] > latest}
+        for row in answer.frame.group_by("series")
+        .agg(
+            contracts=pl.len(),
+            priced=price.sum(),
+            quoted=quote.sum(),
+            bad=bad.fill_null(False).sum(),
+            newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
+            timed=pl.col("quote_ts").is_not_null().any(),
+            snapshot_ts=pl.col("snapshot_ts").max(),
+        )
+        .iter_rows(named=True)
+    }
+    nothing = {
+        **dict.fromkeys(("contracts", "priced", "quoted", "bad"), 0),
+        "newest": None,
+        "premature": False,
+        "timed": False,
+        "snapshot_ts": request.snapshot_ts,
+    }
+    return [
+        _Candidate(
+            source=source,
+            rank=rank,
+            series=key,
+            proxy=proxy,
+            answer=series,
+            **{name: stats.get(key, nothing)[name] for name in nothing},
+        )
+        for key, series in _by_series(answer, request).items()
+    ]
+
+
+def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, SeriesAnswer]:
+    """What came of each series; a proxy that lists none has failed those asked for, with its reason."""
+    whole = SeriesAnswer(answer.outcome, answer.reason)
+    return answer.series or {series.key: whole for series in request.series}
+
+
+def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
+    """The newest quote or trade of each source and the oldest that is fresh.
+
+    Of the whole source, since one quiet board does not make a source stale; without boards of a
+    time to come, since those would make any source fresh.
+    """
+    limits: dict[str, _Limit] = {}
+    for source in dict.fromkeys(c.source for c in candidates):
+        own = [c for c in candidates if c.source == source]
+        newest = max((c.newest for c in own if c.newest is not None and not c.premature), default=None)
+        if newest is not None:
+            timed = any(c.timed for c in own)
+            limits[source] = newest, oldest_fresh(request, gates.stale_after_s, timed=timed)
+    return limits
+
+
+def _contest(candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates) -> list[_Verdict]:
+    faults = {c.source: _fault(c, limits.get(c.source), gates) for c in candidates}
+    # Only sound answers are a measure of fullness: a stale one must not make a fresh one look poor.
+    sound = [c for c in candidates if faults[c.source] is None]
+    holes = {c.source: _hole(c, sound, gates) for c in sound}
+    healthy = [c for c in sound if holes[c.source] is None]
+    winner = min(healthy, key=lambda c: c.rank, default=None) or max(
+        sound, key=lambda c: (c.quoted, -c.rank), default=None
+    )
+    return [_verdict(c, winner, faults[c.source], holes.get(c.source)) for c in candidates]
+
+
+def _verdict(
+    c: _Candidate, winner: _Candidate | None, fault: _Failing | None, hole: _Failing | None
+) -> _Verdict:
+    if fault is not None:
+        return c, False, *fault
+    assert winner is not None  # c itself is sound
+    if hole is not None:
+        outcome, reason = hole
+        if c is winner:
+            reason = f"no source is healthy; this one is the fullest ({reason})"
+        return c, c is winner, outcome, reason
+    if c is winner:
+        return c, True, Outcome.OK, "first healthy source by priority"
+    return c, False, Outcome.OK, f"healthy, but {winner.source} has priority"
+
+
+def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None:
+    """Why a candidate cannot win whatever the others have; None when it is sound."""
+    if not c.answer.outcome.has_rows or not c.contracts:
+        outcome = Outcome.EMPTY if c.answer.outcome.has_rows else c.answer.outcome
+        return outcome, c.answer.reason or "no rows"
+    if c.answer.outcome is Outcome.STALE:
+        return Outcome.STALE, c.answer.reason or "stale"
+    if not c.priced:
+        why = f" ({c.answer.reason})" if c.answer.reason else ""
+        return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement{why}"
+    if c.newest is not None and c.premature:
+        return Outcome.BAD_PAYLOAD, f"newest quote or trade is of {in_chicago(c.newest)}, a time to come"
+    if limit is not None and limit[0] < limit[1]:
+        newest, oldest = map(in_chicago, limit)
+        return Outcome.STALE, f"newest quote or trade is of {newest}, not after {oldest}"
+    if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
+        return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed, negative or not finite"
+    return None
+
+
+def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing | None:
+    """Why a sound candidate is not whole; None when it is."""
+    fullest, most_quoted = max(o.contracts for o in sound), max(o.quoted for o in sound)
+    if c.contracts < gates.min_complete * fullest:
+        return Outcome.PARTIAL, f"{c.contracts} contracts where another source has {fullest}"
+    if c.quoted < gates.min_complete * most_quoted:
+        return Outcome.PARTIAL, f"{c.quoted} quoted contracts where another source has {most_quoted}"
+    if c.answer.outcome is Outcome.PARTIAL:
+        return Outcome.PARTIAL, c.answer.reason or "its vendor did not give the whole series"
+    return None
+
+
+def latest_plausible(request: ChainRequest) -> datetime:
+    """No quote or trade can be of a later instant: `SKEW` past the asking or the session asked about.
+
+    The session counts because a vendor that tells only a trade date is days ahead over a holiday.
+    """
+    return max(request.snapshot_ts, sessions.session(request.trade_date).close) + SKEW
+
+
+def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = True) -> datetime:
+    """Quotes and trades before this instant are stale.
+
+    In regular hours that is minutes for a source that times its quotes. One that only tells when
+    a contract last traded (`timed` false) is held to the session: a quiet board may well not
+    trade for an hour. Before the regular hours it is the session before, after them this one.
+    """
+    session = sessions.session(request.trade_date)
+    if sessions.is_open(request.moment, "rth"):
+        return request.moment - timedelta(seconds=stale_after_s) if timed else session.open
+    before = sessions.current_session(session.open - timedelta(seconds=1))
+    rth_open = session.rth[0] if session.rth else session.close
+    return before.open if request.moment < rth_open else session.open
+
+
+def _proxy_rows(
+    candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates, native_won: set[str]
+) -> list[_Verdict]:
+    """Verdicts on proxies; what is not whole may stand in too, since nothing measures it.
+
+    `native_won`: products of which a native source won a series.
+    """
+    rows: list[_Verdict] = []
+    winners: dict[str, str] = {}
+    for c in sorted(candidates, key=lambda c: c.rank):
+        fault, product = _fault(c, limits.get(c.source), gates), _product(c.series)
+        if fault is not None:
+            rows.append((c, False, *fault))
+        elif product in native_won:
+            rows.append((c, False, c.answer.outcome, "a proxy: used only when every native source fails"))
+        elif winners.setdefault(product, c.source) == c.source:
+            reason = f"a proxy (not {product} options): no native source has a chain"
+            rows.append((c, True, c.answer.outcome, reason))
+        else:
+            rows.append((c, False, c.answer.outcome, f"a proxy, and {winners[product]} has priority"))
+    return rows
+
+
+def _product(series: str) -> str:
+    """The product a series is of, or stands for."""
+    product = Series.parse(series).root_info.product
+    return product.stands_for or product.code
+
+
+def _frame(rows: list[_Verdict], request: ChainRequest, decided_at: datetime) -> pl.DataFrame:
+    records = [
+        {
+            "run_id": request.run_id,
+            "decided_at": decided_at,
+            "snapshot_ts": c.snapshot_ts,
+            "trade_date": request.trade_date,
+            "environment": request.environment,
+            "series": c.series,
+            "source": c.source,
+            "rank": c.rank,
+            "outcome": str(outcome),
+            "won": won,
+            "reason": reason,
+            "contracts": c.contracts,
+            "quoted": c.quoted,
+            "newest_ts": c.newest,
+        }
+        for c, won, outcome, reason in rows
+    ]
+    if not records:
+        return DECISIONS.empty()
+    frame = pl.DataFrame(records, infer_schema_length=None)
+    return frame.select([pl.col(name).cast(dtype) for name, dtype in DECISIONS.schema.items()])

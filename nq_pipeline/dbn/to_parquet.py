@@ -1,0 +1,330 @@
+"""DBN files to Parquet: the columns of `databento.DBNStore.to_parquet`, faster and smaller.
+
+Records are copied column by column, a row group at a time, while the row group before is being
+written: memory does not grow with the file. Names, types, order and values are those the official
+client writes by default (prices as float64, instants as timestamps, symbols mapped), and so is the
+note by which pandas restores its index. Times and counters are stored as differences, the rest by
+dictionary, all of it in zstd.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from nq_pipeline.dbn import stream as dbn
+from nq_pipeline.dbn.stream import (
+    Array,
+    Layout,
+    SymbolMap,
+    TruncatedDbn,
+)
+from nq_pipeline.errors import LakeError
+from nq_pipeline.files import make_folder, put_in_place, temporary_for
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP_ROWS = 122_880
+"""What DuckDB scans in parallel, as in the lake's own files."""
+ROW_GROUP_BYTES = 16 << 20
+"""Records in a row group, whatever their number: wide ones (mbp-10, definitions) are fewer."""
+COUNTERS = {"sequence", "ts_in_delta"}
+PLAIN = {"order_id"}
+"""Hardly ever twice the same: a dictionary would be longer than the column."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFile:
+    """A Parquet file.
+
+    Attributes
+    ----------
+    unmapped
+        Rows whose instrument_id has no symbol on their day; their `symbol` is null.
+    """
+
+    path: Path
+    schema: str
+    rows: int
+    bytes: int
+    unmapped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What became of a DBN file.
+
+    Attributes
+    ----------
+    files
+        One Parquet file of a historical file; of a live capture, one for each schema in it.
+    records
+        Records read, of every kind: the rows of all files and what was skipped.
+    skipped
+        Kind to count of records that have no rows: what the gateway itself said, and kinds this
+        program does not know.
+    cut
+        Why the file ended early, where that was allowed; empty when it is whole.
+    """
+
+    files: tuple[ConvertedFile, ...]
+    records: int
+    skipped: dict[str, int]
+    cut: str
+
+
+def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = False) -> Converted:
+    """Convert a DBN file, compressed or not, to Parquet.
+
+    Nothing is written unless all of it is: the files appear whole, by rename, and replace what was
+    there before. The same file always gives the same bytes.
+
+    Parameters
+    ----------
+    parquet
+        The file to write. A live capture of several schemas gives files beside it, with the schema
+        before the suffix (`name.trades.parquet`).
+    keep_complete
+        Convert the whole records of a file that is cut off.
+
+    Raises
+    ------
+    CutOff
+        The file ends too early, and `keep_complete` was not asked for.
+    Damaged
+        It is no DBN, or damaged within.
+    Unsupported
+        It is of a version or schema this program does not read.
+    LakeError
+        It cannot be read, or the Parquet file cannot be written.
+    """
+    if isinstance(source, Path) and source.resolve() == parquet.resolve():
+        raise LakeError(f"{source.name} would overwrite itself; name another file for the Parquet")
+    try:
+        make_folder(parquet.parent)
+        with ExitStack() as files, dbn.opened(source) as stream, ThreadPoolExecutor(1) as thread:
+            behind = _Behind(thread)
+            tables: dict[str, _Table] = {}
+
+            def table(layout: Layout) -> _Table:
+                if layout.schema not in tables:
+                    path = parquet
+                    if stream.schema is None:
+                        path = parquet.with_name(f"{parquet.stem}.{layout.schema}{parquet.suffix}")
+                    temporary = files.enter_context(temporary_for(path))
+                    tables[layout.schema] = _Table(layout, path, temporary, stream.symbols, behind)
+                return tables[layout.schema]
+
+            if stream.schema is not None:
+                table(stream.layout(stream.schema))  # a file without records has columns all the same
+            cut = ""
+            try:
+                for layout, records in stream.batches():
+                    table(layout).add(records)
+            except TruncatedDbn as error:
+                if not keep_complete:
+                    raise
+                cut = str(error)
+            for each in tables.values():
+                each.finish()
+            written = tuple(each.put_in_place() for each in tables.values())
+            return Converted(written, stream.records, dict(stream.skipped), cut)
+    except OSError as error:
+        raise LakeError(f"{parquet.name} was not written: {error.strerror or error}") from error
+
+
+class _Behind:
+    """Runs one task at a time on another thread; who brings the next waits, and meets its failure."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._task: Future[None] | None = None
+
+    def run(self, task: Callable[..., None], *arguments: Any) -> None:
+        self.wait()
+        self._task = self._thread.submit(task, *arguments)
+
+    def wait(self) -> None:
+        if self._task:
+            self._task.result()
+
+
+class _Table:
+    """A Parquet file in the making: records are gathered until they fill a row group."""
+
+    def __init__(
+        self, layout: Layout, path: Path, temporary: Path, symbols: SymbolMap, behind: _Behind
+    ) -> None:
+        self.layout = layout
+        self.path = path
+        self._temporary = temporary
+        self._symbols = symbols
+        self._behind = behind
+        self._writer = _writer(temporary, layout)
+        size = layout.dtype.itemsize
+        self._group = np.empty(min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // size), np.dtype((np.void, size)))
+        self._gathered = self._rows = self._unmapped = 0
+
+    def add(self, records: Array) -> None:
+        rest = records.view(self._group.dtype)
+        while len(rest):
+            part = rest[: len(self._group) - self._gathered]
+            self._group[self._gathered : self._gathered + len(part)] = part
+            self._gathered += len(part)
+            rest = rest[len(part) :]
+            if self._gathered == len(self._group):
+                self._flush()
+
+    def finish(self) -> None:
+        """Write what is left, and the footer."""
+        self._flush()
+        self._behind.wait()
+        self._writer.close()
+
+    def put_in_place(self) -> ConvertedFile:
+        put_in_place(self._temporary, self.path)
+        size = self.path.stat().st_size
+        return ConvertedFile(self.path, self.layout.schema, self._rows, size, self._unmapped)
+
+    def _flush(self) -> None:
+        records = self._group[: self._gathered].view(self.layout.dtype)
+        if len(records):
+            rows = arrow(self.layout, records, self._symbols)
+            self._behind.run(self._writer.write_table, rows, ROW_GROUP_ROWS)
+            self._rows += len(records)
+            self._unmapped += rows["symbol"].null_count
+        self._gathered = 0
+
+
+def arrow(layout: Layout, records: Array, symbols: SymbolMap) -> pa.Table:
+    """Records as a table with the names, order and values of the official client's Parquet.
+
+    Texts of one letter and symbols come as dictionaries, which is how Parquet stores them.
+
+    Raises
+    ------
+    LakeError
+        A text is not UTF-8.
+    """
+    import pyarrow as pa
+
+    arrays = {}
+    for name in layout.columns:
+        values = records[name].copy()  # records lie side by side, columns in one piece
+        if name in layout.instants:
+            defined = values.view(np.int64) >= 0
+            arrays[name] = _array(pa.timestamp("ns", "UTC"), values, defined)
+        elif name in layout.prices:
+            # Divided, not multiplied: a quotient is correctly rounded.
+            arrays[name] = _array(pa.float64(), values / 1e9, values != dbn.UNDEF_PRICE)
+        elif values.dtype.kind == "S":
+            arrays[name] = _letters(name, values) if values.dtype.itemsize == 1 else _texts(name, values)
+        else:
+            arrays[name] = _array(pa.from_numpy_dtype(values.dtype), values)
+    arrays["symbol"] = _symbols(records["instrument_id"], records[layout.index], symbols)
+    return pa.table([arrays[name] for name in _order(layout)], names=_order(layout))
+
+
+def _order(layout: Layout) -> list[str]:
+    """As pandas writes a frame: the index last, the column added by the client before it."""
+    return [*(name for name in layout.columns if name != layout.index), "symbol", layout.index]
+
+
+def _array(kind: pa.DataType, values: Array, defined: Array | None = None) -> pa.Array:
+    # Not pa.array(), which loads pandas (a third of the memory) to see what it was given.
+    import pyarrow as pa
+
+    nulls = None
+    if defined is not None and not defined.all():
+        nulls = pa.py_buffer(np.packbits(defined, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [nulls, pa.py_buffer(values)])
+
+
+def _values(array: pa.Array, dtype: type[Any]) -> Array:
+    return np.frombuffer(array.buffers()[1], dtype, len(array))
+
+
+def _texts(name: str, values: Array) -> pa.Array:
+    """Fixed-width text, without the zeros it is padded with."""
+    import pyarrow as pa
+
+    lengths = np.char.str_len(values)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    bytes_ = values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
+    within = np.arange(bytes_.shape[1]) < lengths[:, None]
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(bytes_[within])]
+    texts = pa.Array.from_buffers(pa.large_string(), len(values), buffers)
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raise LakeError(f"a {name} in the file is no text; the file is damaged") from None
+    return texts
+
+
+def _letters(name: str, values: Array) -> pa.Array:
+    """Text of one letter: there are few, so that each stands once."""
+    import pyarrow as pa
+
+    coded = _array(pa.uint8(), values.view(np.uint8)).dictionary_encode()
+    distinct = _values(coded.dictionary, np.uint8).view("S1")
+    return pa.DictionaryArray.from_arrays(coded.indices, _texts(name, distinct))
+
+
+def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.Array:
+    """The symbol of every row, null where none is known on its day."""
+    import pyarrow as pa
+
+    # Few pairs of day and instrument for many rows: each pair is looked up once.
+    pairs = (instants // dbn.DAY_NS) << np.uint64(32) | instrument_ids
+    coded = _array(pa.uint64(), pairs).dictionary_encode()
+    distinct = _values(coded.dictionary, np.uint64)
+    codes = symbols.find(distinct & np.uint64(0xFFFF_FFFF), distinct >> np.uint64(32))
+    used = np.unique(codes[codes >= 0])
+    names = np.array([symbols.names[code].encode() for code in used.tolist()], np.bytes_)
+    at = _values(coded.indices, np.int32)
+    rows, known = np.searchsorted(used, codes).astype(np.int32)[at], (codes >= 0)[at]
+    return pa.DictionaryArray.from_arrays(_array(pa.int32(), rows, known), _texts("symbol", names))
+
+
+def _writer(path: Path, layout: Layout) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    empty = arrow(layout, np.empty(0, layout.dtype), SymbolMap())
+    differences = {name for name in layout.columns if name in layout.instants | COUNTERS}
+    writer = pq.ParquetWriter(
+        path,
+        empty.schema,
+        compression="zstd",
+        use_dictionary=[name for name in empty.schema.names if name not in differences | PLAIN],
+        column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
+        # A page as large as the row group: the minimum and maximum are worked out once, not per page.
+        write_batch_size=ROW_GROUP_ROWS,
+        max_rows_per_page=ROW_GROUP_ROWS,
+        store_schema=False,
+    )
+    # Dictionaries are a matter of storage: readers are told of texts, and pandas of its index.
+    index = {
+        "name": layout.index,
+        "field_name": layout.index,
+        "pandas_type": "datetimetz",
+        "numpy_type": "datetime64[ns, UTC]",
+        "metadata": {"timezone": "UTC"},
+    }
+    note = {"index_columns": [layout.index], "column_indexes": [], "columns": [index], "pandas_version": None}
+    plain = [
+        field.with_type(pa.large_string()) if pa.types.is_dictionary(field.type) else field
+        for field in empty.schema
+    ]
+    schema = pa.schema(plain, metadata={"pandas": orjson.dumps(note)})
+    writer.add_key_value_metadata({"ARROW:schema": b64encode(schema.serialize().to_pybytes())})
+    return writer

@@ -1,0 +1,243 @@
+"""The raw archive: the bytes of every answer, secrets struck out, so that it can be parsed again tomorrow.
+
+    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
+    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
+    raw/<source>/newest/<digest>.json                      the newest entry of a question
+    raw/begun/<run_id>.json                                what a run asks whose rows are not written yet
+    raw/runs/<run_id>.json                                 what a run asked, and which answers it used
+    raw/removed.jsonl                                      runs whose answers retention removed, and when
+
+A body is there before its entry, an entry before it is the newest: whatever a crash leaves
+behind is complete or unreferenced. No secret is stored: callers hand over redacted parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.files import locked, write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class RawEntry:
+    """What was asked and what came back; all instants in nanoseconds UTC.
+
+    Attributes
+    ----------
+    digest
+        Identity of the question (source, operation, parameters), whoever answers it.
+    expires
+        Until when the answer may be served again; 0 is never.
+    pinned
+        The frozen instant of the run's clock, ISO 8601; None on a running clock.
+    received_at
+        When the answer was there, by the run's clock; 0 in an entry of before this was kept.
+    """
+
+    request_id: str
+    run_id: str
+    source: str
+    operation: str
+    digest: str
+    url: str
+    base_url: str
+    trade_date: date
+    snapshot_ts: int
+    requested_at: int
+    expires: int
+    sha256: str
+    bytes: int
+    status: int | None = None
+    pinned: str | None = None
+    received_at: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class RawArchive:
+    """The archive below `root` (`<data>/<environment>/raw`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, entry: RawEntry, body: bytes) -> RawEntry:
+        """Store a body and its entry durably; the entry becomes the newest of its question."""
+        folder = self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
+        write_atomically(folder / f"{entry.request_id}.zst", zstandard.compress(body, 3))
+        self._publish(entry, folder)
+        return entry
+
+    def get(self, entry: RawEntry) -> bytes:
+        """The exact body; `LakeError` when it is gone or not the bytes that were stored."""
+        path = self._folder(entry) / f"{entry.request_id}.zst"
+        try:
+            body = zstandard.decompress(path.read_bytes())
+        except (OSError, zstandard.ZstdError) as error:
+            raise LakeError(
+                f"the archived answer {path} cannot be read ({error}); ask the vendor again"
+            ) from None
+        if hashlib.sha256(body).hexdigest() != entry.sha256:
+            raise LakeError(f"the archived answer {path} is not what was stored; ask the vendor again")
+        return body
+
+    def find(self, source: str, digest: str) -> RawEntry | None:
+        """The newest entry of a question, or None."""
+        return _read(self.root / source / "newest" / f"{digest}.json")
+
+    def expire(self, entry: RawEntry) -> None:
+        """Never serve this answer again; it stays archived."""
+        self._publish(replace(entry, expires=0), self._folder(entry))
+
+    @contextmanager
+    def begun(self, run_id: str, record: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Keep what a run asks until its rows are written; yields how to change the record.
+
+        Where the block ends in an exception, or the process dies, the record stays: `unfinished`.
+        """
+        path = self.root / "begun" / f"{run_id}.json"
+
+        def keep(record: Mapping[str, Any]) -> None:
+            write_atomically(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+
+        with locked(path.with_suffix(".lock")):
+            keep(record)
+            yield keep
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[list[str]]:
+        """The runs that began, wrote no rows and are not running; nobody else gets them meanwhile."""
+        with ExitStack() as held:
+            paths = sorted((self.root / "begun").glob("*.json"))
+            mine = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
+            yield [path.stem for path, free in zip(paths, mine, strict=True) if free and path.exists()]
+
+    def read_begun(self, run_id: str) -> dict[str, Any]:
+        """What an unfinished run asks, and which answers it used as far as it is known."""
+        if (self.root / "runs" / f"{run_id}.json").exists():
+            return self.read_run(run_id)
+        return _record(self.root / "begun" / f"{run_id}.json")
+
+    def begun_dates(self) -> set[date]:
+        """The trade dates of runs whose rows are not all written."""
+        return {self.run_date(path) for path in (self.root / "begun").glob("*.json")}
+
+    def forget_begun(self, run_id: str) -> None:
+        """The run is finished, or nothing of it was archived."""
+        for suffix in (".json", ".lock"):
+            (self.root / "begun" / f"{run_id}{suffix}").unlink(missing_ok=True)
+
+    def answers_of(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
+        """The archived answers of a run: digest of the question to request id."""
+        folder = self.root / source / f"trade_date={trade_date.isoformat()}"
+        entries = (_read(path) for path in sorted(folder.glob("*.json")))
+        return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
+
+    def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Store what a run asked and which answers it used."""
+        write_atomically(
+            self.root / "runs" / f"{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
+        )
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """The record of a run, `latest` for the newest; `LakeError` when there is none."""
+        runs = self.root / "runs"
+        if run_id == "latest":
+            newest = max(runs.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        else:
+            newest = runs / f"{run_id}.json"
+        if newest is None or newest.parent != runs or not newest.is_file():
+            if gone := self._removed(run_id):
+                raise LakeError(
+                    f"the answers of run {run_id}, trade date {gone['trade_date']}, were removed on "
+                    f"{gone['removed_on']} (NQ_KEEP_RAW_DAYS); its rows are in the lake"
+                )
+            raise LakeError(f"no run {run_id!r} is archived in {runs}; `ls` there shows those that are")
+        return _record(newest)
+
+    def old_runs(self, before: date) -> list[Path]:
+        """The records of runs of trade dates before this one."""
+        return [path for path in sorted((self.root / "runs").glob("*.json")) if self.run_date(path) < before]
+
+    def run_date(self, path: Path) -> date:
+        """The trade date of a run by its record."""
+        try:
+            return date.fromisoformat(_record(path)["request"]["trade_date"])
+        except (KeyError, TypeError, ValueError):
+            raise damaged_record(path) from None
+
+    def old_questions(self, before: date) -> list[Path]:
+        """What points to the newest entry of a question that was last asked before this trade date."""
+        pointers = ((path, _read(path)) for path in sorted(self.root.glob("*/newest/*.json")))
+        return [path for path, entry in pointers if entry and entry.trade_date < before]
+
+    def note_removed(self, path: Path) -> None:
+        """Note durably that a run cannot be parsed again; for retention, before it removes the record."""
+        note = {
+            "run_id": path.stem,
+            "trade_date": self.run_date(path),
+            "removed_on": datetime.now(UTC).date(),
+        }
+        with (self.root / "removed.jsonl").open("ab") as file:
+            file.write(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _removed(self, run_id: str) -> dict[str, str] | None:
+        try:
+            notes = (self.root / "removed.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return None
+        return next((note for note in map(orjson.loads, notes) if note["run_id"] == run_id), None)
+
+    def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
+        """The entry of one request, or None."""
+        return _read(self.root / source / f"trade_date={trade_date.isoformat()}" / f"{request_id}.json")
+
+    def _folder(self, entry: RawEntry) -> Path:
+        return self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
+
+    def _publish(self, entry: RawEntry, folder: Path) -> None:
+        text = orjson.dumps(asdict(entry))
+        write_atomically(folder / f"{entry.request_id}.json", text)
+        write_atomically(self.root / entry.source / "newest" / f"{entry.digest}.json", text)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record of a run; `LakeError` when it is none."""
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise damaged_record(path) from None
+
+
+def damaged_record(path: Path) -> LakeError:
+    """The error of a run's record that cannot be used."""
+    return LakeError(
+        f"the record of a run {path} is damaged; restore it from a backup or delete it: the run's answers "
+        "stay in the archive, and only parsing them again needs the record"
+    )
+
+
+def _read(path: Path) -> RawEntry | None:
+    """An entry, or None where there is none or none that can be read: the question is then asked anew."""
+    try:
+        return _ENTRY.validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+_ENTRY = TypeAdapter(RawEntry)

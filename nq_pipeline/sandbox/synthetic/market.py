@@ -1,0 +1,527 @@
+"""The synthetic market that all stand-ins show: a volatility surface, order books, trades.
+
+One of each product (`Market`), or several side by side (`Exchange`), which look the same to a stand-in.
+Everything is a pure function of (seed, product, instant). The index moves as `path.py` says; options
+are valued on the future they exercise into (European ones by Black-76, American ones
+with the right to exercise early), with one smooth surface, so that put-call parity holds and all
+vendors agree. A closed market shows the state of its last close. Settlements come out as late as the
+exchange's; until then those of the trade date before are shown.
+
+Nothing here is calibrated to a real day. The shape is: strike ladders, ticks, widths of
+quotes, the share of untraded contracts and of contracts without a bid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.market import american, black76, sessions
+from nq_pipeline.market.black76 import round_to_tick
+from nq_pipeline.market.contracts import ROOTS
+from nq_pipeline.market.products import NQ, PRODUCTS, PROXIES, Product, Ticks
+from nq_pipeline.market.settlements import newest_published, settled_at
+from nq_pipeline.sandbox.synthetic import listings, price_path
+from nq_pipeline.sandbox.synthetic.hashed_random import (
+    Floats,
+    mix,
+    normal,
+    uniform,
+)
+from nq_pipeline.sandbox.synthetic.price_path import DAY_NS, LEVEL
+from nq_pipeline.sandbox.synthetic.profiles import SHAPES
+
+Ints = NDArray[np.int64]
+RATE = 0.043
+MINUTE_NS = 60_000_000_000
+YEAR_NS = 365 * DAY_NS
+_SEEDS_APART = 1_000_003
+_KEPT = 48
+# Streams of random numbers, from 10 on; those of the path are below.
+_SIZE, _TRADES, _OPEN = range(10, 13)
+
+
+class Market:
+    """The synthetic market of one seed and product. Frames are cached; do not change them in place."""
+
+    def __init__(self, seed: int = 7, product: Product = NQ) -> None:
+        self.common_seed, self.product, self.shape = seed, product, SHAPES[product.code]
+        self.seed = seed + _SEEDS_APART * self.shape.number
+        self.parts: tuple[Market, ...] = (self,)
+        self._ticks: Ticks = ((float("inf"), self.shape.future_tick),)
+        self._lock = RLock()
+        self._memory: dict[tuple[Any, ...], pl.DataFrame] = {}
+
+    # Time
+
+    def moment(self, instant: datetime) -> datetime:
+        """The market moment shown at an instant: its minute while open, else the last close."""
+        if sessions.is_open(instant):
+            return instant.replace(second=0, microsecond=0)
+        current = sessions.current_session(instant)
+        return max(close for _, close in current.segments if close <= instant)
+
+    def settled(self, instant: datetime) -> date:
+        """The newest trade date whose settlements are out at an instant."""
+        return newest_published(instant, self.product)
+
+    # The path
+
+    def index(self, ts_ns: Any) -> Floats:
+        """What the futures are on, at instants (nanoseconds UTC); stands still while the market is closed."""
+        return np.asarray(price_path.index(self.seed, ts_ns) * (self.shape.level / LEVEL), np.float64)
+
+    def future(self, symbol: str, ts_ns: Any) -> Floats:
+        """The fair price of a listed future (`NQM5`) at instants, unrounded: the index plus its carry."""
+        first = from_ns(int(np.min(ts_ns))).date()
+        return self._forward(ts_ns, to_ns(listings.future_expirations(self.product, first)[symbol]))
+
+    def underlying(self, instant: datetime) -> float:
+        """The last price of the front future at an instant, on its tick."""
+        front = self.futures(instant).row(0, named=True)
+        return float(front["last"])
+
+    def futures(self, instant: datetime) -> pl.DataFrame:
+        """The listed futures that options exercise into, nearest first.
+
+        Columns: product, symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
+        low, volume, settlement (the newest that is out) with settlement_date, previous_settlement,
+        open_interest.
+        """
+        moment, settled = self.moment(instant), self.settled(instant)
+        return self._remember(("futures", moment, settled), lambda: self._futures(moment, settled))
+
+    # Options on the futures
+
+    def listed(self, trade_date: date) -> pl.DataFrame:
+        """All contracts that trade on a trade date, by expiration, root, side and strike.
+
+        Columns: contract_key, raw_symbol, series, root, expiration, expiration_date,
+        settlement_style, exercise_style, underlying, underlying_expiration, strike,
+        option_type, instrument_id (stable for a contract's life), listed_on, scale (1.0).
+        """
+        return self._remember(
+            ("listed", trade_date),
+            lambda: listings.options_on_futures(self.product, trade_date, self._closes),
+        )
+
+    def chain(self, instant: datetime) -> pl.DataFrame:
+        """The whole chain at an instant: `listed` and the state of every contract.
+
+        Adds: bid, bid_size, ask, ask_size (null where there is none), value (fair price),
+        implied_volatility, delta, gamma, theta (per day), vega (per 1.00), quote_ts; last,
+        last_ts, open, high, low, volume of the session (volume 0 and the rest null without
+        a trade); prior_last, prior_last_ts, prior_open, prior_high, prior_low, prior_volume
+        of the session before; settlement (the newest that is out) with settlement_date,
+        previous_settlement; open_interest; expired.
+        """
+        moment, settled = self.moment(instant), self.settled(instant)
+        return self._remember(("chain", moment, settled), lambda: self._chain(moment, settled))
+
+    def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
+        """Books of contracts (rows of `listed`) at one instant each (or one for all).
+
+        Columns: bid, bid_size, ask, ask_size, value, implied_volatility, forward.
+        """
+        return self._quotes(
+            contracts,
+            np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height),
+            self.product.ticks,
+        )
+
+    def trades(self, trade_date: date) -> pl.DataFrame:
+        """All option trades of a session in time order.
+
+        Columns: row (index into `listed`), instrument_id, ts_event (ns UTC), price, size, side
+        ('A': a seller hit the bid, 'B': a buyer lifted the ask).
+        """
+        return self._remember(
+            ("trades", trade_date),
+            lambda: self._trades(self.listed(trade_date), trade_date, self.product.ticks),
+        )
+
+    # Options on the index and the fund
+
+    def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
+        """The chain of an index (NDX and NDXP), or of a fund (QQQ), at an instant of regular trading hours.
+
+        Outside them it shows the last regular close. Columns as `chain`, with `ticker`
+        (OCC style) in place of the Globex names.
+        """
+        moment = self.regular_moment(instant)
+        return self._remember(("proxy", underlying, moment), lambda: self._proxy_chain(underlying, moment))
+
+    def regular_moment(self, instant: datetime) -> datetime:
+        """The moment the index and its options show: within 08:30 to 15:00 CT, else the last such close."""
+        day = sessions.trade_date(instant)
+        while True:
+            rth = sessions.session(day).rth
+            if rth is not None and rth[0] <= instant:
+                return min(instant, rth[1]).replace(second=0, microsecond=0)
+            day = previous_trade_date(day)
+
+    def proxy_price(self, underlying: str, instant: datetime) -> float:
+        """The index, or the fund's price, as last computed in regular hours."""
+        level = float(self.index(to_ns(self.regular_moment(instant)))[0])
+        return round(level * self.shape.scale_of(underlying), 2)
+
+    # How it is made
+
+    def _remember(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Compute once per key, one thread at a time, and keep the newest few."""
+        with self._lock:
+            if key not in self._memory:
+                while len(self._memory) >= _KEPT:
+                    del self._memory[next(iter(self._memory))]
+                self._memory[key] = make()
+            return self._memory[key]
+
+    def _closes(self, first: date, last: date) -> Floats:
+        days = np.arange(price_path.day_number(first) - 1, price_path.day_number(last))
+        return np.asarray(
+            np.exp(price_path.log_close(self.seed, days)) * (self.shape.level / LEVEL), np.float64
+        )
+
+    def _forward(self, ts: Any, until: Any) -> Floats:
+        ts = np.asarray(ts, np.int64)
+        return self._carried(self.index(ts), ts, until)
+
+    def _carried(self, index: Floats, ts: Any, until: Any) -> Floats:
+        years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
+        return np.asarray(index * np.exp(self.shape.carry * years), np.float64)
+
+    def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
+        today = sessions.current_session(moment)
+        minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
+        closes = np.array([self._settle_ns(day) for day in (settled, previous_trade_date(settled))])
+        walked, closed = self.index(minutes), self.index(closes)  # the same for every future
+        rows = []
+        tick = self.shape.future_tick
+        listed = listings.futures(self.product, today.trade_date, listings.STANDARDS + 1)
+        for rank, (symbol, expiration) in enumerate(listed):
+            until = to_ns(expiration)
+            if until <= to_ns(moment):
+                continue
+            walk = round_to_tick(self._ticks, self._carried(walked, minutes, until))
+            key = mix(self.seed, _SIZE, until, to_ns(moment))
+            gap, sizes = (1, 2, 8, 20, 20)[rank] * tick, 1 + mix(key, np.arange(2)) % 12
+            share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
+            settle = round_to_tick(self._ticks, self._carried(closed, closes, until)).tolist()
+            bid = float(round_to_tick(self._ticks, walk[-1:] - gap / 2, "below")[0])
+            ask = float(round_to_tick(self._ticks, np.array([bid + gap]))[0])
+            rows.append(
+                {
+                    "product": self.product.code,
+                    "symbol": symbol,
+                    "expiration": expiration,
+                    "bid": bid,
+                    "bid_size": int(sizes[0]),
+                    "ask": ask,
+                    "ask_size": int(sizes[1]),
+                    "last": walk[-1],
+                    "last_ts": moment,
+                    "open": walk[0],
+                    "high": walk.max(),
+                    "low": walk.min(),
+                    "volume": int(self.shape.future_volume * share * weight),
+                    "settlement": settle[0],
+                    "settlement_date": settled,
+                    "previous_settlement": settle[1],
+                    "open_interest": int(260_000 * weight) + int(uniform(self.seed, _OPEN, until)[0] * 900),
+                }
+            )
+        return pl.DataFrame(rows).with_columns(listings.utc("expiration", "last_ts"))
+
+    def _settle_ns(self, day: date) -> int:
+        return to_ns(settled_at(day, self.product))
+
+    def _model(self, contracts: pl.DataFrame, ts: Any) -> dict[str, Floats]:
+        """Fair price and Greeks of contracts at instants, on the surface.
+
+        Options on the fund are valued as European ones: it stands for a future here.
+        """
+        strike = contracts["strike"].to_numpy()
+        expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
+        until = contracts["underlying_expiration"].cast(pl.Int64).to_numpy()
+        forward = self._forward(ts, until) * contracts["scale"].to_numpy()
+        years = np.maximum((expiration - ts) / YEAR_NS, 1e-7)
+        sigma = self._surface(np.log(strike / forward), years, ts)
+        is_call = (contracts["option_type"] == "C").to_numpy()
+        fair = black76.value(forward, strike, years, sigma, is_call, RATE)
+        early = (contracts["exercise_style"] == "american").to_numpy() & (
+            contracts["scale"] == 1.0
+        ).to_numpy()
+        if early.any():
+            f, k, t, vol, call = (x[early] for x in (forward, strike, years, sigma, is_call))
+            for column, values in zip(fair, american.value(f, k, t, vol, call, RATE), strict=True):
+                column[early] = values
+        return {
+            "forward": forward,
+            "value": np.maximum(fair.price, 0.0),
+            "implied_volatility": sigma,
+            "delta": fair.delta,
+            "gamma": fair.gamma,
+            "theta": fair.theta,
+            "vega": fair.vega,
+        }
+
+    def _surface(self, moneyness: Floats, years: Floats, ts: Any) -> Floats:
+        """Volatility by log-moneyness and time: higher for near expirations, skewed to the downside."""
+        level = (
+            self.shape.volatility * price_path.volatility(self.seed, ts) * (1 + 0.12 * np.exp(-years / 0.05))
+        )
+        deviations = moneyness / (level * np.sqrt(years + 0.001))
+        return np.asarray(level * (1 - 0.075 * deviations + 0.055 * (np.sqrt(1 + deviations**2) - 1)))
+
+    def _quotes(self, contracts: pl.DataFrame, ts: Any, ticks: Ticks) -> pl.DataFrame:
+        model = self._model(contracts, ts)
+        value, forward, strike = model["value"], model["forward"], contracts["strike"].to_numpy()
+        sign = np.where(contracts["option_type"].to_numpy() == "C", 1.0, -1.0)
+        days = (contracts["expiration"].cast(pl.Int64).to_numpy() - ts) / DAY_NS
+        scale = forward / LEVEL
+        depth = np.maximum(sign * (forward - strike), 0.0) / forward
+        # Deep in the money nobody competes: near boards quote wide, far ones at times not at all.
+        width = (0.15 + 0.1 * np.sqrt(value / scale)) * scale
+        width += np.where(days <= 3.5, 60.0, 8.0) * scale * np.clip((depth - 0.012) / 0.015, 0.0, 1.0)
+        width *= np.where(price_path.in_rth(ts), 1.0, 1.7)
+        bid = round_to_tick(ticks, np.maximum(value - width / 2, 0.0), "below")
+        ask = round_to_tick(ticks, value + width / 2, "above")
+        ask = np.where(ask <= bid, round_to_tick(ticks, bid + 1e-6, "above"), ask)
+        dead = (days <= 0) | ((days > 3.5) & (depth > 0.08))
+        sizes = mix(self.seed, _SIZE, contracts["instrument_id"].to_numpy(), ts // MINUTE_NS)
+        frame = pl.DataFrame(
+            {
+                "bid": np.where(dead | (bid <= 0), np.nan, bid),
+                "bid_size": (1 + sizes % 40).astype(np.int64),
+                "ask": np.where(dead, np.nan, ask),
+                "ask_size": (1 + (sizes >> np.uint64(20)) % 40).astype(np.int64),
+                **model,
+            }
+        ).with_columns(pl.col("bid", "ask").fill_nan(None))
+        return frame.with_columns(
+            pl.when(pl.col(side).is_not_null()).then(pl.col(f"{side}_size")).alias(f"{side}_size")
+            for side in ("bid", "ask")
+        )
+
+    def _trades(self, contracts: pl.DataFrame, trade_date: date, ticks: Ticks) -> pl.DataFrame:
+        """Few contracts trade: most near the money, near expiration, out of the money, at round strikes."""
+        session = sessions.session(trade_date)
+        ids, day = contracts["instrument_id"].to_numpy(), price_path.day_number(trade_date)
+        appeal = np.abs(self._model(contracts, to_ns(session.open))["delta"]) / 0.25
+        days = contracts["expiration_date"].to_physical().to_numpy() - day
+        rate = 11.0 * appeal * np.exp(1 - appeal) / (0.7 + days / 2.5) * _roundness(contracts)
+        expected = -np.log(uniform(self.seed, _TRADES, day, ids)) * rate
+        count = np.minimum(expected, 80).astype(np.int64)
+        row = np.repeat(np.arange(contracts.height), count)
+        ordinal = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        knots, share = price_path.session_knots(session)
+        at = np.interp(uniform(self.seed, _TRADES, day, ids[row], ordinal), share, knots).astype(np.int64)
+        alive = at < contracts["expiration"].cast(pl.Int64).to_numpy()[row]
+        row, at, ordinal = row[alive], at[alive], ordinal[alive]
+        book = self._quotes(contracts[row], at, ticks)
+        draw = mix(self.seed, _TRADES, ids[row], at)
+        buys = (draw % 2).astype(bool)
+        frame = pl.DataFrame(
+            {
+                "row": row.astype(np.int64),
+                "instrument_id": ids[row],
+                "ts_event": at,
+                "price": np.where(buys, book["ask"].to_numpy(), book["bid"].fill_null(np.nan).to_numpy()),
+                "size": np.floor(np.exp(0.8 * np.abs(normal(draw)))).astype(np.int64),
+                "side": np.where(buys, "B", "A"),
+            }
+        )
+        frame = frame.with_columns(pl.col("price").fill_nan(None)).drop_nulls("price")
+        return frame.sort("ts_event", "instrument_id", maintain_order=True)
+
+    def _chain(self, moment: datetime, settled: date) -> pl.DataFrame:
+        listed = self.listed(sessions.trade_date(moment))
+        return self._state(listed, moment, self.trades, self.product.ticks, settled)
+
+    def _state(
+        self,
+        contracts: pl.DataFrame,
+        moment: datetime,
+        trades: Callable[[date], pl.DataFrame],
+        ticks: Ticks,
+        settled: date,
+    ) -> pl.DataFrame:
+        """The state of contracts at a moment: book, session so far, session before, settlements."""
+        now, trade_date = to_ns(moment), sessions.trade_date(moment)
+        book = self._quotes(contracts, now, ticks).drop("forward")
+        frame = pl.concat([contracts, book], how="horizontal").with_columns(
+            quote_ts=pl.lit(now).cast(pl.Datetime("ns", "UTC")),
+            expired=pl.col("expiration").cast(pl.Int64) <= now,
+            open_interest=pl.Series(self._open_interest(contracts, trade_date)),
+        )
+        today = trades(trade_date).filter(pl.col("ts_event") <= now)
+        before = trades(previous_trade_date(trade_date))
+        for prefix, done in (("", today), ("prior_", before)):
+            frame = frame.join(
+                _session_so_far(done, prefix), on="instrument_id", how="left", maintain_order="left"
+            )
+        for name, day in (("settlement", settled), ("previous_settlement", previous_trade_date(settled))):
+            frame = frame.with_columns(self._settlement(contracts, day, now, ticks).alias(name))
+        return frame.with_columns(
+            pl.lit(settled).alias("settlement_date"),
+            pl.col("volume", "prior_volume").fill_null(0),
+        )
+
+    def _settlement(self, contracts: pl.DataFrame, day: date, now: int, ticks: Ticks) -> pl.Series:
+        """Settlements of a trade date: fair price at its settlement, null for what was not yet listed.
+
+        A contract that expired settles at its intrinsic value to the cent when in the money,
+        as the exchange's fixing does; out of the money it keeps the settlement of before.
+        """
+        value = round_to_tick(ticks, self._model(contracts, self._settle_ns(day))["value"])
+        value = np.maximum(value, ticks[0][1])
+        expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
+        gone = expiration <= now
+        if gone.any():
+            past = contracts.filter(pl.Series(gone))
+            fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
+            sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
+            intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
+            day_before = self._model(past, self._settle_ns(previous_trade_date(day)))["value"]
+            kept = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
+            at_close = day == sessions.trade_date(from_ns(now))
+            value[gone] = np.where(intrinsic > 0, intrinsic, kept) if at_close else value[gone]
+        unlisted = (contracts["listed_on"] > day).to_numpy()
+        return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
+
+    def _open_interest(self, contracts: pl.DataFrame, trade_date: date) -> Ints:
+        """Open contracts of the trade date before: more at round strikes, growing with age, often none."""
+        age = price_path.day_number(trade_date) - contracts["listed_on"].to_physical().to_numpy()
+        index = contracts["strike"].to_numpy() / contracts["scale"].to_numpy()
+        spread = np.exp(-((np.log(index / self.shape.level) / 0.12) ** 2)) * _roundness(contracts)
+        target = np.exp(1.6 + 1.2 * normal(self.seed, _OPEN, contracts["instrument_id"].to_numpy())) * spread
+        return np.asarray(np.floor(target * (1 - np.exp(-np.maximum(age, 0) / 25))), np.int64)
+
+    def _proxy_chain(self, underlying: str, moment: datetime) -> pl.DataFrame:
+        trade_date = sessions.trade_date(moment)
+        frame = listings.options_on_proxy(underlying, trade_date, self._closes)
+        ticks = PROXIES[underlying].ticks
+
+        def trades(day: date) -> pl.DataFrame:
+            done = self._trades(frame, day, ticks)
+            return done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
+
+        return self._state(frame, moment, trades, ticks, previous_trade_date(trade_date))
+
+
+class Exchange:
+    """The markets of several products side by side, with the methods of one.
+
+    Frames of all products are one below the other, those of a product together.
+    """
+
+    def __init__(self, seed: int, products: Sequence[str]) -> None:
+        self.seed = seed
+        self.parts: tuple[Market, ...] = tuple(market(seed, (code,)).parts[0] for code in products)
+
+    def moment(self, instant: datetime) -> datetime:
+        """As of one market; they open and close together."""
+        return self.parts[0].moment(instant)
+
+    def regular_moment(self, instant: datetime) -> datetime:
+        """As of one market."""
+        return self.parts[0].regular_moment(instant)
+
+    def future(self, symbol: str, ts_ns: Any) -> Floats:
+        """The fair price of a listed future of any product."""
+        return self._of(symbol[:-2]).future(symbol, ts_ns)
+
+    def underlying(self, instant: datetime) -> float:
+        """The last price of the first product's front future."""
+        return self.parts[0].underlying(instant)
+
+    def futures(self, instant: datetime) -> pl.DataFrame:
+        """The listed futures, product by product."""
+        return pl.concat([part.futures(instant) for part in self.parts])
+
+    def listed(self, trade_date: date) -> pl.DataFrame:
+        """All contracts that trade on a trade date, product by product."""
+        return pl.concat([part.listed(trade_date) for part in self.parts])
+
+    def chain(self, instant: datetime) -> pl.DataFrame:
+        """The whole chain at an instant, product by product."""
+        return pl.concat([part.chain(instant) for part in self.parts])
+
+    def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
+        """Books of contracts of any products, in their order."""
+        ts = np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height)
+        of = contracts["root"].replace_strict({root: info.product.code for root, info in ROOTS.items()})
+        places = [(of == part.product.code).arg_true() for part in self.parts]
+        books = [
+            part.quotes(contracts[place], ts[place.to_numpy()])
+            for part, place in zip(self.parts, places, strict=True)
+            if len(place)
+        ]
+        return pl.concat(books)[np.argsort(np.concatenate([place.to_numpy() for place in places]))]
+
+    def trades(self, trade_date: date) -> pl.DataFrame:
+        """All option trades of a session in time order; `row` is the index into `listed` here too."""
+        done, first = [], 0
+        for part in self.parts:
+            done.append(part.trades(trade_date).with_columns(pl.col("row") + first))
+            first += part.listed(trade_date).height
+        return pl.concat(done).sort("ts_event", "instrument_id", maintain_order=True)
+
+    def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
+        """The chain of a proxy of any product."""
+        return self._of(PROXIES[underlying].stands_for).proxy_chain(underlying, instant)
+
+    def proxy_price(self, underlying: str, instant: datetime) -> float:
+        """The price of a proxy of any product."""
+        return self._of(PROXIES[underlying].stands_for).proxy_price(underlying, instant)
+
+    def _of(self, code: str) -> Market:
+        return next(part for part in self.parts if part.product.code == code)
+
+
+AnyMarket = Market | Exchange
+
+
+@lru_cache(maxsize=16)
+def market(seed: int, products: tuple[str, ...] = (NQ.code,)) -> AnyMarket:
+    """The market of a seed and products; one object per process, so that its caches serve every request.
+
+    KeyError for a product that has no shape.
+    """
+    if len(products) == 1:
+        return Market(seed, PRODUCTS[products[0]])
+    return Exchange(seed, products)
+
+
+def previous_trade_date(day: date) -> date:
+    """The trade date before a trade date."""
+    return sessions.trade_date(sessions.session(day).open - timedelta(seconds=1))
+
+
+def _session_so_far(trades: pl.DataFrame, prefix: str) -> pl.DataFrame:
+    summary = trades.group_by("instrument_id").agg(
+        pl.col("price").last().alias("last"),
+        pl.col("ts_event").last().cast(pl.Datetime("ns", "UTC")).alias("last_ts"),
+        pl.col("price").first().alias("open"),
+        pl.col("price").max().alias("high"),
+        pl.col("price").min().alias("low"),
+        pl.col("size").sum().alias("volume"),
+    )
+    return summary.rename({name: prefix + name for name in summary.columns if name != "instrument_id"})
+
+
+def _roundness(contracts: pl.DataFrame) -> Floats:
+    """People trade round strikes: a factor by the largest step that divides the strike in index points."""
+    strike = np.round(contracts["strike"].to_numpy() / contracts["scale"].to_numpy())
+    factor = np.full(len(strike), 0.35)
+    for step, weight in ((25, 0.6), (50, 1.0), (100, 1.8), (500, 3.0), (1000, 4.0)):
+        factor[strike % step == 0] = weight
+    return factor

@@ -1,0 +1,460 @@
+"""The tape: everything the synthetic market publishes, as DBN records in the order of publication.
+
+One tape is behind the gateway and the historical stand-in, so that a record streamed live, one
+replayed and one bought later are the same bytes. It is a pure function of (seed, instant): any
+span can be asked for again, at any time.
+
+As at CME, an aggressor that meets several resting orders gives several trades with one
+`ts_event` and one `sequence`, often equal in every field; the option and the futures
+channel number their events separately; and what the venue stamped in order is received in order,
+some microseconds later. Options trade as `Market.trades` says, futures around their fair price.
+Books are shown where something trades and at random contracts in between. Every schema is made of
+those same events, with two exceptions: `bbo-1m` has the books of all contracts, and `mbo` no orders
+but those that trade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from functools import lru_cache
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.market import sessions
+from nq_pipeline.sandbox.synthetic import price_path
+from nq_pipeline.sandbox.synthetic.globex import (
+    DAY_NS,
+    RTYPES,
+    UNDEF_PRICE,
+    UNDEF_TIME,
+    Array,
+    blank,
+    definitions,
+    fixed,
+    future_ids,
+    quotes,
+    statistics,
+    texts,
+    universe,
+)
+from nq_pipeline.sandbox.synthetic.hashed_random import mix, normal, uniform
+from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market, previous_trade_date
+
+LAST, DEPTH_ONLY, SNAPSHOT, BAD_TS_RECV = 128, 64, 32, 8
+"""Flags: the last record of its event; only the top of the book; of a snapshot, and made by the gateway."""
+INTERVALS_NS = {
+    "bbo-1s": NS_PER_S,
+    "bbo-1m": 60 * NS_PER_S,
+    "ohlcv-1s": NS_PER_S,
+    "ohlcv-1m": 60 * NS_PER_S,
+    "ohlcv-1h": 3600 * NS_PER_S,
+    "ohlcv-1d": DAY_NS,
+}
+FUTURE_EVENTS = 60_000
+"""Aggressors in the futures per session, at activity 1."""
+QUOTES_PER_TRADE = 2
+_TICK = 0.25
+# Streams of random numbers, apart from those of the market (10 to 12) and the path (below 10).
+_FUTURES, _FILLS, _LATENCY, _QUOTES, _LOAD = range(20, 25)
+
+
+class Tape:
+    """The tape of a market.
+
+    Parameters
+    ----------
+    activity
+        How busy the futures are: 1 is about 100,000 trades a session.
+    """
+
+    schemas = frozenset(RTYPES)
+    step_ns = 3600 * NS_PER_S
+    """A span worth taking at once; blocks begin on its multiples."""
+    kept = 24
+    """How many blocks stay in memory, over all schemas."""
+
+    def __init__(self, market: AnyMarket, activity: float = 1.0) -> None:
+        self.market, self.activity = market, activity
+        self._lock = RLock()
+        self._memory: dict[tuple[str, int], tuple[Array, Array]] = {}
+
+    def records(self, schema: str, start: int, end: int) -> Array:
+        """Records published in [start, end), nanoseconds UTC, in order; do not change them in place.
+
+        Published is when a record is received (`ts_recv`), and a bar when it ends.
+        """
+        if schema == "bbo-1m":  # of every contract: too many for a session at once
+            return quotes(self.market, None, start, end)
+        parts = []
+        for block in self.blocks(start, end):
+            array, published = self._block(schema, block)
+            first, last = np.searchsorted(published, np.array([start, end], np.uint64))
+            if first < last:
+                parts.append(array[first:last])
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else blank(schema, np.empty(0, np.int64))
+
+    def resting(self, at: int) -> Array:
+        """The orders at the top of every book as it was last shown before an instant, as an mbo snapshot."""
+        begin = next(iter(self.blocks(at - 1, at)))
+        book = self.records("mbp-1", begin, at)
+        _, newest = np.unique(book["instrument_id"][::-1], return_index=True)
+        return _snapshot(book[len(book) - 1 - newest], at)
+
+    def blocks(self, start: int, end: int) -> Iterable[int]:
+        """The blocks a span touches, by the instant each begins; a block is a session up to the next."""
+        if start >= end:
+            return []
+        first, last = (sessions.trade_date(from_ns(ts)) for ts in (start, end - 1))
+        return [to_ns(s.open) for s in sessions.sessions(first, last)]
+
+    def _block(self, schema: str, block: int) -> tuple[Array, Array]:
+        """A block's records and when each was published; made once, the newest few are kept."""
+        with self._lock:
+            if (schema, block) not in self._memory:
+                array = self._made(schema, block)
+                while len(self._memory) >= self.kept:
+                    del self._memory[next(iter(self._memory))]
+                self._memory[schema, block] = array, published(schema, array)
+            return self._memory[schema, block]
+
+    def _made(self, schema: str, block: int) -> Array:
+        day = sessions.trade_date(from_ns(block))
+        if schema == "mbp-1":
+            return _in_order(_session(self.market, day, self.activity))
+        if schema == "definition":
+            return definitions(_new(self.market, day), ts_event=block, ts_recv=block)
+        following = to_ns(sessions.next_open(sessions.session(day).close))
+        if schema == "statistics":
+            return statistics(self.market, universe(self.market, day), block, following)
+        if schema == "ohlcv-1d":  # of days UTC, which are parts of two sessions
+            midnights = range(-(-block // DAY_NS) * DAY_NS, following, DAY_NS)
+            days = [_bars(schema, self.records("trades", end - DAY_NS, end)) for end in midnights]
+            return np.concatenate(days)
+        book = self._block("mbp-1", block)[0]
+        if schema == "bbo-1s":
+            return _last_books(schema, book)
+        trades = book[book["action"] == b"T"]
+        return _bars(schema, trades) if schema in INTERVALS_NS else _as_schema(schema, trades)
+
+
+class LoadTape(Tape):
+    """A tape that goes at a given rate, whatever the hour: one second, made once and stamped anew.
+
+    Offers trades, by order or not, and books. Twenty or so records share each instant; sequence
+    numbers and times tell the seconds apart.
+    """
+
+    schemas = frozenset({"trades", "mbp-1", "mbo", "definition"})
+    step_ns = NS_PER_S
+    kept = 4
+
+    def __init__(self, market: AnyMarket, records_per_s: int) -> None:
+        super().__init__(market)
+        self.records_per_s = records_per_s
+
+    def blocks(self, start: int, end: int) -> Iterable[int]:
+        return range(start - start % NS_PER_S, end, NS_PER_S)
+
+    def _made(self, schema: str, block: int) -> Array:
+        day = sessions.trade_date(from_ns(block))
+        if schema == "definition":
+            opens = to_ns(sessions.session(day).open)
+            whole = definitions(_new(self.market, day), ts_event=opens, ts_recv=opens)
+            return whole if block == opens else whole[:0]
+        array = _load_second(self.market, day, self.records_per_s, schema).copy()
+        array["ts_event"] += np.uint64(block)
+        array["ts_recv"] += np.uint64(block)
+        array["sequence"] += np.uint32(block // NS_PER_S * self.records_per_s % 2**32)
+        return array
+
+
+@lru_cache(maxsize=4)
+def tape(market: AnyMarket) -> Tape:
+    """The tape of a market at its ordinary activity; one object per process, for its memory."""
+    return Tape(market)
+
+
+def published(schema: str, array: Array) -> Array:
+    """When each record was published, nanoseconds UTC."""
+    if schema.startswith("ohlcv"):
+        return np.asarray(array["ts_event"] + np.uint64(INTERVALS_NS[schema]))
+    return np.ascontiguousarray(array["ts_recv"])
+
+
+def of_instruments(array: Array, ids: Any) -> Array:
+    """The records of some instruments, whose ids are given in ascending order."""
+    known = np.asarray(ids, np.int64)
+    if not len(known):
+        return array[:0]
+    wanted = array["instrument_id"].astype(np.int64)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.asarray(array[known[place] == wanted])
+
+
+# ── a session ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _session(market: AnyMarket, day: date, activity: float) -> Array:
+    """Trades and book changes of options and futures, the channels one after the other."""
+    options = np.concatenate([_option_trades(market, day), _option_quotes(market, day)])
+    futures = np.concatenate([_futures(part, day, activity) for part in market.parts])
+    return np.concatenate([_numbered(options, day, 0), _numbered(futures, day, 1)])
+
+
+def _option_trades(market: AnyMarket, day: date) -> Array:
+    """The market's trades, some of them filled by more than one resting order."""
+    done = market.trades(day)
+    size = done["size"].to_numpy()
+    key = mix(market.seed, _FILLS, done["instrument_id"].to_numpy(), done["ts_event"].to_numpy())
+    fills = np.where(key % 3 == 0, np.minimum(size, 1 + (key >> np.uint64(8)) % 4), 1).astype(np.int64)
+    row, ordinal = _repeated(fills)
+    a = _books(market.quotes(market.listed(day)[done["row"][row]], done["ts_event"].to_numpy()[row]))
+    a["instrument_id"], a["ts_event"] = (
+        done["instrument_id"].to_numpy()[row],
+        done["ts_event"].to_numpy()[row],
+    )
+    a["price"], a["side"] = fixed(done["price"])[row], texts(done["side"])[row]
+    # All fills but the last take their share, the last takes what is left.
+    share = size[row] // fills[row]
+    a["size"] = np.where(ordinal == fills[row] - 1, size[row] - share * (fills[row] - 1), share)
+    a["action"] = b"T"
+    return a
+
+
+def _option_quotes(market: AnyMarket, day: date) -> Array:
+    """Changed books of contracts drawn at random, most of which never trade."""
+    listed, n = market.listed(day), QUOTES_PER_TRADE * market.trades(day).height
+    key = (market.seed, _QUOTES, price_path.day_number(day))
+    row = np.sort((mix(*key, 0, np.arange(n)) % max(listed.height, 1)).astype(np.int64))
+    knots, share = price_path.session_knots(sessions.session(day))
+    at = np.interp(uniform(*key, 1, np.arange(n)), share, knots).astype(np.int64)
+    a = _books(market.quotes(listed[row], at))
+    a["instrument_id"], a["ts_event"] = listed["instrument_id"].to_numpy()[row], at
+    bids = (mix(*key, 2, np.arange(n)) % 2 == 0) & (a["bid_px_00"] != UNDEF_PRICE)
+    _change(a, bids)
+    alive = at < listed["expiration"].cast(pl.Int64).to_numpy()[row]
+    return np.asarray(a[alive & (a["price"] != UNDEF_PRICE)])
+
+
+def _futures(market: Market, day: date, activity: float) -> Array:
+    """Trades of a product's two nearest futures that live to the close, and the book after each."""
+    session = sessions.session(day)
+    listed = market.futures(session.open).filter(pl.col("expiration") > session.close)
+    key = (market.seed, _FUTURES, price_path.day_number(day))
+    n = max(int(FUTURE_EVENTS * activity), 1)
+    knots, share = price_path.session_knots(session)
+    at = np.sort(np.interp(uniform(*key, 0, np.arange(n)), share, knots).astype(np.int64))
+    second = uniform(*key, 1, np.arange(n)) < 0.03
+    fair = np.where(second, *(market.future(listed["symbol"][rank], at) for rank in (1, 0)))
+    numbers = listed.select(future_ids(pl.col("product"), pl.col("expiration").dt)).to_series()
+    ids = np.where(second, numbers[1], numbers[0])
+    tick = market.shape.future_tick
+
+    draw = mix(*key, 2, np.arange(n))
+    fills = 1 + np.minimum(np.floor(np.abs(normal(draw)) * 1.2), 5).astype(np.int64)
+    row, ordinal = _repeated(fills)
+    a = _future_books(fair[row], draw[row], tick)
+    a["instrument_id"], a["ts_event"], a["action"] = ids[row], at[row], b"T"
+    buys = (draw % 2 == 0)[row]
+    # A long sweep reaches the next price with its last fill.
+    through = ((ordinal >= 3) & (ordinal == fills[row] - 1)) * round(tick * NS_PER_S)
+    a["price"] = np.where(buys, a["ask_px_00"] + through, a["bid_px_00"] - through)
+    a["side"] = np.where(buys, b"B", b"A")
+    a["size"] = 1 + np.floor(np.abs(normal(mix(*key, 3, row, ordinal))) * 1.5)
+
+    after = _future_books(fair, mix(*key, 4, np.arange(n)), tick)
+    after["instrument_id"], after["ts_event"] = ids, at
+    _change(after, draw % 2 == 1)
+    return np.concatenate([a, after])
+
+
+def _books(quotes: pl.DataFrame) -> Array:
+    """Records with a book from the columns of `Market.quotes`, nothing else filled in."""
+    a = blank("mbp-1", np.zeros(quotes.height, np.int64))
+    for side in ("bid", "ask"):
+        a[f"{side}_px_00"] = fixed(quotes[side])
+        a[f"{side}_sz_00"] = quotes[f"{side}_size"].fill_null(0).to_numpy()
+        a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"].astype(np.int64) // 4)
+    return a
+
+
+def _future_books(fair: Any, draw: Any, tick: float) -> Array:
+    """Books one tick wide around fair prices."""
+    a = blank("mbp-1", np.zeros(len(fair), np.int64))
+    a["bid_px_00"] = np.floor(fair / tick).astype(np.int64) * round(tick * NS_PER_S)
+    a["ask_px_00"] = a["bid_px_00"] + round(tick * NS_PER_S)
+    for side, bits in (("bid", 8), ("ask", 16)):
+        a[f"{side}_sz_00"] = 1 + (draw >> np.uint64(bits)) % 12
+        a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"].astype(np.int64) // 3)
+    return a
+
+
+def _change(a: Array, bids: Any) -> None:
+    """Say of each book that its bid, or else its ask, is what changed."""
+    a["action"], a["side"] = b"M", np.where(bids, b"B", b"A")
+    a["price"] = np.where(bids, a["bid_px_00"], a["ask_px_00"])
+    a["size"] = np.where(bids, a["bid_sz_00"], a["ask_sz_00"])
+
+
+def _repeated(counts: Any) -> tuple[Any, Any]:
+    """Each index as often as its count says, and which of its repetitions each is."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _numbered(a: Array, day: date, channel: int) -> Array:
+    """One channel in order: events numbered, their last records flagged, times of receipt."""
+    a = a[np.argsort(a["ts_event"], kind="stable")]
+    new = np.ones(len(a), bool)
+    new[1:] = (np.diff(a["ts_event"]) != 0) | (np.diff(a["instrument_id"]) != 0)
+    event = np.cumsum(new)
+    a["sequence"] = event
+    a["flags"] = np.where(np.append(new[1:], True), LAST, 0)
+    key = mix(_LATENCY, price_path.day_number(day), channel, event)
+    a["ts_in_delta"] = 9_000 + (key % 9_000).astype(np.int64)
+    a["ts_recv"] = np.maximum.accumulate(a["ts_event"] + 14_000 + (key >> np.uint64(20)) % 60_000)
+    return a
+
+
+def _in_order(a: Array) -> Array:
+    return a[np.argsort(a["ts_recv"], kind="stable")]
+
+
+def _new(market: AnyMarket, day: date) -> pl.DataFrame:
+    """All instruments on the first trade date of a week, later those that were not there the day before."""
+    before, today = previous_trade_date(day), universe(market, day)
+    if before.isocalendar().week != day.isocalendar().week:
+        return today
+    return today.join(universe(market, before), on="instrument_id", how="anti", maintain_order="left")
+
+
+# ── other schemas of the same session ───────────────────────────────────────────────────────────
+
+
+def _as_schema(schema: str, book: Array) -> Array:
+    """The fields a schema shares with mbp-1; in mbo an order of its own is behind each trade."""
+    a = blank(schema, book["instrument_id"])
+    for name in set(a.dtype.names or ()) & set(book.dtype.names or ()) - {"length", "rtype"}:
+        a[name] = book[name]
+    if schema == "mbo":
+        a["order_id"] = mix(a["instrument_id"], a["ts_event"], a["sequence"], np.arange(len(a)))
+    return a
+
+
+def _snapshot(books: Array, at: int) -> Array:
+    """What a client needs to build the books: each is cleared, then its orders are added.
+
+    The last record of an instrument has the flag `LAST`.
+    """
+    adds = []
+    for side, letter in (("bid", b"B"), ("ask", b"A")):
+        size, orders = (books[f"{side}_{what}_00"].astype(np.int64) for what in ("sz", "ct"))
+        row, ordinal = _repeated(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
+        a = _as_schema("mbo", books[row])
+        a["price"], a["side"] = books[f"{side}_px_00"][row], letter
+        # All orders but the first are of one share each, the first has what is left.
+        share = size[row] // orders[row]
+        a["size"] = np.where(ordinal == 0, size[row] - share * (orders[row] - 1), share)
+        a["order_id"] = mix(a["instrument_id"], a["price"], row, ordinal)
+        adds.append(a)
+    clears = _as_schema("mbo", books)
+    clears["price"], clears["side"], clears["action"] = UNDEF_PRICE, b"N", b"R"
+    for name in ("size", "order_id", "sequence", "ts_in_delta"):
+        clears[name] = 0
+    whole = np.concatenate([clears, *adds])
+    whole["action"][len(clears) :] = b"A"
+    whole = whole[np.argsort(whole["instrument_id"], kind="stable")]
+    last = np.append(whole["instrument_id"][1:] != whole["instrument_id"][:-1], True)[: len(whole)]
+    whole["flags"] = SNAPSHOT | BAD_TS_RECV | np.where(last, LAST, 0)
+    whole["ts_recv"] = at
+    return whole
+
+
+def _bars(schema: str, trades: Array) -> Array:
+    """OHLCV, stamped with the start of the interval; none without a trade."""
+    step = np.uint64(INTERVALS_NS[schema])
+    start = trades["ts_recv"] - trades["ts_recv"] % step
+    order = np.lexsort((start, trades["instrument_id"]))
+    trades, start = trades[order], start[order]
+    first = _first_of_each(trades["instrument_id"], start)
+    a = blank(schema, trades["instrument_id"][first])
+    a["ts_event"], a["open"] = start[first], trades["price"][first]
+    if len(first):
+        a["close"] = trades["price"][np.append(first[1:], len(trades)) - 1]
+        a["high"] = np.maximum.reduceat(trades["price"], first)
+        a["low"] = np.minimum.reduceat(trades["price"], first)
+        a["volume"] = np.add.reduceat(trades["size"].astype(np.uint64), first)
+    return a[np.argsort(a["ts_event"], kind="stable")]
+
+
+def _last_books(schema: str, book: Array) -> Array:
+    """The book at the end of each interval in which it changed, with the last trade so far, if any."""
+    step = np.uint64(INTERVALS_NS[schema])
+    ends = book["ts_recv"] - book["ts_recv"] % step + step
+    order = np.lexsort((ends, book["instrument_id"]))
+    book, ends = book[order], ends[order]
+    first = _first_of_each(book["instrument_id"], ends)
+    last = np.append(first[1:], len(book)).astype(np.int64) - 1
+    position = np.arange(len(book))
+    trade = np.maximum.accumulate(np.where(book["action"] == b"T", position, -1))[last] if len(book) else last
+    opening = np.repeat(*_runs(book["instrument_id"]))[last] if len(book) else last
+    traded = trade >= opening
+    a = _as_schema(schema, book[last])
+    a["ts_recv"] = ends[last]
+    a["ts_event"] = np.where(traded, book["ts_event"][trade], np.uint64(UNDEF_TIME))
+    a["price"] = np.where(traded, book["price"][trade], UNDEF_PRICE)
+    a["size"] = np.where(traded, book["size"][trade], 0)
+    a["side"] = np.where(traded, book["side"][trade], b"N")
+    a["flags"] = LAST | DEPTH_ONLY
+    return _in_order(a)
+
+
+def _first_of_each(*keys: Array) -> Any:
+    """Where runs of equal keys begin."""
+    new = np.ones(len(keys[0]), bool)
+    new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    return np.flatnonzero(new)
+
+
+def _runs(key: Array) -> tuple[Any, Any]:
+    """Where each run of a key begins, and how long it is."""
+    first = _first_of_each(key)
+    return first, np.diff(np.append(first, len(key)))
+
+
+# ── load ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=4)
+def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
+    """One second of load, times counted from its start."""
+    contracts, ordinal = market.listed(day), np.arange(n)
+    key = (market.seed, _LOAD, price_path.day_number(day))
+    traded = np.unique(market.trades(day)["row"].to_numpy())
+    row = traded[(mix(*key, 0, ordinal) % len(traded)).astype(np.int64)]
+    slots = max(n // 20, 1)
+    slot = np.sort(mix(*key, 1, ordinal) % slots).astype(np.int64)
+    value = market.quotes(contracts[row], to_ns(sessions.session(day).open))["value"].to_numpy()
+    a = blank("mbp-1", contracts["instrument_id"].to_numpy()[row])
+    tick = int(_TICK * NS_PER_S)
+    a["bid_px_00"] = np.maximum(np.floor(value / _TICK), 1).astype(np.int64) * tick
+    a["ask_px_00"] = a["bid_px_00"] + tick
+    draw = mix(*key, 2, ordinal)
+    buys = draw % 2 == 0
+    a["price"] = np.where(buys, a["ask_px_00"], a["bid_px_00"])
+    a["side"], a["action"], a["flags"] = np.where(buys, b"B", b"A"), b"T", LAST
+    a["size"] = 1 + (draw >> np.uint64(8)) % 9
+    a["bid_sz_00"], a["ask_sz_00"] = 10, 10
+    a["bid_ct_00"], a["ask_ct_00"] = 3, 3
+    # The last tenth of a millisecond stays free, so that a second's records are received in it.
+    a["ts_event"] = slot * ((NS_PER_S - 100_000) // slots)
+    a["ts_recv"], a["ts_in_delta"] = a["ts_event"] + np.uint64(40_000), 11_000
+    a["sequence"] = ordinal
+    return a if schema == "mbp-1" else _as_schema(schema, a)

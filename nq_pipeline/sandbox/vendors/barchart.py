@@ -1,0 +1,192 @@
+"""Barchart's stand-in: the quotes API and the options pages, with the site's ways of refusing.
+
+Answers have the shape of recorded ones, down to the list instead of a mapping when nothing is
+found. The API wants what the page's own requests carry: `sec-fetch-site: same-origin`, or the
+token of a page visit.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from typing import Any
+from urllib.parse import quote, unquote
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from nq_pipeline.sandbox.scenario import Scenario
+from nq_pipeline.sandbox.vendors.barchart_page import PAGE_FIELDS, render
+from nq_pipeline.sandbox.vendors.barchart_rows import Row, future_rows, option_rows
+from nq_pipeline.sandbox.vendors.faults import WorldOf, serve
+
+FIELDS = {
+    # name: (title, type)
+    "strike": ("Strike", "strikePrice"),
+    "strikePrice": ("Strike", "price"),
+    "openPrice": ("Open", "price"),
+    "highPrice": ("High", "price"),
+    "lowPrice": ("Low", "price"),
+    "lastPrice": ("Last", "price"),
+    "priceChange": ("Change", "priceChange"),
+    "previousPrice": ("Previous", "price"),
+    "bidPrice": ("Bid", "price"),
+    "askPrice": ("Ask", "price"),
+    "volume": ("Volume", "integer"),
+    "openInterest": ("Open Int", "integer"),
+    "premium": ("Premium", "float"),
+    "tradeTime": ("Time", "time"),
+    "longSymbol": ("Long Symbol", "string"),
+    "optionType": ("Type", "string"),
+    "symbol": ("Symbol", "string"),
+    "contractSymbol": ("Contract", "string"),
+    "contractExpirationDate": ("Expiration", "date"),
+    "expirationDate": ("Expiration", "date"),
+    "daysToExpiration": ("DTE", "integer"),
+    "symbolName": ("Name", "string"),
+    "baseSymbol": ("Base", "string"),
+    "optImpliedVolatility": ("IV", "percent"),
+    "delta": ("Delta", "float"),
+    "gamma": ("Gamma", "float"),
+    "theta": ("Theta", "float"),
+    "vega": ("Vega", "float"),
+    "hasOptions": ("Options", "boolean"),
+    "symbolCode": ("Symbol Code", "string"),
+    "symbolType": ("Type", "string"),
+}
+
+
+def routes(world_of: WorldOf) -> list[BaseRoute]:
+    """The site's addresses below its mount point."""
+    return [
+        Route("/futures/quotes/{future}/options", serve(page, world_of)),
+        Route("/futures/quotes/{future}/options/{code}", serve(page, world_of)),
+        Route("/proxies/core-api/v1/quotes/get", serve(quotes, world_of)),
+    ]
+
+
+def quotes(request: Request, body: bytes, world: Scenario) -> Response:
+    """`/proxies/core-api/v1/quotes/get`: one series' board, or quotes of futures."""
+    refusal = _refusal(request, world)
+    if refusal is not None:
+        return refusal
+    asked = request.query_params
+    fields = [name for name in asked.get("fields", PAGE_FIELDS).split(",") if name]
+    if "symbols" in asked or asked.get("symbol", "").endswith("^F"):
+        wanted = set(asked["symbols"].split(",")) if "symbols" in asked else None
+        rows = [r for r in future_rows(world) if wanted is None or r["symbol"][0] in wanted]
+        always = ["symbolCode", "symbolType", "hasOptions"]
+    else:
+        rows = option_rows(world, asked.get("symbol", ""))
+        always = ["symbolCode", "symbolType"]
+    if asked.get("orderDir") == "desc":
+        rows = rows[::-1]
+    if world.fault == "empty":
+        rows = []
+    shown = [_twin(row, [*fields, *always], raw="raw" in asked) for row in rows]
+    if world.fault == "malformed":
+        shown = [_spoilt(position, row) for position, row in enumerate(shown)]
+    data = _grouped(shown, asked.get("groupBy"))
+    reply = {
+        "count": len(data),
+        "total": len(shown),
+        "data": data,
+        "meta": {"field": _meta(asked.get("meta", ""), [*fields, *always])},
+    }
+    return _with_token(Response(orjson.dumps(reply), media_type="application/json"))
+
+
+def page(request: Request, body: bytes, world: Scenario) -> Response:
+    """`/futures/quotes/{future}/options/{code?}`: everything about a series but its rows."""
+    refusal = _refusal(request, world)
+    if refusal is not None:
+        return refusal
+    asked = {name: str(value).upper() for name, value in request.path_params.items()}
+    text = render(world, asked["future"], asked.get("code", ""))
+    if text is None:
+        return HTMLResponse("<html><head><title>Page Not Found</title></head></html>", 404)
+    return _with_token(HTMLResponse(text))
+
+
+def _refusal(request: Request, world: Scenario) -> Response | None:
+    """What the site says instead of an answer, if it refuses."""
+    wants_html = "text/html" in request.headers.get("accept", "")
+    if world.fault == "challenged":
+        challenge = {"x-amzn-waf-action": "challenge"}
+        return HTMLResponse("<html>challenge</html>" if wants_html else "", 202, headers=challenge)
+    if world.fault == "blocked":
+        return HTMLResponse("<html><head><title>403 Forbidden</title></head></html>", 403)
+    if world.fault in ("rate_limited", "penalty"):
+        return HTMLResponse("<html><title>429 Too Many Requests</title></html>", 429, {"Retry-After": "1"})
+    if world.fault == "not_entitled":
+        return Response(b'{"message":"Unauthenticated."}', 401, media_type="application/json")
+    same_origin = request.headers.get("sec-fetch-site") == "same-origin"
+    token = unquote(request.cookies.get("XSRF-TOKEN", ""))
+    with_token = (
+        bool(token) and request.headers.get("x-xsrf-token") == token and "laravel_session" in request.cookies
+    )
+    if request.url.path.endswith("/quotes/get") and not (same_origin or with_token):
+        return HTMLResponse("<html><head><title>403 Forbidden</title></head></html>", 403)
+    return None
+
+
+def _twin(row: Row, fields: list[str], *, raw: bool) -> dict[str, Any]:
+    cells = {name: row.get(name, ("N/A", None)) for name in fields}
+    shown: dict[str, Any] = {name: display for name, (display, _) in cells.items()}
+    return shown | ({"raw": {name: value for name, (_, value) in cells.items()}} if raw else {})
+
+
+def _grouped(rows: list[dict[str, Any]], group_by: str | None) -> Any:
+    """Rows by side or strike, as asked; an empty answer is a list whatever was asked."""
+    if not rows or group_by not in ("optionType", "strikePrice"):
+        return rows
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        key = row["optionType"] if group_by == "optionType" else str(row["strike"])[:-1]
+        groups.setdefault(str(key), []).append(row)
+    return groups
+
+
+def _meta(asked: str, fields: list[str]) -> Any:
+    known = {name: FIELDS.get(name, (name, "string")) for name in dict.fromkeys(fields)}
+    parts = {
+        "field.shortName": {name: title for name, (title, _) in known.items()},
+        "field.description": {name: f"{title} of the contract." for name, (title, _) in known.items()},
+        "field.type": {name: kind for name, (_, kind) in known.items()},
+    }
+    return {part.partition(".")[2]: parts[part] for part in asked.split(",") if part in parts}
+
+
+def _spoilt(position: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Every tenth row is broken, each time in another way."""
+    if position % 10:
+        return row
+    spoilt: dict[str, Any] = json.loads(json.dumps(row))
+    match position // 10 % 5:
+        case 0:
+            spoilt["bidPrice"] = "bid"
+            spoilt.get("raw", {})["bidPrice"] = {"nested": True}
+        case 1:
+            spoilt.get("raw", {}).pop("strike", None)
+            spoilt["strike"] = None
+        case 2:
+            spoilt["symbol"] = spoilt["longSymbol"] = "???"
+        case 3:
+            spoilt["raw"] = None
+        case 4:
+            spoilt["lastPrice"] = "12,34.5.6s"
+            spoilt.get("raw", {})["lastPrice"] = "NaN"
+    return spoilt
+
+
+def _with_token(response: Response) -> Response:
+    """The session's cookies; the token changes with every answer."""
+    value = base64.b64encode(json.dumps({"iv": "sandbox", "value": secrets.token_hex(8)}).encode()).decode()
+    response.set_cookie("XSRF-TOKEN", quote(value), path="/", samesite="lax")
+    response.set_cookie("laravel_token", "sandbox", path="/", httponly=True, samesite="lax")
+    response.set_cookie("laravel_session", "sandbox", path="/", httponly=True, samesite="lax")
+    response.set_cookie("market", "sandbox", path="/")
+    return response

@@ -1,0 +1,305 @@
+"""Polygon's (Massive's) stand-in: the chain snapshot, reference contracts and market status.
+
+It has no options on futures, as the vendor has none: NDX with NDXP and QQQ, SPX with SPXW and SPY.
+Keys go in the `Authorization` header or the `apiKey` parameter; a `next_url` carries no key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+import polars as pl
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.market import sessions
+from nq_pipeline.market.products import PROXIES
+from nq_pipeline.sandbox.scenario import Scenario
+from nq_pipeline.sandbox.vendors.faults import WorldOf, serve
+
+UPGRADE = "Please upgrade your plan at https://massive.com/pricing"
+EXCHANGES = {"NDX": "GMNI", "QQQ": "BATO", "SPX": "XCBO", "SPY": "BATO"}
+SIDES = {"C": "call", "P": "put"}
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+def routes(world_of: WorldOf) -> list[BaseRoute]:
+    """The vendor's addresses below its mount point."""
+    return [
+        Route("/v3/snapshot/options/{underlying}", serve(snapshot, world_of)),
+        Route("/v3/reference/options/contracts", serve(contracts, world_of)),
+        Route("/v1/marketstatus/now", serve(market_status, world_of)),
+    ]
+
+
+def snapshot(request: Request, body: bytes, world: Scenario) -> Response:
+    """`/v3/snapshot/options/{underlying}`: quotes, trades, Greeks and open interest, page by page."""
+    refusal = _refusal(request, world)
+    if refusal is not None:
+        return refusal
+    underlying = _underlying(world, request.path_params["underlying"], prefixed=True)
+    if underlying is None:
+        return _error(request, 404, "NOT_FOUND", message="Ticker not found.")
+    chain = world.market.proxy_chain(underlying, world.shown)
+    price = world.market.proxy_price(underlying, world.shown)
+    at_ns = to_ns(world.market.regular_moment(world.shown))
+
+    def item(row: dict[str, Any]) -> dict[str, Any]:
+        return _snapshot_item(row, underlying, price, at_ns)
+
+    return _paged(request, world, chain.filter(~pl.col("expired")), item, most=250, default_sort="ticker")
+
+
+def contracts(request: Request, body: bytes, world: Scenario) -> Response:
+    """`/v3/reference/options/contracts`: what is listed, without prices; every plan includes it."""
+    refusal = _refusal(request, world, entitled=True)
+    if refusal is not None:
+        return refusal
+    try:
+        ticker = _query(request)[0].get("underlying_ticker", "")
+    except ValueError:
+        return _error(request, 400, "ERROR", error="The cursor is invalid.")
+    underlying = _underlying(world, ticker, prefixed=False)
+    if underlying is None:
+        return _paged(request, world, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000)
+    chain = world.market.proxy_chain(underlying, world.shown)
+    return _paged(request, world, chain.filter(~pl.col("expired")), _contract_item, most=1000)
+
+
+def market_status(request: Request, body: bytes, world: Scenario) -> Response:
+    """`/v1/marketstatus/now`: whether the stock market is open."""
+    refusal = _refusal(request, world, entitled=True)
+    if refusal is not None:
+        return refusal
+    status = "open" if sessions.is_open(world.now, "rth") else "closed"
+    return _json(
+        {
+            "market": status,
+            "earlyHours": False,
+            "afterHours": False,
+            "serverTime": world.now.astimezone(NEW_YORK).isoformat(timespec="seconds"),
+            "exchanges": dict.fromkeys(("nyse", "nasdaq", "otc"), status),
+            "currencies": {"fx": "open", "crypto": "open"},
+        }
+    )
+
+
+def _refusal(request: Request, world: Scenario, *, entitled: bool = False) -> Response | None:
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if not (bearer or request.query_params.get("apiKey")):
+        return _error(request, 401, "ERROR", error="API Key was not provided")
+    if world.fault in ("blocked", "challenged"):
+        return _error(request, 401, "ERROR", error="Unknown API Key")
+    if world.fault in ("rate_limited", "penalty"):
+        text = "You've exceeded the maximum requests per minute, please wait or upgrade your subscription to "
+        return _error(request, 429, "ERROR", error=text + "continue. https://massive.com/pricing")
+    if world.fault == "not_entitled" and not entitled:
+        text = f"You are not entitled to this data. {UPGRADE}"
+        return _error(request, 403, "NOT_AUTHORIZED", message=text)
+    return None
+
+
+def _underlying(world: Scenario, ticker: str, *, prefixed: bool) -> str | None:
+    """The snapshot wants the index as `I:NDX`, the reference as `NDX`; a fund is `QQQ` in both."""
+    shown = {part.product.code for part in world.market.parts}
+    names = {
+        _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
+    }
+    return names.get(ticker)
+
+
+def _ticker(underlying: str) -> str:
+    """As the vendor writes an underlying: an index with a prefix."""
+    return f"I:{underlying}" if PROXIES[underlying].underlying_class == "index" else underlying
+
+
+def _snapshot_item(row: dict[str, Any], underlying: str, price: float, at_ns: int) -> dict[str, Any]:
+    side, strike, last = row["option_type"], row["strike"], row["last"] or row["settlement"]
+    sign = 1 if side == "C" else -1
+    break_even = round(strike + sign * (last or 0.0), 4)
+    item: dict[str, Any] = {
+        "break_even_price": break_even,
+        "day": _day(row),
+        "details": {
+            "contract_type": SIDES[side],
+            "exercise_style": row["exercise_style"],
+            "expiration_date": f"{row['expiration_date']:%Y-%m-%d}",
+            "shares_per_contract": 100,
+            "strike_price": _plain(strike),
+            "ticker": row["ticker"],
+        },
+        "open_interest": row["open_interest"],
+        "underlying_asset": {
+            "ticker": _ticker(underlying),
+            "value" if PROXIES[underlying].underlying_class == "index" else "price": price,
+            "change_to_break_even": round(break_even - price, 4),
+            "last_updated": at_ns,
+            "timeframe": "REAL-TIME",
+        },
+    }
+    # Deep in the money the vendor leaves Greeks and volatility out.
+    if abs(row["delta"]) < 0.995 and row["bid"] is not None:
+        item["greeks"] = {name: round(row[name], 10) for name in ("delta", "gamma", "theta")}
+        item["greeks"]["vega"] = round(row["vega"] / 100, 10)
+        item["implied_volatility"] = round(row["implied_volatility"], 10)
+    if row["ask"] is not None:
+        bid = row["bid"] or 0
+        item["last_quote"] = {
+            "ask": row["ask"],
+            "ask_size": row["ask_size"],
+            "bid": bid,
+            "bid_size": row["bid_size"] or 0,
+            "last_updated": at_ns,
+            "midpoint": round((row["ask"] + bid) / 2, 4),
+            "timeframe": "REAL-TIME",
+        }
+    prefix = "" if row["last"] is not None else "prior_"
+    if row[f"{prefix}last"] is not None:
+        item["last_trade"] = {
+            "price": row[f"{prefix}last"],
+            "size": 1,
+            "conditions": [209],
+            "exchange": 309,
+            "sip_timestamp": to_ns(row[f"{prefix}last_ts"]),
+            "timeframe": "REAL-TIME",
+        }
+    return item
+
+
+def _day(row: dict[str, Any]) -> dict[str, Any]:
+    """The session's bar; empty for a contract that did not trade in it."""
+    if not row["volume"]:
+        return {}
+    before = row["settlement"]
+    change = None if before is None else round(row["last"] - before, 4)
+    return {
+        "change": change,
+        "change_percent": round(100 * change / before, 4) if change is not None and before else None,
+        "close": row["last"],
+        "high": row["high"],
+        "last_updated": to_ns(row["last_ts"]),
+        "low": row["low"],
+        "open": row["open"],
+        "previous_close": before,
+        "volume": row["volume"],
+        "vwap": round((row["high"] + row["low"]) / 2, 4),
+    }
+
+
+def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
+    style = "ASPS" if row["exercise_style"] == "american" else "EICS"
+    return {
+        "cfi": f"O{row['option_type']}{style}",
+        "contract_type": SIDES[row["option_type"]],
+        "exercise_style": row["exercise_style"],
+        "expiration_date": f"{row['expiration_date']:%Y-%m-%d}",
+        "primary_exchange": EXCHANGES[row["underlying"]],
+        "shares_per_contract": 100,
+        "strike_price": _plain(row["strike"]),
+        "ticker": row["ticker"],
+        "underlying_ticker": row["underlying"],
+    }
+
+
+def _paged(
+    request: Request,
+    world: Scenario,
+    chain: pl.DataFrame,
+    item: Any,
+    *,
+    most: int,
+    default_sort: str = "ticker",
+) -> Response:
+    """One page of the filtered, sorted chain."""
+    try:
+        asked, start = _query(request)
+    except ValueError:
+        return _error(request, 400, "ERROR", error="The cursor is invalid.")
+    try:
+        limit = int(asked.get("limit", "10"))
+        if not 1 <= limit <= most:
+            raise ValueError
+        chosen = chain.filter(pl.all_horizontal(pl.lit(True), *_filters(asked))) if chain.height else chain
+    except (ValueError, pl.exceptions.InvalidOperationError):
+        return _error(request, 400, "ERROR", error="A query parameter is invalid.")
+    sort = asked.get("sort", default_sort)
+    column = {"ticker": "ticker", "expiration_date": "expiration_date", "strike_price": "strike"}.get(sort)
+    if column is None:
+        return _error(request, 400, "ERROR", error=f"{sort!r} cannot be sorted by.")
+    if chosen.height:
+        order = asked.get("order", "asc") == "desc"
+        chosen = chosen.sort(column, "ticker", descending=[order, False], maintain_order=True)
+    if world.fault == "empty":
+        chosen = chosen.head(0)
+    rows = [item(row) for row in chosen.slice(start, limit).iter_rows(named=True)]
+    if world.fault == "malformed":
+        rows = [_spoilt(start + position, row) for position, row in enumerate(rows)]
+    reply: dict[str, Any] = {"request_id": _request_id(request), "results": rows, "status": "OK"}
+    if start + limit < chosen.height:
+        cursor = base64.urlsafe_b64encode(f"{_without_key(asked)}#{start + limit}".encode()).decode()
+        reply["next_url"] = f"{str(request.url).partition('?')[0]}?cursor={cursor}"
+    return _json(reply)
+
+
+def _query(request: Request) -> tuple[QueryParams, int]:
+    """The query and the row to start at: those of the cursor when there is one. ValueError for a bad one."""
+    asked = request.query_params
+    if "cursor" not in asked:
+        return asked, 0
+    query, _, offset = base64.urlsafe_b64decode(asked["cursor"]).decode().rpartition("#")
+    return QueryParams(query), int(offset)
+
+
+def _filters(asked: QueryParams) -> Iterator[pl.Expr]:
+    compare = {"": "eq", ".gte": "ge", ".gt": "gt", ".lte": "le", ".lt": "lt"}
+    for suffix, name in compare.items():
+        if f"expiration_date{suffix}" in asked:
+            day = pl.lit(asked[f"expiration_date{suffix}"]).str.to_date("%Y-%m-%d")
+            yield getattr(pl.col("expiration_date"), name)(day)
+        if f"strike_price{suffix}" in asked:
+            yield getattr(pl.col("strike"), name)(float(asked[f"strike_price{suffix}"]))
+    if "contract_type" in asked:
+        yield pl.col("option_type") == asked["contract_type"][:1].upper()
+
+
+def _spoilt(position: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Every tenth row is broken, each time in another way."""
+    if position % 10:
+        return row
+    match position // 10 % 4:
+        case 0:
+            return {**row, "details": None, "ticker": 7}
+        case 1:
+            return {**row, "last_quote": {"bid": "cheap", "ask": [], "last_updated": "now"}}
+        case 2:
+            return {"open_interest": -1}
+        case _:
+            return {**row, "open_interest": "many", "day": [], "greeks": "?"}
+
+
+def _error(request: Request, status: int, word: str, **text: str) -> Response:
+    return _json({"status": word, "request_id": _request_id(request), **text}, status)
+
+
+def _request_id(request: Request) -> str:
+    return hashlib.md5(str(request.url).encode(), usedforsecurity=False).hexdigest()
+
+
+def _without_key(asked: QueryParams) -> str:
+    return str(QueryParams([(name, value) for name, value in asked.multi_items() if name != "apiKey"]))
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,177 @@
+"""The circuit breaker of each vendor, remembered across runs.
+
+A vendor that blocked us is left alone for a quarter of an hour, one that failed in three runs
+in a row for a minute, one that names its own penalty for as long as that. pybreaker decides; this
+file gives it a memory on disk, since a run lives for seconds. What a plan does not include is no
+fault of the line and opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import orjson
+import pybreaker
+
+from nq_pipeline.errors import SourceError, Unavailable
+from nq_pipeline.files import write_atomically
+from nq_pipeline.outcome import Outcome
+
+FAILURES_TO_OPEN = 3
+COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
+"""Seconds without a question after the circuit opened, by the outcome that opened it. Only these
+outcomes are faults of the line; any other ends a row of failures."""
+PENALTY_S = {"tradovate": {Outcome.BLOCKED: 3600, Outcome.RATE_LIMITED: 3600}}
+"""Seconds by vendor where its documentation asks for more, from the first such answer on: Tradovate
+wants an hour without a question after HTTP 429 or a captcha."""
+
+
+class Answer(Protocol):
+    """What a breaker judges: anything with an outcome and a reason."""
+
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def reason(self) -> str: ...
+
+
+AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
+
+
+class Breaker:
+    """The breaker of one vendor at one address."""
+
+    def __init__(
+        self, state_dir: Path, source: str, base_url: str, cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S
+    ) -> None:
+        penalties = PENALTY_S.get(source, {})
+        place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
+        self._memory = _Memory(state_dir / f"{source}-{place}-breaker.json")
+        self._source = source
+        self._cool_down_s = cool_down_s = {**cool_down_s, **penalties}
+        self._at_once = {Outcome.BLOCKED, *penalties}
+        self._breaker = pybreaker.CircuitBreaker(
+            fail_max=FAILURES_TO_OPEN,
+            reset_timeout=cool_down_s[self._memory.outcome],
+            exclude=[lambda error: not isinstance(error, _LineFaultError)],
+            state_storage=self._memory,
+            throw_new_error_on_trip=False,
+        )
+
+    def ask(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
+        """Ask through the breaker; raises `SourceError` (of the kind that opened it) while it is open."""
+        try:
+            answer: AnyAnswer = self._breaker.call(self._judged, ask)
+            return answer
+        except _LineFaultError as fault:
+            if fault.answer.outcome in self._at_once:
+                self._breaker.open()
+            return fault.answer  # type: ignore[return-value]  # what `ask` gave
+        except pybreaker.CircuitBreakerError:
+            raise self._left_alone() from None
+
+    def close(self) -> None:
+        """Forget past failures: the next question is asked."""
+        self._breaker.close()
+
+    def _judged(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
+        answer = ask()
+        if answer.outcome in self._cool_down_s:
+            self._memory.outcome = answer.outcome
+            self._breaker.reset_timeout = self._cool_down_s[answer.outcome]
+            raise _LineFaultError(answer)
+        return answer
+
+    def _left_alone(self) -> SourceError:
+        opened = self._memory.opened_at or datetime.now(UTC)
+        again = opened + timedelta(seconds=self._cool_down_s[self._memory.outcome])
+        error = Unavailable(
+            f"not asked: {self._source} was {self._memory.outcome} at {opened:%H:%M:%S} UTC "
+            f"and is left alone until {again:%H:%M:%S}; `--refresh` asks now"
+        )
+        error.outcome = self._memory.outcome
+        return error
+
+
+class _LineFaultError(Exception):
+    """Carries the answer of a vendor that blocked, limited or failed us through pybreaker."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+_STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
+
+
+class _Memory(pybreaker.CircuitBreakerStorage):
+    """pybreaker's state in one small JSON file; one that makes no sense is forgotten."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("file")
+        self._path = path
+        self._kept: dict[str, Any] = {}
+        try:
+            self._kept = orjson.loads(path.read_bytes())
+            known = self.outcome in COOL_DOWN_S and self.state in _STATES
+            past = self.opened_at is None or self.opened_at <= datetime.now(UTC)
+            if not (known and past and self.counter >= 0 and self.success_counter >= 0):
+                self._kept = {}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._kept = {}
+
+    def _set(self, name: str, value: Any) -> None:
+        self._kept[name] = value
+        write_atomically(self._path, orjson.dumps(self._kept))
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self._kept.get("outcome", Outcome.UNAVAILABLE))
+
+    @outcome.setter
+    def outcome(self, value: Outcome) -> None:
+        self._set("outcome", str(value))
+
+    @property
+    def state(self) -> str:
+        return str(self._kept.get("state", pybreaker.STATE_CLOSED))
+
+    @state.setter
+    def state(self, state: str) -> None:
+        if state != self.state:
+            self._set("state", state)
+
+    @property
+    def counter(self) -> int:
+        return int(self._kept.get("failures", 0))
+
+    def increment_counter(self) -> None:
+        self._set("failures", self.counter + 1)
+
+    def reset_counter(self) -> None:
+        if self.counter:
+            self._set("failures", 0)
+
+    @property
+    def success_counter(self) -> int:
+        return int(self._kept.get("successes", 0))
+
+    def increment_success_counter(self) -> None:
+        self._set("successes", self.success_counter + 1)
+
+    def reset_success_counter(self) -> None:
+        if self.success_counter:
+            self._set("successes", 0)
+
+    @property
+    def opened_at(self) -> datetime | None:
+        text = self._kept.get("opened_at")
+        return datetime.fromisoformat(text) if text else None
+
+    @opened_at.setter
+    def opened_at(self, instant: datetime) -> None:
+        self._set("opened_at", instant.isoformat())

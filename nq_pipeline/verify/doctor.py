@@ -1,0 +1,170 @@
+"""What `nq doctor` tells: for every vendor whether it would answer, and what the market is doing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+import polars as pl
+
+from nq_pipeline.chains.snapshot import GRACE_S, build_request, exchange_for
+from nq_pipeline.errors import SourceError
+from nq_pipeline.lake.schemas import SESSIONS
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.market import sessions
+from nq_pipeline.market.sessions import in_chicago
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.redaction import strike
+from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.sources.base import ChainRequest, Probe, Source
+from nq_pipeline.sources.registry import open_source
+from nq_pipeline.spend import entitlements
+from nq_pipeline.transport.vendor_session import VendorSession
+
+SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
+"""Outcomes after which it is not known that anybody is there."""
+
+MENDS = {
+    Outcome.NOT_CONFIGURED: "set what is missing, see .env.example",
+    Outcome.NOT_ENTITLED: "choose a plan that includes it, or take the vendor out of NQ_SOURCES",
+    Outcome.OVER_BUDGET: "see `nq budget`; raise the budget it names, or lower NQ_HORIZON_DAYS",
+    Outcome.BLOCKED: "wait a quarter of an hour, or take the vendor out of NQ_SOURCES",
+    Outcome.RATE_LIMITED: "wait a minute and try again",
+    Outcome.BAD_PAYLOAD: "check the vendor's address in the settings; `nq settings` shows it",
+    Outcome.UNAVAILABLE: "check the network and the vendor's address; `nq settings` shows it",
+    Outcome.PARTIAL: "try again, or raise NQ_SOURCE_DEADLINE_S",
+}
+
+
+def examine(
+    settings: Settings, *, opener: Callable[[str, Settings], Source] = open_source
+) -> Mapping[str, Probe]:
+    """Ask every vendor its cheapest free question, all at the same time, within the deadline.
+
+    Parameters
+    ----------
+    opener
+        How a source is had by its name.
+    """
+    probes: dict[str, Probe] = {}
+    request = build_request(settings)
+
+    def work(source: Source) -> None:
+        probes[source.name] = _probe(source, settings, request)
+
+    sources = [opener(name, settings) for name in SOURCE_NAMES]
+    threads = [threading.Thread(target=work, args=(source,), daemon=True) for source in sources]
+    for thread in threads:
+        thread.start()
+    end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
+    for thread in threads:
+        thread.join(max(0.0, end - settings.clock.monotonic()))
+    silent = Probe(True, False, None, "no answer in time", MENDS[Outcome.PARTIAL])
+    return {name: probes.get(name, silent) for name in SOURCE_NAMES}
+
+
+def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
+    exchange = exchange_for(source, settings, request)
+    probe = _probed(source, exchange)
+    return replace(probe, detail=strike(probe.detail, exchange.secrets))
+
+
+def _probed(source: Source, exchange: VendorSession) -> Probe:
+    try:
+        return source.probe(exchange)
+    except SourceError as error:
+        outcome = error.outcome
+        configured = outcome is not Outcome.NOT_CONFIGURED
+        entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
+        reachable = outcome not in SILENT if configured else None
+        return Probe(configured, reachable, entitled, str(error), MENDS.get(outcome, ""))
+    except Exception as fault:
+        if isinstance(fault, OSError) and fault.filename is not None:
+            detail = f"cannot use {fault.filename}: {fault.strerror}"
+            return Probe(True, None, None, detail, "set NQ_DATA_DIR to a folder that can be written")
+        detail = f"a fault of this program, {type(fault).__name__}: {fault}"
+        return Probe(True, None, None, detail, "please report it")
+    finally:
+        exchange.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of what a vendor sells: what it said about it, and what it would add.
+
+    Attributes
+    ----------
+    adds
+        Empty for what is no known step.
+    entitled
+        None while nobody has asked.
+    said
+        The vendor's words, when it refused.
+    asked_at
+        When; None while nobody has asked.
+    """
+
+    vendor: str
+    mode: entitlements.Mode
+    schema: str
+    adds: str
+    entitled: bool | None = None
+    said: str = ""
+    asked_at: datetime | None = None
+    ask_again: date | None = None
+
+
+LADDERS = (
+    Step("databento", "live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),
+    Step("databento", "live", "mbp-1", "every change of the best bid and ask; with Standard"),
+    Step("databento", "live", "trades", "every trade as it happens; with Standard"),
+    Step("databento", "historical", "chain", "chains of the running session; needs a live licence"),
+    Step("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
+    Step("tradovate", "historical", "chain", "quotes; with the API add-on and a CME data licence"),
+)
+"""From most to least, as the vendors' pages and their users have it; plans change."""
+
+
+def ladder(settings: Settings) -> list[Step]:
+    """What each vendor granted or refused so far, by what is kept; nobody is asked.
+
+    What is refused today beside the known steps, as a schema of a backfill, follows them.
+    """
+    lake = Lake(settings.environment_dir / "lake")
+    said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
+    known = {(step.vendor, step.mode, step.schema) for step in LADDERS}
+    today = sessions.trade_date(settings.clock.now())
+    others = [Step(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
+    streamed = (
+        lake.scan(SESSIONS)
+        .filter(pl.col("records") > 0)
+        .select(pl.col("schemas").str.split(",").explode(), "ended_at")
+        .group_by("schemas")
+        .agg(pl.col("ended_at").max())
+        .collect()
+    )
+    live = dict(streamed.iter_rows())
+    steps = []
+    for step in (*LADDERS, *others):
+        word = said.get((step.vendor, step.mode, step.schema))
+        if word is not None:
+            step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)
+            step = replace(step, ask_again=word.ask_again)
+        elif step.mode == "live" and step.schema in live:
+            step = replace(step, entitled=True, asked_at=live[step.schema])
+        steps.append(step)
+    return steps
+
+
+def market_state(now: datetime) -> str:
+    """One sentence: open or closed, until when, and the trade date in force."""
+    session = sessions.current_session(now)
+    if sessions.is_open(now):
+        regular = "regular hours" if sessions.is_open(now, "rth") else "outside regular hours"
+        until = in_chicago(sessions.next_boundary(now))
+        return f"open ({regular}), trade date {session.trade_date}, until {until}"
+    return (
+        f"closed, trade date {session.trade_date} was the last, opens {in_chicago(sessions.next_open(now))}"
+    )

@@ -1,0 +1,46 @@
+"""What a verification leaves behind: a report and small samples, with nothing secret in them.
+
+Every secret of the settings is replaced wherever it occurs, also where a vendor repeats it, before
+anything is shown or written; in samples by as many asterisks, so that records keep their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nq_pipeline import files
+from nq_pipeline.redaction import strike_all
+from nq_pipeline.settings import Settings
+
+
+class Evidence:
+    """A folder of evidence.
+
+    Parameters
+    ----------
+    settings
+        Whose secrets are kept out.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self._secrets = settings.secrets
+
+    def redact(self, value: Any) -> Any:
+        """Text, bytes, and whatever holds them, without secrets."""
+        return strike_all(value, self._secrets)
+
+    def save(self, name: str, content: bytes) -> None:
+        """Write a sample, whole or not at all."""
+        files.write_atomically(self.folder / name, self.redact(content))
+
+    def report(self, content: Mapping[str, Any]) -> None:
+        """Write `report.json`: instants as ISO 8601, money as text."""
+        body = orjson.dumps(
+            self.redact(content), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        )
+        self.save("report.json", body)

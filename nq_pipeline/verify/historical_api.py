@@ -1,0 +1,134 @@
+"""The checks of the historical API: what a span costs, and that it has what the gateway replays.
+
+The span is the newest whole seconds of an open market that the historical API has. That goes by
+`ts_recv` and a live replay by `ts_event`, so the replay begins earlier.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import numpy as np
+
+from nq_pipeline.capture.gap_tracker import OVERLAP_NS
+from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.dbn.decode import decode
+from nq_pipeline.errors import NotConfigured, OverBudget
+from nq_pipeline.market import sessions
+from nq_pipeline.sources.databento.client import HistoricalClient, Query
+from nq_pipeline.sources.databento.purchases import Purchases
+from nq_pipeline.spend.export import publish_spend
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.money import shown
+from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.verify import compare
+from nq_pipeline.verify.check import (
+    CheckResult,
+    Context,
+    failed,
+    passed,
+    skipped,
+)
+from nq_pipeline.verify.feed import FLOOR
+from nq_pipeline.verify.replay import replay_from, trouble
+
+SPAN_S = 30
+"""How long a span is priced and compared: a few cents at most, at any activity."""
+LAG = timedelta(seconds=5)
+"""What is younger may not be complete anywhere yet."""
+
+
+def cost(ctx: Context) -> CheckResult:
+    """The vendor prices a small span before it is asked for, and the ledger knows what was spent; free."""
+    client = _client(ctx)
+    query = _newest(ctx, client)
+    price = client.price(query)
+    month = open_ledger(ctx.settings).month()
+    facts = {
+        "from": from_ns(query.start), "to": from_ns(query.end), "schema": query.schema,
+        "cost_usd": price.usd, "bytes": price.size, "unit_price_usd_per_gib": price.unit_usd,
+        "plan_usd": month.plan_usd, "metered_usd": month.metered_usd, "remaining_usd": month.remaining_usd,
+    }  # fmt: skip
+    listed = f" ({price.size:,} bytes at {shown(price.unit_usd)} a GiB)" if price.unit_usd else ""
+    return passed(
+        f"{SPAN_S} s of {query.schema} until {_clock(query)}: {shown(price.usd)}{listed}; this month "
+        f"${month.plan_usd:,.2f} plan and ${month.metered_usd:,.2f} metered, "
+        f"${month.remaining_usd:,.2f} left",
+        **facts,
+    )
+
+
+def count(ctx: Context) -> CheckResult:
+    """The historical API counts as many records in the span as the gateway replays; free."""
+    client = _client(ctx)
+    query = _newest(ctx, client)
+    told = replay_from(ctx, query.start - OVERLAP_NS)
+    if told.too_old:
+        return skipped(f"the gateway no longer replays {from_ns(query.start):%Y-%m-%d %H:%M} UTC")
+    if said := trouble(told):
+        return failed(f"the replay to compare with: {said}")
+    replayed = compare.within(told.trades, "ts_recv", np.uint64(query.start), np.uint64(query.end))
+    counted = client.count(query)
+    facts = {
+        "from": from_ns(query.start), "to": from_ns(query.end), "counted": counted, "replayed": len(replayed)
+    }  # fmt: skip
+    ctx.span = query, replayed
+    if counted != len(replayed):
+        return failed(
+            f"{SPAN_S} s of trades until {_clock(query)}: the historical API counts {counted:,}, the gateway "
+            f"replays {len(replayed):,}",
+            **facts,
+        )
+    if not counted:
+        return skipped(f"no trade in {SPAN_S} s until {_clock(query)}, so nothing was compared", **facts)
+    return passed(
+        f"{counted:,} trades in {SPAN_S} s until {_clock(query)}, counted there and replayed here", **facts
+    )
+
+
+def history(ctx: Context) -> CheckResult:
+    """The historical API sells the records that the gateway replays: record by record."""
+    if ctx.span is None:
+        return skipped("needs the replay of count, which did not come")
+    query, replayed = ctx.span
+    client, run_id = _client(ctx), ctx.evidence.folder.name
+    purchases = Purchases(client, open_ledger(ctx.settings), "verify", run_id, max_usd=ctx.max_usd)
+    try:
+        body = purchases.body(query, client.price(query), request_id=run_id)
+    except OverBudget as refusal:
+        return skipped(str(refusal))
+    finally:
+        ctx.spent_usd += purchases.cost_usd
+        publish_spend(ctx.settings, run_id=run_id)
+    sold = decode(body, query.schema).array
+    difference = compare.by_record(replayed, sold)
+    facts = {"records": len(sold), "differences": difference.examples, "spent_usd": purchases.cost_usd}
+    if difference:
+        return failed(f"the gateway's replay has {difference} that the historical API sold", **facts)
+    return passed(
+        f"the {len(sold):,} trades, bought for {shown(purchases.cost_usd)}, are the ones the gateway replays",
+        **facts,
+    )
+
+
+def _client(ctx: Context) -> HistoricalClient:
+    settings, end = ctx.settings, time.monotonic() + ctx.pace.patience_s
+    if settings.databento_api_key is None:
+        raise NotConfigured("there is no key; set DATABENTO_API_KEY")
+    policy = Policy(timeout_s=settings.http_timeout_s, attempts=settings.http_attempts)
+    return HistoricalClient(
+        settings.databento_api_key, settings.databento_url, policy, lambda: end - time.monotonic()
+    )
+
+
+def _newest(ctx: Context, client: HistoricalClient) -> Query:
+    """The trades of the newest span, of all parents."""
+    dataset = ctx.settings.databento_dataset
+    reached = min(from_ns(client.available_end(dataset, (FLOOR,))), ctx.clock.now() - LAG)
+    end = to_ns(sessions.chain_moment(reached, "globex")) // NS_PER_S * NS_PER_S
+    return Query(dataset, FLOOR, ctx.parents, end - SPAN_S * NS_PER_S, end)
+
+
+def _clock(query: Query) -> str:
+    return f"{from_ns(query.end):%Y-%m-%d %H:%M:%S} UTC"

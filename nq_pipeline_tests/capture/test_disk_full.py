@@ -1,0 +1,78 @@
+"""A disk that refuses to hold more: it is said, nothing is lost, and what was left behind follows."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.files import TEMPORARY
+from nq_pipeline.lake.compaction import FAN_IN, compact
+from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.dbn_streams import NOON
+from nq_pipeline_tests.testing.feeds import (
+    Feed,
+    market,
+    publisher,
+    rows,
+    sent,
+    told,
+)
+
+RECORDS = market(20_000)
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Writing further fails, as on a full disk, but for this process alone."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def left_over(root: Path) -> list[Path]:
+    return list(root.parent.rglob(TEMPORARY))
+
+
+@pytest.mark.parametrize("size", [0, 10, 10_000, 100_000])
+def test_rows_that_cannot_be_published_are_once_there_is_room(root: Path, size: int) -> None:
+    published = publisher(root, batch_bytes=RECORDS.nbytes // 3)
+    with Feed(root) as feed:
+        feed.session(RECORDS[:-100])
+        with no_file_above(size), pytest.raises(LakeError, match=r"File too large.*follow by themselves"):
+            published.publish()
+        feed.send(RECORDS[-100:])
+    assert not left_over(root)
+    published.publish()
+    assert told(rows(root)) == sent(RECORDS)
+
+
+def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path) -> None:
+    parts, lake = np.array_split(RECORDS, FAN_IN), Lake(root.parent / "lake")
+    published, refused = publisher(root), 0
+    with Feed(root) as feed:
+        feed.session(parts[0])
+        published.publish()
+        largest = max(path.stat().st_size for path in lake.files(TRADES))
+        for part in parts[1:]:
+            feed.send(part)
+            try:
+                with no_file_above(3 * largest):
+                    published.publish()
+            except LakeError:
+                refused += 1
+        assert refused, "there was room"
+        published.publish()
+    assert told(rows(root)) == sent(RECORDS) and not left_over(root)
+    assert len(lake.files(TRADES)) == FAN_IN
+    assert compact(lake, TRADES, NOON.date(), now=NOON) == FAN_IN
+    assert told(rows(root)) == sent(RECORDS) and len(lake.files(TRADES)) == 1

@@ -1,0 +1,71 @@
+"""A capture that never closes goes over 17:00 in Chicago, where one trade date ends and the next begins."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from nq_pipeline.capture.capture import Timing
+from nq_pipeline.capture.gaps import GapStore
+from nq_pipeline.capture.log import segments
+from nq_pipeline.clock import to_ns
+from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.sandbox.gateway.gateway import DATASET, Limits
+from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline_tests.capture.test_capture import (
+    QUICK,
+    Running,
+    all_verified,
+    ended,
+    gaps,
+    served,
+)
+from nq_pipeline_tests.capture.test_capture_soak import last_published, published, publisher
+
+ROLLS = datetime(2025, 6, 10, 22, tzinfo=UTC)
+PROVEN = ROLLS - timedelta(seconds=14)
+SLOW_TO_SETTLE = Timing(**{**vars(QUICK), "settle_s": 3.0})
+
+
+def stopped(data: Path, at: datetime) -> None:
+    """Put down that an earlier capture had everything up to an instant."""
+    book = GapStore(Lake(data / "sandbox" / "lake"), dataset=DATASET, environment="sandbox", run_id="earlier")
+    nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
+    times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
+    numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}
+    book.write_session({**nothing, **times, **numbers}, at)
+
+
+def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_trade_date(
+    tmp_path: Path,
+) -> None:
+    stopped(tmp_path, PROVEN)
+    begins = ROLLS - timedelta(seconds=2)
+    with served(now=begins, not_entitled=("mbo", "mbp-1"), limits=Limits(connections_per_s=1_000)) as it:
+        running = Running(
+            it,
+            tmp_path,
+            SLOW_TO_SETTLE,
+            publish=publisher(it, tmp_path).publish,
+            capture_schema="mbo",
+            capture_window="always",
+        )
+        running.until(lambda: it.clock.now() > ROLLS + timedelta(seconds=0.2))
+        waiting = running.capture.totals.open_gaps
+        it.script.add(Fault("fin"))
+        running.until(lambda: it.script.struck and len(gaps(tmp_path)) == 4 and all_verified(running))
+        running.finish()
+        have, wanted = published(it, tmp_path, last_published(tmp_path), first=PROVEN)
+    assert waiting and have.equals(wanted)
+    # Each trade date asks anew for what the one before was refused.
+    assert ended(tmp_path) == ["stopped", *["error", "error", "closed"], *["error", "error", "stopped"]]
+    assert set(gaps(tmp_path)["state"]) == {"verified"}
+    days = Lake(tmp_path / "sandbox" / "lake").scan(TRADES).select("trade_date", "ts_event").collect()
+    before = pl.col("ts_event") < ROLLS
+    assert days.filter(before)["trade_date"].unique().to_list() == [ROLLS.date()]
+    assert days.filter(~before)["trade_date"].unique().to_list() == [ROLLS.date() + timedelta(days=1)]
+    logged = {s.trade_date for s in segments(tmp_path / "sandbox" / "capture" / DATASET)}
+    assert logged == set(days["trade_date"].unique().to_list())

@@ -1,0 +1,181 @@
+"""What a plan lacks is asked for once a trade date, and a budget of nothing buys nothing: whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from polars.testing import assert_frame_equal
+
+from nq_pipeline.chains.snapshot import (
+    Snapshot,
+    build_request,
+    replay_snapshot,
+    take_snapshot,
+)
+from nq_pipeline.lake.schemas import ANSWERS, ENTITLEMENTS, SPEND
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings, load
+from nq_pipeline.sources.polygon.source import SNAPSHOT
+from nq_pipeline.spend.entitlements import Entitlement, in_force, note
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.verify.doctor import ladder
+from nq_pipeline_tests.sources.databento.test_source import STREAM, form, refused
+from nq_pipeline_tests.sources.polygon.test_contract import listed
+from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.http_server import (
+    Answer,
+    Asked,
+    Server,
+    serve,
+)
+
+METERED = (STREAM, "/v0/batch.submit_job")
+
+
+def settings_for(url: str, data: Path, **more: Any) -> Settings:
+    given: dict[str, Any] = {
+        "environment": "live", "data_dir": data, "databento_url": url, "databento_api_key": "db-plans",
+        "sources": "databento", "ask_metered": "always", "now": standin.NOW, "http_attempts": 1,
+        "http_timeout_s": 120, "source_deadline_s": 240,
+    }  # fmt: skip
+    return load(**{**given, **more})
+
+
+def run(settings: Settings, *, refresh: bool = False) -> Snapshot:
+    request = build_request(settings)
+    return take_snapshot(settings, replace(request, series=request.series[:2]), refresh=refresh)
+
+
+def metered(server: Server) -> int:
+    return sum(asked.path in METERED for asked in server.asked)
+
+
+def unlicensed(asked: Asked) -> Answer:
+    return refused("dataset_unavailable_range") if asked.path == STREAM else standin.relay(asked)
+
+
+def without(schemas: set[str]) -> Callable[[Asked], Answer]:
+    """A plan that lacks these schemas."""
+
+    def answer(asked: Asked) -> Answer:
+        lacks = asked.path == STREAM and form(asked)["schema"] in schemas
+        return refused("license_not_found_unauthorized") if lacks else standin.relay(asked)
+
+    return answer
+
+
+def test_without_a_budget_no_metered_request_leaves_and_the_run_completes(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        settings = settings_for(server.url, tmp_path, budget_daily_usd="0")
+        snapshot = run(settings)
+        assert metered(server) == 0 < len(server.asked)
+    assert snapshot.asked["databento"].answer.outcome is Outcome.OVER_BUDGET
+    lake = Lake(settings.environment_dir / "lake")
+    (answer,) = lake.scan(ANSWERS).collect().iter_rows(named=True)
+    assert answer["outcome"] == "over_budget" and "NQ_BUDGET_DAILY_USD" in answer["reason"]
+    assert "refused" in lake.scan(SPEND).collect()["kind"].to_list()
+    assert open_ledger(settings).month().metered_usd == Decimal(0)
+
+
+def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
+    with serve(unlicensed) as server:
+        settings = settings_for(server.url, tmp_path)
+        for _ in range(3):
+            assert run(settings).asked["databento"].answer.outcome is Outcome.NOT_ENTITLED
+        assert metered(server) == 1
+        (row,) = Lake(settings.environment_dir / "lake").scan(ENTITLEMENTS).collect().iter_rows(named=True)
+        assert (row["vendor"], row["schema"], row["entitled"]) == ("databento", "chain", False)
+        assert "dataset_unavailable_range" in row["text"]
+        run(settings, refresh=True)
+        assert metered(server) == 2
+        run(settings_for(server.url, tmp_path, now="2025-06-11T14:00:00Z"))  # the next trade date
+        assert metered(server) == 3
+
+
+def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    def asked(server: Server) -> int:
+        return sum(one.path == STREAM and form(one)["schema"] == "statistics" for one in server.asked)
+
+    with serve(without({"statistics"})) as server:
+        settings = settings_for(server.url, tmp_path)
+        first = run(settings).asked["databento"].answer
+        again = run(settings).asked["databento"].answer
+        assert (first.outcome, again.outcome, asked(server)) == (Outcome.PARTIAL, Outcome.PARTIAL, 1)
+        assert again.reason == first.reason and "license_not_found_unauthorized" in first.reason
+        replayed = replay_snapshot(settings, "latest").asked["databento"].answer
+        assert (replayed.outcome, replayed.reason) == (again.outcome, again.reason)
+        assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
+    said = {one.schema: one.entitled for one in in_force(Lake(settings.environment_dir / "lake"))}
+    assert said == {"statistics": False, "chain": True}
+    refusals = [step for step in ladder(settings) if step.entitled is False]
+    assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
+
+
+def test_a_plan_that_was_upgraded_is_known_after_one_refresh(tmp_path: Path) -> None:
+    lacking = {"statistics"}
+    with serve(without(lacking)) as server:
+        settings = settings_for(server.url, tmp_path, cache_open_s=0)
+        outcomes = [run(settings).asked["databento"].answer.outcome]
+        lacking.clear()
+        outcomes += [
+            run(settings, refresh=again).asked["databento"].answer.outcome for again in (False, True, False)
+        ]
+    assert outcomes == [Outcome.PARTIAL, Outcome.PARTIAL, Outcome.OK, Outcome.OK]
+    assert not [step for step in ladder(settings) if step.entitled is False]
+
+
+def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
+    with serve(listed) as server:
+        settings = settings_for(
+            server.url, tmp_path, sources="polygon", polygon_url=server.url, polygon_api_key="k" * 20,
+            polygon_underlyings="NDX",
+        )  # fmt: skip
+        answers = [run(settings).asked["polygon"].answer for _ in range(3)]
+        assert sum(asked.path.startswith(SNAPSHOT.path) for asked in server.asked) == 1
+    assert {answer.outcome for answer in answers} == {Outcome.PARTIAL}
+    assert len({(answer.frame.height, answer.reason) for answer in answers}) == 1 < answers[0].frame.height
+    replayed = replay_snapshot(settings, "latest").asked["polygon"].answer
+    assert_frame_equal(replayed.frame.drop("run_id"), answers[0].frame.drop("run_id"))
+    told = {step.schema: step for step in ladder(settings) if step.vendor == "polygon"}
+    assert told["chain"].entitled is told["NDX"].entitled is False
+    assert "You are not entitled" in told["chain"].said
+
+
+def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked(tmp_path: Path) -> None:
+    with serve(unlicensed) as server:
+        settings = settings_for(server.url, tmp_path)
+        assert {step.entitled for step in ladder(settings)} == {None}
+        run(settings)
+    day = build_request(settings).trade_date
+    for schema, entitled in (("mbo", False), ("trades", True)):
+        text = "" if entitled else f"Not authorized for {schema} schema"
+        said = Entitlement("databento", "GLBX.MDP3", schema, "live", "live", day, entitled, text)
+        note(Lake(settings.environment_dir / "lake"), said)
+    told = {(step.vendor, step.mode, step.schema): step for step in ladder(settings)}
+    assert told["databento", "live", "mbo"].entitled is False
+    assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"
+    assert told["databento", "live", "mbp-1"].entitled is None
+    assert told["databento", "live", "trades"].entitled is True
+    assert told["databento", "historical", "chain"].entitled is False
+    assert all(step.adds for step in told.values())
+
+
+@pytest.mark.parametrize("budget", ["0", "10"])
+def test_the_ledger_commits_the_bytes_that_the_vendor_bills(budget: str, tmp_path: Path) -> None:
+    key, url = f"db-bill-{budget}", f"{standin.address()}/with/now={standin.NOW}/databento"
+    settings = settings_for(url, tmp_path, databento_api_key=key, budget_daily_usd=budget)
+    run(settings)
+    asked = requests.get(f"{url}/requests", auth=(key, ""), timeout=30).json()
+    billed = [one["billed_bytes"] for one in asked if one["metered"]]
+    committed = [line.bytes for line in open_ledger(settings).lines() if line.kind.value == "committed"]
+    assert billed == committed
+    assert bool(billed) is (budget != "0")

@@ -1,0 +1,90 @@
+"""A snapshot of products beyond NQ: a winner for each series, and vendors that say what they lack."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from nq_pipeline import connect
+from nq_pipeline.chains.snapshot import build_request, exchange_for, take_snapshot
+from nq_pipeline.errors import SettingsError
+from nq_pipeline.market.contracts import ROOTS
+from nq_pipeline.market.products import PRODUCTS
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.registry import open_source
+
+NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
+
+
+def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
+    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products}
+    own |= {"source_deadline_s": 90.0, **more}
+    return Settings(_env_file=None, **own)  # type: ignore[arg-type]
+
+
+def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path, "NQ", "ES", "GC")) as served:
+        request = build_request(served)
+        snapshot = take_snapshot(served, request)
+    assert {s.root for s in request.series} == {"Q2B", "Q2C", "E2B", "E2C", "G2T", "G2W"}
+    won = snapshot.decisions.filter("won")
+    assert sorted(won["series"]) == sorted(s.key for s in request.series)
+    told = snapshot.chain.select("root", "multiplier", "underlying_class").unique()
+    for root, multiplier, kind in told.iter_rows():
+        assert (multiplier, kind) == (ROOTS[root].product.multiplier, "future")
+    assert set(snapshot.chain["underlying"].unique()) == {"NQM5", "ESM5", "GCQ5"}
+    databento = snapshot.asked["databento"].answer
+    assert databento.outcome is Outcome.OK
+    prices = databento.frame.group_by("underlying").agg(pl.col("underlying_price").mean())
+    assert prices.filter(pl.col("underlying_price").is_null()).is_empty()
+
+
+def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Path) -> None:
+    own = settings(tmp_path, "NQ", "ES", "GC", source_deadline_s=1000.0)
+    source = open_source("polygon", own)
+    for series, allowed in (((), 3000), (("Q2B-2025-06-10", "Q2C-2025-06-11"), 1000)):
+        exchange = exchange_for(source, own, build_request(own, series=series))
+        assert exchange.remaining() == pytest.approx(allowed, abs=500)
+        exchange.close()
+
+
+def test_what_a_vendor_has_no_code_for_is_not_covered_and_another_wins(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path, "ES", sources=("barchart", "databento"))) as served:
+        snapshot = take_snapshot(served, build_request(served))
+    barchart = snapshot.asked["barchart"].answer
+    assert barchart.outcome is Outcome.NOT_CONFIGURED
+    assert "not covered" in barchart.reason
+    assert "NQ_BARCHART_CODES" in barchart.reason
+    assert snapshot.winners == {"databento": snapshot.chain.height}
+
+
+def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None:
+    """No native source has the S&P here, gold has one, and nothing stands for gold."""
+    own = settings(tmp_path, "ES", "GC", sources=("barchart", "polygon"))
+    with endpoints(own) as served:
+        snapshot = take_snapshot(served, build_request(served))
+        shown = connect(served).sql("SELECT DISTINCT root FROM option_chain_latest").fetchall()
+    won = snapshot.decisions.filter("won")
+    assert {root for (root,) in shown} == {"G2T", "G2W", "SPXW"}
+    roots = {source: {s.partition("-")[0] for s in of["series"]} for (source,), of in won.group_by("source")}
+    assert roots == {"barchart": {"G2T", "G2W"}, "polygon": {"SPXW"}}
+    assert "not ES options" in won.filter(source="polygon")["reason"][0]
+
+
+def test_polygon_says_that_it_does_not_cover_gold(tmp_path: Path) -> None:
+    with endpoints(settings(tmp_path, "GC", sources=("barchart", "polygon"))) as served:
+        snapshot = take_snapshot(served, build_request(served))
+    polygon = snapshot.asked["polygon"].answer
+    assert polygon.outcome is Outcome.NOT_CONFIGURED
+    assert "stands for GC" in polygon.reason
+    assert snapshot.asked["polygon"].fetches.is_empty()
+
+
+def test_the_horizon_of_a_product_that_is_in_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"there are {', '.join(PRODUCTS)}"):
+        build_request(settings(tmp_path, "NQ", "CL"))

@@ -1,0 +1,572 @@
+"""The gateway on a good day, met by the official client over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import databento
+import numpy as np
+import pytest
+from databento.common.error import BentoError
+from databento.live.protocol import DatabentoLiveProtocol
+
+from nq_pipeline.capture.gateway import option_parents
+from nq_pipeline.clock import PinnedClock, ShiftedClock, SystemClock, to_ns
+from nq_pipeline.errors import SandboxError
+from nq_pipeline.market import sessions
+from nq_pipeline.sandbox.gateway.gateway import (
+    DATASET,
+    HOST,
+    KEY,
+    Gateway,
+    moving_clock,
+)
+from nq_pipeline.sandbox.gateway.script import Fault, Script
+from nq_pipeline.sandbox.synthetic.globex import UNDEF_TIME, Array, universe
+from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.synthetic.tape import of_instruments
+from nq_pipeline_tests.testing.gateway_client import (
+    EVERYTHING,
+    LISTED,
+    NOON,
+    bare,
+    gateway,
+    recorder,
+    unlimited,
+)
+
+IDS = LISTED["instrument_id"].sort()
+QUARTERLY = LISTED.filter(LISTED["parent"] == "NQ.OPT")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Gateway]:
+    """A gateway under load for the tests that only listen."""
+    with gateway(limits=unlimited()).serve_in_thread() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def market_served() -> Iterator[Gateway]:
+    """A gateway with the market's own tape."""
+    with gateway(load=None, limits=unlimited()).serve_in_thread() as running:
+        yield running
+
+
+def truth_of(served: Gateway, got: Array, start: int, ids: Any = IDS) -> Array:
+    """What should have come since an instant of publication, up to the last record that did."""
+    return of_instruments(served.records("trades", start, int(got["ts_recv"][-1]) + 1), ids)
+
+
+def whole(got: Array) -> Array:
+    """Without the last instant, whose records may not all have been taken when the test looked."""
+    return got[got["ts_recv"] < got["ts_recv"][-1]]
+
+
+# ── authentication ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_known_key_is_let_in_and_gets_the_session_and_its_metadata(served: Gateway) -> None:
+    with recorder(served) as client:
+        client.wait_for(10)
+        metadata = client.live.metadata
+
+    assert metadata is not None
+    assert (metadata.version, metadata.dataset, metadata.schema, metadata.stype_in) == (
+        3,
+        DATASET,
+        None,
+        None,
+    )
+    assert (str(metadata.stype_out), metadata.symbols, metadata.mappings) == ("instrument_id", [], {})
+    assert abs(metadata.start - served.now_ns()) < 3600 * 10**9
+
+
+def test_an_unknown_key_is_refused_where_the_client_first_connects(served: Gateway) -> None:
+    with (
+        recorder(served, start=False, key="db-" + "x" * 29) as client,
+        pytest.raises(BentoError, match=r"^Authentication failed\.$"),
+    ):
+        client.subscribe()
+
+
+def test_a_dataset_without_a_licence_is_refused_at_authentication(served: Gateway) -> None:
+    with (
+        recorder(served, start=False) as client,
+        pytest.raises(BentoError, match=r"A live data license is required to access OPRA\.PILLAR"),
+    ):
+        client.live.subscribe("OPRA.PILLAR", "trades", "SPX.OPT", "parent")
+
+
+def test_the_lines_are_those_of_the_protocol_and_nothing_follows_the_verdict(served: Gateway) -> None:
+    with bare(served) as client:
+        assert client.line() == b"lsg_version=0.8.0\n"
+        name, _, challenge = client.line().partition(b"=")
+        assert name == b"cram"
+        assert len(challenge) == 33
+
+    with bare(served) as client:
+        key, _, number = client.authenticate().partition(b"|session_id=")
+        assert key == b"success=1"
+        assert number.strip().isdigit()
+        client.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.read(1)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "auth=1", "auth=|dataset=|encoding=csv", "=|=", "\xff"])
+def test_a_line_that_is_no_answer_to_the_challenge_is_refused_in_words(served: Gateway, line: str) -> None:
+    with bare(served) as client:
+        client.line(), client.line()
+        client.socket.sendall(line.encode("latin-1") + b"\n")
+
+        assert client.line().startswith(b"success=0|error=")
+        assert client.rest() == b""
+
+
+def test_a_line_without_end_ends_the_connection_and_not_the_gateway(served: Gateway) -> None:
+    with bare(served) as client:
+        client.line(), client.line()
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                client.socket.sendall(b"x" * 100_000)
+    with recorder(served) as client:
+        client.wait_for(1)
+
+
+# ── subscriptions ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_instrument_of_a_parent_is_named_before_its_first_record(served: Gateway) -> None:
+    with recorder(served, start=False) as client:
+        client.subscribe(symbols="NQ.OPT")
+        client.start().wait_for(10)
+
+    heard = [type(record).__name__ for record in client.heard]
+    assert heard[0] == "SystemMsg"
+    assert client.of("SystemMsg")[0].msg == "Subscription request 0 for trades data succeeded"
+    mapped = client.of("SymbolMappingMsg")
+    assert heard.index("TradeMsg") > len(mapped)
+    assert {m.instrument_id: m.stype_out_symbol for m in mapped} == dict(
+        QUARTERLY.select("instrument_id", "raw_symbol").iter_rows()
+    )
+    assert {(m.stype_in_symbol, m.publisher_id) for m in mapped} == {("NQ.OPT", 0)}
+    assert {r.instrument_id for r in client.of("TradeMsg")} <= {m.instrument_id for m in mapped}
+    assert client.live.symbology_map.keys() == {m.instrument_id for m in mapped}
+
+
+def test_a_symbol_that_is_not_listed_is_an_error_and_the_others_go_on(served: Gateway) -> None:
+    with recorder(served, start=False) as client:
+        client.subscribe(symbols=["QN5.OPT", "NQ.OPT", "Q5D.OPT"])
+        client.start().wait_for(10)
+
+    errors = client.of("ErrorMsg")
+    assert [int(error.code) for error in errors] == [4, 4]
+    assert [error.err for error in errors] == [
+        f"Failed to resolve symbol '{name}'" for name in ("QN5.OPT", "Q5D.OPT")
+    ]
+
+
+def test_a_subscription_of_more_than_one_line_is_acknowledged_once(served: Gateway) -> None:
+    symbols = LISTED["raw_symbol"].to_list()[:1200]
+    with recorder(served, start=False) as client:
+        client.subscribe(symbols=symbols, stype_in="raw_symbol")
+        client.start()
+        client.wait(lambda: len(client.of("SymbolMappingMsg")) == 1200)
+
+    assert client.codes("SystemMsg") == [1]
+    assert {m.stype_out_symbol for m in client.of("SymbolMappingMsg")} == set(symbols)
+
+
+def test_instruments_can_be_asked_for_by_id_and_all_at_once(served: Gateway) -> None:
+    number = int(QUARTERLY["instrument_id"][7])
+    with recorder(served, start=False) as client:
+        client.subscribe(symbols=[number], stype_in="instrument_id")
+        client.subscribe("mbp-1", "ALL_SYMBOLS", stype_in="raw_symbol")
+        client.start()
+        client.wait(lambda: len(client.of("SymbolMappingMsg")) == LISTED.height + 1)
+
+    first = client.of("SymbolMappingMsg")[0]
+    assert (first.stype_in_symbol, first.instrument_id) == (str(number), number)
+
+
+def test_a_subscription_on_a_running_session_is_served_and_its_start_ignored(served: Gateway) -> None:
+    with recorder(served) as client:
+        client.wait_for(10)
+        client.subscribe("mbp-1", "Q2B.OPT", start=to_ns(NOON - timedelta(hours=1)))
+        client.wait(lambda: len(client.array("mbp-1")) > 10)
+        begin = client.live.metadata.start if client.live.metadata else 0
+
+    assert client.codes("SystemMsg") == [1, 1]
+    assert client.array("mbp-1")["ts_recv"].min() >= begin
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ("mbo", "Not authorized for mbo schema"),
+        ("mbp-10", "Not authorized for mbp-10 schema"),
+        ("status", "Schema status is not available"),
+    ],
+)
+def test_a_schema_that_is_refused_is_refused_in_the_stream(served: Gateway, schema: str, text: str) -> None:
+    with recorder(served, start=False) as client:
+        client.subscribe(schema)
+        client.start()
+
+        assert client.end() == text
+
+    assert client.codes("ErrorMsg") == [5]
+
+
+def test_what_makes_no_sense_is_an_invalid_subscription(served: Gateway) -> None:
+    for line in (
+        "schema=trades|stype_in=smart|symbols=NQ.OPT",
+        "schema=trades|stype_in=parent|symbols=",
+        "schema=trades|stype_in=parent|symbols=NQ.OPT|start=yesterday",
+        "schema=trades|stype_in=parent|symbols=" + ",".join(["NQ.OPT"] * 501),
+        "nonsense|",
+    ):
+        with bare(served) as client:
+            client.authenticate()
+            client.say(f"{line}\nstart_session\n")
+            stream = client.rest()
+
+        assert stream.startswith(b"DBN\x03"), line
+        assert stream[-1:] == b"\x01", line  # the error's is_last
+        assert stream[-2] == 5, line
+
+
+# ── data ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_live_records_are_the_truth_byte_for_byte(served: Gateway) -> None:
+    with recorder(served) as client:
+        client.wait_for(500)
+        begin = client.live.metadata.start if client.live.metadata else 0
+        got = whole(client.array())
+
+    assert np.array_equal(got, truth_of(served, got, begin))
+
+
+def test_the_market_of_the_chains_is_what_is_streamed() -> None:
+    # Five minutes of market in a second.
+    with gateway(load=None, speed=300.0).serve_in_thread() as served, recorder(served, start=False) as client:
+        client.subscribe()
+        client.start().wait_for(1_000)
+        begin = client.live.metadata.start if client.live.metadata else 0
+        got = whole(client.array())
+
+    assert np.array_equal(got, truth_of(served, got, begin))
+    assert {202506} < set(got["instrument_id"].tolist())
+
+
+def test_a_replay_is_everything_since_its_start_then_says_so_and_goes_on_live(
+    market_served: Gateway,
+) -> None:
+    start = to_ns(NOON - timedelta(minutes=30))
+    with recorder(market_served, start=False) as client:
+        client.subscribe(start=start)
+        client.start()
+        client.wait(lambda: 3 in client.codes("SystemMsg"))
+        client.wait(lambda: client.heard[-1].rtype == 0 and len(client.array()) > 1_000)
+        got = whole(client.array())
+
+    assert client.live.metadata is None or client.live.metadata.start == start
+    expected = truth_of(market_served, got, start)
+    assert np.array_equal(got, expected[expected["ts_event"] >= start])
+    assert [m.msg for m in client.of("SystemMsg")][:2] == [
+        "Subscription request 0 for trades data succeeded",
+        "Finished trades replay",
+    ]
+
+
+def test_a_replay_from_an_instant_brings_all_records_of_that_instant(served: Gateway) -> None:
+    recent = served.records("trades", served.published - 2 * 10**9, served.published)
+    start = int(recent[100]["ts_event"])
+    with recorder(served, start=False) as client:
+        client.subscribe(start=start)
+        client.start().wait_for(100)
+        got = client.array()
+
+    assert (got["ts_event"] == start).sum() == (recent["ts_event"] == start).sum() > 1
+    assert (got["ts_event"] >= start).all()
+
+
+def test_a_replay_from_zero_is_the_whole_window_and_definitions_the_whole_week(
+    market_served: Gateway,
+) -> None:
+    with recorder(market_served, start=False) as client:
+        client.subscribe(start=0)
+        client.subscribe("definition", "NQ.OPT", start=0)
+        client.start()
+        client.wait(lambda: client.codes("SystemMsg").count(3) == 2)
+
+    day_before = to_ns(NOON - timedelta(days=1))
+    expected = market_served.records("trades", day_before, day_before + 3600 * 10**9)
+    assert expected["ts_event"][0] <= client.array()["ts_event"].min() < expected["ts_event"][-1]
+    defined = {record.instrument_id: record.raw_symbol for record in client.of("InstrumentDefMsg")}
+    assert set(QUARTERLY["instrument_id"]) <= set(defined)
+
+
+@pytest.mark.parametrize("code", [5, 8])
+def test_a_start_before_the_window_ends_the_session(code: int) -> None:
+    with (
+        gateway(limits=unlimited(too_old_code=code)).serve_in_thread() as served,
+        recorder(served, start=False) as client,
+    ):
+        client.subscribe(start=to_ns(NOON - timedelta(hours=25)))
+        client.start()
+
+        assert client.end().startswith("Invalid start time. Must be 2025-06-09T15:00:0")
+        assert client.codes("ErrorMsg") == [code]
+
+
+def test_schemas_of_one_session_come_in_the_order_of_publication(market_served: Gateway) -> None:
+    with recorder(market_served, start=False) as client:
+        for schema in ("trades", "mbp-1", "ohlcv-1s"):
+            client.subscribe(schema, start=to_ns(NOON - timedelta(minutes=5)))
+        client.start()
+        client.wait(lambda: client.codes("SystemMsg").count(3) == 3)
+        replayed = client.heard[
+            : [str(getattr(r, "msg", "")) for r in client.heard].index("Finished trades replay")
+        ]
+
+    times = [
+        int(r.ts_recv) if int(r.rtype) in (0, 1) else int(r.ts_event) + 10**9
+        for r in replayed
+        if int(r.rtype) in (0, 1, 32)
+    ]  # fmt: skip
+    assert len({int(r.rtype) for r in replayed} & {0, 1, 32}) == 3
+    assert times == sorted(times)
+    books = [bytes(r)[16:48] for r in replayed if int(r.rtype) == 1 and str(r.action) == "T"]
+    assert books == [bytes(r)[16:48] for r in replayed if int(r.rtype) == 0]
+
+
+def test_an_interval_ends_after_its_records_and_only_then() -> None:
+    with gateway(load=None, speed=60.0).serve_in_thread() as served, recorder(served, start=False) as client:
+        client.subscribe("ohlcv-1m")
+        client.subscribe("bbo-1s")
+        client.start()
+        client.wait(lambda: len([m for m in client.of("SystemMsg") if "ohlcv-1m" in m.msg]) >= 4)
+        heard = list(client.heard)
+
+    ended = {"ohlcv-1m": 0, "bbo-1s": 0}
+    for record in heard:
+        if int(record.rtype) == 23 and int(record.code) == 4:
+            schema = record.msg.removeprefix("End of interval for ")
+            assert record.ts_event > ended[schema]
+            ended[schema] = record.ts_event
+        elif int(record.rtype) == 33:
+            assert record.ts_event == ended["ohlcv-1m"] or ended["ohlcv-1m"] == 0
+        elif int(record.rtype) == 195:
+            assert record.ts_recv > ended["bbo-1s"]
+    assert all(ended.values())
+    assert any(r.ts_event == UNDEF_TIME for r in heard if int(r.rtype) == 195)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ts_out": True},
+        {"compression": databento.Compression.ZSTD},
+        {"ts_out": True, "compression": databento.Compression.ZSTD},
+    ],
+    ids=["ts_out", "zstd", "both"],
+)
+def test_time_of_sending_and_compression_change_nothing_else(served: Gateway, options: Any) -> None:
+    with recorder(served, **options) as client:
+        client.wait_for(300)
+        metadata = client.live.metadata
+        got = whole(client.array())
+
+    assert metadata is not None
+    assert np.array_equal(
+        got[["ts_event", "price", "sequence"]],
+        truth_of(served, got, metadata.start)[["ts_event", "price", "sequence"]],
+    )
+    if options.get("ts_out"):
+        assert metadata.ts_out
+        assert all(r.ts_out >= r.ts_recv for r in client.of("TradeMsg"))
+
+
+def test_seven_bytes_at_a_time_are_the_same_records() -> None:
+    with (
+        gateway(load=200, script=Script(Fault("drip"))).serve_in_thread() as served,
+        recorder(served) as client,
+    ):
+        client.wait_for(100)
+        begin = client.live.metadata.start if client.live.metadata else 0
+        got = whole(client.array())
+
+    assert served.script.struck[0].fault.kind == "drip"
+    assert np.array_equal(got, truth_of(served, got, begin))
+
+
+def test_a_quiet_market_is_heartbeats() -> None:
+    saturday = datetime(2025, 6, 14, 15, tzinfo=UTC)
+    with (
+        gateway(now=saturday, load=None).serve_in_thread() as served,
+        recorder(served, heartbeat_interval_s=1) as client,
+    ):
+        client.wait(lambda: client.codes("SystemMsg").count(0) >= 2)
+
+    assert [m.msg for m in client.of("SystemMsg")][1:3] == ["Heartbeat", "Heartbeat"]
+    assert not client.of("TradeMsg")
+
+
+def test_a_busy_stream_has_no_heartbeats(served: Gateway) -> None:
+    with recorder(served, heartbeat_interval_s=1) as client:
+        client.wait_for(4_000)
+
+    assert 0 not in client.codes("SystemMsg")
+
+
+def test_contracts_listed_for_the_next_trade_date_are_named_when_its_session_opens() -> None:
+    session = sessions.session(NOON.date() + timedelta(days=2))
+    opens, yesterday = to_ns(session.open), session.trade_date - timedelta(days=1)
+    before = session.open - timedelta(minutes=70)
+    with (
+        gateway(now=before, load=None, speed=1200.0).serve_in_thread() as served,
+        recorder(served, start=False) as client,
+    ):
+        client.subscribe(symbols=[*option_parents(), "NQ.FUT"])
+        client.start()
+        client.wait(lambda: any(r.ts_event > opens for r in client.of("TradeMsg")))
+        heard = list(client.heard)
+
+    named: set[int] = set()
+    for record in heard:
+        if int(record.rtype) == 22:
+            assert record.instrument_id not in named
+            named.add(record.instrument_id)
+        elif int(record.rtype) == 0:
+            assert record.instrument_id in named
+    old, today = (set(universe(market(7), d)["instrument_id"]) for d in (yesterday, session.trade_date))
+    assert today - old
+    assert today - old <= named
+
+
+def test_a_subclass_of_the_official_protocol_is_served_at_a_hundred_thousand_a_second() -> None:
+    seen: list[bytes] = []
+
+    class Raw(DatabentoLiveProtocol):
+        def received_record(self, record: Any) -> None:
+            if int(record.rtype) == 0:
+                seen.append(bytes(record))
+
+    async def listen(port: int, start: int) -> None:
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_connection(lambda: Raw(KEY, DATASET), HOST, port)
+        await protocol.authenticated
+        protocol.subscribe("trades", EVERYTHING, "parent", start=start)
+        protocol.start()
+        while len(seen) < 300_000:
+            await asyncio.sleep(0.01)
+        protocol.transport.abort()
+
+    with gateway(load=100_000).serve_in_thread() as served:
+        start = served.began - 2 * 10**9
+        asyncio.run(asyncio.wait_for(listen(served.port, start), 60))
+
+    got = np.frombuffer(b"".join(seen), served.records("trades", start, start).dtype)
+    expected = truth_of(served, got, start)
+    assert np.array_equal(whole(got), whole(expected[expected["ts_event"] >= start]))
+
+
+def test_the_file_of_truth_is_dbn_and_has_everything_that_was_sent(tmp_path: Path) -> None:
+    with gateway(truth=tmp_path / "truth.dbn").serve_in_thread() as served, recorder(served) as client:
+        client.wait_for(500)
+        got = client.array()
+
+    recorded = databento.DBNStore.from_file(tmp_path / "truth.dbn").to_ndarray()
+    last = int(recorded["ts_recv"][-1])
+    assert np.array_equal(recorded, served.records("trades", served.began, last + 1))
+    assert np.array_equal(whole(got), truth_of(served, whole(got), int(got["ts_recv"][0])))
+    assert np.isin(got, recorded).all()
+
+
+# ── limits and clocks ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_sixth_connection_within_a_second_is_closed_at_once() -> None:
+    with gateway().serve_in_thread() as served:
+        greetings = []
+        for _ in range(6):
+            with bare(served) as client:
+                greetings.append(client.line())
+
+    assert greetings == [b"lsg_version=0.8.0\n"] * 5 + [b""]
+
+
+def test_a_session_beyond_the_limit_is_told_so_and_closed() -> None:
+    with gateway(limits=unlimited(sessions=1)).serve_in_thread() as served, recorder(served) as first:
+        first.wait_for(1)
+        with recorder(served) as second:
+            assert second.end() == "User has reached their open connection limit"
+            assert second.codes("ErrorMsg") == [3]
+        first.wait_for(len(first.array()) + 100)
+
+
+def test_a_gateway_started_again_at_another_port_replays_the_same_bytes() -> None:
+    span = (to_ns(NOON), to_ns(NOON) + 10**9)
+    arrays = []
+    for _ in range(2):
+        with gateway(now=NOON + timedelta(minutes=1)).serve_in_thread() as served:
+            with recorder(served, start=False) as client:
+                client.subscribe(start=span[0])
+                client.start()
+                client.wait(lambda client=client: 3 in client.codes("SystemMsg"))
+            got = client.array()
+            arrays.append(got[got["ts_event"] < span[1]])
+
+    assert len(arrays[0]) > 10
+    assert np.array_equal(*arrays)
+
+
+def test_a_port_that_is_taken_and_a_clock_that_stands_are_said_in_words(served: Gateway) -> None:
+    with (
+        pytest.raises(SandboxError, match="cannot listen on port"),
+        gateway(port=served.port).serve_in_thread(),
+    ):
+        pass
+    with pytest.raises(SandboxError, match="let it run"):
+        Gateway(clock=PinnedClock(NOON))
+
+
+@pytest.mark.parametrize(
+    ("now", "begins"),
+    [
+        ("2025-06-10T15:20:00Z", None),
+        ("2025-06-10T23:20:00Z", "2025-06-10T14:20:00Z"),
+        ("2025-06-11T13:29:00Z", "2025-06-10T14:29:00Z"),
+        ("2025-06-15T09:40:00Z", "2025-06-13T13:40:00Z"),
+        ("2025-12-25T12:00:00Z", "2025-12-24T15:00:00Z"),
+    ],
+)
+def test_outside_regular_hours_the_market_moves_as_in_the_last_ones(now: str, begins: str | None) -> None:
+    clock = moving_clock(datetime.fromisoformat(now))
+
+    if begins is None:
+        assert type(clock) is SystemClock
+    else:
+        assert isinstance(clock, ShiftedClock)
+        assert clock.start == datetime.fromisoformat(begins)
+        assert sessions.is_open(clock.start, "rth")
+
+
+def test_a_shifted_clock_runs_on_from_its_instant_and_never_back() -> None:
+    clock = ShiftedClock(NOON, speed=1000.0)
+    seen = [clock.now() for _ in range(1000)]
+
+    assert seen[0] >= NOON
+    assert seen == sorted(seen)
+    assert seen[-1] > seen[0]
+    with pytest.raises(ValueError, match="time zone"):
+        ShiftedClock(datetime(2025, 6, 10))
+    with pytest.raises(ValueError, match="positive speed"):
+        ShiftedClock(NOON, speed=0.0)

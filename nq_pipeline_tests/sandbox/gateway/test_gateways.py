@@ -1,0 +1,103 @@
+"""The live gateway as a part of the stand-ins' process: found by settings, one for each world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from databento.common.error import BentoError
+
+from nq_pipeline.clock import from_ns
+from nq_pipeline.market import sessions
+from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.settings import Settings
+from nq_pipeline_tests.sandbox.conftest import NOW
+from nq_pipeline_tests.testing.gateway_client import recorder
+
+Address = Callable[..., str]
+
+
+def gateway_at(address: str) -> Any:
+    """What a recorder needs to know of a gateway."""
+    host, _, port = address.partition(":")
+    assert host == "127.0.0.1"
+    return SimpleNamespace(port=int(port))
+
+
+def of_world(url: str) -> Any:
+    return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
+
+
+def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins: Settings) -> None:
+    assert stand_ins.databento_gateway and stand_ins.databento_api_key
+    key = stand_ins.databento_api_key.get_secret_value()
+    with recorder(gateway_at(stand_ins.databento_gateway), key=key, start=False) as client:
+        client.subscribe(symbols="NQ.FUT")
+        client.start().wait_for(5)
+        begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
+
+    assert sessions.is_open(begin, "rth")
+    assert begin <= datetime.now(UTC)
+
+
+def test_an_address_of_ones_own_is_left_alone(stand_ins: Settings) -> None:
+    settings = Settings(_env_file=None, data_dir=stand_ins.data_dir, databento_gateway="127.0.0.1:9")
+    with endpoints(settings) as served:
+        assert served.databento_gateway == "127.0.0.1:9"
+        assert served.databento_url != settings.databento_url
+
+
+def test_a_frozen_instant_is_where_the_clock_of_its_gateway_began(at: Address) -> None:
+    with recorder(of_world(at("databento"))) as client:
+        client.wait_for(3)
+        begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
+
+    assert timedelta(0) <= begin - datetime.fromisoformat(NOW) < timedelta(hours=1)
+
+
+def test_each_world_has_its_gateway_and_keeps_it(at: Address) -> None:
+    first, again = of_world(at("databento")), of_world(at("databento"))
+    other_seed, other_time = (
+        of_world(at("databento", seed=8)),
+        of_world(at("databento", now="2025-06-11T15:00Z")),
+    )
+
+    assert first == again
+    assert len({first.port, other_seed.port, other_time.port}) == 3
+
+
+def test_many_worlds_do_not_exhaust_the_process(at: Address) -> None:
+    moments = [datetime(2025, 6, 10, 15, minute, tzinfo=UTC) for minute in range(40)]
+    ports = {of_world(at("databento", now=f"{moment:%Y-%m-%dT%H:%MZ}")).port for moment in moments}
+
+    assert len(ports) > 32
+    with recorder(of_world(at("databento", now=f"{moments[-1]:%Y-%m-%dT%H:%MZ}"))) as client:
+        client.wait_for(1)
+
+
+def test_a_fault_can_be_asked_for_from_outside(at: Address) -> None:
+    url = at("databento", seed=9)
+    with recorder(of_world(url)) as client:
+        client.wait_for(1)
+        assert requests.post(f"{url}/gateway", data="error=6", timeout=20).ok
+
+        assert client.end() == "Internal error"
+
+    refused = requests.post(f"{url}/gateway", data="explode", timeout=20)
+    assert refused.status_code == 400
+    assert "is no fault of the gateway" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"), [("blocked", "deactivated"), ("not_entitled", "live data license is required")]
+)
+def test_faults_of_the_account_hold_for_the_gateway_too(at: Address, fault: str, text: str) -> None:
+    with (
+        recorder(of_world(at("databento", fault=fault)), start=False) as client,
+        pytest.raises(BentoError, match=text),
+    ):
+        client.subscribe()

@@ -1,0 +1,171 @@
+"""One tape behind all schemas: what history says agrees with itself and with what is streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import databento
+import numpy as np
+import pandas as pd
+import pytest
+from databento.common.error import BentoClientError
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.sandbox.synthetic.globex import RTYPES, universe
+from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.synthetic.tape import of_instruments, tape
+from nq_pipeline_tests.sandbox.conftest import NOW
+from nq_pipeline_tests.sandbox.vendors.test_databento import client
+
+Address = Callable[..., str]
+START, END = datetime(2025, 6, 10, 14, tzinfo=UTC), datetime(2025, 6, 10, 14, 30, tzinfo=UTC)
+DATA = "trades", "mbp-1", "tbbo", "mbo", "bbo-1s", "bbo-1m"
+"""Schemas that history and the gateway have alike, record by record."""
+PARENTS = ["NQ.FUT", "Q2B.OPT"]
+
+
+def asked(schema: str, **more: Any) -> dict[str, Any]:
+    span = {"start": START, "end": END}
+    return {
+        "dataset": "GLBX.MDP3",
+        "schema": schema,
+        "symbols": PARENTS,
+        "stype_in": "parent",
+        **span,
+        **more,
+    }
+
+
+def ask(url: str, schema: str, **more: Any) -> databento.DBNStore:
+    store: databento.DBNStore = client(url).timeseries.get_range(**asked(schema, **more))
+    return store
+
+
+@pytest.mark.parametrize("schema", DATA)
+def test_history_has_what_the_gateway_streams(schema: str, at: Address) -> None:
+    listed = universe(market(7), START.date())
+    ids = listed.filter(listed["parent"].is_in(PARENTS))["instrument_id"].sort()
+    # A short span, since the gateway has the quotes of all contracts.
+    end = START + timedelta(minutes=2 if schema == "bbo-1m" else 30)
+    streamed = tape(market(7)).records(schema, to_ns(START), to_ns(end))
+    bought = ask(at("databento"), schema, end=end).to_ndarray()
+    assert len(bought) > 50
+    assert np.array_equal(bought, of_instruments(streamed, ids))
+
+
+@pytest.mark.parametrize("schema", ["mbp-1", "tbbo", "mbo", "bbo-1s", "ohlcv-1s", "ohlcv-1h"])
+def test_count_and_size_are_those_of_the_answer(schema: str, at: Address) -> None:
+    metadata, array = client(at("databento")).metadata, ask(at("databento"), schema).to_ndarray()
+    assert metadata.get_record_count(**asked(schema)) == len(array) > 0
+    assert metadata.get_billable_size(**asked(schema)) == array.nbytes
+    assert set(array["rtype"]) == {RTYPES[schema]}
+
+
+def test_trades_are_the_same_by_whatever_schema(at: Address) -> None:
+    url = at("databento")
+    trades = ask(url, "trades").to_ndarray()
+    for schema in ("mbp-1", "tbbo", "mbo"):
+        among = ask(url, schema).to_ndarray()
+        among = among[among["action"] == b"T"]
+        for name in ("instrument_id", "ts_event", "ts_recv", "sequence", "price", "size", "side"):
+            assert np.array_equal(among[name], trades[name]), (schema, name)
+
+
+@pytest.mark.parametrize(("schema", "step"), [("ohlcv-1s", "1s"), ("ohlcv-1m", "1min"), ("ohlcv-1h", "1h")])
+def test_bars_are_those_that_begin_within_the_question(schema: str, step: str, at: Address) -> None:
+    url = at("databento")
+    bars = ask(url, schema, end=END).to_df(map_symbols=False)
+    trades = ask(url, "trades", end=START + timedelta(hours=1)).to_df(map_symbols=False)
+    made = trades.groupby(["instrument_id", trades.index.floor(step)])
+    expected = made["price"].agg(["first", "max", "min", "last"]).join(made["size"].sum())
+    got = bars.set_index("instrument_id", append=True).swaplevel().sort_index()
+    expected = expected[expected.index.get_level_values(1) < END]
+    assert np.array_equal(got[["open", "high", "low", "close", "volume"]], expected)
+    assert list(got.index) == list(expected.index)
+
+
+def test_a_bar_that_has_not_ended_is_not_there_yet(at: Address) -> None:
+    hours = ask(at("databento"), "ohlcv-1h", end=NOW, symbols="NQ.FUT").to_df()
+    assert {str(stamp) for stamp in hours.index} == {"2025-06-10 14:00:00+00:00"}
+    early = at("databento", now="2025-06-10T14:59:59Z")
+    assert ask(early, "ohlcv-1h", end=END, symbols="NQ.FUT").to_df().empty
+    days = ask(at("databento"), "ohlcv-1d", start="2025-06-09", end=NOW, symbols="NQ.FUT").to_df()
+    assert {str(stamp.date()) for stamp in days.index} == {"2025-06-09"}
+
+
+# ── symbols ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_instrument_can_be_asked_for_by_its_id(at: Address) -> None:
+    url = at("databento")
+    by_symbol = ask(url, "tbbo", symbols="NQM5", stype_in="raw_symbol")
+    number = int(by_symbol.to_ndarray()["instrument_id"][0])
+
+    by_id = ask(url, "tbbo", symbols=[number], stype_in="instrument_id", stype_out="raw_symbol")
+
+    assert np.array_equal(by_id.to_ndarray(), by_symbol.to_ndarray())
+    assert set(by_id.to_df()["symbol"]) == {"NQM5"}
+
+
+def test_a_continuous_symbol_is_the_future_that_leads_on_each_day(at: Address) -> None:
+    url = at("databento", now="2025-06-25T00:00:00Z")
+    vendor = client(url)
+    told = vendor.symbology.resolve(
+        dataset="GLBX.MDP3", symbols=["NQ.c.0", "NQ.v.1", "ZZ.c.0"], stype_in="continuous",
+        stype_out="instrument_id", start_date="2025-06-20", end_date="2025-06-24",
+    )  # fmt: skip
+    spans = {symbol: [tuple(run.values()) for run in runs] for symbol, runs in told["result"].items()}
+    assert spans == {
+        "NQ.c.0": [("2025-06-20", "2025-06-22", "202506"), ("2025-06-22", "2025-06-24", "202509")],
+        "NQ.v.1": [("2025-06-20", "2025-06-22", "202509"), ("2025-06-22", "2025-06-24", "202512")],
+        "ZZ.c.0": [],
+    }
+    assert (told["status"], told["not_found"]) == (1, ["ZZ.c.0"])
+
+    span = {"start": "2025-06-20", "end": "2025-06-24"}
+    lead = ask(url, "definition", symbols="NQ.c.0", stype_in="continuous", **span).to_df()
+
+    assert set(lead["symbol"]) == {"NQ.c.0"}
+    days = [str(stamp.date()) for stamp in lead.index]
+    assert list(zip(days, lead["raw_symbol"], strict=True)) == [
+        ("2025-06-20", "NQM5"), ("2025-06-22", "NQU5"), ("2025-06-23", "NQU5")
+    ]  # fmt: skip
+
+
+def test_a_continuous_symbol_has_the_trades_of_its_future(at: Address) -> None:
+    url = at("databento")
+    lead = ask(url, "trades", symbols=["NQ.c.0", "NQ.n.0"], stype_in="continuous")
+    assert np.array_equal(
+        lead.to_ndarray(), ask(url, "trades", symbols="NQM5", stype_in="raw_symbol").to_ndarray()
+    )
+
+
+def test_symbols_resolve_both_ways_or_not_at_all(at: Address) -> None:
+    def resolve(symbols: Any, stype_in: str, stype_out: str) -> Any:
+        return client(at("databento")).symbology.resolve(
+            dataset="GLBX.MDP3", symbols=symbols, stype_in=stype_in, stype_out=stype_out,
+            start_date="2025-06-10", end_date="2025-06-11",
+        )  # fmt: skip
+
+    there = resolve("NQM5", "raw_symbol", "instrument_id")["result"]["NQM5"][0]["s"]
+    assert resolve([there], "instrument_id", "raw_symbol")["result"][there][0]["s"] == "NQM5"
+    nothing = resolve(["NOPE"], "raw_symbol", "instrument_id")
+    assert (nothing["status"], nothing["message"]) == (2, "Not found")
+    for pair in (("parent", "raw_symbol"), ("continuous", "raw_symbol"), ("raw_symbol", "continuous")):
+        with pytest.raises(BentoClientError, match="symbology_invalid_request"):
+            resolve("NQ.FUT", *pair)
+
+
+@pytest.mark.parametrize("schema", ["mbp-10", "status", "imbalance"])
+def test_a_schema_that_is_not_here_is_refused_and_not_listed(schema: str, at: Address) -> None:
+    assert schema not in client(at("databento")).metadata.list_schemas("GLBX.MDP3")
+    with pytest.raises(BentoClientError, match="data_schema_not_supported"):
+        ask(at("databento"), schema)
+
+
+def test_an_instant_with_an_offset_is_that_instant(at: Address) -> None:
+    there = pd.Timestamp(START).tz_convert("America/Chicago")
+    here = ask(at("databento"), "trades", start=there).to_ndarray()
+    assert np.array_equal(here, ask(at("databento"), "trades").to_ndarray())

@@ -1,0 +1,101 @@
+"""Spans of history: had once, whoever wants them, and what the capture asks for its gaps."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import databento
+import pytest
+
+from nq_pipeline.capture.gap_repair import History
+from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import NotConfigured, OverBudget
+from nq_pipeline.settings import Settings, load
+from nq_pipeline.sources.databento.client import NothingThere
+from nq_pipeline.sources.databento.history_store import DatabentoHistory
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.http_server import Server, serve
+from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
+
+OPTIONS = ("Q2C.OPT", "Q2D.OPT")
+FROM, TO = (to_ns(datetime(2025, 6, 10, hour, tzinfo=UTC)) for hour in (13, 14))
+SPAN = ("trades", OPTIONS, FROM, TO)
+
+
+def settings_for(server: Server, data: Path, **more: Any) -> Settings:
+    given: dict[str, Any] = {
+        "environment": "live", "data_dir": data, "databento_url": server.url, "databento_api_key": "db-gaps",
+        "now": standin.NOW,
+    }  # fmt: skip
+    return load(**{**given, **more})
+
+
+def bought(server: Server) -> int:
+    return sum(asked.path == "/v0/timeseries.get_range" for asked in server.asked)
+
+
+def test_it_is_what_the_capture_asks_for(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        history: History = DatabentoHistory(settings_for(server, tmp_path))
+        price, counted = history.price(*SPAN), history.count(*SPAN)
+        assert price > 0 and counted > 0 and bought(server) == 0
+        path, cost = history.fetch(*SPAN, run_id="run")
+    assert len(databento.DBNStore.from_file(path).to_ndarray()) == counted
+    assert abs(cost - price) < Decimal("1e-8")
+    (line,) = (one for one in open_ledger(settings_for(server, tmp_path)).lines() if one.kind == "committed")
+    assert (line.purpose, line.run_id, line.spent_usd) == ("gap_repair", "run", cost)
+    assert catalog_has_the_ledger(settings_for(server, tmp_path))
+
+
+def test_a_span_is_paid_once_whatever_the_order_of_its_symbols(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        history = DatabentoHistory(settings_for(server, tmp_path))
+        first, cost = history.fetch(*SPAN, run_id="run")
+        again, nothing = history.fetch("trades", OPTIONS[::-1], FROM, TO, run_id="another")
+        assert (again, nothing, bought(server)) == (first, 0, 1)
+        assert cost > 0
+
+
+def test_two_that_want_the_same_span_at_once_pay_it_once(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        got: list[tuple[Path, Decimal]] = []
+
+        def want() -> None:
+            got.append(DatabentoHistory(settings_for(server, tmp_path)).fetch(*SPAN, run_id="run"))
+
+        threads = [threading.Thread(target=want) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert bought(server) == 1 and len({path for path, _ in got}) == 1
+        assert sum(cost > 0 for _, cost in got) == 1
+
+
+def test_a_refusal_of_the_ledger_passes_and_nothing_metered_is_asked(tmp_path: Path) -> None:
+    with serve(standin.relay) as server:
+        history = DatabentoHistory(settings_for(server, tmp_path, budget_by_purpose="gap_repair=0"))
+        with pytest.raises(OverBudget, match="NQ_BUDGET_BY_PURPOSE"):
+            history.fetch(*SPAN, run_id="run")
+        assert bought(server) == 0
+    assert catalog_has_the_ledger(settings_for(server, tmp_path, budget_by_purpose="gap_repair=0"))
+
+
+def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:
+    saturday = ("trades", OPTIONS, *(to_ns(datetime(2025, 6, 7, hour, tzinfo=UTC)) for hour in (1, 2)))
+    with serve(standin.relay) as server:
+        history = DatabentoHistory(settings_for(server, tmp_path))
+        assert (history.price(*saturday), history.count(*saturday)) == (0, 0)
+        with pytest.raises(NothingThere):
+            history.fetch(*saturday, run_id="run")
+        assert bought(server) == 0
+
+
+def test_without_a_key_there_is_no_history(tmp_path: Path) -> None:
+    with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
+        DatabentoHistory(load(environment="live", data_dir=tmp_path))

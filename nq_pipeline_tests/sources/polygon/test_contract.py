@@ -1,0 +1,299 @@
+"""Polygon keeps the contract of sources, over real sockets, and its own promises beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.market.contracts import Series
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings, load
+from nq_pipeline.sources.polygon.source import REFERENCE, SNAPSHOT, Polygon
+from nq_pipeline_tests.testing.http_server import (
+    Answer,
+    Asked,
+    Server,
+    serve,
+)
+from nq_pipeline_tests.testing.proxies import (
+    NOON,
+    contract,
+    item,
+    page,
+)
+from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
+
+DAYS = (date(2025, 6, 11), date(2025, 6, 12))
+LATER = date(2025, 12, 19)
+BOARD = [("NDXP", day, side, 21700.0 + 50 * n) for day in DAYS for side in "CP" for n in range(4)]
+FORBIDDEN = Answer(
+    status=403, body=b'{"status":"NOT_AUTHORIZED","message":"You are not entitled to this data."}'
+)
+MISSING = Answer(status=404, body=b'{"status":"NOT_FOUND","message":"Ticker not found."}')
+
+
+def healthy(asked: Asked, *, per_page: int = 5) -> Answer:
+    """The chain in pages of five; the cursor is the row to go on at, the host in `next_url` is dead."""
+    if not asked.path.startswith(SNAPSHOT.path):
+        return MISSING
+    start = int(asked.query.get("cursor", "0"))
+    rows = [item(*terms) for terms in BOARD[start : start + per_page]]
+    more = start + per_page < len(BOARD)
+    following = f"https://127.0.0.1:9{asked.path}?cursor={start + per_page}" if more else None
+    return Answer(page(rows, next_url=following))
+
+
+def listed(asked: Asked) -> Answer:
+    """A plan without snapshots: contracts only."""
+    if asked.path != REFERENCE.path:
+        return FORBIDDEN
+    return Answer(page([contract(*terms) for terms in BOARD]))
+
+
+def changed(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Answer:
+    return Answer(page([change(item(*terms)) for terms in BOARD]))
+
+
+class TestPolygonKeepsTheContract(SourceContract):
+    outcomes: ClassVar = {
+        "http_401": Outcome.NOT_CONFIGURED,
+        "http_403": Outcome.NOT_ENTITLED,
+        "http_404": Outcome.UNAVAILABLE,
+        "http_429": Outcome.RATE_LIMITED,
+        "http_500": Outcome.UNAVAILABLE,
+        "redirect": Outcome.BAD_PAYLOAD,
+        "hang_up": Outcome.UNAVAILABLE,
+        "truncated": Outcome.BAD_PAYLOAD,
+        "html": Outcome.BAD_PAYLOAD,
+        "empty_body": Outcome.BAD_PAYLOAD,
+        "half_json": Outcome.BAD_PAYLOAD,
+        "json_number": Outcome.BAD_PAYLOAD,
+        "json_list_of_numbers": Outcome.BAD_PAYLOAD,
+        "json_null": Outcome.BAD_PAYLOAD,
+        "not_utf8": Outcome.BAD_PAYLOAD,
+        "firewall": Outcome.BLOCKED,
+        "no_contracts": Outcome.EMPTY,
+        "no_results": Outcome.BAD_PAYLOAD,
+        "last_week": Outcome.STALE,
+        "no_snapshots": Outcome.PARTIAL,
+        "no_quotes": Outcome.PARTIAL,
+        "broken_rows": Outcome.PARTIAL,
+        "only_broken_rows": Outcome.BAD_PAYLOAD,
+        "only_other_days": Outcome.EMPTY,
+        "circle": Outcome.PARTIAL,
+        "dies_after_a_page": Outcome.PARTIAL,
+    }
+    faults: ClassVar = {
+        "firewall": lambda self, asked: Answer(status=403, body=b"<html>", content_type="text/html"),
+        "no_contracts": lambda self, asked: Answer(page([])),
+        "no_results": lambda self, asked: Answer(b'{"status":"OK"}'),
+        "last_week": lambda self, asked: Answer(
+            page([item(*terms, at=NOON - timedelta(days=7)) for terms in BOARD])
+        ),
+        "no_snapshots": lambda self, asked: listed(asked),
+        "no_quotes": lambda self, asked: changed(lambda row: row | {"last_quote": None}),
+        "broken_rows": lambda self, asked: Answer(
+            page([*(item(*terms) for terms in BOARD), 7, {"details": 1}])
+        ),
+        "only_broken_rows": lambda self, asked: changed(lambda row: row | {"details": {"ticker": "?"}}),
+        "only_other_days": lambda self, asked: Answer(page([item("NDXP", LATER, "C", 21700.0)])),
+        "circle": lambda self, asked: Answer(page([item(*BOARD[0])], next_url="/v3/again?cursor=0")),
+        "dies_after_a_page": lambda self, asked: (
+            Answer(status=500) if asked.query.get("cursor") else healthy(asked)
+        ),
+    }
+
+    @pytest.mark.parametrize("key", ["two words", "kéy", "key\n"])
+    def test_what_no_header_can_carry_is_told_and_not_sent(self, key: str, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server).model_copy(update={"polygon_api_key": SecretStr(key)})
+            source = self.source(settings)
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            assert not server.asked
+        assert answer.outcome is Outcome.NOT_CONFIGURED and "is no key" in answer.reason
+
+    def settings(self, server: Server) -> Settings:
+        return load(environment="live", polygon_url=server.url, polygon_api_key=MARK)
+
+    def source(self, settings: Settings) -> Polygon:
+        return Polygon(settings)
+
+    def answer(self, asked: Asked) -> Answer:
+        return healthy(asked)
+
+    # Beyond the contract
+
+    def test_all_pages_are_read_with_the_key_in_the_header_only(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.frame.height == len(BOARD)
+        assert [asked.query.get("cursor") for asked in server.asked] == [None, "5", "10", "15"]
+        for asked in server.asked:
+            assert asked.headers["authorization"] == f"Bearer {MARK}"
+            assert MARK not in str(asked.query)
+
+    def test_pages_that_run_in_a_circle_are_left_at_the_first_address_that_comes_again(
+        self, tmp_path: Path
+    ) -> None:
+        with self.vendor("circle") as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert len(server.asked) == 2
+        assert "run in a circle" in answer.reason
+
+    def test_the_question_spans_the_expirations_of_the_request(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            self.ask(server, tmp_path)
+        asked = server.asked[0]
+        assert asked.path == "/v3/snapshot/options/I:NDX"
+        assert dict(asked.query) == {
+            "expiration_date.gte": "2025-06-11",
+            "expiration_date.lte": "2025-06-12",
+            "sort": "expiration_date",
+            "order": "asc",
+            "limit": "250",
+        }
+
+    def test_series_are_the_proxys_own(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert set(answer.series) == {"NDXP-2025-06-11", "NDXP-2025-06-12"}
+        assert set(answer.frame["underlying_class"]) == {"index"}
+
+    def test_a_plan_without_snapshots_still_says_what_is_listed(self, tmp_path: Path) -> None:
+        with self.vendor("no_snapshots") as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.frame.height == len(BOARD)
+        assert answer.frame["bid"].null_count() == len(BOARD)
+        assert "You are not entitled" in answer.reason
+        asked = server.asked[1]
+        assert (asked.query["underlying_ticker"], asked.query["as_of"]) == ("NDX", "2025-06-10")
+        assert asked.query["limit"] == "1000"
+
+    def test_an_instant_to_come_costs_its_cell_and_moves_no_other_row(self, tmp_path: Path) -> None:
+        def ahead(row: dict[str, Any], by: timedelta) -> dict[str, Any]:
+            return row | {"last_quote": row["last_quote"] | {"last_updated": to_ns(MOMENT + by)}}
+
+        rows = [item(*terms) for terms in BOARD] + [item("NDXP", DAYS[0], "C", 1000.0 + n) for n in range(90)]
+        rows[0] = ahead(rows[0], timedelta(days=83))
+        rows[1] = ahead(rows[1], timedelta(minutes=4))  # our clock may be late
+        with serve(lambda asked: Answer(page(rows))) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.OK
+        assert answer.dropped == {"future_instant": 1}
+        assert answer.frame["quote_ts"].null_count() == 1
+        assert set(answer.frame["as_of"]) == {MOMENT + timedelta(minutes=4)}
+        assert answer.frame["bid"].null_count() == 0
+
+    def test_rows_that_were_not_asked_for_are_left_out_and_counted(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            if asked.query.get("cursor") != "5":
+                return healthy(asked)
+            rows = [item(*terms) for terms in BOARD[5:10]] + [item("NDXP", LATER, "C", 21700.0)]
+            return Answer(page(rows, next_url=f"{asked.path}?cursor=10"))
+
+        with serve(respond) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.OK
+        assert set(answer.series) == {"NDXP-2025-06-11", "NDXP-2025-06-12"}
+        assert answer.frame.height == len(BOARD)
+        assert answer.dropped == {"other_series": 1}
+
+    def test_an_answer_of_others_only_is_empty_and_not_kept(self, tmp_path: Path) -> None:
+        with self.vendor("only_other_days") as server:
+            answer, _ = self.ask(server, tmp_path)
+            self.ask(server, tmp_path)
+            assert len(server.asked) == 2
+        assert answer.reason.endswith("; it sent 1 contracts of others")
+
+    def test_a_cut_spoils_the_last_expiration_only(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            return Answer(status=500) if asked.query.get("cursor") == "10" else healthy(asked)
+
+        with serve(respond) as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.frame.height == 10
+        assert answer.series["NDXP-2025-06-11"].outcome is Outcome.OK
+        assert answer.series["NDXP-2025-06-12"].outcome is Outcome.PARTIAL
+
+    def test_a_server_that_knows_only_the_recorded_contracts_gives_rows(
+        self, shared: Path, tmp_path: Path
+    ) -> None:
+        body = (shared / "polygon/reference_options_contracts_NDX_20250610.json").read_bytes()
+
+        def respond(asked: Asked) -> Answer:
+            return Answer(body) if asked.path == REFERENCE.path else Answer(status=404, body=b"Not Found")
+
+        with serve(respond) as server:
+            source = self.source(self.settings(server))
+            wanted = replace(self.request(), series=(Series("NQ", date(2029, 12, 21)),))
+            answer = source.ask(wanted, self.exchange(source, tmp_path))
+        assert answer.outcome is Outcome.PARTIAL
+        assert answer.frame["vendor_symbol"].to_list() == [r["ticker"] for r in orjson.loads(body)["results"]]
+        assert set(answer.series) == {"NDX-2029-12-21"}
+        assert answer.dropped == {"duplicate": 10}  # its second page is the first again
+        assert len(server.asked) == 3
+
+    def test_one_underlying_that_fails_does_not_cost_the_other(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            if asked.path.endswith("/QQQ"):
+                return Answer(page([item("QQQ", DAYS[0], "C", 530.0)]))
+            return Answer(b"[]")
+
+        with serve(respond) as server:
+            source = Polygon(self.settings(server).model_copy(update={"polygon_underlyings": ("NDX", "QQQ")}))
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+        assert answer.outcome is Outcome.PARTIAL
+        assert set(answer.series) == {"QQQ-2025-06-11"}
+        assert set(answer.frame["underlying_class"]) == {"etf"}
+
+    def test_a_refusal_of_the_key_is_not_repeated_for_every_underlying(self, tmp_path: Path) -> None:
+        with self.vendor("http_401") as server:
+            source = Polygon(self.settings(server).model_copy(update={"polygon_underlyings": ("NDX", "QQQ")}))
+            source.ask(self.request(), self.exchange(source, tmp_path))
+        assert len(server.asked) == 1
+
+    def test_without_a_key_nobody_is_asked(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            source = Polygon(load(environment="live", polygon_url=server.url))
+            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            assert not server.asked
+        assert answer.outcome is Outcome.NOT_CONFIGURED
+        assert "POLYGON_API_KEY" in answer.reason
+
+    @pytest.mark.parametrize(
+        ("respond", "entitled", "reachable"),
+        [
+            (healthy, True, True),
+            (listed, False, True),
+            (lambda asked: Answer(hang_up=True), None, False),
+            (lambda asked: Answer(status=429), None, True),
+        ],
+    )
+    def test_the_probe_tells_the_states_apart(
+        self, respond: Any, entitled: bool | None, reachable: bool, tmp_path: Path
+    ) -> None:
+        with serve(respond) as server:
+            source = Polygon(self.settings(server))
+            probe = source.probe(self.exchange(source, tmp_path))
+        assert (probe.configured, probe.reachable, probe.entitled) == (True, reachable, entitled)
+        assert bool(probe.mend) != (entitled is True)
+
+    def test_prices_speak_of_the_delayed_moment(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert set(answer.frame["as_of"]) == {NOON}
+        assert set(answer.frame["snapshot_ts"]) == {MOMENT}
+
+
+def test_the_free_plans_limit_holds_in_live_and_none_in_the_sandbox() -> None:
+    assert Polygon(load(environment="live")).policy.per_minute == 5
+    assert Polygon(load(environment="sandbox")).policy.per_minute == 0
+    assert Polygon(load(environment="live", polygon_rpm=0)).policy.per_minute == 0

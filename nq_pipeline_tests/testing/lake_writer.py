@@ -1,0 +1,73 @@
+"""A process that writes to a lake, to be watched or killed by tests.
+
+python -m nq_pipeline_tests.lake.writer LAKE append START STOP     ticks, one file a call, merged now and then
+python -m nq_pipeline_tests.lake.writer LAKE compact DAYS          merge trade date after trade date
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import polars as pl
+
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.compaction import compact
+from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.store import Lake
+from nq_pipeline_tests.testing.lake_samples import (
+    DAY,
+    NOON,
+    TICKS,
+    ticks,
+)
+
+ROWS_PER_CALL = 40
+LONG_AFTER = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def call(number: int) -> pl.DataFrame:
+    """What call `number` appends: ticks of two trade dates, which appear together or not at all."""
+    return ticks(
+        [
+            (DAY + timedelta(days=i % 2), i, NOON + number * 1_000 + i, number, 0.25 * i)
+            for i in range(ROWS_PER_CALL)
+        ]
+    )
+
+
+def append(lake: Lake, numbers: Iterable[int], *, alone: bool) -> None:
+    for number in numbers:
+        lake.append(TICKS, call(number), run_id="writer")
+        if number % 5 == 4:
+            compact(lake, TICKS, DAY + timedelta(days=number % 2), now=LONG_AFTER)
+        if number % 11 == 10:
+            # Without readers nobody needs the hour of grace.
+            lake.collect_garbage(LONG_AFTER if alone else None)
+
+
+def merge(lake: Lake, days: int) -> None:
+    for number in range(days):
+        compact(lake, SOURCE_CHAIN, DAY + timedelta(days=number), now=LONG_AFTER)
+        if number % 10 == 9:
+            catalog.publish(lake.root.parent)
+            lake.collect_garbage()
+
+
+def main() -> None:
+    lake = Lake(Path(sys.argv[1]), tables=[TICKS])
+    print("ready", flush=True)
+    match sys.argv[2:]:
+        case ["append", start, stop]:
+            append(lake, range(int(start), int(stop)), alone=False)
+        case ["alone", start]:
+            append(lake, count(int(start)), alone=True)
+        case ["compact", days]:
+            merge(lake, int(days))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A gateway of the test's own under load, which Dagster's processes find as the sandbox's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+from nq_pipeline.capture.log import holder
+from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
+from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.settings import load as load_settings
+from nq_pipeline_tests.capture.test_capture import NOW, OPENS, served
+from nq_pipeline_tests.capture.test_capture_soak import last_published, published
+from nq_pipeline_tests.testing.gateway_client import unlimited
+
+_FIELDS = {
+    "NQ_DATA_DIR": "data_dir",
+    "NQ_DATABENTO_URL": "databento_url",
+    "NQ_DATABENTO_GATEWAY": "databento_gateway",
+    "DATABENTO_API_KEY": "databento_api_key",
+    "NQ_CAPTURE_SCHEMA": "capture_schema",
+}
+DAY = OPENS.date().isoformat()
+
+
+@dataclass(frozen=True)
+class Market:
+    """The gateway, the settings that lead to it, and where the capture writes."""
+
+    gateway: Gateway
+    settings: dict[str, str]
+    data: Path
+
+    @property
+    def capturing(self) -> int | None:
+        """The process that captures."""
+        return holder(self.data / "sandbox" / "capture")
+
+    @property
+    def now_ns(self) -> int:
+        return self.gateway.now_ns()
+
+    @property
+    def vendors(self) -> Vendors:
+        """What runs and sensors in this process are given."""
+        return Vendors(load_settings(_env_file=None, **{_FIELDS[k]: v for k, v in self.settings.items()}))
+
+    def published_until(self) -> int:
+        """The newest published trade, nanoseconds UTC; 0 without any."""
+        try:
+            return last_published(self.data)
+        except TypeError:
+            return 0
+
+    def is_whole(self) -> bool:
+        """Whether the lake has every trade since the opening exactly once, up to its newest."""
+        have, wanted = published(self.gateway, self.data, self.published_until())
+        return have.height > 0 and have.equals(wanted)
+
+
+@contextmanager
+def market(
+    data: Path,
+    *faults: Fault,
+    load: int,
+    now: datetime = NOW,
+    wanted: str = "trades",
+    not_entitled: Collection[str] = ("mbo",),
+    key: str = KEY,
+) -> Iterator[Market]:
+    """A market twenty seconds after its opening, or at another instant, whose clock runs.
+
+    `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
+    """
+    with (
+        served(
+            *faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled, keys=(key,)
+        ) as gateway,
+        _clock(gateway) as url,
+    ):
+        settings = {
+            "NQ_DATA_DIR": str(data),
+            "NQ_DATABENTO_URL": url,
+            "NQ_DATABENTO_GATEWAY": gateway.address,
+            "DATABENTO_API_KEY": next(iter(gateway.keys)),
+            "NQ_CAPTURE_SCHEMA": wanted,
+        }
+        yield Market(gateway, settings, data)
+
+
+@contextmanager
+def _clock(gateway: Gateway) -> Iterator[str]:
+    """What the stand-in of Databento answers when it is asked for its gateway."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = {"address": gateway.address, "now": gateway.clock.now().isoformat()}
+            body = json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

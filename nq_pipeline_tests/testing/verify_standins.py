@@ -1,0 +1,72 @@
+"""A verification of stand-ins that behave as told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from nq_pipeline.clock import Clock
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
+from nq_pipeline.sandbox.gateway.script import Fault, Script
+from nq_pipeline.settings import Settings
+from nq_pipeline.verify.check import Pace
+from nq_pipeline.verify.verify import CHECKS, Report, verify
+from nq_pipeline_tests.testing.gateway_client import gateway, unlimited
+
+LOAD = 500
+QUICK = Pace(settle_s=0.3, outage_s=0.3, patience_s=20.0)
+STREAM_S = 0.6
+
+
+@contextmanager
+def served(*faults: Fault, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
+    """A gateway in the middle of a session, which works off these faults."""
+    options = {"load": load, "script": Script(*faults), "limits": unlimited(), **more}
+    with gateway(**options).serve_in_thread() as it:
+        yield it
+
+
+def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
+    """Settings of a gateway, and of no other vendor."""
+    own = {
+        "data_dir": data,
+        "sources": ("databento",),
+        "databento_url": f"http://{HOST}:9",
+        "databento_gateway": it.address if it else f"{HOST}:9",
+        "databento_api_key": KEY,
+        "capture_schema": "trades",
+    }
+    return Settings(_env_file=None, **{**own, **more})
+
+
+def verified(
+    it: Gateway,
+    data: Path,
+    *names: str,
+    clock: Clock | None = None,
+    stream_s: float = STREAM_S,
+    max_usd: str = "0",
+    pace: Pace = QUICK,
+    **more: Any,
+) -> Report:
+    """The report of some checks."""
+    return verify(
+        settings(it, data, **more),
+        clock=clock or it.clock,
+        minutes=stream_s / 60,
+        max_usd=Decimal(max_usd),
+        checks=[check for check in CHECKS if check.name in names],
+        pace=pace,
+    )
+
+
+def lines(report: Report) -> dict[str, str]:
+    """Check to verdict."""
+    return {result.check: result.finding.verdict for result in report.results}
+
+
+def reason(report: Report, check: str) -> str:
+    return next(result.finding.reason for result in report.results if result.check == check)

@@ -1,0 +1,49 @@
+"""A verification beside a running capture: each has its own, and neither disturbs the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nq_pipeline.capture.capture import Capture, Timing
+from nq_pipeline.capture.log import segments
+from nq_pipeline.lake.schemas import SESSIONS
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.sandbox.gateway.gateway import DATASET
+from nq_pipeline_tests.testing.verify_standins import (
+    lines,
+    served,
+    settings,
+    verified,
+)
+
+CHECKS = ("connect", "stream", "symbols", "reconnect", "replay")
+OPENED = datetime(2025, 6, 10, 13, 31, tzinfo=UTC)
+PATIENCE_S = 30.0
+
+
+def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> None:
+    stop, environment = threading.Event(), tmp_path / "sandbox"
+    with served(load=100, now=OPENED) as it:
+        engine = Capture(
+            settings(it, tmp_path, capture_window="rth"),
+            clock=it.clock,
+            timing=Timing(heartbeat_s=1, settle_s=0.3),
+        )
+        capturing = threading.Thread(target=engine.run, args=(stop,))
+        capturing.start()
+        try:
+            give_up = time.monotonic() + PATIENCE_S
+            while not segments(environment / "capture" / DATASET):
+                assert capturing.is_alive() and time.monotonic() < give_up
+                time.sleep(0.02)
+            report = verified(it, tmp_path, *CHECKS)
+        finally:
+            stop.set()
+            capturing.join(PATIENCE_S)
+    assert lines(report) == dict.fromkeys(CHECKS, "PASS"), report.results
+    kept = Lake(environment / "lake").scan(SESSIONS).collect()
+    assert kept["ended"].to_list() == ["stopped"]
+    assert engine.totals.reconnects == 0

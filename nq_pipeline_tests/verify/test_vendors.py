@@ -1,0 +1,132 @@
+"""The checks of the historical API and of the chain vendors, against their stand-ins over HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nq_pipeline.settings import SOURCE_NAMES
+from nq_pipeline.verify.verify import CHECKS, Report
+from nq_pipeline_tests.testing.standin import NOW, address
+from nq_pipeline_tests.testing.verify_standins import (
+    lines,
+    reason,
+    served,
+    verified,
+)
+
+PATIENCE_S = 100
+
+
+def vendor(name: str, fault: str = "ok") -> str:
+    return f"{address()}/with/now={NOW};fault={fault}/{name}"
+
+
+def examined(data: Path, *names: str, **more: Any) -> Report:
+    """The report of checks that need no gateway; every vendor is there unless told otherwise."""
+    own: dict[str, Any] = {
+        "now": datetime.fromisoformat(NOW),
+        "sources": SOURCE_NAMES,
+        "barchart_url": vendor("barchart"),
+        "polygon_url": vendor("polygon"),
+        "polygon_api_key": "sandbox-polygon-key",
+        "databento_url": vendor("databento"),
+    }
+    with served() as it:
+        return verified(it, data, *names, **{**own, **more})
+
+
+@pytest.mark.parametrize("name", ["barchart", "polygon", "databento"])
+def test_each_vendor_has_a_line_of_its_own(name: str, tmp_path: Path) -> None:
+    assert lines(examined(tmp_path, name)) == {name: "PASS"}
+    faulty = examined(tmp_path / "faulty", *SOURCE_NAMES, **{f"{name}_url": vendor(name, "unavailable")})
+    assert [check for check, verdict in lines(faulty).items() if verdict == "FAIL"] == [name]
+    assert "to mend it" in reason(faulty, name)
+
+
+def test_a_vendor_without_credentials_or_outside_the_settings_is_skipped(tmp_path: Path) -> None:
+    report = examined(tmp_path, *SOURCE_NAMES, sources=("polygon", "tradovate"))
+    assert lines(report) == {
+        "barchart": "SKIP", "polygon": "PASS", "tradovate": "SKIP", "databento": "SKIP",
+    }  # fmt: skip
+    assert reason(report, "barchart") == "not in NQ_SOURCES"
+    assert "not configured" in reason(report, "tradovate")
+
+
+def test_what_is_kept_is_not_asked_for_again(tmp_path: Path) -> None:
+    report = examined(tmp_path, "cache")
+    assert lines(report) == {"cache": "PASS"}
+    told = reason(report, "cache")
+    assert "barchart " in told and "databento " in told and told.count(", then 0") == 2
+
+
+def test_a_cache_that_keeps_nothing_fails(tmp_path: Path) -> None:
+    report = examined(tmp_path, "cache", cache_open_s=0, cache_closed_s=0)
+    assert lines(report) == {"cache": "FAIL"}
+    assert "asked for again" in reason(report, "cache")
+
+
+def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
+    assert lines(examined(tmp_path, "cache", sources=("tradovate",), databento_api_key=None)) == {
+        "cache": "SKIP"
+    }
+
+
+def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
+    report = examined(tmp_path, "cost")
+    assert lines(report) == {"cost": "PASS"}
+    assert "until 2025-06-10 14:59:" in reason(report, "cost")
+    assert "bytes at $28.00 a GiB" in reason(report, "cost")
+    assert "$179.00 plan and $0.00 metered, $21.00 left" in reason(report, "cost")
+    assert report.spent_usd == 0
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "wrong_content_type", "blocked"])
+def test_a_price_that_cannot_be_had_fails(fault: str, tmp_path: Path) -> None:
+    report = examined(tmp_path, "cost", databento_url=vendor("databento", fault), http_attempts=1)
+    assert lines(report) == {"cost": "FAIL"}
+
+
+def test_where_nobody_answers_the_price_fails(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    report = examined(tmp_path, "cost", databento_url=f"http://127.0.0.1:{port}", http_attempts=1)
+    assert lines(report) == {"cost": "FAIL"}
+
+
+def nq(data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in the sandbox, with stand-ins it starts itself."""
+    pairs = {"NQ_DATA_DIR": str(data), "NQ_ENVIRONMENT": "sandbox", "NQ_NOW": NOW, **settings}
+    return subprocess.run(
+        ["env", *(f"{n}={v}" for n, v in pairs.items()), sys.executable, "-m", "nq_pipeline", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def test_the_command_prints_a_line_for_every_check_and_ends_well(tmp_path: Path) -> None:
+    done = nq(tmp_path, "verify", "--minutes", "0.05", "--max-usd", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *checks, last = done.stdout.splitlines()
+    assert first.startswith("SANDBOX") and "0 failed" in last
+    assert [line.split()[1] for line in checks] == [check.name for check in CHECKS]
+    assert {line.split()[0] for line in checks} <= {"PASS", "SKIP"}
+    assert len(list((tmp_path / "sandbox" / "evidence").glob("*/report.json"))) == 1
+
+
+def test_the_command_fails_when_a_line_does_and_speaks_json(tmp_path: Path) -> None:
+    done = nq(tmp_path, "verify", "--minutes", "0.05", "--json", NQ_SANDBOX_FAULTS="databento=blocked")
+    assert done.returncode == 5, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["sound"] is False
+    verdicts = {line["check"]: line["verdict"] for line in told["checks"]}
+    assert verdicts["connect"] == "FAIL" and verdicts["stream"] == "SKIP" and verdicts["barchart"] == "PASS"
+    assert Path(told["evidence"]).is_dir()
