@@ -1,8 +1,8 @@
 """A process that captures numbered trades, to be watched or killed by tests.
 
-python -m nq_pipeline_tests.testing.capture_writer ROOT hold               hold the lock until the input ends
-python -m nq_pipeline_tests.testing.capture_writer ROOT fill LIMIT         write until the disk refuses, or a file
-                                                                reaches LIMIT bytes (0: none)
+python -m nq_pipeline_tests.testing.capture_writer ROOT hold           hold the lock until the input ends
+python -m nq_pipeline_tests.testing.capture_writer ROOT fill LIMIT     write until the disk refuses, or a
+                                                             file reaches LIMIT bytes (0: none)
 """
 
 from __future__ import annotations
