@@ -28,7 +28,7 @@ from typing import Any
 import databento_dbn
 import numpy as np
 
-from nq_pipeline.capture.log import CaptureLog, segments
+from nq_pipeline.capture.log import CaptureLog, list_segments
 from nq_pipeline.dbn.framer import Framer
 
 DATASET = "GLBX.MDP3"
@@ -159,7 +159,7 @@ def paced(folder: Path) -> list[float]:
 
 def digest(folder: Path) -> str:
     """Of the records, whatever wrote them."""
-    found = [s.path for s in segments(folder / DATASET)] or [folder / "stream.dbn"]
+    found = [s.path for s in list_segments(folder / DATASET)] or [folder / "stream.dbn"]
     hashed = hashlib.sha256()
     for path in found:
         data = path.read_bytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from datetime import date
 
-from nq_pipeline.capture.quality import last_begun
+from nq_pipeline.capture.quality import last_opened
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.lake.store import Lake
@@ -31,7 +31,7 @@ def first_dates(settings: Settings) -> dict[str, str]:
 
     lake = Lake(settings.environment_dir / "lake")
     chain = sessions.current_session(settings.clock.now()).trade_date
-    capture = last_begun(market_clock(settings).now(), settings.capture_window)
+    capture = last_opened(market_clock(settings).now(), settings.capture_window)
     return {
         CHAINS: _oldest(lake, SOURCE_CHAIN, chain).isoformat(),
         CAPTURE: _oldest(lake, TRADES, capture).isoformat(),

@@ -141,7 +141,7 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
     unsettled = _unsettled(lake)
     for folder in sorted((settings.environment_dir / "capture").glob("*/")):
         published = Publisher(folder, lake, run_id="retention").position.segment
-        for segment in log.segments(folder)[:-1]:
+        for segment in log.list_segments(folder)[:-1]:
             if segment.trade_date >= before:
                 break
             if reason := _needed(lake, segment, published, unsettled, now):

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from nq_pipeline.capture.quality import last_begun, spans_of
+from nq_pipeline.capture.quality import last_opened, window_spans
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import CHICAGO, Window, in_chicago
 
@@ -108,8 +108,8 @@ def pressure_tick(
     """
     if pinned is not None:
         return PressureTick(reason=_pinned(pinned))
-    day = last_begun(now, window)
-    spans = spans_of(sessions.session(day), window)
+    day = last_opened(now, window)
+    spans = window_spans(sessions.session(day), window)
     opens, closes = spans[0][0], spans[-1][1]
     due = [day] if now < closes + REPAIR else []
     if REPAIR <= now - opens < REPAIR + CADENCE:

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from nq_pipeline.capture import log
-from nq_pipeline.capture.gaps import Gap, GapStore, State
+from nq_pipeline.capture.gaps import Gap, GapState, GapStore
 from nq_pipeline.chains.snapshot import build_request, replay_snapshot, take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
@@ -176,27 +176,27 @@ def capture(settings: Settings) -> Path:
     with Feed(root, segment_bytes=20_000) as feed:
         feed.session(*np.array_split(market(2_000), 8))
     publisher(root).publish()
-    assert len(log.segments(root / DATASET)) > 3
+    assert len(log.list_segments(root / DATASET)) > 3
     return root
 
 
 def test_published_and_compacted_segments_go_but_for_the_newest(settings: Settings, capture: Path) -> None:
-    segments, before = log.segments(capture / DATASET), rows(capture)
+    segments, before = log.list_segments(capture / DATASET), rows(capture)
     compact(Lake(settings.environment_dir / "lake"), TRADES, NOON.date(), now=LATER)
     part = swept(settings, "capture")
     assert (part.files, part.kept) == (len(segments) - 1, "")
-    assert log.segments(capture / DATASET) == segments[-1:]
+    assert log.list_segments(capture / DATASET) == segments[-1:]
     assert rows(capture).equals(before)
 
 
 def test_a_capture_goes_on_after_retention(settings: Settings, capture: Path) -> None:
     swept(settings, "capture")
-    last = log.segments(capture / DATASET)[-1].number
+    last = log.list_segments(capture / DATASET)[-1].number
     before = rows(capture).height
     with Feed(capture) as feed:
         feed.session(market(50, seed=9))
     publisher(capture).publish()
-    assert log.segments(capture / DATASET)[-1].number == last + 1
+    assert log.list_segments(capture / DATASET)[-1].number == last + 1
     assert rows(capture).height > before
 
 
@@ -220,7 +220,7 @@ def test_segments_stay_while_their_trade_date_is_not_compacted(settings: Setting
 
 @pytest.mark.parametrize(("state", "stays"), [("open", True), ("replayed", True), ("verified", False)])
 def test_segments_stay_while_a_gap_is_unsettled(
-    settings: Settings, capture: Path, state: State, stays: bool
+    settings: Settings, capture: Path, state: GapState, stays: bool
 ) -> None:
     lake = Lake(settings.environment_dir / "lake")
     book = GapStore(lake, dataset=DATASET, environment="sandbox", run_id="run")

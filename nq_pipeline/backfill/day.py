@@ -24,7 +24,7 @@ import polars as pl
 
 from nq_pipeline.backfill.rows import TABLES, TICKS, table_rows, tick_rows
 from nq_pipeline.capture.gateway import future_parents, option_parents
-from nq_pipeline.capture.rows import Counts
+from nq_pipeline.capture.rows import RowCounts
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns, unproven
 from nq_pipeline.errors import (
     LedgerError,
@@ -363,7 +363,7 @@ class _Job:
 
     def _in_the_lake(self, day: BackfillDay, parts: Sequence[Download], run_id: str) -> BackfillDay:
         """Append the rows; the state follows from what was proven."""
-        environment, counts = self.settings.environment, Counts()
+        environment, counts = self.settings.environment, RowCounts()
         rows = known = 0
         files = [file for part in parts for file in part.files]
         if self.schema in TICKS:

@@ -16,13 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nq_pipeline.capture.gap_repair import NO_SESSION, frames
-from nq_pipeline.capture.rows import (
-    Counts,
-    Instruments,
-    Origin,
-    SessionRows,
-)
+from nq_pipeline.capture.gap_repair import NO_SESSION, read_frames
+from nq_pipeline.capture.rows import Instruments, Origin, RowCounts, SessionRows
 from nq_pipeline.dbn import stream as dbn
 from nq_pipeline.dbn.decode import (
     UNDEF_QUANTITY,
@@ -57,12 +52,12 @@ BATCH_BYTES = 16 << 20
 
 
 def tick_rows(
-    files: list[Path], *, environment: str, run_id: str, counts: Counts
+    files: list[Path], *, environment: str, run_id: str, counts: RowCounts
 ) -> Iterator[tuple[Table, pl.DataFrame]]:
     """The rows of trades or orders, of files in the order of their records."""
     session = SessionRows(NO_SESSION)
     for file in files:
-        for frame in frames(file):
+        for frame in read_frames(file):
             session.take(frame)
             if session.gathered >= BATCH_BYTES:
                 yield from _given_out(session, environment, run_id, counts)
@@ -97,7 +92,7 @@ def table_rows(
 
 
 def _given_out(
-    session: SessionRows, environment: str, run_id: str, counts: Counts
+    session: SessionRows, environment: str, run_id: str, counts: RowCounts
 ) -> Iterator[tuple[Table, pl.DataFrame]]:
     tables, more = session.rows(Origin(environment, run_id, 0))
     counts.add(more)

@@ -25,30 +25,16 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from nq_pipeline.capture import gateway, reconnect_policy
-from nq_pipeline.capture.gap_repair import History, Repairs
+from nq_pipeline.capture.gap_repair import GapRepairer, HistoricalRecords
 from nq_pipeline.capture.gap_tracker import GapTracker
-from nq_pipeline.capture.gaps import (
-    REPAIRS,
-    Count,
-    Gap,
-    GapStore,
-    span,
-)
+from nq_pipeline.capture.gaps import MAX_REPLAYS, BackgroundWriter, Gap, GapStore, RecordCount, open_window
 from nq_pipeline.capture.gateway import GatewaySession, Subscription
 from nq_pipeline.capture.log import CaptureLog
-from nq_pipeline.capture.publisher import Publisher
-from nq_pipeline.capture.reconnect_policy import (
-    Attempts,
-    Ending,
-    How,
-    Retry,
-    StepDown,
-    Stop,
-)
+from nq_pipeline.capture.publisher import Publisher, publishing
+from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
 from nq_pipeline.capture.recount import recount, subscriptions
 from nq_pipeline.capture.schema_fallback import RTYPES, SchemaFallback
 from nq_pipeline.capture.stats import CaptureStats, Meter
-from nq_pipeline.capture.workers import Writer, publishing
 from nq_pipeline.clock import NS_PER_S, Clock, to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
@@ -116,7 +102,7 @@ class Capture:
         clock: Clock | None = None,
         run_id: str | None = None,
         timing: Timing | None = None,
-        history: History | None = None,
+        history: HistoricalRecords | None = None,
     ) -> None:
         from nq_pipeline.lake.store import Lake
 
@@ -129,7 +115,7 @@ class Capture:
         self.totals = CaptureStats()
         self._settings, self._key, self._history = settings, settings.databento_api_key, history
         self._dataset, self._window = settings.databento_dataset, settings.capture_window
-        self._address = gateway.address(settings.databento_gateway, self._dataset)
+        self._address = gateway.gateway_address(settings.databento_gateway, self._dataset)
         check_databento_key(self._key, self._address[0])
         self._timing = timing or Timing()
         self._root = settings.environment_dir / "capture"
@@ -153,7 +139,7 @@ class Capture:
         self._recount_again = 0.0
         self._uncounted = Attempts()
         self._disputed: str | None = None
-        self._uncompared: deque[tuple[Gap, Count]] = deque()
+        self._uncompared: deque[tuple[Gap, RecordCount]] = deque()
         self._compared: deque[Gap] = deque()
         self._warnings = 0
 
@@ -184,7 +170,7 @@ class Capture:
         NotEntitled
             The plan has no live data.
         """
-        opened = span(self.clock.now(), self._window)
+        opened = open_window(self.clock.now(), self._window)
         if opened is None:
             opens = sessions.next_open(self.clock.now(), self._window)
             raise CaptureError(
@@ -199,7 +185,7 @@ class Capture:
             CaptureLog(
                 self._root, self._dataset, clock=self.clock, sync_every_s=sync_s, after=after
             ) as self._log,
-            Writer() as self._books,
+            BackgroundWriter() as self._books,
             self._settling(),
             publishing(publish and self._comparing(publish), self.totals, sync=self._log.sync) as caught_up,
         ):
@@ -214,7 +200,7 @@ class Capture:
                 settle_s=self._timing.settle_s,
                 aging_s=self._timing.aging_s,
             )
-            self._repairs = Repairs(
+            self._repairs = GapRepairer(
                 self._history,
                 self._lake,
                 buys=self._settings.capture_repair == "paid",
@@ -247,7 +233,9 @@ class Capture:
                 started = self.clock.now()
                 session, asked, ending = await self._hold_session()
                 advanced_s = self._put_down(session, asked, started, ending)
-                ending = replace(ending, sound=reconnect_policy.is_sound(session.state.lived_s, advanced_s))
+                ending = replace(
+                    ending, healthy=reconnect_policy.is_healthy(session.state.lived_s, advanced_s)
+                )
                 step = reconnect_policy.next_step(
                     ending, attempts, now=self.clock.now(), closes=self._deadline(), chance=random.random()
                 )
@@ -269,7 +257,7 @@ class Capture:
                 self._recounting.cancel()
                 await asyncio.gather(self._recounting, return_exceptions=True)
 
-    async def _hold_session(self) -> tuple[GatewaySession, list[Subscription], Ending]:
+    async def _hold_session(self) -> tuple[GatewaySession, list[Subscription], SessionEnd]:
         """A session from the connection to its end."""
         self._streams = self._parents_by_schema()
         self._accounts.follow(self._streams)
@@ -306,13 +294,13 @@ class Capture:
         if received is not None:
             self._meter.lag(to_ns(self.clock.now()) - received)
 
-    def _look_after(self, session: GatewaySession) -> Ending | None:
+    def _look_after(self, session: GatewaySession) -> SessionEnd | None:
         """What is due while a session goes on; the end that it should have, if it should."""
         now = asyncio.get_running_loop().time()
         try:
             self._log.check()
         except LogFailed as error:
-            return Ending(How.FAILED, str(error))
+            return SessionEnd(EndReason.FAILED, str(error))
         self._books.check()
         self._count_again(self._accounts.advance(session.state, now))
         self._look_beyond()
@@ -323,10 +311,12 @@ class Capture:
         if self._meter.is_due:
             self._report()
         if self._is_over():
-            return Ending(How.STOPPED, "stop was asked for" if self._stop.is_set() else "the window closed")
+            return SessionEnd(
+                EndReason.STOPPED, "stop was asked for" if self._stop.is_set() else "the window closed"
+            )
         if session.state.skipped:
-            return Ending(How.SKIPPED, session.state.skipped)
-        return Ending(How.REPAIR, self._disputed) if self._disputed else None
+            return SessionEnd(EndReason.SKIPPED, session.state.skipped)
+        return SessionEnd(EndReason.REPAIR, self._disputed) if self._disputed else None
 
     def _miss_roots(self, session: GatewaySession, now: float) -> None:
         """See which of the roots that are always listed the gateway has not named in time."""
@@ -334,7 +324,7 @@ class Capture:
         if began is None or now - began < self._timing.missing_s:
             return
         asked = tuple(parent for parents in self._parents.values() for parent in parents)
-        always, _ = gateway.missing(asked, session.state.mapped)
+        always, _ = gateway.missing_parents(asked, session.state.mapped)
         if always and always != self.totals.missing:
             self._note(f"ALERT: the gateway names no instrument of {', '.join(always)}")
         self.totals.missing = always
@@ -351,7 +341,7 @@ class Capture:
         return found
 
     def _put_down(
-        self, session: GatewaySession, asked: list[Subscription], at: datetime, ending: Ending
+        self, session: GatewaySession, asked: list[Subscription], at: datetime, ending: SessionEnd
     ) -> float:
         """Put down how a session ended; returns by how many seconds it moved the proven moment."""
         now, state = self.clock.now(), session.state
@@ -367,7 +357,7 @@ class Capture:
             "replay_from": min((s.start_ns for s in asked if s.start_ns is not None), default=None),
             "records": state.records,
             "bytes": state.bytes,
-            "ended": str(ending.how),
+            "ended": str(ending.reason),
             "detail": ending.text or None,
             "code": ending.code,
             "proven_ts": proven,
@@ -376,10 +366,10 @@ class Capture:
         self._books.later(lambda: self._book.write_session(row, now))
         return (self._proven_ns - before) / NS_PER_S
 
-    def _give_up(self, step: Stop, ending: Ending) -> None:
+    def _give_up(self, step: Stop, ending: SessionEnd) -> None:
         if step.reason is None:
             return
-        if ending.how is How.FAILED:
+        if ending.reason is EndReason.FAILED:
             try:
                 self._books.check(wait=True)
             except (OSError, NqError) as error:
@@ -457,10 +447,10 @@ class Capture:
                 self._uncompared.append((judged, counts[gap.gap_id]))
             if judged and judged.state == "open":
                 self._note(f"ALERT: {judged.reason}")
-                if judged.attempts < REPAIRS:
+                if judged.attempts < MAX_REPLAYS:
                     self._disputed = judged.reason
 
-    def _could_not_count(self, gaps: list[Gap], ending: Ending) -> None:
+    def _could_not_count(self, gaps: list[Gap], ending: SessionEnd) -> None:
         """Try again later, and ever later, but for gaps that lie too far back by now."""
         step = reconnect_policy.next_step(
             ending, self._uncounted, now=self.clock.now(), closes=None, chance=random.random()

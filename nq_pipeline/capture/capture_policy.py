@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from nq_pipeline.capture.locks import LockHolder
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, in_chicago, why_closed
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
 
-LIVE, ATTEMPT = "nq/live_capture", "nq/attempt"
+LIVE_CAPTURE_TAG, ATTEMPT_TAG = "nq/live_capture", "nq/attempt"
 """Run tags: the environment that is captured, which no two runs may have at once; the number of the
 attempt, of a trade date."""
-SETTINGS, STOPPED = "nq/settings", "nq/stopped"
+SETTINGS_TAG, STOPPED_TAG = "nq/settings", "nq/stopped"
 """Run tags: the fingerprint of the settings; the error after which trying again cannot help."""
 
 STARTING_UP = timedelta(seconds=60)
@@ -80,23 +81,6 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorder:
-    """Whoever holds the lock of the capture log: a run, or a terminal.
-
-    Attributes
-    ----------
-    process
-        0 before it said its number.
-    since, grew
-        When it began, and when its log last grew; by the machine's clock.
-    """
-
-    process: int
-    since: datetime
-    grew: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Situation:
     """All that a decision rests on.
 
@@ -124,7 +108,7 @@ class Situation:
     moved: bool = False
     settings: str = ""
     attempts: Sequence[Attempt] = ()
-    recorder: Recorder | None = None
+    holder: LockHolder | None = None
     pinned: datetime | None = None
     unconfigured: str = ""
 
@@ -142,7 +126,7 @@ class Decision:
     dead: tuple[str, ...] = ()
 
 
-def decide(situation: Situation) -> Decision:
+def decide_capture(situation: Situation) -> Decision:
     """Keep exactly one capture going while the window is open; the first reason not to start one counts."""
     now = situation.now
     dead = tuple(attempt.run_id for attempt in situation.attempts if attempt.is_dead(now))
@@ -158,7 +142,7 @@ def decide(situation: Situation) -> Decision:
     return Decision(day, 1 + max((attempt.number for attempt in today), default=0), dead=dead)
 
 
-def fingerprint(settings: Settings) -> str:
+def settings_fingerprint(settings: Settings) -> str:
     """Changes with every setting that can make a capture succeed which failed before; tells none of them."""
     key = settings.databento_api_key
     parts = (
@@ -180,11 +164,11 @@ def _not_wanted(s: Situation) -> str:
         )
     if s.unconfigured:
         return f"not configured: {s.unconfigured}"
-    if s.recorder:
-        grew = s.recorder.grew
+    if s.holder:
+        grew = s.holder.grew
         quiet = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
-        process = f"process {s.recorder.process}" if s.recorder.process else "a process that is starting"
-        return f"capturing since {in_chicago(s.recorder.since)}, {process}{quiet}"
+        process = f"process {s.holder.process}" if s.holder.process else "a process that is starting"
+        return f"capturing since {in_chicago(s.holder.since)}, {process}{quiet}"
     if sessions.is_open(s.market, s.window):
         return ""
     opens = in_chicago(sessions.next_open(s.market, s.window))
@@ -226,14 +210,14 @@ def _after(today: Sequence[Attempt], s: Situation) -> str:
             f"ALERT: {len(failed)} attempts failed within {minutes} min, {run} last; see what it says. "
             f"Tried again at {again}, or by hand"
         )
-    due = failed[0] + pause(len(failed))
+    due = failed[0] + retry_pause(len(failed))
     if s.now < due:
         number = f"attempt {len(failed)} of {MOST_FAILURES} within {minutes} min"
         return f"{number} failed ({run}); the next follows in {_seconds(due - s.now)}"
     return ""
 
 
-def pause(failures: int) -> timedelta:
+def retry_pause(failures: int) -> timedelta:
     """How long to wait after so many failures in a row."""
     if failures <= 1:
         return timedelta()

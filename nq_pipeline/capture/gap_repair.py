@@ -1,6 +1,6 @@
 """What the live gateway no longer replays, from the historical API: the seam, and the repair of a gap.
 
-Whoever hosts a capture hands in a `History`; this room knows neither the vendor's client nor the
+Whoever hosts a capture hands in a `HistoricalRecords`; this room knows neither the vendor's client nor the
 ledger. Prices and counts are free to ask. `fetch` spends money and is called only where the
 operator has opted in (`NQ_CAPTURE_REPAIR=paid`).
 """
@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from nq_pipeline.capture.gaps import (
-    ALREADY_THERE,
-    HISTORICAL,
-    Gap,
-    differing,
-)
+from nq_pipeline.capture.gaps import ALREADY_THERE, HISTORICAL, Gap, describe_difference
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn import stream
@@ -45,7 +40,7 @@ NO_SESSION = 0
 """`log_session` of rows that did not come through the capture log."""
 
 
-class History(Protocol):
+class HistoricalRecords(Protocol):
     """The historical API of one dataset.
 
     Spans are of `ts_recv`, nanoseconds UTC, start included, end not; symbols are parents (`NQ.OPT`).
@@ -80,7 +75,7 @@ class History(Protocol):
         ...
 
 
-class Repairs:
+class GapRepairer:
     """Fills gaps from the historical API, one after the other, on a thread of its own.
 
     Parameters
@@ -98,7 +93,7 @@ class Repairs:
 
     def __init__(
         self,
-        history: History | None,
+        history: HistoricalRecords | None,
         lake: Lake,
         *,
         buys: bool,
@@ -134,13 +129,13 @@ class Repairs:
             if not asked.cancelled():
                 yield asked.result()
 
-    def _fill(self, history: History, gap: Gap, parents: tuple[str, ...]) -> Gap:
+    def _fill(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
         """The next state of a gap; the gap itself where nothing has changed since it was asked for before."""
         changed = self._changed(history, gap, parents)
         told = (changed.state, changed.reason, changed.cost_usd)
         return gap if told == (gap.state, gap.reason, gap.cost_usd) else changed
 
-    def _changed(self, history: History, gap: Gap, parents: tuple[str, ...]) -> Gap:
+    def _changed(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
         """Verified, or with the reason why it is not.
 
         A part of which the lake holds as many records as the vendor counts is not bought, so that
@@ -173,7 +168,7 @@ class Repairs:
         held = sum(_held(self._lake, gap.schema, first, last) for first, last in _by_session(gap))
         return gap.change(
             state="verified",
-            reason=differing(max(held - counted, 0), max(counted - held, 0)),
+            reason=describe_difference(max(held - counted, 0), max(counted - held, 0)),
             filled_by=filled_by,
             published=held,
             **_paid(gap, cost, bought, counted),
@@ -192,7 +187,7 @@ class Repairs:
                 self._lake.append(table, frame, run_id=self._run_id, now=now)
             return counts.records
 
-        for frame in frames(path):
+        for frame in read_frames(path):
             rows.take(frame)
             if rows.gathered >= BATCH_BYTES:
                 came += give()
@@ -238,7 +233,7 @@ def _paid(gap: Gap, cost: Decimal, bought: int, counted: int) -> dict[str, Any]:
     }
 
 
-def frames(path: Path) -> Iterator[Frame]:
+def read_frames(path: Path) -> Iterator[Frame]:
     """The records of a DBN file of one session, after the mappings that its head has.
 
     Raises

@@ -20,20 +20,15 @@ from nq_pipeline.capture import gaps as rules
 from nq_pipeline.capture.gaps import (
     HISTORICAL,
     LIVE_REPLAY,
-    REPAIRS,
+    MAX_REPLAYS,
     UNRESOLVED,
-    Count,
     Gap,
     GapStore,
+    RecordCount,
 )
-from nq_pipeline.capture.gateway import State
-from nq_pipeline.capture.log import (
-    CaptureLog,
-    Position,
-    segments,
-    tail,
-)
-from nq_pipeline.capture.reconnect_policy import SKIPPED_RECORDS, Ending, How
+from nq_pipeline.capture.gateway import SessionState
+from nq_pipeline.capture.log import CaptureLog, Position, list_segments, tail
+from nq_pipeline.capture.reconnect_policy import SKIPPED_RECORDS, EndReason, SessionEnd
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn.framer import (
@@ -92,7 +87,7 @@ class GapTracker:
         self._gaps: dict[str, Gap] = {}
         self._limits: dict[str, int] = {}
         self._all_there_is: set[str] = set()
-        self._awaited: dict[str, Count] = {}
+        self._awaited: dict[str, RecordCount] = {}
         self.begin({})
 
     # ── gaps ────────────────────────────────────────────────────────────────────────────────────
@@ -108,7 +103,7 @@ class GapTracker:
     @property
     def fillable(self) -> bool:
         """Whether a replay may still fill something."""
-        return any(gap.attempts < REPAIRS for gap in self.unresolved)
+        return any(gap.attempts < MAX_REPLAYS for gap in self.unresolved)
 
     def find(self, folder: Path, schemas: Iterable[str]) -> None:
         """Take up the gaps of earlier captures, and open those that arose while none was running.
@@ -135,7 +130,7 @@ class GapTracker:
             reached = [ns for ns in moments if ns is not None and ns <= to_ns(now)]
             proven = max(reached, default=None)
             going_on = any(g.last_ns is None and g.schema == schema for g in self.unresolved)
-            for first, last in rules.holes(proven, now, self._window):
+            for first, last in rules.unproven_spans(proven, now, self._window):
                 if last is not None or not going_on:
                     late = proven is None or first > proven
                     self._open(schema, first, last, cause="late start" if late else "not running")
@@ -168,13 +163,13 @@ class GapTracker:
         """Give up what is older than the gateway replays, as far as is known."""
         now = self._clock.now()
         for schema in schemas:
-            self.lose_before(schema, rules.replayed_from(schema, now))
+            self.lose_before(schema, rules.earliest_replay(schema, now))
 
     def lose_before(self, schema: str, limit_ns: int) -> None:
         """Nothing of a schema before an instant can be replayed."""
         self._limits[schema] = limit = max(limit_ns, self._limits.get(schema, 0))
         mine = [gap for gap in self.unresolved if gap.schema == schema]
-        changed = rules.out_of_reach(mine, limit, self._new_id())
+        changed = rules.split_at_replay_limit(mine, limit, self._new_id())
         self._change(*changed)
         self.beyond += [gap for gap in changed if gap.state == "unfillable"]
 
@@ -232,7 +227,7 @@ class GapTracker:
         """A gap of an earlier capture: what was counted of its replay is forgotten."""
         last = gap.last_ns
         if last is None and gap.first_ns < self._opens_ns and self._window != "always":
-            closed = rules.span(from_ns(gap.first_ns), self._window)
+            closed = rules.open_window(from_ns(gap.first_ns), self._window)
             last = to_ns(closed[1]) if closed and closed[1] else self._opens_ns
         if (gap.state, gap.last_ns, gap.attempts) != ("open", last, 0):
             reason = "taken up by another capture"
@@ -260,7 +255,7 @@ class GapTracker:
         """A session of these schemas (and their rtypes) begins."""
         self._streams = dict(streams)
         self._filling = {
-            gap.gap_id: Count(RTYPES[gap.schema], gap.first_ns, gap.last_ns or self._close_ns)
+            gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns or self._close_ns)
             for gap in self.unresolved
             if gap.state == "open" and gap.schema in streams
         }
@@ -271,7 +266,7 @@ class GapTracker:
         self._last: dict[str, int] = {}
         self._before_skip: dict[str, int] | None = None
 
-    def take(self, frame: Frame, state: State) -> int | None:
+    def take(self, frame: Frame, state: SessionState) -> int | None:
         """Count a frame; the `ts_recv` of its last record when that came live, not from a replay."""
         if state.skipped and self._before_skip is None:
             self._before_skip = dict(self._last)
@@ -296,7 +291,7 @@ class GapTracker:
             counted.add(frame)
         return received
 
-    def advance(self, state: State, now: float) -> list[Gap]:
+    def advance(self, state: SessionState, now: float) -> list[Gap]:
         """Move on the gaps whose replay is completed.
 
         Parameters
@@ -324,13 +319,13 @@ class GapTracker:
         waiting = [self._gaps[gap_id] for gap_id in self._awaited]
         return [gap for gap in waiting if gap.state == "replayed" and gap.schema in self._streams]
 
-    def judge(self, gap: Gap, found: Count) -> Gap | None:
+    def judge(self, gap: Gap, found: RecordCount) -> Gap | None:
         """A gap by its second count; None when its session ended meanwhile, and it is replayed anew."""
         if self._gaps[gap.gap_id] is not gap:
             return None
-        judged = rules.judge(gap, self._awaited.pop(gap.gap_id), found)
+        judged = rules.compare_counts(gap, self._awaited.pop(gap.gap_id), found)
         self._change(judged)
-        if judged.state == "open" and judged.attempts >= REPAIRS:
+        if judged.state == "open" and judged.attempts >= MAX_REPLAYS:
             self.beyond.append(judged)
         return judged
 
@@ -344,7 +339,7 @@ class GapTracker:
         self._change(changed)
         self.beyond.append(changed)
 
-    def end(self, state: State, ending: Ending, log: CaptureLog) -> int | None:
+    def end(self, state: SessionState, ending: SessionEnd, log: CaptureLog) -> int | None:
         """Put down the hole that begins where a session ended.
 
         Returns
@@ -356,15 +351,15 @@ class GapTracker:
             if gap.state == "replayed":  # cut off before the last of its records could come
                 self._change(gap.change(state="open", reason="the session ended just after the replay"))
         self._filling = {}
-        if ending.how is not How.STOPPED:
+        if ending.reason is not EndReason.STOPPED:
             for schema, ns in proven.items():
                 if self._close_ns is None or ns < self._close_ns:
-                    first = _synced_moment(log, schema, ns) if ending.how is How.FAILED else ns
-                    self._open(schema, first, None, cause=str(ending.how), detail=ending.text)
+                    first = _synced_moment(log, schema, ns) if ending.reason is EndReason.FAILED else ns
+                    self._open(schema, first, None, cause=str(ending.reason), detail=ending.text)
         whole = [proven[schema] for schema in self._streams if schema in proven]
         return min(whole) if whole and len(whole) == len(self._streams) else None
 
-    def _replayed(self, state: State) -> Mapping[str, int]:
+    def _replayed(self, state: SessionState) -> Mapping[str, int]:
         """Schema to when its replay was completed, never later than when that was heard of."""
         now = to_ns(self._clock.now())
         for schema, done_ns in state.replayed.items():
@@ -378,7 +373,7 @@ class GapTracker:
         inside = replayed_ns if self._close_ns is None else min(replayed_ns, self._close_ns)
         return max(gap.first_ns, inside)
 
-    def _proven(self, state: State, ending: Ending) -> dict[str, int]:
+    def _proven(self, state: SessionState, ending: SessionEnd) -> dict[str, int]:
         """Schema to the moment up to which everything came, for those whose replay was completed.
 
         After a lost connection that is its last record; what else the gateway said proves nothing.
@@ -387,7 +382,11 @@ class GapTracker:
         it said so.
         """
         settle = int(self._settle_s * NS_PER_S)
-        heard = min(state.heard_ns, to_ns(self._clock.now())) - settle if ending.how is How.STOPPED else 0
+        heard = (
+            min(state.heard_ns, to_ns(self._clock.now())) - settle
+            if ending.reason is EndReason.STOPPED
+            else 0
+        )
         if self._before_skip is not None:
             return {schema: self._before_skip.get(schema, self._opens_ns) for schema in state.replayed}
         return {
@@ -413,7 +412,7 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
     accounts are kept of.
     """
     found: dict[str, int] = {}
-    newest = [s for s in segments(folder) if until is None or s.number <= until.segment]
+    newest = [s for s in list_segments(folder) if until is None or s.number <= until.segment]
     for segment in reversed(newest):
         if not wanted.keys() - found.keys() or newest[-1].trade_date - segment.trade_date > rules.LOOK_BACK:
             break

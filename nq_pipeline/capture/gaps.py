@@ -11,12 +11,13 @@ Spans are of `ts_event`, start included, end not, since that is what a live repl
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -28,14 +29,14 @@ from nq_pipeline.market.sessions import Window
 if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake
 
-State = Literal["open", "replayed", "verified", "unfillable"]
-UNRESOLVED: tuple[State, ...] = ("open", "replayed")
+GapState = Literal["open", "replayed", "verified", "unfillable"]
+UNRESOLVED: tuple[GapState, ...] = ("open", "replayed")
 
 REPLAY, REPLAY_MARGIN = timedelta(hours=24), timedelta(minutes=1)
 """How far back the gateway replays; it says so itself when it is less (at weekends)."""
 WEEKLY = frozenset({"mbo"})
 """Schemas of which it replays the whole weekly session of CME instead, as Databento documents."""
-REPAIRS = 3
+MAX_REPLAYS = 3
 """Replays of one gap that may disagree with the count before it is left open."""
 LOOK_BACK = timedelta(days=10)
 """Windows further back are not looked at for holes."""
@@ -75,7 +76,7 @@ class Gap:
     last_ns: int | None
     cause: str
     detail: str = ""
-    state: State = "open"
+    state: GapState = "open"
     reason: str = ""
     replayed: int | None = None
     counted: int | None = None
@@ -95,7 +96,7 @@ class Gap:
         return self.state == "verified" and self.published not in (None, self.counted)
 
 
-def span(instant: datetime, window: Window) -> tuple[datetime, datetime | None] | None:
+def open_window(instant: datetime, window: Window) -> tuple[datetime, datetime | None] | None:
     """The opening and the close of the window that is open at an instant; None when it is closed.
 
     `always` begins with the session and has no close.
@@ -105,7 +106,7 @@ def span(instant: datetime, window: Window) -> tuple[datetime, datetime | None] 
     return next(((a, b) for a, b in _spans(instant, instant, window) if a <= instant < b), None)
 
 
-def holes(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[int, int | None]]:
+def unproven_spans(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[int, int | None]]:
     """The parts of capture windows after the last proven moment, up to now.
 
     Parameters
@@ -118,7 +119,7 @@ def holes(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[in
     -------
     Start and end of each; None for the end of the one that is still going on.
     """
-    current = span(now, window)
+    current = open_window(now, window)
     begin = to_ns(current[0]) if current else to_ns(now)
     if proven_ns is None or proven_ns > to_ns(now):
         return [(begin, None)] if current else []
@@ -133,7 +134,7 @@ def holes(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[in
     return [*past, (max(proven_ns, begin), None)] if current else [*past]
 
 
-def replayed_from(schema: str, now: datetime) -> int:
+def earliest_replay(schema: str, now: datetime) -> int:
     """The earliest instant from which the gateway replays a schema, nanoseconds UTC."""
     if schema not in WEEKLY:
         return to_ns(now - REPLAY + REPLAY_MARGIN)
@@ -141,7 +142,7 @@ def replayed_from(schema: str, now: datetime) -> int:
     return to_ns(sessions.sessions(day - timedelta(days=day.weekday()), day)[0].open)
 
 
-def out_of_reach(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
+def split_at_replay_limit(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
     """The changes that follow when nothing before `limit_ns` can be replayed.
 
     A gap that lies before it is unfillable; one that reaches over it is divided, and the part
@@ -158,7 +159,7 @@ def out_of_reach(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
 
 
 @dataclass(slots=True)
-class Count:
+class RecordCount:
     """Counts the records of one kind within a span, by instrument.
 
     `last_ns` may be set while it counts, as long as nothing from there on was counted.
@@ -184,7 +185,7 @@ class Count:
         return self.by_instrument.total()
 
 
-def judge(gap: Gap, brought: Count, found: Count) -> Gap:
+def compare_counts(gap: Gap, brought: RecordCount, found: RecordCount) -> Gap:
     """Verified when two replays hold the same number of records of every instrument, else open again."""
     both = {"replayed": brought.total, "counted": found.total, "filled_by": LIVE_REPLAY}
     if brought.by_instrument == found.by_instrument:
@@ -200,7 +201,7 @@ def judge(gap: Gap, brought: Count, found: Count) -> Gap:
     return gap.change(state="open", reason=reason, attempts=gap.attempts + 1, **both)
 
 
-def differing(more: int, fewer: int) -> str:
+def describe_difference(more: int, fewer: int) -> str:
     """How the rows of the lake differ from a count, for a gap that it verified; empty where they do not."""
     said = [
         f"{more:,} more, which the gateway sent twice within one session" if more else "",
@@ -296,7 +297,7 @@ class GapStore:
             )
             self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
 
-    def compare(self, gap: Gap, found: Count) -> Gap:
+    def compare(self, gap: Gap, found: RecordCount) -> Gap:
         """A verified gap with the rows that the lake has of the records of its second count.
 
         Call it once all that the gap's replay brought is published. The rows of other instruments are
@@ -322,7 +323,7 @@ class GapStore:
         held = Counter(dict(rows.iter_rows()))
         differences = [held[i] - counted for i, counted in found.by_instrument.items() if counted != held[i]]
         more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
-        return gap.change(published=found.total + more - fewer, reason=differing(more, fewer))
+        return gap.change(published=found.total + more - fewer, reason=describe_difference(more, fewer))
 
     def proven(self, since: datetime, until: datetime) -> int | None:
         """Up to where the last session that ended in good order had everything, nanoseconds UTC."""
@@ -351,6 +352,32 @@ class GapStore:
         frame = pl.DataFrame([{**row, **origin, "trade_date": sessions.trade_date(at)}])
         frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
         self._lake.append(SESSIONS, frame, run_id=self._run_id, now=at)
+
+
+class BackgroundWriter:
+    """Does what is handed to it in order, and raises from `check` what went wrong."""
+
+    def __init__(self) -> None:
+        self._pending: deque[Future[Any]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-books")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.check(wait=True)
+        finally:
+            self._thread.shutdown(wait=True)
+
+    def later(self, work: Callable[[], object]) -> None:
+        self._pending.append(self._thread.submit(work))
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raise what went wrong so far; with `wait`, once all is done."""
+        while self._pending and (wait or self._pending[0].done()):
+            self._pending.popleft().result()
 
 
 def _spans(since: datetime, until: datetime, window: Window) -> list[tuple[datetime, datetime]]:

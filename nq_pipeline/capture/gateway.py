@@ -24,8 +24,8 @@ from nq_pipeline.capture.reconnect_policy import (
     NOT_FATAL,
     SKIPPED_RECORDS,
     UNKNOWN_SYMBOL,
-    Ending,
-    How,
+    EndReason,
+    SessionEnd,
 )
 from nq_pipeline.dbn.framer import (
     CONTROL,
@@ -78,7 +78,7 @@ def future_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
     return tuple(f"{product.code}.FUT" for product in chosen(products))
 
 
-def address(gateway: str | None, dataset: str) -> tuple[str, int]:
+def gateway_address(gateway: str | None, dataset: str) -> tuple[str, int]:
     """Host and port of a dataset's gateway, or of the one that is configured as host:port."""
     if gateway is None:
         return f"{dataset.lower().replace('.', '-')}.lsg.databento.com", PORT
@@ -96,7 +96,7 @@ class Subscription:
 
 
 @dataclass(slots=True)
-class State:
+class SessionState:
     """What is known of a session while it lasts.
 
     Attributes
@@ -143,7 +143,7 @@ class State:
         return 0.0 if self.began is None else self.last_heard - self.began
 
 
-def missing(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
+def missing_parents(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
     """The parents of which no instrument was named: those always listed, and those listed at times.
 
     The standard options and the future always are; a weekly or end-of-month root only some weeks
@@ -187,7 +187,7 @@ class GatewaySession:
         late_s: float = LATE_S,
         zstd: bool = False,
     ) -> None:
-        self.state = State()
+        self.state = SessionState()
         self._key, self._dataset = key, dataset
         self._record = record
         self._silence_s = heartbeat_s + late_s
@@ -201,7 +201,7 @@ class GatewaySession:
         self._authenticated: asyncio.Future[Any] | None = None
         self._transport: asyncio.Transport | None = None
         self._watching: asyncio.TimerHandle | None = None
-        self.ending: asyncio.Future[Ending] = self._loop.create_future()
+        self.ending: asyncio.Future[SessionEnd] = self._loop.create_future()
 
     async def open(self, host: str, port: int, subscriptions: list[Subscription]) -> bool:
         """Connect, authenticate, subscribe and start; False when the session ended before."""
@@ -213,17 +213,19 @@ class GatewaySession:
                 await self._loop.create_connection(lambda: protocol, host, port)
         except OSError as error:  # refused, unreachable, unknown host, no answer in time
             reason = error.strerror or str(error) or "no answer"
-            self._end(Ending(How.UNREACHABLE, f"{host}:{port}: {reason}"))
+            self._end(SessionEnd(EndReason.UNREACHABLE, f"{host}:{port}: {reason}"))
             return False
         self._transport = protocol.transport
         await asyncio.wait(
             {self._authenticated, self.ending}, timeout=AUTH_S, return_when=asyncio.FIRST_COMPLETED
         )
         if refusal := self._refusal():
-            self._end(Ending(How.REFUSED, refusal))
+            self._end(SessionEnd(EndReason.REFUSED, refusal))
         elif not self._authenticated.done():
             self._end(
-                Ending(How.UNREACHABLE, f"{host}:{port} did not answer the key in {AUTH_S:.0f} seconds")
+                SessionEnd(
+                    EndReason.UNREACHABLE, f"{host}:{port} did not answer the key in {AUTH_S:.0f} seconds"
+                )
             )
         if self.ending.done():
             return False
@@ -235,7 +237,7 @@ class GatewaySession:
         self._watch()
         return True
 
-    def close(self, ending: Ending) -> None:
+    def close(self, ending: SessionEnd) -> None:
         """End the session from this side."""
         self._end(ending)
 
@@ -255,9 +257,9 @@ class GatewaySession:
                 self._note(frame)
                 self._record(frame)
         except BadStream as error:
-            self._end(Ending(How.GARBAGE, str(error)))
+            self._end(SessionEnd(EndReason.GARBAGE, str(error)))
         except LogFailed as error:
-            self._end(Ending(How.FAILED, str(error)))
+            self._end(SessionEnd(EndReason.FAILED, str(error)))
         except Exception as error:
             self._leave()
             self.ending.set_exception(error)
@@ -265,21 +267,25 @@ class GatewaySession:
     def lost(self, error: Exception | None) -> None:
         """The connection is gone."""
         if self._error is not None:
-            self._end(Ending(How.ERROR, self._error.text, self._error.code))
+            self._end(SessionEnd(EndReason.ERROR, self._error.text, self._error.code))
         elif self._framer.pending:
-            self._end(Ending(How.CUT, f"{self._framer.pending} bytes of a record had come"))
+            self._end(SessionEnd(EndReason.CUT, f"{self._framer.pending} bytes of a record had come"))
         elif refusal := self._refusal():
-            self._end(Ending(How.REFUSED, refusal))
+            self._end(SessionEnd(EndReason.REFUSED, refusal))
         elif isinstance(error, OSError):
-            self._end(Ending(How.RESET, error.strerror or type(error).__name__))
+            self._end(SessionEnd(EndReason.RESET, error.strerror or type(error).__name__))
         elif error is not None:
-            self._end(Ending(How.GARBAGE, f"the gateway's answer makes no sense ({type(error).__name__})"))
+            self._end(
+                SessionEnd(EndReason.GARBAGE, f"the gateway's answer makes no sense ({type(error).__name__})")
+            )
         elif not self.state.session_id:
             self._end(
-                Ending(How.UNREACHABLE, "the gateway closed the connection before it looked at the key")
+                SessionEnd(
+                    EndReason.UNREACHABLE, "the gateway closed the connection before it looked at the key"
+                )
             )
         else:
-            self._end(Ending(How.CLOSED))
+            self._end(SessionEnd(EndReason.CLOSED))
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
@@ -330,11 +336,11 @@ class GatewaySession:
         """End the session when nothing came for too long; it begins before the first record does."""
         quiet = self._loop.time() - self.state.last_heard
         if quiet >= self._silence_s:
-            self._end(Ending(How.SILENT, f"nothing came for {quiet:.1f} seconds"))
+            self._end(SessionEnd(EndReason.SILENT, f"nothing came for {quiet:.1f} seconds"))
         elif not self.ending.done():
             self._watching = self._loop.call_later(self._silence_s - quiet, self._watch)
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: SessionEnd) -> None:
         if self.ending.done():
             return
         self.ending.set_result(ending)
@@ -358,7 +364,9 @@ def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s
         def _process_gateway(self, data: bytes) -> None:
             self.greeted += len(data)
             if self.greeted > LONGEST_GREETING:
-                session.close(Ending(How.GARBAGE, f"{self.greeted:,} bytes came and no answer to the key"))
+                session.close(
+                    SessionEnd(EndReason.GARBAGE, f"{self.greeted:,} bytes came and no answer to the key")
+                )
             else:
                 super()._process_gateway(data)
 

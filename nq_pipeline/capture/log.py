@@ -22,15 +22,15 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Self
 
 from nq_pipeline import files
+from nq_pipeline.capture.locks import LOCK, LockHolder, hold_capture_lock, lock_pid
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.dbn.framer import (
     Frame,
@@ -38,7 +38,7 @@ from nq_pipeline.dbn.framer import (
     Head,
     SymbolMapping,
 )
-from nq_pipeline.errors import BadStream, CaptureBusy, CaptureError, LogFailed
+from nq_pipeline.errors import BadStream, CaptureError, LogFailed
 from nq_pipeline.market import sessions
 
 SYNC_EVERY_S = 0.05
@@ -46,10 +46,6 @@ SEGMENT_BYTES = 256 * 1024 * 1024
 SEGMENT_AGE_S = 3600.0
 BLOCK = 1024 * 1024
 """Bytes read at a time."""
-
-LOCK = ".lock"
-LOCK_PATIENCE_S = 0.5
-"""`holder` takes the lock for a moment to look; a capture that starts just then waits this long."""
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
@@ -196,7 +192,7 @@ class CaptureLog:
         self._syncer = threading.Thread(target=self._keep_synced, name="capture-log-sync", daemon=True)
         with ExitStack() as opening:
             try:
-                opening.enter_context(exclusive(root))
+                opening.enter_context(hold_capture_lock(root))
                 files.make_folder(self.folder)
                 self.recovery = recover(self.folder)
             except OSError as error:
@@ -263,9 +259,6 @@ class CaptureLog:
                 self._seal()
         finally:
             self._release.close()
-
-    def segments(self) -> list[Segment]:
-        return segments(self.folder)
 
     def tail(self, position: Position = BEGINNING) -> Iterator[Block]:
         """The records from `position` up to what is synced now."""
@@ -342,7 +335,7 @@ class CaptureLog:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def segments(folder: Path) -> list[Segment]:
+def list_segments(folder: Path) -> list[Segment]:
     """The segments of a dataset's log, in order."""
     found = []
     for path in folder.glob("trade_date=*/*.dbn"):
@@ -366,7 +359,7 @@ def tail(
     CaptureError
         Segments are missing or shorter than `position` says, or one is damaged.
     """
-    following = [s for s in segments(folder) if s.number >= position.segment]
+    following = [s for s in list_segments(folder) if s.number >= position.segment]
     if until is not None:
         following = [s for s in following if s.number <= until.segment]
     if not following and position.segment:
@@ -382,7 +375,7 @@ def tail(
             yield from _read(segment, offset, None, block, growing=segment is following[-1])
 
 
-def mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
+def read_mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
     """instrument_id to its symbol, as the session said up to `position`.
 
     For a reader that takes up the log there: a segment holds all mappings its records need.
@@ -408,7 +401,7 @@ def recover(folder: Path) -> Recovery | None:
     """
     for leftover in folder.rglob(files.TEMPORARY):
         leftover.unlink()
-    found = segments(folder)
+    found = list_segments(folder)
     if not found:
         return None
     segment = found[-1]
@@ -483,36 +476,22 @@ def _head(segment: Segment, file: BinaryIO) -> Head:
         raise CaptureError(f"{segment.path} cannot be read ({error}); move it away") from None
 
 
-# ── one capture at a time ───────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Hold the capture's lock; `CaptureBusy` when another process has it."""
-    path = root / LOCK
-    give_up = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        with files.locked(path, wait=False) as mine:
-            if mine:
-                path.write_text(f"{os.getpid()}\n")
-                yield
-                return
-        if time.monotonic() > give_up:
-            raise CaptureBusy(
-                f"another capture (process {holder(root) or 'unknown'}) writes to {root}; "
-                "stop it before starting this one"
-            )
-        time.sleep(LOCK_PATIENCE_S / 10)
-
-
-def holder(root: Path) -> int | None:
-    """The process that captures to `root`; None when there is none, 0 before it said its number."""
-    path = root / LOCK
-    if not path.exists():
+def read_lock_holder(root: Path, dataset: str) -> LockHolder | None:
+    """The process that captures to a folder; None without one."""
+    process = lock_pid(root)
+    if process is None:
         return None
-    with files.locked(path, wait=False) as free:
-        said = path.read_text().strip()
-        return None if free else int(said) if said.isdecimal() else 0
+    # The lock file is written when the capture starts, a segment whenever records arrive.
+    found = list_segments(root / dataset)
+    since = _modified(root / LOCK) or datetime.now(UTC)
+    return LockHolder(process, since, _modified(found[-1].path) if found else None)
+
+
+def _modified(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
 
 
 def _write(handle: int, records: memoryview) -> None:

@@ -11,8 +11,11 @@ lake may be rebuilt from the log at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from nq_pipeline.capture import log
 from nq_pipeline.capture.log import BEGINNING, Position
-from nq_pipeline.capture.rows import Counts, Origin, SessionRows
+from nq_pipeline.capture.rows import Origin, RowCounts, SessionRows
+from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked, write_atomically
@@ -38,10 +42,12 @@ BATCH_BYTES = 5_000_000
 LOOK_BACK = 4 * 1024 * 1024
 """Bytes of a session read again when it is taken up: no run of one key is that long."""
 TIDY_EVERY_S = 60.0
+PUBLISH_EVERY_S = 1.0
+POLL_S = 0.05
 
 
 @dataclass
-class Published:
+class PublishResult:
     """What one call did.
 
     Attributes
@@ -59,7 +65,7 @@ class Published:
     position: Position
     rows: dict[str, int] = field(default_factory=dict)
     known: int = 0
-    counts: Counts = field(default_factory=Counts)
+    counts: RowCounts = field(default_factory=RowCounts)
 
 
 class Publisher:
@@ -112,7 +118,7 @@ class Publisher:
                 "its beginning, and rows that are there are not written again"
             ) from None
 
-    def publish(self, until: Position | None = None) -> Published:
+    def publish(self, until: Position | None = None) -> PublishResult:
         """Append everything the log has, or has before `until`, and move the cursor.
 
         Raises
@@ -130,9 +136,9 @@ class Publisher:
                 f"{self.lake.root} writable: they are in the capture log, and follow by themselves"
             ) from error
 
-    def _publish(self, until: Position | None) -> Published:
+    def _publish(self, until: Position | None) -> PublishResult:
         with locked(self._cursor.with_suffix(".lock")), ThreadPoolExecutor(1, "publish") as behind:
-            done = Published(self.position)
+            done = PublishResult(self.position)
             # A batch is written while the next one is made; batches are written one after the other.
             writing: Future[None] | None = None
             try:
@@ -188,10 +194,10 @@ class Publisher:
     def _write(
         self,
         tables: list[tuple[Table, pl.DataFrame]],
-        counts: Counts,
+        counts: RowCounts,
         end: Position,
         now: datetime,
-        done: Published,
+        done: PublishResult,
     ) -> None:
         """Append rows, then move the cursor behind them."""
         for table, rows in tables:
@@ -204,7 +210,7 @@ class Publisher:
 
     def _taken_up(self, position: Position) -> SessionRows | None:
         """The session at a position as it was there, by reading its end again."""
-        found = {s.number: s for s in log.segments(self.log_folder)}
+        found = {s.number: s for s in log.list_segments(self.log_folder)}
         if position.segment not in found:
             return None
         first, size = position.segment, position.offset
@@ -218,3 +224,65 @@ class Publisher:
                 session.skip()
         session.skip()
         return session
+
+
+class PublishLoop:
+    """Calls `publish` about every second.
+
+    A failure is shown in the totals and tried again: the log goes on without.
+    """
+
+    def __init__(self, publish: Callable[[], object], totals: CaptureStats) -> None:
+        self._publish, self._totals = publish, totals
+        self._over = threading.Event()
+        self._rounds = 0
+        self._thread = threading.Thread(target=self._keep_on, name="capture-publish")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def caught_up(self) -> None:
+        """Wait until everything that is in the log now is published, or publishing has stopped.
+
+        Raises
+        ------
+        CaptureError
+            It fails.
+        """
+        enough = self._rounds + 2  # the round that goes on may have begun before
+        while self._rounds < enough and not self._over.is_set():
+            time.sleep(POLL_S)
+        if self._totals.publish_failure:
+            raise CaptureError(f"rows are not being published ({self._totals.publish_failure})")
+
+    def _keep_on(self) -> None:
+        while not self._over.wait(PUBLISH_EVERY_S):
+            try:
+                self._publish()
+                self._totals.publish_failure = ""
+            except Exception as error:  # shown now, raised by the last call at the end
+                self._totals.publish_failure = f"{type(error).__name__}: {error}"
+            self._rounds += 1
+
+
+@contextmanager
+def publishing(
+    publish: Callable[[], object] | None, totals: CaptureStats, *, sync: Callable[[], object]
+) -> Iterator[Callable[[], None]]:
+    """Publish while the capture runs, and once more, synced, when it is over and all went well.
+
+    Yields what waits until the log is published as it is.
+    """
+    if publish is None:
+        yield lambda: None
+        return
+    running = PublishLoop(publish, totals)
+    try:
+        yield running.caught_up
+    finally:
+        running.stop()
+    sync()
+    publish()
+    totals.publish_failure = ""

@@ -12,12 +12,7 @@ from datetime import date, datetime, timedelta
 
 import polars as pl
 
-from nq_pipeline.capture.gaps import (
-    REPAIRS,
-    UNRESOLVED,
-    Gap,
-    GapStore,
-)
+from nq_pipeline.capture.gaps import MAX_REPLAYS, UNRESOLVED, Gap, GapStore
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
@@ -92,20 +87,20 @@ class CaptureDay:
         return any(a <= self.now < b for a, b in self.window)
 
 
-def last_begun(now: datetime, window: Window) -> date:
+def last_opened(now: datetime, window: Window) -> date:
     """The trade date whose window opened last."""
     around = sessions.sessions((now - timedelta(days=12)).date(), (now + timedelta(days=5)).date())
-    return max(s.trade_date for s in around if (spans := spans_of(s, window)) and spans[0][0] <= now)
+    return max(s.trade_date for s in around if (spans := window_spans(s, window)) and spans[0][0] <= now)
 
 
-def spans_of(session: sessions.Session, window: Window) -> list[Span]:
+def window_spans(session: sessions.Session, window: Window) -> list[Span]:
     """What of a session is to be captured; `always` counts the hours in which the market trades."""
     if window == "rth":
         return [session.rth] if session.rth else []
     return list(session.segments)
 
 
-def look(
+def read_capture_day(
     settings: Settings, now: datetime, trade_date: date, *, missing: Sequence[str] = (), refusal: str = ""
 ) -> CaptureDay:
     """Read how the capture of a trade date stands.
@@ -131,7 +126,7 @@ def look(
     return CaptureDay(
         trade_date=trade_date,
         now=now,
-        window=spans_of(session, settings.capture_window),
+        window=window_spans(session, settings.capture_window),
         gaps=[g for g in book.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
         newest=_newest(lake, trade_date, now),
         proven=from_ns(proven) if isinstance(proven, int) else None,
@@ -152,13 +147,13 @@ def _newest(lake: Lake, trade_date: date, now: datetime) -> datetime | None:
     return from_ns(int(lake.scan(TRADES, {trade_date}).select(moment).collect().item()))
 
 
-def judge(day: CaptureDay) -> dict[str, Finding]:
+def judge_capture(day: CaptureDay) -> dict[str, Finding]:
     """Every judgement, by the name of its check."""
     return {
         "gaps": gaps(day),
-        "entitlement": entitlement(day),
-        "freshness": freshness(day),
-        "completeness": completeness(day),
+        "entitlement": judge_entitlement(day),
+        "freshness": judge_freshness(day),
+        "completeness": judge_completeness(day),
     }
 
 
@@ -167,7 +162,7 @@ def gaps(day: CaptureDay) -> Finding:
     states: dict[str, list[Gap]] = {"open": [], "verified": [], "unfillable": [], "disputed": []}
     for gap in day.gaps:
         unresolved = gap.state in UNRESOLVED
-        disputed = unresolved and gap.attempts >= REPAIRS
+        disputed = unresolved and gap.attempts >= MAX_REPLAYS
         states["disputed" if disputed else "open" if unresolved else gap.state].append(gap)
     numbers = {f"{state}_gaps": len(found) for state, found in states.items()}
     lost = len(states["unfillable"]) + len(states["disputed"])
@@ -191,7 +186,7 @@ def gaps(day: CaptureDay) -> Finding:
     )
 
 
-def entitlement(day: CaptureDay) -> Finding:
+def judge_entitlement(day: CaptureDay) -> Finding:
     """Whether the schemas that are wanted are those that come."""
     if day.refusal:
         return Finding(passed=False, sentence=day.refusal, severity="error")
@@ -214,7 +209,7 @@ def entitlement(day: CaptureDay) -> Finding:
     )
 
 
-def freshness(day: CaptureDay) -> Finding:
+def judge_freshness(day: CaptureDay) -> Finding:
     """Whether trades are coming while the window is open."""
     if day.newest is None:
         begun = _begun(day)
@@ -232,7 +227,7 @@ def freshness(day: CaptureDay) -> Finding:
     )
 
 
-def completeness(day: CaptureDay) -> Finding:
+def judge_completeness(day: CaptureDay) -> Finding:
     """How much of the window so far is proven to be complete, and whether every root came."""
     elapsed, holes = day.elapsed, [_span(gap, day.now) for gap in day.gaps if gap.state != "verified"]
     reached = max((at for at in (day.newest, day.proven) if at), default=None)

@@ -21,7 +21,7 @@ SPACING_S = 0.25
 """Between two connections; the gateway closes those beyond five a second and address at once."""
 BASE_S, CAP_S = 0.5, 60.0
 LIVED_S, ADVANCED_S = 5.0, 1.0
-"""A session that lived so long, or carried the proven moment so far, was a success; see `is_sound`."""
+"""A session that lived so long, or carried the proven moment so far, was a success; see `is_healthy`."""
 LIMIT_S, LIMIT_TRIES = 60.0, 10
 """The gateway may take a while to notice that our last session is dead; until then it counts."""
 
@@ -42,7 +42,7 @@ _HOPELESS = {
 """By what the refusal says, in lower case: why another attempt cannot help, and what can."""
 
 
-class How(StrEnum):
+class EndReason(StrEnum):
     """How a session ended."""
 
     CLOSED = "closed"  # an orderly end between two records
@@ -60,7 +60,7 @@ class How(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class SessionEnd:
     """The end of a session.
 
     Attributes
@@ -69,18 +69,18 @@ class Ending:
         What the gateway or the operating system said.
     code
         Of the ErrorMsg, for `How.ERROR`.
-    sound
-        Whether the session was a success before it ended; see `is_sound`.
+    healthy
+        Whether the session was a success before it ended; see `is_healthy`.
     """
 
-    how: How
+    reason: EndReason
     text: str = ""
     code: int | None = None
-    sound: bool = False
+    healthy: bool = False
 
     def __str__(self) -> str:
         code = "" if self.code is None else f" {self.code}"
-        return f"{self.how}{code}: {self.text}" if self.text else f"{self.how}{code}"
+        return f"{self.reason}{code}: {self.text}" if self.text else f"{self.reason}{code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class Attempts:
     failed: int = 0
     limited: int = 0
 
-    def after(self, ending: Ending) -> Attempts:
-        if ending.sound:
+    def after(self, ending: SessionEnd) -> Attempts:
+        if ending.healthy:
             return Attempts()
-        limited = self.limited + (ending.code == CONNECTION_LIMIT or ending.how is How.REFUSED)
+        limited = self.limited + (ending.code == CONNECTION_LIMIT or ending.reason is EndReason.REFUSED)
         return Attempts(self.failed + 1, limited)
 
 
@@ -142,7 +142,7 @@ class Stop:
     entitled: bool = True
 
 
-def is_sound(lived_s: float, advanced_s: float) -> bool:
+def is_healthy(lived_s: float, advanced_s: float) -> bool:
     """Whether a session did its work, so that the next one may follow without a pause.
 
     Records alone prove nothing: a gateway may send the first ones of a replay again and again.
@@ -158,7 +158,7 @@ def is_sound(lived_s: float, advanced_s: float) -> bool:
 
 
 def next_step(
-    ending: Ending, attempts: Attempts, *, now: datetime, closes: datetime | None, chance: float
+    ending: SessionEnd, attempts: Attempts, *, now: datetime, closes: datetime | None, chance: float
 ) -> Retry | StepDown | Stop:
     """What to do after a session, or an attempt at one, has ended.
 
@@ -171,14 +171,14 @@ def next_step(
     chance
         A random number in [0, 1): the jitter that keeps many clients from coming at once.
     """
-    if ending.how is How.STOPPED or (closes is not None and now >= closes):
+    if ending.reason is EndReason.STOPPED or (closes is not None and now >= closes):
         return Stop(None)
-    if ending.how is How.FAILED:
+    if ending.reason is EndReason.FAILED:
         return Stop(ending.text)
-    backoff = 0.0 if ending.sound else _backoff(attempts.failed, chance)
-    if ending.how is How.REFUSED:
+    backoff = 0.0 if ending.healthy else _backoff(attempts.failed, chance)
+    if ending.reason is EndReason.REFUSED:
         return _hopeless(ending.text) or _limited(ending, attempts)
-    if ending.how is not How.ERROR:
+    if ending.reason is not EndReason.ERROR:
         return Retry(backoff)
     if (refused := _SCHEMA.search(ending.text)) and (schema := refused[1].lower()) in FALLBACK_ORDER:
         return StepDown(schema)
@@ -201,7 +201,7 @@ def _backoff(failed: int, chance: float) -> float:
     return chance * min(CAP_S, BASE_S * 2 ** min(failed, 16)) if failed else 0.0
 
 
-def _limited(ending: Ending, attempts: Attempts) -> Retry | Stop:
+def _limited(ending: SessionEnd, attempts: Attempts) -> Retry | Stop:
     if attempts.limited + 1 < LIMIT_TRIES:
         return Retry(LIMIT_S)
     return Stop(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from nq_pipeline.capture.gaps import Count, Gap
+from nq_pipeline.capture.gaps import Gap, RecordCount
 from nq_pipeline.capture.gateway import GatewaySession, Subscription
-from nq_pipeline.capture.reconnect_policy import Ending, How
+from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.dbn.framer import Frame
 
@@ -33,7 +33,7 @@ async def recount(
     gaps: Sequence[Gap],
     *,
     give_up_s: float,
-) -> tuple[dict[str, Count], Ending | None]:
+) -> tuple[dict[str, RecordCount], SessionEnd | None]:
     """Count the records of some gaps in a replay.
 
     Parameters
@@ -48,7 +48,7 @@ async def recount(
     The count of each gap by its id, and None; or the end of the session, had it come before the
     replays were completed.
     """
-    counts = {gap.gap_id: Count(RTYPES[gap.schema], gap.first_ns, gap.last_ns) for gap in gaps}
+    counts = {gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns) for gap in gaps}
 
     def take(frame: Frame) -> None:
         for count in counts.values():
@@ -61,6 +61,6 @@ async def recount(
         while not (session.ending.done() or wanted <= session.state.replayed.keys() or loop.time() > until):
             await asyncio.wait([session.ending], timeout=POLL_S)
     finally:
-        session.close(Ending(How.STOPPED, "it took too long"))
+        session.close(SessionEnd(EndReason.STOPPED, "it took too long"))
     ending = await session.ending
     return counts, None if wanted <= session.state.replayed.keys() else ending

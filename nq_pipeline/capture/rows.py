@@ -63,7 +63,7 @@ _FUTURE = re.compile(rf"([A-Z0-9]{{1,3}})[{MONTH_CODES}][0-9]{{1,2}}")
 
 
 @dataclass
-class Counts:
+class RowCounts:
     """What became of the records that were read.
 
     Attributes
@@ -83,7 +83,7 @@ class Counts:
     unreadable: int = 0
     left: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Counts) -> None:
+    def add(self, other: RowCounts) -> None:
         self.records += other.records
         self.unmapped += other.unmapped
         self.unreadable += other.unreadable
@@ -128,9 +128,9 @@ class SessionRows:
         self._passed += len(frame.records)
         self.gathered = self._passed if self._taken else 0
 
-    def rows(self, origin: Origin) -> tuple[list[tuple[Table, pl.DataFrame]], Counts]:
+    def rows(self, origin: Origin) -> tuple[list[tuple[Table, pl.DataFrame]], RowCounts]:
         """The rows of all frames taken since the last call, by table; trades last."""
-        counts = Counts(records=self._others.total(), left=self._others)
+        counts = RowCounts(records=self._others.total(), left=self._others)
         tables: list[tuple[Table, pl.DataFrame]] = []
         for rtype, records, described in self._drained(counts):
             schema, table = SCHEMAS[rtype]
@@ -148,14 +148,14 @@ class SessionRows:
 
     def skip(self) -> None:
         """Count the frames taken since the last call as given out."""
-        for rtype, records, _ in self._drained(Counts()):
+        for rtype, records, _ in self._drained(RowCounts()):
             table = SCHEMAS[rtype][1]
             if table is not TRADES:
                 self._ordinal(table, rtype, records)
                 records = records[records["action"] == b"T"]
             self._ordinal(TRADES, rtype, records)
 
-    def _drained(self, counts: Counts) -> Iterator[tuple[int, Array, pl.DataFrame]]:
+    def _drained(self, counts: RowCounts) -> Iterator[tuple[int, Array, pl.DataFrame]]:
         """rtype, records and their instruments, of what was taken, as far as it can have rows."""
         taken, self._taken, self._others = self._taken, {}, Counter()
         self._passed = self.gathered = 0

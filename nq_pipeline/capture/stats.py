@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from nq_pipeline.capture.gaps import REPAIRS, UNRESOLVED, Gap
+from nq_pipeline.capture.gaps import MAX_REPLAYS, UNRESOLVED, Gap
 
 REPORT_EVERY_S = 1.0
 LAGS = 4096
@@ -127,7 +127,7 @@ class Meter:
         totals.open_gaps = sum(gap.state in UNRESOLVED for gap in found)
         totals.verified_gaps = sum(gap.state == "verified" for gap in found)
         totals.unfillable_gaps = sum(gap.state == "unfillable" for gap in found)
-        totals.disputed_gaps = sum(gap.state in UNRESOLVED and gap.attempts >= REPAIRS for gap in found)
+        totals.disputed_gaps = sum(gap.state in UNRESOLVED and gap.attempts >= MAX_REPLAYS for gap in found)
         totals.differing_gaps = sum(gap.is_verified_but_differs for gap in found)
         totals.cost_usd = sum((gap.cost_usd for gap in found), Decimal(0))
         if self._show:

@@ -119,21 +119,21 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     """
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
-    from nq_pipeline.verify.verify import Result
-    from nq_pipeline.verify.verify import verify as make_all_checks
+    from nq_pipeline.verify.check import CheckResult
+    from nq_pipeline.verify.run import run_checks
 
-    def show(result: Result) -> None:
-        click.echo(f"{result.finding.verdict}  {result.check:<11}  {printable(result.finding.reason)}")
+    def show(result: CheckResult) -> None:
+        click.echo(f"{result.verdict}  {result.check:<11}  {printable(result.reason)}")
 
     with endpoints(load()) as settings:
         if not as_json:
             note_sandbox(settings)
-        report = make_all_checks(
+        report = run_checks(
             settings,
             clock=gateway_clock(settings),
             minutes=minutes,
             max_usd=max_usd,
-            tell=None if as_json else show,
+            on_result=None if as_json else show,
         )
     if as_json:
         click.echo(to_json({**report.as_json(), "evidence": report.folder}))

@@ -21,11 +21,11 @@ def doctor(as_json: bool) -> None:
 
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
-    from nq_pipeline.verify.doctor import examine, ladder, market_state
+    from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources
 
     settings = load()
     with endpoints(settings) as settings:
-        probes = examine(settings)
+        probes = probe_sources(settings)
     market = market_state(settings.clock.now())
     used = {name: probe for name, probe in probes.items() if name in settings.sources}
     healthy = all(probe.configured and probe.reachable and probe.entitled for probe in used.values())
@@ -34,7 +34,7 @@ def doctor(as_json: bool) -> None:
             "environment": settings.environment,
             "market": market,
             "sources": {name: {**asdict(probe), "used": name in used} for name, probe in probes.items()},
-            "ladder": [asdict(step) for step in ladder(settings)],
+            "ladder": [asdict(step) for step in plan_steps(settings)],
         }
         click.echo(to_json(report))
     else:
@@ -51,7 +51,7 @@ def doctor(as_json: bool) -> None:
             table.add_row(title, *facts, printable(probe.detail))
         console().print(table)
         click.echo("What each plan has granted or refused so far, and what each step adds:")
-        for step in ladder(settings):
+        for step in plan_steps(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
             again = f" ({printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
             adds = f" Adds {step.adds}." if step.adds else ""

@@ -13,7 +13,7 @@ from nq_pipeline.orchestration.jobs import KIND, MAX_RUNTIME, chain_job, prune
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.schedules import TIMEZONE
 from nq_pipeline.schedule_policy import SCHEDULED, housekeeping_tick, lateness
-from nq_pipeline.verify.doctor import examine
+from nq_pipeline.verify.doctor import probe_sources
 
 AFTER_CLOSE, BEFORE_OPEN = "30 16 * * *", "15 8 * * *"
 """In the daily pause, whose trade date is still the one that closed at 16:00 and whose settlements are
@@ -50,7 +50,7 @@ def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendor
     from nq_pipeline.sandbox.process import endpoints
 
     with endpoints(vendors.settings()) as settings:
-        probes = examine(settings)
+        probes = probe_sources(settings)
     ill = []
     for name in settings.sources:
         probe = probes[name]

@@ -9,17 +9,18 @@ import dagster as dg
 
 from nq_pipeline.capture import quality
 from nq_pipeline.capture.capture_policy import (
-    ATTEMPT,
-    LIVE,
+    ATTEMPT_TAG,
+    LIVE_CAPTURE_TAG,
     NOT_BEGUN,
-    SETTINGS,
-    STOPPED,
+    SETTINGS_TAG,
+    STOPPED_TAG,
     Attempt,
     Situation,
-    decide,
-    fingerprint,
+    decide_capture,
+    settings_fingerprint,
 )
-from nq_pipeline.capture.liveness import is_alive, recorder
+from nq_pipeline.capture.locks import is_run_alive
+from nq_pipeline.capture.log import read_lock_holder
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.finding import Finding
 from nq_pipeline.market import sessions
@@ -80,7 +81,7 @@ def live_capture(
     context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
-    decision = decide(situation(context.instance, vendors))
+    decision = decide_capture(situation(context.instance, vendors))
     for run_id in decision.dead:
         run = context.instance.get_run_by_id(run_id)
         if run is None or run.status.value not in (*NOT_BEGUN, "STARTED"):  # it has just ended in order
@@ -93,7 +94,11 @@ def live_capture(
         # Once used, a key launches nothing ever again, so it has the number of the attempt.
         run_key=f"{settings.environment}:{day}:{decision.number}",
         partition_key=day,
-        tags={LIVE: settings.environment, ATTEMPT: str(decision.number), SETTINGS: fingerprint(settings)},
+        tags={
+            LIVE_CAPTURE_TAG: settings.environment,
+            ATTEMPT_TAG: str(decision.number),
+            SETTINGS_TAG: settings_fingerprint(settings),
+        },
     )
 
 
@@ -112,11 +117,11 @@ def capture_checks(
     if missing := _unconfigured(settings):
         return dg.SkipReason(f"not configured: {missing}")
     now, window = vendors.market_now(), settings.capture_window
-    day, is_open = quality.last_begun(now, window), sessions.is_open(now, window)
+    day, is_open = quality.last_opened(now, window), sessions.is_open(now, window)
     before = json.loads(context.cursor or "{}")
     if not is_open and before.get("closed") == day.isoformat():
         return dg.SkipReason(f"the window of {day} is closed and was judged")
-    found = quality.look(
+    found = quality.read_capture_day(
         settings,
         now,
         day,
@@ -132,7 +137,7 @@ def capture_checks(
             cursor=json.dumps({"at": 0}),
             skip_reason=f"the first capture of {day} has just begun; its checks follow",
         )
-    findings = quality.judge(found)
+    findings = quality.judge_capture(found)
     verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
     at = datetime.now(UTC).timestamp()
     again = not is_open or at - before.get("at", 0) >= SAY_AGAIN_S
@@ -178,9 +183,9 @@ def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
         market=now if settings.now or unconfigured else vendors.market_now(),
         moved=settings.environment == "sandbox",
         window=settings.capture_window,
-        settings=fingerprint(settings),
+        settings=settings_fingerprint(settings),
         attempts=_attempts(instance, settings),
-        recorder=recorder(folder, settings.databento_dataset),
+        holder=read_lock_holder(folder, settings.databento_dataset),
         pinned=settings.now,
         unconfigured=unconfigured,
     )
@@ -198,34 +203,34 @@ def _attempts(instance: dg.DagsterInstance, settings: Settings) -> list[Attempt]
     records = instance.get_run_records(dg.RunsFilter(tags={KIND: CAPTURE}), limit=ATTEMPTS_LOOKED_AT)
     folder, environment = settings.environment_dir / "capture", settings.environment
     # One launched by hand has the tag as soon as it runs.
-    ours = [r for r in records if r.dagster_run.tags.get(LIVE, environment) == environment]
+    ours = [r for r in records if r.dagster_run.tags.get(LIVE_CAPTURE_TAG, environment) == environment]
     attempts = [_attempt(record, folder) for record in ours]
-    if ours and STOPPED in ours[0].dagster_run.tags:
+    if ours and STOPPED_TAG in ours[0].dagster_run.tags:
         attempts[0] = replace(attempts[0], stopped=_sentence(instance, ours[0].dagster_run))
     return attempts
 
 
 def _attempt(record: dg.RunRecord, folder: Path) -> Attempt:
     run = record.dagster_run
-    number = run.tags.get(ATTEMPT, "0")
+    number = run.tags.get(ATTEMPT_TAG, "0")
     return Attempt(
         run_id=run.run_id,
         status=run.status.value,
         trade_date=run.tags.get(PARTITION, ""),
         number=int(number) if number.isdecimal() else 0,
-        alive=is_alive(folder, run.run_id),
+        alive=is_run_alive(folder, run.run_id),
         changed=record.update_timestamp,
         started=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
         ended=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None,
-        settings=run.tags.get(SETTINGS, ""),
+        settings=run.tags.get(SETTINGS_TAG, ""),
     )
 
 
 def _refusal(instance: dg.DagsterInstance, settings: Settings, day: date) -> str:
     """Why the plan streams nothing, when that is how the last attempt of a trade date ended."""
-    tags = {KIND: CAPTURE, LIVE: settings.environment, PARTITION: day.isoformat()}
+    tags = {KIND: CAPTURE, LIVE_CAPTURE_TAG: settings.environment, PARTITION: day.isoformat()}
     for run in instance.get_runs(dg.RunsFilter(tags=tags), limit=1):
-        if run.tags.get(STOPPED) == NotEntitled.__name__:
+        if run.tags.get(STOPPED_TAG) == NotEntitled.__name__:
             return _sentence(instance, run)
     return ""
 
@@ -237,7 +242,7 @@ def _sentence(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
         said = event.step_failure_data.user_failure_data if event else None
         if said and said.description:
             return said.description
-    return run.tags[STOPPED]
+    return run.tags[STOPPED_TAG]
 
 
 def _missing_roots(instance: dg.DagsterInstance, day: date) -> list[str]:

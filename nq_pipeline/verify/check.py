@@ -24,11 +24,16 @@ Verdict = Literal["PASS", "FAIL", "SKIP"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What came of one check: the verdict, why in one sentence, and the figures behind it."""
+    """What one check found: the verdict, why in one sentence, and the figures behind it.
+
+    `run_checks` adds the name of the check and how long it took, in seconds.
+    """
 
     verdict: Verdict
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    check: str = ""
+    seconds: float = 0.0
 
 
 def passed(reason: str, **facts: Any) -> CheckResult:
@@ -44,7 +49,7 @@ def skipped(reason: str, **facts: Any) -> CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class VerifyTiming:
     """What a test may want shorter, in seconds.
 
     Attributes
@@ -87,7 +92,7 @@ class Context:
     work: Path
     max_usd: Decimal
     stream_s: float
-    pace: Pace = field(default_factory=Pace)
+    pace: VerifyTiming = field(default_factory=VerifyTiming)
     spent_usd: Decimal = Decimal(0)
     live: Recording | None = None
     resumed: Recording | None = None
@@ -106,9 +111,9 @@ class Context:
     @cached_property
     def probes(self) -> Mapping[str, Probe]:
         """What the doctor says of every vendor; asked once, of all at the same time."""
-        from nq_pipeline.verify.doctor import examine
+        from nq_pipeline.verify.doctor import probe_sources
 
-        return examine(self.settings)
+        return probe_sources(self.settings)
 
 
 @dataclass(frozen=True, slots=True)

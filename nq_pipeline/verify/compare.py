@@ -47,25 +47,25 @@ class Difference:
         return f"{self.missing:,} missing and {self.extra:,} too many of {self.records:,}"
 
 
-def within(records: Array, field: str, first_ns: np.uint64, last_ns: np.uint64) -> Array:
+def select_span(records: Array, field: str, first_ns: np.uint64, last_ns: np.uint64) -> Array:
     """The records with `first_ns <= field < last_ns`, nanoseconds UTC."""
     chosen: Array = records[(records[field] >= first_ns) & (records[field] < last_ns)]
     return chosen
 
 
-def times(records: Array) -> Array:
+def trade_times(records: Array) -> Array:
     """When trades were, as far as it can be believed; by their receipt where no time can."""
     near = is_near(records["ts_event"], records["ts_recv"])
     told: Array = records["ts_recv"]
     return np.minimum(records["ts_event"], told)[near] if near.any() else told
 
 
-def by_record(mine: Array, right: Array) -> Difference:
+def compare_records(mine: Array, right: Array) -> Difference:
     """Compare trades one by one, in any order."""
     return _difference(_columns(mine), _columns(right), list(IDENTITY))
 
 
-def by_instrument(mine: pl.DataFrame, right: Array) -> Difference:
+def compare_instruments(mine: pl.DataFrame, right: Array) -> Difference:
     """Compare how many trades each instrument has; `mine` has a row for each, with `instrument_id`."""
     own = mine.select(pl.col("instrument_id").cast(pl.UInt32))
     return _difference(own, _columns(right).select("instrument_id"), ["instrument_id"])

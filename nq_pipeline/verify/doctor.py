@@ -26,7 +26,7 @@ from nq_pipeline.transport.vendor_session import VendorSession
 SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
 """Outcomes after which it is not known that anybody is there."""
 
-MENDS = {
+REMEDIES = {
     Outcome.NOT_CONFIGURED: "set what is missing, see .env.example",
     Outcome.NOT_ENTITLED: "choose a plan that includes it, or take the vendor out of NQ_SOURCES",
     Outcome.OVER_BUDGET: "see `nq budget`; raise the budget it names, or lower NQ_HORIZON_DAYS",
@@ -38,7 +38,7 @@ MENDS = {
 }
 
 
-def examine(
+def probe_sources(
     settings: Settings, *, opener: Callable[[str, Settings], Source] = open_source
 ) -> Mapping[str, Probe]:
     """Ask every vendor its cheapest free question, all at the same time, within the deadline.
@@ -61,7 +61,7 @@ def examine(
     end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
-    silent = Probe(True, False, None, "no answer in time", MENDS[Outcome.PARTIAL])
+    silent = Probe(True, False, None, "no answer in time", REMEDIES[Outcome.PARTIAL])
     return {name: probes.get(name, silent) for name in SOURCE_NAMES}
 
 
@@ -79,7 +79,7 @@ def _probed(source: Source, exchange: VendorSession) -> Probe:
         configured = outcome is not Outcome.NOT_CONFIGURED
         entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
         reachable = outcome not in SILENT if configured else None
-        return Probe(configured, reachable, entitled, str(error), MENDS.get(outcome, ""))
+        return Probe(configured, reachable, entitled, str(error), REMEDIES.get(outcome, ""))
     except Exception as fault:
         if isinstance(fault, OSError) and fault.filename is not None:
             detail = f"cannot use {fault.filename}: {fault.strerror}"
@@ -91,7 +91,7 @@ def _probed(source: Source, exchange: VendorSession) -> Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlanStep:
     """One step of what a vendor sells: what it said about it, and what it would add.
 
     Attributes
@@ -116,27 +116,29 @@ class Step:
     ask_again: date | None = None
 
 
-LADDERS = (
-    Step("databento", "live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),
-    Step("databento", "live", "mbp-1", "every change of the best bid and ask; with Standard"),
-    Step("databento", "live", "trades", "every trade as it happens; with Standard"),
-    Step("databento", "historical", "chain", "chains of the running session; needs a live licence"),
-    Step("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
-    Step("tradovate", "historical", "chain", "quotes; with the API add-on and a CME data licence"),
+PLAN_STEPS = (
+    PlanStep(
+        "databento", "live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"
+    ),
+    PlanStep("databento", "live", "mbp-1", "every change of the best bid and ask; with Standard"),
+    PlanStep("databento", "live", "trades", "every trade as it happens; with Standard"),
+    PlanStep("databento", "historical", "chain", "chains of the running session; needs a live licence"),
+    PlanStep("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
+    PlanStep("tradovate", "historical", "chain", "quotes; with the API add-on and a CME data licence"),
 )
 """From most to least, as the vendors' pages and their users have it; plans change."""
 
 
-def ladder(settings: Settings) -> list[Step]:
+def plan_steps(settings: Settings) -> list[PlanStep]:
     """What each vendor granted or refused so far, by what is kept; nobody is asked.
 
     What is refused today beside the known steps, as a schema of a backfill, follows them.
     """
     lake = Lake(settings.environment_dir / "lake")
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
-    known = {(step.vendor, step.mode, step.schema) for step in LADDERS}
+    known = {(step.vendor, step.mode, step.schema) for step in PLAN_STEPS}
     today = sessions.trade_date(settings.clock.now())
-    others = [Step(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
+    others = [PlanStep(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
     streamed = (
         lake.scan(SESSIONS)
         .filter(pl.col("records") > 0)
@@ -147,7 +149,7 @@ def ladder(settings: Settings) -> list[Step]:
     )
     live = dict(streamed.iter_rows())
     steps = []
-    for step in (*LADDERS, *others):
+    for step in (*PLAN_STEPS, *others):
         word = said.get((step.vendor, step.mode, step.schema))
         if word is not None:
             step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)

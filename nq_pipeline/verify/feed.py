@@ -10,9 +10,9 @@ from datetime import date
 import numpy as np
 
 from nq_pipeline.capture import gateway
-from nq_pipeline.capture.gateway import State, future_parents
+from nq_pipeline.capture.gateway import SessionState, future_parents
 from nq_pipeline.capture.log import CaptureLog
-from nq_pipeline.capture.reconnect_policy import How
+from nq_pipeline.capture.reconnect_policy import EndReason
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import NotConfigured
 from nq_pipeline.market import sessions
@@ -119,7 +119,7 @@ def symbols(ctx: Context) -> CheckResult:
             series.add(what)
         elif kind == "unread":
             unread.append(f"{symbol!r} of {parent} ({what})")
-    always, at_times = gateway.missing(ctx.parents, set(named))
+    always, at_times = gateway.missing_parents(ctx.parents, set(named))
     facts = {
         "instruments": dict(named), "kinds": dict(read), "series": sorted(series), "unread": unread[:20],
         "missing": always, "not_listed_now": at_times, "refused": ctx.live.state.unknown,
@@ -145,7 +145,7 @@ def entitlement(ctx: Context) -> CheckResult:
         found = ctx.line.listen(
             schema, future_parents(ctx.settings.products), _granted, patience_s=ctx.pace.patience_s
         )
-        if found.ending.how is How.STOPPED and found.state.mapped:
+        if found.ending.reason is EndReason.STOPPED and found.state.mapped:
             granted.append(schema)
         elif _refused(found):
             refused[schema] = found.ending.text
@@ -221,17 +221,17 @@ def _read(parent: str, symbol: str, on: date) -> tuple[str, str]:
     return "option", option.series.key
 
 
-def _named(state: State, elapsed: float) -> bool:
+def _named(state: SessionState, elapsed: float) -> bool:
     """Names come first; a session that has none says at least something."""
     return bool(state.mapped) or (state.bytes > 0 and elapsed >= NAMING_S)
 
 
 def _refused(found: Recording) -> bool:
     """Whether the gateway said that the plan lacks the schema."""
-    return found.ending.how is How.ERROR and "not authorized" in found.ending.text.lower()
+    return found.ending.reason is EndReason.ERROR and "not authorized" in found.ending.text.lower()
 
 
-def _granted(state: State, elapsed: float) -> bool:
+def _granted(state: SessionState, elapsed: float) -> bool:
     """A refusal comes at once, if it comes: names and a second without one are a grant."""
     return bool(state.mapped) and elapsed >= 1.0
 

@@ -19,15 +19,8 @@ import numpy.typing as npt
 from pydantic import SecretStr
 
 from nq_pipeline.capture import gateway, reconnect_policy
-from nq_pipeline.capture.gateway import GatewaySession, State, Subscription
-from nq_pipeline.capture.reconnect_policy import (
-    Attempts,
-    Ending,
-    How,
-    Retry,
-    StepDown,
-    Stop,
-)
+from nq_pipeline.capture.gateway import GatewaySession, SessionState, Subscription
+from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.dbn.framer import SYMBOL_MAPPING, Frame
@@ -42,7 +35,7 @@ TRADE = RTYPES["trades"]
 _GREETING = re.compile(rb"lsg_version=([\w.\-]{1,32})\n")
 
 Array = npt.NDArray[Any]
-Enough = Callable[[State, float], object]
+Enough = Callable[[SessionState, float], object]
 """Whether to end a session: what is known of it, and the seconds since it was connected."""
 
 
@@ -64,8 +57,8 @@ class Recording:
     trades: Array = field(default_factory=lambda: _none("TradeMsg"))
     arrived: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     mappings: Array = field(default_factory=lambda: _none("SymbolMappingMsg"))
-    state: State = field(default_factory=State)
-    ending: Ending = field(default_factory=lambda: Ending(How.STOPPED))
+    state: SessionState = field(default_factory=SessionState)
+    ending: SessionEnd = field(default_factory=lambda: SessionEnd(EndReason.STOPPED))
     opened_s: float = 0.0
     first_s: float | None = None
     seconds: float = 0.0
@@ -73,7 +66,7 @@ class Recording:
     @property
     def trouble(self) -> str:
         """Why the session ended before we ended it, and what to do; empty when it did not."""
-        return "" if self.ending.how is How.STOPPED else explain(self.ending)
+        return "" if self.ending.reason is EndReason.STOPPED else explain_end(self.ending)
 
     @property
     def too_old(self) -> bool:
@@ -96,7 +89,7 @@ def _none(struct: str) -> Array:
     return np.empty(0, np.dtype(getattr(databento_dbn, struct)._dtypes))
 
 
-def explain(ending: Ending) -> str:
+def explain_end(ending: SessionEnd) -> str:
     """An end in words, with what to do where trying again does not help."""
     if ending.code == reconnect_policy.CONNECTION_LIMIT:
         return f"{ending}; the account has no session left: end another one, or wait a minute"
@@ -104,7 +97,7 @@ def explain(ending: Ending) -> str:
     return step.reason if isinstance(step, Stop) and step.reason else str(ending)
 
 
-def _next_step(ending: Ending) -> Retry | StepDown | Stop:
+def _next_step(ending: SessionEnd) -> Retry | StepDown | Stop:
     return reconnect_policy.next_step(ending, Attempts(), now=datetime.now(UTC), closes=None, chance=0.0)
 
 
@@ -195,7 +188,7 @@ class FeedRecorder:
             elapsed = time.monotonic() - opened
             full = session.state.records >= MOST_RECORDS
             if full or elapsed >= patience_s or enough(session.state, elapsed):
-                session.close(Ending(How.STOPPED))
+                session.close(SessionEnd(EndReason.STOPPED))
                 break
             await asyncio.wait([session.ending], timeout=POLL_S)
         ending = await session.ending
@@ -231,7 +224,7 @@ class _Ear:
             self._trades.append(frame.array(TRADE).copy())
             self._arrived.append(np.full(len(self._trades[-1]), now, np.int64))
 
-    def recording(self, state: State, ending: Ending, opened_s: float) -> Recording:
+    def recording(self, state: SessionState, ending: SessionEnd, opened_s: float) -> Recording:
         found = Recording(
             head=self._head,
             state=state,

@@ -68,7 +68,7 @@ def count(ctx: Context) -> CheckResult:
         return skipped(f"the gateway no longer replays {from_ns(query.start):%Y-%m-%d %H:%M} UTC")
     if said := trouble(told):
         return failed(f"the replay to compare with: {said}")
-    replayed = compare.within(told.trades, "ts_recv", np.uint64(query.start), np.uint64(query.end))
+    replayed = compare.select_span(told.trades, "ts_recv", np.uint64(query.start), np.uint64(query.end))
     counted = client.count(query)
     facts = {
         "from": from_ns(query.start), "to": from_ns(query.end), "counted": counted, "replayed": len(replayed)
@@ -102,7 +102,7 @@ def history(ctx: Context) -> CheckResult:
         ctx.spent_usd += purchases.cost_usd
         publish_spend(ctx.settings, run_id=run_id)
     sold = decode(body, query.schema).array
-    difference = compare.by_record(replayed, sold)
+    difference = compare.compare_records(replayed, sold)
     facts = {"records": len(sold), "differences": difference.examples, "spent_usd": purchases.cost_usd}
     if difference:
         return failed(f"the gateway's replay has {difference} that the historical API sold", **facts)

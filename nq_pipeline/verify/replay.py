@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
-from nq_pipeline.capture.gateway import State
+from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import from_ns
@@ -40,7 +40,7 @@ TAIL_S = 10.0
 def reconnect(ctx: Context) -> CheckResult:
     """After the drop and the replay the table has each trade once: counted by instrument."""
     assert ctx.live is not None
-    dropped_ns = int(compare.times(ctx.live.trades).max())
+    dropped_ns = int(compare.trade_times(ctx.live.trades).max())
     time.sleep(ctx.pace.outage_s)
     with CaptureLog(ctx.work / "capture", ctx.line.dataset, clock=ctx.clock) as log:
         ctx.resumed = replay_from(ctx, dropped_ns - OVERLAP_NS, min(TAIL_S, ctx.stream_s / 2), log.append)
@@ -52,8 +52,8 @@ def reconnect(ctx: Context) -> CheckResult:
     if said := trouble(ctx.recounted):
         return failed(f"the replay to count by: {said}")
     rows = _published(ctx, first, last)
-    right = compare.within(ctx.recounted.trades, "ts_event", first, last)
-    difference = compare.by_instrument(rows, right)
+    right = compare.select_span(ctx.recounted.trades, "ts_event", first, last)
+    difference = compare.compare_instruments(rows, right)
     facts = {
         "from": from_ns(int(first)), "to": from_ns(int(last)), "dropped_at": from_ns(dropped_ns),
         "rows": rows.height, "counted": len(right), "resumed_s": ctx.resumed.opened_s,
@@ -63,7 +63,7 @@ def reconnect(ctx: Context) -> CheckResult:
         return failed(f"the table has {difference} trades that an independent replay counts", **facts)
     if not len(right):
         return skipped("too few trades to compare; stream for longer with --minutes", **facts)
-    during = len(compare.within(right, "ts_event", np.uint64(dropped_ns), last))
+    during = len(compare.select_span(right, "ts_event", np.uint64(dropped_ns), last))
     return passed(
         f"dropped, {ctx.pace.outage_s:.0f} s later resumed by replay: {rows.height:,} trades of "
         f"{rows['instrument_id'].n_unique():,} instruments, {during:,} of them since the drop; none lost, "
@@ -78,15 +78,15 @@ def replay(ctx: Context) -> CheckResult:
     if ctx.resumed is None or ctx.recounted is None:
         return skipped("needs the replays of reconnect, which did not come")
     first, last = _span(ctx)
-    dropped = compare.times(ctx.live.trades).max()
+    dropped = compare.trade_times(ctx.live.trades).max()
     spans = {
         "stream": (ctx.live, first, dropped - ctx.settle_ns),
         "replay after the drop": (ctx.resumed, max(first, dropped - np.uint64(OVERLAP_NS)), last),
     }
     facts, wrong, compared = {}, [], 0
     for name, (told, begin, end) in spans.items():
-        right = compare.within(ctx.recounted.trades, "ts_event", begin, end)
-        difference = compare.by_record(compare.within(told.trades, "ts_event", begin, end), right)
+        right = compare.select_span(ctx.recounted.trades, "ts_event", begin, end)
+        difference = compare.compare_records(compare.select_span(told.trades, "ts_event", begin, end), right)
         facts[name] = {"records": len(right), "differences": difference.examples}
         compared += len(right)
         if difference:
@@ -111,7 +111,7 @@ def replay_from(
 def _replayed(then_s: float) -> Enough:
     done: list[float] = []
 
-    def enough(state: State, elapsed: float) -> bool:
+    def enough(state: SessionState, elapsed: float) -> bool:
         if FLOOR in state.replayed and not done:
             done.append(elapsed)
         return bool(done) and elapsed >= done[0] + then_s
@@ -134,8 +134,8 @@ def _span(ctx: Context) -> tuple[np.uint64, np.uint64]:
     assert ctx.live is not None and ctx.resumed is not None
     reached = [np.uint64(ctx.resumed.state.replayed[FLOOR])]
     if len(ctx.resumed.trades):
-        reached.append(compare.times(ctx.resumed.trades).max())
-    return compare.times(ctx.live.trades).min() + ctx.settle_ns, max(reached) - ctx.settle_ns
+        reached.append(compare.trade_times(ctx.resumed.trades).max())
+    return compare.trade_times(ctx.live.trades).min() + ctx.settle_ns, max(reached) - ctx.settle_ns
 
 
 def _published(ctx: Context, first: np.uint64, last: np.uint64) -> pl.DataFrame:

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
-from nq_pipeline.capture.log import exclusive, segments, tail
+from nq_pipeline.capture.locks import hold_capture_lock
+from nq_pipeline.capture.log import list_segments, tail
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
@@ -190,7 +191,7 @@ def test_after_a_lost_log_no_new_segment_passes_for_a_published_one(tmp_path: Pa
     cursor.write_text("7:448")
     with served() as it:
         capture(it, tmp_path, all_verified)
-    numbers = [segment.number for segment in segments(tmp_path / "sandbox" / "capture" / DATASET)]
+    numbers = [segment.number for segment in list_segments(tmp_path / "sandbox" / "capture" / DATASET)]
     assert numbers and min(numbers) == 8
 
 
@@ -388,7 +389,7 @@ def test_a_hole_after_the_close_is_none(tmp_path: Path) -> None:
 
 
 def test_a_second_capture_refuses_to_start(tmp_path: Path) -> None:
-    with served() as it, exclusive(tmp_path / "sandbox" / "capture"):
+    with served() as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
         with pytest.raises(CaptureBusy, match="another capture"):
             Running(it, tmp_path).join()
         assert it.streaming == 0
@@ -398,7 +399,7 @@ def test_a_log_that_cannot_be_written_stops_the_capture_and_leaves_a_gap(tmp_pat
     with served() as it:
         running = Running(it, tmp_path)
         running.until(lambda: all_verified(running))
-        segments(tmp_path / "sandbox" / "capture" / DATASET)[-1].path.unlink()
+        list_segments(tmp_path / "sandbox" / "capture" / DATASET)[-1].path.unlink()
         with pytest.raises(LogFailed, match="deleted"):
             running.join()
     assert gaps(tmp_path)["cause"].to_list() == ["late start", "failed"]

@@ -19,12 +19,12 @@ from nq_pipeline.capture.capture_policy import (
     UNFINISHED,
     WITHIN,
     Attempt,
-    Recorder,
     Situation,
-    decide,
-    fingerprint,
-    pause,
+    decide_capture,
+    retry_pause,
+    settings_fingerprint,
 )
+from nq_pipeline.capture.locks import LockHolder
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.settings import Settings
 
@@ -46,13 +46,13 @@ def started(**more: Any) -> Attempt:
 
 
 def reason(**situation: Any) -> str:
-    decision = decide(replace(OPEN, **situation))
+    decision = decide_capture(replace(OPEN, **situation))
     assert decision.trade_date is None
     return decision.reason
 
 
 def test_in_an_open_window_with_nobody_capturing_the_first_attempt_is_started() -> None:
-    decision = decide(OPEN)
+    decision = decide_capture(OPEN)
     assert (decision.trade_date, decision.number, decision.reason) == (date(2025, 6, 10), 1, "")
     assert decision.dead == ()
 
@@ -62,12 +62,12 @@ def test_a_closed_window_is_a_reason_with_the_next_open() -> None:
     assert reason(now=evening, market=evening) == (
         "2025-06-10 closed at 15:00 CT; the next window (rth) opens Wed 2025-06-11 08:30 CT"
     )
-    assert decide(replace(OPEN, market=evening, window="always")).trade_date == date(2025, 6, 10)
+    assert decide_capture(replace(OPEN, market=evening, window="always")).trade_date == date(2025, 6, 10)
 
 
 def test_the_market_decides_and_not_the_machine_s_clock() -> None:
     sunday = datetime(2025, 6, 8, 12, tzinfo=CHICAGO)
-    assert decide(replace(OPEN, now=sunday, moved=True)).trade_date == date(2025, 6, 10)
+    assert decide_capture(replace(OPEN, now=sunday, moved=True)).trade_date == date(2025, 6, 10)
     evening = datetime(2025, 6, 10, 16, 30, tzinfo=CHICAGO)
     assert reason(now=sunday, market=evening, moved=True).startswith(
         "the stand-in's market is at Tue 2025-06-10 16:30 CT: 2025-06-10 closed at 15:00 CT"
@@ -80,16 +80,16 @@ def test_a_pinned_clock_and_a_missing_key_are_reasons_that_say_what_to_do() -> N
 
 
 def test_whoever_captures_is_named_with_the_age_of_what_came_last() -> None:
-    recorder = Recorder(4711, ago(hours=1), ago(seconds=3))
-    assert reason(recorder=recorder) == (
+    holder = LockHolder(4711, ago(hours=1), ago(seconds=3))
+    assert reason(holder=holder) == (
         "capturing since Tue 2025-06-10 09:00 CT, process 4711, the log grew 3 s ago"
     )
-    assert reason(recorder=Recorder(0, NOW)).endswith("a process that is starting")
+    assert reason(holder=LockHolder(0, NOW)).endswith("a process that is starting")
 
 
 def test_a_capture_that_still_fills_gaps_after_the_close_is_left_alone() -> None:
     evening = datetime(2025, 6, 10, 15, 10, tzinfo=CHICAGO)
-    assert reason(now=evening, market=evening, recorder=Recorder(1, evening)).startswith("capturing since")
+    assert reason(now=evening, market=evening, holder=LockHolder(1, evening)).startswith("capturing since")
 
 
 @pytest.mark.parametrize("status", sorted(set(UNFINISHED) - {"STARTED"}))
@@ -100,17 +100,17 @@ def test_a_run_that_is_on_its_way_is_waited_for(status: str) -> None:
 
 def test_a_run_whose_process_lives_is_starting_or_sealing() -> None:
     assert reason(attempts=[started(alive=True)]) == "run run1-of- is starting or sealing"
-    assert decide(replace(OPEN, attempts=[started(alive=True)])).dead == ()
+    assert decide_capture(replace(OPEN, attempts=[started(alive=True)])).dead == ()
 
 
 def test_a_run_that_has_just_been_started_may_not_have_its_lock_yet() -> None:
     new = started(started=NOW - STARTING_UP + timedelta(seconds=1))
-    decision = decide(replace(OPEN, attempts=[new]))
+    decision = decide_capture(replace(OPEN, attempts=[new]))
     assert decision.dead == () and decision.reason == "run run1-of- is starting or sealing"
 
 
 def test_a_run_whose_process_is_gone_is_reported_and_its_successor_started_at_once() -> None:
-    decision = decide(replace(OPEN, attempts=[started()]))
+    decision = decide_capture(replace(OPEN, attempts=[started()]))
     assert decision.dead == ("run1-of-many",)
     assert (decision.trade_date, decision.number) == (date(2025, 6, 10), 2)
 
@@ -119,7 +119,7 @@ def test_a_run_whose_process_is_gone_is_reported_and_its_successor_started_at_on
 def test_a_run_that_never_begins_is_waited_for_until_it_is_too_old(status: str) -> None:
     young = Attempt("run1-of-many", status, DAY, 1, changed=NOW - TO_BEGIN + timedelta(seconds=1))
     assert reason(attempts=[young]) == f"run run1-of- is {status}"
-    decision = decide(replace(OPEN, attempts=[replace(young, changed=NOW - TO_BEGIN)]))
+    decision = decide_capture(replace(OPEN, attempts=[replace(young, changed=NOW - TO_BEGIN)]))
     assert decision.dead == ("run1-of-many",)
     assert (decision.trade_date, decision.number) == (date(2025, 6, 10), 2)
 
@@ -134,10 +134,10 @@ def test_a_dead_run_is_reported_even_when_nothing_is_to_be_started() -> None:
     for other in (
         {"pinned": NOW},
         {"unconfigured": "set a key"},
-        {"recorder": Recorder(1, NOW)},
+        {"holder": LockHolder(1, NOW)},
         {"market": datetime(2025, 6, 10, 16, 30, tzinfo=CHICAGO)},
     ):
-        decision = decide(replace(OPEN, attempts=[started()], **other))  # type: ignore[arg-type]
+        decision = decide_capture(replace(OPEN, attempts=[started()], **other))  # type: ignore[arg-type]
         assert decision.dead == ("run1-of-many",) and decision.trade_date is None
 
 
@@ -146,32 +146,32 @@ def test_what_the_operator_stopped_stays_stopped_until_the_next_trade_date() -> 
     said = reason(attempts=[stopped])
     assert "stopped by the operator (run run1-of-)" in said and "launches the partition 2025-06-10" in said
     tomorrow = NOW + timedelta(days=1)
-    assert decide(replace(OPEN, now=tomorrow, market=tomorrow, attempts=[stopped])).number == 1
+    assert decide_capture(replace(OPEN, now=tomorrow, market=tomorrow, attempts=[stopped])).number == 1
 
 
 def test_after_a_run_by_hand_the_sensor_looks_after_the_capture_again() -> None:
     by_hand = failed(0, ended=ago(seconds=1))
     stopped = Attempt("run1-of-many", "CANCELED", DAY, 1, ended=ago(hours=1))
-    assert decide(replace(OPEN, attempts=[by_hand, stopped])).number == 2
+    assert decide_capture(replace(OPEN, attempts=[by_hand, stopped])).number == 2
 
 
 def test_an_end_for_good_is_not_tried_again_before_something_has_changed() -> None:
     refused = failed(1, ended=ago(hours=2), settings="a", stopped="Databento refuses the key")
     said = reason(attempts=[refused])
     assert said.startswith("ALERT: run run1-of- ended for good: Databento refuses the key")
-    assert decide(replace(OPEN, attempts=[refused], settings="b")).number == 2
+    assert decide_capture(replace(OPEN, attempts=[refused], settings="b")).number == 2
     tomorrow = NOW + timedelta(days=1)
-    assert decide(replace(OPEN, now=tomorrow, market=tomorrow, attempts=[refused])).number == 1
+    assert decide_capture(replace(OPEN, now=tomorrow, market=tomorrow, attempts=[refused])).number == 1
 
 
 def test_the_first_failure_is_followed_at_once_and_the_next_ones_after_growing_pauses() -> None:
-    assert decide(replace(OPEN, attempts=[failed(1)])).number == 2
+    assert decide_capture(replace(OPEN, attempts=[failed(1)])).number == 2
     twice = [failed(2), failed(1)]
     assert reason(attempts=twice) == (
         "attempt 2 of 6 within 30 min failed (run run2-of-); the next follows in 29 s"
     )
     later = [replace(twice[0], ended=ago(seconds=30)), twice[1]]
-    assert decide(replace(OPEN, attempts=later)).number == 3
+    assert decide_capture(replace(OPEN, attempts=later)).number == 3
 
 
 def test_too_many_failures_are_an_alert_and_tried_again_when_they_are_history() -> None:
@@ -181,17 +181,17 @@ def test_too_many_failures_are_an_alert_and_tried_again_when_they_are_history() 
     assert said.startswith("ALERT: 6 attempts failed within 30 min")
     assert "Tried again at Tue 2025-06-10 10:24 CT" in said
     history = [replace(a, ended=a.ended and a.ended - WITHIN) for a in many]
-    assert decide(replace(OPEN, attempts=history)).number == MOST_FAILURES + 1
+    assert decide_capture(replace(OPEN, attempts=history)).number == MOST_FAILURES + 1
 
 
 def test_an_attempt_that_ended_well_within_an_open_window_is_followed_by_another() -> None:
     segment = Attempt("run1-of-many", "SUCCESS", DAY, 1, ended=ago(hours=1))
-    assert decide(replace(OPEN, attempts=[segment, failed(0)])).number == 2
+    assert decide_capture(replace(OPEN, attempts=[segment, failed(0)])).number == 2
 
 
 @given(st.integers(0, 60))
 def test_pauses_grow_and_are_bounded(failures: int) -> None:
-    assert timedelta() <= pause(failures) <= pause(failures + 1) <= LONGEST_PAUSE
+    assert timedelta() <= retry_pause(failures) <= retry_pause(failures + 1) <= LONGEST_PAUSE
 
 
 ATTEMPTS = st.builds(
@@ -214,8 +214,8 @@ ATTEMPTS = st.builds(
 def test_nothing_is_started_beside_what_may_be_alive_and_no_number_is_used_twice(
     attempts: list[Attempt], held: bool
 ) -> None:
-    recorder = Recorder(1, NOW) if held else None
-    decision = decide(replace(OPEN, attempts=attempts, recorder=recorder))
+    holder = LockHolder(1, NOW) if held else None
+    decision = decide_capture(replace(OPEN, attempts=attempts, holder=holder))
     assert (decision.trade_date is None) == bool(decision.reason)
     if decision.trade_date is not None:
         assert not held
@@ -227,9 +227,9 @@ def test_the_fingerprint_changes_with_what_may_help_and_shows_no_secret() -> Non
     before = Settings(_env_file=None, environment="live", databento_api_key="db-one")  # type: ignore[call-arg]
     for change in ({"databento_api_key": "db-two"}, {"capture_schema": "mbo"}, {"capture_window": "globex"}):
         other = Settings(_env_file=None, **{"environment": "live", "databento_api_key": "db-one", **change})  # type: ignore[arg-type]
-        assert fingerprint(other) != fingerprint(before)
+        assert settings_fingerprint(other) != settings_fingerprint(before)
     unrelated = Settings(  # type: ignore[call-arg]
         _env_file=None, environment="live", databento_api_key="db-one", horizon_days=3
     )
-    assert fingerprint(unrelated) == fingerprint(before)
-    assert "db-one" not in fingerprint(before)
+    assert settings_fingerprint(unrelated) == settings_fingerprint(before)
+    assert "db-one" not in settings_fingerprint(before)

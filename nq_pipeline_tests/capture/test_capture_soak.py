@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from nq_pipeline.capture.log import segments
+from nq_pipeline.capture.log import list_segments
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.schemas import TRADES
@@ -98,14 +98,14 @@ def kill(it: Gateway, data: Path, times: int) -> int:
     """
     moments, folder = random.Random(times), data / "sandbox" / "capture" / DATASET
     for number in range(times):
-        before, give_up = len(segments(folder)), time.monotonic() + PATIENCE_S
+        before, give_up = len(list_segments(folder)), time.monotonic() + PATIENCE_S
         process = killable_capture.start(it, data)
-        while number % 4 and len(segments(folder)) == before and time.monotonic() < give_up:
+        while number % 4 and len(list_segments(folder)) == before and time.monotonic() < give_up:
             time.sleep(0.005)
         time.sleep(moments.random())
         process.kill()
         process.join()
-    return len({segment.session for segment in segments(folder)})
+    return len({segment.session for segment in list_segments(folder)})
 
 
 @pytest.mark.parametrize(

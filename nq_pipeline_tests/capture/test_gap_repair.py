@@ -12,12 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from nq_pipeline.capture.gap_repair import (
-    EDGE_NS,
-    History,
-    Repairs,
-    frames,
-)
+from nq_pipeline.capture.gap_repair import EDGE_NS, GapRepairer, HistoricalRecords, read_frames
 from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import ShiftedClock, to_ns
@@ -57,9 +52,9 @@ def truth(first: int = FIRST, last: int = LAST) -> Any:
 
 @contextmanager
 def repairs(
-    history: History, root: Path, *, buys: bool = True, caught_up: Callable[[], None] = lambda: None
-) -> Iterator[Repairs]:
-    with Repairs(
+    history: HistoricalRecords, root: Path, *, buys: bool = True, caught_up: Callable[[], None] = lambda: None
+) -> Iterator[GapRepairer]:
+    with GapRepairer(
         history,
         Lake(root / "lake"),
         buys=buys,
@@ -71,7 +66,7 @@ def repairs(
         yield running
 
 
-def repaired(history: History, root: Path, gap: Gap = LOST, **more: Any) -> Gap:
+def repaired(history: HistoricalRecords, root: Path, gap: Gap = LOST, **more: Any) -> Gap:
     with repairs(history, root, **more) as running:
         running.ask(gap, PARENTS)
         while running.busy:
@@ -159,11 +154,11 @@ def test_a_bought_file_that_is_cut_anywhere_but_between_two_frames_of_zstd_is_re
     body, first = sample.zstd(whole[:border], whole[border:]), len(sample.zstd(whole[:border]))
     path = tmp_path / "bought.dbn.zst"
     path.write_bytes(body)
-    assert sum(len(frame) for frame in frames(path)) == 1 + 20, "the mapping and the trades"
+    assert sum(len(frame) for frame in read_frames(path)) == 1 + 20, "the mapping and the trades"
     for cut in sorted({*range(len(body))} - {first}):
         path.write_bytes(body[:cut])
         with pytest.raises(BadStream):
-            list(frames(path))
+            list(read_frames(path))
 
 
 def test_a_gap_over_several_sessions_is_bought_session_by_session(tmp_path: Path) -> None:

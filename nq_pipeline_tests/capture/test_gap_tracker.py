@@ -10,8 +10,8 @@ import pytest
 
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS, GapTracker
 from nq_pipeline.capture.gaps import GapStore
-from nq_pipeline.capture.gateway import State
-from nq_pipeline.capture.reconnect_policy import Ending, How
+from nq_pipeline.capture.gateway import SessionState
+from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.lake.store import Lake
 from nq_pipeline_tests.testing.dbn_streams import (
@@ -77,7 +77,7 @@ def test_without_a_time_all_there_is_is_asked_for_and_its_first_record_says_wher
     assert starts(accounts) == dict.fromkeys(SCHEMAS, 0)
     accounts.begin({"mbo": 160, "trades": 0})
     first = to_ns(OPENS + timedelta(hours=2))
-    accounts.take(one_frame(record(0, ts_event=first, ts_recv=first), begun()), State())
+    accounts.take(one_frame(record(0, ts_event=first, ts_recv=first), begun()), SessionState())
     assert accounts.starts("trades") == first + AGING_S * NS_PER_S
     assert accounts.starts("mbo") == 0
     (lost,) = accounts.beyond
@@ -88,7 +88,7 @@ def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(accounts: G
     accounts.start_later(starts(accounts), None)
     accounts.begin({"trades": 0})
     done = to_ns(NOW)
-    accounts.advance(State(replayed={"trades": done}), 0.0)
+    accounts.advance(SessionState(replayed={"trades": done}), 0.0)
     lost = [gap for gap in accounts.beyond if gap.schema == "trades"]
     assert [(gap.first_ns, gap.last_ns) for gap in lost] == [(to_ns(OPENS), done)]
 
@@ -96,8 +96,8 @@ def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(accounts: G
 def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(accounts: GapTracker) -> None:
     first = to_ns(NOW - timedelta(minutes=1))
     accounts.begin({"trades": 0})
-    accounts.advance(State(replayed={"mbo": first, "trades": first}), 0.0)
-    accounts.end(State(replayed={"trades": first}), Ending(How.CLOSED), None)  # type: ignore[arg-type]
+    accounts.advance(SessionState(replayed={"mbo": first, "trades": first}), 0.0)
+    accounts.end(SessionState(replayed={"trades": first}), SessionEnd(EndReason.CLOSED), None)  # type: ignore[arg-type]
     accounts.follow(["mbp-1"])
     assert {gap.schema for gap in accounts.unresolved} == {"mbp-1"}
     assert accounts.starts("mbp-1") == to_ns(OPENS) - OVERLAP_NS

@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.capture.gap_tracker import GapTracker, last_moments
-from nq_pipeline.capture.gaps import (
-    REPAIRS,
-    Count,
-    Gap,
-    GapStore,
-)
-from nq_pipeline.capture.gateway import State
+from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, GapStore, RecordCount
+from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.log import CaptureLog
-from nq_pipeline.capture.reconnect_policy import Ending, How
+from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.lake.store import Lake
@@ -47,7 +42,7 @@ class Session:
     """A capture that starts late at `NOW` and its first session, of trades alone."""
 
     def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
-        self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, State(), root
+        self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, SessionState(), root
         self.book = GapStore(Lake(root / "lake"), dataset=DATASET, environment="sandbox", run_id=run_id)
         self.accounts = GapTracker(
             self.book,
@@ -83,8 +78,8 @@ class Session:
         (gap,) = self.advance(wall=SETTLE_S, market=SETTLE_S)
         return gap
 
-    def ended(self, how: How, log: CaptureLog | None = None) -> int | None:
-        return self.accounts.end(self.state, Ending(how), log)  # type: ignore[arg-type]
+    def ended(self, how: EndReason, log: CaptureLog | None = None) -> int | None:
+        return self.accounts.end(self.state, SessionEnd(how), log)  # type: ignore[arg-type]
 
     @property
     def hole(self) -> Gap:
@@ -97,8 +92,8 @@ def session(root: Path) -> Session:
     return Session(root)
 
 
-def counted(gap: Gap, *frames: Frame) -> Count:
-    count = Count(0, gap.first_ns, gap.last_ns)
+def counted(gap: Gap, *frames: Frame) -> RecordCount:
+    count = RecordCount(0, gap.first_ns, gap.last_ns)
     for frame in frames:
         count.add(frame)
     return count
@@ -149,7 +144,7 @@ def test_records_have_a_lag_once_the_replay_is_completed(session: Session) -> No
 def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(session: Session) -> None:
     session.completed()
     session.advance()
-    session.ended(How.CLOSED)
+    session.ended(EndReason.CLOSED)
     late = session.accounts.gaps[0]
     assert late.state == "open" and "just after the replay" in late.reason
 
@@ -158,12 +153,12 @@ def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(
 
 
 def test_a_gap_is_given_up_with_the_third_count_that_does_not_agree(session: Session) -> None:
-    for attempt in range(1, REPAIRS + 1):
+    for attempt in range(1, MAX_REPLAYS + 1):
         gap = session.replayed()
         judged = session.accounts.judge(gap, counted(gap))
         assert judged and (judged.state, judged.attempts) == ("open", attempt)
-        assert session.accounts.fillable == (attempt < REPAIRS) != bool(session.accounts.beyond)
-        session.state = State()
+        assert session.accounts.fillable == (attempt < MAX_REPLAYS) != bool(session.accounts.beyond)
+        session.state = SessionState()
         session.accounts.begin({"trades": 0})
 
 
@@ -193,12 +188,12 @@ def test_after_a_lost_connection_it_begins_at_the_last_record_whatever_the_gatew
     session.take(trade(+2 * NS_PER_S))
     session.clock.instant += timedelta(seconds=60)
     session.state.heard_ns = NOW_NS + 50 * NS_PER_S
-    assert session.ended(How.CLOSED) == session.hole.first_ns == NOW_NS + 2 * NS_PER_S
+    assert session.ended(EndReason.CLOSED) == session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
 def test_just_after_a_replay_it_begins_so_much_earlier_as_records_may_be_late(session: Session) -> None:
     session.replayed(trade(-2 * NS_PER_S))
-    assert session.ended(How.RESET) == session.hole.first_ns == NOW_NS - SETTLE_NS
+    assert session.ended(EndReason.RESET) == session.hole.first_ns == NOW_NS - SETTLE_NS
 
 
 def test_where_we_ended_it_there_is_none_and_all_that_was_heard_of_is_proven(session: Session) -> None:
@@ -207,14 +202,14 @@ def test_where_we_ended_it_there_is_none_and_all_that_was_heard_of_is_proven(ses
     session.clock.instant = NOW + timedelta(seconds=60)
     session.state.heard_ns = NOW_NS + 50 * NS_PER_S
     before = len(session.accounts.gaps)
-    assert session.ended(How.STOPPED) == NOW_NS + 50 * NS_PER_S - SETTLE_NS
+    assert session.ended(EndReason.STOPPED) == NOW_NS + 50 * NS_PER_S - SETTLE_NS
     assert len(session.accounts.gaps) == before
 
 
 def test_a_gateway_whose_clock_is_ahead_proves_nothing_of_the_future(session: Session) -> None:
     session.replayed()
     session.state.heard_ns = NOW_NS + 50 * NS_PER_S
-    assert session.ended(How.STOPPED) == to_ns(session.clock.now()) - SETTLE_NS
+    assert session.ended(EndReason.STOPPED) == to_ns(session.clock.now()) - SETTLE_NS
 
 
 def test_records_that_were_skipped_came_after_the_last_one_before_that_was_said(session: Session) -> None:
@@ -222,7 +217,7 @@ def test_records_that_were_skipped_came_after_the_last_one_before_that_was_said(
     session.take(trade(+2 * NS_PER_S))
     session.state.skipped = "Skipped records"
     session.take(trade(+9 * NS_PER_S))
-    session.ended(How.SKIPPED)
+    session.ended(EndReason.SKIPPED)
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
@@ -230,7 +225,7 @@ def test_records_that_were_skipped_before_any_came_are_missing_since_the_opening
     session.state.skipped = "Skipped records"
     session.take(trade(-5))
     session.completed()
-    session.ended(How.SKIPPED)
+    session.ended(EndReason.SKIPPED)
     assert session.hole.first_ns == to_ns(OPENS)
 
 
@@ -245,7 +240,7 @@ def test_after_a_failed_disk_it_begins_at_what_was_synced(session: Session) -> N
             session.take(frame)
             if at == 2:
                 log.sync()
-        session.ended(How.FAILED, log)
+        session.ended(EndReason.FAILED, log)
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
@@ -255,7 +250,7 @@ def test_nothing_is_proven_of_a_session_whose_replay_was_not_completed_for_every
     session.accounts.begin({"trades": 0, "mbp-1": 1})
     session.take(trade(+5))
     session.completed()
-    assert session.ended(How.STOPPED) is None
+    assert session.ended(EndReason.STOPPED) is None
 
 
 @pytest.mark.parametrize("off_s", [83 * 86_400, 90, -90, -30 * 86_400])
@@ -265,7 +260,7 @@ def test_a_time_far_from_its_receipt_moves_no_hole(session: Session, off_s: int)
     wrong = record(0, instrument_id=1, ts_event=at + off_s * NS_PER_S, ts_recv=at)
     sound = record(0, instrument_id=1, ts_event=NOW_NS + 2 * NS_PER_S, ts_recv=NOW_NS + 2 * NS_PER_S)
     session.take(one_frame(sound + wrong, begun()), one_frame(wrong, begun()))
-    session.ended(How.CLOSED)
+    session.ended(EndReason.CLOSED)
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
@@ -275,14 +270,14 @@ def test_a_replay_is_complete_no_later_than_it_is_said(session: Session) -> None
     assert session.advance() == []
     (gap,) = session.advance(wall=SETTLE_S, market=SETTLE_S)
     assert (gap.state, gap.last_ns) == ("replayed", NOW_NS)
-    assert session.ended(How.CLOSED) == session.hole.first_ns <= NOW_NS
+    assert session.ended(EndReason.CLOSED) == session.hole.first_ns <= NOW_NS
 
 
 def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
     session.replayed()
     at = NOW_NS + 2 * NS_PER_S
     session.take(one_frame(record(0, ts_event=at + 50 * NS_PER_S, ts_recv=at), begun()))
-    session.ended(How.CLOSED)
+    session.ended(EndReason.CLOSED)
     assert session.hole.first_ns == at
 
 
@@ -302,7 +297,7 @@ def test_a_replay_begins_where_its_first_record_was_received(session: Session) -
 
 def test_the_next_capture_tries_a_gap_again_however_often_it_was_tried(session: Session) -> None:
     (gap,) = session.accounts.gaps
-    session.book.write([gap.change(attempts=REPAIRS, reason="the counts differ")], NOW)
+    session.book.write([gap.change(attempts=MAX_REPLAYS, reason="the counts differ")], NOW)
     (taken,) = Session(session.root, run_id="next").accounts.gaps
     assert (taken.gap_id, taken.state, taken.attempts) == (gap.gap_id, "open", 0)
 

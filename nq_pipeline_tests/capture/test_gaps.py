@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.capture.gaps import (
-    Count,
     Gap,
     GapStore,
-    holes,
-    judge,
-    out_of_reach,
-    replayed_from,
-    span,
+    RecordCount,
+    compare_counts,
+    earliest_replay,
+    open_window,
+    split_at_replay_limit,
+    unproven_spans,
 )
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.lake.store import Lake
@@ -47,37 +47,37 @@ def gap(first: int = 100, last: int | None = 200, **more: object) -> Gap:
 
 
 def test_the_window_that_is_open_has_an_opening_and_a_close() -> None:
-    assert span(OPENS, "rth") == (OPENS, CLOSES)
-    assert span(CLOSES, "rth") is None
-    assert span(CLOSES, "globex") == (
+    assert open_window(OPENS, "rth") == (OPENS, CLOSES)
+    assert open_window(CLOSES, "rth") is None
+    assert open_window(CLOSES, "globex") == (
         OPENS.replace(minute=0) - timedelta(hours=15),
         CLOSES + timedelta(hours=1),
     )
-    assert span(CLOSES, "always") == (OPENS.replace(minute=0) - timedelta(hours=15), None)
+    assert open_window(CLOSES, "always") == (OPENS.replace(minute=0) - timedelta(hours=15), None)
 
 
 def test_the_gateway_replays_a_day_and_of_mbo_the_whole_week() -> None:
     friday = OPENS + 3 * DAY
     sunday = datetime(2025, 6, 8, 22, tzinfo=UTC)
-    assert friday - DAY < from_ns(replayed_from("trades", friday)) < friday - DAY + timedelta(minutes=2)
-    assert replayed_from("mbo", friday) == replayed_from("mbo", sunday + timedelta(hours=1)) == ns(sunday)
+    assert friday - DAY < from_ns(earliest_replay("trades", friday)) < friday - DAY + timedelta(minutes=2)
+    assert earliest_replay("mbo", friday) == earliest_replay("mbo", sunday + timedelta(hours=1)) == ns(sunday)
 
 
 def test_a_first_capture_misses_what_was_since_the_opening() -> None:
-    assert holes(None, NOON, "rth") == [(ns(OPENS), None)]
+    assert unproven_spans(None, NOON, "rth") == [(ns(OPENS), None)]
 
 
 def test_nothing_is_missed_outside_the_window() -> None:
-    assert holes(ns(CLOSES), OPENS + DAY, "rth") == [(ns(OPENS + DAY), None)]
-    assert holes(ns(CLOSES + timedelta(minutes=5)), CLOSES + timedelta(hours=2), "rth") == []
+    assert unproven_spans(ns(CLOSES), OPENS + DAY, "rth") == [(ns(OPENS + DAY), None)]
+    assert unproven_spans(ns(CLOSES + timedelta(minutes=5)), CLOSES + timedelta(hours=2), "rth") == []
 
 
 def test_what_is_proven_within_the_window_is_where_the_hole_begins() -> None:
-    assert holes(ns(NOON), NOON + timedelta(hours=1), "rth") == [(ns(NOON), None)]
+    assert unproven_spans(ns(NOON), NOON + timedelta(hours=1), "rth") == [(ns(NOON), None)]
 
 
 def test_whole_windows_that_were_missed_are_holes_of_their_own() -> None:
-    assert holes(ns(NOON), NOON + 2 * DAY, "rth") == [
+    assert unproven_spans(ns(NOON), NOON + 2 * DAY, "rth") == [
         (ns(NOON), ns(CLOSES)),
         (ns(OPENS + DAY), ns(CLOSES + DAY)),
         (ns(OPENS + 2 * DAY), None),
@@ -86,11 +86,11 @@ def test_whole_windows_that_were_missed_are_holes_of_their_own() -> None:
 
 def test_a_weekend_is_no_hole() -> None:
     friday, monday = datetime(2025, 6, 13, 21, tzinfo=UTC), datetime(2025, 6, 15, 22, 0, 1, tzinfo=UTC)
-    assert holes(ns(friday), monday, "globex") == [(ns(monday.replace(second=0)), None)]
+    assert unproven_spans(ns(friday), monday, "globex") == [(ns(monday.replace(second=0)), None)]
 
 
 def test_a_clock_that_went_back_begins_with_the_opening() -> None:
-    assert holes(ns(NOON + DAY), NOON, "rth") == [(ns(OPENS), None)]
+    assert unproven_spans(ns(NOON + DAY), NOON, "rth") == [(ns(OPENS), None)]
 
 
 @given(
@@ -98,7 +98,7 @@ def test_a_clock_that_went_back_begins_with_the_opening() -> None:
 )
 def test_holes_are_in_order_and_lie_between_what_is_proven_and_now(a: int, b: int, window: str) -> None:
     proven, now = (NOON + timedelta(seconds=s) for s in sorted((a, b)))
-    found = holes(ns(proven), now, window)  # type: ignore[arg-type]
+    found = unproven_spans(ns(proven), now, window)  # type: ignore[arg-type]
     edges = [edge for hole in found for edge in hole if edge is not None]
     assert edges == sorted(edges)
     assert all(ns(proven) <= edge <= ns(now) for edge in edges)
@@ -110,9 +110,9 @@ def test_holes_are_in_order_and_lie_between_what_is_proven_and_now(a: int, b: in
 
 def test_a_gap_before_the_replay_is_unfillable_and_one_across_it_is_divided() -> None:
     before, across, after = gap(100, 200), gap(100, 400), gap(300, None)
-    (lost,) = out_of_reach([before], 300, "n")
+    (lost,) = split_at_replay_limit([before], 300, "n")
     assert lost.state == "unfillable" and "historical API" in lost.reason and lost.revision == 1
-    part, rest = out_of_reach([across], 300, "n")
+    part, rest = split_at_replay_limit([across], 300, "n")
     assert (part.gap_id, part.first_ns, part.last_ns, part.state, part.revision) == (
         "n-0",
         100,
@@ -121,11 +121,11 @@ def test_a_gap_before_the_replay_is_unfillable_and_one_across_it_is_divided() ->
         0,
     )
     assert (rest.gap_id, rest.first_ns, rest.last_ns, rest.state) == ("g", 300, 400, "open")
-    assert out_of_reach([after], 300, "n") == []
+    assert split_at_replay_limit([after], 300, "n") == []
 
 
 def test_gaps_that_are_settled_are_left_alone() -> None:
-    assert out_of_reach([gap(state="verified"), gap(state="unfillable")], 1000, "n") == []
+    assert split_at_replay_limit([gap(state="verified"), gap(state="unfillable")], 1000, "n") == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1000) | st.none())), st.integers(0, 2000))
@@ -134,7 +134,7 @@ def test_no_moment_of_a_gap_is_lost_when_it_is_divided(
 ) -> None:
     for first, length in spans:
         whole = gap(first, None if length is None else first + length)
-        parts = sorted(out_of_reach([whole], limit, "n") or [whole], key=lambda g: g.first_ns)
+        parts = sorted(split_at_replay_limit([whole], limit, "n") or [whole], key=lambda g: g.first_ns)
         assert parts[0].first_ns == first and parts[-1].last_ns == whole.last_ns
         assert all(a.last_ns == b.first_ns for a, b in pairwise(parts))
 
@@ -147,7 +147,7 @@ def test_a_count_is_of_the_span_by_instrument_however_the_frames_fall(
     a: int, b: int, sizes: list[int]
 ) -> None:
     first, last = ns(NOON) + min(a, b), ns(NOON) + max(a, b)
-    count, framer, at, everything = Count(0, first, last), begun(), 0, []
+    count, framer, at, everything = RecordCount(0, first, last), begun(), 0, []
     for size in sizes:
         frame = one_frame(mapping(9, "NQU5") + trades(at, size), framer)
         everything.append(frame.array(0))
@@ -165,26 +165,26 @@ def test_a_count_is_of_the_span_by_instrument_however_the_frames_fall(
 
 
 def test_other_schemas_are_not_counted() -> None:
-    count = Count(160, 0)
+    count = RecordCount(160, 0)
     count.add(one_frame(trades(0, 10), begun()))
     assert count.total == 0
 
 
-def counted(*numbers: int) -> Count:
-    framer, count = begun(), Count(0, 0)
+def counted(*numbers: int) -> RecordCount:
+    framer, count = begun(), RecordCount(0, 0)
     for number in numbers:
         count.add(one_frame(trades(number, 1), framer))
     return count
 
 
 def test_two_replays_that_agree_verify_a_gap() -> None:
-    verified = judge(gap(state="replayed"), counted(1, 2, 3), counted(1, 2, 3))
+    verified = compare_counts(gap(state="replayed"), counted(1, 2, 3), counted(1, 2, 3))
     assert (verified.state, verified.replayed, verified.counted, verified.revision) == ("verified", 3, 3, 1)
 
 
 @pytest.mark.parametrize("found", [(1, 2), (1, 2, 3, 4), (1, 2, 4)])
 def test_two_replays_that_differ_in_any_instrument_leave_it_open(found: tuple[int, ...]) -> None:
-    judged = judge(gap(state="replayed"), counted(1, 2, 3), counted(*found))
+    judged = compare_counts(gap(state="replayed"), counted(1, 2, 3), counted(*found))
     assert judged.state == "open" and judged.attempts == 1 and f"found {len(found)}" in judged.reason
 
 

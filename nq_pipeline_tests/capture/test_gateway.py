@@ -17,12 +17,12 @@ from pydantic import SecretStr
 from nq_pipeline.capture.gateway import (
     GatewaySession,
     Subscription,
-    address,
     future_parents,
-    missing,
+    gateway_address,
+    missing_parents,
     option_parents,
 )
-from nq_pipeline.capture.reconnect_policy import Ending, How
+from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.errors import LogFailed
@@ -56,17 +56,17 @@ def session(
     start_ns: int | None = None,
     parents: tuple[str, ...] = PARENTS,
     **more: Any,
-) -> tuple[GatewaySession, Ending]:
+) -> tuple[GatewaySession, SessionEnd]:
     """Hold a session until it ends or `until` is true of it."""
 
-    async def hold() -> tuple[GatewaySession, Ending]:
+    async def hold() -> tuple[GatewaySession, SessionEnd]:
         held = GatewaySession(SecretStr(key), DATASET, record or (lambda frame: None), **more)
         port = it if isinstance(it, int) else it.port
         await held.open(HOST, port, [Subscription(schema, parents, start_ns)])
         async with asyncio.timeout(PATIENCE_S):
             while not held.ending.done() and not until(held):
                 await asyncio.sleep(0.005)
-        held.close(Ending(How.STOPPED))
+        held.close(SessionEnd(EndReason.STOPPED))
         return held, await held.ending
 
     return run(hold())
@@ -94,7 +94,7 @@ def test_a_gateway_that_never_ends_its_greeting_is_left() -> None:
         thread.start()
         _, ending = session(listening.getsockname()[1])
         thread.join()
-    assert ending.how is How.GARBAGE and "no answer to the key" in ending.text
+    assert ending.reason is EndReason.GARBAGE and "no answer to the key" in ending.text
 
 
 def test_there_are_26_option_roots_and_one_future() -> None:
@@ -104,8 +104,8 @@ def test_there_are_26_option_roots_and_one_future() -> None:
 
 
 def test_the_address_is_the_vendors_or_the_configured_one() -> None:
-    assert address(None, "GLBX.MDP3") == ("glbx-mdp3.lsg.databento.com", 13_000)
-    assert address("127.0.0.1:4711", "GLBX.MDP3") == ("127.0.0.1", 4711)
+    assert gateway_address(None, "GLBX.MDP3") == ("glbx-mdp3.lsg.databento.com", 13_000)
+    assert gateway_address("127.0.0.1:4711", "GLBX.MDP3") == ("127.0.0.1", 4711)
 
 
 @pytest.mark.parametrize("zstd", [False, True])
@@ -116,7 +116,7 @@ def test_a_session_brings_every_byte_of_the_tape(zstd: bool) -> None:
         got = np.concatenate([frame.array(0) for frame in frames])
         first, last = int(got["ts_recv"][0]), int(got["ts_recv"][-1])
         sent = it.records("trades", first, last + 1)
-    assert ending == Ending(How.STOPPED)
+    assert ending == SessionEnd(EndReason.STOPPED)
     assert len(got) == held.state.records
     assert got.tobytes() == sent[: len(got)].tobytes()
 
@@ -124,11 +124,11 @@ def test_a_session_brings_every_byte_of_the_tape(zstd: bool) -> None:
 def test_every_listed_root_is_mapped_and_the_absent_are_told_apart() -> None:
     with served() as it:
         held, _ = session(it, lambda s: s.state.records)
-    always, at_times = missing(PARENTS, held.state.mapped)
+    always, at_times = missing_parents(PARENTS, held.state.mapped)
     assert always == [] and {"NQ.OPT", "NQ.FUT"} <= held.state.mapped
     assert not any(parent.startswith("Q5") for parent in at_times)
-    assert missing(PARENTS, set())[0] == ["NQ.OPT", "NQ.FUT"]
-    assert len(missing(PARENTS, set())[1]) == 26 - 1 - 4
+    assert missing_parents(PARENTS, set())[0] == ["NQ.OPT", "NQ.FUT"]
+    assert len(missing_parents(PARENTS, set())[1]) == 26 - 1 - 4
 
 
 def test_symbols_the_gateway_does_not_know_end_nothing() -> None:
@@ -149,55 +149,55 @@ def test_a_replay_reports_its_end() -> None:
 @pytest.mark.parametrize(
     ("fault", "how"),
     [
-        (Fault("fin", after_records=500), How.CLOSED),
-        (Fault("rst", after_records=500), How.RESET),
-        (Fault("cut", after_records=500), How.CUT),
-        (Fault("garbage", after_records=500), How.GARBAGE),
-        (Fault("silence", after_records=500), How.SILENT),
-        (Fault("error", after_records=500, code=6), How.ERROR),
-        (Fault("error", after_records=500, code=8), How.ERROR),
+        (Fault("fin", after_records=500), EndReason.CLOSED),
+        (Fault("rst", after_records=500), EndReason.RESET),
+        (Fault("cut", after_records=500), EndReason.CUT),
+        (Fault("garbage", after_records=500), EndReason.GARBAGE),
+        (Fault("silence", after_records=500), EndReason.SILENT),
+        (Fault("error", after_records=500, code=6), EndReason.ERROR),
+        (Fault("error", after_records=500, code=8), EndReason.ERROR),
     ],
 )
-def test_every_end_has_its_name(fault: Fault, how: How) -> None:
+def test_every_end_has_its_name(fault: Fault, how: EndReason) -> None:
     with served(fault) as it:
         held, ending = session(it, heartbeat_s=1, late_s=0.5)
-    assert ending.how is how and held.state.records
+    assert ending.reason is how and held.state.records
     # What was sent just before a reset may be lost with it.
-    assert held.state.records == 500 or (how is How.RESET and held.state.records <= 500)
-    if how is How.ERROR:
+    assert held.state.records == 500 or (how is EndReason.RESET and held.state.records <= 500)
+    if how is EndReason.ERROR:
         assert ending.code == fault.code
 
 
 def test_silence_is_noticed_before_the_first_byte_of_the_stream() -> None:
     with served(Fault("no_metadata")) as it:
         held, ending = session(it, heartbeat_s=1, late_s=0.5)
-    assert ending.how is How.SILENT and not held.state.records
+    assert ending.reason is EndReason.SILENT and not held.state.records
     assert held.state.began is None
 
 
 def test_heartbeats_keep_a_quiet_session_alive() -> None:
     with served(load=None) as it:
         _, ending = session(it, lambda s: s.state.bytes > 2_000, heartbeat_s=1, parents=("Q1A.OPT",))
-    assert ending.how is How.STOPPED
+    assert ending.reason is EndReason.STOPPED
 
 
 def test_a_wrong_key_is_refused_with_the_gateways_words_and_without_the_key() -> None:
     with served() as it:
         _, ending = session(it, key="db-wrong-key-of-somebody-else-00")
-    assert ending == Ending(How.REFUSED, "Authentication failed.")
+    assert ending == SessionEnd(EndReason.REFUSED, "Authentication failed.")
 
 
 def test_a_dataset_outside_the_plan_is_refused_with_the_gateways_words() -> None:
     text = "A live data license is required to access GLBX.MDP3."
     with served(Fault("refuse_auth", text=text)) as it:
         _, ending = session(it)
-    assert ending == Ending(How.REFUSED, text)
+    assert ending == SessionEnd(EndReason.REFUSED, text)
 
 
 def test_a_connection_closed_at_once_is_not_a_refusal_of_the_key() -> None:
     with served(Fault("refuse_connection")) as it:
         _, ending = session(it)
-    assert ending.how is How.UNREACHABLE
+    assert ending.reason is EndReason.UNREACHABLE
 
 
 def test_where_nobody_listens_nothing_is_reached() -> None:
@@ -205,25 +205,25 @@ def test_where_nobody_listens_nothing_is_reached() -> None:
         closed.bind((HOST, 0))
         port = closed.getsockname()[1]
     _, ending = session(port)
-    assert ending.how is How.UNREACHABLE and str(port) in ending.text
+    assert ending.reason is EndReason.UNREACHABLE and str(port) in ending.text
 
 
 def test_a_schema_outside_the_plan_ends_the_session_in_the_stream() -> None:
     with served() as it:
         _, ending = session(it, schema="mbo")
-    assert ending == Ending(How.ERROR, "Not authorized for mbo schema", 5)
+    assert ending == SessionEnd(EndReason.ERROR, "Not authorized for mbo schema", 5)
 
 
 def test_the_limit_of_sessions_is_an_error_of_its_own() -> None:
     with served(limits=Limits(connections_per_s=1_000, sessions=0)) as it:
         _, ending = session(it)
-    assert ending.how is How.ERROR and ending.code == 3
+    assert ending.reason is EndReason.ERROR and ending.code == 3
 
 
 def test_skipped_records_are_noted_and_the_session_goes_on() -> None:
     with served(Fault("error", code=7, after_records=500, records=10)) as it:
         held, ending = session(it, lambda s: s.state.records > 2_000)
-    assert ending.how is How.STOPPED and "Skipped" in held.state.skipped
+    assert ending.reason is EndReason.STOPPED and "Skipped" in held.state.skipped
 
 
 def test_a_log_that_fails_ends_the_session_as_our_own_fault() -> None:
@@ -232,7 +232,7 @@ def test_a_log_that_fails_ends_the_session_as_our_own_fault() -> None:
 
     with served() as it:
         _, ending = session(it, record=full)
-    assert (ending.how, ending.text) == (How.FAILED, "the disk is full")
+    assert (ending.reason, ending.text) == (EndReason.FAILED, "the disk is full")
 
 
 def test_a_fault_of_whoever_records_is_not_taken_for_a_lost_connection() -> None:

@@ -20,9 +20,9 @@ from nq_pipeline.capture.log import (
     Block,
     CaptureLog,
     Position,
-    mappings,
+    list_segments,
+    read_mappings,
     recover,
-    segments,
     tail,
 )
 from nq_pipeline.dbn.framer import Framer, SymbolMapping
@@ -64,7 +64,7 @@ def test_a_segment_is_a_dbn_file_of_the_bytes_that_came(open_log: OpenLog) -> No
         framer = Framer()
         for frame in framer.feed(head() + body):
             log.append(frame)
-    (segment,) = log.segments()
+    (segment,) = list_segments(log.folder)
     assert segment.path.read_bytes() == head() + body
     store = databento.DBNStore.from_file(segment.path)
     frame = store.to_df(schema="trades")
@@ -82,8 +82,8 @@ def test_the_folder_of_a_segment_is_the_trade_date_of_its_beginning(open_log: Op
         clock.instant = datetime(2025, 6, 10, 22, 0, tzinfo=UTC)
         log.append(one_frame(trades(2, 1), framer))
         log.sync()
-        assert [s.trade_date for s in log.segments()] == [date(2025, 6, 10), date(2025, 6, 11)]
-        assert [s.path.parent.name for s in log.segments()] == [
+        assert [s.trade_date for s in list_segments(log.folder)] == [date(2025, 6, 10), date(2025, 6, 11)]
+        assert [s.path.parent.name for s in list_segments(log.folder)] == [
             "trade_date=2025-06-10",
             "trade_date=2025-06-11",
         ]
@@ -96,8 +96,8 @@ def test_a_segment_ends_by_size_and_by_age(open_log: OpenLog) -> None:
         framer = begun()
         for number in range(10):
             log.append(one_frame(trades(100 * number, 100), framer))  # 4,800 bytes: two fit
-        assert [s.number for s in log.segments()] == [1, 2, 3, 4, 5]
-        assert max(s.path.stat().st_size for s in log.segments()) <= 10_000
+        assert [s.number for s in list_segments(log.folder)] == [1, 2, 3, 4, 5]
+        assert max(s.path.stat().st_size for s in list_segments(log.folder)) <= 10_000
         clock.instant += timedelta(seconds=61)
         log.append(one_frame(trades(1_000, 1), framer))
         assert log.written.segment == 6
@@ -111,7 +111,7 @@ def test_symbols_larger_than_a_segment_do_not_begin_one_at_every_call(open_log: 
         log.append(one_frame(b"".join(mapping(i, f"NQU5 C{i}") for i in range(200)), framer))
         for number in range(10):
             log.append(one_frame(trades(number, 1), framer))
-        assert len(log.segments()) == 2
+        assert len(list_segments(log.folder)) == 2
 
 
 def test_each_session_of_the_gateway_has_segments_of_its_own(open_log: OpenLog) -> None:
@@ -121,8 +121,8 @@ def test_each_session_of_the_gateway_has_segments_of_its_own(open_log: OpenLog) 
             log.append(one_frame(mapping(session, "NQU5"), framer))
             log.append(one_frame(trades(session, 1), framer))
         log.sync()
-        assert [s.number for s in log.segments()] == [1, 2, 3]
-        assert mappings(log.folder, log.synced).keys() == {2}
+        assert [s.number for s in list_segments(log.folder)] == [1, 2, 3]
+        assert read_mappings(log.folder, log.synced).keys() == {2}
 
 
 def test_a_segment_that_goes_on_begins_with_the_symbols_of_its_session(open_log: OpenLog) -> None:
@@ -132,11 +132,11 @@ def test_a_segment_that_goes_on_begins_with_the_symbols_of_its_session(open_log:
         for number in range(4):
             log.append(one_frame(trades(100 * number, 100), framer))
         log.sync()
-        *_, last = log.segments()
+        *_, last = list_segments(log.folder)
         assert last.number > 1
         symbols = databento.DBNStore.from_file(last.path).to_df(schema="trades")["symbol"]
         assert set(symbols[:7]) >= {"NQU5 C21500", "NQZ5"}
-        assert mappings(log.folder, log.synced) == {
+        assert read_mappings(log.folder, log.synced) == {
             1: SymbolMapping(0, 1, "NQ.OPT", "NQU5 C21500"),
             2: SymbolMapping(0, 2, "NQ.OPT", "NQZ5"),
         }
@@ -220,7 +220,7 @@ def test_another_process_reads_whole_records_of_a_segment_that_grows(open_log: O
     with open_log() as log:
         framer = begun()
         log.append(one_frame(trades(0, 10), framer))
-        with log.segments()[-1].path.open("ab") as half:  # as seen in the middle of a write
+        with list_segments(log.folder)[-1].path.open("ab") as half:  # as seen in the middle of a write
             half.write(trades(10, 1)[:20])
         (block,) = tail(log.folder)
         assert sequences([block]) == list(range(10))
@@ -232,7 +232,7 @@ def test_a_position_the_log_no_longer_reaches_is_said(open_log: OpenLog) -> None
         framer = begun()
         for number in range(3):
             log.append(one_frame(trades(100 * number, 100), framer))
-    first, second, third = log.segments()
+    first, second, third = list_segments(log.folder)
     with pytest.raises(CaptureError, match="the file was cut"):
         list(tail(log.folder, Position(3, 1_000_000)))
     with pytest.raises(CaptureError, match=r"segment 4 .* is missing"):
@@ -268,7 +268,7 @@ def test_reading_a_large_log_takes_little_memory(open_log: OpenLog) -> None:
 def test_a_tail_torn_at_any_byte_is_cut_at_the_last_whole_record(open_log: OpenLog) -> None:
     with open_log() as log:
         log.append(one_frame(trades(0, 3), begun()))
-    (segment,) = log.segments()
+    (segment,) = list_segments(log.folder)
     whole = segment.path.read_bytes()
     for lost in range(48):
         segment.path.write_bytes(whole[: len(whole) - lost])
@@ -286,7 +286,7 @@ def test_a_tail_torn_at_any_byte_is_cut_at_the_last_whole_record(open_log: OpenL
 def test_what_is_no_record_is_kept_aside(open_log: OpenLog, rest: bytes) -> None:
     with open_log() as log:
         log.append(one_frame(trades(0, 3), begun()))
-    (segment,) = log.segments()
+    (segment,) = list_segments(log.folder)
     whole = segment.path.read_bytes()
     segment.path.write_bytes(whole + rest)
     with open_log() as log:
@@ -306,7 +306,7 @@ def test_the_next_capture_goes_on_behind_what_the_last_one_left(open_log: OpenLo
         assert log.recovery is None
         log.append(one_frame(trades(0, 3), begun()))
         end = log.written
-    leftover = log.segments()[0].path.with_name(".half.dbn.0123.tmp")
+    leftover = list_segments(log.folder)[0].path.with_name(".half.dbn.0123.tmp")
     leftover.write_bytes(b"half a segment")
     with open_log() as log:
         assert not leftover.exists()
@@ -315,13 +315,13 @@ def test_the_next_capture_goes_on_behind_what_the_last_one_left(open_log: OpenLo
         log.append(one_frame(trades(3, 1), begun()))
         log.sync()
         assert sequences(list(log.tail(end))) == [3]
-    assert [s.number for s in segments(log.folder)] == [1, 2]
+    assert [s.number for s in list_segments(log.folder)] == [1, 2]
 
 
 def test_a_segment_without_a_readable_head_is_not_touched(open_log: OpenLog) -> None:
     with open_log() as log:
         log.append(one_frame(trades(0, 3), begun()))
-    (segment,) = log.segments()
+    (segment,) = list_segments(log.folder)
     segment.path.write_bytes(b"no head at all")
     with pytest.raises(CaptureError, match="move it away"):
         open_log()

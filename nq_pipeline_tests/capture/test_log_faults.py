@@ -11,12 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline.capture.log import (
-    CaptureLog,
-    holder,
-    recover,
-    tail,
-)
+from nq_pipeline.capture.locks import lock_pid
+from nq_pipeline.capture.log import CaptureLog, recover, tail
 from nq_pipeline.errors import CaptureBusy, LogFailed
 from nq_pipeline_tests.testing.capture_writer import DATASET
 from nq_pipeline_tests.testing.dbn_streams import (
@@ -90,14 +86,14 @@ def test_a_segment_deleted_under_the_capture_is_loud(root: Path) -> None:
     for call in (lambda: log.append(one_frame(trades(2, 1), framer)), log.sync, log.close):
         with pytest.raises(LogFailed, match="the open segment was deleted"):
             call()
-    assert holder(root) is None
+    assert lock_pid(root) is None
 
 
 def test_a_second_capture_is_refused_in_a_sentence(root: Path, writer: Start) -> None:
     first = writer("hold")
     assert first.stdout is not None
     assert first.stdout.readline() == "ready\n"
-    assert holder(root) == first.pid
+    assert lock_pid(root) == first.pid
     with pytest.raises(CaptureBusy) as busy:
         CaptureLog(root, DATASET, clock=Clock())
     assert str(busy.value) == (
@@ -105,7 +101,7 @@ def test_a_second_capture_is_refused_in_a_sentence(root: Path, writer: Start) ->
     )
     first.kill()
     first.wait()
-    assert holder(root) is None
+    assert lock_pid(root) is None
     with CaptureLog(root, DATASET, clock=Clock()):
-        assert holder(root) == os.getpid()
-    assert holder(root) is None
+        assert lock_pid(root) == os.getpid()
+    assert lock_pid(root) is None

@@ -12,14 +12,7 @@ import databento
 import numpy as np
 import pytest
 
-from nq_pipeline.capture.log import (
-    BEGINNING,
-    CaptureLog,
-    Position,
-    recover,
-    segments,
-    tail,
-)
+from nq_pipeline.capture.log import BEGINNING, CaptureLog, Position, list_segments, recover, tail
 from nq_pipeline.dbn.framer import Head
 from nq_pipeline_tests.testing.capture_writer import DATASET, capture, said
 from nq_pipeline_tests.testing.dbn_streams import Clock, trades
@@ -47,7 +40,7 @@ def test_what_was_synced_survives_any_moment(root: Path, kills: int, power_cut: 
     assert found > 0
 
     read = 0
-    for segment in segments(root / DATASET):
+    for segment in list_segments(root / DATASET):
         store = databento.DBNStore.from_file(segment.path)
         whole = [r for r in store if isinstance(r, databento.TradeMsg)]
         assert [r.sequence for r in whole] == list(range(read, read + len(whole)))
@@ -83,7 +76,7 @@ def killed(root: Path, first: int, synced: Position, chance: random.Random) -> t
 
 def lose_unsynced(root: Path, synced: Position, chance: random.Random) -> None:
     """Do to the bytes behind `synced` what a power cut may: cut anywhere, or no records from one on."""
-    found = segments(root / DATASET)
+    found = list_segments(root / DATASET)
     if not found:
         return
     newest = found[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.capture.capture import Capture
-from nq_pipeline.capture.gateway import future_parents, missing, option_parents
+from nq_pipeline.capture.gateway import future_parents, missing_parents, option_parents
 from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS, Series
@@ -38,7 +38,7 @@ def test_an_unknown_product_has_no_parents_and_starts_no_capture(tmp_path: Path)
 
 
 def test_standard_options_and_futures_are_always_listed_and_fifth_weeks_are_left_out() -> None:
-    always, at_times = missing((*option_parents(CHOSEN), *future_parents(CHOSEN)), set())
+    always, at_times = missing_parents((*option_parents(CHOSEN), *future_parents(CHOSEN)), set())
     assert set(always) == {"NQ.OPT", "ES.OPT", "OG.OPT", "NQ.FUT", "ES.FUT", "GC.FUT"}
     assert not {"Q5A.OPT", "E5D.OPT", "G5W.OPT", "OG5.OPT"} & set(at_times)
     assert {"QNE.OPT", "EW3.OPT", "G4R.OPT"} <= set(at_times)

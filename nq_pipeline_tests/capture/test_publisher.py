@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.capture.log import BEGINNING, Position
+from nq_pipeline.capture.log import BEGINNING, Position, list_segments
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked
 from nq_pipeline.lake import catalog
@@ -370,7 +370,7 @@ def test_an_event_across_segments_is_counted_on_by_who_takes_it_up(root: Path) -
         records = event_across_segments(feed)
         end = publisher(root).publish(Position(3, 0)).position
     assert end.segment == 2
-    (third,) = (s for s in feed.log.segments() if s.number == 3)
+    (third,) = (s for s in list_segments(feed.log.folder) if s.number == 3)
     assert publisher(root).publish(Position(3, third.path.stat().st_size - 48)).rows == {"trades": 3}
     publisher(root).publish()
     assert told(rows(root)) == sent(records)

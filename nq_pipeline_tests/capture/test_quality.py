@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.capture.gaps import REPAIRS, Gap
+from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap
 from nq_pipeline.capture.quality import (
     CaptureDay,
-    completeness,
-    entitlement,
-    freshness,
     gaps,
-    judge,
-    last_begun,
+    judge_capture,
+    judge_completeness,
+    judge_entitlement,
+    judge_freshness,
+    last_opened,
 )
 from nq_pipeline.clock import to_ns
 
@@ -42,7 +42,7 @@ def gap(first: float, last: float | None, state: str = "verified", **more: Any) 
 
 
 def test_a_day_without_a_flaw_passes_every_check() -> None:
-    found = judge(replace(DAY, gaps=[gap(0, 5)], wanted={"options": "trades", "futures": "trades"}))
+    found = judge_capture(replace(DAY, gaps=[gap(0, 5)], wanted={"options": "trades", "futures": "trades"}))
     assert set(found) == {"gaps", "entitlement", "freshness", "completeness"}
     assert all(finding.passed for finding in found.values())
 
@@ -57,7 +57,7 @@ def test_a_day_without_a_flaw_passes_every_check() -> None:
         ([gap(0, 5, counted=7, published=8)], False, "warn", "other rows than counted of 1 gap"),
         ([gap(0, 5, "replayed")], False, "warn", "not yet proven"),
         ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap of 2025-06-10 cannot"),
-        ([gap(0, 5, "open", attempts=REPAIRS)], False, "error", "cannot be filled"),
+        ([gap(0, 5, "open", attempts=MAX_REPLAYS)], False, "error", "cannot be filled"),
     ],
 )  # fmt: skip
 def test_gaps_by_their_worst_state(found: list[Gap], passed: bool, severity: str, words: str) -> None:
@@ -80,12 +80,12 @@ def test_gaps_by_their_worst_state(found: list[Gap], passed: bool, severity: str
 def test_entitlement_by_what_was_refused(
     refused: dict[str, str], passed: bool, severity: str, words: str
 ) -> None:
-    finding = entitlement(replace(DAY, refused=refused))
+    finding = judge_entitlement(replace(DAY, refused=refused))
     assert (finding.passed, finding.severity, words in finding.sentence) == (passed, severity, True)
 
 
 def test_a_plan_without_live_data_is_an_error_of_entitlement_in_its_own_words() -> None:
-    finding = entitlement(replace(DAY, refusal="the plan has no live data"))
+    finding = judge_entitlement(replace(DAY, refusal="the plan has no live data"))
     assert (finding.passed, finding.severity, finding.sentence) == (
         False,
         "error",
@@ -98,52 +98,52 @@ def test_a_plan_without_live_data_is_an_error_of_entitlement_in_its_own_words() 
     [(0, True, None), (120, True, None), (121, False, "warn"), (600, False, "warn"), (601, False, "error")],
 )
 def test_freshness_by_the_age_of_the_newest_trade(age: int, passed: bool, severity: str | None) -> None:
-    finding = freshness(replace(DAY, newest=NOW - timedelta(seconds=age)))
+    finding = judge_freshness(replace(DAY, newest=NOW - timedelta(seconds=age)))
     assert finding.passed == passed
     assert passed or finding.severity == severity
     assert finding.numbers["newest_age_s"] == age
 
 
 def test_nothing_is_stale_while_the_window_is_closed() -> None:
-    finding = freshness(replace(DAY, now=CLOSES + timedelta(hours=3), newest=CLOSES))
+    finding = judge_freshness(replace(DAY, now=CLOSES + timedelta(hours=3), newest=CLOSES))
     assert finding.passed and finding.sentence.startswith("the window is closed")
 
 
 def test_a_window_that_has_just_opened_has_no_flaw_yet() -> None:
     day = replace(DAY, newest=None, now=OPENS + timedelta(seconds=30))
-    assert freshness(day).passed and completeness(day).passed
+    assert judge_freshness(day).passed and judge_completeness(day).passed
 
 
 def test_no_trade_at_all_is_a_warning_after_minutes_and_an_error_later() -> None:
     for minutes, severity in ((5, "warn"), (11, "error")):
-        finding = freshness(replace(DAY, newest=None, now=OPENS + timedelta(minutes=minutes)))
+        finding = judge_freshness(replace(DAY, newest=None, now=OPENS + timedelta(minutes=minutes)))
         assert (finding.passed, finding.severity) == (False, severity)
 
 
 def test_completeness_is_the_share_of_the_window_so_far_without_a_hole() -> None:
-    assert completeness(DAY).numbers == {"proven_share": 1.0, "unproven_s": 0.0}
-    quarter = completeness(replace(DAY, gaps=[gap(10, 25, "unfillable"), gap(0, 9)]))
+    assert judge_completeness(DAY).numbers == {"proven_share": 1.0, "unproven_s": 0.0}
+    quarter = judge_completeness(replace(DAY, gaps=[gap(10, 25, "unfillable"), gap(0, 9)]))
     assert quarter.numbers == {"proven_share": 0.75, "unproven_s": 900.0}
     assert (quarter.passed, quarter.severity) == (False, "error")
-    little = completeness(replace(DAY, gaps=[gap(10, 10.5, "open")]))
+    little = judge_completeness(replace(DAY, gaps=[gap(10, 10.5, "open")]))
     assert (little.passed, little.severity) == (False, "warn")
 
 
 def test_holes_that_overlap_count_once_and_those_outside_the_window_not_at_all() -> None:
     twice = [gap(10, 20, "open"), gap(15, 25, "open"), gap(-60, -5, "unfillable"), gap(12, 13, "replayed")]
-    assert completeness(replace(DAY, gaps=twice)).numbers["unproven_s"] == 900.0
+    assert judge_completeness(replace(DAY, gaps=twice)).numbers["unproven_s"] == 900.0
 
 
 def test_what_nobody_captured_is_not_complete() -> None:
-    assert completeness(replace(DAY, newest=None)).numbers["proven_share"] == 0.0
-    half = completeness(replace(DAY, newest=NOW - timedelta(minutes=30)))
+    assert judge_completeness(replace(DAY, newest=None)).numbers["proven_share"] == 0.0
+    half = judge_completeness(replace(DAY, newest=NOW - timedelta(minutes=30)))
     assert half.numbers["proven_share"] == 0.5
-    proven = completeness(replace(DAY, newest=NOW - timedelta(minutes=30), proven=NOW))
+    proven = judge_completeness(replace(DAY, newest=NOW - timedelta(minutes=30), proven=NOW))
     assert proven.passed
 
 
 def test_a_root_that_the_gateway_does_not_name_is_an_error() -> None:
-    finding = completeness(replace(DAY, missing=["NQ"]))
+    finding = judge_completeness(replace(DAY, missing=["NQ"]))
     assert (finding.passed, finding.severity) == (False, "error")
     assert "names no instrument of NQ" in finding.sentence
 
@@ -162,7 +162,7 @@ def test_the_share_lies_between_nothing_and_all_and_only_verified_gaps_leave_it_
     spans: list[tuple[int, int | None, str]],
 ) -> None:
     found = [gap(a, None if b is None else max(a, b), state) for a, b, state in spans]
-    finding = completeness(replace(DAY, gaps=found))
+    finding = judge_completeness(replace(DAY, gaps=found))
     assert 0.0 <= finding.numbers["proven_share"] <= 1.0  # type: ignore[operator]
     if all(g.state == "verified" for g in found):
         assert finding.passed
@@ -182,4 +182,4 @@ def test_the_share_lies_between_nothing_and_all_and_only_verified_gaps_leave_it_
 def test_the_trade_date_judged_is_the_one_whose_window_opened_last(
     now: str, window: Any, expected: str
 ) -> None:
-    assert last_begun(datetime.fromisoformat(now).replace(tzinfo=UTC), window).isoformat() == expected
+    assert last_opened(datetime.fromisoformat(now).replace(tzinfo=UTC), window).isoformat() == expected

@@ -14,27 +14,38 @@ from nq_pipeline.capture.reconnect_policy import (
     LIMIT_TRIES,
     NOT_FATAL,
     Attempts,
-    Ending,
-    How,
+    EndReason,
     Retry,
+    SessionEnd,
     StepDown,
     Stop,
-    is_sound,
+    is_healthy,
     next_step,
 )
 from nq_pipeline.clock import to_ns
 
 NOW = datetime(2025, 6, 10, 17, tzinfo=UTC)
 CLOSES = NOW + timedelta(hours=3)
-LOST = [How.CLOSED, How.RESET, How.CUT, How.SILENT, How.GARBAGE, How.UNREACHABLE, How.SKIPPED, How.REPAIR]
+LOST = [
+    EndReason.CLOSED,
+    EndReason.RESET,
+    EndReason.CUT,
+    EndReason.SILENT,
+    EndReason.GARBAGE,
+    EndReason.UNREACHABLE,
+    EndReason.SKIPPED,
+    EndReason.REPAIR,
+]
 
 
-def after(ending: Ending, attempts: Attempts | None = None, chance: float = 0.5) -> Retry | StepDown | Stop:
+def after(
+    ending: SessionEnd, attempts: Attempts | None = None, chance: float = 0.5
+) -> Retry | StepDown | Stop:
     return next_step(ending, attempts or Attempts(), now=NOW, closes=CLOSES, chance=chance)
 
 
-def error(code: int, text: str = "") -> Ending:
-    return Ending(How.ERROR, text, code)
+def error(code: int, text: str = "") -> SessionEnd:
+    return SessionEnd(EndReason.ERROR, text, code)
 
 
 def stopped(step: object) -> str:
@@ -43,13 +54,13 @@ def stopped(step: object) -> str:
 
 
 @pytest.mark.parametrize("how", LOST)
-def test_a_lost_session_is_tried_again_at_once(how: How) -> None:
-    assert after(Ending(how)) == Retry(0.0)
+def test_a_lost_session_is_tried_again_at_once(how: EndReason) -> None:
+    assert after(SessionEnd(how)) == Retry(0.0)
 
 
 @pytest.mark.parametrize("how", LOST)
-def test_a_sound_session_needs_no_pause_whatever_failed_before(how: How) -> None:
-    assert after(Ending(how, sound=True), Attempts(7)) == Retry(0.0)
+def test_a_sound_session_needs_no_pause_whatever_failed_before(how: EndReason) -> None:
+    assert after(SessionEnd(how, healthy=True), Attempts(7)) == Retry(0.0)
 
 
 @pytest.mark.parametrize(
@@ -59,38 +70,42 @@ def test_a_sound_session_needs_no_pause_whatever_failed_before(how: How) -> None
 def test_a_session_is_sound_by_its_life_or_by_what_it_proved(
     lived_s: float, advanced_s: float, sound: bool
 ) -> None:
-    assert is_sound(lived_s, advanced_s) is sound
+    assert is_healthy(lived_s, advanced_s) is sound
 
 
 @pytest.mark.parametrize("how", LOST)
 @given(failed=st.integers(1, 10_000), chance=st.floats(0, 1, exclude_max=True))
-def test_attempts_go_on_for_ever_with_full_jitter_below_the_cap(how: How, failed: int, chance: float) -> None:
-    step = after(Ending(how), Attempts(failed), chance)
+def test_attempts_go_on_for_ever_with_full_jitter_below_the_cap(
+    how: EndReason, failed: int, chance: float
+) -> None:
+    step = after(SessionEnd(how), Attempts(failed), chance)
     assert isinstance(step, Retry) and 0 <= step.after_s < CAP_S
-    widest = after(Ending(how), Attempts(failed), 1.0)
+    widest = after(SessionEnd(how), Attempts(failed), 1.0)
     assert isinstance(widest, Retry) and step.after_s == pytest.approx(chance * widest.after_s)
 
 
 def test_the_bound_of_the_pause_doubles_up_to_a_minute() -> None:
-    bounds = [after(Ending(How.RESET), Attempts(n), 1.0).after_s for n in range(10)]  # type: ignore[union-attr]
+    bounds = [after(SessionEnd(EndReason.RESET), Attempts(n), 1.0).after_s for n in range(10)]  # type: ignore[union-attr]
     assert bounds == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_nothing_is_tried_once_the_window_has_closed() -> None:
     for how in LOST:
-        assert next_step(Ending(how), Attempts(), now=CLOSES, closes=CLOSES, chance=0.5) == Stop(None)
+        assert next_step(SessionEnd(how), Attempts(), now=CLOSES, closes=CLOSES, chance=0.5) == Stop(None)
 
 
 def test_a_window_that_never_closes_has_no_end() -> None:
-    assert isinstance(next_step(Ending(How.RESET), Attempts(), now=NOW, closes=None, chance=0.5), Retry)
+    assert isinstance(
+        next_step(SessionEnd(EndReason.RESET), Attempts(), now=NOW, closes=None, chance=0.5), Retry
+    )
 
 
 def test_an_end_of_our_own_is_the_end() -> None:
-    assert after(Ending(How.STOPPED)) == Stop(None)
+    assert after(SessionEnd(EndReason.STOPPED)) == Stop(None)
 
 
 def test_a_failed_disk_stops_with_its_sentence() -> None:
-    assert stopped(after(Ending(How.FAILED, "no space; free some"))) == "no space; free some"
+    assert stopped(after(SessionEnd(EndReason.FAILED, "no space; free some"))) == "no space; free some"
 
 
 @pytest.mark.parametrize(
@@ -103,17 +118,19 @@ def test_a_failed_disk_stops_with_its_sentence() -> None:
     ],
 )
 def test_a_refusal_that_time_does_not_heal_stops_and_says_what_to_do(text: str, advice: str) -> None:
-    reason = stopped(after(Ending(How.REFUSED, text)))
+    reason = stopped(after(SessionEnd(EndReason.REFUSED, text)))
     assert text.rstrip(".") in reason and advice in reason
 
 
 def test_a_missing_licence_names_the_plan() -> None:
     text = "A live data license is required to access GLBX.MDP3."
-    assert "CME Standard" in stopped(after(Ending(How.REFUSED, text)))
+    assert "CME Standard" in stopped(after(SessionEnd(EndReason.REFUSED, text)))
 
 
-@pytest.mark.parametrize("ending", [Ending(How.REFUSED, "Try again later"), error(3, "connection limit")])
-def test_a_refusal_that_time_may_heal_is_tried_ten_times_a_minute_apart(ending: Ending) -> None:
+@pytest.mark.parametrize(
+    "ending", [SessionEnd(EndReason.REFUSED, "Try again later"), error(3, "connection limit")]
+)
+def test_a_refusal_that_time_may_heal_is_tried_ten_times_a_minute_apart(ending: SessionEnd) -> None:
     attempts, pauses = Attempts(), []
     while isinstance(step := after(ending, attempts), Retry):
         pauses.append(step.after_s)
@@ -168,14 +185,18 @@ def test_a_sound_session_makes_the_next_attempt_a_first_one() -> None:
     for _ in range(5):
         tried = tried.after(error(3))
     assert tried == Attempts(5, 5)
-    assert tried.after(Ending(How.RESET, sound=True)) == Attempts()
+    assert tried.after(SessionEnd(EndReason.RESET, healthy=True)) == Attempts()
 
 
 @given(
-    st.sampled_from(How), st.text(), st.none() | st.integers(0, 255), st.integers(0, 50), st.integers(0, 50)
+    st.sampled_from(EndReason),
+    st.text(),
+    st.none() | st.integers(0, 255),
+    st.integers(0, 50),
+    st.integers(0, 50),
 )
 def test_whatever_the_gateway_says_there_is_a_next_step(
-    how: How, text: str, code: int | None, failed: int, limited: int
+    how: EndReason, text: str, code: int | None, failed: int, limited: int
 ) -> None:
-    step = after(Ending(how, text, code), Attempts(failed, limited))
+    step = after(SessionEnd(how, text, code), Attempts(failed, limited))
     assert isinstance(step, Retry | StepDown | Stop)

@@ -9,7 +9,7 @@ import polars as pl
 
 from nq_pipeline.capture.capture import Timing
 from nq_pipeline.capture.gaps import GapStore
-from nq_pipeline.capture.log import segments
+from nq_pipeline.capture.log import list_segments
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.lake.store import Lake
@@ -67,5 +67,5 @@ def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_t
     before = pl.col("ts_event") < ROLLS
     assert days.filter(before)["trade_date"].unique().to_list() == [ROLLS.date()]
     assert days.filter(~before)["trade_date"].unique().to_list() == [ROLLS.date() + timedelta(days=1)]
-    logged = {s.trade_date for s in segments(tmp_path / "sandbox" / "capture" / DATASET)}
+    logged = {s.trade_date for s in list_segments(tmp_path / "sandbox" / "capture" / DATASET)}
     assert logged == set(days["trade_date"].unique().to_list())

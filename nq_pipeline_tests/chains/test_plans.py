@@ -25,7 +25,7 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.polygon.source import SNAPSHOT
 from nq_pipeline.spend.entitlements import Entitlement, in_force, note
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline.verify.doctor import ladder
+from nq_pipeline.verify.doctor import plan_steps
 from nq_pipeline_tests.sources.databento.test_source import STREAM, form, refused
 from nq_pipeline_tests.sources.polygon.test_contract import listed
 from nq_pipeline_tests.testing import standin
@@ -116,7 +116,7 @@ def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_
         assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
     said = {one.schema: one.entitled for one in in_force(Lake(settings.environment_dir / "lake"))}
     assert said == {"statistics": False, "chain": True}
-    refusals = [step for step in ladder(settings) if step.entitled is False]
+    refusals = [step for step in plan_steps(settings) if step.entitled is False]
     assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
 
 
@@ -130,7 +130,7 @@ def test_a_plan_that_was_upgraded_is_known_after_one_refresh(tmp_path: Path) -> 
             run(settings, refresh=again).asked["databento"].answer.outcome for again in (False, True, False)
         ]
     assert outcomes == [Outcome.PARTIAL, Outcome.PARTIAL, Outcome.OK, Outcome.OK]
-    assert not [step for step in ladder(settings) if step.entitled is False]
+    assert not [step for step in plan_steps(settings) if step.entitled is False]
 
 
 def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path:
     assert len({(answer.frame.height, answer.reason) for answer in answers}) == 1 < answers[0].frame.height
     replayed = replay_snapshot(settings, "latest").asked["polygon"].answer
     assert_frame_equal(replayed.frame.drop("run_id"), answers[0].frame.drop("run_id"))
-    told = {step.schema: step for step in ladder(settings) if step.vendor == "polygon"}
+    told = {step.schema: step for step in plan_steps(settings) if step.vendor == "polygon"}
     assert told["chain"].entitled is told["NDX"].entitled is False
     assert "You are not entitled" in told["chain"].said
 
@@ -153,14 +153,14 @@ def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path:
 def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked(tmp_path: Path) -> None:
     with serve(unlicensed) as server:
         settings = settings_for(server.url, tmp_path)
-        assert {step.entitled for step in ladder(settings)} == {None}
+        assert {step.entitled for step in plan_steps(settings)} == {None}
         run(settings)
     day = build_request(settings).trade_date
     for schema, entitled in (("mbo", False), ("trades", True)):
         text = "" if entitled else f"Not authorized for {schema} schema"
         said = Entitlement("databento", "GLBX.MDP3", schema, "live", "live", day, entitled, text)
         note(Lake(settings.environment_dir / "lake"), said)
-    told = {(step.vendor, step.mode, step.schema): step for step in ladder(settings)}
+    told = {(step.vendor, step.mode, step.schema): step for step in plan_steps(settings)}
     assert told["databento", "live", "mbo"].entitled is False
     assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"
     assert told["databento", "live", "mbp-1"].entitled is None

@@ -20,14 +20,14 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.test_utils import create_run_for_test
 
 from nq_pipeline.capture.capture_policy import (
-    ATTEMPT,
-    LIVE,
+    ATTEMPT_TAG,
+    LIVE_CAPTURE_TAG,
     STARTING_UP,
-    STOPPED,
+    STOPPED_TAG,
     TO_BEGIN,
-    decide,
+    decide_capture,
 )
-from nq_pipeline.capture.log import exclusive
+from nq_pipeline.capture.locks import hold_capture_lock
 from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
@@ -53,7 +53,7 @@ def captured(it: Market, instance: dg.DagsterInstance, **more: object) -> dg.Dag
     result = job.execute_in_process(
         instance=instance,
         raise_on_error=False,
-        **{"partition_key": DAY, "tags": {LIVE: "sandbox", ATTEMPT: "1"}, **more},  # type: ignore[arg-type]
+        **{"partition_key": DAY, "tags": {LIVE_CAPTURE_TAG: "sandbox", ATTEMPT_TAG: "1"}, **more},  # type: ignore[arg-type]
     )
     run = instance.get_run_by_id(result.run_id)
     assert run
@@ -187,7 +187,7 @@ def test_a_refusal_for_good_is_shown_and_not_tried_again(
 ) -> None:
     with market(tmp_path, Fault("refuse_auth", text=text), load=300) as it:
         run = captured(it, instance)
-        assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED in run.tags
+        assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED_TAG in run.tags
         why = said(instance, run)
         assert text in why
         assert skipped(tick(live_capture, it, instance)).startswith(
@@ -204,9 +204,9 @@ def test_a_refusal_for_good_is_shown_and_not_tried_again(
 def test_a_capture_beside_another_one_fails_in_a_sentence_and_may_be_tried_again(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    with market(tmp_path, load=300) as it, exclusive(tmp_path / "sandbox" / "capture"):
+    with market(tmp_path, load=300) as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
         run = captured(it, instance)
-        assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED not in run.tags
+        assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED_TAG not in run.tags
         assert f"process {os.getpid()}" in said(instance, run)
         assert skipped(tick(live_capture, it, instance)).startswith("capturing since")
 
@@ -220,7 +220,7 @@ def test_another_trade_date_and_a_closed_window_are_refused_in_a_sentence(
     with market(tmp_path / "b", load=300, now=CLOSES + timedelta(minutes=5)) as it:
         run = captured(it, instance)
         assert said(instance, run) == "The capture window is closed: 2025-06-10 closed at 15:00 CT."
-        assert STOPPED not in run.tags
+        assert STOPPED_TAG not in run.tags
         assert skipped(tick(live_capture, it, instance)).startswith(
             "the stand-in's market is at Tue 2025-06-10 15:05 CT: 2025-06-10 closed at 15:00 CT"
         )
@@ -234,7 +234,7 @@ def test_the_sensor_asks_for_a_run_of_the_market_s_trade_date(
         request = tick(live_capture, it, instance)
     assert isinstance(request, dg.RunRequest)
     assert (request.run_key, request.partition_key) == (f"sandbox:{DAY}:1", DAY)
-    assert request.tags[LIVE] == "sandbox" and request.tags[ATTEMPT] == "1"
+    assert request.tags[LIVE_CAPTURE_TAG] == "sandbox" and request.tags[ATTEMPT_TAG] == "1"
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_a_killed_run_is_found_dead_and_its_successor_completes_what_it_left(tmp
             worker.wait()
 
         now = situation(instance, it.vendors)
-        assert now.recorder is None
-        assert decide(now).reason.endswith("is starting or sealing")  # too young to be called dead
-        decision = decide(replace(now, now=now.now + STARTING_UP))
+        assert now.holder is None
+        assert decide_capture(now).reason.endswith("is starting or sealing")  # too young to be called dead
+        decision = decide_capture(replace(now, now=now.now + STARTING_UP))
         (run,) = instance.get_runs()
         assert decision.dead == (run.run_id,) and decision.trade_date
         instance.report_run_failed(run)
@@ -336,7 +336,7 @@ def test_a_killed_run_is_found_dead_and_its_successor_completes_what_it_left(tmp
 def test_a_run_that_never_began_is_ended_and_succeeded(
     instance: dg.DagsterInstance, tmp_path: Path, status: str
 ) -> None:
-    tags = {"nq/kind": "capture", LIVE: "sandbox", ATTEMPT: "1", "dagster/partition": DAY}
+    tags = {"nq/kind": "capture", LIVE_CAPTURE_TAG: "sandbox", ATTEMPT_TAG: "1", "dagster/partition": DAY}
     left = create_run_for_test(instance, job_name="capture", status=dg.DagsterRunStatus(status), tags=tags)
     storage, long_ago = instance.run_storage, datetime.now(UTC) - TO_BEGIN
     assert isinstance(storage, SqlRunStorage)
@@ -344,6 +344,6 @@ def test_a_run_that_never_began_is_ended_and_succeeded(
         rows.execute(RunsTable.update().values(update_timestamp=long_ago.replace(tzinfo=None)))
     with market(tmp_path, load=300) as it:
         request = tick(live_capture, it, instance)
-    assert isinstance(request, dg.RunRequest) and request.tags[ATTEMPT] == "2"
+    assert isinstance(request, dg.RunRequest) and request.tags[ATTEMPT_TAG] == "2"
     ended = instance.get_run_by_id(left.run_id)
     assert ended and ended.status is dg.DagsterRunStatus.FAILURE

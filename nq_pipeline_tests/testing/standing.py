@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
-from nq_pipeline.capture.log import holder
+from nq_pipeline.capture.locks import lock_pid
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
 from nq_pipeline.sandbox.gateway.script import Fault
@@ -41,7 +41,7 @@ class Market:
     @property
     def capturing(self) -> int | None:
         """The process that captures."""
-        return holder(self.data / "sandbox" / "capture")
+        return lock_pid(self.data / "sandbox" / "capture")
 
     @property
     def now_ns(self) -> int:

@@ -12,12 +12,12 @@ from nq_pipeline.clock import Clock
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.gateway.script import Fault, Script
 from nq_pipeline.settings import Settings
-from nq_pipeline.verify.check import Pace
-from nq_pipeline.verify.verify import CHECKS, Report, verify
+from nq_pipeline.verify.check import VerifyTiming
+from nq_pipeline.verify.run import CHECKS, VerifyReport, run_checks
 from nq_pipeline_tests.testing.gateway_client import gateway, unlimited
 
 LOAD = 500
-QUICK = Pace(settle_s=0.3, outage_s=0.3, patience_s=20.0)
+QUICK = VerifyTiming(settle_s=0.3, outage_s=0.3, patience_s=20.0)
 STREAM_S = 0.6
 
 
@@ -49,11 +49,11 @@ def verified(
     clock: Clock | None = None,
     stream_s: float = STREAM_S,
     max_usd: str = "0",
-    pace: Pace = QUICK,
+    pace: VerifyTiming = QUICK,
     **more: Any,
-) -> Report:
+) -> VerifyReport:
     """The report of some checks."""
-    return verify(
+    return run_checks(
         settings(it, data, **more),
         clock=clock or it.clock,
         minutes=stream_s / 60,
@@ -63,10 +63,10 @@ def verified(
     )
 
 
-def lines(report: Report) -> dict[str, str]:
+def lines(report: VerifyReport) -> dict[str, str]:
     """Check to verdict."""
-    return {result.check: result.finding.verdict for result in report.results}
+    return {result.check: result.verdict for result in report.results}
 
 
-def reason(report: Report, check: str) -> str:
-    return next(result.finding.reason for result in report.results if result.check == check)
+def reason(report: VerifyReport, check: str) -> str:
+    return next(result.reason for result in report.results if result.check == check)

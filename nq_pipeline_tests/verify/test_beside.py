@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nq_pipeline.capture.capture import Capture, Timing
-from nq_pipeline.capture.log import segments
+from nq_pipeline.capture.log import list_segments
 from nq_pipeline.lake.schemas import SESSIONS
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.gateway.gateway import DATASET
@@ -36,7 +36,7 @@ def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> Non
         capturing.start()
         try:
             give_up = time.monotonic() + PATIENCE_S
-            while not segments(environment / "capture" / DATASET):
+            while not list_segments(environment / "capture" / DATASET):
                 assert capturing.is_alive() and time.monotonic() < give_up
                 time.sleep(0.02)
             report = verified(it, tmp_path, *CHECKS)

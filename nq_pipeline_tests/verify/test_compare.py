@@ -25,7 +25,7 @@ def trades(told: list[tuple[int, int, bytes]]) -> np.ndarray[Any, Any]:
 
 @given(st.lists(TRADE, max_size=40), st.lists(TRADE, max_size=40))
 def test_records_are_compared_as_often_as_they_occur_and_in_any_order(mine: Any, right: Any) -> None:
-    difference = compare.by_record(trades(mine), trades(right))
+    difference = compare.compare_records(trades(mine), trades(right))
     own, theirs = Counter(mine), Counter(right)
     assert difference.missing == (theirs - own).total()
     assert difference.extra == (own - theirs).total()
@@ -36,14 +36,14 @@ def test_records_are_compared_as_often_as_they_occur_and_in_any_order(mine: Any,
 @given(st.lists(TRADE, max_size=40), st.lists(TRADE, max_size=40))
 def test_instruments_are_compared_by_how_many_trades_they_have(mine: Any, right: Any) -> None:
     rows = pl.DataFrame({"instrument_id": [one[0] for one in mine]}, schema={"instrument_id": pl.UInt32})
-    difference = compare.by_instrument(rows, trades(right))
+    difference = compare.compare_instruments(rows, trades(right))
     own, theirs = (Counter(one[0] for one in told) for told in (mine, right))
     assert (difference.missing, difference.extra) == ((theirs - own).total(), (own - theirs).total())
 
 
 def test_a_difference_is_told_with_examples() -> None:
     mine, right = trades([(1, 1, b"A"), (2, 1, b"A")]), trades([(1, 1, b"A"), (1, 1, b"A"), (3, 2, b"B")])
-    difference = compare.by_record(mine, right)
+    difference = compare.compare_records(mine, right)
     assert str(difference) == "2 missing and 1 too many of 3"
     told = [(one["instrument_id"], one["missing"], one["extra"]) for one in difference.examples]
     assert told == [(1, 1, 0), (2, 0, 1), (3, 1, 0)]
@@ -52,7 +52,7 @@ def test_a_difference_is_told_with_examples() -> None:
 def test_a_span_holds_its_start_and_not_its_end() -> None:
     array = empty(0, 4)
     array["ts_event"] = [1, 2, 3, 4]
-    chosen = compare.within(array, "ts_event", np.uint64(2), np.uint64(4))
+    chosen = compare.select_span(array, "ts_event", np.uint64(2), np.uint64(4))
     assert chosen["ts_event"].tolist() == [2, 3]
 
 
@@ -61,5 +61,5 @@ def test_a_time_far_from_its_receipt_is_no_time_of_a_trade() -> None:
     records = empty(0, 3)
     records["ts_event"], records["ts_recv"] = received, received
     records["ts_event"][1] += np.uint64(83 * 86_400 * 10**9)
-    assert compare.times(records).tolist() == received[[0, 2]].tolist()
-    assert compare.times(records[1:2]).tolist() == received[1:2].tolist()
+    assert compare.trade_times(records).tolist() == received[[0, 2]].tolist()
+    assert compare.trade_times(records[1:2]).tolist() == received[1:2].tolist()

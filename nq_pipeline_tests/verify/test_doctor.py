@@ -25,7 +25,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline.sources.base import Probe
-from nq_pipeline.verify.doctor import examine, market_state
+from nq_pipeline.verify.doctor import market_state, probe_sources
 from nq_pipeline_tests.testing.vendors import NOW, Vendor, failing
 
 HEALTHY = Probe(True, True, True, "a vendor of the tests")
@@ -37,7 +37,7 @@ def examined(
     """The probes of all vendors, some of whom do this when asked."""
     vendors = {name: Vendor(name, perform=perform.get(name, lambda: None)) for name in SOURCE_NAMES}
     chosen = {"environment": "live", "data_dir": data, "now": NOW, **settings}
-    return examine(Settings(**chosen), opener=lambda name, _: vendors[name])  # type: ignore[arg-type]
+    return probe_sources(Settings(**chosen), opener=lambda name, _: vendors[name])  # type: ignore[arg-type]
 
 
 def test_every_vendor_is_examined_also_those_that_are_not_used(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.verify.check import CheckResult
 from nq_pipeline.verify.evidence import Evidence
-from nq_pipeline.verify.verify import Report, Result, verify
+from nq_pipeline.verify.run import VerifyReport, run_checks
 from nq_pipeline_tests.testing.verify_standins import served, settings, verified
 
 MARK = "db-marked-0123456789-abcdefghijk"
@@ -34,7 +35,7 @@ def marked(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
 
 
-def said(report: Report) -> str:
+def said(report: VerifyReport) -> str:
     return json.dumps(report.as_json(), default=str)
 
 
@@ -103,10 +104,10 @@ def test_secrets_are_found_at_any_depth_and_the_longer_ones_first() -> None:
 
 
 def test_what_was_found_before_an_interruption_is_kept(tmp_path: Path) -> None:
-    def interrupt(result: Result) -> None:
+    def interrupt(result: CheckResult) -> None:
         raise KeyboardInterrupt
 
     with served() as it, pytest.raises(KeyboardInterrupt):
-        verify(settings(it, tmp_path), clock=it.clock, tell=interrupt)
+        run_checks(settings(it, tmp_path), clock=it.clock, on_result=interrupt)
     (report,) = (tmp_path / "sandbox" / "evidence").glob("*/report.json")
     assert [line["check"] for line in json.loads(report.read_text())["checks"]] == ["connect"]

@@ -17,7 +17,7 @@ from nq_pipeline.clock import NS_PER_S, PinnedClock, ShiftedClock
 from nq_pipeline.errors import CaptureError
 from nq_pipeline.sandbox.gateway.gateway import HOST, Limits
 from nq_pipeline.sandbox.gateway.script import Fault
-from nq_pipeline.verify.verify import verify
+from nq_pipeline.verify.run import run_checks
 from nq_pipeline_tests.testing.gateway_client import NOON
 from nq_pipeline_tests.testing.verify_standins import (
     LOAD,
@@ -119,7 +119,7 @@ def test_without_a_key_the_gateway_is_skipped(tmp_path: Path) -> None:
 
 def test_a_clock_that_stands_still_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="NQ_NOW"):
-        verify(settings(None, tmp_path), clock=PinnedClock(NOON))
+        run_checks(settings(None, tmp_path), clock=PinnedClock(NOON))
 
 
 # ── streaming ───────────────────────────────────────────────────────────────────────────────────

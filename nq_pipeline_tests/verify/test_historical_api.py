@@ -11,7 +11,7 @@ from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind
-from nq_pipeline.verify.verify import Report
+from nq_pipeline.verify.run import VerifyReport
 from nq_pipeline_tests.testing.gateway_client import unlimited
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 from nq_pipeline_tests.testing.standin import NOW, address
@@ -32,7 +32,7 @@ def own(fault: str = "ok", **more: Any) -> dict[str, Any]:
     return {"databento_url": url, "now": datetime.fromisoformat(NOW), "http_attempts": 1, **more}
 
 
-def compared(data: Path, *faults: Fault, usd: str = "1", limits: Any = None, **more: Any) -> Report:
+def compared(data: Path, *faults: Fault, usd: str = "1", limits: Any = None, **more: Any) -> VerifyReport:
     """The report of a comparison that may cost so much."""
     with served(*faults, load=None, limits=limits or unlimited()) as it:
         return verified(it, data, *CHECKS, max_usd=usd, **own(**more))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nq_pipeline.settings import SOURCE_NAMES
-from nq_pipeline.verify.verify import CHECKS, Report
+from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
 from nq_pipeline_tests.testing.verify_standins import (
     lines,
@@ -29,7 +29,7 @@ def vendor(name: str, fault: str = "ok") -> str:
     return f"{address()}/with/now={NOW};fault={fault}/{name}"
 
 
-def examined(data: Path, *names: str, **more: Any) -> Report:
+def examined(data: Path, *names: str, **more: Any) -> VerifyReport:
     """The report of checks that need no gateway; every vendor is there unless told otherwise."""
     own: dict[str, Any] = {
         "now": datetime.fromisoformat(NOW),

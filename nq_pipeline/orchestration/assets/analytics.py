@@ -253,7 +253,7 @@ def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metad
 
 def _touched(settings: Settings, now: datetime, day: date, rows: pl.DataFrame) -> int:
     """Windows in which trades may be missing."""
-    gaps = [gap for gap in quality.look(settings, now, day).gaps if gap.state != "verified"]
+    gaps = [gap for gap in quality.read_capture_day(settings, now, day).gaps if gap.state != "verified"]
     spans = [(from_ns(gap.first_ns), now if gap.last_ns is None else from_ns(gap.last_ns)) for gap in gaps]
     starts = rows["window_start"].unique().to_list()
     return sum(any(a < start + WINDOW and start < b for a, b in spans) for start in starts)

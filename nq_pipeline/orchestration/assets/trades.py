@@ -14,12 +14,12 @@ import dagster as dg
 from nq_pipeline.capture import quality
 from nq_pipeline.capture.capture import Capture
 from nq_pipeline.capture.capture_policy import (
-    LIVE,
-    SETTINGS,
-    STOPPED,
-    fingerprint,
+    LIVE_CAPTURE_TAG,
+    SETTINGS_TAG,
+    STOPPED_TAG,
+    settings_fingerprint,
 )
-from nq_pipeline.capture.liveness import claim
+from nq_pipeline.capture.locks import claim_run
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
@@ -82,9 +82,13 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
     from nq_pipeline.sources.databento.history_store import DatabentoHistory
 
     settings = vendors.settings()
-    claim(settings.environment_dir / "capture", context.run.run_id)
+    claim_run(settings.environment_dir / "capture", context.run.run_id)
     # A run launched by hand, perhaps from the asset's page, has none of these yet.
-    tags = {KIND: CAPTURE, LIVE: settings.environment, SETTINGS: fingerprint(settings)}
+    tags = {
+        KIND: CAPTURE,
+        LIVE_CAPTURE_TAG: settings.environment,
+        SETTINGS_TAG: settings_fingerprint(settings),
+    }
     context.instance.add_run_tags(context.run.run_id, tags)
     try:
         with endpoints(settings) as reachable:
@@ -97,7 +101,7 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
             return _record(context, reachable, capture)
     except NqError as error:
         if _is_final(error):
-            context.instance.add_run_tags(context.run.run_id, {STOPPED: type(error).__name__})
+            context.instance.add_run_tags(context.run.run_id, {STOPPED_TAG: type(error).__name__})
         raise dg.Failure(str(error), allow_retries=False) from error
 
 
@@ -134,8 +138,8 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
     finally:
         # However it ended: a check that is not judged now would go on showing what was true before.
         now, missing = clock.now(), capture.totals.missing
-        found = quality.look(settings, now, day, missing=missing, refusal=refusal)
-        for evaluation in evaluations(quality.judge(found)):
+        found = quality.read_capture_day(settings, now, day, missing=missing, refusal=refusal)
+        for evaluation in evaluations(quality.judge_capture(found)):
             context.instance.report_runless_asset_event(evaluation)
     if signals or watch.given_up:
         # All is flushed; now Dagster is told what its signal would have done at once.

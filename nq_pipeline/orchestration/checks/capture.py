@@ -40,8 +40,8 @@ def capture_state(
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge the trade date whose window opened last, as the lake has it now."""
     settings, now = vendors.settings(), vendors.market_now()
-    day = quality.look(settings, now, quality.last_begun(now, settings.capture_window))
-    yield from results(TRADES_ASSET, quality.judge(day), context.selected_asset_check_keys)
+    day = quality.read_capture_day(settings, now, quality.last_opened(now, settings.capture_window))
+    yield from results(TRADES_ASSET, quality.judge_capture(day), context.selected_asset_check_keys)
 
 
 def evaluations(findings: Mapping[str, Finding]) -> Sequence[dg.AssetCheckEvaluation]:

@@ -11,7 +11,7 @@ from typing import Any
 import databento
 import pytest
 
-from nq_pipeline.capture.gap_repair import History
+from nq_pipeline.capture.gap_repair import HistoricalRecords
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import NotConfigured, OverBudget
 from nq_pipeline.settings import Settings, load
@@ -41,7 +41,7 @@ def bought(server: Server) -> int:
 
 def test_it_is_what_the_capture_asks_for(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
-        history: History = DatabentoHistory(settings_for(server, tmp_path))
+        history: HistoricalRecords = DatabentoHistory(settings_for(server, tmp_path))
         price, counted = history.price(*SPAN), history.count(*SPAN)
         assert price > 0 and counted > 0 and bought(server) == 0
         path, cost = history.fetch(*SPAN, run_id="run")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -30,14 +30,7 @@ from nq_pipeline.verify import (
     replay,
     vendors,
 )
-from nq_pipeline.verify.check import (
-    Check,
-    CheckResult,
-    Context,
-    Pace,
-    failed,
-    skipped,
-)
+from nq_pipeline.verify.check import Check, CheckResult, Context, VerifyTiming, failed, skipped
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed_recorder import FeedRecorder
 
@@ -58,37 +51,26 @@ CHECKS = (
 )
 """All there is to verify, in order."""
 
-Tell = Callable[["Result"], object]
-
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One line of the report."""
-
-    check: str
-    finding: CheckResult
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
+class VerifyReport:
     """What came of a verification; `folder` holds the evidence."""
 
     started: datetime
     seconds: float
     environment: str
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
     spent_usd: Decimal
     folder: Path
 
     @property
     def sound(self) -> bool:
         """Whether nothing failed."""
-        return all(result.finding.verdict != "FAIL" for result in self.results)
+        return all(result.verdict != "FAIL" for result in self.results)
 
     @property
     def summary(self) -> str:
-        count = Counter(result.finding.verdict for result in self.results)
+        count = Counter(result.verdict for result in self.results)
         return f"{count['PASS']} passed, {count['FAIL']} failed, {count['SKIP']} skipped"
 
     def as_json(self) -> dict[str, Any]:
@@ -98,22 +80,20 @@ class Report:
             "environment": self.environment,
             "sound": self.sound,
             "spent_usd": self.spent_usd,
-            "checks": [
-                {"check": one.check, "seconds": one.seconds, **asdict(one.finding)} for one in self.results
-            ],
+            "checks": [asdict(result) for result in self.results],
         }
 
 
-def verify(
+def run_checks(
     settings: Settings,
     *,
     clock: Clock,
     minutes: float = 1.0,
     max_usd: Decimal = Decimal(0),
-    tell: Tell | None = None,
+    on_result: Callable[[CheckResult], object] | None = None,
     checks: Sequence[Check] = CHECKS,
-    pace: Pace | None = None,
-) -> Report:
+    pace: VerifyTiming | None = None,
+) -> VerifyReport:
     """Make all checks and keep the evidence.
 
     Parameters
@@ -126,7 +106,7 @@ def verify(
         How long to stream before the connection is dropped.
     max_usd
         What the check of the historical API may spend at most; the ledger's budgets hold as well.
-    tell
+    on_result
         Is handed every result as it comes.
 
     Raises
@@ -139,8 +119,8 @@ def verify(
     started, began = datetime.now(UTC), time.monotonic()
     folder = settings.environment_dir / "evidence" / f"{started:%Y%m%dT%H%M%S.%fZ}"
     dataset = settings.databento_dataset
-    address = gateway.address(settings.databento_gateway, dataset)
-    results: list[Result] = []
+    address = gateway.gateway_address(settings.databento_gateway, dataset)
+    results: list[CheckResult] = []
     files.make_folder(folder)  # before anything is asked whose evidence could then not be kept
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
@@ -151,15 +131,15 @@ def verify(
             work=Path(work) / settings.environment,
             max_usd=max_usd,
             stream_s=minutes * 60,
-            pace=pace or Pace(),
+            pace=pace or VerifyTiming(),
         )
         try:
             for check in checks:
                 results.append(_result(check, ctx, results))
-                if tell:
-                    tell(results[-1])
+                if on_result:
+                    on_result(results[-1])
         finally:  # also of what was found before Ctrl-C
-            report = Report(
+            report = VerifyReport(
                 started=started,
                 seconds=time.monotonic() - began,
                 environment=settings.environment,
@@ -175,14 +155,19 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("nq_pipeline", "databento")}
 
 
-def _result(check: Check, ctx: Context, before: Sequence[Result]) -> Result:
+def _result(check: Check, ctx: Context, before: Sequence[CheckResult]) -> CheckResult:
     """Make one check, unless one it needs did not pass."""
     began = time.monotonic()
-    verdicts = {result.check: result.finding.verdict for result in before}
+    verdicts = {result.check: result.verdict for result in before}
     lacking = [name for name in check.needs if verdicts.get(name) != "PASS"]
     found = skipped(f"needs {lacking[0]}, which did not pass") if lacking else _found(check, ctx)
-    finding = CheckResult(found.verdict, ctx.evidence.redact(found.reason), ctx.evidence.redact(found.facts))
-    return Result(check.name, finding, time.monotonic() - began)
+    return replace(
+        found,
+        reason=ctx.evidence.redact(found.reason),
+        facts=ctx.evidence.redact(found.facts),
+        check=check.name,
+        seconds=time.monotonic() - began,
+    )
 
 
 def _found(check: Check, ctx: Context) -> CheckResult:

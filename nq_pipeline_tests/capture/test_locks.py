@@ -7,28 +7,28 @@ import time
 from pathlib import Path
 
 from nq_pipeline import files
-from nq_pipeline.capture import liveness
+from nq_pipeline.capture import locks
 
 
 def test_a_run_is_alive_once_it_is_claimed(tmp_path: Path) -> None:
-    assert not liveness.is_alive(tmp_path, "one")
-    liveness.claim(tmp_path, "one")
-    assert liveness.is_alive(tmp_path, "one") and not liveness.is_alive(tmp_path, "another")
+    assert not locks.is_run_alive(tmp_path, "one")
+    locks.claim_run(tmp_path, "one")
+    assert locks.is_run_alive(tmp_path, "one") and not locks.is_run_alive(tmp_path, "another")
 
 
 def test_what_dead_runs_left_is_removed_and_what_the_living_hold_stays(tmp_path: Path) -> None:
     (tmp_path / ".run-dead").touch()
-    liveness.claim(tmp_path, "one")
-    liveness.claim(tmp_path, "another")
+    locks.claim_run(tmp_path, "one")
+    locks.claim_run(tmp_path, "another")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run-another", ".run-one"]
 
 
 def test_a_claim_holds_even_when_another_removes_its_file_before_the_lock_is_got(tmp_path: Path) -> None:
     path = tmp_path / ".run-one"
     with files.locked(path):  # as another claim does that takes it for a left-over one
-        claiming = threading.Thread(target=liveness.claim, args=(tmp_path, "one"))
+        claiming = threading.Thread(target=locks.claim_run, args=(tmp_path, "one"))
         claiming.start()
         time.sleep(0.3)  # by now it waits for the lock
         path.unlink()
     claiming.join()
-    assert liveness.is_alive(tmp_path, "one")
+    assert locks.is_run_alive(tmp_path, "one")
