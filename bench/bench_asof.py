@@ -21,8 +21,8 @@ import polars as pl
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS
+from nq_pipeline.workspace import Workspace
 
 FIRST = date(2024, 1, 2)
 
@@ -33,7 +33,7 @@ def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000, repeats: i
         loose.mkdir()
         for i in range(days):
             rows = day_of_chains(FIRST + timedelta(days=i), snapshots, contracts)
-            Lake(root / "lake").append(OPTION_CHAIN, rows, run_id="bench")
+            Workspace(root).lake.append(OPTION_CHAIN, rows, run_id="bench")
             for j, (_, part) in enumerate(rows.group_by("snapshot_ts")):
                 part.sample(fraction=1, shuffle=True, seed=j).write_parquet(loose / f"{i}-{j}.parquet")
         print(f"{days * snapshots * contracts:,} rows: {days} days of {snapshots} snapshots")
@@ -43,7 +43,7 @@ def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000, repeats: i
             ("chain as of a moment", f"SELECT * FROM option_chain_asof('{moment.isoformat()}')"),
             ("history of a contract", "SELECT * FROM chain_history('NQ-2026-12-18-C-20500')"),
         ):
-            with catalog.connect(root) as ours, over(loose) as theirs:
+            with catalog.connect(Workspace(root).lake) as ours, over(loose) as theirs:
                 assert ours.sql(sql).pl().height == theirs.sql(sql).pl().height > 0
                 (fast, held), (slow, held_by_theirs) = (
                     measured(connection, sql, repeats) for connection in (ours, theirs)

@@ -37,6 +37,8 @@ from typing import Any
 
 import numpy as np
 
+from nq_pipeline.workspace import Workspace
+
 DATASET = "GLBX.MDP3"
 OPENS = datetime.fromisoformat("2025-06-10T13:30:00+00:00")
 DROPS, DROP_LOAD = 21, 2_000
@@ -89,7 +91,6 @@ def capture(data: Path, port: int, market: int, monotonic: float) -> None:
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.publisher import Publisher
     from nq_pipeline.clock import ShiftedClock, from_ns
-    from nq_pipeline.lake.store import Lake
     from nq_pipeline.sandbox.gateway.gateway import HOST, KEY
     from nq_pipeline.settings import Settings
 
@@ -102,7 +103,7 @@ def capture(data: Path, port: int, market: int, monotonic: float) -> None:
         capture_schema="trades",
     )
     running = Capture(settings, clock=clock)
-    log, lake = settings.environment_dir / "capture" / DATASET, Lake(settings.environment_dir / "lake")
+    log, lake = Workspace.of(settings).capture / DATASET, Workspace.of(settings).lake
     publisher = Publisher(log, lake, clock=clock, run_id=running.run_id)
     stop, published = threading.Event(), 0
 
@@ -272,7 +273,6 @@ def held(root: Path) -> tuple[int, int]:
 
     from nq_pipeline.capture.log import tail
     from nq_pipeline.lake.schemas import TRADES
-    from nq_pipeline.lake.store import Lake
 
     distinct = pl.DataFrame(schema={"key": pl.UInt64})
     for block in tail(root / "capture" / DATASET):
@@ -280,7 +280,7 @@ def held(root: Path) -> tuple[int, int]:
         # Number and instrument of the load are different for every record.
         key = trades["sequence"].astype(np.uint64) << np.uint64(32) | trades["instrument_id"]
         distinct = pl.concat([distinct, pl.DataFrame({"key": key})])
-    rows = Lake(root / "lake").scan(TRADES).select(pl.len()).collect().item()
+    rows = Workspace(root).lake.scan(TRADES).select(pl.len()).collect().item()
     return distinct["key"].n_unique(), rows
 
 

@@ -30,7 +30,7 @@ from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import PinnedClock
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.schemas import TRADES as TABLE
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 
 ROUNDS = 3
 NOON = PinnedClock(datetime(2025, 6, 10, 15, 10, tzinfo=UTC))
@@ -40,7 +40,7 @@ PUBLISH_EVERY_S = 0.05
 
 
 def publisher(folder: Path) -> Publisher:
-    lake = Lake(folder / "sandbox" / "lake")
+    lake = Workspace(folder / "sandbox").lake
     return Publisher(folder / DATASET, lake, clock=NOON, run_id="bench")
 
 
@@ -87,7 +87,7 @@ def digest(folder: Path, way: str) -> Any:
     import duckdb
 
     if way == "ours":
-        files = [str(p) for p in Lake(folder / "sandbox" / "lake").files(TABLE)]
+        files = [str(p) for p in Workspace(folder / "sandbox").lake.files(TABLE)]
     else:
         files = [str(folder / "trades.parquet")]
     sums = ", ".join(

@@ -38,8 +38,9 @@ def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
     """
     from nq_pipeline.lake import catalog
     from nq_pipeline.settings import load
+    from nq_pipeline.workspace import Workspace
 
-    return catalog.connect(catalog.existing((settings or load()).environment_dir))
+    return catalog.connect(Workspace.of(settings or load()).existing_lake)
 
 
 def chain(

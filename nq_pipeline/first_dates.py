@@ -14,6 +14,7 @@ from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 ALL = date(2025, 1, 2)
 """The first partition where none is given, as for history, which can be bought."""
@@ -29,7 +30,7 @@ def first_dates(settings: Settings) -> dict[str, str]:
     """
     from nq_pipeline.sandbox.process import market_clock
 
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     chain = sessions.current_session(settings.clock.now()).trade_date
     capture = last_opened(market_clock(settings).now(), settings.capture_window)
     return {

@@ -29,10 +29,10 @@ from nq_pipeline.capture.rows import SCHEMAS
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake import compaction
-from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION, Table
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 """What SQLite says on a full disk."""
@@ -79,9 +79,11 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
     nobody writes to an old trade date of the archive, and of the capture log the newest segment
     always stays.
     """
-    with locked(settings.environment_dir / ".retention.lock"):
+    with locked(Workspace.of(settings).root / ".retention.lock"):
         _remove(
-            Swept("temporary", None), left_over(settings.environment_dir, time.time_ns() - GRACE_NS), dry_run
+            Swept("temporary", None),
+            left_over(Workspace.of(settings).root, time.time_ns() - GRACE_NS),
+            dry_run,
         )
         return [
             _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
@@ -100,8 +102,8 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     swept = Swept("raw", before)
     if before is None:
         return swept
-    archive = RawArchive(settings.environment_dir / "raw")
-    lake = Lake(settings.environment_dir / "lake")
+    archive = Workspace.of(settings).archive
+    lake = Workspace.of(settings).lake
     unwritten, unwritten_days = 0, set[date]()
     unfinished = archive.begun_dates()
     for folder, day in _days(archive.root, "*"):
@@ -137,9 +139,9 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
     swept = Swept("capture", before)
     if before is None:
         return swept
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     unsettled = _unsettled(lake)
-    for folder in sorted((settings.environment_dir / "capture").glob("*/")):
+    for folder in sorted(Workspace.of(settings).capture.glob("*/")):
         published = Publisher(folder, lake, run_id="retention").position.segment
         for segment in log.list_segments(folder)[:-1]:
             if segment.trade_date >= before:
@@ -197,7 +199,7 @@ def _unsettled(lake: Lake) -> date | None:
 def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     swept = Swept("reports", before)
     if before is not None:
-        pages = sorted((settings.environment_dir / "reports").glob("????-??-??T*.html"))
+        pages = sorted(Workspace.of(settings).reports.glob("????-??-??T*.html"))
         _remove(swept, [path for path in pages if path.name[:10] < before.isoformat()], dry_run)
     return swept
 
@@ -206,7 +208,7 @@ def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
     from nq_pipeline.transport.http_cache import HttpCache
 
     swept = Swept("cache", None)
-    for path in sorted((settings.environment_dir / "cache").glob("*-http.sqlite")):
+    for path in sorted(Workspace.of(settings).cache.glob("*-http.sqlite")):
         size = path.stat().st_size
         try:
             cache = HttpCache(path)

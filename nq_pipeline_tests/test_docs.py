@@ -22,6 +22,7 @@ from nq_pipeline.cli import main
 from nq_pipeline.lake import catalog, reference
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import load
+from nq_pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -162,11 +163,11 @@ def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(lake: Path, 
         closing(sqlite3.connect(restored / "ledger.sqlite")) as copied,
     ):
         ledger.backup(copied)
-    catalog.publish(restored)
+    catalog.publish(Workspace(restored).lake)
     query = "select count(*), max(snapshot_ts), sum(open_interest) from option_chain"
     answers = []
     for folder in (original, restored):
-        with catalog.connect(folder) as connection:
+        with catalog.connect(Workspace(folder).lake) as connection:
             answers.append(connection.sql(query).fetchall())
     assert answers[0] == answers[1] and answers[0][0][0] > 0
     month = [

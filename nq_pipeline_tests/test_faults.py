@@ -29,6 +29,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.sandbox.scenario import FAULTS
 from nq_pipeline.settings import SOURCE_NAMES, Settings, load
+from nq_pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -114,7 +115,7 @@ class Run:
 
     def __init__(self, snapshot: Snapshot, environment_dir: Path) -> None:
         self.snapshot = snapshot
-        self._catalog = catalog.connect(environment_dir)
+        self._catalog = catalog.connect(Workspace(environment_dir).lake)
 
     def table(self, query: str) -> pl.DataFrame:
         """What somebody sees who asks the catalog."""
@@ -310,7 +311,7 @@ def test_all_vendors_fail_and_the_last_good_chain_stays(
     nq: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     def latest() -> pl.DataFrame:
-        with catalog.connect(tmp_path / "data" / "sandbox") as lake:
+        with catalog.connect(Workspace(tmp_path / "data" / "sandbox").lake) as lake:
             return lake.sql("from option_chain_latest order by contract_key").pl()
 
     assert nq("run").returncode == 0

@@ -14,7 +14,7 @@ import pytest
 from nq_pipeline.files import write_atomically
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.archive import RawArchive, RawEntry
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     DAY,
     NOON,
@@ -55,8 +55,8 @@ def entry(body: bytes) -> RawEntry:
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a file": lambda root: write_atomically(root / "folder" / "file", b"content"),
-    "rows": lambda root: Lake(root / "lake").append(TICKS, ticks([(DAY, 1, NOON, 0, 1.0)]), run_id="run"),
-    "the catalog": lambda root: catalog.publish(root),
+    "rows": lambda root: Workspace(root).lake.append(TICKS, ticks([(DAY, 1, NOON, 0, 1.0)]), run_id="run"),
+    "the catalog": lambda root: catalog.publish(Workspace(root).lake),
     "an archived answer": lambda root: RawArchive(root).put(entry(b"answer"), b"answer"),
 }
 

@@ -21,6 +21,7 @@ from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.source import QUOTES
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.feeds import DATASET, Feed, market
 from nq_pipeline_tests.testing.http_server import (
@@ -77,7 +78,7 @@ def settings_of(data: Path) -> Settings:
 
 
 def lake_of(data: Path) -> Lake:
-    return Lake(data / "live" / "lake")
+    return Workspace(data / "live").lake
 
 
 def publish(data: Path) -> None:

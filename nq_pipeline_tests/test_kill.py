@@ -24,6 +24,7 @@ from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CH
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 NOW = "2025-06-10T15:00:00Z"
 OF_A_RUN = {"run_id", "request_id", "raw_sha256", "selected_at", "decided_at"}
@@ -83,7 +84,7 @@ def until_writing(process: subprocess.Popen[bytes], data: Path, *, runs: int) ->
 
 
 def lake_of(data: Path) -> Lake:
-    return Lake(data / "sandbox" / "lake")
+    return Workspace(data / "sandbox").lake
 
 
 def rows(data: Path, table: Table) -> pl.DataFrame:
@@ -110,7 +111,7 @@ def check_readable(data: Path, complete: Undisturbed) -> None:
         assert rows(data, table).height in (0, complete.rows[table.name].height)
     made = rows(data, FETCHES)["run_id"].unique()
     assert set(rows(data, DECISIONS)["run_id"]) <= set(made), "a run decided that asked nobody"
-    with catalog.connect(data / "sandbox") as now:
+    with catalog.connect(Workspace(data / "sandbox").lake) as now:
         chain = now.sql("from option_chain_latest").pl()
     assert chain.height in (0, complete.rows[OPTION_CHAIN.name].height)
     if (data / "sandbox" / catalog.NAME).exists():
@@ -123,7 +124,7 @@ def check_complete(data: Path, complete: Undisturbed) -> None:
     for name, frame in content(data).items():
         key = [column for column in TABLES[name].key if column not in OF_A_RUN]
         assert_frame_equal(frame.sort(key), complete.rows[name].sort(key))
-    with catalog.connect(data / "sandbox") as now:
+    with catalog.connect(Workspace(data / "sandbox").lake) as now:
         latest = now.sql("select contract_key from option_chain_latest order by 1").pl()["contract_key"]
     assert latest.to_list() == complete.rows[OPTION_CHAIN.name]["contract_key"].sort().to_list()
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 
 from nq_pipeline.cli import main
 from nq_pipeline.lake import catalog
+from nq_pipeline.workspace import Workspace
 
 CHICAGO = ZoneInfo("America/Chicago")
 BOARDS = {
@@ -106,7 +107,7 @@ def test_a_recorded_board_arrives_in_the_lake_cell_by_cell(shared: Path, tmp_pat
         )  # fmt: skip
     payload = json.loads((shared / "barchart" / board).read_text())
     rows = [row for side in payload["data"].values() for row in side]
-    with catalog.connect(tmp_path / "live") as lake:
+    with catalog.connect(Workspace(tmp_path / "live").lake) as lake:
         frame = lake.sql("select * from option_chain_latest").pl()
         kept = lake.sql("select * from source_chain").pl()
     assert report["winners"] == {"barchart": len(rows)}
@@ -170,7 +171,7 @@ def test_real_ndx_contracts_arrive_as_proxies_and_lose_to_a_native_chain(
     contracts = json.loads(
         (shared / "polygon" / "reference_options_contracts_NDX_20250610.json").read_text()
     )["results"]
-    with catalog.connect(tmp_path / "live") as lake:
+    with catalog.connect(Workspace(tmp_path / "live").lake) as lake:
         proxies = lake.sql("select * from source_chain where source = 'polygon'").pl()
         chain = lake.sql("select distinct source, underlying_class from option_chain_latest").pl()
     assert report["sources"]["polygon"]["outcome"] == "partial"

@@ -18,12 +18,11 @@ from nq_pipeline.capture.gaps import Gap, GapState, GapStore
 from nq_pipeline.chains.snapshot import build_request, replay_snapshot, take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.schemas import FETCHES, TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.retention import Swept, sweep
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.lake.test_archive import BODY, entry
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
@@ -53,7 +52,7 @@ def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool
 
 def archived(settings: Settings, request_id: str, *, written: bool = True) -> Path:
     """An answer in the archive, and its row in `fetches` where its run came so far."""
-    archive = RawArchive(settings.environment_dir / "raw")
+    archive = Workspace.of(settings).archive
     kept = entry(request_id=request_id, digest=request_id * 8, trade_date=NOON.date())
     archive.put(kept, BODY)
     if written:
@@ -77,7 +76,7 @@ def archived(settings: Settings, request_id: str, *, written: bool = True) -> Pa
             "raw_sha256": kept.sha256,
         }
         frame = pl.DataFrame([row]).cast(dict(FETCHES.empty().schema))  # type: ignore[arg-type]
-        Lake(settings.environment_dir / "lake").append(FETCHES, frame, run_id="run")
+        Workspace.of(settings).lake.append(FETCHES, frame, run_id="run")
     return settings.environment_dir / "raw/barchart" / f"trade_date={NOON.date()}" / f"{request_id}.zst"
 
 
@@ -129,7 +128,7 @@ def test_a_replay_of_a_run_that_retention_removed_says_so(settings: Settings) ->
 
 
 def test_sweeps_at_the_same_time_take_turns(settings: Settings) -> None:
-    archive = RawArchive(settings.environment_dir / "raw")
+    archive = Workspace.of(settings).archive
     for number in range(100):
         archive.write_run(f"run-{number}", {"request": {"trade_date": NOON.date().isoformat()}})
     with ThreadPoolExecutor(3) as threads:
@@ -172,7 +171,7 @@ def test_what_a_write_left_that_was_killed_goes_with_its_trade_date(settings: Se
 @pytest.fixture
 def capture(settings: Settings) -> Path:
     """The log of a capture in several segments, all published."""
-    root = settings.environment_dir / "capture"
+    root = Workspace.of(settings).capture
     with Feed(root, segment_bytes=20_000) as feed:
         feed.session(*np.array_split(market(2_000), 8))
     publisher(root).publish()
@@ -182,7 +181,7 @@ def capture(settings: Settings) -> Path:
 
 def test_published_and_compacted_segments_go_but_for_the_newest(settings: Settings, capture: Path) -> None:
     segments, before = log.list_segments(capture / DATASET), rows(capture)
-    compact(Lake(settings.environment_dir / "lake"), TRADES, NOON.date(), now=LATER)
+    compact(Workspace.of(settings).lake, TRADES, NOON.date(), now=LATER)
     part = swept(settings, "capture")
     assert (part.files, part.kept) == (len(segments) - 1, "")
     assert log.list_segments(capture / DATASET) == segments[-1:]
@@ -211,7 +210,7 @@ def test_segments_stay_while_their_trade_date_is_not_compacted(settings: Setting
     with Feed(capture) as feed:
         feed.session(market(50, seed=9))
     publisher(capture).publish()
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     assert len(lake.manifest(TRADES).of({NOON.date()})) > 1
     assert swept(settings, "capture").kept.endswith("its trade date is not compacted")
     compact(lake, TRADES, NOON.date(), now=LATER)
@@ -222,7 +221,7 @@ def test_segments_stay_while_their_trade_date_is_not_compacted(settings: Setting
 def test_segments_stay_while_a_gap_is_unsettled(
     settings: Settings, capture: Path, state: GapState, stays: bool
 ) -> None:
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     book = GapStore(lake, dataset=DATASET, environment="sandbox", run_id="run")
     book.write([replace(GAP, state=state)], NOON)
     part = swept(settings, "capture")
@@ -231,7 +230,7 @@ def test_segments_stay_while_a_gap_is_unsettled(
 
 
 def test_segments_stay_while_the_rows_of_their_table_are_not_there(settings: Settings, capture: Path) -> None:
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     compact(lake, TRADES, NOON.date(), now=LATER)
     for path in lake.folder(TRADES).glob("trade_date=*"):
         shutil.rmtree(path)
@@ -261,7 +260,7 @@ def test_temporary_files_go_everywhere_after_a_grace_period(settings: Settings) 
 
 
 def test_old_reports_go_and_other_files_stay(settings: Settings) -> None:
-    folder = settings.environment_dir / "reports"
+    folder = Workspace.of(settings).reports
     folder.mkdir(parents=True)
     for name in ("2025-06-10T15-00-00Z.html", "2025-12-20T15-00-00Z.html", "mine.html"):
         (folder / name).write_text("page")

@@ -19,8 +19,8 @@ from nq_pipeline.clock import PinnedClock, SystemClock, from_ns, to_ns
 from nq_pipeline.errors import SettingsError, SettingsWarning
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings, load, variables
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import NOON, chain
 
 FIXED = {
@@ -329,9 +329,9 @@ def test_the_default_data_folder_is_refused_in_an_odd_place(
 def test_other_odd_names_hold_a_lake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / name))
     environment = load().environment_dir
-    Lake(environment / "lake").append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")
-    with duckdb.connect(catalog.publish(environment), read_only=True) as published:
+    Workspace(environment).lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")
+    with duckdb.connect(catalog.publish(Workspace(environment).lake), read_only=True) as published:
         assert published.sql("select source, count(*) from source_chain group by 1").fetchall() == [
             ("barchart", 3)
         ]
-    assert Lake(environment / "lake").scan(SOURCE_CHAIN).collect().height == 3
+    assert Workspace(environment).lake.scan(SOURCE_CHAIN).collect().height == 3

@@ -26,6 +26,7 @@ from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import AlertError, WebhookRefused
 from nq_pipeline.redaction import strike
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
 """After a webhook has refused, messages wait for pauses that double."""
@@ -75,10 +76,11 @@ class Notifier:
     """
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        self.log = settings.environment_dir / "alerts.jsonl"
-        self._memory = settings.environment_dir / "alerts.json"
-        self._lock = settings.environment_dir / ".alerts.lock"
-        self._sending = settings.environment_dir / ".alerts.sending"
+        folder = Workspace.of(settings).root
+        self.log = folder / "alerts.jsonl"
+        self._memory = folder / "alerts.json"
+        self._lock = folder / ".alerts.lock"
+        self._sending = folder / ".alerts.sending"
         self._settings = settings
         self._clock = clock or SystemClock()
         self._webhook = settings.alert_webhook

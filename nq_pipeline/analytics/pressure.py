@@ -9,8 +9,8 @@ import polars as pl
 
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import TRADE_PRESSURE, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,8 +44,8 @@ def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, r
     -------
     The rows of `trade_pressure` as they are now, one per window and contract.
     """
-    with catalog.connect(settings.environment_dir) as lake:
+    with catalog.connect(Workspace.of(settings).lake) as lake:
         windows = windows_over(lake, trade_date, until).drop("is_whole", "product")
     rows = conform(TRADE_PRESSURE, windows.with_columns(run_id=pl.lit(run_id)))
-    Lake(settings.environment_dir / "lake").append(TRADE_PRESSURE, rows, run_id=run_id)
+    Workspace.of(settings).lake.append(TRADE_PRESSURE, rows, run_id=run_id)
     return rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from nq_pipeline.lake.schemas import OPTION_PRICING, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 
 def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
@@ -32,5 +32,5 @@ def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> p
     """
     priced = price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
     rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
-    Lake(settings.environment_dir / "lake").append(OPTION_PRICING, rows, run_id=run_id)
+    Workspace.of(settings).lake.append(OPTION_PRICING, rows, run_id=run_id)
     return rows

@@ -19,8 +19,8 @@ from nq_pipeline.lake.schemas import (
     STRIKE_PROFILE,
     conform,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 METRICS = (
     (IV_SMILE, iv_smile),
@@ -68,7 +68,7 @@ def measure_snapshot(
     measured = {
         table: conform(table, metric(priced).with_columns(run_id=pl.lit(run_id))) for table, metric in METRICS
     }
-    Lake(settings.environment_dir / "lake").append_all(measured.items(), run_id=run_id).check()
+    Workspace.of(settings).lake.append_all(measured.items(), run_id=run_id).check()
     return {table.name: rows for table, rows in measured.items()}
 
 
@@ -78,7 +78,7 @@ def to_measure(settings: Settings, trade_date: date) -> Iterator[pl.DataFrame]:
     The newest comes in any case; what earlier runs left behind comes with it. One snapshot is in
     memory at a time.
     """
-    lake, key = Lake(settings.environment_dir / "lake"), ["source", "snapshot_ts"]
+    lake, key = Workspace.of(settings).lake, ["source", "snapshot_ts"]
     taken = lake.scan(OPTION_CHAIN, [trade_date])
     snapshots = taken.select(key).unique().collect()
     measured = lake.scan(GAMMA_LEVELS, [trade_date]).select(key).unique().collect()

@@ -56,6 +56,7 @@ from nq_pipeline.sources.databento.history_store import (
 from nq_pipeline.sources.databento.purchases import Purchases, charge_for
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import ZERO, rounded_up, shown
+from nq_pipeline.workspace import Workspace
 
 State = Literal["complete", "empty", "missing", "pending", "over_budget", "not_entitled", "failed"]
 SCHEMAS = (*TICKS, *TABLES)
@@ -247,7 +248,7 @@ class _Job:
             raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")
         every = (*option_parents(settings.products), *future_parents(settings.products))
         chosen = sorted(symbols or settings.backfill_symbols or every)
-        lake = Lake(settings.environment_dir / "lake")
+        lake = Workspace.of(settings).lake
         return cls(settings, schema, tuple(chosen), open_client(settings), open_shelf(settings), lake)
 
     # ── what a day is ───────────────────────────────────────────────────────────────────────────

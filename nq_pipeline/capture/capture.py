@@ -40,6 +40,7 @@ from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import check_databento_key
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -104,7 +105,6 @@ class Capture:
         timing: Timing | None = None,
         history: HistoricalRecords | None = None,
     ) -> None:
-        from nq_pipeline.lake.store import Lake
 
         self.clock = clock or settings.clock
         if self.clock.pinned:
@@ -118,8 +118,8 @@ class Capture:
         self._address = gateway.gateway_address(settings.databento_gateway, self._dataset)
         check_databento_key(self._key, self._address[0])
         self._timing = timing or Timing()
-        self._root = settings.environment_dir / "capture"
-        self._lake = Lake(settings.environment_dir / "lake")
+        self._root = Workspace.of(settings).capture
+        self._lake = Workspace.of(settings).lake
         self._book = GapStore(
             self._lake, dataset=self._dataset, environment=settings.environment, run_id=self.run_id
         )

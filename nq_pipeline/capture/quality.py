@@ -22,6 +22,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, in_chicago
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
+from nq_pipeline.workspace import Workspace
 
 LATE, STALE = timedelta(minutes=2), timedelta(minutes=10)
 """Without a new trade for so long while the market is open, something may be, or is, wrong. Our own
@@ -110,8 +111,8 @@ def read_capture_day(
     missing, refusal
         What a running or ended capture knows and the lake does not.
     """
-    folder, dataset = settings.environment_dir, settings.databento_dataset
-    lake, session = Lake(folder / "lake"), sessions.session(trade_date)
+    dataset = settings.databento_dataset
+    lake, session = Workspace.of(settings).lake, sessions.session(trade_date)
     book = GapStore(lake, dataset=dataset, environment=settings.environment, run_id="")
     wanted = {"options": settings.capture_schema, "futures": settings.capture_futures_schema}
     ended = (

@@ -38,7 +38,6 @@ from nq_pipeline.errors import (
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.archive import RawArchive, damaged_record
 from nq_pipeline.lake.schemas import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations
@@ -60,6 +59,7 @@ from nq_pipeline.spend.export import export_spend
 from nq_pipeline.transport.breaker import Breaker
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
+from nq_pipeline.workspace import Workspace
 
 Progress = Callable[[str], None]
 WITH_PLANS = {"databento": "GLBX.MDP3", "polygon": "options", "tradovate": "market data"}
@@ -469,7 +469,7 @@ def _ask_or_recall(
     of asking its price are what comes back.
     """
     started = settings.clock.monotonic()
-    cache = AnswerCache(settings.environment_dir / "cache" / "answers")
+    cache = AnswerCache(Workspace.of(settings).cache / "answers")
     key = _answer_key(source, settings, request)
     kept = None if exchange.refresh else cache.get(source.name, key)
     if kept is not None:
@@ -504,7 +504,7 @@ def _refused(source: Source, settings: Settings, request: ChainRequest) -> dict[
     """What a vendor with plans refused on this trade date, so that it is not asked in vain again."""
     if source.name not in WITH_PLANS:
         return {}
-    lake, product = Lake(settings.environment_dir / "lake"), WITH_PLANS[source.name]
+    lake, product = Workspace.of(settings).lake, WITH_PLANS[source.name]
     return entitlements.refusals(
         lake, source.name, product, "historical", request.trade_date, address=source.base_url
     )
@@ -535,7 +535,7 @@ def _note_entitlement(
     for part, words in said.items():
         step = "the other vendors' chains are used" if part == CHAIN else "the rest of its chain is used"
         entitlements.note(
-            Lake(settings.environment_dir / "lake"),
+            Workspace.of(settings).lake,
             Entitlement(
                 vendor=source.name,
                 dataset=WITH_PLANS[source.name],
@@ -680,7 +680,7 @@ def _write(
     pricing: Iterable[pl.DataFrame] = (),
 ) -> Snapshot:
     """The run's record; fetches, answers, vendors' rows, the winner's rows, the reasons; then the catalog."""
-    lake, run_id = Lake(settings.environment_dir / "lake"), request.run_id
+    lake, run_id = Workspace.of(settings).lake, request.run_id
     ordered = {s.name: asked[s.name] for s in sources if s.name in asked}
     decisions = _decide(settings, sources, request, ordered) if choose else DECISIONS.empty()
     answers = {name: part.answer for name, part in ordered.items()}
@@ -702,7 +702,7 @@ def _write(
         export_spend(settings, lake, run_id=run_id)
     except LakeError as error:
         written.failures.append(error)
-    catalog.publish(settings.environment_dir)
+    catalog.publish(Workspace.of(settings).lake)
     written.check()  # what a damaged table lacks of this run is in the archive
     return Snapshot(request, ordered, skipped, decisions, chain, written.rows)
 
@@ -769,8 +769,8 @@ def _begun_record(
 
 
 def _archive(settings: Settings) -> RawArchive:
-    return RawArchive(settings.environment_dir / "raw")
+    return Workspace.of(settings).archive
 
 
 def _state_dir(settings: Settings) -> Path:
-    return settings.environment_dir / "cache"
+    return Workspace.of(settings).cache

@@ -39,23 +39,23 @@ def capture(minutes: float | None, as_json: bool) -> None:
 
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.publisher import Publisher
-    from nq_pipeline.lake.store import Lake
     from nq_pipeline.market import sessions
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
     from nq_pipeline.sources.databento.history_store import DatabentoHistory
+    from nq_pipeline.workspace import Workspace
 
     stop = threading.Event()
     with at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
         if not as_json:
             note_sandbox(settings)
-        clock, folder = gateway_clock(settings), settings.environment_dir
+        clock, workspace = gateway_clock(settings), Workspace.of(settings)
         day = sessions.trade_date(clock.now())
         if not as_json and day != sessions.trade_date(settings.clock.now()):
             click.echo(f"The stand-in streams regular hours of trade date {day}, the last there were.")
-        log = folder / "capture" / settings.databento_dataset
+        log = workspace.capture / settings.databento_dataset
         engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
-        publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=engine.run_id)
+        publisher = Publisher(log, workspace.lake, clock=clock, run_id=engine.run_id)
         if minutes:
             timer = threading.Timer(minutes * 60, stop.set)
             timer.daemon = True
@@ -67,7 +67,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(asdict(totals)))
         return
-    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {folder / 'lake'}. Next, paste:")
+    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {workspace.lake.root}. Next, paste:")
     click.echo(
         f'  {program()} sql "select instrument_kind, count(*) as trades, sum(size)::bigint as contracts '
         'from trades group by all"'

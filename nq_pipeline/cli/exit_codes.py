@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from nq_pipeline.workspace import Workspace
+
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
@@ -72,10 +74,9 @@ def damage(error: Exception) -> Exception | None:
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
     from nq_pipeline.lake.repair import find_damage
-    from nq_pipeline.lake.store import Lake
     from nq_pipeline.settings import load
 
-    return find_damage(Lake(load().environment_dir / "lake"))
+    return find_damage(Workspace.of(load()).lake)
 
 
 def _say_what_is_misspelled() -> None:

@@ -10,6 +10,7 @@ import click
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, sentences
 from nq_pipeline.cli.output import console, note_sandbox, printable, to_json
 from nq_pipeline.cli.signals import at_signal
+from nq_pipeline.workspace import Workspace
 
 
 @click.command(short_help="Each vendor: configured, reachable, entitled, what to mend.")
@@ -156,16 +157,15 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as mend
     from nq_pipeline.lake.schemas import TABLES
-    from nq_pipeline.lake.store import Lake
     from nq_pipeline.settings import load
 
     settings = load()
     if unknown := [name for name in tables if name not in TABLES]:
         raise SettingsError(f"{unknown[0]}: no such table; `nq tables` lists them")
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     done = [mend(lake, TABLES[name]) for name in tables or TABLES]
     if any(table.why for table in done):
-        catalog.publish(settings.environment_dir)
+        catalog.publish(lake)
     if as_json:
         click.echo(to_json({"tables": [asdict(table) for table in done]}))
         return

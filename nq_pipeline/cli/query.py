@@ -11,6 +11,7 @@ import click
 from nq_pipeline.cli.exit_codes import SQL_FAILED, damage, sentences
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.output import note_sandbox
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,8 +43,8 @@ def sql(query: str, form: Form | None) -> None:
     from nq_pipeline.settings import load
 
     settings = load()
-    memory_mb, folder = settings.sql_memory_mb, catalog.existing(settings.environment_dir)
-    with catalog.connect(folder, guarded=True, memory_mb=memory_mb) as connection:
+    memory_mb, lake = settings.sql_memory_mb, Workspace.of(settings).existing_lake
+    with catalog.connect(lake, guarded=True, memory_mb=memory_mb) as connection:
 
         def answered() -> list[str]:
             relation = catalog.query(connection, query)

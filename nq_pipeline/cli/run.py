@@ -12,6 +12,7 @@ from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, sentences
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.output import console, note_sandbox, printable, program, progress, to_json
 from nq_pipeline.market.sessions import in_chicago
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,7 +119,7 @@ def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
     try:
         return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
     finally:  # also what got into some of the tables
-        catalog.publish(settings.environment_dir)
+        catalog.publish(Workspace.of(settings).lake)
 
 
 def _priced(measured: dict[str, pl.DataFrame]) -> int:
@@ -180,7 +181,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
             parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
             click.echo(f"Left out of what {name} sent: {printable(parts)}")
     new = snapshot.rows["source_chain"]
-    click.echo(f"Lake: {settings.environment_dir / 'lake'}, {new:,} new rows; catalog nq.duckdb published.")
+    click.echo(f"Lake: {Workspace.of(settings).lake.root}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
             f"Priced: {_priced(measured):,} of {snapshot.chain.height:,} contracts; "
@@ -252,7 +253,7 @@ def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
         "winners": snapshot.winners,
         "lost": _lost(snapshot),
         "rows": dict(snapshot.rows),
-        "lake": settings.environment_dir / "lake",
+        "lake": Workspace.of(settings).lake.root,
     }
 
 

@@ -12,6 +12,7 @@ import click
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, disk_trouble, sentences
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, progress, to_json
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -105,14 +106,13 @@ def trust_clock(reason: str) -> None:
 def _export_spend(settings: Settings, ledger: Ledger) -> None:
     """Bring the table `spend` up to the ledger."""
     from nq_pipeline.lake import catalog
-    from nq_pipeline.lake.store import Lake
     from nq_pipeline.spend.export import export
 
     if ledger.is_copy:
         return  # what is noted in it is gone afterwards
     try:
-        if export(ledger, Lake(settings.environment_dir / "lake"), run_id="nq budget"):
-            catalog.publish(settings.environment_dir)
+        if export(ledger, Workspace.of(settings).lake, run_id="nq budget"):
+            catalog.publish(Workspace.of(settings).lake)
     except Exception as error:
         if (said := disk_trouble(error)) is None:
             raise

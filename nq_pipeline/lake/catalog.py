@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nq_pipeline.errors import LakeError, NoLake
+from nq_pipeline.errors import LakeError
 from nq_pipeline.files import (
     locked,
     make_folder,
@@ -66,19 +66,7 @@ _TYPES: dict[pl.DataType, str] = {
 }
 
 
-def existing(environment_root: Path) -> Path:
-    """The same folder; NoLake where nothing was ever written, which to a person is not an empty lake."""
-    try:
-        (environment_root / "lake").stat()
-    except FileNotFoundError:
-        where = environment_root.absolute()
-        raise NoLake(f"there is no lake in {where}; `nq run` makes one, and NQ_DATA_DIR says where") from None
-    return environment_root
-
-
-def connect(
-    environment_root: Path, *, guarded: bool = False, memory_mb: int | None = None
-) -> duckdb.DuckDBPyConnection:
+def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view of every table, as of the newest manifests.
 
     Neither waits for writers nor makes them wait. The views name the files of this moment, which
@@ -88,8 +76,6 @@ def connect(
 
     Parameters
     ----------
-    environment_root
-        `<data>/<environment>`.
     guarded
         For SQL that somebody typed: such a connection reaches no file but those of the views and
         cannot be talked out of it. Run the SQL through `query`, which refuses to write to those.
@@ -98,10 +84,10 @@ def connect(
     """
     import duckdb
 
-    tables = _resolve(environment_root)
+    tables = _resolve(lake)
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(";\n".join(_views_sql(environment_root, tables)))
+    connection.execute(";\n".join(_views_sql(lake, tables)))
     if memory_mb is not None:
         connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
     if guarded:
@@ -163,21 +149,21 @@ def chain(
     return typed.with_columns(rows["product"]).sort(LISTED)
 
 
-def publish(environment_root: Path) -> Path:
-    """Write `nq.duckdb` anew and put it in the place of the old one.
+def publish(lake: Lake) -> Path:
+    """Write `nq.duckdb` beside the lake anew and put it in the place of the old one.
 
     Whoever has the old file open keeps reading it and is in nobody's way. Call it after the
     tables were written and before `Lake.collect_garbage`.
     """
     import duckdb
 
-    path = environment_root / NAME
-    make_folder(environment_root)
-    with locked(environment_root / ".catalog.lock"), temporary_for(path) as temporary:
-        for leftover in environment_root.glob(f".{NAME}.*"):  # of one that was killed; DuckDB's log, too
+    path = lake.root.with_name(NAME)
+    make_folder(path.parent)
+    with locked(path.with_name(".catalog.lock")), temporary_for(path) as temporary:
+        for leftover in path.parent.glob(f".{NAME}.*"):  # of one that was killed; DuckDB's log, too
             leftover.unlink()
         with duckdb.connect(temporary) as connection:
-            script = [*_views_sql(environment_root, _resolve(environment_root)), *_column_comments_sql()]
+            script = [*_views_sql(lake, _resolve(lake)), *_column_comments_sql()]
             connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
         # A reader that did not open the old file read-only may have left a log, which DuckDB
         # would replay into the new file.
@@ -201,12 +187,12 @@ class _Resolved:
     unreadable: Mapping[date | None, str] = field(default_factory=dict)
 
 
-def _resolve(environment_root: Path) -> dict[str, _Resolved]:
+def _resolve(lake: Lake) -> dict[str, _Resolved]:
     """The newest version of every table.
 
     Decisions are written last and so resolved first: whatever they refer to is then there.
     """
-    lake = Lake(environment_root.resolve() / "lake")
+    lake = Lake(lake.root.resolve())
     tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)
     return {table.name: _resolved(lake, table) for table in tables}
 
@@ -227,9 +213,9 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
     return _Resolved(tuple(paths), older, unreadable)
 
 
-def _views_sql(environment_root: Path, tables: Mapping[str, _Resolved]) -> Iterator[str]:
+def _views_sql(lake: Lake, tables: Mapping[str, _Resolved]) -> Iterator[str]:
     """All views, each with its comment."""
-    label = "Synthetic data of the sandbox. " if environment_root.name == "sandbox" else ""
+    label = "Synthetic data of the sandbox. " if lake.root.absolute().parent.name == "sandbox" else ""
     for name, resolved in tables.items():
         yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
         yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"

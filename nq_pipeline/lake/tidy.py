@@ -44,7 +44,7 @@ def tidy(
             except LakeError as error:
                 failures.append(error)
     # First the catalog stops naming superseded files, then they go.
-    catalog.publish(lake.root.parent)
+    catalog.publish(lake)
     tell(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
     if failures:
         raise failures[0]

@@ -7,7 +7,6 @@ from pathlib import Path
 import dagster as dg
 
 from nq_pipeline.lake.schemas import TABLES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.backfill import HISTORY
@@ -17,6 +16,7 @@ from nq_pipeline.orchestration.checks.analytics import PRESSURE
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.workspace import Workspace
 
 KIND, CAPTURE = "nq/kind", "capture"
 LEDGER = "nq/looks_at_ledger"
@@ -75,7 +75,7 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     for killed in finish_killed(settings, before=now, opener=vendors.opener, progress=context.log.info):
         if killed.chain.height:
             price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
-    tidy(Lake(settings.environment_dir / "lake"), TABLES.values(), now=now, tell=context.log.info)
+    tidy(Workspace.of(settings).lake, TABLES.values(), now=now, tell=context.log.info)
 
 
 def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:

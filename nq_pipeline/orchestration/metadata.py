@@ -18,11 +18,11 @@ import polars as pl
 from nq_pipeline.chains.quality import newest_quote
 from nq_pipeline.chains.snapshot import Asked, Snapshot
 from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.report.thumbnails import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.money import shown
 from nq_pipeline.spend.statement import Statement
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from nq_pipeline.backfill.day import BackfillDay
@@ -60,8 +60,8 @@ def of_source(name: str, asked: Asked, snapshot: Snapshot, settings: Settings) -
     """One vendor's part of a snapshot."""
     answer, fetches = asked.answer, asked.fetches
     rows = (
-        Lake(settings.environment_dir / "lake")
-        .scan(SOURCE_CHAIN, [snapshot.request.trade_date])
+        Workspace.of(settings)
+        .lake.scan(SOURCE_CHAIN, [snapshot.request.trade_date])
         .filter(pl.col("source") == name)
         .select(pl.len())
         .collect()
@@ -88,7 +88,7 @@ def of_source(name: str, asked: Asked, snapshot: Snapshot, settings: Settings) -
 def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     """The chosen chain, who won and why the others did not."""
     request = snapshot.request
-    files = Lake(settings.environment_dir / "lake").manifest(OPTION_CHAIN).of({request.trade_date})
+    files = Workspace.of(settings).lake.manifest(OPTION_CHAIN).of({request.trade_date})
     plot = front_open_interest(snapshot.chain, rate=settings.risk_free_rate)
     return {
         **_of_rows(snapshot.chain, request.moment),
@@ -98,7 +98,7 @@ def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
         "sources": markdown(_by_source(snapshot)),
         "by_series": markdown(_by_series(snapshot.chain)),
         "open_interest": dg.MetadataValue.md(thumbnail(plot)),
-        "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
+        "catalog": dg.MetadataValue.path(str(Workspace.of(settings).catalog.resolve())),
     }
 
 
@@ -127,7 +127,7 @@ def of_progress(totals: CaptureStats, rate: float, *, trade_date: date, settings
 
 def of_trades(totals: CaptureStats, *, trade_date: date, settings: Settings) -> Metadata:
     """A trade date as its capture left it: of the last attempt, and of the whole partition."""
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     rows = {
         table.name: sum(file.rows for file in lake.manifest(table).of({trade_date}))
         for table in (TRADES, MBP_1, MBO)
@@ -143,7 +143,7 @@ def of_trades(totals: CaptureStats, *, trade_date: date, settings: Settings) -> 
         ),
         "captured_s": round(totals.seconds, 3),
         "log": dg.MetadataValue.path(str(_capture_log(settings))),
-        "catalog": dg.MetadataValue.path(str((settings.environment_dir / "nq.duckdb").resolve())),
+        "catalog": dg.MetadataValue.path(str(Workspace.of(settings).catalog.resolve())),
     }
 
 
@@ -223,7 +223,7 @@ def _of_rows(frame: pl.DataFrame, moment: datetime) -> Metadata:
 
 def of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> Metadata:
     """Where the rows of a trade date are, and how many."""
-    folder = (settings.environment_dir / "lake" / table.name / f"trade_date={trade_date}").resolve()
+    folder = (Workspace.of(settings).lake.root / table.name / f"trade_date={trade_date}").resolve()
     return {
         "dagster/partition_row_count": rows,
         "dagster/uri": f"file://{quote(str(folder), safe='/=')}",
@@ -232,7 +232,7 @@ def of_place(table: Table, trade_date: date, rows: int, settings: Settings) -> M
 
 
 def _capture_log(settings: Settings) -> Path:
-    return (settings.environment_dir / "capture" / settings.databento_dataset).resolve()
+    return (Workspace.of(settings).capture / settings.databento_dataset).resolve()
 
 
 def _by_series(frame: pl.DataFrame) -> pl.DataFrame:

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job, spend_job
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import (
@@ -15,6 +14,7 @@ from nq_pipeline.schedule_policy import (
     housekeeping_tick,
     pressure_tick,
 )
+from nq_pipeline.workspace import Workspace
 
 TIMEZONE = "America/Chicago"
 
@@ -53,7 +53,7 @@ def pressure_while_captured(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    captured = {file.trade_date for file in Lake(settings.environment_dir / "lake").manifest(TRADES).files}
+    captured = {file.trade_date for file in Workspace.of(settings).lake.manifest(TRADES).files}
     tick = pressure_tick(vendors.market_now(), captured, window=settings.capture_window, pinned=settings.now)
     if not tick.trade_dates:
         return dg.SkipReason(tick.reason)

@@ -32,6 +32,7 @@ from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import first_tick
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 PARTITION = "dagster/partition"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -176,7 +177,7 @@ def _verdict(name: str, finding: Finding) -> str:
 def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
     """How things stand: the locks, the runs Dagster knows, the market."""
     settings, now = vendors.settings(), datetime.now(UTC)
-    folder = settings.environment_dir / "capture"
+    folder = Workspace.of(settings).capture
     unconfigured = _unconfigured(settings)
     return Situation(
         now=now,
@@ -201,7 +202,7 @@ def _unconfigured(settings: Settings) -> str:
 def _attempts(instance: dg.DagsterInstance, settings: Settings) -> list[Attempt]:
     """The latest runs of the capture of this environment, newest first."""
     records = instance.get_run_records(dg.RunsFilter(tags={KIND: CAPTURE}), limit=ATTEMPTS_LOOKED_AT)
-    folder, environment = settings.environment_dir / "capture", settings.environment
+    folder, environment = Workspace.of(settings).capture, settings.environment
     # One launched by hand has the tag as soon as it runs.
     ours = [r for r in records if r.dagster_run.tags.get(LIVE_CAPTURE_TAG, environment) == environment]
     attempts = [_attempt(record, folder) for record in ours]

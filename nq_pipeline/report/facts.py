@@ -14,13 +14,13 @@ from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import beside_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import read_ledger
 from nq_pipeline.spend.statement import Statement
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     import duckdb
@@ -92,7 +92,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
     LakeError
         There is no chain then.
     """
-    with catalog.connect(catalog.existing(settings.environment_dir)) as lake:
+    with catalog.connect(Workspace.of(settings).existing_lake) as lake:
         chain = catalog.chain(lake, snapshot_ts)
         if chain.is_empty():
             when = f" as of {snapshot_ts:%Y-%m-%d %H:%M} UTC" if snapshot_ts else ""
@@ -146,7 +146,7 @@ class _Traded:
     def __init__(
         self, lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None
     ) -> None:
-        files = Lake(settings.environment_dir / "lake").manifest(TRADES).files
+        files = Workspace.of(settings).lake.manifest(TRADES).files
         found = beside_chain(day, {file.trade_date for file in files})[:TRADE_DATES_BACK]
         self._days = found or [day]
         self._windows = cache(lambda day: windows_over(lake, day, until))

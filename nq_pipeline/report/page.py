@@ -32,10 +32,10 @@ from nq_pipeline.files import write_atomically
 from nq_pipeline.report.facts import Facts, ProductFacts, gather
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
+from nq_pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-FOLDER = "reports"
 WIDE, NARROW = 560, 358
 """Width of a picture in a column of a screen, and on a phone, pixels."""
 NONE = "–"
@@ -80,7 +80,7 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
         There is no chain then.
     """
     facts = gather(settings, snapshot_ts)
-    path = settings.environment_dir / FOLDER / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
+    path = Workspace.of(settings).reports / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
     page = html(facts).encode()
     try:
         write_atomically(path, page)

@@ -29,10 +29,9 @@ import sqlalchemy as sa
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.files import make_folder
 from nq_pipeline.lake.schemas import SPEND
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
-NAME = "ledger.sqlite"
 HEAD = "0002"
 """Revision of the newest file in `migrations/versions`."""
 VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
@@ -160,7 +159,7 @@ def _engine(settings: Settings) -> sa.Engine:
 def _file(settings: Settings) -> Path | None:
     """Where the ledger lies in SQLite; None where it does not."""
     if settings.ledger_url is None:
-        return settings.environment_dir / NAME
+        return Workspace.of(settings).ledger
     url = _url(settings)
     return Path(url.database) if url.drivername == "sqlite" and url.database else None
 
@@ -255,9 +254,9 @@ def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
     with transaction(engine) as connection:
         if _revision(connection) is not None:
             return
-    if lines := Lake(settings.environment_dir / "lake").manifest(SPEND).rows:
+    if lines := Workspace.of(settings).lake.manifest(SPEND).rows:
         raise LedgerError(
-            f"the spend ledger {settings.environment_dir / NAME} is missing, and the table spend has "
+            f"the spend ledger {Workspace.of(settings).ledger} is missing, and the table spend has "
             f"{lines:,} of its lines; restore it from a backup, or make it anew from the table with "
             "`nq budget restore`"
         )

@@ -15,6 +15,7 @@ from nq_pipeline.lake.schemas import INSTANT, SPEND
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.sessions import trade_dates
 from nq_pipeline.spend.tables import Line
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -39,8 +40,8 @@ def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
 
 def publish_spend(settings: Settings, *, run_id: str) -> None:
     """`export_spend`, and the catalog: for what spends and publishes nothing else."""
-    export_spend(settings, Lake(settings.environment_dir / "lake"), run_id=run_id)
-    catalog.publish(settings.environment_dir)
+    export_spend(settings, Workspace.of(settings).lake, run_id=run_id)
+    catalog.publish(Workspace.of(settings).lake)
 
 
 def export(ledger: Ledger, lake: Lake, *, run_id: str) -> int:

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.lake.schemas import SPEND
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import open_engine, transaction
 from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line
+from nq_pipeline.workspace import Workspace
 
 
 def restore(settings: Settings) -> tuple[int, datetime]:
@@ -27,7 +27,7 @@ def restore(settings: Settings) -> tuple[int, datetime]:
     LedgerError
         The ledger has lines already, or the table has none.
     """
-    copy = Lake(settings.environment_dir / "lake").scan(SPEND).collect()
+    copy = Workspace.of(settings).lake.scan(SPEND).collect()
     copy = copy.filter(pl.col("ledger") == pl.col("ledger").max()).sort("line")
     if copy.is_empty():
         raise LedgerError("the table spend has no lines; there is nothing to restore the ledger from")

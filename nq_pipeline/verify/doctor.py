@@ -12,7 +12,6 @@ import polars as pl
 from nq_pipeline.chains.snapshot import GRACE_S, build_request, exchange_for
 from nq_pipeline.errors import SourceError
 from nq_pipeline.lake.schemas import SESSIONS
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.outcome import Outcome
@@ -22,6 +21,7 @@ from nq_pipeline.sources.base import ChainRequest, Probe, Source
 from nq_pipeline.sources.registry import open_source
 from nq_pipeline.spend import entitlements
 from nq_pipeline.transport.vendor_session import VendorSession
+from nq_pipeline.workspace import Workspace
 
 SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
 """Outcomes after which it is not known that anybody is there."""
@@ -134,7 +134,7 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
 
     What is refused today beside the known steps, as a schema of a backfill, follows them.
     """
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
     known = {(step.vendor, step.mode, step.schema) for step in PLAN_STEPS}
     today = sessions.trade_date(settings.clock.now())

@@ -33,6 +33,7 @@ from nq_pipeline.verify import (
 from nq_pipeline.verify.check import Check, CheckResult, Context, VerifyTiming, failed, skipped
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed_recorder import FeedRecorder
+from nq_pipeline.workspace import Workspace
 
 CHECKS = (
     Check("connect", feed.connect),
@@ -117,7 +118,7 @@ def run_checks(
     if clock.pinned:
         raise CaptureError("a verification needs a clock that runs; unset NQ_NOW")
     started, began = datetime.now(UTC), time.monotonic()
-    folder = settings.environment_dir / "evidence" / f"{started:%Y%m%dT%H%M%S.%fZ}"
+    folder = Workspace.of(settings).evidence / f"{started:%Y%m%dT%H%M%S.%fZ}"
     dataset = settings.databento_dataset
     address = gateway.gateway_address(settings.databento_gateway, dataset)
     results: list[CheckResult] = []

@@ -17,10 +17,10 @@ from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, 
 from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot
 from nq_pipeline.lake.schemas import INSTANT, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.analytics.test_pricing import quoted
 from nq_pipeline_tests.market.test_pricing_chain import board
 
@@ -254,7 +254,7 @@ def test_a_snapshot_is_measured_into_its_tables_and_only_once(tmp_path: Path) ->
     measured = measure_snapshot(config, chain, pricing, run_id="first")
     measure_snapshot(config, chain, pricing, run_id="again")
     for table, _ in METRICS:
-        stored = Lake(config.environment_dir / "lake").scan(table).collect()
+        stored = Workspace.of(config).lake.scan(table).collect()
         assert stored.height == measured[table.name].height > 0
         assert set(stored["run_id"]) == {"first"}
     series = measured["series_metrics"].row(0, named=True)

@@ -15,10 +15,10 @@ from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import OPTION_CHAIN, OPTION_PRICING, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import PRICED, price_chain
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import chain
 
 NOON = to_ns(datetime(2025, 6, 30, 17, tzinfo=UTC))
@@ -64,18 +64,18 @@ def test_a_snapshot_is_priced_at_the_rate_of_the_settings_and_written_once(setti
     assert priced.height == rows.height - 1
     assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
     price_snapshot(settings, quoted(), run_id="again")
-    stored = Lake(settings.environment_dir / "lake").scan(OPTION_PRICING).collect()
+    stored = Workspace.of(settings).lake.scan(OPTION_PRICING).collect()
     assert stored.height == rows.height and set(stored["run_id"]) == {"first"}
 
 
 def test_the_view_says_of_every_row_whose_numbers_it_shows(settings: Settings) -> None:
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     later = NOON + 300 * NS_PER_S
     silent_vendor = quoted(later).with_columns(pl.lit(None, pl.Float64).alias(name) for name in GREEKS)
     for rows in (quoted(), silent_vendor):
         lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, rows), run_id="run")
         price_snapshot(settings, rows, run_id="run")
-    with catalog.connect(settings.environment_dir) as connection:
+    with catalog.connect(Workspace.of(settings).lake) as connection:
         shown = connection.sql("SELECT * FROM option_chain_priced ORDER BY snapshot_ts, contract_key").pl()
     assert shown.height == 44
     sources = shown.group_by("snapshot_ts_ns", "iv_source").len().sort("snapshot_ts_ns", "len")
@@ -96,16 +96,14 @@ def test_the_view_says_of_every_row_whose_numbers_it_shows(settings: Settings) -
 
 
 def test_a_chain_that_was_not_priced_shows_the_vendors_numbers(settings: Settings) -> None:
-    Lake(settings.environment_dir / "lake").append(
-        OPTION_CHAIN, conform(OPTION_CHAIN, quoted()), run_id="run"
-    )
-    with catalog.connect(settings.environment_dir) as connection:
+    Workspace.of(settings).lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, quoted()), run_id="run")
+    with catalog.connect(Workspace.of(settings).lake) as connection:
         shown = connection.sql("SELECT iv_source, delta, unpriced FROM option_chain_priced").fetchall()
     assert set(shown) == {("vendor", 9.0, None)} and len(shown) == 22
 
 
 def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
-    with duckdb.connect(catalog.publish(settings.environment_dir), read_only=True) as connection:
+    with duckdb.connect(catalog.publish(Workspace.of(settings).lake), read_only=True) as connection:
         silent = connection.execute(
             "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND comment IS NULL",
             [catalog.PRICED],
@@ -116,7 +114,7 @@ def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
 
 
 def test_a_chain_of_before_the_settlement_date_is_priced(settings: Settings) -> None:
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     columns = tuple(column for column in OPTION_CHAIN.columns if column.name != "settlement_date")
     settled = quoted().with_columns(
         bid=pl.lit(None, pl.Float64),
@@ -126,7 +124,7 @@ def test_a_chain_of_before_the_settlement_date_is_priced(settings: Settings) -> 
     )
     old = conform(OPTION_CHAIN, settled).drop("settlement_date")
     lake.append(replace(OPTION_CHAIN, version=1, columns=columns), old, run_id="old")
-    with catalog.connect(settings.environment_dir) as connection:
+    with catalog.connect(Workspace.of(settings).lake) as connection:
         shown = catalog.chain(connection, from_ns(NOON + NS_PER_S))
     for rows in (lake.scan(OPTION_CHAIN).collect(), shown):
         assert rows.height == 22 and rows["settlement_date"].null_count() == 22

@@ -36,6 +36,7 @@ from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.history_store import DatabentoHistory, open_shelf
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.backfill.conftest import (
     CONDITION,
     COUNT,
@@ -58,7 +59,7 @@ OPEN, CLOSE = datetime(2025, 6, 8, 22, tzinfo=UTC), datetime(2025, 6, 9, 21, tzi
 
 
 def lake(settings: Settings) -> Lake:
-    return Lake(settings.environment_dir / "lake")
+    return Workspace.of(settings).lake
 
 
 def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:
@@ -130,7 +131,7 @@ def test_a_trade_that_was_captured_is_there_once_after_its_day_was_bought(data: 
     noon = datetime(2025, 6, 10, 15, tzinfo=UTC)
     with vendor(data) as databento:
         settings = databento.settings()
-        root = settings.environment_dir / "capture"
+        root = Workspace.of(settings).capture
         with (
             gateway(now=noon, load=None, limits=unlimited()).serve_in_thread() as served,
             CaptureLog(root, settings.databento_dataset, sync_every_s=0) as log,

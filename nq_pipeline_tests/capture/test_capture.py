@@ -26,7 +26,6 @@ from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
 from nq_pipeline.lake.schemas import GAPS, SESSIONS
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.gateway.gateway import (
     DATASET,
     HOST,
@@ -38,6 +37,7 @@ from nq_pipeline.sandbox.gateway.script import Fault, Script
 from nq_pipeline.sandbox.synthetic.market import Market
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.gateway_client import gateway
 
 OPENS = datetime(2025, 6, 10, 13, 30, tzinfo=UTC)
@@ -120,12 +120,12 @@ def capture(it: Gateway, data: Path, until: Callable[[Running], Any], **more: An
 
 def gaps(data: Path) -> pl.DataFrame:
     """The latest state of every gap."""
-    rows = Lake(data / "sandbox" / "lake").scan(GAPS).collect().sort("revision")
+    rows = Workspace(data / "sandbox").lake.scan(GAPS).collect().sort("revision")
     return rows.group_by("gap_id").last().sort("first_ts")
 
 
 def ended(data: Path) -> list[str]:
-    return Lake(data / "sandbox" / "lake").scan(SESSIONS).collect().sort("ended_at")["ended"].to_list()
+    return Workspace(data / "sandbox").lake.scan(SESSIONS).collect().sort("ended_at")["ended"].to_list()
 
 
 def distinct(trades: np.ndarray[Any, Any], first: datetime, last_ns: int) -> pl.DataFrame:
@@ -201,7 +201,7 @@ def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path)
         assert complete(it, tmp_path)
     late, repair = gaps(tmp_path).to_dicts()
     assert (late["state"], late["attempts"], repair["cause"]) == ("verified", 1, "repair")
-    history = Lake(tmp_path / "sandbox" / "lake").scan(GAPS).collect().sort("revision")
+    history = Workspace(tmp_path / "sandbox").lake.scan(GAPS).collect().sort("revision")
     reasons = history.filter(gap_id=late["gap_id"])["reason"].drop_nulls().to_list()
     assert any("the count found" in reason for reason in reasons)
     assert totals.reconnects == 1 and ended(tmp_path) == ["repair", "stopped"]
@@ -211,7 +211,7 @@ def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -
     """Two equal records in a row are two trades, as far as a session goes: only the count knows better."""
     it = gateway(now=NOW, load=LOAD, script=Script(Fault("duplicate", after_records=BEYOND_OVERLAP)))
     lake = tmp_path / "sandbox"
-    publisher = Publisher(lake / "capture" / DATASET, Lake(lake / "lake"), run_id="run", clock=it.clock)
+    publisher = Publisher(lake / "capture" / DATASET, Workspace(lake).lake, run_id="run", clock=it.clock)
     with it.serve_in_thread():
         totals = capture(
             it, tmp_path, lambda r: r.capture.totals.verified_gaps == 2, publish=publisher.publish
@@ -431,7 +431,7 @@ def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) 
     assert "ALERT: the gateway names no instrument of NQ.OPT" in running.seen
     (alert,) = totals.alerts()
     assert "no instrument of NQ.OPT" in alert and "ask Databento" in alert
-    sessions = Lake(tmp_path / "sandbox" / "lake").scan(SESSIONS).collect()
+    sessions = Workspace(tmp_path / "sandbox").lake.scan(SESSIONS).collect()
     assert sessions["missing"].to_list() == ["NQ.OPT"]
 
 

@@ -14,9 +14,9 @@ from nq_pipeline.capture.log import list_segments
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.gateway.gateway import DATASET, Gateway
 from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.capture.test_capture import (
     OPENS,
     PATIENCE_S,
@@ -42,7 +42,7 @@ def published(
     truth = it.records("trades", first_ns - 10**9, last_ns + 10**9)
     truth = truth[(truth["ts_event"] >= first_ns) & (truth["ts_event"] < last_ns)]
     wanted = pl.DataFrame({name: truth[name].astype("i8") for name in KEY})
-    rows = Lake(data / "sandbox" / "lake").scan(TRADES).collect()
+    rows = Workspace(data / "sandbox").lake.scan(TRADES).collect()
     have = rows.select(
         pl.col("instrument_id", "sequence", "size").cast(pl.Int64),
         pl.col("ts_event").dt.epoch("ns"),
@@ -53,12 +53,12 @@ def published(
 
 
 def last_published(data: Path) -> int:
-    newest = Lake(data / "sandbox" / "lake").scan(TRADES).select(pl.col("ts_event").dt.epoch("ns").max())
+    newest = Workspace(data / "sandbox").lake.scan(TRADES).select(pl.col("ts_event").dt.epoch("ns").max())
     return int(newest.collect().item())
 
 
 def publisher(it: Gateway, data: Path) -> Publisher:
-    log, lake = data / "sandbox" / "capture" / DATASET, Lake(data / "sandbox" / "lake")
+    log, lake = data / "sandbox" / "capture" / DATASET, Workspace(data / "sandbox").lake
     return Publisher(log, lake, clock=it.clock, run_id="soak")
 
 

@@ -14,7 +14,7 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import TEMPORARY
 from nq_pipeline.lake.compaction import FAN_IN, compact
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.feeds import (
     Feed,
@@ -57,7 +57,7 @@ def test_rows_that_cannot_be_published_are_once_there_is_room(root: Path, size: 
 
 
 def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path) -> None:
-    parts, lake = np.array_split(RECORDS, FAN_IN), Lake(root.parent / "lake")
+    parts, lake = np.array_split(RECORDS, FAN_IN), Workspace(root.parent).lake
     published, refused = publisher(root), 0
     with Feed(root) as feed:
         feed.session(parts[0])

@@ -18,13 +18,13 @@ from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.errors import BadStream, CaptureError
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.sandbox.vendors.databento_account import account_of
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.history_store import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.capture.test_capture import (
     CLOSES,
     NOW,
@@ -56,7 +56,7 @@ def repairs(
 ) -> Iterator[GapRepairer]:
     with GapRepairer(
         history,
-        Lake(root / "lake"),
+        Workspace(root).lake,
         buys=buys,
         environment="sandbox",
         run_id="run",
@@ -76,7 +76,7 @@ def repaired(history: HistoricalRecords, root: Path, gap: Gap = LOST, **more: An
 
 
 def rows(root: Path) -> pl.DataFrame:
-    return Lake(root / "lake").scan(TRADES).collect()
+    return Workspace(root).lake.scan(TRADES).collect()
 
 
 def test_a_gap_is_bought_counted_and_in_the_lake_once(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_bought_gap_says_what_the_lake_has_too_often(tmp_path: Path) -> None:
     history = Historical(tmp_path, LATER)
     repaired(history, tmp_path)
     twice = rows(tmp_path).head(1).with_columns(ordinal=pl.lit(9, pl.UInt32))
-    Lake(tmp_path / "lake").append(TRADES, twice, run_id="run")
+    Workspace(tmp_path).lake.append(TRADES, twice, run_id="run")
     history.folder = tmp_path / "again"
     history.folder.mkdir()
     gap = repaired(history, tmp_path)
@@ -220,5 +220,5 @@ def test_a_capture_buys_what_the_gateway_no_longer_replays(tmp_path: Path) -> No
     lost = to_ns(bought["first_ts"].min())
     wanted = truth(lost, to_ns(CLOSES) - EDGE_NS)
     received = pl.col("ts_recv").dt.epoch("ns").is_between(lost, to_ns(CLOSES), closed="left")
-    have = Lake(tmp_path / "sandbox" / "lake").scan(TRADES, [OPENS.date()]).filter(received).collect()
+    have = Workspace(tmp_path / "sandbox").lake.scan(TRADES, [OPENS.date()]).filter(received).collect()
     assert have.height == have.select(KEY).n_unique() == len(wanted) > 10_000

@@ -13,7 +13,7 @@ from nq_pipeline.capture.gaps import GapStore
 from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     Clock,
     begun,
@@ -34,7 +34,7 @@ def at_once(work: Callable[[], object]) -> None:
 @pytest.fixture
 def accounts(root: Path) -> GapTracker:
     """Of a capture that starts late, options by mbo and futures by trades."""
-    book = GapStore(Lake(root / "lake"), dataset="GLBX.MDP3", environment="sandbox", run_id="run")
+    book = GapStore(Workspace(root).lake, dataset="GLBX.MDP3", environment="sandbox", run_id="run")
     made = GapTracker(
         book,
         at_once,

@@ -15,7 +15,7 @@ from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.dbn.framer import Frame
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     Clock,
     begun,
@@ -43,7 +43,7 @@ class Session:
 
     def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
         self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, SessionState(), root
-        self.book = GapStore(Lake(root / "lake"), dataset=DATASET, environment="sandbox", run_id=run_id)
+        self.book = GapStore(Workspace(root).lake, dataset=DATASET, environment="sandbox", run_id=run_id)
         self.accounts = GapTracker(
             self.book,
             lambda work: work(),

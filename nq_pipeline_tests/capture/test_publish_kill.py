@@ -18,6 +18,7 @@ from nq_pipeline.capture.log import Position
 from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.feeds import (
     DATASET,
@@ -83,7 +84,7 @@ def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(root: Path, 
     publisher(root).publish()
     assert told(rows(root)) == sent(records)
     publisher(root, at=NOON + timedelta(days=1)).tidy()
-    assert len(Lake(root.parent / "lake").files(TRADES)) == 1
+    assert len(Workspace(root.parent).lake.files(TRADES)) == 1
     assert told(rows(root)) == sent(records)
 
 
@@ -92,7 +93,7 @@ def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(root: Path, 
 )
 def test_publishing_every_second_stays_cheap_and_leaves_few_files(root: Path, publishes: int) -> None:
     records = market(10 * publishes)
-    published, lake = publisher(root), Lake(root.parent / "lake")
+    published, lake = publisher(root), Workspace(root.parent).lake
     most, reads = 0, []
     with Feed(root) as feed:
         feed.session()

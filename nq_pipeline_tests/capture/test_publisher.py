@@ -22,6 +22,7 @@ from nq_pipeline.files import locked
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
 from nq_pipeline.lake.store import Appended, Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     NOON,
     UNDEF_TIMESTAMP,
@@ -53,7 +54,7 @@ def test_a_row_has_the_values_that_the_official_decoder_reads(root: Path) -> Non
         feed.session(records)
     done = publisher(root).publish()
     assert (done.rows, done.known, done.counts.records) == ({"trades": len(records)}, 0, len(records))
-    found = Lake(root.parent / "lake").scan(TRADES).sort("sequence", "ordinal").collect()
+    found = Workspace(root.parent).lake.scan(TRADES).sort("sequence", "ordinal").collect()
     for row, trade in zip(
         found.with_columns(pl.col("ts_event", "ts_recv").cast(pl.Int64)).to_dicts(),
         official(head() + records.tobytes()),
@@ -232,7 +233,7 @@ def test_bars_leave_out_what_an_older_lake_has_of_nothing(root: Path) -> None:
 
 
 def bars(root: Path) -> pl.DataFrame:
-    with catalog.connect(root.parent) as connection:
+    with catalog.connect(Workspace(root.parent).lake) as connection:
         found: pl.DataFrame = connection.sql("FROM bars(INTERVAL 5 MINUTES)").pl()
     return found
 
@@ -503,7 +504,7 @@ def test_the_same_log_gives_the_same_parquet_however_it_was_published(root: Path
             feed.session(replayed(records, int(records["ts_event"][300])))
             published.publish()
         publisher(there, at=NOON + timedelta(days=1)).tidy()
-        (path,) = Lake(there.parent / "lake").files(TRADES)
+        (path,) = Workspace(there.parent).lake.files(TRADES)
         contents.append(path.read_bytes())
     assert contents[0] == contents[1] == contents[2]
 
@@ -511,7 +512,7 @@ def test_the_same_log_gives_the_same_parquet_however_it_was_published(root: Path
 def test_a_trade_date_that_is_over_is_one_sorted_file_and_the_catalog_shows_it(root: Path) -> None:
     records = market(200)
     published = publisher(root)
-    lake = Lake(root.parent / "lake")
+    lake = Workspace(root.parent).lake
     with Feed(root) as feed:
         feed.session()
         for part in np.array_split(records, 20):
@@ -523,7 +524,7 @@ def test_a_trade_date_that_is_over_is_one_sorted_file_and_the_catalog_shows_it(r
     (path,) = lake.files(TRADES)
     frame = pl.read_parquet(path)
     assert frame.equals(frame.sort("instrument_id", "ts_event", "sequence", maintain_order=True))
-    with catalog.connect(root.parent) as connection:
+    with catalog.connect(Workspace(root.parent).lake) as connection:
         answer = connection.execute(
             "SELECT count(*), sum(size), count(DISTINCT series) FROM trades"
         ).fetchone()

@@ -12,9 +12,9 @@ from nq_pipeline.capture.gaps import GapStore
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.gateway.gateway import DATASET, Limits
 from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.capture.test_capture import (
     QUICK,
     Running,
@@ -32,7 +32,9 @@ SLOW_TO_SETTLE = Timing(**{**vars(QUICK), "settle_s": 3.0})
 
 def stopped(data: Path, at: datetime) -> None:
     """Put down that an earlier capture had everything up to an instant."""
-    book = GapStore(Lake(data / "sandbox" / "lake"), dataset=DATASET, environment="sandbox", run_id="earlier")
+    book = GapStore(
+        Workspace(data / "sandbox").lake, dataset=DATASET, environment="sandbox", run_id="earlier"
+    )
     nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
     times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
     numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}
@@ -63,7 +65,7 @@ def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_t
     # Each trade date asks anew for what the one before was refused.
     assert ended(tmp_path) == ["stopped", *["error", "error", "closed"], *["error", "error", "stopped"]]
     assert set(gaps(tmp_path)["state"]) == {"verified"}
-    days = Lake(tmp_path / "sandbox" / "lake").scan(TRADES).select("trade_date", "ts_event").collect()
+    days = Workspace(tmp_path / "sandbox").lake.scan(TRADES).select("trade_date", "ts_event").collect()
     before = pl.col("ts_event") < ROLLS
     assert days.filter(before)["trade_date"].unique().to_list() == [ROLLS.date()]
     assert days.filter(~before)["trade_date"].unique().to_list() == [ROLLS.date() + timedelta(days=1)]

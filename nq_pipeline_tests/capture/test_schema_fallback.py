@@ -10,7 +10,7 @@ import pytest
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.lake.schemas import ENTITLEMENTS
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 
 DAY, NEXT = date(2025, 6, 10), date(2025, 6, 11)
 SAID = "Not authorized for {} schema"
@@ -19,7 +19,7 @@ SAID = "Not authorized for {} schema"
 @pytest.fixture
 def ladder(root: Path) -> SchemaFallback:
     return SchemaFallback(
-        Lake(root / "sandbox" / "lake"), "GLBX.MDP3", {"options": "mbo", "futures": "mbp-1"}
+        Workspace(root / "sandbox").lake, "GLBX.MDP3", {"options": "mbo", "futures": "mbp-1"}
     )
 
 

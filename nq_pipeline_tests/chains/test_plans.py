@@ -19,13 +19,13 @@ from nq_pipeline.chains.snapshot import (
     take_snapshot,
 )
 from nq_pipeline.lake.schemas import ANSWERS, ENTITLEMENTS, SPEND
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.polygon.source import SNAPSHOT
 from nq_pipeline.spend.entitlements import Entitlement, in_force, note
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.verify.doctor import plan_steps
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.sources.databento.test_source import STREAM, form, refused
 from nq_pipeline_tests.sources.polygon.test_contract import listed
 from nq_pipeline_tests.testing import standin
@@ -77,7 +77,7 @@ def test_without_a_budget_no_metered_request_leaves_and_the_run_completes(tmp_pa
         snapshot = run(settings)
         assert metered(server) == 0 < len(server.asked)
     assert snapshot.asked["databento"].answer.outcome is Outcome.OVER_BUDGET
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     (answer,) = lake.scan(ANSWERS).collect().iter_rows(named=True)
     assert answer["outcome"] == "over_budget" and "NQ_BUDGET_DAILY_USD" in answer["reason"]
     assert "refused" in lake.scan(SPEND).collect()["kind"].to_list()
@@ -90,7 +90,7 @@ def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> N
         for _ in range(3):
             assert run(settings).asked["databento"].answer.outcome is Outcome.NOT_ENTITLED
         assert metered(server) == 1
-        (row,) = Lake(settings.environment_dir / "lake").scan(ENTITLEMENTS).collect().iter_rows(named=True)
+        (row,) = Workspace.of(settings).lake.scan(ENTITLEMENTS).collect().iter_rows(named=True)
         assert (row["vendor"], row["schema"], row["entitled"]) == ("databento", "chain", False)
         assert "dataset_unavailable_range" in row["text"]
         run(settings, refresh=True)
@@ -114,7 +114,7 @@ def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_
         replayed = replay_snapshot(settings, "latest").asked["databento"].answer
         assert (replayed.outcome, replayed.reason) == (again.outcome, again.reason)
         assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
-    said = {one.schema: one.entitled for one in in_force(Lake(settings.environment_dir / "lake"))}
+    said = {one.schema: one.entitled for one in in_force(Workspace.of(settings).lake)}
     assert said == {"statistics": False, "chain": True}
     refusals = [step for step in plan_steps(settings) if step.entitled is False]
     assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
@@ -159,7 +159,7 @@ def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked
     for schema, entitled in (("mbo", False), ("trades", True)):
         text = "" if entitled else f"Not authorized for {schema} schema"
         said = Entitlement("databento", "GLBX.MDP3", schema, "live", "live", day, entitled, text)
-        note(Lake(settings.environment_dir / "lake"), said)
+        note(Workspace.of(settings).lake, said)
     told = {(step.vendor, step.mode, step.schema): step for step in plan_steps(settings)}
     assert told["databento", "live", "mbo"].entitled is False
     assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"

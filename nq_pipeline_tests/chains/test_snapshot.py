@@ -23,12 +23,12 @@ from nq_pipeline.chains.snapshot import Snapshot, build_request, finish_killed
 from nq_pipeline.errors import Blocked, LakeError, NotEntitled, NqError, SettingsError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.vendor_session import VendorSession
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.vendors import (
     NOW,
     Desk,
@@ -42,13 +42,13 @@ PER_SERIES = 42
 
 
 def rows(desk: Desk, table: Table) -> pl.DataFrame:
-    lake = Lake(desk.settings.environment_dir / "lake")
+    lake = Workspace.of(desk.settings).lake
     return lake.scan(table).sort(table.total_order).collect()
 
 
 def shown(desk: Desk, query: str) -> list[tuple[object, ...]]:
     """What somebody sees who asks the catalog."""
-    with catalog.connect(desk.settings.environment_dir) as lake:
+    with catalog.connect(Workspace.of(desk.settings).lake) as lake:
         return lake.sql(query).fetchall()
 
 
@@ -384,7 +384,7 @@ def test_a_replay_into_an_empty_lake_gives_the_very_rows(tmp_path: Path) -> None
     )
     desk.snap()
     before = {table.name: rows(desk, table) for table in (SOURCE_CHAIN, OPTION_CHAIN)}
-    shutil.rmtree(desk.settings.environment_dir / "lake")
+    shutil.rmtree(Workspace.of(desk.settings).lake.root)
     desk.replay()
     for table in (SOURCE_CHAIN, OPTION_CHAIN):
         assert_frame_equal(
@@ -413,7 +413,7 @@ def test_a_replay_asks_as_the_run_did_and_needs_neither_key_nor_opt_in(tmp_path:
 def test_a_fault_in_a_replay_is_loud_but_costs_no_other_vendors_rows(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"), Vendor("databento"))
     desk.snap()
-    shutil.rmtree(desk.settings.environment_dir / "lake")
+    shutil.rmtree(Workspace.of(desk.settings).lake.root)
     desk.vendors["barchart"].ask = lambda *_: 1 // 0  # type: ignore[method-assign]
     with pytest.raises(NqError, match="ZeroDivisionError"):
         desk.replay()
@@ -429,7 +429,7 @@ def test_a_run_that_is_not_archived_is_an_error_in_one_sentence(tmp_path: Path, 
 def test_an_archived_body_that_was_tampered_with_is_not_parsed(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"))
     desk.snap()
-    (body,) = (desk.settings.environment_dir / "raw").rglob("*.zst")
+    (body,) = Workspace.of(desk.settings).archive.root.rglob("*.zst")
     body.write_bytes(b"something else")
     with pytest.raises(LakeError, match="cannot be read"):
         desk.replay()
@@ -470,16 +470,16 @@ def test_a_run_killed_at_any_moment_leaves_a_lake_that_the_next_run_completes(
             ("databento", 84),
         ]
         assert shown(desk, "select count(*) from option_chain_latest") == [(84,)]
-        assert (desk.settings.environment_dir / "nq.duckdb").is_file()
+        assert Workspace.of(desk.settings).catalog.is_file()
 
 
 def test_a_run_that_died_between_archive_and_lake_can_be_completed_from_the_archive(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"))
-    (desk.settings.environment_dir / "lake").mkdir(parents=True)
-    (desk.settings.environment_dir / "lake" / "source_chain").write_text("in the way of the table's folder")
+    Workspace.of(desk.settings).lake.root.mkdir(parents=True)
+    (Workspace.of(desk.settings).lake.root / "source_chain").write_text("in the way of the table's folder")
     with pytest.raises(OSError, match="source_chain"):
         desk.snap()
-    (desk.settings.environment_dir / "lake" / "source_chain").unlink()
+    (Workspace.of(desk.settings).lake.root / "source_chain").unlink()
     assert desk.replay().rows["option_chain"] == 84
     assert desk.vendors["barchart"].answered == 1
 
@@ -590,7 +590,7 @@ def test_the_record_of_a_run_holds_no_secret(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if b"marked-secret" in path.read_bytes()] == []
-    (record,) = (desk.settings.environment_dir / "raw" / "runs").glob("*.json")
+    (record,) = (Workspace.of(desk.settings).archive.root / "runs").glob("*.json")
     assert set(orjson.loads(record.read_bytes())["sources"]) == set(desk.vendors)
 
 
@@ -636,7 +636,7 @@ def test_a_killed_run_is_finished_from_its_archived_answers(
             rows(desk, table).drop(volatile, strict=False).drop("reason", strict=False),
             rows(whole, table).drop(volatile, strict=False).drop("reason", strict=False),
         )
-    archived = {path.stem for path in (desk.settings.environment_dir / "raw").glob("*/trade_date=*/*.zst")}
+    archived = {path.stem for path in Workspace.of(desk.settings).archive.root.glob("*/trade_date=*/*.zst")}
     fetched = rows(desk, FETCHES).filter(pl.col("raw_sha256").is_not_null())
     assert set(fetched["request_id"]) <= archived and set(fetched["run_id"]) == {finished.request.run_id}
     assert finish(desk, told) == [] and len(told) == 1
@@ -666,7 +666,7 @@ def test_a_run_that_goes_on_or_got_no_answer_is_not_finished(tmp_path: Path) -> 
 def test_a_damaged_table_costs_a_run_only_its_own_rows(tmp_path: Path, name: str) -> None:
     desk = Desk(tmp_path, down("polygon", NotEntitled("not in the plan")), Vendor("databento"))
     first = desk.snap()
-    lake = Lake(desk.settings.environment_dir / "lake")
+    lake = Workspace.of(desk.settings).lake
     if not (files := lake.files(TABLES[name])):  # nothing was spent, so the manifest is what is damaged
         files = [lake.root / name / "manifest.json"]
         files[0].parent.mkdir(exist_ok=True)
@@ -680,4 +680,4 @@ def test_a_damaged_table_costs_a_run_only_its_own_rows(tmp_path: Path, name: str
             assert rows(desk, table).height >= first.rows[other], other
             assert shown(desk, f"select count(*) from {other}") == [(rows(desk, table).height,)]
     assert rows(desk, DECISIONS)["run_id"].n_unique() == (1 if name in first.rows else 2)
-    assert (desk.settings.environment_dir / catalog.NAME).exists()
+    assert Workspace.of(desk.settings).catalog.exists()

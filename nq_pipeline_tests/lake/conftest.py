@@ -17,13 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment_root(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "sandbox"
-
-
-@pytest.fixture
-def lake(environment_root: Path) -> Lake:
-    return Lake(environment_root / "lake", tables=[TICKS, *TABLES.values()])
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "data" / "sandbox" / "lake", tables=[TICKS, *TABLES.values()])
 
 
 @pytest.fixture

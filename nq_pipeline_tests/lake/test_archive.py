@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.archive import RawArchive, RawEntry
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import DAY, NOON
 
 BODY = b'{"data": [1, 2, 3]}'
@@ -44,7 +45,7 @@ def entry(body: bytes = BODY, **given: object) -> RawEntry:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> RawArchive:
-    return RawArchive(tmp_path / "raw")
+    return Workspace(tmp_path).archive
 
 
 @settings(max_examples=25)

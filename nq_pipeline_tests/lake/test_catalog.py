@@ -28,6 +28,7 @@ from nq_pipeline.lake.schemas import (
     conform,
 )
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,
     DAY,
@@ -67,14 +68,11 @@ def fill(lake: Lake) -> None:
 @pytest.mark.parametrize("filled", [False, True], ids=["empty lake", "with rows"])
 @pytest.mark.parametrize("published", [False, True], ids=["connect", "nq.duckdb"])
 def test_views_have_the_documented_columns_types_and_comments(
-    lake: Lake, environment_root: Path, filled: bool, published: bool
+    lake: Lake, filled: bool, published: bool
 ) -> None:
     if filled:
         fill(lake)
-    if published:
-        connection = duckdb.connect(catalog.publish(environment_root), read_only=True)
-    else:
-        connection = catalog.connect(environment_root)
+    connection = duckdb.connect(catalog.publish(lake), read_only=True) if published else catalog.connect(lake)
     with connection:
         for name, table in TABLES.items():
             expected = [(c.name, SQL_TYPES[c.dtype], c.meaning) for c in table.columns] + [
@@ -94,13 +92,11 @@ def test_views_have_the_documented_columns_types_and_comments(
     assert said == (f"Synthetic data of the sandbox. {TABLES['fetches'].meaning}",)
 
 
-def test_instants_compare_as_microseconds_and_are_exact_in_nanoseconds(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_instants_compare_as_microseconds_and_are_exact_in_nanoseconds(lake: Lake) -> None:
     instants = [NOON + 1, NOON + 999, NOON + NS_PER_S - 1]
     for instant in instants:
         lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=instant, contracts=1), run_id="run")
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         rows = connection.execute(
             "SELECT snapshot_ts, snapshot_ts_ns, quote_ts, quote_ts_ns FROM source_chain ORDER BY ALL"
         ).fetchall()
@@ -113,9 +109,9 @@ def test_instants_compare_as_microseconds_and_are_exact_in_nanoseconds(
     assert inside == (3,)
 
 
-def latest(environment_root: Path) -> list[tuple[str, str, int]]:
+def latest(lake: Lake) -> list[tuple[str, str, int]]:
     """Series, source and minute after noon of what `option_chain_latest` shows, each contract once."""
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         rows = connection.execute(
             "SELECT series, source, snapshot_ts_ns, count(*), count(DISTINCT contract_key) "
             "FROM option_chain_latest GROUP BY ALL ORDER BY ALL"
@@ -165,43 +161,37 @@ def run(
 A, B, PROXY = "Q1B-2025-07-01", "QN1-2025-07-03", "NDXP-2025-07-01"
 
 
-def test_the_latest_chain_follows_the_newest_winner_of_every_series(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_the_latest_chain_follows_the_newest_winner_of_every_series(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart"), (B, "barchart")])
     run(lake, 5, [(A, "barchart"), (B, "tradovate")], lost=[(B, "barchart")])
-    assert latest(environment_root) == [(A, "barchart", 5), (B, "tradovate", 5)]
+    assert latest(lake) == [(A, "barchart", 5), (B, "tradovate", 5)]
 
 
-def test_a_later_run_of_one_series_leaves_the_others_in_the_latest_chain(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_later_run_of_one_series_leaves_the_others_in_the_latest_chain(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart"), (B, "barchart")])
     run(lake, 5, [(B, "databento")])
-    assert latest(environment_root) == [(A, "barchart", 0), (B, "databento", 5)]
+    assert latest(lake) == [(A, "barchart", 0), (B, "databento", 5)]
 
 
-def test_a_later_run_without_a_winner_leaves_the_last_good_rows(lake: Lake, environment_root: Path) -> None:
+def test_a_later_run_without_a_winner_leaves_the_last_good_rows(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart")])
     run(lake, 5, [], lost=[(A, "barchart")])
-    assert latest(environment_root) == [(A, "barchart", 0)]
+    assert latest(lake) == [(A, "barchart", 0)]
 
 
-def test_the_latest_chain_is_of_the_newest_trade_date_alone(lake: Lake, environment_root: Path) -> None:
+def test_the_latest_chain_is_of_the_newest_trade_date_alone(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart"), (B, "barchart")])
     run(lake, 24 * 60, [(B, "barchart")], day=DAY + timedelta(days=1))
-    assert latest(environment_root) == [(B, "barchart", 24 * 60)]
+    assert latest(lake) == [(B, "barchart", 24 * 60)]
 
 
-def test_a_proxy_leaves_the_latest_chain_once_a_native_source_wins_again(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_proxy_leaves_the_latest_chain_once_a_native_source_wins_again(lake: Lake) -> None:
     run(lake, 0, [(PROXY, "polygon")], underlying_class="index", lost=[(A, "barchart")])
-    assert latest(environment_root) == [(PROXY, "polygon", 0)]
+    assert latest(lake) == [(PROXY, "polygon", 0)]
     run(lake, 5, [(A, "barchart")])
-    assert latest(environment_root) == [(A, "barchart", 5)]
+    assert latest(lake) == [(A, "barchart", 5)]
     run(lake, 10, [(PROXY, "polygon")], underlying_class="index", lost=[(A, "barchart")])
-    assert latest(environment_root) == [(PROXY, "polygon", 10), (A, "barchart", 5)]
+    assert latest(lake) == [(PROXY, "polygon", 10), (A, "barchart", 5)]
 
 
 def count(connection: duckdb.DuckDBPyConnection) -> int:
@@ -210,35 +200,31 @@ def count(connection: duckdb.DuckDBPyConnection) -> int:
     return int(row[0])
 
 
-def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishing(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishing(lake: Lake) -> None:
     fill(lake)
-    path = catalog.publish(environment_root)
+    path = catalog.publish(lake)
     with duckdb.connect(path, read_only=True) as reader:
         assert count(reader) == 3
         lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON + 1), run_id="run")
         compact(lake, SOURCE_CHAIN, DAY, now=AFTER)
         lake.collect_garbage()
-        assert catalog.publish(environment_root) == path
+        assert catalog.publish(lake) == path
         assert count(reader) == 3
     with duckdb.connect(path, read_only=True) as reader:
         assert count(reader) == 6
 
 
-def test_what_a_publication_left_that_was_killed_goes_with_the_next(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_what_a_publication_left_that_was_killed_goes_with_the_next(lake: Lake) -> None:
     fill(lake)
     for left in (".nq.duckdb.0123.tmp", ".nq.duckdb.0123.tmp.wal"):
-        (environment_root / left).write_bytes(b"begun")
-    catalog.publish(environment_root)
-    assert not list(environment_root.glob(".*.tmp*"))
+        lake.root.with_name(left).write_bytes(b"begun")
+    catalog.publish(lake)
+    assert not list(lake.root.parent.glob(".*.tmp*"))
 
 
-def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake, environment_root: Path) -> None:
+def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake) -> None:
     fill(lake)
-    path = catalog.publish(environment_root)
+    path = catalog.publish(lake)
     script = (
         "import duckdb, os, signal, sys\n"
         "connection = duckdb.connect(sys.argv[1])\n"
@@ -248,27 +234,25 @@ def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake, enviro
     careless = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert careless.returncode == -signal.SIGKILL
     assert path.with_name("nq.duckdb.wal").exists()
-    catalog.publish(environment_root)
+    catalog.publish(lake)
     assert not path.with_name("nq.duckdb.wal").exists()
     with duckdb.connect(path, read_only=True) as reader:
         assert count(reader) == 3
         assert reader.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
-    assert not list(environment_root.glob(".*.tmp*"))
+    assert not list(lake.root.parent.glob(".*.tmp*"))
 
 
-def test_a_file_of_an_older_schema_shows_null_in_a_column_that_came_later(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_file_of_an_older_schema_shows_null_in_a_column_that_came_later(lake: Lake) -> None:
     older = replace(
         OPTION_CHAIN, version=0, columns=tuple(c for c in OPTION_CHAIN.columns if c.name != "vega")
     )
     old = chain(OPTION_CHAIN, snapshot=NOON).drop("vega")
     lake.append(older, old, run_id="run")
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         assert connection.execute("SELECT count(*), count(vega) FROM option_chain").fetchone() == (3, 0)
     new = chain(OPTION_CHAIN, snapshot=NOON + 1).with_columns(vega=pl.lit(1.5))
     lake.append(OPTION_CHAIN, new, run_id="run")
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         assert connection.execute(
             "SELECT snapshot_ts_ns, max(vega), max(trade_date) FROM option_chain GROUP BY 1 ORDER BY 1"
         ).fetchall() == [(NOON, None, DAY), (NOON + 1, 1.5, DAY)]
@@ -277,11 +261,11 @@ def test_a_file_of_an_older_schema_shows_null_in_a_column_that_came_later(
         ] == OPTION_CHAIN.schema.names()
 
 
-def test_a_trade_date_in_the_query_opens_only_its_files(lake: Lake, environment_root: Path) -> None:
+def test_a_trade_date_in_the_query_opens_only_its_files(lake: Lake) -> None:
     for i in range(5):
         rows = chain(SOURCE_CHAIN, snapshot=NOON + i, day=DAY + timedelta(days=i))
         lake.append(SOURCE_CHAIN, rows, run_id="run")
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         plan = connection.execute(
             "EXPLAIN SELECT * FROM source_chain WHERE trade_date = '2025-07-03'"
         ).fetchone()
@@ -291,11 +275,11 @@ def test_a_trade_date_in_the_query_opens_only_its_files(lake: Lake, environment_
 
 def test_a_path_with_a_quote_is_no_trouble(tmp_path: Path) -> None:
     root = tmp_path / "d'arc" / "live"
-    lake = Lake(root / "lake")
+    lake = Workspace(root).lake
     lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")
-    with catalog.connect(root, guarded=True) as connection:
+    with catalog.connect(Workspace(root).lake, guarded=True) as connection:
         assert count(connection) == 3
-    with duckdb.connect(catalog.publish(root), read_only=True) as connection:
+    with duckdb.connect(catalog.publish(Workspace(root).lake), read_only=True) as connection:
         assert count(connection) == 3
 
 
@@ -310,9 +294,9 @@ def test_a_path_with_a_quote_is_no_trouble(tmp_path: Path) -> None:
         "SHOW TABLES",
     ],
 )
-def test_guarded_sql_may_read_the_views(lake: Lake, environment_root: Path, sql: str) -> None:
+def test_guarded_sql_may_read_the_views(lake: Lake, sql: str) -> None:
     fill(lake)
-    with catalog.connect(environment_root, guarded=True) as connection:
+    with catalog.connect(lake, guarded=True) as connection:
         assert catalog.query(connection, sql).fetchall()
 
 
@@ -337,16 +321,14 @@ def test_guarded_sql_may_read_the_views(lake: Lake, environment_root: Path, sql:
         "SELECT * FROM lake",
     ],
 )
-def test_guarded_sql_neither_writes_nor_reads_any_other_file(
-    lake: Lake, environment_root: Path, tmp_path: Path, sql: str
-) -> None:
+def test_guarded_sql_neither_writes_nor_reads_any_other_file(lake: Lake, tmp_path: Path, sql: str) -> None:
     fill(lake)
     (file,) = lake.files(SOURCE_CHAIN)
     for name in ("secret.txt", "secret.csv"):
         (tmp_path / name).write_text("password\nhunter2\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with (
-        catalog.connect(environment_root, guarded=True) as connection,
+        catalog.connect(lake, guarded=True) as connection,
         pytest.raises((LakeError, duckdb.Error)),
     ):
         catalog.query(connection, sql.format(file=file, folder=tmp_path)).fetchall()

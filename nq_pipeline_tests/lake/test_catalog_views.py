@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -32,6 +31,7 @@ from nq_pipeline.lake.schemas import (
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.lake.conftest import REPOSITORY
 from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
 from nq_pipeline_tests.testing.lake_samples import (
@@ -61,13 +61,13 @@ def opened(
     request: pytest.FixtureRequest, stock: Lake, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """The catalog in the three ways it is read."""
-    environment_root = tmp_path_factory.mktemp("data") / "sandbox"
-    shutil.copytree(stock.root, environment_root / "lake")
+    lake = Workspace(tmp_path_factory.mktemp("data") / "sandbox").lake
+    shutil.copytree(stock.root, lake.root)
     if request.param == "nq.duckdb":
-        connection = duckdb.connect(catalog.publish(environment_root), read_only=True)
+        connection = duckdb.connect(catalog.publish(lake), read_only=True)
         connection.execute("SET TimeZone = 'America/Chicago'")  # as another tool would have it
     else:
-        connection = catalog.connect(environment_root, guarded=request.param == "guarded")
+        connection = catalog.connect(lake, guarded=request.param == "guarded")
     with connection:
         yield connection
 
@@ -201,14 +201,14 @@ def test_what_was_computed_shows_with_the_current_chain(opened: duckdb.DuckDBPyC
     assert opened.sql("SELECT series FROM term_structure").fetchall() == [(A,)]
 
 
-def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake, environment_root: Path) -> None:
+def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake) -> None:
     gap = {"gap_id": "g", "revision": 0, "changed_at": NOON, "trade_date": DAY, "environment": "sandbox"}
     gap |= {"dataset": "GLBX.MDP3", "schema": "trades", "cause": "cut off", "attempts": 0, "cost_usd": 0.0}
     gap |= {"first_ts": NOON + MINUTE, "last_ts": NOON + 2 * MINUTE, "state": "open", "run_id": "run"}
 
     def whole() -> list[tuple[str, bool]]:
         sql = "SELECT option_type, is_whole FROM pressure ORDER BY window_start, option_type"
-        with catalog.connect(environment_root) as connection:
+        with catalog.connect(Workspace(filled).lake) as connection:
             return connection.sql(sql).fetchall()
 
     last = ("C", False)  # five minutes that nothing captured came after
@@ -219,9 +219,9 @@ def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake, env
     assert whole() == [("C", True), ("P", True), last]
 
 
-def asof(environment_root: Path, minute: float, options: str = "") -> list[tuple[str, int, int]]:
+def asof(lake: Lake, minute: float, options: str = "") -> list[tuple[str, int, int]]:
     """Series, minute of the snapshot and rows of the chain as it stood some minutes after noon."""
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         moment = f"make_timestamptz({NOON // 1000 + round(minute * 60_000_000)})"
         return connection.execute(
             f"SELECT series, (snapshot_ts_ns - {NOON}) // {MINUTE}, count(*) "
@@ -229,52 +229,48 @@ def asof(environment_root: Path, minute: float, options: str = "") -> list[tuple
         ).fetchall()
 
 
-def test_the_chain_as_of_a_moment_never_looks_ahead(lake: Lake, environment_root: Path) -> None:
+def test_the_chain_as_of_a_moment_never_looks_ahead(lake: Lake) -> None:
     for minute in (0, 5, 10):
         append(lake, OPTION_CHAIN, snapshot(minute))
     moments = (-1, 0, 4.99, 5, 9.99, 10, 60)
-    newest = [[row[1] for row in asof(environment_root, minute)] for minute in moments]
+    newest = [[row[1] for row in asof(lake, minute)] for minute in moments]
     assert newest == [[], [0], [0], [5], [5], [10], [10]]
 
 
-def test_quotes_of_a_later_moment_than_asked_for_are_not_shown(lake: Lake, environment_root: Path) -> None:
+def test_quotes_of_a_later_moment_than_asked_for_are_not_shown(lake: Lake) -> None:
     append(lake, OPTION_CHAIN, snapshot(0))
     late = snapshot(5).with_columns(as_of=pl.lit(NOON + 6 * MINUTE).cast(INSTANT))
     append(lake, OPTION_CHAIN, late)
-    assert asof(environment_root, 5.5) == [(A, 0, 3)]
-    assert asof(environment_root, 6) == [(A, 5, 3)]
+    assert asof(lake, 5.5) == [(A, 0, 3)]
+    assert asof(lake, 6) == [(A, 5, 3)]
 
 
-def test_every_series_has_its_own_newest_snapshot(lake: Lake, environment_root: Path) -> None:
+def test_every_series_has_its_own_newest_snapshot(lake: Lake) -> None:
     append(lake, OPTION_CHAIN, snapshot(0, A))
     append(lake, OPTION_CHAIN, snapshot(0, B))
     append(lake, OPTION_CHAIN, snapshot(5, B))
-    assert asof(environment_root, 6) == [(A, 0, 3), (B, 5, 3)]
+    assert asof(lake, 6) == [(A, 0, 3), (B, 5, 3)]
 
 
-def test_of_two_sources_of_one_snapshot_the_one_chosen_last_counts(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_of_two_sources_of_one_snapshot_the_one_chosen_last_counts(lake: Lake) -> None:
     append(lake, OPTION_CHAIN, snapshot(0, source="barchart"))
     later = pl.lit(NOON + MINUTE).cast(INSTANT)
     append(lake, OPTION_CHAIN, snapshot(0, source="databento").with_columns(selected_at=later))
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         sql = "SELECT source, count(*) FROM option_chain_asof('2025-07-01 12:03:00+00') GROUP BY ALL"
         assert connection.execute(sql).fetchall() == [("databento", 3)]
 
 
 def test_a_contract_that_a_later_snapshot_left_out_shows_where_the_newest_of_each_is_asked_for(
-    lake: Lake, environment_root: Path
+    lake: Lake,
 ) -> None:
     append(lake, OPTION_CHAIN, snapshot(0))
     append(lake, OPTION_CHAIN, snapshot(5).head(1))
-    assert asof(environment_root, 6) == [(A, 5, 1)]
-    assert asof(environment_root, 6, ", newest_per_contract := true") == [(A, 0, 2), (A, 5, 1)]
+    assert asof(lake, 6) == [(A, 5, 1)]
+    assert asof(lake, 6, ", newest_per_contract := true") == [(A, 0, 2), (A, 5, 1)]
 
 
-def test_a_proxy_leaves_the_chain_as_of_a_moment_once_a_native_source_has_won_since(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_proxy_leaves_the_chain_as_of_a_moment_once_a_native_source_has_won_since(lake: Lake) -> None:
     proxy = "NDXP-2025-07-08"
     for minute, series in ((0, A), (5, proxy), (10, A), (15, proxy)):
         append(
@@ -282,39 +278,35 @@ def test_a_proxy_leaves_the_chain_as_of_a_moment_once_a_native_source_has_won_si
             OPTION_CHAIN,
             snapshot(minute, series, underlying_class="index" if series == proxy else "future"),
         )
-    assert asof(environment_root, 6) == [(proxy, 5, 3), (A, 0, 3)]
-    assert asof(environment_root, 11) == asof(environment_root, 14) == [(A, 10, 3)]
-    assert asof(environment_root, 11, ", newest_per_contract := true") == [(A, 10, 3)]
-    assert asof(environment_root, 16) == [(proxy, 15, 3), (A, 10, 3)]
+    assert asof(lake, 6) == [(proxy, 5, 3), (A, 0, 3)]
+    assert asof(lake, 11) == asof(lake, 14) == [(A, 10, 3)]
+    assert asof(lake, 11, ", newest_per_contract := true") == [(A, 10, 3)]
+    assert asof(lake, 16) == [(proxy, 15, 3), (A, 10, 3)]
 
 
-def test_an_expired_series_is_not_in_the_chain(lake: Lake, environment_root: Path) -> None:
+def test_an_expired_series_is_not_in_the_chain(lake: Lake) -> None:
     append(lake, OPTION_CHAIN, snapshot(0, "Q1B-2025-07-01"))  # expires at 20:00, eight hours on
-    assert asof(environment_root, 8 * 60 - 1) == [("Q1B-2025-07-01", 0, 3)]
-    assert asof(environment_root, 8 * 60) == []
+    assert asof(lake, 8 * 60 - 1) == [("Q1B-2025-07-01", 0, 3)]
+    assert asof(lake, 8 * 60) == []
 
 
-def test_a_weekend_is_bridged_by_the_trade_date_before_and_not_mixed_with_the_one_after(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_a_weekend_is_bridged_by_the_trade_date_before_and_not_mixed_with_the_one_after(lake: Lake) -> None:
     week = 7 * 24 * 60
     append(lake, OPTION_CHAIN, snapshot(0, A))
     append(lake, OPTION_CHAIN, snapshot(0, B))
     append(
         lake, OPTION_CHAIN, snapshot(11 * 60, B, day=DAY + timedelta(days=1))
     )  # the next session's evening
-    assert asof(environment_root, 10 * 60) == [(A, 0, 3), (B, 0, 3)]
-    assert asof(environment_root, 12 * 60) == [(B, 11 * 60, 3)]
-    assert asof(environment_root, 3 * 24 * 60) == [(B, 11 * 60, 3)]
-    assert asof(environment_root, week + 24 * 60 + 1, ", lookback := INTERVAL 3 DAYS") == []
+    assert asof(lake, 10 * 60) == [(A, 0, 3), (B, 0, 3)]
+    assert asof(lake, 12 * 60) == [(B, 11 * 60, 3)]
+    assert asof(lake, 3 * 24 * 60) == [(B, 11 * 60, 3)]
+    assert asof(lake, week + 24 * 60 + 1, ", lookback := INTERVAL 3 DAYS") == []
 
 
-def test_the_chain_as_of_a_moment_opens_the_files_of_its_days_alone(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_the_chain_as_of_a_moment_opens_the_files_of_its_days_alone(lake: Lake) -> None:
     for i in range(30):
         append(lake, OPTION_CHAIN, snapshot(i * 24 * 60, B, day=DAY + timedelta(days=i)))
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         sql = "EXPLAIN FROM option_chain_asof('2025-07-01 12:30:00+00')"
         plan = connection.execute(sql).fetchall()[0][1]
     assert plan.count("Scanning Files: 5/30") == 2
@@ -346,15 +338,13 @@ def test_an_option_trade_meets_the_last_trade_of_its_own_future_and_none_that_ca
     assert moneyness == (21_000.0 / 20_990.0,)
 
 
-def test_the_future_of_an_option_is_its_rows_own_until_the_days_definitions_name_another(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_the_future_of_an_option_is_its_rows_own_until_the_days_definitions_name_another(lake: Lake) -> None:
     option = trade(3, "Q1BN5 C21000", 50.0, **CALL, underlying="NQU5")
     futures = [trade(1, "NQU5", 21_010.0), trade(2, "NQZ5", 21_200.0)]
     append(lake, TRADES, pl.DataFrame([option, *futures], infer_schema_length=None))
 
     def underlying() -> list[tuple[str, float]]:
-        with catalog.connect(environment_root) as connection:
+        with catalog.connect(lake) as connection:
             return connection.sql("SELECT underlying, underlying_price FROM trades_enriched").fetchall()
 
     assert underlying() == [("NQU5", 21_010.0)]
@@ -386,13 +376,13 @@ def test_vendors_are_compared_on_their_newest_snapshots(opened: duckdb.DuckDBPyC
     assert rows == [("barchart", "databento", 15.0, 15.5, 0.5, True, 3)]
 
 
-def test_settlements_of_two_trade_dates_are_not_compared(lake: Lake, environment_root: Path) -> None:
+def test_settlements_of_two_trade_dates_are_not_compared(lake: Lake) -> None:
     days = [DAY, DAY - timedelta(days=1), None]
     settled = {"is_settlement": True, "table": SOURCE_CHAIN}
     append(lake, SOURCE_CHAIN, snapshot(0, settlement=10.0, settlement_date=DAY, **settled))
     other = snapshot(0, source="databento", settlement=11.0, **settled)
     append(lake, SOURCE_CHAIN, other.with_columns(settlement_date=pl.Series(days, dtype=pl.Date)))
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         gaps = connection.sql("SELECT settlement_gap FROM source_agreement ORDER BY contract_key").fetchall()
     assert gaps == [(1.0,), (None,), (None,)]
 
@@ -406,7 +396,7 @@ def test_every_contract_is_listed_once(opened: duckdb.DuckDBPyConnection) -> Non
     assert rows == [(f"{A}-C-{strike}", *listed) for strike in (21_000, 21_010, 21_020)]
 
 
-def test_every_root_belongs_to_its_product(lake: Lake, environment_root: Path) -> None:
+def test_every_root_belongs_to_its_product(lake: Lake) -> None:
     of = {"Q1B": "NQ", "EW": "ES", "OG1": "GC", "NDXP": "NDX", "ZZ": "ZZ"}
     series = {root: f"{root}-2025-07-08" for root in of}
     for at, (root, name) in enumerate(series.items()):
@@ -414,13 +404,13 @@ def test_every_root_belongs_to_its_product(lake: Lake, environment_root: Path) -
         append(lake, SOURCE_CHAIN, snapshot(at, name, table=SOURCE_CHAIN, root=root))
         won = decision(decided_at=NOON + at, snapshot=NOON + at * MINUTE, series=name)
         append(lake, DECISIONS, pl.DataFrame([won]))
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         for view in ("option_chain_latest", CALLS["option_chain_asof"], "option_chain_priced", "contracts"):
             rows = connection.sql(f"SELECT DISTINCT root, product FROM {view}").fetchall()
             assert dict(rows) == of, view
         es = connection.sql("SELECT count(*) FROM option_chain_latest WHERE product = 'ES'").fetchall()
     assert es == [(3,)]
-    latest = nq_pipeline.chain(settings=Settings(data_dir=environment_root.parent))
+    latest = nq_pipeline.chain(settings=Settings(data_dir=lake.root.parent.parent))
     assert dict(latest.select("root", "product").unique().iter_rows()) == of
 
 
@@ -434,11 +424,11 @@ def test_the_chain_for_openbb_is_the_latest(opened: duckdb.DuckDBPyConnection) -
     assert opened.execute("SELECT count(*) FROM openbb_chain").fetchone() == (3,)
 
 
-def test_a_settlement_of_before_is_no_close_of_this_trade_date(lake: Lake, environment_root: Path) -> None:
+def test_a_settlement_of_before_is_no_close_of_this_trade_date(lake: Lake) -> None:
     days = pl.Series([DAY, DAY - timedelta(days=1), None], dtype=pl.Date)
     append(lake, OPTION_CHAIN, snapshot(0, settlement=10.0).with_columns(settlement_date=days))
     append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON, series=A)]))
-    with catalog.connect(environment_root) as connection:
+    with catalog.connect(lake) as connection:
         closes = connection.sql("SELECT close, prev_close FROM openbb_chain ORDER BY strike").fetchall()
     assert closes == [(10.0, None), (None, 10.0), (None, None)]
 
@@ -450,14 +440,12 @@ def test_the_chain_for_optopsy_has_one_complete_quote_a_day(opened: duckdb.DuckD
     assert opened.execute("SELECT count(*) FROM optopsy_chain").fetchone() == (3,)
 
 
-def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(
-    lake: Lake, environment_root: Path
-) -> None:
+def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(lake: Lake) -> None:
     exact = snapshot(0).with_columns(snapshot_ts=pl.lit(NOON + 1).cast(INSTANT))
     append(lake, OPTION_CHAIN, exact)
     append(lake, OPTION_CHAIN, snapshot(5, bid=11.0))
     append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON + 5 * MINUTE, series=A)]))
-    settings = Settings(data_dir=environment_root.parent)
+    settings = Settings(data_dir=lake.root.parent.parent)
     before = nq_pipeline.chain(datetime(2025, 7, 1, 12, 4, tzinfo=UTC), settings=settings)
     assert before.schema == {**OPTION_CHAIN.schema, "product": pl.String}
     assert_frame_equal(before.drop("product"), conform(OPTION_CHAIN, exact))
@@ -466,9 +454,9 @@ def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(
     assert nq_pipeline.chain(datetime(2020, 1, 1, tzinfo=UTC), settings=settings).is_empty()
 
 
-def test_a_moment_without_a_time_zone_is_refused(environment_root: Path) -> None:
-    settings = Settings(data_dir=environment_root.parent)
-    (environment_root / "lake").mkdir(parents=True, exist_ok=True)
+def test_a_moment_without_a_time_zone_is_refused(lake: Lake) -> None:
+    settings = Settings(data_dir=lake.root.parent.parent)
+    lake.root.mkdir(parents=True, exist_ok=True)
     with pytest.raises(LakeError, match="give as_of a time zone"):
         nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)
     with pytest.raises(LakeError, match="give as_of, too"):
@@ -482,6 +470,6 @@ TRADED = [
 
 
 @pytest.mark.parametrize("query", TRADED, ids=range(len(TRADED)))
-def test_the_cookbooks_queries_on_trades_find_them(filled: Lake, environment_root: Path, query: str) -> None:
-    with catalog.connect(environment_root, guarded=True) as connection:
+def test_the_cookbooks_queries_on_trades_find_them(filled: Lake, query: str) -> None:
+    with catalog.connect(Workspace(filled).lake, guarded=True) as connection:
         assert catalog.query(connection, query).fetchall()

@@ -184,7 +184,7 @@ def test_files_in_which_a_column_had_another_type_read_merge_and_are_known(lake:
 
 @pytest.mark.parametrize("days", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_counts_are_right_at_every_moment_of_many_compactions(
-    days: int, lake: Lake, environment_root: Path, writer: Callable[..., subprocess.Popen[str]]
+    days: int, lake: Lake, writer: Callable[..., subprocess.Popen[str]]
 ) -> None:
     for i in range(3):
         parts = [
@@ -193,11 +193,11 @@ def test_counts_are_right_at_every_moment_of_many_compactions(
         ]
         assert lake.append(SOURCE_CHAIN, pl.concat(parts), run_id="run").known == 0
     expected = 3 * 3 * days
-    held = duckdb.connect(catalog.publish(environment_root), read_only=True)
+    held = duckdb.connect(catalog.publish(lake), read_only=True)
     compactor = writer("compact", days)
     reads = 0
     while compactor.poll() is None:
-        with catalog.connect(environment_root) as connection:
+        with catalog.connect(lake) as connection:
             assert connection.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)
         assert lake.scan(SOURCE_CHAIN).select(pl.len()).collect().item() == expected
         assert held.execute("SELECT count(*) FROM source_chain").fetchone() == (expected,)

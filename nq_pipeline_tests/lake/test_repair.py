@@ -21,6 +21,7 @@ from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.repair import repair
 from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,
     DAY,
@@ -167,9 +168,12 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
         filled.scan(SOURCE_CHAIN)
     with pytest.raises(LakeError, match=said):
         filled.append(SOURCE_CHAIN, snapshots(1)[0], run_id="again")
-    environment = filled.root.parent
-    published = duckdb.connect(catalog.publish(environment), read_only=True)
-    for connection in (published, catalog.connect(environment), catalog.connect(environment, guarded=True)):
+    published = duckdb.connect(catalog.publish(Workspace(filled).lake), read_only=True)
+    for connection in (
+        published,
+        catalog.connect(Workspace(filled).lake),
+        catalog.connect(Workspace(filled).lake, guarded=True),
+    ):
         with connection:
             assert connection.sql("select count(*) from option_chain").fetchall() == [(3,)]
             of_day = "select count(*) from source_chain where trade_date = "
@@ -187,7 +191,7 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
 def test_a_table_without_its_manifest_leaves_the_others_readable(filled: Lake) -> None:
     filled.append(OPTION_CHAIN, chain(OPTION_CHAIN, snapshot=NOON), run_id="run")
     (filled.root / MANIFEST).unlink()
-    with catalog.connect(filled.root.parent) as connection:
+    with catalog.connect(Workspace(filled).lake) as connection:
         assert connection.sql("select count(*) from option_chain").fetchall() == [(3,)]
         with pytest.raises(duckdb.Error, match="nq repair source_chain"):
             connection.sql("from source_chain").fetchall()
@@ -201,7 +205,7 @@ def test_what_is_sound_or_was_never_there_needs_no_repair(filled: Lake) -> None:
 
 
 def test_a_query_that_meets_garbage_of_the_right_size_names_the_file(tmp_path: Path) -> None:
-    lake = Lake(tmp_path / "data" / "sandbox" / "lake")
+    lake = Workspace(tmp_path / "data" / "sandbox").lake
     for frame in snapshots(2):
         lake.append(SOURCE_CHAIN, frame, run_id="run")
     victim = lake.files(SOURCE_CHAIN)[1]

@@ -18,7 +18,6 @@ from nq_pipeline.lake.schemas import (
     TRADE_PRESSURE,
     TRADES,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.assets.analytics import TABLES, chain_analytics, trade_pressure
 from nq_pipeline.orchestration.assets.chains import CHOSEN
@@ -36,6 +35,7 @@ from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.orchestration.test_chains import checks, materialized
 from nq_pipeline_tests.report.conftest import take
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
@@ -71,7 +71,7 @@ def test_the_snapshot_job_prices_and_measures_the_chain_it_chose(tmp_path: Path)
         assert all(check.passed for check in checks(result, key).values()), key
         assert checks(result, key)
     # The catalog was published after the rows.
-    with duckdb.connect(settings.environment_dir / "nq.duckdb", read_only=True) as duck:
+    with duckdb.connect(Workspace.of(settings).catalog, read_only=True) as duck:
         shown = duck.sql("select count(*), count(*) filter (iv_source = 'computed') from option_chain_priced")
         assert shown.fetchall() == [(rows[PRICING]["rows"],) * 2]
 
@@ -89,7 +89,7 @@ def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path:
 def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(tmp_path: Path) -> None:
     """A chain whose own pricing failed, or that is older than there was any."""
     settings, snapshot = take(tmp_path, environment="live")
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     left = snapshot.chain.with_columns(snapshot_ts=pl.col("snapshot_ts") - timedelta(minutes=5))
     lake.append(OPTION_CHAIN, left, run_id="earlier")
     resources = {"vendors": Vendors(settings)}
@@ -151,7 +151,7 @@ def traded(moments: list[datetime], side: str = "B") -> pl.DataFrame:
 
 def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_touched(tmp_path: Path) -> None:
     settings = at(NOW, tmp_path)
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     opened = NOW - timedelta(minutes=12)
     moments = [opened + timedelta(minutes=n) for n in range(12)]
     lake.append(TRADES, traded(moments), run_id="run")
@@ -168,7 +168,7 @@ def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_tou
     lake.append(TRADES, filled, run_id="gap")
     run(settings, "pressure")
     assert lake.scan(TRADE_PRESSURE).collect().height == before.height + 1
-    with duckdb.connect(settings.environment_dir / "nq.duckdb", read_only=True) as duck:
+    with duckdb.connect(Workspace.of(settings).catalog, read_only=True) as duck:
         newest = duck.sql("select count(*), sum(trades), sum(sell_volume) from pressure").fetchall()
     assert newest == [(3, 13, 1)]
 

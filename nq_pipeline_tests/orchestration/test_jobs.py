@@ -9,11 +9,11 @@ import dagster as dg
 
 from nq_pipeline.lake.catalog import connect
 from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import prune
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 CHAINS = [CHOSEN, *SOURCES.values()]
@@ -35,7 +35,7 @@ def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_pat
             assert job.execute_in_process(
                 instance=instance, partition_key="2025-06-10", asset_selection=CHAINS
             ).success
-    lake = Lake(tmp_path / "live" / "lake")
+    lake = Workspace(tmp_path / "live").lake
     rows = lake.manifest(OPTION_CHAIN).rows
     assert len(lake.manifest(SOURCE_CHAIN).files) == 3
 

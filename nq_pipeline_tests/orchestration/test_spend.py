@@ -20,7 +20,6 @@ import requests
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.lake.schemas import ANSWERS
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.orchestration.alerting import alerts
 from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.build import build_defs
@@ -30,6 +29,7 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.backfill.conftest import vendor
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 
@@ -87,7 +87,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     caplog.set_level(logging.DEBUG)
     settings = settings_of(tmp_path, budget_daily_usd=Decimal(0), alert_webhook=WEBHOOK)
     # What the capture notes when the gateway refuses a schema: it goes on with a lesser one.
-    ladder = SchemaFallback(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
+    ladder = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
         ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     with endpoints(settings) as reachable:
@@ -160,7 +160,7 @@ def test_a_ledger_that_cannot_be_used_is_a_failed_check_and_no_failed_run(
 ) -> None:
     settings = settings_of(tmp_path)
     settings.environment_dir.mkdir(parents=True)
-    (settings.environment_dir / "ledger.sqlite").write_bytes(b"no database" * 100)
+    Workspace.of(settings).ledger.write_bytes(b"no database" * 100)
     result, said = run(instance, settings, "spend")
     assert result.success and not result.get_asset_materialization_events()
     (check,) = said.values()

@@ -20,9 +20,9 @@ import pytest
 import requests
 
 from nq_pipeline.capture.schema_fallback import SchemaFallback
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings, load
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dagster_dev import Dev, dagster_dev
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
     folder = tmp_path_factory.mktemp("clone")
     settings = load(data_dir=folder / "data", now=NOW)
-    ladder = SchemaFallback(Lake(settings.environment_dir / "lake"), "GLBX.MDP3", {"options": "mbo"})
+    ladder = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
         ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     given = {"NQ_NOW": NOW, "NQ_SANDBOX_FAULTS": "barchart=blocked", "NQ_BUDGET_DAILY_USD": "0"}

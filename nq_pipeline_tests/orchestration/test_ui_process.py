@@ -29,13 +29,13 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
 from nq_pipeline.first_dates import CAPTURE, CHAINS, first_dates
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import ui
 from nq_pipeline.orchestration.partitions import trade_dates
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import first_snapshot
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import chain
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,7 @@ FAKE = """
 import json, os, signal, subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from nq_pipeline.workspace import Workspace
 
 child = subprocess.Popen([sys.executable, "-c", CHILD])
 Path("child").write_text(str(child.pid))
@@ -228,9 +229,9 @@ def test_partitions_begin_today_or_with_the_lake(tmp_path: Path) -> None:
         assert trade_dates(date(2025, 6, 10)).get_partition_keys() == ["2025-06-10"]
     day = date(2025, 6, 5)
     rows = chain(SOURCE_CHAIN, snapshot=to_ns(datetime(2025, 6, 5, 15, tzinfo=UTC)), day=day)
-    Lake(settings.environment_dir / "lake").append(SOURCE_CHAIN, rows, run_id="run")
+    Workspace.of(settings).lake.append(SOURCE_CHAIN, rows, run_id="run")
     assert first_dates(settings) == {CHAINS: "2025-06-05", CAPTURE: "2025-06-10"}
-    (settings.environment_dir / "lake" / "source_chain" / "manifest.json").write_text("{")
+    (Workspace.of(settings).lake.root / "source_chain" / "manifest.json").write_text("{")
     assert first_dates(settings)[CHAINS] == "2025-01-02", "what the lake has cannot be told"
 
 

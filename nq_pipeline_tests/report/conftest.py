@@ -12,9 +12,9 @@ from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline.errors import Blocked
 from nq_pipeline.lake.schemas import TRADES, conform
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.lake.test_catalog_views import trade
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
@@ -55,7 +55,7 @@ def capture(settings: Settings, snapshot: Snapshot, began: datetime | None = Non
             [(0, "B", 5, "C", "call"), (0, "A", 2, "C", "call"), (6, "A", 1, "P", "put")]
         )
     ]
-    Lake(settings.environment_dir / "lake").append(TRADES, conform(TRADES, pl.DataFrame(made)), run_id="run")
+    Workspace.of(settings).lake.append(TRADES, conform(TRADES, pl.DataFrame(made)), run_id="run")
 
 
 def measure(settings: Settings, snapshot: Snapshot) -> None:

@@ -20,10 +20,10 @@ from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report import write_report
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.report.conftest import HOSTILE, NOW, capture, take
 
 
@@ -48,12 +48,12 @@ def tiles(page: html.HtmlElement) -> dict[str, str]:
 
 def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Settings, written: Path) -> None:
     before = written.read_bytes()
-    assert written == sandbox.environment_dir / "reports" / "2025-06-10T15-00-00Z.html"
+    assert written == Workspace.of(sandbox).reports / "2025-06-10T15-00-00Z.html"
     assert before.startswith(b"<!doctype html>") and before.rstrip().endswith(b"</html>")
 
 
 def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, page: html.HtmlElement) -> None:
-    with catalog.connect(sandbox.environment_dir) as lake:
+    with catalog.connect(Workspace.of(sandbox).lake) as lake:
         chain = catalog.chain(lake)
     priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.risk_free_rate))
     front = metrics.series_metrics(priced).sort("expiration").row(0, named=True)
@@ -168,19 +168,19 @@ def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
 
 def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    (settings.environment_dir / "lake").mkdir(parents=True)
+    Workspace.of(settings).lake.root.mkdir(parents=True)
     with pytest.raises(LakeError, match=r"no chain to report on; `nq run` asks for one"):
         write_report(settings)
     take(tmp_path)
     with pytest.raises(LakeError, match="no chain as of 2025-06-09 15:00 UTC"):
         write_report(settings, snapshot_ts=datetime(2025, 6, 9, 15, tzinfo=UTC))
-    assert not (settings.environment_dir / "reports").exists()
+    assert not Workspace.of(settings).reports.exists()
 
 
 def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -> None:
     settings, snapshot = take(tmp_path / "well")
     silent = Settings(data_dir=tmp_path / "silent")
-    lake = Lake(silent.environment_dir / "lake")
+    lake = Workspace.of(silent).lake
     unknown = ("bid", "ask", "last", "volume", "open_interest", "underlying_price")
     chain = snapshot.chain.with_columns(pl.lit(None).cast(snapshot.chain.schema[n]).alias(n) for n in unknown)
     lake.append(OPTION_CHAIN, chain, run_id="run")

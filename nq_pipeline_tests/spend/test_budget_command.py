@@ -16,6 +16,7 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.settings import load
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.ledger_machine import charge
 
 
@@ -57,7 +58,7 @@ def test_it_reconciles_and_brings_the_lake_up_to_date(held: str) -> None:
     shown = budget()
     assert Decimal(shown["metered_usd"]) == Decimal("1.75") and shown["open"] == []
     assert [change["reason"] for change in shown["changes"]] == ["usage page"]
-    with catalog.connect(load().environment_dir) as connection:
+    with catalog.connect(Workspace.of(load()).lake) as connection:
         found = connection.execute("select spent_usd, reason from spend where kind = 'reconciled'").fetchall()
     assert found == [(Decimal("0.75"), "usage page")]
 
@@ -87,7 +88,7 @@ def test_a_changed_budget_shows_with_its_reason(held: str, monkeypatch: pytest.M
 
 
 def test_a_broken_ledger_is_one_sentence(held: str) -> None:
-    path = load().environment_dir / "ledger.sqlite"
+    path = Workspace.of(load()).ledger
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE nq_spend_lines")
     done = nq("budget")

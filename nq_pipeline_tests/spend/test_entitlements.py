@@ -12,6 +12,7 @@ from nq_pipeline.lake.schemas import ENTITLEMENTS
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.spend import entitlements
 from nq_pipeline.spend.entitlements import Entitlement
+from nq_pipeline.workspace import Workspace
 
 FRIDAY, MONDAY = date(2025, 6, 6), date(2025, 6, 9)
 AT = datetime(2025, 6, 6, 14, tzinfo=UTC)
@@ -19,7 +20,7 @@ AT = datetime(2025, 6, 6, 14, tzinfo=UTC)
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return Lake(tmp_path / "live" / "lake")
+    return Workspace(tmp_path / "live").lake
 
 
 def said(**more: Any) -> Entitlement:

@@ -20,6 +20,7 @@ from nq_pipeline.spend.export import export, export_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
 from nq_pipeline.spend.restore import restore
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge
 
@@ -30,7 +31,7 @@ def machine() -> Machine:
 
 
 def lake_of(settings: Settings) -> Lake:
-    return Lake(settings.environment_dir / "lake")
+    return Workspace.of(settings).lake
 
 
 def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
@@ -90,7 +91,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
 
     columns = "day::varchar, purpose, spent_usd, reserved_usd, requests, refused, month_usd"
     daily = f"select {columns} from spend_daily order by all"
-    with catalog.connect(settings.environment_dir, guarded=True) as connection:
+    with catalog.connect(Workspace.of(settings).lake, guarded=True) as connection:
         assert catalog.query(connection, daily).fetchall() == [
             ("2026-11-01", "plan", 179, 0, 0, 0, 179),
             ("2026-11-10", "backfill", 1, 0, 1, 0, 180),
@@ -99,7 +100,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
         ]
     ledger.commit(held, billed_bytes=GIB // 2)
     export(ledger, lake_of(settings), run_id="run")
-    path = catalog.publish(settings.environment_dir)
+    path = catalog.publish(Workspace.of(settings).lake)
     with duckdb.connect(path, read_only=True) as connection:
         ((spent, reserved),) = connection.execute(
             "select sum(spent_usd), sum(reserved_usd) from spend_daily"
@@ -112,7 +113,7 @@ def test_a_ledger_that_cannot_be_used_costs_a_run_a_warning_and_no_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(_env_file=None, data_dir=tmp_path)
-    (settings.environment_dir / "ledger.sqlite").mkdir(parents=True)
+    Workspace.of(settings).ledger.mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         assert export_spend(settings, lake_of(settings), run_id="run") == 0
     assert "was not brought up to date" in caplog.text

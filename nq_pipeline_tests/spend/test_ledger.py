@@ -21,6 +21,7 @@ from nq_pipeline.settings import PURPOSES, Settings
 from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import (
     NOON,
@@ -308,7 +309,7 @@ def test_a_changed_budget_is_an_entry_with_its_reason_and_an_unchanged_one_is_no
 
 def execute(settings: Settings, sql: str) -> None:
     """Run SQL beside the ledger, as somebody with a database client would."""
-    path = settings.environment_dir / "ledger.sqlite"
+    path = Workspace.of(settings).ledger
     url = settings.ledger_url.get_secret_value() if settings.ledger_url else f"sqlite:///{path}"
     with sa.create_engine(url, poolclass=sa.pool.NullPool).begin() as connection:
         connection.execute(sa.text(sql))
@@ -417,7 +418,7 @@ def test_a_damaged_ledger_is_named_with_the_way_out(
 ) -> None:
     settings = Settings(_env_file=None, data_dir=tmp_path)
     open_ledger(settings).lines()
-    path = settings.environment_dir / "ledger.sqlite"
+    path = Workspace.of(settings).ledger
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = path.read_bytes()

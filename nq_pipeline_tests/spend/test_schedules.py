@@ -19,9 +19,9 @@ from pydantic import SecretStr
 
 from nq_pipeline.errors import OverBudget
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.database import NAME
 from nq_pipeline.spend.ledger import Ledger, Reservation, open_ledger
 from nq_pipeline.spend.tables import LINES
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge, size_of
 
@@ -235,7 +235,7 @@ def begin(fresh: FreshLedger) -> Iterator[Begin]:
     """A machine with an empty ledger at each call: an environment of its own in one database."""
     own = fresh()
     open_ledger(own)
-    url = f"sqlite:///{own.environment_dir / NAME}"
+    url = f"sqlite:///{Workspace.of(own).ledger}"
     if own.ledger_url:
         url = own.ledger_url.get_secret_value().replace("postgresql:", "postgresql+psycopg:")
     engine, numbers = sa.create_engine(url, isolation_level="AUTOCOMMIT"), count()

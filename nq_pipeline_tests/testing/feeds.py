@@ -16,6 +16,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.schemas import TRADES, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     NOON,
     Clock,
@@ -88,12 +89,12 @@ def publisher(
     root: Path, *, at: datetime = NOON, run_id: str = "run", lake: Lake | None = None, **more: Any
 ) -> Publisher:
     """A publisher of the log in `root` (`<environment>/capture`) to the lake beside it."""
-    lake = lake or Lake(root.parent / "lake")
+    lake = lake or Workspace(root.parent).lake
     return Publisher(root / DATASET, lake, clock=Clock(at), run_id=run_id, **more)
 
 
 def rows(root: Path, table: Table = TRADES) -> pl.DataFrame:
-    return Lake(root.parent / "lake").scan(table).sort(table.key).collect()
+    return Workspace(root.parent).lake.scan(table).sort(table.key).collect()
 
 
 def told(frame: pl.DataFrame) -> list[tuple[Any, ...]]:

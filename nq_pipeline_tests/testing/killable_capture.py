@@ -15,10 +15,10 @@ from pathlib import Path
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import ShiftedClock
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])
@@ -43,6 +43,6 @@ def _capture(data: Path, gateway: str, key: str, now: datetime) -> None:
         capture_schema="trades",
     )
     capture = Capture(settings, clock=clock, timing=Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3))
-    log = settings.environment_dir / "capture" / settings.databento_dataset
-    publisher = Publisher(log, Lake(settings.environment_dir / "lake"), clock=clock, run_id="killed")
+    log = Workspace.of(settings).capture / settings.databento_dataset
+    publisher = Publisher(log, Workspace.of(settings).lake, clock=clock, run_id="killed")
     capture.run(threading.Event(), publish=publisher.publish)

@@ -53,7 +53,7 @@ def merge(lake: Lake, days: int) -> None:
     for number in range(days):
         compact(lake, SOURCE_CHAIN, DAY + timedelta(days=number), now=LONG_AFTER)
         if number % 10 == 9:
-            catalog.publish(lake.root.parent)
+            catalog.publish(lake)
             lake.collect_garbage()
 
 

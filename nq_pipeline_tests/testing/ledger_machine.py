@@ -9,11 +9,11 @@ from typing import Any
 import duckdb
 
 from nq_pipeline.clock import SystemClock
-from nq_pipeline.lake import catalog
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import Charge, Ledger
 from nq_pipeline.spend.money import GIB
 from nq_pipeline.spend.period import Boot
+from nq_pipeline.workspace import Workspace
 
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 """A Tuesday in the middle of a month."""
@@ -62,7 +62,7 @@ def charge(usd: str | Decimal | None, **more: Any) -> Charge:
 def catalog_has_the_ledger(settings: Settings) -> bool:
     """Whether `nq.duckdb` shows every line, one of a metered request among them."""
     lines = Ledger(settings).lines()
-    with duckdb.connect(settings.environment_dir / catalog.NAME, read_only=True) as published:
+    with duckdb.connect(Workspace.of(settings).catalog, read_only=True) as published:
         shown = published.execute("select line from spend order by line").fetchall()
     metered = any(line.vendor and line.purpose for line in lines)
     return metered and [line for (line,) in shown] == [line.line_id for line in lines]

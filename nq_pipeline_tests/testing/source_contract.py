@@ -28,7 +28,6 @@ import zstandard
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.clock import PinnedClock
-from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
@@ -36,6 +35,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.http_server import (
     FAULTS,
     Answer,
@@ -144,7 +144,7 @@ class SourceContract:
             ),
             policy=replace(source.policy, spacing_s=0, per_minute=0),
             clock=clock,
-            archive=RawArchive(folder / "raw"),
+            archive=Workspace(folder).archive,
             lifetime=Lifetime(clock),
             state_dir=folder / "state",
             deadline=time.monotonic() + allowed_s,

@@ -16,7 +16,6 @@ import zstandard
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, SourceError, Unavailable
-from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.lake.schemas import FETCHES
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.transport.lifetime import Keep, Lifetime
@@ -27,6 +26,7 @@ from nq_pipeline.transport.vendor_session import (
     VendorSession,
     relative,
 )
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
@@ -50,7 +50,7 @@ def exchange(
         scope=Scope("vendor", "live", "run-1", date(2025, 6, 10), snapshot_ts, url),
         policy=policy or Policy(attempts=3),
         clock=clock,
-        archive=RawArchive(folder / "raw"),
+        archive=Workspace(folder).archive,
         lifetime=lifetime or Lifetime(clock),
         state_dir=folder / "state",
         deadline=time.monotonic() + allowed_s,

@@ -10,8 +10,8 @@ from pathlib import Path
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.lake.schemas import SESSIONS
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.sandbox.gateway.gateway import DATASET
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.verify_standins import (
     lines,
     served,
@@ -44,6 +44,6 @@ def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> Non
             stop.set()
             capturing.join(PATIENCE_S)
     assert lines(report) == dict.fromkeys(CHECKS, "PASS"), report.results
-    kept = Lake(environment / "lake").scan(SESSIONS).collect()
+    kept = Workspace(environment).lake.scan(SESSIONS).collect()
     assert kept["ended"].to_list() == ["stopped"]
     assert engine.totals.reconnects == 0

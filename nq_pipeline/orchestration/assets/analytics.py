@@ -26,7 +26,6 @@ from nq_pipeline.lake.schemas import (
     STRIKE_PROFILE,
     TRADE_PRESSURE,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.assets.chains import CHOSEN
@@ -38,6 +37,7 @@ from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.report import thumbnails
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from nq_pipeline.charts import Picture
@@ -99,7 +99,7 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
         if not measured:
             context.log.info(f"There is no chain of {day}, so nothing to price.")
             return
-        catalog.publish(settings.environment_dir)
+        catalog.publish(Workspace.of(settings).lake)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 
@@ -150,7 +150,7 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
         settings, now = vendors.settings(), vendors.market_now()
         day = _day(context, settings) if context.has_partition_key else sessions.trade_date(now)
         rows = measure_pressure(settings, day, until=now, run_id=context.run.run_id)
-        catalog.publish(settings.environment_dir)
+        catalog.publish(Workspace.of(settings).lake)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if rows.is_empty():
@@ -183,7 +183,7 @@ def _day(context: dg.AssetExecutionContext, settings: Settings) -> date:
     """The partition; checks alone are launched without one and judge the newest trade date."""
     if context.has_partition_key:
         return date.fromisoformat(context.partition_key)
-    files = Lake(settings.environment_dir / "lake").manifest(OPTION_CHAIN).files
+    files = Workspace.of(settings).lake.manifest(OPTION_CHAIN).files
     return max((file.trade_date for file in files), default=sessions.trade_date(settings.clock.now()))
 
 
@@ -196,7 +196,7 @@ def _of_rows(
         **_of_table(key, day, settings),
         "rows": rows.height,
         "environment": settings.environment,
-        "catalog": dg.MetadataValue.path(str((settings.environment_dir / catalog.NAME).resolve())),
+        "catalog": dg.MetadataValue.path(str(Workspace.of(settings).catalog.resolve())),
     }
     series = measured[SERIES_METRICS.name]
     first = checks.front(series)
@@ -247,7 +247,7 @@ def _numbers(row: pl.DataFrame, *names: str) -> dict[str, float]:
 
 def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metadata:
     table = TRADE_PRESSURE if key == PRESSURE else TABLES[key]
-    files = Lake(settings.environment_dir / "lake").manifest(table).of({day})
+    files = Workspace.of(settings).lake.manifest(table).of({day})
     return metadata.of_place(table, day, sum(file.rows for file in files), settings)
 
 

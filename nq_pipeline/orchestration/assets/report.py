@@ -8,7 +8,6 @@ import polars as pl
 
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.schemas import IV_SMILE, OPTION_CHAIN
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.orchestration import freshness
@@ -17,6 +16,7 @@ from nq_pipeline.orchestration.checks.analytics import PRICING
 from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.report import thumbnails
+from nq_pipeline.workspace import Workspace
 
 REPORT = dg.AssetKey(["nq", "report"])
 
@@ -41,7 +41,7 @@ def report(
 
     settings, began = vendors.settings(), time.monotonic()
     day = date.fromisoformat(context.partition_key)
-    lake = Lake(settings.environment_dir / "lake")
+    lake = Workspace.of(settings).lake
     newest = lake.scan(OPTION_CHAIN, [day]).select(pl.col("snapshot_ts").max()).collect().item()
     if newest is None:
         raise dg.Failure(

@@ -11,7 +11,6 @@ from nq_pipeline.errors import LedgerError, NqError
 from nq_pipeline.finding import Finding
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.schemas import ANSWERS, SPEND
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import spend as checks
@@ -22,6 +21,7 @@ from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import in_force
 from nq_pipeline.spend.export import export
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.workspace import Workspace
 
 Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
@@ -54,11 +54,11 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
     selected = context.selected_asset_check_keys
     try:
         settings, now = vendors.settings(), vendors.market_now()
-        lake = Lake(settings.environment_dir / "lake")
+        lake = Workspace.of(settings).lake
         try:
             ledger = open_ledger(settings)
             if export(ledger, lake, run_id=context.run.run_id):
-                catalog.publish(settings.environment_dir)
+                catalog.publish(Workspace.of(settings).lake)
             month = ledger.month()
         except LedgerError as error:
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)

@@ -24,7 +24,6 @@ from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.lake.schemas import TRADES
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import why_closed
 from nq_pipeline.orchestration import freshness, metadata
@@ -34,6 +33,7 @@ from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.watch import Watch
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
 
 GROUP = "capture"
 OWNERS = ["team:market-data"]
@@ -82,7 +82,7 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
     from nq_pipeline.sources.databento.history_store import DatabentoHistory
 
     settings = vendors.settings()
-    claim_run(settings.environment_dir / "capture", context.run.run_id)
+    claim_run(Workspace.of(settings).capture, context.run.run_id)
     # A run launched by hand, perhaps from the asset's page, has none of these yet.
     tags = {
         KIND: CAPTURE,
@@ -106,7 +106,7 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
 
 
 def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capture) -> Sealed:
-    folder, clock = settings.environment_dir, capture.clock
+    workspace, clock = Workspace.of(settings), capture.clock
     day = sessions.trade_date(clock.now())
     if context.partition_key != day.isoformat():
         raise dg.Failure(
@@ -125,8 +125,8 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
         shown = metadata.of_progress(totals, rate, trade_date=day, settings=settings)
         context.log_event(dg.AssetObservation(HEALTH_ASSET, metadata=shown))
 
-    log = folder / "capture" / settings.databento_dataset
-    publisher = Publisher(log, Lake(folder / "lake"), clock=clock, run_id=capture.run_id)
+    log = workspace.capture / settings.databento_dataset
+    publisher = Publisher(log, workspace.lake, clock=clock, run_id=capture.run_id)
     stop, refusal = threading.Event(), ""
     try:
         with _signals(stop) as signals, Watch(context, stop, over=over, observe=observe) as watch:

@@ -34,7 +34,6 @@ from nq_pipeline.files import (
     put_in_place,
     write_atomically,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.client import (
@@ -50,6 +49,7 @@ from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import Mode, open_ledger
 from nq_pipeline.spend.money import ZERO
 from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.workspace import Workspace
 
 FIRST_POLL_S, POLL_S = 0.05, 2.0
 """Seconds between two looks at the state of a batch job: short at first, doubled up to the longest."""
@@ -403,7 +403,7 @@ def open_client(settings: Settings) -> HistoricalClient:
 
 
 def open_shelf(settings: Settings) -> HistoryStore:
-    return HistoryStore(settings.environment_dir / "raw" / "databento" / "history")
+    return HistoryStore(Workspace.of(settings).history)
 
 
 def refused(settings: Settings, schema: str, data_of: date | None = None) -> Entitlement | None:
@@ -411,7 +411,7 @@ def refused(settings: Settings, schema: str, data_of: date | None = None) -> Ent
 
     `data_of` is the trade date that is wanted: older days may be had where newer ones are not.
     """
-    lake, today = Lake(settings.environment_dir / "lake"), sessions.trade_date(settings.clock.now())
+    lake, today = Workspace.of(settings).lake, sessions.trade_date(settings.clock.now())
     dataset = settings.databento_dataset
     return entitlements.refused(lake, "databento", dataset, schema, "historical", today, data_of=data_of)
 
@@ -429,7 +429,7 @@ def note_granted(settings: Settings, schema: str) -> None:
 
 def _note(settings: Settings, schema: str, *, entitled: bool, **more: Any) -> None:
     entitlements.note(
-        Lake(settings.environment_dir / "lake"),
+        Workspace.of(settings).lake,
         Entitlement(
             vendor="databento",
             dataset=settings.databento_dataset,

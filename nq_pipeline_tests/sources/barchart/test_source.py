@@ -14,7 +14,6 @@ import pytest
 
 from nq_pipeline.clock import PinnedClock, to_ns
 from nq_pipeline.errors import BadPayload, SettingsError
-from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
@@ -29,6 +28,7 @@ from nq_pipeline.sources.barchart.source import (
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import Scope, VendorSession
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.sources.barchart.test_contract import healthy
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.barchart_boards import (
@@ -80,7 +80,7 @@ def exchange_of(source: Barchart, folder: Path, moment: datetime = NOW) -> Vendo
         scope=Scope("barchart", "live", "run-1", TODAY, moment, source.base_url),
         policy=replace(source.policy, attempts=1),
         clock=clock,
-        archive=RawArchive(folder / "raw"),
+        archive=Workspace(folder).archive,
         lifetime=Lifetime(clock),
         state_dir=folder / "state",
         deadline=time.monotonic() + 20,

@@ -1,0 +1,97 @@
+"""The folder of one environment, `<NQ_DATA_DIR>/<environment>`, and everything in it by name.
+
+Nothing here creates a folder or opens a file: whoever writes first does. Sandbox and live data never
+share a workspace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nq_pipeline.errors import NoLake
+
+if TYPE_CHECKING:
+    from nq_pipeline.lake.archive import RawArchive
+    from nq_pipeline.lake.store import Lake
+    from nq_pipeline.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The places of one environment below `root`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> Workspace:
+        """The workspace of the environment that the settings name."""
+        return cls(settings.environment_dir)
+
+    @property
+    def lake(self) -> Lake:
+        """The Parquet tables."""
+        from nq_pipeline.lake.store import Lake
+
+        return Lake(self.root / "lake")
+
+    @property
+    def existing_lake(self) -> Lake:
+        """The lake, for commands that only read.
+
+        Raises
+        ------
+        NoLake
+            Nothing was ever written here. To a person that is not an empty lake.
+        """
+        lake = self.lake
+        try:
+            lake.root.stat()
+        except FileNotFoundError:
+            raise NoLake(
+                f"there is no lake in {self.root.absolute()}; `nq run` makes one, and NQ_DATA_DIR says where"
+            ) from None
+        return lake
+
+    @property
+    def archive(self) -> RawArchive:
+        """The vendors' answers as they came."""
+        from nq_pipeline.lake.archive import RawArchive
+
+        return RawArchive(self.root / "raw")
+
+    @property
+    def history(self) -> Path:
+        """Historical data that was bought, as the vendor sent it."""
+        return self.root / "raw" / "databento" / "history"
+
+    @property
+    def capture(self) -> Path:
+        """The capture log: one folder per dataset, and the lock of the running capture."""
+        return self.root / "capture"
+
+    @property
+    def cache(self) -> Path:
+        """Answers that may be served again, and the vendors' circuit breakers."""
+        return self.root / "cache"
+
+    @property
+    def ledger(self) -> Path:
+        """The SQLite spend ledger, where no other database is configured."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def catalog(self) -> Path:
+        """The published DuckDB catalog."""
+        return self.root / "nq.duckdb"
+
+    @property
+    def reports(self) -> Path:
+        """One HTML page per snapshot."""
+        return self.root / "reports"
+
+    @property
+    def evidence(self) -> Path:
+        """One folder per run of `nq verify`."""
+        return self.root / "evidence"
