@@ -20,7 +20,7 @@ import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import INSTANT, OPTION_CHAIN, conform
+from nq_pipeline.lake.tables import INSTANT, OPTION_CHAIN, conform
 from nq_pipeline.lake.views import VIEWS
 from nq_pipeline.workspace import Workspace
 

@@ -272,7 +272,7 @@ def held(root: Path) -> tuple[int, int]:
     import polars as pl
 
     from nq_pipeline.capture.log import tail
-    from nq_pipeline.lake.schemas import TRADES
+    from nq_pipeline.lake.tables import TRADES
 
     distinct = pl.DataFrame(schema={"key": pl.UInt64})
     for block in tail(root / "capture" / DATASET):

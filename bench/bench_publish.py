@@ -29,7 +29,7 @@ from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import PinnedClock
 from nq_pipeline.dbn.framer import Framer
-from nq_pipeline.lake.schemas import TRADES as TABLE
+from nq_pipeline.lake.tables import TRADES as TABLE
 from nq_pipeline.workspace import Workspace
 
 ROUNDS = 3

@@ -10,8 +10,8 @@ from datetime import date
 
 from nq_pipeline.capture.quality import last_opened
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.schemas import SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -29,8 +29,8 @@ from nq_pipeline.capture.rows import SCHEMAS
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake import compaction
-from nq_pipeline.lake.schemas import FETCHES, GAPS, PARTITION, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import FETCHES, GAPS, PARTITION, Table
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 

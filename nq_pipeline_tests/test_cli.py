@@ -23,7 +23,7 @@ from nq_pipeline.chains.snapshot import build_request
 from nq_pipeline.cli import exit_codes, help, run
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results
-from nq_pipeline.lake.schemas import OPTION_CHAIN
+from nq_pipeline.lake.tables import OPTION_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.symbology import parse_barchart_code
@@ -579,7 +579,7 @@ def test_settings_are_shown_without_secrets() -> None:
 
 
 def test_tables_are_listed_with_every_column() -> None:
-    from nq_pipeline.lake.schemas import TABLES
+    from nq_pipeline.lake.tables import TABLES
 
     text = nq("tables").stdout
     assert [c.name for table in TABLES.values() for c in table.columns if c.name not in text] == []

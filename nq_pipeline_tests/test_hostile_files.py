@@ -17,8 +17,8 @@ from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.source import QUOTES
 from nq_pipeline.workspace import Workspace

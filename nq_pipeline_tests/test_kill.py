@@ -20,8 +20,8 @@ from polars.testing import assert_frame_equal
 
 from nq_pipeline.files import TEMPORARY
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -19,7 +19,7 @@ from nq_pipeline.chains.snapshot import build_request, replay_snapshot, take_sna
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.schemas import FETCHES, TRADES
+from nq_pipeline.lake.tables import FETCHES, TRADES
 from nq_pipeline.retention import Swept, sweep
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -18,7 +18,7 @@ from nq_pipeline import settings_reference
 from nq_pipeline.clock import PinnedClock, SystemClock, from_ns, to_ns
 from nq_pipeline.errors import SettingsError, SettingsWarning
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.settings import Settings, load, variables
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import NOON, chain

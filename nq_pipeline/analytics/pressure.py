@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import TRADE_PRESSURE, conform
+from nq_pipeline.lake.tables import TRADE_PRESSURE, conform
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import OPTION_PRICING, conform
+from nq_pipeline.lake.tables import OPTION_PRICING, conform
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

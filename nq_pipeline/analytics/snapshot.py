@@ -9,7 +9,7 @@ import polars as pl
 
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
 from nq_pipeline.analytics.pricing import price_snapshot
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
     IV_SMILE,

@@ -33,8 +33,8 @@ from nq_pipeline.errors import (
     SettingsError,
     SourceError,
 )
-from nq_pipeline.lake.schemas import BACKFILLS
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import BACKFILLS
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.client import (

@@ -26,7 +26,7 @@ from nq_pipeline.dbn.decode import (
     prices,
     texts,
 )
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.tables import (
     BBO_1M,
     DEFINITION,
     INSTANT,

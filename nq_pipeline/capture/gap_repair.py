@@ -208,7 +208,7 @@ def _held(lake: Lake, schema: str, first: int, last: int) -> int:
     import polars as pl
 
     from nq_pipeline.capture.rows import SCHEMAS
-    from nq_pipeline.lake.schemas import INSTANT
+    from nq_pipeline.lake.tables import INSTANT
 
     table = SCHEMAS[RTYPES[schema]][1]
     inside = pl.col("ts_recv").is_between(

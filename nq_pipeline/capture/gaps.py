@@ -227,7 +227,7 @@ class GapStore:
         """The latest state of every gap that begins on the trade date of `since` or later."""
         import polars as pl
 
-        from nq_pipeline.lake.schemas import GAPS
+        from nq_pipeline.lake.tables import GAPS
 
         rows = (
             self._lake.scan(GAPS)
@@ -263,7 +263,7 @@ class GapStore:
         """Append states, durably; those already there add nothing."""
         import polars as pl
 
-        from nq_pipeline.lake.schemas import GAPS, INSTANT
+        from nq_pipeline.lake.tables import GAPS, INSTANT
 
         rows = [
             {
@@ -306,7 +306,7 @@ class GapStore:
         import polars as pl
 
         from nq_pipeline.capture.rows import SCHEMAS
-        from nq_pipeline.lake.schemas import INSTANT
+        from nq_pipeline.lake.tables import INSTANT
 
         assert gap.last_ns is not None
         first, last = from_ns(gap.first_ns), from_ns(gap.last_ns)
@@ -329,7 +329,7 @@ class GapStore:
         """Up to where the last session that ended in good order had everything, nanoseconds UTC."""
         import polars as pl
 
-        from nq_pipeline.lake.schemas import SESSIONS
+        from nq_pipeline.lake.tables import SESSIONS
 
         days = {s.trade_date for s in sessions.sessions(since.date(), until.date())}
         found = (
@@ -345,7 +345,7 @@ class GapStore:
         """Append a session; instants in nanoseconds UTC."""
         import polars as pl
 
-        from nq_pipeline.lake.schemas import INSTANT, SESSIONS
+        from nq_pipeline.lake.tables import INSTANT, SESSIONS
 
         origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
         instants = ("started_at", "ended_at", "replay_from", "proven_ts")

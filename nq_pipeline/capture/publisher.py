@@ -28,8 +28,8 @@ from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked, write_atomically
-from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
 from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.market import sessions
 

@@ -16,8 +16,8 @@ from nq_pipeline.capture.gaps import MAX_REPLAYS, UNRESOLVED, Gap, GapStore
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
-from nq_pipeline.lake.schemas import SESSIONS, TRADES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import SESSIONS, TRADES
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, in_chicago
 from nq_pipeline.settings import Settings

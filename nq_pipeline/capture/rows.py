@@ -40,7 +40,7 @@ from nq_pipeline.dbn.framer import (
     is_near,
 )
 from nq_pipeline.dbn.stream import UNDEF_PRICE
-from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, TRADES, Table
+from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, TRADES, Table
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.listing import underlying_future

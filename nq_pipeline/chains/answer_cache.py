@@ -21,7 +21,7 @@ import orjson
 import polars as pl
 
 from nq_pipeline.files import write_atomically
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.sessions import in_chicago

@@ -37,7 +37,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.archive import RawArchive, damaged_record
-from nq_pipeline.lake.schemas import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.tables import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations

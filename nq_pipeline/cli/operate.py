@@ -156,7 +156,7 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as mend
-    from nq_pipeline.lake.schemas import TABLES
+    from nq_pipeline.lake.tables import TABLES
     from nq_pipeline.settings import load
 
     settings = load()

@@ -25,7 +25,8 @@ from nq_pipeline.files import (
     put_in_place,
     temporary_for,
 )
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import (
     DECISIONS,
     INSTANT,
     OPTION_CHAIN,
@@ -35,7 +36,6 @@ from nq_pipeline.lake.schemas import (
     Table,
     conform,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS
 from nq_pipeline.market.contracts import PRODUCT_OF
 

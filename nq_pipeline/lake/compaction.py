@@ -22,7 +22,7 @@ import polars as pl
 from nq_pipeline.files import locked
 from nq_pipeline.lake import parquet
 from nq_pipeline.lake.manifest import DataFile
-from nq_pipeline.lake.schemas import Table
+from nq_pipeline.lake.tables import Table
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 import polars as pl
 
-from nq_pipeline.lake.schemas import PARTITION, Table
+from nq_pipeline.lake.tables import PARTITION, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import OPTION_CHAIN, TABLES, Table
+from nq_pipeline.lake.tables import OPTION_CHAIN, TABLES, Table
 from nq_pipeline.lake.views import VIEWS, View
 
 HEADER = """# Tables

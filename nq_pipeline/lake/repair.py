@@ -19,8 +19,8 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, sync
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
-from nq_pipeline.lake.schemas import PARTITION, Table
 from nq_pipeline.lake.store import Lake, unreadable
+from nq_pipeline.lake.tables import PARTITION, Table
 
 ASIDE = ".damaged"
 """Ends the new name of a damaged file."""

@@ -30,7 +30,7 @@ from nq_pipeline.files import (
 )
 from nq_pipeline.lake import compaction, manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest
-from nq_pipeline.lake.schemas import INSTANT, PARTITION, TABLES, Table, conform
+from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
 
 BRING_BACK_ROWS = 4 * parquet.ROW_GROUP_ROWS
 """Rows of an unlisted file that are in memory at a time."""

@@ -9,8 +9,8 @@ from datetime import datetime
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.schemas import Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import Table
 
 
 def tidy(

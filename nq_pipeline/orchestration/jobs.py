@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.lake.schemas import TABLES
+from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.backfill import HISTORY

@@ -17,7 +17,7 @@ import polars as pl
 
 from nq_pipeline.chains.quality import newest_quote
 from nq_pipeline.chains.snapshot import Asked, Snapshot
-from nq_pipeline.lake.schemas import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
+from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.report.thumbnails import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.money import shown

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job, spend_job
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import (

@@ -13,7 +13,7 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import beside_chain

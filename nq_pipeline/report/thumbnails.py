@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import GAMMA_LEVELS, IV_SMILE, SERIES_METRICS, STRIKE_PROFILE
+from nq_pipeline.lake.tables import GAMMA_LEVELS, IV_SMILE, SERIES_METRICS, STRIKE_PROFILE
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES
 

@@ -2,7 +2,7 @@
 
 A source never raises for what a vendor does or fails to do: that is its outcome. It raises
 only for a fault of this program. Its frame has exactly the columns of
-`lake.schemas.SOURCE_CHAIN`; `answered()` casts and checks that.
+`lake.tables.SOURCE_CHAIN`; `answered()` casts and checks that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 import polars as pl
 
 from nq_pipeline.errors import SourceError
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import strike

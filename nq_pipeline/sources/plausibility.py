@@ -15,7 +15,7 @@ from datetime import timedelta
 import polars as pl
 
 from nq_pipeline.clock import NS_PER_S
-from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market.contracts import Series
 
 SKEW = timedelta(minutes=5)

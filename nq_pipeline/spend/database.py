@@ -28,7 +28,7 @@ import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.files import make_folder
-from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import ENTITLEMENTS
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import ENTITLEMENTS
 from nq_pipeline.market import sessions
 
 Mode = Literal["live", "historical"]

@@ -11,8 +11,8 @@ import polars as pl
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import INSTANT, SPEND
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import INSTANT, SPEND
 from nq_pipeline.market.sessions import trade_dates
 from nq_pipeline.spend.tables import Line
 from nq_pipeline.workspace import Workspace

@@ -10,7 +10,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
-from nq_pipeline.lake.schemas import SPEND
+from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import open_engine, transaction
 from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line

@@ -29,7 +29,7 @@ import polars as pl
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, SourceError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
-from nq_pipeline.lake.schemas import FETCHES
+from nq_pipeline.lake.tables import FETCHES
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import keep_out_of_logs, spellings, strike, strike_data
 from nq_pipeline.transport.json_columns import loads

@@ -11,7 +11,7 @@ import polars as pl
 
 from nq_pipeline.chains.snapshot import GRACE_S, build_request, exchange_for
 from nq_pipeline.errors import SourceError
-from nq_pipeline.lake.schemas import SESSIONS
+from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.outcome import Outcome

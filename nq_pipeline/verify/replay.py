@@ -20,8 +20,8 @@ from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import from_ns
-from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import (
     CheckResult,

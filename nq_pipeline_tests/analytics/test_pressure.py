@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.analytics.pressure import measure_pressure
-from nq_pipeline.lake.schemas import GAPS, INSTANT, TRADE_PRESSURE, TRADES, conform
+from nq_pipeline.lake.tables import GAPS, INSTANT, TRADE_PRESSURE, TRADES, conform
 from nq_pipeline.lake.views import VIEWS
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -14,7 +14,7 @@ import pytest
 from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import OPTION_CHAIN, OPTION_PRICING, conform
+from nq_pipeline.lake.tables import OPTION_CHAIN, OPTION_PRICING, conform
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import PRICED, price_chain
 from nq_pipeline.settings import Settings

@@ -28,8 +28,8 @@ from nq_pipeline.backfill.day import (
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
-from nq_pipeline.lake.schemas import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
 from nq_pipeline.sandbox.synthetic.globex import quotes, universe
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import tape

@@ -25,7 +25,7 @@ from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
-from nq_pipeline.lake.schemas import GAPS, SESSIONS
+from nq_pipeline.lake.tables import GAPS, SESSIONS
 from nq_pipeline.sandbox.gateway.gateway import (
     DATASET,
     HOST,

@@ -13,7 +13,7 @@ import pytest
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.gateway.gateway import DATASET, Gateway
 from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline.workspace import Workspace

@@ -13,7 +13,7 @@ import pytest
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import TEMPORARY
 from nq_pipeline.lake.compaction import FAN_IN, compact
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.feeds import (

@@ -17,7 +17,7 @@ from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.errors import BadStream, CaptureError
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.sandbox.vendors.databento_account import account_of

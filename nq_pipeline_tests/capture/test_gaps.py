@@ -208,7 +208,7 @@ def test_the_highest_revision_is_read_back_whole(book: GapStore) -> None:
 
 
 def test_a_state_written_twice_is_one_row(book: GapStore, tmp_path: Path) -> None:
-    from nq_pipeline.lake.schemas import GAPS
+    from nq_pipeline.lake.tables import GAPS
 
     for _ in range(2):
         book.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)

@@ -12,7 +12,7 @@ import pytest
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Framer
-from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
+from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.sandbox.gateway.script import Fault, Script
 from nq_pipeline_tests.testing.dbn_streams import Clock, mapping
 from nq_pipeline_tests.testing.feeds import (

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from nq_pipeline.capture.log import Position
-from nq_pipeline.lake.schemas import TRADES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market import sessions
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON

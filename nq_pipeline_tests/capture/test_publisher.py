@@ -20,8 +20,8 @@ from nq_pipeline.capture.log import BEGINNING, Position, list_segments
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import MBO, MBP_1, TRADES
 from nq_pipeline.lake.store import Appended, Lake
+from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     NOON,

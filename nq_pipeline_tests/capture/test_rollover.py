@@ -11,7 +11,7 @@ from nq_pipeline.capture.capture import Timing
 from nq_pipeline.capture.gaps import GapStore
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.clock import to_ns
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.gateway.gateway import DATASET, Limits
 from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline.workspace import Workspace

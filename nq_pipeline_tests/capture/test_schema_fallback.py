@@ -9,7 +9,7 @@ import pytest
 
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.errors import NotEntitled
-from nq_pipeline.lake.schemas import ENTITLEMENTS
+from nq_pipeline.lake.tables import ENTITLEMENTS
 from nq_pipeline.workspace import Workspace
 
 DAY, NEXT = date(2025, 6, 10), date(2025, 6, 11)

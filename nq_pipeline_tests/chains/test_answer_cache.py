@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
 from nq_pipeline.chains.snapshot import build_request
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer

@@ -18,7 +18,7 @@ from nq_pipeline.chains.failover import (
     decide,
     oldest_fresh,
 )
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome

@@ -18,7 +18,7 @@ from nq_pipeline.chains.snapshot import (
     replay_snapshot,
     take_snapshot,
 )
-from nq_pipeline.lake.schemas import ANSWERS, ENTITLEMENTS, SPEND
+from nq_pipeline.lake.tables import ANSWERS, ENTITLEMENTS, SPEND
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.polygon.source import SNAPSHOT

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline.chains import quality
 from nq_pipeline.chains.snapshot import build_request
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer

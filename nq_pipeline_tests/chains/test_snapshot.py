@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 from nq_pipeline.chains.snapshot import Snapshot, build_request, finish_killed
 from nq_pipeline.errors import Blocked, LakeError, NotEntitled, NqError, SettingsError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
+from nq_pipeline.lake.tables import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline.lake.schemas import TABLES
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TABLES
 from nq_pipeline_tests.testing.lake_samples import TICKS
 
 REPOSITORY = Path(__file__).parents[2]

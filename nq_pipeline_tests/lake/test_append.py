@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.schemas import DECISIONS, SOURCE_CHAIN, Column, conform
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import DECISIONS, SOURCE_CHAIN, Column, conform
 from nq_pipeline_tests.testing.lake_samples import (
     DAY,
     NOON,

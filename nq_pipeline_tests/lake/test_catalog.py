@@ -18,7 +18,8 @@ from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import (
     DECISIONS,
     INSTANT,
     OPTION_CHAIN,
@@ -27,7 +28,6 @@ from nq_pipeline.lake.schemas import (
     USD,
     conform,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,

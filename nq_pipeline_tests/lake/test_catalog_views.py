@@ -16,7 +16,8 @@ import nq_pipeline
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import (
     DECISIONS,
     GAPS,
     INSTANT,
@@ -28,7 +29,6 @@ from nq_pipeline.lake.schemas import (
     TRADES,
     conform,
 )
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -17,8 +17,8 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import FAN_IN, compact, next_merge
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
-from nq_pipeline.lake.schemas import SOURCE_CHAIN, USD
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import SOURCE_CHAIN, USD
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,
     DAY,

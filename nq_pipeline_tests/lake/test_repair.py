@@ -19,8 +19,8 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.repair import repair
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,

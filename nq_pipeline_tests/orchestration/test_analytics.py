@@ -10,7 +10,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
     OPTION_CHAIN,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dagster import partition_loading_context
 
-from nq_pipeline.lake.schemas import SOURCE_CHAIN, SPEND, TRADE_PRESSURE, TRADES
+from nq_pipeline.lake.tables import SOURCE_CHAIN, SPEND, TRADE_PRESSURE, TRADES
 from nq_pipeline.market.sessions import is_open, sessions, trade_date
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs

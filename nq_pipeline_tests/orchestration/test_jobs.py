@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 from nq_pipeline.lake.catalog import connect
-from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import prune

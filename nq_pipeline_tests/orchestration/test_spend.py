@@ -19,7 +19,7 @@ import requests
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.schema_fallback import SchemaFallback
-from nq_pipeline.lake.schemas import ANSWERS
+from nq_pipeline.lake.tables import ANSWERS
 from nq_pipeline.orchestration.alerting import alerts
 from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.build import build_defs

@@ -28,7 +28,7 @@ from nq_pipeline.cli import exit_codes
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
 from nq_pipeline.first_dates import CAPTURE, CHAINS, first_dates
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import ui
 from nq_pipeline.orchestration.partitions import trade_dates

@@ -11,7 +11,7 @@ import pytest
 from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
 from nq_pipeline.errors import Blocked
-from nq_pipeline.lake.schemas import TRADES, conform
+from nq_pipeline.lake.tables import TRADES, conform
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace

@@ -19,7 +19,7 @@ from nq_pipeline.charts.theme import SANDBOX
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import DECISIONS, OPTION_CHAIN
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report import write_report
 from nq_pipeline.settings import Settings

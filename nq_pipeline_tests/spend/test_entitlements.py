@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nq_pipeline.lake.schemas import ENTITLEMENTS
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import ENTITLEMENTS
 from nq_pipeline.spend import entitlements
 from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.workspace import Workspace

@@ -13,8 +13,8 @@ import pytest
 
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import SPEND
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export, export_spend
 from nq_pipeline.spend.ledger import open_ledger

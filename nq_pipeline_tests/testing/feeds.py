@@ -14,8 +14,8 @@ from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Framer
-from nq_pipeline.lake.schemas import TRADES, Table
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TRADES, Table
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
     NOON,

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import polars as pl
 
 from nq_pipeline.clock import NS_PER_S
-from nq_pipeline.lake.schemas import INSTANT, Column, Table, conform
+from nq_pipeline.lake.tables import INSTANT, Column, Table, conform
 
 DAY = date(2025, 7, 1)
 NOON = 1_751_371_200 * NS_PER_S  # 2025-07-01T12:00:00Z

@@ -16,8 +16,8 @@ import polars as pl
 
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline_tests.testing.lake_samples import (
     DAY,
     NOON,

@@ -28,7 +28,7 @@ import zstandard
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.clock import PinnedClock
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings

@@ -22,7 +22,7 @@ from nq_pipeline.chains.snapshot import (
     take_snapshot,
 )
 from nq_pipeline.errors import SourceError, Unavailable
-from nq_pipeline.lake.schemas import INSTANT, SOURCE_CHAIN
+from nq_pipeline.lake.tables import INSTANT, SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings

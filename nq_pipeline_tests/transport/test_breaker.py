@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.errors import SourceError
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.transport.breaker import COOL_DOWN_S, FAILURES_TO_OPEN, Breaker

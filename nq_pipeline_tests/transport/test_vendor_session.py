@@ -16,7 +16,7 @@ import zstandard
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, SourceError, Unavailable
-from nq_pipeline.lake.schemas import FETCHES
+from nq_pipeline.lake.tables import FETCHES
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.transport.lifetime import Keep, Lifetime
 from nq_pipeline.transport.vendor_session import (

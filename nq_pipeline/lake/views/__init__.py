@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.tables import (
     INSTANT,
     IV_SMILE,
     OPTION_CHAIN,

@@ -17,7 +17,7 @@ from nq_pipeline.capture import quality
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import (
+from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     IV_SMILE,
     OPTION_CHAIN,

@@ -12,7 +12,7 @@ from pydantic import Field
 from nq_pipeline.backfill.day import SCHEMAS, BackfillDay, backfill_day
 from nq_pipeline.backfill.rows import TABLES
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.schemas import MBO, TRADES
+from nq_pipeline.lake.tables import MBO, TRADES
 from nq_pipeline.orchestration import metadata
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors

@@ -13,7 +13,7 @@ from pydantic import Field
 from nq_pipeline.chains import quality
 from nq_pipeline.chains.snapshot import Snapshot, build_request
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.schemas import OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import chains as checks
 from nq_pipeline.orchestration.partitions import CHAIN_DATES

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from nq_pipeline.errors import NqError
-from nq_pipeline.lake.schemas import IV_SMILE, OPTION_CHAIN
+from nq_pipeline.lake.tables import IV_SMILE, OPTION_CHAIN
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.orchestration import freshness

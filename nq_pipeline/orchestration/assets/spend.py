@@ -10,7 +10,7 @@ import dagster as dg
 from nq_pipeline.errors import LedgerError, NqError
 from nq_pipeline.finding import Finding
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.schemas import ANSWERS, SPEND
+from nq_pipeline.lake.tables import ANSWERS, SPEND
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks import spend as checks

@@ -23,7 +23,7 @@ from nq_pipeline.capture.locks import claim_run
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
-from nq_pipeline.lake.schemas import TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import why_closed
 from nq_pipeline.orchestration import freshness, metadata

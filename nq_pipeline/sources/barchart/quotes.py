@@ -28,7 +28,7 @@ import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
-from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import barchart_rows, contract_keys, globex_code, globex_symbols

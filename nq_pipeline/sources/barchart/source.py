@@ -33,7 +33,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.lake.schemas import INSTANT, SOURCE_CHAIN
+from nq_pipeline.lake.tables import INSTANT, SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import front_future, underlying_future

@@ -27,7 +27,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import Product
 from nq_pipeline.market.symbology import contract_keys, occ_rows, series_keys

@@ -32,7 +32,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.products import NDX, PROXIES, Product
 from nq_pipeline.market.sessions import in_chicago

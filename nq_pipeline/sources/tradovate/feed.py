@@ -34,7 +34,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER
 from nq_pipeline.transport.json_columns import loads
 

@@ -28,7 +28,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.lake.schemas import INSTANT
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import front_future, underlying_future

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.errors import BadPayload, NotConfigured, NotEntitled, RateLimited, SourceError, Unavailable
-from nq_pipeline.lake.schemas import SOURCE_CHAIN
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import NDX, QQQ, Product
 from nq_pipeline.sources.base import ChainRequest

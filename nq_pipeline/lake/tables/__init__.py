@@ -1,0 +1,44 @@
+"""The tables of the lake, declared once, by subject: columns, keys, order on disk, version.
+
+Everything else derives from here: the cast on write, the Parquet footer, Dagster's column
+schema, the views and the table reference in the documentation. Import from this module.
+"""
+
+from __future__ import annotations
+
+from nq_pipeline.lake.tables.analytics import (
+    GAMMA_LEVELS,
+    IV_SMILE,
+    OPTION_PRICING,
+    SERIES_METRICS,
+    STRIKE_PROFILE,
+    TRADE_PRESSURE,
+)
+from nq_pipeline.lake.tables.capture import GAPS, MBO, MBP_1, SESSIONS, TRADES
+from nq_pipeline.lake.tables.chains import (
+    ANSWERS,
+    CHAIN_COLUMNS,
+    DECISIONS,
+    FETCHES,
+    OPTION_CHAIN,
+    SOURCE_CHAIN,
+)
+from nq_pipeline.lake.tables.history import BACKFILLS, BBO_1M, DEFINITION, OHLCV_1D, OHLCV_1M, STATISTICS
+from nq_pipeline.lake.tables.spend import ENTITLEMENTS, SPEND
+from nq_pipeline.lake.tables.table import INSTANT, PARTITION, USD, Column, Table, conform
+
+__all__ = [
+    "ANSWERS", "BACKFILLS", "BBO_1M", "CHAIN_COLUMNS", "DECISIONS", "DEFINITION", "ENTITLEMENTS",
+    "FETCHES", "GAMMA_LEVELS", "GAPS", "INSTANT", "IV_SMILE", "MBO", "MBP_1", "OHLCV_1D", "OHLCV_1M",
+    "OPTION_CHAIN", "OPTION_PRICING", "PARTITION", "SERIES_METRICS", "SESSIONS", "SOURCE_CHAIN",
+    "SPEND", "STATISTICS", "STRIKE_PROFILE", "TABLES", "TRADES", "TRADE_PRESSURE", "USD", "Column",
+    "Table", "conform",
+]  # fmt: skip
+
+_ORDERED = (
+    SOURCE_CHAIN, OPTION_CHAIN, OPTION_PRICING, IV_SMILE, STRIKE_PROFILE, SERIES_METRICS,
+    GAMMA_LEVELS, TRADE_PRESSURE, DECISIONS, ANSWERS, FETCHES, TRADES, MBP_1, MBO, GAPS, SESSIONS,
+    SPEND, DEFINITION, STATISTICS, OHLCV_1M, OHLCV_1D, BBO_1M, BACKFILLS, ENTITLEMENTS,
+)  # fmt: skip
+TABLES: dict[str, Table] = {table.name: table for table in _ORDERED}
+"""In the order of the reference page."""

@@ -1,0 +1,242 @@
+"""What the pipeline computes from chains and trades."""
+
+from __future__ import annotations
+
+from nq_pipeline.lake.tables.table import (
+    CONTRACT_KEY,
+    DATE,
+    ENVIRONMENT,
+    FLOAT,
+    INSTANT,
+    INT,
+    OPTION_TYPE,
+    RUN_ID,
+    SERIES,
+    STRIKE,
+    TEXT,
+    Table,
+    nullable,
+    required,
+)
+
+OPTION_PRICING = Table(
+    name="option_pricing",
+    version=1,
+    meaning="What we compute from option_chain: implied volatility and Greeks, one row per row of it.",
+    columns=(
+        required("source", TEXT, "vendor whose quote was priced"),
+        ENVIRONMENT,
+        required("snapshot_ts", INSTANT, "that of the chain's row"),
+        required("trade_date", DATE, "CME session date of the snapshot"),
+        SERIES,
+        CONTRACT_KEY,
+        required(
+            "valued_at",
+            INSTANT,
+            "the chain's as_of; of a settlement the moment it was made, by its settlement_date",
+        ),
+        nullable("price", FLOAT, "the price that was valued, points or dollars"),
+        nullable("price_used", TEXT, "mid (of bid and ask), settlement or last"),
+        nullable(
+            "price_age_s",
+            FLOAT,
+            "seconds from the last trade, or from the settlement, to as_of; 0 for a quote",
+        ),
+        nullable("forward", FLOAT, "the future's price the row was valued on"),
+        nullable(
+            "forward_source", TEXT, "parity (of the series' quotes) or underlying (the vendor's future)"
+        ),
+        nullable(
+            "parity_forward", FLOAT, "the series' forward by put-call parity near the money, used or not"
+        ),
+        nullable("parity_spread", FLOAT, "interquartile range of the pairs' forwards, points"),
+        required("parity_pairs", INT, "pairs of call and put it was made from"),
+        nullable(
+            "parity_gap",
+            FLOAT,
+            "parity_forward less the vendor's price of the underlying; null for settlements",
+        ),
+        required("rate", FLOAT, "interest rate per year, continuously compounded (NQ_RISK_FREE_RATE)"),
+        required("years", FLOAT, "from valued_at to expiration, in years of 365 days"),
+        nullable("model", TEXT, "black76, or ju_zhong (American); null when not priced"),
+        nullable("implied_volatility", FLOAT, "as a fraction"),
+        nullable("delta", FLOAT, "by the future's price, as a fraction"),
+        nullable("gamma", FLOAT, "per point"),
+        nullable("theta", FLOAT, "per calendar day"),
+        nullable("vega", FLOAT, "per 1.00 of volatility"),
+        nullable(
+            "iv_uncertainty",
+            FLOAT,
+            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
+        ),
+        nullable(
+            "unpriced",
+            TEXT,
+            "why there is no implied volatility: expired, crossed, one_sided, stale_last, no_quote, "
+            "no_forward, below_intrinsic, above_bound, no_solution; null when there is",
+        ),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "contract_key"),
+    order=("contract_key", "snapshot_ts"),
+    since="snapshot_ts",
+)
+
+_SNAPSHOT = (
+    required("source", TEXT, "vendor of the chain"),
+    ENVIRONMENT,
+    required("snapshot_ts", INSTANT, "that of the chain's rows"),
+    required("trade_date", DATE, "CME session date of the snapshot"),
+    required("underlying_class", TEXT, "future (NQ, ES, GC), index (NDX, SPX) or etf (QQQ, SPY)"),
+)
+
+_SERIES = (
+    *_SNAPSHOT,
+    required("root", TEXT, "Globex product code, or a proxy's: NDX, NDXP, QQQ, SPX, SPXW, SPY"),
+    SERIES,
+)
+
+_STRIKE = (*_SERIES, STRIKE)
+
+_TOTALS = (
+    nullable("call_open_interest", INT, "open calls; null when no row says"),
+    nullable("put_open_interest", INT, "open puts; null when no row says"),
+    nullable("call_volume", INT, "calls traded in the session; null when no row says"),
+    nullable("put_volume", INT, "puts traded in the session; null when no row says"),
+)
+
+_RATIOS = (
+    nullable("put_call_open_interest", FLOAT, "puts per call; null without calls"),
+    nullable("put_call_volume", FLOAT, "puts per call; null without calls"),
+)
+
+_GEX = (
+    nullable(
+        "gex_per_point", FLOAT, "net gamma exposure, dollars per point, were dealers long calls, short puts"
+    ),
+    nullable("gex_per_pct", FLOAT, "the same, dollars per 1 % of the forward"),
+)
+
+IV_SMILE = Table(
+    name="iv_smile",
+    version=1,
+    meaning="The volatility smile: the out-of-the-money contract of every strike that has a price.",
+    columns=(
+        *_STRIKE,
+        required("option_type", TEXT, "P below the forward, else C"),
+        required("forward", FLOAT, "the future's price it was valued on"),
+        required("years", FLOAT, "to expiration, in years of 365 days"),
+        required("log_moneyness", FLOAT, "ln(strike / forward)"),
+        nullable("deviations", FLOAT, "log_moneyness in its own standard deviations, σ√t"),
+        required("implied_volatility", FLOAT, "ours, as a fraction"),
+        nullable(
+            "iv_uncertainty",
+            FLOAT,
+            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
+        ),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "series", "strike"),
+    order=("snapshot_ts", "series", "strike"),
+    since="snapshot_ts",
+)
+
+STRIKE_PROFILE = Table(
+    name="strike_profile",
+    version=1,
+    meaning="Open interest, volume and gamma exposure by strike: one row per snapshot, series and strike.",
+    columns=(
+        *_STRIKE,
+        *_TOTALS,
+        required("payout", FLOAT, "dollars all open options would pay if settled at this strike"),
+        nullable("call_gex_per_point", FLOAT, "of the call; null without gamma or open interest"),
+        nullable(
+            "put_gex_per_point", FLOAT, "of the put, at or below 0; null without gamma or open interest"
+        ),
+        nullable("call_gex_per_pct", FLOAT, "of the call, dollars per 1 %"),
+        nullable("put_gex_per_pct", FLOAT, "of the put, dollars per 1 %"),
+        *_GEX,
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "series", "strike"),
+    order=("snapshot_ts", "series", "strike"),
+    since="snapshot_ts",
+)
+
+SERIES_METRICS = Table(
+    name="series_metrics",
+    version=1,
+    meaning="Term structure, expected move, put/call ratios, max pain: one row per snapshot and series.",
+    columns=(
+        *_SERIES,
+        required("expiration", INSTANT, "the instant trading ends"),
+        nullable("years", FLOAT, "to expiration, in years of 365 days"),
+        nullable("forward", FLOAT, "median of the forwards the series' rows were valued on"),
+        nullable("atm_iv", FLOAT, "volatility at the forward, linear between the strikes around it"),
+        nullable("atm_strike", FLOAT, "nearest the forward, of those with call and put quoted or settled"),
+        nullable("expected_move_straddle", FLOAT, "price of its straddle, points: the mean absolute move"),
+        nullable("expected_move_iv", FLOAT, "forward × atm_iv × √years, points: one standard deviation"),
+        *_TOTALS,
+        *_RATIOS,
+        nullable(
+            "max_pain", FLOAT, "strike of the least payout, the lowest of equals; null without open interest"
+        ),
+        *_GEX,
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "series"),
+    order=("snapshot_ts", "series"),
+    since="snapshot_ts",
+)
+
+GAMMA_LEVELS = Table(
+    name="gamma_levels",
+    version=1,
+    meaning="All series of a product together: one row per source, snapshot and product.",
+    columns=(
+        *_SNAPSHOT,
+        required("product", TEXT, "what the options are on: NQ, ES, GC, or a proxy's NDX, QQQ, SPX, SPY"),
+        nullable("forward", FLOAT, "of the first contract to expire: what zero_gamma is measured in"),
+        *_TOTALS,
+        *_RATIOS,
+        *_GEX,
+        nullable("zero_gamma", FLOAT, "level where net exposure changes sign; null when none is within 10 %"),
+        required("contracts", INT, "contracts in the exposure"),
+        required(
+            "open_interest_left_out", INT, "open contracts that could not be priced, not in the exposure"
+        ),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "product"),
+    order=("snapshot_ts", "source", "product"),
+    since="snapshot_ts",
+)
+
+TRADE_PRESSURE = Table(
+    name="trade_pressure",
+    version=1,
+    meaning="Aggressors in windows of five minutes, as counted at the time: one row per window and option "
+    "that traded, another with more trades where a gap was filled later. The view `pressure` counts anew.",
+    columns=(
+        ENVIRONMENT,
+        required("trade_date", DATE, "CME session date"),
+        required("window_start", INSTANT, "start of the five minutes, included"),
+        required("root", TEXT, "Globex product code"),
+        SERIES,
+        CONTRACT_KEY,
+        OPTION_TYPE,
+        STRIKE,
+        required("buy_volume", INT, "contracts whose aggressor bought"),
+        required("sell_volume", INT, "contracts whose aggressor sold"),
+        required("undefined_volume", INT, "contracts without a known aggressor, of neither side"),
+        required("trades", INT, "number of trades, of all three"),
+        required("average_size", FLOAT, "contracts per trade, of all three"),
+        nullable("buy_sell_ratio", FLOAT, "buy_volume / sell_volume; null without sells"),
+        nullable("imbalance", FLOAT, "(buy − sell) / (buy + sell), from −1 to 1; null without either"),
+        nullable("dominant_side", TEXT, "B or A, of the larger volume; null when equal"),
+        RUN_ID,
+    ),
+    key=("environment", "window_start", "contract_key", "trades"),
+    order=("window_start", "contract_key", "trades"),
+    since="window_start",
+)

@@ -1,0 +1,184 @@
+"""The live feed: its records, the gaps in them and the sessions with the gateway."""
+
+from __future__ import annotations
+
+from nq_pipeline.lake.tables.table import (
+    BOOL,
+    DATASET,
+    DATE,
+    ENVIRONMENT,
+    FLOAT,
+    I32,
+    INSTANT,
+    INT,
+    RUN_ID,
+    TEXT,
+    U8,
+    U16,
+    U32,
+    U64,
+    USD,
+    Column,
+    Table,
+    nullable,
+    required,
+)
+
+_TICK_KEY = ("publisher_id", "instrument_id", "ts_event", "sequence", "ordinal")
+
+_TICK_ORDER = ("instrument_id", "ts_event", "sequence")
+
+
+def _tick_columns(*own: Column) -> tuple[Column, ...]:
+    """The columns of a table of DBN records: Databento's, its schema's own, and ours beside them."""
+    return (
+        required("ts_event", INSTANT, "when the matching engine received it"),
+        nullable("ts_recv", INSTANT, "when Databento received it"),
+        required("trade_date", DATE, "CME session date of ts_event, of ts_recv where it is misdated"),
+        required("publisher_id", U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3"),
+        required("instrument_id", U32, "Databento's id; reused over time, never a key across days"),
+        required("sequence", U32, "the venue's number of the message, per channel"),
+        required("ordinal", U32, "which record of its instrument, ts_event and sequence it is, from 0"),
+        required("action", TEXT, "T trade, F fill, A add, C cancel, M modify, R clear, N none"),
+        required("side", TEXT, "of a trade, the aggressor: A sells, B buys, N not known"),
+        nullable("price", FLOAT, "points; null where there is none"),
+        required("size", U32, "contracts"),
+        required("flags", U8, "Databento's bits: 128 last of its event, 8 ts_recv is doubtful, …"),
+        required("ts_in_delta", I32, "nanoseconds from the venue's sending to ts_recv"),
+        *own,
+        nullable("raw_symbol", TEXT, "exchange symbol as the gateway said before; null when it did not"),
+        nullable("instrument_kind", TEXT, "option, future, spread (UD: and legs with a dash) or other"),
+        nullable("underlying_class", TEXT, "future; null when the symbol is not one of ours"),
+        nullable("underlying", TEXT, "of an option: the future it exercises into, by CME's rule"),
+        nullable("root", TEXT, "Globex product code of an option or a future"),
+        nullable("series", TEXT, "of an option: root and expiration date, Q1B-2025-07-01"),
+        nullable("contract_key", TEXT, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
+        nullable("option_type", TEXT, "C or P"),
+        nullable("strike", FLOAT, "index points or dollars"),
+        nullable("receive_latency_ns", INT, "ts_recv less ts_event"),
+        nullable(
+            "is_misdated", BOOL, "ts_event lies over a minute from ts_recv; null in rows of older versions"
+        ),
+        nullable(
+            "publish_latency_ns", INT, "when the row was about to be written, less ts_recv; null when bought"
+        ),
+        required("source_schema", TEXT, "the schema that was streamed: trades, mbp-1, mbo"),
+        ENVIRONMENT,
+        required("log_session", INT, "segment of the log its session began with; 0 when bought later"),
+        RUN_ID,
+    )
+
+
+TRADES = Table(
+    name="trades",
+    version=3,
+    meaning="Trades as Databento sent them, live in whatever schema or bought: one row per trade.",
+    columns=_tick_columns(nullable("depth", U8, "level of the book; null where mbo was streamed")),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+MBP_1 = Table(
+    name="mbp_1",
+    version=3,
+    meaning="Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
+    columns=_tick_columns(
+        required("depth", U8, "level of the book: 0"),
+        nullable("bid_px_00", FLOAT, "best bid; null when there is none"),
+        nullable("ask_px_00", FLOAT, "best ask; null when there is none"),
+        required("bid_sz_00", U32, "contracts at the bid"),
+        required("ask_sz_00", U32, "contracts at the ask"),
+        required("bid_ct_00", U32, "orders at the bid"),
+        required("ask_ct_00", U32, "orders at the ask"),
+    ),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+MBO = Table(
+    name="mbo",
+    version=3,
+    meaning="Every event of every order (schema mbo), without the snapshots of the book.",
+    columns=_tick_columns(
+        required("order_id", U64, "the venue's number of the order"),
+        required("channel_id", U8, "the venue's channel"),
+    ),
+    key=_TICK_KEY,
+    order=_TICK_ORDER,
+    since="ts_event",
+)
+
+GAPS = Table(
+    name="gaps",
+    version=3,
+    meaning="Holes in the live capture: one row per gap and state; the highest revision is the truth.",
+    columns=(
+        required("gap_id", TEXT, "the same through all states of a gap"),
+        required("revision", INT, "number of the state, from 0"),
+        required("changed_at", INSTANT, "when the gap came into this state, by the capture's clock"),
+        required("trade_date", DATE, "CME session date of first_ts"),
+        ENVIRONMENT,
+        DATASET,
+        required("schema", TEXT, "what is missing: trades, mbp-1, mbo"),
+        required(
+            "cause",
+            TEXT,
+            "how the session before ended; late start or not running where there was none; another schema",
+        ),
+        nullable("detail", TEXT, "what the gateway or the operating system said"),
+        required("first_ts", INSTANT, "the last moment (ts_event) proven before the gap"),
+        nullable("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
+        required("state", TEXT, "open, replayed, verified or unfillable"),
+        nullable(
+            "reason", TEXT, "why it is unfillable, or open again; of a verified one, how the lake differs"
+        ),
+        nullable(
+            "filled_by",
+            TEXT,
+            "live replay, historical (bought) or already there; null while nothing was filled",
+        ),
+        nullable("records_replayed", INT, "records of the span that the replay, or the purchase, brought"),
+        nullable("records_counted", INT, "records of the span that an independent count found"),
+        nullable(
+            "rows_published", INT, "rows that the lake then had of them; null where it was not looked at"
+        ),
+        required("attempts", INT, "replays with which the count did not agree"),
+        required(
+            "cost_usd", USD, "what was paid to the historical API for it; a live replay is free", was=FLOAT
+        ),
+        required("run_id", TEXT, "the capture that wrote the row"),
+    ),
+    key=("gap_id", "revision"),
+    order=("changed_at", "gap_id", "revision"),
+    since="changed_at",
+)
+
+SESSIONS = Table(
+    name="sessions",
+    version=1,
+    meaning="Sessions with the live gateway and attempts at one: a row when one ended.",
+    columns=(
+        required("session_key", TEXT, "unique: the capture's run and the number of the attempt"),
+        nullable("gateway_session", TEXT, "the gateway's own id; null when it gave none"),
+        required("trade_date", DATE, "CME session date of the end"),
+        ENVIRONMENT,
+        DATASET,
+        required("started_at", INSTANT, "when the connection was asked for, by the capture's clock"),
+        required("ended_at", INSTANT, "when it ended"),
+        required("schemas", TEXT, "what was subscribed to, separated by commas"),
+        nullable("replay_from", INSTANT, "earliest start of its replays; null without one"),
+        required("records", INT, "market data received"),
+        required("bytes", INT, "bytes of the stream as they came"),
+        required("ended", TEXT, "how: closed, reset, cut, silent, garbage, unreachable, refused, error, …"),
+        nullable("detail", TEXT, "what the gateway or the operating system said"),
+        nullable("code", INT, "code of the gateway's error, where it sent one"),
+        nullable("proven_ts", INSTANT, "up to where everything came; null when its replay was not completed"),
+        nullable("missing", TEXT, "parents that are always listed and were not named, separated by commas"),
+        required("run_id", TEXT, "the capture"),
+    ),
+    key=("session_key",),
+    order=("ended_at",),
+    since="ended_at",
+)

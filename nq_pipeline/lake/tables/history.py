@@ -1,0 +1,175 @@
+"""What is bought from the historical API, and every attempt to buy it."""
+
+from __future__ import annotations
+
+from nq_pipeline.lake.tables.table import (
+    DATASET,
+    DATE,
+    ENVIRONMENT,
+    FLOAT,
+    INSTANT,
+    INT,
+    RUN_ID,
+    TEXT,
+    U8,
+    U16,
+    U32,
+    U64,
+    USD,
+    Column,
+    Table,
+    nullable,
+    required,
+)
+
+_CONTRACT = (
+    nullable("raw_symbol", TEXT, "exchange symbol on that day; null when the vendor does not say"),
+    nullable("instrument_kind", TEXT, "option, future, spread (UD: and legs with a dash) or other"),
+    nullable("underlying_class", TEXT, "future; null when the symbol is not one of ours"),
+    nullable("root", TEXT, "Globex product code of an option or a future"),
+    nullable("series", TEXT, "of an option: root and expiration date, Q1B-2025-07-01"),
+    nullable("contract_key", TEXT, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
+    nullable("option_type", TEXT, "C or P"),
+    nullable("strike", FLOAT, "index points or dollars"),
+)
+
+
+def _history(name: str, meaning: str, own: tuple[Column, ...], since: str = "ts_recv") -> Table:
+    """A table of what is bought from the historical API: Databento's columns and the contract's."""
+    return Table(
+        name=name,
+        version=1,
+        meaning=meaning,
+        columns=(
+            required("trade_date", DATE, "CME session date: from its open to the next session's"),
+            required("publisher_id", U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3"),
+            required("instrument_id", U32, "Databento's id; reused over time, never a key across days"),
+            *own,
+            required("ordinal", U32, f"which record of its instrument and {since} it is, from 0"),
+            *_CONTRACT,
+            ENVIRONMENT,
+            RUN_ID,
+        ),
+        key=("publisher_id", "instrument_id", since, "ordinal"),
+        order=("instrument_id", since),
+        since=since,
+    )
+
+
+_RECV = required("ts_recv", INSTANT, "when Databento received it")
+
+_EVENT = nullable("ts_event", INSTANT, "when the matching engine received it")
+
+DEFINITION = _history(
+    "definition",
+    "Instrument definitions (schema definition): daily snapshots and changes; a spread has a row per leg.",
+    (
+        _RECV,
+        _EVENT,
+        nullable(
+            "instrument_class", TEXT, "C call, P put, F future, T and M option spreads, S future spread"
+        ),
+        nullable("asset", TEXT, "product root of the instrument"),
+        nullable("security_type", TEXT, "OOF option on a future, FUT, MLEG"),
+        nullable("exchange", TEXT, "XCME"),
+        nullable("currency", TEXT, "USD"),
+        nullable("underlying", TEXT, "raw symbol of the underlying future"),
+        nullable("underlying_id", U32, "its instrument_id on that day"),
+        nullable("strike_price", FLOAT, "points"),
+        nullable("expiration", INSTANT, "the instant trading ends"),
+        nullable("activation", INSTANT, "the instant it was listed"),
+        nullable("unit_of_measure_qty", FLOAT, "dollars per point: the multiplier"),
+        nullable("min_price_increment", FLOAT, "points"),
+        nullable("security_update_action", TEXT, "A added, M modified, D deleted"),
+        nullable("user_defined_instrument", TEXT, "Y or N"),
+        nullable("leg_count", U16, "legs of a spread"),
+        nullable("leg_index", U16, "which leg the row is of"),
+        nullable("leg_instrument_id", U32, "its instrument_id"),
+        nullable("leg_raw_symbol", TEXT, "its raw symbol"),
+        nullable("leg_side", TEXT, "A or B"),
+    ),
+)
+
+STATISTICS = _history(
+    "statistics",
+    "What the venue publishes beside trading (schema statistics): settlements, open interest, volume. Much "
+    "of it comes in a later session than the one it is of: ts_ref says which.",
+    (
+        _RECV,
+        _EVENT,
+        nullable("ts_ref", INSTANT, "the trade date the statistic is about, as its midnight UTC"),
+        required("stat_type", U16, "3 settlement, 4 session low, 5 high, 6 cleared volume, 9 open interest"),
+        nullable("price", FLOAT, "points; null for quantities"),
+        nullable("quantity", INT, "contracts; null for prices"),
+        required("sequence", U32, "the venue's number of the message, per channel"),
+        required("channel_id", U16, "the venue's channel"),
+        required("update_action", U8, "1 new, 2 deleted"),
+        required("stat_flags", U8, "of a settlement: 1 final, 2 actual, 4 rounded to the tick, 8 intraday"),
+    ),
+)
+
+_BAR = (
+    required("ts_event", INSTANT, "when the bar begins"),
+    nullable("open", FLOAT, "points"),
+    nullable("high", FLOAT, "points"),
+    nullable("low", FLOAT, "points"),
+    nullable("close", FLOAT, "points"),
+    required("volume", U64, "contracts"),
+)
+
+OHLCV_1M = _history("ohlcv_1m", "Minute bars (schema ohlcv-1m); none without a trade.", _BAR, "ts_event")
+
+OHLCV_1D = _history("ohlcv_1d", "Bars of UTC days (schema ohlcv-1d), not of sessions.", _BAR, "ts_event")
+
+BBO_1M = _history(
+    "bbo_1m",
+    "The book's best bid and ask at the end of each minute in which it changed (schema bbo-1m).",
+    (
+        required("ts_recv", INSTANT, "end of the minute"),
+        nullable("ts_event", INSTANT, "when the last trade was; null before the first of the session"),
+        nullable("price", FLOAT, "of the last trade"),
+        nullable("size", U32, "of the last trade, contracts"),
+        nullable("side", TEXT, "of the last trade, the aggressor"),
+        nullable("flags", U8, "Databento's bits"),
+        nullable("bid_px_00", FLOAT, "best bid; null when there is none"),
+        nullable("ask_px_00", FLOAT, "best ask; null when there is none"),
+        nullable("bid_sz_00", U32, "contracts at the bid"),
+        nullable("ask_sz_00", U32, "contracts at the ask"),
+        nullable("bid_ct_00", U32, "orders at the bid"),
+        nullable("ask_ct_00", U32, "orders at the ask"),
+    ),
+)
+
+BACKFILLS = Table(
+    name="backfills",
+    version=1,
+    meaning="Days bought from the historical API: one row per attempt at a trade date of a schema.",
+    columns=(
+        required("run_id", TEXT, "the run that asked"),
+        required("changed_at", INSTANT, "when it was known (real time)"),
+        required("trade_date", DATE, "CME session date"),
+        ENVIRONMENT,
+        DATASET,
+        required("schema", TEXT, "Databento's schema"),
+        required("symbols", TEXT, "parents asked for, in order, separated by commas"),
+        required("first_ts", INSTANT, "start of the span asked for (ts_recv; of bars ts_event), included"),
+        required("last_ts", INSTANT, "its end, not included"),
+        required("state", TEXT, "complete, empty, missing, pending, over_budget, not_entitled or failed"),
+        nullable("reason", TEXT, "why it is not complete, one sentence"),
+        nullable("condition", TEXT, "the vendor's word on the days: available, degraded, pending, missing"),
+        required("records", INT, "records that were proven: as many as the vendor counts"),
+        required("rows", INT, "rows that were new in the lake"),
+        required("known", INT, "rows that the lake had already, as of the live capture"),
+        required("dropped", INT, "records that could have no row"),
+        required("bytes", INT, "bytes of the records, uncompressed: what is billed"),
+        required("cost_usd", USD, "paid in this attempt, and left reserved by it"),
+        nullable(
+            "mode", TEXT, "historical-streaming, or historical (a batch job); null when nothing was bought"
+        ),
+        nullable("request_ids", TEXT, "of the ledger's commits, or the batch job, separated by commas"),
+        nullable("sha256", TEXT, "of the kept files, separated by commas"),
+    ),
+    key=("run_id", "dataset", "schema", "trade_date", "symbols"),
+    order=("changed_at",),
+    since="changed_at",
+)

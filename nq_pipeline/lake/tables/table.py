@@ -1,0 +1,125 @@
+"""What a table is, and the columns that many tables share.
+
+Missing is null, never 0. Instants are `timestamp[ns, UTC]`; prices and strikes are float64; DBN's
+integers keep their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from nq_pipeline.errors import LakeError
+
+INSTANT = pl.Datetime("ns", "UTC")
+TEXT, FLOAT, INT, BOOL, DATE = pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.Date()
+U8, U16, U32, U64, I32 = pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64(), pl.Int32()
+USD = pl.Decimal(18, 9)
+"""Money: exact, to the billionth of a dollar."""
+PARTITION = "trade_date"
+"""The column every table has and is partitioned by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, polars type and what it means (unit, zone, when it is null).
+
+    `was` is its type in files of an older version, where that was another.
+    """
+
+    name: str
+    dtype: pl.DataType
+    meaning: str
+    nullable: bool = True
+    was: pl.DataType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the lake.
+
+    Attributes
+    ----------
+    meaning
+        What a row is, in one sentence.
+    key
+        Columns that make a row unique; appending a row whose key is there adds nothing.
+    order
+        Sort order inside a file. A chain is sorted by contract: a file of a whole trade date then holds a
+        contract's day in one place, and the chain of a moment costs about as much as in order of time.
+    since
+        The instant column whose range a manifest keeps per file, so that readers prune files.
+    """
+
+    name: str
+    version: int
+    meaning: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    order: tuple[str, ...]
+    since: str
+
+    @property
+    def schema(self) -> pl.Schema:
+        return pl.Schema({column.name: column.dtype for column in self.columns})
+
+    @property
+    def total_order(self) -> list[str]:
+        """`order`, made unambiguous by the key, so that sorted rows have one order."""
+        return list(dict.fromkeys((*self.order, *self.key)))
+
+    def empty(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.schema)
+
+
+def required(name: str, dtype: pl.DataType, meaning: str, *, was: pl.DataType | None = None) -> Column:
+    """A column in which every row has a value."""
+    return Column(name, dtype, meaning, nullable=False, was=was)
+
+
+def nullable(name: str, dtype: pl.DataType, meaning: str, *, was: pl.DataType | None = None) -> Column:
+    """A column that may be null or left out."""
+    return Column(name, dtype, meaning, nullable=True, was=was)
+
+
+ENVIRONMENT = required("environment", TEXT, "sandbox (synthetic) or live")
+RUN_ID = required("run_id", TEXT, "the run that wrote the row")
+DATASET = required("dataset", TEXT, "Databento's dataset")
+SERIES = required("series", TEXT, "root and expiration date, Q1B-2025-07-01")
+CONTRACT_KEY = required("contract_key", TEXT, "series, side and strike, Q1B-2025-07-01-C-21330")
+OPTION_TYPE = required("option_type", TEXT, "C or P")
+STRIKE = required("strike", FLOAT, "index points or dollars")
+
+
+def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    """Bring a frame to a table's columns, order and types; a nullable column may be missing.
+
+    A column of text may come as categories (`pl.Enum`) and stays so: few texts in many rows are
+    written several times faster, and read as text all the same.
+
+    Raises
+    ------
+    LakeError
+        A column is unknown, missing, of a type that does not fit, or null where it may not be.
+    """
+    names = table.schema.names()
+    required = [column.name for column in table.columns if not column.nullable]
+    unknown = sorted(set(frame.columns) - set(names))
+    missing = [name for name in required if name not in frame.columns]
+    if unknown or missing:
+        raise LakeError(f"rows for {table.name} have unknown columns {unknown} and lack {missing}")
+    given = {name: pl.col(name) if name in frame.columns else pl.lit(None) for name in names}
+    types = dict(table.schema)
+    for name, dtype in frame.schema.items():
+        # Categories are text already. They have an order of their own, so not where rows are sorted by it.
+        if isinstance(dtype, pl.Enum) and types[name] == pl.String and name not in table.total_order:
+            types[name] = dtype
+    try:
+        frame = frame.select(given[name].cast(dtype).alias(name) for name, dtype in types.items())
+    except pl.exceptions.PolarsError as error:
+        raise LakeError(f"rows for {table.name} do not have its types: {error}") from None
+    holes = [name for name in required if frame[name].null_count()]
+    if holes:
+        raise LakeError(f"rows for {table.name} hold nulls where none may be: {holes}")
+    return frame
