@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 import nq_pipeline
 from nq_pipeline import cli
-from nq_pipeline.chains.snapshot import build_request
+from nq_pipeline.chains.request import build_request
 from nq_pipeline.cli import exit_codes, help, run
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results

@@ -23,7 +23,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.chains import quality
-from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.lake import catalog
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.process import endpoints
@@ -180,7 +182,7 @@ def test_what_is_expected_covers_every_fault_and_nothing_else() -> None:
 
 @EVERY_CASE
 def test_a_fault_comes_to_its_outcome(vendor: str, fault: str, run_of: Callable[..., Run]) -> None:
-    answer = run_of(vendor, fault).snapshot.asked[vendor].answer
+    answer = run_of(vendor, fault).snapshot.results[vendor].answer
     expected = fate(vendor, fault).answer
     assert answer.outcome is expected, answer.reason
     assert (answer.frame.height > 0) is expected.has_rows
@@ -195,7 +197,9 @@ def test_the_next_vendor_wins_and_every_loser_has_its_reason(
 ) -> None:
     run = run_of(vendor, fault)
     well = [
-        v for v in run.snapshot.asked if v != PROXY and (v == FALLBACK[vendor] or fate(v, fault).answer is OK)
+        v
+        for v in run.snapshot.results
+        if v != PROXY and (v == FALLBACK[vendor] or fate(v, fault).answer is OK)
     ]
     winner = well[0]
     chain = run.table("from option_chain_latest order by contract_key")
@@ -216,7 +220,7 @@ def test_the_healthy_vendor_beside_it_is_complete(
 ) -> None:
     other = FALLBACK[vendor]
     assert_frame_equal(run_of(vendor, fault).rows(other), run_of(other, "ok").rows(other))
-    fetches = run_of(vendor, fault).snapshot.asked[other].fetches
+    fetches = run_of(vendor, fault).snapshot.results[other].fetches
     assert set(fetches["outcome"]) == {"ok"}
 
 

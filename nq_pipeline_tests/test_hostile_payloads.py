@@ -27,7 +27,8 @@ from polars.testing import assert_frame_equal
 from websockets.sync.server import ServerConnection
 
 from nq_pipeline.analytics.snapshot import price_and_measure
-from nq_pipeline.chains.snapshot import build_request, take_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import PinnedClock
 from nq_pipeline.dbn import decode
 from nq_pipeline.market.contracts import Series
@@ -462,7 +463,7 @@ def test_a_whole_snapshot_of_spoilt_answers_is_taken_and_priced(vendor: str, tmp
             except Exception as error:
                 error.add_note(f"case {case}: {what}")
                 raise
-            keys = set(snapshot.asked[vendor].answer.frame["contract_key"])
+            keys = set(snapshot.results[vendor].answer.frame["contract_key"])
             assert keys <= set(whole.frame["contract_key"]), what
 
 

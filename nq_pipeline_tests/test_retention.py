@@ -15,7 +15,9 @@ import pytest
 
 from nq_pipeline.capture import log
 from nq_pipeline.capture.gaps import Gap, GapState, GapStore
-from nq_pipeline.chains.snapshot import build_request, replay_snapshot, take_snapshot
+from nq_pipeline.chains.replay import replay_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.compaction import compact

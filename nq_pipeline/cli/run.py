@@ -17,7 +17,7 @@ from nq_pipeline.workspace import Workspace
 if TYPE_CHECKING:
     import polars as pl
 
-    from nq_pipeline.chains.snapshot import Snapshot
+    from nq_pipeline.chains.result import Snapshot
     from nq_pipeline.settings import Settings
 
 
@@ -47,12 +47,9 @@ def run(
       nq run --source barchart --series MM1N5
       nq run --from-raw latest
     """
-    from nq_pipeline.chains.snapshot import (
-        build_request,
-        finish_killed,
-        replay_snapshot,
-        take_snapshot,
-    )
+    from nq_pipeline.chains.replay import finish_killed_runs, replay_snapshot
+    from nq_pipeline.chains.request import build_request
+    from nq_pipeline.chains.snapshot import take_snapshot
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
 
@@ -69,7 +66,7 @@ def run(
         request = build_request(settings, series=series, source=source[0] if len(source) == 1 else None)
         if not as_json:
             _announce(settings, request)
-        for killed in finish_killed(settings, before=request.snapshot_ts, progress=progress):
+        for killed in finish_killed_runs(settings, before=request.snapshot_ts, progress=progress):
             _price(settings, killed)
         tell = (lambda line: None) if as_json else progress
         with endpoints(settings) as reachable:
@@ -154,7 +151,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
     for heading in ("source", "outcome", "contracts", "series", "age", "cache", "time"):
         justify: Any = "right" if heading in ("contracts", "series", "age", "time") else "left"
         table.add_column(heading, justify=justify, no_wrap=True)
-    for name in snapshot.asked:
+    for name in snapshot.results:
         row = _summary(snapshot, name)
         cache = "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss"
         seconds = f"{row['seconds']:.2f} s"
@@ -162,7 +159,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
             row["outcome"],
             f"{row['contracts']:,}",
             str(row["series"]),
-            age_of(snapshot.asked[name].newest, snapshot.request.moment),
+            age_of(snapshot.results[name].newest, snapshot.request.moment),
             cache,
             seconds,
         )
@@ -176,7 +173,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
         click.echo(f"  {name}: {printable(reason)}")
-    for name, asked in snapshot.asked.items():
+    for name, asked in snapshot.results.items():
         if dropped := asked.answer.dropped:
             parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
             click.echo(f"Left out of what {name} sent: {printable(parts)}")
@@ -210,7 +207,7 @@ def _stand_in(snapshot: Snapshot, name: str) -> str:
 
 
 def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
-    asked = snapshot.asked[name]
+    asked = snapshot.results[name]
     newest = asked.newest
     return {
         "outcome": str(asked.answer.outcome),
@@ -235,7 +232,7 @@ def _lost(snapshot: Snapshot) -> dict[str, str]:
         counts = part["reason"].value_counts(sort=True)
         others = counts.height - 1
         more = f" (and {others} other reason{'s' * (others > 1)}; see the table decisions)" if others else ""
-        own = snapshot.asked[str(source)].answer.reason
+        own = snapshot.results[str(source)].answer.reason
         reasons[str(source)] = own or f"{counts['reason'][0]}{more}"
     return reasons
 
@@ -248,7 +245,7 @@ def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
         "trade_date": request.trade_date,
         "snapshot_ts": request.snapshot_ts,
         "moment": request.moment,
-        "sources": {name: _summary(snapshot, name) for name in snapshot.asked},
+        "sources": {name: _summary(snapshot, name) for name in snapshot.results},
         "skipped": dict(snapshot.skipped),
         "winners": snapshot.winners,
         "lost": _lost(snapshot),

@@ -68,11 +68,11 @@ capture_job = dg.define_asset_job(
 )
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     from nq_pipeline.analytics.snapshot import price_and_measure
-    from nq_pipeline.chains.snapshot import finish_killed
+    from nq_pipeline.chains.replay import finish_killed_runs
 
     # Bookkeeping goes by the machine's clock, never by a pinned one.
     settings, now = vendors.settings(), datetime.now(UTC)
-    for killed in finish_killed(settings, before=now, opener=vendors.opener, progress=context.log.info):
+    for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=context.log.info):
         if killed.chain.height:
             price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
     tidy(Workspace.of(settings).lake, TABLES.values(), now=now, tell=context.log.info)

@@ -16,7 +16,7 @@ import dagster as dg
 import polars as pl
 
 from nq_pipeline.chains.quality import newest_quote
-from nq_pipeline.chains.snapshot import Asked, Snapshot
+from nq_pipeline.chains.result import Snapshot, VendorResult
 from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.report.thumbnails import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
@@ -56,7 +56,7 @@ def of_table(table: Table) -> Metadata:
     }
 
 
-def of_source(name: str, asked: Asked, snapshot: Snapshot, settings: Settings) -> Metadata:
+def of_source(name: str, asked: VendorResult, snapshot: Snapshot, settings: Settings) -> Metadata:
     """One vendor's part of a snapshot."""
     answer, fetches = asked.answer, asked.fetches
     rows = (
@@ -281,7 +281,7 @@ def _by_source(snapshot: Snapshot) -> pl.DataFrame:
             "cache": f"{asked.hits} hits, {asked.misses} misses",
             "reason": asked.answer.reason,
         }
-        for name, asked in snapshot.asked.items()
+        for name, asked in snapshot.results.items()
     ]
     rows += [
         {"source": name, "outcome": "not asked", "reason": why} for name, why in snapshot.skipped.items()

@@ -11,7 +11,7 @@ from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.registry import open_source
 
 if TYPE_CHECKING:
-    from nq_pipeline.chains.snapshot import Snapshot
+    from nq_pipeline.chains.result import Snapshot
     from nq_pipeline.sources.base import ChainRequest, Source
 
 

@@ -9,7 +9,8 @@ from datetime import date, datetime
 
 import polars as pl
 
-from nq_pipeline.chains.snapshot import GRACE_S, build_request, exchange_for
+from nq_pipeline.chains.ask import GRACE_S, open_session
+from nq_pipeline.chains.request import build_request
 from nq_pipeline.errors import SourceError
 from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.market import sessions
@@ -66,7 +67,7 @@ def probe_sources(
 
 
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
-    exchange = exchange_for(source, settings, request)
+    exchange = open_session(source, settings, request)
     probe = _probed(source, exchange)
     return replace(probe, detail=strike(probe.detail, exchange.secrets))
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from nq_pipeline.chains.snapshot import build_request, exchange_for, take_snapshot
+from nq_pipeline.chains.ask import open_session
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import MeteredSource
 from nq_pipeline.sources.registry import open_source
@@ -69,13 +71,13 @@ def _chain(settings: Settings, name: str) -> int:
     settings = settings.model_copy(update={"sources": (name,)})
     request = build_request(settings)
     snapshot = take_snapshot(settings, replace(request, series=request.series[:SERIES]))
-    return snapshot.asked[name].misses
+    return snapshot.results[name].misses
 
 
 def _price(settings: Settings, name: str) -> int:
     """Ask what a chain would cost, which is free; requests that it took."""
     source, request = open_source(name, settings), build_request(settings)
-    exchange = exchange_for(source, settings, request)
+    exchange = open_session(source, settings, request)
     try:
         cast(MeteredSource, source).price(request, exchange)
         return sum(fetch.cache != "hit" for fetch in exchange.fetches)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
-from nq_pipeline.chains.snapshot import build_request
+from nq_pipeline.chains.request import build_request
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -187,7 +187,7 @@ import sys, time
 from pathlib import Path
 from dataclasses import replace
 from nq_pipeline.chains.answer_cache import AnswerCache
-from nq_pipeline_tests.sources.test_answers import ANSWER, FRAME, KEY, USED
+from nq_pipeline_tests.chains.test_answer_cache import ANSWER, FRAME, KEY, USED
 
 cache, rows = AnswerCache(Path(sys.argv[1])), int(sys.argv[2])
 print("ready", flush=True)

@@ -12,12 +12,10 @@ import pytest
 import requests
 from polars.testing import assert_frame_equal
 
-from nq_pipeline.chains.snapshot import (
-    Snapshot,
-    build_request,
-    replay_snapshot,
-    take_snapshot,
-)
+from nq_pipeline.chains.replay import replay_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.lake.tables import ANSWERS, ENTITLEMENTS, SPEND
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
@@ -76,7 +74,7 @@ def test_without_a_budget_no_metered_request_leaves_and_the_run_completes(tmp_pa
         settings = settings_for(server.url, tmp_path, budget_daily_usd="0")
         snapshot = run(settings)
         assert metered(server) == 0 < len(server.asked)
-    assert snapshot.asked["databento"].answer.outcome is Outcome.OVER_BUDGET
+    assert snapshot.results["databento"].answer.outcome is Outcome.OVER_BUDGET
     lake = Workspace.of(settings).lake
     (answer,) = lake.scan(ANSWERS).collect().iter_rows(named=True)
     assert answer["outcome"] == "over_budget" and "NQ_BUDGET_DAILY_USD" in answer["reason"]
@@ -88,7 +86,7 @@ def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> N
     with serve(unlicensed) as server:
         settings = settings_for(server.url, tmp_path)
         for _ in range(3):
-            assert run(settings).asked["databento"].answer.outcome is Outcome.NOT_ENTITLED
+            assert run(settings).results["databento"].answer.outcome is Outcome.NOT_ENTITLED
         assert metered(server) == 1
         (row,) = Workspace.of(settings).lake.scan(ENTITLEMENTS).collect().iter_rows(named=True)
         assert (row["vendor"], row["schema"], row["entitled"]) == ("databento", "chain", False)
@@ -107,11 +105,11 @@ def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_
 
     with serve(without({"statistics"})) as server:
         settings = settings_for(server.url, tmp_path)
-        first = run(settings).asked["databento"].answer
-        again = run(settings).asked["databento"].answer
+        first = run(settings).results["databento"].answer
+        again = run(settings).results["databento"].answer
         assert (first.outcome, again.outcome, asked(server)) == (Outcome.PARTIAL, Outcome.PARTIAL, 1)
         assert again.reason == first.reason and "license_not_found_unauthorized" in first.reason
-        replayed = replay_snapshot(settings, "latest").asked["databento"].answer
+        replayed = replay_snapshot(settings, "latest").results["databento"].answer
         assert (replayed.outcome, replayed.reason) == (again.outcome, again.reason)
         assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
     said = {one.schema: one.entitled for one in in_force(Workspace.of(settings).lake)}
@@ -124,10 +122,10 @@ def test_a_plan_that_was_upgraded_is_known_after_one_refresh(tmp_path: Path) -> 
     lacking = {"statistics"}
     with serve(without(lacking)) as server:
         settings = settings_for(server.url, tmp_path, cache_open_s=0)
-        outcomes = [run(settings).asked["databento"].answer.outcome]
+        outcomes = [run(settings).results["databento"].answer.outcome]
         lacking.clear()
         outcomes += [
-            run(settings, refresh=again).asked["databento"].answer.outcome for again in (False, True, False)
+            run(settings, refresh=again).results["databento"].answer.outcome for again in (False, True, False)
         ]
     assert outcomes == [Outcome.PARTIAL, Outcome.PARTIAL, Outcome.OK, Outcome.OK]
     assert not [step for step in plan_steps(settings) if step.entitled is False]
@@ -139,11 +137,11 @@ def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path:
             server.url, tmp_path, sources="polygon", polygon_url=server.url, polygon_api_key="k" * 20,
             polygon_underlyings="NDX",
         )  # fmt: skip
-        answers = [run(settings).asked["polygon"].answer for _ in range(3)]
+        answers = [run(settings).results["polygon"].answer for _ in range(3)]
         assert sum(asked.path.startswith(SNAPSHOT.path) for asked in server.asked) == 1
     assert {answer.outcome for answer in answers} == {Outcome.PARTIAL}
     assert len({(answer.frame.height, answer.reason) for answer in answers}) == 1 < answers[0].frame.height
-    replayed = replay_snapshot(settings, "latest").asked["polygon"].answer
+    replayed = replay_snapshot(settings, "latest").results["polygon"].answer
     assert_frame_equal(replayed.frame.drop("run_id"), answers[0].frame.drop("run_id"))
     told = {step.schema: step for step in plan_steps(settings) if step.vendor == "polygon"}
     assert told["chain"].entitled is told["NDX"].entitled is False

@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 from nq_pipeline import connect
-from nq_pipeline.chains.snapshot import build_request, exchange_for, take_snapshot
+from nq_pipeline.chains.ask import open_session
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS
@@ -38,7 +40,7 @@ def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp
     for root, multiplier, kind in told.iter_rows():
         assert (multiplier, kind) == (ROOTS[root].product.multiplier, "future")
     assert set(snapshot.chain["underlying"].unique()) == {"NQM5", "ESM5", "GCQ5"}
-    databento = snapshot.asked["databento"].answer
+    databento = snapshot.results["databento"].answer
     assert databento.outcome is Outcome.OK
     prices = databento.frame.group_by("underlying").agg(pl.col("underlying_price").mean())
     assert prices.filter(pl.col("underlying_price").is_null()).is_empty()
@@ -48,7 +50,7 @@ def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Pa
     own = settings(tmp_path, "NQ", "ES", "GC", source_deadline_s=1000.0)
     source = open_source("polygon", own)
     for series, allowed in (((), 3000), (("Q2B-2025-06-10", "Q2C-2025-06-11"), 1000)):
-        exchange = exchange_for(source, own, build_request(own, series=series))
+        exchange = open_session(source, own, build_request(own, series=series))
         assert exchange.remaining() == pytest.approx(allowed, abs=500)
         exchange.close()
 
@@ -56,7 +58,7 @@ def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Pa
 def test_what_a_vendor_has_no_code_for_is_not_covered_and_another_wins(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path, "ES", sources=("barchart", "databento"))) as served:
         snapshot = take_snapshot(served, build_request(served))
-    barchart = snapshot.asked["barchart"].answer
+    barchart = snapshot.results["barchart"].answer
     assert barchart.outcome is Outcome.NOT_CONFIGURED
     assert "not covered" in barchart.reason
     assert "NQ_BARCHART_CODES" in barchart.reason
@@ -79,10 +81,10 @@ def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None
 def test_polygon_says_that_it_does_not_cover_gold(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path, "GC", sources=("barchart", "polygon"))) as served:
         snapshot = take_snapshot(served, build_request(served))
-    polygon = snapshot.asked["polygon"].answer
+    polygon = snapshot.results["polygon"].answer
     assert polygon.outcome is Outcome.NOT_CONFIGURED
     assert "stands for GC" in polygon.reason
-    assert snapshot.asked["polygon"].fetches.is_empty()
+    assert snapshot.results["polygon"].fetches.is_empty()
 
 
 def test_the_horizon_of_a_product_that_is_in_no_table_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.chains import quality
-from nq_pipeline.chains.snapshot import build_request
+from nq_pipeline.chains.request import build_request
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from nq_pipeline.chains.snapshot import Snapshot, build_request, finish_killed
+from nq_pipeline.chains.replay import finish_killed_runs
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.errors import Blocked, LakeError, NotEntitled, NqError, SettingsError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
@@ -60,7 +62,7 @@ def test_free_vendors_are_asked_at_the_same_time(tmp_path: Path) -> None:
     names = ("barchart", "polygon", "tradovate")
     desk = Desk(tmp_path, *(Vendor(name, perform=together.wait) for name in names))
     snapshot = desk.snap()
-    assert {name: asked.answer.outcome for name, asked in snapshot.asked.items()} == dict.fromkeys(
+    assert {name: asked.answer.outcome for name, asked in snapshot.results.items()} == dict.fromkeys(
         names, Outcome.OK
     )
 
@@ -70,7 +72,7 @@ def test_a_metered_vendor_is_not_asked_when_nothing_is_missing(tmp_path: Path) -
     desk = Desk(tmp_path, Vendor("barchart"), metered)
     snapshot = desk.snap()
     assert metered.requests == []
-    assert list(snapshot.asked) == ["barchart"]
+    assert list(snapshot.results) == ["barchart"]
     assert list(snapshot.skipped) == ["databento"]
     assert "costs money" in snapshot.skipped["databento"]
     told = rows(desk, FETCHES).select("source", "operation").rows()
@@ -131,7 +133,7 @@ def test_metered_vendors_are_asked_with_the_others_when_the_settings_say_so(tmp_
         Vendor("databento", metered=True, perform=together.wait),
         ask_metered="always",
     )
-    assert desk.snap().asked["databento"].answer.outcome is Outcome.OK
+    assert desk.snap().results["databento"].answer.outcome is Outcome.OK
 
 
 # ── what is written ─────────────────────────────────────────────────────────────────────────────
@@ -169,7 +171,7 @@ def test_what_could_not_be_used_of_an_answer_is_a_row(tmp_path: Path) -> None:
         ("barchart", "ok", None, 84, 2, False),
         ("databento", "blocked", "a captcha", 0, 0, False),
         ("barchart", "ok", None, 84, 2, True),
-        ("databento", "blocked", desk.snap().asked["databento"].answer.reason, 0, 0, False),
+        ("databento", "blocked", desk.snap().results["databento"].answer.reason, 0, 0, False),
     ]
     told = "select distinct dropped, dropped_by_reason, controls from answers order by all"
     assert shown(desk, told) == [
@@ -183,17 +185,17 @@ def test_the_same_snapshot_again_asks_nobody_and_adds_nothing(tmp_path: Path) ->
     desk = Desk(tmp_path, *vendors)
     first, second = desk.snap(), desk.snap()
     assert [vendor.answered for vendor in vendors] == [1, 1]
-    assert all(asked.answer.cached for asked in second.asked.values())
+    assert all(asked.answer.cached for asked in second.results.values())
     assert (second.rows["source_chain"], second.rows["option_chain"]) == (0, 0)
     assert_frame_equal(first.chain.drop("selected_at"), second.chain.drop("selected_at"))
-    assert [(asked.hits, asked.misses) for asked in second.asked.values()] == [(1, 0), (1, 0)]
+    assert [(asked.hits, asked.misses) for asked in second.results.values()] == [(1, 0), (1, 0)]
 
 
 def test_refresh_asks_again(tmp_path: Path) -> None:
     vendor = Vendor("barchart")
     desk = Desk(tmp_path, vendor)
     desk.snap()
-    assert not desk.snap(refresh=True).asked["barchart"].answer.cached
+    assert not desk.snap(refresh=True).results["barchart"].answer.cached
     assert vendor.answered == 2
 
 
@@ -201,7 +203,7 @@ def test_a_failure_is_asked_again_and_not_served_from_memory(tmp_path: Path) -> 
     vendor = down("barchart", NotEntitled("the plan lacks it"))
     desk = Desk(tmp_path, vendor)
     for _ in range(4):
-        assert desk.snap().asked["barchart"].answer.outcome is Outcome.NOT_ENTITLED
+        assert desk.snap().results["barchart"].answer.outcome is Outcome.NOT_ENTITLED
     assert len(vendor.requests) == 4
 
 
@@ -258,7 +260,7 @@ def test_a_vendor_that_hangs_is_left_behind_and_costs_no_other_vendor_anything(
     desk = Desk(tmp_path, hanging, Vendor("databento"), source_deadline_s=2.0)
     snapshot = desk.snap()
     assert not never.is_set()
-    answer = snapshot.asked["barchart"].answer
+    answer = snapshot.results["barchart"].answer
     assert answer.outcome is Outcome.UNAVAILABLE
     assert answer.reason == "no answer within 2 s (NQ_SOURCE_DEADLINE_S)"
     assert snapshot.winners == {"databento": 84}
@@ -284,7 +286,7 @@ def test_a_blocked_vendor_is_left_alone_by_the_next_run_until_refresh(tmp_path: 
     vendor = down("barchart", Blocked("a captcha"))
     desk = Desk(tmp_path, vendor)
     desk.snap()
-    left = desk.snap().asked["barchart"]
+    left = desk.snap().results["barchart"]
     assert len(vendor.requests) == 1
     assert left.answer.outcome is Outcome.BLOCKED and "left alone until" in left.answer.reason
     assert set(left.answer.series) == {TODAY, TOMORROW}
@@ -298,8 +300,8 @@ def test_a_kept_answer_is_served_while_the_vendor_is_left_alone(tmp_path: Path) 
     desk.snap()
     other = Desk(tmp_path, vendor, horizon_days=2)
     vendor.perform = failing(Blocked("a captcha"))
-    assert other.snap().asked["barchart"].answer.outcome is Outcome.BLOCKED
-    assert desk.snap().asked["barchart"].answer.cached
+    assert other.snap().results["barchart"].answer.outcome is Outcome.BLOCKED
+    assert desk.snap().results["barchart"].answer.cached
 
 
 class Listing(Vendor):
@@ -322,7 +324,7 @@ def test_a_partial_answer_is_kept_when_every_question_was_answered(
     vendor = Listing("tradovate", said)
     desk = Desk(tmp_path, vendor)
     desk.snap()
-    again = desk.snap().asked["tradovate"].answer
+    again = desk.snap().results["tradovate"].answer
     assert (again.outcome, again.frame.height) == (Outcome.PARTIAL, PER_SERIES)
     assert len(vendor.requests) == asked
 
@@ -521,12 +523,12 @@ def test_a_series_named_twice_is_asked_once_and_series_come_in_order_of_expirati
     ("text", "source", "words"),
     [
         ("MM1N5", None, "'MM1N5' is not a series; write ROOT-YYYY-MM-DD, e.g. Q1B-2025-07-01, or give"),
-        ("MM1N5", "databento", "together with `--source barchart`"),
+        ("MM1N5", "databento", "with `--source barchart`"),
         ("Q1B-2025-02-30", None, "is not a series"),
         ("", None, "is not a series"),
-        ("ZZZ-2025-07-01", None, "ZZZ is no root of options on futures"),
-        ("MQ4-2025-07-25", None, "MQ4 is no root of options on futures"),
-        ("ZZZ-2025-07-01", "barchart", "ZZZ is no root of options on futures"),
+        ("ZZZ-2025-07-01", None, "ZZZ is not a root of options on futures"),
+        ("MQ4-2025-07-25", None, "MQ4 is not a root of options on futures"),
+        ("ZZZ-2025-07-01", "barchart", "ZZZ is not a root of options on futures"),
         ("XX1N5", "barchart", "'XX1N5' is no Barchart series"),
         ("MM1", "barchart", "'MM1' is no Barchart series"),
     ],
@@ -599,7 +601,7 @@ def test_an_answer_is_kept_whatever_the_address_of_the_live_gateway(tmp_path: Pa
     Desk(tmp_path, vendor, databento_gateway="127.0.0.1:1").snap()
     again = Desk(tmp_path, vendor, databento_gateway="127.0.0.1:2").snap()
     assert len(vendor.requests) == 1
-    assert again.asked["databento"].answer.cached
+    assert again.results["databento"].answer.cached
 
 
 def die(*_: object, **__: object) -> None:
@@ -608,11 +610,11 @@ def die(*_: object, **__: object) -> None:
 
 def finish(desk: Desk, told: list[str]) -> list[Snapshot]:
     later = NOW + timedelta(minutes=1)
-    return finish_killed(desk.settings, before=later, opener=desk.open, progress=told.append)
+    return finish_killed_runs(desk.settings, before=later, opener=desk.open, progress=told.append)
 
 
 @pytest.mark.parametrize(
-    "where", ["nq_pipeline.chains.snapshot._write", "nq_pipeline.lake.store.Lake.append_all"]
+    "where", ["nq_pipeline.chains.snapshot.select_and_store", "nq_pipeline.lake.store.Lake.append_all"]
 )
 def test_a_killed_run_is_finished_from_its_archived_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.snapshot import METRICS
-from nq_pipeline.chains.snapshot import build_request
+from nq_pipeline.chains.request import build_request
 from nq_pipeline.charts import named_text
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown

@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 from nq_pipeline.analytics.snapshot import price_and_measure
-from nq_pipeline.chains.snapshot import Snapshot, build_request, take_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.errors import Blocked
 from nq_pipeline.lake.tables import TRADES, conform
 from nq_pipeline.market.sessions import trade_date

@@ -15,12 +15,10 @@ from pathlib import Path
 import orjson
 import polars as pl
 
-from nq_pipeline.chains.snapshot import (
-    Snapshot,
-    build_request,
-    replay_snapshot,
-    take_snapshot,
-)
+from nq_pipeline.chains.replay import replay_snapshot
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.errors import SourceError, Unavailable
 from nq_pipeline.lake.tables import INSTANT, SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series

@@ -11,7 +11,8 @@ import dagster as dg
 from pydantic import Field
 
 from nq_pipeline.chains import quality
-from nq_pipeline.chains.snapshot import Snapshot, build_request
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration import freshness, metadata
@@ -134,7 +135,7 @@ def _request(context: dg.AssetExecutionContext, settings: Settings) -> ChainRequ
 def _source(
     context: dg.AssetExecutionContext, name: str, snapshot: Snapshot, settings: Settings
 ) -> Iterator[Event]:
-    key, asked = SOURCES[name], snapshot.asked.get(name)
+    key, asked = SOURCES[name], snapshot.results.get(name)
     if asked is None:
         why = snapshot.skipped.get(name, "it is not among NQ_SOURCES")
         findings = {"available": quality.not_asked(why)}
@@ -150,6 +151,6 @@ def _source(
 def _chosen(context: dg.AssetExecutionContext, snapshot: Snapshot, settings: Settings) -> Iterator[Event]:
     if snapshot.chain.height and CHOSEN in context.selected_asset_keys:
         yield dg.MaterializeResult(asset_key=CHOSEN, metadata=metadata.of_chain(snapshot, settings))
-    answers = {name: asked.answer for name, asked in snapshot.asked.items()}
+    answers = {name: asked.answer for name, asked in snapshot.results.items()}
     findings = quality.of_chain(snapshot.chain, snapshot.decisions, answers, snapshot.request, settings)
     yield from checks.results(CHOSEN, findings, context.selected_asset_check_keys)

@@ -1,0 +1,259 @@
+"""Ask the vendors: all at the same time, each through its breaker and cache, within its deadline."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import polars as pl
+
+from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
+from nq_pipeline.chains.plans import known_refusals, record_entitlements
+from nq_pipeline.chains.result import VendorResult
+from nq_pipeline.chains.run_record import vendor_settings
+from nq_pipeline.errors import (
+    DeadlineReached,
+    LakeError,
+    NotConfigured,
+    NotEntitled,
+    NqError,
+    SourceError,
+    Unavailable,
+)
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import (
+    ChainAnswer,
+    ChainRequest,
+    MeteredSource,
+    Source,
+    failed,
+    without_secrets,
+)
+from nq_pipeline.spend.entitlements import CHAIN
+from nq_pipeline.transport.breaker import Breaker
+from nq_pipeline.transport.lifetime import Lifetime
+from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
+from nq_pipeline.workspace import Workspace
+
+Progress = Callable[[str], None]
+GRACE_S = 2.0
+"""Seconds beyond a vendor's deadline before its thread is left behind."""
+
+
+def ask_vendors(
+    sources: Sequence[Source],
+    settings: Settings,
+    request: ChainRequest,
+    *,
+    refresh: bool,
+    free_only: bool = False,
+    progress: Progress,
+) -> tuple[dict[str, VendorResult], dict[str, pl.DataFrame]]:
+    """Ask several vendors at the same time; takes as long as the slowest one, at most its deadline.
+
+    The threads are daemons: a client that ignores the deadline is left behind and does not hold up
+    the run. Its outcome says so, and its fetches have the requests it made until then.
+
+    Parameters
+    ----------
+    free_only
+        Ask only the price where an answer costs money.
+
+    Returns
+    -------
+    tuple
+        Results by vendor, and the fetches of vendors that were only asked their price.
+    """
+    results: dict[str, VendorResult] = {}
+    priced: dict[str, pl.DataFrame] = {}
+    vendor_sessions = {s.name: open_session(s, settings, request, refresh=refresh) for s in sources}
+
+    def work(source: Source) -> None:
+        session = vendor_sessions[source.name]
+        try:
+            result = _ask_one(source, settings, request, session, free_only=free_only)
+        except Exception as fault:
+            result = fault_result(source.name, request, session, fault)
+        if result is None:
+            priced[source.name] = session.frame()
+            progress(f"{source.name}: costs money, so it is asked only for what the others lack")
+        else:
+            results[source.name] = result
+            progress(f"{source.name}: {result.answer.outcome}, {result.answer.frame.height:,} contracts")
+
+    threads = [threading.Thread(target=work, args=(s,), daemon=True, name=s.name) for s in sources]
+    for thread in threads:
+        thread.start()
+    allowed_s = time_allowed_s(settings, request)
+    end = settings.clock.monotonic() + allowed_s + GRACE_S
+    for thread in threads:
+        thread.join(max(0.0, end - settings.clock.monotonic()))
+
+    def left_behind(name: str) -> VendorResult:
+        late = DeadlineReached(f"no answer within {allowed_s:g} s (NQ_SOURCE_DEADLINE_S)")
+        return VendorResult(
+            failed(name, request, late), request.series, allowed_s, vendor_sessions[name].frame()
+        )
+
+    done = {s.name: results.get(s.name) or left_behind(s.name) for s in sources if s.name not in priced}
+    return done, dict(priced)
+
+
+def _ask_one(
+    source: Source, settings: Settings, request: ChainRequest, session: VendorSession, *, free_only: bool
+) -> VendorResult | None:
+    """Serve a cached answer that is fresh; else ask through the breaker and cache a whole answer.
+
+    None when `free_only` holds and the answer would cost money, or an unknown amount.
+    """
+    started = settings.clock.monotonic()
+
+    def result(answer: ChainAnswer, used: Mapping[str, str] | None = None) -> VendorResult:
+        elapsed_s = settings.clock.monotonic() - started
+        return VendorResult(answer, request.series, elapsed_s, session.frame(), used or {})
+
+    cache = AnswerCache(Workspace.of(settings).cache / "answers")
+    key = _answer_key(source, settings, request)
+    cached = None if session.refresh else cache.get(source.name, key)
+    if cached is not None:
+        answer, used = cached
+        session.note_hit("kept answer", answer.frame["snapshot_ts"].max() or request.snapshot_ts)  # type: ignore[arg-type]
+        return result(answer, used)
+    if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, session):
+        session.close()
+        return None
+    refused = {} if session.refresh else known_refusals(source, settings, request)
+    if refused.keys() == {CHAIN}:
+        refusal = refused[CHAIN]
+        error = NotEntitled(f"{refusal.text}; not asked again before {refusal.ask_again}, or with --refresh")
+        return result(failed(source.name, request, error))
+    request = replace(request, refused={part: refusal.text for part, refusal in refused.items()})
+    breaker = Breaker(Workspace.of(settings).cache, source.name, source.base_url)
+    if session.refresh:
+        breaker.close()
+    asked = ask_source(source, request, session, through=breaker)
+    whole = _is_whole(asked.answer, session)
+    try:
+        record_entitlements(source, settings, request, asked.answer, whole=whole)
+    except LakeError as damage:  # raised at the end of the run: the answer is worth more than this record
+        asked = replace(asked, fault=damage)
+    if whole and session.fresh_until is not None:
+        cache.put(key, asked.answer, asked.used, session.fresh_until)
+    return asked
+
+
+def ask_source(
+    source: Source, request: ChainRequest, session: VendorSession, *, through: Breaker | None = None
+) -> VendorResult:
+    """Ask one vendor; a `SourceError` becomes the outcome of its answer. Closes the session."""
+    started = session.clock.monotonic()
+    try:
+        ask = partial(source.ask, request, session)
+        answer = through.ask(ask) if through else ask()
+    except SourceError as error:
+        answer = failed(source.name, request, error)
+    finally:
+        session.close()
+    answer = without_secrets(answer, session.secrets)
+    elapsed_s = session.clock.monotonic() - started
+    return VendorResult(answer, request.series, elapsed_s, session.frame(), dict(session.used))
+
+
+def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> VendorResult:
+    """The result of a vendor whose code failed; the fault's text stays out of the tables."""
+    error = Unavailable(f"a fault of this program ({type(fault).__name__})")
+    return VendorResult(failed(name, request, error), request.series, 0.0, session.frame(), fault=fault)
+
+
+def raise_faults(results: Mapping[str, VendorResult]) -> None:
+    """Raise the first fault of this program as `NqError`."""
+    for name, result in results.items():
+        if isinstance(result.fault, NqError):
+            raise result.fault
+        if (fault := result.fault) is not None:
+            raise NqError(
+                f"{name}: a fault of this program, {type(fault).__name__}: {fault}; "
+                f"the other vendors' rows are in the lake"
+            ) from fault
+
+
+def _is_free(source: MeteredSource, request: ChainRequest, session: VendorSession) -> bool:
+    try:
+        return source.price(request, session) == 0
+    except NotConfigured:
+        return True  # it asks nothing, and its outcome says why
+    except SourceError:
+        return False  # the price is unknown
+
+
+def _is_whole(answer: ChainAnswer, session: VendorSession) -> bool:
+    """Whether asking again would bring the same: ok, or partial although every request was answered.
+
+    An empty answer counts as answered: a series that has expired today is not listed any more.
+    """
+    if answer.outcome is not Outcome.PARTIAL:
+        return answer.outcome is Outcome.OK
+    answered = (Outcome.OK, Outcome.EMPTY)
+    return session.remaining() > 0 and all(fetch.outcome in answered for fetch in session.fetches)
+
+
+def time_allowed_s(settings: Settings, request: ChainRequest) -> float:
+    """Seconds a vendor may take: NQ_SOURCE_DEADLINE_S for every product in the request."""
+    return settings.source_deadline_s * len({one.root_info.product.code for one in request.series})
+
+
+def open_session(
+    source: Source,
+    settings: Settings,
+    request: ChainRequest,
+    *,
+    refresh: bool = False,
+    answers: Mapping[str, str] | None = None,
+    original: bool = False,
+) -> VendorSession:
+    """Open the session of one vendor for one request.
+
+    Parameters
+    ----------
+    answers
+        Serve these archived answers (request id by digest of the question) and ask nobody.
+    original
+        With `answers`: record the fetches as the run's own.
+    """
+    clock = settings.clock
+    scope = Scope(
+        source=source.name,
+        environment=settings.environment,
+        run_id=request.run_id,
+        trade_date=request.trade_date,
+        snapshot_ts=request.snapshot_ts,
+        base_url=source.base_url,
+        secrets=settings.secrets_of(source.name),
+    )
+    lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
+    deadline = clock.monotonic() + time_allowed_s(settings, request)
+    archive, state_dir = Workspace.of(settings).archive, Workspace.of(settings).cache
+    parts = (scope, source.policy, clock, archive, lifetime, state_dir, deadline)
+    if answers is None:
+        return VendorSession(*parts, refresh=refresh)
+    return ArchivedSession(*parts, answers=answers, original=original)
+
+
+def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> str:
+    """Everything that affects an answer: the vendor's settings, its address, the question, the instant."""
+    return answer_key(
+        {
+            "source": source.name,
+            "base_url": source.base_url,
+            "settings": vendor_settings(settings, source.name),
+            "window": settings.chain_window,
+            "trade_date": request.trade_date,
+            "series": [series.key for series in request.series],
+            "codes": request.vendor_codes,
+            "pinned": settings.now,
+        }
+    )

@@ -1,0 +1,79 @@
+"""What a vendor's plan does not include, remembered so that it is asked for once a trade date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source
+from nq_pipeline.spend import entitlements
+from nq_pipeline.spend.entitlements import CHAIN, Entitlement
+from nq_pipeline.workspace import Workspace
+
+PLAN_PRODUCTS = {"databento": "GLBX.MDP3", "polygon": "options", "tradovate": "market data"}
+"""The product that a vendor's plan sells. A refusal by one of these vendors follows from the plan, so it
+lasts for the trade date."""
+
+
+def known_refusals(source: Source, settings: Settings, request: ChainRequest) -> Mapping[str, Entitlement]:
+    """What the vendor's plan refused on this trade date, by part.
+
+    Empty while the table is damaged: a request in vain costs less than a missing chain.
+    `record_entitlements` meets the same damage and reports it.
+    """
+    try:
+        return _refusals(source, settings, request)
+    except LakeError:
+        return {}
+
+
+def record_entitlements(
+    source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer, *, whole: bool
+) -> None:
+    """Record what an answer shows about the plan: refused parts, and parts it grants again.
+
+    Raises
+    ------
+    LakeError
+        The table of entitlements cannot be read or written.
+    """
+    if source.name not in PLAN_PRODUCTS:
+        return
+    refusals = {part: text for part, text in answer.refused.items() if part not in request.refused}
+    if whole:
+        granted = _refusals(source, settings, request).keys() - answer.refused.keys()
+        refusals |= dict.fromkeys(granted, "")
+    if answer.outcome is Outcome.NOT_ENTITLED:
+        refusals[CHAIN] = answer.reason
+    elif answer.frame.height and CHAIN not in answer.refused:
+        refusals[CHAIN] = ""
+    for part, text in refusals.items():
+        step = "the other vendors' chains are used" if part == CHAIN else "the rest of its chain is used"
+        entitlements.note(
+            Workspace.of(settings).lake,
+            Entitlement(
+                vendor=source.name,
+                dataset=PLAN_PRODUCTS[source.name],
+                schema=part,
+                mode="historical",
+                environment=request.environment,
+                trade_date=request.trade_date,
+                entitled=not text,
+                text=text,
+                step=step if text else "",
+                address=source.base_url,
+                data_from=request.trade_date if text and part != CHAIN else None,
+            ),
+            run_id=request.run_id,
+        )
+
+
+def _refusals(source: Source, settings: Settings, request: ChainRequest) -> dict[str, Entitlement]:
+    if source.name not in PLAN_PRODUCTS:
+        return {}
+    lake, product = Workspace.of(settings).lake, PLAN_PRODUCTS[source.name]
+    return entitlements.refusals(
+        lake, source.name, product, "historical", request.trade_date, address=source.base_url
+    )

@@ -1,0 +1,94 @@
+"""The record of a run in the raw archive, from which the run can be completed or parsed again.
+
+request    trade_date, snapshot_ts, moment, series, vendor_codes
+choose     whether the run selects a chain
+sources    by vendor: series, settings, refused, used (request id by digest of the question)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from pydantic import SecretStr
+
+from nq_pipeline.chains.result import VendorResult
+from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.market.contracts import Series
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import ChainRequest
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a damaged record raises."""
+
+
+def planned_record(
+    settings: Settings, request: ChainRequest, series: Mapping[str, Sequence[Series]], choose: bool = True
+) -> dict[str, Any]:
+    """The record of a run before there is an answer: `series` by vendor is what each will be asked."""
+    return {
+        "request": {
+            "trade_date": request.trade_date.isoformat(),
+            "snapshot_ts": to_ns(request.snapshot_ts),
+            "moment": to_ns(request.moment),
+            "series": [one.key for one in request.series],
+            "vendor_codes": dict(request.vendor_codes),
+        },
+        "choose": choose,
+        "sources": {
+            name: {
+                "series": [one.key for one in own],
+                "settings": vendor_settings(settings, name),
+                "refused": {},
+                "used": {},
+            }
+            for name, own in series.items()
+        },
+    }
+
+
+def answered_record(
+    settings: Settings, request: ChainRequest, results: Mapping[str, VendorResult]
+) -> dict[str, Any]:
+    """The record of a run with its answers."""
+    record = planned_record(settings, request, {name: result.series for name, result in results.items()})
+    for name, result in results.items():
+        record["sources"][name] |= {"refused": dict(result.answer.refused), "used": dict(result.used)}
+    return record
+
+
+def recorded_request(record: Mapping[str, Any], settings: Settings, run_id: str) -> ChainRequest:
+    """The request of a recorded run; raises one of `MALFORMED` when the record is damaged."""
+    request = record["request"]
+    return ChainRequest(
+        trade_date=date.fromisoformat(request["trade_date"]),
+        snapshot_ts=from_ns(request["snapshot_ts"]),
+        moment=from_ns(request["moment"]),
+        series=tuple(Series.parse(key) for key in request["series"]),
+        run_id=run_id,
+        environment=settings.environment,
+        vendor_codes=dict(request["vendor_codes"]),
+    )
+
+
+def vendor_request(request: ChainRequest, part: Mapping[str, Any]) -> ChainRequest:
+    """What one vendor was asked, by its part of a record; raises like `recorded_request`."""
+    series = tuple(Series.parse(key) for key in part["series"])
+    dict(part["used"])  # a malformed part fails here, not in the middle of a replay
+    return replace(request, series=series, refused=dict(part.get("refused", {})))
+
+
+def recorded_settings(record: Mapping[str, Any], settings: Settings) -> Settings:
+    """The settings with the vendors' own as in the run, and with every vendor configured."""
+    own = {name: value for part in record["sources"].values() for name, value in part["settings"].items()}
+    keys = dict.fromkeys(("polygon_api_key", "databento_api_key"), SecretStr("not-a-key"))
+    return Settings(**{**settings.model_dump(), **own, **keys, "barchart_enabled": True})
+
+
+def vendor_settings(settings: Settings, source: str) -> dict[str, Any]:
+    """The settings of one vendor that affect its chain, as JSON values without secrets."""
+    aside = {name for name, value in settings if isinstance(value, SecretStr)} | {"databento_gateway"}
+    own = {name for name in type(settings).model_fields if name.startswith(source)} - aside
+    return settings.model_dump(mode="json", include=own)
