@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from nq_pipeline.lake import parquet
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.settings import load
-from nq_pipeline.sources.barchart.quotes import parse_chain
-from nq_pipeline.sources.barchart.source import Barchart
+from nq_pipeline.sources.barchart.normalize import chain_rows
+from nq_pipeline.sources.barchart.parse import parse_chain
 from nq_pipeline.sources.base import ChainRequest
 from nq_pipeline.transport.vendor_session import Reply
 
@@ -39,7 +38,6 @@ DAY = date(2025, 6, 10)
 SERIES, CODE, GLOBEX = Series("Q2C", date(2025, 6, 11)), "MC2M5", "Q2CM5"
 DISPLAYED = "%m/%d/%y"
 """How the site displays the date of a settlement."""
-SOURCE = Barchart(load())
 
 
 def board(contracts: int = CONTRACTS) -> bytes:
@@ -208,7 +206,7 @@ def finish(rows: pl.DataFrame, body: bytes, out: Path) -> pl.DataFrame:
     now = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
     request = ChainRequest(DAY, now, now, (SERIES,), "bench", "sandbox")
     reply = Reply("chain", 200, {}, body, int(now.timestamp()) * 10**9, "request", "digest", False, "")
-    frame = SOURCE.frame(SERIES, rows, reply, request, {})
+    frame = chain_rows(rows, SERIES, reply, request, {}, timedelta(minutes=10))
     parquet.write(out, SOURCE_CHAIN, [frame], ["bench"])
     return frame
 

@@ -88,7 +88,7 @@ def _parse_series(
                 f"write {replace(parsed, expiration_date=listed).key}"
             )
         return parsed, None
-    from nq_pipeline.sources.barchart.source import series_of_code
+    from nq_pipeline.sources.barchart.codes import series_of_code
 
     return series_of_code(text, trade_date, settings), text
 

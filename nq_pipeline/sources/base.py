@@ -147,16 +147,21 @@ class MeteredSource(Source, Protocol):
         ...
 
 
+def series_failure(error: SourceError) -> SeriesAnswer:
+    """The answer of a series that has no rows, so that even a deadline leaves nothing `partial`."""
+    outcome = Outcome.UNAVAILABLE if error.outcome is Outcome.PARTIAL else error.outcome
+    return SeriesAnswer(outcome, str(error))
+
+
 def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswer:
     """The answer of a vendor that gave nothing at all."""
-    reason = str(error)
-    outcome = Outcome.UNAVAILABLE if error.outcome is Outcome.PARTIAL else error.outcome
+    failure = series_failure(error)
     return ChainAnswer(
         source=source,
-        outcome=outcome,
-        reason=reason,
+        outcome=failure.outcome,
+        reason=failure.reason,
         frame=SOURCE_CHAIN.empty(),
-        series={series.key: SeriesAnswer(outcome, reason) for series in request.series},
+        series={series.key: failure for series in request.series},
     )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from nq_pipeline.clock import to_ns
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
-from nq_pipeline.sources.barchart.quotes import parse_chain, parse_futures
+from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline.sources.barchart.source import QUOTES, Barchart
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.http_server import (

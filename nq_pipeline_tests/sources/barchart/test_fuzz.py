@@ -14,9 +14,9 @@ from polars.testing import assert_frame_equal
 
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources.barchart import quotes
+from nq_pipeline.sources.barchart import parse as quotes
 from nq_pipeline.sources.barchart.page import parse_page
-from nq_pipeline.sources.barchart.quotes import parse_chain, parse_futures
+from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.barchart_boards import (
     chain,

@@ -13,7 +13,7 @@ import pytest
 from nq_pipeline.market import sessions
 from nq_pipeline.market.symbology import parse_barchart_code
 from nq_pipeline.sources.barchart.page import parse_page
-from nq_pipeline.sources.barchart.quotes import BarchartChain, parse_chain, parse_futures
+from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain, parse_futures
 
 BOARDS = [
     # file, code of its rows, series, session asked about

@@ -18,12 +18,12 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import load
-from nq_pipeline.sources.barchart.quotes import BarchartChain, parse_chain
+from nq_pipeline.sources.barchart.codes import series_of_code
+from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain
 from nq_pipeline.sources.barchart.source import (
     FIELDS,
     QUOTES,
     Barchart,
-    series_of_code,
 )
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.lifetime import Lifetime
@@ -612,7 +612,7 @@ def test_json_that_is_no_answer_is_a_bad_payload(body: bytes) -> None:
 
 
 def test_rows_that_are_stated_and_missing_are_a_bad_payload() -> None:
-    with pytest.raises(BadPayload, match="592 rows are stated"):
+    with pytest.raises(BadPayload, match="592 rows"):
         parse([], total=592)
 
 

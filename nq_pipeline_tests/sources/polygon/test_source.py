@@ -20,14 +20,13 @@ from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import NDX, QQQ, Product
 from nq_pipeline.sources.base import ChainRequest
-from nq_pipeline.sources.polygon.pages import (
+from nq_pipeline.sources.polygon.normalize import chain_rows, regular_session
+from nq_pipeline.sources.polygon.parse import (
     NoSuchAddress,
-    chain_rows,
+    error_of_reply,
     next_page,
     parse_page,
-    refusal,
 )
-from nq_pipeline.sources.polygon.source import regular_session
 from nq_pipeline.transport.vendor_session import Reply
 from nq_pipeline_tests.testing.proxies import (
     NOON,
@@ -263,7 +262,7 @@ def test_the_known_refusals_are_what_they_say(
     status: int, body: dict[str, str] | None, kind: type[SourceError]
 ) -> None:
     sent = orjson.dumps(body) if body else b""
-    found = refusal(Reply("snapshot", status, {}, sent, 0, "", "", False, ""))
+    found = error_of_reply(Reply("snapshot", status, {}, sent, 0, "", "", False, ""))
     assert type(found) is kind
     assert all(words in str(found) for name, words in (body or {}).items() if name != "status")
 
@@ -273,8 +272,8 @@ def test_the_vendors_words_are_made_harmless() -> None:
     reply = Reply(
         "snapshot", 403, {}, orjson.dumps({"status": "NOT_AUTHORIZED", "message": said}), 0, "", "", False, ""
     )
-    assert "\x1b" not in str(refusal(reply))
-    assert len(str(refusal(reply))) < 300
+    assert "\x1b" not in str(error_of_reply(reply))
+    assert len(str(error_of_reply(reply))) < 300
 
 
 # Pages after the first
@@ -474,5 +473,5 @@ def test_pages_of_the_vendors_own_tests_parse(shared: Path) -> None:
 def test_observed_refusals_are_entitlements(shared: Path) -> None:
     for seen in orjson.loads((shared / "polygon/errors_observed_verbatim.json").read_bytes()):
         reply = Reply("snapshot", seen["http_status"], {}, orjson.dumps(seen["body"]), 0, "", "", False, "")
-        assert isinstance(refusal(reply), NotEntitled)
-        assert seen["body"]["message"] in str(refusal(reply))
+        assert isinstance(error_of_reply(reply), NotEntitled)
+        assert seen["body"]["message"] in str(error_of_reply(reply))

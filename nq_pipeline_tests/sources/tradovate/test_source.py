@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from nq_pipeline.errors import BadPayload, NotEntitled, RateLimited, SourceError, Unavailable
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources.tradovate.feed import QUOTES, QuoteBook
-from nq_pipeline.sources.tradovate.library import (
+from nq_pipeline.sources.tradovate.parse import (
+    error_of_reply,
     parse_contract_id,
     parse_contracts,
     parse_maturities,
     parse_product,
     read_token,
-    refusal,
 )
-from nq_pipeline.sources.tradovate.source import nearest
+from nq_pipeline.sources.tradovate.source import select_nearest
+from nq_pipeline.sources.tradovate.transcript import QUOTES, Transcript
 from nq_pipeline.transport.vendor_session import Reply
 
 SERIES = Series("Q1B", date(2025, 7, 1))
@@ -40,7 +40,7 @@ def update(entries: Any, *, contract_id: Any = 7, at: Any = "2025-06-10T15:00:00
 
 
 def row_of(*messages: Any) -> dict[str, Any]:
-    return QuoteBook.read(frames(*messages)).frame().row(0, named=True)
+    return Transcript.read(frames(*messages)).frame().row(0, named=True)
 
 
 def reply(body: Any, status: int = 200) -> Reply:
@@ -77,7 +77,7 @@ def test_partial_updates_of_a_contract_are_merged_and_the_newest_wins() -> None:
     ],
 )
 def test_a_bad_cell_costs_that_cell_and_is_counted(entries: Any, expected: dict[str, int]) -> None:
-    book = QuoteBook.read(frames(update({"Trade": {"price": 4.0}}), update(entries)))
+    book = Transcript.read(frames(update({"Trade": {"price": 4.0}}), update(entries)))
     assert book.dropped == expected
     assert book.frame()["last"].to_list() == [4.0]
 
@@ -85,7 +85,7 @@ def test_a_bad_cell_costs_that_cell_and_is_counted(entries: Any, expected: dict[
 def test_a_time_without_seconds_is_read_and_one_without_zone_is_not() -> None:
     assert row_of(update({}, at="2025-06-10T15:00Z"))["quote_ts"] == datetime(2025, 6, 10, 15, tzinfo=UTC)
     for bad in ("2025-06-10T15:00", "soon", 7, "0001-01-01T00:00Z", "9999-12-31T23:59:59-23:59"):
-        book = QuoteBook.read(frames(update({}, at=bad)))
+        book = Transcript.read(frames(update({}, at=bad)))
         assert book.frame()["quote_ts"].to_list() == [None]
         assert book.dropped == {"malformed_cell": 1}
 
@@ -95,51 +95,51 @@ def test_a_price_of_zero_is_no_price() -> None:
     assert (row["bid"], row["bid_size"], row["ask"], row["ask_size"]) == (None, None, 0.05, 9)
     quoted = {"Trade": {"price": 0}, "Bid": {"price": 10}, "Offer": {"price": 11}}
     number = row_of(update({}))["contract_id"]
-    assert QuoteBook.read(frames(update(quoted))).price(number) == 10.5
-    assert QuoteBook.read(frames(update(quoted | {"Bid": {"price": 0}}))).price(number) is None
+    assert Transcript.read(frames(update(quoted))).price(number) == 10.5
+    assert Transcript.read(frames(update(quoted | {"Bid": {"price": 0}}))).price(number) is None
 
 
 def test_refusals_limits_and_ends_are_told_apart() -> None:
-    refused = QuoteBook.read(b'a[{"s":404,"i":3,"d":"\\"Not found: quote/subscribe\\""}]')
+    refused = Transcript.read(b'a[{"s":404,"i":3,"d":"\\"Not found: quote/subscribe\\""}]')
     assert str(refused.refused[3]) == 'Tradovate refuses (404) ("Not found: quote/subscribe")'
-    denied = QuoteBook.read(frames({"s": 401, "i": 1, "d": '"Access is denied"'}))
+    denied = Transcript.read(frames({"s": 401, "i": 1, "d": '"Access is denied"'}))
     assert isinstance(denied.refused[1], NotEntitled)
     assert not denied.authorized
-    business = QuoteBook.read(frames({"s": 200, "i": 2, "d": {"errorText": "Symbol is inaccessible"}}))
+    business = Transcript.read(frames({"s": 200, "i": 2, "d": {"errorText": "Symbol is inaccessible"}}))
     assert "Symbol is inaccessible" in str(business.refused[2])
-    assert isinstance(QuoteBook.read(frames({"s": 429, "i": 2})).error, RateLimited)
+    assert isinstance(Transcript.read(frames({"s": 429, "i": 2})).error, RateLimited)
     assert isinstance(
-        QuoteBook.read(frames({"e": "shutdown", "d": {"reasonCode": "IPQuotaReached"}})).error, RateLimited
+        Transcript.read(frames({"e": "shutdown", "d": {"reasonCode": "IPQuotaReached"}})).error, RateLimited
     )
     assert isinstance(
-        QuoteBook.read(frames({"e": "shutdown", "d": {"reasonCode": "Maintenance"}})).error, Unavailable
+        Transcript.read(frames({"e": "shutdown", "d": {"reasonCode": "Maintenance"}})).error, Unavailable
     )
-    assert isinstance(QuoteBook.read(b'c[3000,"Go away!"]').error, Unavailable)
-    assert QuoteBook.read(b"o\nh\nh").error is None
+    assert isinstance(Transcript.read(b'c[3000,"Go away!"]').error, Unavailable)
+    assert Transcript.read(b"o\nh\nh").error is None
 
 
 def test_our_own_lines_say_what_was_subscribed() -> None:
-    book = QuoteBook.read(b'>subscribe 2 900\n>subscribe 3 7\na[{"s":200,"i":2}]')
+    book = Transcript.read(b'>subscribe 2 900\n>subscribe 3 7\na[{"s":200,"i":2}]')
     assert book.subscribed == {2: 900, 3: 7}
     assert book.waiting
 
 
 def test_a_subscription_is_waited_for_until_it_is_quoted_or_refused() -> None:
     said = b'>subscribe 2 900\na[{"s":200,"i":2}]\n'
-    assert QuoteBook.read(said).waiting
-    assert not QuoteBook.read(
+    assert Transcript.read(said).waiting
+    assert not Transcript.read(
         said + b'a[{"e":"md","d":{"quotes":[{"contractId":900,"entries":{}}]}}]'
     ).waiting
-    assert not QuoteBook.read(b'>subscribe 2 900\na[{"s":404,"i":2}]').waiting
+    assert not Transcript.read(b'>subscribe 2 900\na[{"s":404,"i":2}]').waiting
 
 
 def test_documented_and_observed_frames_are_understood(shared: Path) -> None:
     recorded = orjson.loads((shared / "tradovate/frames_and_bodies.json").read_bytes())
-    observed = QuoteBook.read("\n".join(recorded["observed"][0]["frames"]).encode())
+    observed = Transcript.read("\n".join(recorded["observed"][0]["frames"]).encode())
     assert (observed.answered, list(observed.refused), observed.dropped) == ({0, 1}, [1], {})
     quote = next(entry for entry in recorded["documented"] if "message" in entry)["message"]
     raw = quote["d"]["quotes"][0]
-    book = QuoteBook.read(frames(quote, ours=(raw["contractId"],)))
+    book = Transcript.read(frames(quote, ours=(raw["contractId"],)))
     row = book.frame().row(0, named=True)
     assert row["contract_id"] == raw["contractId"]
     assert row["quote_ts"] == datetime(2021, 4, 13, 4, 59, 6, 588_000, tzinfo=UTC)
@@ -153,7 +153,7 @@ def test_documented_and_observed_frames_are_understood(shared: Path) -> None:
     assert [row[name] for name in ("bid_size", "ask_size", "volume", "open_interest")] == [None] * 4
     assert book.dropped == {"fractional_size": 4}
     limited = next(entry for entry in recorded["documented"] if "ws_429" in entry)["ws_429"]
-    assert QuoteBook.read(b"a" + orjson.dumps([{**limited[0], "i": 5}])).error is not None
+    assert Transcript.read(b"a" + orjson.dumps([{**limited[0], "i": 5}])).error is not None
 
 
 def test_documented_business_errors_are_refusals(shared: Path) -> None:
@@ -161,7 +161,7 @@ def test_documented_business_errors_are_refusals(shared: Path) -> None:
     errors = next(entry for entry in recorded if "business_errors_http_200" in entry)[
         "business_errors_http_200"
     ]
-    assert [type(refusal(reply(body))) for body in errors] == [Unavailable, BadPayload]
+    assert [type(error_of_reply(reply(body))) for body in errors] == [Unavailable, BadPayload]
     dependents = next(entry for entry in recorded if "contract-dependents" in entry["source"])["body"]
     contracts, dropped = parse_contracts(orjson.dumps(dependents), SERIES)
     assert contracts.is_empty()
@@ -238,7 +238,7 @@ def test_a_token_without_market_data_opens_the_socket_too_and_never_prints() -> 
     ],
 )
 def test_what_a_status_and_an_error_text_mean(status: int, body: Any, kind: type[SourceError] | None) -> None:
-    assert type(refusal(reply(body, status))) is (kind or type(None))
+    assert type(error_of_reply(reply(body, status))) is (kind or type(None))
 
 
 # Which contracts are asked for
@@ -261,7 +261,7 @@ def test_subscriptions_are_spread_evenly_and_nearest_the_money(
     here: list[float], there: list[float], price: float | None, limit: int
 ) -> None:
     contracts = pl.concat([board("a", here, 0), board("b", there, 1000)])
-    chosen = nearest(contracts, {"a": price, "b": None}, limit)
+    chosen = select_nearest(contracts, {"a": price, "b": None}, limit)
     assert len(chosen) == len(set(chosen)) == min(limit, contracts.height)
     counts = {"a": sum(n < 1000 for n in chosen), "b": sum(n >= 1000 for n in chosen)}
     sizes = {"a": 2 * len(here), "b": 2 * len(there)}
@@ -321,7 +321,7 @@ LINES = (
 
 @given(st.lists(LINES, max_size=6))
 def test_any_transcript_makes_a_book(lines: list[str]) -> None:
-    book = QuoteBook.read("\n".join(lines).encode(errors="replace"))
+    book = Transcript.read("\n".join(lines).encode(errors="replace"))
     frame = book.frame()
     assert frame.schema == QUOTES
     assert frame["contract_id"].is_unique().all()
@@ -333,7 +333,7 @@ def test_any_transcript_makes_a_book(lines: list[str]) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_make_a_book(transcript: bytes) -> None:
-    assert QuoteBook.read(transcript).frame().schema == QUOTES
+    assert Transcript.read(transcript).frame().schema == QUOTES
 
 
 @given(JSON.map(orjson.dumps) | st.binary(max_size=60))
@@ -341,7 +341,7 @@ def test_any_bytes_make_a_book(transcript: bytes) -> None:
     "parse", [parse_product, parse_maturities, parse_contract_id, lambda b: parse_contracts(b, SERIES)]
 )
 def test_any_body_of_the_library_is_read_or_a_typed_error(parse: Any, body: bytes) -> None:
-    error = refusal(reply(body))
+    error = error_of_reply(reply(body))
     if error is None:
         try:
             parse(body)

@@ -1,18 +1,9 @@
-"""Barchart's quotes answers, read: every value comes twice, as displayed and raw.
+"""Barchart's quotes answers: from the exact body to one row per contract. Pure.
 
-Neither suffices alone: `N/A` is raw 0 for a price, and a settlement is told from a trade only
-by the `s` behind the displayed price. So both are read and compared cell by cell, and a cell
-whose twins disagree is null and counted. What they mean, seen in recorded boards and true there
-of every row:
-
-- A price with an `s` is a settlement, one without is the last. The site forgets the mark on the
-  first call of every board: there `last` is as sent, but has no time.
-- `tradeTime` speaks of a trade only where the row has a volume, or an opening price beside an
-  unmarked one; then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
-- A settlement is dated by the session `tradeTime` lies in. Of a quiet row that may be the time of its last
-  quote, so its settlement may be of an earlier session.
-- `volume` is of the session `tradeTime` lies in, and null unless that is the session asked about.
-- Open, high, low and change are as sent, of the session the row speaks of.
+Every value comes twice, as displayed and raw, and neither suffices alone: `N/A` is raw 0 for a
+price, and only the `s` behind the displayed price tells a settlement from a trade. So both are
+read and compared cell by cell. A cell whose two values disagree is null and counted.
+`normalize.py` says what the values mean.
 """
 
 from __future__ import annotations
@@ -28,11 +19,11 @@ import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
-from nq_pipeline.lake.tables import INSTANT
-from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.symbology import barchart_rows, contract_keys, globex_code, globex_symbols
+from nq_pipeline.market.symbology import barchart_rows
+from nq_pipeline.sources.barchart.normalize import chain_columns
 from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER
+from nq_pipeline.sources.rows import drop_faulty
 from nq_pipeline.transport.json_columns import decode, loads, number
 
 PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
@@ -42,14 +33,14 @@ SIDES = ("Call", "Put")
 _SHOWN = (*PRICES, *COUNTS, "tradeTime", "optionType", "symbol")
 _RAW = (*PRICES, *COUNTS, "strike", "tradeTime")
 _NULL_DOCUMENT = re.compile(rb"}\s*null")
-"""Found in no single JSON document; Arrow's reader crashes on a document that is null."""
+"""Found in no single JSON document. Arrow's reader crashes on a document that is null."""
 
 _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
 
 END_OF_TIME = to_ns(datetime(2100, 1, 1, tzinfo=UTC))
-"""The calendar ends there."""
+"""The session calendar ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +50,11 @@ class BarchartChain:
     Attributes
     ----------
     rows
-        The columns of `SOURCE_CHAIN` that the body speaks of.
+        The columns of `SOURCE_CHAIN` that the body has.
     seen
         Rows in the body, used or not.
     newest
-        The latest session any row's time lies in.
+        The latest trade date among the rows' times.
     settled
         Whether no row's price is a trade.
     """
@@ -79,7 +70,7 @@ class BarchartChain:
 def parse_chain(
     body: bytes, series: Series, code: str, *, trade_date: date, latest: int = END_OF_TIME
 ) -> BarchartChain:
-    """Read one board.
+    """Read the answer about one series.
 
     Parameters
     ----------
@@ -88,73 +79,71 @@ def parse_chain(
     code
         The series' code as rows carry it, with one digit of the year (`MM1N5`).
     trade_date
-        The session asked about: a row's volume is kept only if it is of this session.
+        The session asked about; a row's volume is kept only when it is of this session.
     latest
-        No trade can be later, nanoseconds UTC, and no settlement of a later trade date than the one
-        asked about.
+        No trade can be later, nanoseconds UTC, and no settlement of a later trade date than
+        `trade_date`.
 
     Returns
     -------
     A row that is not a contract of the series is dropped and counted (`unknown_symbol`,
-    `other_series`, `malformed_row`, `duplicate`); a cell that cannot be read, or whose displayed
-    and raw values disagree, is null and counted (`malformed_cell`), so is a time that is yet to come
+    `other_series`, `malformed_row`, `duplicate`). A cell that cannot be read, or whose displayed
+    and raw values disagree, is null and counted (`malformed_cell`), as is a time in the future
     (`future_instant`).
 
     Raises
     ------
     BadPayload
-        Not a quotes answer, or of another product: a premium is the price times the multiplier.
+        The body is no quotes answer, or one of another product: a premium is the price times the
+        multiplier.
     """
-    cells, total = _rows(body)
+    cells, total = _read_rows(body)
     if cells.is_empty():
         if total:
-            raise BadPayload(f"{code}: {total:g} rows are stated and none is there")
+            raise BadPayload(f"{code}: the answer states {total:g} rows and has none")
         return BarchartChain(pl.DataFrame(), controls={"rows_equal_total": True})
-    table = _read(cells, (*PRICES, *COUNTS), trade_date, latest).with_columns(
+    dropped: Counter[str] = Counter()
+    table = _to_numbers(cells, (*PRICES, *COUNTS), trade_date, latest).with_columns(
         barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_")
     )
-    table = table.with_columns(fate=_fate(code))
-    dropped = Counter[str](table["fate"].drop_nulls().to_list())
-    if dropped:
-        table = table.filter(pl.col("fate").is_null())
-    future = int(table["to_come"].sum())
+    table = drop_faulty(table, _row_fault(code), dropped)
+    future = int(table["in_future"].sum())
     dropped[FUTURE] = future
     dropped["malformed_cell"] = sum(table.select(pl.col("^bad_.*$").sum()).row(0)) - future
-    dropped = +dropped
     controls = {"rows_equal_total": cells.height == total}
     multiplier = series.root_info.product.multiplier
     off = (pl.col("premium") - pl.col("lastPrice") * multiplier).abs() > multiplier * _ROUNDING
-    shares = table.select(off.drop_nulls().mean()).item()
-    if shares is not None:
-        if shares > 0.5:
+    off_share = table.select(off.drop_nulls().mean()).item()
+    if off_share is not None:
+        if off_share > 0.5:
             raise BadPayload(f"{code}: premiums are not the price times {multiplier:g}, so another product")
-        controls[f"premium_is_last_times_{multiplier:g}"] = not shares
-    rows, newest = _meaning(table, series, trade_date)
-    prints = rows.select((pl.col("last").is_not_null() & pl.col("last_ts").is_not_null()).any()).item()
-    return BarchartChain(rows, cells.height, newest, not prints, dropped, controls)
+        controls[f"premium_is_last_times_{multiplier:g}"] = not off_share
+    rows, newest = chain_columns(table, series, trade_date)
+    has_trade = rows.select((pl.col("last").is_not_null() & pl.col("last_ts").is_not_null()).any()).item()
+    return BarchartChain(rows, cells.height, newest, not has_trade, +dropped, controls)
 
 
 def parse_futures(
     body: bytes, symbols: Sequence[str], *, trade_date: date, latest: int = END_OF_TIME
 ) -> dict[str, tuple[float, int]]:
-    """Last price and its time (ns UTC) of the symbols asked for; one without either is left out.
+    """Last price and its time (ns UTC) of the requested symbols; one without either is left out.
 
     `trade_date` and `latest` as in `parse_chain`.
     """
-    cells, _ = _rows(body)
+    cells, _ = _read_rows(body)
     if cells.is_empty():
         return {}
-    table = _read(cells, ("lastPrice",), trade_date, latest).select("symbol", "lastPrice", "time")
+    table = _to_numbers(cells, ("lastPrice",), trade_date, latest).select("symbol", "lastPrice", "time")
     table = table.drop_nulls().filter(pl.col("symbol").is_in(symbols))
     return {symbol: (price, ns) for symbol, price, ns in table.iter_rows()}
 
 
-def _rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
-    """All rows of an answer, displays as text beside `raw_` numbers, and its stated total.
+def _read_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
+    """All rows of an answer, displayed text beside `raw_` numbers, and the total that it states.
 
-    A body of exactly the page's shape is decoded straight into columns, in less time than
-    Python objects would take. Any node of another shape makes it decode tolerantly instead: what
-    does not fit is null. On a regular body both give the same.
+    A body of exactly the page's schema is decoded straight into columns, which is faster than
+    through Python objects. A body with any other node is decoded tolerantly: what does not fit
+    is null. On a regular body both give the same.
     """
     return _strict_rows(body) or _tolerant_rows(body)
 
@@ -168,13 +157,13 @@ def _strict_rows(body: bytes) -> tuple[pl.DataFrame, float | None] | None:
         return None
     raw = pa.struct([(name, pa.float64()) for name in _RAW])
     rows = pa.list_(pa.struct([*((name, pa.string()) for name in _SHOWN), ("raw", raw)]))
-    shape = pa.schema([("total", pa.float64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
+    schema = pa.schema([("total", pa.float64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
     try:
         body.decode()  # Arrow takes any bytes for text
         table = json.read_json(
             pa.BufferReader(body),
             json.ReadOptions(use_threads=False, block_size=len(body) + 1),
-            json.ParseOptions(explicit_schema=shape, unexpected_field_behavior="ignore"),
+            json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
     except (UnicodeDecodeError, pa.ArrowException):
         return None
@@ -184,22 +173,22 @@ def _strict_rows(body: bytes) -> tuple[pl.DataFrame, float | None] | None:
         return None
     found = pa.concat_arrays([side.flatten() for side in sides])
     cells = pl.DataFrame(pa.table(dict(zip(found.type.names, found.flatten(), strict=True))))
-    return _beside(cells), table.column("total")[0].as_py()
+    return _with_raw_columns(cells), table.column("total")[0].as_py()
 
 
 def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
-    """The rows of any body that has some; `BadPayload` when it has none to have."""
-    text, uncounted = pl.String(), Counter[str]()  # counted later, as the cells they cost
+    """The rows of any body that has a list of them; `BadPayload` when it has none."""
+    text, uncounted = pl.String(), Counter[str]()  # counted later, as malformed cells
     raw = pl.Struct(dict.fromkeys(_RAW, text))
     rows = pl.List(pl.Struct({**dict.fromkeys(_SHOWN, text), "raw": raw}))
-    shape = pl.Struct({"total": text, "data": pl.Struct(dict.fromkeys(SIDES, rows))})
-    document = decode(body, shape, uncounted, what="quotes").struct.unnest()
+    schema = pl.Struct({"total": text, "data": pl.Struct(dict.fromkeys(SIDES, rows))})
+    document = decode(body, schema, uncounted, what="quotes").struct.unnest()
     sides = _sides(document)
     if not sides:
-        document = decode(_regrouped(body), shape, uncounted, what="quotes").struct.unnest()
+        document = decode(_regrouped(body), schema, uncounted, what="quotes").struct.unnest()
         sides = _sides(document)
     found = pl.concat([side.explode(empty_as_null=False) for side in sides])
-    return _beside(found.struct.unnest()), document.select(number("total")).item()
+    return _with_raw_columns(found.struct.unnest()), document.select(number("total")).item()
 
 
 def _sides(document: pl.DataFrame) -> list[pl.Series]:
@@ -208,14 +197,14 @@ def _sides(document: pl.DataFrame) -> list[pl.Series]:
     return [side for side in sides if not side.null_count()]
 
 
-def _beside(cells: pl.DataFrame) -> pl.DataFrame:
-    """The raw twins as finite numbers in columns of their own."""
+def _with_raw_columns(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells with their raw values as finite numbers in columns of their own."""
     raw = cells["raw"].struct.unnest()
     return cells.drop("raw").hstack(raw.select(number(name).alias(f"raw_{name}") for name in _RAW))
 
 
 def _regrouped(body: bytes) -> bytes:
-    """A list of rows, or rows grouped by strike, in the shape of the page's own answer."""
+    """A list of rows, or rows grouped by strike, in the schema of the page's own answer."""
     try:
         value = loads(body)
         data = value.get("data")
@@ -226,17 +215,17 @@ def _regrouped(body: bytes) -> bytes:
         if isinstance(data, list):
             return orjson.dumps({"total": value.get("total"), "data": {"Call": data, "Put": []}})
     except (ValueError, orjson.JSONEncodeError):
-        pass  # not JSON to either decoder, or nested deeper than any answer
-    raise BadPayload("quotes: JSON without a list or groups of rows")
+        pass  # no JSON, or nested deeper than any answer
+    raise BadPayload("quotes: the answer has no list or groups of rows")
 
 
-def _read(cells: pl.DataFrame, names: Sequence[str], trade_date: date, latest: int) -> pl.DataFrame:
-    """Numbers from display and raw twins: `<name>` and `bad_<name>`, `time` (ns) and `bad_time`.
+def _to_numbers(cells: pl.DataFrame, names: Sequence[str], trade_date: date, latest: int) -> pl.DataFrame:
+    """Numbers from displayed and raw values: `<name>` and `bad_<name>`, `time` (ns) and `bad_time`.
 
-    The raw number counts; the displayed one says whether it is there at all and must agree.
-    `to_come` says of a bad time that it is one, but later than can be.
+    The raw number counts; the displayed one says whether there is one at all, and must agree.
+    `in_future` marks the bad times that are valid but later than can be.
     """
-    # Only roots priced in eighths need the slower reading, and then all of their rows do.
+    # Only roots priced in eighths need the slower parsing, and then all of their rows do.
     fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
     moment = pl.col("raw_tradeTime")
     stamp = pl.when(moment.is_between(1, END_OF_TIME // NS_PER_S) & (moment % 1 == 0)).then(
@@ -250,7 +239,7 @@ def _read(cells: pl.DataFrame, names: Sequence[str], trade_date: date, latest: i
     return (
         cells.lazy()
         .with_columns(
-            *(_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
+            *(_parse_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
             *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in (*names, "tradeTime")),
             settled=pl.col("lastPrice").str.ends_with("s"),
         )
@@ -259,13 +248,13 @@ def _read(cells: pl.DataFrame, names: Sequence[str], trade_date: date, latest: i
             *(_bad(name, _agreed(name)).alias(f"bad_{name}") for name in names),
             time=pl.when(known).then(stamp),
             bad_time=_bad("tradeTime", pl.when(known).then(stamp)),
-            to_come=(~known & ~pl.col("none_tradeTime")).fill_null(False),
+            in_future=(~known & ~pl.col("none_tradeTime")).fill_null(False),
         )
         .collect()
     )
 
 
-def _displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
+def _parse_displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
     """A displayed number: `7,534.38s`, `+137.25`, `unch`; with fractions also `539-4`, in eighths."""
     plain = text.str.strip_chars_end("s").str.replace_all(",", "", literal=True)
     value = pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
@@ -284,13 +273,13 @@ def _agreed(name: str) -> pl.Expr:
 
 
 def _bad(name: str, value: pl.Expr) -> pl.Expr:
-    """Whether a cell was sent but has no value: unreadable, or its twins disagree."""
+    """Whether a cell was sent but has no value: it is unreadable, or displayed and raw disagree."""
     none = pl.col(name).is_null() | pl.col(f"none_{name}")
     return pl.when(none).then((pl.col(f"raw_{name}") != 0).fill_null(False)).otherwise(value.is_null())
 
 
-def _fate(code: str) -> pl.Expr:
-    """Why a row is dropped; null for a row that is kept."""
+def _row_fault(code: str) -> pl.Expr:
+    """Why a row is dropped; null when it is kept."""
     strike, side = pl.col("of_strike"), pl.col("of_option_type")
     other_strike = pl.col("raw_strike") != strike
     other_side = pl.col("optionType").str.slice(0, 1) != side
@@ -304,35 +293,3 @@ def _fate(code: str) -> pl.Expr:
         .when(~pl.struct("of_code", "of_strike", "of_option_type").is_first_distinct())
         .then(pl.lit("duplicate"))
     )
-
-
-def _meaning(table: pl.DataFrame, series: Series, trade_date: date) -> tuple[pl.DataFrame, date | None]:
-    """Rows in the terms of `SOURCE_CHAIN`, and the newest session they speak of."""
-    ours = pl.Series("session", sessions.trade_dates(table["time"].fill_null(0).to_numpy()))
-    price, volume = pl.col("lastPrice"), pl.col("volume")
-    settled = price.is_not_null() & pl.col("settled")
-    traded = volume.is_not_null() | (price.is_not_null() & ~settled & pl.col("openPrice").is_not_null())
-    strike, side = pl.col("of_strike"), pl.col("of_option_type")
-    meant = table.lazy().with_columns(ours, is_settlement=settled.fill_null(False))
-    rows = meant.select(
-        "is_settlement",
-        raw_symbol=globex_symbols(pl.lit(globex_code(series)), side, strike),
-        vendor_symbol="symbol",
-        contract_key=contract_keys(pl.lit(series.key), side, strike),
-        strike=strike,
-        option_type=side,
-        bid="bidPrice",
-        ask="askPrice",
-        last=pl.when(~pl.col("is_settlement")).then(price),
-        settlement=pl.when(pl.col("is_settlement")).then(price),
-        settlement_date=pl.when(pl.col("is_settlement")).then("session"),
-        last_ts=pl.when(traded).then(pl.col("time")).cast(INSTANT),
-        open="openPrice",
-        high="highPrice",
-        low="lowPrice",
-        change="priceChange",
-        volume=pl.when(pl.col("session") == trade_date).then(volume),
-        open_interest="openInterest",
-    ).collect()
-    newest = ours.max()
-    return rows, newest if isinstance(newest, date) else None

@@ -1,0 +1,98 @@
+"""How every vendor's client reports what went wrong: statuses, unusable answers, probes, control totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from nq_pipeline.errors import (
+    BadPayload,
+    Blocked,
+    DeadlineReached,
+    NotConfigured,
+    NotEntitled,
+    OverBudget,
+    RateLimited,
+    SourceError,
+    Unavailable,
+)
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.base import Probe
+from nq_pipeline.transport.vendor_session import Reply, VendorSession
+
+STOP_ERRORS = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget)
+"""Errors after which the next request to the same vendor would fail too."""
+
+MAX_UNUSABLE_SHARE = 0.01
+"""A series with a larger share of unusable rows or cells is `partial`."""
+
+
+@contextmanager
+def rejecting(session: VendorSession, reply: Reply) -> Iterator[None]:
+    """Reject the reply when reading it raises a `SourceError`, so that the cache does not serve it again."""
+    try:
+        yield
+    except SourceError as error:
+        session.reject(reply, error.outcome, str(error))
+        raise
+
+
+def error_of_status(
+    vendor: str,
+    status: int | None,
+    known: Mapping[int, SourceError],
+    *,
+    otherwise: type[SourceError] = BadPayload,
+) -> SourceError:
+    """The error of an HTTP status other than 200.
+
+    Parameters
+    ----------
+    known
+        Errors by the statuses that the vendor documents, or that were seen.
+    otherwise
+        The error's class for any other status below 500.
+    """
+    if status is not None and status in known:
+        return known[status]
+    if status is not None and status >= 500:
+        return Unavailable(f"{vendor} answered HTTP {status}; try again later")
+    return otherwise(f"{vendor} answered HTTP {status}, which it does not document")
+
+
+def failed_probe(error: SourceError, remedies: Mapping[Outcome, str], otherwise: str) -> Probe:
+    """The vendor's state after a probe that failed, with the remedy for the error's outcome."""
+    remedy = remedies.get(error.outcome, otherwise)
+    if isinstance(error, NotConfigured):
+        return Probe(False, None, None, str(error), remedy)
+    entitled = False if isinstance(error, NotEntitled) else None
+    return Probe(True, not isinstance(error, Unavailable), entitled, str(error), remedy)
+
+
+def printable(words: object) -> str:
+    """The vendor's own words, safe to print and at most 160 characters; empty when they are no text."""
+    if not isinstance(words, str):
+        return ""
+    return "".join(c for c in words if c.isprintable()).strip(' "\\')[:160]
+
+
+def quoted(words: object) -> str:
+    """`printable` words in brackets and quotes, after a space; empty when there are none."""
+    text = printable(words)
+    return f' ("{text}")' if text else ""
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """Counts of unusable rows and cells in words, the largest first: `3 malformed cell, 1 duplicate`."""
+    counts = Counter(dropped).most_common()
+    return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in counts)
+
+
+def merge_controls(controls: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
+    """Each control total, true when it held in every answer that has it."""
+    merged: dict[str, bool] = {}
+    for held in controls:
+        for name, holds in held.items():
+            merged[name] = merged.get(name, True) and holds
+    return merged
