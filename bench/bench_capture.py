@@ -56,8 +56,9 @@ TRADE = 48
 def gateway(load: int) -> None:
     """Serve a steady load; every line of the input is a fault, every line of the output is one struck."""
     from nq_pipeline.clock import ShiftedClock, to_ns
-    from nq_pipeline.sandbox.gateway.gateway import Gateway, Limits
-    from nq_pipeline.sandbox.gateway.script import Fault, Script, parse_fault
+    from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript, parse_fault
+    from nq_pipeline.sandbox.gateway.feed import Limits
+    from nq_pipeline.sandbox.gateway.gateway import Gateway
     from nq_pipeline.sandbox.synthetic.market import market
     from nq_pipeline.sandbox.synthetic.tape import LoadTape
 
@@ -67,10 +68,10 @@ def gateway(load: int) -> None:
     )  # what every second is made of takes a while to make
     clock = ShiftedClock(OPENS + timedelta(seconds=5))
 
-    class Noted(Script):
-        def strike(self, fault: Fault, session_id: int, records: int = 0) -> bool:
+    class Noted(FaultScript):
+        def claim(self, fault: Fault, session_id: int, records: int = 0) -> bool:
             say(struck=time.monotonic(), market=served.now_ns())
-            return super().strike(fault, session_id, records)
+            return super().claim(fault, session_id, records)
 
     script = Noted()
     limits = Limits(connections_per_s=1_000)

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import zstandard
 
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline_tests.orchestration.test_capture_run import captured, said
 from nq_pipeline_tests.testing.standing import market
 

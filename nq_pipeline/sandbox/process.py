@@ -318,7 +318,7 @@ def _run(
     import uvicorn
 
     from nq_pipeline.sandbox.gateway.gateways import Gateways
-    from nq_pipeline.sandbox.server import Leases, application, default_worlds
+    from nq_pipeline.sandbox.server import Leases, application, default_scenarios
 
     leases, gateways = Leases(), Gateways()
     config = uvicorn.Config(
@@ -334,7 +334,7 @@ def _run(
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
-        ready((await gateways.of(default_worlds(defaults)["databento"])).address)
+        ready((await gateways.of(default_scenarios(defaults)["databento"])).address)
         warm = asyncio.create_task(asyncio.to_thread(sessions.current_session, datetime.now(UTC)))
         if owner is not None:
             await asyncio.to_thread(_read_to_end, owner)

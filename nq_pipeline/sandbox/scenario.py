@@ -48,7 +48,7 @@ class Scenario:
     @property
     def products(self) -> tuple[str, ...]:
         """What the market is of."""
-        return tuple(part.product.code for part in self.market.parts)
+        return tuple(part.product.code for part in self.market.markets)
 
     @property
     def now(self) -> datetime:
@@ -63,19 +63,19 @@ class Scenario:
 
 def parse_options(text: str, defaults: Scenario) -> Scenario:
     """Read `fault=…;now=…;seed=…;products=…`; SandboxError in one sentence for anything else."""
-    world = defaults
+    scenario = defaults
     for part in text.split(";"):
         name, _, value = part.partition("=")
         try:
             if name == "fault" and value in FAULTS:
-                world = replace(world, fault=value)
+                scenario = replace(scenario, fault=value)
             elif name == "now":
-                world = replace(world, clock=PinnedClock(datetime.fromisoformat(value)))
+                scenario = replace(scenario, clock=PinnedClock(datetime.fromisoformat(value)))
             elif name == "seed":
-                world = replace(world, market=market(int(value), world.products))
+                scenario = replace(scenario, market=market(int(value), scenario.products))
             elif name == "products":
                 products = tuple(product.code for product in chosen(value.split(",")))
-                world = replace(world, market=market(world.market.parts[0].common_seed, products))
+                scenario = replace(scenario, market=market(scenario.market.markets[0].common_seed, products))
             else:
                 raise ValueError
         except (ValueError, SettingsError):
@@ -84,7 +84,7 @@ def parse_options(text: str, defaults: Scenario) -> Scenario:
                 f"';', with a fault of {', '.join(FAULTS)}, an instant such as 2025-06-10T15:00:00Z and "
                 f"products of {', '.join(PRODUCTS)}."
             ) from None
-    return world
+    return scenario
 
 
 def format_options(options: Mapping[str, str | int | datetime | None]) -> str:

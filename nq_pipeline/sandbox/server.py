@@ -1,9 +1,9 @@
-"""One application for all vendors: `/{vendor}/…`, and `/with/{options}/{vendor}/…` for another world.
+"""One application for all vendors: `/{vendor}/…`, and `/with/{options}/{vendor}/…` for another scenario.
 
 /health                                              who is answering, and its defaults
 /lease                                               stays open: as long, an owned server lives
-/databento/gateway                                   where the live gateway of that world listens
-/barchart/futures/quotes/NQM25/options               Barchart's page, in the default world
+/databento/gateway                                   where the live gateway of that scenario listens
+/barchart/futures/quotes/NQM25/options               Barchart's page, in the default scenario
 /with/fault=blocked;seed=7/barchart/futures/…        the same while Barchart blocks
 """
 
@@ -24,19 +24,17 @@ from nq_pipeline.errors import SandboxError
 from nq_pipeline.sandbox.gateway.gateways import Gateways
 from nq_pipeline.sandbox.scenario import Scenario, parse_options
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.vendors import (
-    barchart,
-    databento,
-    polygon,
-    tradovate,
-)
+from nq_pipeline.sandbox.vendors.barchart.site import barchart_routes
+from nq_pipeline.sandbox.vendors.databento.api import databento_routes
+from nq_pipeline.sandbox.vendors.polygon import polygon_routes
+from nq_pipeline.sandbox.vendors.tradovate import tradovate_routes
 
 PROGRAM = "nq sandbox"
 VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
-    "barchart": barchart.routes,
-    "polygon": polygon.routes,
-    "tradovate": tradovate.routes,
-    "databento": databento.routes,
+    "barchart": barchart_routes,
+    "polygon": polygon_routes,
+    "tradovate": tradovate_routes,
+    "databento": databento_routes,
 }
 
 
@@ -55,7 +53,7 @@ def application(
     Parameters
     ----------
     defaults
-        Options by vendor, in the form of `world.parse_options`, that hold for addresses without
+        Options by vendor, in the form of `scenario.parse_options`, that hold for addresses without
         `/with/…` and below those of addresses with it.
     leases
         Counts the open `/lease` requests.
@@ -63,12 +61,12 @@ def application(
         The live gateways of this process.
     """
     leases, gateways = leases or Leases(), gateways or Gateways()
-    worlds = default_worlds(defaults)
+    scenarios = default_scenarios(defaults)
     identity = {"program": PROGRAM, "version": version("nq_pipeline"), "defaults": dict(defaults)}
 
     def vendors() -> list[BaseRoute]:
-        by_vendor = {name: routes(_world_of(worlds[name])) for name, routes in VENDORS.items()}
-        by_vendor["databento"] += gateways.routes(_world_of(worlds["databento"]))
+        by_vendor = {name: routes(_scenario_of(scenarios[name])) for name, routes in VENDORS.items()}
+        by_vendor["databento"] += gateways.routes(_scenario_of(scenarios["databento"]))
         return [Mount(f"/{name}", routes=routes) for name, routes in by_vendor.items()]
 
     def health(request: Request) -> Response:
@@ -101,8 +99,8 @@ def application(
     )
 
 
-def default_worlds(defaults: Mapping[str, str]) -> dict[str, Scenario]:
-    """The world of each vendor where an address says nothing else."""
+def default_scenarios(defaults: Mapping[str, str]) -> dict[str, Scenario]:
+    """The scenario of each vendor where an address says nothing else."""
     ordinary = Scenario(market(7), SystemClock())
     return {
         vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary
@@ -110,9 +108,9 @@ def default_worlds(defaults: Mapping[str, str]) -> dict[str, Scenario]:
     }
 
 
-def _world_of(default: Scenario) -> Callable[[HTTPConnection], Scenario]:
-    def world_of(connection: HTTPConnection) -> Scenario:
+def _scenario_of(default: Scenario) -> Callable[[HTTPConnection], Scenario]:
+    def scenario_of(connection: HTTPConnection) -> Scenario:
         options = connection.path_params.get("options")
         return parse_options(options, default) if options else default
 
-    return world_of
+    return scenario_of

@@ -30,8 +30,9 @@ from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import BACKFILLS, BBO_1M, DEFINITION, ENTITLEMENTS, MBO, STATISTICS, TRADES
-from nq_pipeline.sandbox.synthetic.globex import quotes, universe
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.synthetic.records import minute_quote_records
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.history_store import DatabentoHistory, open_shelf
@@ -162,7 +163,9 @@ def test_quotes_come_by_the_hour_and_an_hour_that_is_there_is_not_bought_again(d
         rows = lake(settings).scan(BBO_1M).sort(BBO_1M.key).collect()
     assert (day.state, day.records, day.dropped) == ("complete", rows.height, 0)
     assert spans[before - 1] == spans[before] and len(set(spans)) == len(spans) - 1 == 23
-    truth = quotes(market(7), universe(market(7), MONDAY).filter(parent="Q1A.OPT"), *spans[before])
+    truth = minute_quote_records(
+        market(7), universe(market(7), MONDAY).filter(parent="Q1A.OPT"), *spans[before]
+    )
     mine = rows.filter(pl.col("ts_recv").dt.truncate("1h") == hour).sort("ts_recv", "instrument_id")
     assert mine["ask_sz_00"].to_list() == truth["ask_sz_00"].tolist()
 

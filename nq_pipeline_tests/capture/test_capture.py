@@ -26,14 +26,9 @@ from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
 from nq_pipeline.lake.tables import GAPS, SESSIONS
-from nq_pipeline.sandbox.gateway.gateway import (
-    DATASET,
-    HOST,
-    KEY,
-    Gateway,
-    Limits,
-)
-from nq_pipeline.sandbox.gateway.script import Fault, Script
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
+from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.synthetic.market import Market
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
 from nq_pipeline.settings import Settings
@@ -64,7 +59,7 @@ def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
 
 @contextmanager
 def served(*faults: Fault, now: datetime = NOW, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
-    with gateway(now=now, load=load, script=Script(*faults), **more).serve_in_thread() as it:
+    with gateway(now=now, load=load, script=FaultScript(*faults), **more).serve_in_thread() as it:
         yield it
 
 
@@ -172,9 +167,9 @@ def test_every_lost_connection_is_a_gap_that_is_filled_and_verified(kind: str, t
         def filled(running: Running) -> bool:
             if not all_verified(running):
                 return False
-            if not it.script.struck and not it.script.pending:
+            if not it.script.injected and not it.script.pending:
                 it.script.add(Fault(kind))
-            return len(it.script.struck) == 1 and running.capture.totals.verified_gaps == 2
+            return len(it.script.injected) == 1 and running.capture.totals.verified_gaps == 2
 
         totals = capture(it, tmp_path, filled)
         assert complete(it, tmp_path)
@@ -209,7 +204,7 @@ def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path)
 
 def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -> None:
     """Two equal records in a row are two trades, as far as a session goes: only the count knows better."""
-    it = gateway(now=NOW, load=LOAD, script=Script(Fault("duplicate", after_records=BEYOND_OVERLAP)))
+    it = gateway(now=NOW, load=LOAD, script=FaultScript(Fault("duplicate", after_records=BEYOND_OVERLAP)))
     lake = tmp_path / "sandbox"
     publisher = Publisher(lake / "capture" / DATASET, Workspace(lake).lake, run_id="run", clock=it.clock)
     with it.serve_in_thread():
@@ -234,7 +229,9 @@ def test_a_gap_stays_open_when_every_replay_leaves_records_out(tmp_path: Path) -
 
         def often_enough(running: Running) -> bool:
             if not it.script.pending:  # each replay leaves out more than the one before, counts too
-                it.script.add(Fault("omit", records=3 + len(it.script.struck), after_records=BEYOND_OVERLAP))
+                it.script.add(
+                    Fault("omit", records=3 + len(it.script.injected), after_records=BEYOND_OVERLAP)
+                )
             return running.capture.totals.disputed_gaps > 0
 
         capture(it, tmp_path, often_enough)
@@ -248,7 +245,7 @@ def test_skipped_records_are_a_gap_that_is_replayed(tmp_path: Path) -> None:
         def filled(running: Running) -> bool:
             if not all_verified(running):
                 return False
-            if not it.script.struck and not it.script.pending:
+            if not it.script.injected and not it.script.pending:
                 it.script.add(Fault("error", code=7, records=LONG_SKIP))
             return running.capture.totals.verified_gaps == 2
 
@@ -321,7 +318,7 @@ def test_what_the_gateway_still_had_to_send_at_the_stop_is_missing_and_filled(tm
         running = Running(it, tmp_path)
         running.until(lambda: all_verified(running))
         it.script.add(Fault("drip"))
-        running.until(lambda: it.script.struck)
+        running.until(lambda: it.script.injected)
         time.sleep(BACKLOG_S)
         running.finish()
         reached, stopped = int(logged(tmp_path)["ts_event"].max()), to_ns(it.clock.now())
@@ -361,7 +358,7 @@ def test_a_replay_refused_without_a_time_goes_on_with_all_that_the_gateway_has(t
     faults = [Fault("error", code=8, text="Replay data aged out", after_records=LOAD)]
     with served(*faults, limits=Limits(connections_per_s=1_000, replay_window_s=60)) as it:
         running = Running(it, tmp_path)
-        running.until(lambda: it.script.struck)
+        running.until(lambda: it.script.injected)
         it.script.add(*(Fault("refuse_connection") for _ in range(2)))
         it.limits = Limits(connections_per_s=1_000, replay_window_s=10)
         running.until(lambda: running.capture.totals.verified_gaps)
@@ -488,17 +485,17 @@ class Hurried(ShiftedClock):
         return super().monotonic() * 100
 
 
-class Endless(Script):
+class Endless(FaultScript):
     """The same fault again and again, once it is begun."""
 
     def __init__(self, fault: Fault, *, begun: bool = True) -> None:
         super().__init__()
         self.fault, self.begun = fault, begun
 
-    def next(self, kinds: Collection[str]) -> Fault | None:
+    def next_due(self, kinds: Collection[str]) -> Fault | None:
         return self.fault if self.begun and self.fault.kind in kinds else None
 
-    def strike(self, fault: Fault, session_id: int, records: int = 0) -> bool:
+    def claim(self, fault: Fault, session_id: int, records: int = 0) -> bool:
         return self.begun
 
 
@@ -508,7 +505,9 @@ def pauses(running: Running) -> list[float]:
 
 
 @contextmanager
-def hurried(script: Script, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Gateway, Running]]:
+def hurried(
+    script: FaultScript, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Gateway, Running]]:
     """A capture whose jitter is none."""
     monkeypatch.setattr("random.random", lambda: 1.0)
     it = gateway(load=LOAD, script=script, limits=Limits(connections_per_s=1_000))

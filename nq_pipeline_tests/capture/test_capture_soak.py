@@ -14,8 +14,9 @@ from nq_pipeline.capture.log import list_segments
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import TRADES
-from nq_pipeline.sandbox.gateway.gateway import DATASET, Gateway
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
+from nq_pipeline.sandbox.gateway.feed import DATASET
+from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.capture.test_capture import (
     OPENS,
@@ -69,7 +70,7 @@ def disconnect(it: Gateway, data: Path, times: int) -> None:
         for number in range(times):
             running.until(lambda: all_verified(running))
             it.script.add(Fault(KINDS[number % len(KINDS)]))
-            running.until(lambda n=number: len(it.script.struck) > n)
+            running.until(lambda n=number: len(it.script.injected) > n)
             running.until(lambda n=number: running.capture.totals.verified_gaps > n + 1)
         running.until(lambda: all_verified(running))
     finally:

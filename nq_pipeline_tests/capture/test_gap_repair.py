@@ -20,7 +20,7 @@ from nq_pipeline.errors import BadStream, CaptureError
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import tape
-from nq_pipeline.sandbox.vendors.databento_account import account_of
+from nq_pipeline.sandbox.vendors.databento.account import account_of
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.history_store import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger

@@ -26,14 +26,9 @@ from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.errors import LogFailed
-from nq_pipeline.sandbox.gateway.gateway import (
-    DATASET,
-    HOST,
-    KEY,
-    Gateway,
-    Limits,
-)
-from nq_pipeline.sandbox.gateway.script import Fault, Script
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
+from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline_tests.testing.gateway_client import NOON, gateway, unlimited
 
 PARENTS = (*option_parents(), *future_parents())
@@ -42,7 +37,7 @@ PATIENCE_S = 30.0
 
 @contextmanager
 def served(*faults: Fault, **more: Any) -> Iterator[Gateway]:
-    with gateway(script=Script(*faults), **{"limits": unlimited(), **more}).serve_in_thread() as it:
+    with gateway(script=FaultScript(*faults), **{"limits": unlimited(), **more}).serve_in_thread() as it:
         yield it
 
 

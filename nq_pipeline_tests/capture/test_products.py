@@ -13,8 +13,8 @@ from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.symbology import globex_code
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.gateway import Gateway
-from nq_pipeline.sandbox.gateway.script import Fault, Script
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
 from nq_pipeline_tests.capture.test_capture import NOW, Running, settings
@@ -46,7 +46,7 @@ def test_standard_options_and_futures_are_always_listed_and_fifth_weeks_are_left
 
 def test_trades_of_all_chosen_products_reach_the_lake_under_their_own_series(tmp_path: Path) -> None:
     """Also those of gold's monthly option, whose code is of another month than its expiration."""
-    recording, script = LoadTape(market(7, CHOSEN), 1_000), Script(Fault("fin", after_records=300))
+    recording, script = LoadTape(market(7, CHOSEN), 1_000), FaultScript(Fault("fin", after_records=300))
     with Gateway(recording, clock=ShiftedClock(NOW), script=script).serve_in_thread() as it:
         running = Running(it, tmp_path, products=CHOSEN)
         try:

@@ -13,7 +13,7 @@ from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
-from nq_pipeline.sandbox.gateway.script import Fault, Script
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline_tests.testing.dbn_streams import Clock, mapping
 from nq_pipeline_tests.testing.feeds import (
     DATASET,
@@ -54,7 +54,7 @@ def capture(log: CaptureLog, served: Any, schema: str, start: int, most: int | N
 def test_the_lake_equals_the_market_after_sessions_that_were_cut_off_and_replayed(root: Path) -> None:
     """mbp-1 is closed, then comes again and is cut within a record; trades go on from there."""
     published, opening = publisher(root), to_ns(NOON) - 2 * 10**9
-    script = Script(Fault("fin", after_records=1_000), Fault("cut", after_records=1_700))
+    script = FaultScript(Fault("fin", after_records=1_000), Fault("cut", after_records=1_700))
     with (
         gateway(limits=unlimited(), script=script).serve_in_thread() as served,
         CaptureLog(root, DATASET, clock=Clock(), sync_every_s=0) as log,

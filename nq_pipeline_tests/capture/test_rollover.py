@@ -12,8 +12,8 @@ from nq_pipeline.capture.gaps import GapStore
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import TRADES
-from nq_pipeline.sandbox.gateway.gateway import DATASET, Limits
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
+from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.capture.test_capture import (
     QUICK,
@@ -58,7 +58,7 @@ def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_t
         running.until(lambda: it.clock.now() > ROLLS + timedelta(seconds=0.2))
         waiting = running.capture.totals.open_gaps
         it.script.add(Fault("fin"))
-        running.until(lambda: it.script.struck and len(gaps(tmp_path)) == 4 and all_verified(running))
+        running.until(lambda: it.script.injected and len(gaps(tmp_path)) == 4 and all_verified(running))
         running.finish()
         have, wanted = published(it, tmp_path, last_published(tmp_path), first=PROVEN)
     assert waiting and have.equals(wanted)

@@ -33,7 +33,7 @@ from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture, situation
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.capture.test_capture import CLOSES, OPENS, gaps
 from nq_pipeline_tests.testing.standing import DAY, Market, market

@@ -1,4 +1,4 @@
-"""One real server process for all tests of this room; worlds and faults are in its addresses."""
+"""One real server process for all tests of this room; scenarios and faults are in its addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def root(stand_ins: Settings) -> str:
 
 @pytest.fixture
 def at(root: str) -> Callable[..., str]:
-    """Base address of a vendor in a world: `at("barchart", fault="blocked")`."""
+    """Base address of a vendor in a scenario: `at("barchart", fault="blocked")`."""
 
     def address(vendor: str, *, now: str = NOW, fault: str = "ok", seed: int = 7) -> str:
         return f"{root}/with/now={now};fault={fault};seed={seed}/{vendor}"

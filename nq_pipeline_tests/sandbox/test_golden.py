@@ -1,4 +1,4 @@
-"""The market of a seed and an instant is the same bytes in every version: old lakes and all tests rest on it."""
+"""A seed and an instant give the same market, byte for byte, in every version; old lakes rest on it."""
 
 from __future__ import annotations
 
@@ -241,13 +241,14 @@ def test_databento_resolves_the_same_symbols_and_packs_the_same_files(root: str)
     ]
     job = post(
         "batch.submit_job",
-        **{"schema": "trades", "symbols": "NQ.FUT", "stype_in": "parent", "encoding": "csv"},
-        **{
-            "start": "2025-06-10T14:30",
-            "end": "2025-06-10T14:31",
-            "pretty_ts": "True",
-            "map_symbols": "True",
-        },
+        schema="trades",
+        symbols="NQ.FUT",
+        stype_in="parent",
+        encoding="csv",
+        start="2025-06-10T14:30",
+        end="2025-06-10T14:31",
+        pretty_ts="True",
+        map_symbols="True",
     )
     params = {"job_id": job["id"]}
     for _ in range(3):
@@ -266,7 +267,7 @@ def test_databento_resolves_the_same_symbols_and_packs_the_same_files(root: str)
 
 
 def test_the_tape_has_the_same_resting_orders_and_load() -> None:
-    resting = tape(market(7)).resting(NOON_NS)
+    resting = tape(market(7)).resting_orders(NOON_NS)
     load = LoadTape(market(7), 2_000)
     records = [load.records(schema, NOON_NS, NOON_NS + 2 * NS_PER_S) for schema in ("trades", "mbo", "mbp-1")]
     assert digest(resting.tobytes(), *(array.tobytes() for array in records)) == "9be4777006382c87"

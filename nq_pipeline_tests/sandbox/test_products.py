@@ -15,14 +15,15 @@ from nq_pipeline.errors import SandboxError
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.sandbox.scenario import Scenario, format_options, parse_options
-from nq_pipeline.sandbox.synthetic.globex import definitions, universe
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import (
     RATE,
     Exchange,
     Market,
     market,
 )
-from nq_pipeline.sandbox.synthetic.profiles import SHAPES
+from nq_pipeline.sandbox.synthetic.profiles import PROFILES
+from nq_pipeline.sandbox.synthetic.records import definition_records
 from nq_pipeline.sandbox.synthetic.tape import tape
 
 OPEN = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
@@ -32,7 +33,7 @@ EVERY = pytest.mark.parametrize("product", PRODUCTS.values(), ids=list(PRODUCTS)
 
 
 def of(product: Product) -> Market:
-    return market(7, (product.code,)).parts[0]
+    return market(7, (product.code,)).markets[0]
 
 
 def on_ticks(prices: pl.Series, product: Product) -> bool:
@@ -42,10 +43,12 @@ def on_ticks(prices: pl.Series, product: Product) -> bool:
 
 
 def test_every_product_and_proxy_of_the_table_has_a_shape() -> None:
-    assert list(SHAPES) == list(PRODUCTS)
-    assert len({shape.number for shape in SHAPES.values()}) == len(SHAPES)
+    assert list(PROFILES) == list(PRODUCTS)
+    assert len({shape.number for shape in PROFILES.values()}) == len(PROFILES)
     proxies = {code: proxy.stands_for for code, proxy in PROXIES.items()}
-    assert {code: product for product, shape in SHAPES.items() for code, _ in shape.proxy_strikes} == proxies
+    assert {
+        code: product for product, shape in PROFILES.items() for code, _ in shape.proxy_strikes
+    } == proxies
 
 
 @EVERY
@@ -77,7 +80,7 @@ def test_put_call_parity_gives_the_future_within_the_width_of_quotes(product: Pr
 
 @EVERY
 def test_the_price_wanders_around_the_products_own_level(product: Product) -> None:
-    level = SHAPES[product.code].level
+    level = PROFILES[product.code].level
     assert 0.5 * level < of(product).underlying(OPEN) < 2 * level
 
 
@@ -106,7 +109,7 @@ def test_ids_of_all_products_differ_and_fit_the_wire() -> None:
 
 def test_definitions_tell_the_multiplier_and_exchange_of_each_product() -> None:
     instruments = universe(ALL, DAY)
-    records = definitions(instruments, ts_event=0, ts_recv=0)[: instruments.height]
+    records = definition_records(instruments, ts_event=0, ts_recv=0)[: instruments.height]
     told = pl.DataFrame(
         {
             "product": instruments["product"],
@@ -114,7 +117,7 @@ def test_definitions_tell_the_multiplier_and_exchange_of_each_product() -> None:
             "exchange": records["exchange"].astype(str),
         }
     ).unique()
-    tabled = {(code, one.multiplier, SHAPES[code].exchange) for code, one in PRODUCTS.items()}
+    tabled = {(code, one.multiplier, PROFILES[code].exchange) for code, one in PRODUCTS.items()}
     assert set(told.rows()) == tabled
     assert {("ES", 50.0, "XCME"), ("GC", 100.0, "XCEC"), ("NQ", 20.0, "XCME")} <= tabled
 
@@ -135,15 +138,15 @@ def test_the_tape_has_trades_of_every_product_and_its_future() -> None:
     assert kinds == {(code, future) for code in PRODUCTS for future in (True, False)}
 
 
-# ── worlds ──────────────────────────────────────────────────────────────────────────────────────
+# ── scenarios ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_world_of_several_products_goes_through_an_address_and_keeps_its_seed() -> None:
     options = format_options({"seed": 9, "products": "ES,GC"})
-    world = parse_options(options, Scenario(market(7), SystemClock()))
-    assert world.market is market(9, ("ES", "GC"))
-    assert parse_options("seed=8", world).market is market(8, ("ES", "GC"))
-    assert parse_options("products=GC", world).market is market(9, ("GC",))
+    scenario = parse_options(options, Scenario(market(7), SystemClock()))
+    assert scenario.market is market(9, ("ES", "GC"))
+    assert parse_options("seed=8", scenario).market is market(8, ("ES", "GC"))
+    assert parse_options("products=GC", scenario).market is market(9, ("GC",))
 
 
 def test_a_world_of_an_unknown_product_is_refused() -> None:

@@ -15,15 +15,11 @@ import numpy as np
 from databento.common.error import BentoError
 
 from nq_pipeline.clock import ShiftedClock
-from nq_pipeline.sandbox.gateway.gateway import (
-    DATASET,
-    HOST,
-    KEY,
-    Gateway,
-    Limits,
-)
-from nq_pipeline.sandbox.synthetic.globex import Array, layout, universe
+from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
+from nq_pipeline.sandbox.synthetic.records import Array, blank_records
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
 
 NOON = datetime(2025, 6, 10, 15, tzinfo=UTC)
@@ -63,7 +59,7 @@ class Recorder:
 
     def array(self, schema: str = "trades") -> Array:
         """The data records of a schema, as DBN has them."""
-        record = layout(schema)
+        record = blank_records(schema).dtype
         rtype = {"trades": 0, "mbp-1": 1}[schema]
         bodies = [bytes(r)[: record.itemsize] for r in list(self.heard) if int(r.rtype) == rtype]
         return np.frombuffer(b"".join(bodies), record)

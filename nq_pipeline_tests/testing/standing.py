@@ -13,8 +13,8 @@ from threading import Thread
 
 from nq_pipeline.capture.locks import lock_pid
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
-from nq_pipeline.sandbox.gateway.script import Fault
 from nq_pipeline.settings import load as load_settings
 from nq_pipeline_tests.capture.test_capture import NOW, OPENS, served
 from nq_pipeline_tests.capture.test_capture_soak import last_published, published

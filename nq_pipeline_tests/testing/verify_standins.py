@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nq_pipeline.clock import Clock
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
-from nq_pipeline.sandbox.gateway.script import Fault, Script
 from nq_pipeline.settings import Settings
 from nq_pipeline.verify.check import VerifyTiming
 from nq_pipeline.verify.run import CHECKS, VerifyReport, run_checks
@@ -24,7 +24,7 @@ STREAM_S = 0.6
 @contextmanager
 def served(*faults: Fault, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
     """A gateway in the middle of a session, which works off these faults."""
-    options = {"load": load, "script": Script(*faults), "limits": unlimited(), **more}
+    options = {"load": load, "script": FaultScript(*faults), "limits": unlimited(), **more}
     with gateway(**options).serve_in_thread() as it:
         yield it
 

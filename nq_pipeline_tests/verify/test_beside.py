@@ -10,7 +10,7 @@ from pathlib import Path
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.log import list_segments
 from nq_pipeline.lake.tables import SESSIONS
-from nq_pipeline.sandbox.gateway.gateway import DATASET
+from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.verify_standins import (
     lines,

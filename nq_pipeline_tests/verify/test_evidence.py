@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.verify.check import CheckResult
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.run import VerifyReport, run_checks
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(tmp_path:
     with served(Fault("refuse_connection")) as it:
         with pytest.raises(OSError, match="evidence"):
             verified(it, tmp_path, "connect")
-        assert not it.script.struck
+        assert not it.script.injected
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50))

@@ -15,8 +15,9 @@ import pytest
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
 from nq_pipeline.clock import NS_PER_S, PinnedClock, ShiftedClock
 from nq_pipeline.errors import CaptureError
-from nq_pipeline.sandbox.gateway.gateway import HOST, Limits
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
+from nq_pipeline.sandbox.gateway.feed import Limits
+from nq_pipeline.sandbox.gateway.gateway import HOST
 from nq_pipeline.verify.run import run_checks
 from nq_pipeline_tests.testing.gateway_client import NOON
 from nq_pipeline_tests.testing.verify_standins import (

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from nq_pipeline.sandbox.gateway.script import Fault
+from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind

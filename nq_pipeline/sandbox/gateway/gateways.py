@@ -1,4 +1,4 @@
-"""The gateways of one process: one for each world that was asked for, each with a clock of its own.
+"""The gateways of one process: one for each scenario that was asked for, each with a clock of its own.
 
 GET  …/databento/gateway      its address, and where its clock is
 POST …/databento/gateway      a fault, in the form of `parse_fault`, that strikes next
@@ -14,53 +14,54 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nq_pipeline.clock import ShiftedClock
-from nq_pipeline.sandbox.gateway.gateway import DATASET, Gateway, moving_clock
-from nq_pipeline.sandbox.gateway.script import parse_fault
+from nq_pipeline.sandbox.gateway.fault_script import parse_fault
+from nq_pipeline.sandbox.gateway.feed import DATASET
+from nq_pipeline.sandbox.gateway.gateway import Gateway, moving_clock
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.market import AnyMarket
 from nq_pipeline.sandbox.synthetic.tape import tape
-from nq_pipeline.sandbox.vendors.faults import WorldOf
+from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf
 
 MOST = 32
 REFUSALS = {
     "blocked": "User or API key deactivated",
     "not_entitled": f"A live data license is required to access {DATASET}.",
 }
-"""What every authentication meets under these faults of a world."""
+"""What every authentication meets under these faults of a scenario."""
 
 Key = tuple[AnyMarket, datetime | None, str | None]
 
 
 class Gateways:
-    """Starts a gateway when its world is first asked for; the oldest idle one makes room."""
+    """Starts a gateway when its scenario is first asked for; the oldest idle one makes room."""
 
     def __init__(self) -> None:
         self._running: dict[Key, Gateway] = {}
         self._lock = Lock()
 
-    async def of(self, world: Scenario) -> Gateway:
-        """The gateway of a world's market, instant and refusal.
+    async def of(self, scenario: Scenario) -> Gateway:
+        """The gateway of a scenario's market, instant and refusal.
 
         A pinned instant is where its clock began to run when it was first asked for. Without one
         the market moves at any hour, see `moving_clock`.
         """
-        pinned, refusal = world.clock.pinned, REFUSALS.get(world.fault)
-        key = (world.market, pinned, refusal)
+        pinned, refusal = scenario.clock.pinned, REFUSALS.get(scenario.fault)
+        key = (scenario.market, pinned, refusal)
         async with self._lock:
             if key not in self._running:
                 for old in [k for k, g in self._running.items() if g.idle][: len(self._running) - MOST + 1]:
                     await self._running.pop(old).stop()
                 clock = ShiftedClock(pinned) if pinned else moving_clock(datetime.now(UTC))
-                gateway = Gateway(tape(world.market), clock=clock, refusal=refusal)
+                gateway = Gateway(tape(scenario.market), clock=clock, refusal=refusal)
                 await gateway.start()
                 self._running[key] = gateway
             return self._running[key]
 
-    def routes(self, world_of: WorldOf) -> list[Route]:
+    def routes(self, scenario_of: ScenarioOf) -> list[Route]:
         """Their addresses below the vendor's mount point."""
 
         async def answer(request: Request) -> Response:
-            gateway = await self.of(world_of(request))
+            gateway = await self.of(scenario_of(request))
             if request.method == "POST":
                 gateway.script.add(parse_fault((await request.body()).decode("ascii", "replace")))
             now = gateway.clock.now().isoformat()

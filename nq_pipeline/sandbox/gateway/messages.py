@@ -1,29 +1,28 @@
-"""What gateway and client say to each other: lines of text first, then DBN records.
+"""The gateway's protocol: lines of text first, then DBN records.
 
-A line is `key=value|key=value`. The official client reads them strictly: a key it does not know
-leaves it waiting for half a minute. Records of the gateway itself (system messages, errors,
-symbol mappings) have publisher 0 and come between the data.
+A line is `key=value|key=value`. The official client waits half a minute when it meets an unknown key.
+Control records (system messages, errors, symbol mappings) have publisher 0 and come between the data.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.sandbox.synthetic.globex import Array
-from nq_pipeline.sandbox.synthetic.symbols import STYPES
+from nq_pipeline.sandbox.synthetic.instruments import STYPES
+from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
+from nq_pipeline.sandbox.synthetic.records import Array, record_dtype
 
 SYMBOLS_PER_LINE = 500
 HEARTBEAT, SUBSCRIPTION_ACK, SLOW_READER_WARNING, REPLAY_COMPLETED, END_OF_INTERVAL = range(5)
 
 
 class GatewayRefusal(Exception):
-    """The gateway does not do what was asked, and says why; `code` is that of an ErrorMsg."""
+    """A request the gateway refuses; `code` is that of its ErrorMsg."""
 
     def __init__(self, text: str, code: int = 5) -> None:
         super().__init__(text)
@@ -43,8 +42,8 @@ class Credentials:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A line that subscribes; `start` in nanoseconds, 0 for all there is, None for from now on."""
+class SubscriptionLine:
+    """A subscription; `start` in nanoseconds UTC, 0 for all there is, None for live data only."""
 
     schema: str
     stype_in: str
@@ -55,8 +54,8 @@ class Request:
     snapshot: bool = False
 
 
-def fields(line: bytes) -> dict[str, str]:
-    """The keys and values of a line; Refused when it is not one."""
+def parse_line(line: bytes) -> dict[str, str]:
+    """The keys and values of a line; raises GatewayRefusal for anything else."""
     try:
         pairs = [part.partition("=") for part in line.decode().strip().split("|")]
     except UnicodeDecodeError:
@@ -66,47 +65,50 @@ def fields(line: bytes) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def credentials(line: bytes) -> Credentials:
-    said = fields(line)
+def parse_credentials(line: bytes) -> Credentials:
+    values = parse_line(line)
     try:
-        if said.get("encoding", "dbn") != "dbn" or said.get("compression", "none") not in ("none", "zstd"):
+        if values.get("encoding", "dbn") != "dbn" or values.get("compression", "none") not in (
+            "none",
+            "zstd",
+        ):
             raise GatewayRefusal("Only DBN, plain or zstd, is available here")
-        if said.get("slow_reader_behavior") not in (None, "skip", "warn"):
+        if values.get("slow_reader_behavior") not in (None, "skip", "warn"):
             raise GatewayRefusal("slow_reader_behavior is skip or warn")
         return Credentials(
-            response=said["auth"],
-            dataset=said["dataset"],
-            ts_out=said.get("ts_out", "0") == "1",
-            zstd=said.get("compression") == "zstd",
-            heartbeat_s=float(said.get("heartbeat_interval_s") or 30),
-            slow_reader=said.get("slow_reader_behavior"),
+            response=values["auth"],
+            dataset=values["dataset"],
+            ts_out=values.get("ts_out", "0") == "1",
+            zstd=values.get("compression") == "zstd",
+            heartbeat_s=float(values.get("heartbeat_interval_s") or 30),
+            slow_reader=values.get("slow_reader_behavior"),
         )
     except (KeyError, ValueError):
         raise GatewayRefusal("The authentication request could not be parsed") from None
 
 
-def request(line: bytes) -> Request:
-    said = fields(line)
-    symbols = tuple(said.get("symbols", "").split(","))
-    if said.get("stype_in") not in STYPES:
-        raise GatewayRefusal(f"Unsupported stype_in {said.get('stype_in')}")
+def parse_subscription(line: bytes) -> SubscriptionLine:
+    values = parse_line(line)
+    symbols = tuple(values.get("symbols", "").split(","))
+    if values.get("stype_in") not in STYPES:
+        raise GatewayRefusal(f"Unsupported stype_in {values.get('stype_in')}")
     if not all(symbols) or len(symbols) > SYMBOLS_PER_LINE:
         raise GatewayRefusal(f"A subscription names 1 to {SYMBOLS_PER_LINE} symbols a line")
-    snapshot = said.get("snapshot", "0") != "0"
-    if snapshot and (said.get("schema") != "mbo" or said.get("start")):
+    snapshot = values.get("snapshot", "0") != "0"
+    if snapshot and (values.get("schema") != "mbo" or values.get("start")):
         raise GatewayRefusal("Snapshots are available for schema mbo only, and without a start")
-    return Request(
-        schema=said.get("schema", ""),
-        stype_in=said["stype_in"],
+    return SubscriptionLine(
+        schema=values.get("schema", ""),
+        stype_in=values["stype_in"],
         symbols=symbols,
-        start=_instant(said["start"]) if said.get("start") else None,
-        number=said.get("id"),
-        is_last=said.get("is_last", "1") == "1",
+        start=_parse_instant(values["start"]) if values.get("start") else None,
+        number=values.get("id"),
+        is_last=values.get("is_last", "1") == "1",
         snapshot=snapshot,
     )
 
 
-def _instant(text: str) -> int:
+def _parse_instant(text: str) -> int:
     try:
         if text.isdecimal():
             return int(text)
@@ -119,49 +121,44 @@ def _instant(text: str) -> int:
 # ── records ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@lru_cache(maxsize=8)
-def _layout(name: str) -> np.dtype[Any]:
-    import databento_dbn
-
-    return np.dtype(list(getattr(databento_dbn.v3, name)._dtypes))
-
-
-def _control(name: str, n: int, rtype: int, ts: Any) -> Array:
-    array = np.zeros(n, _layout(name))
+def _control_records(struct: str, n: int, rtype: int, ts: Any) -> Array:
+    array = np.zeros(n, record_dtype(struct))
     array["length"], array["rtype"], array["ts_event"] = array.dtype.itemsize // 4, rtype, ts
     return array
 
 
-def system(code: int, text: str, ts: int) -> Array:
-    array = _control("SystemMsg", 1, 23, ts)
+def system_record(code: int, text: str, ts: int) -> Array:
+    array = _control_records("SystemMsg", 1, 23, ts)
     array["msg"], array["code"] = text.encode(), code
     return array
 
 
-def error(code: int, text: str, ts: int, *, is_last: bool = True) -> Array:
-    array = _control("ErrorMsg", 1, 21, ts)
+def error_record(code: int, text: str, ts: int, *, is_last: bool = True) -> Array:
+    array = _control_records("ErrorMsg", 1, 21, ts)
     array["err"], array["code"], array["is_last"] = text.encode(), code, is_last
     return array
 
 
-def ends_of_intervals(schema: str, ends: Array) -> Array:
-    array = _control("SystemMsg", len(ends), 23, ends)
+def interval_end_records(schema: str, ends: Array) -> Array:
+    array = _control_records("SystemMsg", len(ends), 23, ends)
     array["msg"], array["code"] = f"End of interval for {schema}".encode(), END_OF_INTERVAL
     return array
 
 
-def mappings(stype_in: str, asked: Array, ids: Array, symbols: Array, ts: int, until: int) -> Array:
-    """One record per instrument; valid from the UTC day of `ts` to `until`."""
-    array = _control("SymbolMappingMsg", len(ids), 22, ts)
+def mapping_records(
+    stype_in: str, symbols_in: Array, ids: Array, symbols_out: Array, ts: int, until: int
+) -> Array:
+    """One record per instrument, valid from the UTC day of `ts` to `until`."""
+    array = _control_records("SymbolMappingMsg", len(ids), 22, ts)
     array["instrument_id"] = ids
-    array["stype_in"], array["stype_in_symbol"] = STYPES[stype_in], asked
-    array["stype_out"], array["stype_out_symbol"] = STYPES["raw_symbol"], symbols
-    array["start_ts"], array["end_ts"] = ts - ts % 86_400_000_000_000, until
+    array["stype_in"], array["stype_in_symbol"] = STYPES[stype_in], symbols_in
+    array["stype_out"], array["stype_out_symbol"] = STYPES["raw_symbol"], symbols_out
+    array["start_ts"], array["end_ts"] = ts - ts % DAY_NS, until
     return array
 
 
-def metadata(dataset: str, start: int, *, ts_out: bool = False, schema: str | None = None) -> bytes:
-    """The header of a stream, or of a file with one schema."""
+def encode_metadata(dataset: str, start: int, *, ts_out: bool = False, schema: str | None = None) -> bytes:
+    """The DBN header of a stream, or of a file with one schema."""
     import databento_dbn as dbn
 
     return bytes(
@@ -182,7 +179,7 @@ def metadata(dataset: str, start: int, *, ts_out: bool = False, schema: str | No
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """Whole records as they go over the wire; `edges` are their n + 1 borders."""
+    """Whole records as they go over the wire; record i is `data[edges[i] : edges[i + 1]]`."""
 
     data: bytes
     edges: Array
@@ -190,26 +187,28 @@ class EncodedBlock:
     def __len__(self) -> int:
         return len(self.edges) - 1
 
-    def cut(self, first: int, last: int) -> bytes:
+    def slice(self, first: int, last: int) -> bytes:
         """The bytes of records first to last, last excluded."""
         return self.data[self.edges[first] : self.edges[last]]
 
-    def without(self, first: int, last: int) -> EncodedBlock:
-        """The block without some of its records."""
-        gone = self.edges[last] - self.edges[first]
-        kept = np.concatenate([self.edges[:first], self.edges[last:] - gone])
-        return EncodedBlock(self.data[: self.edges[first]] + self.data[self.edges[last] :], kept)
+    def drop(self, first: int, last: int) -> EncodedBlock:
+        """The block without records first to last, last excluded."""
+        start, end = self.edges[first], self.edges[last]
+        edges = np.concatenate([self.edges[:first], self.edges[last:] - (end - start)])
+        return EncodedBlock(self.data[:start] + self.data[end:], edges)
 
 
-def block(*arrays: Array, times: list[Array] | None = None, ts_out: int | None = None) -> EncodedBlock:
-    """Records of one or more kinds as bytes: one kind after the other, or in the order of their times.
+def encode_records(
+    *arrays: Array, times: list[Array] | None = None, ts_out: int | None = None
+) -> EncodedBlock:
+    """Arrays of records as bytes, one array after the other or in the order of their times.
 
     Parameters
     ----------
     times
-        When each record of each array was published; records of one instant keep the arrays' order.
+        When each record of each array was published; at equal times the arrays' order decides.
     ts_out
-        The time of sending, appended to every record when the session asked for it.
+        The time of sending, appended to every record when given.
     """
     rows = [_rows(array, ts_out) for array in arrays if len(array)]
     if not rows:
@@ -235,7 +234,7 @@ def _rows(array: Array, ts_out: int | None) -> Array:
     plain = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), size)
     if ts_out is None:
         return plain
-    longer = np.empty((len(array), size + 8), np.uint8)
-    longer[:, :size], longer[:, size:] = plain, np.array([ts_out], np.uint64).view(np.uint8)
-    longer[:, 0] += 2
-    return longer
+    extended = np.empty((len(array), size + 8), np.uint8)
+    extended[:, :size], extended[:, size:] = plain, np.array([ts_out], np.uint64).view(np.uint8)
+    extended[:, 0] += 2  # the length, in words of four bytes
+    return extended

@@ -1,9 +1,9 @@
 """One session of the gateway, from its subscriptions to its end.
 
-A subscription is a place on the tape and a set of instruments. Replay and live streaming are the
-same movement: every round takes what was published since the last one, in hourly pieces while far
-behind. So a `warn` reader that is slow loses nothing (its place just stays behind), and skipping
-is a jump to the present.
+A subscription is a position on the tape and a set of instruments. Replay and live streaming work
+alike: every round sends what was published since the last one, in pieces of the tape's `step_ns` while
+far behind. A slow `warn` reader therefore loses nothing, because its position just stays behind, and
+skipping is a jump to the present.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import struct
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -22,30 +21,24 @@ import zstandard
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.gateway import messages, script
+from nq_pipeline.sandbox.gateway import fault_script, messages
+from nq_pipeline.sandbox.gateway.feed import LiveFeed
 from nq_pipeline.sandbox.gateway.messages import (
     Credentials,
     EncodedBlock,
     GatewayRefusal,
-    Request,
-    block,
-)
-from nq_pipeline.sandbox.synthetic.globex import (
-    DAY_NS,
-    MINUTE_NS,
-    Array,
-    texts,
-    universe,
+    SubscriptionLine,
+    encode_records,
 )
 from nq_pipeline.sandbox.synthetic.hashed_random import mix
-from nq_pipeline.sandbox.synthetic.symbols import ALL, meant
-from nq_pipeline.sandbox.synthetic.tape import INTERVALS_NS, of_instruments, published
-
-if TYPE_CHECKING:
-    from nq_pipeline.sandbox.gateway.gateway import Gateway
+from nq_pipeline.sandbox.synthetic.instruments import ALL_SYMBOLS, select_instruments, universe
+from nq_pipeline.sandbox.synthetic.market import MINUTE_NS
+from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
+from nq_pipeline.sandbox.synthetic.records import Array, encode_text
+from nq_pipeline.sandbox.synthetic.tape import INTERVALS_NS, filter_instruments, publication_times
 
 SKIPPABLE = frozenset({"mbp-1", "bbo-1s", "bbo-1m"})
-"""Schemas of which records are dropped for a slow reader, unless it asked to be warned."""
+"""Schemas whose records are dropped for a slow reader that did not ask to be warned."""
 WEEKLY = frozenset({"definition", "mbo"})
 """Schemas that replay from the beginning of the week, whatever the window."""
 WRITE_BYTES = 2**18
@@ -53,15 +46,15 @@ DRIP_BYTES, DRIP_PAUSE_S = 7, 0.002
 GARBAGE_BYTES = 512
 
 
-class Ended(Exception):
+class SessionEnded(Exception):
     """The session is over."""
 
 
 @dataclass
 class ServedSubscription:
-    """A schema, the instruments subscribed to, and how far they were sent.
+    """A schema, its instruments, and the position up to which they were sent.
 
-    An instrument of two subscriptions to one schema is sent for the first of them only.
+    An instrument in two subscriptions to one schema is sent for the first of them only.
     """
 
     number: str
@@ -75,7 +68,7 @@ class ServedSubscription:
     complete: bool = False
     day: date | None = None
     ids: Array = field(default_factory=lambda: np.empty(0, np.int64))
-    everything: bool = False
+    has_all_instruments: bool = False
 
 
 class ServedSession:
@@ -83,272 +76,275 @@ class ServedSession:
 
     def __init__(
         self,
-        gateway: Gateway,
+        feed: LiveFeed,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        asked: Credentials,
+        credentials: Credentials,
         session_id: int,
     ) -> None:
-        self.gateway, self.reader, self.writer = gateway, reader, writer
-        self.asked, self.session_id = asked, session_id
+        self.feed, self.reader, self.writer = feed, reader, writer
+        self.credentials, self.session_id = credentials, session_id
         self.subscriptions: list[ServedSubscription] = []
         self.records = 0
-        self._requests: list[Request | GatewayRefusal] = []
-        self._compressor = zstandard.ZstdCompressor(1).compressobj() if asked.zstd else None
+        self._requests: list[SubscriptionLine | GatewayRefusal] = []
+        self._compressor = zstandard.ZstdCompressor(1).compressobj() if credentials.zstd else None
         self._written = self._started = monotonic()
         self._dripping = False
         self._to_drop, self._after_drop = 0, b""
 
     async def run(self) -> None:
-        """Read the subscriptions, stream until either side ends."""
-        while (line := await self._line()).strip() not in (b"start_session=0", b"start_session"):
+        """Read the subscriptions and stream until either side ends."""
+        while (line := await self._read_line()).strip() not in (b"start_session=0", b"start_session"):
             if not line:
                 return
-            self._hear(line)
-        self.gateway.streaming += 1
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._stream())]
+            self._queue_request(line)
+        self.feed.streaming += 1
+        tasks = [asyncio.create_task(self._read_requests()), asyncio.create_task(self._stream())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.gateway.streaming -= 1
+            self.feed.streaming -= 1
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
-            if isinstance(result, Exception) and not isinstance(result, (Ended, ConnectionError)):
+            if isinstance(result, Exception) and not isinstance(result, (SessionEnded, ConnectionError)):
                 raise result
 
-    async def _line(self) -> bytes:
-        """The next line; empty when the client has closed, or sends a line beyond all measure."""
+    async def _stream(self) -> None:
+        self._started = monotonic()
+        if self.feed.script.claim_next("no_metadata", self.session_id):
+            await asyncio.Event().wait()
+        await self.feed.tick()
+        start = min([self.feed.published, *(self._start_of(request) for request in self._requests)])
+        ts_out = self.credentials.ts_out
+        await self._write(messages.encode_metadata(self.credentials.dataset, start, ts_out=ts_out))
+        if self.feed.streaming > self.feed.limits.sessions:
+            await self._fail(3, fault_script.ERRORS[3])
+        running = False
+        while True:
+            await self._answer_requests(running)
+            running = True
+            await self._send_round()
+            if not any(s.replaying for s in self.subscriptions):
+                await self.feed.tick()
+            if monotonic() - self._written >= self.credentials.heartbeat_s:
+                await self._send_system(messages.HEARTBEAT, "Heartbeat")
+
+    # Requests
+
+    async def _read_line(self) -> bytes:
+        """The next line; empty when the client has closed or its line exceeds the limit."""
         try:
             return await self.reader.readline()
         except ValueError:
             return b""
 
-    def _hear(self, line: bytes) -> None:
-        """Keep a request, or what is wrong with it, until it can be answered in the stream."""
+    def _queue_request(self, line: bytes) -> None:
+        """Queue a request, or its refusal, until it can be answered in the stream."""
         try:
-            self._requests.append(messages.request(line))
+            self._requests.append(messages.parse_subscription(line))
         except GatewayRefusal as refused:
             self._requests.append(refused)
 
-    async def _listen(self) -> None:
-        """Later subscriptions, until the client closes."""
-        while line := await self._line():
+    async def _read_requests(self) -> None:
+        """Queue later subscriptions until the client closes."""
+        while line := await self._read_line():
             if not line.startswith(b"start_session"):
-                self._hear(line)
+                self._queue_request(line)
 
-    async def _stream(self) -> None:
-        self._started = monotonic()
-        if self._strikes("no_metadata"):
-            await asyncio.Event().wait()
-        await self.gateway.tick()
-        now = self.gateway.published
-        begin = min([now, *(self._begin(asked) for asked in self._requests)])
-        await self._write(messages.metadata(self.asked.dataset, begin, ts_out=self.asked.ts_out))
-        if self.gateway.streaming > self.gateway.limits.sessions:
-            await self._fail(3, script.ERRORS[3])
-        later = False
-        while True:
-            await self._answer(later)
-            later = True
-            await self._round()
-            if not any(s.replaying for s in self.subscriptions):
-                await self.gateway.tick()
-            if monotonic() - self._written >= self.asked.heartbeat_s:
-                await self._say(messages.system(messages.HEARTBEAT, "Heartbeat", self.gateway.now_ns()))
-
-    # Requests
-
-    def _begin(self, asked: Request | GatewayRefusal) -> int:
-        """Where on the tape a request begins."""
-        now = self.gateway.published
-        if isinstance(asked, GatewayRefusal) or asked.start is None:
+    def _start_of(self, request: SubscriptionLine | GatewayRefusal) -> int:
+        """The position at which a request begins."""
+        now = self.feed.published
+        if isinstance(request, GatewayRefusal) or request.start is None:
             return now
-        return min(asked.start or self._floor(asked.schema), now)
+        return min(request.start or self._earliest(request.schema), now)
 
-    def _floor(self, schema: str) -> int:
-        """The earliest instant a replay may start at."""
-        now = self.gateway.published
+    def _earliest(self, schema: str) -> int:
+        """The earliest instant at which a replay may start."""
+        now = self.feed.published
         if schema not in WEEKLY:
-            return now - int(self.gateway.limits.replay_window_s * NS_PER_S)
+            return now - int(self.feed.limits.replay_window_s * NS_PER_S)
         day = sessions.trade_date(from_ns(now))
         return to_ns(sessions.sessions(day - timedelta(days=day.weekday()), day)[0].open)
 
-    async def _answer(self, later: bool) -> None:
-        """Acknowledge or refuse what was asked for since the last round, in order."""
+    async def _answer_requests(self, running: bool) -> None:
+        """Acknowledge or refuse the requests queued since the last round, in order."""
         while self._requests:
-            asked = self._requests.pop(0)
-            if isinstance(asked, GatewayRefusal):
-                await self._fail(asked.code, str(asked))
+            request = self._requests.pop(0)
+            if isinstance(request, GatewayRefusal):
+                await self._fail(request.code, str(request))
                 continue
-            whole = self.subscriptions[-1] if self.subscriptions else None
-            if whole is None or whole.complete or whole.number != asked.number:
+            current = self.subscriptions[-1] if self.subscriptions else None
+            if current is None or current.complete or current.number != request.number:
                 # A start on a running session is ignored, as the vendor does.
-                whole = self._subscription(replace(asked, start=None) if later else asked)
+                current = self._new_subscription(replace(request, start=None) if running else request)
                 try:
-                    self._check(whole)
+                    self._check(current)
                 except GatewayRefusal as refused:
                     await self._fail(refused.code, str(refused))
-                self.subscriptions.append(whole)
-            whole.symbols += asked.symbols
-            whole.complete = asked.is_last
-            if whole.complete:
-                text = f"Subscription request {whole.number} for {whole.schema} data succeeded"
-                await self._say(messages.system(messages.SUBSCRIPTION_ACK, text, self.gateway.now_ns()))
-                await self._resolve(whole, sessions.trade_date(from_ns(whole.position)), first=True)
-                if whole.snapshot:
-                    books = await asyncio.to_thread(self.gateway.tape.resting, whole.position)
-                    await self._say(of_instruments(books, whole.ids))
+                self.subscriptions.append(current)
+            current.symbols += request.symbols
+            current.complete = request.is_last
+            if current.complete:
+                text = f"Subscription request {current.number} for {current.schema} data succeeded"
+                await self._send_system(messages.SUBSCRIPTION_ACK, text)
+                await self._resolve(current, sessions.trade_date(from_ns(current.position)), first=True)
+                if current.snapshot:
+                    orders = await asyncio.to_thread(self.feed.tape.resting_orders, current.position)
+                    await self._send_records(filter_instruments(orders, current.ids))
 
-    def _subscription(self, asked: Request) -> ServedSubscription:
+    def _new_subscription(self, request: SubscriptionLine) -> ServedSubscription:
         return ServedSubscription(
-            number=str(len(self.subscriptions)) if asked.number is None else asked.number,
-            schema=asked.schema,
-            stype_in=asked.stype_in,
-            start=asked.start,
-            position=self._begin(asked),
-            replaying=asked.start is not None,
-            snapshot=asked.snapshot,
+            number=str(len(self.subscriptions)) if request.number is None else request.number,
+            schema=request.schema,
+            stype_in=request.stype_in,
+            start=request.start,
+            position=self._start_of(request),
+            replaying=request.start is not None,
+            snapshot=request.snapshot,
         )
 
     def _check(self, new: ServedSubscription) -> None:
         """Refuse what the plan or the tape does not have."""
-        if new.schema in self.gateway.not_entitled:
+        if new.schema in self.feed.not_entitled:
             raise GatewayRefusal(f"Not authorized for {new.schema} schema")
-        if new.schema not in self.gateway.tape.schemas:
+        if new.schema not in self.feed.tape.schemas:
             raise GatewayRefusal(f"Schema {new.schema} is not available")
-        if new.replaying and new.position < (floor := self._floor(new.schema)):
-            earliest = from_ns(floor).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+        if new.replaying and new.position < (earliest := self._earliest(new.schema)):
+            text = from_ns(earliest).replace(microsecond=0).isoformat().replace("+00:00", "Z")
             raise GatewayRefusal(
-                f"Invalid start time. Must be {earliest} or later, or 0", self.gateway.limits.too_old_code
+                f"Invalid start time. Must be {text} or later, or 0", self.feed.limits.too_old_code
             )
 
-    async def _resolve(self, whole: ServedSubscription, day: date, *, first: bool = False) -> None:
+    async def _resolve(self, subscription: ServedSubscription, day: date, *, first: bool = False) -> None:
         """Add the instruments of a trade date, with a mapping for each new one and an error for each miss."""
-        everything = await asyncio.to_thread(universe, self.gateway.tape.market, day)
-        found = meant(everything, whole.symbols, whole.stype_in, whole.position)
-        if whole.stype_in == "continuous" and not first:
-            found = found.clear()  # what a continuous symbol means does not change within a session
-        asked = pl.Series([symbol for symbol in whole.symbols if symbol != ALL], dtype=pl.String)
-        missing = asked.filter(~asked.is_in(found["asked"].implode())) if first else asked[:0]
-        for symbol in missing:
-            text, last = f"{script.ERRORS[4]} '{symbol}'", symbol == missing[-1]
-            await self._say(messages.error(4, text, self.gateway.now_ns(), is_last=last))
-        taken = [s.ids for s in self.subscriptions if s.schema == whole.schema]
+        instruments = await asyncio.to_thread(universe, self.feed.tape.market, day)
+        found = select_instruments(
+            instruments, subscription.symbols, subscription.stype_in, subscription.position
+        )
+        if subscription.stype_in == "continuous" and not first:
+            found = found.clear()  # a continuous symbol keeps its meaning within a session
+        if first:
+            names = pl.Series([s for s in subscription.symbols if s != ALL_SYMBOLS], dtype=pl.String)
+            missing = names.filter(~names.is_in(found["stype_in_symbol"].implode()))
+            for symbol in missing:
+                text, last = f"{fault_script.ERRORS[4]} '{symbol}'", symbol == missing[-1]
+                record = messages.error_record(4, text, self.feed.now_ns(), is_last=last)
+                await self._send_records(record)
+        taken = [s.ids for s in self.subscriptions if s.schema == subscription.schema]
         new = found.filter(~pl.col("instrument_id").is_in(np.concatenate(taken).tolist()))
-        now, until = whole.position, to_ns(sessions.session(day).close) // DAY_NS * DAY_NS + DAY_NS
-        await self._say(
-            messages.mappings(
-                whole.stype_in,
-                texts(new["asked"]),
-                new["instrument_id"].to_numpy(),
-                texts(new["raw_symbol"]),
-                now,
-                until,
+        ids = new["instrument_id"].to_numpy()
+        await self._send_records(
+            messages.mapping_records(
+                subscription.stype_in,
+                encode_text(new["stype_in_symbol"]),
+                ids,
+                encode_text(new["raw_symbol"]),
+                subscription.position,
+                to_ns(sessions.session(day).close) // DAY_NS * DAY_NS + DAY_NS,
             )
         )
-        whole.ids = np.union1d(whole.ids, new["instrument_id"].to_numpy())
-        whole.everything = bool(np.isin(everything["instrument_id"].to_numpy(), whole.ids).all())
-        whole.day = day
+        subscription.ids = np.union1d(subscription.ids, ids)
+        everything = instruments["instrument_id"].to_numpy()
+        subscription.has_all_instruments = bool(np.isin(everything, subscription.ids).all())
+        subscription.day = day
 
     # Data
 
-    async def _round(self) -> None:
+    async def _send_round(self) -> None:
         """Send what was published since the last round, or the next piece of a replay."""
-        present, step = self.gateway.published, self.gateway.tape.step_ns
+        present, step = self.feed.published, self.feed.tape.step_ns
         behind = [s for s in self.subscriptions if s.complete and s.position < present]
         begin = min((s.position for s in behind), default=present)
         end = min(begin - begin % step + step, present)
         due = [s for s in behind if s.position < end]
-        for whole in due:
+        for subscription in due:
             day = sessions.trade_date(from_ns(end - 1))
-            if day != whole.day:
-                await self._resolve(whole, day)
+            if day != subscription.day:
+                await self._resolve(subscription, day)
         replaying = any(s.replaying for s in due)
-        waited = await self._send(await asyncio.to_thread(self._collect, due, end), replaying)
-        for whole in due:
-            whole.position = end
-            if whole.replaying and end == present:
-                whole.replaying = False
-                text = f"Finished {whole.schema} replay"
-                await self._say(messages.system(messages.REPLAY_COMPLETED, text, self.gateway.now_ns()))
-        if not replaying and waited >= self.gateway.limits.slow_after_s:
-            await self._slow(waited)
+        waited = await self._send_piece(await asyncio.to_thread(self._collect, due, end), replaying)
+        for subscription in due:
+            subscription.position = end
+            if subscription.replaying and end == present:
+                subscription.replaying = False
+                text = f"Finished {subscription.schema} replay"
+                await self._send_system(messages.REPLAY_COMPLETED, text)
+        if not replaying and waited >= self.feed.limits.slow_after_s:
+            await self._handle_slow_reader(waited)
 
     def _collect(self, due: list[ServedSubscription], end: int) -> EncodedBlock:
-        """The records of all subscriptions up to an instant, in the order of their publication."""
+        """The records of all subscriptions up to an instant, in order of publication."""
         arrays, times = [], []
-        for whole in due:
-            array = self.gateway.tape.records(whole.schema, whole.position, end)
-            if not whole.everything:
-                array = of_instruments(array, whole.ids)
-            interval = INTERVALS_NS.get(whole.schema, 0)
-            # Replay goes by ts_event (but for bbo), publication by ts_recv or the end of a bar: the
-            # first few may be too early.
-            start = whole.start or 0
-            early = whole.position < start + interval + 2 * MINUTE_NS
-            if early and not whole.schema.startswith("bbo"):
+        for subscription in due:
+            schema, position = subscription.schema, subscription.position
+            array = self.feed.tape.records(schema, position, end)
+            if not subscription.has_all_instruments:
+                array = filter_instruments(array, subscription.ids)
+            interval = INTERVALS_NS.get(schema, 0)
+            # A replay selects by ts_event (except bbo), but publication follows ts_recv or the end of a
+            # bar, so that the first few records may be too early.
+            start = subscription.start or 0
+            near_start = position < start + interval + 2 * MINUTE_NS
+            if near_start and not schema.startswith("bbo"):
                 array = array[array["ts_event"] >= np.uint64(start)]
             arrays.append(array)
-            times.append(published(whole.schema, array))
-            if interval and not whole.replaying:
-                ends = np.arange(-(-whole.position // interval) * interval, end, interval, dtype=np.uint64)
-                arrays.append(messages.ends_of_intervals(whole.schema, ends))
+            times.append(publication_times(schema, array))
+            if interval and not subscription.replaying:
+                ends = np.arange(-(-position // interval) * interval, end, interval, dtype=np.uint64)
+                arrays.append(messages.interval_end_records(schema, ends))
                 times.append(ends)
-        return block(*arrays, times=times, ts_out=self._ts_out())
+        return encode_records(*arrays, times=times, ts_out=self._ts_out())
 
-    async def _slow(self, waited: float) -> None:
-        """Warn a reader that kept us waiting, or bring it up to the present at its own loss."""
-        now = self.gateway.now_ns()
+    async def _handle_slow_reader(self, waited: float) -> None:
+        """Warn a reader that blocked the gateway, or skip to the present where its schemas allow it."""
         skipped = {s.schema for s in self.subscriptions} & SKIPPABLE
-        if self.asked.slow_reader == "warn":
+        if self.credentials.slow_reader == "warn":
             skipped = set()
-        for whole in self.subscriptions:
-            if whole.schema in skipped:
-                whole.position = self.gateway.published
+        for subscription in self.subscriptions:
+            if subscription.schema in skipped:
+                subscription.position = self.feed.published
+        now = self.feed.now_ns()
         for schema in sorted(skipped):
-            await self._say(messages.error(7, f"Slow client detected for {schema}. Skipped records", now))
+            text = f"Slow client detected for {schema}. Skipped records"
+            await self._send_records(messages.error_record(7, text, now))
         if any(s.schema not in skipped for s in self.subscriptions):
             text = f"Warning: slow reading, the gateway waited {waited:.1f} seconds"
-            await self._say(messages.system(messages.SLOW_READER_WARNING, text, now))
+            await self._send_system(messages.SLOW_READER_WARNING, text)
 
-    async def _send(self, piece: EncodedBlock, replaying: bool) -> float:
-        """Send records, and on the way whatever the script has due; seconds the client kept us waiting."""
-        kinds = script.STREAM | {"omit"} if replaying else script.STREAM
+    async def _send_piece(self, piece: EncodedBlock, replaying: bool) -> float:
+        """Send records and inject the faults that are due; returns the seconds the client blocked."""
+        kinds = fault_script.STREAM | {"omit"} if replaying else fault_script.STREAM
         waited, first = 0.0, 0
         while True:
-            gone = min(self._to_drop, len(piece) - first)
-            if gone:
-                piece, self._to_drop = piece.without(first, first + gone), self._to_drop - gone
+            dropped = min(self._to_drop, len(piece) - first)
+            if dropped:
+                piece, self._to_drop = piece.drop(first, first + dropped), self._to_drop - dropped
             if self._after_drop and not self._to_drop:
-                said, self._after_drop = self._after_drop, b""
-                await self._write(said)
-            fault = self.gateway.script.next(kinds)
+                data, self._after_drop = self._after_drop, b""
+                await self._write(data)
+            fault = self.feed.script.next_due(kinds)
             if fault is None or monotonic() - self._started < fault.after_s:
                 break
-            strike = first + max(fault.after_records - self.records, 0)
-            if strike + (fault.kind in script.NEED_A_RECORD) > len(piece):
+            at = first + max(fault.after_records - self.records, 0)
+            if at + (fault.kind in fault_script.NEED_A_RECORD) > len(piece):
                 break
-            waited += await self._data(piece, first, strike)
-            first = strike
-            if self.gateway.script.strike(fault, self.session_id, self.records):
-                await self._suffer(fault, piece, first)
-        return waited + await self._data(piece, first, len(piece))
+            waited += await self._send_data(piece, first, at)
+            first = at
+            if self.feed.script.claim(fault, self.session_id, self.records):
+                await self._inject(fault, piece, first)
+        return waited + await self._send_data(piece, first, len(piece))
 
-    async def _data(self, piece: EncodedBlock, first: int, last: int) -> float:
+    async def _send_data(self, piece: EncodedBlock, first: int, last: int) -> float:
         if first == last:
             return 0.0
         self.records += last - first
-        return await self._write(piece.cut(first, last))
+        return await self._write(piece.slice(first, last))
 
     # Faults
 
-    def _strikes(self, kind: str) -> bool:
-        fault = self.gateway.script.next((kind,))
-        return fault is not None and self.gateway.script.strike(fault, self.session_id)
-
-    async def _suffer(self, fault: script.Fault, piece: EncodedBlock, first: int) -> None:
+    async def _inject(self, fault: fault_script.Fault, piece: EncodedBlock, first: int) -> None:
         """Let a fault happen before record `first` of a piece."""
         if fault.kind == "fin":
             await self._finish()
@@ -357,63 +353,67 @@ class ServedSession:
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
             self.writer.transport.abort()
-            raise Ended
+            raise SessionEnded
         elif fault.kind == "silence":
             await asyncio.Event().wait()
         elif fault.kind == "cut":
-            record = piece.cut(first, first + 1)
+            record = piece.slice(first, first + 1)
             await self._write(record[: len(record) // 2])
             await self._finish()
         elif fault.kind == "garbage":
-            noise = mix(self.session_id, self.records, np.arange(GARBAGE_BYTES // 8))
-            await self._write(noise.tobytes(), raw=True)
+            garbage = mix(self.session_id, self.records, np.arange(GARBAGE_BYTES // 8))
+            await self._write(garbage.tobytes(), raw=True)
         elif fault.kind == "drip":
             self._dripping = True
         elif fault.kind == "duplicate":
-            await self._write(piece.cut(first, min(first + fault.records, len(piece))))
+            await self._write(piece.slice(first, min(first + fault.records, len(piece))))
         elif fault.kind == "omit":
             self._to_drop += fault.records
         elif fault.code == 7:
             self._to_drop += fault.records
-            self._after_drop += self._error(fault)
+            self._after_drop += self._encode_error(fault)
         else:
-            await self._write(self._error(fault))
-            if fault.code not in script.NOT_FATAL:
+            await self._write(self._encode_error(fault))
+            if fault.code not in fault_script.NOT_FATAL:
                 await self._finish()
 
-    def _error(self, fault: script.Fault) -> bytes:
-        text = fault.text or script.ERRORS[fault.code]
-        return block(messages.error(fault.code, text, self.gateway.now_ns()), ts_out=self._ts_out()).data
+    def _encode_error(self, fault: fault_script.Fault) -> bytes:
+        text = fault.text or fault_script.ERRORS[fault.code]
+        return self._encode(messages.error_record(fault.code, text, self.feed.now_ns()))
 
     async def _fail(self, code: int, text: str) -> None:
-        """An error that ends the session."""
-        await self._say(messages.error(code, text, self.gateway.now_ns()))
+        """Send an error and end the session."""
+        await self._send_records(messages.error_record(code, text, self.feed.now_ns()))
         await self._finish()
 
     async def _finish(self) -> None:
         """Close cleanly: everything written arrives, then the end of the stream."""
         self.writer.write_eof()
         await self.writer.drain()
-        while not self.reader.at_eof() and await self._client_closes():
-            pass
-        raise Ended
-
-    async def _client_closes(self) -> bool:
-        await self.gateway.tick()
-        return monotonic() - self._written < self.gateway.limits.linger_s
+        while not self.reader.at_eof():
+            await self.feed.tick()
+            if monotonic() - self._written >= self.feed.limits.linger_s:
+                break
+        raise SessionEnded
 
     # Bytes
 
     def _ts_out(self) -> int | None:
-        return self.gateway.now_ns() if self.asked.ts_out else None
+        return self.feed.now_ns() if self.credentials.ts_out else None
 
-    async def _say(self, array: Array) -> None:
-        """Send records of the gateway itself."""
+    def _encode(self, array: Array) -> bytes:
+        return encode_records(array, ts_out=self._ts_out()).data
+
+    async def _send_system(self, code: int, text: str) -> None:
+        await self._send_records(messages.system_record(code, text, self.feed.now_ns()))
+
+    async def _send_records(self, array: Array) -> None:
+        """Send control records or a snapshot."""
         if len(array):
-            await self._write(block(array, ts_out=self._ts_out()).data)
+            await self._write(self._encode(array))
 
     async def _write(self, data: bytes, *, raw: bool = False) -> float:
-        """Write to the client; seconds until it had taken nearly all of it."""
+        """Write to the client; returns the seconds until it had accepted nearly all of it."""
         begin = monotonic()
         if self._compressor and not raw:
             data = self._compressor.compress(data) + self._compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)

@@ -1,6 +1,6 @@
-"""Random numbers that depend only on their address: the same key gives the same number, everywhere.
+"""Random numbers from hashed keys: the same key gives the same number, everywhere.
 
-This is what lets the synthetic market answer for any instant without simulating up to it.
+So the synthetic market can show any instant without simulating up to it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def normal(*parts: Any) -> Floats:
     return np.asarray(total * np.sqrt(3.0), np.float64)
 
 
-def bridge(key: Any, x: Floats, levels: int) -> Floats:
+def brownian_bridge(key: Any, x: Floats, levels: int) -> Floats:
     """A Brownian bridge over [0, 1] evaluated at `x` (Lévy's construction, `levels` halvings)."""
     value: Floats = np.zeros(np.shape(x))
     for level in range(levels):

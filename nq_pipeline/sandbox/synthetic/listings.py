@@ -1,7 +1,7 @@
-"""What is listed in the synthetic market: series, strike ladders, ids.
+"""What is listed in the synthetic market: series, strikes, instrument ids.
 
-A ladder spans the closes since its series was listed and grows denser as expiration nears, so
-a strike that was listed stays listed.
+Strikes span the closes since a series was listed and grow denser as expiration nears, so a strike
+that was listed stays listed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from nq_pipeline.market.listing import expirations, future_expiration, underlyin
 from nq_pipeline.market.products import NQ, PROXIES, Product
 from nq_pipeline.market.symbology import contract_keys, globex_code, globex_symbols
 from nq_pipeline.sandbox.synthetic.hashed_random import Floats
-from nq_pipeline.sandbox.synthetic.profiles import SHAPES, Profile, Span
+from nq_pipeline.sandbox.synthetic.profiles import PROFILES, Profile, Span
 
 Closes = Callable[[date, date], Floats]
-"""Closes of the price on the days from the one before the first date to the one before the second."""
+"""From two dates to the closes from the day before the first to the day before the second."""
 
 LISTED_DAYS = 49
 """A weekly or end-of-month series is listed this many days before it expires."""
 STANDARDS, STANDARD_DAYS = 4, 400
-"""Quarterly (or monthly) series listed at any time, and how long each is."""
+"""How many quarterly (or monthly) series are listed at any time, and for how many days each."""
 
 _IDS_SINCE = date(2015, 1, 1)
 _SLOTS = {"NDX": 2, "NDXP": 3, "QQQ": 4, "SPX": 2, "SPXW": 3, "SPY": 4}
@@ -35,19 +35,19 @@ _SLOTS = {"NDX": 2, "NDXP": 3, "QQQ": 4, "SPX": 2, "SPXW": 3, "SPY": 4}
 
 def options_on_futures(product: Product, trade_date: date, closes: Closes) -> pl.DataFrame:
     """All options on the future that trade on a trade date, by expiration, root, side and strike."""
-    shape = SHAPES[product.code]
+    profile = PROFILES[product.code]
     near = expirations(product.code, trade_date, trade_date + timedelta(LISTED_DAYS))
     far = [s for s in standards(product, trade_date, STANDARDS) if s not in near]
     futures = future_expirations(product, trade_date)
-    boards = []
+    series_frames = []
     for series in [*near, *far]:
         standard = series.root_info.family.is_standard
         listed_on = series.expiration_date - timedelta(STANDARD_DAYS if standard else LISTED_DAYS)
-        known = closes(min(trade_date, listed_on), trade_date)
-        strikes = _ladder(shape, known, (series.expiration_date - trade_date).days)
+        span = closes(min(trade_date, listed_on), trade_date)
+        strikes = _series_strikes(profile, span, (series.expiration_date - trade_date).days)
         future = underlying_future(series)
-        boards.append(
-            _board(series, strikes, slot=0 if standard else 1, listed_on=listed_on).with_columns(
+        series_frames.append(
+            _series_contracts(series, strikes, slot=0 if standard else 1, listed_on=listed_on).with_columns(
                 pl.lit(future).alias("underlying"),
                 pl.lit(futures[future]).alias("underlying_expiration"),
                 pl.lit(globex_code(series)).alias("code"),
@@ -56,12 +56,12 @@ def options_on_futures(product: Product, trade_date: date, closes: Closes) -> pl
         )
     key, side, strike = pl.col("series"), pl.col("option_type"), pl.col("strike")
     return (
-        pl.concat(boards)
+        pl.concat(series_frames)
         .with_columns(
             utc("expiration", "underlying_expiration"),
             contract_keys(key, side, strike).alias("contract_key"),
             globex_symbols(pl.col("code"), side, strike).alias("raw_symbol"),
-            _instrument_id(5.0, shape.first_id),
+            _instrument_id(5.0, profile.first_id),
         )
         .drop("code", "slot")
         .sort("expiration", "root", "option_type", "strike", maintain_order=True)
@@ -69,9 +69,9 @@ def options_on_futures(product: Product, trade_date: date, closes: Closes) -> pl
 
 
 def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.DataFrame:
-    """All options on the index, or on the fund: daily expirations for five weeks, monthly ones beyond."""
+    """All options on an index or fund: daily expirations for five weeks, monthly ones beyond."""
     proxy = PROXIES[underlying]
-    shape, fund = SHAPES[proxy.stands_for], proxy.underlying_class == "etf"
+    profile, fund = PROFILES[proxy.stands_for], proxy.underlying_class == "etf"
     daily = [s.trade_date for s in sessions.sessions(trade_date, trade_date + timedelta(35)) if s.rth]
     monthly = _monthly_dates(trade_date, 4)
     roots = [family.roots[0] for family in proxy.families]
@@ -79,16 +79,16 @@ def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.Da
         listed = [(roots[0], day) for day in sorted({*daily, *monthly})]
     else:
         listed = [*((roots[1], day) for day in daily), *((roots[0], day) for day in monthly)]
-    scale = shape.scale_of(underlying)
-    spans = dict(shape.proxy_strikes)[underlying]
+    scale = profile.scale_of(underlying)
+    spans = dict(profile.proxy_strikes)[underlying]
     strikes = _multiples(spans, closes(trade_date - timedelta(29), trade_date) * scale)
     thousandths = (pl.col("strike") * 1000).round().cast(pl.Int64).cast(pl.String).str.zfill(8)
-    boards = []
+    series_frames = []
     for root, day in listed:
         series = Series(root, day)
         listed_on = day - timedelta(60 if fund or root != roots[0] else STANDARD_DAYS)
-        boards.append(
-            _board(series, strikes, slot=_SLOTS[root], listed_on=listed_on).with_columns(
+        series_frames.append(
+            _series_contracts(series, strikes, slot=_SLOTS[root], listed_on=listed_on).with_columns(
                 pl.lit(underlying).alias("underlying"),
                 pl.col("expiration").alias("underlying_expiration"),
                 pl.lit(scale).alias("scale"),
@@ -96,10 +96,10 @@ def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.Da
             )
         )
     return (
-        pl.concat(boards)
+        pl.concat(series_frames)
         .with_columns(
             utc("expiration", "underlying_expiration"),
-            _instrument_id(1.0 if fund else 5.0, shape.first_id),
+            _instrument_id(1.0 if fund else 5.0, profile.first_id),
         )
         .drop("slot")
         .sort("expiration", "root", "option_type", "strike", maintain_order=True)
@@ -115,7 +115,7 @@ def standards(product: Product, start: date, count: int) -> list[Series]:
 
 @lru_cache(maxsize=64)
 def futures(product: Product, start: date, count: int) -> list[tuple[str, datetime]]:
-    """The next futures from a date on that options exercise into: symbol and when each expires."""
+    """The next futures from a date on that options exercise into: symbol and expiration."""
     months = range(start.year * 12 + start.month - 1, start.year * 12 + start.month + 12 * count)
     found: list[tuple[str, datetime]] = []
     for year, month in ((m // 12, m % 12 + 1) for m in months):
@@ -132,12 +132,12 @@ def future_expirations(product: Product, day: date) -> dict[str, datetime]:
 
 
 def utc(*columns: str) -> pl.Expr:
-    """Instants as the lake writes them."""
+    """Instants in UTC nanoseconds, as the lake writes them."""
     return pl.col(*columns).dt.convert_time_zone("UTC").dt.cast_time_unit("ns")
 
 
-def _board(series: Series, strikes: Floats, *, slot: int, listed_on: date) -> pl.DataFrame:
-    """Calls and puts of one series at its strikes."""
+def _series_contracts(series: Series, strikes: Floats, *, slot: int, listed_on: date) -> pl.DataFrame:
+    """The calls and puts of one series."""
     family = series.root_info.family
     return pl.DataFrame({"strike": np.tile(strikes, 2)}).select(
         pl.lit(series.key).alias("series"),
@@ -161,26 +161,23 @@ def _monthly_dates(start: date, count: int) -> list[date]:
 
 
 def _instrument_id(step: float, first: int) -> pl.Expr:
-    """A stable id below 2**32: expiration date, family slot, strike and side, each in its own digits.
-
-    Those of a product begin at `first`.
-    """
+    """A stable id below 2**32, from `first` on: expiration date, slot, strike and side have their digits."""
     days = (pl.col("expiration_date") - pl.lit(_IDS_SINCE)).dt.total_days()
     strike = (pl.col("strike") / step).round().cast(pl.Int64)
     side = (pl.col("option_type") == "P").cast(pl.Int64)
     return (first + (days * 5 + pl.col("slot")) * 20_000 + strike * 2 + side).alias("instrument_id")
 
 
-def _ladder(shape: Profile, known: Floats, days: int) -> Floats:
+def _series_strikes(profile: Profile, span: Floats, days: int) -> Floats:
     """Strikes around the closes since a series was listed; near expiration strikes are added."""
-    near = shape.near_strikes if days <= 14 else ()
-    last = shape.last_strikes if days <= 6 else ()
-    return _multiples((*shape.strikes, *near, *last), known)
+    near = profile.near_strikes if days <= 14 else ()
+    last = profile.last_strikes if days <= 6 else ()
+    return _multiples((*profile.strikes, *near, *last), span)
 
 
-def _multiples(spans: Sequence[Span], known: Floats) -> Floats:
-    """Multiples of each step from a share of the lowest to a share of the highest known price."""
-    low, high = known.min(), known.max()
+def _multiples(spans: Sequence[Span], closes: Floats) -> Floats:
+    """Multiples of each step from a share of the lowest close to a share of the highest."""
+    low, high = closes.min(), closes.max()
     strikes = [
         step * np.arange(np.ceil(low * down / step), np.floor(high * up / step) + 1)
         for step, down, up in spans

@@ -1,14 +1,13 @@
 """The synthetic market that all stand-ins show: a volatility surface, order books, trades.
 
-One of each product (`Market`), or several side by side (`Exchange`), which look the same to a stand-in.
-Everything is a pure function of (seed, product, instant). The index moves as `path.py` says; options
-are valued on the future they exercise into (European ones by Black-76, American ones
-with the right to exercise early), with one smooth surface, so that put-call parity holds and all
-vendors agree. A closed market shows the state of its last close. Settlements come out as late as the
-exchange's; until then those of the trade date before are shown.
+`Market` is the market of one product, `Exchange` that of several; stand-ins use them alike. Everything
+is a pure function of (seed, product, instant). `price_path` moves the index. Options are valued on the
+future they exercise into, European ones by Black-76 and American ones with early exercise, on one
+smooth surface, so that put-call parity holds and all vendors agree. A closed market shows its last
+close. Settlements appear when the exchange would publish them; until then the previous ones are shown.
 
-Nothing here is calibrated to a real day. The shape is: strike ladders, ticks, widths of
-quotes, the share of untraded contracts and of contracts without a bid.
+Prices are calibrated to no real day. Strikes, ticks, quote widths and the shares of untraded contracts
+and of contracts without a bid resemble the real market.
 """
 
 from __future__ import annotations
@@ -30,54 +29,49 @@ from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import NQ, PRODUCTS, PROXIES, Product, Ticks
 from nq_pipeline.market.settlements import newest_published, settled_at
 from nq_pipeline.sandbox.synthetic import listings, price_path
-from nq_pipeline.sandbox.synthetic.hashed_random import (
-    Floats,
-    mix,
-    normal,
-    uniform,
-)
+from nq_pipeline.sandbox.synthetic.hashed_random import Floats, mix, normal, uniform
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS, LEVEL
-from nq_pipeline.sandbox.synthetic.profiles import SHAPES
+from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 
 Ints = NDArray[np.int64]
 RATE = 0.043
 MINUTE_NS = 60_000_000_000
 YEAR_NS = 365 * DAY_NS
 _SEEDS_APART = 1_000_003
-_KEPT = 48
-# Streams of random numbers, from 10 on; those of the path are below.
+_MAX_FRAMES = 48
+# Streams of random numbers, from 10 on; those of the price path are below.
 _SIZE, _TRADES, _OPEN = range(10, 13)
 
 
 class Market:
-    """The synthetic market of one seed and product. Frames are cached; do not change them in place."""
+    """The synthetic market of one seed and product. Frames are cached: do not change them in place."""
 
     def __init__(self, seed: int = 7, product: Product = NQ) -> None:
-        self.common_seed, self.product, self.shape = seed, product, SHAPES[product.code]
-        self.seed = seed + _SEEDS_APART * self.shape.number
-        self.parts: tuple[Market, ...] = (self,)
-        self._ticks: Ticks = ((float("inf"), self.shape.future_tick),)
+        self.common_seed, self.product, self.profile = seed, product, PROFILES[product.code]
+        self.seed = seed + _SEEDS_APART * self.profile.number
+        self.markets: tuple[Market, ...] = (self,)
+        self._ticks: Ticks = ((float("inf"), self.profile.future_tick),)
         self._lock = RLock()
-        self._memory: dict[tuple[Any, ...], pl.DataFrame] = {}
+        self._frames: dict[tuple[Any, ...], pl.DataFrame] = {}
 
     # Time
 
     def moment(self, instant: datetime) -> datetime:
-        """The market moment shown at an instant: its minute while open, else the last close."""
+        """What is shown at an instant: the start of its minute while open, else the last close."""
         if sessions.is_open(instant):
             return instant.replace(second=0, microsecond=0)
         current = sessions.current_session(instant)
         return max(close for _, close in current.segments if close <= instant)
 
     def settled(self, instant: datetime) -> date:
-        """The newest trade date whose settlements are out at an instant."""
+        """The newest trade date whose settlements are published at an instant."""
         return newest_published(instant, self.product)
 
-    # The path
+    # Prices
 
     def index(self, ts_ns: Any) -> Floats:
-        """What the futures are on, at instants (nanoseconds UTC); stands still while the market is closed."""
-        return np.asarray(price_path.index(self.seed, ts_ns) * (self.shape.level / LEVEL), np.float64)
+        """The index under the futures at instants (nanoseconds UTC); still while the market is closed."""
+        return np.asarray(price_path.index(self.seed, ts_ns) * (self.profile.level / LEVEL), np.float64)
 
     def future(self, symbol: str, ts_ns: Any) -> Floats:
         """The fair price of a listed future (`NQM5`) at instants, unrounded: the index plus its carry."""
@@ -93,11 +87,11 @@ class Market:
         """The listed futures that options exercise into, nearest first.
 
         Columns: product, symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
-        low, volume, settlement (the newest that is out) with settlement_date, previous_settlement,
+        low, volume, settlement (the newest published) with settlement_date, previous_settlement,
         open_interest.
         """
         moment, settled = self.moment(instant), self.settled(instant)
-        return self._remember(("futures", moment, settled), lambda: self._futures(moment, settled))
+        return self._cached(("futures", moment, settled), lambda: self._futures(moment, settled))
 
     # Options on the futures
 
@@ -108,7 +102,7 @@ class Market:
         settlement_style, exercise_style, underlying, underlying_expiration, strike,
         option_type, instrument_id (stable for a contract's life), listed_on, scale (1.0).
         """
-        return self._remember(
+        return self._cached(
             ("listed", trade_date),
             lambda: listings.options_on_futures(self.product, trade_date, self._closes),
         )
@@ -120,11 +114,11 @@ class Market:
         implied_volatility, delta, gamma, theta (per day), vega (per 1.00), quote_ts; last,
         last_ts, open, high, low, volume of the session (volume 0 and the rest null without
         a trade); prior_last, prior_last_ts, prior_open, prior_high, prior_low, prior_volume
-        of the session before; settlement (the newest that is out) with settlement_date,
+        of the session before; settlement (the newest published) with settlement_date,
         previous_settlement; open_interest; expired.
         """
         moment, settled = self.moment(instant), self.settled(instant)
-        return self._remember(("chain", moment, settled), lambda: self._chain(moment, settled))
+        return self._cached(("chain", moment, settled), lambda: self._chain(moment, settled))
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
         """Books of contracts (rows of `listed`) at one instant each (or one for all).
@@ -143,7 +137,7 @@ class Market:
         Columns: row (index into `listed`), instrument_id, ts_event (ns UTC), price, size, side
         ('A': a seller hit the bid, 'B': a buyer lifted the ask).
         """
-        return self._remember(
+        return self._cached(
             ("trades", trade_date),
             lambda: self._trades(self.listed(trade_date), trade_date, self.product.ticks),
         )
@@ -156,11 +150,11 @@ class Market:
         Outside them it shows the last regular close. Columns as `chain`, with `ticker`
         (OCC style) in place of the Globex names.
         """
-        moment = self.regular_moment(instant)
-        return self._remember(("proxy", underlying, moment), lambda: self._proxy_chain(underlying, moment))
+        moment = self.rth_moment(instant)
+        return self._cached(("proxy", underlying, moment), lambda: self._proxy_chain(underlying, moment))
 
-    def regular_moment(self, instant: datetime) -> datetime:
-        """The moment the index and its options show: within 08:30 to 15:00 CT, else the last such close."""
+    def rth_moment(self, instant: datetime) -> datetime:
+        """What the index and its options show: the minute in regular hours, else the last regular close."""
         day = sessions.trade_date(instant)
         while True:
             rth = sessions.session(day).rth
@@ -170,24 +164,24 @@ class Market:
 
     def proxy_price(self, underlying: str, instant: datetime) -> float:
         """The index, or the fund's price, as last computed in regular hours."""
-        level = float(self.index(to_ns(self.regular_moment(instant)))[0])
-        return round(level * self.shape.scale_of(underlying), 2)
+        level = float(self.index(to_ns(self.rth_moment(instant)))[0])
+        return round(level * self.profile.scale_of(underlying), 2)
 
-    # How it is made
+    # Construction
 
-    def _remember(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """Compute once per key, one thread at a time, and keep the newest few."""
+    def _cached(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Build a frame once per key, one thread at a time; only the newest frames stay cached."""
         with self._lock:
-            if key not in self._memory:
-                while len(self._memory) >= _KEPT:
-                    del self._memory[next(iter(self._memory))]
-                self._memory[key] = make()
-            return self._memory[key]
+            if key not in self._frames:
+                while len(self._frames) >= _MAX_FRAMES:
+                    del self._frames[next(iter(self._frames))]
+                self._frames[key] = make()
+            return self._frames[key]
 
     def _closes(self, first: date, last: date) -> Floats:
         days = np.arange(price_path.day_number(first) - 1, price_path.day_number(last))
         return np.asarray(
-            np.exp(price_path.log_close(self.seed, days)) * (self.shape.level / LEVEL), np.float64
+            np.exp(price_path.log_close(self.seed, days)) * (self.profile.level / LEVEL), np.float64
         )
 
     def _forward(self, ts: Any, until: Any) -> Floats:
@@ -196,25 +190,25 @@ class Market:
 
     def _carried(self, index: Floats, ts: Any, until: Any) -> Floats:
         years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
-        return np.asarray(index * np.exp(self.shape.carry * years), np.float64)
+        return np.asarray(index * np.exp(self.profile.carry * years), np.float64)
 
     def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
         today = sessions.current_session(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
         closes = np.array([self._settle_ns(day) for day in (settled, previous_trade_date(settled))])
-        walked, closed = self.index(minutes), self.index(closes)  # the same for every future
+        index, index_at_close = self.index(minutes), self.index(closes)  # the same for every future
         rows = []
-        tick = self.shape.future_tick
+        tick = self.profile.future_tick
         listed = listings.futures(self.product, today.trade_date, listings.STANDARDS + 1)
         for rank, (symbol, expiration) in enumerate(listed):
             until = to_ns(expiration)
             if until <= to_ns(moment):
                 continue
-            walk = round_to_tick(self._ticks, self._carried(walked, minutes, until))
+            walk = round_to_tick(self._ticks, self._carried(index, minutes, until))
             key = mix(self.seed, _SIZE, until, to_ns(moment))
             gap, sizes = (1, 2, 8, 20, 20)[rank] * tick, 1 + mix(key, np.arange(2)) % 12
             share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
-            settle = round_to_tick(self._ticks, self._carried(closed, closes, until)).tolist()
+            settle = round_to_tick(self._ticks, self._carried(index_at_close, closes, until)).tolist()
             bid = float(round_to_tick(self._ticks, walk[-1:] - gap / 2, "below")[0])
             ask = float(round_to_tick(self._ticks, np.array([bid + gap]))[0])
             rows.append(
@@ -231,7 +225,7 @@ class Market:
                     "open": walk[0],
                     "high": walk.max(),
                     "low": walk.min(),
-                    "volume": int(self.shape.future_volume * share * weight),
+                    "volume": int(self.profile.future_volume * share * weight),
                     "settlement": settle[0],
                     "settlement_date": settled,
                     "previous_settlement": settle[1],
@@ -276,7 +270,9 @@ class Market:
     def _surface(self, moneyness: Floats, years: Floats, ts: Any) -> Floats:
         """Volatility by log-moneyness and time: higher for near expirations, skewed to the downside."""
         level = (
-            self.shape.volatility * price_path.volatility(self.seed, ts) * (1 + 0.12 * np.exp(-years / 0.05))
+            self.profile.volatility
+            * price_path.volatility(self.seed, ts)
+            * (1 + 0.12 * np.exp(-years / 0.05))
         )
         deviations = moneyness / (level * np.sqrt(years + 0.001))
         return np.asarray(level * (1 - 0.075 * deviations + 0.055 * (np.sqrt(1 + deviations**2) - 1)))
@@ -288,20 +284,20 @@ class Market:
         days = (contracts["expiration"].cast(pl.Int64).to_numpy() - ts) / DAY_NS
         scale = forward / LEVEL
         depth = np.maximum(sign * (forward - strike), 0.0) / forward
-        # Deep in the money nobody competes: near boards quote wide, far ones at times not at all.
+        # Nobody competes deep in the money: near series quote wide, far ones sometimes not at all.
         width = (0.15 + 0.1 * np.sqrt(value / scale)) * scale
         width += np.where(days <= 3.5, 60.0, 8.0) * scale * np.clip((depth - 0.012) / 0.015, 0.0, 1.0)
         width *= np.where(price_path.in_rth(ts), 1.0, 1.7)
         bid = round_to_tick(ticks, np.maximum(value - width / 2, 0.0), "below")
         ask = round_to_tick(ticks, value + width / 2, "above")
         ask = np.where(ask <= bid, round_to_tick(ticks, bid + 1e-6, "above"), ask)
-        dead = (days <= 0) | ((days > 3.5) & (depth > 0.08))
+        unquoted = (days <= 0) | ((days > 3.5) & (depth > 0.08))
         sizes = mix(self.seed, _SIZE, contracts["instrument_id"].to_numpy(), ts // MINUTE_NS)
         frame = pl.DataFrame(
             {
-                "bid": np.where(dead | (bid <= 0), np.nan, bid),
+                "bid": np.where(unquoted | (bid <= 0), np.nan, bid),
                 "bid_size": (1 + sizes % 40).astype(np.int64),
-                "ask": np.where(dead, np.nan, ask),
+                "ask": np.where(unquoted, np.nan, ask),
                 "ask_size": (1 + (sizes >> np.uint64(20)) % 40).astype(np.int64),
                 **model,
             }
@@ -312,7 +308,7 @@ class Market:
         )
 
     def _trades(self, contracts: pl.DataFrame, trade_date: date, ticks: Ticks) -> pl.DataFrame:
-        """Few contracts trade: most near the money, near expiration, out of the money, at round strikes."""
+        """Few contracts trade, most of them near the money and expiration and at round strikes."""
         session = sessions.session(trade_date)
         ids, day = contracts["instrument_id"].to_numpy(), price_path.day_number(trade_date)
         appeal = np.abs(self._model(contracts, to_ns(session.open))["delta"]) / 0.25
@@ -354,7 +350,7 @@ class Market:
         ticks: Ticks,
         settled: date,
     ) -> pl.DataFrame:
-        """The state of contracts at a moment: book, session so far, session before, settlements."""
+        """Contracts at a moment: book, this session so far, the session before, settlements."""
         now, trade_date = to_ns(moment), sessions.trade_date(moment)
         book = self._quotes(contracts, now, ticks).drop("forward")
         frame = pl.concat([contracts, book], how="horizontal").with_columns(
@@ -376,32 +372,32 @@ class Market:
         )
 
     def _settlement(self, contracts: pl.DataFrame, day: date, now: int, ticks: Ticks) -> pl.Series:
-        """Settlements of a trade date: fair price at its settlement, null for what was not yet listed.
+        """Settlements of a trade date: the fair price at settlement, null for contracts not yet listed.
 
-        A contract that expired settles at its intrinsic value to the cent when in the money,
-        as the exchange's fixing does; out of the money it keeps the settlement of before.
+        An expired contract settles at its intrinsic value to the cent when in the money, as the
+        exchange's fixing does. Out of the money it keeps the previous settlement.
         """
         value = round_to_tick(ticks, self._model(contracts, self._settle_ns(day))["value"])
         value = np.maximum(value, ticks[0][1])
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
-        gone = expiration <= now
-        if gone.any():
-            past = contracts.filter(pl.Series(gone))
+        expired = expiration <= now
+        if expired.any():
+            past = contracts.filter(pl.Series(expired))
             fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
             day_before = self._model(past, self._settle_ns(previous_trade_date(day)))["value"]
-            kept = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
-            at_close = day == sessions.trade_date(from_ns(now))
-            value[gone] = np.where(intrinsic > 0, intrinsic, kept) if at_close else value[gone]
+            previous = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
+            if day == sessions.trade_date(from_ns(now)):
+                value[expired] = np.where(intrinsic > 0, intrinsic, previous)
         unlisted = (contracts["listed_on"] > day).to_numpy()
         return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
 
     def _open_interest(self, contracts: pl.DataFrame, trade_date: date) -> Ints:
-        """Open contracts of the trade date before: more at round strikes, growing with age, often none."""
+        """Open interest of the previous trade date: more at round strikes, growing with age, often 0."""
         age = price_path.day_number(trade_date) - contracts["listed_on"].to_physical().to_numpy()
         index = contracts["strike"].to_numpy() / contracts["scale"].to_numpy()
-        spread = np.exp(-((np.log(index / self.shape.level) / 0.12) ** 2)) * _roundness(contracts)
+        spread = np.exp(-((np.log(index / self.profile.level) / 0.12) ** 2)) * _roundness(contracts)
         target = np.exp(1.6 + 1.2 * normal(self.seed, _OPEN, contracts["instrument_id"].to_numpy())) * spread
         return np.asarray(np.floor(target * (1 - np.exp(-np.maximum(age, 0) / 25))), np.int64)
 
@@ -418,22 +414,22 @@ class Market:
 
 
 class Exchange:
-    """The markets of several products side by side, with the methods of one.
+    """The markets of several products, with the methods of one.
 
-    Frames of all products are one below the other, those of a product together.
+    A frame holds the rows of one product after the other.
     """
 
     def __init__(self, seed: int, products: Sequence[str]) -> None:
         self.seed = seed
-        self.parts: tuple[Market, ...] = tuple(market(seed, (code,)).parts[0] for code in products)
+        self.markets: tuple[Market, ...] = tuple(market(seed, (code,)).markets[0] for code in products)
 
     def moment(self, instant: datetime) -> datetime:
-        """As of one market; they open and close together."""
-        return self.parts[0].moment(instant)
+        """As `Market.moment`; all products open and close together."""
+        return self.markets[0].moment(instant)
 
-    def regular_moment(self, instant: datetime) -> datetime:
-        """As of one market."""
-        return self.parts[0].regular_moment(instant)
+    def rth_moment(self, instant: datetime) -> datetime:
+        """As `Market.rth_moment`."""
+        return self.markets[0].rth_moment(instant)
 
     def future(self, symbol: str, ts_ns: Any) -> Floats:
         """The fair price of a listed future of any product."""
@@ -441,38 +437,38 @@ class Exchange:
 
     def underlying(self, instant: datetime) -> float:
         """The last price of the first product's front future."""
-        return self.parts[0].underlying(instant)
+        return self.markets[0].underlying(instant)
 
     def futures(self, instant: datetime) -> pl.DataFrame:
-        """The listed futures, product by product."""
-        return pl.concat([part.futures(instant) for part in self.parts])
+        """As `Market.futures`, product by product."""
+        return pl.concat([one.futures(instant) for one in self.markets])
 
     def listed(self, trade_date: date) -> pl.DataFrame:
-        """All contracts that trade on a trade date, product by product."""
-        return pl.concat([part.listed(trade_date) for part in self.parts])
+        """As `Market.listed`, product by product."""
+        return pl.concat([one.listed(trade_date) for one in self.markets])
 
     def chain(self, instant: datetime) -> pl.DataFrame:
-        """The whole chain at an instant, product by product."""
-        return pl.concat([part.chain(instant) for part in self.parts])
+        """As `Market.chain`, product by product."""
+        return pl.concat([one.chain(instant) for one in self.markets])
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
-        """Books of contracts of any products, in their order."""
+        """As `Market.quotes`, for contracts of any products, in their order."""
         ts = np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height)
         of = contracts["root"].replace_strict({root: info.product.code for root, info in ROOTS.items()})
-        places = [(of == part.product.code).arg_true() for part in self.parts]
+        places = [(of == one.product.code).arg_true() for one in self.markets]
         books = [
-            part.quotes(contracts[place], ts[place.to_numpy()])
-            for part, place in zip(self.parts, places, strict=True)
+            one.quotes(contracts[place], ts[place.to_numpy()])
+            for one, place in zip(self.markets, places, strict=True)
             if len(place)
         ]
         return pl.concat(books)[np.argsort(np.concatenate([place.to_numpy() for place in places]))]
 
     def trades(self, trade_date: date) -> pl.DataFrame:
-        """All option trades of a session in time order; `row` is the index into `listed` here too."""
+        """As `Market.trades`, in time order over all products."""
         done, first = [], 0
-        for part in self.parts:
-            done.append(part.trades(trade_date).with_columns(pl.col("row") + first))
-            first += part.listed(trade_date).height
+        for one in self.markets:
+            done.append(one.trades(trade_date).with_columns(pl.col("row") + first))
+            first += one.listed(trade_date).height
         return pl.concat(done).sort("ts_event", "instrument_id", maintain_order=True)
 
     def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
@@ -484,7 +480,7 @@ class Exchange:
         return self._of(PROXIES[underlying].stands_for).proxy_price(underlying, instant)
 
     def _of(self, code: str) -> Market:
-        return next(part for part in self.parts if part.product.code == code)
+        return next(one for one in self.markets if one.product.code == code)
 
 
 AnyMarket = Market | Exchange
@@ -492,9 +488,9 @@ AnyMarket = Market | Exchange
 
 @lru_cache(maxsize=16)
 def market(seed: int, products: tuple[str, ...] = (NQ.code,)) -> AnyMarket:
-    """The market of a seed and products; one object per process, so that its caches serve every request.
+    """The market of a seed and products, one object per process so that its cache is shared.
 
-    KeyError for a product that has no shape.
+    Raises KeyError for a product without a profile.
     """
     if len(products) == 1:
         return Market(seed, PRODUCTS[products[0]])
@@ -519,7 +515,7 @@ def _session_so_far(trades: pl.DataFrame, prefix: str) -> pl.DataFrame:
 
 
 def _roundness(contracts: pl.DataFrame) -> Floats:
-    """People trade round strikes: a factor by the largest step that divides the strike in index points."""
+    """A factor per contract: the rounder the strike in index points, the more it trades."""
     strike = np.round(contracts["strike"].to_numpy() / contracts["scale"].to_numpy())
     factor = np.full(len(strike), 0.35)
     for step, weight in ((25, 0.6), (50, 1.0), (100, 1.8), (500, 3.0), (1000, 4.0)):

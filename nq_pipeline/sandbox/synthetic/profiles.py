@@ -1,7 +1,7 @@
-"""How each product's synthetic market looks: level, volatility, strikes, spreads, names, ids.
+"""What each product's synthetic market looks like: level, volatility, strikes, names, ids.
 
-Round figures of the order of 2025, calibrated to no real day. A product that joins the product table
-gets a line here to be seen in the sandbox.
+Round figures near those of 2025, calibrated to no real day. A product of the product table needs an
+entry here to be shown in the sandbox.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Span = tuple[float, float, float]
-"""A step between strikes, and the shares of lowest and highest known price that it spans."""
+"""A step between strikes, and the shares of the lowest and highest close that it spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +19,21 @@ class Profile:
     Attributes
     ----------
     number
-        Tells the products apart: in instrument ids, and in the random numbers of all but the first.
+        Distinguishes the products in instrument ids and, from the second on, in random numbers.
     level
-        Points around which the price wanders.
+        Typical price in points.
     volatility
-        Relative to that of the first product.
+        Relative to the first product's.
     future_tick, future_volume
-        Of the future; contracts of a usual session.
+        Tick of the future; contracts traded in a usual session.
     strikes, near_strikes, last_strikes
-        Of all boards, of those with two weeks left, and with six days left.
+        Strikes of every series, and those added two weeks and six days before expiration.
     proxy_strikes
-        By proxy.
+        Strikes of each proxy.
     proxy_scale
-        The price of a proxy that is a fund, per point of the index.
+        Price of a proxy that is a fund, per index point.
     name
-        What Barchart calls it.
+        Barchart's name.
     exchange
         Market identifier code.
     """
@@ -54,14 +54,14 @@ class Profile:
 
     @property
     def first_id(self) -> int:
-        """Instrument ids of a product stay below the next product's."""
+        """The first instrument id of the product; all its ids are below the next product's."""
         return self.number * 1_000_000_000
 
     def scale_of(self, proxy: str) -> float:
         return dict(self.proxy_scale).get(proxy, 1.0)
 
 
-SHAPES: dict[str, Profile] = {
+PROFILES: dict[str, Profile] = {
     "NQ": Profile(
         number=0,
         level=21_500.0,

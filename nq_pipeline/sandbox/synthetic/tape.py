@@ -1,16 +1,15 @@
-"""The tape: everything the synthetic market publishes, as DBN records in the order of publication.
+"""The tape: everything the synthetic market publishes, as DBN records in order of publication.
 
-One tape is behind the gateway and the historical stand-in, so that a record streamed live, one
-replayed and one bought later are the same bytes. It is a pure function of (seed, instant): any
-span can be asked for again, at any time.
+The gateway and the historical stand-in share one tape, so a record is the same bytes whether it is
+streamed, replayed or bought later. The tape is a pure function of (seed, instant).
 
-As at CME, an aggressor that meets several resting orders gives several trades with one
-`ts_event` and one `sequence`, often equal in every field; the option and the futures
-channel number their events separately; and what the venue stamped in order is received in order,
-some microseconds later. Options trade as `Market.trades` says, futures around their fair price.
-Books are shown where something trades and at random contracts in between. Every schema is made of
-those same events, with two exceptions: `bbo-1m` has the books of all contracts, and `mbo` no orders
-but those that trade.
+As at CME, an aggressor that meets several resting orders produces several trades with one `ts_event`
+and one `sequence`, often equal in every field. The option and the futures channel number their events
+separately. Records are received in the order the venue stamped them, some microseconds later.
+
+Options trade as `Market.trades` says, futures around their fair price. Books appear where something
+trades and at random contracts in between. Every schema shows those same events, except that `bbo-1m`
+has the books of all contracts and `mbo` only the orders that trade.
 """
 
 from __future__ import annotations
@@ -27,23 +26,22 @@ import polars as pl
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.synthetic import price_path
-from nq_pipeline.sandbox.synthetic.globex import (
-    DAY_NS,
+from nq_pipeline.sandbox.synthetic.hashed_random import mix, normal, uniform
+from nq_pipeline.sandbox.synthetic.instruments import future_ids, universe
+from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market, previous_trade_date
+from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
+from nq_pipeline.sandbox.synthetic.records import (
     RTYPES,
     UNDEF_PRICE,
     UNDEF_TIME,
     Array,
-    blank,
-    definitions,
-    fixed,
-    future_ids,
-    quotes,
-    statistics,
-    texts,
-    universe,
+    blank_records,
+    definition_records,
+    encode_text,
+    fixed_prices,
+    minute_quote_records,
+    statistics_records,
 )
-from nq_pipeline.sandbox.synthetic.hashed_random import mix, normal, uniform
-from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market, previous_trade_date
 
 LAST, DEPTH_ONLY, SNAPSHOT, BAD_TS_RECV = 128, 64, 32, 8
 """Flags: the last record of its event; only the top of the book; of a snapshot, and made by the gateway."""
@@ -74,9 +72,9 @@ class Tape:
 
     schemas = frozenset(RTYPES)
     step_ns = 3600 * NS_PER_S
-    """A span worth taking at once; blocks begin on its multiples."""
-    kept = 24
-    """How many blocks stay in memory, over all schemas."""
+    """Nanoseconds that a replay reads at once; pieces begin at multiples of it."""
+    max_blocks = 24
+    """Blocks cached, over all schemas."""
 
     def __init__(self, market: AnyMarket, activity: float = 1.0) -> None:
         self.market, self.activity = market, activity
@@ -84,56 +82,56 @@ class Tape:
         self._memory: dict[tuple[str, int], tuple[Array, Array]] = {}
 
     def records(self, schema: str, start: int, end: int) -> Array:
-        """Records published in [start, end), nanoseconds UTC, in order; do not change them in place.
+        """Records published in [start, end), nanoseconds UTC, in order. Do not change them in place.
 
-        Published is when a record is received (`ts_recv`), and a bar when it ends.
+        A record is published at its `ts_recv`, a bar when it ends.
         """
         if schema == "bbo-1m":  # of every contract: too many for a session at once
-            return quotes(self.market, None, start, end)
+            return minute_quote_records(self.market, None, start, end)
         parts = []
         for block in self.blocks(start, end):
-            array, published = self._block(schema, block)
-            first, last = np.searchsorted(published, np.array([start, end], np.uint64))
+            array, times = self._block(schema, block)
+            first, last = np.searchsorted(times, np.array([start, end], np.uint64))
             if first < last:
                 parts.append(array[first:last])
         if len(parts) == 1:
             return parts[0]
-        return np.concatenate(parts) if parts else blank(schema, np.empty(0, np.int64))
+        return np.concatenate(parts) if parts else blank_records(schema)
 
-    def resting(self, at: int) -> Array:
-        """The orders at the top of every book as it was last shown before an instant, as an mbo snapshot."""
+    def resting_orders(self, at: int) -> Array:
+        """The orders at the top of every book just before an instant, as an mbo snapshot."""
         begin = next(iter(self.blocks(at - 1, at)))
         book = self.records("mbp-1", begin, at)
         _, newest = np.unique(book["instrument_id"][::-1], return_index=True)
         return _snapshot(book[len(book) - 1 - newest], at)
 
     def blocks(self, start: int, end: int) -> Iterable[int]:
-        """The blocks a span touches, by the instant each begins; a block is a session up to the next."""
+        """The starts of the blocks that a span touches. A block lasts from one session's open to the next."""
         if start >= end:
             return []
         first, last = (sessions.trade_date(from_ns(ts)) for ts in (start, end - 1))
         return [to_ns(s.open) for s in sessions.sessions(first, last)]
 
     def _block(self, schema: str, block: int) -> tuple[Array, Array]:
-        """A block's records and when each was published; made once, the newest few are kept."""
+        """A block's records and publication times, cached."""
         with self._lock:
             if (schema, block) not in self._memory:
-                array = self._made(schema, block)
-                while len(self._memory) >= self.kept:
+                array = self._build(schema, block)
+                while len(self._memory) >= self.max_blocks:
                     del self._memory[next(iter(self._memory))]
-                self._memory[schema, block] = array, published(schema, array)
+                self._memory[schema, block] = array, publication_times(schema, array)
             return self._memory[schema, block]
 
-    def _made(self, schema: str, block: int) -> Array:
+    def _build(self, schema: str, block: int) -> Array:
         day = sessions.trade_date(from_ns(block))
         if schema == "mbp-1":
-            return _in_order(_session(self.market, day, self.activity))
+            return _in_order(_session_events(self.market, day, self.activity))
         if schema == "definition":
-            return definitions(_new(self.market, day), ts_event=block, ts_recv=block)
+            return definition_records(_new_instruments(self.market, day), ts_event=block, ts_recv=block)
         following = to_ns(sessions.next_open(sessions.session(day).close))
         if schema == "statistics":
-            return statistics(self.market, universe(self.market, day), block, following)
-        if schema == "ohlcv-1d":  # of days UTC, which are parts of two sessions
+            return statistics_records(self.market, universe(self.market, day), block, following)
+        if schema == "ohlcv-1d":  # a UTC day spans parts of two sessions
             midnights = range(-(-block // DAY_NS) * DAY_NS, following, DAY_NS)
             days = [_bars(schema, self.records("trades", end - DAY_NS, end)) for end in midnights]
             return np.concatenate(days)
@@ -145,15 +143,15 @@ class Tape:
 
 
 class LoadTape(Tape):
-    """A tape that goes at a given rate, whatever the hour: one second, made once and stamped anew.
+    """A tape with a fixed rate at any hour: one second of records, repeated with new times.
 
-    Offers trades, by order or not, and books. Twenty or so records share each instant; sequence
-    numbers and times tell the seconds apart.
+    It offers trades, mbo and books. About twenty records share each instant; sequence numbers and
+    times tell the seconds apart.
     """
 
     schemas = frozenset({"trades", "mbp-1", "mbo", "definition"})
     step_ns = NS_PER_S
-    kept = 4
+    max_blocks = 4
 
     def __init__(self, market: AnyMarket, records_per_s: int) -> None:
         super().__init__(market)
@@ -162,11 +160,11 @@ class LoadTape(Tape):
     def blocks(self, start: int, end: int) -> Iterable[int]:
         return range(start - start % NS_PER_S, end, NS_PER_S)
 
-    def _made(self, schema: str, block: int) -> Array:
+    def _build(self, schema: str, block: int) -> Array:
         day = sessions.trade_date(from_ns(block))
         if schema == "definition":
             opens = to_ns(sessions.session(day).open)
-            whole = definitions(_new(self.market, day), ts_event=opens, ts_recv=opens)
+            whole = definition_records(_new_instruments(self.market, day), ts_event=opens, ts_recv=opens)
             return whole if block == opens else whole[:0]
         array = _load_second(self.market, day, self.records_per_s, schema).copy()
         array["ts_event"] += np.uint64(block)
@@ -177,35 +175,35 @@ class LoadTape(Tape):
 
 @lru_cache(maxsize=4)
 def tape(market: AnyMarket) -> Tape:
-    """The tape of a market at its ordinary activity; one object per process, for its memory."""
+    """The tape of a market at its usual activity, one object per process so that its cache is shared."""
     return Tape(market)
 
 
-def published(schema: str, array: Array) -> Array:
+def publication_times(schema: str, array: Array) -> Array:
     """When each record was published, nanoseconds UTC."""
     if schema.startswith("ohlcv"):
         return np.asarray(array["ts_event"] + np.uint64(INTERVALS_NS[schema]))
     return np.ascontiguousarray(array["ts_recv"])
 
 
-def of_instruments(array: Array, ids: Any) -> Array:
-    """The records of some instruments, whose ids are given in ascending order."""
-    known = np.asarray(ids, np.int64)
-    if not len(known):
+def filter_instruments(array: Array, ids: Any) -> Array:
+    """The records of some instruments; `ids` in ascending order."""
+    wanted = np.asarray(ids, np.int64)
+    if not len(wanted):
         return array[:0]
-    wanted = array["instrument_id"].astype(np.int64)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.asarray(array[known[place] == wanted])
+    found = array["instrument_id"].astype(np.int64)
+    place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
+    return np.asarray(array[wanted[place] == found])
 
 
-# ── a session ───────────────────────────────────────────────────────────────────────────────────
+# ── events of a session ────────────────────────────────────────────────────────────
 
 
-def _session(market: AnyMarket, day: date, activity: float) -> Array:
+def _session_events(market: AnyMarket, day: date, activity: float) -> Array:
     """Trades and book changes of options and futures, the channels one after the other."""
     options = np.concatenate([_option_trades(market, day), _option_quotes(market, day)])
-    futures = np.concatenate([_futures(part, day, activity) for part in market.parts])
-    return np.concatenate([_numbered(options, day, 0), _numbered(futures, day, 1)])
+    futures = np.concatenate([_future_events(part, day, activity) for part in market.markets])
+    return np.concatenate([_number_events(options, day, 0), _number_events(futures, day, 1)])
 
 
 def _option_trades(market: AnyMarket, day: date) -> Array:
@@ -214,13 +212,13 @@ def _option_trades(market: AnyMarket, day: date) -> Array:
     size = done["size"].to_numpy()
     key = mix(market.seed, _FILLS, done["instrument_id"].to_numpy(), done["ts_event"].to_numpy())
     fills = np.where(key % 3 == 0, np.minimum(size, 1 + (key >> np.uint64(8)) % 4), 1).astype(np.int64)
-    row, ordinal = _repeated(fills)
-    a = _books(market.quotes(market.listed(day)[done["row"][row]], done["ts_event"].to_numpy()[row]))
+    row, ordinal = _repeat_rows(fills)
+    a = _option_books(market.quotes(market.listed(day)[done["row"][row]], done["ts_event"].to_numpy()[row]))
     a["instrument_id"], a["ts_event"] = (
         done["instrument_id"].to_numpy()[row],
         done["ts_event"].to_numpy()[row],
     )
-    a["price"], a["side"] = fixed(done["price"])[row], texts(done["side"])[row]
+    a["price"], a["side"] = fixed_prices(done["price"])[row], encode_text(done["side"])[row]
     # All fills but the last take their share, the last takes what is left.
     share = size[row] // fills[row]
     a["size"] = np.where(ordinal == fills[row] - 1, size[row] - share * (fills[row] - 1), share)
@@ -235,15 +233,15 @@ def _option_quotes(market: AnyMarket, day: date) -> Array:
     row = np.sort((mix(*key, 0, np.arange(n)) % max(listed.height, 1)).astype(np.int64))
     knots, share = price_path.session_knots(sessions.session(day))
     at = np.interp(uniform(*key, 1, np.arange(n)), share, knots).astype(np.int64)
-    a = _books(market.quotes(listed[row], at))
+    a = _option_books(market.quotes(listed[row], at))
     a["instrument_id"], a["ts_event"] = listed["instrument_id"].to_numpy()[row], at
     bids = (mix(*key, 2, np.arange(n)) % 2 == 0) & (a["bid_px_00"] != UNDEF_PRICE)
-    _change(a, bids)
+    _set_changed_side(a, bids)
     alive = at < listed["expiration"].cast(pl.Int64).to_numpy()[row]
     return np.asarray(a[alive & (a["price"] != UNDEF_PRICE)])
 
 
-def _futures(market: Market, day: date, activity: float) -> Array:
+def _future_events(market: Market, day: date, activity: float) -> Array:
     """Trades of a product's two nearest futures that live to the close, and the book after each."""
     session = sessions.session(day)
     listed = market.futures(session.open).filter(pl.col("expiration") > session.close)
@@ -255,11 +253,11 @@ def _futures(market: Market, day: date, activity: float) -> Array:
     fair = np.where(second, *(market.future(listed["symbol"][rank], at) for rank in (1, 0)))
     numbers = listed.select(future_ids(pl.col("product"), pl.col("expiration").dt)).to_series()
     ids = np.where(second, numbers[1], numbers[0])
-    tick = market.shape.future_tick
+    tick = market.profile.future_tick
 
     draw = mix(*key, 2, np.arange(n))
     fills = 1 + np.minimum(np.floor(np.abs(normal(draw)) * 1.2), 5).astype(np.int64)
-    row, ordinal = _repeated(fills)
+    row, ordinal = _repeat_rows(fills)
     a = _future_books(fair[row], draw[row], tick)
     a["instrument_id"], a["ts_event"], a["action"] = ids[row], at[row], b"T"
     buys = (draw % 2 == 0)[row]
@@ -271,15 +269,15 @@ def _futures(market: Market, day: date, activity: float) -> Array:
 
     after = _future_books(fair, mix(*key, 4, np.arange(n)), tick)
     after["instrument_id"], after["ts_event"] = ids, at
-    _change(after, draw % 2 == 1)
+    _set_changed_side(after, draw % 2 == 1)
     return np.concatenate([a, after])
 
 
-def _books(quotes: pl.DataFrame) -> Array:
+def _option_books(quotes: pl.DataFrame) -> Array:
     """Records with a book from the columns of `Market.quotes`, nothing else filled in."""
-    a = blank("mbp-1", np.zeros(quotes.height, np.int64))
+    a = blank_records("mbp-1", np.zeros(quotes.height, np.int64))
     for side in ("bid", "ask"):
-        a[f"{side}_px_00"] = fixed(quotes[side])
+        a[f"{side}_px_00"] = fixed_prices(quotes[side])
         a[f"{side}_sz_00"] = quotes[f"{side}_size"].fill_null(0).to_numpy()
         a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"].astype(np.int64) // 4)
     return a
@@ -287,7 +285,7 @@ def _books(quotes: pl.DataFrame) -> Array:
 
 def _future_books(fair: Any, draw: Any, tick: float) -> Array:
     """Books one tick wide around fair prices."""
-    a = blank("mbp-1", np.zeros(len(fair), np.int64))
+    a = blank_records("mbp-1", np.zeros(len(fair), np.int64))
     a["bid_px_00"] = np.floor(fair / tick).astype(np.int64) * round(tick * NS_PER_S)
     a["ask_px_00"] = a["bid_px_00"] + round(tick * NS_PER_S)
     for side, bits in (("bid", 8), ("ask", 16)):
@@ -296,20 +294,20 @@ def _future_books(fair: Any, draw: Any, tick: float) -> Array:
     return a
 
 
-def _change(a: Array, bids: Any) -> None:
+def _set_changed_side(a: Array, bids: Any) -> None:
     """Say of each book that its bid, or else its ask, is what changed."""
     a["action"], a["side"] = b"M", np.where(bids, b"B", b"A")
     a["price"] = np.where(bids, a["bid_px_00"], a["ask_px_00"])
     a["size"] = np.where(bids, a["bid_sz_00"], a["ask_sz_00"])
 
 
-def _repeated(counts: Any) -> tuple[Any, Any]:
+def _repeat_rows(counts: Any) -> tuple[Any, Any]:
     """Each index as often as its count says, and which of its repetitions each is."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _numbered(a: Array, day: date, channel: int) -> Array:
+def _number_events(a: Array, day: date, channel: int) -> Array:
     """One channel in order: events numbered, their last records flagged, times of receipt."""
     a = a[np.argsort(a["ts_event"], kind="stable")]
     new = np.ones(len(a), bool)
@@ -327,7 +325,7 @@ def _in_order(a: Array) -> Array:
     return a[np.argsort(a["ts_recv"], kind="stable")]
 
 
-def _new(market: AnyMarket, day: date) -> pl.DataFrame:
+def _new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
     """All instruments on the first trade date of a week, later those that were not there the day before."""
     before, today = previous_trade_date(day), universe(market, day)
     if before.isocalendar().week != day.isocalendar().week:
@@ -335,12 +333,12 @@ def _new(market: AnyMarket, day: date) -> pl.DataFrame:
     return today.join(universe(market, before), on="instrument_id", how="anti", maintain_order="left")
 
 
-# ── other schemas of the same session ───────────────────────────────────────────────────────────
+# ── other schemas of the same session ────────────────────────────────────────────────────────────
 
 
 def _as_schema(schema: str, book: Array) -> Array:
     """The fields a schema shares with mbp-1; in mbo an order of its own is behind each trade."""
-    a = blank(schema, book["instrument_id"])
+    a = blank_records(schema, book["instrument_id"])
     for name in set(a.dtype.names or ()) & set(book.dtype.names or ()) - {"length", "rtype"}:
         a[name] = book[name]
     if schema == "mbo":
@@ -356,7 +354,7 @@ def _snapshot(books: Array, at: int) -> Array:
     adds = []
     for side, letter in (("bid", b"B"), ("ask", b"A")):
         size, orders = (books[f"{side}_{what}_00"].astype(np.int64) for what in ("sz", "ct"))
-        row, ordinal = _repeated(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
+        row, ordinal = _repeat_rows(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
         a = _as_schema("mbo", books[row])
         a["price"], a["side"] = books[f"{side}_px_00"][row], letter
         # All orders but the first are of one share each, the first has what is left.
@@ -384,7 +382,7 @@ def _bars(schema: str, trades: Array) -> Array:
     order = np.lexsort((start, trades["instrument_id"]))
     trades, start = trades[order], start[order]
     first = _first_of_each(trades["instrument_id"], start)
-    a = blank(schema, trades["instrument_id"][first])
+    a = blank_records(schema, trades["instrument_id"][first])
     a["ts_event"], a["open"] = start[first], trades["price"][first]
     if len(first):
         a["close"] = trades["price"][np.append(first[1:], len(trades)) - 1]
@@ -429,7 +427,7 @@ def _runs(key: Array) -> tuple[Any, Any]:
     return first, np.diff(np.append(first, len(key)))
 
 
-# ── load ────────────────────────────────────────────────────────────────────────────────────────
+# ── load ────────────────────────────────────────────────────────────
 
 
 @lru_cache(maxsize=4)
@@ -442,7 +440,7 @@ def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
     slots = max(n // 20, 1)
     slot = np.sort(mix(*key, 1, ordinal) % slots).astype(np.int64)
     value = market.quotes(contracts[row], to_ns(sessions.session(day).open))["value"].to_numpy()
-    a = blank("mbp-1", contracts["instrument_id"].to_numpy()[row])
+    a = blank_records("mbp-1", contracts["instrument_id"].to_numpy()[row])
     tick = int(_TICK * NS_PER_S)
     a["bid_px_00"] = np.maximum(np.floor(value / _TICK), 1).astype(np.int64) * tick
     a["ask_px_00"] = a["bid_px_00"] + tick

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import orjson
 import polars as pl
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -23,7 +22,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.market.products import PROXIES
 from nq_pipeline.sandbox.scenario import Scenario
-from nq_pipeline.sandbox.vendors.faults import WorldOf, serve
+from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf, endpoint, json_number, json_response
 
 UPGRADE = "Please upgrade your plan at https://massive.com/pricing"
 EXCHANGES = {"NDX": "GMNI", "QQQ": "BATO", "SPX": "XCBO", "SPY": "BATO"}
@@ -31,85 +30,87 @@ SIDES = {"C": "call", "P": "put"}
 NEW_YORK = ZoneInfo("America/New_York")
 
 
-def routes(world_of: WorldOf) -> list[BaseRoute]:
+def polygon_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
     """The vendor's addresses below its mount point."""
     return [
-        Route("/v3/snapshot/options/{underlying}", serve(snapshot, world_of)),
-        Route("/v3/reference/options/contracts", serve(contracts, world_of)),
-        Route("/v1/marketstatus/now", serve(market_status, world_of)),
+        Route("/v3/snapshot/options/{underlying}", endpoint(snapshot, scenario_of)),
+        Route("/v3/reference/options/contracts", endpoint(contracts, scenario_of)),
+        Route("/v1/marketstatus/now", endpoint(market_status, scenario_of)),
     ]
 
 
-def snapshot(request: Request, body: bytes, world: Scenario) -> Response:
+def snapshot(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/v3/snapshot/options/{underlying}`: quotes, trades, Greeks and open interest, page by page."""
-    refusal = _refusal(request, world)
+    refusal = _refusal(request, scenario)
     if refusal is not None:
         return refusal
-    underlying = _underlying(world, request.path_params["underlying"], prefixed=True)
+    underlying = _underlying(scenario, request.path_params["underlying"], prefixed=True)
     if underlying is None:
         return _error(request, 404, "NOT_FOUND", message="Ticker not found.")
-    chain = world.market.proxy_chain(underlying, world.shown)
-    price = world.market.proxy_price(underlying, world.shown)
-    at_ns = to_ns(world.market.regular_moment(world.shown))
+    chain = scenario.market.proxy_chain(underlying, scenario.shown)
+    price = scenario.market.proxy_price(underlying, scenario.shown)
+    at_ns = to_ns(scenario.market.rth_moment(scenario.shown))
 
     def item(row: dict[str, Any]) -> dict[str, Any]:
         return _snapshot_item(row, underlying, price, at_ns)
 
-    return _paged(request, world, chain.filter(~pl.col("expired")), item, most=250, default_sort="ticker")
+    return _paged(request, scenario, chain.filter(~pl.col("expired")), item, most=250, default_sort="ticker")
 
 
-def contracts(request: Request, body: bytes, world: Scenario) -> Response:
+def contracts(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/v3/reference/options/contracts`: what is listed, without prices; every plan includes it."""
-    refusal = _refusal(request, world, entitled=True)
+    refusal = _refusal(request, scenario, entitled=True)
     if refusal is not None:
         return refusal
     try:
         ticker = _query(request)[0].get("underlying_ticker", "")
     except ValueError:
         return _error(request, 400, "ERROR", error="The cursor is invalid.")
-    underlying = _underlying(world, ticker, prefixed=False)
+    underlying = _underlying(scenario, ticker, prefixed=False)
     if underlying is None:
-        return _paged(request, world, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000)
-    chain = world.market.proxy_chain(underlying, world.shown)
-    return _paged(request, world, chain.filter(~pl.col("expired")), _contract_item, most=1000)
+        return _paged(
+            request, scenario, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000
+        )
+    chain = scenario.market.proxy_chain(underlying, scenario.shown)
+    return _paged(request, scenario, chain.filter(~pl.col("expired")), _contract_item, most=1000)
 
 
-def market_status(request: Request, body: bytes, world: Scenario) -> Response:
+def market_status(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/v1/marketstatus/now`: whether the stock market is open."""
-    refusal = _refusal(request, world, entitled=True)
+    refusal = _refusal(request, scenario, entitled=True)
     if refusal is not None:
         return refusal
-    status = "open" if sessions.is_open(world.now, "rth") else "closed"
-    return _json(
+    status = "open" if sessions.is_open(scenario.now, "rth") else "closed"
+    return json_response(
         {
             "market": status,
             "earlyHours": False,
             "afterHours": False,
-            "serverTime": world.now.astimezone(NEW_YORK).isoformat(timespec="seconds"),
+            "serverTime": scenario.now.astimezone(NEW_YORK).isoformat(timespec="seconds"),
             "exchanges": dict.fromkeys(("nyse", "nasdaq", "otc"), status),
             "currencies": {"fx": "open", "crypto": "open"},
         }
     )
 
 
-def _refusal(request: Request, world: Scenario, *, entitled: bool = False) -> Response | None:
+def _refusal(request: Request, scenario: Scenario, *, entitled: bool = False) -> Response | None:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     if not (bearer or request.query_params.get("apiKey")):
         return _error(request, 401, "ERROR", error="API Key was not provided")
-    if world.fault in ("blocked", "challenged"):
+    if scenario.fault in ("blocked", "challenged"):
         return _error(request, 401, "ERROR", error="Unknown API Key")
-    if world.fault in ("rate_limited", "penalty"):
+    if scenario.fault in ("rate_limited", "penalty"):
         text = "You've exceeded the maximum requests per minute, please wait or upgrade your subscription to "
         return _error(request, 429, "ERROR", error=text + "continue. https://massive.com/pricing")
-    if world.fault == "not_entitled" and not entitled:
+    if scenario.fault == "not_entitled" and not entitled:
         text = f"You are not entitled to this data. {UPGRADE}"
         return _error(request, 403, "NOT_AUTHORIZED", message=text)
     return None
 
 
-def _underlying(world: Scenario, ticker: str, *, prefixed: bool) -> str | None:
+def _underlying(scenario: Scenario, ticker: str, *, prefixed: bool) -> str | None:
     """The snapshot wants the index as `I:NDX`, the reference as `NDX`; a fund is `QQQ` in both."""
-    shown = {part.product.code for part in world.market.parts}
+    shown = {part.product.code for part in scenario.market.markets}
     names = {
         _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
     }
@@ -133,7 +134,7 @@ def _snapshot_item(row: dict[str, Any], underlying: str, price: float, at_ns: in
             "exercise_style": row["exercise_style"],
             "expiration_date": f"{row['expiration_date']:%Y-%m-%d}",
             "shares_per_contract": 100,
-            "strike_price": _plain(strike),
+            "strike_price": json_number(strike),
             "ticker": row["ticker"],
         },
         "open_interest": row["open_interest"],
@@ -203,7 +204,7 @@ def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
         "expiration_date": f"{row['expiration_date']:%Y-%m-%d}",
         "primary_exchange": EXCHANGES[row["underlying"]],
         "shares_per_contract": 100,
-        "strike_price": _plain(row["strike"]),
+        "strike_price": json_number(row["strike"]),
         "ticker": row["ticker"],
         "underlying_ticker": row["underlying"],
     }
@@ -211,7 +212,7 @@ def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
 
 def _paged(
     request: Request,
-    world: Scenario,
+    scenario: Scenario,
     chain: pl.DataFrame,
     item: Any,
     *,
@@ -237,16 +238,16 @@ def _paged(
     if chosen.height:
         order = asked.get("order", "asc") == "desc"
         chosen = chosen.sort(column, "ticker", descending=[order, False], maintain_order=True)
-    if world.fault == "empty":
+    if scenario.fault == "empty":
         chosen = chosen.head(0)
     rows = [item(row) for row in chosen.slice(start, limit).iter_rows(named=True)]
-    if world.fault == "malformed":
-        rows = [_spoilt(start + position, row) for position, row in enumerate(rows)]
+    if scenario.fault == "malformed":
+        rows = [_corrupt_row(start + position, row) for position, row in enumerate(rows)]
     reply: dict[str, Any] = {"request_id": _request_id(request), "results": rows, "status": "OK"}
     if start + limit < chosen.height:
         cursor = base64.urlsafe_b64encode(f"{_without_key(asked)}#{start + limit}".encode()).decode()
         reply["next_url"] = f"{str(request.url).partition('?')[0]}?cursor={cursor}"
-    return _json(reply)
+    return json_response(reply)
 
 
 def _query(request: Request) -> tuple[QueryParams, int]:
@@ -270,7 +271,7 @@ def _filters(asked: QueryParams) -> Iterator[pl.Expr]:
         yield pl.col("option_type") == asked["contract_type"][:1].upper()
 
 
-def _spoilt(position: int, row: dict[str, Any]) -> dict[str, Any]:
+def _corrupt_row(position: int, row: dict[str, Any]) -> dict[str, Any]:
     """Every tenth row is broken, each time in another way."""
     if position % 10:
         return row
@@ -286,7 +287,7 @@ def _spoilt(position: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error(request: Request, status: int, word: str, **text: str) -> Response:
-    return _json({"status": word, "request_id": _request_id(request), **text}, status)
+    return json_response({"status": word, "request_id": _request_id(request), **text}, status)
 
 
 def _request_id(request: Request) -> str:
@@ -295,11 +296,3 @@ def _request_id(request: Request) -> str:
 
 def _without_key(asked: QueryParams) -> str:
     return str(QueryParams([(name, value) for name, value in asked.multi_items() if name != "apiKey"]))
-
-
-def _json(body: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if value == int(value) else value

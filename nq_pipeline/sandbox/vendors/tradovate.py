@@ -25,19 +25,19 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
 from nq_pipeline.market.products import NQ, Product
 from nq_pipeline.sandbox.scenario import Scenario
-from nq_pipeline.sandbox.synthetic.profiles import SHAPES
-from nq_pipeline.sandbox.vendors.faults import WorldOf, serve
+from nq_pipeline.sandbox.synthetic.profiles import PROFILES
+from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf, endpoint, json_response
 
 TOKEN = "sandbox-access-token"
 TOKEN_LIFE = timedelta(minutes=80)
 HEARTBEAT_S = 2.5
 SILENCE_S = 15.0
 """A client that sends no frame for this long is sent away."""
-FUTURE_PRODUCTS = {code: 900 + shape.number for code, shape in SHAPES.items()}
+FUTURE_PRODUCTS = {code: 900 + shape.number for code, shape in PROFILES.items()}
 _SINCE = date(2015, 1, 1)
 
 
-def routes(world_of: WorldOf) -> list[BaseRoute]:
+def tradovate_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
     """The vendor's addresses below its mount point."""
     gets = {
         "auth/renewaccesstoken": renew,
@@ -55,11 +55,11 @@ def routes(world_of: WorldOf) -> list[BaseRoute]:
     }
 
     async def socket(connection: WebSocket) -> None:
-        await market_data(connection, world_of(connection))
+        await market_data(connection, scenario_of(connection))
 
     return [
-        Route("/v1/auth/accesstokenrequest", serve(login, world_of), methods=["POST"]),
-        *(Route(f"/v1/{path}", serve(_authorised(answer), world_of)) for path, answer in gets.items()),
+        Route("/v1/auth/accesstokenrequest", endpoint(login, scenario_of), methods=["POST"]),
+        *(Route(f"/v1/{path}", endpoint(_authorised(answer), scenario_of)) for path, answer in gets.items()),
         WebSocketRoute("/v1/websocket", socket),
     ]
 
@@ -67,32 +67,32 @@ def routes(world_of: WorldOf) -> list[BaseRoute]:
 # Login
 
 
-def login(request: Request, body: bytes, world: Scenario) -> Response:
+def login(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`auth/accesstokenrequest`: a token, a penalty ticket, or an error text; all with status 200."""
-    if world.fault == "rate_limited":
+    if scenario.fault == "rate_limited":
         return Response(status_code=429)
     try:
         asked = json.loads(body)
         name, password = str(asked["name"]), str(asked["password"])
     except (ValueError, KeyError, TypeError):
         return Response("Bad request", 400)
-    if world.fault in ("blocked", "challenged"):
-        return _json({"p-ticket": "sandbox-ticket", "p-time": 60, "p-captcha": True})
-    if world.fault == "penalty" and asked.get("p-ticket") != "sandbox-ticket":
-        return _json({"p-ticket": "sandbox-ticket", "p-time": 1, "p-captcha": False})
+    if scenario.fault in ("blocked", "challenged"):
+        return json_response({"p-ticket": "sandbox-ticket", "p-time": 60, "p-captcha": True})
+    if scenario.fault == "penalty" and asked.get("p-ticket") != "sandbox-ticket":
+        return json_response({"p-ticket": "sandbox-ticket", "p-time": 1, "p-captcha": False})
     if not name or password in ("", "wrong"):
-        return _json({"errorText": "Incorrect username or password. Please try again."})
-    return _json(_token(world, name))
+        return json_response({"errorText": "Incorrect username or password. Please try again."})
+    return json_response(_token(scenario, name))
 
 
-def renew(request: Request, body: bytes, world: Scenario) -> Response:
+def renew(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`auth/renewaccesstoken`: the same session for longer."""
-    return _json(_token(world, "sandbox"))
+    return json_response(_token(scenario, "sandbox"))
 
 
-def _token(world: Scenario, name: str) -> dict[str, Any]:
+def _token(scenario: Scenario, name: str) -> dict[str, Any]:
     """The life of a token is real time, even where the market's clock stands still."""
-    ends = max(datetime.now(UTC), world.now) + TOKEN_LIFE
+    ends = max(datetime.now(UTC), scenario.now) + TOKEN_LIFE
     return {
         "accessToken": TOKEN,
         "mdAccessToken": TOKEN,
@@ -106,12 +106,12 @@ def _token(world: Scenario, name: str) -> dict[str, Any]:
 
 
 def _authorised(answer: Callable[..., Response]) -> Callable[[Request, bytes, Scenario], Response]:
-    def checked(request: Request, body: bytes, world: Scenario) -> Response:
-        if world.fault == "rate_limited":
+    def checked(request: Request, body: bytes, scenario: Scenario) -> Response:
+        if scenario.fault == "rate_limited":
             return Response(status_code=429)
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return Response("Access is denied", 401)
-        return answer(request, body, world)
+        return answer(request, body, scenario)
 
     return checked
 
@@ -119,70 +119,70 @@ def _authorised(answer: Callable[..., Response]) -> Callable[[Request, bytes, Sc
 # Contract library
 
 
-def product_find(request: Request, body: bytes, world: Scenario) -> Response:
+def product_find(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`product/find?name=`: one product."""
     name = request.query_params.get("name", "")
-    return _one([p for p in _products(world) if p["name"] == name])
+    return _one([p for p in _products(scenario) if p["name"] == name])
 
 
-def product_list(request: Request, body: bytes, world: Scenario) -> Response:
+def product_list(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`product/list`: all of them."""
-    return _json([] if world.fault == "empty" else _products(world))
+    return json_response([] if scenario.fault == "empty" else _products(scenario))
 
 
-def product_suggest(request: Request, body: bytes, world: Scenario) -> Response:
+def product_suggest(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`product/suggest?t=&l=`: those whose name starts with the text."""
     text, most = request.query_params.get("t", ""), int(request.query_params.get("l", "10"))
-    return _json([p for p in _products(world) if p["name"].startswith(text.upper())][:most])
+    return json_response([p for p in _products(scenario) if p["name"].startswith(text.upper())][:most])
 
 
-def maturity_deps(request: Request, body: bytes, world: Scenario) -> Response:
+def maturity_deps(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contractMaturity/deps?masterid=`: the expirations of a product."""
     product = request.query_params.get("masterid")
-    return _json([m for m in _maturities(world) if str(m["productId"]) == product])
+    return json_response([m for m in _maturities(scenario) if str(m["productId"]) == product])
 
 
-def maturity_items(request: Request, body: bytes, world: Scenario) -> Response:
+def maturity_items(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contractMaturity/items?ids=`: expirations by id."""
     ids = request.query_params.get("ids", "").split(",")
-    return _json([m for m in _maturities(world) if str(m["id"]) in ids])
+    return json_response([m for m in _maturities(scenario) if str(m["id"]) in ids])
 
 
-def contract_deps(request: Request, body: bytes, world: Scenario) -> Response:
+def contract_deps(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contract/deps?masterid=` and `contract/ldeps?masterids=`: the contracts of expirations."""
     masters = request.query_params.get("masterid", request.query_params.get("masterids", "")).split(",")
-    found = [c for c in _contracts(world) if str(c["contractMaturityId"]) in masters]
-    if world.fault == "malformed":
+    found = [c for c in _contracts(scenario) if str(c["contractMaturityId"]) in masters]
+    if scenario.fault == "malformed":
         found = [{"id": "?", "name": None} if i % 10 == 0 else c for i, c in enumerate(found)]
-    return _json([] if world.fault == "empty" else found)
+    return json_response([] if scenario.fault == "empty" else found)
 
 
-def contract_find(request: Request, body: bytes, world: Scenario) -> Response:
+def contract_find(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contract/find?name=`: one contract."""
     name = request.query_params.get("name", "")
-    return _one([c for c in _contracts(world) if c["name"] == name])
+    return _one([c for c in _contracts(scenario) if c["name"] == name])
 
 
-def contract_suggest(request: Request, body: bytes, world: Scenario) -> Response:
+def contract_suggest(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contract/suggest?t=&l=`: those whose name starts with the text."""
     text, most = request.query_params.get("t", ""), int(request.query_params.get("l", "10"))
-    return _json([c for c in _contracts(world) if c["name"].startswith(text.upper())][:most])
+    return json_response([c for c in _contracts(scenario) if c["name"].startswith(text.upper())][:most])
 
 
-def contract_items(request: Request, body: bytes, world: Scenario) -> Response:
+def contract_items(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`contract/items?ids=` and `contract/item?id=`: contracts by id."""
     asked = request.query_params
     ids = set(asked.get("ids", asked.get("id", "")).split(","))
-    found = [c for c in _contracts(world) if str(c["id"]) in ids]
-    return _one(found) if "ids" not in asked else _json(found)
+    found = [c for c in _contracts(scenario) if str(c["id"]) in ids]
+    return _one(found) if "ids" not in asked else json_response(found)
 
 
-def _products(world: Scenario) -> list[dict[str, Any]]:
-    return [one for part in world.market.parts for one in _products_of(part.product)]
+def _products(scenario: Scenario) -> list[dict[str, Any]]:
+    return [one for part in scenario.market.markets for one in _products_of(part.product)]
 
 
 def _products_of(product: Product) -> list[dict[str, Any]]:
-    shape = SHAPES[product.code]
+    shape = PROFILES[product.code]
     name = "E-mini NASDAQ 100" if product is NQ else product.name
     common = {
         "currencyId": 1,
@@ -218,8 +218,8 @@ def _products_of(product: Product) -> list[dict[str, Any]]:
     return [future, *options]
 
 
-def _maturities(world: Scenario) -> Iterator[dict[str, Any]]:
-    chain, futures = world.market.chain(world.shown), world.market.futures(world.shown)
+def _maturities(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    chain, futures = scenario.market.chain(scenario.shown), scenario.market.futures(scenario.shown)
     ids: dict[str, int] = {}
     for future in futures.iter_rows(named=True):
         product = FUTURE_PRODUCTS[future["product"]]
@@ -245,11 +245,11 @@ def _maturities(world: Scenario) -> Iterator[dict[str, Any]]:
         }
 
 
-def _contracts(world: Scenario) -> Iterator[dict[str, Any]]:
-    for future in world.market.futures(world.shown).iter_rows(named=True):
+def _contracts(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    for future in scenario.market.futures(scenario.shown).iter_rows(named=True):
         maturity = _future_id(future)
         yield {"id": maturity, "name": future["symbol"], "contractMaturityId": maturity}
-    chain = world.market.chain(world.shown).filter(~pl.col("expired"))
+    chain = scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
     maturities = {
         key: _maturity_id(_product_id(Series.parse(key).root), Series.parse(key).expiration_date)
         for key in chain["series"].unique()
@@ -274,14 +274,14 @@ def _maturity_id(product: int, day: date) -> int:
 # Market data
 
 
-async def market_data(connection: WebSocket, world: Scenario) -> None:
+async def market_data(connection: WebSocket, scenario: Scenario) -> None:
     """The websocket: `o`, heartbeats `h`, answers and quotes in `a[…]`, `c[…]` at the end."""
-    if world.fault == "unavailable":
+    if scenario.fault == "unavailable":
         await connection.close()
         return
     await connection.accept()
     await connection.send_text("o")
-    feed = _Feed(connection, world)
+    feed = _Feed(connection, scenario)
     beat = asyncio.create_task(feed.beat())
     try:
         while True:
@@ -300,8 +300,8 @@ async def market_data(connection: WebSocket, world: Scenario) -> None:
 class _Feed:
     """One connection: whether it is authorised and what it subscribed to."""
 
-    def __init__(self, connection: WebSocket, world: Scenario) -> None:
-        self.connection, self.world = connection, world
+    def __init__(self, connection: WebSocket, scenario: Scenario) -> None:
+        self.connection, self.scenario = connection, scenario
         self.authorised = False
         self.subscribed: dict[int, None] = {}
         self.moment: datetime | None = None
@@ -314,22 +314,22 @@ class _Feed:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await self.connection.send_text("h")
-            if self.subscribed and self.world.market.moment(self.world.shown) != self.moment:
+            if self.subscribed and self.scenario.market.moment(self.scenario.shown) != self.moment:
                 await self.load()
                 for number in list(self.subscribed):
                     await self.push(number, ("Bid", "Offer"))
 
     async def load(self) -> None:
         """Read the market as it is now, indexed by contract id and by name."""
-        self.moment = self.world.market.moment(self.world.shown)
-        self.rows = await run_in_threadpool(_books, self.world)
+        self.moment = self.scenario.market.moment(self.scenario.shown)
+        self.rows = await run_in_threadpool(_books, self.scenario)
         self.ids = {str(row["name"]): number for number, row in self.rows.items()}
 
     async def answer(self, frame: str) -> None:
         """Answer one request frame: endpoint, id, query and body on four lines."""
         endpoint, number, _, body = [*frame.split("\n", 3), "", "", ""][:4]
         request = int(number) if number.isdigit() else 0
-        if self.world.fault == "rate_limited":
+        if self.scenario.fault == "rate_limited":
             await self.reply(request, 429)
         elif endpoint == "authorize":
             self.authorised = body.strip() == TOKEN
@@ -347,7 +347,7 @@ class _Feed:
 
     async def subscribe(self, request: int, body: str) -> None:
         """Confirm, then send the book, then the rest of the quote."""
-        if self.world.fault == "not_entitled":
+        if self.scenario.fault == "not_entitled":
             await self.reply(request, 401, json.dumps("Access is denied"))
             return
         number = await self.find(body)
@@ -357,7 +357,7 @@ class _Feed:
             return
         self.subscribed[number] = None
         await self.reply(request, 200, {"mode": "RealTime"})
-        if self.world.fault not in ("empty", "slow"):
+        if self.scenario.fault not in ("empty", "slow"):
             await self.push(number, ("Bid", "Offer"))
             await self.push(number, None)
 
@@ -381,10 +381,10 @@ class _Feed:
             if (name in only if only else name not in ("Bid", "Offer"))
         }
         self.sent += 1
-        if self.world.fault == "truncated" and self.sent > 20:
+        if self.scenario.fault == "truncated" and self.sent > 20:
             await self.connection.close(1011)
             raise WebSocketDisconnect(1011)
-        if self.world.fault == "malformed" and self.sent % 10 == 0:
+        if self.scenario.fault == "malformed" and self.sent % 10 == 0:
             await self.connection.send_text('a[{"e":"md","d":{"quotes":[{"contractId":"x","entries":7}]}}]')
             await self.connection.send_text('a[{"e":"md","d":')
             return
@@ -400,13 +400,13 @@ class _Feed:
         await self.connection.send_text(f"a{orjson.dumps([message]).decode()}")
 
 
-def _books(world: Scenario) -> dict[int, dict[str, Any]]:
+def _books(scenario: Scenario) -> dict[int, dict[str, Any]]:
     """Everything that can be quoted now, by contract id."""
-    futures = world.market.futures(world.shown).with_columns(name="symbol").rows(named=True)
+    futures = scenario.market.futures(scenario.shown).with_columns(name="symbol").rows(named=True)
     for future in futures:
         future["instrument_id"] = _future_id(future)
-    chain = world.market.chain(world.shown).filter(~pl.col("expired"))
-    stamp = world.market.moment(world.shown).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    chain = scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
+    stamp = scenario.market.moment(scenario.shown).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     columns = [
         "bid",
         "bid_size",
@@ -445,8 +445,4 @@ def _entries(row: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _one(found: list[dict[str, Any]]) -> Response:
-    return _json(found[0]) if found else Response("Not found", 404)
-
-
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
+    return json_response(found[0]) if found else Response("Not found", 404)

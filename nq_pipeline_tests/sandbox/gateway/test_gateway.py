@@ -18,17 +18,13 @@ from nq_pipeline.capture.gateway import option_parents
 from nq_pipeline.clock import PinnedClock, ShiftedClock, SystemClock, to_ns
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.gateway.gateway import (
-    DATASET,
-    HOST,
-    KEY,
-    Gateway,
-    moving_clock,
-)
-from nq_pipeline.sandbox.gateway.script import Fault, Script
-from nq_pipeline.sandbox.synthetic.globex import UNDEF_TIME, Array, universe
+from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
+from nq_pipeline.sandbox.gateway.feed import DATASET
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway, moving_clock
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.tape import of_instruments
+from nq_pipeline.sandbox.synthetic.records import UNDEF_TIME, Array
+from nq_pipeline.sandbox.synthetic.tape import filter_instruments
 from nq_pipeline_tests.testing.gateway_client import (
     EVERYTHING,
     LISTED,
@@ -59,7 +55,7 @@ def market_served() -> Iterator[Gateway]:
 
 def truth_of(served: Gateway, got: Array, start: int, ids: Any = IDS) -> Array:
     """What should have come since an instant of publication, up to the last record that did."""
-    return of_instruments(served.records("trades", start, int(got["ts_recv"][-1]) + 1), ids)
+    return filter_instruments(served.records("trades", start, int(got["ts_recv"][-1]) + 1), ids)
 
 
 def whole(got: Array) -> Array:
@@ -396,14 +392,14 @@ def test_time_of_sending_and_compression_change_nothing_else(served: Gateway, op
 
 def test_seven_bytes_at_a_time_are_the_same_records() -> None:
     with (
-        gateway(load=200, script=Script(Fault("drip"))).serve_in_thread() as served,
+        gateway(load=200, script=FaultScript(Fault("drip"))).serve_in_thread() as served,
         recorder(served) as client,
     ):
         client.wait_for(100)
         begin = client.live.metadata.start if client.live.metadata else 0
         got = whole(client.array())
 
-    assert served.script.struck[0].fault.kind == "drip"
+    assert served.script.injected[0].fault.kind == "drip"
     assert np.array_equal(got, truth_of(served, got, begin))
 
 

@@ -17,12 +17,12 @@ from databento.common.error import BentoError
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import SandboxError
-from nq_pipeline.sandbox.gateway.script import (
+from nq_pipeline.sandbox.gateway.fault_script import (
     ERRORS,
-    FAULTS,
+    GATEWAY_FAULTS,
     NOT_FATAL,
     Fault,
-    Script,
+    FaultScript,
     parse_fault,
 )
 from nq_pipeline_tests.testing.gateway_client import (
@@ -35,10 +35,10 @@ from nq_pipeline_tests.testing.gateway_client import (
 )
 
 
-def ended_by(fault: Fault, **options: Any) -> tuple[Recorder, str, Script]:
+def ended_by(fault: Fault, **options: Any) -> tuple[Recorder, str, FaultScript]:
     """A session that meets a fault: what was heard, what the client says of its end."""
     with (
-        gateway(script=Script(fault), limits=unlimited()).serve_in_thread() as served,
+        gateway(script=FaultScript(fault), limits=unlimited()).serve_in_thread() as served,
         recorder(served, **options) as client,
     ):
         said = client.end()
@@ -52,12 +52,12 @@ def test_a_clean_close_comes_after_exactly_the_records_asked_for_and_says_nothin
     client, said, script = ended_by(Fault("fin", after_records=137))
 
     assert (len(client.array()), said) == (137, "")
-    assert [(s.fault.kind, s.records) for s in script.struck] == [("fin", 137)]
+    assert [(s.fault.kind, s.records) for s in script.injected] == [("fin", 137)]
 
 
 def test_a_clean_close_is_never_reconnected_by_the_official_client() -> None:
     with (
-        gateway(script=Script(Fault("fin", after_records=50))).serve_in_thread() as served,
+        gateway(script=FaultScript(Fault("fin", after_records=50))).serve_in_thread() as served,
         recorder(served, reconnect_policy="reconnect") as client,
     ):
         assert client.end() == ""
@@ -71,7 +71,7 @@ def test_a_reset_is_an_error_and_reconnected_once_without_replay() -> None:
 
     with (
         gateway(
-            script=Script(Fault("rst", after_records=100)), limits=unlimited()
+            script=FaultScript(Fault("rst", after_records=100)), limits=unlimited()
         ).serve_in_thread() as served,
         recorder(served, reconnect_policy="reconnect") as client,
     ):
@@ -87,7 +87,7 @@ def test_a_record_cut_in_half_looks_like_a_clean_close() -> None:
 
 def test_a_record_cut_in_half_is_half_a_record_on_the_wire() -> None:
     with (
-        gateway(script=Script(Fault("cut", after_records=3))).serve_in_thread() as served,
+        gateway(script=FaultScript(Fault("cut", after_records=3))).serve_in_thread() as served,
         bare(served) as client,
     ):
         client.authenticate()
@@ -111,7 +111,7 @@ def test_garbage_makes_the_official_client_give_up_without_a_word() -> None:
 
 def test_silence_is_a_connection_that_stays_and_says_nothing() -> None:
     with (
-        gateway(script=Script(Fault("silence", after_records=20))).serve_in_thread() as served,
+        gateway(script=FaultScript(Fault("silence", after_records=20))).serve_in_thread() as served,
         recorder(served, heartbeat_interval_s=1) as client,
     ):
         client.wait_for(20)
@@ -124,10 +124,10 @@ def test_silence_is_a_connection_that_stays_and_says_nothing() -> None:
 
 def test_metadata_can_be_withheld_for_ever() -> None:
     with (
-        gateway(script=Script(Fault("no_metadata"))).serve_in_thread() as served,
+        gateway(script=FaultScript(Fault("no_metadata"))).serve_in_thread() as served,
         recorder(served) as client,
     ):
-        client.wait(lambda: served.script.struck)
+        client.wait(lambda: served.script.injected)
         time.sleep(0.3)
 
         assert (client.heard, client.live.metadata) == ([], None)
@@ -135,7 +135,7 @@ def test_metadata_can_be_withheld_for_ever() -> None:
 
 
 def test_authentication_can_be_refused_once_in_any_words() -> None:
-    script = Script(
+    script = FaultScript(
         Fault("refuse_auth", text="Unable to submit the request because there is an unpaid invoice.")
     )
     with gateway(script=script).serve_in_thread() as served:
@@ -146,7 +146,7 @@ def test_authentication_can_be_refused_once_in_any_words() -> None:
 
 
 def test_a_connection_can_be_refused_once() -> None:
-    with gateway(script=Script(Fault("refuse_connection"))).serve_in_thread() as served:
+    with gateway(script=FaultScript(Fault("refuse_connection"))).serve_in_thread() as served:
         with bare(served) as client:
             assert client.rest() == b""
         with bare(served) as client:
@@ -168,7 +168,7 @@ def test_a_fatal_error_is_a_record_and_then_the_end(code: int) -> None:
 def test_an_error_that_is_not_fatal_is_a_record_and_the_stream_goes_on(compression: Any) -> None:
     with (
         gateway(
-            script=Script(Fault("error", after_records=10, code=4, text="Mind"))
+            script=FaultScript(Fault("error", after_records=10, code=4, text="Mind"))
         ).serve_in_thread() as served,
         recorder(served, compression=compression, ts_out=True) as client,
     ):
@@ -180,7 +180,7 @@ def test_an_error_that_is_not_fatal_is_a_record_and_the_stream_goes_on(compressi
 def test_code_7_comes_with_a_loss_where_it_says_so() -> None:
     with (
         gateway(
-            script=Script(Fault("error", after_records=100, code=7, records=30))
+            script=FaultScript(Fault("error", after_records=100, code=7, records=30))
         ).serve_in_thread() as served,
         recorder(served) as client,
     ):
@@ -201,7 +201,9 @@ def test_code_7_comes_with_a_loss_where_it_says_so() -> None:
 def test_a_replay_can_leave_records_out_and_call_itself_complete() -> None:
     start = to_ns(NOON - timedelta(minutes=1))
     with (
-        gateway(script=Script(Fault("omit", after_records=1_000, records=7))).serve_in_thread() as served,
+        gateway(
+            script=FaultScript(Fault("omit", after_records=1_000, records=7))
+        ).serve_in_thread() as served,
         recorder(served, start=False) as client,
     ):
         client.subscribe(start=start)
@@ -216,20 +218,22 @@ def test_a_replay_can_leave_records_out_and_call_itself_complete() -> None:
 
 
 def test_an_omission_waits_for_a_replay() -> None:
-    with gateway(script=Script(Fault("omit", records=7))).serve_in_thread() as served:
+    with gateway(script=FaultScript(Fault("omit", records=7))).serve_in_thread() as served:
         with recorder(served) as client:
             client.wait_for(200)
-        assert not served.script.struck
+        assert not served.script.injected
 
         with recorder(served, start=False) as client:
             client.subscribe(start=served.began)
             client.start().wait_for(10)
-        assert [s.fault.kind for s in served.script.struck] == ["omit"]
+        assert [s.fault.kind for s in served.script.injected] == ["omit"]
 
 
 def test_records_can_come_twice() -> None:
     with (
-        gateway(script=Script(Fault("duplicate", after_records=40, records=5))).serve_in_thread() as served,
+        gateway(
+            script=FaultScript(Fault("duplicate", after_records=40, records=5))
+        ).serve_in_thread() as served,
         recorder(served) as client,
     ):
         client.wait_for(200)
@@ -246,15 +250,15 @@ def test_records_can_come_twice() -> None:
 
 def test_faults_strike_one_after_the_other_each_once() -> None:
     faults = [Fault(kind, after_records=20) for kind in ("fin", "cut", "rst", "fin")]
-    with gateway(script=Script(*faults), limits=unlimited()).serve_in_thread() as served:
+    with gateway(script=FaultScript(*faults), limits=unlimited()).serve_in_thread() as served:
         for _ in faults:
             with recorder(served) as client:
                 client.end()
         with recorder(served) as client:
             client.wait_for(100)
 
-    assert [s.fault for s in served.script.struck] == faults
-    assert len({s.session_id for s in served.script.struck}) == 4
+    assert [s.fault for s in served.script.injected] == faults
+    assert len({s.session_id for s in served.script.injected}) == 4
     assert not served.script.pending
 
 
@@ -271,7 +275,7 @@ def test_a_fault_added_to_a_running_session_strikes_next_even_in_a_quiet_market(
 
 def test_a_fault_waits_for_its_time() -> None:
     with (
-        gateway(script=Script(Fault("fin", after_s=0.5))).serve_in_thread() as served,
+        gateway(script=FaultScript(Fault("fin", after_s=0.5))).serve_in_thread() as served,
         recorder(served) as client,
     ):
         client.wait_for(1)
@@ -297,7 +301,7 @@ def test_faults_are_written_in_a_word(text: str, fault: Fault) -> None:
 
 @pytest.mark.parametrize("text", ["", "explode", "fin@", "fin@soon", "error=9", "fin=1=2", "FIN"])
 def test_what_is_no_fault_is_said_with_what_would_be_one(text: str) -> None:
-    with pytest.raises(SandboxError, match=", ".join(list(FAULTS)[:4])):
+    with pytest.raises(SandboxError, match=", ".join(list(GATEWAY_FAULTS)[:4])):
         parse_fault(text)
 
 

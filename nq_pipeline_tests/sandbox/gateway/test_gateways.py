@@ -1,4 +1,4 @@
-"""The live gateway as a part of the stand-ins' process: found by settings, one for each world."""
+"""The live gateway as a part of the stand-ins' process: found by settings, one for each scenario."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gateway_at(address: str) -> Any:
     return SimpleNamespace(port=int(port))
 
 
-def of_world(url: str) -> Any:
+def of_scenario(url: str) -> Any:
     return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
 
 
@@ -52,7 +52,7 @@ def test_an_address_of_ones_own_is_left_alone(stand_ins: Settings) -> None:
 
 
 def test_a_frozen_instant_is_where_the_clock_of_its_gateway_began(at: Address) -> None:
-    with recorder(of_world(at("databento"))) as client:
+    with recorder(of_scenario(at("databento"))) as client:
         client.wait_for(3)
         begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
 
@@ -60,10 +60,10 @@ def test_a_frozen_instant_is_where_the_clock_of_its_gateway_began(at: Address) -
 
 
 def test_each_world_has_its_gateway_and_keeps_it(at: Address) -> None:
-    first, again = of_world(at("databento")), of_world(at("databento"))
+    first, again = of_scenario(at("databento")), of_scenario(at("databento"))
     other_seed, other_time = (
-        of_world(at("databento", seed=8)),
-        of_world(at("databento", now="2025-06-11T15:00Z")),
+        of_scenario(at("databento", seed=8)),
+        of_scenario(at("databento", now="2025-06-11T15:00Z")),
     )
 
     assert first == again
@@ -72,16 +72,16 @@ def test_each_world_has_its_gateway_and_keeps_it(at: Address) -> None:
 
 def test_many_worlds_do_not_exhaust_the_process(at: Address) -> None:
     moments = [datetime(2025, 6, 10, 15, minute, tzinfo=UTC) for minute in range(40)]
-    ports = {of_world(at("databento", now=f"{moment:%Y-%m-%dT%H:%MZ}")).port for moment in moments}
+    ports = {of_scenario(at("databento", now=f"{moment:%Y-%m-%dT%H:%MZ}")).port for moment in moments}
 
     assert len(ports) > 32
-    with recorder(of_world(at("databento", now=f"{moments[-1]:%Y-%m-%dT%H:%MZ}"))) as client:
+    with recorder(of_scenario(at("databento", now=f"{moments[-1]:%Y-%m-%dT%H:%MZ}"))) as client:
         client.wait_for(1)
 
 
 def test_a_fault_can_be_asked_for_from_outside(at: Address) -> None:
     url = at("databento", seed=9)
-    with recorder(of_world(url)) as client:
+    with recorder(of_scenario(url)) as client:
         client.wait_for(1)
         assert requests.post(f"{url}/gateway", data="error=6", timeout=20).ok
 
@@ -97,7 +97,7 @@ def test_a_fault_can_be_asked_for_from_outside(at: Address) -> None:
 )
 def test_faults_of_the_account_hold_for_the_gateway_too(at: Address, fault: str, text: str) -> None:
     with (
-        recorder(of_world(at("databento", fault=fault)), start=False) as client,
+        recorder(of_scenario(at("databento", fault=fault)), start=False) as client,
         pytest.raises(BentoError, match=text),
     ):
         client.subscribe()

@@ -165,7 +165,7 @@ def test_a_closed_market_shows_the_state_of_its_last_close() -> None:
     saturday = datetime(2025, 6, 14, 18, 0, tzinfo=UTC)
     assert MARKET.moment(saturday) == datetime(2025, 6, 13, 21, 0, tzinfo=UTC)
     assert MARKET.chain(saturday).equals(MARKET.chain(saturday + timedelta(hours=20)))
-    assert MARKET.regular_moment(saturday) == datetime(2025, 6, 13, 20, 0, tzinfo=UTC)
+    assert MARKET.rth_moment(saturday) == datetime(2025, 6, 13, 20, 0, tzinfo=UTC)
 
 
 def test_during_a_holiday_halt_the_close_of_the_halted_part_is_shown() -> None:

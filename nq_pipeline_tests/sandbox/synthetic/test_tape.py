@@ -15,14 +15,15 @@ from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.synthetic.globex import RTYPES, UNDEF_TIME, universe
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import Market, market
+from nq_pipeline.sandbox.synthetic.records import RTYPES, UNDEF_TIME
 from nq_pipeline.sandbox.synthetic.tape import (
     INTERVALS_NS,
     LoadTape,
     Tape,
-    of_instruments,
-    published,
+    filter_instruments,
+    publication_times,
     tape,
 )
 from nq_pipeline.sources.databento.client import historical
@@ -42,7 +43,7 @@ def test_every_schema_has_records_of_its_kind_in_order_of_publication(schema: st
     assert set(records["rtype"]) == {RTYPES[schema]}
     assert set(records["length"]) == {records.dtype.itemsize // 4}
     assert set(records["publisher_id"]) == {1}
-    assert (np.diff(published(schema, records).astype(np.int64)) >= 0).all()
+    assert (np.diff(publication_times(schema, records).astype(np.int64)) >= 0).all()
     # A day, UTC, begins in the session before, of which some contracts are gone.
     days = (DAY, date(2025, 6, 9)) if schema == "ohlcv-1d" else (DAY,)
     listed = np.concatenate([universe(market(7), day)["instrument_id"].to_numpy() for day in days])
@@ -196,4 +197,4 @@ def test_history_and_tape_have_the_same_trades(at: Callable[..., str]) -> None:
     listed = universe(market(7), DAY)
     ids = listed.filter(listed["parent"].is_in(["NQ.FUT", "Q2B.OPT"]))["instrument_id"].sort()
     whole = TAPE.records("trades", to_ns(start), to_ns(end))
-    assert np.array_equal(store.to_ndarray(), of_instruments(whole, ids))
+    assert np.array_equal(store.to_ndarray(), filter_instruments(whole, ids))

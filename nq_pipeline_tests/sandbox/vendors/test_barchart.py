@@ -13,7 +13,7 @@ import pytest
 import requests
 from bs4 import BeautifulSoup
 
-from nq_pipeline.sandbox.vendors.barchart_page import PAGE_FIELDS
+from nq_pipeline.sandbox.vendors.barchart.page import PAGE_FIELDS
 
 HEADERS = {"sec-fetch-site": "same-origin", "accept": "application/json"}
 ASKED = {

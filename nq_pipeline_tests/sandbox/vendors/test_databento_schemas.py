@@ -13,9 +13,10 @@ import pytest
 from databento.common.error import BentoClientError
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.sandbox.synthetic.globex import RTYPES, universe
+from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.tape import of_instruments, tape
+from nq_pipeline.sandbox.synthetic.records import RTYPES
+from nq_pipeline.sandbox.synthetic.tape import filter_instruments, tape
 from nq_pipeline_tests.sandbox.conftest import NOW
 from nq_pipeline_tests.sandbox.vendors.test_databento import client
 
@@ -52,7 +53,7 @@ def test_history_has_what_the_gateway_streams(schema: str, at: Address) -> None:
     streamed = tape(market(7)).records(schema, to_ns(START), to_ns(end))
     bought = ask(at("databento"), schema, end=end).to_ndarray()
     assert len(bought) > 50
-    assert np.array_equal(bought, of_instruments(streamed, ids))
+    assert np.array_equal(bought, filter_instruments(streamed, ids))
 
 
 @pytest.mark.parametrize("schema", ["mbp-1", "tbbo", "mbo", "bbo-1s", "ohlcv-1s", "ohlcv-1h"])

@@ -1,8 +1,8 @@
-"""What goes wrong at the gateway, and when: faults that its sessions work off, the first one first.
+"""The faults a gateway injects, and when.
 
-`Fault("fin", after_records=1000)` closes a session after its thousandth record. Without a count
-or a time a fault strikes at the next opportunity. Each strikes once; whichever session is due
-takes it, so that a list of sixty makes sixty disconnects.
+`Fault("fin", after_records=1000)` closes a session after its thousandth record. Without a count or a
+time a fault happens at the next opportunity. Faults happen in order, each once, in whichever session
+is due, so a list of sixty makes sixty disconnects.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from threading import Lock
 
 from nq_pipeline.errors import SandboxError
 
-FAULTS: dict[str, str] = {
+GATEWAY_FAULTS: dict[str, str] = {
     "refuse_connection": "the connection is closed at once, as beyond the limit of connections a second",
     "refuse_auth": "the key is refused, with `text` if given",
-    "no_metadata": "the session starts and nothing ever comes, not even metadata",
+    "no_metadata": "the session starts and sends nothing, not even metadata",
     "fin": "a clean close between two records",
     "rst": "the connection is reset",
-    "silence": "half-open: the connection stays, nothing comes any more, no heartbeats either",
+    "silence": "half-open: the connection stays, but nothing more arrives, not even heartbeats",
     "cut": "a clean close in the middle of a record",
-    "garbage": "bytes that are no records, then the stream goes on",
-    "drip": "from here on seven bytes at a time",
+    "garbage": "bytes that are no records, then the stream continues",
+    "drip": "seven bytes at a time from here on",
     "error": "an ErrorMsg with `code`; fatal codes close the session, code 7 skips `records` first",
-    "duplicate": "the next `records` records come twice",
-    "omit": "a replay leaves out `records` records and still calls itself complete",
+    "duplicate": "the next `records` records are sent twice",
+    "omit": "a replay omits `records` records and still reports that it is complete",
 }
-"""Every fault, with what it does."""
+"""Every fault the gateway can inject, and what it does."""
 
 STREAM = frozenset({"fin", "rst", "silence", "cut", "garbage", "drip", "error", "duplicate"})
 NEED_A_RECORD = frozenset({"cut", "duplicate", "omit"})
@@ -42,7 +42,7 @@ ERRORS: dict[int, str] = {
     7: "Slow client detected for trades. Skipped records",
     8: "Replay data aged out",
 }
-"""Error codes with their texts; those of 1, 4, 5 and 8 are made up, the others were seen."""
+"""Error codes and texts. The texts of 1, 4, 5 and 8 are invented, the others were observed."""
 NOT_FATAL = frozenset({4, 7})
 
 _FORM = re.compile(r"([a-z_]+)(?:=(\d+))?(?:@(\d+)|@(\d+(?:\.\d+)?)s)?")
@@ -50,16 +50,18 @@ _FORM = re.compile(r"([a-z_]+)(?:=(\d+))?(?:@(\d+)|@(\d+(?:\.\d+)?)s)?")
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong once.
+    """A fault that happens once.
 
     Attributes
     ----------
     kind
-        One of `FAULTS`.
+        One of `GATEWAY_FAULTS`.
     after_records, after_s
-        Strikes when a session has sent so many data records and has been started so long ago.
+        Data records a session must have sent, and seconds since its start.
     records
         How many records are omitted, skipped or duplicated.
+    code, text
+        Of an `error`; `text` also of `refuse_auth`.
     """
 
     kind: str
@@ -70,10 +72,10 @@ class Fault:
     text: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in FAULTS or self.code not in ERRORS:
+        if self.kind not in GATEWAY_FAULTS or self.code not in ERRORS:
             raise SandboxError(
                 f"{self.kind!r} with code {self.code} is no fault of the gateway; choose one of "
-                f"{', '.join(FAULTS)}, and for `error` a code from 1 to 8."
+                f"{', '.join(GATEWAY_FAULTS)}, and for `error` a code from 1 to 8."
             )
 
 
@@ -86,7 +88,7 @@ def parse_fault(text: str) -> Fault:
     if match is None:
         raise SandboxError(
             f"{text!r} is no fault of the gateway; write KIND or KIND=NUMBER, then @RECORDS or @SECONDSs "
-            f"for when, with a kind of {', '.join(FAULTS)}."
+            f"for when, with a kind of {', '.join(GATEWAY_FAULTS)}."
         )
     kind, number, records, seconds = match.groups()
     fault = Fault(kind, after_records=int(records or 0), after_s=float(seconds or 0))
@@ -96,21 +98,21 @@ def parse_fault(text: str) -> Fault:
 
 
 @dataclass(frozen=True)
-class Struck:
-    """A fault that happened: to which session, and after how many of its data records."""
+class InjectedFault:
+    """A fault that happened, its session, and how many data records that had sent."""
 
     fault: Fault
     session_id: int
     records: int
 
 
-class Script:
-    """Faults to come and faults that happened; may be added to from any thread."""
+class FaultScript:
+    """Faults to come and faults that happened; thread-safe."""
 
     def __init__(self, *faults: Fault) -> None:
         self._lock = Lock()
         self._pending = list(faults)
-        self.struck: list[Struck] = []
+        self.injected: list[InjectedFault] = []
 
     def add(self, *faults: Fault) -> None:
         with self._lock:
@@ -121,17 +123,22 @@ class Script:
         with self._lock:
             return tuple(self._pending)
 
-    def next(self, kinds: Collection[str]) -> Fault | None:
-        """The first fault to come of some kinds."""
+    def next_due(self, kinds: Collection[str]) -> Fault | None:
+        """The first pending fault of some kinds."""
         with self._lock:
             return next((fault for fault in self._pending if fault.kind in kinds), None)
 
-    def strike(self, fault: Fault, session_id: int, records: int = 0) -> bool:
-        """Take a fault off the list; False when another session was faster."""
+    def claim_next(self, kind: str, session_id: int) -> Fault | None:
+        """Claim the first pending fault of a kind for a session, if there is one."""
+        fault = self.next_due((kind,))
+        return fault if fault and self.claim(fault, session_id) else None
+
+    def claim(self, fault: Fault, session_id: int, records: int = 0) -> bool:
+        """Remove a pending fault; False when another session already has."""
         with self._lock:
             index = next((i for i, other in enumerate(self._pending) if other is fault), None)
             if index is None:
                 return False
             del self._pending[index]
-            self.struck.append(Struck(fault, session_id, records))
+            self.injected.append(InjectedFault(fault, session_id, records))
             return True

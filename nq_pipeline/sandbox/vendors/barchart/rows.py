@@ -20,7 +20,8 @@ from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.symbology import barchart_code
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.market import AnyMarket
-from nq_pipeline.sandbox.synthetic.profiles import SHAPES
+from nq_pipeline.sandbox.synthetic.profiles import PROFILES
+from nq_pipeline.sandbox.vendors.endpoint import json_number
 
 DELAY = timedelta(minutes=10)
 CHICAGO = ZoneInfo("America/Chicago")
@@ -31,16 +32,16 @@ Cell = tuple[str, Any]
 Row = dict[str, Cell]
 
 
-def option_rows(world: Scenario, symbol: str) -> list[Row]:
+def option_rows(scenario: Scenario, symbol: str) -> list[Row]:
     """The board of a series by the site's code; empty for a code that is not listed."""
-    instant = world.shown - DELAY
-    series = boards(world.market.chain(instant)).get(symbol.upper())
+    instant = scenario.shown - DELAY
+    series = series_by_code(scenario.market.chain(instant)).get(symbol.upper())
     minute = instant.replace(second=0, microsecond=0)
-    return _board_rows(world.market, minute, series) if series else []
+    return _series_rows(scenario.market, minute, series) if series else []
 
 
 @lru_cache(maxsize=64)
-def _board_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Row]:
+def _series_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Row]:
     """All rows of one board; kept, because the page sums up what the API sends."""
     board = market.chain(minute).filter(pl.col("series") == series.key)
     code = barchart_code(series, year_digits=1)
@@ -84,7 +85,7 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
     days = (series.expiration_date - moment.astimezone(CHICAGO).date()).days
     volatility = 0.0 if days == 0 else round(row["implied_volatility"] * 100, 2)
     return {
-        "strike": (f"{strike:,.2f}{side}", _plain(strike)),
+        "strike": (f"{strike:,.2f}{side}", json_number(strike)),
         "strikePrice": _price(strike),
         "openPrice": _price(row[f"{prefix}open"] if traded and (today or not quirk) else None),
         "highPrice": _price(high),
@@ -113,12 +114,12 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
     }
 
 
-def future_rows(world: Scenario) -> list[Row]:
+def future_rows(scenario: Scenario) -> list[Row]:
     """The listed futures, nearest first."""
-    instant = world.shown - DELAY
+    instant = scenario.shown - DELAY
     session = sessions.current_session(instant)
     rows = []
-    for future in world.market.futures(instant).iter_rows(named=True):
+    for future in scenario.market.futures(instant).iter_rows(named=True):
         symbol = _year_symbol(future["symbol"], future["expiration"])
         settled = future["settlement_date"] == session.trade_date
         closed = settled and instant >= session.close
@@ -158,23 +159,18 @@ def future_rows(world: Scenario) -> list[Row]:
 
 
 def _price(value: float | None) -> Cell:
-    return ("N/A", 0) if value is None else (f"{value:,.2f}", _plain(value))
+    return ("N/A", 0) if value is None else (f"{value:,.2f}", json_number(value))
 
 
 def _change(value: float | None, before: float | None) -> Cell:
     if value is None or before is None:
         return "N/A", 0
     change = round(value - before, 2)
-    return (f"{change:+,.2f}", _plain(change)) if change else ("unch", 0)
+    return (f"{change:+,.2f}", json_number(change)) if change else ("unch", 0)
 
 
 def _count(value: int) -> Cell:
     return (f"{value:,}", value) if value else ("N/A", None)
-
-
-def _plain(value: float) -> float | int:
-    """The site's JSON writes a whole number without a decimal point."""
-    return int(value) if value == int(value) else value
 
 
 def _midnight(day: date) -> int:
@@ -187,17 +183,17 @@ def site_code(series: Series) -> str:
     return code if isinstance(code, str) else ""
 
 
-def boards(chain: pl.DataFrame) -> dict[str, Series]:
+def series_by_code(chain: pl.DataFrame) -> dict[str, Series]:
     """Listed series by each code they answer to, with one and two digits of the year."""
-    boards: dict[str, Series] = {}
-    for series in listed(chain):
+    by_code: dict[str, Series] = {}
+    for series in listed_series(chain):
         code = site_code(series)
-        boards[code] = series
-        boards.setdefault(code[:-2] + code[-1], series)
-    return boards
+        by_code[code] = series
+        by_code.setdefault(code[:-2] + code[-1], series)
+    return by_code
 
 
-def listed(chain: pl.DataFrame) -> list[Series]:
+def listed_series(chain: pl.DataFrame) -> list[Series]:
     """Series of the chain that the site has a code for, by expiration."""
     series = (Series.parse(key) for key in chain["series"].unique(maintain_order=True))
     return [s for s in series if site_code(s)]
@@ -213,7 +209,7 @@ def _contract(symbol: str, expiration: datetime) -> str:
 
 def future_name(product: str) -> str:
     """The site's name of a product's future."""
-    return SHAPES[product].name + (" E-Mini" if SHAPES[product].exchange == "XCME" else "")
+    return PROFILES[product].name + (" E-Mini" if PROFILES[product].exchange == "XCME" else "")
 
 
 def family_name(series: Series) -> str:
@@ -227,5 +223,5 @@ def family_name(series: Series) -> str:
 def _name(series: Series) -> str:
     family = family_name(series).removesuffix(" Options")
     week = f" Week {series.root_info.week}" if series.root_info.week else ""
-    name = SHAPES[series.root_info.product.code].name
+    name = PROFILES[series.root_info.product.code].name
     return f"{name} {family}{week} Options {series.expiration_date:%b '%y}"

@@ -1,4 +1,4 @@
-"""What Databento's stand-in remembers of an account: everything it asked, and its batch jobs."""
+"""What Databento's stand-in remembers of an account: its requests and batch jobs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from nq_pipeline.sandbox.synthetic.market import AnyMarket
 
 METERED = ("timeseries.get_range", "batch.submit_job")
 """What the vendor charges for; everything else is free."""
-REQUESTS_KEPT = 20_000
-ACCOUNTS_KEPT = 64
+MAX_REQUESTS = 20_000
+MAX_ACCOUNTS = 64
 
 
 @dataclass
 class SubmittedJob:
-    """A batch job: what the vendor says of it, and the market its files are of."""
+    """A batch job: the vendor's description and the market its files show."""
 
     details: dict[str, Any]
     market: AnyMarket
-    looks: int = 0
-    """How often its state was asked for; it is done at the second time."""
-    packages: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Its files by name, under each fault it was asked for with."""
+    polls: int = 0
+    """How often its state was requested; the third answer is `done`."""
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Its files by name, per fault they were requested under."""
 
 
 @dataclass
 class Account:
-    """One key's requests, oldest first, and jobs by id."""
+    """One key's requests, oldest first, and its jobs by id."""
 
-    requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
+    requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_REQUESTS))
     jobs: dict[str, SubmittedJob] = field(default_factory=dict)
 
-    def note(self, name: str, parameters: Mapping[str, str]) -> None:
+    def record_request(self, name: str, parameters: Mapping[str, str]) -> None:
         self.requests.append(
             {"request": name, "metered": name in METERED, "parameters": dict(parameters), "billed_bytes": 0}
         )
@@ -52,11 +52,11 @@ _lock = Lock()
 
 
 def account_of(key: str) -> Account:
-    """The account of a key, which itself is not kept; the oldest of many are forgotten."""
+    """The account of a key. Only the key's hash is stored; the oldest accounts make room for new ones."""
     name = hashlib.sha256(key.encode()).hexdigest()
     with _lock:
         account = _accounts.setdefault(name, Account())
         _accounts.move_to_end(name)
-        while len(_accounts) > ACCOUNTS_KEPT:
+        while len(_accounts) > MAX_ACCOUNTS:
             _accounts.popitem(last=False)
     return account

@@ -19,9 +19,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from nq_pipeline.sandbox.scenario import Scenario
-from nq_pipeline.sandbox.vendors.barchart_page import PAGE_FIELDS, render
-from nq_pipeline.sandbox.vendors.barchart_rows import Row, future_rows, option_rows
-from nq_pipeline.sandbox.vendors.faults import WorldOf, serve
+from nq_pipeline.sandbox.vendors.barchart.page import PAGE_FIELDS, render_page
+from nq_pipeline.sandbox.vendors.barchart.rows import Row, future_rows, option_rows
+from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf, endpoint
 
 FIELDS = {
     # name: (title, type)
@@ -59,36 +59,36 @@ FIELDS = {
 }
 
 
-def routes(world_of: WorldOf) -> list[BaseRoute]:
+def barchart_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
     """The site's addresses below its mount point."""
     return [
-        Route("/futures/quotes/{future}/options", serve(page, world_of)),
-        Route("/futures/quotes/{future}/options/{code}", serve(page, world_of)),
-        Route("/proxies/core-api/v1/quotes/get", serve(quotes, world_of)),
+        Route("/futures/quotes/{future}/options", endpoint(page, scenario_of)),
+        Route("/futures/quotes/{future}/options/{code}", endpoint(page, scenario_of)),
+        Route("/proxies/core-api/v1/quotes/get", endpoint(quotes, scenario_of)),
     ]
 
 
-def quotes(request: Request, body: bytes, world: Scenario) -> Response:
+def quotes(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/proxies/core-api/v1/quotes/get`: one series' board, or quotes of futures."""
-    refusal = _refusal(request, world)
+    refusal = _refusal(request, scenario)
     if refusal is not None:
         return refusal
     asked = request.query_params
     fields = [name for name in asked.get("fields", PAGE_FIELDS).split(",") if name]
     if "symbols" in asked or asked.get("symbol", "").endswith("^F"):
         wanted = set(asked["symbols"].split(",")) if "symbols" in asked else None
-        rows = [r for r in future_rows(world) if wanted is None or r["symbol"][0] in wanted]
+        rows = [r for r in future_rows(scenario) if wanted is None or r["symbol"][0] in wanted]
         always = ["symbolCode", "symbolType", "hasOptions"]
     else:
-        rows = option_rows(world, asked.get("symbol", ""))
+        rows = option_rows(scenario, asked.get("symbol", ""))
         always = ["symbolCode", "symbolType"]
     if asked.get("orderDir") == "desc":
         rows = rows[::-1]
-    if world.fault == "empty":
+    if scenario.fault == "empty":
         rows = []
     shown = [_twin(row, [*fields, *always], raw="raw" in asked) for row in rows]
-    if world.fault == "malformed":
-        shown = [_spoilt(position, row) for position, row in enumerate(shown)]
+    if scenario.fault == "malformed":
+        shown = [_corrupt_row(position, row) for position, row in enumerate(shown)]
     data = _grouped(shown, asked.get("groupBy"))
     reply = {
         "count": len(data),
@@ -99,29 +99,29 @@ def quotes(request: Request, body: bytes, world: Scenario) -> Response:
     return _with_token(Response(orjson.dumps(reply), media_type="application/json"))
 
 
-def page(request: Request, body: bytes, world: Scenario) -> Response:
+def page(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/futures/quotes/{future}/options/{code?}`: everything about a series but its rows."""
-    refusal = _refusal(request, world)
+    refusal = _refusal(request, scenario)
     if refusal is not None:
         return refusal
     asked = {name: str(value).upper() for name, value in request.path_params.items()}
-    text = render(world, asked["future"], asked.get("code", ""))
+    text = render_page(scenario, asked["future"], asked.get("code", ""))
     if text is None:
         return HTMLResponse("<html><head><title>Page Not Found</title></head></html>", 404)
     return _with_token(HTMLResponse(text))
 
 
-def _refusal(request: Request, world: Scenario) -> Response | None:
+def _refusal(request: Request, scenario: Scenario) -> Response | None:
     """What the site says instead of an answer, if it refuses."""
     wants_html = "text/html" in request.headers.get("accept", "")
-    if world.fault == "challenged":
+    if scenario.fault == "challenged":
         challenge = {"x-amzn-waf-action": "challenge"}
         return HTMLResponse("<html>challenge</html>" if wants_html else "", 202, headers=challenge)
-    if world.fault == "blocked":
+    if scenario.fault == "blocked":
         return HTMLResponse("<html><head><title>403 Forbidden</title></head></html>", 403)
-    if world.fault in ("rate_limited", "penalty"):
+    if scenario.fault in ("rate_limited", "penalty"):
         return HTMLResponse("<html><title>429 Too Many Requests</title></html>", 429, {"Retry-After": "1"})
-    if world.fault == "not_entitled":
+    if scenario.fault == "not_entitled":
         return Response(b'{"message":"Unauthenticated."}', 401, media_type="application/json")
     same_origin = request.headers.get("sec-fetch-site") == "same-origin"
     token = unquote(request.cookies.get("XSRF-TOKEN", ""))
@@ -160,26 +160,26 @@ def _meta(asked: str, fields: list[str]) -> Any:
     return {part.partition(".")[2]: parts[part] for part in asked.split(",") if part in parts}
 
 
-def _spoilt(position: int, row: dict[str, Any]) -> dict[str, Any]:
+def _corrupt_row(position: int, row: dict[str, Any]) -> dict[str, Any]:
     """Every tenth row is broken, each time in another way."""
     if position % 10:
         return row
-    spoilt: dict[str, Any] = json.loads(json.dumps(row))
+    corrupt: dict[str, Any] = json.loads(json.dumps(row))
     match position // 10 % 5:
         case 0:
-            spoilt["bidPrice"] = "bid"
-            spoilt.get("raw", {})["bidPrice"] = {"nested": True}
+            corrupt["bidPrice"] = "bid"
+            corrupt.get("raw", {})["bidPrice"] = {"nested": True}
         case 1:
-            spoilt.get("raw", {}).pop("strike", None)
-            spoilt["strike"] = None
+            corrupt.get("raw", {}).pop("strike", None)
+            corrupt["strike"] = None
         case 2:
-            spoilt["symbol"] = spoilt["longSymbol"] = "???"
+            corrupt["symbol"] = corrupt["longSymbol"] = "???"
         case 3:
-            spoilt["raw"] = None
+            corrupt["raw"] = None
         case 4:
-            spoilt["lastPrice"] = "12,34.5.6s"
-            spoilt.get("raw", {})["lastPrice"] = "NaN"
-    return spoilt
+            corrupt["lastPrice"] = "12,34.5.6s"
+            corrupt.get("raw", {})["lastPrice"] = "NaN"
+    return corrupt
 
 
 def _with_token(response: Response) -> Response:

@@ -13,16 +13,16 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import Family
 from nq_pipeline.sandbox.scenario import Scenario
-from nq_pipeline.sandbox.vendors.barchart_rows import (
+from nq_pipeline.sandbox.vendors.barchart.rows import (
     CHICAGO,
     DELAY,
     Row,
-    boards,
     family_name,
     future_name,
     future_rows,
-    listed,
+    listed_series,
     option_rows,
+    series_by_code,
     site_code,
 )
 
@@ -32,25 +32,25 @@ PAGE_FIELDS = (
 )
 
 
-def render(world: Scenario, future: str, code: str) -> str | None:
+def render_page(scenario: Scenario, future: str, code: str) -> str | None:
     """The page of a series' code under a future's address; None where the site has no such page."""
-    chain = world.market.chain(world.shown - DELAY)
-    futures = future_rows(world)
+    chain = scenario.market.chain(scenario.shown - DELAY)
+    futures = future_rows(scenario)
     if future.endswith("*0"):
         of_product = (row["symbol"][0] for row in futures if row["symbol"][0][:-3] == future[:-2])
         future = next(of_product, future)
-    series = boards(chain).get(code or future)
+    series = series_by_code(chain).get(code or future)
     if series is None:
         return None
     underlying = underlying_future(series, 2)
     quoted = next((row for row in futures if row["symbol"][0] == underlying), None)
-    if quoted is None or world.fault == "empty":
+    if quoted is None or scenario.fault == "empty":
         return "<html><head><title>No data</title></head><body></body></html>"
-    return _html(world, chain, series, underlying, quoted)
+    return _html(scenario, chain, series, underlying, quoted)
 
 
-def _html(world: Scenario, chain: pl.DataFrame, series: Series, underlying: str, future: Row) -> str:
-    instant = world.shown - DELAY
+def _html(scenario: Scenario, chain: pl.DataFrame, series: Series, underlying: str, future: Row) -> str:
+    instant = scenario.shown - DELAY
     today = instant.astimezone(CHICAGO).date()
     code, product = site_code(series), series.root_info.product
     name, point = future_name(product.code), int(product.multiplier)
@@ -102,14 +102,14 @@ def _html(world: Scenario, chain: pl.DataFrame, series: Series, underlying: str,
         "exchange": "CME",
         "symbolRoot": product.code,
     }
-    known = [s for s in listed(chain) if s.root_info.product is product]
+    known = [s for s in listed_series(chain) if s.root_info.product is product]
     family = family_name(series)
     types = "".join(_options(_first_of_each_family(known), series, by_family=True))
     months = "".join(_options([s for s in known if family_name(s) == family], series, by_family=False))
     totals = "".join(
         f'<div class="bc-futures-options-quotes-totals__data-row"> {title} '
         f'<strong class="right"> {text} </strong> </div>'
-        for title, text in _totals(world, code)
+        for title, text in _totals(scenario, code)
     )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -154,10 +154,10 @@ def _options(shown: list[Series], chosen: Series, *, by_family: bool) -> Iterato
         yield f'<option value="{path}"{selected}>{label}</option>'
 
 
-def _totals(world: Scenario, code: str) -> Iterator[tuple[str, str]]:
+def _totals(scenario: Scenario, code: str) -> Iterator[tuple[str, str]]:
     """Sums of premium and open interest over the very rows the API sends for the series."""
     sums: Counter[tuple[str, str]] = Counter()
-    for row in option_rows(world, code):
+    for row in option_rows(scenario, code):
         for name in ("premium", "openInterest"):
             sums[row["optionType"][1], name] += row[name][1] or 0
     for name, title, form in (
