@@ -19,7 +19,7 @@ from nq_pipeline.cli import main
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.report.conftest import measure, take
-from nq_pipeline_tests.test_retention import archived
+from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.http_server import Answer, serve
 from nq_pipeline_tests.testing.ledger_machine import charge
 
@@ -44,7 +44,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         measure(settings, snapshot)
         open_ledger(settings).reserve(charge("4"))
         for number in range(40):
-            archived(settings, f"{number:016x}")
+            archive_answer(settings, f"{number:016x}")
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)

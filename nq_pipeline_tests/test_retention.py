@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 from nq_pipeline.capture import log
@@ -20,12 +19,11 @@ from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.compaction import compact
-from nq_pipeline.lake.tables import FETCHES, TRADES
+from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.retention import Swept, sweep
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.lake.test_archive import BODY, entry
+from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.feeds import (
@@ -52,38 +50,8 @@ def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool
 # ── the raw archive ─────────────────────────────────────────────────────────────────────────────
 
 
-def archived(settings: Settings, request_id: str, *, written: bool = True) -> Path:
-    """An answer in the archive, and its row in `fetches` where its run came so far."""
-    archive = Workspace.of(settings).archive
-    kept = entry(request_id=request_id, digest=request_id * 8, trade_date=NOON.date())
-    archive.put(kept, BODY)
-    if written:
-        row = {
-            "request_id": request_id,
-            "run_id": "run",
-            "source": "barchart",
-            "environment": "sandbox",
-            "trade_date": NOON.date(),
-            "snapshot_ts": NOON,
-            "requested_at": NOON,
-            "operation": "chain",
-            "url": "http://127.0.0.1/chain",
-            "status": 200,
-            "outcome": "ok",
-            "detail": None,
-            "latency_ms": 1.0,
-            "bytes": len(BODY),
-            "cache": "miss",
-            "cost_usd": 0.0,
-            "raw_sha256": kept.sha256,
-        }
-        frame = pl.DataFrame([row]).cast(dict(FETCHES.empty().schema))  # type: ignore[arg-type]
-        Workspace.of(settings).lake.append(FETCHES, frame, run_id="run")
-    return settings.environment_dir / "raw/barchart" / f"trade_date={NOON.date()}" / f"{request_id}.zst"
-
-
 def test_an_old_answer_goes_when_its_rows_are_written_and_stays_otherwise(settings: Settings) -> None:
-    written, unwritten = archived(settings, "a"), archived(settings, "b", written=False)
+    written, unwritten = archive_answer(settings, "a"), archive_answer(settings, "b", written=False)
     part = swept(settings, "raw")
     assert not written.exists() and not written.with_suffix(".json").exists()
     assert unwritten.exists() and unwritten.with_suffix(".json").exists()
@@ -91,7 +59,7 @@ def test_an_old_answer_goes_when_its_rows_are_written_and_stays_otherwise(settin
 
 
 def test_a_young_answer_stays_and_zero_days_keep_for_ever(settings: Settings) -> None:
-    path = archived(settings, "a")
+    path = archive_answer(settings, "a")
     assert swept(settings, "raw", now=NOON + timedelta(days=90)).files == 0
     for_ever = settings.model_copy(update={"keep_raw_days": 0})
     assert swept(for_ever, "raw").sentence == "raw: kept for ever"
@@ -99,7 +67,7 @@ def test_a_young_answer_stays_and_zero_days_keep_for_ever(settings: Settings) ->
 
 
 def test_a_dry_run_counts_the_same_and_removes_nothing(settings: Settings) -> None:
-    path = archived(settings, "a")
+    path = archive_answer(settings, "a")
     dry = swept(settings, "raw", dry_run=True)
     assert path.exists()
     assert dry == swept(settings, "raw")
@@ -142,7 +110,7 @@ def test_sweeps_at_the_same_time_take_turns(settings: Settings) -> None:
 def test_a_sweep_that_was_killed_between_two_files_is_completed_by_the_next(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, unlink = archived(settings, "a").parent, Path.unlink
+    folder, unlink = archive_answer(settings, "a").parent, Path.unlink
 
     def killed(path: Path, **_: bool) -> None:
         unlink(path)
@@ -157,7 +125,7 @@ def test_a_sweep_that_was_killed_between_two_files_is_completed_by_the_next(
 
 
 def test_what_a_write_left_that_was_killed_goes_with_its_trade_date(settings: Settings) -> None:
-    folder = archived(settings, "a").parent
+    folder = archive_answer(settings, "a").parent
     begun = folder / ".b.zst.0123.tmp"
     begun.write_bytes(b"begun")
     sweep(settings, LATER)
@@ -183,7 +151,7 @@ def capture(settings: Settings) -> Path:
 
 def test_published_and_compacted_segments_go_but_for_the_newest(settings: Settings, capture: Path) -> None:
     segments, before = log.list_segments(capture / DATASET), rows(capture)
-    compact(Workspace.of(settings).lake, TRADES, NOON.date(), now=LATER)
+    Workspace.of(settings).lake.compact(TRADES, NOON.date(), now=LATER)
     part = swept(settings, "capture")
     assert (part.files, part.kept) == (len(segments) - 1, "")
     assert log.list_segments(capture / DATASET) == segments[-1:]
@@ -215,7 +183,7 @@ def test_segments_stay_while_their_trade_date_is_not_compacted(settings: Setting
     lake = Workspace.of(settings).lake
     assert len(lake.manifest(TRADES).of({NOON.date()})) > 1
     assert swept(settings, "capture").kept.endswith("its trade date is not compacted")
-    compact(lake, TRADES, NOON.date(), now=LATER)
+    lake.compact(TRADES, NOON.date(), now=LATER)
     assert swept(settings, "capture").files > 0
 
 
@@ -233,7 +201,7 @@ def test_segments_stay_while_a_gap_is_unsettled(
 
 def test_segments_stay_while_the_rows_of_their_table_are_not_there(settings: Settings, capture: Path) -> None:
     lake = Workspace.of(settings).lake
-    compact(lake, TRADES, NOON.date(), now=LATER)
+    lake.compact(TRADES, NOON.date(), now=LATER)
     for path in lake.folder(TRADES).glob("trade_date=*"):
         shutil.rmtree(path)
     assert "nq repair trades" in swept(settings, "capture").kept

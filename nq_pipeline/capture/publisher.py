@@ -28,9 +28,9 @@ from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked, write_atomically
+from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
-from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.market import sessions
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Publisher:
         Tables that another process is merging are left to it.
         """
         self._tidied = self._clock.monotonic()
-        tidy(self.lake, TABLES, now=self._clock.now(), wait=False)
+        maintain(self.lake, TABLES, now=self._clock.now(), wait=False)
 
     def _batches(self, start: Position, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
         """Sessions with records to write, and how far the log is read by then."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
-LISTED = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
+CHAIN_ORDER = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
 """The order in which a chain is read."""
 
 _TYPES: dict[pl.DataType, str] = {
@@ -146,7 +146,7 @@ def chain(
     exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
     names = OPTION_CHAIN.schema.names()
     typed = conform(OPTION_CHAIN, rows.with_columns(**exact).select(names))
-    return typed.with_columns(rows["product"]).sort(LISTED)
+    return typed.with_columns(rows["product"]).sort(CHAIN_ORDER)
 
 
 def publish(lake: Lake) -> Path:
@@ -198,15 +198,16 @@ def _resolve(lake: Lake) -> dict[str, _Resolved]:
 
 
 def _resolved(lake: Lake, table: Table) -> _Resolved:
+    stored = lake.table_files(table)
     try:
-        files = lake.manifest(table).files
+        files = stored.manifest().files
     except LakeError as error:
         return _Resolved(unreadable={None: str(error)})
     paths: list[str] = []
     unreadable: dict[date | None, str] = {}
     for file in files:
         try:
-            paths += map(str, lake.sound(table, [file]))
+            paths += map(str, stored.checked_paths([file]))
         except LakeError as error:
             unreadable.setdefault(file.trade_date, str(error))
     older = any(file.schema_version != table.version for file in files)

@@ -15,17 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nq_pipeline.files import locked
 from nq_pipeline.lake import parquet
 from nq_pipeline.lake.manifest import DataFile
+from nq_pipeline.lake.table_files import TableFiles
 from nq_pipeline.lake.tables import Table
-
-if TYPE_CHECKING:
-    from nq_pipeline.lake.store import Lake
 
 FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
@@ -34,10 +30,10 @@ PIECE_ROWS = parquet.ROW_GROUP_ROWS // 6
 """Rows read at a time where rows keep their order: beside a capture, memory counts more than speed."""
 
 
-def compact(lake: Lake, table: Table, trade_date: date, *, now: datetime, wait: bool = True) -> int:
+def compact(stored: TableFiles, trade_date: date, *, now: datetime, wait: bool = True) -> int:
     """Merge the files of one trade date as far as `now` allows; a second call changes nothing.
 
-    Without `wait`, leaves the work to whoever is already merging this table.
+    Without `wait`, it leaves the work to a process that is already merging this table.
 
     Returns
     -------
@@ -45,15 +41,15 @@ def compact(lake: Lake, table: Table, trade_date: date, *, now: datetime, wait: 
         How many files were merged into fewer; 0 when there was nothing to do.
     """
     merged = 0
-    with locked(lake.folder(table) / ".compaction.lock", wait=wait) as mine:
+    with stored.merge_lock(wait=wait) as locked:
         over = is_over(trade_date, now)
-        while mine and (group := next_merge(lake.manifest(table).of({trade_date}), over)):
-            merge(lake, table, group, whole=over)
+        while locked and (group := select_merge(stored.manifest().of({trade_date}), over)):
+            _merge(stored, group, whole=over)
             merged += len(group)
     return merged
 
 
-def next_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
+def select_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
     """The files of one trade date to merge next; empty when they stay as they are."""
     if over:
         return list(files) if len(files) > 1 else []
@@ -65,24 +61,24 @@ def next_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
 
 
 def is_over(trade_date: date, now: datetime) -> bool:
-    """Whether a trade date has surely ended: midnight UTC after it is hours past 16:00 Chicago.
+    """Whether a trade date has ended: midnight UTC after it is hours past its close, 16:00 in Chicago.
 
     Rows that still come later (a replayed gap, an answer parsed again) are merged by the next call.
     """
     return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
 
 
-def merge(lake: Lake, table: Table, group: Sequence[DataFile], *, whole: bool) -> None:
+def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> None:
     """Replace some files of one trade date by one with the same rows; the `whole` trade date is sorted."""
-    paths = lake.sound(table, group)
+    table, paths = stored.table, stored.checked_paths(group)
     sizes = [file.rows for file in group]
-    with lake.stage(table, group[0].trade_date) as staged:
+    with stored.stage(group[0].trade_date) as staged:
         if whole:
             frames, rows = sorted_slices(table, paths, sum(sizes)), parquet.ROW_GROUP_ROWS
         else:
             frames, rows = sorted_pieces(table, paths, sizes), PIECE_ROWS
-        written = parquet.write(staged, table, frames, parquet.runs_of(paths), group_rows=rows)
-        lake.replace(table, group, staged, written)
+        written = parquet.write(staged, table, frames, parquet.read_runs(paths), group_rows=rows)
+        stored.replace(group, staged, written)
 
 
 def sorted_pieces(table: Table, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[pl.DataFrame]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS = 122_880
 RUNS, TABLE, SCHEMA_VERSION = b"nq.runs", b"nq.table", b"nq.schema_version"
-"""What a footer tells."""
+"""Keys of a footer."""
 MAGIC = b"PAR1"
 """The last bytes of every Parquet file."""
 
@@ -58,8 +58,8 @@ def write(
     import pyarrow.parquet as pq
 
     rows, lows, highs = 0, [], []
-    coming = iter(frames)
-    first = next(coming)
+    remaining = iter(frames)
+    first = next(remaining)
     schema = arrow_schema(table, first)
     numbers = [f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_timestamp(f.type)]
     texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
@@ -72,13 +72,13 @@ def write(
         # A page as large as the row group: its minimum and maximum are worked out once.
         write_batch_size=ROW_GROUP_ROWS,
         max_rows_per_page=ROW_GROUP_ROWS,
-        store_schema=False,  # readers are told of texts, not of how they came here
+        store_schema=False,  # readers see plain text, not the categories it was written from
     ) as writer:
         writer.add_key_value_metadata(
             {TABLE: table.name, SCHEMA_VERSION: str(table.version), RUNS: orjson.dumps(runs)}
         )
         rest = first.clear()
-        for frame in chain([first], coming):
+        for frame in chain([first], remaining):
             since = frame[table.since].to_physical()
             lows.append(since.min())
             highs.append(since.max())
@@ -93,7 +93,7 @@ def write(
     return WrittenFile(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
 
 
-def fault(path: Path, size: int) -> str:
+def find_fault(path: Path, size: int) -> str:
     """What is wrong with a file that should have `size` bytes; empty when its end is sound."""
     try:
         with path.open("rb") as file:
@@ -133,15 +133,15 @@ def _scan(schema: pl.Schema, paths: Sequence[Path]) -> pl.LazyFrame:
     ).select(schema.names())
 
 
-def rows_of(path: Path) -> int:
+def count_rows(path: Path) -> int:
     """The number of rows by the footer."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)
 
 
-def runs_of(paths: Iterable[Path]) -> list[str]:
-    """The runs named in the footers of some files, sorted."""
+def read_runs(paths: Iterable[Path]) -> list[str]:
+    """The runs that the footers of some files name, sorted."""
     import pyarrow.parquet as pq
 
     footers = [pq.read_metadata(path).metadata or {} for path in paths]

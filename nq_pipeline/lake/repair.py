@@ -16,20 +16,21 @@ import orjson
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, sync
+from nq_pipeline.files import sync
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
-from nq_pipeline.lake.store import Lake, unreadable
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.table_files import TableFiles
 from nq_pipeline.lake.tables import PARTITION, Table
 
-ASIDE = ".damaged"
-"""Ends the new name of a damaged file."""
-MOST_SAID = 20
-"""Faults of a table that are told one by one."""
+DAMAGED = ".damaged"
+"""Suffix of a damaged file's new name."""
+LISTED_FAULTS = 20
+"""Faults of a table that the report lists one by one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class RepairResult:
     """What a repair did to one table.
 
     Attributes
@@ -55,7 +56,7 @@ class Repaired:
     @property
     def lines(self) -> list[str]:
         """For a person: what was wrong, what was done, what is lost."""
-        wrong = [f"{self.table}: {why}" for why in self.why[:MOST_SAID]]
+        wrong = [f"{self.table}: {why}" for why in self.why[:LISTED_FAULTS]]
         more = len(self.why) - len(wrong)
         return [
             *wrong,
@@ -66,20 +67,23 @@ class Repaired:
         ]
 
 
-def repair(lake: Lake, table: Table) -> Repaired:
+def repair(lake: Lake, table: Table) -> RepairResult:
     """Read every file of a table, and where something is wrong make its manifest anew.
 
     Takes the locks of writers and of merges, so it may run at any time.
     """
-    folder = lake.folder(table)
+    stored = lake.table_files(table)
+    folder = stored.folder
     if not folder.is_dir():
-        return Repaired(table.name, (), 0, 0)
-    with locked(folder / ".compaction.lock"), locked(folder / ".lock"):
-        known, why = _known(folder)
+        return RepairResult(table.name, (), 0, 0)
+    with stored.merge_lock(), stored.lock():
+        known, why = _read_manifest(folder)
         listed = {file.path: file for file in known.files}
-        there = {str(path.relative_to(folder)): path for path in sorted(folder.glob(DATA_FILES))}
+        there = {stored.relative(path): path for path in sorted(folder.glob(DATA_FILES))}
         faults = {
-            name: fault for name, path in there.items() if (fault := _fault(table, path, listed.get(name)))
+            name: fault
+            for name, path in there.items()
+            if (fault := _read_fault(table, path, listed.get(name)))
         }
         why += [f"{folder / name} is missing" for name in listed if name not in there]
         why += [f"{folder / name} {fault}" for name, fault in faults.items()]
@@ -88,23 +92,23 @@ def repair(lake: Lake, table: Table) -> Repaired:
             f"{path} is not on the list" for name, path in there.items() if name not in listed.keys() | past
         ]
         if not why:
-            return Repaired(table.name, (), known.rows, len(known.files))
+            return RepairResult(table.name, (), known.rows, len(known.files))
         aside = [_set_aside(there.pop(name)) for name in faults]
-        files = [_described(table, folder, path) for path in there.values()]
-        kept, spare, partly = _chosen(lake, table, files)
+        files = [_describe(stored, path) for path in there.values()]
+        kept, redundant, partial = _select(lake, table, files)
         at = time.time_ns()
         made = Manifest(
             table=table.name,
             version=1 + max([known.version, *(_number(path) for path in there.values())], default=0),
             files=tuple(kept),
-            superseded=tuple(Superseded(file.path, at) for file in spare),
+            superseded=tuple(Superseded(file.path, at) for file in redundant),
         )
-        manifest.publish(folder, made)
-    for file in partly:  # on no list: what the table lacks of them is appended, and the sweep removes them
-        lake.bring_back(table, folder / file.path)
+        stored.publish(made)
+    for file in partial:  # on no list: what the table lacks of them is appended, and the sweep removes them
+        lake.recover_rows(table, folder / file.path)
     now = lake.manifest(table)
     gone = [folder / name for name in listed if name not in there and name not in faults]
-    return Repaired(
+    return RepairResult(
         table=table.name,
         why=tuple(why),
         rows=now.rows,
@@ -116,22 +120,22 @@ def repair(lake: Lake, table: Table) -> Repaired:
 
 def find_damage(lake: Lake) -> LakeError | None:
     """The first damage of a lake: what quick looks at all files find, or else reading them whole."""
-    tables = [table for table in lake.tables if lake.folder(table).is_dir()]
+    tables = [lake.table_files(table) for table in lake.tables if lake.folder(table).is_dir()]
     for whole in (False, True):
-        for table in tables:
+        for stored in tables:
             try:
-                files = lake.manifest(table).files
-                lake.sound(table, files)
+                files = stored.manifest().files
+                stored.checked_paths(files)
             except LakeError as error:
                 return error
             for file in files if whole else ():
-                path = lake.folder(table) / file.path
-                if fault := _fault(table, path, file):
-                    return unreadable(table.name, path, fault)
+                path = stored.folder / file.path
+                if fault := _read_fault(stored.table, path, file):
+                    return stored.damaged(path, fault)
     return None
 
 
-def _known(folder: Path) -> tuple[Manifest, list[str]]:
+def _read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
     """The manifest, or an empty one and what is wrong with it."""
     try:
         return manifest.read(folder), []
@@ -139,12 +143,12 @@ def _known(folder: Path) -> tuple[Manifest, list[str]]:
         return Manifest(folder.name), [str(error).partition(";")[0]]
 
 
-def _fault(table: Table, path: Path, listed: DataFile | None) -> str:
+def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
     """What is wrong with a file, found by reading all of it; empty when nothing is."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if fault := parquet.fault(path, listed.bytes if listed else path.stat().st_size):
+    if fault := parquet.find_fault(path, listed.bytes if listed else path.stat().st_size):
         return fault
     try:
         with pq.ParquetFile(path) as file:
@@ -161,23 +165,24 @@ def _fault(table: Table, path: Path, listed: DataFile | None) -> str:
 
 def _set_aside(path: Path) -> Path:
     """Rename a damaged file, so that nobody takes it for data; it never replaces another."""
-    number, aside = 0, path.with_name(path.name + ASIDE)
+    number, aside = 0, path.with_name(path.name + DAMAGED)
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}{ASIDE}-{number}")
+        aside = path.with_name(f"{path.name}{DAMAGED}-{number}")
     path.rename(aside)
     sync(path.parent)
     return aside
 
 
-def _described(table: Table, folder: Path, path: Path) -> DataFile:
+def _describe(stored: TableFiles, path: Path) -> DataFile:
     """A file as the manifest lists it, counted as never merged."""
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(path)
+    table = stored.table
     since = parquet.scan(table, [path]).select(pl.col(table.since).to_physical()).collect().to_series()
     return DataFile(
-        path=path.relative_to(folder).as_posix(),
+        path=stored.relative(path),
         trade_date=date.fromisoformat(path.parent.name.removeprefix(f"{PARTITION}=")),
         rows=about.num_rows,
         bytes=path.stat().st_size,
@@ -188,7 +193,7 @@ def _described(table: Table, folder: Path, path: Path) -> DataFile:
     )
 
 
-def _chosen(
+def _select(
     lake: Lake, table: Table, files: Sequence[DataFile]
 ) -> tuple[list[DataFile], list[DataFile], list[DataFile]]:
     """Of each key one row: files to list, files that others hold wholly, files that they hold in part.
@@ -196,17 +201,17 @@ def _chosen(
     The largest first, so that a merged file stands for those it was merged from.
     """
     kept: list[DataFile] = []
-    spare: list[DataFile] = []
-    partly: list[DataFile] = []
+    redundant: list[DataFile] = []
+    partial: list[DataFile] = []
     for file in sorted(files, key=lambda file: (-file.rows, file.path)):
-        beside = [lake.folder(table) / other.path for other in kept if _may_share_keys(table, file, other)]
+        others = [lake.folder(table) / other.path for other in kept if _may_share_keys(table, file, other)]
         new = file.rows
-        if beside:
+        if others:
             own = parquet.scan(table, [lake.folder(table) / file.path]).select(table.key)
-            others = parquet.scan(table, beside).select(table.key)
-            new = own.join(others, on=table.key, how="anti").select(pl.len()).collect().item()
-        (kept if new == file.rows else partly if new else spare).append(file)
-    return sorted(kept, key=lambda file: file.path), spare, partly
+            theirs = parquet.scan(table, others).select(table.key)
+            new = own.join(theirs, on=table.key, how="anti").select(pl.len()).collect().item()
+        (kept if new == file.rows else partial if new else redundant).append(file)
+    return sorted(kept, key=lambda file: file.path), redundant, partial
 
 
 def _may_share_keys(table: Table, one: DataFile, other: DataFile) -> bool:

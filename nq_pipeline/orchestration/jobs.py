@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
-from nq_pipeline.lake.tidy import tidy
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.assets.backfill import HISTORY
 from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
@@ -75,7 +75,7 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=context.log.info):
         if killed.chain.height:
             price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
-    tidy(Workspace.of(settings).lake, TABLES.values(), now=now, tell=context.log.info)
+    maintain(Workspace.of(settings).lake, TABLES.values(), now=now, report=context.log.info)
 
 
 def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:

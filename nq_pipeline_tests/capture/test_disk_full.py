@@ -12,7 +12,7 @@ import pytest
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import TEMPORARY
-from nq_pipeline.lake.compaction import FAN_IN, compact
+from nq_pipeline.lake.compaction import FAN_IN
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
@@ -74,5 +74,5 @@ def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path)
         published.publish()
     assert told(rows(root)) == sent(RECORDS) and not left_over(root)
     assert len(lake.files(TRADES)) == FAN_IN
-    assert compact(lake, TRADES, NOON.date(), now=NOON) == FAN_IN
+    assert lake.compact(TRADES, NOON.date(), now=NOON) == FAN_IN
     assert told(rows(root)) == sent(RECORDS) and len(lake.files(TRADES)) == 1

@@ -20,7 +20,7 @@ from nq_pipeline.capture.log import BEGINNING, Position, list_segments
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.store import Appended, Lake
+from nq_pipeline.lake.store import AppendResult, Lake
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import (
@@ -383,7 +383,7 @@ class WithoutRoomOnce(Lake):
 
     appends = 0
 
-    def append(self, *what: Any, **how: Any) -> Appended:
+    def append(self, *what: Any, **how: Any) -> AppendResult:
         self.appends += 1
         if self.appends == 2:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -90,7 +91,7 @@ def test_text_that_comes_as_categories_gives_the_same_file(
     table = replace(TICKS, columns=(*TICKS.columns, Column("note", pl.String(), "few texts")))
     frame = ticks([(DAY, 1, NOON, i, None) for i in range(len(texts))])
     plain = pl.Series("note", texts, pl.String)
-    files = []
+    files: list[Path] = []
     for note in (plain, plain.cast(pl.Enum(["c", *map(str, range(unused)), "b", "", "é"]))):
         lake = Lake(tmp_path_factory.mktemp("lake"))
         files += lake.append(table, frame.with_columns(note), run_id="run").files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,35 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.archive import RawArchive, RawEntry
+from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing.archive_samples import BODY, raw_entry
 from nq_pipeline_tests.testing.lake_samples import DAY, NOON
-
-BODY = b'{"data": [1, 2, 3]}'
-
-
-def entry(body: bytes = BODY, **given: object) -> RawEntry:
-    return replace(
-        RawEntry(
-            request_id="r1",
-            run_id="run",
-            source="barchart",
-            operation="chain",
-            digest="d" * 64,
-            url="http://127.0.0.1/chain",
-            base_url="http://127.0.0.1",
-            trade_date=DAY,
-            snapshot_ts=NOON,
-            requested_at=NOON,
-            expires=NOON + 1,
-            sha256=hashlib.sha256(body).hexdigest(),
-            bytes=len(body),
-            status=200,
-            parameters={"symbol": "MM1N5"},
-            headers={"content-type": "application/json"},
-        ),
-        **given,  # type: ignore[arg-type]
-    )
 
 
 @pytest.fixture
@@ -52,22 +26,22 @@ def archive(tmp_path: Path) -> RawArchive:
 @given(body=st.binary(max_size=2_000))
 def test_the_exact_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     archive = RawArchive(tmp_path_factory.mktemp("raw"))
-    stored = archive.put(entry(body), body)
+    stored = archive.put(raw_entry(body), body)
     assert archive.get(stored) == body
     assert archive.entry("barchart", DAY, "r1") == stored
 
 
 def test_the_newest_answer_of_a_question_is_found(archive: RawArchive) -> None:
     assert archive.find("barchart", "d" * 64) is None
-    archive.put(entry(), BODY)
-    newer = archive.put(entry(request_id="r2", snapshot_ts=NOON + 1), BODY)
-    archive.put(entry(request_id="r3", digest="e" * 64), BODY)
+    archive.put(raw_entry(), BODY)
+    newer = archive.put(raw_entry(request_id="r2", snapshot_ts=NOON + 1), BODY)
+    archive.put(raw_entry(request_id="r3", digest="e" * 64), BODY)
     assert archive.find("barchart", "d" * 64) == newer
     assert archive.find("polygon", "d" * 64) is None
 
 
 def test_an_expired_answer_stays_archived(archive: RawArchive) -> None:
-    stored = archive.put(entry(), BODY)
+    stored = archive.put(raw_entry(), BODY)
     archive.expire(stored)
     found = archive.find("barchart", "d" * 64)
     assert found == replace(stored, expires=0)
@@ -75,9 +49,9 @@ def test_an_expired_answer_stays_archived(archive: RawArchive) -> None:
 
 
 def test_a_damaged_body_is_one_clear_error(archive: RawArchive) -> None:
-    stored = archive.put(entry(), BODY)
+    stored = archive.put(raw_entry(), BODY)
     (path,) = archive.root.rglob("*.zst")
-    archive.put(entry(request_id="r1", sha256="0" * 64), b"another answer")
+    archive.put(raw_entry(request_id="r1", sha256="0" * 64), b"another answer")
     with pytest.raises(LakeError, match="is not what was stored"):
         archive.get(stored)
     path.write_bytes(path.read_bytes()[:-3])

@@ -17,7 +17,6 @@ import pytest
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import (
     DECISIONS,
@@ -25,7 +24,6 @@ from nq_pipeline.lake.tables import (
     OPTION_CHAIN,
     SOURCE_CHAIN,
     TABLES,
-    USD,
     conform,
 )
 from nq_pipeline.workspace import Workspace
@@ -36,23 +34,9 @@ from nq_pipeline_tests.testing.lake_samples import (
     chain,
     decision,
 )
+from nq_pipeline_tests.testing.sql_types import SQL_TYPES
 
 MINUTE = 60 * NS_PER_S
-
-SQL_TYPES = {
-    pl.String(): "VARCHAR",
-    pl.Float64(): "DOUBLE",
-    pl.Int64(): "BIGINT",
-    pl.Int32(): "INTEGER",
-    pl.UInt64(): "UBIGINT",
-    pl.UInt32(): "UINTEGER",
-    pl.UInt16(): "USMALLINT",
-    pl.UInt8(): "UTINYINT",
-    pl.Boolean(): "BOOLEAN",
-    pl.Date(): "DATE",
-    USD: "DECIMAL(18,9)",
-    INSTANT: "TIMESTAMP WITH TIME ZONE",
-}
 
 
 def decide(lake: Lake, *rows: dict[str, object]) -> None:
@@ -206,7 +190,7 @@ def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishi
     with duckdb.connect(path, read_only=True) as reader:
         assert count(reader) == 3
         lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON + 1), run_id="run")
-        compact(lake, SOURCE_CHAIN, DAY, now=AFTER)
+        lake.compact(SOURCE_CHAIN, DAY, now=AFTER)
         lake.collect_garbage()
         assert catalog.publish(lake) == path
         assert count(reader) == 3

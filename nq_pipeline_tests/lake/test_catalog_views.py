@@ -6,6 +6,8 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -27,19 +29,22 @@ from nq_pipeline.lake.tables import (
     SERIES_METRICS,
     SOURCE_CHAIN,
     TRADES,
+    Table,
     conform,
 )
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.lake.conftest import REPOSITORY
-from nq_pipeline_tests.lake.test_catalog import SQL_TYPES
 from nq_pipeline_tests.testing.lake_samples import (
+    CALL,
     DAY,
     NOON,
+    PUT,
     chain,
     decision,
+    trade,
 )
+from nq_pipeline_tests.testing.sql_types import SQL_TYPES
 
 MINUTE = 60 * NS_PER_S
 A, B = "Q1B-2025-07-08", "QN2-2025-07-11"
@@ -73,54 +78,18 @@ def opened(
 
 
 def snapshot(
-    minute: int, series: str = A, *, table: object = OPTION_CHAIN, day: date = DAY, **columns: object
+    minute: int, series: str = A, *, table: Table = OPTION_CHAIN, day: date = DAY, **columns: Any
 ) -> pl.DataFrame:
     """Three calls of a series, 21,000 to 21,020, some minutes after noon; quotes ten minutes old."""
     at = NOON + minute * MINUTE
     expiration = pl.lit(f"{series[-10:]} 20:00").str.to_datetime(time_unit="ns", time_zone="UTC")
     given = {name: pl.lit(value) for name, value in columns.items()}
-    frame = chain(table, snapshot=at, series=series, day=day)  # type: ignore[arg-type]
+    frame = chain(table, snapshot=at, series=series, day=day)
     return frame.with_columns(expiration=expiration, underlying=pl.lit("NQU5")).with_columns(**given)
 
 
-def trade(
-    second: float, symbol: str, price: float | None, *, side: str = "B", size: int = 1, **option: object
-) -> dict[str, object]:
-    """A trade some seconds after noon; with a contract's columns it is an option's."""
-    at = NOON + int(second * NS_PER_S)
-    return {
-        "ts_event": at,
-        "ts_recv": at,
-        "trade_date": DAY,
-        "publisher_id": 1,
-        "instrument_id": sum(symbol.encode()),
-        "sequence": int(second * 1000),
-        "ordinal": 0,
-        "action": "T",
-        "side": side,
-        "price": price,
-        "size": size,
-        "flags": 0,
-        "ts_in_delta": 0,
-        "raw_symbol": symbol,
-        "instrument_kind": "option" if option else "future",
-        "source_schema": "trades",
-        "environment": "sandbox",
-        "log_session": 1,
-        "run_id": "run",
-        "series": None,
-        "contract_key": None,
-        "option_type": None,
-        "strike": None,
-    } | option
-
-
-CALL = {"series": A, "contract_key": f"{A}-C-21000", "option_type": "C", "strike": 21_000.0}
-PUT = {"series": A, "contract_key": f"{A}-P-21000", "option_type": "P", "strike": 21_000.0}
-
-
-def append(lake: Lake, table: object, frame: pl.DataFrame) -> None:
-    lake.append(table, conform(table, frame), run_id="run")  # type: ignore[arg-type]
+def append(lake: Lake, table: Table, frame: pl.DataFrame) -> None:
+    lake.append(table, conform(table, frame), run_id="run")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +102,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Lake:
             lake, OPTION_CHAIN, snapshot(minute, bid=bid, ask=bid + 1, delta=0.5, underlying_price=21_010.0)
         )
         append(lake, SOURCE_CHAIN, snapshot(minute, table=SOURCE_CHAIN, bid=bid, ask=bid + 1))
-        other = {"bid": bid + 0.5, "ask": bid + 1.5}
+        other: dict[str, Any] = {"bid": bid + 0.5, "ask": bid + 1.5}
         append(lake, SOURCE_CHAIN, snapshot(minute, table=SOURCE_CHAIN, source="databento", **other))
     won = decision(decided_at=NOON + 6 * MINUTE, snapshot=NOON + 5 * MINUTE, series=A)
     append(lake, DECISIONS, pl.DataFrame([won]))
@@ -208,7 +177,7 @@ def test_a_window_beside_a_gap_that_is_not_filled_is_not_whole(filled: Lake) -> 
 
     def whole() -> list[tuple[str, bool]]:
         sql = "SELECT option_type, is_whole FROM pressure ORDER BY window_start, option_type"
-        with catalog.connect(Workspace(filled).lake) as connection:
+        with catalog.connect(filled) as connection:
             return connection.sql(sql).fetchall()
 
     last = ("C", False)  # five minutes that nothing captured came after
@@ -378,7 +347,7 @@ def test_vendors_are_compared_on_their_newest_snapshots(opened: duckdb.DuckDBPyC
 
 def test_settlements_of_two_trade_dates_are_not_compared(lake: Lake) -> None:
     days = [DAY, DAY - timedelta(days=1), None]
-    settled = {"is_settlement": True, "table": SOURCE_CHAIN}
+    settled: dict[str, Any] = {"is_settlement": True, "table": SOURCE_CHAIN}
     append(lake, SOURCE_CHAIN, snapshot(0, settlement=10.0, settlement_date=DAY, **settled))
     other = snapshot(0, source="databento", settlement=11.0, **settled)
     append(lake, SOURCE_CHAIN, other.with_columns(settlement_date=pl.Series(days, dtype=pl.Date)))
@@ -463,6 +432,7 @@ def test_a_moment_without_a_time_zone_is_refused(lake: Lake) -> None:
         nq_pipeline.chain(newest_per_contract=True, settings=settings)
 
 
+REPOSITORY = Path(__file__).parents[2]
 COOKBOOK = re.findall(r"^```sql\n(.*?)^```", (REPOSITORY / "docs" / "querying.md").read_text(), re.M | re.S)
 TRADED = [
     query for query in COOKBOOK if re.search("from (trades_enriched|pressure|bars|optopsy_chain)", query)
@@ -471,5 +441,5 @@ TRADED = [
 
 @pytest.mark.parametrize("query", TRADED, ids=range(len(TRADED)))
 def test_the_cookbooks_queries_on_trades_find_them(filled: Lake, query: str) -> None:
-    with catalog.connect(Workspace(filled).lake, guarded=True) as connection:
+    with catalog.connect(filled, guarded=True) as connection:
         assert catalog.query(connection, query).fetchall()

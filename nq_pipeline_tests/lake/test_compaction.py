@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import FAN_IN, compact, next_merge
+from nq_pipeline.lake.compaction import FAN_IN, select_merge
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
 from nq_pipeline.lake.store import Lake
@@ -41,7 +41,7 @@ def tick(i: int) -> pl.DataFrame:
 def test_a_trade_date_that_is_over_becomes_one_sorted_file(lake: Lake) -> None:
     for i in range(5):
         lake.append(TICKS, tick(i), run_id=f"run-{i}")
-    assert compact(lake, TICKS, DAY, now=AFTER) == 5
+    assert lake.compact(TICKS, DAY, now=AFTER) == 5
     (path,) = lake.files(TICKS)
     frame = lake.scan(TICKS).collect()
     assert frame.equals(pl.concat(tick(i) for i in range(5)).sort(TICKS.order))
@@ -51,16 +51,16 @@ def test_a_trade_date_that_is_over_becomes_one_sorted_file(lake: Lake) -> None:
 def test_compacting_twice_changes_no_byte(lake: Lake) -> None:
     for i in range(4):
         lake.append(TICKS, tick(i), run_id="run")
-    compact(lake, TICKS, DAY, now=AFTER)
+    lake.compact(TICKS, DAY, now=AFTER)
     before = contents(lake)
-    assert compact(lake, TICKS, DAY, now=AFTER) == 0
+    assert lake.compact(TICKS, DAY, now=AFTER) == 0
     assert contents(lake) == before
 
 
 def test_an_open_trade_date_is_merged_in_tiers_only(lake: Lake) -> None:
     for i in range(5):
         lake.append(TICKS, tick(i), run_id="run")
-    assert compact(lake, TICKS, DAY, now=DURING) == 0
+    assert lake.compact(TICKS, DAY, now=DURING) == 0
     assert len(lake.files(TICKS)) == 5
 
 
@@ -79,7 +79,7 @@ def test_a_session_of_one_file_a_second_never_has_200_current_files() -> None:
     most = 0
     for second in range(23 * 3_600):
         files.append(replace(template, path=str(second)))
-        while group := next_merge(files, over=False):
+        while group := select_merge(files, over=False):
             merged = replace(group[0], level=group[0].level + 1, rows=sum(file.rows for file in group))
             files = [*(file for file in files if file.level != merged.level - 1), merged]
         most = max(most, len(files))
@@ -102,7 +102,7 @@ def test_a_merge_larger_than_its_memory_has_the_bytes_of_one_sorted_write(tmp_pa
     pieces, whole = Lake(tmp_path / "pieces"), Lake(tmp_path / "whole")
     for i in range(3):
         pieces.append(TICKS, frame.gather_every(3, i), run_id="run")
-    compact(pieces, TICKS, DAY, now=AFTER)
+    pieces.compact(TICKS, DAY, now=AFTER)
     whole.append(TICKS, frame, run_id="run")
     (merged,), (written,) = pieces.files(TICKS), whole.files(TICKS)
     assert merged.read_bytes() == written.read_bytes()
@@ -117,7 +117,7 @@ def test_superseded_files_stay_an_hour_and_then_go(lake: Lake) -> None:
     for i in range(3):
         lake.append(TICKS, tick(i), run_id="run")
     reader = lake.scan(TICKS)
-    compact(lake, TICKS, DAY, now=AFTER)
+    lake.compact(TICKS, DAY, now=AFTER)
     now = datetime.now(UTC)
     assert lake.collect_garbage(now + timedelta(minutes=59)) == 0
     assert reader.collect().height == 3
@@ -151,9 +151,9 @@ def test_a_temporary_file_that_its_writer_puts_in_place_meanwhile_is_no_fault(la
 def test_a_late_row_is_merged_into_the_closed_trade_date(lake: Lake) -> None:
     for i in (3, 1):
         lake.append(TICKS, tick(i), run_id="run")
-    compact(lake, TICKS, DAY, now=AFTER)
+    lake.compact(TICKS, DAY, now=AFTER)
     lake.append(TICKS, tick(2), run_id="run")
-    compact(lake, TICKS, DAY, now=AFTER)
+    lake.compact(TICKS, DAY, now=AFTER)
     assert len(lake.files(TICKS)) == 1
     assert lake.scan(TICKS).collect()["instrument_id"].to_list() == [1, 2, 3]
 
@@ -165,7 +165,7 @@ def test_files_of_an_older_schema_read_and_merge_with_nulls(lake: Lake) -> None:
     lake.append(newer, tick(2), run_id="new")
     expected = pl.concat([tick(1).with_columns(price=pl.lit(None, pl.Float64)), tick(2)])
     assert lake.scan(newer).sort("ts_event").collect().equals(expected)
-    compact(lake, newer, DAY, now=AFTER)
+    lake.compact(newer, DAY, now=AFTER)
     assert lake.scan(newer).collect().equals(expected)
     assert [file.schema_version for file in lake.manifest(newer).files] == [2]
 
@@ -178,7 +178,7 @@ def test_files_in_which_a_column_had_another_type_read_merge_and_are_known(lake:
     assert lake.append(newer, pl.concat([tick(1), tick(2)]), run_id="new").rows == 1
     expected = pl.concat([tick(1), tick(2)]).cast({price.name: USD})
     assert lake.scan(newer).sort("ts_event").collect().equals(expected)
-    compact(lake, newer, DAY, now=AFTER)
+    lake.compact(newer, DAY, now=AFTER)
     assert lake.scan(newer).collect().equals(expected)
 
 

@@ -10,7 +10,6 @@ import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.store import Lake
 from nq_pipeline_tests.testing.lake_samples import (
     AFTER,
@@ -54,8 +53,7 @@ def test_a_lake_holds_the_first_row_of_every_key_whatever_is_merged(steps) -> No
                 assert added.rows + added.known == len(rows)
             elif kind == "merge":
                 day, over = detail
-                compact(
-                    lake,
+                lake.compact(
                     TICKS,
                     DAY + timedelta(days=day),
                     now=AFTER + timedelta(days=1) if over else DURING,

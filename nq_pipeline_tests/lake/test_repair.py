@@ -17,7 +17,6 @@ from nq_pipeline.cli.exit_codes import SQL_FAILED
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.repair import repair
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
@@ -125,7 +124,7 @@ def test_rows_of_an_unlisted_file_come_back_before_it_goes(filled: Lake) -> None
 
 def test_files_that_were_merged_stay_while_the_merged_one_is_damaged(filled: Lake) -> None:
     before = rows(filled)
-    compact(filled, SOURCE_CHAIN, DAY, now=AFTER)
+    filled.compact(SOURCE_CHAIN, DAY, now=AFTER)
     (merged,) = filled.files(SOURCE_CHAIN)
     merged.write_bytes(b"")
     assert filled.collect_garbage(LATER) == 0
@@ -136,7 +135,7 @@ def test_files_that_were_merged_stay_while_the_merged_one_is_damaged(filled: Lak
 
 def test_a_repair_of_merged_files_shows_no_row_twice(filled: Lake) -> None:
     before = rows(filled)
-    compact(filled, SOURCE_CHAIN, DAY, now=AFTER)
+    filled.compact(SOURCE_CHAIN, DAY, now=AFTER)
     filled.append(SOURCE_CHAIN, snapshots(1, first=7)[0], run_id="later")
     (filled.root / MANIFEST).unlink()
     repaired = repair(filled, SOURCE_CHAIN)
@@ -168,11 +167,11 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
         filled.scan(SOURCE_CHAIN)
     with pytest.raises(LakeError, match=said):
         filled.append(SOURCE_CHAIN, snapshots(1)[0], run_id="again")
-    published = duckdb.connect(catalog.publish(Workspace(filled).lake), read_only=True)
+    published = duckdb.connect(catalog.publish(filled), read_only=True)
     for connection in (
         published,
-        catalog.connect(Workspace(filled).lake),
-        catalog.connect(Workspace(filled).lake, guarded=True),
+        catalog.connect(filled),
+        catalog.connect(filled, guarded=True),
     ):
         with connection:
             assert connection.sql("select count(*) from option_chain").fetchall() == [(3,)]
@@ -191,7 +190,7 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
 def test_a_table_without_its_manifest_leaves_the_others_readable(filled: Lake) -> None:
     filled.append(OPTION_CHAIN, chain(OPTION_CHAIN, snapshot=NOON), run_id="run")
     (filled.root / MANIFEST).unlink()
-    with catalog.connect(Workspace(filled).lake) as connection:
+    with catalog.connect(filled) as connection:
         assert connection.sql("select count(*) from option_chain").fetchall() == [(3,)]
         with pytest.raises(duckdb.Error, match="nq repair source_chain"):
             connection.sql("from source_chain").fetchall()
@@ -199,7 +198,7 @@ def test_a_table_without_its_manifest_leaves_the_others_readable(filled: Lake) -
 
 def test_what_is_sound_or_was_never_there_needs_no_repair(filled: Lake) -> None:
     files = contents(filled)
-    compact(filled, SOURCE_CHAIN, DAY, now=DURING)
+    filled.compact(SOURCE_CHAIN, DAY, now=DURING)
     assert repair(filled, SOURCE_CHAIN).why == () and repair(filled, DECISIONS).why == ()
     assert contents(filled) == files
 

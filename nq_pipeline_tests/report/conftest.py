@@ -17,8 +17,8 @@ from nq_pipeline.lake.tables import TRADES, conform
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.lake.test_catalog_views import trade
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
+from nq_pipeline_tests.testing.lake_samples import trade
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first_look.py"
 NOW = "2025-06-10T15:00:00Z"

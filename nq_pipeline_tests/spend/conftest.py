@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from typing import Any
 import pytest
 
 from nq_pipeline.settings import Settings
+from nq_pipeline_tests.testing.ledgers import PASSWORD, FreshLedger
 
-PASSWORD = "marked-secret-9c41"
 NUMBERS = count()
-
-FreshLedger = Callable[..., Settings]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -77,7 +75,7 @@ def new_database(server: str) -> str:
 
     name = f"ledger_{next(NUMBERS)}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        connection.execute(f"CREATE DATABASE {name}")
     return f"{server}/{name}"
 
 

@@ -21,8 +21,8 @@ from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
 from nq_pipeline.spend.restore import restore
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge
+from nq_pipeline_tests.testing.ledgers import FreshLedger
 
 
 @pytest.fixture

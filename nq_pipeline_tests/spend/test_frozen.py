@@ -18,7 +18,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export_spend
 from nq_pipeline.spend.ledger import Ledger
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.spend.conftest import FreshLedger
+from nq_pipeline_tests.testing.ledgers import FreshLedger
 
 REFUSALS = (80877103, 80877104)
 """Requests for encryption, by TLS and by GSSAPI."""
@@ -75,7 +75,7 @@ def test_a_frozen_database_costs_a_free_run_no_more_than_the_table(
 ) -> None:
     pytest.importorskip("psycopg")
     with frozen(greets=True) as url:
-        settings = Settings(_env_file=None, data_dir=tmp_path, ledger_url=url, ledger_timeout_s=0.2)  # type: ignore[arg-type]
+        settings = Settings(_env_file=None, data_dir=tmp_path, ledger_url=url, ledger_timeout_s=0.2)
         assert export_spend(settings, Workspace(tmp_path / "sandbox").lake, run_id="r") == 0
     assert "the table spend was not brought up to date" in caplog.text
     assert "it did not answer within 0.4 s" in caplog.text

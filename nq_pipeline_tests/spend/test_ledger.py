@@ -22,13 +22,13 @@ from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.spend.conftest import PASSWORD, FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import (
     NOON,
     Machine,
     charge,
     size_of,
 )
+from nq_pipeline_tests.testing.ledgers import PASSWORD, FreshLedger
 
 
 @pytest.fixture
@@ -57,9 +57,17 @@ def test_what_came_is_paid_by_the_byte_and_the_rest_is_given_back(ledger: Ledger
     assert ledger.month().reserved_usd == 4
     assert ledger.commit(reservation, billed_bytes=3 * GIB, request_id="request-7") == 3
     month = ledger.month()
-    assert (month.metered_usd, month.reserved_usd, month.remaining_usd) == (3, 0, 18)
+    assert (month.metered_usd, month.reserved_usd, month.remaining_usd) == (
+        Decimal(3),
+        Decimal(0),
+        Decimal(18),
+    )
     committed = ledger.lines()[-1]
-    assert (committed.bytes, committed.request_id, committed.reserved_usd) == (3 * GIB, "request-7", -4)
+    assert (committed.bytes, committed.request_id, committed.reserved_usd) == (
+        3 * GIB,
+        "request-7",
+        Decimal(-4),
+    )
 
 
 def test_a_part_of_a_billionth_is_rounded_up(ledger: Ledger) -> None:
@@ -118,7 +126,11 @@ def test_what_cost_more_than_was_reserved_is_booked_as_it_is_and_nothing_fits_an
 ) -> None:
     ledger.commit(ledger.reserve(charge("10")), billed_bytes=30 * GIB)
     month = ledger.month()
-    assert (month.metered_usd, month.remaining_usd, month.remaining_today_usd) == (30, 0, 0)
+    assert (month.metered_usd, month.remaining_usd, month.remaining_today_usd) == (
+        Decimal(30),
+        Decimal(0),
+        Decimal(0),
+    )
     with pytest.raises(OverBudget):
         ledger.reserve(charge(NANO))
 
@@ -149,7 +161,7 @@ def test_a_refusal_is_one_sentence_with_what_how_much_what_is_left_and_what_rais
     assert refused.value.outcome is Outcome.OVER_BUDGET
     (refusal,) = ledger.month().refusals
     assert (refusal.reason, refusal.priced_usd) == (str(refused.value), Decimal("3.5"))
-    assert (refusal.reserved_usd, refusal.spent_usd) == (0, 0)
+    assert refusal.reserved_usd == refusal.spent_usd == 0
 
 
 def test_every_budget_that_is_too_small_is_named(fresh: FreshLedger, machine: Machine) -> None:
@@ -264,8 +276,8 @@ def test_the_plans_fee_is_a_line_of_its_own_once_a_month(fresh: FreshLedger, mac
         ledger.reserve(charge("0.5"))
     fees = [line for line in ledger.lines() if line.kind == "subscription"]
     assert [(fee.day.month, fee.spent_usd, fee.description) for fee in fees] == [
-        (11, 179, "Databento Standard, November 2026"),
-        (12, 179, "Databento Standard, December 2026"),
+        (11, Decimal(179), "Databento Standard, November 2026"),
+        (12, Decimal(179), "Databento Standard, December 2026"),
     ]
     assert ledger.month().plan_usd == 179
     assert ledger.month(NOON).plan_usd == 179

@@ -15,8 +15,8 @@ import pytest
 from nq_pipeline.errors import OverBudget
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import charge, size_of
+from nq_pipeline_tests.testing.ledgers import FreshLedger
 
 RACERS = 16
 PRICE = Decimal("0.09")

@@ -22,8 +22,8 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import Ledger, Reservation, open_ledger
 from nq_pipeline.spend.tables import LINES
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.spend.conftest import FreshLedger
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge, size_of
+from nq_pipeline_tests.testing.ledgers import FreshLedger
 
 FOR_METERED = Decimal(21)
 """200 USD less the plan's 179."""

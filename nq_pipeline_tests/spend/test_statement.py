@@ -53,7 +53,11 @@ def ledger(tmp_path: Path, machine: Machine) -> Ledger:
 
 def test_the_parts_add_up_to_the_whole(ledger: Ledger) -> None:
     month = ledger.month()
-    assert (month.plan_usd, month.metered_usd, month.reserved_usd) == (179, Decimal("7.5"), 2)
+    assert (month.plan_usd, month.metered_usd, month.reserved_usd) == (
+        Decimal(179),
+        Decimal("7.5"),
+        Decimal(2),
+    )
     assert month.remaining_usd == Decimal("11.5")
     assert (month.today_usd, month.remaining_today_usd) == (Decimal("4.5"), Decimal("3.5"))
     for parts in (month.by_purpose, month.by_vendor):
@@ -98,8 +102,10 @@ def test_a_month_that_is_over_shows_its_own_lines_only(ledger: Ledger, machine: 
     spend(ledger, "3")
     december, november = ledger.month(), ledger.month(NOON)
     assert (december.month, november.month) == (date(2026, 12, 1), date(2026, 11, 1))
-    assert (december.metered_usd, november.metered_usd) == (3, Decimal("7.5"))
-    assert (december.reserved_usd, november.reserved_usd) == (2, 2), "open: it counts until it is closed"
+    assert (december.metered_usd, november.metered_usd) == (Decimal(3), Decimal("7.5"))
+    assert (december.reserved_usd, november.reserved_usd) == (Decimal(2), Decimal(2)), (
+        "open: it counts until it is closed"
+    )
     assert len(november.refusals) == 1 and december.refusals == ()
     assert not november.running and november.remaining_usd == 0 and november.projected_usd == Decimal("188.5")
 
@@ -153,7 +159,7 @@ def test_the_json_is_whole_and_exact(ledger: Ledger) -> None:
 def test_a_new_ledger_has_a_statement_too(tmp_path: Path, machine: Machine) -> None:
     ledger = opened(tmp_path, machine, plan_monthly_usd=Decimal(0), budget_monthly_usd=Decimal(0))
     month = ledger.month()
-    assert (month.plan_usd, month.remaining_usd, month.projected_usd, month.warnings) == (0, 0, 0, ())
+    assert month.plan_usd == month.remaining_usd == month.projected_usd == 0 and not month.warnings
     assert "Total" in report.text(month)
 
 

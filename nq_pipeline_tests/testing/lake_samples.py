@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 import polars as pl
 
@@ -14,6 +15,20 @@ DAY = date(2025, 7, 1)
 NOON = 1_751_371_200 * NS_PER_S  # 2025-07-01T12:00:00Z
 DURING = datetime(2025, 7, 1, 20, tzinfo=UTC)
 AFTER = datetime(2025, 7, 2, 1, tzinfo=UTC)
+
+SERIES = "Q1B-2025-07-01"
+CALL: dict[str, Any] = {
+    "series": SERIES,
+    "contract_key": f"{SERIES}-C-21000",
+    "option_type": "C",
+    "strike": 21_000.0,
+}
+PUT: dict[str, Any] = {
+    "series": SERIES,
+    "contract_key": f"{SERIES}-P-21000",
+    "option_type": "P",
+    "strike": 21_000.0,
+}
 
 TICKS = Table(
     name="ticks",
@@ -112,3 +127,35 @@ def decision(
         "contracts": 3,
         "quoted": 3,
     }
+
+
+def trade(
+    second: float, symbol: str, price: float | None, *, side: str = "B", size: int = 1, **option: Any
+) -> dict[str, Any]:
+    """A trade some seconds after noon; with a contract's columns it is an option's."""
+    at = NOON + int(second * NS_PER_S)
+    return {
+        "ts_event": at,
+        "ts_recv": at,
+        "trade_date": DAY,
+        "publisher_id": 1,
+        "instrument_id": sum(symbol.encode()),
+        "sequence": int(second * 1000),
+        "ordinal": 0,
+        "action": "T",
+        "side": side,
+        "price": price,
+        "size": size,
+        "flags": 0,
+        "ts_in_delta": 0,
+        "raw_symbol": symbol,
+        "instrument_kind": "option" if option else "future",
+        "source_schema": "trades",
+        "environment": "sandbox",
+        "log_session": 1,
+        "run_id": "run",
+        "series": None,
+        "contract_key": None,
+        "option_type": None,
+        "strike": None,
+    } | option

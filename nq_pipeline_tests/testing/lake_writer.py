@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline_tests.testing.lake_samples import (
@@ -43,7 +42,7 @@ def append(lake: Lake, numbers: Iterable[int], *, alone: bool) -> None:
     for number in numbers:
         lake.append(TICKS, call(number), run_id="writer")
         if number % 5 == 4:
-            compact(lake, TICKS, DAY + timedelta(days=number % 2), now=LONG_AFTER)
+            lake.compact(TICKS, DAY + timedelta(days=number % 2), now=LONG_AFTER)
         if number % 11 == 10:
             # Without readers nobody needs the hour of grace.
             lake.collect_garbage(LONG_AFTER if alone else None)
@@ -51,7 +50,7 @@ def append(lake: Lake, numbers: Iterable[int], *, alone: bool) -> None:
 
 def merge(lake: Lake, days: int) -> None:
     for number in range(days):
-        compact(lake, SOURCE_CHAIN, DAY + timedelta(days=number), now=LONG_AFTER)
+        lake.compact(SOURCE_CHAIN, DAY + timedelta(days=number), now=LONG_AFTER)
         if number % 10 == 9:
             catalog.publish(lake)
             lake.collect_garbage()

@@ -8,27 +8,31 @@ from datetime import datetime
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import compact
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import Table
 
 
-def tidy(
+def maintain(
     lake: Lake,
     tables: Iterable[Table],
     *,
     now: datetime,
     wait: bool = True,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Merge the files of every trade date of some tables as far as `now` allows, and tidy the whole lake.
+    """Merge the files of every trade date of some tables as far as `now` allows, and clean the whole lake.
 
-    Without `wait`, tables that another process is merging are left to it.
+    Parameters
+    ----------
+    wait
+        False leaves tables that another process is merging to it.
+    report
+        Gets one line per trade date merged, and one at the end.
 
     Raises
     ------
     LakeError
-        Some table cannot be read. All others are merged by then, and the catalog is published.
+        A table cannot be read. All others are merged by then, and the catalog is published.
     """
     failures: list[LakeError] = []
     for table in tables:
@@ -39,12 +43,12 @@ def tidy(
             continue
         for day in sorted(day for day, number in files.items() if number > 1):
             try:
-                if merged := compact(lake, table, day, now=now, wait=wait):
-                    tell(f"{table.name} {day}: {merged} files merged")
+                if merged := lake.compact(table, day, now=now, wait=wait):
+                    report(f"{table.name} {day}: {merged} files merged")
             except LakeError as error:
                 failures.append(error)
     # First the catalog stops naming superseded files, then they go.
     catalog.publish(lake)
-    tell(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
+    report(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
     if failures:
         raise failures[0]
