@@ -16,7 +16,7 @@ NOON = 1_751_371_200 * NS_PER_S  # 2025-07-01T12:00:00Z
 DURING = datetime(2025, 7, 1, 20, tzinfo=UTC)
 AFTER = datetime(2025, 7, 2, 1, tzinfo=UTC)
 
-SERIES = "Q1B-2025-07-01"
+SERIES = "Q1B-2025-07-08"
 CALL: dict[str, Any] = {
     "series": SERIES,
     "contract_key": f"{SERIES}-C-21000",
