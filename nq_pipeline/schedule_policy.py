@@ -52,7 +52,9 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
     if sessions.is_open(scheduled, window):
         return Tick(sessions.trade_date(scheduled))
     opens = in_chicago(sessions.next_open(scheduled, window))
-    return Tick(None, f"{sessions.why_closed(scheduled, window)}; the next window ({window}) opens {opens}")
+    return Tick(
+        None, f"{sessions.describe_closure(scheduled, window)}; the next window ({window}) opens {opens}"
+    )
 
 
 def first_tick(
@@ -81,7 +83,7 @@ def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) ->
     day = scheduled.astimezone(CHICAGO).date()
     if sessions.is_trade_date(day):
         return Tick(day)
-    return Tick(None, f"no trade date ended: {sessions.name_of_closed_day(day)}")
+    return Tick(None, f"no trade date ended: {sessions.describe_closed_day(day)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from nq_pipeline.capture.locks import LockHolder
 from nq_pipeline.market import sessions
-from nq_pipeline.market.sessions import Window, in_chicago, why_closed
+from nq_pipeline.market.sessions import Window, describe_closure, in_chicago
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -173,7 +173,7 @@ def _not_wanted(s: Situation) -> str:
         return ""
     opens = in_chicago(sessions.next_open(s.market, s.window))
     elsewhere = f"the stand-in's market is at {in_chicago(s.market)}: " if s.moved else ""
-    return f"{elsewhere}{why_closed(s.market, s.window)}; the next window ({s.window}) opens {opens}"
+    return f"{elsewhere}{describe_closure(s.market, s.window)}; the next window ({s.window}) opens {opens}"
 
 
 def _under_way(attempts: Sequence[Attempt]) -> str:

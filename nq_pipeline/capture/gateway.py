@@ -40,7 +40,7 @@ from nq_pipeline.dbn.framer import (
 )
 from nq_pipeline.errors import BadStream, LogFailed
 from nq_pipeline.market.contracts import ROOTS
-from nq_pipeline.market.products import chosen
+from nq_pipeline.market.products import select_products
 from nq_pipeline.redaction import keep_out_of_logs, spellings, strike
 
 if TYPE_CHECKING:
@@ -69,13 +69,13 @@ def option_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
 
     SettingsError for a product that is in no table.
     """
-    families = [family for product in chosen(products) for family in product.families]
+    families = [family for product in select_products(products) for family in product.families]
     return tuple(f"{root}.OPT" for family in families for root in family.roots)
 
 
 def future_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
     """The parent symbols of their futures; SettingsError as above."""
-    return tuple(f"{product.code}.FUT" for product in chosen(products))
+    return tuple(f"{product.code}.FUT" for product in select_products(products))
 
 
 def gateway_address(gateway: str | None, dataset: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from nq_pipeline.errors import SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.listing import expiration_date, expirations
-from nq_pipeline.market.products import chosen
+from nq_pipeline.market.products import select_products
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
 
@@ -101,7 +101,7 @@ def _next_series(root: str, trade_date: date) -> Series:
 
 
 def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
-    products = chosen(settings.products)
+    products = select_products(settings.products)
     last_day = trade_date + timedelta(days=settings.horizon_days)
     found = {s for product in products for s in expirations(product.code, trade_date, last_day)}
     if not found:

@@ -17,7 +17,7 @@ from scipy.special import erfcx, ndtr
 from nq_pipeline.market.products import Ticks
 
 Floats = npt.NDArray[np.float64]
-Way = Literal["nearest", "below", "above"]
+Rounding = Literal["nearest", "below", "above"]
 DAYS_PER_YEAR = 365.0
 MOST_SPREAD = 40.0
 """Standard deviations of the logarithm beyond which no double tells a price from its bound."""
@@ -186,7 +186,7 @@ def _bachelier() -> tuple[Floats, Floats]:
     return np.log(density * (1 / h - np.sqrt(np.pi / 2) * erfcx(h / np.sqrt(2)))), -np.log(h)
 
 
-def round_to_tick(ticks: Ticks, price: npt.ArrayLike, way: Way = "nearest") -> Floats:
+def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "nearest") -> Floats:
     """Prices on a product's ladder of ticks; a price on a bound belongs to the finer side.
 
     The result is the float nearest to the decimal price (0.15, not 3 × 0.05).
@@ -195,7 +195,7 @@ def round_to_tick(ticks: Ticks, price: npt.ArrayLike, way: Way = "nearest") -> F
     ----------
     ticks
         As `Product.ticks`.
-    way
+    rounding
         To the nearest tick, or to the one below or above; a price within a billionth of a tick
         stands on it.
     """
@@ -206,10 +206,10 @@ def round_to_tick(ticks: Ticks, price: npt.ArrayLike, way: Way = "nearest") -> F
         per_point = round(1 / tick)
         on_ladder = (prices > below) & (prices <= bound)
         steps = prices * per_point
-        if way == "nearest":
+        if rounding == "nearest":
             steps = np.round(steps)
         else:
-            steps = np.floor(steps + 1e-9) if way == "below" else np.ceil(steps - 1e-9)
+            steps = np.floor(steps + 1e-9) if rounding == "below" else np.ceil(steps - 1e-9)
         rounded = np.where(on_ladder, steps / per_point, rounded)
         below = bound
     return np.where(np.isnan(prices), np.nan, rounded)

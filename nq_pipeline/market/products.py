@@ -279,7 +279,7 @@ GC = Product(
 PRODUCTS: dict[str, Product] = {product.code: product for product in (NQ, ES, GC)}
 
 
-def chosen(codes: Sequence[str]) -> tuple[Product, ...]:
+def select_products(codes: Sequence[str]) -> tuple[Product, ...]:
     """The products of `NQ_PRODUCTS`; SettingsError names the known ones when one is in no table."""
     unknown = [code for code in codes if code not in PRODUCTS]
     if unknown or not codes:

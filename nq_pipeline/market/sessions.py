@@ -138,7 +138,7 @@ def current_session(instant: datetime) -> Session:
     return year.sessions[bisect_right(year.opens, now) - 1]
 
 
-def beside_chain(trade_date: date, captured: Collection[date]) -> list[date]:
+def captured_until(trade_date: date, captured: Collection[date]) -> list[date]:
     """The captured trade dates whose trades may stand beside a chain, the best first.
 
     Everything belongs to the trade date of its own moment: a chain to that of the moment it was asked
@@ -291,12 +291,12 @@ def in_chicago(moment: datetime) -> str:
     return moment.astimezone(CHICAGO).strftime("%a %Y-%m-%d %H:%M CT")
 
 
-def why_closed(instant: datetime, window: Window) -> str:
+def describe_closure(instant: datetime, window: Window) -> str:
     """Why the window is closed at an instant, as a trader would say it."""
     local = instant.astimezone(CHICAGO)
     day = local.date()
     if not is_trade_date(day):
-        return name_of_closed_day(day)
+        return describe_closed_day(day)
     hours = session(day)
     if window == "rth" and hours.rth is None:
         return f"{day} has no regular trading hours"
@@ -308,5 +308,5 @@ def why_closed(instant: datetime, window: Window) -> str:
     return f"{day} closed {'early ' if early else ''}at {closed:%H:%M} CT"
 
 
-def name_of_closed_day(day: date) -> str:
+def describe_closed_day(day: date) -> str:
     return f"{day} is a {'weekend day' if day.weekday() >= 5 else 'holiday'}"

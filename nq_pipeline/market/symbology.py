@@ -194,12 +194,12 @@ def _month_and_year(series: Series, digits: int) -> str:
 # ── whole columns ───────────────────────────────────────────────────────────────────────────────
 
 
-def globex_rows(raw_symbol: pl.Expr) -> pl.Expr:
+def split_globex_symbols(raw_symbol: pl.Expr) -> pl.Expr:
     """Split `Q1BN5 C21330`: struct of code, option_type, strike; all null where it is not that."""
     return _split(raw_symbol, r"^([A-Z0-9]+) ([CP])" + _STRIKE + "$", "code", "option_type", "strike")
 
 
-def barchart_rows(symbol: pl.Expr) -> pl.Expr:
+def split_barchart_symbols(symbol: pl.Expr) -> pl.Expr:
     """Split `MM1N5|21330C`: struct of code, strike, option_type; all null where it is not that.
 
     An answer is about one series, so its rows' one code is compared with the series' own
@@ -208,7 +208,7 @@ def barchart_rows(symbol: pl.Expr) -> pl.Expr:
     return _split(symbol, r"^([A-Z0-9]+)\|" + _STRIKE + "([CP])$", "code", "strike", "option_type")
 
 
-def occ_rows(ticker: pl.Expr) -> pl.Expr:
+def split_occ_tickers(ticker: pl.Expr) -> pl.Expr:
     """Split `O:NDXP250701C21330000`: struct of root, expiration_date, option_type, strike.
 
     All null where it is not that; a day that is none gives a null `expiration_date`. Roots are

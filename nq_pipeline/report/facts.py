@@ -16,7 +16,7 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
-from nq_pipeline.market.sessions import beside_chain
+from nq_pipeline.market.sessions import captured_until
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import read_ledger
 from nq_pipeline.spend.statement import Statement
@@ -147,7 +147,7 @@ class _Traded:
         self, lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None
     ) -> None:
         files = Workspace.of(settings).lake.manifest(TRADES).files
-        found = beside_chain(day, {file.trade_date for file in files})[:TRADE_DATES_BACK]
+        found = captured_until(day, {file.trade_date for file in files})[:TRADE_DATES_BACK]
         self._days = found or [day]
         self._windows = cache(lambda day: windows_over(lake, day, until))
 

@@ -25,7 +25,7 @@ from nq_pipeline.market.listing import (
     future_expiration,
     underlying_future,
 )
-from nq_pipeline.market.products import PRODUCTS, PROXIES, FamilyKind, Product, chosen
+from nq_pipeline.market.products import PRODUCTS, PROXIES, FamilyKind, Product, select_products
 from nq_pipeline.market.symbology import (
     Unparsed,
     barchart_code,
@@ -153,7 +153,7 @@ def test_a_year_lists_every_root(product: Product) -> None:
 
 
 def test_products_are_chosen_by_their_codes_each_once() -> None:
-    assert [product.code for product in chosen(("GC", "NQ", "GC"))] == ["GC", "NQ"]
+    assert [product.code for product in select_products(("GC", "NQ", "GC"))] == ["GC", "NQ"]
 
 
 @pytest.mark.parametrize("codes", [(), ("CL",), ("NQ", "nq")])
@@ -161,7 +161,7 @@ def test_an_unknown_product_is_refused_with_the_known_ones(codes: tuple[str, ...
     with pytest.raises(
         SettingsError, match=r"NQ_PRODUCTS: .* is not in the product table; there are NQ, ES, GC"
     ):
-        chosen(codes)
+        select_products(codes)
 
 
 # ── what was published ──────────────────────────────────────────────────────────────────────────

@@ -289,5 +289,5 @@ def test_undefined_timestamps_have_no_trade_date() -> None:
 
 def test_trades_beside_a_chain_are_of_its_trade_date_or_before() -> None:
     monday, tuesday, wednesday = (date(2025, 6, day) for day in (9, 10, 11))
-    assert sessions.beside_chain(tuesday, {monday, wednesday, tuesday}) == [tuesday, monday]
-    assert sessions.beside_chain(tuesday, {wednesday}) == []
+    assert sessions.captured_until(tuesday, {monday, wednesday, tuesday}) == [tuesday, monday]
+    assert sessions.captured_until(tuesday, {wednesday}) == []

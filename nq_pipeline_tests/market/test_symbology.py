@@ -216,7 +216,7 @@ def test_globex_symbol_is_read_and_written_alike(symbol: str, on: str, key: str)
     frame = pl.DataFrame({"code": [symbol.split()[0]], "side": [found.option_type], "strike": [found.strike]})
     written = frame.select(symbology.globex_symbols(pl.col("code"), pl.col("side"), pl.col("strike")))
     assert written.item() == symbol
-    assert split(symbology.globex_rows, symbol)[0]["strike"] == found.strike
+    assert split(symbology.split_globex_symbols, symbol)[0]["strike"] == found.strike
 
 
 def test_an_unpadded_low_strike_is_the_same_contract() -> None:
@@ -251,7 +251,7 @@ def test_occ_roots_are_read_from_the_right() -> None:
         "O:NDX251301C21330000",
         "O:NDX25070121330000",
     )
-    assert [tuple(part.values()) for part in split(symbology.occ_rows, *tickers)] == [
+    assert [tuple(part.values()) for part in split(symbology.split_occ_tickers, *tickers)] == [
         ("NDXP", date(2025, 7, 1), "C", 21330.0),
         ("QQQ1", date(2025, 7, 1), "C", 500.0),  # an adjusted contract's root, which is none of ours
         ("NDX", None, "C", 21330.0),
@@ -280,7 +280,11 @@ def test_no_text_makes_a_parser_raise(text: str, on: date | None, parser: Parser
 @given(st.lists(st.one_of(st.none(), anything), max_size=20))
 @settings(deadline=None)
 def test_columns_of_anything_split_or_are_null(texts: list[str | None]) -> None:
-    for column in (symbology.globex_rows, symbology.barchart_rows, symbology.occ_rows):
+    for column in (
+        symbology.split_globex_symbols,
+        symbology.split_barchart_symbols,
+        symbology.split_occ_tickers,
+    ):
         parts = split(column, *texts)
         assert len(parts) == len(texts)
         for part in parts:
@@ -313,7 +317,7 @@ def test_columns_of_contracts_are_named_as_single_ones(some: list[Contract]) -> 
     assert named["key"].to_list() == [c.key for c in some]
     assert named["series"].to_list() == [c.series.key for c in some]
     assert named["symbol"].to_list() == [symbology.globex_symbol(c) for c in some]
-    parts = split(symbology.globex_rows, *named["symbol"])
+    parts = split(symbology.split_globex_symbols, *named["symbol"])
     assert [(p["code"], p["option_type"], p["strike"]) for p in parts] == list(
         zip(frame["code"], frame["side"], frame["strike"], strict=True)
     )
@@ -332,7 +336,7 @@ def test_a_column_of_strikes_is_written_exactly_as_single_ones(values: list[floa
 def test_a_column_of_occ_tickers_splits_into_its_contracts(some: list[Contract]) -> None:
     for prefix in ("O:", ""):
         tickers = [f"{prefix}{occ_ticker(contract)}" for contract in some]
-        assert split(symbology.occ_rows, *tickers) == [
+        assert split(symbology.split_occ_tickers, *tickers) == [
             {
                 "root": c.series.root,
                 "expiration_date": c.series.expiration_date,
@@ -365,7 +369,7 @@ def test_every_row_of_every_recorded_board_is_a_contract_of_its_series(shared: P
         board = symbology.parse_barchart_code(code, on=recorded)
         assert isinstance(board, Series)
         short = symbology.barchart_code(board, year_digits=1)
-        parts = split(symbology.barchart_rows, *(row["symbol"] for row in rows))
+        parts = split(symbology.split_barchart_symbols, *(row["symbol"] for row in rows))
         for row, part in zip(rows, parts, strict=True):
             strike, side = float(row["raw"]["strike"]), row["optionType"][0]
             assert part == {"code": short, "strike": strike, "option_type": side}
@@ -378,7 +382,7 @@ def test_every_recorded_ticker_is_the_contract_its_fields_describe(shared: Path)
     for name in ("reference_options_contracts_NDX_20250610.json", "sdkmock_reference_contracts_page1.json"):
         items = json.loads((shared / "polygon" / name).read_text())["results"]
         assert items
-        parts = split(symbology.occ_rows, *(item["ticker"] for item in items))
+        parts = split(symbology.split_occ_tickers, *(item["ticker"] for item in items))
         for item, part in zip(items, parts, strict=True):
             assert part["strike"] == item["strike_price"]
             assert part["option_type"] == item["contract_type"][0].upper()

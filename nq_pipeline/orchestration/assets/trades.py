@@ -25,7 +25,7 @@ from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market import sessions
-from nq_pipeline.market.sessions import why_closed
+from nq_pipeline.market.sessions import describe_closure
 from nq_pipeline.orchestration import freshness, metadata
 from nq_pipeline.orchestration.checks.capture import TRADES_ASSET, evaluations
 from nq_pipeline.orchestration.jobs import CAPTURE, KIND
@@ -115,7 +115,7 @@ def _record(context: dg.AssetExecutionContext, settings: Settings, capture: Capt
             allow_retries=False,
         )
     if not sessions.is_open(clock.now(), settings.capture_window):
-        closed = why_closed(clock.now(), settings.capture_window)
+        closed = describe_closure(clock.now(), settings.capture_window)
         raise dg.Failure(f"The capture window is closed: {closed}.", allow_retries=False)
 
     def over() -> str:

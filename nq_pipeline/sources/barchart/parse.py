@@ -20,7 +20,7 @@ import polars as pl
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.symbology import barchart_rows
+from nq_pipeline.market.symbology import split_barchart_symbols
 from nq_pipeline.sources.barchart.normalize import chain_columns
 from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER
 from nq_pipeline.sources.rows import drop_faulty
@@ -104,7 +104,7 @@ def parse_chain(
         return BarchartChain(pl.DataFrame(), controls={"rows_equal_total": True})
     dropped: Counter[str] = Counter()
     table = _to_numbers(cells, (*PRICES, *COUNTS), trade_date, latest).with_columns(
-        barchart_rows(pl.col("symbol")).struct.unnest().name.prefix("of_")
+        split_barchart_symbols(pl.col("symbol")).struct.unnest().name.prefix("of_")
     )
     table = drop_faulty(table, _row_fault(code), dropped)
     future = int(table["in_future"].sum())

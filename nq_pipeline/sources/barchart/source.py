@@ -25,7 +25,7 @@ from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import front_future, underlying_future
-from nq_pipeline.market.products import chosen
+from nq_pipeline.market.products import select_products
 from nq_pipeline.market.symbology import Unparsed, barchart_code
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
@@ -129,7 +129,7 @@ class Barchart:
         except NotConfigured as error:
             return Probe(False, None, None, "not asked", str(error))
         day = sessions.current_session(session.clock.now()).trade_date
-        future = front_future(chosen(self._settings.products)[0], day, 2)
+        future = front_future(select_products(self._settings.products)[0], day, 2)
         try:
             params = {"symbols": future, **FUTURE_FIELDS}
             reply = self._fetch_quotes(params, "underlying", _page_path(future), session, login)

@@ -25,7 +25,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market.products import Product
-from nq_pipeline.market.symbology import occ_rows
+from nq_pipeline.market.symbology import split_occ_tickers
 from nq_pipeline.sources.failures import error_of_status, printable, quoted
 from nq_pipeline.sources.plausibility import MOST_CONTRACTS
 from nq_pipeline.sources.rows import drop_faulty
@@ -229,7 +229,7 @@ def _to_numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
 
 def _drop_foreign(rows: pl.DataFrame, product: Product, dropped: Counter[str]) -> pl.DataFrame:
     """Rows whose ticker is one of the product's and agrees with the terms beside it."""
-    rows = rows.with_columns(occ_rows(pl.col("ticker")).alias("term")).unnest("term")
+    rows = rows.with_columns(split_occ_tickers(pl.col("ticker")).alias("term")).unnest("term")
     unreadable = pl.any_horizontal(pl.col("root", "expiration_date", "option_type").is_null()) | ~(
         pl.col("strike") > 0
     )

@@ -25,7 +25,7 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.symbology import globex_rows, parse_globex_code
+from nq_pipeline.market.symbology import parse_globex_code, split_globex_symbols
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.failures import error_of_status, quoted
 from nq_pipeline.sources.plausibility import OTHER
@@ -160,7 +160,7 @@ def parse_contracts(body: bytes, series: Series) -> tuple[pl.DataFrame, Counter[
     rows = _list(body, _CONTRACT, dropped, "Tradovate's contracts")
     symbol = pl.col("name").str.strip_chars().str.to_uppercase().str.replace(ANY_SPACING, "${1} ${2}${3}")
     rows = rows.select(
-        number("id", pl.Int64).alias("contract_id"), "name", globex_rows(symbol).alias("term")
+        number("id", pl.Int64).alias("contract_id"), "name", split_globex_symbols(symbol).alias("term")
     ).unnest("term")
     codes = rows["code"].drop_nulls().unique()
     ours = [c for c in codes if parse_globex_code(c, expiration=series.expiration_date) == series]

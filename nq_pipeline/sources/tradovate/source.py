@@ -20,7 +20,7 @@ from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import DeadlineReached, NotEntitled, SourceError
 from nq_pipeline.market import sessions
 from nq_pipeline.market.listing import front_future, underlying_future
-from nq_pipeline.market.products import chosen
+from nq_pipeline.market.products import select_products
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import (
@@ -118,7 +118,7 @@ class Tradovate:
     def probe(self, session: VendorSession) -> Probe:
         """Log in, find the front future and request a quote of it."""
         library = ContractLibrary(self._settings, session)
-        product, now = chosen(self._settings.products)[0], self._settings.clock.now()
+        product, now = select_products(self._settings.products)[0], self._settings.clock.now()
         front = front_future(product, sessions.trade_date(now))
         try:
             contract_id = library.fetch_contract_id(front)
