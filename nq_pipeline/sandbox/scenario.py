@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from nq_pipeline.clock import Clock, PinnedClock
 from nq_pipeline.errors import SandboxError, SettingsError
-from nq_pipeline.market.products import PRODUCTS, chosen
+from nq_pipeline.market.products import PRODUCTS, select_products
 from nq_pipeline.sandbox.synthetic.market import AnyMarket, market
 
 FAULTS: dict[str, str] = {
@@ -74,7 +74,7 @@ def parse_options(text: str, defaults: Scenario) -> Scenario:
             elif name == "seed":
                 scenario = replace(scenario, market=market(int(value), scenario.products))
             elif name == "products":
-                products = tuple(product.code for product in chosen(value.split(",")))
+                products = tuple(product.code for product in select_products(value.split(",")))
                 scenario = replace(scenario, market=market(scenario.market.markets[0].common_seed, products))
             else:
                 raise ValueError
