@@ -55,7 +55,7 @@ from nq_pipeline.sources.databento.history_store import (
 )
 from nq_pipeline.sources.databento.purchases import Purchases, charge_for
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline.spend.money import ZERO, rounded_up, shown
+from nq_pipeline.spend.money import ZERO, format_usd, round_up
 from nq_pipeline.workspace import Workspace
 
 State = Literal["complete", "empty", "missing", "pending", "over_budget", "not_entitled", "failed"]
@@ -145,7 +145,7 @@ class BackfillDay:
         if self.reason:
             return self.reason
         worse = f"; the vendor calls it {self.condition}" if self.condition in MARKED else ""
-        return f"{self.records:,} records, {self.rows:,} new rows, {shown(self.cost_usd)}{worse}"
+        return f"{self.records:,} records, {self.rows:,} new rows, {format_usd(self.cost_usd)}{worse}"
 
 
 def plan(
@@ -308,7 +308,7 @@ class _Job:
         if self.shelf.paid(whole):
             return DayPrice(trade_date, self.schema, ZERO, None, None, bool(self.shelf.job(whole)))
         prices = [self._price(query) for query in self.queries(trade_date, batch=False)]
-        usd = sum((rounded_up(price.usd) for price in prices), ZERO)  # as it is reserved
+        usd = sum((round_up(price.usd) for price in prices), ZERO)  # as it is reserved
         size = sum(price.size or 0 for price in prices)
         at = min(price.at for price in prices)
         return DayPrice(trade_date, self.schema, usd, size or None, None, self._by_batch(size), at)
@@ -345,8 +345,8 @@ class _Job:
             purchases = Purchases(self.client, ledger, "backfill", run_id, attempts, max_usd)
             if max_usd is not None and priced.usd > max_usd:
                 raise OverBudget(
-                    f"it costs {shown(priced.usd)}, and {shown(max_usd)} is left of what this run may spend; "
-                    "raise --max-usd (max_usd in Dagster's launchpad)"
+                    f"it costs {format_usd(priced.usd)}, and {format_usd(max_usd)} is left of what this "
+                    "run may spend; raise --max-usd (max_usd in Dagster's launchpad)"
                 )
             spans = Downloader(purchases, self.shelf, self.settings.backfill_wait_s, tell)
             whole = self.whole(trade_date)

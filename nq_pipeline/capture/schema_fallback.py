@@ -51,7 +51,7 @@ class SchemaFallback:
         from nq_pipeline.spend import entitlements
 
         said = {
-            schema: entitlements.refused(self.lake, "databento", self.dataset, schema, "live", day)
+            schema: entitlements.active_refusal(self.lake, "databento", self.dataset, schema, "live", day)
             for schema in FALLBACK_ORDER
         }
         return {schema: refusal.text for schema, refusal in said.items() if refusal is not None}
@@ -61,7 +61,7 @@ class SchemaFallback:
         from nq_pipeline.spend import entitlements
 
         below = next(iter(FALLBACK_ORDER[FALLBACK_ORDER.index(schema) + 1 :]), None)
-        entitlements.note(
+        entitlements.record_entitlement(
             self.lake,
             entitlements.Entitlement(
                 vendor="databento",

@@ -33,7 +33,7 @@ from nq_pipeline.sources.base import (
     failed,
     without_secrets,
 )
-from nq_pipeline.spend.entitlements import CHAIN
+from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.breaker import Breaker
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
@@ -127,8 +127,8 @@ def _ask_one(
         session.close()
         return None
     refused = {} if session.refresh else known_refusals(source, settings, request)
-    if refused.keys() == {CHAIN}:
-        refusal = refused[CHAIN]
+    if refused.keys() == {WHOLE_CHAIN}:
+        refusal = refused[WHOLE_CHAIN]
         error = NotEntitled(f"{refusal.text}; not asked again before {refusal.ask_again}, or with --refresh")
         return result(failed(source.name, request, error))
     request = replace(request, refused={part: refusal.text for part, refusal in refused.items()})

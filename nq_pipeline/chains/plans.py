@@ -9,7 +9,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source
 from nq_pipeline.spend import entitlements
-from nq_pipeline.spend.entitlements import CHAIN, Entitlement
+from nq_pipeline.spend.entitlements import WHOLE_CHAIN, Entitlement
 from nq_pipeline.workspace import Workspace
 
 PLAN_PRODUCTS = {"databento": "GLBX.MDP3", "polygon": "options", "tradovate": "market data"}
@@ -46,12 +46,14 @@ def record_entitlements(
         granted = _refusals(source, settings, request).keys() - answer.refused.keys()
         refusals |= dict.fromkeys(granted, "")
     if answer.outcome is Outcome.NOT_ENTITLED:
-        refusals[CHAIN] = answer.reason
-    elif answer.frame.height and CHAIN not in answer.refused:
-        refusals[CHAIN] = ""
+        refusals[WHOLE_CHAIN] = answer.reason
+    elif answer.frame.height and WHOLE_CHAIN not in answer.refused:
+        refusals[WHOLE_CHAIN] = ""
     for part, text in refusals.items():
-        step = "the other vendors' chains are used" if part == CHAIN else "the rest of its chain is used"
-        entitlements.note(
+        step = (
+            "the other vendors' chains are used" if part == WHOLE_CHAIN else "the rest of its chain is used"
+        )
+        entitlements.record_entitlement(
             Workspace.of(settings).lake,
             Entitlement(
                 vendor=source.name,
@@ -64,7 +66,7 @@ def record_entitlements(
                 text=text,
                 step=step if text else "",
                 address=source.base_url,
-                data_from=request.trade_date if text and part != CHAIN else None,
+                data_from=request.trade_date if text and part != WHOLE_CHAIN else None,
             ),
             run_id=request.run_id,
         )
@@ -74,6 +76,6 @@ def _refusals(source: Source, settings: Settings, request: ChainRequest) -> dict
     if source.name not in PLAN_PRODUCTS:
         return {}
     lake, product = Workspace.of(settings).lake, PLAN_PRODUCTS[source.name]
-    return entitlements.refusals(
+    return entitlements.active_refusals(
         lake, source.name, product, "historical", request.trade_date, address=source.base_url
     )

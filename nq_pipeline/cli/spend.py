@@ -46,10 +46,10 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
     month = ledger.month(_first_of(named, settings.budget_timezone) if named else None)
     _export_spend(settings, ledger)
     if as_json:
-        click.echo(to_json(report.as_json(month)))
+        click.echo(to_json(report.statement_json(month)))
         return
     note_sandbox(settings)
-    click.echo("\n".join(map(printable, report.text(month).splitlines())))
+    click.echo("\n".join(map(printable, report.statement_text(month).splitlines())))
 
 
 @budget.command()
@@ -66,14 +66,14 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
     """
     from nq_pipeline.settings import load
     from nq_pipeline.spend.ledger import Ledger
-    from nq_pipeline.spend.money import shown
+    from nq_pipeline.spend.money import format_usd
 
     settings = load()
     ledger = Ledger(settings)
     ledger.reconcile(reservation, usd, reason)
     _export_spend(settings, ledger)
     left = ledger.month().remaining_usd
-    click.echo(f"Booked: {reservation} cost {shown(usd)}. {shown(left)} is left this month.")
+    click.echo(f"Booked: {reservation} cost {format_usd(usd)}. {format_usd(left)} is left this month.")
 
 
 @budget.command("restore")
@@ -81,9 +81,9 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 def restore_ledger() -> None:
     """Make a spend ledger that was lost anew from its copy in the lake, the table spend."""
     from nq_pipeline.settings import load
-    from nq_pipeline.spend.restore import restore
+    from nq_pipeline.spend.restore import restore_ledger
 
-    lines, newest = restore(load())
+    lines, newest = restore_ledger(load())
     click.echo(
         f"Restored: {lines:,} lines, the last of {newest:%Y-%m-%d %H:%M} UTC. What was written later is not "
         "among them: compare `nq budget` with the vendor's usage page."
@@ -106,12 +106,12 @@ def trust_clock(reason: str) -> None:
 def _export_spend(settings: Settings, ledger: Ledger) -> None:
     """Bring the table `spend` up to the ledger."""
     from nq_pipeline.lake import catalog
-    from nq_pipeline.spend.export import export
+    from nq_pipeline.spend.export import export_lines
 
     if ledger.is_copy:
         return  # what is noted in it is gone afterwards
     try:
-        if export(ledger, Workspace.of(settings).lake, run_id="nq budget"):
+        if export_lines(ledger, Workspace.of(settings).lake, run_id="nq budget"):
             catalog.publish(Workspace.of(settings).lake)
     except Exception as error:
         if (said := disk_trouble(error)) is None:
@@ -171,7 +171,7 @@ def backfill(
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
     from nq_pipeline.spend.export import publish_spend
-    from nq_pipeline.spend.money import shown
+    from nq_pipeline.spend.money import format_usd
 
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json asks nothing back; add --yes or --dry-run")
@@ -187,17 +187,17 @@ def backfill(
         if not as_json:
             note_sandbox(settings)
             for price in priced:
-                what = price.state or f"{shown(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
+                what = price.state or f"{format_usd(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
                 click.echo(f"{price.trade_date}  {schema}  {what}{', as a batch job' if price.batch else ''}")
             at = min((price.at for price in priced if price.at), default=None)
             by = f" by the vendor's prices of {at:%Y-%m-%d %H:%M} UTC" if at else ""
-            click.echo(f"{shown(total)} in all{by}; --max-usd allows {shown(left)}.")
+            click.echo(f"{format_usd(total)} in all{by}; --max-usd allows {format_usd(left)}.")
             if no:
                 click.echo(f"Not all of it would be granted: {printable(no)}.")
         if dry_run or (total and not yes and not click.confirm("Buy it?")):
             click.echo("Nothing was bought.")
             if dry_run and total > left:
-                click.echo(f"To buy it, leave out --dry-run and allow {shown(total)} with --max-usd.")
+                click.echo(f"To buy it, leave out --dry-run and allow {format_usd(total)} with --max-usd.")
             return
         done, run_id = [], uuid.uuid4().hex
         tell = (lambda line: None) if as_json else progress

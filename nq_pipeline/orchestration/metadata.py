@@ -20,7 +20,7 @@ from nq_pipeline.chains.result import Snapshot, VendorResult
 from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.report.thumbnails import front_open_interest, thumbnail
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.money import shown
+from nq_pipeline.spend.money import format_usd
 from nq_pipeline.spend.statement import Statement
 from nq_pipeline.workspace import Workspace
 
@@ -153,7 +153,7 @@ def of_month(month: Statement) -> Metadata:
 
     days, budget = pl.DataFrame([asdict(day) for day in month.days]), float(month.budgets.monthly_usd)
     by_purpose = [
-        {"purpose": name, "metered": shown(part.metered_usd), "reserved": shown(part.reserved_usd)}
+        {"purpose": name, "metered": format_usd(part.metered_usd), "reserved": format_usd(part.reserved_usd)}
         for name, part in month.by_purpose.items()
     ]
     return {

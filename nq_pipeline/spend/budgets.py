@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.money import ZERO, shown
+from nq_pipeline.spend.money import ZERO, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class Usage:
     """What is taken of the budgets, for one vendor and purpose or in sum, USD.
 
     Attributes
@@ -67,8 +67,8 @@ class Use:
     day: Decimal = ZERO
     reserved: Decimal = ZERO
 
-    def __add__(self, other: Use) -> Use:
-        return Use(self.month + other.month, self.day + other.day, self.reserved + other.reserved)
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.month + other.month, self.day + other.day, self.reserved + other.reserved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,35 +98,35 @@ class Cap:
 
     def sentence(self) -> str:
         parts = [
-            f"{shown(usd)} {what}"
+            f"{format_usd(usd)} {what}"
             for usd, what in ((self.fees, "the plan"), (self.spent, "spent"), (self.reserved, "reserved"))
             if usd
         ]
         taken = f" ({', '.join(parts)})" if parts else ""
-        return f"{shown(self.left)} is left of {self.name} of {shown(self.limit)}{taken}"
+        return f"{format_usd(self.left)} is left of {self.name} of {format_usd(self.limit)}{taken}"
 
 
-def total(uses: Mapping[tuple[str, str], Use], *, vendor: str = "", purpose: str = "") -> Use:
+def sum_usage(uses: Mapping[tuple[str, str], Usage], *, vendor: str = "", purpose: str = "") -> Usage:
     """The sum over (vendor, purpose), of one vendor or one purpose where named."""
     chosen = [
         use
         for (of_vendor, of_purpose), use in uses.items()
         if vendor in ("", of_vendor) and purpose in ("", of_purpose)
     ]
-    return sum(chosen, Use())
+    return sum(chosen, Usage())
 
 
 def caps(
-    budgets: Budgets, fees: Decimal, uses: Mapping[tuple[str, str], Use], *, vendor: str, purpose: str
+    budgets: Budgets, fees: Decimal, uses: Mapping[tuple[str, str], Usage], *, vendor: str, purpose: str
 ) -> Iterator[Cap]:
     """The budgets that a charge of this vendor and purpose has to fit, the widest first."""
-    every = total(uses)
+    every = sum_usage(uses)
     month, day = "this month's budget", "today's budget"
     yield Cap(month, "NQ_BUDGET_MONTHLY_USD", budgets.monthly_usd, fees, every.month, every.reserved)
     yield Cap(day, "NQ_BUDGET_DAILY_USD", budgets.daily_usd, ZERO, every.day, every.reserved)
     for name, setting, limits, use in (
-        (vendor, "NQ_BUDGET_BY_VENDOR", budgets.by_vendor, total(uses, vendor=vendor)),
-        (purpose, "NQ_BUDGET_BY_PURPOSE", budgets.by_purpose, total(uses, purpose=purpose)),
+        (vendor, "NQ_BUDGET_BY_VENDOR", budgets.by_vendor, sum_usage(uses, vendor=vendor)),
+        (purpose, "NQ_BUDGET_BY_PURPOSE", budgets.by_purpose, sum_usage(uses, purpose=purpose)),
     ):
         if (limit := limits.get(name)) is not None:
             yield Cap(f"{month} for {name}", setting, limit, ZERO, use.month, use.reserved)

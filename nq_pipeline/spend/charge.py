@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from nq_pipeline.errors import LedgerError
-from nq_pipeline.spend.money import ZERO, cost_of, is_amount, rounded_up
+from nq_pipeline.spend.money import ZERO, cost_of, is_amount, round_up
 from nq_pipeline.spend.tables import Line
 
 Purpose = Literal["chains", "backfill", "gap_repair", "verify"]
@@ -69,7 +69,7 @@ def check_amounts(charge: Charge) -> None:
             )
 
 
-def cost_as_sent(charge: Charge, billed_bytes: int) -> Decimal:
+def actual_cost(charge: Charge, billed_bytes: int) -> Decimal:
     """What a charge comes to when so many bytes were sent for it."""
     cost = charge.cost_usd or ZERO
     if cost == 0:
@@ -77,11 +77,11 @@ def cost_as_sent(charge: Charge, billed_bytes: int) -> Decimal:
     if charge.unit_price_usd is not None:
         return cost_of(billed_bytes, charge.unit_price_usd)
     if charge.billable_bytes:
-        return rounded_up(cost * billed_bytes / charge.billable_bytes)
-    return rounded_up(cost)
+        return round_up(cost * billed_bytes / charge.billable_bytes)
+    return round_up(cost)
 
 
-def columns_of(charge: Charge) -> dict[str, Any]:
+def charge_columns(charge: Charge) -> dict[str, Any]:
     """The columns of a charge."""
     return {
         "vendor": charge.vendor,
@@ -91,14 +91,14 @@ def columns_of(charge: Charge) -> dict[str, Any]:
         "mode": charge.mode,
         "description": charge.description,
         "run_id": charge.run_id,
-        "priced_usd": None if charge.cost_usd is None else rounded_up(charge.cost_usd),
+        "priced_usd": None if charge.cost_usd is None else round_up(charge.cost_usd),
         "bytes": charge.billable_bytes,
-        "unit_price_usd": None if charge.unit_price_usd is None else rounded_up(charge.unit_price_usd),
+        "unit_price_usd": None if charge.unit_price_usd is None else round_up(charge.unit_price_usd),
         "priced_at": charge.priced_at,
     }
 
 
-def reservation_of(line: Line) -> Reservation:
+def reservation_from_line(line: Line) -> Reservation:
     """The reservation of a `reserved` line."""
     charge = Charge(
         vendor=str(line.vendor),

@@ -21,7 +21,7 @@ from nq_pipeline.market import sessions
 Mode = Literal["live", "historical"]
 
 
-CHAIN = "chain"
+WHOLE_CHAIN = "chain"
 """What a vendor's whole chain is kept under, in place of a schema."""
 NAMES = ("vendor", "dataset", "schema", "mode", "address", "environment")
 
@@ -76,7 +76,7 @@ class Entitlement:
         return self.ask_again is not None and today < self.ask_again
 
 
-def note(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
+def record_entitlement(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
     """Keep what a vendor said, durably, unless it is what is known already."""
     known = _newest(lake, said.vendor, said.dataset, said.schema, said.mode, said.address)
     if known is not None and said.entitled and known.entitled:
@@ -97,7 +97,7 @@ def note(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
     lake.append(ENTITLEMENTS, pl.DataFrame([row], schema=ENTITLEMENTS.schema), run_id=run_id)
 
 
-def refused(
+def active_refusal(
     lake: Lake,
     vendor: str,
     dataset: str,
@@ -119,19 +119,19 @@ def refused(
     return None if older else newest
 
 
-def refusals(
+def active_refusals(
     lake: Lake, vendor: str, dataset: str, mode: Mode, today: date, *, address: str = ""
 ) -> dict[str, Entitlement]:
     """Every refusal of a vendor that is in force on a trade date, by its schema."""
     asked = (vendor, dataset, mode, address)
     return {
         one.schema: one
-        for one in in_force(lake)
+        for one in newest_entitlements(lake)
         if (one.vendor, one.dataset, one.mode, one.address) == asked and one.refuses(today)
     }
 
 
-def in_force(lake: Lake) -> list[Entitlement]:
+def newest_entitlements(lake: Lake) -> list[Entitlement]:
     """The newest word on every vendor, dataset, schema and mode, in that order."""
     newest = (
         lake.scan(ENTITLEMENTS)

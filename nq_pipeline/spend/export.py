@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
-    """`export` at the end of a run: a ledger that cannot be used costs the run nothing but a warning.
+    """`export_lines` at the end of a run: a ledger that cannot be used costs the run nothing but a warning.
 
     Nothing is lost by it: the database is the record, and the next export makes up for this one.
     """
     from nq_pipeline.spend.ledger import Ledger
 
     try:
-        return export(Ledger(settings), lake, run_id=run_id)
+        return export_lines(Ledger(settings), lake, run_id=run_id)
     except LedgerError as error:
         log.warning("the table spend was not brought up to date: %s", error)
         return 0
@@ -44,7 +44,7 @@ def publish_spend(settings: Settings, *, run_id: str) -> None:
     catalog.publish(Workspace.of(settings).lake)
 
 
-def export(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
+def export_lines(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
     """Append the lines the lake lacks to its table `spend`; returns how many.
 
     Call it before the catalog is published.
@@ -52,10 +52,10 @@ def export(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
     began = ledger.began
     known = lake.scan(SPEND).filter(pl.col("ledger") == began).select(pl.col("line").max()).collect().item()
     lines = ledger.lines(after=known or 0)
-    return lake.append(SPEND, rows(lines, began), run_id=run_id).rows if lines else 0
+    return lake.append(SPEND, spend_rows(lines, began), run_id=run_id).rows if lines else 0
 
 
-def rows(lines: list[Line], began: datetime) -> pl.DataFrame:
+def spend_rows(lines: list[Line], began: datetime) -> pl.DataFrame:
     """The lines as rows of `SPEND`, of the ledger that was begun at this moment."""
     import numpy as np
 

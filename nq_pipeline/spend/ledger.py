@@ -29,15 +29,15 @@ from nq_pipeline.spend.charge import (
     Mode,
     Purpose,
     Reservation,
+    actual_cost,
+    charge_columns,
     check_amounts,
-    columns_of,
-    cost_as_sent,
-    reservation_of,
+    reservation_from_line,
 )
 from nq_pipeline.spend.database import open_copy, open_engine, transaction
-from nq_pipeline.spend.money import ZERO, is_amount, rounded_up, shown
+from nq_pipeline.spend.money import ZERO, format_usd, is_amount, round_up
 from nq_pipeline.spend.period import Boot, this_boot
-from nq_pipeline.spend.statement import Statement, statement
+from nq_pipeline.spend.statement import Statement, build_statement
 from nq_pipeline.spend.tables import LINES, Kind, Line
 from nq_pipeline.spend.transaction import LedgerTransaction
 
@@ -86,7 +86,7 @@ def open_ledger(
             "%d reservation%s left open, %s held, the oldest since %s: `nq budget` lists them",
             len(left),
             " is" if len(left) == 1 else "s are",
-            shown(held),
+            format_usd(held),
             f"{left[0].reserved_at:%Y-%m-%d %H:%M} UTC",
         )
     return ledger
@@ -150,11 +150,11 @@ class Ledger:
         reservation_id = uuid.uuid4().hex[:12]
         with self._book() as book:
             if refusal := book.refusal(charge):
-                book.add(Kind.REFUSED, **columns_of(charge), reason=refusal)
+                book.add(Kind.REFUSED, **charge_columns(charge), reason=refusal)
             else:
-                held = rounded_up(charge.cost_usd or ZERO)
+                held = round_up(charge.cost_usd or ZERO)
                 about = {"reservation_id": reservation_id, "reserved_usd": held}
-                at = book.add(Kind.RESERVED, **columns_of(charge), **about)
+                at = book.add(Kind.RESERVED, **charge_columns(charge), **about)
         if refusal:
             raise OverBudget(refusal)
         return Reservation(reservation_id, charge, at, held)
@@ -180,7 +180,7 @@ class Ledger:
         """
         if billed_bytes < 0:
             raise LedgerError(f"a download of {billed_bytes} bytes cannot be committed")
-        cost = cost_as_sent(reservation.charge, billed_bytes)
+        cost = actual_cost(reservation.charge, billed_bytes)
         about = {"bytes": billed_bytes, "request_id": request_id}
         with self._book() as book:
             trail = book.trail(reservation.id)
@@ -220,7 +220,7 @@ class Ledger:
         with self._book() as book:
             # Where the clock was set back, what was reserved before has the age zero.
             return [
-                reservation_of(line)
+                reservation_from_line(line)
                 for line in book.open_lines()
                 if max(timedelta(0), book.now - line.booked_at) >= older_than
             ]
@@ -244,7 +244,7 @@ class Ledger:
             raise LedgerError("say why: a reconciliation is kept with its reason")
         if not is_amount(cost_usd):
             raise LedgerError(f"{cost_usd} USD cannot have been billed; write 0 or more")
-        cost = rounded_up(cost_usd)
+        cost = round_up(cost_usd)
         with self._book() as book:
             trail = book.trail(reservation_id)
             if trail.closed is None:
@@ -274,7 +274,7 @@ class Ledger:
             lines = book.lines_between(
                 book.month_began if running else began, None if running else ends, fee_month=first
             )
-            return statement(
+            return build_statement(
                 lines,
                 book.open_lines(),
                 self.budgets,

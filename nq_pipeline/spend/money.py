@@ -20,17 +20,17 @@ def is_amount(usd: Decimal) -> bool:
     return usd.is_finite() and ZERO <= usd < MOST
 
 
-def rounded_up(usd: Decimal) -> Decimal:
+def round_up(usd: Decimal) -> Decimal:
     """The amount in whole billionths of a dollar."""
     return usd.quantize(NANO, rounding=ROUND_CEILING)
 
 
 def cost_of(size: int, unit_price_usd: Decimal) -> Decimal:
     """What so many bytes cost at a price per GiB."""
-    return rounded_up(size * unit_price_usd / GIB)
+    return round_up(size * unit_price_usd / GIB)
 
 
-def shown(usd: Decimal) -> str:
+def format_usd(usd: Decimal) -> str:
     """An amount for people: cents, and as many digits more as it needs (`$3.21`, `-$0.000012`)."""
     whole, _, part = f"{abs(usd):,.9f}".partition(".")
     sign = "-" if usd < 0 else ""

@@ -40,7 +40,7 @@ def this_boot() -> Boot | None:
         return None
 
 
-def provable(now: datetime, boot: Boot, anchor_at: datetime, anchor_uptime: timedelta) -> datetime:
+def latest_provable(now: datetime, boot: Boot, anchor_at: datetime, anchor_uptime: timedelta) -> datetime:
     """The latest moment it can be, by the clock and by the time since `anchor_at` of the same boot."""
     return min(now, anchor_at + (boot.uptime - anchor_uptime) + LEEWAY)
 
@@ -68,7 +68,7 @@ def next_month(month: date) -> date:
     return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
-def shown_age(span: timedelta) -> str:
+def format_age(span: timedelta) -> str:
     """Minutes, hours or days, whichever tells most."""
     minutes = max(0, round(span.total_seconds() / 60))
     if minutes < 120:

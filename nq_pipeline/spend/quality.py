@@ -15,12 +15,12 @@ import polars as pl
 from nq_pipeline.finding import Finding
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.spend import period
-from nq_pipeline.spend.entitlements import CHAIN, FALLBACK_ORDER, Entitlement
-from nq_pipeline.spend.money import ZERO, shown
+from nq_pipeline.spend.entitlements import FALLBACK_ORDER, WHOLE_CHAIN, Entitlement
+from nq_pipeline.spend.money import ZERO, format_usd
 from nq_pipeline.spend.statement import Statement
 
 
-def judge(
+def judge_month(
     month: Statement, said: Sequence[Entitlement], today: date, sources: Collection[str]
 ) -> dict[str, Finding]:
     """Every judgement, by the name of its check.
@@ -34,25 +34,25 @@ def judge(
     today
         The trade date on which a refusal is in force or has lapsed.
     sources
-        The vendors that can be asked for chains; see `configured`.
+        The vendors that can be asked for chains; see `configured_vendors`.
     """
     return {
-        "budget": budget(month),
-        "projection": projection(month),
-        "plan_fee": plan_fee(month),
-        "reconciled": reconciled(month),
-        "entitlement": entitlement(said, today, sources),
+        "budget": judge_refusals(month),
+        "projection": judge_projection(month),
+        "plan_fee": judge_plan_fee(month),
+        "reconciled": judge_reservations(month),
+        "entitlement": judge_entitlements(said, today, sources),
     }
 
 
-def configured(sources: Collection[str], answers: pl.DataFrame) -> tuple[str, ...]:
+def configured_vendors(sources: Collection[str], answers: pl.DataFrame) -> tuple[str, ...]:
     """The vendors but for those that last said they are not configured; `answers` are of one day."""
     newest = answers.sort("answered_at").group_by("source").last()
     without = set(newest.filter(outcome=str(Outcome.NOT_CONFIGURED))["source"])
     return tuple(name for name in sources if name not in without)
 
 
-def budget(month: Statement) -> Finding:
+def judge_refusals(month: Statement) -> Finding:
     """Whether anything was refused today."""
     today = period.day_of(month.as_of, month.zone)
     refused = [line for line in month.refusals if line.day == today]
@@ -73,7 +73,7 @@ def budget(month: Statement) -> Finding:
     )
 
 
-def projection(month: Statement) -> Finding:
+def judge_projection(month: Statement) -> Finding:
     """Whether the month will stay below the share of its budget from which on it warns (NQ_BUDGET_WARN).
 
     The share is that of what the plan leaves, as everywhere in the ledger.
@@ -83,26 +83,28 @@ def projection(month: Statement) -> Finding:
     over = to_come > ZERO and to_come >= Decimal(str(budgets.warn)) * room
     return Finding(
         passed=not over,
-        sentence=f"the month comes to ${month.projected_usd:,.2f} of {shown(budgets.monthly_usd)}"
+        sentence=f"the month comes to ${month.projected_usd:,.2f} of {format_usd(budgets.monthly_usd)}"
         + (f", {budgets.warn:.0%} or more of what the plan leaves (NQ_BUDGET_MONTHLY_USD)" if over else ""),
         severity="warn",
         numbers={"projected_usd": float(month.projected_usd), "monthly_usd": float(budgets.monthly_usd)},
     )
 
 
-def plan_fee(month: Statement) -> Finding:
+def judge_plan_fee(month: Statement) -> Finding:
     """Whether the plan's fee is booked, without which every sum of the month is too low."""
     wanted, numbers = month.budgets.plan_usd, {"plan_usd": float(month.plan_usd)}
     if wanted and not month.plan_usd:
-        sentence = f"no fee is booked for {month.month:%B %Y}, and the plan is {shown(wanted)} a month"
+        sentence = f"no fee is booked for {month.month:%B %Y}, and the plan is {format_usd(wanted)} a month"
         return Finding(passed=False, sentence=sentence, numbers=numbers)
     if wanted != month.plan_usd:
-        sentence = f"{shown(month.plan_usd)} is booked, and NQ_PLAN_MONTHLY_USD is {shown(wanted)} now"
+        sentence = (
+            f"{format_usd(month.plan_usd)} is booked, and NQ_PLAN_MONTHLY_USD is {format_usd(wanted)} now"
+        )
         return Finding(passed=False, sentence=sentence, severity="warn", numbers=numbers)
-    return Finding(passed=True, sentence=f"{shown(month.plan_usd)} is booked", numbers=numbers)
+    return Finding(passed=True, sentence=f"{format_usd(month.plan_usd)} is booked", numbers=numbers)
 
 
-def reconciled(month: Statement) -> Finding:
+def judge_reservations(month: Statement) -> Finding:
     """Whether every reservation was closed in good time (NQ_BUDGET_REVIEW_H)."""
     overdue = [one for one in month.open if one.review]
     numbers = {"open": len(month.open), "overdue": len(overdue)}
@@ -110,27 +112,27 @@ def reconciled(month: Statement) -> Finding:
         return Finding(passed=True, sentence="no reservation is open for too long", numbers=numbers)
     held = sum((one.reserved_usd for one in overdue), ZERO)
     table = pl.DataFrame(
-        [{"id": one.id, "held": shown(one.reserved_usd), "what": one.description} for one in overdue]
+        [{"id": one.id, "held": format_usd(one.reserved_usd), "what": one.description} for one in overdue]
     )
     return Finding(
         passed=False,
-        sentence=f"{shown(held)} is held by {len(overdue)} reservation(s) open for too long: look up what "
-        "the vendor billed, then `nq budget reconcile`",
+        sentence=f"{format_usd(held)} is held by {len(overdue)} reservation(s) open for too long: look up "
+        "what the vendor billed, then `nq budget reconcile`",
         numbers=numbers,
         table=table,
     )
 
 
-def entitlement(said: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
+def judge_entitlements(said: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
     """Whether a plan refuses what is wanted; an error where there is nothing else to fall back on."""
     refused = [one for one in said if one.refuses(today)]
     if not refused:
         return Finding(passed=True, sentence="no plan refuses anything that was asked for", severity="warn")
-    others = set(sources) - {one.vendor for one in refused if one.schema == CHAIN}
+    others = set(sources) - {one.vendor for one in refused if one.schema == WHOLE_CHAIN}
     left_nothing = [one for one in refused if _is_last(one, others)]
     first = (left_nothing or refused)[0]
     step = first.step or first.text
-    if first.schema == CHAIN and not others:
+    if first.schema == WHOLE_CHAIN and not others:
         step = f"no vendor is left to ask of {', '.join(sources)}"
     table = pl.DataFrame(
         [
@@ -155,6 +157,6 @@ def _is_last(refused: Entitlement, others: Collection[str]) -> bool:
     """
     if refused.mode == "live":
         return refused.schema == FALLBACK_ORDER[-1]
-    if refused.schema == CHAIN:
+    if refused.schema == WHOLE_CHAIN:
         return not others
     return refused.data_from is None

@@ -9,26 +9,21 @@ from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from nq_pipeline.spend.money import shown
-from nq_pipeline.spend.period import shown_age
-from nq_pipeline.spend.statement import (
-    Open,
-    SpendingPart,
-    Statement,
-    UnitPrice,
-)
+from nq_pipeline.spend.money import format_usd
+from nq_pipeline.spend.period import format_age
+from nq_pipeline.spend.statement import OpenReservation, SpendingPart, Statement, UnitPrice
 from nq_pipeline.spend.tables import Kind, Line
 
 LATEST = 5
 """Refusals and changes that are shown; all of them are in the JSON and in the table `spend`."""
 
 
-def text(month: Statement) -> str:
+def statement_text(month: Statement) -> str:
     """The month on a screenful: what it comes to, who took it, what is open, what was refused."""
     return "\n".join(_lines(month))
 
 
-def as_json(month: Statement) -> dict[str, Any]:
+def statement_json(month: Statement) -> dict[str, Any]:
     """The same, whole. Amounts are texts, exact to the billionth."""
     return {
         "environment": month.environment,
@@ -128,11 +123,11 @@ def _part(item: tuple[str, SpendingPart]) -> Sequence[str]:
 
 def _price(price: UnitPrice) -> Sequence[str]:
     by = " as a batch job" * (price.mode == "historical")
-    return f"  {price.schema}{by}", _cents(price.usd), f"{shown_age(price.age)} ago"
+    return f"  {price.schema}{by}", _cents(price.usd), f"{format_age(price.age)} ago"
 
 
-def _open(one: Open) -> Sequence[str]:
-    since = shown_age(one.age) + (", for review" if one.review else "")
+def _open(one: OpenReservation) -> Sequence[str]:
+    since = format_age(one.age) + (", for review" if one.review else "")
     what = f"{one.purpose} {one.schema}: {one.description} (run {one.run_id})"
     return f"  {one.id}", _exact(one.reserved_usd), since, what
 
@@ -160,7 +155,7 @@ def _said(line: Line) -> str:
     if line.kind == Kind.BUDGET:
         return f"{line.setting} is {line.value or 'unset'}: {line.reason}"
     if line.kind in (Kind.RECONCILED, Kind.CORRECTED):
-        return f"{line.reservation_id} {line.kind} by {shown(line.spent_usd)}: {line.reason}"
+        return f"{line.reservation_id} {line.kind} by {format_usd(line.spent_usd)}: {line.reason}"
     return str(line.reason)
 
 

@@ -17,7 +17,7 @@ from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line
 from nq_pipeline.workspace import Workspace
 
 
-def restore(settings: Settings) -> tuple[int, datetime]:
+def restore_ledger(settings: Settings) -> tuple[int, datetime]:
     """Write the lines of the table `spend` to an empty ledger; how many, and when the last was written.
 
     Lines that no run had exported yet are not among them.

@@ -11,8 +11,8 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 from nq_pipeline.spend import period
-from nq_pipeline.spend.budgets import Budgets, Cap, Use, caps
-from nq_pipeline.spend.money import ZERO, rounded_up, shown
+from nq_pipeline.spend.budgets import Budgets, Cap, Usage, caps
+from nq_pipeline.spend.money import ZERO, format_usd, round_up
 from nq_pipeline.spend.tables import FIRST, METERED, Kind, Line
 
 RECURRING = {"chains"}
@@ -64,7 +64,7 @@ class UnitPrice:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenReservation:
     """A reservation that is neither committed nor released nor reconciled."""
 
     id: str
@@ -121,7 +121,7 @@ class Statement:
     by_vendor: Mapping[str, SpendingPart]
     prices: tuple[UnitPrice, ...]
     days: tuple[SpendingDay, ...]
-    open: tuple[Open, ...]
+    open: tuple[OpenReservation, ...]
     lines: tuple[Line, ...]
 
     @property
@@ -145,7 +145,7 @@ class Statement:
         month, day = caps(
             self.budgets,
             self.plan_usd,
-            {("", ""): Use(self.metered_usd, self.today_usd, self.reserved_usd)},
+            {("", ""): Usage(self.metered_usd, self.today_usd, self.reserved_usd)},
             vendor="",
             purpose="",
         )
@@ -173,7 +173,7 @@ class Statement:
         return tuple(_warnings(self))
 
 
-def statement(
+def build_statement(
     lines: Sequence[Line],
     open_lines: Sequence[Line],
     budgets: Budgets,
@@ -211,7 +211,7 @@ def statement(
     gone = min(now, ends) - began if now > began else timedelta(0)
     recurring = _spent([line for line in metered_lines if line.purpose in RECURRING])
     left_over = ends - now if running else timedelta(0)
-    to_come = rounded_up(recurring * _ratio(left_over, max(gone, timedelta(days=1))))
+    to_come = round_up(recurring * _ratio(left_over, max(gone, timedelta(days=1))))
     left = max(ZERO, budgets.monthly_usd - plan - metered - reserved) if running else ZERO
     return Statement(
         environment=environment,
@@ -222,7 +222,7 @@ def statement(
         running=running,
         budgets=budgets,
         plan_usd=plan,
-        plan_prorated_usd=rounded_up(plan * _ratio(gone, ends - began)),
+        plan_prorated_usd=round_up(plan * _ratio(gone, ends - began)),
         metered_usd=metered,
         reserved_usd=reserved,
         today_usd=today,
@@ -287,13 +287,13 @@ def _days(
     for day in every:
         cumulative += spent[day]
         if day > today:
-            cumulative += rounded_up(to_come / ahead)
+            cumulative += round_up(to_come / ahead)
         yield SpendingDay(day, spent[day], cumulative, day > today)
 
 
-def _open(line: Line, now: datetime, review: timedelta) -> Open:
+def _open(line: Line, now: datetime, review: timedelta) -> OpenReservation:
     age = max(timedelta(0), now - line.booked_at)
-    return Open(
+    return OpenReservation(
         id=str(line.reservation_id),
         reserved_usd=line.reserved_usd,
         reserved_at=line.booked_at,
@@ -319,12 +319,12 @@ def _warnings(month: Statement) -> Iterator[str]:
             yield f"{cap.share:.0%} of {cap.name} is taken: {cap.sentence()}"
     if month.projected_usd > month.budgets.monthly_usd:
         yield (
-            f"at this pace the month comes to {shown(month.projected_usd)}, more than "
-            f"{shown(month.budgets.monthly_usd)}: requests will be refused (NQ_BUDGET_MONTHLY_USD)"
+            f"at this pace the month comes to {format_usd(month.projected_usd)}, more than "
+            f"{format_usd(month.budgets.monthly_usd)}: requests will be refused (NQ_BUDGET_MONTHLY_USD)"
         )
     if overdue := [one for one in month.open if one.review]:
         held = sum((one.reserved_usd for one in overdue), ZERO)
         yield (
-            f"{shown(held)} is held by reservations that are open for too long ({len(overdue)}): look up "
-            "what the vendor billed for them, then nq budget reconcile"
+            f"{format_usd(held)} is held by reservations that are open for too long ({len(overdue)}): look "
+            "up what the vendor billed for them, then nq budget reconcile"
         )

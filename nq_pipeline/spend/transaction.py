@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.spend import period
-from nq_pipeline.spend.budgets import Budgets, Use, caps
+from nq_pipeline.spend.budgets import Budgets, Usage, caps
 from nq_pipeline.spend.charge import Charge
-from nq_pipeline.spend.money import ZERO, rounded_up, shown
+from nq_pipeline.spend.money import ZERO, format_usd, round_up
 from nq_pipeline.spend.period import Boot
 from nq_pipeline.spend.tables import CLOSING, FIRST, LINES, METERED, OPEN, Kind, Line
 
@@ -78,15 +78,15 @@ class LedgerTransaction:
         if charge.cost_usd == 0:
             return None
         self.book_fee()
-        cost = rounded_up(charge.cost_usd)
+        cost = round_up(charge.cost_usd)
         every = caps(self._budgets, self._fees(), self._uses(), vendor=charge.vendor, purpose=charge.purpose)
         tight = [cap for cap in every if cost > cap.left]
         if not tight:
             return None
-        age = period.shown_age(self.now - charge.priced_at)
+        age = period.format_age(self.now - charge.priced_at)
         what_raises = " and ".join(dict.fromkeys(cap.setting for cap in tight))
         return (
-            f"{charge} would cost {shown(cost)} (priced {age} ago), and only "
+            f"{charge} would cost {format_usd(cost)} (priced {age} ago), and only "
             f"{'; '.join(cap.sentence() for cap in tight)}; raise {what_raises} or ask for less"
         )
 
@@ -176,7 +176,7 @@ class LedgerTransaction:
 
     # ── what is taken ───────────────────────────────────────────────────────────────────────────
 
-    def _uses(self) -> Mapping[tuple[str, str], Use]:
+    def _uses(self) -> Mapping[tuple[str, str], Usage]:
         """What is spent since the month and the day began, and held, by vendor and purpose."""
         day = sa.case((self._since(self.day_began), LINES.c.spent_usd), else_=0)
         spent = self._connection.execute(
@@ -193,10 +193,10 @@ class LedgerTransaction:
             )
             .group_by(LINES.c.vendor, LINES.c.purpose)
         )
-        uses = {(vendor, purpose): Use(month, today) for vendor, purpose, month, today in spent}
+        uses = {(vendor, purpose): Usage(month, today) for vendor, purpose, month, today in spent}
         for line in self.open_lines():
             key = (str(line.vendor), str(line.purpose))
-            uses[key] = uses.get(key, Use()) + Use(reserved=line.reserved_usd)
+            uses[key] = uses.get(key, Usage()) + Usage(reserved=line.reserved_usd)
         return uses
 
     def _fees(self) -> Decimal:
@@ -221,7 +221,9 @@ class LedgerTransaction:
             anchor = self._trusted
         if anchor is None or anchor.uptime_us is None:
             return now
-        return period.provable(now, self._boot, anchor.recorded_at, timedelta(microseconds=anchor.uptime_us))
+        return period.latest_provable(
+            now, self._boot, anchor.recorded_at, timedelta(microseconds=anchor.uptime_us)
+        )
 
     def _stamp(self) -> datetime:
         """Now, but never before what was booked already."""

@@ -136,7 +136,7 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     What is refused today beside the known steps, as a schema of a backfill, follows them.
     """
     lake = Workspace.of(settings).lake
-    said = {(e.vendor, e.mode, e.schema): e for e in entitlements.in_force(lake)}
+    said = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}
     known = {(step.vendor, step.mode, step.schema) for step in PLAN_STEPS}
     today = sessions.trade_date(settings.clock.now())
     others = [PlanStep(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]

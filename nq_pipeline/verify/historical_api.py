@@ -20,7 +20,7 @@ from nq_pipeline.sources.databento.client import HistoricalClient, Query
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline.spend.money import shown
+from nq_pipeline.spend.money import format_usd
 from nq_pipeline.transport.vendor_session import Policy
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import (
@@ -50,9 +50,9 @@ def cost(ctx: Context) -> CheckResult:
         "cost_usd": price.usd, "bytes": price.size, "unit_price_usd_per_gib": price.unit_usd,
         "plan_usd": month.plan_usd, "metered_usd": month.metered_usd, "remaining_usd": month.remaining_usd,
     }  # fmt: skip
-    listed = f" ({price.size:,} bytes at {shown(price.unit_usd)} a GiB)" if price.unit_usd else ""
+    listed = f" ({price.size:,} bytes at {format_usd(price.unit_usd)} a GiB)" if price.unit_usd else ""
     return passed(
-        f"{SPAN_S} s of {query.schema} until {_clock(query)}: {shown(price.usd)}{listed}; this month "
+        f"{SPAN_S} s of {query.schema} until {_clock(query)}: {format_usd(price.usd)}{listed}; this month "
         f"${month.plan_usd:,.2f} plan and ${month.metered_usd:,.2f} metered, "
         f"${month.remaining_usd:,.2f} left",
         **facts,
@@ -107,7 +107,8 @@ def history(ctx: Context) -> CheckResult:
     if difference:
         return failed(f"the gateway's replay has {difference} that the historical API sold", **facts)
     return passed(
-        f"the {len(sold):,} trades, bought for {shown(purchases.cost_usd)}, are the ones the gateway replays",
+        f"the {len(sold):,} trades, bought for {format_usd(purchases.cost_usd)}, are the ones "
+        "the gateway replays",
         **facts,
     )
 

@@ -20,7 +20,7 @@ from nq_pipeline.lake.tables import ANSWERS, ENTITLEMENTS, SPEND
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.polygon.source import SNAPSHOT
-from nq_pipeline.spend.entitlements import Entitlement, in_force, note
+from nq_pipeline.spend.entitlements import Entitlement, newest_entitlements, record_entitlement
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.verify.doctor import plan_steps
 from nq_pipeline.workspace import Workspace
@@ -112,7 +112,7 @@ def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_
         replayed = replay_snapshot(settings, "latest").results["databento"].answer
         assert (replayed.outcome, replayed.reason) == (again.outcome, again.reason)
         assert_frame_equal(replayed.frame.drop("run_id"), again.frame.drop("run_id"))
-    said = {one.schema: one.entitled for one in in_force(Workspace.of(settings).lake)}
+    said = {one.schema: one.entitled for one in newest_entitlements(Workspace.of(settings).lake)}
     assert said == {"statistics": False, "chain": True}
     refusals = [step for step in plan_steps(settings) if step.entitled is False]
     assert [(step.vendor, step.schema) for step in refusals] == [("databento", "statistics")]
@@ -157,7 +157,7 @@ def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked
     for schema, entitled in (("mbo", False), ("trades", True)):
         text = "" if entitled else f"Not authorized for {schema} schema"
         said = Entitlement("databento", "GLBX.MDP3", schema, "live", "live", day, entitled, text)
-        note(Workspace.of(settings).lake, said)
+        record_entitlement(Workspace.of(settings).lake, said)
     told = {(step.vendor, step.mode, step.schema): step for step in plan_steps(settings)}
     assert told["databento", "live", "mbo"].entitled is False
     assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"

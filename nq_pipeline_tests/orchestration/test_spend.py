@@ -171,16 +171,16 @@ def test_a_month_near_its_budget_and_money_held_too_long_are_said(tmp_path: Path
     settings = settings_of(tmp_path, budget_daily_usd=Decimal(21), budget_review_h=1)
     held = open_ledger(settings)
     held.reserve(charge(cost_usd=Decimal("16.79")))
-    assert quality.projection(held.month()).passed
+    assert quality.judge_projection(held.month()).passed
     held.reserve(charge(cost_usd=Decimal("0.01")))
-    near = quality.projection(held.month())
+    near = quality.judge_projection(held.month())
     assert not near.passed and near.severity == "warn"
-    assert quality.reconciled(held.month()).passed
+    assert quality.judge_reservations(held.month()).passed
     later = open_ledger(settings, clock=Later(), boot=lambda: None).month()
-    overdue = quality.reconciled(later)
+    overdue = quality.judge_reservations(later)
     assert not overdue.passed and overdue.numbers["overdue"] == 2 and "$16.80" in overdue.sentence
-    assert quality.plan_fee(held.month()).passed
-    unpaid = quality.plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
+    assert quality.judge_plan_fee(held.month()).passed
+    unpaid = quality.judge_plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
     assert not unpaid.passed and unpaid.severity == "error" and "no fee is booked" in unpaid.sentence
 
 
@@ -219,15 +219,15 @@ def no(vendor: str, schema: str, mode: Mode, data_from: date | None = None) -> E
 def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_its_place(
     refusals: list[Entitlement], today: date, verdict: str | None
 ) -> None:
-    found = quality.entitlement(refusals, today, ("polygon", "databento"))
+    found = quality.judge_entitlements(refusals, today, ("polygon", "databento"))
     assert (None if found.passed else found.severity) == verdict
 
 
 def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
     refusals = [no("polygon", "chain", "historical")]
-    found = quality.entitlement(refusals, ASKED, ("polygon",))
+    found = quality.judge_entitlements(refusals, ASKED, ("polygon",))
     assert found.severity == "error" and found.sentence.endswith("no vendor is left to ask of polygon")
-    assert quality.entitlement(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
+    assert quality.judge_entitlements(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
 
 
 def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
@@ -237,9 +237,9 @@ def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
         {"source": name, "answered_at": at + timedelta(minutes=after), "outcome": outcome}
         for name, after, outcome in said
     ]
-    left = quality.configured(("barchart", "polygon", "databento"), pl.DataFrame(rows))
+    left = quality.configured_vendors(("barchart", "polygon", "databento"), pl.DataFrame(rows))
     assert left == ("polygon", "databento")
-    assert quality.configured(("barchart",), ANSWERS.empty()) == ("barchart",)
+    assert quality.configured_vendors(("barchart",), ANSWERS.empty()) == ("barchart",)
 
 
 def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:

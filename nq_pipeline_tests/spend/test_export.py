@@ -16,10 +16,10 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.export import export, export_spend
+from nq_pipeline.spend.export import export_lines, export_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
-from nq_pipeline.spend.restore import restore
+from nq_pipeline.spend.restore import restore_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge
 from nq_pipeline_tests.testing.ledgers import FreshLedger
@@ -43,8 +43,8 @@ def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
     total = 0
     for _ in range(3):
         ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB + 1)
-        total += export(ledger, lake, run_id="run")
-        assert export(ledger, lake, run_id="run") == 0
+        total += export_lines(ledger, lake, run_id="run")
+        assert export_lines(ledger, lake, run_id="run") == 0
     lines = ledger.lines()
     rows = lake.scan(SPEND).collect().sort("line")
     assert rows.height == total == len(lines)
@@ -61,21 +61,21 @@ def test_a_lost_ledger_is_no_empty_one_and_is_restored_from_the_lake(
     ledger = open_ledger(settings, clock=machine, boot=machine.boot)
     ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB)
     held = ledger.reserve(charge("2.5")).id
-    export(ledger, lake_of(settings), run_id="run")
+    export_lines(ledger, lake_of(settings), run_id="run")
     before, month = ledger.lines(), ledger.month()
     with pytest.raises(LedgerError, match="has lines already"):
-        restore(settings)
+        restore_ledger(settings)
     for file in settings.environment_dir.glob("ledger.sqlite*"):
         file.unlink()
     with pytest.raises(LedgerError, match=r"is missing.*nq budget restore"):
         open_ledger(settings, clock=machine, boot=machine.boot)
 
-    assert restore(settings)[0] == len(before)
+    assert restore_ledger(settings)[0] == len(before)
     again = open_ledger(settings, clock=machine, boot=machine.boot)
     assert again.lines() == [replace(line, boot=None, uptime_us=None) for line in before]
     assert again.month().remaining_usd == month.remaining_usd
     again.reconcile(held, Decimal("2.5"), "the usage page")
-    assert export(again, lake_of(settings), run_id="run") == 1
+    assert export_lines(again, lake_of(settings), run_id="run") == 1
 
 
 def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machine) -> None:
@@ -87,7 +87,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
         ledger.reserve(charge("99"))
     machine.advance(days=1)
     ledger.commit(ledger.reserve(charge(NANO)), billed_bytes=1)
-    export(ledger, lake_of(settings), run_id="run")
+    export_lines(ledger, lake_of(settings), run_id="run")
 
     columns = "day::varchar, purpose, spent_usd, reserved_usd, requests, refused, month_usd"
     daily = f"select {columns} from spend_daily order by all"
@@ -99,7 +99,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
             ("2026-11-11", "chains", NANO, 0, 1, 0, 180 + NANO),
         ]
     ledger.commit(held, billed_bytes=GIB // 2)
-    export(ledger, lake_of(settings), run_id="run")
+    export_lines(ledger, lake_of(settings), run_id="run")
     path = catalog.publish(Workspace.of(settings).lake)
     with duckdb.connect(path, read_only=True) as connection:
         ((spent, reserved),) = connection.execute(

@@ -20,7 +20,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import PURPOSES, Settings
 from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
-from nq_pipeline.spend.money import GIB, NANO, cost_of, shown
+from nq_pipeline.spend.money import GIB, NANO, cost_of, format_usd
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.ledger_machine import (
     NOON,
@@ -460,4 +460,4 @@ def test_a_cost_is_never_below_the_exact_one_and_less_than_a_billionth_above(siz
     [("0", "$0.00"), ("3.5", "$3.50"), ("1234.567", "$1,234.567"), ("-0.000000012", "-$0.000000012")],
 )
 def test_amounts_are_shown_with_cents_and_the_digits_they_need(usd: str, text: str) -> None:
-    assert shown(Decimal(usd)) == text
+    assert format_usd(Decimal(usd)) == text

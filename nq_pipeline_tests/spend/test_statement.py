@@ -111,7 +111,7 @@ def test_a_month_that_is_over_shows_its_own_lines_only(ledger: Ledger, machine: 
 
 
 def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, machine: Machine) -> None:
-    text = report.text(ledger.month())
+    text = report.statement_text(ledger.month())
     lines = text.splitlines()
     assert lines[0] == "November 2026, as of 04 Nov 00:00 UTC"
     said = {line.split("$")[0].strip(): line for line in lines if "$" in line}
@@ -138,8 +138,10 @@ def test_the_newest_price_of_each_schema_is_shown_with_its_age(tmp_path: Path, m
         price = None if usd is None else Decimal(usd)
         at = now - timedelta(hours=hours)
         ledger.reserve(charge("0.1", schema=schema, unit_price_usd=price, priced_at=at))
-    assert "\n  mbo      $1.70  2 days ago\n  trades  $28.00  3 h ago\n" in report.text(ledger.month())
-    shown = report.as_json(ledger.month())["prices"]
+    assert "\n  mbo      $1.70  2 days ago\n  trades  $28.00  3 h ago\n" in report.statement_text(
+        ledger.month()
+    )
+    shown = report.statement_json(ledger.month())["prices"]
     assert [(price["schema"], price["usd"], price["age"]) for price in shown] == [
         ("mbo", Decimal("1.7"), 49 * 3600.0),
         ("trades", Decimal(28), 3 * 3600.0),
@@ -147,7 +149,7 @@ def test_the_newest_price_of_each_schema_is_shown_with_its_age(tmp_path: Path, m
 
 
 def test_the_json_is_whole_and_exact(ledger: Ledger) -> None:
-    found = json.loads(orjson.dumps(report.as_json(ledger.month()), default=str))
+    found = json.loads(orjson.dumps(report.statement_json(ledger.month()), default=str))
     assert (found["month"], found["timezone"], found["running"]) == ("2026-11", "UTC", True)
     amounts = {name: Decimal(found[name]) for name in found if name.endswith("_usd")}
     assert amounts["total_usd"] == 179 + amounts["metered_usd"] + amounts["reserved_usd"]
@@ -160,7 +162,7 @@ def test_a_new_ledger_has_a_statement_too(tmp_path: Path, machine: Machine) -> N
     ledger = opened(tmp_path, machine, plan_monthly_usd=Decimal(0), budget_monthly_usd=Decimal(0))
     month = ledger.month()
     assert month.plan_usd == month.remaining_usd == month.projected_usd == 0 and not month.warnings
-    assert "Total" in report.text(month)
+    assert "Total" in report.statement_text(month)
 
 
 PAID = st.tuples(st.integers(0, 29), st.decimals(0, "0.5", places=9), st.sampled_from(["chains", "backfill"]))

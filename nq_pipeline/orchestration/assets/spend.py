@@ -18,8 +18,8 @@ from nq_pipeline.orchestration.checks.chains import results
 from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.spend import quality
-from nq_pipeline.spend.entitlements import in_force
-from nq_pipeline.spend.export import export
+from nq_pipeline.spend.entitlements import newest_entitlements
+from nq_pipeline.spend.export import export_lines
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 
@@ -57,15 +57,15 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
         lake = Workspace.of(settings).lake
         try:
             ledger = open_ledger(settings)
-            if export(ledger, lake, run_id=context.run.run_id):
+            if export_lines(ledger, lake, run_id=context.run.run_id):
                 catalog.publish(Workspace.of(settings).lake)
             month = ledger.month()
         except LedgerError as error:
             yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
             return
         today = sessions.trade_date(now)
-        vendors_left = quality.configured(settings.sources, lake.scan(ANSWERS, [today]).collect())
-        findings = quality.judge(month, in_force(lake), today, vendors_left)
+        vendors_left = quality.configured_vendors(settings.sources, lake.scan(ANSWERS, [today]).collect())
+        findings = quality.judge_month(month, newest_entitlements(lake), today, vendors_left)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if LEDGER_ASSET in context.selected_asset_keys:

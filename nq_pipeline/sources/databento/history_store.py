@@ -413,7 +413,9 @@ def refused(settings: Settings, schema: str, data_of: date | None = None) -> Ent
     """
     lake, today = Workspace.of(settings).lake, sessions.trade_date(settings.clock.now())
     dataset = settings.databento_dataset
-    return entitlements.refused(lake, "databento", dataset, schema, "historical", today, data_of=data_of)
+    return entitlements.active_refusal(
+        lake, "databento", dataset, schema, "historical", today, data_of=data_of
+    )
 
 
 def note_refused(settings: Settings, schema: str, trade_date: date, text: str) -> None:
@@ -428,7 +430,7 @@ def note_granted(settings: Settings, schema: str) -> None:
 
 
 def _note(settings: Settings, schema: str, *, entitled: bool, **more: Any) -> None:
-    entitlements.note(
+    entitlements.record_entitlement(
         Workspace.of(settings).lake,
         Entitlement(
             vendor="databento",

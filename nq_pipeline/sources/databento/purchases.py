@@ -30,7 +30,7 @@ from nq_pipeline.sources.databento.client import (
     Query,
 )
 from nq_pipeline.spend.ledger import Charge, Ledger, Mode, Purpose, Reservation, Spending
-from nq_pipeline.spend.money import ZERO, shown
+from nq_pipeline.spend.money import ZERO, format_usd
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Purchases:
             return
         usd = sum((price.usd for _, price in priced), ZERO)
         first = priced[0][0]
-        parts = ", ".join(f"{query.schema} {shown(price.usd)}" for query, price in priced)
+        parts = ", ".join(f"{query.schema} {format_usd(price.usd)}" for query, price in priced)
         whole = Charge(
             vendor="databento",
             purpose=self.purpose,
@@ -141,8 +141,8 @@ class Purchases:
         for last in (n + 1 == attempts for n in range(attempts)):
             if self.max_usd is not None and self.cost_usd + price.usd > self.max_usd:
                 raise OverBudget(
-                    f"{charge} would cost {shown(price.usd)}, and of the {shown(self.max_usd)} allowed "
-                    f"{shown(self.max_usd - self.cost_usd)} is left; raise --max-usd or ask for less"
+                    f"{charge} would cost {format_usd(price.usd)}, and of the "
+                    f"{format_usd(self.max_usd)} allowed {format_usd(self.max_usd - self.cost_usd)} is left; raise --max-usd or ask for less"
                 )
             spending = _Spending(self.ledger, self.ledger.reserve(charge))
             try:

@@ -50,7 +50,7 @@ from nq_pipeline.sources.polygon.parse import (
     next_page,
     parse_page,
 )
-from nq_pipeline.spend.entitlements import CHAIN
+from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
 
@@ -138,7 +138,7 @@ class Polygon:
             reasons = [f"Polygon lists no options for the requested expirations{others}"]
         refused = {code: chain.refusal for code, chain in chains.items() if chain.refusal}
         if refused.keys() == chains.keys():
-            refused[CHAIN] = next(iter(refused.values()))
+            refused[WHOLE_CHAIN] = next(iter(refused.values()))
         return ChainAnswer(
             source=self.name,
             outcome=outcome,
