@@ -142,7 +142,8 @@ class Purchases:
             if self.max_usd is not None and self.cost_usd + price.usd > self.max_usd:
                 raise OverBudget(
                     f"{charge} would cost {format_usd(price.usd)}, and of the "
-                    f"{format_usd(self.max_usd)} allowed {format_usd(self.max_usd - self.cost_usd)} is left; raise --max-usd or ask for less"
+                    f"{format_usd(self.max_usd)} allowed "
+                    f"{format_usd(self.max_usd - self.cost_usd)} is left; raise --max-usd or ask for less"
                 )
             spending = _Spending(self.ledger, self.ledger.reserve(charge))
             try:
