@@ -195,13 +195,13 @@ def ui(port: int) -> None:
     import signal
     import threading
 
-    from nq_pipeline.first_dates import first_dates
-    from nq_pipeline.orchestration import ui
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
+    from nq_pipeline.ui import supervisor
+    from nq_pipeline.ui.first_partitions import first_partitions
 
-    settings, stop, url = load(), threading.Event(), f"http://{ui.HOST}:{port}"
-    home = ui.instance_folder(settings)
+    settings, stop, url = load(), threading.Event(), f"http://{supervisor.HOST}:{port}"
+    home = supervisor.instance_folder(settings)
 
     def end() -> None:
         click.echo("Ending Dagster and everything it started …")
@@ -211,17 +211,17 @@ def ui(port: int) -> None:
     note_sandbox(settings)
     click.echo(f"Starting Dagster; its history is in {home} …")
     with (
-        ui.claimed(home, port) as claim,
+        supervisor.hold_instance(home, port) as hold,
         at_signal(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         endpoints(settings),  # every run in the UI finds the stand-ins already there
     ):
-        ui.run(
-            ui.command(port),
+        supervisor.run_dagster(
+            supervisor.dagster_command(port),
             port,
-            environment={**links, **first_dates(settings), "DAGSTER_HOME": str(home)},
+            environment={**links, **first_partitions(settings), "DAGSTER_HOME": str(home)},
             stop=stop,
-            claim=claim,
-            answers=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
+            hold=hold,
+            on_ready=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
         )
 
 

@@ -96,7 +96,7 @@ def report(moment: str | None, no_open: bool) -> None:
     """
     import webbrowser
 
-    from nq_pipeline.report import write_report
+    from nq_pipeline.report.page import write_report
     from nq_pipeline.settings import load
 
     settings, snapshot_ts = load(), _instant(moment) if moment else None

@@ -50,6 +50,7 @@ def run(
     from nq_pipeline.chains.replay import finish_killed_runs, replay_snapshot
     from nq_pipeline.chains.request import build_request
     from nq_pipeline.chains.snapshot import take_snapshot
+    from nq_pipeline.chains.summary import as_json as snapshot_json
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
 
@@ -73,7 +74,7 @@ def run(
             snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
     measured = _price(settings, snapshot)
     if as_json:
-        click.echo(to_json({**_as_json(settings, snapshot), **_measured_as_json(measured)}))
+        click.echo(to_json({**snapshot_json(settings, snapshot), **_measured_as_json(measured)}))
     else:
         _show(settings, snapshot, measured)
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
@@ -147,12 +148,14 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
 
     from rich.table import Table
 
+    from nq_pipeline.chains.summary import loss_reasons, source_summary
+
     table = Table(box=None, pad_edge=False)
     for heading in ("source", "outcome", "contracts", "series", "age", "cache", "time"):
         justify: Any = "right" if heading in ("contracts", "series", "age", "time") else "left"
         table.add_column(heading, justify=justify, no_wrap=True)
     for name in snapshot.results:
-        row = _summary(snapshot, name)
+        row = source_summary(snapshot, name)
         cache = "hit" if row["cached"] else f"{row['hits']} hit, {row['misses']} miss"
         seconds = f"{row['seconds']:.2f} s"
         cells = (
@@ -171,7 +174,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
         f"{name} ({count:,} contracts{_stand_in(snapshot, name)})" for name, count in snapshot.winners.items()
     )
     click.echo(f"Winner: {winners or 'none; every source failed'}")
-    for name, reason in {**_lost(snapshot), **snapshot.skipped}.items():
+    for name, reason in {**loss_reasons(snapshot), **snapshot.skipped}.items():
         click.echo(f"  {name}: {printable(reason)}")
     for name, asked in snapshot.results.items():
         if dropped := asked.answer.dropped:
@@ -204,54 +207,6 @@ def _stand_in(snapshot: Snapshot, name: str) -> str:
     from nq_pipeline.chains.quality import products_of
 
     return f", a proxy: options on {' and '.join(underlyings)}, not on {products_of(won)}"
-
-
-def _summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
-    asked = snapshot.results[name]
-    newest = asked.newest
-    return {
-        "outcome": str(asked.answer.outcome),
-        "reason": asked.answer.reason,
-        "contracts": asked.answer.frame.height,
-        "series": asked.answer.frame["series"].n_unique(),
-        "age_s": (snapshot.request.moment - newest).total_seconds() if newest else None,
-        "cached": asked.answer.cached,
-        "hits": asked.hits,
-        "misses": asked.misses,
-        "seconds": asked.elapsed_s,
-        "dropped": dict(asked.answer.dropped),
-        "controls": dict(asked.answer.controls),
-    }
-
-
-def _lost(snapshot: Snapshot) -> dict[str, str]:
-    """Why each loser lost: what it said itself, else the commonest reason of its series."""
-    reasons: dict[str, str] = {}
-    lost = snapshot.decisions.filter(~snapshot.decisions["won"]).sort("rank", maintain_order=True)
-    for (source,), part in lost.group_by("source", maintain_order=True):
-        counts = part["reason"].value_counts(sort=True)
-        others = counts.height - 1
-        more = f" (and {others} other reason{'s' * (others > 1)}; see the table decisions)" if others else ""
-        own = snapshot.results[str(source)].answer.reason
-        reasons[str(source)] = own or f"{counts['reason'][0]}{more}"
-    return reasons
-
-
-def _as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
-    request = snapshot.request
-    return {
-        "environment": settings.environment,
-        "run_id": request.run_id,
-        "trade_date": request.trade_date,
-        "snapshot_ts": request.snapshot_ts,
-        "moment": request.moment,
-        "sources": {name: _summary(snapshot, name) for name in snapshot.results},
-        "skipped": dict(snapshot.skipped),
-        "winners": snapshot.winners,
-        "lost": _lost(snapshot),
-        "rows": dict(snapshot.rows),
-        "lake": Workspace.of(settings).lake.root,
-    }
 
 
 def age_of(newest: datetime | None, moment: datetime) -> str:

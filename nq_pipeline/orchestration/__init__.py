@@ -1,4 +1,4 @@
-"""The only room that knows Dagster: assets, checks, jobs and schedules around the library.
+"""The only room that imports Dagster: it wires the library into assets, checks, jobs, schedules and sensors.
 
-What to ask, how to judge and what to write is decided below this floor; here it is only wired.
+What to ask for, how to judge it and what to write is decided in the rooms below.
 """

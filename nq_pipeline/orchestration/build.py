@@ -1,4 +1,4 @@
-"""Everything Dagster is to know, put together in one place."""
+"""Everything Dagster loads, put together in one place."""
 
 from __future__ import annotations
 
@@ -6,30 +6,17 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from nq_pipeline.orchestration.alerting import alerts, run_failures
+from nq_pipeline.orchestration.alert_sensors import alerts, run_failures
 from nq_pipeline.orchestration.assets.analytics import chain_analytics, trade_pressure
 from nq_pipeline.orchestration.assets.backfill import HISTORIES
 from nq_pipeline.orchestration.assets.chains import option_chains
 from nq_pipeline.orchestration.assets.report import report
 from nq_pipeline.orchestration.assets.spend import spend_ledger
-from nq_pipeline.orchestration.assets.trades import HEALTH, trades
-from nq_pipeline.orchestration.checks.capture import capture_state
-from nq_pipeline.orchestration.jobs import (
-    backfill_job,
-    capture_job,
-    chain_job,
-    housekeeping_job,
-    pressure_job,
-    spend_job,
-)
+from nq_pipeline.orchestration.assets.trades import CAPTURE_HEALTH_SPEC, trades
+from nq_pipeline.orchestration.checks import capture_state
+from nq_pipeline.orchestration.jobs import JOBS
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.routines import JOBS, SCHEDULES
-from nq_pipeline.orchestration.schedules import (
-    chains_while_open,
-    housekeeping_after_close,
-    pressure_while_captured,
-    spend_hourly,
-)
+from nq_pipeline.orchestration.schedules import SCHEDULES
 from nq_pipeline.orchestration.sensors import capture_checks, first_snapshot, live_capture
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
@@ -39,14 +26,14 @@ from nq_pipeline.sources.registry import open_source
 def build_defs(
     settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = open_source
 ) -> dg.Definitions:
-    """The definitions; nothing is asked, read or written by building them.
+    """The definitions. Building them asks, reads and writes nothing.
 
     Parameters
     ----------
     settings
         Fixed settings; None reads them anew for every run and tick.
     opener
-        How a source is had by its name, for tests.
+        Opens a source by its name; tests pass their own.
     """
     return dg.Definitions(
         assets=[
@@ -55,19 +42,13 @@ def build_defs(
             report,
             trades,
             trade_pressure,
-            HEALTH,
+            CAPTURE_HEALTH_SPEC,
             *HISTORIES,
             spend_ledger,
         ],
         asset_checks=[capture_state],
-        jobs=[chain_job, capture_job, pressure_job, backfill_job, spend_job, housekeeping_job, *JOBS],
-        schedules=[
-            chains_while_open,
-            pressure_while_captured,
-            spend_hourly,
-            housekeeping_after_close,
-            *SCHEDULES,
-        ],
+        jobs=JOBS,
+        schedules=SCHEDULES,
         sensors=[first_snapshot, live_capture, capture_checks, run_failures, alerts],
         resources={"vendors": Vendors(settings, opener)},
         # A step in a process of its own costs seconds; one run is one step here.

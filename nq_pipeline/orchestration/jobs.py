@@ -1,37 +1,50 @@
-"""Jobs: what is launched as one run. The tag `nq/kind` lets one run of a kind go at a time."""
+"""Jobs: what is launched as one run, and the operations of the routine ones."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
+from nq_pipeline import retention
 from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
-from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
-from nq_pipeline.orchestration.assets.backfill import HISTORY
-from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
-from nq_pipeline.orchestration.assets.report import REPORT
-from nq_pipeline.orchestration.checks.analytics import PRESSURE
-from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
-from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
+from nq_pipeline.orchestration.names import (
+    CAPTURE,
+    CHOSEN_CHAIN,
+    HISTORY,
+    KIND,
+    LEVELS,
+    LIVE_TRADES,
+    MAX_RUNTIME,
+    PARTITION,
+    PRESSURE,
+    PRICING,
+    PRIORITY,
+    PROFILE,
+    READS_LEDGER,
+    REPORT,
+    SERIES,
+    SMILE,
+    SOURCE_CHAINS,
+    SPEND_LEDGER,
+)
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.verify.doctor import probe_sources
 from nq_pipeline.workspace import Workspace
-
-KIND, CAPTURE = "nq/kind", "capture"
-LEDGER = "nq/looks_at_ledger"
-"""A tag of the jobs that look at the spend ledger: one goes at a time (`dagster.yaml`). Of two that
-overlap, the checks would show as not evaluated: the later materialization is not the one they judged."""
-MAX_RUNTIME = "dagster/max_runtime"
-"""Seconds after which a run is ended, as a string. A run whose process died in a power cut counts
-as started for ever, and would hold its place in the queue."""
 
 chain_job = dg.define_asset_job(
     "chain_snapshot",
-    selection=dg.AssetSelection.assets(CHOSEN, *SOURCES.values(), *COMPUTED, LEDGER_ASSET, REPORT),
-    description="Ask all vendors for option chains, choose, write, check; then price, measure, report, "
-    "and look at what it has cost.",
-    tags={KIND: "chains", LEDGER: "chains", MAX_RUNTIME: "600"},
+    selection=dg.AssetSelection.assets(
+        *SOURCE_CHAINS.values(),
+        CHOSEN_CHAIN,
+        *(PRICING, SMILE, PROFILE, SERIES, LEVELS),
+        SPEND_LEDGER,
+        REPORT,
+    ),
+    description="Ask all vendors for option chains, choose, write and check; then price the chosen chain, "
+    "measure it, write the report and check the spend ledger.",
+    tags={KIND: "chains", READS_LEDGER: "chains", MAX_RUNTIME: "600"},
 )
 pressure_job = dg.define_asset_job(
     "pressure",
@@ -41,36 +54,36 @@ pressure_job = dg.define_asset_job(
 )
 spend_job = dg.define_asset_job(
     "spend",
-    selection=dg.AssetSelection.assets(LEDGER_ASSET),
-    description="Look at the spend ledger: what the month has cost and will come to, checked.",
-    tags={KIND: "spend", LEDGER: "spend", MAX_RUNTIME: "300"},
+    selection=dg.AssetSelection.assets(SPEND_LEDGER),
+    description="Check the spend ledger: what the month has cost so far and is projected to cost.",
+    tags={KIND: "spend", READS_LEDGER: "spend", MAX_RUNTIME: "300"},
 )
 backfill_job = dg.define_asset_job(
     "backfill",
     selection=dg.AssetSelection.assets(*HISTORY.values()),
     description="Buy a trade date of Databento's history. "
     "Choose the schemas and set max_usd in the launchpad.",
-    tags={KIND: "backfill", MAX_RUNTIME: str(6 * 3600), "dagster/priority": "-10"},
+    tags={KIND: "backfill", MAX_RUNTIME: str(6 * 3600), PRIORITY: "-10"},
 )
 capture_job = dg.define_asset_job(
     "capture",
-    selection=dg.AssetSelection.assets(TRADES_ASSET).without_checks(),
+    selection=dg.AssetSelection.assets(LIVE_TRADES).without_checks(),
     description="Capture options and futures live from Databento's gateway until the window closes. The "
-    "sensor live_capture launches it; launched by hand, the partition has to be the current trade date.",
+    "sensor live_capture launches it. A run launched by hand needs the partition of the current trade date.",
     # The longest session is that of a holiday before a weekend, from Thursday evening to Monday.
-    tags={KIND: CAPTURE, MAX_RUNTIME: str(5 * 24 * 3600), "dagster/priority": "10"},
+    tags={KIND: CAPTURE, MAX_RUNTIME: str(5 * 24 * 3600), PRIORITY: "10"},
 )
 
 
 @dg.op(
-    description="Finish runs that were killed from their archived answers, merge the files of every trade "
-    "date, publish the catalog, remove what was superseded."
+    description="Finish killed runs from their archived answers, merge the files of every trade date, "
+    "publish the catalog and remove superseded files."
 )
 def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     from nq_pipeline.analytics.snapshot import price_and_measure
     from nq_pipeline.chains.replay import finish_killed_runs
 
-    # Bookkeeping goes by the machine's clock, never by a pinned one.
+    # Bookkeeping follows the machine's clock, never a pinned one.
     settings, now = vendors.settings(), datetime.now(UTC)
     for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=context.log.info):
         if killed.chain.height:
@@ -78,34 +91,99 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     maintain(Workspace.of(settings).lake, TABLES.values(), now=now, report=context.log.info)
 
 
-def prune(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:
-    """Forget the runs created before an instant, but for the last good one of each trade date.
+@dg.job(
+    name="housekeeping",
+    description="Compaction: one sorted file per table and closed trade date, while others write and read.",
+    tags={KIND: "housekeeping", MAX_RUNTIME: "3600"},
+)
+def housekeeping_job() -> None:
+    compact_tables()
 
-    Returns how many of each kind were forgotten. A snapshot is close to a megabyte of history, and 78
-    make a day.
+
+@dg.op(description="Ask every vendor, free of charge, whether it is configured, reachable and entitled.")
+def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
+    from nq_pipeline.sandbox.process import endpoints
+
+    with endpoints(vendors.settings()) as settings:
+        probes = probe_sources(settings)
+    problems = []
+    for name in settings.sources:
+        probe = probes[name]
+        ready = all((probe.configured, probe.reachable, probe.entitled))
+        context.log.info(f"{name}: {'ready' if ready else 'not ready'}: {probe.detail}")
+        if not ready:
+            problems.append(f"{name}: {probe.detail}; {probe.mend}".rstrip("; "))
+    context.add_output_metadata({"vendors": len(settings.sources), "ill": len(problems)})
+    if problems:
+        raise dg.Failure(" | ".join(problems), allow_retries=False)
+
+
+@dg.job(
+    name="health",
+    description="The free questions of `nq doctor`. The job fails, and alerts, when a vendor in NQ_SOURCES "
+    "is not ready, in time to fix it before the open.",
+    tags={KIND: "health", MAX_RUNTIME: "300"},
+)
+def health_job() -> None:
+    ask_vendors()
+
+
+@dg.op(description="Remove old answers, capture segments and reports, and delete old runs.")
+def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
+    settings = vendors.settings()
+    figures: dict[str, int | str] = {}
+    for part in retention.sweep(settings, settings.clock.now()):
+        context.log.info(f"removed: {part.sentence}")
+        figures |= {f"{part.what}/removed": part.files, f"{part.what}/bytes": part.bytes}
+        if part.kept:
+            figures[f"{part.what}/stays"] = part.kept
+    if settings.keep_run_days:
+        before = datetime.now(UTC) - timedelta(days=settings.keep_run_days)
+        for kind, runs in delete_old_runs(context.instance, before).items():
+            context.log.info(f"{kind}: {runs} runs from before {before:%Y-%m-%d} deleted")
+            figures[f"runs/{kind}"] = runs
+    context.add_output_metadata(figures)
+
+
+@dg.job(
+    name="retention",
+    description="Remove old data that is proven to be in the lake: answers, capture segments, reports, "
+    "expired cache entries, runs. Settings: NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS, NQ_KEEP_REPORT_DAYS, "
+    "NQ_KEEP_RUN_DAYS. `nq retention --dry-run` shows what it would remove.",
+    tags={KIND: "retention", MAX_RUNTIME: "3600"},
+)
+def retention_job() -> None:
+    remove_old()
+
+
+def delete_old_runs(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:
+    """Delete the finished runs created before an instant, except the last success of each trade date.
+
+    Returns the number of deleted runs by kind. A snapshot is close to a megabyte of history, and a trade
+    date has 78.
     """
-    pruned = {}
+    deleted = {}
     for kind in ("chains", "pressure", "spend", CAPTURE):
         old = instance.get_runs(dg.RunsFilter(tags={KIND: kind}, created_before=before))
-        gone = list(superseded(old))
-        for run in gone:
-            forget(instance, run)
-        pruned[kind] = len(gone)
-    return pruned
+        runs = list(_superseded(old))
+        for run in runs:
+            _delete_run(instance, run)
+        deleted[kind] = len(runs)
+    return deleted
 
 
-def superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:
+def _superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:
     """The finished runs that a later one of the same partition succeeded; `runs` newest first."""
-    kept = set()
+    succeeded = set()
     for run in runs:
-        partition = run.tags.get("dagster/partition")
-        if run.is_success and partition not in kept:
-            kept.add(partition)
+        partition = run.tags.get(PARTITION)
+        if run.is_success and partition not in succeeded:
+            succeeded.add(partition)
         elif run.is_finished:
             yield run
 
 
-def forget(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def _delete_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Delete a run with its events and logs."""
     instance.delete_run(run.run_id)
     instance.compute_log_manager.delete_logs(prefix=[run.run_id])
@@ -116,10 +194,7 @@ def forget(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
             Path(f"{shard(run.run_id)}{suffix}").unlink(missing_ok=True)
 
 
-@dg.job(
-    name="housekeeping",
-    description="Compaction: one sorted file per table and closed trade date, beside writers and readers.",
-    tags={KIND: "housekeeping", MAX_RUNTIME: "3600"},
+JOBS = (
+    *(chain_job, capture_job, pressure_job, backfill_job, spend_job),
+    *(housekeeping_job, health_job, retention_job),
 )
-def housekeeping_job() -> None:
-    compact_tables()

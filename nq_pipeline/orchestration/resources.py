@@ -1,4 +1,4 @@
-"""What runs and ticks are given: the settings of this moment, and how vendors are asked."""
+"""The resource of runs and ticks: the current settings and the vendors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vendors:
-    """The vendors of a run.
+    """The settings and vendors of a run or tick.
 
     Attributes
     ----------
     given
-        Settings to use; None reads them anew for every run and tick, so that a change of `.env`
-        needs no reload and a wrong setting fails a run in one sentence, not the code location.
+        Settings to use. None reads them anew for every run and tick, so that a change of `.env` needs no
+        reload and a wrong setting fails a run in one sentence instead of the code location.
     opener
-        How a source is had by its name.
+        Opens a source by its name.
     """
 
     given: Settings | None = None
@@ -35,7 +35,7 @@ class Vendors:
         return self.given or load()
 
     def market_now(self) -> datetime:
-        """Where the market is that a capture would follow: now, or where the stand-in's is."""
+        """The current instant of the market: the machine's in live, the stand-in's in the sandbox."""
         from nq_pipeline.sandbox.process import market_clock
 
         return market_clock(self.settings()).now()
@@ -49,7 +49,7 @@ class Vendors:
         choose: bool,
         refresh: bool,
     ) -> Snapshot:
-        """Ask the named sources (stand-ins in the sandbox) and write what came."""
+        """Ask the named sources (stand-ins in the sandbox) and write their answers."""
         from nq_pipeline.chains.snapshot import take_snapshot
         from nq_pipeline.sandbox.process import endpoints
 

@@ -1,30 +1,46 @@
-"""Schedules: thin wrappers around the decisions in `ticks.py`."""
+"""Schedules. `schedule_policy.py` decides whether a tick runs; a tick that launches nothing says why."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from nq_pipeline.lake.tables import TRADES
-from nq_pipeline.orchestration.jobs import chain_job, housekeeping_job, pressure_job, spend_job
+from nq_pipeline.market import sessions
+from nq_pipeline.orchestration.jobs import (
+    chain_job,
+    health_job,
+    housekeeping_job,
+    pressure_job,
+    retention_job,
+    spend_job,
+)
+from nq_pipeline.orchestration.names import ENVIRONMENT
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import (
     CADENCE,
     SCHEDULED,
     chain_tick,
     housekeeping_tick,
+    lateness,
     pressure_tick,
 )
 from nq_pipeline.workspace import Workspace
 
 TIMEZONE = "America/Chicago"
+EVERY_FIVE_MINUTES = f"*/{int(CADENCE.total_seconds() // 60)} * * * *"
+AFTER_CLOSE, BEFORE_OPEN = "30 16 * * *", "15 8 * * *"
+"""In the daily pause, when the trade date that closed at 16:00 is still the current one and its settlements
+are out; and shortly before regular hours, when the clearing house has published the open interest of the day
+before. No vendor promises a time; these are our choice."""
 
 
 @dg.schedule(
     job=chain_job,
-    cron_schedule=f"*/{int(CADENCE.total_seconds() // 60)} * * * *",
+    cron_schedule=EVERY_FIVE_MINUTES,
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every five minutes while the market is open within NQ_CHAIN_WINDOW; skips say why.",
+    description="Every five minutes while the market is open within NQ_CHAIN_WINDOW.",
 )
 def chains_while_open(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
@@ -36,18 +52,42 @@ def chains_while_open(
     return dg.RunRequest(
         run_key=scheduled.isoformat(),
         partition_key=tick.trade_date.isoformat(),
-        tags={SCHEDULED: scheduled.isoformat(), "nq/environment": settings.environment},
+        tags={SCHEDULED: scheduled.isoformat(), ENVIRONMENT: settings.environment},
+    )
+
+
+@dg.schedule(
+    job=chain_job,
+    cron_schedule=[AFTER_CLOSE, BEFORE_OPEN],
+    execution_timezone=TIMEZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Settlements in the daily pause (16:30 CT), as the last snapshot of the trade date that "
+    "closed; open interest before the regular open (08:15 CT), as the first of the one that is open.",
+)
+def settlements_and_open_interest(
+    context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
+) -> dg.RunRequest | dg.SkipReason:
+    settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
+    tick = housekeeping_tick(scheduled, pinned=settings.now)
+    if tick.trade_date is None:
+        return dg.SkipReason(tick.reason)
+    if (late := lateness(scheduled, datetime.now(UTC))) is not None:
+        return dg.SkipReason(f"this tick is {late:.0f} min late, and vendors show only the current chain")
+    return dg.RunRequest(
+        run_key=f"reference:{scheduled.isoformat()}",
+        partition_key=sessions.trade_date(scheduled).isoformat(),
+        tags={SCHEDULED: scheduled.isoformat(), ENVIRONMENT: settings.environment},
     )
 
 
 @dg.schedule(
     job=pressure_job,
-    cron_schedule=f"*/{int(CADENCE.total_seconds() // 60)} * * * *",
+    cron_schedule=EVERY_FIVE_MINUTES,
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every five minutes while NQ_CAPTURE_WINDOW is open and for an hour after it; an hour into "
-    "the next session the trade date before it once more. Apart from the chains, because the capture "
-    "goes on all night and they are asked for in regular hours.",
+    "the next session once more for the trade date before it. It is apart from the chains because the "
+    "capture goes on all night and they are asked for in regular hours.",
 )
 def pressure_while_captured(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
@@ -61,27 +101,56 @@ def pressure_while_captured(
     return [dg.RunRequest(run_key=f"{scheduled.isoformat()}:{day}", partition_key=day) for day in days]
 
 
-@dg.schedule(
-    job=housekeeping_job,
-    cron_schedule="15 19 * * *",  # past midnight UTC, when the trade date is over for compaction
-    execution_timezone=TIMEZONE,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Once in the evening of each trade date.",
+def _daily(name: str, job: dg.JobDefinition, cron: str, description: str) -> dg.ScheduleDefinition:
+    """A schedule that launches one run on each trade date."""
+
+    def evaluate(
+        context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
+    ) -> dg.RunRequest | dg.SkipReason:
+        tick = housekeeping_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
+        if tick.trade_date is None:
+            return dg.SkipReason(tick.reason)
+        return dg.RunRequest(run_key=tick.trade_date.isoformat())
+
+    schedule: Callable[..., dg.ScheduleDefinition] = dg.schedule(
+        name=name,
+        job=job,
+        cron_schedule=cron,
+        execution_timezone=TIMEZONE,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=description,
+    )
+    return schedule(evaluate)
+
+
+health_before_open = _daily(
+    "health_before_open",
+    health_job,
+    "30 7 * * *",
+    "At 07:30 CT on each trade date, an hour before the regular open.",
 )
-def housekeeping_after_close(
-    context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
-) -> dg.RunRequest | dg.SkipReason:
-    tick = housekeeping_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
-    if tick.trade_date is None:
-        return dg.SkipReason(tick.reason)
-    return dg.RunRequest(run_key=tick.trade_date.isoformat())
-
-
+housekeeping_after_close = _daily(
+    "housekeeping_after_close",
+    housekeeping_job,
+    "15 19 * * *",  # past midnight UTC, when compaction treats the trade date as over
+    "At 19:15 CT on each trade date.",
+)
+retention_after_close = _daily(
+    "retention_after_close",
+    retention_job,
+    "45 19 * * *",
+    "At 19:45 CT on each trade date, half an hour after the compaction.",
+)
 spend_hourly = dg.ScheduleDefinition(
     name="spend_hourly",
     job=spend_job,
-    cron_schedule="7 * * * *",  # beside the ticks of the chains
+    cron_schedule="7 * * * *",  # between the ticks of the chains
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="The spend ledger every hour, market or not: days and months end, reservations age.",
+    description="Every hour, whether the market is open or not: days and months end, reservations age.",
+)
+
+SCHEDULES = (
+    *(chains_while_open, settlements_and_open_interest, pressure_while_captured),
+    *(health_before_open, housekeeping_after_close, retention_after_close, spend_hourly),
 )

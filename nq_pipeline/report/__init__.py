@@ -2,7 +2,3 @@
 
 The page needs no network, no server and no script to be read; it opens under file:// and prints.
 """
-
-from nq_pipeline.report.page import write_report
-
-__all__ = ["write_report"]

@@ -14,11 +14,10 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.errors import Unavailable
-from nq_pipeline.orchestration import alerting
-from nq_pipeline.orchestration.alerting import alerts, run_failures
-from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
+from nq_pipeline.orchestration import alert_sensors
+from nq_pipeline.orchestration.alert_sensors import alerts, run_failures
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
+from nq_pipeline.orchestration.names import CHOSEN_CHAIN, LIVE_TRADES, SOURCE_CHAINS
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
@@ -60,7 +59,7 @@ class Desk:
             instance=self.instance,
             partition_key=partition,
             raise_on_error=False,
-            asset_selection=[CHOSEN, *SOURCES.values()],
+            asset_selection=[CHOSEN_CHAIN, *SOURCE_CHAINS.values()],
         )
 
     def tick(self) -> str:
@@ -128,7 +127,7 @@ def test_a_check_at_error_is_one_alert_and_its_end_another(desk: Desk) -> None:
 
 def test_a_check_that_warns_alerts_nobody(desk: Desk) -> None:
     evaluation = dg.AssetCheckEvaluation(
-        asset_key=TRADES_ASSET,
+        asset_key=LIVE_TRADES,
         check_name="entitlement",
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
@@ -140,7 +139,7 @@ def test_a_check_that_warns_alerts_nobody(desk: Desk) -> None:
 
 def test_what_the_capture_s_sensor_judges_alerts_without_a_run(desk: Desk) -> None:
     evaluation = dg.AssetCheckEvaluation(
-        asset_key=TRADES_ASSET,
+        asset_key=LIVE_TRADES,
         check_name="entitlement",
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
@@ -164,7 +163,9 @@ def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
     assert not desk.run(partition="2025-06-09").success
     failed = desk.report_failure()
     (fired,) = desk.said("run/chain_snapshot")
-    assert fired["what"].startswith("chain_snapshot failed for 2025-06-09: Vendors show the current session")
+    assert fired["what"].startswith(
+        "chain_snapshot failed for 2025-06-09: Vendors show only the current session"
+    )
     assert fired["so_what"].startswith("There is no chain of this moment")
     assert fired["where"] == [f"http://127.0.0.1:3000/runs/{failed.run_id}"]
     assert desk.hook.texts == []  # a failure is only written down
@@ -211,6 +212,6 @@ def test_a_capture_is_well_when_the_next_run_of_it_has_gone_on_for_minutes(
     desk.tick()
     (fired,) = desk.said("run/capture")
     assert fired["what"] == "capture failed: its process was told to end"
-    monkeypatch.setattr(alerting, "LASTING_S", 0)
+    monkeypatch.setattr(alert_sensors, "STABLE_S", 0)
     desk.tick()
     assert [entry["state"] for entry in desk.said("run/capture")] == ["firing", "resolved"]

@@ -10,6 +10,7 @@ import duckdb
 import polars as pl
 import pytest
 
+from nq_pipeline.analytics.quality import no_butterfly_arbitrage
 from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
@@ -20,18 +21,17 @@ from nq_pipeline.lake.tables import (
 )
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.assets.analytics import TABLES, chain_analytics, trade_pressure
-from nq_pipeline.orchestration.assets.chains import CHOSEN
-from nq_pipeline.orchestration.assets.report import REPORT
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.checks.analytics import (
+from nq_pipeline.orchestration.names import (
+    CHOSEN_CHAIN,
     LEVELS,
     PRESSURE,
     PRICING,
+    REPORT,
     SERIES,
     SMILE,
-    no_butterfly_arbitrage,
+    SPEND_LEDGER,
 )
-from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
@@ -61,8 +61,8 @@ def test_the_snapshot_job_prices_and_measures_the_chain_it_chose(tmp_path: Path)
     settings = at(NOW, tmp_path)
     result = run(settings)
     rows = materialized(result)
-    assert {CHOSEN, *TABLES} <= set(rows)
-    assert rows[PRICING]["rows"] == rows[CHOSEN]["contracts"]
+    assert {CHOSEN_CHAIN, *TABLES} <= set(rows)
+    assert rows[PRICING]["rows"] == rows[CHOSEN_CHAIN]["contracts"]
     assert rows[PRICING]["priced_share"] == 1.0
     assert 0.05 < float(str(rows[SMILE]["atm_iv"])) < 1
     assert rows[SERIES]["forward"] == pytest.approx(21_500, abs=1)
@@ -83,7 +83,7 @@ def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path:
     with dg.DagsterInstance.ephemeral() as instance:
         job = defs.resolve_job_def("chain_snapshot")
         result = job.execute_in_process(instance=instance, partition_key=DAY)
-    assert result.success and set(materialized(result)) == {LEDGER_ASSET}
+    assert result.success and set(materialized(result)) == {SPEND_LEDGER}
 
 
 def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from nq_pipeline.capture.capture_policy import (
     decide_capture,
 )
 from nq_pipeline.capture.locks import hold_capture_lock
-from nq_pipeline.orchestration.assets.trades import HEALTH_ASSET
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
+from nq_pipeline.orchestration.capture_runs import situation
+from nq_pipeline.orchestration.names import CAPTURE_HEALTH, LIVE_TRADES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.sensors import capture_checks, live_capture, situation
+from nq_pipeline.orchestration.sensors import capture_checks, live_capture
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.capture.test_capture import CLOSES, OPENS, gaps
@@ -83,7 +83,7 @@ def skipped(result: object) -> str:
 
 
 def latest_checks(instance: dg.DagsterInstance) -> dict[str, tuple[bool, str]]:
-    keys = [dg.AssetCheckKey(TRADES_ASSET, name) for name in CHECKS]
+    keys = [dg.AssetCheckKey(LIVE_TRADES, name) for name in CHECKS]
     found = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     evaluations = {
         key.name: record.event.dagster_event.asset_check_evaluation_data
@@ -122,8 +122,8 @@ def test_a_capture_that_reaches_the_close_seals_its_partition_with_totals(
         run = captured(it, instance)
         assert run.status is dg.DagsterRunStatus.SUCCESS
         assert it.is_whole()
-    assert instance.get_materialized_partitions(TRADES_ASSET) == {DAY}
-    event = instance.get_latest_materialization_event(TRADES_ASSET)
+    assert instance.get_materialized_partitions(LIVE_TRADES) == {DAY}
+    event = instance.get_latest_materialization_event(LIVE_TRADES)
     assert event and event.asset_materialization
     shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
     assert shown["dagster/partition_row_count"] == shown["rows_trades"] > 20_000
@@ -132,7 +132,7 @@ def test_a_capture_that_reaches_the_close_seals_its_partition_with_totals(
     assert set(latest_checks(instance)) == set(CHECKS)
     assert all(passed for passed, _ in latest_checks(instance).values())
 
-    (observed,) = instance.fetch_observations(HEALTH_ASSET, limit=1).records
+    (observed,) = instance.fetch_observations(CAPTURE_HEALTH, limit=1).records
     assert observed.asset_observation
     plotted = {
         name for name, v in observed.asset_observation.metadata.items() if isinstance(v.value, int | float)
@@ -149,7 +149,7 @@ def test_a_plan_without_mbo_is_captured_as_trades_and_both_checks_of_entitlement
         assert run.status is dg.DagsterRunStatus.SUCCESS
         assert it.is_whole()
         spend = build_defs(it.vendors.given).resolve_job_def("spend").execute_in_process(instance=instance)
-    event = instance.get_latest_materialization_event(TRADES_ASSET)
+    event = instance.get_latest_materialization_event(LIVE_TRADES)
     assert event and event.asset_materialization
     shown = event.asset_materialization.metadata
     assert (shown["schema_options"].value, shown["schema_futures"].value) == ("trades", "trades")
@@ -174,7 +174,7 @@ def test_a_run_marked_as_cancelled_stops_by_itself_and_flushes(
         canceller.join()
         assert run.status is dg.DagsterRunStatus.CANCELED
         assert it.is_whole() and it.capturing is None
-        assert not instance.get_materialized_partitions(TRADES_ASSET)
+        assert not instance.get_materialized_partitions(LIVE_TRADES)
         assert set(latest_checks(instance)) == set(CHECKS)
         assert "stopped by the operator" in skipped(tick(live_capture, it, instance))
 
@@ -285,7 +285,7 @@ def test_the_checks_can_be_asked_for_at_any_time(instance: dg.DagsterInstance, t
         defs = build_defs(it.vendors.given)
         result = dg.materialize(
             [*defs.assets, *defs.asset_checks],  # type: ignore[list-item,misc]
-            selection=dg.AssetSelection.checks(dg.AssetCheckKey(TRADES_ASSET, "gaps")),
+            selection=dg.AssetSelection.checks(dg.AssetCheckKey(LIVE_TRADES, "gaps")),
             instance=instance,
             resources={"vendors": it.vendors},
         )

@@ -12,7 +12,8 @@ import pytest
 
 from nq_pipeline.errors import Blocked, NotConfigured, SourceError, Unavailable
 from nq_pipeline.market.sessions import trade_date
-from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES, option_chains
+from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import SCHEDULED
 from nq_pipeline.settings import SOURCE_NAMES, Settings
@@ -80,8 +81,8 @@ def test_all_vendors_well_and_the_first_by_priority_is_chosen(desk: Desk) -> Non
     result = desk.run()
     assert result.success
     rows = materialized(result)
-    assert set(rows) == {CHOSEN, *SOURCES.values()}
-    assert rows[CHOSEN]["winners"] == "barchart"
+    assert set(rows) == {CHOSEN_CHAIN, *SOURCE_CHAINS.values()}
+    assert rows[CHOSEN_CHAIN]["winners"] == "barchart"
     assert all(check.passed for check in result.get_asset_check_evaluations())
 
 
@@ -94,21 +95,21 @@ def test_a_failing_vendor_is_a_failed_check_and_the_next_one_is_chosen(
     result = desk.run(FakeVendor("barchart", raises=failure))
     assert result.success
     rows = materialized(result)
-    assert SOURCES["barchart"] not in rows
-    assert rows[CHOSEN]["winners"] == "tradovate"
-    (check,) = checks(result, SOURCES["barchart"]).values()
+    assert SOURCE_CHAINS["barchart"] not in rows
+    assert rows[CHOSEN_CHAIN]["winners"] == "tradovate"
+    (check,) = checks(result, SOURCE_CHAINS["barchart"]).values()
     assert (check.check_name, check.passed, check.severity) == (
         "available",
         False,
         dg.AssetCheckSeverity.ERROR,
     )
     assert str(failure) in (check.description or "")
-    assert all(check.passed for check in checks(result, CHOSEN).values())
+    assert all(check.passed for check in checks(result, CHOSEN_CHAIN).values())
 
 
 def test_a_vendor_without_credentials_is_only_a_warning(desk: Desk) -> None:
     result = desk.run(FakeVendor("tradovate", raises=NotConfigured("set TRADOVATE_USERNAME")))
-    check = checks(result, SOURCES["tradovate"])["available"]
+    check = checks(result, SOURCE_CHAINS["tradovate"])["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
 
 
@@ -116,7 +117,7 @@ def test_a_vendor_left_out_of_the_settings_is_not_asked_and_says_so(desk: Desk) 
     left_out = FakeVendor("databento")
     result = desk.run(left_out, sources=("barchart",))
     assert left_out.asked == 0
-    check = checks(result, SOURCES["databento"])["available"]
+    check = checks(result, SOURCE_CHAINS["databento"])["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "NQ_SOURCES" in (check.description or "")
 
@@ -124,8 +125,8 @@ def test_a_vendor_left_out_of_the_settings_is_not_asked_and_says_so(desk: Desk) 
 def test_a_proxy_chosen_for_want_of_a_native_source_is_a_warning(desk: Desk) -> None:
     down = [FakeVendor(n, raises=Unavailable("down")) for n in ("barchart", "tradovate", "databento")]
     result = desk.run(*down)
-    assert materialized(result)[CHOSEN]["winners"] == "polygon"
-    of_chain = checks(result, CHOSEN)
+    assert materialized(result)[CHOSEN_CHAIN]["winners"] == "polygon"
+    of_chain = checks(result, CHOSEN_CHAIN)
     assert (of_chain["no_proxy"].passed, of_chain["no_proxy"].severity) == (
         False,
         dg.AssetCheckSeverity.WARN,
@@ -139,7 +140,7 @@ def test_when_every_vendor_fails_the_run_succeeds_with_nothing_materialized_and_
     result = desk.run(*(FakeVendor(n, raises=Unavailable(f"{n} is down")) for n in SOURCE_NAMES))
     assert result.success
     assert materialized(result) == {}
-    check = checks(result, CHOSEN)["available"]
+    check = checks(result, CHOSEN_CHAIN)["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert all(f"{name} is down" in (check.description or "") for name in SOURCE_NAMES)
 
@@ -148,7 +149,10 @@ def test_broken_control_totals_and_old_quotes_fail_their_checks(desk: Desk) -> N
     result = desk.run(
         FakeVendor("barchart", breaks_controls=True), FakeVendor("tradovate", age=timedelta(hours=3))
     )
-    of_barchart, of_tradovate = checks(result, SOURCES["barchart"]), checks(result, SOURCES["tradovate"])
+    of_barchart, of_tradovate = (
+        checks(result, SOURCE_CHAINS["barchart"]),
+        checks(result, SOURCE_CHAINS["tradovate"]),
+    )
     assert not of_barchart["rows_complete"].passed
     assert of_barchart["fresh"].passed
     assert of_tradovate["rows_complete"].passed
@@ -157,7 +161,7 @@ def test_broken_control_totals_and_old_quotes_fail_their_checks(desk: Desk) -> N
 
 def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk) -> None:
     rows = materialized(desk.run())
-    of_barchart, of_chain = rows[SOURCES["barchart"]], rows[CHOSEN]
+    of_barchart, of_chain = rows[SOURCE_CHAINS["barchart"]], rows[CHOSEN_CHAIN]
     contracts = of_barchart["contracts"]
     assert isinstance(contracts, int) and contracts > 0
     assert of_barchart["dagster/partition_row_count"] == contracts
@@ -175,16 +179,16 @@ def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk)
 
 
 def test_row_counts_are_of_the_partition_and_grow_with_each_snapshot(desk: Desk) -> None:
-    first = materialized(desk.run())[CHOSEN]
-    second = materialized(desk.run(now=NOW + timedelta(minutes=5)))[CHOSEN]
+    first = materialized(desk.run())[CHOSEN_CHAIN]
+    second = materialized(desk.run(now=NOW + timedelta(minutes=5)))[CHOSEN_CHAIN]
     assert second["contracts"] == first["contracts"]
     assert second["dagster/partition_row_count"] == 2 * int(str(first["contracts"]))
 
 
 def test_one_vendor_alone_is_asked_alone_and_chooses_nothing(desk: Desk) -> None:
     others = [FakeVendor(name) for name in SOURCE_NAMES if name != "databento"]
-    result = desk.run(*others, selection=[SOURCES["databento"]])
-    assert set(materialized(result)) == {SOURCES["databento"]}
+    result = desk.run(*others, selection=[SOURCE_CHAINS["databento"]])
+    assert set(materialized(result)) == {SOURCE_CHAINS["databento"]}
     assert [fake.asked for fake in others] == [0, 0, 0]
     with duckdb.connect(desk.data_dir / "live" / "nq.duckdb", read_only=True) as lake:
         assert lake.sql("select distinct source from source_chain").fetchall() == [("databento",)]
@@ -193,13 +197,13 @@ def test_one_vendor_alone_is_asked_alone_and_chooses_nothing(desk: Desk) -> None
 
 def test_the_choice_alone_asks_all_vendors(desk: Desk) -> None:
     fake = FakeVendor("barchart")
-    result = desk.run(fake, selection=[CHOSEN])
-    assert set(materialized(result)) == {CHOSEN}
+    result = desk.run(fake, selection=[CHOSEN_CHAIN])
+    assert set(materialized(result)) == {CHOSEN_CHAIN}
     assert fake.asked == 1
 
 
 def test_a_check_alone_is_answered_without_a_materialization(desk: Desk) -> None:
-    key = dg.AssetCheckKey(SOURCES["barchart"], "fresh")
+    key = dg.AssetCheckKey(SOURCE_CHAINS["barchart"], "fresh")
     result = desk.run(selection=dg.AssetSelection.checks(key), partition=None)
     assert result.success
     assert materialized(result) == {}
@@ -214,7 +218,7 @@ def test_another_trade_date_than_the_current_one_is_refused_in_a_sentence(desk: 
     failure = result.failure_data_for_node("option_chains")
     assert failure and failure.user_failure_data
     assert failure.user_failure_data.description == (
-        "Vendors show the current session, which is 2025-06-10, and not 2025-06-09; "
+        "Vendors show only the current session, 2025-06-10, not 2025-06-09; "
         "launch the partition 2025-06-10, or set NQ_NOW to an instant of 2025-06-09."
     )
 
@@ -241,7 +245,7 @@ def test_a_scheduled_run_asks_for_the_scheduled_instant(desk: Desk) -> None:
     result = desk.run(
         recorder,
         partition=trade_date(scheduled).isoformat(),
-        selection=[SOURCES["barchart"]],
+        selection=[SOURCE_CHAINS["barchart"]],
         tags={SCHEDULED: scheduled.isoformat()},
         now=None,
     )

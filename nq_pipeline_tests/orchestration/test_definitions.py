@@ -17,9 +17,9 @@ from nq_pipeline.lake.tables import SOURCE_CHAIN, SPEND, TRADE_PRESSURE, TRADES
 from nq_pipeline.market.sessions import is_open, sessions, trade_date
 from nq_pipeline.orchestration.assets.analytics import TABLES as COMPUTED
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.checks.analytics import PRESSURE
-from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
-from nq_pipeline.orchestration.partitions import FIRST, TRADE_DATES
+from nq_pipeline.orchestration.names import PRESSURE, SPEND_LEDGER
+from nq_pipeline.orchestration.partitions import TRADE_DATES
+from nq_pipeline.ui.first_partitions import EARLIEST
 
 ROOT = Path(__file__).parents[2]
 NO_TABLE = {dg.AssetKey(["live", "capture_health"]), dg.AssetKey(["nq", "report"])}
@@ -65,7 +65,7 @@ def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) 
 def test_jobs_that_look_at_the_ledger_go_one_after_the_other(defs: dg.Definitions) -> None:
     """Overlapping, the one that was created first and ended last would leave its checks not evaluated."""
     for name in ("chain_snapshot", "spend"):
-        assert LEDGER_ASSET in defs.resolve_job_def(name).asset_layer.executable_asset_keys
+        assert SPEND_LEDGER in defs.resolve_job_def(name).asset_layer.executable_asset_keys
         assert "nq/looks_at_ledger" in defs.resolve_job_def(name).tags
 
 
@@ -73,7 +73,7 @@ def test_partitions_are_the_trade_dates_of_the_calendar() -> None:
     last = date(2027, 12, 31)
     with partition_loading_context(effective_dt=datetime(2028, 1, 1, tzinfo=UTC)):
         keys = [key for key in TRADE_DATES.get_partition_keys() if key <= last.isoformat()]
-    assert keys == [s.trade_date.isoformat() for s in sessions(FIRST, last)]
+    assert keys == [s.trade_date.isoformat() for s in sessions(EARLIEST, last)]
 
 
 def test_the_newest_partition_is_the_current_trade_date_at_every_hour_of_a_year_that_has_a_market() -> None:

@@ -9,14 +9,14 @@ import dagster as dg
 
 from nq_pipeline.lake.catalog import connect
 from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
-from nq_pipeline.orchestration.assets.chains import CHOSEN, SOURCES
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.jobs import prune
+from nq_pipeline.orchestration.jobs import delete_old_runs
+from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
-CHAINS = [CHOSEN, *SOURCES.values()]
+CHAINS = [CHOSEN_CHAIN, *SOURCE_CHAINS.values()]
 
 
 def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_pat
         assert retention.execute_in_process(instance=instance).success
         assert all(instance.has_run(run) for run in runs)
 
-        prune(instance, before=datetime.now(UTC) + timedelta(minutes=1))
+        delete_old_runs(instance, before=datetime.now(UTC) + timedelta(minutes=1))
 
         assert [instance.has_run(run) for run in runs] == [False, False, True]
-        assert instance.get_materialized_partitions(CHOSEN) == {"2025-06-10"}
+        assert instance.get_materialized_partitions(CHOSEN_CHAIN) == {"2025-06-10"}
         files = {
             path.name.partition(".")[0] for path in Path(instance.storage_directory()).parent.rglob("*.db")
         }

@@ -17,15 +17,16 @@ from nq_pipeline.analytics.snapshot import METRICS
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.charts import named_text
 from nq_pipeline.market.pricing import price_chain
-from nq_pipeline.orchestration.metadata import MOST_ROWS, markdown
-from nq_pipeline.report.thumbnails import (
+from nq_pipeline.report.markdown import (
     INLINE,
+    MOST_ROWS,
+    chart,
     front_open_interest,
-    of_metrics,
-    of_pressure,
-    sketch,
-    sketches,
-    thumbnail,
+    metric_charts,
+    metric_sparklines,
+    pressure_charts,
+    sparkline,
+    table,
 )
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing import chart_frames
@@ -37,8 +38,8 @@ REQUEST = build_request(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), hori
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_whatever_a_vendor_sends_a_table_keeps_its_rows_and_columns(cells: list[str]) -> None:
-    lines = markdown(pl.DataFrame({"reason": cells, "n": range(len(cells))})).md_str
-    rows = (lines or "").split("\n")
+    lines = table(pl.DataFrame({"reason": cells, "n": range(len(cells))}))
+    rows = lines.split("\n")
     assert len(rows) == 2 + len(cells)
     for row in rows:
         assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 3
@@ -46,16 +47,16 @@ def test_whatever_a_vendor_sends_a_table_keeps_its_rows_and_columns(cells: list[
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
-    text = markdown(pl.DataFrame({"n": range(MOST_ROWS + 3)})).md_str or ""
+    text = table(pl.DataFrame({"n": range(MOST_ROWS + 3)}))
     assert text.endswith("3 more rows are in the lake.")
 
 
 def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
-    markdown = thumbnail(front_open_interest(chain(REQUEST, "barchart"), rate=0.04))
-    assert len(markdown) < 40_000
+    table = chart(front_open_interest(chain(REQUEST, "barchart"), rate=0.04))
+    assert len(table) < 40_000
     name = named_text(REQUEST.series[0].key)
-    assert markdown.startswith(f"![Open interest, {name}](data:image/svg+xml;base64,")
-    svg = base64.b64decode(markdown.partition("base64,")[2].rstrip(")"))
+    assert table.startswith(f"![Open interest, {name}](data:image/svg+xml;base64,")
+    svg = base64.b64decode(table.partition("base64,")[2].rstrip(")"))
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert any(text.startswith("future 21,5") for text in texts)
     assert any(f"{40 * len(STRIKES):,} calls, {40 * len(STRIKES):,} puts" in text for text in texts)
@@ -63,7 +64,7 @@ def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
 
 def test_without_open_interest_there_is_a_sentence_and_no_picture() -> None:
     frame = chain(REQUEST, "databento").with_columns(open_interest=pl.lit(None, pl.Int64))
-    said = thumbnail(front_open_interest(frame, rate=0.04))
+    said = chart(front_open_interest(frame, rate=0.04))
     assert said == "No open interest: no vendor sent any."
 
 
@@ -71,16 +72,16 @@ def test_every_metric_has_a_picture_of_one_product() -> None:
     frame = chain(REQUEST, "barchart")
     priced = metrics.priced_chain(frame, price_chain(frame, rate=0.04))
     measured = {table.name: metric(priced) for table, metric in METRICS}
-    pictures = of_metrics(measured, "NQ")
+    pictures = metric_charts(measured, "NQ")
     assert set(pictures) == set(measured)
-    assert all(thumbnail(picture).startswith("![") for picture in pictures.values())
-    assert all(isinstance(picture, str) for picture in of_metrics(measured, "ES").values())
+    assert all(chart(picture).startswith("![") for picture in pictures.values())
+    assert all(isinstance(picture, str) for picture in metric_charts(measured, "ES").values())
 
 
 def test_every_metric_has_a_curve_that_dagster_shows_without_a_click() -> None:
     frame = chain(REQUEST, "barchart")
     priced = metrics.priced_chain(frame, price_chain(frame, rate=0.04))
-    drawn = sketches({table.name: metric(priced) for table, metric in METRICS}, "NQ")
+    drawn = metric_sparklines({table.name: metric(priced) for table, metric in METRICS}, "NQ")
     for name, curve in drawn.items():
         assert curve and len(curve) < INLINE, name
         (line,) = ElementTree.fromstring(base64.b64decode(curve.partition("base64,")[2].rstrip(")")))
@@ -91,16 +92,16 @@ def test_every_metric_has_a_curve_that_dagster_shows_without_a_click() -> None:
     "points", [{"x": [], "y": []}, {"x": [1.0], "y": [2.0]}, {"x": [1.0, 2.0], "y": [None, 3.0]}]
 )
 def test_fewer_than_two_points_are_no_curve(points: dict[str, list[float]]) -> None:
-    assert sketch(pl.DataFrame(points, schema={"x": pl.Float64, "y": pl.Float64}), "a curve") == ""
+    assert sparkline(pl.DataFrame(points, schema={"x": pl.Float64, "y": pl.Float64}), "a curve") == ""
 
 
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=2, max_size=3000))
 def test_a_curve_of_any_points_is_short(points: list[tuple[float, float]]) -> None:
-    drawn = sketch(pl.DataFrame(points, schema=["x", "y"], orient="row"), "open interest by strike")
+    drawn = sparkline(pl.DataFrame(points, schema=["x", "y"], orient="row"), "open interest by strike")
     assert len(drawn) < INLINE and "nan" not in drawn
 
 
 def test_pressure_shows_calls_and_puts() -> None:
     rows = chart_frames.pressure().with_columns(root=pl.lit("Q1B"))
-    assert of_pressure(rows, "NQ").count("![Pressure, ") == 2
-    assert "![" not in of_pressure(rows, "ES")
+    assert pressure_charts(rows, "NQ").count("![Pressure, ") == 2
+    assert "![" not in pressure_charts(rows, "ES")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.orchestration.assets.chains import CHOSEN, option_chains
-from nq_pipeline.orchestration.assets.report import REPORT, report
+from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.assets.report import report
+from nq_pipeline.orchestration.names import CHOSEN_CHAIN, REPORT
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
@@ -33,7 +34,7 @@ def run(
 
 
 def test_every_chain_has_its_page(tmp_path: Path) -> None:
-    result = run(tmp_path, dg.AssetSelection.assets(CHOSEN, REPORT))
+    result = run(tmp_path, dg.AssetSelection.assets(CHOSEN_CHAIN, REPORT))
     assert result.success
     (made,) = (event for event in result.get_asset_materialization_events() if event.asset_key == REPORT)
     metadata = made.materialization.metadata
@@ -54,6 +55,6 @@ def test_a_trade_date_without_a_chain_is_a_failure_in_a_sentence(tmp_path: Path)
 def test_a_report_that_cannot_be_written_loses_no_chain(tmp_path: Path) -> None:
     (tmp_path / "sandbox").mkdir()
     (tmp_path / "sandbox" / "reports").write_text("a file where the folder should be")
-    result = run(tmp_path, dg.AssetSelection.assets(CHOSEN, REPORT))
+    result = run(tmp_path, dg.AssetSelection.assets(CHOSEN_CHAIN, REPORT))
     assert not result.success
-    assert {event.asset_key for event in result.get_asset_materialization_events()} == {CHOSEN}
+    assert {event.asset_key for event in result.get_asset_materialization_events()} == {CHOSEN_CHAIN}

@@ -11,8 +11,7 @@ import pytest
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.orchestration.routines import (
-    SCHEDULES,
+from nq_pipeline.orchestration.schedules import (
     health_before_open,
     retention_after_close,
     settlements_and_open_interest,
@@ -39,7 +38,9 @@ def test_a_daily_routine_runs_once_on_a_trade_date_and_not_on_a_holiday(
     assert holiday.skip_message == "no trade date ended: 2025-12-25 is a holiday"
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", [health_before_open, retention_after_close, settlements_and_open_interest]
+)
 def test_a_frozen_clock_stops_every_routine_in_words(schedule: dg.ScheduleDefinition) -> None:
     skipped = ticked(schedule, TUESDAY, now=TUESDAY)
     assert isinstance(skipped, dg.SkipReason) and "NQ_NOW" in (skipped.skip_message or "")

@@ -20,10 +20,10 @@ import requests
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.lake.tables import ANSWERS
-from nq_pipeline.orchestration.alerting import alerts
-from nq_pipeline.orchestration.assets.backfill import HISTORY
+from nq_pipeline.orchestration.alert_sensors import alerts
 from nq_pipeline.orchestration.build import build_defs
-from nq_pipeline.orchestration.checks.spend import CHECKS, LEDGER_ASSET
+from nq_pipeline.orchestration.checks import PROMISES
+from nq_pipeline.orchestration.names import HISTORY, SPEND_LEDGER
 from nq_pipeline.sandbox.process import endpoints
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.spend import quality
@@ -109,7 +109,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     assert "databento refuses mbo (live): mbp-1 is asked for instead" in (fallback.description or "")
     assert said["spend/ledger/plan_fee"].passed and said["spend/ledger/reconciled"].passed
     assert asked and not [one for one in asked if one["metered"]]
-    (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == LEDGER_ASSET]
+    (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == SPEND_LEDGER]
     assert look.partition is None and look.materialization.metadata["refused_month"].value
 
     defs = build_defs(settings)
@@ -121,7 +121,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     written = [json.loads(line) for line in Notifier(settings).log.read_text().splitlines()]
     (alert,) = [entry for entry in written if entry.get("key") == "check/spend/ledger/budget"]
     assert alert["state"] == "firing" and "NQ_BUDGET_DAILY_USD" in alert["what"]
-    assert "neither asked for nor paid" in alert["so_what"] and "`nq budget`" in alert["what_to_do"]
+    assert "neither sent nor paid" in alert["so_what"] and "`nq budget`" in alert["what_to_do"]
     assert "no connection" in Notifier(settings).log.read_text()
 
     def shows(text: str) -> bool:
@@ -144,7 +144,7 @@ def test_the_hourly_look_shows_numbers_that_are_plotted_and_a_picture(
     ledger.reserve(charge(cost_usd=Decimal(2)))
     result, said = run(instance, settings, "spend")
     assert result.success and all(check.passed for check in said.values())
-    assert set(said) == {f"spend/ledger/{name}" for name in CHECKS}
+    assert set(said) == {f"spend/ledger/{name}" for name in PROMISES[SPEND_LEDGER]}
     (event,) = result.get_asset_materialization_events()
     shown = {name: value.value for name, value in event.materialization.metadata.items()}
     assert event.materialization.partition is None
@@ -280,4 +280,4 @@ def test_only_the_check_of_history_blocks() -> None:
     graph = build_defs().resolve_asset_graph()
     blocking = {key.asset_key for key in graph.asset_check_keys if graph.get_check_spec(key).blocking}
     assert blocking == set(HISTORY.values())
-    assert LEDGER_ASSET not in blocking
+    assert SPEND_LEDGER not in blocking

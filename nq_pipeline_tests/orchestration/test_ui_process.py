@@ -27,14 +27,14 @@ from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import UiError
-from nq_pipeline.first_dates import CAPTURE, CHAINS, first_dates
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import ui
 from nq_pipeline.orchestration.partitions import trade_dates
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import first_snapshot
 from nq_pipeline.settings import Settings
+from nq_pipeline.ui import supervisor
+from nq_pipeline.ui.first_partitions import CAPTURE, CHAINS, first_partitions
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import chain
 
@@ -43,7 +43,6 @@ FAKE = """
 import json, os, signal, subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from nq_pipeline.workspace import Workspace
 
 child = subprocess.Popen([sys.executable, "-c", CHILD])
 Path("child").write_text(str(child.pid))
@@ -70,14 +69,14 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {OBED
 
 def free_port() -> int:
     with socket.socket() as free:
-        free.bind((ui.HOST, 0))
+        free.bind((supervisor.HOST, 0))
         return int(free.getsockname()[1])
 
 
 @contextmanager
 def taken_port() -> Iterator[int]:
     with socket.socket() as taken:
-        taken.bind((ui.HOST, 0))
+        taken.bind((supervisor.HOST, 0))
         taken.listen()
         yield int(taken.getsockname()[1])
 
@@ -122,12 +121,12 @@ def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None
 
 def test_a_second_one_on_the_same_instance_is_refused(tmp_path: Path) -> None:
     with (
-        ui.claimed(tmp_path, free_port()),
-        pytest.raises(UiError, match="another `nq ui`, or the Dagster of one"),
-        ui.claimed(tmp_path, free_port()),
+        supervisor.hold_instance(tmp_path, free_port()),
+        pytest.raises(UiError, match="another `nq ui`"),
+        supervisor.hold_instance(tmp_path, free_port()),
     ):
         pass
-    with ui.claimed(tmp_path, free_port()):
+    with supervisor.hold_instance(tmp_path, free_port()):
         pass
 
 
@@ -159,10 +158,16 @@ def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) ->
 
 
 def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ui, "GRACE_S", 0.5)
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
     fake_dagster(tmp_path, STUBBORN)
     stop, port = threading.Event(), free_port()
-    ui.run(ui.command(port), port, environment={"DAGSTER_HOME": str(tmp_path)}, stop=stop, answers=stop.set)
+    supervisor.run_dagster(
+        supervisor.dagster_command(port),
+        port,
+        environment={"DAGSTER_HOME": str(tmp_path)},
+        stop=stop,
+        on_ready=stop.set,
+    )
     time.sleep(0.1)
     assert is_gone(int((tmp_path / "child").read_text()))
 
@@ -174,19 +179,31 @@ def test_the_dagster_of_a_killed_one_keeps_its_instance(tmp_path: Path) -> None:
 
     def killed() -> None:
         os.close(claim)
-        with pytest.raises(UiError, match="or the Dagster of one that was killed"), ui.claimed(tmp_path, 0):
+        with (
+            pytest.raises(UiError, match="Dagster of a killed one"),
+            supervisor.hold_instance(tmp_path, 0),
+        ):
             pass
         stop.set()
 
     environment = {"DAGSTER_HOME": str(tmp_path)}
-    ui.run(ui.command(port), port, environment=environment, stop=stop, claim=claim, answers=killed)
-    with ui.claimed(tmp_path, 0):
+    supervisor.run_dagster(
+        supervisor.dagster_command(port),
+        port,
+        environment=environment,
+        stop=stop,
+        hold=claim,
+        on_ready=killed,
+    )
+    with supervisor.hold_instance(tmp_path, 0):
         pass
 
 
 def test_a_dagster_that_ends_by_itself_is_an_error() -> None:
     with pytest.raises(UiError, match="ended by itself"):
-        ui.run([sys.executable, "-c", ""], free_port(), environment={}, stop=threading.Event())
+        supervisor.run_dagster(
+            [sys.executable, "-c", ""], free_port(), environment={}, stop=threading.Event()
+        )
 
 
 # ── the instance ────────────────────────────────────────────────────────────────────────────────
@@ -194,27 +211,27 @@ def test_a_dagster_that_ends_by_itself_is_an_error() -> None:
 
 def test_an_empty_folder_gets_an_instance_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(data_dir=Path("data"))
-    home = ui.instance_folder(settings)
+    home = supervisor.instance_folder(settings)
     assert home == tmp_path / "data" / ".dagster"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    assert ui.instance_folder(settings) == home
+    assert supervisor.instance_folder(settings) == home
     assert "concurrency" not in (home / "dagster.yaml").read_text(), "what is there is not written over"
     (tmp_path / "dagster.yaml").touch()
-    assert ui.instance_folder(settings) == tmp_path, "a checkout"
+    assert supervisor.instance_folder(settings) == tmp_path, "a checkout"
     (tmp_path / ".env").write_text("DAGSTER_HOME=${HOME}/d\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert ui.instance_folder(settings) == tmp_path / "d"
+    assert supervisor.instance_folder(settings) == tmp_path / "d"
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "e"))
-    assert ui.instance_folder(settings) == tmp_path / "e"
+    assert supervisor.instance_folder(settings) == tmp_path / "e"
 
 
 def test_the_instance_that_is_shipped_is_the_one_of_a_checkout() -> None:
     """But for the places of its files, which Dagster puts beside the shipped one by itself."""
     places = {"storage", "local_artifact_storage", "compute_logs"}
     checkout = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    shipped = yaml.safe_load((ui.SHIPPED / "dagster.yaml").read_text())
+    shipped = yaml.safe_load((supervisor.SHIPPED / "dagster.yaml").read_text())
     assert shipped == {name: part for name, part in checkout.items() if name not in places}
-    assert (ui.SHIPPED / "workspace.yaml").read_text() == (ROOT / "workspace.yaml").read_text()
+    assert (supervisor.SHIPPED / "workspace.yaml").read_text() == (ROOT / "workspace.yaml").read_text()
 
 
 # ── the first partition ─────────────────────────────────────────────────────────────────────────
@@ -224,15 +241,15 @@ def test_partitions_begin_today_or_with_the_lake(tmp_path: Path) -> None:
     """Dagster counts every partition, so one from before the first chain would be missing for ever."""
     noon = datetime(2025, 6, 10, 17, tzinfo=UTC)
     settings = Settings(data_dir=tmp_path, now=noon)
-    assert first_dates(settings) == {CHAINS: "2025-06-10", CAPTURE: "2025-06-10"}
+    assert first_partitions(settings) == {CHAINS: "2025-06-10", CAPTURE: "2025-06-10"}
     with partition_loading_context(effective_dt=noon):
         assert trade_dates(date(2025, 6, 10)).get_partition_keys() == ["2025-06-10"]
     day = date(2025, 6, 5)
     rows = chain(SOURCE_CHAIN, snapshot=to_ns(datetime(2025, 6, 5, 15, tzinfo=UTC)), day=day)
     Workspace.of(settings).lake.append(SOURCE_CHAIN, rows, run_id="run")
-    assert first_dates(settings) == {CHAINS: "2025-06-05", CAPTURE: "2025-06-10"}
+    assert first_partitions(settings) == {CHAINS: "2025-06-05", CAPTURE: "2025-06-10"}
     (Workspace.of(settings).lake.root / "source_chain" / "manifest.json").write_text("{")
-    assert first_dates(settings)[CHAINS] == "2025-01-02", "what the lake has cannot be told"
+    assert first_partitions(settings)[CHAINS] == "2025-01-02", "what the lake has cannot be told"
 
 
 # ── the first snapshot ──────────────────────────────────────────────────────────────────────────
@@ -272,7 +289,7 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
         subprocess.Popen(
             [str(Path(sys.executable).with_name("nq")), "ui", "--port", str(port)],
             cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_PROXY": ui.HOST},
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_PROXY": supervisor.HOST},
             stdout=out,
             stderr=subprocess.STDOUT,
         ) as process,
@@ -286,7 +303,7 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
         while time.monotonic() < give_up and process.poll() is None and done != ["SUCCESS"]:
             time.sleep(2)
             if "Dagster answers" in log.read_text():
-                url = f"http://{ui.HOST}:{port}/graphql"
+                url = f"http://{supervisor.HOST}:{port}/graphql"
                 data = requests.post(url, json={"query": graphql}, timeout=30).json()["data"]
                 done = [run["status"] for run in data["runsOrError"]["results"]]
                 location = data["locationStatusesOrError"]["entries"][0]["name"]

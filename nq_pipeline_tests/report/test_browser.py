@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
-from nq_pipeline.report import write_report
+from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
 from nq_pipeline_tests.report.conftest import NOTEBOOK

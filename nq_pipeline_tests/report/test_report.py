@@ -21,7 +21,7 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
 from nq_pipeline.market.pricing import price_chain
-from nq_pipeline.report import write_report
+from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.report.conftest import HOSTILE, NOW, capture, take

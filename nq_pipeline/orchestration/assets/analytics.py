@@ -1,8 +1,8 @@
 """What we compute from chains and trades: pricing and metrics of a snapshot, pressure of a trade date.
 
-A step of its own behind the chain's, in the same run: when it fails, the chain is in the lake
-and materialized, and the next run prices what this one left behind. One step computes all five
-tables, since they are read from the same frame in a fraction of a second.
+The step follows the chain's in the same run. When it fails, the chain is in the lake and materialized, and
+the next run prices what this one left. One step computes all five tables from one frame, in a fraction of a
+second.
 """
 
 import time
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from nq_pipeline.capture import quality
+from nq_pipeline.analytics import quality
+from nq_pipeline.capture import quality as capture_quality
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake import catalog
@@ -27,15 +28,20 @@ from nq_pipeline.lake.tables import (
     TRADE_PRESSURE,
 )
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import freshness, metadata
-from nq_pipeline.orchestration.assets.chains import CHOSEN
-from nq_pipeline.orchestration.checks import analytics as checks
-from nq_pipeline.orchestration.checks.analytics import LEVELS, PRESSURE, PRICING, PROFILE, SERIES, SMILE
-from nq_pipeline.orchestration.checks.capture import TRADES_ASSET
-from nq_pipeline.orchestration.checks.chains import results
+from nq_pipeline.orchestration import checks, freshness, metadata
+from nq_pipeline.orchestration.names import (
+    CHOSEN_CHAIN,
+    LEVELS,
+    LIVE_TRADES,
+    PRESSURE,
+    PRICING,
+    PROFILE,
+    SERIES,
+    SMILE,
+)
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.report import thumbnails
+from nq_pipeline.report import markdown
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
@@ -54,20 +60,20 @@ TABLES = {
     LEVELS: GAMMA_LEVELS,
 }
 DESCRIPTIONS = {
-    PRICING: "Implied volatility and Greeks of every row of the chosen chain that has a usable price: "
-    "Black-76, for American quarterlies with the premium of early exercise, on the forward that put-call "
-    "parity gives. Why the others have none is in `unpriced`.",
-    SMILE: "Volatility by strike of every series, and how far off it may be (`iv_uncertainty`).",
-    PROFILE: "Where positions are: open interest, volume, payout and gamma exposure of every strike.",
-    SERIES: "A row per series: volatility at the forward (the term structure), expected move, put/call "
+    PRICING: "Implied volatility and Greeks of every row of the chosen chain with a usable price: Black-76 "
+    "on the parity forward, plus the early exercise premium for American quarterlies. `unpriced` says why a "
+    "row has none.",
+    SMILE: "Implied volatility by strike of every series, with its uncertainty (`iv_uncertainty`).",
+    PROFILE: "Positions by strike: open interest, volume, payout and gamma exposure.",
+    SERIES: "A row per series: at-the-money implied volatility (the term structure), expected move, put/call "
     "ratios, max pain.",
-    LEVELS: "Net gamma exposure, were dealers long calls and short puts, and the level at which it changes "
+    LEVELS: "Net gamma exposure if dealers are long calls and short puts, and the level at which it changes "
     "sign.",
 }
 SPECS = [
     dg.AssetSpec(
         key,
-        deps=[CHOSEN] if key == PRICING else [CHOSEN, PRICING],
+        deps=[CHOSEN_CHAIN] if key == PRICING else [CHOSEN_CHAIN, PRICING],
         skippable=True,
         description=f"{DESCRIPTIONS[key]} Computed after every chain, in the same run.\n\n{table.meaning}",
         metadata=metadata.of_table(table),
@@ -85,7 +91,7 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 @dg.multi_asset(specs=SPECS, check_specs=checks.specs(*TABLES), partitions_def=CHAIN_DATES, can_subset=True)
 def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
-    """Price and measure what the trade date's runs left, and the newest snapshot; all tables, always."""
+    """Price and measure the newest snapshot and those that earlier runs left; always all tables."""
     from nq_pipeline.analytics.snapshot import price_and_measure, to_measure
 
     started = time.perf_counter()
@@ -97,39 +103,38 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
             measured = price_and_measure(settings, chain, run_id=context.run.run_id)
             snapshots += 1
         if not measured:
-            context.log.info(f"There is no chain of {day}, so nothing to price.")
+            context.log.info(f"There is no chain of {day} to price.")
             return
         catalog.publish(Workspace.of(settings).lake)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 
-    pictures = thumbnails.of_metrics(measured, settings.products[0])
-    sketches = thumbnails.sketches(measured, settings.products[0])
-    spent = {"snapshots": snapshots, "elapsed_s": round(time.perf_counter() - started, 3)}
+    charts = markdown.metric_charts(measured, settings.products[0])
+    sparklines = markdown.metric_sparklines(measured, settings.products[0])
+    effort = {"snapshots": snapshots, "elapsed_s": round(time.perf_counter() - started, 3)}
     for key in TABLES:
         if key in context.selected_asset_keys:
             yield dg.MaterializeResult(
                 asset_key=key,
                 metadata={
-                    **_of_picture(key, pictures, sketches),
-                    **_of_rows(key, measured, day, settings),
-                    **spent,
+                    **_images(charts.get(TABLES[key].name), sparklines.get(TABLES[key].name)),
+                    **_figures(key, measured, day, settings),
+                    **effort,
                 },
             )
-    findings = checks.of_snapshot(chain, measured, tolerance=settings.parity_tolerance)
-    for key in TABLES:
-        judged = {name: finding for name, finding in findings[key].items() if finding is not None}
-        yield from results(key, judged, context.selected_asset_check_keys)
+    findings = quality.judge_snapshot(chain, measured, tolerance=settings.parity_tolerance)
+    for key, table in TABLES.items():
+        yield from checks.results(key, findings[table.name], context.selected_asset_check_keys)
 
 
 PRESSURE_SPEC = dg.AssetSpec(
     PRESSURE,
-    deps=[TRADES_ASSET],
+    deps=[LIVE_TRADES],
     skippable=True,
     description="Who was the aggressor: bought and sold volume of every option in windows of five minutes, "
-    "from the live trades. Computed every five minutes while the capture's window is open, for an hour "
-    "after it, and once more early in the next session, because gaps are filled later. A window that a "
-    f"filled gap touched comes again with more trades.\n\n{TRADE_PRESSURE.meaning}",
+    "from the live trades. Computed every five minutes while the capture's window is open and for an hour "
+    "after it, and once more early in the next session. A window that overlapped a gap is written again once "
+    f"the gap is filled.\n\n{TRADE_PRESSURE.meaning}",
     metadata=metadata.of_table(TRADE_PRESSURE),
     group_name=GROUP,
     owners=OWNERS,
@@ -143,7 +148,7 @@ PRESSURE_SPEC = dg.AssetSpec(
     specs=[PRESSURE_SPEC], check_specs=checks.specs(PRESSURE), partitions_def=CAPTURE_DATES, can_subset=True
 )
 def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
-    """The windows of the trade date that are over."""
+    """Measure the closed windows of the trade date."""
     from nq_pipeline.analytics.pressure import measure_pressure
 
     try:
@@ -154,7 +159,7 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if rows.is_empty():
-        context.log.info(f"No trade of an option was captured in a window of {day} that is over.")
+        context.log.info(f"No closed window of {day} has a captured trade of an option.")
         return
     bought, sold = int(rows["buy_volume"].sum()), int(rows["sell_volume"].sum())
     newest = rows.filter(pl.col("window_start") == pl.col("window_start").max())
@@ -163,7 +168,7 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
     yield dg.MaterializeResult(
         asset_key=PRESSURE,
         metadata={
-            **_of_table(PRESSURE, day, settings),
+            **metadata.of_partition(TRADE_PRESSURE, day, settings),
             "environment": settings.environment,
             "windows": rows["window_start"].n_unique(),
             "trades": int(rows["trades"].sum()),
@@ -172,34 +177,34 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
             **({"imbalance": round((bought - sold) / (bought + sold), 6)} if bought + sold else {}),
             "net_calls_last_window": by_side["C"],
             "net_puts_last_window": by_side["P"],
-            "picture": dg.MetadataValue.md(thumbnails.of_pressure(rows, settings.products[0])),
+            "picture": dg.MetadataValue.md(markdown.pressure_charts(rows, settings.products[0])),
         },
     )
-    findings = checks.of_pressure(rows, _touched(settings, now, day, rows))
-    yield from results(PRESSURE, findings, context.selected_asset_check_keys)
+    findings = quality.judge_pressure(rows, _windows_in_gaps(settings, now, day, rows))
+    yield from checks.results(PRESSURE, findings, context.selected_asset_check_keys)
 
 
 def _day(context: dg.AssetExecutionContext, settings: Settings) -> date:
-    """The partition; checks alone are launched without one and judge the newest trade date."""
+    """The partition. Checks launched alone have none; they judge the newest trade date."""
     if context.has_partition_key:
         return date.fromisoformat(context.partition_key)
     files = Workspace.of(settings).lake.manifest(OPTION_CHAIN).files
     return max((file.trade_date for file in files), default=sessions.trade_date(settings.clock.now()))
 
 
-def _of_rows(
+def _figures(
     key: dg.AssetKey, measured: dict[str, pl.DataFrame], day: date, settings: Settings
 ) -> metadata.Metadata:
-    """What the UI shows of one table of the newest snapshot."""
+    """The figures of one table of the newest snapshot."""
     rows = measured[TABLES[key].name]
     shown = {
-        **_of_table(key, day, settings),
+        **metadata.of_partition(TABLES[key], day, settings),
         "rows": rows.height,
         "environment": settings.environment,
-        "catalog": dg.MetadataValue.path(str(Workspace.of(settings).catalog.resolve())),
+        "catalog": metadata.catalog(settings),
     }
     series = measured[SERIES_METRICS.name]
-    first = checks.front(series)
+    first = quality.front_series(series)
     if key == PRICING:
         usable = rows.filter(pl.col("price").is_not_null()).height
         priced = rows["implied_volatility"].count()
@@ -215,7 +220,7 @@ def _of_rows(
         )
         columns = ("forward", "atm_iv", "expected_move_straddle", "put_call_open_interest", "max_pain")
         by_series = rows.sort("expiration", "series").select("source", "series", *columns)
-        shown["by_series"] = metadata.markdown(by_series)
+        shown["by_series"] = metadata.markdown_table(by_series)
     elif key == LEVELS and rows.height:
         own = pl.col("product") != settings.products[0]
         shown |= _numbers(
@@ -230,30 +235,23 @@ def _of_rows(
     return shown
 
 
-def _of_picture(
-    key: dg.AssetKey, pictures: "dict[str, Picture]", sketches: dict[str, str]
-) -> metadata.Metadata:
-    picture, sketch = pictures.get(TABLES[key].name), sketches.get(TABLES[key].name)
+def _images(chart: "Picture | None", sparkline: str | None) -> metadata.Metadata:
     return {
-        **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),
-        **({} if picture is None else {"picture": dg.MetadataValue.md(thumbnails.thumbnail(picture))}),
+        **({"sketch": dg.MetadataValue.md(sparkline)} if sparkline else {}),
+        **({} if chart is None else {"picture": dg.MetadataValue.md(markdown.chart(chart))}),
     }
 
 
 def _numbers(row: pl.DataFrame, *names: str) -> dict[str, float]:
-    """Those of a row that are known, for Dagster to plot."""
+    """The known numbers of a row, for Dagster to plot."""
     return {name: round(value, 6) for name in names if (value := row.item(0, name)) is not None}
 
 
-def _of_table(key: dg.AssetKey, day: date, settings: Settings) -> metadata.Metadata:
-    table = TRADE_PRESSURE if key == PRESSURE else TABLES[key]
-    files = Workspace.of(settings).lake.manifest(table).of({day})
-    return metadata.of_place(table, day, sum(file.rows for file in files), settings)
-
-
-def _touched(settings: Settings, now: datetime, day: date, rows: pl.DataFrame) -> int:
-    """Windows in which trades may be missing."""
-    gaps = [gap for gap in quality.read_capture_day(settings, now, day).gaps if gap.state != "verified"]
+def _windows_in_gaps(settings: Settings, now: datetime, day: date, rows: pl.DataFrame) -> int:
+    """The number of windows in which trades may be missing."""
+    gaps = [
+        gap for gap in capture_quality.read_capture_day(settings, now, day).gaps if gap.state != "verified"
+    ]
     spans = [(from_ns(gap.first_ns), now if gap.last_ns is None else from_ns(gap.last_ns)) for gap in gaps]
     starts = rows["window_start"].unique().to_list()
     return sum(any(a < start + WINDOW and start < b for a, b in spans) for start in starts)

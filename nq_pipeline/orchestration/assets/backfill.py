@@ -1,6 +1,6 @@
-"""Databento's history as partitioned assets: a trade date of a schema each, bought and counted.
+"""Databento's history as assets: one per schema, one partition per trade date, bought and counted.
 
-The one place where a check blocks: a day that is not proven whole is not there for what follows.
+Only here a check blocks: a day that is not proven complete must not reach what depends on it.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from nq_pipeline.backfill.rows import TABLES
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.tables import MBO, TRADES
 from nq_pipeline.orchestration import metadata
+from nq_pipeline.orchestration.names import HISTORY
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.spend.export import publish_spend
@@ -21,25 +22,24 @@ from nq_pipeline.spend.export import publish_spend
 Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 POOL = "databento_history"
-"""Runs of these assets go one after the other, launched by the job or from an asset's page: the
-instance's pools have one slot (`dagster.yaml`), and a capture always finds one of its own."""
-HAD = ("complete", "empty", "missing")
+"""Runs of these assets go one after the other, whether the job or an asset's page launches them: the pools of
+the instance have one slot (`dagster.yaml`)."""
+FINAL = ("complete", "empty", "missing")
 """States of a day that leave nothing to buy."""
-HISTORY = {schema: dg.AssetKey(["databento", "history", schema.replace("-", "_")]) for schema in SCHEMAS}
 
 
 class BackfillConfig(dg.Config):
-    """What a run may be told."""
+    """The configuration of a run."""
 
     max_usd: float = Field(
         0.0,
         ge=0,
-        description="What each schema of this run, which is one trade date, may cost in USD, beside the "
-        "ledger's budgets. At 0 only what the plan includes is asked for.",
+        description="What each schema of this run (one trade date) may cost in USD, within the ledger's "
+        "budgets. At 0 only data that the plan includes is requested.",
     )
 
 
-def history(schema: str) -> dg.AssetsDefinition:
+def _history(schema: str) -> dg.AssetsDefinition:
     """The asset of one schema."""
     key = HISTORY[schema]
     table = {"trades": TRADES, "mbo": MBO, **TABLES}[schema]
@@ -47,11 +47,11 @@ def history(schema: str) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         partitions_def=TRADE_DATES,
-        description=f"{schema} of Databento's history: a trade date is bought, and counted against the "
-        "vendor before it is called complete. What it costs is reserved in the ledger first (max_usd in the "
-        "launchpad), and a day that is complete is never bought again. `nq backfill` does the same in a "
-        "terminal, and says the price before; docs/backfill.md explains both. Rows go to the table "
-        f"`{table.name}`, together with what else fills it.\n\n{table.meaning}",
+        description=f"{schema} of Databento's history. A run buys a trade date and counts its records "
+        "against the vendor's before it calls the day complete. The cost is reserved in the ledger first "
+        "(max_usd in the launchpad), and a complete day is never bought again. `nq backfill` does the same "
+        "in a terminal and shows the price first; docs/backfill.md explains both. Rows go to the table "
+        f"`{table.name}`.\n\n{table.meaning}",
         metadata=metadata.of_table(table),
         group_name="history",
         owners=["team:market-data"],
@@ -70,23 +70,25 @@ def history(schema: str) -> dg.AssetsDefinition:
     def one_day(
         context: dg.AssetExecutionContext, config: BackfillConfig, vendors: dg.ResourceParam[Vendors]
     ) -> Iterator[Event]:
-        day = _had(context, Decimal(str(config.max_usd)), vendors, schema)
-        whole = day.state in HAD
+        day = _backfill(context, Decimal(str(config.max_usd)), vendors, schema)
+        final = day.state in FINAL
         yield dg.AssetCheckResult(
-            passed=whole,
+            passed=final,
             asset_key=key,
             check_name="complete",
             description=f"{day.state}: {day.said}",
             metadata={"state": day.state, "cost_usd": float(day.cost_usd)},
         )
-        if not whole:
+        if not final:
             raise dg.Failure(f"{schema} of {day.trade_date} is {day.state}: {day.said}", allow_retries=False)
         yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_day(day))
 
     return one_day
 
 
-def _had(context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str) -> BackfillDay:
+def _backfill(
+    context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str
+) -> BackfillDay:
     from nq_pipeline.sandbox.process import endpoints
 
     run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()
@@ -102,4 +104,4 @@ def _had(context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, 
     return day
 
 
-HISTORIES = [history(schema) for schema in SCHEMAS]
+HISTORIES = [_history(schema) for schema in SCHEMAS]

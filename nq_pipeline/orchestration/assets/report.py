@@ -1,4 +1,4 @@
-"""The report: a snapshot as one HTML page, in a step of its own that no chain waits for."""
+"""The report: a snapshot as one HTML page, in a step of its own so that no chain waits for it."""
 
 import time
 from datetime import date
@@ -11,22 +11,21 @@ from nq_pipeline.lake.tables import IV_SMILE, OPTION_CHAIN
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.orchestration import freshness
-from nq_pipeline.orchestration.assets.chains import CHOSEN, OWNERS
-from nq_pipeline.orchestration.checks.analytics import PRICING
+from nq_pipeline.orchestration.assets.chains import OWNERS
+from nq_pipeline.orchestration.names import CHOSEN_CHAIN, PRICING, REPORT
 from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.report import thumbnails
+from nq_pipeline.report import markdown
 from nq_pipeline.workspace import Workspace
-
-REPORT = dg.AssetKey(["nq", "report"])
 
 
 @dg.asset(
     key=REPORT,
-    deps=[CHOSEN, PRICING],
+    deps=[CHOSEN_CHAIN, PRICING],
     partitions_def=CHAIN_DATES,
     description="The newest snapshot of the trade date as one HTML page: smile, term structure, positions, "
-    "gamma exposure, trades, who won and why, gaps and spend. It needs no network; `nq report` opens it.",
+    "gamma exposure, trades, which source won and why, gaps and spend. The page needs no network; "
+    "`nq report` opens it.",
     group_name="analytics",
     owners=OWNERS,
     freshness_policy=freshness.SNAPSHOT,
@@ -37,9 +36,9 @@ def report(
     context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.MaterializeResult[None]:
     """Write the page of the partition's newest snapshot."""
-    from nq_pipeline.report import write_report
+    from nq_pipeline.report.page import write_report
 
-    settings, began = vendors.settings(), time.monotonic()
+    settings, started = vendors.settings(), time.monotonic()
     day = date.fromisoformat(context.partition_key)
     lake = Workspace.of(settings).lake
     newest = lake.scan(OPTION_CHAIN, [day]).select(pl.col("snapshot_ts").max()).collect().item()
@@ -53,15 +52,15 @@ def report(
         raise dg.Failure(str(error), allow_retries=False) from error
     first = list(roots_of([PRODUCTS[settings.products[0]]]))
     own = (pl.col("snapshot_ts") == newest) & pl.col("root").is_in(first)
-    sketch = thumbnails.front_smile(lake.scan(IV_SMILE, [day]).filter(own).collect())
+    sparkline = markdown.front_smile(lake.scan(IV_SMILE, [day]).filter(own).collect())
     return dg.MaterializeResult(
         metadata={
-            **({"sketch": dg.MetadataValue.md(sketch)} if sketch else {}),
+            **({"sketch": dg.MetadataValue.md(sparkline)} if sparkline else {}),
             "environment": settings.environment,
             "snapshot_ts": dg.MetadataValue.timestamp(newest),
             "page": dg.MetadataValue.path(str(page)),
             "dagster/uri": page.as_uri(),
             "bytes": page.stat().st_size,
-            "elapsed_s": round(time.monotonic() - began, 3),
+            "elapsed_s": round(time.monotonic() - started, 3),
         }
     )

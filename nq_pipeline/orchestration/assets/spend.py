@@ -1,6 +1,6 @@
-"""The spend ledger as an asset: what the month has cost, holds and will come to.
+"""The spend ledger as an asset: what the month has cost, what is reserved and what it is projected to cost.
 
-It is no data of its own, but a look at the ledger, taken after every snapshot and hourly.
+The asset adds no data. It exports the ledger and checks it, after every snapshot and hourly.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,8 @@ from nq_pipeline.finding import Finding
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import ANSWERS, SPEND
 from nq_pipeline.market import sessions
-from nq_pipeline.orchestration import freshness, metadata
-from nq_pipeline.orchestration.checks import spend as checks
-from nq_pipeline.orchestration.checks.chains import results
-from nq_pipeline.orchestration.checks.spend import LEDGER_ASSET
+from nq_pipeline.orchestration import checks, freshness, metadata
+from nq_pipeline.orchestration.names import SPEND_LEDGER
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import newest_entitlements
@@ -30,12 +28,12 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
     name="spend_ledger",
     specs=[
         dg.AssetSpec(
-            LEDGER_ASSET,
+            SPEND_LEDGER,
             skippable=True,
-            description="What this month has cost, what is reserved, what is left and what it will come to: "
-            "the plan's flat fee and every metered request. `nq budget` prints the same; docs/cost.md "
-            f"explains it. See *Plots* on this page.\n\n{SPEND.meaning} Looked at hourly and after every "
-            "snapshot of the chains.",
+            description="What this month has cost, what is reserved, what is left and what it is projected "
+            "to cost: the plan's flat fee and every metered request. `nq budget` prints the same; "
+            f"docs/cost.md explains it. See *Plots* on this page.\n\n{SPEND.meaning} Checked hourly "
+            "and after every snapshot of the chains.",
             metadata={**metadata.of_table(SPEND), "documentation": dg.MetadataValue.path("docs/cost.md")},
             group_name="spend",
             owners=["team:market-data"],
@@ -44,13 +42,13 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
             kinds={"sqlite", "parquet"},
         )
     ],
-    check_specs=checks.specs(),
+    check_specs=checks.specs(SPEND_LEDGER),
     can_subset=True,
-    # In a run of the chains it looks at what they have spent.
+    # In a run of the chains it has to see what they spent.
     op_tags={"dagster/priority": "-1"},
 )
 def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
-    """Judge the running month; a ledger that cannot be used is a failed check and no failed run."""
+    """Check the current month; a ledger that cannot be used is a failed check, not a failed run."""
     selected = context.selected_asset_check_keys
     try:
         settings, now = vendors.settings(), vendors.market_now()
@@ -61,13 +59,13 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
                 catalog.publish(Workspace.of(settings).lake)
             month = ledger.month()
         except LedgerError as error:
-            yield from results(LEDGER_ASSET, {"budget": Finding(False, str(error))}, selected)
+            yield from checks.results(SPEND_LEDGER, {"budget": Finding(False, str(error))}, selected)
             return
         today = sessions.trade_date(now)
         vendors_left = quality.configured_vendors(settings.sources, lake.scan(ANSWERS, [today]).collect())
         findings = quality.judge_month(month, newest_entitlements(lake), today, vendors_left)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    if LEDGER_ASSET in context.selected_asset_keys:
-        yield dg.MaterializeResult(asset_key=LEDGER_ASSET, metadata=metadata.of_month(month))
-    yield from results(LEDGER_ASSET, findings, selected)
+    if SPEND_LEDGER in context.selected_asset_keys:
+        yield dg.MaterializeResult(asset_key=SPEND_LEDGER, metadata=metadata.of_month(month))
+    yield from checks.results(SPEND_LEDGER, findings, selected)

@@ -1,111 +1,77 @@
-"""What a desk would want to know of our own numbers, judged in the step that computed them; none blocking.
+"""Quality of pricing, metrics and trade pressure.
 
-A chain that cannot be priced is still a chain, and one series without a smile takes nothing from
-the others. Most findings are warnings for that reason; an error says that there is nothing to
-rely on.
+A chain that cannot be priced is still a chain, and one series without a smile does not spoil the others.
+Most findings are therefore warnings; an error means that the numbers cannot be relied on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import dagster as dg
 import polars as pl
 
 from nq_pipeline.finding import Finding
+from nq_pipeline.lake.tables import (
+    GAMMA_LEVELS,
+    IV_SMILE,
+    OPTION_PRICING,
+    SERIES_METRICS,
+    STRIKE_PROFILE,
+)
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
 
-PRICING = dg.AssetKey(["nq", "option_pricing"])
-SMILE = dg.AssetKey(["nq", "iv_smile"])
-PROFILE = dg.AssetKey(["nq", "strike_profile"])
-SERIES = dg.AssetKey(["nq", "series_metrics"])
-LEVELS = dg.AssetKey(["nq", "gamma_levels"])
-PRESSURE = dg.AssetKey(["databento", "trade_pressure"])
-
-# None of these is a setting: each is far from what a whole chain shows, so that no market makes one wrong.
+# These are no settings: each is so far from what a complete chain shows that it fits every market.
 LEAST_PRICED = 0.9
-"""Out of the money any price has a time value; what has no volatility there has a wrong price or forward."""
+"""Out of the money every price has a time value. A row there without a volatility has a wrong price or
+forward."""
 LEAST_FORWARDS = 0.9
-"""A series hours from its listing or its end may lack pairs; one in ten are a handful."""
+"""A series hours from its listing or expiration may lack put-call pairs; one in ten is a handful."""
 LEAST_STRIKES = 5
-"""To either side of the forward; fewer are points and no smile."""
+"""On either side of the forward; fewer strikes are points, not a smile."""
 MOST_ARBITRAGE = 0.01
-"""Quotes of different moments cross now and then; a free lunch at every hundredth strike is a broken feed."""
+"""Quotes of different moments cross now and then; arbitrage at every hundredth strike is a broken feed."""
 MOST_LEFT_OUT = 0.25
-"""Deep strikes without a bid or a time value hold a tenth of the open interest, and next to no gamma."""
+"""Deep strikes without a bid or a time value hold a tenth of the open interest and almost no gamma."""
 MOST_UNDEFINED = 0.2
-"""Trades of an auction have no aggressor; where more than these lack one, pressure says little."""
-
-MEANINGS = {
-    PRICING: {
-        "quotes_priced": f"At least {LEAST_PRICED:.0%} of the out-of-the-money rows with a price and a "
-        "forward have a volatility. Deep in the money many quotes have no time value and rightly none.",
-        "forwards_agree": f"At least {LEAST_FORWARDS:.0%} of the series with a price have a forward by "
-        "put-call parity, and it lies within NQ_PARITY_TOLERANCE of the vendor's underlying.",
-    },
-    SMILE: {
-        "front_smile": "The first series to expire has a smile: at least "
-        f"{LEAST_STRIKES} strikes on either side of the forward, and a volatility at it.",
-        "no_butterfly_arbitrage": "No butterfly of neighbouring strikes could be bought for less than "
-        f"nothing at the quotes; a warning up to {MOST_ARBITRAGE:.0%} of them.",
-    },
-    PROFILE: {"open_interest_known": "The vendor says of some strikes how many contracts are open."},
-    SERIES: {"term_structure": "Every series that has a forward has a volatility at it."},
-    LEVELS: {
-        "exposure_complete": f"At most {MOST_LEFT_OUT:.0%} of the open contracts are left out of the gamma "
-        "exposure, because their rows could not be priced.",
-    },
-    PRESSURE: {
-        "windows_whole": "No window is touched by a gap of the capture that is not filled.",
-        "aggressors_known": f"At most {MOST_UNDEFINED:.0%} of the volume has no known aggressor.",
-    },
-}
+"""Auction trades have no aggressor; where a larger share lacks one, pressure means little."""
 
 
-def specs(*keys: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """The specifications of all checks of the assets."""
-    return [
-        dg.AssetCheckSpec(check, asset=key, description=text)
-        for key in keys
-        for check, text in MEANINGS[key].items()
-    ]
-
-
-def of_snapshot(
+def judge_snapshot(
     chain: pl.DataFrame, measured: Mapping[str, pl.DataFrame], *, tolerance: float
-) -> dict[dg.AssetKey, dict[str, Finding | None]]:
-    """Everything there is to say about one snapshot's pricing and metrics.
+) -> dict[str, dict[str, Finding | None]]:
+    """Judge the pricing and metrics of one snapshot.
 
     Parameters
     ----------
     measured
-        Rows by name of table, as `price_and_measure` returns them.
+        Rows by the table's name, as `price_and_measure` returns them.
     tolerance
-        By what share a parity forward may differ from the vendor's underlying.
+        The share by which a parity forward may differ from the vendor's underlying.
 
     Returns
     -------
-    Findings by asset and name of the check; None where there was nothing to judge.
+    dict
+        Findings by the table's name and the check's name; None where there was nothing to judge.
     """
-    pricing, series = measured["option_pricing"], measured["series_metrics"]
+    pricing, series = measured[OPTION_PRICING.name], measured[SERIES_METRICS.name]
     return {
-        PRICING: {
+        OPTION_PRICING.name: {
             "quotes_priced": quotes_priced(chain, pricing),
             "forwards_agree": forwards_agree(pricing, tolerance),
         },
-        SMILE: {
-            "front_smile": front_smile(measured["iv_smile"], series),
+        IV_SMILE.name: {
+            "front_smile": front_smile(measured[IV_SMILE.name], series),
             "no_butterfly_arbitrage": no_butterfly_arbitrage(chain),
         },
-        PROFILE: {"open_interest_known": open_interest_known(measured["strike_profile"])},
-        SERIES: {"term_structure": term_structure(series)},
-        LEVELS: {"exposure_complete": exposure_complete(measured["gamma_levels"])},
+        STRIKE_PROFILE.name: {"open_interest_known": open_interest_known(measured[STRIKE_PROFILE.name])},
+        SERIES_METRICS.name: {"term_structure": term_structure(series)},
+        GAMMA_LEVELS.name: {"exposure_complete": exposure_complete(measured[GAMMA_LEVELS.name])},
     }
 
 
 def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:
-    """The share of out-of-the-money rows that have a volatility, and why rows of any kind have none."""
+    """The share of out-of-the-money rows with an implied volatility, and why other rows have none."""
     from nq_pipeline.analytics.metrics import priced_chain
 
     rows = priced_chain(chain, pricing).filter(pl.col("price").is_not_null(), pl.col("forward").is_not_null())
@@ -117,17 +83,17 @@ def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:
     return Finding(
         passed=share >= LEAST_PRICED,
         severity="warn" if priced else "error",
-        sentence=f"{priced:,} of {outside.height:,} out-of-the-money rows with a price and a forward have a "
-        f"volatility; {pricing['implied_volatility'].count():,} of all {pricing.height:,} rows have one.",
+        sentence=f"{priced:,} of {outside.height:,} out-of-the-money rows with a price and a forward have "
+        f"an implied volatility; {pricing['implied_volatility'].count():,} of all {pricing.height:,} do.",
         numbers={"priced_share": share, "priced": priced, "rows": pricing.height},
         table=reasons if reasons.height else None,
     )
 
 
 def forwards_agree(pricing: pl.DataFrame, tolerance: float) -> Finding:
-    """Whether every series with prices has a forward by parity that the vendor's underlying bears out.
+    """Whether every series with prices has a parity forward that agrees with the vendor's underlying.
 
-    The index and the funds have no forward to compare with, and settlements none of their moment.
+    An index or fund has no forward to compare with, and settlements have none of their moment.
     """
     series = (
         pricing.filter(pl.col("price").is_not_null())
@@ -158,10 +124,10 @@ def forwards_agree(pricing: pl.DataFrame, tolerance: float) -> Finding:
     )
 
 
-def front(series: pl.DataFrame) -> pl.DataFrame:
-    """The row of `series_metrics` that stands for the market: the first to expire that has a forward.
+def front_series(series: pl.DataFrame) -> pl.DataFrame:
+    """The row of `series_metrics` that stands for the market: the first series to expire that has a forward.
 
-    Of several products that of the first in the product table.
+    With several products it is a series of the first one in the product table.
     """
     product = pl.col("root").replace_strict(PRODUCT_OF, default=None)
     order = product.replace_strict(list(PRODUCTS), range(len(PRODUCTS)), default=len(PRODUCTS))
@@ -169,8 +135,8 @@ def front(series: pl.DataFrame) -> pl.DataFrame:
 
 
 def front_smile(smile: pl.DataFrame, series: pl.DataFrame) -> Finding:
-    """Strikes of the front series' smile on either side of its forward."""
-    first = front(series)
+    """The strikes of the front series' smile on either side of its forward."""
+    first = front_series(series)
     if first.is_empty():
         return Finding(False, "No series has a forward, so there is no smile.")
     name = first.item(0, "series")
@@ -181,16 +147,19 @@ def front_smile(smile: pl.DataFrame, series: pl.DataFrame) -> Finding:
         passed=min(puts, calls) >= LEAST_STRIKES and at_forward is not None,
         severity="warn",
         sentence=f"{name} has {puts} strikes below and {calls} above the forward, "
-        + ("and no volatility at it." if at_forward is None else f"and {at_forward:.2%} at it."),
+        + (
+            "and no at-the-money volatility."
+            if at_forward is None
+            else f"and an at-the-money volatility of {at_forward:.2%}."
+        ),
         numbers={"puts": puts, "calls": calls},
     )
 
 
 def no_butterfly_arbitrage(chain: pl.DataFrame) -> Finding | None:
-    """Butterflies of neighbouring quoted strikes whose wings' asks cost less than the body's bids bring.
+    """Butterflies of neighbouring strikes whose wings cost less at the ask than their body brings at the bid.
 
-    Prices are convex in the strike, of European and American options alike. None without quotes
-    for one.
+    European and American option prices are convex in the strike. None where no butterfly is quoted.
     """
     side = ["source", "snapshot_ts", "series", "option_type"]
     quoted = chain.filter(pl.col("bid") > 0, pl.col("ask") >= pl.col("bid")).sort(*side, "strike")
@@ -200,46 +169,46 @@ def no_butterfly_arbitrage(chain: pl.DataFrame) -> Finding | None:
     flies = quoted.select(*side, "strike", cost=wings - pl.col("bid")).drop_nulls("cost")
     if flies.is_empty():
         return None
-    # A hundredth of the smallest tick: sums of decimal prices are off by their rounding.
+    # A hundredth of the smallest tick allows for the rounding of sums.
     free = flies.filter(pl.col("cost") < -5e-4).sort("cost")
     share = free.height / flies.height
     return Finding(
         passed=free.is_empty(),
         severity="warn" if share <= MOST_ARBITRAGE else "error",
-        sentence=f"{free.height} of {flies.height:,} butterflies could be bought for less than nothing.",
+        sentence=f"{free.height} of {flies.height:,} butterflies cost less than nothing.",
         numbers={"negative": free.height, "butterflies": flies.height, "negative_share": share},
         table=free.select("series", "option_type", "strike", "cost") if free.height else None,
     )
 
 
 def open_interest_known(profile: pl.DataFrame) -> Finding:
-    """How many strikes have open interest on either side."""
+    """The number of strikes with open interest in calls or puts."""
     known = pl.col("call_open_interest").is_not_null() | pl.col("put_open_interest").is_not_null()
     strikes = profile.filter(known).height
     return Finding(
         passed=strikes > 0,
         severity="warn",
-        sentence=f"Open interest is known of {strikes:,} of {profile.height:,} strikes.",
+        sentence=f"{strikes:,} of {profile.height:,} strikes have open interest.",
         numbers={"known": strikes, "strikes": profile.height},
     )
 
 
 def term_structure(series: pl.DataFrame) -> Finding:
-    """Series with a forward that have no volatility at it: it lies outside their priced strikes."""
+    """Series whose forward lies outside their priced strikes, and which have no at-the-money volatility."""
     valued = series.filter(pl.col("forward").is_not_null())
     without = valued.filter(pl.col("atm_iv").is_null())
     return Finding(
         passed=valued.height > 0 and without.is_empty(),
         severity="warn" if valued.height > without.height else "error",
-        sentence=f"{valued.height - without.height} of {valued.height} series with a forward have a "
-        "volatility at it.",
+        sentence=f"{valued.height - without.height} of {valued.height} series with a forward have an "
+        "at-the-money volatility.",
         numbers={"series": valued.height, "without": without.height},
         table=without.select("source", "series", "forward") if without.height else None,
     )
 
 
 def exposure_complete(levels: pl.DataFrame) -> Finding | None:
-    """The share of open contracts that the gamma exposure leaves out; None when none is known to be open."""
+    """The share of open contracts missing from the gamma exposure; None when there are no open contracts."""
     sides = pl.sum_horizontal("call_open_interest", "put_open_interest").sum()
     held, left_out = levels.select(sides, pl.col("open_interest_left_out").sum()).row(0)
     if not held:
@@ -248,13 +217,13 @@ def exposure_complete(levels: pl.DataFrame) -> Finding | None:
     return Finding(
         passed=share <= MOST_LEFT_OUT,
         severity="warn",
-        sentence=f"{left_out:,} of {held:,} open contracts ({share:.1%}) are not in the gamma exposure.",
+        sentence=f"{left_out:,} of {held:,} open contracts ({share:.1%}) lack a gamma exposure.",
         numbers={"open_interest": held, "open_interest_left_out": left_out, "left_out_share": share},
     )
 
 
-def of_pressure(rows: pl.DataFrame, touched: int) -> dict[str, Finding]:
-    """What there is to say about a trade date's windows; `touched` of them by gaps that are not filled."""
+def judge_pressure(rows: pl.DataFrame, touched: int) -> dict[str, Finding]:
+    """Judge the windows of a trade date, of which `touched` overlap unfilled gaps."""
     windows = rows["window_start"].n_unique()
     sides = ("buy_volume", "sell_volume", "undefined_volume")
     volume = sum(int(rows[name].sum()) for name in sides)
@@ -263,7 +232,7 @@ def of_pressure(rows: pl.DataFrame, touched: int) -> dict[str, Finding]:
         "windows_whole": Finding(
             passed=touched == 0,
             severity="warn",
-            sentence=f"{touched} of {windows} windows are touched by a gap that is not filled.",
+            sentence=f"{touched} of {windows} windows overlap an unfilled gap.",
             numbers={"touched": touched, "windows": windows},
         ),
         "aggressors_known": Finding(

@@ -1,6 +1,6 @@
-"""Where the partitions of chains and of the capture begin, so that none is missing that nobody can fill.
+"""The first partitions of chains and of the capture, so that no partition is missing that nobody can fill.
 
-No Dagster here: `ui.py` works the dates out, and `partitions.py` reads them in Dagster's processes.
+`nq ui` works the dates out; `orchestration/partitions.py` reads them in Dagster's processes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
-ALL = date(2025, 1, 2)
-"""The first partition where none is given, as for history, which can be bought."""
+EARLIEST = date(2025, 1, 2)
+"""The first partition where no other is given, and of history, which can be bought."""
 CHAINS = "DAGSTER_NQ_FIRST_CHAIN"
 CAPTURE = "DAGSTER_NQ_FIRST_CAPTURE"
 
 
-def first_dates(settings: Settings) -> dict[str, str]:
-    """The variables that tell Dagster its first partitions of chains and of the capture.
+def first_partitions(settings: Settings) -> dict[str, str]:
+    """The environment variables that tell Dagster the first partitions of chains and of the capture.
 
-    Vendors show the current trade date only, so partitions begin with the oldest trade date in the
-    lake; without any, with the current one.
+    Vendors show only the current trade date, so partitions begin with the oldest trade date in the lake, or
+    with the current one.
     """
     from nq_pipeline.sandbox.process import market_clock
 
@@ -39,15 +39,15 @@ def first_dates(settings: Settings) -> dict[str, str]:
     }
 
 
-def given(variable: str) -> date:
-    """The first partition as `nq ui` gave it to this process, or that of all."""
+def first_partition(variable: str) -> date:
+    """The first partition that `nq ui` passed to this process, or `EARLIEST`."""
     value = os.environ.get(variable)
-    return date.fromisoformat(value) if value else ALL
+    return date.fromisoformat(value) if value else EARLIEST
 
 
 def _oldest(lake: Lake, table: Table, today: date) -> date:
-    """The oldest trade date of a table, or today; that of all where the table cannot be read."""
+    """The oldest trade date of a table, or `today`; `EARLIEST` where the table cannot be read."""
     try:
         return min([today, *(file.trade_date for file in lake.manifest(table).files)])
     except LakeError:
-        return ALL
+        return EARLIEST

@@ -1,7 +1,4 @@
-"""`nq ui`: Dagster's web server, daemon and runs as one process group, over one Dagster instance.
-
-Dagster itself is not imported here: it runs in processes of its own.
-"""
+"""Find the Dagster instance, hold it, run Dagster over it, and end every process that it started."""
 
 from __future__ import annotations
 
@@ -27,17 +24,17 @@ from nq_pipeline.settings import Settings
 
 HOST = "127.0.0.1"
 SHIPPED = Path(__file__).with_name("instance")
-"""The `dagster.yaml` and `workspace.yaml` for a folder that has none."""
+"""The `dagster.yaml` and `workspace.yaml` for a folder without them."""
 GRACE_S = 30.0
-"""Seconds that Dagster and its runs have to end by themselves; a capture flushes its log first."""
+"""How long Dagster and its runs may take to end by themselves; a capture flushes its log first."""
 POLL_S = 0.2
 
 
 def instance_folder(settings: Settings) -> Path:
-    """The folder of the Dagster instance, which holds a `dagster.yaml` afterwards.
+    """The folder of the Dagster instance; a missing `dagster.yaml` is written there.
 
-    DAGSTER_HOME where it is set (also in `.env`), else this folder when it has a `dagster.yaml`, as a
-    checkout does, else `.dagster` in the data folder.
+    It is DAGSTER_HOME where that is set (also in `.env`), else the working directory if it has a
+    `dagster.yaml`, as a checkout does, else `.dagster` in the data folder.
     """
     named = os.environ.get("DAGSTER_HOME") or dotenv_values(".env").get("DAGSTER_HOME")
     if named:
@@ -52,7 +49,7 @@ def instance_folder(settings: Settings) -> Path:
     return folder
 
 
-def command(port: int) -> list[str]:
+def dagster_command(port: int) -> list[str]:
     """The command that starts Dagster's web server and daemon."""
     workspace = Path("workspace.yaml") if Path("workspace.yaml").is_file() else SHIPPED / "workspace.yaml"
     return [
@@ -64,11 +61,15 @@ def command(port: int) -> list[str]:
 
 
 @contextmanager
-def claimed(folder: Path, port: int) -> Iterator[int]:
-    """Hold the instance, on a port that is free; gives the descriptor that holds it.
+def hold_instance(folder: Path, port: int) -> Iterator[int]:
+    """Hold the instance while the context lasts; yields the descriptor that holds it.
 
-    A second daemon on one instance would launch every scheduled run twice. Raises UiError when the
-    instance or the port is taken.
+    A second daemon on one instance would launch every scheduled run twice.
+
+    Raises
+    ------
+    UiError
+        The instance or the port is in use.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -76,8 +77,8 @@ def claimed(folder: Path, port: int) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UiError(
-                f"another `nq ui`, or the Dagster of one that was killed, runs on the instance in {folder}; "
-                "stop it before starting this one"
+                f"another `nq ui`, or the Dagster of a killed one, uses the instance in {folder}; "
+                "stop it first"
             ) from None
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,33 +87,34 @@ def claimed(folder: Path, port: int) -> Iterator[int]:
             except OSError as error:
                 raise UiError(
                     f"port {port} of {HOST} cannot be used ({error.strerror}); "
-                    f"stop what uses it, or choose another with `nq ui --port {port % 65535 + 1}`"
+                    f"stop the program that uses it, or choose another with `nq ui --port {port % 65535 + 1}`"
                 ) from None
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def run(
+def run_dagster(
     command: Sequence[str],
     port: int,
     *,
     environment: Mapping[str, str],
     stop: Event,
-    claim: int | None = None,
-    answers: Callable[[], None] = lambda: None,
+    hold: int | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Run Dagster until `stop` is set, then end every process of its group.
 
     Parameters
     ----------
     command
-        What starts Dagster; called in this folder.
+        Starts Dagster, in the working directory.
     environment
-        Variables for Dagster beside those of this process.
-    claim
-        The descriptor that holds the instance, for Dagster to hold, too, should this process be killed.
-    answers
+        Variables for Dagster, in addition to those of this process.
+    hold
+        The descriptor that holds the instance. Dagster inherits it, so that the instance stays held if this
+        process is killed.
+    on_ready
         Called once, when the web server answers on the port.
 
     Raises
@@ -120,22 +122,22 @@ def run(
     UiError
         Dagster ended by itself.
     """
-    given = {**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"}
-    held = () if claim is None else (claim,)
-    process = subprocess.Popen(command, env=given, start_new_session=True, pass_fds=held)
-    silent = True
+    variables = {**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"}
+    inherited = () if hold is None else (hold,)
+    process = subprocess.Popen(command, env=variables, start_new_session=True, pass_fds=inherited)
+    ready = False
     try:
         while not stop.wait(POLL_S):
             if process.poll() is not None:
                 raise UiError("Dagster ended by itself; its messages above say why")
-            if silent and _answers(port):
-                silent = False
-                answers()
+            if not ready and _is_serving(port):
+                ready = True
+                on_ready()
     finally:
-        _end(process)
+        _end_group(process)
 
 
-def _answers(port: int) -> bool:
+def _is_serving(port: int) -> bool:
     """Whether Dagster's web server answers on the port."""
     connection = HTTPConnection(HOST, port, timeout=5)
     try:
@@ -147,17 +149,17 @@ def _answers(port: int) -> bool:
         connection.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group: first Dagster in its own order, then its runs, at last what is left."""
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group: Dagster in its own order, then its runs, then what is left."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
-    for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
-        until = time.monotonic() + patience
+    for signal_number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience_s
         try:
-            os.killpg(process.pid, number)
-            while time.monotonic() < until:
+            os.killpg(process.pid, signal_number)
+            while time.monotonic() < deadline:
                 process.poll()
                 os.killpg(process.pid, 0)
                 time.sleep(POLL_S)

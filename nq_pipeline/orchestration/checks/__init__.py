@@ -1,1 +1,0 @@
-"""Asset checks by subject: findings of the library as Dagster shows them."""

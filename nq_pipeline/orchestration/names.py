@@ -1,0 +1,36 @@
+"""Names that Dagster stores: asset keys and run tags. They are an interface, so they stay."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from nq_pipeline.backfill.day import SCHEMAS
+from nq_pipeline.settings import SOURCE_NAMES
+
+SOURCE_CHAINS = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}
+CHOSEN_CHAIN = dg.AssetKey(["nq", "option_chain"])
+PRICING = dg.AssetKey(["nq", "option_pricing"])
+SMILE = dg.AssetKey(["nq", "iv_smile"])
+PROFILE = dg.AssetKey(["nq", "strike_profile"])
+SERIES = dg.AssetKey(["nq", "series_metrics"])
+LEVELS = dg.AssetKey(["nq", "gamma_levels"])
+REPORT = dg.AssetKey(["nq", "report"])
+LIVE_TRADES = dg.AssetKey(["databento", "trades"])
+CAPTURE_HEALTH = dg.AssetKey(["live", "capture_health"])
+PRESSURE = dg.AssetKey(["databento", "trade_pressure"])
+HISTORY = {schema: dg.AssetKey(["databento", "history", schema.replace("-", "_")]) for schema in SCHEMAS}
+SPEND_LEDGER = dg.AssetKey(["spend", "ledger"])
+
+KIND = "nq/kind"
+"""One run of a kind goes at a time (`dagster.yaml`)."""
+CAPTURE = "capture"
+"""The kind of a live capture."""
+READS_LEDGER = "nq/looks_at_ledger"
+"""One run that checks the spend ledger goes at a time (`dagster.yaml`). Where two overlap, Dagster shows the
+checks as not evaluated, because the later materialization is not the one they judged."""
+ENVIRONMENT = "nq/environment"
+PARTITION = "dagster/partition"
+PRIORITY = "dagster/priority"
+MAX_RUNTIME = "dagster/max_runtime"
+"""Seconds after which Dagster ends a run, as a string. Without it a run whose process died in a power cut
+counts as started for ever and holds its place in the queue."""
