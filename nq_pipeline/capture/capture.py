@@ -1,13 +1,13 @@
-"""The capture: keeps one session of the gateway going through a window.
+"""A live capture: one gateway session after another until the window closes.
 
-    gateway ──► capture log                     within one call, on the event loop's thread
-                    └──► publish                about every second, on a thread of its own (`beside`)
-    end of a session ──► rule (`reconnect`) ──► next session, with a replay from the last proven moment
-    replay completed ──► second replay, counted only (`recount`) ──► gap verified, or replayed again
-    gap beyond the replay ──► the historical API, for money that is granted (`history`)
+    gateway ──► log             each chunk within one call, on the event loop's thread
+                 └──► publish   about every second, on a thread of its own (`publisher`)
+    session ended ──► `reconnect_policy` ──► next session, replayed from the last proven moment
+    replay completed ──► second replay, only counted (`recount`) ──► gap verified, or replayed again
+    gap older than the replay ──► historical API, bought only within a budget (`gap_repair`)
 
-What is proven and what is missing is kept by `accounts`. Knows no host: a terminal, a Dagster run
-or a test calls `Capture(...).run(stop)`.
+`gap_tracker` keeps what is proven and what is missing. Nothing here knows its host: a terminal, a
+Dagster run and a test all call `Capture(...).run(stop)`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import asyncio
 import random
 import threading
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
@@ -27,12 +25,12 @@ from typing import TYPE_CHECKING
 from nq_pipeline.capture import gateway, reconnect_policy
 from nq_pipeline.capture.gap_repair import GapRepairer, HistoricalRecords
 from nq_pipeline.capture.gap_tracker import GapTracker
-from nq_pipeline.capture.gaps import MAX_REPLAYS, BackgroundWriter, Gap, GapStore, RecordCount, open_window
-from nq_pipeline.capture.gateway import GatewaySession, Subscription
+from nq_pipeline.capture.gaps import BackgroundWriter, GapStore, open_window
+from nq_pipeline.capture.gateway import GatewayConnector, GatewaySession, Subscription
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher, publishing
-from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
-from nq_pipeline.capture.recount import recount, subscriptions
+from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, SessionEnd, StepDown, Stop
+from nq_pipeline.capture.recount import LakeComparison, Recounter
 from nq_pipeline.capture.schema_fallback import RTYPES, SchemaFallback
 from nq_pipeline.capture.stats import CaptureStats, Meter
 from nq_pipeline.clock import NS_PER_S, Clock, to_ns
@@ -46,25 +44,26 @@ if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
 
 POLL_S = 0.02
-GRACE = timedelta(minutes=30)
+REPAIR_TIME = timedelta(minutes=30)
 """How long after the close gaps may still be filled."""
-RECOUNT_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a test may want shorter.
+    """Intervals in seconds; tests shorten them.
 
     Attributes
     ----------
     settle_s
-        How long after a replay, by wall and by market, records from before it may still come.
+        How long after a replay, by wall time and by market time, earlier records may still arrive.
     verify_s
-        How long an independent count may take.
+        Limit of an independent count.
     missing_s
-        How long a root may take to be named before it counts as missing.
+        How long the gateway may take to name an instrument of a root before the root counts as missing.
     aging_s
-        What the gateway replays moves on with the clock: how long from a replay to its second count.
+        The gateway's replay window moves with the clock: the time from a replay to its second count.
+    publish_s, report_s
+        From one publication, or one report of the stats, to the next.
     """
 
     heartbeat_s: int = gateway.HEARTBEAT_S
@@ -73,27 +72,34 @@ class Timing:
     verify_s: float = 600.0
     missing_s: float = 45.0
     aging_s: float = 60.0
+    publish_s: float = 1.0
+    report_s: float = 1.0
 
 
 class Capture:
-    """One capture of one window.
+    """A capture of the window that is open.
 
     Parameters
     ----------
     settings
-        With a key of Databento, and the gateway's address if it is not the vendor's.
+        With a Databento key, and the gateway's address unless it is the vendor's.
     clock
-        The gateway's: wall time, or that of the stand-in. Must run.
+        The gateway's clock: wall time, or the stand-in's. Must not be pinned.
     history
-        The historical API, for what the gateway no longer replays. Its counts and prices are asked
-        for; records are bought only with `NQ_CAPTURE_REPAIR=paid`.
+        The historical API, for what the gateway no longer replays. Counts and prices are free;
+        records are bought only with `NQ_CAPTURE_REPAIR=paid`.
+
+    Attributes
+    ----------
+    stats
+        What the capture has done so far; always the same object.
 
     Raises
     ------
     CaptureError
         The clock is pinned.
     NotConfigured
-        There is no key, or what is set is none.
+        The key is missing or malformed.
     """
 
     def __init__(
@@ -105,43 +111,31 @@ class Capture:
         timing: Timing | None = None,
         history: HistoricalRecords | None = None,
     ) -> None:
-
         self.clock = clock or settings.clock
         if self.clock.pinned:
-            raise CaptureError("a capture needs a clock that runs; unset NQ_NOW")
-        if settings.databento_api_key is None:
-            raise NotConfigured("the capture needs a key of Databento; set DATABENTO_API_KEY")
+            raise CaptureError("a capture needs a running clock; unset NQ_NOW")
+        key, dataset = settings.databento_api_key, settings.databento_dataset
+        if key is None:
+            raise NotConfigured("a capture needs a Databento key; set DATABENTO_API_KEY")
         self.run_id = run_id or uuid.uuid4().hex
-        self.totals = CaptureStats()
-        self._settings, self._key, self._history = settings, settings.databento_api_key, history
-        self._dataset, self._window = settings.databento_dataset, settings.capture_window
-        self._address = gateway.gateway_address(settings.databento_gateway, self._dataset)
-        check_databento_key(self._key, self._address[0])
-        self._timing = timing or Timing()
-        self._root = Workspace.of(settings).capture
-        self._lake = Workspace.of(settings).lake
-        self._book = GapStore(
-            self._lake, dataset=self._dataset, environment=settings.environment, run_id=self.run_id
-        )
-        self._ladder = SchemaFallback(
-            self._lake,
-            self._dataset,
-            {"options": settings.capture_schema, "futures": settings.capture_futures_schema},
+        self.stats = CaptureStats()
+        self._settings, self._history, self._timing = settings, history, timing or Timing()
+        workspace = Workspace.of(settings)
+        self._root, self._lake = workspace.capture, workspace.lake
+        address = gateway.gateway_address(settings.databento_gateway, dataset)
+        check_databento_key(key, address[0])
+        self._connector = GatewayConnector(
+            key,
+            dataset,
+            address,
+            heartbeat_s=self._timing.heartbeat_s,
+            late_s=self._timing.late_s,
+            zstd=settings.capture_zstd,
         )
         self._parents = {
             "options": gateway.option_parents(settings.products),
             "futures": gateway.future_parents(settings.products),
         }
-        self._session_numbers = count(1)
-        self._connected_at = float("-inf")
-        self._session: GatewaySession | None = None
-        self._recounting: asyncio.Task[None] | None = None
-        self._recount_again = 0.0
-        self._uncounted = Attempts()
-        self._disputed: str | None = None
-        self._uncompared: deque[tuple[Gap, RecordCount]] = deque()
-        self._compared: deque[Gap] = deque()
-        self._warnings = 0
 
     def run(
         self,
@@ -155,355 +149,347 @@ class Capture:
         Parameters
         ----------
         publish
-            Called about every second while the capture runs, and once at its end.
+            Called about every second during the capture, and once at its end.
         progress
-            Is handed the totals about every second; always the same object.
+            Called with `stats` about every second.
 
         Raises
         ------
         CaptureError
-            The window is closed, or going on cannot help; the sentence says what to do.
+            The window is closed, or continuing cannot help; the message says what to do.
         CaptureBusy
             Another process captures.
         LogFailed
-            The disk refuses; a gap row says from where on records are missing.
+            The disk refuses writes; a gap row says from when records are missing.
         NotEntitled
             The plan has no live data.
         """
-        opened = open_window(self.clock.now(), self._window)
+        settings, window = self._settings, self._settings.capture_window
+        opened = open_window(self.clock.now(), window)
         if opened is None:
-            opens = sessions.next_open(self.clock.now(), self._window)
+            opens = sessions.next_open(self.clock.now(), window)
             raise CaptureError(
-                f"the capture window ({self._window}) is closed; it opens {opens:%Y-%m-%d %H:%M} UTC. "
+                f"the capture window ({window}) is closed; it opens {opens:%Y-%m-%d %H:%M} UTC. "
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
-        opens, self._closes = opened
-        self._proven_ns = to_ns(opens)
-        self._stop, self._meter = stop, Meter(self.totals, progress)
-        sync_s, after = self._settings.capture_sync_ms / 1000, self._published_segment()
+        opens, closes = opened
+        store = GapStore(
+            self._lake,
+            dataset=settings.databento_dataset,
+            environment=settings.environment,
+            run_id=self.run_id,
+        )
+        fallback = SchemaFallback(
+            self._lake,
+            settings.databento_dataset,
+            {"options": settings.capture_schema, "futures": settings.capture_futures_schema},
+        )
+        comparison, meter = (
+            LakeComparison(store, publish),
+            Meter(self.stats, progress, every_s=self._timing.report_s),
+        )
         with (
             CaptureLog(
-                self._root, self._dataset, clock=self.clock, sync_every_s=sync_s, after=after
-            ) as self._log,
-            BackgroundWriter() as self._books,
-            self._settling(),
-            publishing(publish and self._comparing(publish), self.totals, sync=self._log.sync) as caught_up,
+                self._root,
+                settings.databento_dataset,
+                clock=self.clock,
+                sync_every_s=settings.capture_sync_ms / 1000,
+                after=self._published_segment(),
+            ) as log,
+            BackgroundWriter() as writer,
         ):
-            self._accounts = GapTracker(
-                self._book,
-                self._books.later,
-                clock=self.clock,
-                run_id=self.run_id,
-                window=self._window,
-                opens_ns=to_ns(opens),
-                close_ns=to_ns(self._closes) if self._closes else None,
-                settle_s=self._timing.settle_s,
-                aging_s=self._timing.aging_s,
-            )
-            self._repairs = GapRepairer(
-                self._history,
-                self._lake,
-                buys=self._settings.capture_repair == "paid",
-                environment=self._settings.environment,
-                run_id=self.run_id,
-                clock=self.clock,
-                caught_up=caught_up,
-            )
-            self._streams = self._parents_by_schema()
-            self._accounts.find(self._log.folder, self._streams)
-            with self._repairs:
-                asyncio.run(self._supervise())
-            self._look_beyond()
-        self._report()
-        return self.totals
+            with publishing(
+                publish and comparison.publish, self.stats, sync=log.sync, every_s=self._timing.publish_s
+            ) as wait_for_publication:
+                tracker = GapTracker(
+                    store,
+                    writer.submit,
+                    clock=self.clock,
+                    run_id=self.run_id,
+                    window=window,
+                    opens_ns=to_ns(opens),
+                    close_ns=to_ns(closes) if closes else None,
+                    settle_s=self._timing.settle_s,
+                    aging_s=self._timing.aging_s,
+                )
+                repairer = GapRepairer(
+                    self._history,
+                    self._lake,
+                    buys=settings.capture_repair == "paid",
+                    environment=settings.environment,
+                    run_id=self.run_id,
+                    clock=self.clock,
+                    wait_for_publication=wait_for_publication,
+                )
+                supervisor = _Supervisor(
+                    clock=self.clock,
+                    run_id=self.run_id,
+                    timing=self._timing,
+                    stop=stop,
+                    closes=closes,
+                    parents=self._parents,
+                    fallback=fallback,
+                    connector=self._connector,
+                    log=log,
+                    tracker=tracker,
+                    store=store,
+                    writer=writer,
+                    repairer=repairer,
+                    comparison=comparison,
+                    meter=meter,
+                    proven_ns=to_ns(opens),
+                )
+                tracker.load_gaps(log.folder, supervisor.streams)
+                with repairer:
+                    asyncio.run(supervisor.run())
+                supervisor.collect_repairs()
+            supervisor.collect_repairs()  # also what the last publication was compared with
+        supervisor.report()
+        return self.stats
 
     def _published_segment(self) -> int:
-        """The newest segment that was published: were it lost, a new one of its number would pass for it."""
+        """The newest published segment: were it lost, a new segment must not reuse its number."""
         try:
-            return Publisher(self._root / self._dataset, self._lake, run_id=self.run_id).position.segment
-        except CaptureError:  # whoever publishes meets the same and says so
+            log_folder = self._root / self._settings.databento_dataset
+            return Publisher(log_folder, self._lake, run_id=self.run_id).position.segment
+        except CaptureError:  # the publisher meets the same error and reports it
             return 0
 
-    # ── one session after the other ─────────────────────────────────────────────────────────────
 
-    async def _supervise(self) -> None:
+@dataclass
+class _Supervisor:
+    """Holds one gateway session after another.
+
+    The first block of fields are the parts of the capture; the second changes while it runs.
+    """
+
+    clock: Clock
+    run_id: str
+    timing: Timing
+    stop: threading.Event
+    closes: datetime | None
+    parents: dict[str, tuple[str, ...]]
+    fallback: SchemaFallback
+    connector: GatewayConnector
+    log: CaptureLog
+    tracker: GapTracker
+    store: GapStore
+    writer: BackgroundWriter
+    repairer: GapRepairer
+    comparison: LakeComparison
+    meter: Meter
+
+    proven_ns: int
+    session: GatewaySession | None = None
+    warnings: int = 0
+    session_numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self.streams = self._streams_in_force()
+        self.recounter = Recounter(
+            self.connector,
+            self.tracker,
+            self.comparison,
+            clock=self.clock,
+            verify_s=self.timing.verify_s,
+            notify=self._notify,
+        )
+
+    async def run(self) -> None:
         attempts = Attempts()
         try:
             while not self._is_over():
                 started = self.clock.now()
-                session, asked, ending = await self._hold_session()
-                advanced_s = self._put_down(session, asked, started, ending)
-                ending = replace(
-                    ending, healthy=reconnect_policy.is_healthy(session.state.lived_s, advanced_s)
-                )
+                session, subscriptions, ending = await self._hold_session()
+                advanced_s = self._record_session(session, subscriptions, started, ending)
+                healthy = reconnect_policy.is_healthy(session.state.lived_s, advanced_s)
+                ending = replace(ending, healthy=healthy)
                 step = reconnect_policy.next_step(
                     ending, attempts, now=self.clock.now(), closes=self._deadline(), chance=random.random()
                 )
                 attempts = attempts.after(ending)
                 if isinstance(step, Stop):
-                    self._give_up(step, ending)
+                    self._stop(step, ending)
                     return
                 if isinstance(step, StepDown):
                     self._step_down(step.schema, ending.text)
                     continue
                 if step.replay_too_old:
-                    starts = {s.schema: s.start_ns for s in asked if s.start_ns}
-                    self._accounts.start_later(starts, step.earliest_ns)
-                self.totals.reconnects += 1
-                self._note(f"{ending}; next attempt in {step.after_s:.1f} s")
+                    starts = {s.schema: s.start_ns for s in subscriptions if s.start_ns}
+                    self.tracker.handle_too_old(starts, step.earliest_ns)
+                self.meter.stats.reconnects += 1
+                self._notify(f"{ending}; next attempt in {step.after_s:.1f} s")
                 await self._wait(step.after_s)
         finally:
-            if self._recounting:
-                self._recounting.cancel()
-                await asyncio.gather(self._recounting, return_exceptions=True)
+            await self.recounter.cancel()
 
     async def _hold_session(self) -> tuple[GatewaySession, list[Subscription], SessionEnd]:
-        """A session from the connection to its end."""
-        self._streams = self._parents_by_schema()
-        self._accounts.follow(self._streams)
-        self._accounts.reach(self._streams)
-        asked = [Subscription(s, parents, self._accounts.starts(s)) for s, parents in self._streams.items()]
-        self._accounts.begin({s.schema: RTYPES[s.schema] for s in asked})
-        self._disputed, self._warnings = None, 0
-        await self._space()
-        self._session = session = self._session_for(self._record)
-        await session.open(*self._address, asked)
+        """Hold a session from its connection to its end."""
+        self.streams = self._streams_in_force()
+        self.tracker.follow_schemas(self.streams)
+        self.tracker.give_up_aged(self.streams)
+        subscriptions = [
+            Subscription(schema, parents, self.tracker.replay_start(schema))
+            for schema, parents in self.streams.items()
+        ]
+        self.tracker.begin_session({schema: RTYPES[schema] for schema in self.streams})
+        self.recounter.dispute, self.warnings = None, 0
+        await self.connector.wait_turn()
+        self.session = session = self.connector.create_session(self._record)
+        await self.connector.open(session, subscriptions)
         while not session.ending.done():
             await asyncio.wait([session.ending], timeout=POLL_S)
-            if not session.ending.done() and (end := self._look_after(session)):
+            if not session.ending.done() and (end := self._supervise(session)):
                 session.close(end)
         ending = await session.ending
-        self._meter.session_ended(session.state.records, session.state.bytes)
-        return session, asked, ending
-
-    def _session_for(self, record: Callable[[Frame], None]) -> GatewaySession:
-        return GatewaySession(
-            self._key,
-            self._dataset,
-            record,
-            heartbeat_s=self._timing.heartbeat_s,
-            late_s=self._timing.late_s,
-            zstd=self._settings.capture_zstd,
-        )
+        self.meter.add_session(session.state.records, session.state.bytes)
+        return session, subscriptions, ending
 
     def _record(self, frame: Frame) -> None:
-        """A frame has come: to the log first, then into the accounts."""
-        self._log.append(frame)
-        assert self._session
-        received = self._accounts.take(frame, self._session.state)
+        """Log a frame first, then track it."""
+        self.log.append(frame)
+        assert self.session
+        received = self.tracker.track(frame, self.session.state)
         if received is not None:
-            self._meter.lag(to_ns(self.clock.now()) - received)
+            self.meter.add_lag(to_ns(self.clock.now()) - received)
 
-    def _look_after(self, session: GatewaySession) -> SessionEnd | None:
-        """What is due while a session goes on; the end that it should have, if it should."""
+    def _supervise(self, session: GatewaySession) -> SessionEnd | None:
+        """Do what is due during a session; the end that it should come to, if any."""
         now = asyncio.get_running_loop().time()
         try:
-            self._log.check()
+            self.log.check()
         except LogFailed as error:
             return SessionEnd(EndReason.FAILED, str(error))
-        self._books.check()
-        self._count_again(self._accounts.advance(session.state, now))
-        self._look_beyond()
-        self._miss_roots(session, now)
-        if session.state.warnings > self._warnings:
-            self._warnings = session.state.warnings
-            self._note("the gateway warns that it is read too slowly: nothing is left out, but it comes late")
-        if self._meter.is_due:
-            self._report()
+        self.writer.check()
+        self.recounter.start(self.tracker.advance(session.state, now), self.streams)
+        self.collect_repairs()
+        self._check_roots(session, now)
+        if session.state.warnings > self.warnings:
+            self.warnings = session.state.warnings
+            self._notify("the gateway warns of a slow reader: nothing is lost, but records arrive late")
+        if self.meter.is_due:
+            self.report()
         if self._is_over():
-            return SessionEnd(
-                EndReason.STOPPED, "stop was asked for" if self._stop.is_set() else "the window closed"
-            )
+            why = "stopped on request" if self.stop.is_set() else "the window closed"
+            return SessionEnd(EndReason.STOPPED, why)
         if session.state.skipped:
             return SessionEnd(EndReason.SKIPPED, session.state.skipped)
-        return SessionEnd(EndReason.REPAIR, self._disputed) if self._disputed else None
+        return SessionEnd(EndReason.REPAIR, self.recounter.dispute) if self.recounter.dispute else None
 
-    def _miss_roots(self, session: GatewaySession, now: float) -> None:
-        """See which of the roots that are always listed the gateway has not named in time."""
+    def _check_roots(self, session: GatewaySession, now: float) -> None:
+        """Report the roots that are always listed and that the gateway did not name in time."""
         began = session.state.began
-        if began is None or now - began < self._timing.missing_s:
+        if began is None or now - began < self.timing.missing_s:
             return
-        asked = tuple(parent for parents in self._parents.values() for parent in parents)
-        always, _ = gateway.missing_parents(asked, session.state.mapped)
-        if always and always != self.totals.missing:
-            self._note(f"ALERT: the gateway names no instrument of {', '.join(always)}")
-        self.totals.missing = always
+        parents = tuple(parent for group in self.parents.values() for parent in group)
+        missing, _ = gateway.missing_parents(parents, session.state.mapped)
+        if missing and missing != self.meter.stats.missing:
+            self._notify(f"ALERT: the gateway names no instrument of {', '.join(missing)}")
+        self.meter.stats.missing = missing
 
-    def _in_force(self) -> dict[str, str]:
-        """Schema of the options and of the futures."""
-        self.totals.schemas = self._ladder.in_force(sessions.trade_date(self.clock.now()))
-        return self.totals.schemas
+    def _streams_in_force(self) -> dict[str, tuple[str, ...]]:
+        """Schema to the parents that are streamed by it."""
+        self.meter.stats.schemas = self.fallback.in_force(sessions.trade_date(self.clock.now()))
+        streams: dict[str, tuple[str, ...]] = {}
+        for group, schema in self.meter.stats.schemas.items():
+            streams[schema] = streams.get(schema, ()) + self.parents[group]
+        return streams
 
-    def _parents_by_schema(self) -> dict[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        for what, schema in self._in_force().items():
-            found[schema] = found.get(schema, ()) + self._parents[what]
-        return found
-
-    def _put_down(
-        self, session: GatewaySession, asked: list[Subscription], at: datetime, ending: SessionEnd
+    def _record_session(
+        self, session: GatewaySession, subscriptions: list[Subscription], at: datetime, ending: SessionEnd
     ) -> float:
-        """Put down how a session ended; returns by how many seconds it moved the proven moment."""
+        """Store how a session ended; returns by how many seconds it moved the proven moment."""
         now, state = self.clock.now(), session.state
-        proven = self._accounts.end(state, ending, self._log)
+        proven = self.tracker.end_session(state, ending, self.log)
         # A gateway whose clock is ahead must not seem to prove more than has passed.
-        before, self._proven_ns = self._proven_ns, max(self._proven_ns, min(proven or 0, to_ns(now)))
+        before, self.proven_ns = self.proven_ns, max(self.proven_ns, min(proven or 0, to_ns(now)))
         row = {
-            "session_key": f"{self.run_id}-{next(self._session_numbers)}",
+            "session_key": f"{self.run_id}-{next(self.session_numbers)}",
             "gateway_session": state.session_id or None,
             "started_at": to_ns(at),
             "ended_at": to_ns(now),
-            "schemas": ",".join(s.schema for s in asked),
-            "replay_from": min((s.start_ns for s in asked if s.start_ns is not None), default=None),
+            "schemas": ",".join(s.schema for s in subscriptions),
+            "replay_from": min((s.start_ns for s in subscriptions if s.start_ns is not None), default=None),
             "records": state.records,
             "bytes": state.bytes,
             "ended": str(ending.reason),
             "detail": ending.text or None,
             "code": ending.code,
             "proven_ts": proven,
-            "missing": ",".join(self.totals.missing) or None,
+            "missing": ",".join(self.meter.stats.missing) or None,
         }
-        self._books.later(lambda: self._book.write_session(row, now))
-        return (self._proven_ns - before) / NS_PER_S
+        self.writer.submit(lambda: self.store.write_session(row, now))
+        return (self.proven_ns - before) / NS_PER_S
 
-    def _give_up(self, step: Stop, ending: SessionEnd) -> None:
+    def _stop(self, step: Stop, ending: SessionEnd) -> None:
+        """End the capture: silently if all is well, else with the error that says why."""
         if step.reason is None:
             return
         if ending.reason is EndReason.FAILED:
             try:
-                self._books.check(wait=True)
+                self.writer.check(wait=True)
             except (OSError, NqError) as error:
-                raise LogFailed(f"{step.reason}; nor could the gap be written down ({error})") from error
+                raise LogFailed(f"{step.reason}; the gap could not be stored either ({error})") from error
             raise LogFailed(step.reason)
-        if not step.entitled:
-            raise NotEntitled(step.reason)
-        raise CaptureError(step.reason)
+        raise CaptureError(step.reason) if step.entitled else NotEntitled(step.reason)
 
     def _step_down(self, schema: str, text: str) -> None:
-        """Keep a refusal, and go on with the next schema."""
-        self._ladder.refuse(schema, text, sessions.trade_date(self.clock.now()))
-        below = self._in_force()
-        self._note(f"{text}: going on with {', '.join(f'{s} for {what}' for what, s in below.items())}")
-        self._accounts.step_down(schema, below.values(), text)
+        """Remember a refusal and continue with the next schema."""
+        self.fallback.refuse(schema, text, sessions.trade_date(self.clock.now()))
+        self.streams = self._streams_in_force()
+        in_force = self.meter.stats.schemas
+        schemas = ", ".join(f"{schema} for {group}" for group, schema in in_force.items())
+        self._notify(f"{text}: continuing with {schemas}")
+        self.tracker.move_gaps(schema, in_force.values(), text)
 
     def _is_over(self) -> bool:
         """Whether to end: after the close, once the session has brought something later than it."""
-        if self._stop.is_set():
+        if self.stop.is_set():
             return True
         deadline = self._deadline()
         if deadline is None:
             return False
-        timing, now = self._timing, self.clock.now()
-        settled = deadline + timedelta(seconds=timing.settle_s)
-        silence = timedelta(seconds=timing.heartbeat_s + timing.late_s)
-        session = self._session
+        now = self.clock.now()
+        settled = deadline + timedelta(seconds=self.timing.settle_s)
+        silence = timedelta(seconds=self.timing.heartbeat_s + self.timing.late_s)
+        session = self.session
         heard = session is None or session.ending.done() or session.state.heard_ns >= to_ns(settled)
         return now >= settled and (heard or now >= settled + silence)
 
     def _deadline(self) -> datetime | None:
-        """When the capture ends: the close, or a while later when a gap can still be filled."""
-        if self._closes is None:
+        """When the capture ends: at the close, or later while a gap can still be filled."""
+        if self.closes is None:
             return None
-        pending = self._accounts.fillable or self._repairs.busy
-        return self._closes + GRACE if pending else self._closes
+        pending = self.tracker.fillable or self.repairer.busy
+        return self.closes + REPAIR_TIME if pending else self.closes
 
     async def _wait(self, seconds: float) -> None:
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 0 and not self._is_over():
             await asyncio.sleep(min(left, POLL_S))
-            if self._meter.is_due:
-                self._report()
+            if self.meter.is_due:
+                self.report()
 
-    async def _space(self) -> None:
-        """Keep connections apart, whatever they are for."""
-        loop = asyncio.get_running_loop()
-        at = max(loop.time(), self._connected_at + reconnect_policy.SPACING_S)
-        self._connected_at = at
-        await asyncio.sleep(at - loop.time())
-
-    # ── whether what was filled is whole ────────────────────────────────────────────────────────
-
-    def _count_again(self, ready: list[Gap]) -> None:
-        """Begin a second count, one at a time."""
-        if self._recounting and self._recounting.done():
-            self._recounting.result()
-            self._recounting = None
-        if ready and not self._recounting and self.clock.monotonic() >= self._recount_again:
-            asked = subscriptions(ready, self._streams)
-            self._recounting = asyncio.create_task(self._recount(ready, asked))
-
-    async def _recount(self, gaps: list[Gap], asked: list[Subscription]) -> None:
-        await self._space()
-        counts, ending = await recount(
-            self._session_for, self._address, asked, gaps, give_up_s=self._timing.verify_s
-        )
-        if ending:
-            self._could_not_count(gaps, ending)
-            return
-        self._uncounted = Attempts()
-        for gap in gaps:
-            judged = self._accounts.judge(gap, counts[gap.gap_id])
-            if judged and judged.state == "verified":
-                self._uncompared.append((judged, counts[gap.gap_id]))
-            if judged and judged.state == "open":
-                self._note(f"ALERT: {judged.reason}")
-                if judged.attempts < MAX_REPLAYS:
-                    self._disputed = judged.reason
-
-    def _could_not_count(self, gaps: list[Gap], ending: SessionEnd) -> None:
-        """Try again later, and ever later, but for gaps that lie too far back by now."""
-        step = reconnect_policy.next_step(
-            ending, self._uncounted, now=self.clock.now(), closes=None, chance=random.random()
-        )
-        self._uncounted = self._uncounted.after(ending)
-        if isinstance(step, Retry) and step.replay_too_old:
-            oldest = min(gap.first_ns for gap in gaps)
-            for gap in gaps:
-                if gap.first_ns <= max(oldest, (step.earliest_ns or 0) - 1):
-                    self._accounts.uncountable(gap)
-        pause = max(RECOUNT_AGAIN_S, step.after_s) if isinstance(step, Retry) else reconnect_policy.CAP_S
-        self._recount_again = self.clock.monotonic() + pause
-        self._note(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
-
-    def _comparing(self, publish: Callable[[], object]) -> Callable[[], None]:
-        """Publish, then see whether the lake has what the second count of each gap found."""
-
-        def publish_and_compare() -> None:
-            ready = len(self._uncompared)  # all they brought is in the log before it is published
-            publish()
-            for gap, found in list(self._uncompared)[:ready]:
-                self._compared.append(self._book.compare(gap, found))
-                self._uncompared.popleft()
-
-        return publish_and_compare
-
-    @contextmanager
-    def _settling(self) -> Iterator[None]:
-        """Put down, at the end, what the last publication was compared with."""
-        yield
-        self._look_beyond()
-
-    def _look_beyond(self) -> None:
-        """Hand on what the gateway cannot fill, and put down what became of it."""
-        while self._accounts.beyond:
-            gap = self._accounts.beyond.pop()
-            self._repairs.ask(gap, self._streams.get(gap.schema, ()))
-        for gap in self._repairs.finished():
-            self._accounts.settle(gap)
-        while self._compared:
-            gap = self._compared.popleft()
-            self._accounts.settle(gap)
+    def collect_repairs(self) -> None:
+        """Request from history what the gateway cannot fill, and store the outcomes."""
+        while self.tracker.beyond_replay:
+            gap = self.tracker.beyond_replay.pop()
+            self.repairer.request(gap, self.streams.get(gap.schema, ()))
+        for gap in self.repairer.finished():
+            self.tracker.store_outcome(gap)
+        while self.comparison.compared:
+            gap = self.comparison.compared.popleft()
+            self.tracker.store_outcome(gap)
             if gap.is_verified_but_differs:
-                self._note(f"ALERT: {gap.reason}")
+                self._notify(f"ALERT: {gap.reason}")
 
-    # ── what is shown ───────────────────────────────────────────────────────────────────────────
-
-    def _note(self, text: str) -> None:
-        self.totals.note = text
-        self._report()
-
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Bring the stats up to date and show them."""
         records = size = 0
-        if self._session and not self._session.ending.done():
-            records, size = self._session.state.records, self._session.state.bytes
-        self._meter.report(self._accounts.gaps, records, size)
+        if self.session and not self.session.ending.done():
+            records, size = self.session.state.records, self.session.state.bytes
+        self.meter.report(self.tracker.gaps, records, size)
+
+    def _notify(self, text: str) -> None:
+        self.meter.stats.note = text
+        self.report()

@@ -1,8 +1,8 @@
-"""What the live gateway no longer replays, from the historical API: the seam, and the repair of a gap.
+"""Filling gaps that the live gateway no longer replays, from the historical API.
 
-Whoever hosts a capture hands in a `HistoricalRecords`; this room knows neither the vendor's client nor the
-ledger. Prices and counts are free to ask. `fetch` spends money and is called only where the
-operator has opted in (`NQ_CAPTURE_REPAIR=paid`).
+The host of a capture passes in a `HistoricalRecords`; this room knows neither the vendor's client nor
+the ledger. Prices and counts are free. `fetch` spends money, so it is called only when the operator has
+opted in (`NQ_CAPTURE_REPAIR=paid`).
 """
 
 from __future__ import annotations
@@ -33,62 +33,62 @@ if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake
 
 EDGE_NS = NS_PER_S
-"""A gap ends at a `ts_event` and history is asked for by `ts_recv`: what is received later than this
-after its event would be left out."""
+"""A gap ends at a `ts_event`, history is requested by `ts_recv`: records received later than this after
+their event would be left out."""
 BATCH_BYTES = 8 * 1024 * 1024
 NO_SESSION = 0
-"""`log_session` of rows that did not come through the capture log."""
+"""`log_session` of rows that did not pass through the capture log."""
 
 
 class HistoricalRecords(Protocol):
     """The historical API of one dataset.
 
-    Spans are of `ts_recv`, nanoseconds UTC, start included, end not; symbols are parents (`NQ.OPT`).
-    Calls block for as long as the vendor takes, and come from one thread at a time.
+    Spans are of `ts_recv`, nanoseconds UTC, end excluded; symbols are parents (`NQ.OPT`). Calls
+    block as long as the vendor takes, and come from one thread at a time.
 
     Raises
     ------
     SourceError
-        From every method, with a sentence for a person: there is no answer, or a refusal.
+        From every method: no answer, or a refusal.
     LedgerError
-        From `fetch`: the ledger cannot be used, so nothing was asked.
+        From `fetch`: the ledger cannot be used, so nothing was requested.
     """
 
     def price(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Decimal:
-        """What the records of a span cost now, USD."""
+        """The current price of the records of a span, USD."""
         ...
 
     def count(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> int:
-        """How many records the vendor says a span has (`metadata.get_record_count`)."""
+        """The number of records of a span (`metadata.get_record_count`)."""
         ...
 
     def fetch(
         self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int, *, run_id: str
     ) -> tuple[Path, Decimal]:
-        """Buy the records of a span: a DBN file with the mappings of its instruments, and its cost in USD.
+        """Buy the records of a span: a DBN file with its symbol mappings, and the cost in USD.
 
         Raises
         ------
         OverBudget
-            The ledger refuses; nothing was asked of the vendor.
+            The ledger refuses; nothing was requested from the vendor.
         """
         ...
 
 
 class GapRepairer:
-    """Fills gaps from the historical API, one after the other, on a thread of its own.
+    """Fills gaps from the historical API, one at a time, on a thread of its own.
+
+    Leaving the context waits for the gap in hand, which may already be paid for, and drops the others:
+    the next capture requests them again.
 
     Parameters
     ----------
     history
-        None where there is none: gaps stay as they are.
+        None without one: gaps stay as they are.
     buys
-        Whether records may be bought; otherwise the price is found out, and written to the gap.
-    caught_up
-        Waits until what the capture has logged is in the lake; raises where it does not get there.
-
-    Leaving waits for the gap in hand, which may be paid for already, and drops the others: the
-    next capture asks for them again.
+        Whether records may be bought; otherwise the price is written to the gap.
+    wait_for_publication
+        Waits until everything logged is in the lake; raises if it does not get there.
     """
 
     def __init__(
@@ -100,54 +100,63 @@ class GapRepairer:
         environment: str,
         run_id: str,
         clock: Clock,
-        caught_up: Callable[[], None],
+        wait_for_publication: Callable[[], None],
     ) -> None:
         self._history, self._lake, self._buys = history, lake, buys
         self._environment, self._run_id, self._clock = environment, run_id, clock
-        self._caught_up = caught_up
-        self._asked: deque[Future[Gap]] = deque()
+        self._wait_for_publication = wait_for_publication
+        self._requests: deque[Future[Gap]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-repairs")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._history = None
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     @property
     def busy(self) -> bool:
-        return bool(self._asked)
+        return bool(self._requests)
 
-    def ask(self, gap: Gap, parents: tuple[str, ...]) -> None:
-        """Fill a gap of some parents; what becomes of it is handed out by `finished`."""
+    def request(self, gap: Gap, parents: tuple[str, ...]) -> None:
+        """Fill a gap of some parents; `finished` yields the outcome. Does nothing after the context."""
         if self._history is not None and parents and gap.last_ns is not None:
-            self._asked.append(self._thread.submit(self._fill, self._history, gap, parents))
+            self._requests.append(self._thread.submit(self._fill, self._history, gap, parents))
 
     def finished(self) -> Iterator[Gap]:
-        while self._asked and self._asked[0].done():
-            asked = self._asked.popleft()
-            if not asked.cancelled():
-                yield asked.result()
+        """The outcomes so far, in the order of the requests."""
+        while self._requests and self._requests[0].done():
+            request = self._requests.popleft()
+            if not request.cancelled():
+                yield request.result()
 
     def _fill(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
-        """The next state of a gap; the gap itself where nothing has changed since it was asked for before."""
-        changed = self._changed(history, gap, parents)
-        told = (changed.state, changed.reason, changed.cost_usd)
-        return gap if told == (gap.state, gap.reason, gap.cost_usd) else changed
+        """The next state of a gap, or the same gap if the outcome is the one it already has."""
+        changed = self._fill_from(history, gap, parents)
+        outcome = (changed.state, changed.reason, changed.cost_usd)
+        return gap if outcome == (gap.state, gap.reason, gap.cost_usd) else changed
 
-    def _changed(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
-        """Verified, or with the reason why it is not.
+    def _fill_from(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
+        """The gap verified, or with the reason why it is not.
 
-        A part of which the lake holds as many records as the vendor counts is not bought, so that
-        nothing is paid for twice: a capture may have been killed between the purchase and its row.
+        A part of which the lake has as many records as the vendor counts is not bought. So nothing is
+        paid for twice, even if a capture was killed between a purchase and its row.
         """
-        cost, bought, counted, missing = Decimal(0), 0, 0, []
+        cost, bought, counted = Decimal(0), 0, 0
+        missing: list[tuple[int, int, int]] = []
+
+        def outcome(**changes: Any) -> Gap:
+            return gap.change(
+                cost_usd=gap.cost_usd + cost, replayed=bought or gap.replayed, counted=counted, **changes
+            )
+
         try:
-            self._caught_up()
+            self._wait_for_publication()
             for first, last in _by_session(gap):
                 number = history.count(gap.schema, parents, first, last)
                 counted += number
-                if number != _held(self._lake, gap.schema, first, last):
+                if number != _rows_in_lake(self._lake, gap.schema, first, last):
                     missing.append((first, last, number))
             if missing and not self._buys:
                 price = sum((history.price(gap.schema, parents, a, b) for a, b, _ in missing), Decimal(0))
@@ -155,32 +164,28 @@ class GapRepairer:
             for first, last, number in missing:
                 path, paid = history.fetch(gap.schema, parents, first, last, run_id=self._run_id)
                 cost += paid
-                came = self._append(path)
-                bought += came
-                if came != number:
-                    reason = f"the historical API gave {came:,} records where it counts {number:,}"
-                    return gap.change(
-                        reason=reason, filled_by=HISTORICAL, **_paid(gap, cost, bought, counted)
-                    )
+                received = self._append(path)
+                bought += received
+                if received != number:
+                    reason = f"the historical API gave {received:,} records but counts {number:,}"
+                    return outcome(reason=reason, filled_by=HISTORICAL)
         except (NqError, OSError) as error:
             return gap.change(reason=str(error), cost_usd=gap.cost_usd + cost)
-        filled_by = HISTORICAL if missing else gap.filled_by or ALREADY_THERE
-        held = sum(_held(self._lake, gap.schema, first, last) for first, last in _by_session(gap))
-        return gap.change(
+        rows = sum(_rows_in_lake(self._lake, gap.schema, first, last) for first, last in _by_session(gap))
+        return outcome(
             state="verified",
-            reason=describe_difference(max(held - counted, 0), max(counted - held, 0)),
-            filled_by=filled_by,
-            published=held,
-            **_paid(gap, cost, bought, counted),
+            reason=describe_difference(max(rows - counted, 0), max(counted - rows, 0)),
+            filled_by=HISTORICAL if missing else gap.filled_by or ALREADY_THERE,
+            published=rows,
         )
 
     def _append(self, path: Path) -> int:
-        """The records of a DBN file to the lake, which leaves out what it has; returns how many came."""
+        """Append the records of a DBN file to the lake, which skips known rows; returns their number."""
         from nq_pipeline.capture.rows import Origin, SessionRows
 
-        rows, came = SessionRows(NO_SESSION), 0
+        rows, received = SessionRows(NO_SESSION), 0
 
-        def give() -> int:
+        def append_batch() -> int:
             now = self._clock.now()
             tables, counts = rows.rows(Origin(self._environment, self._run_id, to_ns(now)))
             for table, frame in tables:
@@ -190,12 +195,12 @@ class GapRepairer:
         for frame in read_frames(path):
             rows.take(frame)
             if rows.gathered >= BATCH_BYTES:
-                came += give()
-        return came + give()
+                received += append_batch()
+        return received + append_batch()
 
 
 def _by_session(gap: Gap) -> list[tuple[int, int]]:
-    """The span of a gap in `ts_recv`, divided where sessions open: within one, an id is one instrument."""
+    """The span of a gap in `ts_recv`, split where sessions open: within one, an ID is one instrument."""
     assert gap.last_ns is not None
     first, last = gap.first_ns, gap.last_ns + EDGE_NS
     days = sessions.sessions(sessions.trade_date(from_ns(first)), sessions.trade_date(from_ns(last)))
@@ -203,8 +208,8 @@ def _by_session(gap: Gap) -> list[tuple[int, int]]:
     return list(zip([first, *cuts], [*cuts, last], strict=True))
 
 
-def _held(lake: Lake, schema: str, first: int, last: int) -> int:
-    """How many records of a span of one session, received as `schema`, the lake has."""
+def _rows_in_lake(lake: Lake, schema: str, first: int, last: int) -> int:
+    """How many rows of a span of one session, received as `schema`, the lake has."""
     import polars as pl
 
     from nq_pipeline.capture.rows import SCHEMAS
@@ -224,31 +229,22 @@ def _offer(gap: Gap, price: Decimal) -> str:
     return f"{why}; the historical API has it for ${price:.4f}: NQ_CAPTURE_REPAIR=paid buys it"
 
 
-def _paid(gap: Gap, cost: Decimal, bought: int, counted: int) -> dict[str, Any]:
-    """What is written to a gap of a purchase."""
-    return {
-        "cost_usd": gap.cost_usd + cost,
-        "replayed": bought or gap.replayed,
-        "counted": counted,
-    }
-
-
 def read_frames(path: Path) -> Iterator[Frame]:
-    """The records of a DBN file of one session, after the mappings that its head has.
+    """The records of a DBN file of one session, after the symbol mappings of its header.
 
     Raises
     ------
     BadStream
-        The file is cut off or damaged; what was whole before is yielded first.
+        The file is truncated or damaged; whole records before that are yielded first.
     """
-    framer, told = Framer(), False
+    framer, has_begun = Framer(), False
     with path.open("rb") as file:
         try:
             for piece in stream.plain(file):
                 for frame in framer.feed(piece):
-                    if not told:
-                        told = True
-                        yield from Framer(frame.head).feed(_mappings(frame.head))
+                    if not has_begun:
+                        has_begun = True
+                        yield from Framer(frame.head).feed(_header_mappings(frame.head))
                     yield frame
         except stream.EndsEarly as error:
             raise BadStream(f"{path} {error}; delete it", offset=framer.offset) from None
@@ -256,8 +252,8 @@ def read_frames(path: Path) -> Iterator[Frame]:
         raise BadStream(f"{path} is cut off within a record; delete it", offset=framer.offset)
 
 
-def _mappings(head: Head) -> bytes:
-    """The mappings of a file's head as the records in which the live gateway says them."""
+def _header_mappings(head: Head) -> bytes:
+    """The symbol mappings of a file's header, as the live gateway sends them: records."""
     import databento_dbn
 
     struct = getattr(databento_dbn, f"v{head.version}").SymbolMappingMsg

@@ -1,12 +1,11 @@
-"""Holes in the capture: what is missing, since when, and how far it is proven to be filled.
+"""Gaps: spans of a capture window, of one schema, for which completeness is not proven.
 
-A gap is a span of the capture window, of one schema, for which completeness is not proven. It is
-`open` until a replay has gone over it, `replayed` until an independent count agrees, then
-`verified`; or `unfillable`, with the reason. That the gateway calls a replay complete proves
-nothing: it was seen to leave records out.
+A gap is `open` until a replay has covered it, `replayed` until an independent count agrees, then
+`verified`; or it is `unfillable`, with the reason. That the gateway calls a replay complete proves
+nothing: replays were observed to lack records.
 
-Each change of state is one more row of the table `gaps`; the highest revision is the truth.
-Spans are of `ts_event`, start included, end not, since that is what a live replay starts from.
+Each change of state is another row of the table `gaps`; the highest revision is current. Spans are of
+`ts_event`, start included and end excluded, because a live replay starts from a `ts_event`.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ GapState = Literal["open", "replayed", "verified", "unfillable"]
 UNRESOLVED: tuple[GapState, ...] = ("open", "replayed")
 
 REPLAY, REPLAY_MARGIN = timedelta(hours=24), timedelta(minutes=1)
-"""How far back the gateway replays; it says so itself when it is less (at weekends)."""
+"""How far back the gateway replays; when it is less (at weekends), the gateway says so."""
 WEEKLY = frozenset({"mbo"})
-"""Schemas of which it replays the whole weekly session of CME instead, as Databento documents."""
+"""Schemas of which the gateway replays the whole weekly CME session, as Databento documents."""
 MAX_REPLAYS = 3
 """Replays of one gap that may disagree with the count before it is left open."""
 LOOK_BACK = timedelta(days=10)
-"""Windows further back are not looked at for holes."""
+"""Older windows are not searched for gaps."""
 TOO_OLD = "older than the gateway's replay; the historical API has it, for money"
 LIVE_REPLAY, HISTORICAL, ALREADY_THERE = "live replay", "historical", "already there"
-"""What filled a gap. The lake may hold its records already, from a backfill for instance."""
+"""What filled a gap. The lake may hold its records already, for instance from a backfill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +51,20 @@ class Gap:
     Attributes
     ----------
     gap_id
-        The same through all states.
+        The same in all states.
     first_ns, last_ns
-        The last moment proven before and the first one proven after, nanoseconds UTC; None while
-        nothing came after.
+        The last moment proven before and the first one proven after, nanoseconds UTC; `last_ns` is
+        None while nothing has followed.
     cause, detail
-        How the last session ended, or that there was none; what was said.
+        How the last session ended, or that there was none; and its message.
     reason
-        Of the state: why it is unfillable, or open again.
+        Why the gap is unfillable, or open again.
     replayed, counted
-        Records within the span that the replay brought to the log, and that the count found.
+        Records of the span that the replay brought to the log, and that the count found.
     published
-        Rows that the lake had of the records counted, once all was published; None where nobody looked.
+        Rows of the counted records in the lake, after publication; None before the comparison.
     attempts
-        Replays that the count did not agree with.
+        Replays that disagreed with the count.
     filled_by, cost_usd
         Where its records came from, and what they cost.
     """
@@ -91,33 +90,31 @@ class Gap:
         return replace(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type]
 
     @property
+    def is_disputed(self) -> bool:
+        """Whether the gap is unresolved and no more replays are tried."""
+        return self.state in UNRESOLVED and self.attempts >= MAX_REPLAYS
+
+    @property
     def is_verified_but_differs(self) -> bool:
-        """Whether the lake has another number of rows than the count that verified the gap."""
+        """Whether the lake has more or fewer rows than the count that verified the gap."""
         return self.state == "verified" and self.published not in (None, self.counted)
 
 
 def open_window(instant: datetime, window: Window) -> tuple[datetime, datetime | None] | None:
-    """The opening and the close of the window that is open at an instant; None when it is closed.
+    """Opening and close of the window that contains an instant; None when it is closed.
 
-    `always` begins with the session and has no close.
+    The window `always` opens with the session and has no close.
     """
     if window == "always":
         return sessions.current_session(instant).open, None
-    return next(((a, b) for a, b in _spans(instant, instant, window) if a <= instant < b), None)
+    return next(((a, b) for a, b in _windows(instant, instant, window) if a <= instant < b), None)
 
 
 def unproven_spans(proven_ns: int | None, now: datetime, window: Window) -> list[tuple[int, int | None]]:
-    """The parts of capture windows after the last proven moment, up to now.
+    """Start and end of each part of the capture windows after the last proven moment, nanoseconds UTC.
 
-    Parameters
-    ----------
-    proven_ns
-        Nanoseconds UTC; None when nothing was ever captured: then only the window that is open
-        now counts.
-
-    Returns
-    -------
-    Start and end of each; None for the end of the one that is still going on.
+    The end is None for the window that is open now. `proven_ns` is None when nothing was ever captured;
+    then only the open window counts.
     """
     current = open_window(now, window)
     begin = to_ns(current[0]) if current else to_ns(now)
@@ -128,7 +125,7 @@ def unproven_spans(proven_ns: int | None, now: datetime, window: Window) -> list
         return [(to_ns(since), None)]
     past = [
         (max(proven_ns, to_ns(a)), to_ns(b))
-        for a, b in _spans(since, now, window)
+        for a, b in _windows(since, now, window)
         if b <= now and to_ns(b) > proven_ns
     ]
     return [*past, (max(proven_ns, begin), None)] if current else [*past]
@@ -143,10 +140,10 @@ def earliest_replay(schema: str, now: datetime) -> int:
 
 
 def split_at_replay_limit(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> list[Gap]:
-    """The changes that follow when nothing before `limit_ns` can be replayed.
+    """The changed gaps when nothing before `limit_ns` can be replayed.
 
-    A gap that lies before it is unfillable; one that reaches over it is divided, and the part
-    that is lost gets an id that begins with `new_id`.
+    A gap before the limit becomes unfillable. One across it is split; the lost part gets an ID that
+    begins with `new_id`.
     """
     changed = []
     for number, gap in enumerate(g for g in gaps if g.state in UNRESOLVED and g.first_ns < limit_ns):
@@ -160,9 +157,9 @@ def split_at_replay_limit(gaps: Iterable[Gap], limit_ns: int, new_id: str) -> li
 
 @dataclass(slots=True)
 class RecordCount:
-    """Counts the records of one kind within a span, by instrument.
+    """Counts the records of one rtype within a span, by instrument.
 
-    `last_ns` may be set while it counts, as long as nothing from there on was counted.
+    `last_ns` may be set during the count, before any record from there on was counted.
     """
 
     rtype: int
@@ -186,28 +183,27 @@ class RecordCount:
 
 
 def compare_counts(gap: Gap, brought: RecordCount, found: RecordCount) -> Gap:
-    """Verified when two replays hold the same number of records of every instrument, else open again."""
-    both = {"replayed": brought.total, "counted": found.total, "filled_by": LIVE_REPLAY}
+    """The gap, verified if two replays hold as many records of every instrument, else open again."""
+    counts = {"replayed": brought.total, "counted": found.total, "filled_by": LIVE_REPLAY}
     if brought.by_instrument == found.by_instrument:
-        return gap.change(state="verified", reason="", **both)
-    differing = sum(
-        brought.by_instrument[i] != found.by_instrument[i]
-        for i in brought.by_instrument.keys() | found.by_instrument.keys()
-    )
+        return gap.change(state="verified", reason="", **counts)
+    instruments = brought.by_instrument.keys() | found.by_instrument.keys()
+    differing = sum(brought.by_instrument[i] != found.by_instrument[i] for i in instruments)
     reason = (
         f"the replay brought {brought.total:,} records and the count found {found.total:,}; "
         f"{differing:,} instruments differ"
     )
-    return gap.change(state="open", reason=reason, attempts=gap.attempts + 1, **both)
+    return gap.change(state="open", reason=reason, attempts=gap.attempts + 1, **counts)
 
 
 def describe_difference(more: int, fewer: int) -> str:
-    """How the rows of the lake differ from a count, for a gap that it verified; empty where they do not."""
-    said = [
+    """How the lake's rows differ from the count that verified a gap; empty where they agree."""
+    parts = [
         f"{more:,} more, which the gateway sent twice within one session" if more else "",
         f"{fewer:,} fewer, which stayed in the log" if fewer else "",
     ]
-    return f"the lake has other rows than the count: {' and '.join(filter(None, said))}" if any(said) else ""
+    found = " and ".join(filter(None, parts))
+    return f"the lake has other rows than the count: {found}" if found else ""
 
 
 class GapStore:
@@ -224,7 +220,7 @@ class GapStore:
         self._dataset, self._environment, self._run_id = dataset, environment, run_id
 
     def gaps(self, since: datetime) -> list[Gap]:
-        """The latest state of every gap that begins on the trade date of `since` or later."""
+        """The current state of every gap that begins on the trade date of `since` or later."""
         import polars as pl
 
         from nq_pipeline.lake.tables import GAPS
@@ -260,7 +256,7 @@ class GapStore:
         ]
 
     def write(self, gaps: Iterable[Gap], at: datetime) -> None:
-        """Append states, durably; those already there add nothing."""
+        """Append states, durably; states already stored add nothing."""
         import polars as pl
 
         from nq_pipeline.lake.tables import GAPS, INSTANT
@@ -298,10 +294,9 @@ class GapStore:
             self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
 
     def compare(self, gap: Gap, found: RecordCount) -> Gap:
-        """A verified gap with the rows that the lake has of the records of its second count.
+        """A verified gap with the number of its rows in the lake, after they were published.
 
-        Call it once all that the gap's replay brought is published. The rows of other instruments are
-        of other schemas, and not looked at.
+        Only the instruments that were counted are compared; others belong to other schemas.
         """
         import polars as pl
 
@@ -320,13 +315,13 @@ class GapStore:
             .len()
             .collect()
         )
-        held = Counter(dict(rows.iter_rows()))
-        differences = [held[i] - counted for i, counted in found.by_instrument.items() if counted != held[i]]
+        in_lake = Counter(dict(rows.iter_rows()))
+        differences = [in_lake[i] - counted for i, counted in found.by_instrument.items()]
         more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
         return gap.change(published=found.total + more - fewer, reason=describe_difference(more, fewer))
 
     def proven(self, since: datetime, until: datetime) -> int | None:
-        """Up to where the last session that ended in good order had everything, nanoseconds UTC."""
+        """Up to where everything had arrived when we last ended a session ourselves, nanoseconds UTC."""
         import polars as pl
 
         from nq_pipeline.lake.tables import SESSIONS
@@ -338,11 +333,11 @@ class GapStore:
             .select(pl.col("proven_ts").dt.epoch("ns").max())
             .collect()
         )
-        newest = found.item() if found.height else None
+        newest = found.item()
         return None if newest is None else int(newest)
 
     def write_session(self, row: Mapping[str, object], at: datetime) -> None:
-        """Append a session; instants in nanoseconds UTC."""
+        """Append a row of `sessions`; instants in nanoseconds UTC."""
         import polars as pl
 
         from nq_pipeline.lake.tables import INSTANT, SESSIONS
@@ -355,11 +350,14 @@ class GapStore:
 
 
 class BackgroundWriter:
-    """Does what is handed to it in order, and raises from `check` what went wrong."""
+    """Runs work in order on a thread of its own, so that the event loop never waits for the lake.
+
+    What went wrong is raised by `check`.
+    """
 
     def __init__(self) -> None:
         self._pending: deque[Future[Any]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-books")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-writer")
 
     def __enter__(self) -> Self:
         return self
@@ -371,19 +369,23 @@ class BackgroundWriter:
         finally:
             self._thread.shutdown(wait=True)
 
-    def later(self, work: Callable[[], object]) -> None:
+    def submit(self, work: Callable[[], object]) -> None:
         self._pending.append(self._thread.submit(work))
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what went wrong so far; with `wait`, once all is done."""
+        """Raise what went wrong so far; with `wait`, after all work is done."""
         while self._pending and (wait or self._pending[0].done()):
             self._pending.popleft().result()
 
 
-def _spans(since: datetime, until: datetime, window: Window) -> list[tuple[datetime, datetime]]:
-    """All spans of a window of the sessions from one instant to another."""
-    first, last = sessions.trade_date(since), sessions.trade_date(until)
-    found = sessions.sessions(first, last)
+def session_windows(session: sessions.Session, window: Window) -> list[tuple[datetime, datetime]]:
+    """The parts of a session to capture; `always` counts the hours in which the market trades."""
     if window == "rth":
-        return [s.rth for s in found if s.rth]
-    return [part for s in found for part in s.segments]
+        return [session.rth] if session.rth else []
+    return list(session.segments)
+
+
+def _windows(since: datetime, until: datetime, window: Window) -> list[tuple[datetime, datetime]]:
+    """The parts to capture of all sessions from one instant to another."""
+    found = sessions.sessions(sessions.trade_date(since), sessions.trade_date(until))
+    return [part for session in found for part in session_windows(session, window)]

@@ -1,13 +1,9 @@
-"""One session of the live gateway: connect, authenticate, subscribe, and hand on what comes as frames.
+"""One session of the live gateway: connect, authenticate, subscribe, and hand on frames.
 
-The protocol is the official client's own (`DatabentoLiveProtocol`), with the one method replaced
-that would make an object of every record: bytes go from the socket through the framer to
-whoever records them, within the same call. What the client does when a connection ends is
-replaced as well: here a session ends once, in one of the ways of `reconnect.How`, and never
-begins anew by itself.
-
-The methods are private (`_process_dbn`, `_process_gateway`, databento 0.88); a test holds the installed
-version to them.
+The protocol is the official client's (`DatabentoLiveProtocol`) with two private methods replaced
+(`_process_dbn`, `_process_gateway`; databento 0.88, held by a test). Bytes go from the socket through
+the framer to the recorder within one call, without an object per record. The client's reconnection is
+replaced too: a session ends once, for one `EndReason`, and never restarts by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ import numpy as np
 from nq_pipeline.capture.reconnect_policy import (
     NOT_FATAL,
     SKIPPED_RECORDS,
+    SPACING_S,
     UNKNOWN_SYMBOL,
     EndReason,
     SessionEnd,
@@ -49,14 +46,14 @@ if TYPE_CHECKING:
 PORT = 13_000
 CONNECT_S, AUTH_S = 10.0, 30.0
 HEARTBEAT_S = 5
-"""The shortest interval that the gateway documents; it sends one when it has nothing else to send."""
+"""The shortest heartbeat interval that the gateway documents; it sends one when it has nothing else."""
 LATE_S = 10.0
-"""How late a heartbeat may be before the connection counts as dead: what the official client allows. How
-punctual the real gateway is in a quiet hour is not known."""
-LONGEST_GREETING = 64 * 1024
-"""Bytes that may come before the key is answered; a few lines do."""
-FAREWELL_S = 1.0
-"""How long the gateway may take to close after an error that ends the session."""
+"""How late a heartbeat may be before the connection counts as dead, as in the official client. How
+punctual the real gateway is in a quiet hour is unknown."""
+MAX_GREETING = 64 * 1024
+"""Bytes accepted before the key is answered; a few lines are normal."""
+CLOSING_S = 1.0
+"""How long the gateway may take to close the connection after an error that ends the session."""
 
 HEARTBEAT, ACKNOWLEDGED, SLOW_READER, REPLAY_COMPLETED = range(4)
 """Codes of system messages."""
@@ -65,21 +62,33 @@ _FINISHED = re.compile(r"Finished (\S+) replay")
 
 
 def option_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
-    """The parent symbols of some products' options: one for each Globex root.
+    """The parent symbols of the options of some products, one per Globex root.
 
-    SettingsError for a product that is in no table.
+    Raises `SettingsError` for an unknown product.
     """
     families = [family for product in select_products(products) for family in product.families]
     return tuple(f"{root}.OPT" for family in families for root in family.roots)
 
 
 def future_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
-    """The parent symbols of their futures; SettingsError as above."""
+    """The parent symbols of the futures of some products; `SettingsError` as above."""
     return tuple(f"{product.code}.FUT" for product in select_products(products))
 
 
+def missing_parents(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
+    """The parents without an instrument: those always listed, and those listed only at times.
+
+    Standard options and futures are always listed, weekly and end-of-month roots some weeks ahead.
+    Roots of a fifth week are left out, since few months have one.
+    """
+    absent = {p: ROOTS.get(p.removesuffix(".OPT")) for p in parents if p not in mapped}
+    always = [p for p, root in absent.items() if p.endswith(".FUT") or (root and root.family.is_standard)]
+    at_times = [p for p, root in absent.items() if p not in always and (root is None or root.week != 5)]
+    return always, at_times
+
+
 def gateway_address(gateway: str | None, dataset: str) -> tuple[str, int]:
-    """Host and port of a dataset's gateway, or of the one that is configured as host:port."""
+    """Host and port: the configured `host:port`, or the vendor's for the dataset."""
     if gateway is None:
         return f"{dataset.lower().replace('.', '-')}.lsg.databento.com", PORT
     host, _, port = gateway.rpartition(":")
@@ -88,7 +97,7 @@ def gateway_address(gateway: str | None, dataset: str) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A schema of some parent symbols, from an instant on (nanoseconds UTC) or from now on."""
+    """A schema of some parent symbols, from an instant (nanoseconds UTC) or, with None, from now."""
 
     schema: str
     parents: tuple[str, ...]
@@ -102,28 +111,24 @@ class SessionState:
     Attributes
     ----------
     session_id
-        The gateway's own.
-    last_heard
-        When bytes came last, in seconds of the event loop's clock.
-    began
-        When the first bytes of the stream came, likewise.
-    lived_s
-        For how long bytes of the stream came, seconds.
+        The gateway's ID of the session.
+    last_heard, began
+        When bytes last arrived, and the first bytes of the stream, in seconds of the event loop's clock.
     heard_ns
-        Up to when the gateway has sent what it had: the newest `ts_recv`, or heartbeat, which it sends
-        when there is nothing else. By its own clock, nanoseconds UTC, so that a backlog shows.
+        Up to when the gateway has sent what it had: the newest `ts_recv`, or the heartbeat it sends when
+        idle. Nanoseconds UTC by its own clock, so a backlog shows.
     records, bytes
-        Market data; bytes of the stream as they came over the wire.
+        Market data records; bytes of the stream as received.
     mapped
-        Parent symbols of which at least one instrument was named.
+        Parent symbols with at least one instrument named.
     replayed
         Schema to when its replay was completed, nanoseconds UTC by the gateway's clock.
     skipped
-        What the gateway said when it left out records.
+        The gateway's message when it skipped records.
     warnings
         How often it complained of a slow reader.
     unknown
-        What it said of symbols it does not know.
+        Its messages on symbols it does not know.
     """
 
     session_id: str = ""
@@ -140,20 +145,8 @@ class SessionState:
 
     @property
     def lived_s(self) -> float:
+        """For how long the stream sent bytes, seconds."""
         return 0.0 if self.began is None else self.last_heard - self.began
-
-
-def missing_parents(parents: tuple[str, ...], mapped: set[str]) -> tuple[list[str], list[str]]:
-    """The parents of which no instrument was named: those always listed, and those listed at times.
-
-    The standard options and the future always are; a weekly or end-of-month root only some weeks
-    ahead. Roots of a fifth week are left out, since few months have one.
-    """
-    absent = [parent for parent in parents if parent not in mapped]
-    options = {parent: ROOTS.get(parent.removesuffix(".OPT")) for parent in absent}
-    always = [p for p, root in options.items() if p.endswith(".FUT") or (root and root.family.is_standard)]
-    at_times = [p for p, root in options.items() if p not in always and (root is None or root.week != 5)]
-    return always, at_times
 
 
 class GatewaySession:
@@ -162,19 +155,17 @@ class GatewaySession:
     Parameters
     ----------
     record
-        Is handed every frame, on the thread of the event loop. `LogFailed` is an end of its own
-        kind; anything else it raises is raised to whoever awaits the end.
-    heartbeat_s
-        Asked of the gateway; silence for `LATE_S` longer ends the session, from the connection on.
+        Called with every frame, on the event loop's thread. `LogFailed` ends the session as
+        `EndReason.FAILED`; any other exception is raised to whoever awaits `ending`.
+    heartbeat_s, late_s
+        The interval requested of the gateway; silence for both together ends the session.
     zstd
-        Ask for a compressed stream.
+        Request a compressed stream.
 
     Attributes
     ----------
-    state
-        What is known so far.
     ending
-        Completed at the end.
+        Completed when the session ends.
     """
 
     def __init__(
@@ -192,7 +183,7 @@ class GatewaySession:
         self._record = record
         self._silence_s = heartbeat_s + late_s
         self._heartbeat_s, self._zstd = heartbeat_s, zstd
-        # Whatever the gateway repeats of the key is struck before anyone sees it.
+        # The gateway may repeat the key; strike it before anyone sees it.
         self._secrets = spellings({key.get_secret_value()})
         keep_out_of_logs(self._secrets)
         self._framer = Framer(secrets=self._secrets)
@@ -204,7 +195,7 @@ class GatewaySession:
         self.ending: asyncio.Future[SessionEnd] = self._loop.create_future()
 
     async def open(self, host: str, port: int, subscriptions: list[Subscription]) -> bool:
-        """Connect, authenticate, subscribe and start; False when the session ended before."""
+        """Connect, authenticate, subscribe and start; False if the session has ended by then."""
         protocol = _protocol(self, self._key, self._dataset, self._heartbeat_s, self._zstd)
         self._authenticated = protocol.authenticated
         assert self._authenticated is not None
@@ -224,14 +215,16 @@ class GatewaySession:
         elif not self._authenticated.done():
             self._end(
                 SessionEnd(
-                    EndReason.UNREACHABLE, f"{host}:{port} did not answer the key in {AUTH_S:.0f} seconds"
+                    EndReason.UNREACHABLE, f"{host}:{port} did not answer the key within {AUTH_S:.0f} seconds"
                 )
             )
         if self.ending.done():
             return False
         self.state.session_id = strike(self._authenticated.result() or "", self._secrets)
-        for number, asked in enumerate(subscriptions):
-            protocol.subscribe(asked.schema, asked.parents, "parent", asked.start_ns, subscription_id=number)
+        for number, wanted in enumerate(subscriptions):
+            protocol.subscribe(
+                wanted.schema, wanted.parents, "parent", wanted.start_ns, subscription_id=number
+            )
         protocol.start()
         self.state.last_heard = self._loop.time()
         self._watch()
@@ -241,10 +234,10 @@ class GatewaySession:
         """End the session from this side."""
         self._end(ending)
 
-    # ── what the protocol tells ─────────────────────────────────────────────────────────────────
+    # ── called by the protocol ──────────────────────────────────────────────────────────────────
 
     def received(self, data: bytes) -> None:
-        """A chunk of the stream."""
+        """Process a chunk of the stream."""
         if self.ending.done():
             return
         state = self.state
@@ -254,49 +247,49 @@ class GatewaySession:
             state.began = state.last_heard
         try:
             for frame in self._framer.feed(data):
-                self._note(frame)
+                self._update_state(frame)
                 self._record(frame)
         except BadStream as error:
             self._end(SessionEnd(EndReason.GARBAGE, str(error)))
         except LogFailed as error:
             self._end(SessionEnd(EndReason.FAILED, str(error)))
         except Exception as error:
-            self._leave()
+            self._disconnect()
             self.ending.set_exception(error)
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is gone."""
+        """Process the loss of the connection."""
         if self._error is not None:
             self._end(SessionEnd(EndReason.ERROR, self._error.text, self._error.code))
         elif self._framer.pending:
-            self._end(SessionEnd(EndReason.CUT, f"{self._framer.pending} bytes of a record had come"))
+            self._end(
+                SessionEnd(EndReason.CUT, f"{self._framer.pending} bytes of an incomplete record had arrived")
+            )
         elif refusal := self._refusal():
             self._end(SessionEnd(EndReason.REFUSED, refusal))
         elif isinstance(error, OSError):
             self._end(SessionEnd(EndReason.RESET, error.strerror or type(error).__name__))
         elif error is not None:
             self._end(
-                SessionEnd(EndReason.GARBAGE, f"the gateway's answer makes no sense ({type(error).__name__})")
+                SessionEnd(EndReason.GARBAGE, f"the gateway's answer is malformed ({type(error).__name__})")
             )
         elif not self.state.session_id:
             self._end(
                 SessionEnd(
-                    EndReason.UNREACHABLE, "the gateway closed the connection before it looked at the key"
+                    EndReason.UNREACHABLE, "the gateway closed the connection before it checked the key"
                 )
             )
         else:
             self._end(SessionEnd(EndReason.CLOSED))
 
-    # ── inside ──────────────────────────────────────────────────────────────────────────────────
-
     def _refusal(self) -> str:
-        """What the gateway said when it refused the key or the dataset; empty when it did not."""
-        asked = self._authenticated
-        refusal = asked.exception() if asked is not None and asked.done() else None
+        """The gateway's refusal of the key or the dataset; empty without one."""
+        answer = self._authenticated
+        refusal = answer.exception() if answer is not None and answer.done() else None
         return strike(str(refusal or ""), self._secrets)
 
-    def _note(self, frame: Frame) -> None:
-        """Take note of what the gateway itself says; mappings in columns, the rest is rare."""
+    def _update_state(self, frame: Frame) -> None:
+        """Track control records; mappings in columns, since only they are frequent."""
         state, tallies = self.state, frame.tallies
         for rtype, tally in tallies.items():
             if rtype not in CONTROL:
@@ -310,7 +303,7 @@ class GatewaySession:
             return
         for message in frame.control():
             if isinstance(message, ErrorMsg):
-                self._refused(message)
+                self._handle_error(message)
             elif isinstance(message, SystemMsg) and message.code == HEARTBEAT:
                 if message.ts_event != UNDEF_TIMESTAMP:
                     state.heard_ns = max(state.heard_ns, message.ts_event)
@@ -323,20 +316,20 @@ class GatewaySession:
             ):
                 state.replayed[finished[1]] = message.ts_event
 
-    def _refused(self, message: ErrorMsg) -> None:
+    def _handle_error(self, message: ErrorMsg) -> None:
         if message.code == SKIPPED_RECORDS:
             self.state.skipped = message.text
         elif message.code == UNKNOWN_SYMBOL:
             self.state.unknown.append(message.text)
         elif message.code not in NOT_FATAL and self._error is None:
             self._error = message
-            self._loop.call_later(FAREWELL_S, self.lost, None)
+            self._loop.call_later(CLOSING_S, self.lost, None)
 
     def _watch(self) -> None:
-        """End the session when nothing came for too long; it begins before the first record does."""
+        """End the session when nothing has arrived for too long, counted from the start of the session."""
         quiet = self._loop.time() - self.state.last_heard
         if quiet >= self._silence_s:
-            self._end(SessionEnd(EndReason.SILENT, f"nothing came for {quiet:.1f} seconds"))
+            self._end(SessionEnd(EndReason.SILENT, f"nothing arrived for {quiet:.1f} seconds"))
         elif not self.ending.done():
             self._watching = self._loop.call_later(self._silence_s - quiet, self._watch)
 
@@ -344,9 +337,9 @@ class GatewaySession:
         if self.ending.done():
             return
         self.ending.set_result(ending)
-        self._leave()
+        self._disconnect()
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         if self._watching:
             self._watching.cancel()
         if self._transport:
@@ -354,7 +347,7 @@ class GatewaySession:
 
 
 def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s: int, zstd: bool) -> Any:
-    """The official client's protocol, telling `session` what it receives and that it has ended."""
+    """The official client's protocol; it passes `session` the stream and the end of the connection."""
     from databento import Compression
     from databento.live.protocol import DatabentoLiveProtocol
 
@@ -363,9 +356,9 @@ def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s
 
         def _process_gateway(self, data: bytes) -> None:
             self.greeted += len(data)
-            if self.greeted > LONGEST_GREETING:
+            if self.greeted > MAX_GREETING:
                 session.close(
-                    SessionEnd(EndReason.GARBAGE, f"{self.greeted:,} bytes came and no answer to the key")
+                    SessionEnd(EndReason.GARBAGE, f"{self.greeted:,} bytes arrived but no answer to the key")
                 )
             else:
                 super()._process_gateway(data)
@@ -384,3 +377,45 @@ def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s
         slow_reader_behavior="warn",
         compression=compression,
     )
+
+
+class GatewayConnector:
+    """Creates sessions of one dataset's gateway and keeps their connections apart.
+
+    The gateway closes connections that follow one another too fast, whatever they are for, so all
+    sessions of a process should share one connector. Parameters as in `GatewaySession`.
+    """
+
+    def __init__(
+        self,
+        key: SecretStr,
+        dataset: str,
+        address: tuple[str, int],
+        *,
+        heartbeat_s: int = HEARTBEAT_S,
+        late_s: float = LATE_S,
+        zstd: bool = False,
+    ) -> None:
+        self._key, self._dataset, self._address = key, dataset, address
+        self._heartbeat_s, self._late_s, self._zstd = heartbeat_s, late_s, zstd
+        self._connected_at = float("-inf")
+
+    async def wait_turn(self) -> None:
+        """Wait until the next connection may be opened, and claim it."""
+        loop = asyncio.get_running_loop()
+        self._connected_at = at = max(loop.time(), self._connected_at + SPACING_S)
+        await asyncio.sleep(at - loop.time())
+
+    def create_session(self, record: Callable[[Frame], None]) -> GatewaySession:
+        return GatewaySession(
+            self._key,
+            self._dataset,
+            record,
+            heartbeat_s=self._heartbeat_s,
+            late_s=self._late_s,
+            zstd=self._zstd,
+        )
+
+    async def open(self, session: GatewaySession, subscriptions: list[Subscription]) -> bool:
+        """Connect a session and subscribe; False if it has ended by then."""
+        return await session.open(*self._address, subscriptions)

@@ -1,18 +1,17 @@
-"""Publish: what the capture log holds becomes rows of the lake, every second or so, exactly once.
+"""Publishing: records of the capture log become rows of the lake, every second or so, exactly once.
 
-A call reads the log from a durable cursor, appends the rows, and moves the cursor afterwards. A
-crash between the two makes the next call append the same rows again, and the lake leaves out rows
-whose key it has. The same holds for a replay that overlaps what was published. The cursor lies
-beside the trades, not in the log: whoever moves the table away gets it published anew.
+A call reads the log from a durable cursor, appends the rows, then moves the cursor. After a crash
+between the two, the next call appends the same rows again, and the lake skips rows whose key it has.
+The same holds for a replay that overlaps what was published. The cursor lies beside the trades, not in
+the log: if the table is moved away, it is published anew.
 
-The log is all there is between the capture and this; both may run in different processes, and the
-lake may be rebuilt from the log at any time.
+The publisher depends on the log alone. It may run in another process than the capture, and the lake may
+be rebuilt from the log at any time.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,12 +37,10 @@ if TYPE_CHECKING:
 
 TABLES = (TRADES, MBP_1, MBO)
 BATCH_BYTES = 5_000_000
-"""Records of one append, nearly a row group of trades: what bounds the memory of catching up."""
+"""Records of one append, nearly a row group of trades; bounds the memory when the publisher is behind."""
 LOOK_BACK = 4 * 1024 * 1024
-"""Bytes of a session read again when it is taken up: no run of one key is that long."""
+"""Bytes of a session read again when it is resumed: no run of one key is that long."""
 TIDY_EVERY_S = 60.0
-PUBLISH_EVERY_S = 1.0
-POLL_S = 0.05
 
 
 @dataclass
@@ -52,14 +49,12 @@ class PublishResult:
 
     Attributes
     ----------
-    rows
-        Table to rows that were new.
-    known
-        Rows left out because the lake had them.
-    counts
-        What became of the records.
     position
         Up to where the log is published.
+    rows
+        Table to new rows.
+    known
+        Rows skipped because the lake had them.
     """
 
     position: Position
@@ -69,20 +64,18 @@ class PublishResult:
 
 
 class Publisher:
-    """Publishes the log of one dataset.
+    """Publishes the log of one dataset. Several publishers of one log take turns.
 
     Parameters
     ----------
     log_folder
         The dataset's folder in the capture folder.
     clock
-        Tells when rows are published and which trade dates are over.
+        Dates the rows, and decides which trade dates are over.
     run_id
-        Marks the rows, and the files' footers.
+        Marks the rows and the files' footers.
     batch_bytes
-        How much of the log one append takes.
-
-    Any number may exist; they take turns.
+        Bytes of the log per append.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Publisher:
         self._reached = BEGINNING
         self._session: SessionRows | None = None
         self._tidied = self._clock.monotonic()
-        sessions.trade_date(self._clock.now())  # asked here already, since the calendar takes a while to load
+        sessions.trade_date(self._clock.now())  # loads the calendar, which takes a while
 
     @property
     def position(self) -> Position:
@@ -114,32 +107,32 @@ class Publisher:
             return BEGINNING
         except ValueError:
             raise CaptureError(
-                f"{self._cursor} does not hold a position in the log; delete it: the log is then read from "
-                "its beginning, and rows that are there are not written again"
+                f"{self._cursor} holds no position in the log; delete it: the log is then read from its "
+                "beginning, and rows that the lake has are skipped"
             ) from None
 
     def publish(self, until: Position | None = None) -> PublishResult:
-        """Append everything the log has, or has before `until`, and move the cursor.
+        """Append everything in the log, or everything before `until`, and move the cursor.
 
         Raises
         ------
         CaptureError
             The log cannot be read; what was whole before is published.
         LakeError
-            The lake cannot be written. The next call begins again where the cursor is.
+            The lake cannot be written. The next call starts again at the cursor.
         """
         try:
             return self._publish(until)
         except OSError as error:
             raise LakeError(
                 f"rows cannot be published ({error.strerror or error}); free some space, or make "
-                f"{self.lake.root} writable: they are in the capture log, and follow by themselves"
+                f"{self.lake.root} writable: the capture log has them, and they are published later"
             ) from error
 
     def _publish(self, until: Position | None) -> PublishResult:
         with locked(self._cursor.with_suffix(".lock")), ThreadPoolExecutor(1, "publish") as behind:
             done = PublishResult(self.position)
-            # A batch is written while the next one is made; batches are written one after the other.
+            # One batch is written while the next one is built; batches never overlap.
             writing: Future[None] | None = None
             try:
                 for session, end in self._batches(done.position, until):
@@ -152,24 +145,24 @@ class Publisher:
                 if writing:
                     writing.result()
             except BaseException:
-                self._session = None  # has read on: to be taken up from the log again
+                self._session = None  # it has read ahead: resume it from the log
                 raise
         if self._clock.monotonic() - self._tidied >= TIDY_EVERY_S:
             self.tidy()
         return done
 
     def tidy(self) -> None:
-        """Merge what is over, publish the catalog, remove old files; `publish` does it every minute.
+        """Merge closed trade dates, publish the catalog, remove old files; `publish` does it every minute.
 
-        Tables that another process is merging are left to it.
+        Tables that another process is merging are skipped.
         """
         self._tidied = self._clock.monotonic()
         maintain(self.lake, TABLES, now=self._clock.now(), wait=False)
 
     def _batches(self, start: Position, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
-        """Sessions with records to write, and how far the log is read by then."""
+        """Sessions with records to write, and how far the log has been read."""
         if self._session is None or self._reached != start:
-            self._session = self._taken_up(start)
+            self._session = self._resume(start)
         session, given, end = self._session, start, start
         failure: CaptureError | None = None
         try:
@@ -208,8 +201,8 @@ class Publisher:
         write_atomically(self._cursor, str(end).encode())
         self._reached = done.position = end
 
-    def _taken_up(self, position: Position) -> SessionRows | None:
-        """The session at a position as it was there, by reading its end again."""
+    def _resume(self, position: Position) -> SessionRows | None:
+        """The session as it was at a position, by reading the records before it again."""
         found = {s.number: s for s in log.list_segments(self.log_folder)}
         if position.segment not in found:
             return None
@@ -226,63 +219,69 @@ class Publisher:
         return session
 
 
-class PublishLoop:
-    """Calls `publish` about every second.
+class _PublishLoop:
+    """Calls `publish` at intervals; a failure is shown in the stats and tried again."""
 
-    A failure is shown in the totals and tried again: the log goes on without.
-    """
-
-    def __init__(self, publish: Callable[[], object], totals: CaptureStats) -> None:
-        self._publish, self._totals = publish, totals
-        self._over = threading.Event()
+    def __init__(self, publish: Callable[[], object], stats: CaptureStats, every_s: float) -> None:
+        self._publish, self._stats, self._every_s = publish, stats, every_s
+        self._stopped = threading.Event()
         self._rounds = 0
-        self._thread = threading.Thread(target=self._keep_on, name="capture-publish")
+        self._round_done = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="capture-publish")
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def caught_up(self) -> None:
-        """Wait until everything that is in the log now is published, or publishing has stopped.
+    def wait(self) -> None:
+        """Wait until everything in the log now is published, or publishing has stopped.
 
         Raises
         ------
         CaptureError
-            It fails.
+            Publishing fails.
         """
-        enough = self._rounds + 2  # the round that goes on may have begun before
-        while self._rounds < enough and not self._over.is_set():
-            time.sleep(POLL_S)
-        if self._totals.publish_failure:
-            raise CaptureError(f"rows are not being published ({self._totals.publish_failure})")
+        with self._round_done:
+            enough = self._rounds + 2  # the current round may have begun before
+            self._round_done.wait_for(lambda: self._rounds >= enough or self._stopped.is_set())
+        if self._stats.publish_failure:
+            raise CaptureError(f"rows are not being published ({self._stats.publish_failure})")
 
-    def _keep_on(self) -> None:
-        while not self._over.wait(PUBLISH_EVERY_S):
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
             try:
                 self._publish()
-                self._totals.publish_failure = ""
-            except Exception as error:  # shown now, raised by the last call at the end
-                self._totals.publish_failure = f"{type(error).__name__}: {error}"
-            self._rounds += 1
+                self._stats.publish_failure = ""
+            except Exception as error:  # shown now; the last call, at the end, raises it
+                self._stats.publish_failure = f"{type(error).__name__}: {error}"
+            with self._round_done:
+                self._rounds += 1
+                self._round_done.notify_all()
+        with self._round_done:
+            self._round_done.notify_all()
 
 
 @contextmanager
 def publishing(
-    publish: Callable[[], object] | None, totals: CaptureStats, *, sync: Callable[[], object]
+    publish: Callable[[], object] | None,
+    stats: CaptureStats,
+    *,
+    sync: Callable[[], object],
+    every_s: float,
 ) -> Iterator[Callable[[], None]]:
-    """Publish while the capture runs, and once more, synced, when it is over and all went well.
+    """Publish every `every_s` seconds while the capture runs, and once more, synced, after it has ended well.
 
-    Yields what waits until the log is published as it is.
+    Yields a function that waits until what is in the log by then is published.
     """
     if publish is None:
         yield lambda: None
         return
-    running = PublishLoop(publish, totals)
+    loop = _PublishLoop(publish, stats, every_s)
     try:
-        yield running.caught_up
+        yield loop.wait
     finally:
-        running.stop()
+        loop.stop()
     sync()
     publish()
-    totals.publish_failure = ""
+    stats.publish_failure = ""

@@ -1,63 +1,164 @@
-"""The second count of what a replay brought: another replay, of which nothing is kept but numbers.
+"""The proof of a replay: an independent second replay, of which only the counts are kept.
 
-That the gateway calls a replay complete proves nothing: it was seen to leave records out.
+A replay that the gateway calls complete may still lack records; that was observed. So each gap is
+counted again before it is `verified`, and compared once more with the lake when its rows are published.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from nq_pipeline.capture.gaps import Gap, RecordCount
-from nq_pipeline.capture.gateway import GatewaySession, Subscription
-from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
+from nq_pipeline.capture import reconnect_policy
+from nq_pipeline.capture.gap_tracker import GapTracker
+from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, GapStore, RecordCount
+from nq_pipeline.capture.gateway import GatewayConnector, Subscription
+from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd
 from nq_pipeline.capture.schema_fallback import RTYPES
+from nq_pipeline.clock import Clock
 from nq_pipeline.dbn.framer import Frame
 
 POLL_S = 0.02
+MIN_PAUSE_S = 1.0
 
 
-def subscriptions(gaps: Sequence[Gap], parents: Mapping[str, tuple[str, ...]]) -> list[Subscription]:
-    """What has to be replayed to count some gaps; `parents` by schema."""
-    schemas = sorted({gap.schema for gap in gaps})
-    return [
-        Subscription(schema, parents[schema], min(g.first_ns for g in gaps if g.schema == schema))
-        for schema in schemas
-    ]
+class LakeComparison:
+    """Compares verified gaps with the lake, each after a publication that includes all its records.
+
+    Attributes
+    ----------
+    compared
+        Gaps with the number of their rows in the lake, for the caller to take away.
+    """
+
+    def __init__(self, store: GapStore, publish: Callable[[], object] | None) -> None:
+        self._store, self._publish = store, publish
+        self._waiting: deque[tuple[Gap, RecordCount]] = deque()
+        self.compared: deque[Gap] = deque()
+
+    def add(self, gap: Gap, counted: RecordCount) -> None:
+        self._waiting.append((gap, counted))
+
+    def publish(self) -> None:
+        """Publish, then compare the gaps that were waiting before; runs on the publisher's thread."""
+        ready = len(self._waiting)  # their records were in the log before this publication
+        if self._publish:
+            self._publish()
+        for gap, counted in list(self._waiting)[:ready]:
+            self.compared.append(self._store.compare(gap, counted))
+            self._waiting.popleft()
 
 
-async def recount(
-    session_for: Callable[[Callable[[Frame], None]], GatewaySession],
-    address: tuple[str, int],
-    asked: list[Subscription],
-    gaps: Sequence[Gap],
-    *,
-    give_up_s: float,
-) -> tuple[dict[str, RecordCount], SessionEnd | None]:
-    """Count the records of some gaps in a replay.
+class Recounter:
+    """Counts replayed gaps a second time, in sessions of their own, one at a time.
 
     Parameters
     ----------
-    session_for
-        Makes a session that hands its frames to a function.
-    give_up_s
-        How long it may take.
+    verify_s
+        How long a count may take, seconds.
+    notify
+        Called with a sentence about a count that failed or differs.
+
+    Attributes
+    ----------
+    dispute
+        Why a replay has to be repeated; None while no count differs.
+    """
+
+    def __init__(
+        self,
+        connector: GatewayConnector,
+        tracker: GapTracker,
+        comparison: LakeComparison,
+        *,
+        clock: Clock,
+        verify_s: float,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.dispute: str | None = None
+        self._connector, self._tracker, self._comparison = connector, tracker, comparison
+        self._clock, self._verify_s, self._notify = clock, verify_s, notify
+        self._task: asyncio.Task[None] | None = None
+        self._failed = Attempts()
+        self._not_before = 0.0
+
+    def start(self, gaps: list[Gap], streams: Mapping[str, tuple[str, ...]]) -> None:
+        """Begin to count some gaps unless a count is running or due later; `streams` maps schema to parents.
+
+        Raises what went wrong in the count before.
+        """
+        if self._task and self._task.done():
+            self._task.result()
+            self._task = None
+        if gaps and not self._task and self._clock.monotonic() >= self._not_before:
+            self._task = asyncio.create_task(self._recount(gaps, replay_subscriptions(gaps, streams)))
+
+    async def cancel(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _recount(self, gaps: list[Gap], subscriptions: list[Subscription]) -> None:
+        counts, ending = await count_replay(self._connector, subscriptions, gaps, give_up_s=self._verify_s)
+        if ending:
+            self._retry_later(gaps, ending)
+            return
+        self._failed = Attempts()
+        for gap in gaps:
+            judged = self._tracker.judge(gap, counts[gap.gap_id])
+            if judged and judged.state == "verified":
+                self._comparison.add(judged, counts[gap.gap_id])
+            if judged and judged.state == "open":
+                self._notify(f"ALERT: {judged.reason}")
+                if judged.attempts < MAX_REPLAYS:
+                    self.dispute = judged.reason
+
+    def _retry_later(self, gaps: list[Gap], ending: SessionEnd) -> None:
+        """Back off, and give up the gaps that have become too old to be counted."""
+        step = reconnect_policy.next_step(
+            ending, self._failed, now=self._clock.now(), closes=None, chance=random.random()
+        )
+        self._failed = self._failed.after(ending)
+        if isinstance(step, Retry) and step.replay_too_old:
+            oldest = min(gap.first_ns for gap in gaps)
+            for gap in gaps:
+                if gap.first_ns <= max(oldest, (step.earliest_ns or 0) - 1):
+                    self._tracker.mark_uncountable(gap)
+        pause = max(MIN_PAUSE_S, step.after_s) if isinstance(step, Retry) else reconnect_policy.CAP_S
+        self._not_before = self._clock.monotonic() + pause
+        self._notify(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
+
+
+def replay_subscriptions(gaps: Sequence[Gap], parents: Mapping[str, tuple[str, ...]]) -> list[Subscription]:
+    """The subscriptions whose replay covers some gaps; `parents` by schema."""
+    return [
+        Subscription(schema, parents[schema], min(g.first_ns for g in gaps if g.schema == schema))
+        for schema in sorted({gap.schema for gap in gaps})
+    ]
+
+
+async def count_replay(
+    connector: GatewayConnector, subscriptions: list[Subscription], gaps: Sequence[Gap], *, give_up_s: float
+) -> tuple[dict[str, RecordCount], SessionEnd | None]:
+    """Count the records of some gaps in a replay of at most `give_up_s` seconds.
 
     Returns
     -------
-    The count of each gap by its id, and None; or the end of the session, had it come before the
-    replays were completed.
+    The count of each gap by its ID, and None; or how the session ended before its replays were complete.
     """
     counts = {gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns) for gap in gaps}
 
-    def take(frame: Frame) -> None:
+    def add(frame: Frame) -> None:
         for count in counts.values():
             count.add(frame)
 
-    wanted, loop = {s.schema for s in asked}, asyncio.get_running_loop()
-    session, until = session_for(take), loop.time() + give_up_s
+    await connector.wait_turn()
+    wanted, loop = {s.schema for s in subscriptions}, asyncio.get_running_loop()
+    session, until = connector.create_session(add), loop.time() + give_up_s
     try:
-        await session.open(*address, asked)
+        await connector.open(session, subscriptions)
         while not (session.ending.done() or wanted <= session.state.replayed.keys() or loop.time() > until):
             await asyncio.wait([session.ending], timeout=POLL_S)
     finally:

@@ -1,9 +1,9 @@
-"""Which schema the plan lets us stream: down from the one wanted, one step a refusal.
+"""Which schema the plan lets us stream: down from the one wanted, one step per refusal.
 
-The gateway accepts the key and the subscription and refuses a schema only within the stream
-(`Not authorized for mbo schema`), so what the plan includes is learnt by asking. A refusal is
-kept in the table `entitlements` and holds for its trade date: neither a reconnection nor a new
-process asks again, and the next trade date tries once more, in case the plan has changed.
+The gateway accepts the key and the subscription and refuses a schema only in the stream (`Not
+authorized for mbo schema`), so only asking shows what the plan includes. A refusal is stored in the
+table `entitlements` and holds for its trade date. Neither a reconnection nor a new process asks again;
+the next trade date asks once more, in case the plan has changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from nq_pipeline.errors import NotEntitled
+from nq_pipeline.spend import entitlements
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ RTYPES = {"trades": 0, "mbp-1": 1, "mbo": 160}
 
 
 class SchemaFallback:
-    """The schemas in force. One process at a time, the one that holds the capture's lock.
+    """The schemas in force.
 
     Parameters
     ----------
     lake
-        Where refusals are kept.
+        Where refusals are stored.
     wanted
         What is subscribed to (`options`, `futures`) and the schema wanted for it.
     """
@@ -36,7 +37,7 @@ class SchemaFallback:
         self.lake, self.dataset, self.wanted = lake, dataset, dict(wanted)
 
     def in_force(self, day: date) -> dict[str, str]:
-        """The best schema not yet refused on a trade date, for each thing subscribed to.
+        """The best schema of each subscription that is not refused on a trade date.
 
         Raises
         ------
@@ -44,22 +45,18 @@ class SchemaFallback:
             All are refused.
         """
         refused = self.refused(day)
-        return {what: _best(schema, refused) for what, schema in self.wanted.items()}
+        return {what: _best_granted(schema, refused) for what, schema in self.wanted.items()}
 
     def refused(self, day: date) -> dict[str, str]:
-        """The schemas refused on a trade date, with what the gateway said."""
-        from nq_pipeline.spend import entitlements
-
-        said = {
+        """The schemas refused on a trade date, with the gateway's words."""
+        refusals = {
             schema: entitlements.active_refusal(self.lake, "databento", self.dataset, schema, "live", day)
             for schema in FALLBACK_ORDER
         }
-        return {schema: refusal.text for schema, refusal in said.items() if refusal is not None}
+        return {schema: refusal.text for schema, refusal in refusals.items() if refusal is not None}
 
     def refuse(self, schema: str, text: str, day: date) -> None:
-        """Keep a refusal, durably, before anything else is tried."""
-        from nq_pipeline.spend import entitlements
-
+        """Store a refusal, durably, before anything else is tried."""
         below = next(iter(FALLBACK_ORDER[FALLBACK_ORDER.index(schema) + 1 :]), None)
         entitlements.record_entitlement(
             self.lake,
@@ -77,13 +74,12 @@ class SchemaFallback:
         )
 
 
-def _best(wanted: str, refused: Mapping[str, str]) -> str:
-    for schema in FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]:
+def _best_granted(wanted: str, refused: Mapping[str, str]) -> str:
+    schemas = FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]
+    for schema in schemas:
         if schema not in refused:
             return schema
-    said = refused[FALLBACK_ORDER[-1]]
-    none_of = ", ".join(FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :])
     raise NotEntitled(
-        f"the Databento plan streams none of {none_of} ({said}); "
-        "take a plan with live data (CME Standard streams trades), or leave the capture off"
+        f"the Databento plan streams none of {', '.join(schemas)} ({refused[schemas[-1]]}); "
+        "choose a plan with live data (CME Standard streams trades), or leave the capture off"
     )

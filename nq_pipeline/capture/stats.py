@@ -1,47 +1,46 @@
-"""What a capture did, so far or at its end, and the meter that keeps it up to date."""
+"""What a capture has done, and the meter that keeps it up to date."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from nq_pipeline.capture.gaps import MAX_REPLAYS, UNRESOLVED, Gap
+from nq_pipeline.capture.gaps import UNRESOLVED, Gap
 
-REPORT_EVERY_S = 1.0
-LAGS = 4096
+MAX_LAGS = 4096
 
 
 @dataclass
 class CaptureStats:
-    """What a capture did, so far or at its end.
+    """What a capture has done so far, or by its end.
 
     Attributes
     ----------
     rate
         Records a second since the last report.
     lag_p99_ms
-        From Databento's receipt of a record to our log, of the last few thousand chunks that came live.
+        From Databento's receipt of a record to our log, over the last few thousand live chunks.
     reconnects
         Sessions after the first.
     open_gaps, verified_gaps, unfillable_gaps
-        Gaps known to this capture by state; open ones include those not verified yet.
+        Gaps of this capture by state; `open_gaps` includes those replayed but not verified.
     disputed_gaps
-        Those of the open ones that no replay filled as the count has it, and that were given up.
+        Open gaps that were given up because no replay agreed with its count.
     differing_gaps
-        Verified ones of which the lake has more or fewer rows than the count found.
+        Verified gaps of which the lake has more or fewer rows than were counted.
     cost_usd
         What was paid to the historical API for gaps.
     schemas
-        What is streamed: options, futures.
+        The schemas streamed of options and of futures.
     missing
-        Parents that are always listed, and of which the gateway names no instrument.
+        Parents that are always listed but of which the gateway names no instrument.
     note
-        What last happened, one sentence.
+        The last event, in one sentence.
     publish_failure
-        Why rows are not being published; the log goes on without.
+        Why rows are not being published; logging continues.
     """
 
     seconds: float = 0.0
@@ -62,22 +61,19 @@ class CaptureStats:
     publish_failure: str = ""
 
     def alerts(self) -> list[str]:
-        """What somebody has to look at, a sentence each; empty when all is well."""
+        """What needs attention, one sentence each; empty when all is well."""
         found = []
         if self.missing:
             found.append(
-                f"the gateway names no instrument of {', '.join(self.missing)}: nothing of it is captured; "
-                "ask Databento, or see whether the plan includes it"
+                f"the gateway names no instrument of {', '.join(self.missing)}, so it is not captured; "
+                "ask Databento, or check whether the plan includes it"
             )
-        if self.unfillable_gaps or self.disputed_gaps:
-            found.append(
-                f"{self.unfillable_gaps + self.disputed_gaps} gaps could not be filled; "
-                "the table gaps says where and why"
-            )
+        if lost := self.unfillable_gaps + self.disputed_gaps:
+            found.append(f"{lost} gaps could not be filled; the table gaps says where and why")
         if self.differing_gaps:
             found.append(
-                f"of {self.differing_gaps} verified gaps the lake has other rows than the count found; "
-                "the table gaps says how many"
+                f"the lake has more or fewer rows than counted in {self.differing_gaps} verified gaps; "
+                "the table gaps says by how much"
             )
         if self.publish_failure:
             found.append(f"rows are not being published: {self.publish_failure}")
@@ -85,50 +81,52 @@ class CaptureStats:
 
 
 class Meter:
-    """Counts towards the totals, and shows them about every second.
+    """Updates the stats of a capture and shows them every `every_s` seconds.
 
     Parameters
     ----------
     show
-        Is handed the totals; always the same object.
+        Called with `stats`; always the same object.
     """
 
-    def __init__(self, totals: CaptureStats, show: Callable[[CaptureStats], None] | None) -> None:
-        self._totals, self._show = totals, show
+    def __init__(
+        self, stats: CaptureStats, show: Callable[[CaptureStats], None] | None, *, every_s: float
+    ) -> None:
+        self.stats, self._show, self._every_s = stats, show, every_s
         self._began = time.monotonic()
-        self._lags: deque[int] = deque(maxlen=LAGS)
-        self._rated = (0.0, 0)
-        self._ended = (0, 0)
+        self._lags: deque[int] = deque(maxlen=MAX_LAGS)
+        self._last_rated = (0.0, 0)
+        self._ended_records = self._ended_bytes = 0
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() - self._began - self._rated[0] >= REPORT_EVERY_S
+        return time.monotonic() - self._began - self._last_rated[0] >= self._every_s
 
-    def lag(self, ns: int) -> None:
-        """Take the lag of a chunk that came live."""
+    def add_lag(self, ns: int) -> None:
+        """Add the lag of a live chunk, nanoseconds."""
         self._lags.append(ns)
 
-    def session_ended(self, records: int, size: int) -> None:
-        """Add what a session brought."""
-        self._ended = self._ended[0] + records, self._ended[1] + size
+    def add_session(self, records: int, size: int) -> None:
+        """Add the records and bytes of a session that has ended."""
+        self._ended_records += records
+        self._ended_bytes += size
 
-    def report(self, gaps: Iterable[Gap], records: int = 0, size: int = 0) -> None:
-        """Bring the totals up to date and show them; `records` and `size` of the session that goes on."""
-        totals, seconds = self._totals, time.monotonic() - self._began
-        totals.records, totals.bytes = self._ended[0] + records, self._ended[1] + size
-        then, before = self._rated
-        if seconds - then >= REPORT_EVERY_S:
-            totals.rate = (totals.records - before) / (seconds - then)
-            self._rated = (seconds, totals.records)
-        totals.seconds = seconds
+    def report(self, gaps: Sequence[Gap], records: int = 0, size: int = 0) -> None:
+        """Update and show the stats; `records` and `size` are those of the session that is open."""
+        stats, seconds = self.stats, time.monotonic() - self._began
+        stats.records, stats.bytes = self._ended_records + records, self._ended_bytes + size
+        then, before = self._last_rated
+        if seconds - then >= self._every_s:
+            stats.rate = (stats.records - before) / (seconds - then)
+            self._last_rated = (seconds, stats.records)
+        stats.seconds = seconds
         if self._lags:
-            totals.lag_p99_ms = sorted(self._lags)[int(len(self._lags) * 0.99)] / 1e6
-        found = list(gaps)
-        totals.open_gaps = sum(gap.state in UNRESOLVED for gap in found)
-        totals.verified_gaps = sum(gap.state == "verified" for gap in found)
-        totals.unfillable_gaps = sum(gap.state == "unfillable" for gap in found)
-        totals.disputed_gaps = sum(gap.state in UNRESOLVED and gap.attempts >= MAX_REPLAYS for gap in found)
-        totals.differing_gaps = sum(gap.is_verified_but_differs for gap in found)
-        totals.cost_usd = sum((gap.cost_usd for gap in found), Decimal(0))
+            stats.lag_p99_ms = sorted(self._lags)[int(len(self._lags) * 0.99)] / 1e6
+        stats.open_gaps = sum(gap.state in UNRESOLVED for gap in gaps)
+        stats.verified_gaps = sum(gap.state == "verified" for gap in gaps)
+        stats.unfillable_gaps = sum(gap.state == "unfillable" for gap in gaps)
+        stats.disputed_gaps = sum(gap.is_disputed for gap in gaps)
+        stats.differing_gaps = sum(gap.is_verified_but_differs for gap in gaps)
+        stats.cost_usd = sum((gap.cost_usd for gap in gaps), Decimal(0))
         if self._show:
-            self._show(totals)
+            self._show(stats)

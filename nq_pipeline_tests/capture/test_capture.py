@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from pydantic import SecretStr
@@ -20,186 +18,94 @@ from pydantic import SecretStr
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
 from nq_pipeline.capture.locks import hold_capture_lock
-from nq_pipeline.capture.log import list_segments, tail
+from nq_pipeline.capture.log import list_segments
 from nq_pipeline.capture.publisher import Publisher
-from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
 from nq_pipeline.lake.tables import GAPS, SESSIONS
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
-from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
+from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
 from nq_pipeline.sandbox.synthetic.market import Market
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
-from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing.capture_runs import (
+    CLOSES,
+    LOAD,
+    NOW,
+    OPENS,
+    PATIENCE_S,
+    QUICK,
+    RunningCapture,
+    all_verified,
+    capture_settings,
+    log_is_complete,
+    logged_trades,
+    read_gaps,
+    run_capture,
+    serve_gateway,
+    session_ends,
+)
 from nq_pipeline_tests.testing.gateway_client import gateway
 
-OPENS = datetime(2025, 6, 10, 13, 30, tzinfo=UTC)
-CLOSES = datetime(2025, 6, 10, 20, tzinfo=UTC)
-NOW = OPENS + timedelta(seconds=20)
-PATIENCE_S = 60.0
-LOAD = 500
 LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
 BACKLOG_S = OVERLAP_NS / 1e9 + 2
 """A gateway that is behind by more than the overlap of a replay."""
 BEYOND_OVERLAP = 2 * LOAD * OVERLAP_NS // 10**9
-QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, aging_s=5.0)
-
-
-def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
-    return Settings(
-        _env_file=None,
-        data_dir=data,
-        databento_api_key=KEY,
-        databento_gateway=f"{HOST}:{it.port}" if it else f"{HOST}:1",
-        **{"capture_schema": "trades", **more},
-    )
-
-
-@contextmanager
-def served(*faults: Fault, now: datetime = NOW, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
-    with gateway(now=now, load=load, script=FaultScript(*faults), **more).serve_in_thread() as it:
-        yield it
-
-
-class Running:
-    """A capture on a thread of its own."""
-
-    def __init__(self, it: Gateway, data: Path, timing: Timing = QUICK, **more: Any) -> None:
-        self.stop = threading.Event()
-        self.publish, history = more.pop("publish", None), more.pop("history", None)
-        self.capture = Capture(settings(it, data, **more), clock=it.clock, timing=timing, history=history)
-        self.seen: list[str] = []
-        self.failure: BaseException | None = None
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.capture.run(self.stop, publish=self.publish, progress=self._see)
-        except BaseException as error:
-            self.failure = error
-
-    def _see(self, totals: CaptureStats) -> None:
-        if not self.seen or self.seen[-1] != totals.note:
-            self.seen.append(totals.note)
-
-    def until(self, enough: Callable[[], Any]) -> None:
-        give_up = time.monotonic() + PATIENCE_S
-        while not enough() and self.thread.is_alive():
-            assert time.monotonic() < give_up, (self.seen, self.capture.totals)
-            time.sleep(0.01)
-
-    def finish(self) -> CaptureStats:
-        self.stop.set()
-        return self.join()
-
-    def join(self) -> CaptureStats:
-        self.thread.join(PATIENCE_S)
-        assert not self.thread.is_alive(), self.seen
-        if self.failure:
-            raise self.failure
-        return self.capture.totals
-
-
-def capture(it: Gateway, data: Path, until: Callable[[Running], Any], **more: Any) -> CaptureStats:
-    """Capture until something is true of it, and stop it cleanly."""
-    running = Running(it, data, **more)
-    try:
-        running.until(lambda: until(running))
-    finally:
-        totals = running.finish()
-    return totals
-
-
-def gaps(data: Path) -> pl.DataFrame:
-    """The latest state of every gap."""
-    rows = Workspace(data / "sandbox").lake.scan(GAPS).collect().sort("revision")
-    return rows.group_by("gap_id").last().sort("first_ts")
-
-
-def ended(data: Path) -> list[str]:
-    return Workspace(data / "sandbox").lake.scan(SESSIONS).collect().sort("ended_at")["ended"].to_list()
-
-
-def distinct(trades: np.ndarray[Any, Any], first: datetime, last_ns: int) -> pl.DataFrame:
-    """Trades of a span, bit by bit, without those that came twice."""
-    within = trades[(trades["ts_event"] >= to_ns(first)) & (trades["ts_event"] < last_ns)]
-    words = np.ascontiguousarray(within).view("<u8").reshape(-1, within.dtype.itemsize // 8)
-    return pl.from_numpy(words).unique().sort(pl.all())
-
-
-def logged(data: Path) -> np.ndarray[Any, Any]:
-    """All trades in the log."""
-    return np.concatenate([block.frame.array(0) for block in tail(data / "sandbox" / "capture" / DATASET)])
-
-
-def complete(it: Gateway, data: Path, last_ns: int | None = None, *, first: datetime = OPENS) -> bool:
-    """Whether the log has every trade from the opening to its last, none of them changed."""
-    have = logged(data)
-    last_ns = last_ns or int(have["ts_event"].max())
-    truth = it.records("trades", to_ns(first) - 10**9, last_ns + 10**9)
-    return distinct(have, first, last_ns).equals(distinct(truth, first, last_ns))
-
-
-def all_verified(running: Running) -> bool:
-    totals = running.capture.totals
-    return totals.verified_gaps > 0 and totals.open_gaps == 0
 
 
 def test_a_capture_that_starts_late_has_everything_since_the_opening(tmp_path: Path) -> None:
-    with served() as it:
-        totals = capture(it, tmp_path, all_verified)
-        assert complete(it, tmp_path)
-    (gap,) = gaps(tmp_path).to_dicts()
+    with serve_gateway() as it:
+        totals = run_capture(it, tmp_path, all_verified)
+        assert log_is_complete(it, tmp_path)
+    (gap,) = read_gaps(tmp_path).to_dicts()
     assert (gap["cause"], gap["state"], gap["schema"]) == ("late start", "verified", "trades")
     assert gap["first_ts"] == OPENS and gap["last_ts"] >= NOW
     assert gap["records_replayed"] == gap["records_counted"] > 20 * 400
-    assert ended(tmp_path) == ["stopped"]
+    assert session_ends(tmp_path) == ["stopped"]
     assert totals.records > 0 and totals.bytes > 48 * totals.records and totals.missing == []
 
 
 @pytest.mark.parametrize("kind", ["fin", "rst", "cut", "garbage", "silence"])
 def test_every_lost_connection_is_a_gap_that_is_filled_and_verified(kind: str, tmp_path: Path) -> None:
-    with served() as it:
+    with serve_gateway() as it:
 
-        def filled(running: Running) -> bool:
+        def filled(running: RunningCapture) -> bool:
             if not all_verified(running):
                 return False
             if not it.script.injected and not it.script.pending:
                 it.script.add(Fault(kind))
-            return len(it.script.injected) == 1 and running.capture.totals.verified_gaps == 2
+            return len(it.script.injected) == 1 and running.stats.verified_gaps == 2
 
-        totals = capture(it, tmp_path, filled)
-        assert complete(it, tmp_path)
-    late, lost = gaps(tmp_path).to_dicts()
+        totals = run_capture(it, tmp_path, filled)
+        assert log_is_complete(it, tmp_path)
+    late, lost = read_gaps(tmp_path).to_dicts()
     names = {"fin": "closed", "rst": "reset", "silence": "silent"}
     assert (late["cause"], lost["cause"]) == ("late start", names.get(kind, kind))
     assert lost["state"] == "verified" and lost["records_replayed"] == lost["records_counted"]
-    assert totals.reconnects == 1 and ended(tmp_path) == [names.get(kind, kind), "stopped"]
+    assert totals.reconnects == 1 and session_ends(tmp_path) == [names.get(kind, kind), "stopped"]
 
 
 def test_after_a_lost_log_no_new_segment_passes_for_a_published_one(tmp_path: Path) -> None:
     cursor = tmp_path / "sandbox" / "lake" / "trades" / f"{DATASET}.published"
     cursor.parent.mkdir(parents=True)
     cursor.write_text("7:448")
-    with served() as it:
-        capture(it, tmp_path, all_verified)
+    with serve_gateway() as it:
+        run_capture(it, tmp_path, all_verified)
     numbers = [segment.number for segment in list_segments(tmp_path / "sandbox" / "capture" / DATASET)]
     assert numbers and min(numbers) == 8
 
 
 def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path) -> None:
-    with served(Fault("omit", records=3, after_records=BEYOND_OVERLAP)) as it:
-        totals = capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps >= 2 and all_verified(r))
-        assert complete(it, tmp_path)
-    late, repair = gaps(tmp_path).to_dicts()
+    with serve_gateway(Fault("omit", records=3, after_records=BEYOND_OVERLAP)) as it:
+        totals = run_capture(it, tmp_path, lambda r: r.stats.verified_gaps >= 2 and all_verified(r))
+        assert log_is_complete(it, tmp_path)
+    late, repair = read_gaps(tmp_path).to_dicts()
     assert (late["state"], late["attempts"], repair["cause"]) == ("verified", 1, "repair")
     history = Workspace(tmp_path / "sandbox").lake.scan(GAPS).collect().sort("revision")
     reasons = history.filter(gap_id=late["gap_id"])["reason"].drop_nulls().to_list()
     assert any("the count found" in reason for reason in reasons)
-    assert totals.reconnects == 1 and ended(tmp_path) == ["repair", "stopped"]
+    assert totals.reconnects == 1 and session_ends(tmp_path) == ["repair", "stopped"]
 
 
 def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -> None:
@@ -208,11 +114,9 @@ def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -
     lake = tmp_path / "sandbox"
     publisher = Publisher(lake / "capture" / DATASET, Workspace(lake).lake, run_id="run", clock=it.clock)
     with it.serve_in_thread():
-        totals = capture(
-            it, tmp_path, lambda r: r.capture.totals.verified_gaps == 2, publish=publisher.publish
-        )
-        assert complete(it, tmp_path)
-    late, repair = gaps(tmp_path).to_dicts()
+        totals = run_capture(it, tmp_path, lambda r: r.stats.verified_gaps == 2, publish=publisher.publish)
+        assert log_is_complete(it, tmp_path)
+    late, repair = read_gaps(tmp_path).to_dicts()
     assert (late["state"], late["attempts"], late["records_replayed"]) == (
         "verified",
         1,
@@ -225,118 +129,121 @@ def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -
 
 
 def test_a_gap_stays_open_when_every_replay_leaves_records_out(tmp_path: Path) -> None:
-    with served() as it:
+    with serve_gateway() as it:
 
-        def often_enough(running: Running) -> bool:
+        def often_enough(running: RunningCapture) -> bool:
             if not it.script.pending:  # each replay leaves out more than the one before, counts too
                 it.script.add(
                     Fault("omit", records=3 + len(it.script.injected), after_records=BEYOND_OVERLAP)
                 )
-            return running.capture.totals.disputed_gaps > 0
+            return running.stats.disputed_gaps > 0
 
-        capture(it, tmp_path, often_enough)
-    late = gaps(tmp_path).to_dicts()[0]
+        run_capture(it, tmp_path, often_enough)
+    late = read_gaps(tmp_path).to_dicts()[0]
     assert late["state"] == "open" and "the count found" in late["reason"] and late["attempts"] == 3
 
 
 def test_skipped_records_are_a_gap_that_is_replayed(tmp_path: Path) -> None:
-    with served() as it:
+    with serve_gateway() as it:
 
-        def filled(running: Running) -> bool:
+        def filled(running: RunningCapture) -> bool:
             if not all_verified(running):
                 return False
             if not it.script.injected and not it.script.pending:
                 it.script.add(Fault("error", code=7, records=LONG_SKIP))
-            return running.capture.totals.verified_gaps == 2
+            return running.stats.verified_gaps == 2
 
-        capture(it, tmp_path, filled)
-        assert complete(it, tmp_path)
-    skipped = gaps(tmp_path).to_dicts()[1]
+        run_capture(it, tmp_path, filled)
+        assert log_is_complete(it, tmp_path)
+    skipped = read_gaps(tmp_path).to_dicts()[1]
     assert skipped["cause"] == "skipped" and "Skipped records" in skipped["detail"]
 
 
 def test_a_warning_of_slow_reading_is_shown_and_is_no_gap(tmp_path: Path) -> None:
-    with served(limits=Limits(slow_after_s=0.0)) as it:  # every reader is too slow
-        totals = capture(it, tmp_path, lambda r: any("read too slowly" in note for note in r.seen))
+    with serve_gateway(limits=Limits(slow_after_s=0.0)) as it:  # every reader is too slow
+        totals = run_capture(it, tmp_path, lambda r: any("slow reader" in note for note in r.notes))
     assert totals.reconnects == 0
 
 
 def test_in_the_sandbox_the_ladder_is_gone_down_to_what_the_plan_streams(tmp_path: Path) -> None:
-    with served(not_entitled=("mbo", "mbp-1")) as it:
-        totals = capture(it, tmp_path, all_verified, capture_schema="mbo")
+    with serve_gateway(not_entitled=("mbo", "mbp-1")) as it:
+        totals = run_capture(it, tmp_path, all_verified, capture_schema="mbo")
         assert totals.schemas == {"options": "trades", "futures": "trades"}
-        assert ended(tmp_path) == ["error", "error", "stopped"]
-        again = capture(it, tmp_path, all_verified, capture_schema="mbo")
-        assert again.reconnects == 0 and ended(tmp_path)[3:] == ["stopped"]
-        assert complete(it, tmp_path)
+        assert session_ends(tmp_path) == ["error", "error", "stopped"]
+        again = run_capture(it, tmp_path, all_verified, capture_schema="mbo")
+        assert again.reconnects == 0 and session_ends(tmp_path)[3:] == ["stopped"]
+        assert log_is_complete(it, tmp_path)
 
 
 def test_options_and_futures_may_have_schemas_of_their_own(tmp_path: Path) -> None:
-    with served() as it:
-        totals = capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps == 2, capture_schema="mbp-1")
+    with serve_gateway() as it:
+        totals = run_capture(it, tmp_path, lambda r: r.stats.verified_gaps == 2, capture_schema="mbp-1")
     assert totals.schemas == {"options": "mbp-1", "futures": "trades"}
-    found = gaps(tmp_path)
+    found = read_gaps(tmp_path)
     assert set(found["schema"]) == {"mbp-1", "trades"} and set(found["state"]) == {"verified"}
 
 
 def test_a_plan_without_any_schema_is_a_clear_failure(tmp_path: Path) -> None:
     with (
-        served(not_entitled=("mbo", "mbp-1", "trades")) as it,
+        serve_gateway(not_entitled=("mbo", "mbp-1", "trades")) as it,
         pytest.raises(NotEntitled, match="CME Standard"),
     ):
-        Running(it, tmp_path).join()
+        RunningCapture(it, tmp_path).join()
 
 
 def test_a_plan_without_the_dataset_is_a_clear_failure(tmp_path: Path) -> None:
     text = "A live data license is required to access GLBX.MDP3."
-    with served(Fault("refuse_auth", text=text)) as it, pytest.raises(NotEntitled, match=r"plan.*license"):
-        Running(it, tmp_path).join()
-    assert ended(tmp_path) == ["refused"]
+    with (
+        serve_gateway(Fault("refuse_auth", text=text)) as it,
+        pytest.raises(NotEntitled, match=r"plan.*license"),
+    ):
+        RunningCapture(it, tmp_path).join()
+    assert session_ends(tmp_path) == ["refused"]
 
 
 def test_a_wrong_key_stops_with_what_to_correct_and_never_shows_it(tmp_path: Path) -> None:
-    with served(keys=("db-another-key-0000000000000000",)) as it:
+    with serve_gateway(keys=("db-another-key-0000000000000000",)) as it:
         with pytest.raises(CaptureError, match="DATABENTO_API_KEY") as caught:
-            Running(it, tmp_path).join()
+            RunningCapture(it, tmp_path).join()
         assert it.published and KEY not in str(caught.value)
 
 
 def test_what_was_missed_between_two_captures_is_found_and_filled(tmp_path: Path) -> None:
-    with served() as it:
-        capture(it, tmp_path, all_verified)
+    with serve_gateway() as it:
+        run_capture(it, tmp_path, all_verified)
         began = it.clock.now()
         time.sleep(1)
-        capture(it, tmp_path, all_verified)
-        assert complete(it, tmp_path)
-    between = gaps(tmp_path).to_dicts()[1]
+        run_capture(it, tmp_path, all_verified)
+        assert log_is_complete(it, tmp_path)
+    between = read_gaps(tmp_path).to_dicts()[1]
     assert between["cause"] == "not running" and between["state"] == "verified"
     assert between["first_ts"] < began + timedelta(seconds=1) < between["last_ts"]
 
 
 def test_what_the_gateway_still_had_to_send_at_the_stop_is_missing_and_filled(tmp_path: Path) -> None:
-    with served() as it:
-        running = Running(it, tmp_path)
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path)
         running.until(lambda: all_verified(running))
         it.script.add(Fault("drip"))
         running.until(lambda: it.script.injected)
         time.sleep(BACKLOG_S)
         running.finish()
-        reached, stopped = int(logged(tmp_path)["ts_event"].max()), to_ns(it.clock.now())
+        reached, stopped = int(logged_trades(tmp_path)["ts_event"].max()), to_ns(it.clock.now())
         assert stopped - reached > OVERLAP_NS, "no backlog"
-        capture(it, tmp_path, all_verified)
-        assert complete(it, tmp_path)
-    assert to_ns(gaps(tmp_path)["first_ts"].max()) <= reached
+        run_capture(it, tmp_path, all_verified)
+        assert log_is_complete(it, tmp_path)
+    assert to_ns(read_gaps(tmp_path)["first_ts"][-1]) <= reached
 
 
 def test_a_window_missed_altogether_is_a_gap_out_of_reach(tmp_path: Path) -> None:
-    with served(load=None) as it:
-        capture(it, tmp_path, all_verified)
+    with serve_gateway(load=None) as it:
+        run_capture(it, tmp_path, all_verified)
     # A session that ends during the replay loses a further part, and the stand-in that makes a day
     # says nothing meanwhile.
     patient = replace(QUICK, late_s=PATIENCE_S)
-    with served(now=NOW + timedelta(days=2), load=None) as it:
-        capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps, timing=patient)
-    found = gaps(tmp_path)
+    with serve_gateway(now=NOW + timedelta(days=2), load=None) as it:
+        run_capture(it, tmp_path, lambda r: r.stats.verified_gaps, timing=patient)
+    found = read_gaps(tmp_path)
     lost = found.filter(pl.col("state") == "unfillable")
     assert lost["trade_date"].to_list() == [OPENS.date(), OPENS.date() + timedelta(days=1)]
     assert "historical API" in lost["reason"][0]
@@ -347,66 +254,66 @@ def test_a_window_missed_altogether_is_a_gap_out_of_reach(tmp_path: Path) -> Non
 
 def test_a_replay_refused_as_too_old_goes_on_from_what_the_gateway_has(tmp_path: Path) -> None:
     limits = Limits(connections_per_s=1_000, replay_window_s=15)
-    with served(limits=limits) as it:
-        capture(it, tmp_path, lambda r: r.capture.totals.verified_gaps)
-    *lost, rest = gaps(tmp_path).to_dicts()
+    with serve_gateway(limits=limits) as it:
+        run_capture(it, tmp_path, lambda r: r.stats.verified_gaps)
+    *lost, rest = read_gaps(tmp_path).to_dicts()
     assert {gap["state"] for gap in lost} == {"unfillable"} and rest["state"] == "verified"
     assert lost[0]["first_ts"] == OPENS and lost[-1]["last_ts"] == rest["first_ts"] > OPENS
 
 
 def test_a_replay_refused_without_a_time_goes_on_with_all_that_the_gateway_has(tmp_path: Path) -> None:
     faults = [Fault("error", code=8, text="Replay data aged out", after_records=LOAD)]
-    with served(*faults, limits=Limits(connections_per_s=1_000, replay_window_s=60)) as it:
-        running = Running(it, tmp_path)
+    with serve_gateway(*faults, limits=Limits(connections_per_s=1_000, replay_window_s=60)) as it:
+        running = RunningCapture(it, tmp_path)
         running.until(lambda: it.script.injected)
         it.script.add(*(Fault("refuse_connection") for _ in range(2)))
         it.limits = Limits(connections_per_s=1_000, replay_window_s=10)
-        running.until(lambda: running.capture.totals.verified_gaps)
+        running.until(lambda: running.stats.verified_gaps)
         running.finish()
-        lost, rest = gaps(tmp_path).to_dicts()
-        assert complete(it, tmp_path, first=rest["first_ts"])
+        lost, rest = read_gaps(tmp_path).to_dicts()
+        assert log_is_complete(it, tmp_path, first=rest["first_ts"])
     assert (lost["state"], rest["state"]) == ("unfillable", "verified")
     assert lost["first_ts"] == OPENS and lost["last_ts"] == rest["first_ts"] > OPENS + timedelta(seconds=5)
 
 
 def test_the_capture_ends_with_the_window_and_proves_all_of_it(tmp_path: Path) -> None:
-    with served(now=CLOSES - timedelta(seconds=3), load=None) as it:
-        totals = Running(it, tmp_path).join()
+    with serve_gateway(now=CLOSES - timedelta(seconds=3), load=None) as it:
+        totals = RunningCapture(it, tmp_path).join()
         assert it.clock.now() >= CLOSES
-        assert complete(it, tmp_path, to_ns(CLOSES))
-    assert totals.open_gaps == 0 and ended(tmp_path) == ["stopped"]
+        assert log_is_complete(it, tmp_path, to_ns(CLOSES))
+    assert totals.open_gaps == 0 and session_ends(tmp_path) == ["stopped"]
 
 
 def test_a_hole_after_the_close_is_none(tmp_path: Path) -> None:
-    with served(now=CLOSES - timedelta(seconds=3), load=None) as it:
-        Running(it, tmp_path).join()
-    with served(now=OPENS + timedelta(days=1, seconds=5), load=None) as it:
-        capture(it, tmp_path, all_verified)
-    assert gaps(tmp_path)["cause"].to_list() == ["late start", "late start"]
+    with serve_gateway(now=CLOSES - timedelta(seconds=3), load=None) as it:
+        RunningCapture(it, tmp_path).join()
+    with serve_gateway(now=OPENS + timedelta(days=1, seconds=5), load=None) as it:
+        run_capture(it, tmp_path, all_verified)
+    assert read_gaps(tmp_path)["cause"].to_list() == ["late start", "late start"]
 
 
 def test_a_second_capture_refuses_to_start(tmp_path: Path) -> None:
-    with served() as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
+    with serve_gateway() as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
         with pytest.raises(CaptureBusy, match="another capture"):
-            Running(it, tmp_path).join()
+            RunningCapture(it, tmp_path).join()
         assert it.streaming == 0
 
 
 def test_a_log_that_cannot_be_written_stops_the_capture_and_leaves_a_gap(tmp_path: Path) -> None:
-    with served() as it:
-        running = Running(it, tmp_path)
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path)
         running.until(lambda: all_verified(running))
         list_segments(tmp_path / "sandbox" / "capture" / DATASET)[-1].path.unlink()
         with pytest.raises(LogFailed, match="deleted"):
             running.join()
-    assert gaps(tmp_path)["cause"].to_list() == ["late start", "failed"]
-    assert gaps(tmp_path)["state"][1] == "open" and ended(tmp_path) == ["failed"]
+    assert read_gaps(tmp_path)["cause"].to_list() == ["late start", "failed"]
+    assert read_gaps(tmp_path)["state"][1] == "open" and session_ends(tmp_path) == ["failed"]
 
 
 def test_no_alarm_where_the_roots_that_are_always_listed_are_named(tmp_path: Path) -> None:
     timing = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, missing_s=0.2)
-    with served() as it:
-        known = capture(it, tmp_path, lambda r: r.capture.totals.seconds > 2, timing=timing)
+    with serve_gateway() as it:
+        known = run_capture(it, tmp_path, lambda r: r.stats.seconds > 2, timing=timing)
     assert known.missing == []
 
 
@@ -421,13 +328,13 @@ def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) 
     timing = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, missing_s=5.0)
     market = Gateway(LoadTape(NoQuarterlies(), LOAD), clock=ShiftedClock(NOW))
     with market.serve_in_thread() as it:
-        running = Running(it, tmp_path, timing)
-        running.until(lambda: running.capture.totals.missing)
+        running = RunningCapture(it, tmp_path, timing)
+        running.until(lambda: running.stats.missing)
         totals = running.finish()
     assert totals.missing == ["NQ.OPT"]
-    assert "ALERT: the gateway names no instrument of NQ.OPT" in running.seen
+    assert "ALERT: the gateway names no instrument of NQ.OPT" in running.notes
     (alert,) = totals.alerts()
-    assert "no instrument of NQ.OPT" in alert and "ask Databento" in alert
+    assert "NQ.OPT" in alert
     sessions = Workspace(tmp_path / "sandbox").lake.scan(SESSIONS).collect()
     assert sessions["missing"].to_list() == ["NQ.OPT"]
 
@@ -436,46 +343,46 @@ def test_a_failing_publisher_is_shown_while_the_log_goes_on_and_raised_at_the_en
     def broken() -> None:
         raise CaptureError("no rows today")
 
-    with served() as it:
-        running = Running(it, tmp_path, publish=broken)
-        running.until(lambda: running.capture.totals.publish_failure)
-        before = running.capture.totals.records
-        running.until(lambda: running.capture.totals.records > before)
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path, publish=broken)
+        running.until(lambda: running.stats.publish_failure)
+        before = running.stats.records
+        running.until(lambda: running.stats.records > before)
         with pytest.raises(CaptureError, match="no rows today"):
             running.finish()
 
 
 def test_what_was_captured_is_published_once_more_at_the_end(tmp_path: Path) -> None:
     calls: list[int] = []
-    with served() as it:
-        capture(it, tmp_path, all_verified, publish=lambda: calls.append(len(logged(tmp_path))))
-    assert calls[-1] == len(logged(tmp_path))
+    with serve_gateway() as it:
+        run_capture(it, tmp_path, all_verified, publish=lambda: calls.append(len(logged_trades(tmp_path))))
+    assert calls[-1] == len(logged_trades(tmp_path))
 
 
 def test_outside_the_window_the_capture_says_when_it_opens(tmp_path: Path) -> None:
-    closed = Capture(settings(None, tmp_path), clock=ShiftedClock(CLOSES), timing=QUICK)
+    closed = Capture(capture_settings(None, tmp_path), clock=ShiftedClock(CLOSES), timing=QUICK)
     with pytest.raises(CaptureError, match="opens 2025-06-11 13:30 UTC"):
         closed.run(threading.Event())
 
 
 def test_a_capture_needs_a_clock_that_runs_and_a_key(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="NQ_NOW"):
-        Capture(settings(None, tmp_path), clock=PinnedClock(NOW))
-    keyless = settings(None, tmp_path).model_copy(update={"databento_api_key": None})
+        Capture(capture_settings(None, tmp_path), clock=PinnedClock(NOW))
+    keyless = capture_settings(None, tmp_path).model_copy(update={"databento_api_key": None})
     with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
         Capture(keyless)
-    wrong = settings(None, tmp_path).model_copy(update={"databento_api_key": SecretStr("abc")})
+    wrong = capture_settings(None, tmp_path).model_copy(update={"databento_api_key": SecretStr("abc")})
     with pytest.raises(NotConfigured, match="is no key of Databento"):
         Capture(wrong.model_copy(update={"databento_gateway": None}))
 
 
 def test_a_gateway_that_is_away_is_tried_until_the_stop_and_no_more_than_it_allows(tmp_path: Path) -> None:
     faults = [Fault("refuse_connection") for _ in range(4)]
-    with served(*faults) as it:  # with the vendor's limit of connections a second
-        totals = capture(it, tmp_path, all_verified)
-        assert complete(it, tmp_path)
-    assert ended(tmp_path).count("unreachable") == 4 == totals.reconnects
-    assert gaps(tmp_path)["cause"].to_list() == ["late start"]
+    with serve_gateway(*faults) as it:  # with the vendor's limit of connections a second
+        totals = run_capture(it, tmp_path, all_verified)
+        assert log_is_complete(it, tmp_path)
+    assert session_ends(tmp_path).count("unreachable") == 4 == totals.reconnects
+    assert read_gaps(tmp_path)["cause"].to_list() == ["late start"]
 
 
 class Hurried(ShiftedClock):
@@ -499,21 +406,21 @@ class Endless(FaultScript):
         return self.begun
 
 
-def pauses(running: Running) -> list[float]:
+def pauses(running: RunningCapture) -> list[float]:
     """The pauses that a capture took, repeated ones once."""
-    return [float(found[1]) for note in running.seen if (found := re.search(r"attempt in ([\d.]+) s", note))]
+    return [float(found[1]) for note in running.notes if (found := re.search(r"attempt in ([\d.]+) s", note))]
 
 
 @contextmanager
 def hurried(
     script: FaultScript, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Gateway, Running]]:
+) -> Iterator[tuple[Gateway, RunningCapture]]:
     """A capture whose jitter is none."""
     monkeypatch.setattr("random.random", lambda: 1.0)
     it = gateway(load=LOAD, script=script, limits=Limits(connections_per_s=1_000))
     it.clock = Hurried(NOW)
     with it.serve_in_thread():
-        running = Running(it, data)
+        running = RunningCapture(it, data)
         try:
             yield it, running
         finally:
@@ -524,7 +431,7 @@ def test_a_gateway_that_sends_four_records_and_closes_is_left_in_peace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hurried(Endless(Fault("fin", after_records=4)), tmp_path, monkeypatch) as (_, running):
-        running.until(lambda: running.capture.totals.reconnects == 6)
+        running.until(lambda: running.stats.reconnects == 6)
     assert pauses(running) == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
 

@@ -137,7 +137,7 @@ def test_a_dead_run_is_reported_even_when_nothing_is_to_be_started() -> None:
         {"holder": LockHolder(1, NOW)},
         {"market": datetime(2025, 6, 10, 16, 30, tzinfo=CHICAGO)},
     ):
-        decision = decide_capture(replace(OPEN, attempts=[started()], **other))  # type: ignore[arg-type]
+        decision = decide_capture(replace(OPEN, attempts=[started()], **other))
         assert decision.dead == ("run1-of-many",) and decision.trade_date is None
 
 
@@ -224,12 +224,10 @@ def test_nothing_is_started_beside_what_may_be_alive_and_no_number_is_used_twice
 
 
 def test_the_fingerprint_changes_with_what_may_help_and_shows_no_secret() -> None:
-    before = Settings(_env_file=None, environment="live", databento_api_key="db-one")  # type: ignore[call-arg]
+    before = Settings(_env_file=None, environment="live", databento_api_key="db-one")
     for change in ({"databento_api_key": "db-two"}, {"capture_schema": "mbo"}, {"capture_window": "globex"}):
         other = Settings(_env_file=None, **{"environment": "live", "databento_api_key": "db-one", **change})  # type: ignore[arg-type]
         assert settings_fingerprint(other) != settings_fingerprint(before)
-    unrelated = Settings(  # type: ignore[call-arg]
-        _env_file=None, environment="live", databento_api_key="db-one", horizon_days=3
-    )
+    unrelated = Settings(_env_file=None, environment="live", databento_api_key="db-one", horizon_days=3)
     assert settings_fingerprint(unrelated) == settings_fingerprint(before)
     assert "db-one" not in settings_fingerprint(before)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.history_store import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.capture.test_capture import (
+from nq_pipeline_tests.testing import dbn_samples as sample
+from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.capture_runs import (
     CLOSES,
     NOW,
     OPENS,
     all_verified,
-    capture,
-    gaps,
-    served,
+    read_gaps,
+    run_capture,
+    serve_gateway,
 )
-from nq_pipeline_tests.testing import dbn_samples as sample
-from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.historical_feed import USD_PER_GB, Historical
 
 PARENTS = option_parents() + future_parents()
@@ -52,7 +53,11 @@ def truth(first: int = FIRST, last: int = LAST) -> Any:
 
 @contextmanager
 def repairs(
-    history: HistoricalRecords, root: Path, *, buys: bool = True, caught_up: Callable[[], None] = lambda: None
+    history: HistoricalRecords,
+    root: Path,
+    *,
+    buys: bool = True,
+    wait_for_publication: Callable[[], None] = lambda: None,
 ) -> Iterator[GapRepairer]:
     with GapRepairer(
         history,
@@ -61,14 +66,14 @@ def repairs(
         environment="sandbox",
         run_id="run",
         clock=ShiftedClock(LATER),
-        caught_up=caught_up,
+        wait_for_publication=wait_for_publication,
     ) as running:
         yield running
 
 
 def repaired(history: HistoricalRecords, root: Path, gap: Gap = LOST, **more: Any) -> Gap:
     with repairs(history, root, **more) as running:
-        running.ask(gap, PARENTS)
+        running.request(gap, PARENTS)
         while running.busy:
             for found in running.finished():
                 return found
@@ -95,7 +100,7 @@ def test_what_the_lake_holds_already_is_proven_and_not_bought_again(tmp_path: Pa
     repaired(history, tmp_path)
     again = repaired(history, tmp_path)
     assert len(history.bought) == 1
-    assert (again.state, again.filled_by, again.cost_usd) == ("verified", "already there", 0.0)
+    assert (again.state, again.filled_by, again.cost_usd) == ("verified", "already there", Decimal(0))
     replayed = repaired(history, tmp_path, replace(LOST, filled_by="live replay"), buys=False)
     assert (replayed.state, replayed.filled_by) == ("verified", "live replay")
 
@@ -115,7 +120,7 @@ def test_a_bought_gap_says_what_the_lake_has_too_often(tmp_path: Path) -> None:
 def test_without_leave_to_buy_the_price_is_told(tmp_path: Path) -> None:
     history = Historical(tmp_path, LATER)
     gap = repaired(history, tmp_path, buys=False)
-    assert (gap.state, gap.cost_usd, history.bought) == ("unfillable", 0.0, [])
+    assert (gap.state, gap.cost_usd, history.bought) == ("unfillable", Decimal(0), [])
     assert gap.reason == (
         f"too old; the historical API has it for ${truth().nbytes / 2**30 * USD_PER_GB:.4f}: "
         "NQ_CAPTURE_REPAIR=paid buys it"
@@ -126,7 +131,7 @@ def test_without_leave_to_buy_the_price_is_told(tmp_path: Path) -> None:
 
 def test_a_refusal_of_the_ledger_is_the_reason_and_costs_nothing(tmp_path: Path) -> None:
     gap = repaired(Historical(tmp_path, LATER, budget=0.0), tmp_path)
-    assert (gap.state, gap.cost_usd, rows(tmp_path).height) == ("unfillable", 0.0, 0)
+    assert (gap.state, gap.cost_usd, rows(tmp_path).height) == ("unfillable", Decimal(0), 0)
     assert gap.reason.endswith("$0.00 are left today")
 
 
@@ -135,7 +140,7 @@ def test_nothing_is_bought_while_what_was_captured_is_not_published(tmp_path: Pa
         raise CaptureError("rows are not being published")
 
     history = Historical(tmp_path, LATER)
-    gap = repaired(history, tmp_path, caught_up=failing)
+    gap = repaired(history, tmp_path, wait_for_publication=failing)
     assert (gap.state, gap.reason, history.bought) == ("unfillable", "rows are not being published", [])
 
 
@@ -144,7 +149,7 @@ def test_a_file_that_is_short_of_the_count_proves_nothing_and_is_not_bought_agai
     gap = repaired(history, tmp_path)
     number = len(truth())
     assert gap.state == "unfillable" and gap.cost_usd > 0 and gap.filled_by == "historical"
-    assert gap.reason == f"the historical API gave {number - 3:,} records where it counts {number:,}"
+    assert gap.reason == f"the historical API gave {number - 3:,} records but counts {number:,}"
 
 
 def test_a_bought_file_that_is_cut_anywhere_but_between_two_frames_of_zstd_is_refused(tmp_path: Path) -> None:
@@ -187,13 +192,13 @@ def test_what_is_bought_is_a_line_of_the_ledger(tmp_path: Path) -> None:
     gap = repaired(DatabentoHistory(settings), tmp_path)
     assert gap.state == "verified" and rows(tmp_path).height == gap.counted == len(truth())
     spent = open_ledger(settings).month().by_purpose["gap_repair"]
-    assert (spent.metered_usd, spent.reserved_usd) == (gap.cost_usd, 0) and gap.cost_usd > 0
+    assert (spent.metered_usd, spent.reserved_usd) == (gap.cost_usd, Decimal(0)) and gap.cost_usd > 0
 
 
 def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_path: Path) -> None:
     settings = metered(tmp_path, budget_daily_usd=0)
     gap = repaired(DatabentoHistory(settings), tmp_path)
-    assert (gap.state, gap.cost_usd) == ("unfillable", 0.0) and "NQ_BUDGET_DAILY_USD" in gap.reason
+    assert (gap.state, gap.cost_usd) == ("unfillable", Decimal(0)) and "NQ_BUDGET_DAILY_USD" in gap.reason
     key = settings.databento_api_key
     assert key is not None
     asked = account_of(key.get_secret_value()).requests
@@ -201,23 +206,23 @@ def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_pa
 
 
 def test_a_capture_buys_what_the_gateway_no_longer_replays(tmp_path: Path) -> None:
-    with served(load=None) as it:
-        capture(it, tmp_path, all_verified)
-    with served(now=LATER, load=None) as it:
+    with serve_gateway(load=None) as it:
+        run_capture(it, tmp_path, all_verified)
+    with serve_gateway(now=LATER, load=None) as it:
         history = Historical(tmp_path, LATER)
-        totals = capture(
+        totals = run_capture(
             it,
             tmp_path,
-            lambda r: all_verified(r) and r.capture.totals.cost_usd,
+            lambda r: all_verified(r) and r.stats.cost_usd,
             history=history,
             capture_repair="paid",
         )
-    found = gaps(tmp_path)
+    found = read_gaps(tmp_path)
     bought = found.filter(pl.col("filled_by") == "historical")
     assert set(found["state"]) == {"verified"} and totals.unfillable_gaps == 0
     assert totals.alerts() == [] and totals.cost_usd == bought["cost_usd"].sum() > 0
     # Of the first day the lake has all from the start of the gap to the close, bought and captured.
-    lost = to_ns(bought["first_ts"].min())
+    lost = to_ns(bought.sort("first_ts")["first_ts"][0])
     wanted = truth(lost, to_ns(CLOSES) - EDGE_NS)
     received = pl.col("ts_recv").dt.epoch("ns").is_between(lost, to_ns(CLOSES), closed="left")
     have = Workspace(tmp_path / "sandbox").lake.scan(TRADES, [OPENS.date()]).filter(received).collect()

@@ -32,11 +32,11 @@ def at_once(work: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def accounts(root: Path) -> GapTracker:
+def tracker(root: Path) -> GapTracker:
     """Of a capture that starts late, options by mbo and futures by trades."""
-    book = GapStore(Workspace(root).lake, dataset="GLBX.MDP3", environment="sandbox", run_id="run")
+    store = GapStore(Workspace(root).lake, dataset="GLBX.MDP3", environment="sandbox", run_id="run")
     made = GapTracker(
-        book,
+        store,
         at_once,
         clock=Clock(NOW),
         run_id="run",
@@ -46,67 +46,67 @@ def accounts(root: Path) -> GapTracker:
         settle_s=1.0,
         aging_s=AGING_S,
     )
-    made.find(root, SCHEMAS)
-    made.reach(SCHEMAS)
+    made.load_gaps(root, SCHEMAS)
+    made.give_up_aged(SCHEMAS)
     return made
 
 
-def starts(accounts: GapTracker) -> dict[str, int]:
-    return {schema: ns for schema in SCHEMAS if (ns := accounts.starts(schema)) is not None}
+def starts(tracker: GapTracker) -> dict[str, int]:
+    return {schema: ns for schema in SCHEMAS if (ns := tracker.replay_start(schema)) is not None}
 
 
-def test_a_late_start_is_replayed_from_the_opening(accounts: GapTracker) -> None:
-    assert starts(accounts) == dict.fromkeys(SCHEMAS, to_ns(OPENS) - OVERLAP_NS)
-    assert {gap.state for gap in accounts.gaps} == {"open"} and accounts.beyond == []
+def test_a_late_start_is_replayed_from_the_opening(tracker: GapTracker) -> None:
+    assert starts(tracker) == dict.fromkeys(SCHEMAS, to_ns(OPENS) - OVERLAP_NS)
+    assert {gap.state for gap in tracker.gaps} == {"open"} and tracker.beyond_replay == []
 
 
-def test_a_refusal_is_not_meant_of_the_schema_that_is_replayed_for_a_week(accounts: GapTracker) -> None:
+def test_a_refusal_is_not_meant_of_the_schema_that_is_replayed_for_a_week(tracker: GapTracker) -> None:
     earliest = to_ns(OPENS + timedelta(hours=1))
-    accounts.start_later(starts(accounts), earliest)
-    assert starts(accounts)["mbo"] < earliest < starts(accounts)["trades"] + OVERLAP_NS
-    (lost,) = accounts.beyond
+    tracker.handle_too_old(starts(tracker), earliest)
+    assert starts(tracker)["mbo"] < earliest < starts(tracker)["trades"] + OVERLAP_NS
+    (lost,) = tracker.beyond_replay
     assert (lost.schema, lost.first_ns) == ("trades", to_ns(OPENS))
-    accounts.start_later(starts(accounts), earliest)  # said again, it can only be the other one
-    assert {gap.schema for gap in accounts.beyond} == {"trades", "mbo"}
+    tracker.handle_too_old(starts(tracker), earliest)  # said again, it can only be the other one
+    assert {gap.schema for gap in tracker.beyond_replay} == {"trades", "mbo"}
 
 
 def test_without_a_time_all_there_is_is_asked_for_and_its_first_record_says_where_it_begins(
-    accounts: GapTracker,
+    tracker: GapTracker,
 ) -> None:
-    accounts.start_later(starts(accounts), None)
-    assert starts(accounts) == dict.fromkeys(SCHEMAS, 0)
-    accounts.begin({"mbo": 160, "trades": 0})
+    tracker.handle_too_old(starts(tracker), None)
+    assert starts(tracker) == dict.fromkeys(SCHEMAS, 0)
+    tracker.begin_session({"mbo": 160, "trades": 0})
     first = to_ns(OPENS + timedelta(hours=2))
-    accounts.take(one_frame(record(0, ts_event=first, ts_recv=first), begun()), SessionState())
-    assert accounts.starts("trades") == first + AGING_S * NS_PER_S
-    assert accounts.starts("mbo") == 0
-    (lost,) = accounts.beyond
+    tracker.track(one_frame(record(0, ts_event=first, ts_recv=first), begun()), SessionState())
+    assert tracker.replay_start("trades") == first + AGING_S * NS_PER_S
+    assert tracker.replay_start("mbo") == 0
+    (lost,) = tracker.beyond_replay
     assert lost.state == "unfillable" and lost.last_ns == first + AGING_S * NS_PER_S
 
 
-def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(accounts: GapTracker) -> None:
-    accounts.start_later(starts(accounts), None)
-    accounts.begin({"trades": 0})
+def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(tracker: GapTracker) -> None:
+    tracker.handle_too_old(starts(tracker), None)
+    tracker.begin_session({"trades": 0})
     done = to_ns(NOW)
-    accounts.advance(SessionState(replayed={"trades": done}), 0.0)
-    lost = [gap for gap in accounts.beyond if gap.schema == "trades"]
+    tracker.advance(SessionState(replayed={"trades": done}), 0.0)
+    lost = [gap for gap in tracker.beyond_replay if gap.schema == "trades"]
     assert [(gap.first_ns, gap.last_ns) for gap in lost] == [(to_ns(OPENS), done)]
 
 
-def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(accounts: GapTracker) -> None:
+def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(tracker: GapTracker) -> None:
     first = to_ns(NOW - timedelta(minutes=1))
-    accounts.begin({"trades": 0})
-    accounts.advance(SessionState(replayed={"mbo": first, "trades": first}), 0.0)
-    accounts.end(SessionState(replayed={"trades": first}), SessionEnd(EndReason.CLOSED), None)  # type: ignore[arg-type]
-    accounts.follow(["mbp-1"])
-    assert {gap.schema for gap in accounts.unresolved} == {"mbp-1"}
-    assert accounts.starts("mbp-1") == to_ns(OPENS) - OVERLAP_NS
+    tracker.begin_session({"trades": 0})
+    tracker.advance(SessionState(replayed={"mbo": first, "trades": first}), 0.0)
+    tracker.end_session(SessionState(replayed={"trades": first}), SessionEnd(EndReason.CLOSED), None)  # type: ignore[arg-type]
+    tracker.follow_schemas(["mbp-1"])
+    assert {gap.schema for gap in tracker.unresolved} == {"mbp-1"}
+    assert tracker.replay_start("mbp-1") == to_ns(OPENS) - OVERLAP_NS
 
 
-def test_a_schema_that_is_new_has_a_gap_from_where_the_others_have_theirs(accounts: GapTracker) -> None:
-    accounts.begin(dict.fromkeys(SCHEMAS, 0))
-    accounts.follow([*SCHEMAS, "mbp-1"])
-    assert accounts.starts("mbp-1") == accounts.starts("trades")
-    before = len(accounts.gaps)
-    accounts.follow([*SCHEMAS, "mbp-1"])
-    assert len(accounts.gaps) == before
+def test_a_schema_that_is_new_has_a_gap_from_where_the_others_have_theirs(tracker: GapTracker) -> None:
+    tracker.begin_session(dict.fromkeys(SCHEMAS, 0))
+    tracker.follow_schemas([*SCHEMAS, "mbp-1"])
+    assert tracker.replay_start("mbp-1") == tracker.replay_start("trades")
+    before = len(tracker.gaps)
+    tracker.follow_schemas([*SCHEMAS, "mbp-1"])
+    assert len(tracker.gaps) == before

@@ -1,7 +1,8 @@
-"""The accounts of one session: what a replay brings, when it counts as whole, where a hole begins."""
+"""The tracker of one session: what a replay brings, when it counts as whole, where a hole begins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -38,15 +39,19 @@ def trade(at: int, instrument: int = 1) -> Frame:
     )
 
 
+def run_at_once(work: Callable[[], object]) -> None:
+    work()
+
+
 class Session:
     """A capture that starts late at `NOW` and its first session, of trades alone."""
 
     def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
         self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, SessionState(), root
-        self.book = GapStore(Workspace(root).lake, dataset=DATASET, environment="sandbox", run_id=run_id)
-        self.accounts = GapTracker(
-            self.book,
-            lambda work: work(),
+        self.store = GapStore(Workspace(root).lake, dataset=DATASET, environment="sandbox", run_id=run_id)
+        self.tracker = GapTracker(
+            self.store,
+            run_at_once,
             clock=self.clock,
             run_id=run_id,
             window="rth",
@@ -55,11 +60,11 @@ class Session:
             settle_s=SETTLE_S,
             aging_s=60.0,
         )
-        self.accounts.find(root, ["trades"])
-        self.accounts.begin({"trades": 0})
+        self.tracker.load_gaps(root, ["trades"])
+        self.tracker.begin_session({"trades": 0})
 
     def take(self, *frames: Frame) -> int | None:
-        return [self.accounts.take(frame, self.state) for frame in frames][-1]
+        return [self.tracker.track(frame, self.state) for frame in frames][-1]
 
     def completed(self) -> None:
         """The gateway calls the replay complete."""
@@ -68,7 +73,7 @@ class Session:
     def advance(self, *, wall: float = 0.0, market: float = 0.0) -> list[Gap]:
         self.wall += wall
         self.clock.instant += timedelta(seconds=market)
-        return self.accounts.advance(self.state, self.wall)
+        return self.tracker.advance(self.state, self.wall)
 
     def replayed(self, *frames: Frame) -> Gap:
         """The gap after a replay of some records that has settled."""
@@ -79,12 +84,12 @@ class Session:
         return gap
 
     def ended(self, how: EndReason, log: CaptureLog | None = None) -> int | None:
-        return self.accounts.end(self.state, SessionEnd(how), log)  # type: ignore[arg-type]
+        return self.tracker.end_session(self.state, SessionEnd(how), log)  # type: ignore[arg-type]
 
     @property
     def hole(self) -> Gap:
         """The gap that was opened last."""
-        return self.accounts.gaps[-1]
+        return self.tracker.gaps[-1]
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def counted(gap: Gap, *frames: Frame) -> RecordCount:
 def test_a_replay_has_settled_when_both_the_wall_and_the_market_went_on(session: Session) -> None:
     session.completed()
     assert session.advance() == []
-    assert [gap.state for gap in session.accounts.gaps] == ["replayed"]
+    assert [gap.state for gap in session.tracker.gaps] == ["replayed"]
     assert session.advance(wall=2 * SETTLE_S) == []
     session = Session(session.root / "other")
     session.completed()
@@ -121,7 +126,7 @@ def test_what_comes_after_the_replay_is_not_counted_as_a_part_of_it(session: Ses
     session.take(after)  # before anybody has looked at what was completed
     session.advance()
     (gap,) = session.advance(wall=SETTLE_S, market=SETTLE_S)
-    judged = session.accounts.judge(gap, counted(gap, before, after))
+    judged = session.tracker.judge(gap, counted(gap, before, after))
     assert judged and (judged.state, judged.replayed, judged.counted) == ("verified", 1, 1)
 
 
@@ -130,7 +135,7 @@ def test_what_comes_after_the_close_is_no_part_of_the_gap(root: Path) -> None:
     session, inside, outside = Session(root, closes=closes), trade(-2 * NS_PER_S), trade(-5)
     gap = session.replayed(inside, outside)
     assert gap.last_ns == to_ns(closes)
-    judged = session.accounts.judge(gap, counted(gap, inside, outside))
+    judged = session.tracker.judge(gap, counted(gap, inside, outside))
     assert judged and (judged.state, judged.replayed) == ("verified", 1)
 
 
@@ -145,7 +150,7 @@ def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(
     session.completed()
     session.advance()
     session.ended(EndReason.CLOSED)
-    late = session.accounts.gaps[0]
+    late = session.tracker.gaps[0]
     assert late.state == "open" and "just after the replay" in late.reason
 
 
@@ -155,26 +160,26 @@ def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(
 def test_a_gap_is_given_up_with_the_third_count_that_does_not_agree(session: Session) -> None:
     for attempt in range(1, MAX_REPLAYS + 1):
         gap = session.replayed()
-        judged = session.accounts.judge(gap, counted(gap))
+        judged = session.tracker.judge(gap, counted(gap))
         assert judged and (judged.state, judged.attempts) == ("open", attempt)
-        assert session.accounts.fillable == (attempt < MAX_REPLAYS) != bool(session.accounts.beyond)
+        assert session.tracker.fillable == (attempt < MAX_REPLAYS) != bool(session.tracker.beyond_replay)
         session.state = SessionState()
-        session.accounts.begin({"trades": 0})
+        session.tracker.begin_session({"trades": 0})
 
 
 def test_a_count_of_what_is_replayed_anew_is_of_no_use(session: Session) -> None:
     gap = session.replayed()
-    session.accounts.step_down("trades", ["mbp-1"], "refused")
-    assert session.accounts.judge(gap, counted(gap, trade(-5))) is None
-    session.accounts.uncountable(gap)
-    assert [gap.state for gap in session.accounts.gaps] == ["open"] and not session.accounts.beyond
+    session.tracker.move_gaps("trades", ["mbp-1"], "refused")
+    assert session.tracker.judge(gap, counted(gap, trade(-5))) is None
+    session.tracker.mark_uncountable(gap)
+    assert [gap.state for gap in session.tracker.gaps] == ["open"] and not session.tracker.beyond_replay
 
 
 def test_what_the_gateway_can_no_longer_count_is_not_proven_and_looked_for_elsewhere(
     session: Session,
 ) -> None:
-    session.accounts.uncountable(session.replayed())
-    (beyond,) = session.accounts.beyond
+    session.tracker.mark_uncountable(session.replayed())
+    (beyond,) = session.tracker.beyond_replay
     assert (beyond.state, beyond.replayed, beyond.filled_by) == ("unfillable", 1, "live replay")
 
 
@@ -201,9 +206,9 @@ def test_where_we_ended_it_there_is_none_and_all_that_was_heard_of_is_proven(ses
     session.take(trade(+2 * NS_PER_S))
     session.clock.instant = NOW + timedelta(seconds=60)
     session.state.heard_ns = NOW_NS + 50 * NS_PER_S
-    before = len(session.accounts.gaps)
+    before = len(session.tracker.gaps)
     assert session.ended(EndReason.STOPPED) == NOW_NS + 50 * NS_PER_S - SETTLE_NS
-    assert len(session.accounts.gaps) == before
+    assert len(session.tracker.gaps) == before
 
 
 def test_a_gateway_whose_clock_is_ahead_proves_nothing_of_the_future(session: Session) -> None:
@@ -247,7 +252,7 @@ def test_after_a_failed_disk_it_begins_at_what_was_synced(session: Session) -> N
 def test_nothing_is_proven_of_a_session_whose_replay_was_not_completed_for_every_schema(
     session: Session,
 ) -> None:
-    session.accounts.begin({"trades": 0, "mbp-1": 1})
+    session.tracker.begin_session({"trades": 0, "mbp-1": 1})
     session.take(trade(+5))
     session.completed()
     assert session.ended(EndReason.STOPPED) is None
@@ -282,13 +287,13 @@ def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
 
 
 def test_a_replay_begins_where_its_first_record_was_received(session: Session) -> None:
-    session.accounts.start_later({"trades": to_ns(OPENS)}, None)
+    session.tracker.handle_too_old({"trades": to_ns(OPENS)}, None)
     since = NOW_NS - 600 * NS_PER_S
     for off_s in (-30 * 86_400, 83 * 86_400):
         session.take(one_frame(record(0, ts_event=since + off_s * NS_PER_S, ts_recv=since), begun()))
-    assert session.accounts.starts("trades") == 0  # still not known
+    assert session.tracker.replay_start("trades") == 0  # still not known
     session.take(one_frame(record(0, ts_event=since, ts_recv=since), begun()))
-    lost, rest = sorted(session.accounts.gaps, key=lambda gap: gap.state == "open")
+    lost, rest = sorted(session.tracker.gaps, key=lambda gap: gap.state == "open")
     assert (lost.state, lost.last_ns, rest.first_ns) == ("unfillable", *[since + 60 * NS_PER_S] * 2)
 
 
@@ -296,21 +301,21 @@ def test_a_replay_begins_where_its_first_record_was_received(session: Session) -
 
 
 def test_the_next_capture_tries_a_gap_again_however_often_it_was_tried(session: Session) -> None:
-    (gap,) = session.accounts.gaps
-    session.book.write([gap.change(attempts=MAX_REPLAYS, reason="the counts differ")], NOW)
-    (taken,) = Session(session.root, run_id="next").accounts.gaps
+    (gap,) = session.tracker.gaps
+    session.store.write([gap.change(attempts=MAX_REPLAYS, reason="the counts differ")], NOW)
+    (taken,) = Session(session.root, run_id="next").tracker.gaps
     assert (taken.gap_id, taken.state, taken.attempts) == (gap.gap_id, "open", 0)
 
 
 def test_the_next_capture_asks_history_for_what_was_lost_but_not_again_for_what_it_sold(
     session: Session,
 ) -> None:
-    (gap,) = session.accounts.gaps
+    (gap,) = session.tracker.gaps
     lost = gap.change(state="unfillable", last_ns=NOW_NS)
-    session.book.write([lost], NOW)
-    assert Session(session.root, run_id="next").accounts.beyond == [lost]
-    session.book.write([lost.change(filled_by="historical", cost_usd=Decimal(1))], NOW)
-    assert Session(session.root, run_id="after").accounts.beyond == []
+    session.store.write([lost], NOW)
+    assert Session(session.root, run_id="next").tracker.beyond_replay == [lost]
+    session.store.write([lost.change(filled_by="historical", cost_usd=Decimal(1))], NOW)
+    assert Session(session.root, run_id="after").tracker.beyond_replay == []
 
 
 def test_only_a_session_that_ended_in_good_order_says_what_it_had(session: Session) -> None:
@@ -318,8 +323,8 @@ def test_only_a_session_that_ended_in_good_order_says_what_it_had(session: Sessi
     for number, (ended, proven) in enumerate([("stopped", 5), ("failed", 9), ("stopped", None)]):
         row = {"session_key": f"s{number}", "started_at": NOW_NS, "ended_at": NOW_NS, "schemas": "trades"}
         said = {"ended": ended, "proven_ts": proven, "records": 1, "bytes": 1}
-        session.book.write_session({**nothing, **row, **said}, NOW)
-    assert session.book.proven(NOW - timedelta(days=1), NOW) == 5
+        session.store.write_session({**nothing, **row, **said}, NOW)
+    assert session.store.proven(NOW - timedelta(days=1), NOW) == 5
 
 
 def test_the_last_moment_is_that_of_the_newest_segment(root: Path) -> None:

@@ -192,29 +192,29 @@ def test_two_replays_that_differ_in_any_instrument_leave_it_open(found: tuple[in
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> GapStore:
+def store(tmp_path: Path) -> GapStore:
     return GapStore(Lake(tmp_path), dataset="GLBX.MDP3", environment="sandbox", run_id="r")
 
 
-def test_the_highest_revision_is_read_back_whole(book: GapStore) -> None:
+def test_the_highest_revision_is_read_back_whole(store: GapStore) -> None:
     first = Gap("g", "mbo", ns(NOON), None, "reset", "by peer")
     last = first.change(state="replayed", last_ns=ns(NOON) + 7).change(
         state="open", replayed=3, counted=4, attempts=1
     )
-    book.write([first], NOON)
-    book.write([last], NOON + DAY)
-    assert book.gaps(NOON) == [last]
-    assert book.gaps(NOON + DAY) == []
+    store.write([first], NOON)
+    store.write([last], NOON + DAY)
+    assert store.gaps(NOON) == [last]
+    assert store.gaps(NOON + DAY) == []
 
 
-def test_a_state_written_twice_is_one_row(book: GapStore, tmp_path: Path) -> None:
+def test_a_state_written_twice_is_one_row(store: GapStore, tmp_path: Path) -> None:
     from nq_pipeline.lake.tables import GAPS
 
     for _ in range(2):
-        book.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)
+        store.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)
     assert Lake(tmp_path).scan(GAPS).collect().height == 1
 
 
-def test_another_datasets_gaps_are_not_ours(book: GapStore, tmp_path: Path) -> None:
-    book.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)
+def test_another_datasets_gaps_are_not_ours(store: GapStore, tmp_path: Path) -> None:
+    store.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)
     assert GapStore(Lake(tmp_path), dataset="OPRA", environment="sandbox", run_id="r").gaps(NOON) == []

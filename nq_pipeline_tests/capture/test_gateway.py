@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -64,11 +64,7 @@ def session(
         held.close(SessionEnd(EndReason.STOPPED))
         return held, await held.ending
 
-    return run(hold())
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+    return asyncio.run(hold())
 
 
 def test_the_installed_client_still_hands_over_raw_bytes_in_one_method() -> None:

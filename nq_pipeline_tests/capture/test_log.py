@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import databento
 import numpy as np
@@ -45,7 +46,7 @@ OpenLog = Callable[..., CaptureLog]
 def open_log(root: Path) -> OpenLog:
     """A log that syncs when asked only, unless told otherwise."""
 
-    def open_log(clock: Clock | None = None, **options: float) -> CaptureLog:
+    def open_log(clock: Clock | None = None, **options: Any) -> CaptureLog:
         return CaptureLog(root, DATASET, clock=clock or Clock(), **{"sync_every_s": 3_600.0, **options})
 
     return open_log
@@ -67,8 +68,7 @@ def test_a_segment_is_a_dbn_file_of_the_bytes_that_came(open_log: OpenLog) -> No
     (segment,) = list_segments(log.folder)
     assert segment.path.read_bytes() == head() + body
     store = databento.DBNStore.from_file(segment.path)
-    frame = store.to_df(schema="trades")
-    assert len(frame) == 1_000
+    assert len(store.to_df(schema="trades")) == 1_000
     assert store.metadata.dataset == DATASET
 
 
@@ -253,7 +253,8 @@ def test_reading_a_large_log_takes_little_memory(open_log: OpenLog) -> None:
         framer, body = begun(), trades(0, 100_000)
         for _ in range(10):  # 48 MB
             log.append(one_frame(body, framer))
-    count, _ = 0, tracemalloc.start()
+    count = 0
+    tracemalloc.start()
     for block in tail(log.folder):
         count += len(block.frame)
     peak = tracemalloc.get_traced_memory()[1]

@@ -17,7 +17,7 @@ from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
-from nq_pipeline_tests.capture.test_capture import NOW, Running, settings
+from nq_pipeline_tests.testing.capture_runs import NOW, RunningCapture, capture_settings
 from nq_pipeline_tests.testing.feeds import publisher, rows
 
 CHOSEN = tuple(PRODUCTS)
@@ -34,7 +34,7 @@ def test_an_unknown_product_has_no_parents_and_starts_no_capture(tmp_path: Path)
     with pytest.raises(SettingsError, match="there are NQ, ES, GC"):
         option_parents(("NQ", "CL"))
     with pytest.raises(SettingsError, match="there are NQ, ES, GC"):
-        Capture(settings(None, tmp_path, products=("CL",)))
+        Capture(capture_settings(None, tmp_path, products=("CL",)))
 
 
 def test_standard_options_and_futures_are_always_listed_and_fifth_weeks_are_left_out() -> None:
@@ -48,9 +48,9 @@ def test_trades_of_all_chosen_products_reach_the_lake_under_their_own_series(tmp
     """Also those of gold's monthly option, whose code is of another month than its expiration."""
     recording, script = LoadTape(market(7, CHOSEN), 1_000), FaultScript(Fault("fin", after_records=300))
     with Gateway(recording, clock=ShiftedClock(NOW), script=script).serve_in_thread() as it:
-        running = Running(it, tmp_path, products=CHOSEN)
+        running = RunningCapture(it, tmp_path, products=CHOSEN)
         try:
-            running.until(lambda: running.capture.totals.records > 2_000)
+            running.until(lambda: running.stats.records > 2_000)
         finally:
             totals = running.finish()
     assert not totals.missing

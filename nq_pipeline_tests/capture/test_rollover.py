@@ -13,17 +13,20 @@ from nq_pipeline.capture.log import list_segments
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault
-from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
+from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.capture.test_capture import (
+from nq_pipeline_tests.testing.capture_runs import (
     QUICK,
-    Running,
+    RunningCapture,
     all_verified,
-    ended,
-    gaps,
-    served,
+    last_published,
+    published_and_sent,
+    publisher_of,
+    read_gaps,
+    serve_gateway,
+    session_ends,
 )
-from nq_pipeline_tests.capture.test_capture_soak import last_published, published, publisher
+from nq_pipeline_tests.testing.gateway_client import unlimited
 
 ROLLS = datetime(2025, 6, 10, 22, tzinfo=UTC)
 PROVEN = ROLLS - timedelta(seconds=14)
@@ -32,13 +35,13 @@ SLOW_TO_SETTLE = Timing(**{**vars(QUICK), "settle_s": 3.0})
 
 def stopped(data: Path, at: datetime) -> None:
     """Put down that an earlier capture had everything up to an instant."""
-    book = GapStore(
+    store = GapStore(
         Workspace(data / "sandbox").lake, dataset=DATASET, environment="sandbox", run_id="earlier"
     )
     nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
     times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
     numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}
-    book.write_session({**nothing, **times, **numbers}, at)
+    store.write_session({**nothing, **times, **numbers}, at)
 
 
 def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_trade_date(
@@ -46,25 +49,29 @@ def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_t
 ) -> None:
     stopped(tmp_path, PROVEN)
     begins = ROLLS - timedelta(seconds=2)
-    with served(now=begins, not_entitled=("mbo", "mbp-1"), limits=Limits(connections_per_s=1_000)) as it:
-        running = Running(
+    with serve_gateway(now=begins, not_entitled=("mbo", "mbp-1"), limits=unlimited()) as it:
+        running = RunningCapture(
             it,
             tmp_path,
             SLOW_TO_SETTLE,
-            publish=publisher(it, tmp_path).publish,
+            publish=publisher_of(it, tmp_path).publish,
             capture_schema="mbo",
             capture_window="always",
         )
         running.until(lambda: it.clock.now() > ROLLS + timedelta(seconds=0.2))
-        waiting = running.capture.totals.open_gaps
+        waiting = running.stats.open_gaps
         it.script.add(Fault("fin"))
-        running.until(lambda: it.script.injected and len(gaps(tmp_path)) == 4 and all_verified(running))
+        running.until(lambda: it.script.injected and len(read_gaps(tmp_path)) == 4 and all_verified(running))
         running.finish()
-        have, wanted = published(it, tmp_path, last_published(tmp_path), first=PROVEN)
+        have, wanted = published_and_sent(it, tmp_path, last_published(tmp_path), first=PROVEN)
     assert waiting and have.equals(wanted)
     # Each trade date asks anew for what the one before was refused.
-    assert ended(tmp_path) == ["stopped", *["error", "error", "closed"], *["error", "error", "stopped"]]
-    assert set(gaps(tmp_path)["state"]) == {"verified"}
+    assert session_ends(tmp_path) == [
+        "stopped",
+        *["error", "error", "closed"],
+        *["error", "error", "stopped"],
+    ]
+    assert set(read_gaps(tmp_path)["state"]) == {"verified"}
     days = Workspace(tmp_path / "sandbox").lake.scan(TRADES).select("trade_date", "ts_event").collect()
     before = pl.col("ts_event") < ROLLS
     assert days.filter(before)["trade_date"].unique().to_list() == [ROLLS.date()]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nq_pipeline_tests.capture.test_capture import gaps
+from nq_pipeline_tests.testing.capture_runs import read_gaps
 from nq_pipeline_tests.testing.dagster_dev import Dev
 from nq_pipeline_tests.testing.standing import DAY, Market, market
 
@@ -59,7 +59,9 @@ def until(dev: Dev, enough: Callable[[], bool]) -> None:
 def capturing(it: Market, after_ns: int) -> bool:
     """Whether somebody captures, and what the market did after an instant is published and proven."""
     return (
-        bool(it.capturing) and it.published_until() > after_ns and set(gaps(it.data)["state"]) == {"verified"}
+        bool(it.capturing)
+        and it.published_until() > after_ns
+        and set(read_gaps(it.data)["state"]) == {"verified"}
     )
 
 

@@ -35,7 +35,7 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.capture.test_capture import CLOSES, OPENS, gaps
+from nq_pipeline_tests.testing.capture_runs import CLOSES, OPENS, read_gaps
 from nq_pipeline_tests.testing.standing import DAY, Market, market
 
 PATIENCE_S = 60.0
@@ -111,7 +111,7 @@ def later(act: Callable[[], object], when: Callable[[], object]) -> threading.Th
 
 
 def all_proven(it: Market) -> bool:
-    found = gaps(it.data)
+    found = read_gaps(it.data)
     return bool(found.height) and set(found["state"]) == {"verified"}
 
 
@@ -325,7 +325,7 @@ def test_a_killed_run_is_found_dead_and_its_successor_completes_what_it_left(tmp
 
         stopped = later(
             lambda: instance.report_run_canceled(instance.get_runs()[0]),
-            lambda: len(gaps(it.data)) > 1 and all_proven(it),
+            lambda: len(read_gaps(it.data)) > 1 and all_proven(it),
         )
         captured(it, instance)
         stopped.join()

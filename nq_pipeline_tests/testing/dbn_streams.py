@@ -38,7 +38,7 @@ def head(version: int = 3, *, ts_out: bool = False) -> bytes:
             dataset="GLBX.MDP3",
             start=to_ns(NOON),
             stype_in=None,
-            stype_out=databento_dbn.SType.INSTRUMENT_ID,
+            stype_out=databento_dbn.SType(databento_dbn.SType.INSTRUMENT_ID),
             schema=None,
             ts_out=ts_out,
             version=version,
@@ -109,8 +109,7 @@ def begun() -> Framer:
 
 def official(data: bytes, *, compressed: bool = False) -> Sequence[Any]:
     """The records that the official decoder finds, as it finds them in the wire's own version."""
-    decoder = databento_dbn.DBNDecoder(
-        upgrade_policy=databento_dbn.VersionUpgradePolicy.AS_IS,
-        compression=databento_dbn.Compression.ZSTD if compressed else databento_dbn.Compression.NONE,
-    )
+    as_is: Any = databento_dbn.VersionUpgradePolicy.AS_IS  # typed as int, refused as int
+    compression = databento_dbn.Compression("zstd" if compressed else "none")
+    decoder = databento_dbn.DBNDecoder(upgrade_policy=as_is, compression=compression)
     return [r for r in decoder.write_and_decode(data) if not isinstance(r, databento_dbn.Metadata)]

@@ -51,10 +51,9 @@ class Historical:
         self.bought.append((schema, start_ns, end_ns))
         path = self.folder / f"{start_ns}.dbn.zst"
         asked = self._asked(schema, parents, start_ns, end_ns)
-        limit = (
-            {"limit": self.count(schema, parents, start_ns, end_ns) - self.withheld} if self.withheld else {}
-        )
-        self._client.timeseries.get_range(**asked, **limit, path=path)
+        if self.withheld:
+            asked["limit"] = self.count(schema, parents, start_ns, end_ns) - self.withheld
+        self._client.timeseries.get_range(**asked, path=path)
         return path, cost
 
     def _asked(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> dict[str, Any]:

@@ -16,8 +16,13 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
 from nq_pipeline.settings import load as load_settings
-from nq_pipeline_tests.capture.test_capture import NOW, OPENS, served
-from nq_pipeline_tests.capture.test_capture_soak import last_published, published
+from nq_pipeline_tests.testing.capture_runs import (
+    NOW,
+    OPENS,
+    last_published,
+    published_and_sent,
+    serve_gateway,
+)
 from nq_pipeline_tests.testing.gateway_client import unlimited
 
 _FIELDS = {
@@ -61,7 +66,7 @@ class Market:
 
     def is_whole(self) -> bool:
         """Whether the lake has every trade since the opening exactly once, up to its newest."""
-        have, wanted = published(self.gateway, self.data, self.published_until())
+        have, wanted = published_and_sent(self.gateway, self.data, self.published_until())
         return have.height > 0 and have.equals(wanted)
 
 
@@ -80,7 +85,7 @@ def market(
     `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
     """
     with (
-        served(
+        serve_gateway(
             *faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled, keys=(key,)
         ) as gateway,
         _clock(gateway) as url,

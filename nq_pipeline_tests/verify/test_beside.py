@@ -46,4 +46,4 @@ def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> Non
     assert lines(report) == dict.fromkeys(CHECKS, "PASS"), report.results
     kept = Workspace(environment).lake.scan(SESSIONS).collect()
     assert kept["ended"].to_list() == ["stopped"]
-    assert engine.totals.reconnects == 0
+    assert engine.stats.reconnects == 0

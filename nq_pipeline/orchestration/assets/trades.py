@@ -138,16 +138,14 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
         raise
     finally:
         # However the capture ended: checks not evaluated now would keep showing what was true before.
-        now, missing = clock.now(), capture.totals.missing
+        now, missing = clock.now(), capture.stats.missing
         found = quality.read_capture_day(settings, now, day, missing=missing, refusal=refusal)
         for evaluation in capture_evaluations(quality.judge_capture(found)):
             context.instance.report_runless_asset_event(evaluation)
     if signals or watch.abandoned:
         # Everything is flushed; now raise what Dagster's signal would have raised at once.
         raise dg.DagsterExecutionInterruptedError
-    return dg.MaterializeResult(
-        metadata=metadata.of_trades(capture.totals, trade_date=day, settings=settings)
-    )
+    return dg.MaterializeResult(metadata=metadata.of_trades(capture.stats, trade_date=day, settings=settings))
 
 
 def _is_final(error: NqError) -> bool:
