@@ -304,10 +304,7 @@ def _bind(port: int, exact: bool) -> socket.socket:
 
 
 def _run(
-    bound: socket.socket,
-    defaults: Mapping[str, str],
-    ready: Callable[[str], None],
-    owner: int | None = None,
+    bound: socket.socket, defaults: Mapping[str, str], ready: Callable[[str], None], owner: int | None = None
 ) -> None:
     """Serve until interrupted, or until the owner's pipe is closed and the last lease returned.
 

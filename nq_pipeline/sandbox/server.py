@@ -1,10 +1,10 @@
 """One application for all vendors: `/{vendor}/…`, and `/with/{options}/{vendor}/…` for another scenario.
 
-/health                                              who is answering, and its defaults
-/lease                                               stays open: as long, an owned server lives
-/databento/gateway                                   where the live gateway of that scenario listens
-/barchart/futures/quotes/NQM25/options               Barchart's page, in the default scenario
-/with/fault=blocked;seed=7/barchart/futures/…        the same while Barchart blocks
+/health                                        program, version and defaults of the server
+/lease                                         an open request that keeps an owned server alive
+/databento/gateway                             the address of that scenario's live gateway
+/barchart/futures/quotes/NQM25/options         Barchart's page in the default scenario
+/with/fault=blocked;seed=7/barchart/futures/…  the same while Barchart blocks
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
 
 
 class Leases:
-    """How many users hold the server, and whether it takes no more because it is about to end."""
+    """How many clients hold the server, and whether it is ending and accepts no more."""
 
     held = 0
     closed = False
@@ -53,8 +53,7 @@ def application(
     Parameters
     ----------
     defaults
-        Options by vendor, in the form of `scenario.parse_options`, that hold for addresses without
-        `/with/…` and below those of addresses with it.
+        Options by vendor, as `parse_options` reads them. `/with/…` overrides them one by one.
     leases
         Counts the open `/lease` requests.
     gateways
@@ -66,7 +65,7 @@ def application(
 
     def vendors() -> list[BaseRoute]:
         by_vendor = {name: routes(_scenario_of(scenarios[name])) for name, routes in VENDORS.items()}
-        by_vendor["databento"] += gateways.routes(_scenario_of(scenarios["databento"]))
+        by_vendor["databento"] += gateways.gateway_routes(_scenario_of(scenarios["databento"]))
         return [Mount(f"/{name}", routes=routes) for name, routes in by_vendor.items()]
 
     def health(request: Request) -> Response:
@@ -100,7 +99,7 @@ def application(
 
 
 def default_scenarios(defaults: Mapping[str, str]) -> dict[str, Scenario]:
-    """The scenario of each vendor where an address says nothing else."""
+    """The scenario of each vendor for addresses without `/with/…`."""
     ordinary = Scenario(market(7), SystemClock())
     return {
         vendor: parse_options(defaults[vendor], ordinary) if defaults.get(vendor) else ordinary

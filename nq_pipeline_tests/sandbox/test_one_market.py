@@ -71,10 +71,7 @@ def test_the_index_of_polygon_and_the_future_of_barchart_differ_by_the_carry(at:
 
 def test_proxy_options_and_options_on_the_future_share_one_surface(at: Callable[..., str]) -> None:
     rows = test_polygon.get(
-        at("polygon") + test_polygon.CHAIN,
-        expiration_date="2025-06-13",
-        contract_type="call",
-        limit=250,
+        at("polygon") + test_polygon.CHAIN, expiration_date="2025-06-13", contract_type="call", limit=250
     )["results"]
     by_moneyness = sorted(
         (abs(row["greeks"]["delta"] - 0.5), row["implied_volatility"]) for row in rows if "greeks" in row

@@ -16,12 +16,7 @@ from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.sandbox.scenario import Scenario, format_options, parse_options
 from nq_pipeline.sandbox.synthetic.instruments import universe
-from nq_pipeline.sandbox.synthetic.market import (
-    RATE,
-    Exchange,
-    Market,
-    market,
-)
+from nq_pipeline.sandbox.synthetic.market import RATE, Exchange, Market, market
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 from nq_pipeline.sandbox.synthetic.records import definition_records
 from nq_pipeline.sandbox.synthetic.tape import tape

@@ -1,7 +1,7 @@
-"""The gateways of one process: one for each scenario that was asked for, each with a clock of its own.
+"""The live gateways of one process: one per requested scenario, each with its own clock.
 
-GET  …/databento/gateway      its address, and where its clock is
-POST …/databento/gateway      a fault, in the form of `parse_fault`, that strikes next
+GET  …/databento/gateway      its address, and the time of its clock
+POST …/databento/gateway      the next fault, as `parse_fault` reads it
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from nq_pipeline.sandbox.synthetic.market import AnyMarket
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf
 
-MOST = 32
+MAX_GATEWAYS = 32
 REFUSALS = {
     "blocked": "User or API key deactivated",
     "not_entitled": f"A live data license is required to access {DATASET}.",
 }
-"""What every authentication meets under these faults of a scenario."""
+"""The refusal of every authentication under a scenario's fault."""
 
 Key = tuple[AnyMarket, datetime | None, str | None]
 
 
 class Gateways:
-    """Starts a gateway when its scenario is first asked for; the oldest idle one makes room."""
+    """Starts a gateway at the first request for its scenario; the oldest idle one makes room."""
 
     def __init__(self) -> None:
         self._running: dict[Key, Gateway] = {}
@@ -42,14 +42,15 @@ class Gateways:
     async def of(self, scenario: Scenario) -> Gateway:
         """The gateway of a scenario's market, instant and refusal.
 
-        A pinned instant is where its clock began to run when it was first asked for. Without one
-        the market moves at any hour, see `moving_clock`.
+        Its clock starts at the scenario's pinned instant, or else at that of `moving_clock`.
         """
         pinned, refusal = scenario.clock.pinned, REFUSALS.get(scenario.fault)
         key = (scenario.market, pinned, refusal)
         async with self._lock:
             if key not in self._running:
-                for old in [k for k, g in self._running.items() if g.idle][: len(self._running) - MOST + 1]:
+                for old in [k for k, g in self._running.items() if g.idle][
+                    : len(self._running) - MAX_GATEWAYS + 1
+                ]:
                     await self._running.pop(old).stop()
                 clock = ShiftedClock(pinned) if pinned else moving_clock(datetime.now(UTC))
                 gateway = Gateway(tape(scenario.market), clock=clock, refusal=refusal)
@@ -57,8 +58,8 @@ class Gateways:
                 self._running[key] = gateway
             return self._running[key]
 
-    def routes(self, scenario_of: ScenarioOf) -> list[Route]:
-        """Their addresses below the vendor's mount point."""
+    def gateway_routes(self, scenario_of: ScenarioOf) -> list[Route]:
+        """The route below the vendor's mount point."""
 
         async def answer(request: Request) -> Response:
             gateway = await self.of(scenario_of(request))

@@ -98,8 +98,7 @@ def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.Da
     return (
         pl.concat(series_frames)
         .with_columns(
-            utc("expiration", "underlying_expiration"),
-            _instrument_id(1.0 if fund else 5.0, profile.first_id),
+            utc("expiration", "underlying_expiration"), _instrument_id(1.0 if fund else 5.0, profile.first_id)
         )
         .drop("slot")
         .sort("expiration", "root", "option_type", "strike", maintain_order=True)

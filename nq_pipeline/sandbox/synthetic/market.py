@@ -47,7 +47,7 @@ class Market:
     """The synthetic market of one seed and product. Frames are cached: do not change them in place."""
 
     def __init__(self, seed: int = 7, product: Product = NQ) -> None:
-        self.common_seed, self.product, self.profile = seed, product, PROFILES[product.code]
+        self.base_seed, self.product, self.profile = seed, product, PROFILES[product.code]
         self.seed = seed + _SEEDS_APART * self.profile.number
         self.markets: tuple[Market, ...] = (self,)
         self._ticks: Ticks = ((float("inf"), self.profile.future_tick),)
@@ -126,9 +126,7 @@ class Market:
         Columns: bid, bid_size, ask, ask_size, value, implied_volatility, forward.
         """
         return self._quotes(
-            contracts,
-            np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height),
-            self.product.ticks,
+            contracts, np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height), self.product.ticks
         )
 
     def trades(self, trade_date: date) -> pl.DataFrame:
@@ -367,8 +365,7 @@ class Market:
         for name, day in (("settlement", settled), ("previous_settlement", previous_trade_date(settled))):
             frame = frame.with_columns(self._settlement(contracts, day, now, ticks).alias(name))
         return frame.with_columns(
-            pl.lit(settled).alias("settlement_date"),
-            pl.col("volume", "prior_volume").fill_null(0),
+            pl.lit(settled).alias("settlement_date"), pl.col("volume", "prior_volume").fill_null(0)
         )
 
     def _settlement(self, contracts: pl.DataFrame, day: date, now: int, ticks: Ticks) -> pl.Series:

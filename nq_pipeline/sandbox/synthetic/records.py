@@ -84,7 +84,7 @@ def blank_records(schema: str, ids: Array | tuple[()] = ()) -> Array:
 
 
 def fixed_prices(prices: pl.Series) -> Array:
-    """Prices as integers of 1e-9; null is undefined."""
+    """Prices in DBN's units of 1e-9; null becomes `UNDEF_PRICE`."""
     filled = prices.fill_null(0).to_numpy()
     return np.where(
         prices.is_null().to_numpy(), UNDEF_PRICE, np.round(filled * 100).astype(np.int64) * 10_000_000
@@ -96,7 +96,7 @@ def encode_text(column: pl.Series) -> Array:
 
 
 def daily_definition_records(instruments: pl.DataFrame, start: int, end: int) -> Array:
-    """A snapshot of everything at each midnight UTC of a span, as history has it."""
+    """A definition of each instrument at each UTC midnight of a span, as history has them."""
     snapshots = [
         definition_records(instruments, ts_event=midnight - 7 * HOUR_NS, ts_recv=midnight)
         for midnight in range(-(-start // DAY_NS) * DAY_NS, end, DAY_NS)
@@ -106,7 +106,7 @@ def daily_definition_records(instruments: pl.DataFrame, start: int, end: int) ->
 
 
 def definition_records(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int) -> Array:
-    """A record per instrument (rows of `universe`), and for a spread one per leg."""
+    """One record per instrument (rows of `universe`), two for a spread, one per leg."""
     spreads = instruments.filter(pl.col("instrument_class") == "T")
     rows = pl.concat([instruments, spreads])
     a = blank_records("definition", rows["instrument_id"].to_numpy())
@@ -145,7 +145,7 @@ def definition_records(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int
 
 
 def minute_quote_records(market: AnyMarket, instruments: pl.DataFrame | None, start: int, end: int) -> Array:
-    """A row per instrument and minute in which its book changed, stamped with the minute's end.
+    """`bbo-1m`: one record per instrument and minute in which its book changed, stamped at its end.
 
     `instruments` are rows of `universe`, None for all of each session.
     """
@@ -186,7 +186,7 @@ def _option_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, ends
     listed = listed.filter(pl.col("instrument_id").is_in(instruments["instrument_id"].implode()))
     if listed.is_empty():
         return pl.DataFrame(schema=_QUOTE_SCHEMA)
-    # The minute before each tells whether a book changed in it.
+    # Compare with the minute before: only changed books are recorded.
     known = np.union1d(ends, ends - MINUTE_NS)
     many = listed[np.tile(np.arange(listed.height), len(known))]
     books = market.quotes(many, np.repeat(known, listed.height)).select(SIDES)
@@ -213,12 +213,12 @@ def _option_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, ends
 
 
 def _open_before(t: int) -> bool:
-    """Whether the market traded in the minute that ends at `t`."""
+    """Whether the market was open in the minute that ends at `t`."""
     return sessions.is_open(from_ns(t - NS_PER_S))
 
 
 def statistics_records(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
-    """Settlements, session lows and highs, cleared volume and open interest, as each comes out."""
+    """Settlements, session lows and highs, cleared volume and open interest, when each is published."""
     wanted, hour = instruments.select("instrument_id"), HOUR_NS
     parts = []
     for session in sessions_between(start - 5 * DAY_NS, end):

@@ -1,14 +1,14 @@
 """Polygon's (Massive's) stand-in: the chain snapshot, reference contracts and market status.
 
-It has no options on futures, as the vendor has none: NDX with NDXP and QQQ, SPX with SPXW and SPY.
-Keys go in the `Authorization` header or the `apiKey` parameter; a `next_url` carries no key.
+Like the vendor it has no options on futures, only the proxies NDX with NDXP, QQQ, SPX with SPXW, and
+SPY. A key comes in the `Authorization` header or as `apiKey`; a `next_url` carries none.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -41,44 +41,36 @@ def polygon_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
 
 def snapshot(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/v3/snapshot/options/{underlying}`: quotes, trades, Greeks and open interest, page by page."""
-    refusal = _refusal(request, scenario)
-    if refusal is not None:
+    if refusal := _refuse(request, scenario):
         return refusal
     underlying = _underlying(scenario, request.path_params["underlying"], prefixed=True)
     if underlying is None:
         return _error(request, 404, "NOT_FOUND", message="Ticker not found.")
-    chain = scenario.market.proxy_chain(underlying, scenario.shown)
     price = scenario.market.proxy_price(underlying, scenario.shown)
     at_ns = to_ns(scenario.market.rth_moment(scenario.shown))
 
     def item(row: dict[str, Any]) -> dict[str, Any]:
         return _snapshot_item(row, underlying, price, at_ns)
 
-    return _paged(request, scenario, chain.filter(~pl.col("expired")), item, most=250, default_sort="ticker")
+    return _page(request, scenario, _live_contracts(scenario, underlying), item, max_limit=250)
 
 
 def contracts(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`/v3/reference/options/contracts`: what is listed, without prices; every plan includes it."""
-    refusal = _refusal(request, scenario, entitled=True)
-    if refusal is not None:
+    """`/v3/reference/options/contracts`: the listed contracts without prices; every plan includes it."""
+    if refusal := _refuse(request, scenario, entitled=True):
         return refusal
     try:
         ticker = _query(request)[0].get("underlying_ticker", "")
     except ValueError:
         return _error(request, 400, "ERROR", error="The cursor is invalid.")
     underlying = _underlying(scenario, ticker, prefixed=False)
-    if underlying is None:
-        return _paged(
-            request, scenario, pl.DataFrame(schema={"ticker": pl.String}), _contract_item, most=1000
-        )
-    chain = scenario.market.proxy_chain(underlying, scenario.shown)
-    return _paged(request, scenario, chain.filter(~pl.col("expired")), _contract_item, most=1000)
+    chain = _live_contracts(scenario, underlying) if underlying else pl.DataFrame()
+    return _page(request, scenario, chain, _contract_item, max_limit=1000)
 
 
 def market_status(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`/v1/marketstatus/now`: whether the stock market is open."""
-    refusal = _refusal(request, scenario, entitled=True)
-    if refusal is not None:
+    if refusal := _refuse(request, scenario, entitled=True):
         return refusal
     status = "open" if sessions.is_open(scenario.now, "rth") else "closed"
     return json_response(
@@ -93,7 +85,7 @@ def market_status(request: Request, body: bytes, scenario: Scenario) -> Response
     )
 
 
-def _refusal(request: Request, scenario: Scenario, *, entitled: bool = False) -> Response | None:
+def _refuse(request: Request, scenario: Scenario, *, entitled: bool = False) -> Response | None:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     if not (bearer or request.query_params.get("apiKey")):
         return _error(request, 401, "ERROR", error="API Key was not provided")
@@ -109,7 +101,7 @@ def _refusal(request: Request, scenario: Scenario, *, entitled: bool = False) ->
 
 
 def _underlying(scenario: Scenario, ticker: str, *, prefixed: bool) -> str | None:
-    """The snapshot wants the index as `I:NDX`, the reference as `NDX`; a fund is `QQQ` in both."""
+    """The proxy of a ticker. An index is `I:NDX` in the snapshot, `NDX` in the reference; a fund is `QQQ`."""
     shown = {part.product.code for part in scenario.market.markets}
     names = {
         _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
@@ -118,7 +110,7 @@ def _underlying(scenario: Scenario, ticker: str, *, prefixed: bool) -> str | Non
 
 
 def _ticker(underlying: str) -> str:
-    """As the vendor writes an underlying: an index with a prefix."""
+    """The vendor's ticker of an underlying: an index has a prefix."""
     return f"I:{underlying}" if PROXIES[underlying].underlying_class == "index" else underlying
 
 
@@ -146,7 +138,7 @@ def _snapshot_item(row: dict[str, Any], underlying: str, price: float, at_ns: in
             "timeframe": "REAL-TIME",
         },
     }
-    # Deep in the money the vendor leaves Greeks and volatility out.
+    # The vendor omits Greeks and volatility deep in the money.
     if abs(row["delta"]) < 0.995 and row["bid"] is not None:
         item["greeks"] = {name: round(row[name], 10) for name in ("delta", "gamma", "theta")}
         item["greeks"]["vega"] = round(row["vega"] / 100, 10)
@@ -210,69 +202,72 @@ def _contract_item(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _paged(
+def _live_contracts(scenario: Scenario, underlying: str) -> pl.DataFrame:
+    return scenario.market.proxy_chain(underlying, scenario.shown).filter(~pl.col("expired"))
+
+
+def _page(
     request: Request,
     scenario: Scenario,
     chain: pl.DataFrame,
-    item: Any,
+    item: Callable[[dict[str, Any]], dict[str, Any]],
     *,
-    most: int,
-    default_sort: str = "ticker",
+    max_limit: int,
 ) -> Response:
     """One page of the filtered, sorted chain."""
     try:
-        asked, start = _query(request)
+        params, start = _query(request)
     except ValueError:
         return _error(request, 400, "ERROR", error="The cursor is invalid.")
     try:
-        limit = int(asked.get("limit", "10"))
-        if not 1 <= limit <= most:
+        limit = int(params.get("limit", "10"))
+        if not 1 <= limit <= max_limit:
             raise ValueError
-        chosen = chain.filter(pl.all_horizontal(pl.lit(True), *_filters(asked))) if chain.height else chain
+        chosen = chain.filter(pl.all_horizontal(pl.lit(True), *_filters(params))) if chain.height else chain
     except (ValueError, pl.exceptions.InvalidOperationError):
         return _error(request, 400, "ERROR", error="A query parameter is invalid.")
-    sort = asked.get("sort", default_sort)
+    sort = params.get("sort", "ticker")
     column = {"ticker": "ticker", "expiration_date": "expiration_date", "strike_price": "strike"}.get(sort)
     if column is None:
         return _error(request, 400, "ERROR", error=f"{sort!r} cannot be sorted by.")
     if chosen.height:
-        order = asked.get("order", "asc") == "desc"
-        chosen = chosen.sort(column, "ticker", descending=[order, False], maintain_order=True)
+        descending = params.get("order", "asc") == "desc"
+        chosen = chosen.sort(column, "ticker", descending=[descending, False], maintain_order=True)
     if scenario.fault == "empty":
-        chosen = chosen.head(0)
+        chosen = chosen.clear()
     rows = [item(row) for row in chosen.slice(start, limit).iter_rows(named=True)]
     if scenario.fault == "malformed":
         rows = [_corrupt_row(start + position, row) for position, row in enumerate(rows)]
     reply: dict[str, Any] = {"request_id": _request_id(request), "results": rows, "status": "OK"}
     if start + limit < chosen.height:
-        cursor = base64.urlsafe_b64encode(f"{_without_key(asked)}#{start + limit}".encode()).decode()
+        cursor = base64.urlsafe_b64encode(f"{_without_key(params)}#{start + limit}".encode()).decode()
         reply["next_url"] = f"{str(request.url).partition('?')[0]}?cursor={cursor}"
     return json_response(reply)
 
 
 def _query(request: Request) -> tuple[QueryParams, int]:
-    """The query and the row to start at: those of the cursor when there is one. ValueError for a bad one."""
-    asked = request.query_params
-    if "cursor" not in asked:
-        return asked, 0
-    query, _, offset = base64.urlsafe_b64decode(asked["cursor"]).decode().rpartition("#")
+    """The query and the first row, from the cursor if there is one; raises ValueError for a bad cursor."""
+    params = request.query_params
+    if "cursor" not in params:
+        return params, 0
+    query, _, offset = base64.urlsafe_b64decode(params["cursor"]).decode().rpartition("#")
     return QueryParams(query), int(offset)
 
 
-def _filters(asked: QueryParams) -> Iterator[pl.Expr]:
+def _filters(params: QueryParams) -> Iterator[pl.Expr]:
     compare = {"": "eq", ".gte": "ge", ".gt": "gt", ".lte": "le", ".lt": "lt"}
     for suffix, name in compare.items():
-        if f"expiration_date{suffix}" in asked:
-            day = pl.lit(asked[f"expiration_date{suffix}"]).str.to_date("%Y-%m-%d")
+        if f"expiration_date{suffix}" in params:
+            day = pl.lit(params[f"expiration_date{suffix}"]).str.to_date("%Y-%m-%d")
             yield getattr(pl.col("expiration_date"), name)(day)
-        if f"strike_price{suffix}" in asked:
-            yield getattr(pl.col("strike"), name)(float(asked[f"strike_price{suffix}"]))
-    if "contract_type" in asked:
-        yield pl.col("option_type") == asked["contract_type"][:1].upper()
+        if f"strike_price{suffix}" in params:
+            yield getattr(pl.col("strike"), name)(float(params[f"strike_price{suffix}"]))
+    if "contract_type" in params:
+        yield pl.col("option_type") == params["contract_type"][:1].upper()
 
 
 def _corrupt_row(position: int, row: dict[str, Any]) -> dict[str, Any]:
-    """Every tenth row is broken, each time in another way."""
+    """Break every tenth row, in turn in four ways."""
     if position % 10:
         return row
     match position // 10 % 4:
@@ -294,5 +289,5 @@ def _request_id(request: Request) -> str:
     return hashlib.md5(str(request.url).encode(), usedforsecurity=False).hexdigest()
 
 
-def _without_key(asked: QueryParams) -> str:
-    return str(QueryParams([(name, value) for name, value in asked.multi_items() if name != "apiKey"]))
+def _without_key(params: QueryParams) -> str:
+    return str(QueryParams([(name, value) for name, value in params.multi_items() if name != "apiKey"]))

@@ -1,17 +1,18 @@
 """Tradovate's stand-in: login, contract library and the market-data websocket.
 
-Bodies are bare objects and lists; business errors come with status 200. How the vendor names
-options is not known: contracts are called as on Globex here (`Q2BF6 C21000`), and the product
-of the quarterly options is `NQ Options`, since `NQ` is the future's (likewise `ES Options`). Ids
-are derived from what they name, so the stand-in keeps no state between requests.
+Bodies are bare objects and lists; business errors come with status 200. How the vendor names options
+is not known: contracts are named as on Globex here (`Q2BF6 C21000`), and the product of the quarterly
+options is `NQ Options`, since `NQ` is the future (likewise `ES Options`). Ids are derived from names,
+so the stand-in keeps no state between requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
@@ -26,40 +27,51 @@ from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
 from nq_pipeline.market.products import NQ, Product
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
-from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf, endpoint, json_response
+from nq_pipeline.sandbox.vendors.endpoint import Answer, ScenarioOf, endpoint, json_response
 
 TOKEN = "sandbox-access-token"
-TOKEN_LIFE = timedelta(minutes=80)
+TOKEN_LIFETIME = timedelta(minutes=80)
 HEARTBEAT_S = 2.5
 SILENCE_S = 15.0
-"""A client that sends no frame for this long is sent away."""
-FUTURE_PRODUCTS = {code: 900 + shape.number for code, shape in PROFILES.items()}
-_SINCE = date(2015, 1, 1)
+"""A client that sends no frame for this long is disconnected."""
+LIBRARY = (
+    "product/find",
+    "product/list",
+    "product/suggest",
+    "contractMaturity/deps",
+    "contractMaturity/items",
+    "contract/deps",
+    "contract/ldeps",
+    "contract/find",
+    "contract/suggest",
+    "contract/item",
+    "contract/items",
+)
+"""Addresses of the contract library: an entity and an operation."""
+EMPTIED = ("product/list", "contract/deps", "contract/ldeps")
+"""Those without rows under the fault `empty`."""
+FUTURE_PRODUCTS = {code: 900 + profile.number for code, profile in PROFILES.items()}
+_FIRST_DAY = date(2015, 1, 1)
+_QUOTE_COLUMNS = (
+    "instrument_id", "bid", "bid_size", "ask", "ask_size", "last", "open", "high", "low", "volume",
+    "settlement", "open_interest",
+)  # fmt: skip
 
 
 def tradovate_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
     """The vendor's addresses below its mount point."""
-    gets = {
-        "auth/renewaccesstoken": renew,
-        "product/find": product_find,
-        "product/list": product_list,
-        "product/suggest": product_suggest,
-        "contractMaturity/deps": maturity_deps,
-        "contractMaturity/items": maturity_items,
-        "contract/deps": contract_deps,
-        "contract/ldeps": contract_deps,
-        "contract/find": contract_find,
-        "contract/suggest": contract_suggest,
-        "contract/item": contract_items,
-        "contract/items": contract_items,
-    }
 
     async def socket(connection: WebSocket) -> None:
         await market_data(connection, scenario_of(connection))
 
+    answers: dict[str, Answer] = {path: partial(library, path) for path in LIBRARY}
+    answers["auth/renewaccesstoken"] = renew
     return [
         Route("/v1/auth/accesstokenrequest", endpoint(login, scenario_of), methods=["POST"]),
-        *(Route(f"/v1/{path}", endpoint(_authorised(answer), scenario_of)) for path, answer in gets.items()),
+        *(
+            Route(f"/v1/{path}", endpoint(_require_token(answer), scenario_of))
+            for path, answer in answers.items()
+        ),
         WebSocketRoute("/v1/websocket", socket),
     ]
 
@@ -72,13 +84,13 @@ def login(request: Request, body: bytes, scenario: Scenario) -> Response:
     if scenario.fault == "rate_limited":
         return Response(status_code=429)
     try:
-        asked = json.loads(body)
-        name, password = str(asked["name"]), str(asked["password"])
+        credentials = json.loads(body)
+        name, password = str(credentials["name"]), str(credentials["password"])
     except (ValueError, KeyError, TypeError):
         return Response("Bad request", 400)
     if scenario.fault in ("blocked", "challenged"):
         return json_response({"p-ticket": "sandbox-ticket", "p-time": 60, "p-captcha": True})
-    if scenario.fault == "penalty" and asked.get("p-ticket") != "sandbox-ticket":
+    if scenario.fault == "penalty" and credentials.get("p-ticket") != "sandbox-ticket":
         return json_response({"p-ticket": "sandbox-ticket", "p-time": 1, "p-captcha": False})
     if not name or password in ("", "wrong"):
         return json_response({"errorText": "Incorrect username or password. Please try again."})
@@ -91,13 +103,13 @@ def renew(request: Request, body: bytes, scenario: Scenario) -> Response:
 
 
 def _token(scenario: Scenario, name: str) -> dict[str, Any]:
-    """The life of a token is real time, even where the market's clock stands still."""
-    ends = max(datetime.now(UTC), scenario.now) + TOKEN_LIFE
+    # A token lives in real time, even where the market's clock stands still.
+    expires = max(datetime.now(UTC), scenario.now) + TOKEN_LIFETIME
     return {
         "accessToken": TOKEN,
         "mdAccessToken": TOKEN,
-        "expirationTime": f"{ends:%Y-%m-%dT%H:%M:%S}.000Z",
-        "passwordExpirationTime": f"{ends + timedelta(days=365):%Y-%m-%dT%H:%M:%S}.000Z",
+        "expirationTime": f"{expires:%Y-%m-%dT%H:%M:%S}.000Z",
+        "passwordExpirationTime": f"{expires + timedelta(days=365):%Y-%m-%dT%H:%M:%S}.000Z",
         "userStatus": "Active",
         "userId": 1,
         "name": name,
@@ -105,7 +117,7 @@ def _token(scenario: Scenario, name: str) -> dict[str, Any]:
     }
 
 
-def _authorised(answer: Callable[..., Response]) -> Callable[[Request, bytes, Scenario], Response]:
+def _require_token(answer: Answer) -> Answer:
     def checked(request: Request, body: bytes, scenario: Scenario) -> Response:
         if scenario.fault == "rate_limited":
             return Response(status_code=429)
@@ -119,70 +131,44 @@ def _authorised(answer: Callable[..., Response]) -> Callable[[Request, bytes, Sc
 # Contract library
 
 
-def product_find(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`product/find?name=`: one product."""
-    name = request.query_params.get("name", "")
-    return _one([p for p in _products(scenario) if p["name"] == name])
+def library(path: str, request: Request, body: bytes, scenario: Scenario) -> Response:
+    """One address of `LIBRARY`.
+
+    `find?name=` gives one row, `list` all, `suggest?t=&l=` those whose name starts with a text,
+    `item?id=` and `items?ids=` those with given ids, `deps?masterid=` and `ldeps?masterids=` those of
+    given parents.
+    """
+    entity, operation = path.split("/")
+    params = request.query_params
+    rows = list(_ROWS[entity](scenario))
+    if operation == "find":
+        return _first_or_404(row for row in rows if row["name"] == params.get("name", ""))
+    if operation == "suggest":
+        text, limit = params.get("t", ""), int(params.get("l", "10"))
+        return json_response([row for row in rows if row["name"].startswith(text.upper())][:limit])
+    if operation in ("item", "items"):
+        ids = params.get("ids", params.get("id", "")).split(",")
+        rows = [row for row in rows if str(row["id"]) in ids]
+        return json_response(rows) if "ids" in params else _first_or_404(rows)
+    if operation in ("deps", "ldeps"):
+        masters = params.get("masterid", params.get("masterids", "")).split(",")
+        rows = [row for row in rows if str(row[_MASTER[entity]]) in masters]
+        if scenario.fault == "malformed" and entity == "contract":
+            rows = [{"id": "?", "name": None} if i % 10 == 0 else row for i, row in enumerate(rows)]
+    return json_response([] if scenario.fault == "empty" and path in EMPTIED else rows)
 
 
-def product_list(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`product/list`: all of them."""
-    return json_response([] if scenario.fault == "empty" else _products(scenario))
+def _first_or_404(rows: Iterable[dict[str, Any]]) -> Response:
+    row = next(iter(rows), None)
+    return json_response(row) if row else Response("Not found", 404)
 
 
-def product_suggest(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`product/suggest?t=&l=`: those whose name starts with the text."""
-    text, most = request.query_params.get("t", ""), int(request.query_params.get("l", "10"))
-    return json_response([p for p in _products(scenario) if p["name"].startswith(text.upper())][:most])
+def _products(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    for market in scenario.market.markets:
+        yield from _products_of(market.product)
 
 
-def maturity_deps(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contractMaturity/deps?masterid=`: the expirations of a product."""
-    product = request.query_params.get("masterid")
-    return json_response([m for m in _maturities(scenario) if str(m["productId"]) == product])
-
-
-def maturity_items(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contractMaturity/items?ids=`: expirations by id."""
-    ids = request.query_params.get("ids", "").split(",")
-    return json_response([m for m in _maturities(scenario) if str(m["id"]) in ids])
-
-
-def contract_deps(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contract/deps?masterid=` and `contract/ldeps?masterids=`: the contracts of expirations."""
-    masters = request.query_params.get("masterid", request.query_params.get("masterids", "")).split(",")
-    found = [c for c in _contracts(scenario) if str(c["contractMaturityId"]) in masters]
-    if scenario.fault == "malformed":
-        found = [{"id": "?", "name": None} if i % 10 == 0 else c for i, c in enumerate(found)]
-    return json_response([] if scenario.fault == "empty" else found)
-
-
-def contract_find(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contract/find?name=`: one contract."""
-    name = request.query_params.get("name", "")
-    return _one([c for c in _contracts(scenario) if c["name"] == name])
-
-
-def contract_suggest(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contract/suggest?t=&l=`: those whose name starts with the text."""
-    text, most = request.query_params.get("t", ""), int(request.query_params.get("l", "10"))
-    return json_response([c for c in _contracts(scenario) if c["name"].startswith(text.upper())][:most])
-
-
-def contract_items(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`contract/items?ids=` and `contract/item?id=`: contracts by id."""
-    asked = request.query_params
-    ids = set(asked.get("ids", asked.get("id", "")).split(","))
-    found = [c for c in _contracts(scenario) if str(c["id"]) in ids]
-    return _one(found) if "ids" not in asked else json_response(found)
-
-
-def _products(scenario: Scenario) -> list[dict[str, Any]]:
-    return [one for part in scenario.market.markets for one in _products_of(part.product)]
-
-
-def _products_of(product: Product) -> list[dict[str, Any]]:
-    shape = PROFILES[product.code]
+def _products_of(product: Product) -> Iterator[dict[str, Any]]:
     name = "E-mini NASDAQ 100" if product is NQ else product.name
     common = {
         "currencyId": 1,
@@ -192,39 +178,36 @@ def _products_of(product: Product) -> list[dict[str, Any]]:
         "priceFormatType": "Decimal",
         "priceFormat": -2,
     }
-    future = {
+    yield {
         "id": FUTURE_PRODUCTS[product.code],
         "name": product.code,
         "productType": "Futures",
         "description": name,
         "contractGroupId": 1,
         "months": "".join(MONTH_CODES[month - 1] for month in product.future_months),
-        "tickSize": shape.future_tick,
+        "tickSize": PROFILES[product.code].future_tick,
         **common,
     }
-    options = [
-        {
-            "id": _product_id(root),
-            "name": f"{root} Options" if root == product.code else root,
-            "productType": "Options",
-            "description": f"Options on {name} ({root})",
-            "contractGroupId": 2,
-            "tickSize": product.ticks[0][1],
-            **common,
-        }
-        for root, info in ROOTS.items()
-        if info.product is product
-    ]
-    return [future, *options]
+    for root, info in ROOTS.items():
+        if info.product is product:
+            yield {
+                "id": _product_id(root),
+                "name": f"{root} Options" if root == product.code else root,
+                "productType": "Options",
+                "description": f"Options on {name} ({root})",
+                "contractGroupId": 2,
+                "tickSize": product.ticks[0][1],
+                **common,
+            }
 
 
 def _maturities(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    chain, futures = scenario.market.chain(scenario.shown), scenario.market.futures(scenario.shown)
+    chain, futures = _live_contracts(scenario), scenario.market.futures(scenario.shown)
     ids: dict[str, int] = {}
     for future in futures.iter_rows(named=True):
         product = FUTURE_PRODUCTS[future["product"]]
         front = product not in {number // 100_000 for number in ids.values()}
-        ids[future["symbol"]] = _maturity_id(product, future["expiration"].date())
+        ids[future["symbol"]] = _future_id(future)
         yield {
             "id": ids[future["symbol"]],
             "productId": product,
@@ -232,15 +215,15 @@ def _maturities(scenario: Scenario) -> Iterator[dict[str, Any]]:
             "expirationDate": f"{future['expiration']:%Y-%m-%dT%H:%MZ}",
             "isFront": front,
         }
-    boards = chain.filter(~pl.col("expired")).unique("series", maintain_order=True)
-    for board in boards.iter_rows(named=True):
-        year, month = Series(board["root"], board["expiration_date"]).contract_month
+    for option in chain.unique("series", maintain_order=True).iter_rows(named=True):
+        series = Series(option["root"], option["expiration_date"])
+        year, month = series.contract_month
         yield {
-            "id": _maturity_id(_product_id(board["root"]), board["expiration_date"]),
-            "productId": _product_id(board["root"]),
+            "id": _series_id(series),
+            "productId": _product_id(series.root),
             "expirationMonth": year * 100 + month,
-            "expirationDate": f"{board['expiration']:%Y-%m-%dT%H:%MZ}",
-            "underlyingId": ids.get(board["underlying"]),
+            "expirationDate": f"{option['expiration']:%Y-%m-%dT%H:%MZ}",
+            "underlyingId": ids.get(option["underlying"]),
             "isFront": False,
         }
 
@@ -249,13 +232,20 @@ def _contracts(scenario: Scenario) -> Iterator[dict[str, Any]]:
     for future in scenario.market.futures(scenario.shown).iter_rows(named=True):
         maturity = _future_id(future)
         yield {"id": maturity, "name": future["symbol"], "contractMaturityId": maturity}
-    chain = scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
-    maturities = {
-        key: _maturity_id(_product_id(Series.parse(key).root), Series.parse(key).expiration_date)
-        for key in chain["series"].unique()
-    }
+    chain = _live_contracts(scenario)
+    maturities = {key: _series_id(Series.parse(key)) for key in chain["series"].unique()}
     for key, name, number in chain.select("series", "raw_symbol", "instrument_id").iter_rows():
         yield {"id": number, "name": name, "contractMaturityId": maturities[key]}
+
+
+_ROWS: dict[str, Callable[[Scenario], Iterator[dict[str, Any]]]] = {
+    "product": _products, "contractMaturity": _maturities, "contract": _contracts,
+}  # fmt: skip
+_MASTER = {"contractMaturity": "productId", "contract": "contractMaturityId"}
+
+
+def _live_contracts(scenario: Scenario) -> pl.DataFrame:
+    return scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
 
 
 def _product_id(root: str) -> int:
@@ -263,123 +253,122 @@ def _product_id(root: str) -> int:
 
 
 def _future_id(future: dict[str, Any]) -> int:
-    """A future is the one contract of its maturity, and has its id."""
+    """A future is the only contract of its maturity and shares its id."""
     return _maturity_id(FUTURE_PRODUCTS[future["product"]], future["expiration"].date())
 
 
+def _series_id(series: Series) -> int:
+    return _maturity_id(_product_id(series.root), series.expiration_date)
+
+
 def _maturity_id(product: int, day: date) -> int:
-    return product * 100_000 + (day - _SINCE).days
+    return product * 100_000 + (day - _FIRST_DAY).days
 
 
 # Market data
 
 
 async def market_data(connection: WebSocket, scenario: Scenario) -> None:
-    """The websocket: `o`, heartbeats `h`, answers and quotes in `a[…]`, `c[…]` at the end."""
+    """The websocket: `o`, heartbeats `h`, answers and quotes in `a[…]`, and `c[…]` at the end."""
     if scenario.fault == "unavailable":
         await connection.close()
         return
     await connection.accept()
     await connection.send_text("o")
-    feed = _Feed(connection, scenario)
-    beat = asyncio.create_task(feed.beat())
+    feed = _QuoteFeed(connection, scenario)
+    heartbeat = asyncio.create_task(feed.send_heartbeats())
     try:
         while True:
             frame = await asyncio.wait_for(connection.receive_text(), SILENCE_S)
             if frame != "[]":
-                await feed.answer(frame)
+                await feed.handle(frame)
     except TimeoutError:
         await connection.send_text('c[3000,"Go away!"]')
         await connection.close()
     except WebSocketDisconnect:
         pass
     finally:
-        beat.cancel()
+        heartbeat.cancel()
 
 
-class _Feed:
-    """One connection: whether it is authorised and what it subscribed to."""
+class _QuoteFeed:
+    """One connection: whether it is authorised, and its subscriptions."""
 
     def __init__(self, connection: WebSocket, scenario: Scenario) -> None:
         self.connection, self.scenario = connection, scenario
         self.authorised = False
         self.subscribed: dict[int, None] = {}
         self.moment: datetime | None = None
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.quotes: dict[int, dict[str, Any]] = {}
         self.ids: dict[str, int] = {}
         self.sent = 0
 
-    async def beat(self) -> None:
-        """Heartbeats, and the books of subscribed contracts whenever the market moved on."""
+    async def send_heartbeats(self) -> None:
+        """Send heartbeats, and the books of subscribed contracts whenever the market has moved on."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await self.connection.send_text("h")
             if self.subscribed and self.scenario.market.moment(self.scenario.shown) != self.moment:
-                await self.load()
-                for number in list(self.subscribed):
-                    await self.push(number, ("Bid", "Offer"))
+                await self.load_quotes()
+                for contract in list(self.subscribed):
+                    await self.send_quote(contract, book=True)
 
-    async def load(self) -> None:
-        """Read the market as it is now, indexed by contract id and by name."""
+    async def load_quotes(self) -> None:
+        """Read the market as it is now, by contract id."""
         self.moment = self.scenario.market.moment(self.scenario.shown)
-        self.rows = await run_in_threadpool(_books, self.scenario)
-        self.ids = {str(row["name"]): number for number, row in self.rows.items()}
+        self.quotes = await run_in_threadpool(_quotes, self.scenario)
+        self.ids = {str(quote["name"]): contract for contract, quote in self.quotes.items()}
 
-    async def answer(self, frame: str) -> None:
-        """Answer one request frame: endpoint, id, query and body on four lines."""
-        endpoint, number, _, body = [*frame.split("\n", 3), "", "", ""][:4]
+    async def handle(self, frame: str) -> None:
+        """Answer a request frame: endpoint, id, query and body on four lines."""
+        path, number, _, body = [*frame.split("\n", 3), "", "", ""][:4]
         request = int(number) if number.isdigit() else 0
         if self.scenario.fault == "rate_limited":
             await self.reply(request, 429)
-        elif endpoint == "authorize":
+        elif path == "authorize":
             self.authorised = body.strip() == TOKEN
             await self.reply(request, 200 if self.authorised else 401)
         elif not self.authorised:
             await self.reply(request, 401, "Access is denied")
-        elif endpoint in ("md/subscribeQuote", "md/subscribequote"):
+        elif path.lower() == "md/subscribequote":
             await self.subscribe(request, body)
-        elif endpoint in ("md/unsubscribeQuote", "md/unsubscribequote"):
-            number_ = await self.find(body)
-            self.subscribed.pop(number_ or 0, None)
+        elif path.lower() == "md/unsubscribequote":
+            self.subscribed.pop(await self.find_contract(body) or 0, None)
             await self.reply(request, 200)
         else:
-            await self.reply(request, 404, json.dumps(f"Not found: {endpoint}"))
+            await self.reply(request, 404, json.dumps(f"Not found: {path}"))
 
     async def subscribe(self, request: int, body: str) -> None:
         """Confirm, then send the book, then the rest of the quote."""
         if self.scenario.fault == "not_entitled":
             await self.reply(request, 401, json.dumps("Access is denied"))
             return
-        number = await self.find(body)
-        if number is None:
+        contract = await self.find_contract(body)
+        if contract is None:
             error = {"errorText": "Symbol is inaccessible", "errorCode": "UnknownSymbol", "mode": "None"}
             await self.reply(request, 200, error)
             return
-        self.subscribed[number] = None
+        self.subscribed[contract] = None
         await self.reply(request, 200, {"mode": "RealTime"})
         if self.scenario.fault not in ("empty", "slow"):
-            await self.push(number, ("Bid", "Offer"))
-            await self.push(number, None)
+            await self.send_quote(contract, book=True)
+            await self.send_quote(contract, book=False)
 
-    async def find(self, body: str) -> int | None:
+    async def find_contract(self, body: str) -> int | None:
         """The contract a subscription names, by symbol or id."""
         if self.moment is None:
-            await self.load()
+            await self.load_quotes()
         try:
             symbol = json.loads(body)["symbol"]
         except (ValueError, KeyError, TypeError):
             return None
-        number = int(symbol) if str(symbol).isdigit() else self.ids.get(str(symbol))
-        return number if number in self.rows else None
+        contract = int(symbol) if str(symbol).isdigit() else self.ids.get(str(symbol))
+        return contract if contract in self.quotes else None
 
-    async def push(self, number: int, only: tuple[str, ...] | None) -> None:
-        """Send a quote; entries that do not exist are left out, as are those not in `only`."""
-        row = self.rows[number]
-        entries = {
-            name: entry
-            for name, entry in row["entries"].items()
-            if (name in only if only else name not in ("Bid", "Offer"))
-        }
+    async def send_quote(self, contract: int, *, book: bool) -> None:
+        """Send the book of a contract, or everything else of its quote."""
+        quote = self.quotes[contract]
+        entries = {k: entry for k, entry in quote["entries"].items() if (k in ("Bid", "Offer")) == book}
         self.sent += 1
         if self.scenario.fault == "truncated" and self.sent > 20:
             await self.connection.close(1011)
@@ -389,8 +378,8 @@ class _Feed:
             await self.connection.send_text('a[{"e":"md","d":')
             return
         if entries:
-            quote = {"timestamp": row["timestamp"], "contractId": number, "entries": entries}
-            await self.send({"e": "md", "d": {"quotes": [quote]}})
+            message = {"timestamp": quote["timestamp"], "contractId": contract, "entries": entries}
+            await self.send({"e": "md", "d": {"quotes": [message]}})
 
     async def reply(self, request: int, status: int, data: Any = None) -> None:
         """Answer a request; a text is JSON inside a string, as the vendor sends it."""
@@ -400,28 +389,13 @@ class _Feed:
         await self.connection.send_text(f"a{orjson.dumps([message]).decode()}")
 
 
-def _books(scenario: Scenario) -> dict[int, dict[str, Any]]:
-    """Everything that can be quoted now, by contract id."""
+def _quotes(scenario: Scenario) -> dict[int, dict[str, Any]]:
+    """Name, timestamp and entries of everything quoted now, by contract id."""
     futures = scenario.market.futures(scenario.shown).with_columns(name="symbol").rows(named=True)
     for future in futures:
         future["instrument_id"] = _future_id(future)
-    chain = scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
+    options = _live_contracts(scenario).select(*_QUOTE_COLUMNS, name="raw_symbol").rows(named=True)
     stamp = scenario.market.moment(scenario.shown).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    columns = [
-        "bid",
-        "bid_size",
-        "ask",
-        "ask_size",
-        "last",
-        "open",
-        "high",
-        "low",
-        "volume",
-        "settlement",
-        "open_interest",
-        "instrument_id",
-    ]
-    options = chain.select(*columns, name="raw_symbol").rows(named=True)
     return {
         row["instrument_id"]: {"name": row["name"], "timestamp": stamp, "entries": _entries(row)}
         for row in [*futures, *options]
@@ -429,7 +403,7 @@ def _books(scenario: Scenario) -> dict[int, dict[str, Any]]:
 
 
 def _entries(row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """A quote's entries; each exists only where there is something to say."""
+    """A quote's entries; one without a value is left out."""
     entries = {
         "Bid": {"price": row["bid"], "size": row["bid_size"]},
         "Offer": {"price": row["ask"], "size": row["ask_size"]},
@@ -442,7 +416,3 @@ def _entries(row: dict[str, Any]) -> dict[str, dict[str, float]]:
         "SettlementPrice": {"price": row["settlement"]},
     }
     return {name: entry for name, entry in entries.items() if None not in entry.values()}
-
-
-def _one(found: list[dict[str, Any]]) -> Response:
-    return json_response(found[0]) if found else Response("Not found", 404)

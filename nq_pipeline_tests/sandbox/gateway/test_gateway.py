@@ -261,9 +261,7 @@ def test_the_market_of_the_chains_is_what_is_streamed() -> None:
     assert {202506} < set(got["instrument_id"].tolist())
 
 
-def test_a_replay_is_everything_since_its_start_then_says_so_and_goes_on_live(
-    market_served: Gateway,
-) -> None:
+def test_a_replay_is_everything_since_its_start_then_says_so_and_goes_on_live(market_served: Gateway) -> None:
     start = to_ns(NOON - timedelta(minutes=30))
     with recorder(market_served, start=False) as client:
         client.subscribe(start=start)

@@ -25,14 +25,7 @@ from nq_pipeline.sandbox.gateway.fault_script import (
     FaultScript,
     parse_fault,
 )
-from nq_pipeline_tests.testing.gateway_client import (
-    NOON,
-    Recorder,
-    bare,
-    gateway,
-    recorder,
-    unlimited,
-)
+from nq_pipeline_tests.testing.gateway_client import NOON, Recorder, bare, gateway, recorder, unlimited
 
 
 def ended_by(fault: Fault, **options: Any) -> tuple[Recorder, str, FaultScript]:

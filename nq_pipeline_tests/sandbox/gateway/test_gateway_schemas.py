@@ -13,14 +13,7 @@ from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.records import UNDEF_PRICE
-from nq_pipeline_tests.testing.gateway_client import (
-    NOON,
-    Recorder,
-    bare,
-    gateway,
-    recorder,
-    unlimited,
-)
+from nq_pipeline_tests.testing.gateway_client import NOON, Recorder, bare, gateway, recorder, unlimited
 
 SNAPSHOT = 32 | 8
 """The flags of a snapshot: that it is one, and that its `ts_recv` is of the gateway."""

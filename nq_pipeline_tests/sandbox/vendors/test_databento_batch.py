@@ -17,12 +17,7 @@ import requests
 import zstandard
 from databento.common.error import BentoClientError
 
-from nq_pipeline_tests.sandbox.vendors.test_databento import (
-    ASK,
-    SPANS,
-    ask,
-    client,
-)
+from nq_pipeline_tests.sandbox.vendors.test_databento import ASK, SPANS, ask, client
 
 Address = Callable[..., str]
 DAYS = ("20250609", "20250610")

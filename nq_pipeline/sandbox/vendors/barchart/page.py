@@ -1,4 +1,4 @@
-"""Barchart's options page: everything about a series but its rows, which only the API has."""
+"""Barchart's options page: a series, its underlying, dropdowns and totals. Only the API has the rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGE_FIELDS = (
 
 
 def render_page(scenario: Scenario, future: str, code: str) -> str | None:
-    """The page of a series' code under a future's address; None where the site has no such page."""
+    """The page of a series' code under a future's address; None when the site has no such page."""
     chain = scenario.market.chain(scenario.shown - DELAY)
     futures = future_rows(scenario)
     if future.endswith("*0"):
@@ -102,10 +102,10 @@ def _html(scenario: Scenario, chain: pl.DataFrame, series: Series, underlying: s
         "exchange": "CME",
         "symbolRoot": product.code,
     }
-    known = [s for s in listed_series(chain) if s.root_info.product is product]
+    shown = [s for s in listed_series(chain) if s.root_info.product is product]
     family = family_name(series)
-    types = "".join(_options(_first_of_each_family(known), series, by_family=True))
-    months = "".join(_options([s for s in known if family_name(s) == family], series, by_family=False))
+    types = "".join(_options(_first_of_each_family(shown), series, by_family=True))
+    months = "".join(_options([s for s in shown if family_name(s) == family], series, by_family=False))
     totals = "".join(
         f'<div class="bc-futures-options-quotes-totals__data-row"> {title} '
         f'<strong class="right"> {text} </strong> </div>'
@@ -155,7 +155,7 @@ def _options(shown: list[Series], chosen: Series, *, by_family: bool) -> Iterato
 
 
 def _totals(scenario: Scenario, code: str) -> Iterator[tuple[str, str]]:
-    """Sums of premium and open interest over the very rows the API sends for the series."""
+    """Titles and texts of the totals: premium and open interest over the rows that the API sends."""
     sums: Counter[tuple[str, str]] = Counter()
     for row in option_rows(scenario, code):
         for name in ("premium", "openInterest"):

@@ -1,8 +1,8 @@
-"""What Barchart's site shows of a contract: every value twice, display and raw.
+"""Barchart's rows of contracts: every value twice, as display text and raw.
 
-`N/A` stands with raw 0 for prices and raw null for counts, `s` behind a settlement, rows carry
-one digit of the year. Quotes are ten minutes old, as the site's are. The site's codes for a
-fifth Monday and Thursday are not known, so those series are not here.
+A missing value is `N/A` with raw 0 for prices and raw null for counts; `s` follows a settlement; rows
+carry one digit of the year. Quotes are ten minutes old, as on the site. The site's codes for a fifth
+Monday and Thursday are not known, so those series are missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = dict[str, Cell]
 
 
 def option_rows(scenario: Scenario, symbol: str) -> list[Row]:
-    """The board of a series by the site's code; empty for a code that is not listed."""
+    """The options of a series by the site's code; empty for a code that is not listed."""
     instant = scenario.shown - DELAY
     series = series_by_code(scenario.market.chain(instant)).get(symbol.upper())
     minute = instant.replace(second=0, microsecond=0)
@@ -42,24 +42,24 @@ def option_rows(scenario: Scenario, symbol: str) -> list[Row]:
 
 @lru_cache(maxsize=64)
 def _series_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Row]:
-    """All rows of one board; kept, because the page sums up what the API sends."""
-    board = market.chain(minute).filter(pl.col("series") == series.key)
+    """All rows of one series; cached, because the page adds up what the API sends."""
+    options = market.chain(minute).filter(pl.col("series") == series.key)
     code = barchart_code(series, year_digits=1)
     moment = market.moment(minute)
-    first = board["contract_key"][0]
+    first = options["contract_key"][0]
     return [
-        _option_row(row, series, str(code), moment, quirk=row["contract_key"] == first)
-        for row in board.iter_rows(named=True)
+        _option_row(row, series, str(code), moment, lowest=row["contract_key"] == first)
+        for row in options.iter_rows(named=True)
     ]
 
 
-def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime, *, quirk: bool) -> Row:
+def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime, *, lowest: bool) -> Row:
     """One contract as the site shows it.
 
-    Traded today: the last trade, at its time, until the session is closed and settled, also of a
-    series that has expired in the meantime (our assumption: only a board after the close was
-    recorded). Otherwise the settlement with an `s`, dated by its session, with the volume of that
-    session. The lowest call lacks the `s`, as recorded.
+    A contract that traded today shows its last trade until the session is closed and settled, even when
+    its series has expired meanwhile (an assumption: only answers after the close were recorded). Any
+    other shows the settlement with an `s`, dated by its session and with that session's volume. The
+    lowest call lacks the `s`, as recorded.
     """
     session = sessions.current_session(moment)
     settled = row["settlement_date"] == session.trade_date
@@ -77,7 +77,7 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
         time = (f"{row['settlement_date']:%m/%d/%y}", _midnight(row["settlement_date"]))
     else:
         time = ("N/A", None)
-    suffix = "" if today or quirk or last is None else "s"
+    suffix = "" if today or lowest or last is None else "s"
     text, number = _price(last)
     side, strike = row["option_type"], row["strike"]
     symbol = f"{code}|{strike:.0f}{side}"
@@ -87,7 +87,7 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
     return {
         "strike": (f"{strike:,.2f}{side}", json_number(strike)),
         "strikePrice": _price(strike),
-        "openPrice": _price(row[f"{prefix}open"] if traded and (today or not quirk) else None),
+        "openPrice": _price(row[f"{prefix}open"] if traded and (today or not lowest) else None),
         "highPrice": _price(high),
         "lowPrice": _price(low),
         "lastPrice": (text + suffix, number),
@@ -178,13 +178,13 @@ def _midnight(day: date) -> int:
 
 
 def site_code(series: Series) -> str:
-    """The site's code with a two-digit year (`MM1N25`), or '' where it is not known."""
+    """The site's code with a two-digit year (`MM1N25`), '' where it is not known."""
     code = barchart_code(series)
     return code if isinstance(code, str) else ""
 
 
 def series_by_code(chain: pl.DataFrame) -> dict[str, Series]:
-    """Listed series by each code they answer to, with one and two digits of the year."""
+    """Listed series by their codes with one and two digits of the year."""
     by_code: dict[str, Series] = {}
     for series in listed_series(chain):
         code = site_code(series)

@@ -1,8 +1,8 @@
-"""Barchart's stand-in: the quotes API and the options pages, with the site's ways of refusing.
+"""Barchart's stand-in: the quotes API and the options pages, and how the site refuses requests.
 
-Answers have the shape of recorded ones, down to the list instead of a mapping when nothing is
-found. The API wants what the page's own requests carry: `sec-fetch-site: same-origin`, or the
-token of a page visit.
+Answers have the structure of recorded ones, down to the list instead of a mapping when nothing is
+found. The API requires what the page's own requests carry: `sec-fetch-site: same-origin`, or the token
+of a page visit.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from nq_pipeline.sandbox.vendors.barchart.page import PAGE_FIELDS, render_page
 from nq_pipeline.sandbox.vendors.barchart.rows import Row, future_rows, option_rows
 from nq_pipeline.sandbox.vendors.endpoint import ScenarioOf, endpoint
 
-FIELDS = {
-    # name: (title, type)
+FIELDS = {  # name: (title, type)
     "strike": ("Strike", "strikePrice"),
     "strikePrice": ("Strike", "price"),
     "openPrice": ("Open", "price"),
@@ -69,50 +68,48 @@ def barchart_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
 
 
 def quotes(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`/proxies/core-api/v1/quotes/get`: one series' board, or quotes of futures."""
-    refusal = _refusal(request, scenario)
-    if refusal is not None:
+    """`/proxies/core-api/v1/quotes/get`: the options of one series, or quotes of futures."""
+    if refusal := _refuse(request, scenario):
         return refusal
-    asked = request.query_params
-    fields = [name for name in asked.get("fields", PAGE_FIELDS).split(",") if name]
-    if "symbols" in asked or asked.get("symbol", "").endswith("^F"):
-        wanted = set(asked["symbols"].split(",")) if "symbols" in asked else None
+    params = request.query_params
+    fields = [name for name in params.get("fields", PAGE_FIELDS).split(",") if name]
+    if "symbols" in params or params.get("symbol", "").endswith("^F"):
+        wanted = set(params["symbols"].split(",")) if "symbols" in params else None
         rows = [r for r in future_rows(scenario) if wanted is None or r["symbol"][0] in wanted]
         always = ["symbolCode", "symbolType", "hasOptions"]
     else:
-        rows = option_rows(scenario, asked.get("symbol", ""))
+        rows = option_rows(scenario, params.get("symbol", ""))
         always = ["symbolCode", "symbolType"]
-    if asked.get("orderDir") == "desc":
+    if params.get("orderDir") == "desc":
         rows = rows[::-1]
     if scenario.fault == "empty":
         rows = []
-    shown = [_twin(row, [*fields, *always], raw="raw" in asked) for row in rows]
+    shown = [_select_fields(row, [*fields, *always], raw="raw" in params) for row in rows]
     if scenario.fault == "malformed":
         shown = [_corrupt_row(position, row) for position, row in enumerate(shown)]
-    data = _grouped(shown, asked.get("groupBy"))
+    data = _group_rows(shown, params.get("groupBy"))
     reply = {
         "count": len(data),
         "total": len(shown),
         "data": data,
-        "meta": {"field": _meta(asked.get("meta", ""), [*fields, *always])},
+        "meta": {"field": _meta(params.get("meta", ""), [*fields, *always])},
     }
-    return _with_token(Response(orjson.dumps(reply), media_type="application/json"))
+    return _add_cookies(Response(orjson.dumps(reply), media_type="application/json"))
 
 
 def page(request: Request, body: bytes, scenario: Scenario) -> Response:
-    """`/futures/quotes/{future}/options/{code?}`: everything about a series but its rows."""
-    refusal = _refusal(request, scenario)
-    if refusal is not None:
+    """`/futures/quotes/{future}/options/{code?}`: the page of a series, without its rows."""
+    if refusal := _refuse(request, scenario):
         return refusal
-    asked = {name: str(value).upper() for name, value in request.path_params.items()}
-    text = render_page(scenario, asked["future"], asked.get("code", ""))
+    params = {name: str(value).upper() for name, value in request.path_params.items()}
+    text = render_page(scenario, params["future"], params.get("code", ""))
     if text is None:
         return HTMLResponse("<html><head><title>Page Not Found</title></head></html>", 404)
-    return _with_token(HTMLResponse(text))
+    return _add_cookies(HTMLResponse(text))
 
 
-def _refusal(request: Request, scenario: Scenario) -> Response | None:
-    """What the site says instead of an answer, if it refuses."""
+def _refuse(request: Request, scenario: Scenario) -> Response | None:
+    """The site's refusal, or None when it answers."""
     wants_html = "text/html" in request.headers.get("accept", "")
     if scenario.fault == "challenged":
         challenge = {"x-amzn-waf-action": "challenge"}
@@ -133,14 +130,14 @@ def _refusal(request: Request, scenario: Scenario) -> Response | None:
     return None
 
 
-def _twin(row: Row, fields: list[str], *, raw: bool) -> dict[str, Any]:
+def _select_fields(row: Row, fields: list[str], *, raw: bool) -> dict[str, Any]:
     cells = {name: row.get(name, ("N/A", None)) for name in fields}
     shown: dict[str, Any] = {name: display for name, (display, _) in cells.items()}
     return shown | ({"raw": {name: value for name, (_, value) in cells.items()}} if raw else {})
 
 
-def _grouped(rows: list[dict[str, Any]], group_by: str | None) -> Any:
-    """Rows by side or strike, as asked; an empty answer is a list whatever was asked."""
+def _group_rows(rows: list[dict[str, Any]], group_by: str | None) -> Any:
+    """Rows by side or strike; an empty answer is a list in any case."""
     if not rows or group_by not in ("optionType", "strikePrice"):
         return rows
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -150,18 +147,18 @@ def _grouped(rows: list[dict[str, Any]], group_by: str | None) -> Any:
     return groups
 
 
-def _meta(asked: str, fields: list[str]) -> Any:
+def _meta(params: str, fields: list[str]) -> Any:
     known = {name: FIELDS.get(name, (name, "string")) for name in dict.fromkeys(fields)}
     parts = {
         "field.shortName": {name: title for name, (title, _) in known.items()},
         "field.description": {name: f"{title} of the contract." for name, (title, _) in known.items()},
         "field.type": {name: kind for name, (_, kind) in known.items()},
     }
-    return {part.partition(".")[2]: parts[part] for part in asked.split(",") if part in parts}
+    return {part.partition(".")[2]: parts[part] for part in params.split(",") if part in parts}
 
 
 def _corrupt_row(position: int, row: dict[str, Any]) -> dict[str, Any]:
-    """Every tenth row is broken, each time in another way."""
+    """Break every tenth row, in turn in five ways."""
     if position % 10:
         return row
     corrupt: dict[str, Any] = json.loads(json.dumps(row))
@@ -182,8 +179,8 @@ def _corrupt_row(position: int, row: dict[str, Any]) -> dict[str, Any]:
     return corrupt
 
 
-def _with_token(response: Response) -> Response:
-    """The session's cookies; the token changes with every answer."""
+def _add_cookies(response: Response) -> Response:
+    """Add the session's cookies; the token changes with every answer."""
     value = base64.b64encode(json.dumps({"iv": "sandbox", "value": secrets.token_hex(8)}).encode()).decode()
     response.set_cookie("XSRF-TOKEN", quote(value), path="/", samesite="lax")
     response.set_cookie("laravel_token", "sandbox", path="/", httponly=True, samesite="lax")

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from nq_pipeline.sandbox.synthetic.market import AnyMarket
+from nq_pipeline.sandbox.vendors.databento.request import RangeQuery
 
 METERED = ("timeseries.get_range", "batch.submit_job")
 """What the vendor charges for; everything else is free."""
@@ -19,9 +20,10 @@ MAX_ACCOUNTS = 64
 
 @dataclass
 class SubmittedJob:
-    """A batch job: the vendor's description and the market its files show."""
+    """A batch job: the vendor's description, its query, and the market its files show."""
 
     details: dict[str, Any]
+    query: RangeQuery
     market: AnyMarket
     polls: int = 0
     """How often its state was requested; the third answer is `done`."""

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from datetime import UTC, timedelta
 from typing import Any
 
-import polars as pl
 import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,7 +31,13 @@ from nq_pipeline.sandbox.vendors.databento.access import Handler, api_key, api_r
 from nq_pipeline.sandbox.vendors.databento.account import Account, account_of
 from nq_pipeline.sandbox.vendors.databento.batch import batch_routes
 from nq_pipeline.sandbox.vendors.databento.batch_files import day_conditions
-from nq_pipeline.sandbox.vendors.databento.history import encode_dbn, query_records
+from nq_pipeline.sandbox.vendors.databento.history import (
+    Intervals,
+    encode_dbn,
+    query_records,
+    symbol_intervals,
+    symbology_answer,
+)
 from nq_pipeline.sandbox.vendors.databento.request import (
     AVAILABLE_START,
     DATASET,
@@ -143,24 +148,9 @@ def resolve(params: Params, scenario: Scenario) -> Any:
         )
     symbols = parse_symbols(params)
     found = resolve_symbols(scenario.market, symbols, stype_in, midnight_ns(first), midnight_ns(last))
-    spans = found.select("stype_in_symbol", "start_date", "end_date", pl.col(stype_out).cast(pl.String))
-    result: dict[str, list[dict[str, str]]] = {symbol: [] for symbol in symbols if symbol != ALL_SYMBOLS}
-    for symbol, begin, until, text in spans.iter_rows():
-        result.setdefault(symbol, []).append({"d0": begin.isoformat(), "d1": until.isoformat(), "s": text})
-    missing = [symbol for symbol, intervals in result.items() if not intervals]
-    status = 2 if len(missing) == len(result) else int(bool(missing))
-    return {
-        "result": result,
-        "symbols": list(symbols),
-        "stype_in": stype_in,
-        "stype_out": stype_out,
-        "start_date": first.isoformat(),
-        "end_date": last.isoformat(),
-        "partial": [],
-        "not_found": missing,
-        "message": ("OK", "Partially resolved", "Not found")[status],
-        "status": status,
-    }
+    intervals: Intervals = {symbol: [] for symbol in symbols if symbol != ALL_SYMBOLS}
+    intervals |= symbol_intervals(found, "stype_in_symbol", stype_out)
+    return symbology_answer(intervals, symbols, (stype_in, stype_out), first, last)
 
 
 def get_range(request: Request, params: Params, scenario: Scenario, account: Account) -> Response:

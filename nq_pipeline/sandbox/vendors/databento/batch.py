@@ -84,7 +84,7 @@ def submit_job(request: Request, params: Params, scenario: Scenario, account: Ac
         "ts_received": iso(to_ns(now)),
         "ts_expiration": iso(to_ns(now + EXPIRES_AFTER)),
     }
-    account.jobs[job_id] = SubmittedJob(details, scenario.market)
+    account.jobs[job_id] = SubmittedJob(details, query, scenario.market)
     account.bill("batch.submit_job", array.nbytes)
     return json_response(details)
 

@@ -15,7 +15,6 @@ from io import BytesIO
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import orjson
 import zstandard
 
@@ -24,7 +23,12 @@ from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.instruments import sessions_between
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.vendors.databento.account import SubmittedJob
-from nq_pipeline.sandbox.vendors.databento.history import encode_dbn, query_records, symbol_intervals
+from nq_pipeline.sandbox.vendors.databento.history import (
+    encode_dbn,
+    mapped_intervals,
+    query_records,
+    symbology_answer,
+)
 from nq_pipeline.sandbox.vendors.databento.request import DATASET, RangeQuery, RequestRefused, midnight_ns
 
 # The first of each is the default.
@@ -38,13 +42,12 @@ def job_files(job: SubmittedJob, scenario: Scenario) -> dict[str, bytes]:
     if job.details["state"] != "done":
         raise RequestRefused(422, "batch_job_not_done", "The job is not done.")
     if scenario.fault not in job.files:
-        job.files[scenario.fault] = _build_files(job.details, replace(scenario, market=job.market))
+        job.files[scenario.fault] = _build_files(job, replace(scenario, market=job.market))
     return job.files[scenario.fault]
 
 
-def _build_files(details: dict[str, Any], scenario: Scenario) -> dict[str, bytes]:
-    query = _query_of_job(details)
-    left = query.limit
+def _build_files(job: SubmittedJob, scenario: Scenario) -> dict[str, bytes]:
+    query, details, left = job.query, job.details, job.query.limit
     metadata = {"version": 1, "job_id": details["id"], "dataset": DATASET, "query": details}
     files = {
         "condition.json": orjson.dumps(day_conditions(query.start, query.end)),
@@ -89,21 +92,6 @@ def day_conditions(start: int, end: int) -> list[dict[str, str]]:
         if sessions_between(begin, begin + DAY_NS)
         for day in [from_ns(begin).date()]
     ]
-
-
-def _query_of_job(details: dict[str, Any]) -> RangeQuery:
-    start, end = (
-        int(np.datetime64(details[edge].removesuffix("Z"), "ns").astype(int)) for edge in ("start", "end")
-    )
-    return RangeQuery(
-        schema=details["schema"],
-        symbols=tuple(details["symbols"].split(",")),
-        stype_in=details["stype_in"],
-        start=start,
-        end=end,
-        limit=details["limit"],
-        stype_out=details["stype_out"],
-    )
 
 
 def _split_query(query: RangeQuery, split: str) -> Iterator[tuple[str, RangeQuery]]:
@@ -160,18 +148,6 @@ def _symbology(query: RangeQuery, scenario: Scenario) -> dict[str, Any]:
     """The symbols of the job in the form of `symbology.resolve`."""
     _, instruments = query_records(query, scenario)
     first, last = (from_ns(edge).date() for edge in (query.start, query.end - 1))
-    return {
-        "result": {
-            symbol: [{"d0": str(begin), "d1": str(until), "s": text} for begin, until, text in intervals]
-            for symbol, intervals in symbol_intervals(instruments, query).items()
-        },
-        "symbols": list(query.symbols),
-        "stype_in": query.stype_in,
-        "stype_out": query.stype_out,
-        "start_date": first.isoformat(),
-        "end_date": (last + timedelta(days=1)).isoformat(),
-        "partial": [],
-        "not_found": [],
-        "message": "OK",
-        "status": 0,
-    }
+    intervals = mapped_intervals(instruments, query)
+    stypes = query.stype_in, query.stype_out
+    return symbology_answer(intervals, query.symbols, stypes, first, last + timedelta(days=1))

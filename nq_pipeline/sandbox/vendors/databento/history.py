@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import date
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +28,9 @@ from nq_pipeline.sandbox.synthetic.records import (
 )
 from nq_pipeline.sandbox.synthetic.tape import INTERVALS_NS, filter_instruments, tape
 from nq_pipeline.sandbox.vendors.databento.request import DATASET, RangeQuery, RequestRefused, available_end
+
+Intervals = dict[str, list[tuple[date, date, str]]]
+"""By symbol: first day, end day (excluded), and what it means on them."""
 
 
 def query_records(query: RangeQuery, scenario: Scenario) -> tuple[Array, pl.DataFrame]:
@@ -99,28 +103,48 @@ def encode_dbn(query: RangeQuery, scenario: Scenario) -> bytes:
                     for first, until, text in intervals
                 ],
             )
-            for symbol, intervals in symbol_intervals(instruments, query).items()
+            for symbol, intervals in mapped_intervals(instruments, query).items()
         ],
     )
     return bytes(head.encode()) + array.tobytes()
 
 
-def symbol_intervals(instruments: pl.DataFrame, query: RangeQuery) -> dict[str, list[tuple[date, date, str]]]:
-    """What each symbol means, as (first day, end day, symbol out).
-
-    The instruments of a parent appear under their own symbols.
-    """
+def mapped_intervals(instruments: pl.DataFrame, query: RangeQuery) -> Intervals:
+    """What the symbols of a query mean; the instruments of a parent appear under their own symbols."""
     by = "raw_symbol" if query.stype_in == "parent" else "stype_in_symbol"
-    rows = instruments.select(
-        pl.col(by).alias("symbol"),
-        "start_date",
-        "end_date",
-        pl.col(query.stype_out).cast(pl.String).alias("out"),
-    )
-    intervals: dict[str, list[tuple[date, date, str]]] = {}
-    for symbol, *interval in rows.iter_rows():
+    return symbol_intervals(instruments, by, query.stype_out)
+
+
+def symbol_intervals(instruments: pl.DataFrame, by: str, stype_out: str) -> Intervals:
+    """The (first day, end day, symbol out) of each value of a column of `resolve_symbols`."""
+    out = pl.col(stype_out).cast(pl.String).alias("out")
+    intervals: Intervals = {}
+    for symbol, *interval in instruments.select(by, "start_date", "end_date", out).iter_rows():
         intervals.setdefault(symbol, []).append(tuple(interval))
     return intervals
+
+
+def symbology_answer(
+    intervals: Intervals, symbols: tuple[str, ...], stypes: tuple[str, str], first: date, end: date
+) -> dict[str, Any]:
+    """The answer of `symbology.resolve` for whole days from `first` to `end`, which is excluded."""
+    missing = [symbol for symbol, found in intervals.items() if not found]
+    status = 2 if len(missing) == len(intervals) else int(bool(missing))
+    return {
+        "result": {
+            symbol: [{"d0": str(begin), "d1": str(until), "s": text} for begin, until, text in found]
+            for symbol, found in intervals.items()
+        },
+        "symbols": list(symbols),
+        "stype_in": stypes[0],
+        "stype_out": stypes[1],
+        "start_date": str(first),
+        "end_date": str(end),
+        "partial": [],
+        "not_found": missing,
+        "message": ("OK", "Partially resolved", "Not found")[status],
+        "status": status,
+    }
 
 
 def _corrupt(schema: str, array: Array) -> Array:
