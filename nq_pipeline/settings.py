@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unproven
 from nq_pipeline.errors import NotConfigured, SettingsError, SettingsWarning
+from nq_pipeline.market.products import list_names
 from nq_pipeline.redaction import LONG, spellings
 
 SOURCE_NAMES = ("barchart", "polygon", "tradovate", "databento")
@@ -118,8 +119,7 @@ class Settings(BaseSettings):
     )
     products: CommaList = Field(
         ("NQ",),
-        description="Products to ask for and to capture, from the product table: NQ (E-mini Nasdaq-100), "
-        "ES (E-mini S&P 500), GC (gold).",
+        description=f"Products to fetch and to capture, from the product table: {list_names()}.",
     )
 
     # What is asked, and of whom

@@ -1,7 +1,7 @@
-"""The product table: every fact about a product that the rest of the house derives from.
+"""The product table: every fact about a product from which the rest of the package derives.
 
-A product whose options follow the rules of `listing.py` joins by adding one `Product` to
-`PRODUCTS`; nothing else changes (docs/adding-a-product.md). Where the facts come from:
+A product whose options follow the rules of `listing.py` is added by one `Product` in `PRODUCTS`;
+nothing else changes (docs/adding-a-product.md). Where the facts come from:
 
 - E-mini Nasdaq-100: CME contract specifications (weekly and end-of-month options, copy of
   2025-03). Barchart's codes: the drop-down lists of its option pages of June 2025.
@@ -10,7 +10,7 @@ A product whose options follow the rules of `listing.py` joins by adding one `Pr
   exchange definitions of 2024 and 2026. Barchart's codes of weeklies are not known.
 - Gold: CME contract specifications of gold options, its questions and answers on weekly options
   on metals, its fact card on gold options; the roots as Databento lists them. Barchart's codes: a
-  third party's table, which its author confirmed by the names the site sends.
+  third party's table, which its author checked against the names that the site sends.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Family:
     barchart
         Barchart's root for each of `roots`; None where it was never seen.
     beside_quarterly_since
-        First day on which this weekly expires beside the quarterly option, in the quarterly's
-        own week; None: never does. When CME began is uncertain (its page of 2025-03 has it).
+        First day on which this weekly also expires on the quarterly option's Friday; None: never.
+        When CME began is uncertain (its page of 2025-03 has it).
     months_ahead
-        By how many months the code's month is ahead of the expiration: gold's `OGQ5`, the August
-        option, expires in July.
+        Months from the expiration to the month in the code: gold's `OGQ5`, the August option, expires
+        in July.
     exercises_into
         Months of the futures it exercises into, where those are not all of the product's.
     """
@@ -84,9 +84,9 @@ class DailySettlement:
     at
         On a regular day.
     short_day
-        On a day whose session closes before `at`; where it closes even earlier, its close holds.
+        On a day whose session closes before `at`; the session's close where that is even earlier.
     month_end
-        On the last trade date of a month, where that has an hour of its own.
+        On the last trade date of a month, where that differs.
     since
         The first trade date of these hours.
     """
@@ -146,10 +146,35 @@ _EQUITY_SETTLEMENTS = (
     DailySettlement(at=time(15, 15), short_day=time(12, 15), month_end=time(15)),
     DailySettlement(at=time(15), short_day=time(12), since=date(2020, 10, 26)),
 )
-"""CME's questions and answers on the change of 2020-10-26 have all of these hours but one: the old short
-day's is uncertain. It is taken to be as long after the stock market's close as on a regular day. That a day
-which closes before 12:00 settles at its close is uncertain too. CME's page of settlement times has the
-equities' first publication at 15:30, half an hour after the settlement; that of a short day is uncertain."""
+"""CME's questions and answers on the change of 2020-10-26 have all of these hours but the old short day's,
+which is uncertain: it is taken to be as long after the stock market's close as on a regular day. That a day
+which closes before 12:00 settles at its close is uncertain too. CME's page of settlement times has the first
+publication for equities at 15:30, half an hour after the settlement; that of a short day is uncertain."""
+
+
+def _weekly(
+    weekday: int,
+    roots: str,
+    barchart: tuple[str | None, ...] = (),
+    *,
+    weeks: int = 5,
+    expiry_time: time = _PM,
+    exercises_into: tuple[int, ...] = (),
+    beside_quarterly_since: date | None = None,
+) -> Family:
+    """A PM-settled European weekly; `{}` in `roots` is the week of the month."""
+    return Family(
+        kind="weekly",
+        roots=tuple(roots.format(week) for week in range(1, weeks + 1)),
+        weekday=weekday,
+        settlement_style="PM",
+        exercise_style="european",
+        expiry_time=expiry_time,
+        barchart=barchart,
+        exercises_into=exercises_into,
+        beside_quarterly_since=beside_quarterly_since,
+    )
+
 
 NQ = Product(
     code="NQ",
@@ -162,52 +187,17 @@ NQ = Product(
     families=(
         Family("quarterly", ("NQ",), FRIDAY, "AM", "american", _AM, ("NQ",)),
         Family("end_of_month", ("QNE",), None, "PM", "european", _PM, ("MQ6",)),
-        Family(
-            kind="weekly",
-            roots=("QN1", "QN2", "QN3", "QN4"),
-            weekday=FRIDAY,
-            settlement_style="PM",
-            exercise_style="european",
-            expiry_time=_PM,
-            barchart=("MQ1", "MQ2", "MQ3", "MQ4"),
+        _weekly(
+            FRIDAY,
+            "QN{}",
+            ("MQ1", "MQ2", "MQ3", "MQ4"),
+            weeks=4,
             beside_quarterly_since=date(2025, 3, 1),
         ),
-        Family(
-            kind="weekly",
-            roots=("Q1A", "Q2A", "Q3A", "Q4A", "Q5A"),
-            weekday=MONDAY,
-            settlement_style="PM",
-            exercise_style="european",
-            expiry_time=_PM,
-            barchart=("MC6", "MC7", "MC8", "MC9", None),
-        ),
-        Family(
-            kind="weekly",
-            roots=("Q1B", "Q2B", "Q3B", "Q4B", "Q5B"),
-            weekday=TUESDAY,
-            settlement_style="PM",
-            exercise_style="european",
-            expiry_time=_PM,
-            barchart=("MM1", "MM2", "MM3", "MM4", "MM5"),
-        ),
-        Family(
-            kind="weekly",
-            roots=("Q1C", "Q2C", "Q3C", "Q4C", "Q5C"),
-            weekday=WEDNESDAY,
-            settlement_style="PM",
-            exercise_style="european",
-            expiry_time=_PM,
-            barchart=("MC1", "MC2", "MC3", "MC4", "MC5"),
-        ),
-        Family(
-            kind="weekly",
-            roots=("Q1D", "Q2D", "Q3D", "Q4D", "Q5D"),
-            weekday=THURSDAY,
-            settlement_style="PM",
-            exercise_style="european",
-            expiry_time=_PM,
-            barchart=("MM6", "MM7", "MM8", "MM9", None),
-        ),
+        _weekly(MONDAY, "Q{}A", ("MC6", "MC7", "MC8", "MC9", None)),
+        _weekly(TUESDAY, "Q{}B", ("MM1", "MM2", "MM3", "MM4", "MM5")),
+        _weekly(WEDNESDAY, "Q{}C", ("MC1", "MC2", "MC3", "MC4", "MC5")),
+        _weekly(THURSDAY, "Q{}D", ("MM6", "MM7", "MM8", "MM9", None)),
     ),
 )
 
@@ -224,32 +214,24 @@ ES = Product(
     families=(
         Family("quarterly", ("ES",), FRIDAY, "AM", "american", _AM, ("ES",)),
         Family("end_of_month", ("EW",), None, "PM", "european", _PM),
-        Family("weekly", ("EW1", "EW2", "EW3", "EW4"), FRIDAY, "PM", "european", _PM),
-        Family("weekly", ("E1A", "E2A", "E3A", "E4A", "E5A"), MONDAY, "PM", "european", _PM),
-        Family("weekly", ("E1B", "E2B", "E3B", "E4B", "E5B"), TUESDAY, "PM", "european", _PM),
-        Family("weekly", ("E1C", "E2C", "E3C", "E4C", "E5C"), WEDNESDAY, "PM", "european", _PM),
-        Family("weekly", ("E1D", "E2D", "E3D", "E4D", "E5D"), THURSDAY, "PM", "european", _PM),
+        _weekly(FRIDAY, "EW{}", weeks=4),
+        _weekly(MONDAY, "E{}A"),
+        _weekly(TUESDAY, "E{}B"),
+        _weekly(WEDNESDAY, "E{}C"),
+        _weekly(THURSDAY, "E{}D"),
     ),
 )
 
 _GOLD_FIXING = time(12, 30)
-"""Settlement time of the future, at which CME ends its options. A third party's note has 13:30."""
+"""Settlement time of the future, when trading in its options ends (CME). A third party's note has 13:30."""
 _GOLD_WEEKLY_MONTHS = (2, 4, 6, 8, 12)
 """Weeklies were seen to skip the October future; that they always do is uncertain."""
 
 
-def _gold_weekly(weekday: int, roots: tuple[str, ...], barchart: tuple[str | None, ...]) -> Family:
-    # Exercised automatically and only so (CME), hence taken as European; CME's word for it was not seen.
-    return Family(
-        kind="weekly",
-        roots=roots,
-        weekday=weekday,
-        settlement_style="PM",
-        exercise_style="european",
-        expiry_time=_GOLD_FIXING,
-        barchart=barchart,
-        exercises_into=_GOLD_WEEKLY_MONTHS,
-    )
+def _gold_weekly(weekday: int, roots: str, barchart: tuple[str | None, ...]) -> Family:
+    # CME says that they are exercised automatically and only so, hence European; it does not use the word.
+    months = _GOLD_WEEKLY_MONTHS
+    return _weekly(weekday, roots, barchart, expiry_time=_GOLD_FIXING, exercises_into=months)
 
 
 GC = Product(
@@ -265,11 +247,11 @@ GC = Product(
     settlement_delay=timedelta(minutes=1),
     families=(
         Family("monthly", ("OG",), None, "PM", "american", _GOLD_FIXING, ("GC",), months_ahead=1),
-        _gold_weekly(FRIDAY, ("OG1", "OG2", "OG3", "OG4", "OG5"), ("IG1", "IG2", "IG3", "IG4", "IG5")),
-        _gold_weekly(MONDAY, ("G1M", "G2M", "G3M", "G4M", "G5M"), ("IY1", "IY2", "IY3", "IY4", "IY5")),
-        _gold_weekly(TUESDAY, ("G1T", "G2T", "G3T", "G4T", "G5T"), ("I0A", "I0B", "I0C", "I0D", "I0E")),
-        _gold_weekly(WEDNESDAY, ("G1W", "G2W", "G3W", "G4W", "G5W"), ("IY6", "IY7", "IY8", "IY9", None)),
-        _gold_weekly(THURSDAY, ("G1R", "G2R", "G3R", "G4R", "G5R"), ("I0G", "I0H", "I0I", "I0J", "I0K")),
+        _gold_weekly(FRIDAY, "OG{}", ("IG1", "IG2", "IG3", "IG4", "IG5")),
+        _gold_weekly(MONDAY, "G{}M", ("IY1", "IY2", "IY3", "IY4", "IY5")),
+        _gold_weekly(TUESDAY, "G{}T", ("I0A", "I0B", "I0C", "I0D", "I0E")),
+        _gold_weekly(WEDNESDAY, "G{}W", ("IY6", "IY7", "IY8", "IY9", None)),
+        _gold_weekly(THURSDAY, "G{}R", ("I0G", "I0H", "I0I", "I0J", "I0K")),
     ),
     future_months=(2, 4, 6, 8, 10, 12),
     future_ends="third_last_trade_date",
@@ -280,7 +262,7 @@ PRODUCTS: dict[str, Product] = {product.code: product for product in (NQ, ES, GC
 
 
 def select_products(codes: Sequence[str]) -> tuple[Product, ...]:
-    """The products of `NQ_PRODUCTS`; SettingsError names the known ones when one is in no table."""
+    """The products of `NQ_PRODUCTS`, each once; `SettingsError` for a code that is not in the table."""
     unknown = [code for code in codes if code not in PRODUCTS]
     if unknown or not codes:
         raise SettingsError(
@@ -290,61 +272,66 @@ def select_products(codes: Sequence[str]) -> tuple[Product, ...]:
     return tuple(PRODUCTS[code] for code in dict.fromkeys(codes))
 
 
-# Stand-ins for options on the future where a vendor has none. Cboe's specifications: NDX and SPX are
-# settled on the opening, NDXP, SPXW and the funds on the close; a vendor's own dates and styles win.
-# Gold has none here: the fund that holds it has another size and no fixed ratio to the future.
-_OPENING, _CLOSING = time(9, 30), time(16, 0)
-_STOCK_CLOSES = (DailySettlement(at=_CLOSING, short_day=time(13)),)
+# Proxies stand in for options on the future where a vendor has none. By Cboe's specifications NDX and SPX
+# settle at the open, NDXP, SPXW and the funds at the close; a vendor's own dates and styles win. Gold has
+# no proxy here: the fund that holds it has another size and no fixed ratio to the future.
+_STOCK_OPEN, _STOCK_CLOSE = time(9, 30), time(16, 0)
+_STOCK_SETTLEMENTS = (DailySettlement(at=_STOCK_CLOSE, short_day=time(13)),)
 
-NDX = Product(
-    code="NDX",
-    name="Nasdaq-100 index",
-    underlying_class="index",
-    multiplier=100.0,
-    ticks=((3.0, 0.05), (_INF, 0.10)),
-    timezone="America/New_York",
-    settlements=_STOCK_CLOSES,
-    families=(
-        Family("vendor", ("NDX",), None, "AM", "european", _OPENING),
-        Family("vendor", ("NDXP",), None, "PM", "european", _CLOSING),
-    ),
-    stands_for="NQ",
-)
-QQQ = Product(
-    code="QQQ",
-    name="Invesco QQQ Trust",
-    underlying_class="etf",
-    multiplier=100.0,
-    ticks=((_INF, 0.01),),
-    timezone="America/New_York",
-    settlements=_STOCK_CLOSES,
-    families=(Family("vendor", ("QQQ",), None, "PM", "american", _CLOSING),),
-    stands_for="NQ",
-)
-SPX = Product(
-    code="SPX",
-    name="S&P 500 index",
-    underlying_class="index",
-    multiplier=100.0,
-    ticks=((3.0, 0.05), (_INF, 0.10)),
-    timezone="America/New_York",
-    settlements=_STOCK_CLOSES,
-    families=(
-        Family("vendor", ("SPX",), None, "AM", "european", _OPENING),
-        Family("vendor", ("SPXW",), None, "PM", "european", _CLOSING),
-    ),
-    stands_for="ES",
-)
-SPY = Product(
-    code="SPY",
-    name="SPDR S&P 500 ETF Trust",
-    underlying_class="etf",
-    multiplier=100.0,
-    ticks=((_INF, 0.01),),
-    timezone="America/New_York",
-    settlements=_STOCK_CLOSES,
-    families=(Family("vendor", ("SPY",), None, "PM", "american", _CLOSING),),
-    stands_for="ES",
-)
+
+def _proxy(
+    code: str,
+    name: str,
+    underlying_class: UnderlyingClass,
+    ticks: Ticks,
+    families: tuple[Family, ...],
+    of: str,
+) -> Product:
+    return Product(
+        code=code,
+        name=name,
+        underlying_class=underlying_class,
+        multiplier=100.0,
+        ticks=ticks,
+        timezone="America/New_York",
+        settlements=_STOCK_SETTLEMENTS,
+        families=families,
+        stands_for=of,
+    )
+
+
+def _index(code: str, pm_root: str) -> tuple[Family, ...]:
+    return (
+        Family("vendor", (code,), None, "AM", "european", _STOCK_OPEN),
+        Family("vendor", (pm_root,), None, "PM", "european", _STOCK_CLOSE),
+    )
+
+
+def _fund(code: str) -> tuple[Family, ...]:
+    return (Family("vendor", (code,), None, "PM", "american", _STOCK_CLOSE),)
+
+
+_INDEX_TICKS, _FUND_TICKS = ((3.0, 0.05), (_INF, 0.10)), ((_INF, 0.01),)
+
+NDX = _proxy("NDX", "Nasdaq-100 index", "index", _INDEX_TICKS, _index("NDX", "NDXP"), "NQ")
+QQQ = _proxy("QQQ", "Invesco QQQ Trust", "etf", _FUND_TICKS, _fund("QQQ"), "NQ")
+SPX = _proxy("SPX", "S&P 500 index", "index", _INDEX_TICKS, _index("SPX", "SPXW"), "ES")
+SPY = _proxy("SPY", "SPDR S&P 500 ETF Trust", "etf", _FUND_TICKS, _fund("SPY"), "ES")
 
 PROXIES: dict[str, Product] = {product.code: product for product in (NDX, QQQ, SPX, SPY)}
+
+
+def list_codes(underlying_class: UnderlyingClass) -> str:
+    """The codes of the products and proxies of a class, for texts: `NQ, ES, GC`."""
+    products = (*PRODUCTS.values(), *PROXIES.values())
+    return ", ".join(p.code for p in products if p.underlying_class == underlying_class)
+
+
+def list_names() -> str:
+    """The products with their names, for texts: `NQ (E-mini Nasdaq-100 futures), …`."""
+    return ", ".join(f"{code} ({product.name})" for code, product in PRODUCTS.items())
+
+
+def list_multipliers() -> str:
+    """Dollars per point by product, for texts: `20 for NQ, …`."""
+    return ", ".join(f"{product.multiplier:g} for {code}" for code, product in PRODUCTS.items())

@@ -10,10 +10,13 @@ from nq_pipeline.lake.tables.table import (
     INSTANT,
     INT,
     OPTION_TYPE,
+    PRODUCT,
+    ROOT,
     RUN_ID,
     SERIES,
     STRIKE,
     TEXT,
+    UNDERLYING_CLASS,
     Table,
     nullable,
     required,
@@ -87,12 +90,12 @@ _SNAPSHOT = (
     ENVIRONMENT,
     required("snapshot_ts", INSTANT, "that of the chain's rows"),
     required("trade_date", DATE, "CME session date of the snapshot"),
-    required("underlying_class", TEXT, "future (NQ, ES, GC), index (NDX, SPX) or etf (QQQ, SPY)"),
+    UNDERLYING_CLASS,
 )
 
 _SERIES = (
     *_SNAPSHOT,
-    required("root", TEXT, "Globex product code, or a proxy's: NDX, NDXP, QQQ, SPX, SPXW, SPY"),
+    ROOT,
     SERIES,
 )
 
@@ -195,7 +198,7 @@ GAMMA_LEVELS = Table(
     meaning="All series of a product together: one row per source, snapshot and product.",
     columns=(
         *_SNAPSHOT,
-        required("product", TEXT, "what the options are on: NQ, ES, GC, or a proxy's NDX, QQQ, SPX, SPY"),
+        PRODUCT,
         nullable("forward", FLOAT, "of the first contract to expire: what zero_gamma is measured in"),
         *_TOTALS,
         *_RATIOS,

@@ -11,15 +11,18 @@ from nq_pipeline.lake.tables.table import (
     INSTANT,
     INT,
     OPTION_TYPE,
+    ROOT,
     RUN_ID,
     SERIES,
     STRIKE,
     TEXT,
+    UNDERLYING_CLASS,
     USD,
     Table,
     nullable,
     required,
 )
+from nq_pipeline.market.products import list_multipliers
 
 CHAIN_COLUMNS = (
     required("source", TEXT, "vendor: barchart, polygon, tradovate, databento"),
@@ -27,12 +30,12 @@ CHAIN_COLUMNS = (
     required("snapshot_ts", INSTANT, "when the pipeline asked; a cache hit keeps the original"),
     required("as_of", INSTANT, "the moment the vendor's quotes speak of"),
     required("trade_date", DATE, "CME session date of the snapshot"),
-    required("underlying_class", TEXT, "future (NQ, ES, GC), index (NDX, SPX) or etf (QQQ, SPY)"),
+    UNDERLYING_CLASS,
     nullable("underlying", TEXT, "underlying future (NQM5), index (NDX, SPX) or fund (QQQ, SPY)"),
     nullable(
         "underlying_price", FLOAT, "price of the underlying as the vendor showed it, index points or dollars"
     ),
-    required("root", TEXT, "Globex product code, or a proxy's: NDX, NDXP, QQQ, SPX, SPXW, SPY"),
+    ROOT,
     SERIES,
     nullable("raw_symbol", TEXT, "exchange symbol: 'Q1BN5 C21330', or the OCC-style ticker"),
     required("vendor_symbol", TEXT, "the vendor's own code for the contract, as sent"),
@@ -43,7 +46,7 @@ CHAIN_COLUMNS = (
     required("exercise_style", TEXT, "american or european"),
     STRIKE,
     OPTION_TYPE,
-    required("multiplier", FLOAT, "dollars per point: 20 for NQ, 50 for ES, 100 for GC and proxies"),
+    required("multiplier", FLOAT, f"dollars per point: {list_multipliers()}, 100 for proxies"),
     nullable("bid", FLOAT, "best bid, points or dollars; null when the vendor shows none"),
     nullable("bid_size", INT, "contracts at the bid"),
     nullable("ask", FLOAT, "best ask, points or dollars; null when the vendor shows none"),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from nq_pipeline.errors import LakeError
+from nq_pipeline.market.contracts import PROXY_ROOTS
+from nq_pipeline.market.products import PROXIES, list_codes
 
 INSTANT = pl.Datetime("ns", "UTC")
 TEXT, FLOAT, INT, BOOL, DATE = pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.Date()
@@ -86,6 +88,15 @@ def nullable(name: str, dtype: pl.DataType, meaning: str, *, was: pl.DataType | 
 ENVIRONMENT = required("environment", TEXT, "sandbox (synthetic) or live")
 RUN_ID = required("run_id", TEXT, "the run that wrote the row")
 DATASET = required("dataset", TEXT, "Databento's dataset")
+UNDERLYING_CLASS = required(
+    "underlying_class",
+    TEXT,
+    f"future ({list_codes('future')}), index ({list_codes('index')}) or etf ({list_codes('etf')})",
+)
+ROOT = required("root", TEXT, f"Globex product code, or a proxy's: {', '.join(PROXY_ROOTS)}")
+PRODUCT = required(
+    "product", TEXT, f"what the options are on: {list_codes('future')}, or a proxy's {', '.join(PROXIES)}"
+)
 SERIES = required("series", TEXT, "root and expiration date, Q1B-2025-07-01")
 CONTRACT_KEY = required("contract_key", TEXT, "series, side and strike, Q1B-2025-07-01-C-21330")
 OPTION_TYPE = required("option_type", TEXT, "C or P")

@@ -22,6 +22,7 @@ from nq_pipeline.lake.tables import (
     Column,
     Table,
 )
+from nq_pipeline.lake.tables.table import PRODUCT
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ _WHOSE = (
     Column("vendor_implied_volatility", _F, "the vendor's, as a fraction, used or not"),
 )
 
-_PRODUCT = Column("product", _S, "whose options these are: NQ, ES, GC, or a proxy's NDX, QQQ, SPX, SPY")
+_PRODUCT = Column("product", _S, PRODUCT.meaning)
 _CHAIN = (*OPTION_CHAIN.columns, _PRODUCT)
 _PRICED = (
     *(_COMPUTED.get(column.name, column) for column in OPTION_CHAIN.columns),

@@ -1,12 +1,14 @@
 """What each product's synthetic market looks like: level, volatility, strikes, names, ids.
 
-Round figures near those of 2025, calibrated to no real day. A product of the product table needs an
-entry here to be shown in the sandbox.
+Round figures near those of 2025, calibrated to no real day. A product of the product table without an
+entry here gets a plain market on its own ticks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from nq_pipeline.market.products import PRODUCTS, Product
 
 Span = tuple[float, float, float]
 """A step between strikes, and the shares of the lowest and highest close that it spans."""
@@ -61,7 +63,7 @@ class Profile:
         return dict(self.proxy_scale).get(proxy, 1.0)
 
 
-PROFILES: dict[str, Profile] = {
+_CALIBRATED = {
     "NQ": Profile(
         number=0,
         level=21_500.0,
@@ -108,3 +110,27 @@ PROFILES: dict[str, Profile] = {
         carry=0.043,
     ),
 }
+
+
+def _plain_profile(number: int, product: Product) -> Profile:
+    """A market at 10,000 ticks, with a strike for each per cent of that."""
+    tick = product.ticks[-1][1]
+    step = 100 * tick
+    return Profile(
+        number=number,
+        level=10_000 * tick,
+        volatility=1.0,
+        future_tick=tick,
+        future_volume=100_000,
+        strikes=((5 * step, 0.50, 1.50), (step, 0.85, 1.15)),
+        near_strikes=((step / 2, 0.95, 1.05),),
+        last_strikes=(),
+        name=product.name,
+    )
+
+
+PROFILES: dict[str, Profile] = {
+    code: _CALIBRATED.get(code) or _plain_profile(number, product)
+    for number, (code, product) in enumerate(PRODUCTS.items())
+}
+"""By product code, in the order of the product table."""

@@ -1,0 +1,76 @@
+"""A new product is one row of the product table: nothing else has to change for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROW = """
+    Product(
+        code="TOY",
+        name="Toy futures",
+        underlying_class="future",
+        multiplier=5.0,
+        ticks=((_INF, 0.05),),
+        timezone="America/Chicago",
+        settlements=_EQUITY_SETTLEMENTS,
+        families=(
+            Family("quarterly", ("TOY",), FRIDAY, "AM", "american", _AM),
+            _weekly(WEDNESDAY, "T{}W"),
+        ),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with the row, and a snapshot that it took."""
+    folder = tmp_path_factory.mktemp("toy")
+    package = Path(__file__).parents[1] / "nq_pipeline"
+    shutil.copytree(package, folder / "nq_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    table = folder / "nq_pipeline/market/products.py"
+    text = table.read_text()
+    assert text.count("for product in (NQ, ES, GC)}") == 1
+    table.write_text(text.replace("for product in (NQ, ES, GC)}", f"for product in (NQ, ES, GC, {ROW})}}"))
+    nq(folder, "run")
+    return folder
+
+
+def nq(folder: Path, *arguments: str) -> str:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("NQ_")},
+        "PYTHONPATH": str(folder),
+        "NQ_NOW": "2025-06-10T15:00:00Z",
+        "NQ_PRODUCTS": "TOY",
+        "NQ_SOURCES": "databento",
+        "NQ_HORIZON_DAYS": "1",
+        "NQ_SOURCE_DEADLINE_S": "60",
+    }
+    command = [sys.executable, "-m", "nq_pipeline", *arguments]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_its_contracts_are_listed_and_priced(folder: Path) -> None:
+    query = (
+        "select series, multiplier, underlying, count(*) as contracts, "
+        "count(implied_volatility) as priced from option_chain_priced where product = 'TOY' group by all"
+    )
+    (series,) = json.loads(nq(folder, "sql", "--json", query))
+    assert (series["series"], series["multiplier"], series["underlying"]) == ("T2W-2025-06-11", 5.0, "TOYM5")
+    assert series["contracts"] > 20
+    assert series["priced"] > 10
+
+
+def test_its_name_is_in_settings_and_tables(folder: Path) -> None:
+    assert "TOY (Toy futures)" in nq(folder, "settings", "--markdown")
+    tables = nq(folder, "tables", "--markdown")
+    assert "5 for TOY" in tables
+    assert "future (NQ, ES, GC, TOY)" in tables
