@@ -1,15 +1,15 @@
-"""The HTTP session of a vendor: cached, rate-limited, bounded in time and size.
+"""The HTTP session of a vendor: rate-limited, and bounded in time and size.
 
-requests-cache above requests-ratelimiter above one adapter of ours, so that a cached answer
-costs no budget and a body is read under the deadline. The adapter also takes what must not be kept (cookies,
-headers nobody reads, secrets the vendor repeats) out of a response before the cache sees it.
+requests-ratelimiter spaces the requests, an adapter reads each body under the deadline and a size
+limit, tenacity repeats what failed for a passing reason.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,20 @@ import requests
 import tenacity
 from pyrate_limiter import Duration, Limiter, Rate, SQLiteBucket
 from requests.adapters import HTTPAdapter
-from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
-from requests_cache import CacheMixin
-from requests_cache.cache_keys import create_key
-from requests_cache.policy.expiration import DO_NOT_CACHE
 from requests_ratelimiter import LimiterMixin
 from requests_ratelimiter.buckets import HostBucketFactory
 from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
-from urllib3.response import HTTPResponse
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
-from nq_pipeline.redaction import LONG, spellings, strike, strike_data
-from nq_pipeline.transport.http_cache import HttpCache, drop_if_damaged
-from nq_pipeline.transport.vendor_session import KEPT_HEADERS
+from nq_pipeline.redaction import LONG, strike, strike_data
+from nq_pipeline.transport.vendor_session import KEPT_HEADERS, Policy
 
-STAMP_HEADER = "X-NQ-Stamp"
-"""Rides on a cached response: `<snapshot ns>:<request id>` of the first asking."""
+log = logging.getLogger(__name__)
 
 TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
-IGNORED = [
-    "apiKey", "apikey", "api_key", "key", "token", "accessToken", "password", "sec", "cid", "p-ticket",
-    "Authorization", "Cookie", "X-XSRF-TOKEN",
-]  # fmt: skip
-"""Parameters and headers that are no part of a cache key and are struck out of what is kept."""
+SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class TruncatedAnswer(Exception):
@@ -49,69 +38,44 @@ class TruncatedAnswer(Exception):
 
 
 class _Adapter(HTTPAdapter):
-    """Reads the whole body under a deadline and a size bound, and stamps it for the cache."""
+    """Reads the whole body under a deadline and a size limit, and notes the session cookies."""
 
-    def __init__(
-        self,
-        remaining: Callable[[], float],
-        max_bytes: int,
-        secrets: Sequence[str] = (),
-        configured: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, remaining: Callable[[], float], max_bytes: int, cookies: set[str]) -> None:
         super().__init__(max_retries=0)
-        self._remaining = remaining
-        self._max_bytes = max_bytes
-        self._secrets = secrets  # the session's own list: it grows with what the vendor hands out
-        self._configured = configured
-        self._cookies: frozenset[str] = frozenset()
+        self._remaining, self._max_bytes, self._cookies = remaining, max_bytes, cookies
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        stamp = request.headers.pop(STAMP_HEADER, "")
-        kwargs["stream"] = True
-        response = super().send(request, **kwargs)
-        # What has no stamp is not kept: a login may hand out the same token again.
-        known = self._secrets if stamp else self._configured
-        self._cookies |= set(_cookies(request, response))  # they may hold after others took their place
-        secrets = (*known, *spellings(self._cookies))
-        read_whole(response, self._max_bytes, self._remaining, secrets)
-        response.headers[STAMP_HEADER] = response.raw.headers[STAMP_HEADER] = stamp
-        response.cookies.clear()
-        request._cookies = RequestsCookieJar()  # type: ignore[attr-defined]
+        response = super().send(request, **{**kwargs, "stream": True})
+        self._cookies |= set(_session_cookies(request, response))
+        read_whole(response, self._max_bytes, self._remaining)
         return response
 
 
-def read_whole(
-    response: requests.Response, max_bytes: int, remaining: Callable[[], float], secrets: Iterable[str]
-) -> None:
-    """Read a streamed response to its end, without secrets and without headers that nobody reads.
+def read_whole(response: requests.Response, max_bytes: int, remaining: Callable[[], float]) -> None:
+    """Read a streamed response to its end.
 
     Raises
     ------
-    BadPayload, DeadlineReached, CutOff
+    BadPayload, DeadlineReached, TruncatedAnswer
     """
-    raw = response.raw
     try:
-        body = _read(raw, max_bytes, remaining)
+        response._content = _read(response.raw, max_bytes, remaining)
     except BaseException:
-        raw.close()  # with its connection: the rest of this body must not answer the next question
+        response.raw.close()  # with its connection: the rest of this body must not answer the next request
         raise
-    raw.release_conn()
-    body, reason = strike_data(body, secrets), strike(response.reason or "", secrets)
-    clean_headers(response, secrets)
-    response.reason = reason
-    # The session takes its cookies from `_original_response`; the cache never sees them.
-    response.raw = HTTPResponse(
-        body=io.BytesIO(body), headers=dict(response.headers), status=raw.status, reason=reason,
-        version=raw.version, preload_content=False, original_response=raw._original_response,
-        request_url=raw._request_url,
-    )  # fmt: skip
+    response._content_consumed = True  # type: ignore[attr-defined]
+    response.raw.release_conn()
 
 
-def clean_headers(response: requests.Response, secrets: Iterable[str]) -> None:
-    """Leave the headers of a response that somebody reads, without secrets."""
+def redact(response: requests.Response, secrets: Iterable[str]) -> None:
+    """Strike secrets out of a response, and drop the headers that nobody reads."""
+    secrets = tuple(secrets)
+    if response._content:  # type: ignore[truthy-bool]  # False until it is read
+        response._content = strike_data(response._content, secrets)
+    response.reason = strike(response.reason or "", secrets)
     kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
     response.headers = CaseInsensitiveDict({name: strike(value, secrets) for name, value in kept.items()})
-    response.encoding = get_encoding_from_headers(response.headers)  # was of the headers as they came
+    response.encoding = get_encoding_from_headers(response.headers)  # it was taken from all headers
 
 
 def _read(raw: Any, max_bytes: int, remaining: Callable[[], float]) -> bytes:
@@ -130,68 +94,45 @@ def _read(raw: Any, max_bytes: int, remaining: Callable[[], float]) -> bytes:
     return bytes(body)
 
 
-def _cookies(request: requests.PreparedRequest, response: requests.Response) -> list[str]:
-    """The session cookies that a request carried and its response sets: keys for as long as they hold."""
+def _session_cookies(request: requests.PreparedRequest, response: requests.Response) -> list[str]:
+    """Cookies that a request carried or its response sets: they are keys for as long as they hold."""
     pairs = [pair.partition("=")[2] for pair in str(request.headers.get("Cookie") or "").split(";")]
     set_now = [cookie.value or "" for cookie in response.cookies]
     return [value for value in (*pairs, *set_now) if len(value) >= LONG]
 
 
-class _Session(CacheMixin, requests.Session):
-    """Cached, no rate limit."""
-
-
-class _LimitedSession(CacheMixin, LimiterMixin, requests.Session):
-    """Cached and rate-limited; a hit costs no budget."""
+class _LimitedSession(LimiterMixin, requests.Session):
+    """A rate-limited session."""
 
     def close(self) -> None:
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()
         self.limiter.bucket_factory.close()  # its thread: the library ends only those it began itself
 
 
-def session(
-    source: str,
-    *,
-    per_minute: int,
-    spacing_s: float,
-    state_dir: Path,
-    pinned: datetime | None,
-    remaining: Callable[[], float],
-    max_bytes: int,
-    secrets: Sequence[str],
-    configured: Sequence[str],
+def open_http(
+    source: str, policy: Policy, *, state_dir: Path, remaining: Callable[[], float], cookies: set[str]
 ) -> requests.Session:
-    """A session whose cache and rate limit are shared by all processes using `state_dir`."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    instant = pinned.isoformat() if pinned else ""
+    """A session whose rate limit is shared by all processes that use `state_dir`.
 
-    def key(request: Any, **kwargs: Any) -> str:
-        # A frozen instant is part of the question: another instant is another answer.
-        return create_key(request, **kwargs) + instant
-
-    options: dict[str, Any] = {
-        "backend": HttpCache(state_dir / f"{source}-http.sqlite"),
-        "key_fn": key,
-        "ignored_parameters": IGNORED,
-        "allowable_codes": (200,),
-        "allowable_methods": ("GET",),
-        "stale_if_error": False,
-        "cache_control": False,
-    }
-    rates = _rates(per_minute, spacing_s)
-    made: Any
+    Parameters
+    ----------
+    cookies
+        Receives every session cookie that passes.
+    """
+    rates = _rates(policy.per_minute, policy.spacing_s)
+    session: Any = requests.Session()
     if rates:
-        drop_if_damaged(state_dir / f"{source}-rate.sqlite")
-        memory = {"path": state_dir / f"{source}-rate.sqlite", "use_file_lock": True}
+        state_dir.mkdir(parents=True, exist_ok=True)
+        path = state_dir / f"{source}-rate.sqlite"
+        _drop_if_damaged(path)
+        memory = {"path": path, "use_file_lock": True}
         buckets = HostBucketFactory(rates, SQLiteBucket, memory, bucket_name=source)
-        made = _LimitedSession(**options, limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
-    else:
-        made = _Session(**options)
-    adapter = _Adapter(remaining, max_bytes, secrets, configured)
-    made.mount("https://", adapter)
-    made.mount("http://", adapter)
-    made.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else
-    return made  # type: ignore[no-any-return]
+        session = _LimitedSession(limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
+    adapter = _Adapter(remaining, policy.max_bytes, cookies)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    session.trust_env = False  # no netrc, no proxies: a key goes where the settings say and nowhere else
+    return session  # type: ignore[no-any-return]
 
 
 def _rates(per_minute: int, spacing_s: float) -> list[Rate]:
@@ -207,21 +148,17 @@ def send(
     session: Any,
     method: str,
     url: str,
+    policy: Policy,
     *,
-    timeout_s: float,
-    attempts: int,
-    retry_after_cap_s: float,
     remaining: Callable[[], float],
     params: Mapping[str, Any],
     json: Mapping[str, Any] | None,
-    headers: Mapping[str, str],
-    expires: datetime | None,
-    refresh: bool,
+    headers: Mapping[str, str] | None,
 ) -> requests.Response:
-    """Send one question, again after transient faults while time is left.
+    """Send one request; repeat it after transient faults while time is left.
 
-    A server fault is asked again with jittered backoff, HTTP 429 after its Retry-After when
-    that is short enough; the last response is returned whatever its status. POST is sent once.
+    A server fault is retried with jittered backoff, HTTP 429 after its Retry-After when that is
+    short enough. The last response is returned whatever its status. POST is sent once.
 
     Raises
     ------
@@ -231,12 +168,10 @@ def send(
     def once() -> requests.Response:
         if hasattr(session, "max_delay"):
             session.max_delay = remaining()
-        timeout = max(0.05, min(timeout_s, remaining()))
+        timeout = max(0.05, min(policy.timeout_s, remaining()))
         return session.request(  # type: ignore[no-any-return]
-            method, url, params=params, json=json, headers=headers, timeout=(timeout, timeout),
-            expire_after=DO_NOT_CACHE if expires is None else expires, force_refresh=refresh,
-            allow_redirects=False,
-        )  # fmt: skip
+            method, url, params=params, json=json, headers=headers, timeout=timeout, allow_redirects=False
+        )
 
     def pause(state: tenacity.RetryCallState) -> float:
         backoff = tenacity.wait_random_exponential(multiplier=0.2, max=5)(state)
@@ -251,11 +186,11 @@ def send(
             return isinstance(error, (TruncatedAnswer, requests.ConnectionError)) and not _rate_limit(error)
         response = state.outcome.result()
         asked = retry_after(response)
-        if asked is not None and asked > min(retry_after_cap_s, remaining()):
+        if asked is not None and asked > min(policy.retry_after_cap_s, remaining()):
             return False
         return response.status_code in TRANSIENT_STATUS or (response.status_code == 429 and asked is not None)
 
-    allowed = attempts if method == "GET" else 1
+    allowed = policy.attempts if method == "GET" else 1
     retrying = tenacity.Retrying(
         stop=lambda state: state.attempt_number >= allowed or state.upcoming_sleep >= remaining(),
         wait=pause,
@@ -273,16 +208,9 @@ def send(
             raise DeadlineReached("the rate limit of the plan leaves no time for more requests") from None
         if remaining() <= 0.05:
             raise DeadlineReached("the time allowed ran out while waiting for an answer") from None
-        raise Unavailable(f"no answer within {timeout_s:g} s") from None
+        raise Unavailable(f"no answer within {policy.timeout_s:g} s") from None
     except (requests.RequestException, HTTPError) as error:
         raise Unavailable(f"no connection or no answer ({type(error).__name__})") from None
-
-
-def kept(session: Any, url: str, params: Mapping[str, Any]) -> bool:
-    """Whether a GET would be answered from the cache."""
-    request = requests.Request("GET", url, params=params)
-    response = session.cache.get_response(session.cache.create_key(request))
-    return response is not None and not response.is_expired
 
 
 def retry_after(response: requests.Response) -> float | None:
@@ -294,3 +222,19 @@ def retry_after(response: requests.Response) -> float | None:
 def _rate_limit(error: BaseException | None) -> bool:
     # requests-ratelimiter reports its own limit as a plain Timeout; only the text tells it apart.
     return isinstance(error, requests.Timeout) and "Rate limit not cleared" in str(error)
+
+
+def _drop_if_damaged(path: Path) -> None:
+    """Remove the rate limiter's database if it cannot be read to its end; it is made anew."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            sound = database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError as error:
+        # Busy, full or out of reach is no damage.
+        sound = getattr(error, "sqlite_errorcode", 0) & 0xFF not in SQLITE_DAMAGE
+    if not sound:
+        log.warning("the rate limiter's memory %s is damaged; it is made anew", path)
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)

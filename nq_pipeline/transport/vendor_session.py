@@ -1,13 +1,13 @@
-"""The one seam between a vendor's client and the network.
+"""The one way to ask a vendor.
 
-Whatever leaves for a vendor in a run goes through that vendor's `VendorSession`: HTTP by `get()` and
-`post()`, everything else (an official client, a websocket) by `call()`. The exchange retries,
-spaces, bounds and caches; it archives the exact body of every answer (after transfer and
-content decoding) and keeps one `Fetch` per question. `ArchivedSession` answers the same
-questions from the archive, so that a parser can run again without asking anyone.
+Every request of a run goes through the vendor's `VendorSession`: HTTP by `get()` and `post()`,
+everything else (an official client, a websocket) by `call()`. It retries, spaces and bounds requests,
+archives the exact body of every answer (after transfer and content decoding), and records one
+`Fetch` per request. The archive is the cache, too: a question is answered from it while its last
+answer is fresh. `ArchivedSession` answers only from the archive, so that a parser can run again.
 
-The vendor's client decides what an answer means. When one is bad it says so with `reject()`,
-which marks the fetch and drops the answer from the cache.
+The vendor's client decides what an answer means. It calls `reject()` for a bad one, which marks the
+fetch and keeps the answer from being served again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import orjson
 import polars as pl
 
 from nq_pipeline.clock import Clock, to_ns
-from nq_pipeline.errors import BadPayload, DeadlineReached, SourceError, Unavailable
+from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.lake.tables import FETCHES
 from nq_pipeline.outcome import Outcome
@@ -147,7 +147,7 @@ class VendorSession:
     deadline
         `clock.monotonic()` value past which nothing more is asked.
     state_dir
-        Folder of the HTTP cache and the rate limiter's memory.
+        Folder of the rate limiter's memory.
     refresh
         Ask even where a cached answer is still fresh.
 
@@ -176,7 +176,8 @@ class VendorSession:
     used: dict[str, str] = field(default_factory=dict)
     fresh_until: int | None = None
     secrets: list[str] = field(default_factory=list, repr=False)
-    _session: Any = None
+    _cookies: set[str] = field(default_factory=set, repr=False)
+    _http_session: Any = None
 
     def __post_init__(self) -> None:
         self.learn(*self.scope.secrets)
@@ -196,8 +197,9 @@ class VendorSession:
         keep: Keep = Keep.MARKET,
         archive: bool = True,
     ) -> Reply:
-        """GET `base_url + path`; any HTTP status is a reply. An answer with a token in it must be
-        neither kept nor archived.
+        """GET `base_url + path`; any HTTP status is a reply.
+
+        An answer with a token in it must be neither cached (`keep`) nor archived.
 
         Raises
         ------
@@ -209,14 +211,6 @@ class VendorSession:
             The body was cut off or larger than any honest answer.
         """
         return self._http("GET", path, operation, params, None, headers, keep, archive=archive)
-
-    def kept(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
-        """Whether `get` would answer this without asking, so that no login is needed for it."""
-        if self.refresh:
-            return False
-        from nq_pipeline.transport import http
-
-        return http.kept(self._http_session(), self.scope.base_url + path, _given(params))
 
     def post(
         self,
@@ -240,17 +234,20 @@ class VendorSession:
     ) -> Reply:
         """Ask something that is not plain HTTP; `perform` does it and returns the exact bytes.
 
-        `parameters` identify the question (no secrets). `perform` raises `SourceError` for what
-        the vendor did; the error is recorded and passes through. What it costs, `perform` notes in
-        `asking`.
+        Parameters
+        ----------
+        parameters
+            Identify the question; no secrets.
+        perform
+            Raises `SourceError` for what the vendor did, which is recorded and passes through. It
+            notes its cost in `asking`.
         """
-        entry = self._kept(operation, parameters, keep)
-        fetch = self._fetch(operation, self._address(operation))
         started = self.clock.monotonic()
-        if entry is not None:
-            body = self.archive.get(entry)
+        cached = self._cached(operation, parameters, keep)
+        fetch = self._fetch(operation, self._address(operation))
+        if cached:
             self._finish(fetch, started)
-            return self._reply(fetch, entry, body, cached=True)
+            return self._reply(fetch, *cached, cached=True)
         try:
             self.check_deadline()
             body = strike_data(perform(), self.secrets)
@@ -268,26 +265,31 @@ class VendorSession:
         """The newest question; within `perform`, the one that is being asked."""
         return self.fetches[-1]
 
-    def recalls(self, operation: str, parameters: Mapping[str, Any], keep: Keep = Keep.MARKET) -> bool:
-        """Whether `call` would answer this without asking, so that nothing need be paid for it."""
-        return self._kept(operation, parameters, keep) is not None
+    def is_cached(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any] | None = None,
+        keep: Keep = Keep.MARKET,
+        *,
+        path: str | None = None,
+    ) -> bool:
+        """Whether `call` (or `get`, with `path`) would answer without asking, and so without cost or login."""
+        return self._cached(operation, _question(path, parameters), keep) is not None
 
     def note_hit(self, operation: str, snapshot_ts: datetime) -> None:
-        """Record that a whole kept answer was served without any question."""
+        """Record that a whole cached answer was served without any request."""
         fetch = self._fetch(operation, self._address("/"))
         fetch.cache, fetch.snapshot_ts = "hit", to_ns(snapshot_ts)
         fetch.outcome, fetch.detail = Outcome.OK, None
 
     def reject(self, reply: Reply, outcome: Outcome, detail: str) -> None:
-        """Say that a reply was no good: its fetch shows why, and it is not served again."""
+        """Mark a reply as bad: its fetch shows why, and it is not served again."""
         for fetch in self.fetches:
             if fetch.request_id == reply.fetch_id:
                 fetch.outcome, fetch.detail = outcome, strike(detail, self.secrets)
         entry = self.archive.entry(self.scope.source, self.scope.trade_date, reply.request_id)
         if entry is not None:
             self.archive.expire(entry)
-        if self._session is not None:
-            self._session.cache.delete(urls=[reply.url])
 
     def remaining(self) -> float:
         """Seconds left for this vendor; never negative."""
@@ -302,11 +304,11 @@ class VendorSession:
 
     def cookie(self, name: str) -> str | None:
         """A cookie the vendor set in this run."""
-        return self._http_session().cookies.get(name)  # type: ignore[no-any-return]
+        return self._open_http().cookies.get(name)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
+        if self._http_session is not None:
+            self._http_session.close()
 
     def frame(self) -> pl.DataFrame:
         """The fetches so far as rows of the `fetches` table, also while another thread still asks."""
@@ -325,8 +327,6 @@ class VendorSession:
         raw = pl.DataFrame(rows, infer_schema_length=None) if rows else FETCHES.empty()
         return raw.select([pl.col(name).cast(dtype) for name, dtype in FETCHES.schema.items()])
 
-    # Below: how it is done.
-
     def _http(
         self,
         method: str,
@@ -341,66 +341,54 @@ class VendorSession:
     ) -> Reply:
         from nq_pipeline.transport import http
 
-        self.check_deadline()
-        query = _given(params)
-        fetch = self._fetch(operation, self._address(path, query))
-        stamp = f"{fetch.snapshot_ts}:{fetch.request_id}" if archive else ""
         started = self.clock.monotonic()
+        query, question = _with_values(params), _question(path, params)
+        cached = self._cached(operation, question, keep)
+        if not cached:
+            self.check_deadline()
+        fetch = self._fetch(operation, self._address(path, query))
+        if cached:
+            self._finish(fetch, started)
+            return self._reply(fetch, *cached, cached=True)
         try:
             response = http.send(
-                self._http_session(),
+                self._open_http(),
                 method,
                 self.scope.base_url + path,
-                timeout_s=self.policy.timeout_s,
-                attempts=self.policy.attempts,
-                retry_after_cap_s=self.policy.retry_after_cap_s,
+                self.policy,
                 remaining=self.remaining,
                 params=query,
                 json=json,
-                headers={**(headers or {}), http.STAMP_HEADER: stamp},
-                expires=self.lifetime.expires(keep, self.scope.snapshot_ts),
-                refresh=self.refresh,
+                headers=headers,
             )
         except SourceError as error:
             self._finish(fetch, started, outcome=error.outcome, detail=str(error))
             raise
         self._finish(fetch, started)
-        body = response.content
+        # Learnt secrets stay in an answer that is not archived: a login may hand out the same token again.
+        secrets = self.secrets if archive else spellings(self.scope.secrets)
+        http.redact(response, (*secrets, *spellings(self._cookies)))
         entry = replace(
-            self._entry(fetch, operation, {"path": path, **query}, body, keep),
+            self._entry(fetch, operation, question, response.content, keep),
             status=response.status_code,
-            headers={name: response.headers[name] for name in KEPT_HEADERS if name in response.headers},
+            headers=dict(response.headers),
         )
-        cached = bool(getattr(response, "from_cache", False))
-        if cached:
-            first, _, request_id = response.headers[http.STAMP_HEADER].partition(":")
-            entry = replace(
-                entry,
-                snapshot_ts=int(first),
-                request_id=request_id,
-                received_at=self._received(response.created_at),  # type: ignore[attr-defined]
-                expires=to_ns(response.expires),  # type: ignore[attr-defined]
-            )
-        elif archive:
-            self.archive.put(entry, body)
-        return self._reply(fetch, entry, body, cached=cached, archived=archive)
+        if archive:
+            self.archive.put(entry, response.content)
+        return self._reply(fetch, entry, response.content, cached=False, archived=archive)
 
-    def _http_session(self) -> Any:
-        if self._session is None:
+    def _open_http(self) -> Any:
+        if self._http_session is None:
             from nq_pipeline.transport import http
 
-            self._session = http.session(
+            self._http_session = http.open_http(
                 self.scope.source,
-                per_minute=self.policy.per_minute,
-                spacing_s=self.policy.spacing_s,
+                self.policy,
                 state_dir=self.state_dir,
-                pinned=self.clock.pinned,
                 remaining=self.remaining,
-                max_bytes=self.policy.max_bytes,
-                secrets=self.secrets,
-                configured=spellings(self.scope.secrets),
+                cookies=self._cookies,
             )
-        return self._session
+        return self._http_session
 
     def _fetch(self, operation: str, url: str) -> Fetch:
         fetch = Fetch(
@@ -475,14 +463,21 @@ class VendorSession:
     def _pinned(self) -> str | None:
         return self.clock.pinned.isoformat() if self.clock.pinned else None
 
-    def _kept(self, operation: str, parameters: Mapping[str, Any], keep: Keep) -> RawEntry | None:
-        """The archived answer to this very question, while it may still be served."""
+    def _cached(
+        self, operation: str, parameters: Mapping[str, Any], keep: Keep
+    ) -> tuple[RawEntry, bytes] | None:
+        """The archived answer to this very question, while it may still be served; damage is a miss."""
         if self.refresh or keep is Keep.NEVER:
             return None
         entry = self.archive.find(self.scope.source, digest(self.scope.source, operation, parameters))
         if entry is None or entry.base_url != self.scope.base_url or entry.pinned != self._pinned:
             return None
-        return entry if time.time_ns() < entry.expires else None
+        if time.time_ns() >= entry.expires or entry.status not in (None, 200):
+            return None
+        try:
+            return entry, self.archive.get(entry)
+        except LakeError:
+            return None
 
     def _address(self, path: str, params: Mapping[str, Any] | None = None) -> str:
         shown = {k: v for k, v in (params or {}).items() if k.lower() not in SECRET_NAMES}
@@ -504,7 +499,7 @@ class ArchivedSession(VendorSession):
     def _http(
         self, method: str, path: str, operation: str, params: Mapping[str, Any] | None, *_: Any, **__: Any
     ) -> Reply:
-        return self._archived(operation, {"path": path, **_given(params)})
+        return self._archived(operation, _question(path, params))
 
     def call(
         self,
@@ -516,10 +511,7 @@ class ArchivedSession(VendorSession):
     ) -> Reply:
         return self._archived(operation, parameters)
 
-    def recalls(self, operation: str, parameters: Mapping[str, Any], keep: Keep = Keep.MARKET) -> bool:
-        return True
-
-    def kept(self, path: str, params: Mapping[str, Any] | None = None) -> bool:
+    def is_cached(self, *_: Any, **__: Any) -> bool:
         return True
 
     def cookie(self, name: str) -> str | None:
@@ -545,8 +537,12 @@ def _asked(entry: RawEntry) -> int:
     return entry.snapshot_ts if entry.pinned else max(entry.snapshot_ts, entry.requested_at)
 
 
-def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The parameters that have a value."""
+def _question(path: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What identifies a question: the parameters, for HTTP those that have a value and the path."""
+    return dict(parameters or {}) if path is None else {"path": path, **_with_values(parameters)}
+
+
+def _with_values(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (params or {}).items() if value is not None}
 
 
