@@ -4,16 +4,16 @@
     capture/<dataset>/…/*.dbn    a segment that is published, compacted and without an unsettled gap,
                                  after NQ_KEEP_CAPTURE_DAYS
     reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes one anew
-    cache/*-http.sqlite          answers past their lifetime, at once: they are never served again
+    cache/answers/*              parsed answers past their lifetime, after a day
+    cache/*-http.sqlite          HTTP caches of versions before 0.2, at once: nothing reads them any more
 
 The tables, the spend ledger, purchased history (`raw/databento/history`), the evidence of `nq verify`
 and the log of alerts are never touched. Superseded files of the tables go an hour after a merge, by
-compaction; kept answers go by themselves after a day.
+compaction.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from nq_pipeline.capture import log
 from nq_pipeline.capture.publisher import TABLES as PUBLISHED
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.rows import SCHEMAS
+from nq_pipeline.chains.answer_cache import AnswerCache
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import GRACE_NS, left_over, locked
 from nq_pipeline.lake import compaction
@@ -34,8 +35,6 @@ from nq_pipeline.lake.tables import FETCHES, GAPS, PARTITION, Table
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
-NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-"""What SQLite says on a full disk."""
 SETTLED = ("verified", "unfillable")
 """States of a gap for which the log is not needed any more."""
 
@@ -51,7 +50,7 @@ class Swept:
     before
         Trade dates before this one are old; None where age does not count.
     files, bytes
-        Removed, or in a dry run to be removed; of a cache the number of answers.
+        Removed, or in a dry run to be removed.
     kept
         Old files that stay, by the reason.
     """
@@ -205,23 +204,8 @@ def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Sw
 
 
 def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
-    from nq_pipeline.transport.http_cache import HttpCache
-
-    swept = Swept("cache", None)
-    for path in sorted(Workspace.of(settings).cache.glob("*-http.sqlite")):
-        size = path.stat().st_size
-        try:
-            cache = HttpCache(path)
-            swept.files += cache.count(expired=True) - cache.count(expired=False)
-            if not dry_run:
-                cache.delete(expired=True)  # also gives the space back
-                swept.bytes += max(0, size - path.stat().st_size)
-            cache.close()  # type: ignore[no-untyped-call]
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF not in NO_ROOM:
-                raise
-            # Nothing can be taken out of it; all of it is made anew.
-            _remove(swept, [path, *path.parent.glob(f"{path.name}-*")], dry_run)
+    swept, cache = Swept("cache", None), Workspace.of(settings).cache
+    _remove(swept, [*cache.glob("*-http.sqlite*"), *AnswerCache(cache / "answers").old_files()], dry_run)
     return swept
 
 

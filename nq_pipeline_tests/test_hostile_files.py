@@ -192,7 +192,6 @@ SHORT = [
     ("live/ledger.sqlite", "garbage", ["run", "budget"]),
     ("live/ledger.sqlite", "missing", ["budget"]),
     ("live/alerts.json", "list", ["alert"]),
-    ("live/cache/*-http.sqlite", "garbage", ["run", "retention"]),
     ("live/cache/answers/*.json", "object", ["run"]),
     ("live/raw/barchart/newest/*.json", "garbage", ["refresh"]),
     ("live/raw/barchart/trade_date=*/*.zst", "empty", ["replay"]),

@@ -1,9 +1,9 @@
-"""Whole answers kept for their lifetime, so that a repeat neither asks nor parses again.
+"""Whole parsed answers, cached so that a repeat neither asks nor parses again.
 
-requests-cache keeps single HTTP exchanges and the raw archive keeps the rest; this keeps what a
-vendor's chain came to, under the digest of everything that shaped it. Only `ok` and `partial`
-answers are kept, and never past the lifetime of their oldest exchange. A hit has the snapshot_ts
-of the original, so writing it adds no rows.
+The raw archive serves single requests again; this cache holds what a vendor's chain came to, under
+the digest of everything that affects it. Only `ok` and `partial` answers are cached, and no longer
+than the first of their requests is fresh. A hit has the snapshot_ts of the original, so writing it
+adds no rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 
-KEPT = (Outcome.OK, Outcome.PARTIAL)
+CACHEABLE = (Outcome.OK, Outcome.PARTIAL)
+OLD_AFTER_S = 86_400
 
 
 class AnswerCache:
@@ -35,39 +36,39 @@ class AnswerCache:
         self.root = root
 
     def get(self, source: str, key: str) -> tuple[ChainAnswer, dict[str, str]] | None:
-        """A fresh answer and the archived requests it came from, or None.
+        """A fresh answer and the archived requests it came from; None when there is none.
 
-        What cannot be read, or is not the bytes that were kept, is a miss.
+        A damaged file is a miss.
         """
         try:
-            kept = orjson.loads((self.root / f"{source}-{key}.json").read_bytes())
-            if time.time_ns() >= kept["expires"] or kept["version"] != SOURCE_CHAIN.version:
+            head = orjson.loads((self.root / f"{source}-{key}.json").read_bytes())
+            if time.time_ns() >= head["expires"] or head["version"] != SOURCE_CHAIN.version:
                 return None
-            body = (self.root / kept["frame"]).read_bytes()
-            if kept["frame"] != _frame_name(source, body):
+            body = (self.root / head["frame"]).read_bytes()
+            if head["frame"] != _frame_name(source, body):
                 return None
             answer = ChainAnswer(
                 source=source,
-                outcome=Outcome(kept["outcome"]),
-                reason=kept["reason"],
+                outcome=Outcome(head["outcome"]),
+                reason=head["reason"],
                 frame=pl.read_parquet(io.BytesIO(body)),
-                series={k: SeriesAnswer(Outcome(o), reason) for k, (o, reason) in kept["series"].items()},
-                dropped=Counter(kept["dropped"]),
-                controls=kept["controls"],
+                series={k: SeriesAnswer(Outcome(o), reason) for k, (o, reason) in head["series"].items()},
+                dropped=Counter(head["dropped"]),
+                controls=head["controls"],
                 cached=True,
-                refused=kept["refused"],
+                refused=head["refused"],
             )
-            return answer, kept["used"]
+            return answer, head["used"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, pl.exceptions.PolarsError):
             return None
 
     def put(self, key: str, answer: ChainAnswer, used: Mapping[str, str], expires: int) -> None:
-        """Keep an answer until `expires` (ns, real time); what is a day old goes.
+        """Cache an answer until `expires` (ns, real time); removes files that are a day old.
 
-        Raises `ValueError` for any other outcome than `KEPT`: a failure is never served again.
+        Raises `ValueError` for an outcome that is not `CACHEABLE`: a failure is never served again.
         """
-        if answer.outcome not in KEPT:
-            raise ValueError(f"an answer that is {answer.outcome} is never served again")
+        if answer.outcome not in CACHEABLE:
+            raise ValueError(f"an answer that is {answer.outcome} cannot be cached")
         buffer = io.BytesIO()
         answer.frame.write_parquet(buffer, compression="lz4")
         body = buffer.getvalue()
@@ -86,18 +87,17 @@ class AnswerCache:
             "used": dict(used),
         }
         write_atomically(self.root / f"{answer.source}-{key}.json", orjson.dumps(head))
-        self.sweep()
+        for path in self.old_files():
+            path.unlink(missing_ok=True)
 
-    def sweep(self, older_than_s: float = 86_400) -> int:
-        """Remove files not written for a day; returns how many."""
-        limit = time.time() - older_than_s
-        removed = 0
+    def old_files(self) -> list[Path]:
+        """The files that were written more than a day ago."""
+        limit, old = time.time() - OLD_AFTER_S, []
         for path in self.root.glob("*"):
-            with suppress(FileNotFoundError):  # another process swept it
+            with suppress(FileNotFoundError):  # another process removed it
                 if path.stat().st_mtime < limit:
-                    path.unlink()
-                    removed += 1
-        return removed
+                    old.append(path)
+        return old
 
 
 def _frame_name(source: str, body: bytes) -> str:
@@ -105,5 +105,5 @@ def _frame_name(source: str, body: bytes) -> str:
 
 
 def answer_key(parts: Mapping[str, Any]) -> str:
-    """The digest of everything that shapes an answer (no secrets among it)."""
+    """The digest of everything that affects an answer; `parts` hold no secrets."""
     return hashlib.sha256(orjson.dumps(parts, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()[:40]

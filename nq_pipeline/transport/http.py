@@ -70,7 +70,7 @@ def read_whole(response: requests.Response, max_bytes: int, remaining: Callable[
 def redact(response: requests.Response, secrets: Iterable[str]) -> None:
     """Strike secrets out of a response, and drop the headers that nobody reads."""
     secrets = tuple(secrets)
-    if response._content:  # type: ignore[truthy-bool]  # False until it is read
+    if response._content:
         response._content = strike_data(response._content, secrets)
     response.reason = strike(response.reason or "", secrets)
     kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}

@@ -273,7 +273,7 @@ class VendorSession:
         *,
         path: str | None = None,
     ) -> bool:
-        """Whether `call` (or `get`, with `path`) would answer without asking, and so without cost or login."""
+        """Whether `call` (or `get`, with `path`) would answer without asking, so without cost or login."""
         return self._cached(operation, _question(path, parameters), keep) is not None
 
     def note_hit(self, operation: str, snapshot_ts: datetime) -> None:

@@ -140,7 +140,7 @@ def test_the_library_never_imports_dagster_and_dagster_never_imports_the_slow_cl
     library = _imported("nq_pipeline.chains.snapshot", "nq_pipeline.chains.quality", "nq_pipeline.cli")
     assert "dagster" not in library
     definitions = _imported("nq_pipeline.definitions")
-    assert definitions.isdisjoint({"databento", "duckdb", "bs4", "requests_cache", "scipy", "uvicorn"})
+    assert definitions.isdisjoint({"databento", "duckdb", "bs4", "requests_ratelimiter", "scipy", "uvicorn"})
 
 
 def _imported(*modules: str) -> set[str]:

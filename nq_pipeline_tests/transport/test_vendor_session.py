@@ -253,14 +253,10 @@ def test_a_repeat_is_served_from_the_cache_with_its_first_provenance(tmp_path: P
 
 def test_a_hit_expires_when_the_first_answer_does(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        made = []
-        for _ in range(2):
-            ex = exchange(server.url, tmp_path)
-            get(ex)
-            made.append(ex.fresh_until)
-            ex.close()
-    assert None not in made
-    assert abs(made[0] - made[1]) < 10**9
+        first, second = (exchange(server.url, tmp_path) for _ in range(2))
+        get(first)
+        get(second)
+    assert first.fresh_until is not None and first.fresh_until == second.fresh_until
 
 
 @pytest.mark.parametrize(
@@ -315,6 +311,16 @@ def test_a_rejected_answer_is_not_served_again_and_its_fetch_says_why(tmp_path: 
         assert not get(again, params={"fields": "a,b c", "z": "é"}).cached
     assert (ex.fetches[0].outcome, ex.fetches[0].detail) == (Outcome.BAD_PAYLOAD, "not what was asked")
     assert ex.frame()["outcome"].to_list() == ["bad_payload"]
+
+
+def test_a_damaged_cached_answer_is_asked_again(tmp_path: Path) -> None:
+    with serve(counting()) as server:
+        get(exchange(server.url, tmp_path))
+        (body,) = (tmp_path / "raw").rglob("*.zst")
+        body.write_bytes(b"damaged")
+        again = exchange(server.url, tmp_path)
+        assert not again.is_cached("chain", path="/x")
+        assert (get(again).body, len(server.asked)) == (b'{"n":2}', 2)
 
 
 def test_cookies_last_for_a_run_and_are_not_kept(tmp_path: Path) -> None:
@@ -533,12 +539,12 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
     made = []
     for kept in (False, True):
         ex = exchange("ws://127.0.0.1:9", tmp_path)
-        assert ex.recalls("quotes", {"a": 1}) is kept
+        assert ex.is_cached("quotes", {"a": 1}) is kept
         made.append((ex.call("quotes", {"a": 1}, perform), ex))
     (first, paid), (second, free) = made
     assert (len(performed), first.body, second.body) == (1, b"exact bytes", b"exact bytes")
     assert (first.cached, second.cached, second.request_id) == (False, True, first.request_id)
-    assert (paid.fetches[0].cost_usd, free.fetches[0].cost_usd) == (Decimal("0.5"), 0)
+    assert (paid.fetches[0].cost_usd, free.fetches[0].cost_usd) == (Decimal("0.5"), Decimal(0))
     assert paid.frame()["cost_usd"].to_list() == [Decimal("0.5")]
 
 

@@ -264,7 +264,7 @@ class Databento:
         missing = [
             part
             for part in plan.priced
-            if part[0].schema not in request.refused and not exchange.recalls(*_question(plan, part[0]))
+            if part[0].schema not in request.refused and not exchange.is_cached(*_question(plan, part[0]))
         ]
         if not missing:
             return None

@@ -91,7 +91,7 @@ class _Adapter(HTTPAdapter):
         self._transport = transport
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        from nq_pipeline.transport import http  # brings the HTTP cache, which is slow to load
+        from nq_pipeline.transport import http  # its libraries are slow to import
 
         transport, streamed = self._transport, bool(kwargs.get("stream"))
         if transport.remaining() <= 0:
@@ -100,11 +100,10 @@ class _Adapter(HTTPAdapter):
         try:
             self._check(response, streamed)
             if streamed and response.ok:
-                http.clean_headers(response, transport.secrets)
                 response.raw = _Download(response.raw, transport)
             else:
-                limit = transport.policy.max_bytes
-                http.read_whole(response, limit, transport.remaining, transport.secrets)
+                http.read_whole(response, transport.policy.max_bytes, transport.remaining)
+            http.redact(response, transport.secrets)
         except SourceError as error:
             response.raw.close()
             raise RefusedAnswer(error) from None

@@ -128,10 +128,11 @@ class ContractLibrary:
         return parse_reply(self._session, reply, parse), reply
 
     def _send(self, path: str, params: dict[str, str | int]) -> Reply:
-        cached = self._session.kept(path, params)
+        operation = path.removeprefix("/")
+        cached = self._session.is_cached(operation, params, Keep.TRADE_DATE, path=path)
         return self._session.get(
             path,
-            operation=path.removeprefix("/"),
+            operation=operation,
             params=params,
             headers={} if cached else {"Authorization": f"Bearer {self.login.token().access}"},
             keep=Keep.TRADE_DATE,
