@@ -1,4 +1,4 @@
-"""What may be spent, by the settings, and why a charge does not fit."""
+"""The budgets of the settings, and how much of each is used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Budgets:
         )
 
     def recorded(self) -> dict[str, str]:
-        """Setting to value, of all whose changes are entries of the ledger."""
+        """The settings whose changes the ledger records, with their values."""
         return {
             "NQ_PLAN_MONTHLY_USD": f"{self.plan_usd.normalize():f}",
             "NQ_BUDGET_MONTHLY_USD": f"{self.monthly_usd.normalize():f}",
@@ -53,14 +53,14 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is taken of the budgets, for one vendor and purpose or in sum, USD.
+    """How much of the budgets is used, for one vendor and purpose or in total, USD.
 
     Attributes
     ----------
     month, day
         Metered requests that are paid for.
     reserved
-        Held by open reservations, of whatever age: they count in every month and day until closed.
+        Held by open reservations of any age: they count in every month and day until closed.
     """
 
     month: Decimal = ZERO
@@ -73,9 +73,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """One budget: how much of it is taken, and the setting that raises it.
+    """One budget: how much of it is used, and the setting that raises it.
 
-    `fees` is the part of the limit that the plan takes; the rest is for metered requests.
+    `fees` is the part of the limit that the plan uses; the rest is for metered requests.
     """
 
     name: str
@@ -92,9 +92,9 @@ class Cap:
 
     @property
     def share(self) -> float:
-        """How much of what is for metered requests is taken; 1 is all of it."""
-        taken, room = self.spent + self.reserved, self.limit - self.fees
-        return float(taken / room) if room > 0 else float(taken > 0)
+        """The used share of the budget for metered requests; 1 is all of it."""
+        used, room = self.spent + self.reserved, self.limit - self.fees
+        return float(used / room) if room > 0 else float(used > 0)
 
     def sentence(self) -> str:
         parts = [
@@ -102,31 +102,31 @@ class Cap:
             for usd, what in ((self.fees, "the plan"), (self.spent, "spent"), (self.reserved, "reserved"))
             if usd
         ]
-        taken = f" ({', '.join(parts)})" if parts else ""
-        return f"{format_usd(self.left)} is left of {self.name} of {format_usd(self.limit)}{taken}"
+        used = f" ({', '.join(parts)})" if parts else ""
+        return f"{format_usd(self.left)} is left of {self.name} of {format_usd(self.limit)}{used}"
 
 
-def sum_usage(uses: Mapping[tuple[str, str], Usage], *, vendor: str = "", purpose: str = "") -> Usage:
-    """The sum over (vendor, purpose), of one vendor or one purpose where named."""
+def sum_usage(usage: Mapping[tuple[str, str], Usage], *, vendor: str = "", purpose: str = "") -> Usage:
+    """The sum over (vendor, purpose), or of one vendor or purpose."""
     chosen = [
         use
-        for (of_vendor, of_purpose), use in uses.items()
+        for (of_vendor, of_purpose), use in usage.items()
         if vendor in ("", of_vendor) and purpose in ("", of_purpose)
     ]
     return sum(chosen, Usage())
 
 
 def caps(
-    budgets: Budgets, fees: Decimal, uses: Mapping[tuple[str, str], Usage], *, vendor: str, purpose: str
+    budgets: Budgets, fees: Decimal, usage: Mapping[tuple[str, str], Usage], *, vendor: str, purpose: str
 ) -> Iterator[Cap]:
-    """The budgets that a charge of this vendor and purpose has to fit, the widest first."""
-    every = sum_usage(uses)
+    """The budgets that a charge of this vendor and purpose must fit, the widest first."""
+    every = sum_usage(usage)
     month, day = "this month's budget", "today's budget"
     yield Cap(month, "NQ_BUDGET_MONTHLY_USD", budgets.monthly_usd, fees, every.month, every.reserved)
     yield Cap(day, "NQ_BUDGET_DAILY_USD", budgets.daily_usd, ZERO, every.day, every.reserved)
     for name, setting, limits, use in (
-        (vendor, "NQ_BUDGET_BY_VENDOR", budgets.by_vendor, sum_usage(uses, vendor=vendor)),
-        (purpose, "NQ_BUDGET_BY_PURPOSE", budgets.by_purpose, sum_usage(uses, purpose=purpose)),
+        (vendor, "NQ_BUDGET_BY_VENDOR", budgets.by_vendor, sum_usage(usage, vendor=vendor)),
+        (purpose, "NQ_BUDGET_BY_PURPOSE", budgets.by_purpose, sum_usage(usage, purpose=purpose)),
     ):
         if (limit := limits.get(name)) is not None:
             yield Cap(f"{month} for {name}", setting, limit, ZERO, use.month, use.reserved)

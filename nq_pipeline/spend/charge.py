@@ -1,4 +1,4 @@
-"""What is asked for and what it may cost: the ledger's two values."""
+"""A charge and the reservation that holds its money."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Mode = Literal["historical-streaming", "historical"]
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What is about to be asked, at its worst-case price.
+    """A request about to be sent, at its worst-case cost.
 
     Attributes
     ----------
     description
-        One line: symbols, from, to. No secret: it is kept and shown.
+        One line: symbols, from, to. No secret: it is stored and shown.
     cost_usd
-        What the vendor says it costs; 0 when the plan includes it, None when it would not say.
+        The price the vendor quotes; 0 when the plan includes it, None when it quotes none.
     billable_bytes
         The vendor's `get_billable_size`.
     unit_price_usd
         USD per GiB (2**30 bytes).
     priced_at
-        When the vendor said so.
+        When the vendor quoted it.
     """
 
     vendor: str
@@ -61,16 +61,16 @@ class Reservation:
 
 
 def check_amounts(charge: Charge) -> None:
-    """Amounts that make sense; a price that is no number would otherwise pass every comparison."""
+    """Raise `LedgerError` for an invalid amount; NaN would otherwise pass every comparison."""
     for name, usd in (("cost", charge.cost_usd), ("unit price", charge.unit_price_usd)):
         if usd is not None and not is_amount(usd):
             raise LedgerError(
-                f"the {name} of {charge} is {usd} USD, which is no price; nothing was asked for"
+                f"the {name} of {charge} is {usd} USD, which is not a price; no request was sent"
             )
 
 
 def actual_cost(charge: Charge, billed_bytes: int) -> Decimal:
-    """What a charge comes to when so many bytes were sent for it."""
+    """What a charge costs in USD after this many bytes were received."""
     cost = charge.cost_usd or ZERO
     if cost == 0:
         return ZERO

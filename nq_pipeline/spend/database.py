@@ -1,11 +1,11 @@
 """The ledger's database: SQLite in a file by default, PostgreSQL by URL.
 
-Every transaction takes its turn before it reads: `BEGIN IMMEDIATE` in SQLite, one advisory lock in
-PostgreSQL. So what a reservation was granted on cannot change before it is written, and it is on
-the disk before the request leaves.
+Transactions run one at a time: each waits for its turn before it reads (`BEGIN IMMEDIATE` in SQLite, one
+advisory lock in PostgreSQL). So the budgets cannot change between the check of a reservation and its
+write, and the reservation is on disk before the request is sent.
 
-A PostgreSQL that freezes holds nobody up: the server ends a statement that takes too long and a
-transaction whose client has gone silent, and this side shuts a connection that lasts too long.
+A PostgreSQL that freezes blocks nobody: the server ends a statement that takes too long and a
+transaction whose client is silent, and this side closes a connection that lasts too long.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from nq_pipeline.workspace import Workspace
 HEAD = "0002"
 """Revision of the newest file in `migrations/versions`."""
 VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
-PATIENCE_S = 30
-"""How long a transaction waits for its turn in SQLite."""
+LOCK_TIMEOUT_S = 30
+"""How long a transaction waits for its turn in SQLite, seconds."""
 LIMIT = "nq_limit_s"
 """Execution option: how long a whole transaction may take, seconds."""
 COPIED = "nq_copied"
 """Execution option: the file that a database in memory was copied from."""
 CONNECT_S = 10
-"""A connection that takes longer is given up."""
+"""Timeout of connecting, seconds."""
 POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
 
 def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
-    """The database of these settings, with its tables brought up to date.
+    """The database of these settings, its tables migrated.
 
     Parameters
     ----------
     anew
-        Begin a ledger also where one was lost: its lines are about to be restored.
+        Create the ledger also where one was lost, because its lines are about to be restored.
 
     Raises
     ------
     LedgerError
-        It cannot be reached, or a newer release of this program has changed its tables.
+        It cannot be reached, or a newer release of this program has migrated it.
     """
     engine = _engine(settings)
     if not anew and settings.ledger_url is None:
@@ -67,14 +67,14 @@ def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
 
 
 def open_copy(settings: Settings) -> sa.Engine | None:
-    """A copy in memory of the ledger in SQLite, with its tables brought up to date: for reading where the
-    file cannot be written. What is written to it is lost. None when there is no such file, or it cannot
-    be read either.
+    """A copy in memory of the SQLite ledger, for reading where the file cannot be written.
+
+    What is written to the copy is lost. None when there is no file, or it cannot be read either.
 
     Raises
     ------
     LedgerError
-        A newer release of this program has changed its tables.
+        A newer release of this program has migrated it.
     """
     path = _file(settings)
     if path is None or not path.is_file():
@@ -97,7 +97,7 @@ def open_copy(settings: Settings) -> sa.Engine | None:
 
 
 def _copied(path: Path) -> sqlite3.Connection:
-    """All of a database in memory; what its log has beside it is read elsewhere, since that takes writing."""
+    """A database in memory. One with a write-ahead log is copied first, because reading it takes writing."""
     log = path.with_name(f"{path.name}-wal")
     if not (log.is_file() and log.stat().st_size):
         return _in_memory(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
@@ -123,24 +123,24 @@ def _migrated(engine: sa.Engine) -> sa.Engine:
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that runs alone; whatever the database says against it is a `LedgerError`."""
+    """A transaction that runs alone; a database error becomes a `LedgerError`."""
     started, limit_s = time.monotonic(), engine.get_execution_options().get(LIMIT, math.inf)
     try:
         with engine.begin() as connection:
             yield connection
     except sa.exc.SQLAlchemyError as error:
-        said = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
+        reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
         if _is_damage(error.__cause__):
             name = _named(engine)
             raise LedgerError(
-                f"the spend ledger {name} is damaged ({said}); restore it from a backup, or move {name}* "
+                f"the spend ledger {name} is damaged ({reason}); restore it from a backup, or move {name}* "
                 "away and make it anew from the table spend with `nq budget restore`"
             ) from None
-        if time.monotonic() - started >= limit_s:  # shut by this side, of which the driver knows nothing
-            said = f"it did not answer within {limit_s:g} s"
+        if time.monotonic() - started >= limit_s:  # closed by this side, unknown to the driver
+            reason = f"it did not answer within {limit_s:g} s"
         raise LedgerError(
-            f"the spend ledger in {_named(engine)} cannot be used: {said}; without it nothing metered is "
-            "asked for"
+            f"the spend ledger in {_named(engine)} cannot be used: {reason}; no metered "
+            "request is sent without it"
         ) from None
 
 
@@ -152,12 +152,13 @@ def _engine(settings: Settings) -> sa.Engine:
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return _postgresql(url.set(drivername="postgresql+psycopg"), settings.ledger_timeout_s)
     raise LedgerError(
-        f"NQ_LEDGER_URL names {url.drivername}; the ledger is kept in sqlite:///file or postgresql://"
+        f"NQ_LEDGER_URL names {url.drivername}, which the ledger does not support; write sqlite:///file or "
+        "postgresql://user@host/name"
     )
 
 
 def _file(settings: Settings) -> Path | None:
-    """Where the ledger lies in SQLite; None where it does not."""
+    """The file of a ledger in SQLite; None for another database."""
     if settings.ledger_url is None:
         return Workspace.of(settings).ledger
     url = _url(settings)
@@ -170,19 +171,19 @@ def _url(settings: Settings) -> sa.URL:
         return sa.make_url(settings.ledger_url.get_secret_value())
     except sa.exc.ArgumentError:
         raise LedgerError(
-            "NQ_LEDGER_URL is no address of a database; write postgresql://user@host/name"
+            "NQ_LEDGER_URL is not the address of a database; write postgresql://user@host/name"
         ) from None
 
 
-@cache  # one of a database per process: it compiles every statement once, and keeps no connection
+@cache  # one per database and process: it compiles every statement once and keeps no connection
 def _sqlite(path: Path) -> sa.Engine:
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), poolclass=sa.pool.NullPool)
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver would begin transactions of its own
+        connection.isolation_level = None  # else the driver begins transactions of its own
         # First of all: switching to WAL waits for nobody otherwise.
-        connection.execute(f"PRAGMA busy_timeout = {PATIENCE_S * 1000}")
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 
@@ -190,7 +191,7 @@ def _sqlite(path: Path) -> sa.Engine:
 
 
 def _serialized(engine: sa.Engine) -> sa.Engine:
-    """An engine of SQLite whose transactions take turns from their beginning."""
+    """An SQLite engine whose transactions wait for their turn before they read."""
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
@@ -250,7 +251,7 @@ def _shut(connection: Any) -> None:
 
 
 def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
-    """Refuse a ledger without tables where the lake has lines of it: it would count as nothing spent."""
+    """Refuse an empty ledger where the lake has lines of one: it would count as nothing spent."""
     with transaction(engine) as connection:
         if _revision(connection) is not None:
             return
@@ -286,11 +287,11 @@ def _migrate(connection: sa.Connection, found: str | None) -> None:
 
 
 def _is_damage(error: BaseException | None) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest tells more of the same
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits only add detail
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _named(engine: sa.Engine) -> str:
-    """Where the ledger is, for a message: without user and password."""
+    """Where the ledger is, for a message, without user and password."""
     url, copied = engine.url, engine.get_execution_options().get(COPIED)
     return copied or url.database or "?" if url.host is None else f"{url.host}/{url.database}"

@@ -1,9 +1,9 @@
-"""What the plans include, learnt from what vendors say: one record per vendor, dataset, schema and mode.
+"""What the plans include, learnt from the vendors' answers: per vendor, dataset, schema and mode.
 
-Catalogues and price lists tell what is sold, not what is granted; only an answer does. A refusal is
-kept with its words and holds for its trade date, so that at most one call per schema and day is
-wasted; the next trade date asks once more, in case the plan has changed. Which words are a refusal,
-every vendor's own room knows.
+Catalogues and price lists say what is sold, not what a plan includes; only an answer does. A refusal is
+recorded with its text and is active for its trade date, so at most one request per schema and day is
+wasted. The next trade date asks again, in case the plan has changed. Each vendor's package recognizes
+its own refusals.
 """
 
 from __future__ import annotations
@@ -20,33 +20,31 @@ from nq_pipeline.market import sessions
 
 Mode = Literal["live", "historical"]
 
-
 WHOLE_CHAIN = "chain"
-"""What a vendor's whole chain is kept under, in place of a schema."""
-NAMES = ("vendor", "dataset", "schema", "mode", "address", "environment")
+"""Stands in place of a schema for a vendor's whole chain."""
 
 FALLBACK_ORDER = ("mbo", "mbp-1", "trades")
-"""From most to least; trades follow from each of them, and every plan with live data has the last."""
+"""Live schemas from most to least detailed. Trades follow from each; every live plan has the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """What a vendor said about one schema.
+    """A vendor's answer about one schema.
 
     Attributes
     ----------
     dataset
         Databento's dataset, or the vendor's product where there is none.
     trade_date
-        When, by the clock of whoever asked.
+        The trade date of the request, by its clock.
     text
-        Its words, the code included; empty when it was simply given.
+        The vendor's text, its code included; empty when it was granted.
     step
-        What was done about a refusal.
+        What the pipeline does about a refusal.
     address
-        Who said so: a base address, where there is more than one to ask.
+        The base address that answered, where a vendor has several.
     data_from
-        Of history, which may be granted up to yesterday: the refusal is of this trade date and later ones.
+        For history: the refusal is of this trade date and later ones; None is all of it.
     """
 
     vendor: str
@@ -64,7 +62,7 @@ class Entitlement:
 
     @property
     def ask_again(self) -> date | None:
-        """The first trade date on which it is worth asking again; None when it is granted."""
+        """The first trade date on which to ask again; None when it is granted."""
         return (
             None
             if self.entitled
@@ -72,27 +70,19 @@ class Entitlement:
         )
 
     def refuses(self, today: date) -> bool:
-        """Whether it is a refusal that is in force on a trade date."""
+        """Whether it is a refusal that is active on a trade date."""
         return self.ask_again is not None and today < self.ask_again
 
 
-def record_entitlement(lake: Lake, said: Entitlement, *, run_id: str = "") -> None:
-    """Keep what a vendor said, durably, unless it is what is known already."""
-    known = _newest(lake, said.vendor, said.dataset, said.schema, said.mode, said.address)
-    if known is not None and said.entitled and known.entitled:
+def record_entitlement(lake: Lake, answer: Entitlement, *, run_id: str = "") -> None:
+    """Record a vendor's answer, unless it repeats the newest grant."""
+    known = _newest(lake, answer.vendor, answer.dataset, answer.schema, answer.mode, answer.address)
+    if known is not None and answer.entitled and known.entitled:
         return
-    row = {
-        **{
-            name: getattr(said, name)
-            for name in ("vendor", "dataset", "schema", "mode", "address", "environment")
-        },
-        "asked_at": said.asked_at or datetime.now(UTC),
-        "trade_date": said.trade_date,
-        "entitled": said.entitled,
-        "text": said.text or None,
-        "step": said.step or None,
-        "data_from": said.data_from,
-        "ask_again": said.ask_again,
+    row = {name: getattr(answer, name) for name in ENTITLEMENTS.schema} | {
+        "asked_at": answer.asked_at or datetime.now(UTC),
+        "text": answer.text or None,
+        "step": answer.step or None,
     }
     lake.append(ENTITLEMENTS, pl.DataFrame([row], schema=ENTITLEMENTS.schema), run_id=run_id)
 
@@ -108,9 +98,9 @@ def active_refusal(
     address: str = "",
     data_of: date | None = None,
 ) -> Entitlement | None:
-    """The refusal in force on a trade date; None when there is none and asking is worth it.
+    """The refusal that is active on a trade date; None when a request may be sent.
 
-    `data_of` is the trade date whose data are wanted, where that is another.
+    `data_of` is the trade date of the requested data, where that is another.
     """
     newest = _newest(lake, vendor, dataset, schema, mode, address)
     if newest is None or not newest.refuses(today):
@@ -122,17 +112,17 @@ def active_refusal(
 def active_refusals(
     lake: Lake, vendor: str, dataset: str, mode: Mode, today: date, *, address: str = ""
 ) -> dict[str, Entitlement]:
-    """Every refusal of a vendor that is in force on a trade date, by its schema."""
-    asked = (vendor, dataset, mode, address)
+    """Every refusal of a vendor that is active on a trade date, by schema."""
+    wanted = (vendor, dataset, mode, address)
     return {
         one.schema: one
         for one in newest_entitlements(lake)
-        if (one.vendor, one.dataset, one.mode, one.address) == asked and one.refuses(today)
+        if (one.vendor, one.dataset, one.mode, one.address) == wanted and one.refuses(today)
     }
 
 
 def newest_entitlements(lake: Lake) -> list[Entitlement]:
-    """The newest word on every vendor, dataset, schema and mode, in that order."""
+    """The newest answer of every vendor, dataset, schema, mode and address, in that order."""
     newest = (
         lake.scan(ENTITLEMENTS)
         .sort("asked_at")

@@ -1,4 +1,4 @@
-"""The ledger's lines in the lake, so that DuckDB shows them beside the data they paid for."""
+"""Copies the ledger's lines to the lake, so that DuckDB shows them beside the data they paid for."""
 
 from __future__ import annotations
 
@@ -25,30 +25,25 @@ log = logging.getLogger(__name__)
 
 
 def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
-    """`export_lines` at the end of a run: a ledger that cannot be used costs the run nothing but a warning.
-
-    Nothing is lost by it: the database is the record, and the next export makes up for this one.
-    """
+    """Export at the end of a run. A ledger that cannot be used is only a warning to the run: the database
+    is the record, and the next export catches up."""
     from nq_pipeline.spend.ledger import Ledger
 
     try:
         return export_lines(Ledger(settings), lake, run_id=run_id)
     except LedgerError as error:
-        log.warning("the table spend was not brought up to date: %s", error)
+        log.warning("the table spend was not updated: %s", error)
         return 0
 
 
 def publish_spend(settings: Settings, *, run_id: str) -> None:
-    """`export_spend`, and the catalog: for what spends and publishes nothing else."""
+    """Export and publish the catalog, for runs that spend and publish nothing else."""
     export_spend(settings, Workspace.of(settings).lake, run_id=run_id)
     catalog.publish(Workspace.of(settings).lake)
 
 
 def export_lines(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
-    """Append the lines the lake lacks to its table `spend`; returns how many.
-
-    Call it before the catalog is published.
-    """
+    """Append new lines to the table `spend`; returns how many. Publish the catalog afterwards."""
     began = ledger.began
     known = lake.scan(SPEND).filter(pl.col("ledger") == began).select(pl.col("line").max()).collect().item()
     lines = ledger.lines(after=known or 0)
@@ -56,7 +51,7 @@ def export_lines(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
 
 
 def spend_rows(lines: list[Line], began: datetime) -> pl.DataFrame:
-    """The lines as rows of `SPEND`, of the ledger that was begun at this moment."""
+    """The lines as rows of the table `spend`; `began` identifies the ledger."""
     import numpy as np
 
     moments = np.array([to_ns(line.recorded_at) for line in lines], dtype=np.int64)

@@ -1,10 +1,10 @@
-"""What "this month" and "today" are, decided so that no clock and no zone can free money.
+"""When "this month" and "today" begin. Neither a wrong clock nor a change of zone frees money.
 
-- A period has a beginning and no end: whatever is booked after its beginning counts, also when
-  a clock that was wrong stamped it later than now.
-- What is booked is never stamped earlier than what was booked before it.
-- Within one boot of a machine no more time can have passed than the machine was up: a clock that
-  jumps ahead does not open the next month.
+- A period has a beginning and no end: every line booked after its beginning counts, also one that a
+  wrong clock stamped later than now.
+- No line is stamped earlier than the line before it.
+- Within one boot no more time can have passed than the machine has been up, so a clock that jumps
+  ahead does not start the next month.
 - For two days after a change of zone, a day or a month has begun when it has begun in both zones.
 """
 
@@ -18,21 +18,21 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 LEEWAY = timedelta(hours=1)
-"""What a clock may be set forward by without being doubted."""
+"""How far a clock may be set forward and still be trusted."""
 ZONE_CHANGE = timedelta(days=2)
-"""Longer than two zones can differ about which day it is (26 hours)."""
+"""Longer than the dates of two zones can differ (26 hours)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """A boot of a machine, and how long it has lasted; suspended time counts where the system says so."""
+    """A boot of a machine and how long it has been up, suspended time included where the system counts it."""
 
     id: str
     uptime: timedelta
 
 
 def this_boot() -> Boot | None:
-    """The running boot; None where the system does not name it (it does on Linux)."""
+    """The current boot; None where the system does not identify it (Linux does)."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return Boot(boot_id, timedelta(microseconds=time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000))
@@ -41,7 +41,7 @@ def this_boot() -> Boot | None:
 
 
 def latest_provable(now: datetime, boot: Boot, anchor_at: datetime, anchor_uptime: timedelta) -> datetime:
-    """The latest moment it can be, by the clock and by the time since `anchor_at` of the same boot."""
+    """The latest it can be, by the clock and by the uptime since `anchor_at` of the same boot."""
     return min(now, anchor_at + (boot.uptime - anchor_uptime) + LEEWAY)
 
 
@@ -50,17 +50,17 @@ def day_of(moment: datetime, zone: str) -> date:
 
 
 def day_began(moment: datetime, zones: Collection[str]) -> datetime:
-    """When the day of `moment` began; of several zones the earliest beginning."""
+    """When the day of `moment` began; the earliest beginning where there are several zones."""
     return min(_midnight(day_of(moment, zone), zone) for zone in zones)
 
 
 def month_began(moment: datetime, zones: Collection[str]) -> datetime:
-    """When the month of `moment` began; of several zones the earliest beginning."""
+    """When the month of `moment` began; the earliest beginning where there are several zones."""
     return min(_midnight(day_of(moment, zone).replace(day=1), zone) for zone in zones)
 
 
 def month_bounds(month: date, zone: str) -> tuple[datetime, datetime]:
-    """The instants between which a calendar month lies in a zone."""
+    """The instants at which a calendar month begins and ends in a zone."""
     return _midnight(month, zone), _midnight(next_month(month), zone)
 
 
@@ -69,7 +69,7 @@ def next_month(month: date) -> date:
 
 
 def format_age(span: timedelta) -> str:
-    """Minutes, hours or days, whichever tells most."""
+    """An age in minutes, hours or days, whichever suits."""
     minutes = max(0, round(span.total_seconds() / 60))
     if minutes < 120:
         return f"{minutes} min"

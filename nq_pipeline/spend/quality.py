@@ -1,7 +1,6 @@
-"""What is to be said about money and entitlement: judgements of a month of the ledger, no Dagster here.
+"""Judgements of a month of the ledger and of what the plans include, for checks.
 
-None of them holds anything back. What the budgets do not grant is refused by the ledger before the
-vendor is asked; these say that it happened.
+No judgement blocks anything: the ledger has already refused what the budgets do not cover.
 """
 
 from __future__ import annotations
@@ -21,39 +20,39 @@ from nq_pipeline.spend.statement import Statement
 
 
 def judge_month(
-    month: Statement, said: Sequence[Entitlement], today: date, sources: Collection[str]
+    month: Statement, entitlements: Sequence[Entitlement], today: date, sources: Collection[str]
 ) -> dict[str, Finding]:
     """Every judgement, by the name of its check.
 
     Parameters
     ----------
     month
-        The running one.
-    said
-        The newest word of every vendor on every schema.
+        The current one.
+    entitlements
+        The newest answer of every vendor on every schema.
     today
-        The trade date on which a refusal is in force or has lapsed.
+        The trade date by which refusals are active or have lapsed.
     sources
-        The vendors that can be asked for chains; see `configured_vendors`.
+        The vendors that can supply chains; see `configured_vendors`.
     """
     return {
         "budget": judge_refusals(month),
         "projection": judge_projection(month),
         "plan_fee": judge_plan_fee(month),
         "reconciled": judge_reservations(month),
-        "entitlement": judge_entitlements(said, today, sources),
+        "entitlement": judge_entitlements(entitlements, today, sources),
     }
 
 
 def configured_vendors(sources: Collection[str], answers: pl.DataFrame) -> tuple[str, ...]:
-    """The vendors but for those that last said they are not configured; `answers` are of one day."""
+    """The vendors without those whose newest answer is `not_configured`; `answers` are of one day."""
     newest = answers.sort("answered_at").group_by("source").last()
-    without = set(newest.filter(outcome=str(Outcome.NOT_CONFIGURED))["source"])
-    return tuple(name for name in sources if name not in without)
+    unconfigured = set(newest.filter(outcome=str(Outcome.NOT_CONFIGURED))["source"])
+    return tuple(name for name in sources if name not in unconfigured)
 
 
 def judge_refusals(month: Statement) -> Finding:
-    """Whether anything was refused today."""
+    """Fails when the budgets refused a request today."""
     today = period.day_of(month.as_of, month.zone)
     refused = [line for line in month.refusals if line.day == today]
     numbers = {"refused_today": len(refused), "remaining_today_usd": float(month.remaining_today_usd)}
@@ -74,16 +73,13 @@ def judge_refusals(month: Statement) -> Finding:
 
 
 def judge_projection(month: Statement) -> Finding:
-    """Whether the month will stay below the share of its budget from which on it warns (NQ_BUDGET_WARN).
-
-    The share is that of what the plan leaves, as everywhere in the ledger.
-    """
+    """Warns when the month is projected to use NQ_BUDGET_WARN or more of what the plan leaves."""
     budgets = month.budgets
-    to_come, room = month.projected_usd - month.plan_usd, budgets.monthly_usd - month.plan_usd
-    over = to_come > ZERO and to_come >= Decimal(str(budgets.warn)) * room
+    metered, room = month.projected_usd - month.plan_usd, budgets.monthly_usd - month.plan_usd
+    over = metered > ZERO and metered >= Decimal(str(budgets.warn)) * room
     return Finding(
         passed=not over,
-        sentence=f"the month comes to ${month.projected_usd:,.2f} of {format_usd(budgets.monthly_usd)}"
+        sentence=f"${month.projected_usd:,.2f} of {format_usd(budgets.monthly_usd)} projected for the month"
         + (f", {budgets.warn:.0%} or more of what the plan leaves (NQ_BUDGET_MONTHLY_USD)" if over else ""),
         severity="warn",
         numbers={"projected_usd": float(month.projected_usd), "monthly_usd": float(budgets.monthly_usd)},
@@ -91,7 +87,7 @@ def judge_projection(month: Statement) -> Finding:
 
 
 def judge_plan_fee(month: Statement) -> Finding:
-    """Whether the plan's fee is booked, without which every sum of the month is too low."""
+    """Fails when the plan's fee is not booked: every total of the month is then too low."""
     wanted, numbers = month.budgets.plan_usd, {"plan_usd": float(month.plan_usd)}
     if wanted and not month.plan_usd:
         sentence = f"no fee is booked for {month.month:%B %Y}, and the plan is {format_usd(wanted)} a month"
@@ -105,7 +101,7 @@ def judge_plan_fee(month: Statement) -> Finding:
 
 
 def judge_reservations(month: Statement) -> Finding:
-    """Whether every reservation was closed in good time (NQ_BUDGET_REVIEW_H)."""
+    """Fails when a reservation is open for longer than NQ_BUDGET_REVIEW_H."""
     overdue = [one for one in month.open if one.review]
     numbers = {"open": len(month.open), "overdue": len(overdue)}
     if not overdue:
@@ -123,17 +119,17 @@ def judge_reservations(month: Statement) -> Finding:
     )
 
 
-def judge_entitlements(said: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
-    """Whether a plan refuses what is wanted; an error where there is nothing else to fall back on."""
-    refused = [one for one in said if one.refuses(today)]
+def judge_entitlements(entitlements: Sequence[Entitlement], today: date, sources: Collection[str]) -> Finding:
+    """Warns when a plan refuses a request; an error where nothing can replace it."""
+    refused = [one for one in entitlements if one.refuses(today)]
     if not refused:
-        return Finding(passed=True, sentence="no plan refuses anything that was asked for", severity="warn")
+        return Finding(passed=True, sentence="no plan refuses a request", severity="warn")
     others = set(sources) - {one.vendor for one in refused if one.schema == WHOLE_CHAIN}
-    left_nothing = [one for one in refused if _is_last(one, others)]
-    first = (left_nothing or refused)[0]
+    irreplaceable = [one for one in refused if not _has_substitute(one, others)]
+    first = (irreplaceable or refused)[0]
     step = first.step or first.text
     if first.schema == WHOLE_CHAIN and not others:
-        step = f"no vendor is left to ask of {', '.join(sources)}"
+        step = f"no vendor is left of {', '.join(sources)}"
     table = pl.DataFrame(
         [
             {"vendor": e.vendor, "schema": e.schema, "mode": e.mode, "step": e.step, "said": e.text}
@@ -143,20 +139,20 @@ def judge_entitlements(said: Sequence[Entitlement], today: date, sources: Collec
     return Finding(
         passed=False,
         sentence=f"{first.vendor} refuses {first.schema} ({first.mode}): {step}",
-        severity="error" if left_nothing else "warn",
-        numbers={"refused_schemas": len(refused), "left_nothing": len(left_nothing)},
+        severity="error" if irreplaceable else "warn",
+        numbers={"refused_schemas": len(refused), "left_nothing": len(irreplaceable)},
         table=table,
     )
 
 
-def _is_last(refused: Entitlement, others: Collection[str]) -> bool:
-    """Whether nothing takes the place of what was refused.
+def _has_substitute(refused: Entitlement, others: Collection[str]) -> bool:
+    """Whether something can replace what was refused.
 
-    Below a live schema there is a lesser one, beside a vendor's chain are the `others`, and before a day
-    of history are older ones, unless it was refused as a whole.
+    A lesser schema replaces a live one, another vendor's chain a chain, and older trade dates of history
+    remain unless all of it was refused.
     """
     if refused.mode == "live":
-        return refused.schema == FALLBACK_ORDER[-1]
+        return refused.schema != FALLBACK_ORDER[-1]
     if refused.schema == WHOLE_CHAIN:
-        return not others
-    return refused.data_from is None
+        return bool(others)
+    return refused.data_from is not None

@@ -1,4 +1,4 @@
-"""A month of the ledger as text for a terminal, and as JSON."""
+"""A statement as text for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nq_pipeline.spend.statement import OpenReservation, SpendingPart, Statement
 from nq_pipeline.spend.tables import Kind, Line
 
 LATEST = 5
-"""Refusals and changes that are shown; all of them are in the JSON and in the table `spend`."""
+"""How many refusals and changes the text shows; the JSON and the table `spend` have all."""
 
 
 def statement_text(month: Statement) -> str:
-    """The month on a screenful: what it comes to, who took it, what is open, what was refused."""
+    """The month on one screen: totals, parts, open reservations, refusals, warnings."""
     return "\n".join(_lines(month))
 
 
 def statement_json(month: Statement) -> dict[str, Any]:
-    """The same, whole. Amounts are texts, exact to the billionth."""
+    """All of the statement. Amounts are texts, exact to a billionth of a dollar."""
     return {
         "environment": month.environment,
         "month": f"{month.month:%Y-%m}",
@@ -75,7 +75,10 @@ def _lines(month: Statement) -> Iterator[str]:
         rows = [(f"  {_when(one.booked_at, zone)}", _exact(one.spent_usd), _what(one)) for one in largest]
         yield from _table(rows, right=(1,))
     if month.open:
-        yield from ("", "Open reservations: under way, or broken off. These count until the vendor's bill is")
+        yield from (
+            "",
+            "Open reservations: in progress or interrupted. These count until the vendor's bill is",
+        )
         yield "looked up and booked: nq budget reconcile ID --usd AMOUNT --reason WHERE"
         yield from _table([_open(one) for one in month.open], right=(1,))
     for title, lines in (("Refused", month.refusals), ("Changed", month.changes)):
@@ -84,7 +87,7 @@ def _lines(month: Statement) -> Iterator[str]:
                 "",
                 f"{title}, {len(lines)}" + (f", the last {LATEST}:" if len(lines) > LATEST else ":"),
             )
-            yield from (f"  {_when(line.recorded_at, zone)}  {_said(line)}" for line in lines[-LATEST:])
+            yield from (f"  {_when(line.recorded_at, zone)}  {_describe(line)}" for line in lines[-LATEST:])
     if month.warnings:
         yield ""
         yield from (f"WARNING: {warning}" for warning in month.warnings)
@@ -151,7 +154,7 @@ def _what(line: Line) -> str:
     return f"{line.purpose} {line.schema}: {line.description} (run {line.run_id})"
 
 
-def _said(line: Line) -> str:
+def _describe(line: Line) -> str:
     if line.kind == Kind.BUDGET:
         return f"{line.setting} is {line.value or 'unset'}: {line.reason}"
     if line.kind in (Kind.RECONCILED, Kind.CORRECTED):
@@ -160,19 +163,9 @@ def _said(line: Line) -> str:
 
 
 _EVENT = (
-    "kind",
-    "recorded_at",
-    "reservation_id",
-    "purpose",
-    "schema",
-    "description",
-    "run_id",
-    "priced_usd",
-    "spent_usd",
-    "setting",
-    "value",
-    "reason",
-)
+    "kind", "recorded_at", "reservation_id", "purpose", "schema", "description", "run_id", "priced_usd",
+    "spent_usd", "setting", "value", "reason",
+)  # fmt: skip
 
 
 def _event(line: Line) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A ledger that was lost, made anew from its copy in the lake."""
+"""Restores a lost ledger from its copy in the lake."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from nq_pipeline.workspace import Workspace
 
 
 def restore_ledger(settings: Settings) -> tuple[int, datetime]:
-    """Write the lines of the table `spend` to an empty ledger; how many, and when the last was written.
+    """Write the lines of the table `spend` to an empty ledger.
 
-    Lines that no run had exported yet are not among them.
+    Lines that no run had exported are lost.
+
+    Returns
+    -------
+    int, datetime
+        How many lines were restored, and when the last one was recorded (UTC).
 
     Raises
     ------
@@ -48,5 +53,5 @@ def restore_ledger(settings: Settings) -> tuple[int, datetime]:
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table as a line; of the machine that wrote it the copy does not tell."""
+    """A row of the table as a line; the copy does not name the boot that wrote it."""
     return {field.name: row.get("line" if field.name == "line_id" else field.name) for field in fields(Line)}

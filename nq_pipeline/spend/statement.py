@@ -1,6 +1,6 @@
-"""A month of the ledger as one plain value: what a person, a check and a plot are shown.
+"""The statement of a month, made from the ledger's lines without the database.
 
-Pure: made of the ledger's lines, without the database.
+Text, JSON, checks and plots all show this one value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nq_pipeline.spend.money import ZERO, format_usd, round_up
 from nq_pipeline.spend.tables import FIRST, METERED, Kind, Line
 
 RECURRING = {"chains"}
-"""Purposes that go on as they are; the others are asked for once, by somebody."""
+"""Purposes that go on at their pace; a person starts each of the others once."""
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -27,12 +27,12 @@ class SpendingDay:
     Attributes
     ----------
     metered_usd
-        Spent on the day; 0 on the days to come.
+        Spent on the day; 0 on future days.
     cumulative_usd
-        The plan's fee and all metered requests up to the end of the day; on days to come at the
+        The plan's fee and all metered requests up to the end of the day; on future days at the
         projected pace.
     projected
-        Whether the day is still to come.
+        Whether the day is in the future.
     """
 
     day: date
@@ -43,7 +43,7 @@ class SpendingDay:
 
 @dataclass(frozen=True, slots=True)
 class SpendingPart:
-    """What one purpose or vendor took."""
+    """What one purpose or vendor cost."""
 
     metered_usd: Decimal
     reserved_usd: Decimal
@@ -53,7 +53,7 @@ class SpendingPart:
 
 @dataclass(frozen=True, slots=True)
 class UnitPrice:
-    """What a schema cost per GiB (2**30 bytes) when the vendor last said so."""
+    """The price of a schema per GiB (2**30 bytes), as the vendor last quoted it."""
 
     vendor: str
     schema: str
@@ -65,7 +65,7 @@ class UnitPrice:
 
 @dataclass(frozen=True, slots=True)
 class OpenReservation:
-    """A reservation that is neither committed nor released nor reconciled."""
+    """A reservation that is not yet committed, released or reconciled."""
 
     id: str
     reserved_usd: Decimal
@@ -87,19 +87,21 @@ class Statement:
     Attributes
     ----------
     as_of
-        Until when it speaks: now, by the ledger.
+        The moment of the statement, by the ledger's clock.
     clock_ahead
-        How far the machine's clock is ahead of what the ledger can prove.
+        How far the machine's clock is ahead of the ledger's.
+    running
+        Whether it is the current month.
     plan_usd, plan_prorated_usd
-        The fee booked for the month, and its share for the days gone by (for information: the fee
+        The fee booked for the month, and its share for the elapsed days (for information: the fee
         counts in full).
     metered_usd, reserved_usd
         Paid, and held by open reservations.
     remaining_usd, remaining_today_usd
-        What may still be spent, today no more than this month.
+        What may still be spent this month, and today.
     projected_usd
-        What the month will come to: the fee, what is metered and held, and chains at their pace so
-        far for the days to come. Backfills, repairs and proofs are taken to be done.
+        The expected total at the end of the month: the fee, metered and reserved amounts, and chains at
+        their pace so far. It expects no more backfills, repairs or verifications.
     """
 
     environment: str
@@ -126,7 +128,7 @@ class Statement:
 
     @property
     def spent_usd(self) -> Decimal:
-        """The fee and everything metered."""
+        """The plan's fee and all metered requests."""
         return self.plan_usd + self.metered_usd
 
     @property
@@ -135,13 +137,13 @@ class Statement:
 
     @property
     def changes(self) -> tuple[Line, ...]:
-        """Changes of budgets and corrections, which a person made and gave a reason for."""
+        """Changes of budgets and corrections that a person made, with their reasons."""
         kinds = (Kind.BUDGET, Kind.CORRECTED, Kind.RECONCILED, Kind.CLOCK)
         return tuple(line for line in self.lines if line.kind in kinds and line.reason != FIRST)
 
     @property
     def caps(self) -> tuple[Cap, ...]:
-        """Every budget of the month with what is taken of it."""
+        """Every budget of the month and how much of it is used."""
         month, day = caps(
             self.budgets,
             self.plan_usd,
@@ -149,15 +151,9 @@ class Statement:
             vendor="",
             purpose="",
         )
+        month_of = "this month's budget for"
         own = [
-            Cap(
-                f"this month's budget for {name}",
-                setting,
-                part.cap_usd,
-                ZERO,
-                part.metered_usd,
-                part.reserved_usd,
-            )
+            Cap(f"{month_of} {name}", setting, part.cap_usd, ZERO, part.metered_usd, part.reserved_usd)
             for setting, parts in (
                 ("NQ_BUDGET_BY_VENDOR", self.by_vendor),
                 ("NQ_BUDGET_BY_PURPOSE", self.by_purpose),
@@ -169,7 +165,7 @@ class Statement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about what a person should look at; empty when all is well."""
+        """Sentences about what needs a person's attention; empty when nothing does."""
         return tuple(_warnings(self))
 
 
@@ -185,20 +181,20 @@ def build_statement(
     day_began: datetime,
     review: timedelta,
 ) -> Statement:
-    """Put a month together.
+    """Build the statement of a month.
 
     Parameters
     ----------
     lines
         Lines booked in the month, and its fees.
     open_lines
-        All reservations that are open, of whatever age.
+        All open reservations, of any age.
     month
         Its first day.
     now, clock
-        The moment by the ledger, and by the machine.
+        The moment by the ledger's clock, and by the machine's.
     day_began
-        Since when money counts as today's.
+        When the current day began.
     """
     began, ends = period.month_bounds(month, budgets.zone)
     running = began <= now < ends
@@ -280,7 +276,7 @@ def _days(
     every = [month + timedelta(days=n) for n in range((period.next_month(month) - month).days)]
     spent = dict.fromkeys(every, ZERO)
     for line in lines:
-        # Another zone, or a clock set right, may have put a line beside the month it counts in.
+        # After a change of zone or clock, a line's day may lie outside the month it counts in.
         spent[min(max(line.day, every[0]), every[-1])] += line.spent_usd
     ahead = sum(day > today for day in every)
     cumulative = plan
@@ -311,12 +307,12 @@ def _open(line: Line, now: datetime, review: timedelta) -> OpenReservation:
 def _warnings(month: Statement) -> Iterator[str]:
     if month.clock_ahead > period.LEEWAY:
         yield (
-            f"the machine's clock is {month.clock_ahead} ahead of the time since it was started, so budgets "
-            "count as of the earlier moment; if the clock is right, say so: nq budget trust-clock"
+            f"the machine's clock is {month.clock_ahead} ahead of its uptime, so budgets count as of the "
+            "earlier moment; if the clock is right, run nq budget trust-clock"
         )
     for cap in month.caps:
         if cap.spent + cap.reserved > 0 and cap.share >= month.budgets.warn:
-            yield f"{cap.share:.0%} of {cap.name} is taken: {cap.sentence()}"
+            yield f"{cap.share:.0%} of {cap.name} is used: {cap.sentence()}"
     if month.projected_usd > month.budgets.monthly_usd:
         yield (
             f"at this pace the month comes to {format_usd(month.projected_usd)}, more than "
@@ -325,6 +321,6 @@ def _warnings(month: Statement) -> Iterator[str]:
     if overdue := [one for one in month.open if one.review]:
         held = sum((one.reserved_usd for one in overdue), ZERO)
         yield (
-            f"{format_usd(held)} is held by reservations that are open for too long ({len(overdue)}): look "
-            "up what the vendor billed for them, then nq budget reconcile"
+            f"{format_usd(held)} is held by {len(overdue)} reservation(s) open for too long: look up what "
+            "the vendor billed for them, then run nq budget reconcile"
         )

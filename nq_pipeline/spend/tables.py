@@ -1,9 +1,9 @@
-"""The ledger's lines. They are added and never changed: the database itself refuses.
+"""The ledger's lines. They are appended and never changed: the database refuses changes.
 
-What is held and what is spent are the sums of `reserved_usd` and `spent_usd`; the state of a
-reservation follows from its lines. A reservation has one `reserved` line and at most one that
-closes it, which a unique index keeps whatever runs beside. Beside the lines stands a list of the
-open reservations: no record of its own, but what saves reading a year of lines to find them.
+Reserved and spent amounts are the sums of `reserved_usd` and `spent_usd`; the state of a reservation
+follows from its lines. A reservation has one `reserved` line and at most one that closes it, which a
+unique index enforces. The list of open reservations is an index, so that finding them does not read a
+year of lines.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Kind(StrEnum):
 
 
 CLOSING = (Kind.COMMITTED, Kind.RELEASED, Kind.RECONCILED)
-"""Lines that end a reservation and give back what it held."""
+"""Lines that close a reservation and release what it held."""
 METERED = (Kind.RESERVED, *CLOSING, Kind.CORRECTED)
-"""Lines that hold or spend money on metered requests."""
+"""Lines that reserve or spend money on metered requests."""
 
 FIRST = "first recorded"
-"""The reason of a budget that nobody changed."""
+"""The reason of a budget's first line."""
 
 
 class Usd(sa.types.TypeDecorator[Decimal]):
@@ -55,7 +55,9 @@ class Usd(sa.types.TypeDecorator[Decimal]):
             return None
         nano = value / NANO
         if abs(value) >= MOST or nano != int(nano):
-            raise LedgerError(f"{value} USD is no amount in billionths below {MOST}; nothing was booked")
+            raise LedgerError(
+                f"{value} USD is not a whole number of billionths below {MOST}; nothing was booked"
+            )
         return int(nano)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
@@ -63,7 +65,7 @@ class Usd(sa.types.TypeDecorator[Decimal]):
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
-    """An aware instant, kept in UTC also where the database knows no zones."""
+    """An aware instant, stored in UTC also where the database has no time zones."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True

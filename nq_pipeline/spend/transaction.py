@@ -1,4 +1,4 @@
-"""The ledger within one transaction, which runs alone: what it is, what is taken, what is appended."""
+"""The ledger within one transaction: what is booked, how much of the budgets is used, what is appended."""
 
 from __future__ import annotations
 
@@ -23,37 +23,25 @@ FEE_VENDOR = "databento"
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """What became of a reservation: its first line, the line that closed it, what it cost so far."""
+    """The lines of a reservation: the first, the one that closed it, and what it cost so far."""
 
     opened: Line
     closed: Line | None
     spent_usd: Decimal
 
     def columns(self) -> dict[str, Any]:
-        """What every later line says again; the money counts when it was reserved."""
-        return {name: getattr(self.opened, name) for name in _KEPT}
+        """The columns that every later line repeats; the money counts when it was reserved."""
+        return {name: getattr(self.opened, name) for name in _REPEATED}
 
 
-_KEPT = (
-    "booked_at",
-    "day",
-    "zone",
-    "reservation_id",
-    "vendor",
-    "purpose",
-    "dataset",
-    "schema",
-    "mode",
-    "description",
-    "run_id",
-    "priced_usd",
-    "unit_price_usd",
-    "priced_at",
-)
+_REPEATED = (
+    "booked_at", "day", "zone", "reservation_id", "vendor", "purpose", "dataset", "schema", "mode",
+    "description", "run_id", "priced_usd", "unit_price_usd", "priced_at",
+)  # fmt: skip
 
 
 class LedgerTransaction:
-    """The ledger within one transaction, which runs alone."""
+    """The ledger within one transaction; no other runs at the same time."""
 
     def __init__(
         self, connection: sa.Connection, environment: str, budgets: Budgets, now: datetime, boot: Boot | None
@@ -69,57 +57,58 @@ class LedgerTransaction:
     @property
     def began(self) -> datetime:
         first = self._first()
-        assert first is not None  # whoever opens a ledger writes to it
+        assert first is not None  # opening a ledger writes its first line
         return first.recorded_at
 
-    def refusal(self, charge: Charge) -> str | None:
+    def refusal_reason(self, charge: Charge) -> str | None:
+        """Why the budgets do not cover this charge; None when they do."""
         if charge.cost_usd is None:
-            return f"{charge}: {charge.vendor} gave no price, and what has none is not asked for"
+            return f"{charge}: {charge.vendor} quoted no price, and a request without one is not sent"
         if charge.cost_usd == 0:
             return None
         self.book_fee()
         cost = round_up(charge.cost_usd)
-        every = caps(self._budgets, self._fees(), self._uses(), vendor=charge.vendor, purpose=charge.purpose)
-        tight = [cap for cap in every if cost > cap.left]
-        if not tight:
+        every = caps(self._budgets, self._fees(), self._usage(), vendor=charge.vendor, purpose=charge.purpose)
+        exceeded = [cap for cap in every if cost > cap.left]
+        if not exceeded:
             return None
         age = period.format_age(self.now - charge.priced_at)
-        what_raises = " and ".join(dict.fromkeys(cap.setting for cap in tight))
+        settings = " and ".join(dict.fromkeys(cap.setting for cap in exceeded))
         return (
             f"{charge} would cost {format_usd(cost)} (priced {age} ago), and only "
-            f"{'; '.join(cap.sentence() for cap in tight)}; raise {what_raises} or ask for less"
+            f"{'; '.join(cap.sentence() for cap in exceeded)}; raise {settings} or ask for less"
         )
 
-    def note_settings(self, reason: str) -> None:
-        """Append what changed in the budgets since they were last noted, and this month's fee."""
+    def record_settings(self, reason: str) -> None:
+        """Append a line for every budget that changed since the last one, and book this month's fee."""
         for setting, value in self._budgets.recorded().items():
-            last = self._last(*_noted(setting))
+            last = self._last(*_changes_of(setting))
             if last is None or last.value != value:
                 why = f"{reason} (was {last.value or 'unset'})" if last else FIRST
-                self.add(Kind.BUDGET, setting=setting, value=value, reason=why)
+                self.append(Kind.BUDGET, setting=setting, value=value, reason=why)
         self.book_fee()
 
     def book_fee(self) -> None:
-        """Bring this month's fee to what the plan costs."""
+        """Book this month's plan fee, or the difference after it changed."""
         due = self._budgets.plan_usd - self._fees()
         if due:
             first = period.day_of(self.now, self._budgets.zone).replace(day=1)
             name = self._budgets.plan_name
             about = {"vendor": FEE_VENDOR, "description": f"{name}, {first:%B %Y}", "day": first}
-            self.add(Kind.SUBSCRIPTION, **about, spent_usd=due)
+            self.append(Kind.SUBSCRIPTION, **about, spent_usd=due)
 
     def trail(self, reservation_id: str) -> Trail:
-        """What became of a reservation."""
-        lines = self.find(LINES.c.reservation_id == reservation_id)
+        """The trail of a reservation; `LedgerError` when there is none of this id."""
+        lines = self.select(LINES.c.reservation_id == reservation_id)
         if not lines:
             raise LedgerError(f"there is no reservation {reservation_id}; `nq budget` lists the open ones")
         closed = next((line for line in lines if line.kind in CLOSING), None)
         return Trail(lines[0], closed, sum((line.spent_usd for line in lines), ZERO))
 
     def open_lines(self) -> list[Line]:
-        """The `reserved` lines that nothing closed; an open reservation has no other."""
-        listed = sa.select(OPEN.c.reservation_id).where(OPEN.c.environment == self._environment)
-        return self.find(LINES.c.reservation_id.in_(listed))
+        """The `reserved` lines of open reservations."""
+        open_ids = sa.select(OPEN.c.reservation_id).where(OPEN.c.environment == self._environment)
+        return self.select(LINES.c.reservation_id.in_(open_ids))
 
     def lines_between(self, began: datetime, ends: datetime | None, *, fee_month: date) -> list[Line]:
         """Lines booked within a span, and the fees of a month."""
@@ -127,9 +116,9 @@ class LedgerTransaction:
         if ends is not None:
             span &= LINES.c.booked_at < ends
         fee = (LINES.c.kind == Kind.SUBSCRIPTION) & (LINES.c.day == fee_month)
-        return self.find(sa.or_(fee, span & (LINES.c.kind != Kind.SUBSCRIPTION)))
+        return self.select(sa.or_(fee, span & (LINES.c.kind != Kind.SUBSCRIPTION)))
 
-    def find(self, *conditions: sa.ColumnElement[bool]) -> list[Line]:
+    def select(self, *conditions: sa.ColumnElement[bool]) -> list[Line]:
         rows = self._connection.execute(
             sa.select(LINES)
             .where(LINES.c.environment == self._environment, *conditions)
@@ -138,16 +127,16 @@ class LedgerTransaction:
         return [_line(row._asdict()) for row in rows]
 
     def close(self, trail: Trail, kind: Kind, **columns: Any) -> None:
-        """Append the line that ends a reservation and gives back what it held."""
-        self.add(kind, **trail.columns(), reserved_usd=-trail.opened.reserved_usd, **columns)
+        """Append the line that closes a reservation and releases what it held."""
+        self.append(kind, **trail.columns(), reserved_usd=-trail.opened.reserved_usd, **columns)
 
     def correct(self, trail: Trail, spent: Decimal, **columns: Any) -> None:
-        """Append what is missing from a closed reservation's lines to this sum, if anything is."""
+        """Append the difference between a closed reservation's cost and `spent`, if there is one."""
         if spent != trail.spent_usd:
-            self.add(Kind.CORRECTED, **trail.columns(), spent_usd=spent - trail.spent_usd, **columns)
+            self.append(Kind.CORRECTED, **trail.columns(), spent_usd=spent - trail.spent_usd, **columns)
 
-    def add(self, kind: Kind, **columns: Any) -> datetime:
-        """Append a line; returns the moment its money counts at."""
+    def append(self, kind: Kind, **columns: Any) -> datetime:
+        """Append a line; returns the moment at which its money counts."""
         stamp = self._stamp()
         values = {
             "environment": self._environment,
@@ -174,10 +163,10 @@ class LedgerTransaction:
     def _key(values: dict[str, Any]) -> dict[str, Any]:
         return {name: values[name] for name in ("environment", "reservation_id")}
 
-    # ── what is taken ───────────────────────────────────────────────────────────────────────────
+    # ── usage ───────────────────────────────────────────────────────────────────────────
 
-    def _uses(self) -> Mapping[tuple[str, str], Usage]:
-        """What is spent since the month and the day began, and held, by vendor and purpose."""
+    def _usage(self) -> Mapping[tuple[str, str], Usage]:
+        """Spent this month and today, and reserved, by (vendor, purpose)."""
         day = sa.case((self._since(self.day_began), LINES.c.spent_usd), else_=0)
         spent = self._connection.execute(
             sa.select(
@@ -193,11 +182,11 @@ class LedgerTransaction:
             )
             .group_by(LINES.c.vendor, LINES.c.purpose)
         )
-        uses = {(vendor, purpose): Usage(month, today) for vendor, purpose, month, today in spent}
+        usage = {(vendor, purpose): Usage(month, today) for vendor, purpose, month, today in spent}
         for line in self.open_lines():
             key = (str(line.vendor), str(line.purpose))
-            uses[key] = uses.get(key, Usage()) + Usage(reserved=line.reserved_usd)
-        return uses
+            usage[key] = usage.get(key, Usage()) + Usage(reserved=line.reserved_usd)
+        return usage
 
     def _fees(self) -> Decimal:
         first = period.day_of(self.now, self._budgets.zone).replace(day=1)
@@ -210,7 +199,7 @@ class LedgerTransaction:
         )
         return booked or ZERO
 
-    # ── what time it is ─────────────────────────────────────────────────────────────────────────
+    # ── time ─────────────────────────────────────────────────────────────────────────
 
     def _provable(self, now: datetime) -> datetime:
         if self._boot is None:
@@ -226,7 +215,7 @@ class LedgerTransaction:
         )
 
     def _stamp(self) -> datetime:
-        """Now, but never before what was booked already."""
+        """Now, but never earlier than a line that is already booked."""
         since = self._trusted.line_id if self._trusted else 0
         newest = self._connection.scalar(
             sa.select(sa.func.max(LINES.c.booked_at)).where(
@@ -236,17 +225,17 @@ class LedgerTransaction:
         return max(self.now, newest) if newest else self.now
 
     def _since(self, began: datetime) -> sa.ColumnElement[bool]:
-        """Booked at this moment or later; what a wrong clock stamped later than it was counts as of
-        the moment a person set it right."""
+        """Lines booked at this moment or later. Lines that a wrong clock stamped too late count as of the
+        moment a person corrected it."""
         later = LINES.c.booked_at >= began
         if self._trusted is None or self._trusted.recorded_at >= began:
             return later
         return later & (LINES.c.line_id >= self._trusted.line_id)
 
     def _zones(self) -> set[str]:
-        """The zone of the budgets, and those it had until lately."""
-        changed = self.find(*_NOTED_ZONE, LINES.c.recorded_at >= self.now - period.ZONE_CHANGE)
-        before = [self._last(*_NOTED_ZONE, LINES.c.line_id < line.line_id) for line in changed]
+        """The zone of the budgets, and those it replaced within `ZONE_CHANGE`."""
+        changed = self.select(*_ZONE_CHANGES, LINES.c.recorded_at >= self.now - period.ZONE_CHANGE)
+        before = [self._last(*_ZONE_CHANGES, LINES.c.line_id < line.line_id) for line in changed]
         return {self._budgets.zone, *(str(line.value) for line in (*changed, *before) if line is not None)}
 
     def _last(self, *conditions: sa.ColumnElement[bool]) -> Line | None:
@@ -261,12 +250,12 @@ class LedgerTransaction:
         return _line(row._asdict()) if row else None
 
 
-def _noted(setting: str) -> tuple[sa.ColumnElement[bool], ...]:
-    """Picks the lines about a setting."""
+def _changes_of(setting: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Conditions that select the changes of a setting."""
     return LINES.c.kind == Kind.BUDGET, LINES.c.setting == setting
 
 
-_NOTED_ZONE = _noted("NQ_BUDGET_TIMEZONE")
+_ZONE_CHANGES = _changes_of("NQ_BUDGET_TIMEZONE")
 
 
 _FIELDS = [field.name for field in fields(Line)]

@@ -295,7 +295,7 @@ def test_a_body_that_proves_nothing_makes_no_row_and_its_money_is_accounted_for(
     assert day.state == "failed" and words in day.reason
     assert lake(settings).manifest(TRADES).rows == 0
     ledger = open_ledger(settings)
-    assert bool(ledger.left_open()) is held
+    assert bool(ledger.open_reservations()) is held
     month = ledger.month()
     assert day.cost_usd == month.metered_usd + month.reserved_usd
     with vendor(data) as healthy:
@@ -309,7 +309,7 @@ def test_a_fault_that_passes_is_asked_again_with_a_reservation_of_its_own(data: 
         settings = databento.settings(http_attempts=3)
         day = had(settings)
         assert day.state == "complete" and len(databento.metered) == 3
-    assert len(open_ledger(settings).left_open()) == 2
+    assert len(open_ledger(settings).open_reservations()) == 2
     assert (
         day.cost_usd == open_ledger(settings).month().metered_usd + open_ledger(settings).month().reserved_usd
     )
@@ -507,7 +507,7 @@ def test_a_job_that_was_submitted_and_forgotten_is_found_and_not_paid_again(
         settings = databento.settings(**BATCH)
         day = had(settings)
         assert day.state == "failed" and day.cost_usd > 0
-        assert len(open_ledger(settings).left_open()) == 1
+        assert len(open_ledger(settings).open_reservations()) == 1
     with vendor(data) as databento:
         settings = databento.settings(**BATCH)
         assert had(settings).state == "complete"
@@ -612,7 +612,7 @@ def test_a_refusal_is_kept_and_asked_once_a_day_for_that_date_and_later_ones(dat
         (row,) = lake(settings).scan(ENTITLEMENTS).collect().iter_rows(named=True)
         assert (row["schema"], row["mode"], row["entitled"]) == ("trades", "historical", False)
         assert "dataset_unavailable_range" in row["text"] and row["ask_again"] == date(2025, 6, 12)
-        assert open_ledger(settings).left_open() == []
+        assert open_ledger(settings).open_reservations() == []
         had(settings, day=date(2025, 6, 6))  # older data may be granted
         assert len(databento.metered) == 2
     with vendor(data) as databento:
@@ -629,7 +629,7 @@ def test_a_backfill_does_not_ask_for_what_was_refused_to_the_repair_of_a_gap(dat
                     "trades", ("Q2B.OPT",), to_ns(OPEN), to_ns(CLOSE), run_id="repair"
                 )
         assert had(settings).state == "not_entitled"
-        assert len(databento.metered) == 1 and open_ledger(settings).left_open() == []
+        assert len(databento.metered) == 1 and open_ledger(settings).open_reservations() == []
 
 
 def test_an_unknown_schema_is_a_sentence(data: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_t
         process.wait()
     with vendor(data) as databento:
         settings = databento.settings()
-        (held,) = open_ledger(settings).left_open()
+        (held,) = open_ledger(settings).open_reservations()
         assert held.charge.purpose == "backfill" and held.reserved_usd > 0
         done = backfill_day(settings, "trades", MONDAY)
         assert done.state == "complete" and len(databento.metered) == 1

@@ -226,7 +226,7 @@ def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_
 def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
     refusals = [no("polygon", "chain", "historical")]
     found = quality.judge_entitlements(refusals, ASKED, ("polygon",))
-    assert found.severity == "error" and found.sentence.endswith("no vendor is left to ask of polygon")
+    assert found.severity == "error" and found.sentence.endswith("no vendor is left of polygon")
     assert quality.judge_entitlements(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
 
 

@@ -69,7 +69,7 @@ def test_it_reconciles_and_brings_the_lake_up_to_date(held: str) -> None:
         (["reconcile", "nowhere", "--usd", "1", "--reason", "r"], 1, "there is no reservation nowhere"),
         (["reconcile", "nowhere", "--usd", "one", "--reason", "r"], 2, "write an amount like 5 or 1.25"),
         (["reconcile", "nowhere", "--usd", "NaN", "--reason", "r"], 2, "write an amount like 5 or 1.25"),
-        (["trust-clock", "--reason", " "], 1, "say why"),
+        (["trust-clock", "--reason", " "], 1, "reason"),
         (["--month", "2026-13"], 2, "write a month like 2026-10"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_changed_budget_shows_with_its_reason(held: str, monkeypatch: pytest.M
     monkeypatch.setenv("NQ_BUDGET_REASON", "a quiet month")
     out = nq("budget").stdout
     assert "NQ_BUDGET_DAILY_USD is 4: a quiet month (was 10)" in out
-    assert "WARNING: 88% of today's budget is taken" in out
+    assert "WARNING: 88% of today's budget is used" in out
 
 
 def test_a_broken_ledger_is_one_sentence(held: str) -> None:

@@ -116,4 +116,4 @@ def test_a_ledger_that_cannot_be_used_costs_a_run_a_warning_and_no_more(
     Workspace.of(settings).ledger.mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         assert export_spend(settings, lake_of(settings), run_id="run") == 0
-    assert "was not brought up to date" in caplog.text
+    assert "was not updated" in caplog.text

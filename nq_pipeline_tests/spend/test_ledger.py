@@ -116,7 +116,7 @@ def test_a_request_that_fails_keeps_its_reservation_and_its_retry_reserves_again
     with ledger.spending(charge("4")) as spending:
         assert ledger.month().reserved_usd == 8
         spending.commit(billed_bytes=4 * GIB)
-    assert [left.reserved_usd for left in ledger.left_open()] == [4]
+    assert [left.reserved_usd for left in ledger.open_reservations()] == [4]
     with pytest.raises(OverBudget), ledger.spending(charge("4")):
         pytest.fail("what is refused is not begun")
 
@@ -198,7 +198,7 @@ def test_what_has_no_price_is_refused_and_what_costs_nothing_never(
 
 @pytest.mark.parametrize("usd", ["NaN", "Infinity", "-0.01", "1e9"])
 def test_a_price_that_is_none_is_an_error_and_not_a_grant(ledger: Ledger, usd: str) -> None:
-    with pytest.raises(LedgerError, match="no price"):
+    with pytest.raises(LedgerError, match="not a price"):
         ledger.reserve(charge(usd))
     with pytest.raises(LedgerError, match="unit price"):
         ledger.reserve(charge("1", unit_price_usd=Decimal(usd)))
@@ -221,7 +221,7 @@ def test_the_purposes_that_can_have_a_budget_are_those_there_are() -> None:
 def test_what_a_person_reconciles_closes_a_reservation_and_corrects_what_is_closed(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("5"))
     ledger.reconcile(reservation.id, Decimal("2"), "usage page")
-    assert ledger.month().metered_usd == 2 and ledger.left_open() == []
+    assert ledger.month().metered_usd == 2 and ledger.open_reservations() == []
     ledger.reconcile(reservation.id, Decimal("1.5"), "invoice")
     ledger.reconcile(reservation.id, Decimal("1.5"), "invoice, read again")
     assert ledger.month().metered_usd == Decimal("1.5")
@@ -247,13 +247,13 @@ def test_data_that_comes_after_all_is_paid_for(ledger: Ledger, closing: str) -> 
 
 def test_a_reconciliation_without_reason_amount_or_reservation_is_refused(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("5"))
-    with pytest.raises(LedgerError, match="say why"):
+    with pytest.raises(LedgerError, match="reason"):
         ledger.reconcile(reservation.id, Decimal(1), " ")
     with pytest.raises(LedgerError, match="billed"):
         ledger.reconcile(reservation.id, Decimal(-1), "reason")
     with pytest.raises(LedgerError, match="no reservation nowhere"):
         ledger.reconcile("nowhere", Decimal(1), "reason")
-    assert len(ledger.left_open()) == 1
+    assert len(ledger.open_reservations()) == 1
 
 
 def test_a_reservation_waits_for_review_when_it_is_a_day_old(ledger: Ledger, machine: Machine) -> None:
@@ -354,11 +354,11 @@ def test_the_database_itself_refuses_to_change_a_line(fresh: FreshLedger, machin
     ledger = opened(settings, machine)
     ledger.commit(ledger.reserve(charge("1")), billed_bytes=GIB)
     ledger.reserve(charge("2"))
-    lines, open_ = ledger.lines(), ledger.left_open()
+    lines, open_ = ledger.lines(), ledger.open_reservations()
     for sql in (*CHANGES, *(OF_POSTGRES if settings.ledger_url else OF_SQLITE)):
         with pytest.raises(sa.exc.DBAPIError, match="append-only"):
             execute(settings, sql)
-        assert ledger.lines() == lines and ledger.left_open() == open_, sql
+        assert ledger.lines() == lines and ledger.open_reservations() == open_, sql
 
 
 def test_a_ledger_of_the_release_before_is_guarded_too_once_opened(
@@ -389,7 +389,7 @@ def test_the_sandbox_and_live_share_a_database_but_no_money(
     live = opened(settings.model_copy(update={"environment": "live"}), machine)
     assert live.month().reserved_usd == 0
     live.reserve(charge("10"))
-    assert len(sandbox.left_open()) == 1
+    assert len(sandbox.open_reservations()) == 1
 
 
 def test_a_ledger_of_a_newer_release_is_left_alone(fresh: FreshLedger, machine: Machine) -> None:
@@ -404,7 +404,7 @@ def test_a_ledger_of_a_newer_release_is_left_alone(fresh: FreshLedger, machine: 
     ("url", "said"),
     [
         ("mysql://nq@127.0.0.1/ledger", "mysql"),
-        ("no address", "no address of a database"),
+        ("no address", "not the address of a database"),
         (f"postgresql://nq:{PASSWORD}@127.0.0.1:1/ledger", "127.0.0.1/ledger cannot be used"),
     ],
 )
@@ -442,7 +442,7 @@ def test_a_damaged_ledger_is_named_with_the_way_out(
 def test_every_field_of_a_charge_comes_back_from_the_ledger(ledger: Ledger) -> None:
     asked = charge("1.5", mode="historical", schema="mbo", priced_at=NOON - timedelta(hours=3))
     reservation = ledger.reserve(asked)
-    (left,) = ledger.left_open()
+    (left,) = ledger.open_reservations()
     assert dataclasses.asdict(left) == dataclasses.asdict(reservation)
 
 

@@ -142,7 +142,7 @@ class Model:
             getattr(self, kind)(what)
         self.ledger = self.open()
         # What became of it stands in the ledger alone.
-        left = {one.id: one for one in self.ledger.left_open()}
+        left = {one.id: one for one in self.ledger.open_reservations()}
         new = [one for one in left.values() if one.id not in before]
         known = {one.reservation.id for one in self.held}
         assert len(new) <= 1
@@ -188,7 +188,7 @@ class Model:
 
     def check_open(self) -> None:
         held = {one.reservation.id for one in self.held if one.spent is None}
-        assert {one.id for one in self.ledger.left_open()} == held
+        assert {one.id for one in self.ledger.open_reservations()} == held
 
     def check_days(self) -> None:
         reserved = sum((one.reservation.reserved_usd for one in self.held if one.spent is None), Decimal(0))

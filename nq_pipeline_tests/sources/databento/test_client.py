@@ -306,14 +306,14 @@ def test_a_refusal_gives_the_money_back_and_any_other_failure_keeps_it(answer: A
         with pytest.raises(SourceError):
             buy(server.url)
         assert len(server.asked) == 1
-    assert (open_ledger(load()).left_open() == []) is closed
+    assert (open_ledger(load()).open_reservations() == []) is closed
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://192.0.2.1"])
 def test_what_never_left_gives_the_money_back(url: str) -> None:
     with pytest.raises(SourceError):
         buy(url)
-    assert open_ledger(load()).left_open() == []
+    assert open_ledger(load()).open_reservations() == []
 
 
 def test_a_reservation_is_good_for_nothing_but_what_it_was_made_for() -> None:
@@ -533,7 +533,7 @@ def test_a_download_ends_at_its_bound_and_stays_reserved(status: int) -> None:
         ):
             client(server.url, max_bytes=2 * MIB, max_data_bytes=3 * MIB).download(QUERY, spending)
         assert len(server.asked) == 1
-    assert len(open_ledger(load()).left_open()) == 1
+    assert len(open_ledger(load()).open_reservations()) == 1
 
 
 def test_a_file_that_is_downloaded_ends_where_its_records_do(tmp_path: Path) -> None:
@@ -583,7 +583,7 @@ def test_a_redirect_is_not_followed_and_the_money_is_back(status: int) -> None:
                 with pytest.raises(Unavailable, match=f"elsewhere .HTTP {status}.*NQ_DATABENTO_URL"):
                     ask()
         assert not other.asked
-    assert not open_ledger(load()).left_open()
+    assert not open_ledger(load()).open_reservations()
 
 
 def test_a_client_of_somebody_else_in_this_process_asks_as_ever() -> None:

@@ -235,7 +235,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         for line in committed:
             assert line.priced_usd is not None and line.bytes is not None
             assert abs(line.spent_usd - line.priced_usd) < Decimal("1e-8")
-        assert ledger.left_open() == []
+        assert ledger.open_reservations() == []
 
     @pytest.mark.parametrize(
         ("broken", "open_schemas", "attempts"),
@@ -255,7 +255,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
             source = self.source(settings)
             exchange = self.exchange(source, tmp_path)
             source.ask(self.request(), exchange)
-        held = open_ledger(settings).left_open()
+        held = open_ledger(settings).open_reservations()
         assert [reservation.charge.schema for reservation in held] == open_schemas
         told = {fetch.operation: fetch.cost_usd for fetch in exchange.fetches}
         for schema in set(open_schemas):
