@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import zstandard
 
-from nq_pipeline.dbn import stream
+from nq_pipeline.dbn.layout import DAY_NS, record_layout
 
 TRADES, SYMBOLS, GROWTH, ROUNDS = 2_000_000, 3_000, 10, 5
 DAY = date(2025, 6, 10)
-OPEN = (DAY.toordinal() - date(1970, 1, 1).toordinal()) * stream.DAY_NS
+OPEN = (DAY.toordinal() - date(1970, 1, 1).toordinal()) * DAY_NS
 SESSION_NS = 23 * 3_600 * 10**9
 
 OURS = """
@@ -57,7 +57,7 @@ print(json.dumps({{"seconds": seconds, "peak_mb": int(peak.split()[1]) / 1024}})
 def write_dbn(path: Path, count: int) -> None:
     """Trades of a session in the order they happened, a few instruments far busier than the rest."""
     random = np.random.default_rng(1)
-    layout = stream.layout("trades", 3)
+    layout = record_layout("trades", 3)
     ids = np.sort(random.choice(42_000_000, SYMBOLS, replace=False))
     prices = random.integers(20, 4_000, SYMBOLS)
     at, sequence = OPEN, 0

@@ -30,7 +30,7 @@ from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import PinnedClock
-from nq_pipeline.dbn import decode
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.sources.polygon.source import REFERENCE
@@ -137,8 +137,8 @@ def spoilt_node(rng: random.Random, body: bytes, owner: Owner | None = None) -> 
 
 def spoilt_record(rng: random.Random, body: bytes, schema: str) -> tuple[bytes, str, str]:
     """An answer in DBN with a field of one option's record changed, whose it is, and what it became."""
-    records = decode.decode(body, schema)
-    names = dict(records.mappings.select("instrument_id", "raw_symbol").iter_rows())
+    records = decode(body, schema)
+    names = {number: symbol for number, _, _, symbol in records.symbols}
     options = [n for n, number in enumerate(records.array["instrument_id"]) if " " in names.get(number, "")]
     place = rng.choice(options)
     fixed = ("length", "rtype", "instrument_id")
@@ -309,7 +309,11 @@ def spoil(target: Target, rng: random.Random, question: str) -> tuple[str | None
         target.quote[contract["id"]] = body.decode()
         return contract["name"], f"quote {what}"
     schema = dict(parse_qsl(question.rpartition(" ")[2])).get("schema", "")
-    if schema in decode.LAYOUTS and good.body.startswith(b"\x28\xb5\x2f\xfd") and kind < 0.6:
+    if (
+        schema in ("definition", "bbo-1m", "statistics", "trades")
+        and good.body.startswith(b"\x28\xb5\x2f\xfd")
+        and kind < 0.6
+    ):
         body, whose, what = spoilt_record(rng, good.body, schema)
         target.spoil[question] = replace(good, body=body)
         return whose, f"{schema} {what}"

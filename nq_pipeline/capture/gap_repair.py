@@ -14,19 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import numpy as np
-
 from nq_pipeline.capture.gaps import ALREADY_THERE, HISTORICAL, Gap, describe_difference
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
-from nq_pipeline.dbn import stream
-from nq_pipeline.dbn.framer import (
-    SYMBOL_MAPPING,
-    Frame,
-    Framer,
-    Head,
-)
-from nq_pipeline.errors import BadStream, NqError
+from nq_pipeline.dbn.framer import read_frames
+from nq_pipeline.errors import NqError
 from nq_pipeline.market import sessions
 
 if TYPE_CHECKING:
@@ -227,41 +219,3 @@ def _rows_in_lake(lake: Lake, schema: str, first: int, last: int) -> int:
 def _offer(gap: Gap, price: Decimal) -> str:
     why = gap.reason.partition(";")[0]
     return f"{why}; the historical API has it for ${price:.4f}: NQ_CAPTURE_REPAIR=paid buys it"
-
-
-def read_frames(path: Path) -> Iterator[Frame]:
-    """The records of a DBN file of one session, after the symbol mappings of its header.
-
-    Raises
-    ------
-    BadStream
-        The file is truncated or damaged; whole records before that are yielded first.
-    """
-    framer, has_begun = Framer(), False
-    with path.open("rb") as file:
-        try:
-            for piece in stream.plain(file):
-                for frame in framer.feed(piece):
-                    if not has_begun:
-                        has_begun = True
-                        yield from Framer(frame.head).feed(_header_mappings(frame.head))
-                    yield frame
-        except stream.EndsEarly as error:
-            raise BadStream(f"{path} {error}; delete it", offset=framer.offset) from None
-    if framer.pending or framer.head is None:
-        raise BadStream(f"{path} is cut off within a record; delete it", offset=framer.offset)
-
-
-def _header_mappings(head: Head) -> bytes:
-    """The symbol mappings of a file's header, as the live gateway sends them: records."""
-    import databento_dbn
-
-    struct = getattr(databento_dbn, f"v{head.version}").SymbolMappingMsg
-    dtype = np.dtype([*struct._dtypes, *([("ts_out", "<u8")] if head.ts_out else [])])
-    named = databento_dbn.Metadata.decode(head.raw).mappings
-    pairs = [(int(span["symbol"]), raw) for raw, spans in named.items() for span in spans if span["symbol"]]
-    records = np.zeros(len(pairs), dtype)
-    records["length"], records["rtype"] = dtype.itemsize // 4, SYMBOL_MAPPING
-    records["instrument_id"] = [number for number, _ in pairs]
-    records["stype_out_symbol"] = [symbol.encode() for _, symbol in pairs]
-    return records.tobytes()

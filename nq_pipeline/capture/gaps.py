@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.dbn.framer import UNDEF_TIMESTAMP, Frame
+from nq_pipeline.dbn.framer import Frame
+from nq_pipeline.dbn.layout import UNDEF_TIMESTAMP
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window
 

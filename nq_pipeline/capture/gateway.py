@@ -24,17 +24,8 @@ from nq_pipeline.capture.reconnect_policy import (
     EndReason,
     SessionEnd,
 )
-from nq_pipeline.dbn.framer import (
-    CONTROL,
-    ERROR,
-    SYMBOL_MAPPING,
-    SYSTEM,
-    UNDEF_TIMESTAMP,
-    ErrorMsg,
-    Frame,
-    Framer,
-    SystemMsg,
-)
+from nq_pipeline.dbn.framer import ErrorMsg, Frame, Framer, SystemMsg
+from nq_pipeline.dbn.layout import CONTROL, ERROR, SYMBOL_MAPPING, SYSTEM, UNDEF_TIMESTAMP
 from nq_pipeline.errors import BadStream, LogFailed
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import select_products

@@ -32,15 +32,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nq_pipeline.dbn.framer import (
-    CONTROL,
-    SYMBOL_MAPPING,
-    Array,
-    Frame,
-    is_near,
-)
-from nq_pipeline.dbn.stream import UNDEF_PRICE
-from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, TRADES, Table
+from nq_pipeline.dbn import columns
+from nq_pipeline.dbn.framer import Frame, is_near
+from nq_pipeline.dbn.layout import CONTROL, SYMBOL_MAPPING, Array
+from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.listing import underlying_future
@@ -54,7 +49,6 @@ SNAPSHOT = 32
 UTC day; one of mbp-1 has the key of the record that it repeats."""
 BAD_TS_RECV = 8
 """Flag of records whose `ts_recv` Databento calls doubtful."""
-LAST_INSTANT = np.iinfo(np.int64).max
 EPOCH = date(1970, 1, 1).toordinal()
 UNKNOWN = -1
 """Code of an instrument that has no symbol yet."""
@@ -163,7 +157,7 @@ class SessionRows:
             records = _joined([frame.array(rtype) for _, frame in parts])
             days = sessions.trade_dates(_filed_by(records))
             counts.records += len(records)
-            nowhere = np.isnat(days) | (records["ts_event"] > LAST_INSTANT)
+            nowhere = np.isnat(days) | ~columns.is_instant(records["ts_event"])
             repeats = np.zeros(len(records), np.bool_)
             if SCHEMAS[rtype][1] is not TRADES:
                 repeats = (records["flags"] & SNAPSHOT).astype(np.bool_) & ~nowhere
@@ -193,10 +187,10 @@ class SessionRows:
     def _shared(self, records: Array, described: pl.DataFrame, schema: str, origin: Origin) -> pl.DataFrame:
         """The columns that all tables have."""
         ts_event, ts_recv = records["ts_event"].astype(np.int64), records["ts_recv"].astype(np.int64)
-        received = ts_recv >= 0
+        received = columns.is_instant(records["ts_recv"])
         latencies = [
-            _known("receive_latency_ns", ts_recv - ts_event, received),
-            _known("publish_latency_ns", origin.now_ns - ts_recv, received),
+            columns.nulled(ts_recv - ts_event, received).alias("receive_latency_ns"),
+            columns.nulled(origin.now_ns - ts_recv, received).alias("publish_latency_ns"),
         ]
         names = [n for n in TRADES.schema.names() if n in (records.dtype.names or ()) and n != "depth"]
         always = {"source_schema": schema, "environment": origin.environment, "run_id": origin.run_id}
@@ -228,7 +222,7 @@ class SessionRows:
 
 def is_misdated(records: Array) -> npt.NDArray[np.bool_]:
     """Whether `ts_event` lies far from a `ts_recv` that is defined and not called doubtful by Databento."""
-    sound = (records["ts_recv"] <= LAST_INSTANT) & (records["flags"] & BAD_TS_RECV == 0)
+    sound = columns.is_instant(records["ts_recv"]) & (records["flags"] & BAD_TS_RECV == 0)
     far: npt.NDArray[np.bool_] = ~is_near(records["ts_event"], records["ts_recv"]) & sound
     return far
 
@@ -279,29 +273,12 @@ def _changes(*columns: Array) -> npt.NDArray[np.bool_]:
 def _column(name: str, values: Array) -> pl.Series:
     """A field of DBN as a column of the lake."""
     if name.startswith("ts_") and values.dtype.kind == "u":
-        # Undefined is the highest number; nanoseconds that int64 cannot hold are no instant either.
-        instants = values.astype(np.int64)
-        return _known(name, instants, instants >= 0).cast(INSTANT)
+        return columns.instants(values).alias(name)
     if name == "price" or "_px_" in name:
-        # Divided, not multiplied: a quotient is correctly rounded.
-        return _known(name, values / 1e9, values != UNDEF_PRICE)
+        return columns.prices(values).alias(name)
     if values.dtype.kind == "S":
-        return _letters(name, np.ascontiguousarray(values).view(np.uint8))
+        return columns.letters(values).alias(name)
     return pl.Series(name, np.ascontiguousarray(values))
-
-
-def _letters(name: str, values: npt.NDArray[np.uint8]) -> pl.Series:
-    used = np.flatnonzero(np.bincount(values, minlength=256))
-    places = np.zeros(256, np.uint32)
-    places[used] = np.arange(len(used))
-    texts = [chr(code) for code in used]
-    return pl.Series(name, texts, pl.Enum(texts)).gather(pl.Series(places[values]))
-
-
-def _known(name: str, values: Array, known: npt.NDArray[np.bool_]) -> pl.Series:
-    """A column that is null where nothing is known."""
-    column = pl.Series(name, values)
-    return column if known.all() else column.set(pl.Series(~known), None)
 
 
 # ── which symbol ────────────────────────────────────────────────────────────────────────────────

@@ -42,7 +42,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.market import sessions
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
     from nq_pipeline.settings import load
-    from nq_pipeline.sources.databento.history_store import DatabentoHistory
+    from nq_pipeline.sources.databento.gap_history import DatabentoHistory
     from nq_pipeline.workspace import Workspace
 
     stop = threading.Event()

@@ -167,7 +167,8 @@ def backfill(
     import uuid
     from dataclasses import asdict
 
-    from nq_pipeline.backfill.day import backfill_day, plan, refusal
+    from nq_pipeline.backfill.day import backfill_day
+    from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
     from nq_pipeline.sandbox.process import endpoints
     from nq_pipeline.settings import load
     from nq_pipeline.spend.export import publish_spend
@@ -178,9 +179,9 @@ def backfill(
     parents = [name.strip() for name in symbols.split(",") if name.strip()]
     left = max_usd
     with endpoints(load()) as settings:
-        priced = plan(settings, schema, first.date(), last.date(), symbols=parents)
+        priced = plan_backfill(settings, schema, first.date(), last.date(), symbols=parents)
         total = sum((day.usd for day in priced), Decimal(0))
-        no = refusal(settings, priced, symbols=parents)
+        no = budget_refusal(settings, priced, symbols=parents)
         if dry_run and as_json:
             click.echo(to_json({"total_usd": total, "refusal": no, "days": [asdict(day) for day in priced]}))
             return
@@ -200,7 +201,7 @@ def backfill(
                 click.echo(f"To buy it, leave out --dry-run and allow {format_usd(total)} with --max-usd.")
             return
         done, run_id = [], uuid.uuid4().hex
-        tell = (lambda line: None) if as_json else progress
+        report = (lambda message: None) if as_json else progress
         try:
             for price in priced:
                 day = backfill_day(
@@ -210,12 +211,12 @@ def backfill(
                     max_usd=left,
                     symbols=parents,
                     run_id=run_id,
-                    tell=tell,
+                    report=report,
                 )
                 left = max(Decimal(0), left - day.cost_usd)
                 done.append(day)
                 if not as_json:
-                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {printable(day.said)}")
+                    click.echo(f"{day.trade_date}  {schema}  {day.state}: {printable(day.summary)}")
         finally:  # also after Ctrl-C
             publish_spend(settings, run_id=run_id)
     if as_json:

@@ -1,56 +1,51 @@
-"""Follow a DBN stream record by record, without an object per record.
+"""Split a DBN stream that arrives in chunks into whole records, without an object per record.
 
-A DBN stream is a head (`DBN`, version, length, metadata) and records back to back. The first byte
-of a record is its length in words of four bytes, the second its rtype. Chunks from a socket end
-anywhere; the framer finds the records that are whole, checks that each is one its version knows,
-and shows them in place as numpy arrays. The head says whether `ts_out` (8 bytes, the time of
-sending) ends every record; the length byte counts it.
+Chunks from a socket end anywhere. The framer finds the records that are whole, checks that each is one its
+version knows, and shows them in place as numpy arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from nq_pipeline.dbn import stream
-from nq_pipeline.dbn.stream import (
-    BITE,
-    ERROR,
-    STRUCTS,
+from nq_pipeline.dbn.layout import (
+    CONTROL,
+    DECOMPRESS_STEP,
     SYMBOL_MAPPING,
-    SYSTEM,
     UNDEF_TIMESTAMP,
-    VERSIONS,
     ZSTD_MAGIC,
     Array,
-    walk,
+    HeaderError,
+    StreamLayout,
+    decode_metadata,
+    header_length,
+    record_dtype,
+    stream_layout,
+    walk_records,
 )
+from nq_pipeline.dbn.stream import BadCompression, decompressed
+from nq_pipeline.dbn.symbols import symbol_intervals
 from nq_pipeline.errors import BadStream
 from nq_pipeline.redaction import strike_data
 
-__all__ = [
-    "CONTROL", "ERROR", "STRUCTS", "SYMBOL_MAPPING", "SYSTEM", "UNDEF_TIMESTAMP", "ZSTD_MAGIC", "Array",
-    "ControlMsg", "ErrorMsg", "Frame", "Framer", "Head", "SymbolMapping", "SystemMsg", "Tally", "is_near",
-]  # fmt: skip
-
-CONTROL = tuple(stream.CONTROL)
-"""rtypes of what the gateway itself says; every other record is market data."""
-UNSET = 255
+CONTROL_RTYPES = tuple(CONTROL)
+NO_CODE = 255
 """Code of an error or system message that has none (DBN version 1)."""
-MAX_HEAD = 16 * 1024 * 1024
+MAX_HEADER_BYTES = 16 * 1024 * 1024
 EVENTS = frozenset({0, 1, 10, 160})
-"""rtypes of which `ts_event` and `ts_recv` tell one event, so that they lie close together."""
+"""rtypes whose `ts_event` and `ts_recv` are times of one event, so that they lie close together."""
 NEAR_NS = 60 * 10**9
-"""An event is received at most so long after it, or before it by two clocks; else one of the two is wrong."""
+"""An event is received at most this long after it (or before it, by two clocks); else one time is wrong."""
 
 
 def is_near(ts_event: Array, ts_recv: Array) -> npt.NDArray[np.bool_]:
-    """Whether the times of records tell of one moment; False where one is undefined."""
+    """Whether the two times of each record can belong to one event; False where one is undefined."""
     apart = np.where(ts_event > ts_recv, ts_event - ts_recv, ts_recv - ts_event)
     defined = (ts_event != UNDEF_TIMESTAMP) & (ts_recv != UNDEF_TIMESTAMP)
     near: npt.NDArray[np.bool_] = (apart <= NEAR_NS) & defined
@@ -59,7 +54,7 @@ def is_near(ts_event: Array, ts_recv: Array) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a stream, with its bytes as they came."""
+    """The header of a stream, with its bytes as received."""
 
     raw: bytes
     version: int
@@ -68,31 +63,26 @@ class Head:
 
     @classmethod
     def read(cls, file: BinaryIO) -> Head:
-        """Read the head that a file begins with; `BadStream` when it is none."""
+        """Read the header that a file begins with; `BadStream` when there is none."""
         start = file.read(8)
-        length = _head_length(start)
+        length = _header_length(start)
         if length is None:
-            raise BadStream("the head of the DBN stream is cut off", offset=len(start))
+            raise BadStream("the DBN header is cut off", offset=len(start))
         return cls.parse(start + file.read(length - len(start)))
 
     @classmethod
     def parse(cls, raw: bytes) -> Head:
-        """Read a whole head; `BadStream` when it is none."""
-        import databento_dbn
-
+        """Read a whole header; `BadStream` when it is none."""
         try:
-            as_is: Any = databento_dbn.VersionUpgradePolicy.AS_IS
-            metadata = databento_dbn.Metadata.decode(raw, upgrade_policy=as_is)
-        except Exception as error:  # DBNError, ValueError: whatever the compiled part makes of damage
-            raise BadStream(
-                f"the head of the DBN stream cannot be read ({type(error).__name__})", offset=0
-            ) from None
+            metadata = decode_metadata(raw)
+        except HeaderError as error:
+            raise BadStream(str(error), offset=error.offset) from None
         return cls(raw, metadata.version, bool(metadata.ts_out), metadata.dataset)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorMsg:
-    """The gateway refuses something or gives up."""
+    """The gateway refuses a request or ends the session."""
 
     ts_event: int
     code: int
@@ -102,7 +92,7 @@ class ErrorMsg:
 
 @dataclass(frozen=True, slots=True)
 class SystemMsg:
-    """The gateway reports something: a heartbeat, an acknowledgement, the end of a replay."""
+    """A report of the gateway: a heartbeat, an acknowledgement, the end of a replay."""
 
     ts_event: int
     code: int
@@ -111,7 +101,7 @@ class SystemMsg:
 
 @dataclass(frozen=True, slots=True)
 class SymbolMapping:
-    """What an instrument_id stands for in this session."""
+    """The symbol of an instrument_id in this session."""
 
     ts_event: int
     instrument_id: int
@@ -124,12 +114,12 @@ ControlMsg = ErrorMsg | SystemMsg | SymbolMapping
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many records of one rtype, and the times of the last of them that can be believed.
+    """The count of records of one rtype, and the times of the last of them that is plausible.
 
-    Of trades, books and orders that is the last one whose times are near each other, and `ts_event`
-    is the earlier of the two: nobody resumes from a moment that has not come. Else `ts_event` is that
-    of the last record which has one (BBO records of untraded contracts do not). None where there is
-    none; `ts_recv` also for rtypes without it.
+    For trades, books and orders that is the last record whose two times are near each other, and
+    `ts_event` is the earlier of the two, so that no session resumes from a moment in the future. For
+    others it is the last record with a `ts_event` (BBO records of untraded contracts have none). Times
+    are nanoseconds UTC; None where there is none, `ts_recv` also for rtypes without it.
     """
 
     count: int
@@ -143,9 +133,9 @@ class Frame:
     Attributes
     ----------
     head
-        The head of their stream.
+        The header of their stream.
     offset, end
-        Where they lie in the stream, in decompressed bytes from its first, end excluded.
+        Their span in the stream, in decompressed bytes from its first, end excluded.
     records
         Their bytes, back to back.
     tallies
@@ -155,7 +145,7 @@ class Frame:
     __slots__ = ("_layout", "_rtypes", "_starts", "head", "offset", "records", "tallies")
 
     def __init__(
-        self, head: Head, layout: MessageLayout, offset: int, records: memoryview, starts: Array, kinds: Array
+        self, head: Head, layout: StreamLayout, offset: int, records: memoryview, starts: Array, kinds: Array
     ) -> None:
         self.head = head
         self.offset = offset
@@ -173,7 +163,7 @@ class Frame:
         return self.offset + len(self.records)
 
     def array(self, rtype: int) -> Array:
-        """All records of an rtype as a structured array with the field names of databento_dbn."""
+        """Return all records of an rtype as a structured array with the field names of databento_dbn."""
         dtype = self._layout.dtypes[rtype]
         tally = self.tallies.get(rtype)
         if tally is None:
@@ -181,33 +171,33 @@ class Frame:
         if tally.count == len(self):
             return np.frombuffer(self.records, dtype)
         words = np.arange(dtype.itemsize // 4)
-        picked = np.frombuffer(self.records, "<u4")[(self.starts(rtype) >> 2)[:, None] + words]
-        records: Array = picked.view(dtype)[:, 0]
+        gathered = np.frombuffer(self.records, "<u4")[(self.starts(rtype) >> 2)[:, None] + words]
+        records: Array = gathered.view(dtype)[:, 0]
         return records
 
     def instruments(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """The instrument_ids of the market data in ascending order, and the records of each."""
-        data = self._starts[~np.isin(self._rtypes, CONTROL)]
+        """Return the instrument_ids of the market data in ascending order, and their counts of records."""
+        data = self._starts[~np.isin(self._rtypes, CONTROL_RTYPES)]
         ids, counts = np.unique(np.frombuffer(self.records, "<u4")[(data >> 2) + 1], return_counts=True)
         return ids, counts
 
     def control(self) -> Iterator[ControlMsg]:
-        """What the gateway itself said, decoded, in the order of the stream."""
+        """Yield the gateway's own messages, decoded, in the order of the stream."""
         if self.tallies.keys().isdisjoint(CONTROL):
             return
-        for at in np.flatnonzero(np.isin(self._rtypes, CONTROL)):
+        for at in np.flatnonzero(np.isin(self._rtypes, CONTROL_RTYPES)):
             dtype = self._layout.dtypes[int(self._rtypes[at])]
-            yield _decode(np.frombuffer(self.records, dtype, 1, int(self._starts[at]))[0])
+            yield _decode_control(np.frombuffer(self.records, dtype, 1, int(self._starts[at]))[0])
 
     def mappings(self) -> dict[int, bytes]:
-        """instrument_id to the bytes of its latest symbol mapping."""
+        """Return instrument_id to the bytes of its latest symbol mapping."""
         if SYMBOL_MAPPING not in self.tallies:
             return {}
         records = self.array(SYMBOL_MAPPING)
         return {int(record["instrument_id"]): record.tobytes() for record in records}
 
     def starts(self, rtype: int) -> Array:
-        """Where in `records` those of an rtype begin."""
+        """Return where in `records` those of an rtype begin."""
         starts: Array = self._starts[self._rtypes == rtype]
         return starts
 
@@ -219,14 +209,14 @@ class Frame:
         return {int(rtype): self._tally_of(int(rtype), self.starts(int(rtype))) for rtype in present}
 
     def first_moment(self, rtype: int) -> int | None:
-        """The earliest moment that the records of trades, books or orders can be believed to tell."""
+        """Return the earliest plausible time of trades, books or orders, nanoseconds UTC, if any."""
         moments, near, _ = self._moments(rtype, self.starts(rtype))
         return int(moments[near].min()) if near.any() else None
 
     def _tally_of(self, rtype: int, starts: Array) -> Tally:
         if rtype in EVENTS:
-            for some in (starts[-1:], starts):
-                moments, near, received = self._moments(rtype, some)
+            for candidates in (starts[-1:], starts):
+                moments, near, received = self._moments(rtype, candidates)
                 if near.any():
                     return Tally(len(starts), int(moments[near][-1]), int(received[near][-1]))
             return Tally(len(starts), None, None)
@@ -240,7 +230,7 @@ class Frame:
         return Tally(len(starts), ts_event, None if recv is None else self._u64(last + recv))
 
     def _moments(self, rtype: int, starts: Array) -> tuple[Array, npt.NDArray[np.bool_], Array]:
-        """The moment of each record, whether it can be believed, and its `ts_recv`."""
+        """The time of each record, whether it is plausible, and its `ts_recv`."""
         events, received = self._u64s(starts + 8), self._u64s(starts + self._layout.ts_recv[rtype])
         return np.minimum(events, received), is_near(events, received), received
 
@@ -261,16 +251,16 @@ class Framer:
     Parameters
     ----------
     head
-        The head of a stream that is taken up after it; None when the stream begins with it.
+        The header of a stream whose first chunk comes after it; None when the stream begins with it.
     offset
-        Where in the stream, after the head, the first chunk begins.
+        Where in the stream, after the header, the first chunk begins.
     secrets
-        What is struck out of the stream, asterisks in its place.
+        Texts to replace by asterisks wherever the stream holds them.
 
     Attributes
     ----------
     offset
-        Bytes of the stream, decompressed, that are known to be whole records or the head.
+        Decompressed bytes of the stream that are known to be the header or whole records.
     """
 
     def __init__(
@@ -279,7 +269,7 @@ class Framer:
         self._secrets = secrets
         self.head = head
         self.offset = (len(head.raw) if head else 0) if offset is None else offset
-        self._layout = _layout(head.version, head.ts_out) if head else None
+        self._layout = stream_layout(head.version, head.ts_out) if head else None
         self._rest = b""
         self._sniffed = head is not None
         self._zstd: Any = None
@@ -287,17 +277,17 @@ class Framer:
 
     @property
     def pending(self) -> int:
-        """Bytes, decompressed, held back because they are not a whole record yet."""
+        """Decompressed bytes held back because they are not a whole record yet."""
         return len(self._rest)
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[Frame]:
-        """Take the next chunk; yields the records it completes, at most one frame per decompressed bite.
+        """Yield the records that the next chunk completes, at most one frame per decompressed step.
 
         Raises
         ------
         BadStream
-            The bytes are no DBN. What was whole before them is yielded first; afterwards every
-            call raises it again.
+            The bytes are no DBN. Whole records before them are yielded first; afterwards every call
+            raises it again.
         """
         if self._failure:
             raise BadStream(str(self._failure), offset=self._failure.offset)
@@ -324,9 +314,9 @@ class Framer:
             return
         import zstandard
 
-        for at in range(0, len(chunk), BITE):
+        for at in range(0, len(chunk), DECOMPRESS_STEP):
             try:
-                piece = self._zstd.decompress(chunk[at : at + BITE])
+                piece = self._zstd.decompress(chunk[at : at + DECOMPRESS_STEP])
             except zstandard.ZstdError:
                 reached = self.offset + self.pending
                 raise BadStream(
@@ -336,20 +326,19 @@ class Framer:
                 yield piece
 
     def _frames(self, data: bytes) -> Iterator[Frame]:
-        data = strike_data(data, self._secrets)  # with what was held back, so a record is seen whole
+        data = strike_data(data, self._secrets)  # together with the bytes held back: a record is seen whole
         if self.head is None or self._layout is None:
-            length = _head_length(data)
+            length = _header_length(data)
             if length is None or len(data) < length:
                 self._rest = data
                 return
             self.head = Head.parse(data[:length])
-            self._layout = _layout(self.head.version, self.head.ts_out)
+            self._layout = stream_layout(self.head.version, self.head.ts_out)
             self.offset, data = length, data[length:]
         if not data:
             self._rest = b""
             return
-        starts, kinds, end, bad = walk(data, self._layout.known)
-        # What is not given out now is given out with the next chunk.
+        starts, kinds, end, bad = walk_records(data, self._layout.known)
         self._rest = data[end:]
         offset, self.offset = self.offset, self.offset + end
         if len(starts):
@@ -362,67 +351,22 @@ class Framer:
             )
 
 
-# ── the layout of records ───────────────────────────────────────────────────────────────────────
+def _header_length(start: bytes) -> int | None:
+    try:
+        return header_length(start, MAX_HEADER_BYTES)
+    except HeaderError as error:
+        raise BadStream(str(error), offset=error.offset) from None
 
 
-@dataclass(frozen=True, slots=True)
-class MessageLayout:
-    """The records of one version of DBN.
-
-    Attributes
-    ----------
-    known
-        By a record's first two bytes (length, rtype as a little-endian integer): whether they
-        belong together.
-    ts_recv
-        rtype to the place of its `ts_recv`.
-    """
-
-    dtypes: dict[int, np.dtype[Any]]
-    known: npt.NDArray[np.bool_]
-    ts_recv: dict[int, int]
-
-
-@lru_cache(maxsize=len(VERSIONS) * 2)
-def _layout(version: int, ts_out: bool) -> MessageLayout:
-    import databento_dbn
-
-    structs = getattr(databento_dbn, f"v{version}")
-    suffix = [("ts_out", "<u8")] if ts_out else []
-    dtypes = {rtype: np.dtype([*getattr(structs, name)._dtypes, *suffix]) for rtype, name in STRUCTS.items()}
-    known = np.zeros(1 << 16, dtype=np.bool_)
-    known[[dtype.itemsize // 4 | rtype << 8 for rtype, dtype in dtypes.items()]] = True
-    ts_recv = {
-        rtype: dtype.fields["ts_recv"][1]
-        for rtype, dtype in dtypes.items()
-        if dtype.fields and "ts_recv" in dtype.fields
-    }
-    return MessageLayout(dtypes, known, ts_recv)
-
-
-def _head_length(data: bytes) -> int | None:
-    """Length of the head that `data` begins with; None when too little is there to tell."""
-    if not b"DBN".startswith(data[:3]):
-        raise BadStream("the stream does not begin with DBN", offset=0)
-    if len(data) < 8:
-        return None
-    if data[3] not in VERSIONS:
-        raise BadStream(f"DBN version {data[3]} is unknown to this program", offset=3)
-    length = 8 + int.from_bytes(data[4:8], "little")
-    if length > MAX_HEAD:
-        raise BadStream(f"the head of the DBN stream claims {length:,} bytes, which was refused", offset=4)
-    return length
-
-
-def _decode(record: Any) -> ControlMsg:
+def _decode_control(record: Any) -> ControlMsg:
     ts_event, names = int(record["ts_event"]), record.dtype.names
     match int(record["rtype"]):
         case 21:
-            code = int(record["code"]) if "code" in names else UNSET
+            code = int(record["code"]) if "code" in names else NO_CODE
             last = bool(record["is_last"]) if "is_last" in names else True
             return ErrorMsg(ts_event, code, _text(record["err"]), last)
         case 23:
-            code = int(record["code"]) if "code" in names else UNSET
+            code = int(record["code"]) if "code" in names else NO_CODE
             return SystemMsg(ts_event, code, _text(record["msg"]))
         case _:
             return SymbolMapping(
@@ -435,3 +379,39 @@ def _decode(record: Any) -> ControlMsg:
 
 def _text(value: bytes) -> str:
     return value.split(b"\0", 1)[0].decode("utf-8", errors="replace")
+
+
+def read_frames(path: Path) -> Iterator[Frame]:
+    """Yield the records of a DBN file of one session, after the mappings of its header.
+
+    Raises
+    ------
+    BadStream
+        The file is cut off or damaged; whole records before that are yielded first.
+    """
+    framer, begun = Framer(), False
+    with path.open("rb") as file:
+        try:
+            for piece in decompressed(file):
+                for frame in framer.feed(piece):
+                    if not begun:
+                        begun = True
+                        yield from Framer(frame.head).feed(_mapping_records(frame.head))
+                    yield frame
+        except BadCompression as error:
+            raise BadStream(f"{path} {error}; delete it", offset=framer.offset) from None
+    if framer.pending or framer.head is None:
+        raise BadStream(f"{path} is cut off within a record; delete it", offset=framer.offset)
+
+
+def _mapping_records(head: Head) -> bytes:
+    """The mappings of a file's header as the records in which the live gateway sends them."""
+    pairs = [
+        (number, symbol.encode()) for number, _, _, symbol in symbol_intervals(decode_metadata(head.raw))
+    ]
+    dtype = record_dtype(SYMBOL_MAPPING, head.version, head.ts_out)
+    records = np.zeros(len(pairs), dtype)
+    records["length"], records["rtype"] = dtype.itemsize // 4, SYMBOL_MAPPING
+    if pairs:
+        records["instrument_id"], records["stype_out_symbol"] = zip(*pairs, strict=True)
+    return records.tobytes()

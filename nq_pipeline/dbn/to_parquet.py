@@ -20,13 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import orjson
 
-from nq_pipeline.dbn import stream as dbn
-from nq_pipeline.dbn.stream import (
-    Array,
-    Layout,
-    SymbolMap,
-    TruncatedDbn,
-)
+from nq_pipeline.dbn.columns import is_defined, is_instant, to_points
+from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
+from nq_pipeline.dbn.stream import TruncatedDbn, open_dbn
+from nq_pipeline.dbn.symbols import SymbolMap
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import make_folder, put_in_place, temporary_for
 
@@ -111,11 +108,11 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
         raise LakeError(f"{source.name} would overwrite itself; name another file for the Parquet")
     try:
         make_folder(parquet.parent)
-        with ExitStack() as files, dbn.opened(source) as stream, ThreadPoolExecutor(1) as thread:
+        with ExitStack() as files, open_dbn(source) as stream, ThreadPoolExecutor(1) as thread:
             behind = _Behind(thread)
             tables: dict[str, _Table] = {}
 
-            def table(layout: Layout) -> _Table:
+            def table(layout: RecordLayout) -> _Table:
                 if layout.schema not in tables:
                     path = parquet
                     if stream.schema is None:
@@ -162,7 +159,7 @@ class _Table:
     """A Parquet file in the making: records are gathered until they fill a row group."""
 
     def __init__(
-        self, layout: Layout, path: Path, temporary: Path, symbols: SymbolMap, behind: _Behind
+        self, layout: RecordLayout, path: Path, temporary: Path, symbols: SymbolMap, behind: _Behind
     ) -> None:
         self.layout = layout
         self.path = path
@@ -205,7 +202,7 @@ class _Table:
         self._gathered = 0
 
 
-def arrow(layout: Layout, records: Array, symbols: SymbolMap) -> pa.Table:
+def arrow(layout: RecordLayout, records: Array, symbols: SymbolMap) -> pa.Table:
     """Records as a table with the names, order and values of the official client's Parquet.
 
     Texts of one letter and symbols come as dictionaries, which is how Parquet stores them.
@@ -221,11 +218,9 @@ def arrow(layout: Layout, records: Array, symbols: SymbolMap) -> pa.Table:
     for name in layout.columns:
         values = records[name].copy()  # records lie side by side, columns in one piece
         if name in layout.instants:
-            defined = values.view(np.int64) >= 0
-            arrays[name] = _array(pa.timestamp("ns", "UTC"), values, defined)
+            arrays[name] = _array(pa.timestamp("ns", "UTC"), values, is_instant(values))
         elif name in layout.prices:
-            # Divided, not multiplied: a quotient is correctly rounded.
-            arrays[name] = _array(pa.float64(), values / 1e9, values != dbn.UNDEF_PRICE)
+            arrays[name] = _array(pa.float64(), to_points(values), is_defined(values))
         elif values.dtype.kind == "S":
             arrays[name] = _letters(name, values) if values.dtype.itemsize == 1 else _texts(name, values)
         else:
@@ -234,7 +229,7 @@ def arrow(layout: Layout, records: Array, symbols: SymbolMap) -> pa.Table:
     return pa.table([arrays[name] for name in _order(layout)], names=_order(layout))
 
 
-def _order(layout: Layout) -> list[str]:
+def _order(layout: RecordLayout) -> list[str]:
     """As pandas writes a frame: the index last, the column added by the client before it."""
     return [*(name for name in layout.columns if name != layout.index), "symbol", layout.index]
 
@@ -284,7 +279,7 @@ def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.A
     import pyarrow as pa
 
     # Few pairs of day and instrument for many rows: each pair is looked up once.
-    pairs = (instants // dbn.DAY_NS) << np.uint64(32) | instrument_ids
+    pairs = (instants // DAY_NS) << np.uint64(32) | instrument_ids
     coded = _array(pa.uint64(), pairs).dictionary_encode()
     distinct = _values(coded.dictionary, np.uint64)
     codes = symbols.find(distinct & np.uint64(0xFFFF_FFFF), distinct >> np.uint64(32))
@@ -295,7 +290,7 @@ def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.A
     return pa.DictionaryArray.from_arrays(_array(pa.int32(), rows, known), _texts("symbol", names))
 
 
-def _writer(path: Path, layout: Layout) -> Any:
+def _writer(path: Path, layout: RecordLayout) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

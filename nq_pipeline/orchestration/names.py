@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from nq_pipeline.backfill.day import SCHEMAS
+from nq_pipeline.backfill.scope import SCHEMAS
 from nq_pipeline.settings import SOURCE_NAMES
 
 SOURCE_CHAINS = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}

@@ -15,7 +15,7 @@ from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import NS_PER_S, Clock
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Probe
-from nq_pipeline.sources.databento.client import Query
+from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed_recorder import Array, FeedRecorder, Recording
 

@@ -23,7 +23,8 @@ from nq_pipeline.capture.gateway import GatewaySession, SessionState, Subscripti
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
 from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import Clock, to_ns
-from nq_pipeline.dbn.framer import SYMBOL_MAPPING, Frame
+from nq_pipeline.dbn.framer import Frame
+from nq_pipeline.dbn.layout import SYMBOL_MAPPING
 
 POLL_S = 0.02
 MOST_RECORDS = 2_000_000

@@ -13,11 +13,12 @@ import numpy as np
 
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
-from nq_pipeline.dbn.decode import decode
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import NotConfigured, OverBudget
 from nq_pipeline.market import sessions
-from nq_pipeline.sources.databento.client import HistoricalClient, Query
+from nq_pipeline.sources.databento.client import HistoricalClient
 from nq_pipeline.sources.databento.purchases import Purchases
+from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
@@ -95,7 +96,7 @@ def history(ctx: Context) -> CheckResult:
     client, run_id = _client(ctx), ctx.evidence.folder.name
     purchases = Purchases(client, open_ledger(ctx.settings), "verify", run_id, max_usd=ctx.max_usd)
     try:
-        body = purchases.body(query, client.price(query), request_id=run_id)
+        body = purchases.buy_body(query, client.price(query), request_id=run_id)
     except OverBudget as refusal:
         return skipped(str(refusal))
     finally:

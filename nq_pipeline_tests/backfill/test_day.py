@@ -18,13 +18,9 @@ import polars as pl
 import pytest
 import zstandard
 
-from nq_pipeline.backfill.day import (
-    SCHEMAS,
-    BackfillDay,
-    backfill_day,
-    plan,
-    refusal,
-)
+from nq_pipeline.backfill.day import BackfillDay, backfill_day
+from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
+from nq_pipeline.backfill.scope import SCHEMAS
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
@@ -35,7 +31,8 @@ from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.records import minute_quote_records
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.databento.history_store import DatabentoHistory, open_shelf
+from nq_pipeline.sources.databento.gap_history import DatabentoHistory
+from nq_pipeline.sources.databento.history_store import HistoryStore
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.backfill.conftest import (
@@ -61,6 +58,10 @@ OPEN, CLOSE = datetime(2025, 6, 8, 22, tzinfo=UTC), datetime(2025, 6, 9, 21, tzi
 
 def lake(settings: Settings) -> Lake:
     return Workspace.of(settings).lake
+
+
+def history_store(settings: Settings) -> HistoryStore:
+    return HistoryStore(Workspace.of(settings).history)
 
 
 def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:
@@ -214,7 +215,7 @@ def test_a_download_that_a_crash_left_behind_whole_is_used(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
         had(settings)
-        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.with_suffix("").with_suffix(".json").unlink()
         file.rename(file.with_suffix("").with_suffix(".part"))
         for table in (BACKFILLS, TRADES):
@@ -227,7 +228,7 @@ def test_a_download_that_a_crash_left_behind_in_part_is_bought_anew(data: Path) 
     with vendor(data) as databento:
         settings = databento.settings()
         had(settings)
-        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.with_suffix("").with_suffix(".json").unlink()
         file.with_suffix("").with_suffix(".part").write_bytes(file.read_bytes()[:-9])
         file.unlink()
@@ -240,11 +241,11 @@ def test_a_file_whose_proof_was_lost_is_counted_and_not_bought_again(data: Path)
     with vendor(data) as databento:
         settings = databento.settings()
         had(settings)
-        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         proof = file.with_suffix("").with_suffix(".json")
         shutil.rmtree(lake(settings).folder(BACKFILLS))
         proof.write_bytes(b"{")
-        assert "proof" in had(settings).said and len(databento.metered) == 1
+        assert "proof" in had(settings).summary and len(databento.metered) == 1
         proof.unlink()
         assert had(settings).state == "complete" and len(databento.metered) == 1
         assert proof.exists()
@@ -254,10 +255,10 @@ def test_a_purchased_file_that_is_gone_is_not_bought_again_unasked(data: Path) -
     with vendor(data) as databento:
         settings = databento.settings()
         had(settings)
-        (file,) = open_shelf(settings).folder.rglob("*.dbn.zst")
+        (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.unlink()
         shutil.rmtree(lake(settings).folder(BACKFILLS))
-        assert f"purchased file {file} is missing" in had(settings).said
+        assert f"purchased file {file} is missing" in had(settings).summary
         assert len(databento.metered) == 1
 
 
@@ -343,7 +344,7 @@ def test_trade_dates_begin_and_end_where_they_should_at_changes_of_clocks_and_ho
 ) -> None:
     with serve(included) as server:
         settings = Vendor(server, data).settings(now="2026-01-01T00:00:00Z")
-        assert [day.usd for day in plan(settings, schema, *days)] == [0, 0]
+        assert [day.usd for day in plan_backfill(settings, schema, *days)] == [0, 0]
         asked = [form(one) for one in server.asked if one.path.endswith("get_cost")]
     found = [from_ns(int(one[edge])) for one in asked for edge in ("start", "end")]
     assert [f"{instant:%dT%H:%M}" for instant in found] == edges
@@ -393,7 +394,7 @@ def test_the_condition_of_a_day_is_kept_with_it(condition: str, state: str, boug
     with vendor(data, only(CONDITION, worse)) as databento:
         day = had(databento.settings())
         assert (day.condition, day.state, len(databento.metered)) == (condition, state, bought)
-        assert (f"the vendor calls it {condition}" in day.said) is (condition in ("degraded", "missing"))
+        assert (f"the vendor calls it {condition}" in day.summary) is (condition in ("degraded", "missing"))
 
 
 def test_a_missing_day_without_records_is_missing(data: Path) -> None:
@@ -413,12 +414,12 @@ def test_a_missing_day_without_records_is_missing(data: Path) -> None:
 def test_the_plan_prices_every_trade_date_and_buys_nothing(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        days = plan(settings, "trades", date(2025, 6, 6), WEDNESDAY)
+        days = plan_backfill(settings, "trades", date(2025, 6, 6), WEDNESDAY)
         assert [day.trade_date for day in days] == [date(2025, 6, 6), MONDAY, TUESDAY, WEDNESDAY]
         assert [day.state for day in days] == [None, None, None, "pending"]
         assert all(day.usd > 0 and day.size and day.at for day in days[:3]) and not databento.metered
         assert had(settings, max_usd=days[1].usd).cost_usd == days[1].usd  # to the billionth
-        assert plan(settings, "trades", MONDAY, MONDAY)[0].state == "complete"
+        assert plan_backfill(settings, "trades", MONDAY, MONDAY)[0].state == "complete"
 
 
 def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
@@ -426,9 +427,11 @@ def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
         settings = databento.settings(budget_daily_usd=0)
         day = had(settings)
         assert day.state == "over_budget" and "NQ_BUDGET_DAILY_USD" in day.reason
-        sentence = refusal(settings, plan(settings, "trades", MONDAY, TUESDAY))
+        sentence = budget_refusal(settings, plan_backfill(settings, "trades", MONDAY, TUESDAY))
         assert sentence is not None and "NQ_BUDGET_DAILY_USD" in sentence
-        assert refusal(databento.settings(), plan(settings, "trades", MONDAY, TUESDAY)) is None
+        assert (
+            budget_refusal(databento.settings(), plan_backfill(settings, "trades", MONDAY, TUESDAY)) is None
+        )
         assert not databento.metered
 
 
@@ -450,7 +453,7 @@ def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(
 def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        (price,) = plan(settings, schema, MONDAY, MONDAY)  # of mbo: of many questions
+        (price,) = plan_backfill(settings, schema, MONDAY, MONDAY)  # of mbo: of many questions
         day = had(settings, schema, max_usd=price.usd * Decimal("0.9"))
         assert day.state == "over_budget" and "--max-usd" in day.reason and not databento.metered
 
@@ -459,7 +462,7 @@ def test_the_last_cent_may_be_spent_and_what_a_fault_holds_counts(data: Path) ->
     faults = iter([Answer(hang_up=True)])
     with vendor(data, only(STREAM, lambda asked, good: next(faults, good))) as databento:
         settings = databento.settings(http_attempts=2)
-        (price,) = plan(settings, "trades", MONDAY, MONDAY)
+        (price,) = plan_backfill(settings, "trades", MONDAY, MONDAY)
         day = had(settings, max_usd=price.usd)
         assert day.state == "over_budget" and len(databento.metered) == 1
         assert open_ledger(settings).month().reserved_usd == day.cost_usd >= price.usd
@@ -484,7 +487,7 @@ def test_a_large_day_is_had_as_a_batch_job_and_holds_the_same(data: Path, tmp_pa
         streamed = had(databento.settings())
     with vendor(tmp_path / "other") as databento:
         settings = databento.settings(backfill_batch_mb=1, backfill_symbols="Q2B.OPT,NQ.FUT")
-        assert plan(settings, "trades", MONDAY, MONDAY)[0].batch
+        assert plan_backfill(settings, "trades", MONDAY, MONDAY)[0].batch
         day = had(settings)
         assert (day.state, day.mode) == ("complete", "historical")
         assert [asked.path for asked in databento.server.asked if asked.path in METERED] == [SUBMIT]
@@ -547,7 +550,7 @@ def test_a_job_file_that_was_damaged_on_its_way_is_not_used(data: Path) -> None:
 
     with vendor(data, damaged) as databento:
         day = had(databento.settings(**BATCH))
-        assert day.state == "failed" and "is not what the vendor lists" in day.reason
+        assert day.state == "failed" and "differs from" in day.reason
     with vendor(data) as databento:
         assert had(databento.settings(**BATCH)).state == "complete"
         assert not databento.metered
@@ -562,8 +565,8 @@ def test_a_job_that_is_paid_needs_no_budget_any_more(data: Path) -> None:
         paid = had(databento.settings(**BATCH, backfill_wait_s=0.3)).cost_usd
     with vendor(data) as databento:
         settings = databento.settings(**BATCH, budget_daily_usd=paid)
-        (price,) = plan(settings, "trades", MONDAY, MONDAY)
-        assert (price.usd, price.batch) == (0, True) and refusal(settings, [price]) is None
+        (price,) = plan_backfill(settings, "trades", MONDAY, MONDAY)
+        assert (price.usd, price.batch) == (0, True) and budget_refusal(settings, [price]) is None
         assert had(settings, max_usd=Decimal(0)).state == "complete"
         assert paid > 0 and not databento.metered
 

@@ -13,17 +13,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from nq_pipeline.capture.gap_repair import EDGE_NS, GapRepairer, HistoricalRecords, read_frames
+from nq_pipeline.capture.gap_repair import EDGE_NS, GapRepairer, HistoricalRecords
 from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import ShiftedClock, to_ns
+from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.errors import BadStream, CaptureError
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.sandbox.vendors.databento.account import account_of
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.databento.history_store import DatabentoHistory
+from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import dbn_samples as sample

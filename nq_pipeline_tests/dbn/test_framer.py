@@ -14,19 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.dbn.framer import (
-    CONTROL,
-    EVENTS,
-    NEAR_NS,
-    STRUCTS,
-    ZSTD_MAGIC,
-    ErrorMsg,
-    Frame,
-    Framer,
-    Head,
-    SymbolMapping,
-    SystemMsg,
-)
+from nq_pipeline.dbn.framer import EVENTS, NEAR_NS, ErrorMsg, Frame, Framer, Head, SymbolMapping, SystemMsg
+from nq_pipeline.dbn.layout import CONTROL, STRUCTS, ZSTD_MAGIC
 from nq_pipeline.errors import BadStream
 from nq_pipeline_tests.testing.dbn_streams import (
     UNDEF_TIMESTAMP,

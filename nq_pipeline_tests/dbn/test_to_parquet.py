@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.cli import main
-from nq_pipeline.dbn import stream
+from nq_pipeline.dbn import layout, stream
 from nq_pipeline.dbn.to_parquet import ROW_GROUP_ROWS, convert
 from nq_pipeline.errors import LakeError
 from nq_pipeline_tests.conftest import SHARED
@@ -86,23 +86,23 @@ def test_every_recorded_file_converts_with_every_field_equal(path: Path, tmp_pat
 def test_records_of_any_schema_version_and_content_equal_the_official_client(
     data: st.DataObject, tmp_path: Path
 ) -> None:
-    schema = data.draw(st.sampled_from(sorted(stream.RTYPES)))
+    schema = data.draw(st.sampled_from(sorted(layout.RTYPES)))
     # The official client reads daily bars at the end of the session in version 3 alone.
-    version = data.draw(st.sampled_from([3] if schema == "ohlcv-eod" else stream.VERSIONS))
+    version = data.draw(st.sampled_from([3] if schema == "ohlcv-eod" else layout.VERSIONS))
     count = data.draw(st.integers(1, 20))
     seed = data.draw(st.integers(0, 2**32 - 1))
-    layout = stream.layout(schema, version)
+    known = layout.record_layout(schema, version)
     random = np.random.default_rng(seed)
-    array = random.integers(0, 256, count * layout.dtype.itemsize, np.uint8).view(layout.dtype).copy()
-    array["length"], array["rtype"] = layout.dtype.itemsize // 4, layout.rtype
+    array = random.integers(0, 256, count * known.dtype.itemsize, np.uint8).view(known.dtype).copy()
+    array["length"], array["rtype"] = known.dtype.itemsize // 4, known.rtype
     array["instrument_id"] = random.integers(1, 5, count)
-    for name in layout.dtype.names or ():
-        kind = layout.dtype[name]
-        if name in layout.instants:
+    for name in known.dtype.names or ():
+        kind = known.dtype[name]
+        if name in known.instants:
             array[name] = NOON + random.integers(-5 * 10**14, 5 * 10**14, count)
-            array[name][random.random(count) < 0.2] = stream.UNDEF_TIMESTAMP
-        elif name in layout.prices:
-            array[name][random.random(count) < 0.3] = stream.UNDEF_PRICE
+            array[name][random.random(count) < 0.2] = layout.UNDEF_TIMESTAMP
+        elif name in known.prices:
+            array[name][random.random(count) < 0.3] = layout.UNDEF_PRICE
         elif kind.kind == "S":
             letters = random.choice(list(b"\0 AZaz09~"), (count, kind.itemsize)).astype(np.uint8)
             array[name] = letters.view(kind)[:, 0]
@@ -123,7 +123,7 @@ def test_records_of_any_schema_version_and_content_equal_the_official_client(
 
 @pytest.mark.parametrize("schema", [str(schema) for schema in databento_dbn.Schema.variants()])
 def test_every_schema_of_the_vendor_is_read_in_every_version(schema: str, tmp_path: Path) -> None:
-    for version in stream.VERSIONS:
+    for version in layout.VERSIONS:
         array = sample.records(schema, 3, version, instrument_id=7, ts_event=NOON)
         for top in (sample.head(schema, version), sample.head(None, version, stype_in=None)):
             done = convert(written(tmp_path, top + array.tobytes()), tmp_path / "out.parquet")
@@ -133,7 +133,7 @@ def test_every_schema_of_the_vendor_is_read_in_every_version(schema: str, tmp_pa
 
 def test_bars_of_the_oldest_files_are_read(tmp_path: Path) -> None:
     array = sample.records("ohlcv-1d", 3, 1, instrument_id=7, ts_event=NOON, close=10**10)
-    array["rtype"] = stream.OLD_BARS
+    array["rtype"] = layout.OLD_BARS
     path = written(tmp_path, sample.head("ohlcv-1d", 1, symbols=SYMBOLS) + array.tobytes())
     convert(path, tmp_path / "out.parquet")
     assert_equal(tmp_path / "out.parquet", official(path))
@@ -175,7 +175,7 @@ def test_duckdb_and_polars_read_the_same_values(tmp_path: Path) -> None:
     array = sample.trades(1000)
     array["sequence"] = 2**32 - 1 - np.arange(1000)
     array["ts_in_delta"] = np.resize([-(2**31), 2**31 - 1], 1000)
-    array["ts_recv"][5] = stream.UNDEF_TIMESTAMP
+    array["ts_recv"][5] = layout.UNDEF_TIMESTAMP
     path = written(tmp_path, sample.head("trades", symbols=SYMBOLS) + array.tobytes())
     out = tmp_path / "out.parquet"
     convert(path, out)
@@ -276,7 +276,7 @@ def test_the_walk_finds_every_record_whatever_their_lengths(lengths: list[list[i
     random = np.random.default_rng(len(flat))
     raw = b"".join(bytes([words]) + random.bytes(4 * words - 1) for words in flat)
     ends = np.cumsum([4 * words for words in flat], dtype=np.int64)
-    starts, kinds, end, bad = stream.walk(raw + (b"\xff" + tail if tail else b""), stream.WELL_FORMED)
+    starts, kinds, end, bad = layout.walk_records(raw + (b"\xff" + tail if tail else b""), layout.WELL_FORMED)
     assert (end, bad) == (len(raw), False)
     assert starts.tolist() == [0, *ends.tolist()][: len(flat)]
     assert kinds.tolist() == [int.from_bytes(raw[at : at + 2], "little") for at in starts.tolist()]
@@ -369,14 +369,14 @@ def test_what_is_no_dbn_is_refused_in_a_sentence(raw: bytes, words: str, tmp_pat
 
 @pytest.mark.parametrize("raw", [b"", b"D", b"DBN\x03"])
 def test_a_file_of_almost_nothing_is_cut_off(raw: bytes, tmp_path: Path) -> None:
-    with pytest.raises(stream.TruncatedDbn, match="within its head"):
+    with pytest.raises(stream.TruncatedDbn, match="within its header"):
         convert(written(tmp_path, raw), tmp_path / "out.parquet")
 
 
 def test_a_record_of_the_wrong_length_is_damage(tmp_path: Path) -> None:
     array = sample.trades(3).tobytes()
     raw = sample.head(None, stype_in=None) + array[:48] + b"\x10" + array[49:96] + bytes(16)
-    with pytest.raises(stream.DamagedDbn, match="not as long"):
+    with pytest.raises(stream.DamagedDbn, match="length"):
         convert(written(tmp_path, raw), tmp_path / "out.parquet")
 
 

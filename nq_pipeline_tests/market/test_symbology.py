@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.dbn.decode import decode
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.market import symbology
 from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, Contract, Series, format_strike
 from nq_pipeline.market.listing import expirations

@@ -11,7 +11,7 @@ import databento_dbn
 import numpy as np
 import zstandard
 
-from nq_pipeline.dbn import stream
+from nq_pipeline.dbn.layout import UNDEF_TIMESTAMP, record_layout
 
 DAY = date(2025, 6, 10)
 NOON = 1_749_556_800_000_000_000
@@ -54,7 +54,7 @@ def head(
 
 def records(schema: str, count: int, version: int = 3, *, ts_out: bool = False, **columns: Any) -> np.ndarray:
     """Records with some columns filled, and what tells their kind."""
-    layout = stream.layout(schema, version, ts_out)
+    layout = record_layout(schema, version, ts_out)
     array = np.zeros(count, layout.dtype)
     for name, values in columns.items():
         array[name] = values
@@ -92,8 +92,8 @@ def mapping(
             stype_in_symbol=asked,
             stype_out=databento_dbn.SType.INSTRUMENT_ID,
             stype_out_symbol=given,
-            start_ts=stream.UNDEF_TIMESTAMP if start is None else start,
-            end_ts=stream.UNDEF_TIMESTAMP if end is None else end,
+            start_ts=UNDEF_TIMESTAMP if start is None else start,
+            end_ts=UNDEF_TIMESTAMP if end is None else end,
         )
     )
 

@@ -11,7 +11,8 @@ import databento_dbn
 import numpy as np
 
 from nq_pipeline.clock import SystemClock, to_ns
-from nq_pipeline.dbn.framer import STRUCTS, Frame, Framer
+from nq_pipeline.dbn.framer import Frame, Framer
+from nq_pipeline.dbn.layout import record_dtype
 
 NOON = datetime(2025, 6, 10, 17, 0, tzinfo=UTC)
 UNDEF_TIMESTAMP = 2**64 - 1
@@ -48,8 +49,7 @@ def head(version: int = 3, *, ts_out: bool = False) -> bytes:
 
 def empty(rtype: int, count: int = 1, version: int = 3, *, ts_out: bool = False) -> np.ndarray[Any, Any]:
     """Records of an rtype, with nothing in them but their length and rtype."""
-    fields = list(getattr(getattr(databento_dbn, f"v{version}"), STRUCTS[rtype])._dtypes)
-    array = np.zeros(count, np.dtype(fields + [("ts_out", "<u8")] * ts_out))
+    array = np.zeros(count, record_dtype(rtype, version, ts_out))
     array["length"], array["rtype"] = array.dtype.itemsize // 4, rtype
     return array
 

@@ -9,8 +9,9 @@ from decimal import Decimal
 import dagster as dg
 from pydantic import Field
 
-from nq_pipeline.backfill.day import SCHEMAS, BackfillDay, backfill_day
+from nq_pipeline.backfill.day import BackfillDay, backfill_day
 from nq_pipeline.backfill.rows import TABLES
+from nq_pipeline.backfill.scope import SCHEMAS
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.tables import MBO, TRADES
 from nq_pipeline.orchestration import metadata
@@ -76,11 +77,13 @@ def _history(schema: str) -> dg.AssetsDefinition:
             passed=final,
             asset_key=key,
             check_name="complete",
-            description=f"{day.state}: {day.said}",
+            description=f"{day.state}: {day.summary}",
             metadata={"state": day.state, "cost_usd": float(day.cost_usd)},
         )
         if not final:
-            raise dg.Failure(f"{schema} of {day.trade_date} is {day.state}: {day.said}", allow_retries=False)
+            raise dg.Failure(
+                f"{schema} of {day.trade_date} is {day.state}: {day.summary}", allow_retries=False
+            )
         yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_day(day))
 
     return one_day
@@ -95,7 +98,7 @@ def _backfill(
     try:
         with endpoints(vendors.settings()) as settings:
             day = backfill_day(
-                settings, schema, trade_date, max_usd=max_usd, run_id=run_id, tell=context.log.info
+                settings, schema, trade_date, max_usd=max_usd, run_id=run_id, report=context.log.info
             )
             if not day.already:
                 publish_spend(settings, run_id=run_id)

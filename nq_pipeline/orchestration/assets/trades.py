@@ -77,7 +77,7 @@ CAPTURE_HEALTH_SPEC = dg.AssetSpec(
 def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Sealed:
     """Capture until the window closes, then seal the partition; a cancelled run flushes first."""
     from nq_pipeline.sandbox.process import endpoints, gateway_clock
-    from nq_pipeline.sources.databento.history_store import DatabentoHistory
+    from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 
     settings = vendors.settings()
     claim_run(Workspace.of(settings).capture, context.run.run_id)

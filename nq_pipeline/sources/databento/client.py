@@ -1,18 +1,17 @@
-"""The official client of Databento's historical API, with what it leaves to its caller.
+"""The only place that calls Databento's historical API, through its official client.
 
-This is the only place that has one. What costs nothing (`FREE`) may be asked at any time. What is
-metered (`METERED`) takes a reservation of the spend ledger and is asked exactly once for it: a
-refusal gives the money back at once, anything else that fails leaves it reserved, since the vendor
-may have billed what it sent. Whoever wants to try again reserves again (`databento_purchase`).
+Free requests may be sent at any time. A paid one (`download`, `download_to`, `submit`) takes a reservation of
+the spend ledger and is sent exactly once: a refusal releases the money at once, any other failure leaves it
+reserved, since the vendor may have billed what it sent. Whoever retries reserves again (`purchases.py`).
 
-`databento.Historical` itself is used unmodified. Around it: an address of plain http on
-loopback, bounds in time and size (`databento_transport`), a few retries, and one kind of error.
-The client forces https and has no parameter for it, so its private base address is set for a
-plain-http URL; the layout this relies on is checked before it is touched. Its calls block without
-an overall time limit, so each runs on a thread of its own that is left behind when the time allowed
-is over; a thread left behind ends with the next bytes, or after `Policy.timeout_s` without any.
+`databento.Historical` itself is used unmodified. Around it: an address of plain http on loopback, bounds in
+time and size (`transport.py`), a few retries, and one kind of error (`vendor_errors.py`). The client forces
+https and has no parameter for it, so its private base address is set for a plain-http URL, after checking the
+layout this relies on. Its calls block without an overall time limit, so each runs on a thread of its own that
+is abandoned when the time is up; an abandoned thread ends with the next bytes, or after `Policy.timeout_s`
+without any.
 
-Nothing of databento is imported before the first question: the import takes a second.
+Importing databento takes a second, so nothing of it is imported before the first request.
 """
 
 from __future__ import annotations
@@ -33,122 +32,46 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 import tenacity
 from pydantic import SecretStr
 
-from nq_pipeline.dbn.stream import ZSTD_MAGIC
-from nq_pipeline.errors import (
-    BadPayload,
-    Blocked,
-    DeadlineReached,
-    LedgerError,
-    NotConfigured,
-    NotEntitled,
-    RateLimited,
-    SourceError,
-    Unavailable,
-)
-from nq_pipeline.outcome import Outcome
+from nq_pipeline.dbn.layout import ZSTD_MAGIC
+from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConfigured, SourceError
 from nq_pipeline.redaction import spellings, strike_data
 from nq_pipeline.settings import check_databento_key
+from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.transport import (
     Redirected,
     RefusedAnswer,
     Transport,
-    travel,
+    use_transport,
+)
+from nq_pipeline.sources.databento.vendor_errors import (
+    as_source_error,
+    brought_no_data,
+    instant_ns,
+    is_transient,
+    retry_after_s,
+    was_cut_off,
 )
 from nq_pipeline.spend.money import is_amount
 from nq_pipeline.transport.vendor_session import Policy
 
 if TYPE_CHECKING:
+    from nq_pipeline.settings import Settings
     from nq_pipeline.spend.ledger import Mode, Spending
 
 T = TypeVar("T")
 
-FREE = (
-    "available_end", "conditions", "cost", "count", "files", "job", "jobs", "price", "size", "unit_prices",
-    "take",
-)  # fmt: skip
-"""Methods of `HistoricalClient` that cost nothing, downloads of a job that is paid among them."""
-METERED = ("download", "download_to", "submit")
-"""Those that cost money; there are no others."""
-
 GROUPS = ("metadata", "timeseries", "symbology", "batch")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-PIECE, MOST_PIECES = 2**20, 512
-"""How an answer is unpacked, in bytes and pieces: no more than that is read of one."""
+PIECE, MAX_PIECES = 2**20, 512
+"""An answer is decompressed in pieces of so many bytes, and in at most so many of them."""
 LONGEST_RECORD = 528
 """Bytes of the longest record, a definition with `ts_out`."""
-WORDS_KEPT = 200
-"""Characters of a vendor's own message that go into ours."""
 GIB = 2**30
-YEARS = range(1970, 2200)
-"""A timestamp outside is no timestamp."""
 FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
-
-
-class NothingThere(SourceError):
-    """None of the symbols exists in the time asked about, as on a weekend: no fault of anyone."""
-
-    outcome = Outcome.EMPTY
-
-
-class Passing(Unavailable):
-    """A fault of the kind that passes by itself: of the vendor's server, or of the way there."""
-
-
-class EndsTooLate(Unavailable):
-    """The question reaches beyond what is available; `available_end` in nanoseconds UTC."""
-
-    def __init__(self, message: str, available_end: int) -> None:
-        super().__init__(message)
-        self.available_end = available_end
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One metered question: nanoseconds UTC, `start` included, `end` not; symbols are parents."""
-
-    dataset: str
-    schema: str
-    symbols: tuple[str, ...]
-    start: int
-    end: int
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "dataset": self.dataset,
-            "schema": self.schema,
-            "symbols": list(self.symbols),
-            "stype_in": "parent",
-            "start": self.start,
-            "end": self.end,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What the vendor says a query costs.
-
-    Attributes
-    ----------
-    usd
-        0 where the plan includes it.
-    size
-        Bytes it would bill; None where it costs nothing.
-    unit_usd
-        The list's price per GiB; None where the price is not simply size times that.
-    at
-        When it said so.
-    """
-
-    usd: Decimal
-    size: int | None
-    unit_usd: Decimal | None
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +98,15 @@ class BatchFile:
 
 
 class HistoricalClient:
-    """Asks the historical API; every method raises nothing but `SourceError`, and `LedgerError` where
-    a reservation is for something else.
+    """The historical API. Methods raise only `SourceError`, and `LedgerError` for a reservation that is for
+    another query.
 
     Parameters
     ----------
     url
         Base address; `https://hist.databento.com`, or any other that speaks its protocol.
     remaining
-        Seconds left for this vendor.
+        Returns the seconds left for this vendor.
     """
 
     def __init__(self, key: SecretStr, url: str, policy: Policy, remaining: Callable[[], float]) -> None:
@@ -195,141 +118,148 @@ class HistoricalClient:
         self._transport = Transport(policy, remaining, spellings({key.get_secret_value()}))
 
     def available_end(self, dataset: str, schemas: tuple[str, ...]) -> int:
-        """Until when all the schemas have data, exclusive, nanoseconds UTC. Free."""
-        found = self._ask(lambda client: client.metadata.get_dataset_range(dataset))
+        """Return the end of the data that all the schemas have: exclusive, nanoseconds UTC. Free."""
+        found = self._call_free(lambda client: client.metadata.get_dataset_range(dataset))
         try:
             by_schema = found.get("schema", {})
             return min(instant_ns(by_schema.get(schema, found)["end"]) for schema in schemas)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise BadPayload("the range of the dataset came in an unknown form") from None
+            raise BadPayload("the range of the dataset has an unknown form") from None
 
     def cost(self, query: Query) -> Decimal:
-        """What the query would cost in USD. Free. A price that is no price is a `BadPayload`."""
-        return _usd(self._ask(lambda client: client.metadata.get_cost(**query.arguments)), query.schema)
+        """Return what the query would cost, USD. Free. `BadPayload` for anything that is no amount."""
+        return _parse_usd(
+            self._call_free(lambda client: client.metadata.get_cost(**query.arguments)), query.schema
+        )
 
     def size(self, query: Query) -> int:
-        """The bytes the query would be billed for. Free."""
-        return _number(
-            self._ask(lambda client: client.metadata.get_billable_size(**query.arguments)), query.schema
-        )
+        """Return the bytes the query would be billed for. Free."""
+        size = self._call_free(lambda client: client.metadata.get_billable_size(**query.arguments))
+        return _parse_count(size, query.schema)
 
     def count(self, query: Query) -> int:
-        """How many records the query has. Free."""
-        return _number(
-            self._ask(lambda client: client.metadata.get_record_count(**query.arguments)), query.schema
-        )
+        """Return how many records the query has. Free."""
+        count = self._call_free(lambda client: client.metadata.get_record_count(**query.arguments))
+        return _parse_count(count, query.schema)
 
     def unit_prices(self, dataset: str) -> dict[str, dict[str, Decimal]]:
-        """USD per GiB, by mode and schema; the same for the life of the client. Free."""
+        """Return USD per GiB by mode and schema; requested once in the life of the client. Free."""
         if dataset not in self._prices:
-            told = self._ask(lambda client: client.metadata.list_unit_prices(dataset))
+            answer = self._call_free(lambda client: client.metadata.list_unit_prices(dataset))
             try:
                 self._prices[dataset] = {
-                    str(one["mode"]): {name: _usd(usd, name) for name, usd in one["unit_prices"].items()}
-                    for one in told
+                    str(one["mode"]): {
+                        name: _parse_usd(usd, name) for name, usd in one["unit_prices"].items()
+                    }
+                    for one in answer
                 }
             except (AttributeError, KeyError, TypeError):
-                raise BadPayload("the list of prices came in an unknown form") from None
+                raise BadPayload("the list of prices has an unknown form") from None
         return self._prices[dataset]
 
     def price(self, query: Query, mode: Mode = "historical-streaming") -> Price:
-        """What the query costs, how many bytes that is, and at which price. Free."""
+        """Return what the query costs, for how many bytes and at which unit price. Free."""
         at, usd = datetime.now(UTC), self.cost(query)
         if usd == 0:
             return Price(usd, None, None, at)
         size = self.size(query)
         unit = self.unit_prices(query.dataset).get(mode, {}).get(query.schema)
-        # A part that the plan includes makes it cheaper than its bytes: then only the price itself holds.
+        # Where the plan includes a part, the price is below size times unit price.
         if unit is None or abs(size * unit / GIB - usd) > usd / 100:
             return Price(usd, size, None, at)
-        return Price(max(usd, size * unit / GIB), size, unit, at)  # no less than what is committed later
+        return Price(max(usd, size * unit / GIB), size, unit, at)  # at least what is committed later
 
     def conditions(self, dataset: str, first: date, last: date) -> dict[date, str]:
-        """Condition of each UTC day that has data: available, degraded, pending or missing. Free."""
-        told = self._ask(
+        """Return the condition of each UTC day with data: available, degraded, pending or missing. Free."""
+        answer = self._call_free(
             lambda client: client.metadata.get_dataset_condition(
                 dataset, start_date=first.isoformat(), end_date=last.isoformat()
             )
         )
         try:
-            return {date.fromisoformat(one["date"]): str(one["condition"]) for one in told}
+            return {date.fromisoformat(one["date"]): str(one["condition"]) for one in answer}
         except (KeyError, TypeError, ValueError):
-            raise BadPayload("the condition of the dataset came in an unknown form") from None
+            raise BadPayload("the condition of the dataset has an unknown form") from None
 
     def jobs(self, since: datetime) -> list[BatchJob]:
-        """The batch jobs of the account since then that have not expired. Free."""
-        told = self._ask(lambda client: client.batch.list_jobs(since=since.isoformat()))
-        if not isinstance(told, list):
-            raise BadPayload("the list of batch jobs came in an unknown form")
-        return [_job(one) for one in told]
+        """Return the account's batch jobs since an instant that have not expired. Free."""
+        answer = self._call_free(lambda client: client.batch.list_jobs(since=since.isoformat()))
+        if not isinstance(answer, list):
+            raise BadPayload("the list of batch jobs has an unknown form")
+        return [_parse_job(one) for one in answer]
 
     def job(self, job_id: str) -> BatchJob:
-        """One batch job. Free."""
-        return _job(self._ask(lambda client: client.batch.get_job_details(job_id)))
+        """Return one batch job. Free."""
+        return _parse_job(self._call_free(lambda client: client.batch.get_job_details(job_id)))
 
     def files(self, job_id: str) -> list[BatchFile]:
-        """The DBN files of a job that is done. Free.
+        """Return the DBN files of a job that is done. Free.
 
-        Raises `BadPayload` for a file that would be written, or fetched from, where it does not belong:
-        the key goes along with the download.
+        Raises
+        ------
+        BadPayload
+            A file's name or address is not one of the vendor's: a download sends the key to the address
+            and writes below the name.
         """
-        told = self._ask(lambda client: client.batch.list_files(job_id))
+        answer = self._call_free(lambda client: client.batch.list_files(job_id))
         try:
             found = [
                 BatchFile(
                     str(one["filename"]),
-                    _number(int(one["size"]), "a job's file"),
+                    _parse_count(int(one["size"]), "a job's file"),
                     str(one["hash"]).removeprefix("sha256:"),
                 )
-                for one in told
-                if self._is_ours(str(one["urls"]["https"])) and FILENAME.fullmatch(str(one["filename"]))
+                for one in answer
+                if self._is_vendor_url(str(one["urls"]["https"])) and FILENAME.fullmatch(str(one["filename"]))
             ]
         except (KeyError, OverflowError, TypeError, ValueError):
-            raise BadPayload("the list of a job's files came in an unknown form") from None
-        if len(found) < len(told):
-            raise BadPayload("a job's file is named, or lies, where none of the vendor's should")
+            raise BadPayload("the list of the job's files has an unknown form") from None
+        if len(found) < len(answer):
+            raise BadPayload("a file of the job has a name or an address that is not the vendor's")
         return [file for file in found if file.name.endswith(".dbn.zst")]
 
-    def take(self, job_id: str, file: BatchFile, folder: Path) -> Path:
-        """Download a file of a job below `folder`; goes on where an attempt before stopped. Free."""
+    def download_file(self, job_id: str, file: BatchFile, folder: Path) -> Path:
+        """Download a file of a job below `folder`, resuming an earlier attempt. Free."""
 
         def get(client: Any) -> Path:
             found: list[Path] = client.batch.download(job_id, folder, filename_to_download=file.name)
             return found[0]
 
-        with self._transport.at_most(file.size):
-            return self._ask(get)
+        with self._transport.limit_bytes(file.size):
+            return self._call_free(get)
 
-    # ── metered ─────────────────────────────────────────────────────────────────────────────────
+    # ── paid ────────────────────────────────────────────────────────────────────────────────────
 
     def download(self, query: Query, spending: Spending) -> bytes:
-        """The exact body of an answer of moderate size. Metered, whether or not it can be read.
+        """Return the exact body of an answer of moderate size. Paid, whether or not it can be read.
 
-        A body that was cut off on its way is a `BadPayload`; one that arrived whole is returned
-        as it is, so that it can be archived before anybody judges it; only one that repeats the key is
-        returned unpacked, with the key struck out.
+        A body that was cut off is a `BadPayload`. A whole one is returned as received, so that it can be
+        archived before it is parsed; one that repeats the key is returned decompressed, with the key
+        struck out.
         """
 
         def get(client: Any) -> bytes:
             with TemporaryDirectory(prefix="nq-databento-") as folder:
                 path = Path(folder) / "answer.dbn.zst"
-                _stream(client, query, path)
+                _stream_to_file(client, query, path)
                 return _without_key(path.read_bytes(), self._transport.secrets)
 
-        return self._buy(get, query, spending, "historical-streaming")
+        return self._call_metered(get, query, spending, "historical-streaming")
 
     def download_to(self, query: Query, spending: Spending, path: Path, records: int) -> None:
-        """Write the exact body of an answer to `path`, which must not be there yet. Metered.
+        """Write the exact body of an answer to `path`, which must not exist yet. Paid.
 
-        `records` is how many there are by the vendor's count; a body that has room for more is refused.
+        `records` is the vendor's count; a body with room for more is refused.
         """
-        with self._transport.at_most(self._policy.max_data_bytes + records * LONGEST_RECORD):
-            self._buy(lambda client: _stream(client, query, path), query, spending, "historical-streaming")
+        with self._transport.limit_bytes(self._policy.max_data_bytes + records * LONGEST_RECORD):
+            self._call_metered(
+                lambda client: _stream_to_file(client, query, path), query, spending, "historical-streaming"
+            )
 
     def submit(self, query: Query, spending: Spending) -> BatchJob:
-        """Submit a batch job for the query, as DBN split by UTC day. Metered: billed when it is accepted."""
-        return _job(
-            self._buy(
+        """Submit a batch job for the query, as DBN split by UTC day. Paid when it is accepted."""
+        return _parse_job(
+            self._call_metered(
                 lambda client: client.batch.submit_job(
                     **query.arguments, encoding="dbn", compression="zstd", split_duration="day"
                 ),
@@ -341,10 +271,12 @@ class HistoricalClient:
 
     @cached_property
     def _client(self) -> Any:
-        return historical(self._key, self._url, timeout_s=self._policy.timeout_s, transport=self._transport)
+        return official_client(
+            self._key, self._url, timeout_s=self._policy.timeout_s, transport=self._transport
+        )
 
-    def _is_ours(self, url: str) -> bool:
-        """Whether an address is of the server we ask, or one of the vendor's own."""
+    def _is_vendor_url(self, url: str) -> bool:
+        """Whether an address is on the configured server or one of the vendor's."""
         parts, ours = urlsplit(url), urlsplit(self._url)
         if parts.username is not None:
             return False
@@ -352,52 +284,51 @@ class HistoricalClient:
             return True
         return parts.scheme == "https" and (parts.hostname or "").endswith(".databento.com")
 
-    def _buy(self, question: Callable[[Any], T], query: Query, spending: Spending, mode: Mode) -> T:
-        """Ask once, for the reservation; it is released when the vendor provably sent nothing."""
+    def _call_metered(self, request: Callable[[Any], T], query: Query, spending: Spending, mode: Mode) -> T:
+        """Send a paid request once; its reservation is released when the vendor provably sent nothing."""
         charge = spending.reservation.charge
         if (charge.vendor, charge.dataset, charge.schema, charge.mode) != (
             "databento", query.dataset, query.schema, mode,
         ):  # fmt: skip
-            raise LedgerError(f"the reservation is for {charge}, and {query.schema} ({mode}) was to be asked")
+            raise LedgerError(f"the reservation is for {charge}, not for {query.schema} ({mode})")
         try:
             client = self._client
             if self._remaining() <= 0:
-                raise DeadlineReached("the time allowed ran out before it was asked")
+                raise DeadlineReached("the time allowed ran out before the request was sent")
         except SourceError as error:
-            spending.release(f"not asked: {error}")
+            spending.release(f"not sent: {error}")
             raise
         try:
-            return _within(self._remaining(), lambda: question(client))
+            return _call_within(self._remaining(), lambda: request(client))
         except Redirected as error:
             spending.release(f"refused before any data: {error}")
             raise
         except SourceError:
             raise
         except Exception as error:
-            meant = _meaning(error)
-            if _sent_nothing(error):
+            meant = as_source_error(error)
+            if brought_no_data(error):
                 spending.release(f"refused before any data: {meant}")
             raise meant from None
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
-        """Ask, again after what passes by itself, until the time is over."""
+    def _call_free(self, request: Callable[[Any], T]) -> T:
+        """Send a free request, and again after transient failures until the time is up."""
 
         def once() -> T:
-            return _within(self._remaining(), lambda: question(self._client))
+            return _call_within(self._remaining(), lambda: request(self._client))
+
+        backoff = tenacity.wait_random_exponential(multiplier=0.2, max=5)
 
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            return (_retry_after(error) or 0.0) + tenacity.wait_random_exponential(multiplier=0.2, max=5)(
-                state
-            )
+            return (retry_after_s(error) or 0.0) + backoff(state)
 
-        def again(error: BaseException) -> bool:
-            asked = _retry_after(error)
+        def may_retry(error: BaseException) -> bool:
             longest = min(self._policy.retry_after_cap_s, self._remaining())
-            return _passes(error) and (asked is None or asked <= longest)
+            return is_transient(error) and (retry_after_s(error) or 0.0) <= longest
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(again),
+            retry=tenacity.retry_if_exception(may_retry),
             wait=pause,
             stop=lambda s: s.attempt_number >= self._policy.attempts or s.upcoming_sleep >= self._remaining(),
             reraise=True,
@@ -407,27 +338,26 @@ class HistoricalClient:
         except SourceError:
             raise
         except Exception as error:
-            # A vendor's body can make the client raise anything; an error that is a JSON list does.
-            raise _meaning(error) from None
+            # A body can make the client raise anything, for example an error that is a JSON list.
+            raise as_source_error(error) from None
 
 
-def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transport | None = None) -> Any:
-    """The official client, asking `url`, by this transport if one is given.
+def official_client(key: SecretStr, url: str, *, timeout_s: float, transport: Transport | None = None) -> Any:
+    """Return the official client for `url`, using this transport if one is given.
 
     Raises
     ------
     NotConfigured
-        The address is unusable, the key is empty or none, or this version of the client keeps its
-        address in an unknown way.
+        The address or the key is unusable, or this version of the client has another internal layout.
     """
     import databento
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NotConfigured("NQ_DATABENTO_URL is no address; write it as https://hist.databento.com")
+        raise NotConfigured("NQ_DATABENTO_URL is no address; write it like https://hist.databento.com")
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise NotConfigured(
-            "NQ_DATABENTO_URL is plain http to another machine, which would send the key readably; use https"
+            "NQ_DATABENTO_URL is plain http to another machine, which would expose the key; use https"
         )
     check_databento_key(key, parts.hostname)
     try:
@@ -438,30 +368,20 @@ def historical(key: SecretStr, url: str, *, timeout_s: float, transport: Transpo
         api: Any = getattr(client, group, None)
         if getattr(api, "_base_url", None) != f"{client.gateway}/v0/{group}" or not hasattr(api, "TIMEOUT"):
             raise NotConfigured(
-                f"databento {version('databento')} keeps its address in a way this program does not know; "
-                "install version 0.88"
+                f"databento {version('databento')} stores its address in an unknown way; install version 0.88"
             )
         api.TIMEOUT = timeout_s
-        if transport is not None and not travel(api, transport):
+        if transport is not None and not use_transport(api, transport):
             raise NotConfigured(
-                f"databento {version('databento')} asks in a way this program does not know; install version "
-                "0.88"
+                f"databento {version('databento')} sends requests in an unknown way; install version 0.88"
             )
         if parts.scheme == "http":
             api._base_url = f"{url.rstrip('/')}/v0/{group}"
     return client
 
 
-def instant_ns(text: str) -> int:
-    """Nanoseconds UTC of an ISO 8601 instant with up to nine digits; ValueError when it is none."""
-    plain = re.fullmatch(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)?)(?:Z|\+00:00)?", text)
-    if plain is None or int(plain[1][:4]) not in YEARS:  # others do not fit 64 bits, and wrap around
-        raise ValueError(f"{text!r} is no UTC instant")
-    return int(np.datetime64(plain[1], "ns").astype(np.int64))
-
-
-def _stream(client: Any, query: Query, path: Path) -> None:
-    """Write an answer as it comes; what of it arrived stays when it breaks off."""
+def _stream_to_file(client: Any, query: Query, path: Path) -> None:
+    """Write an answer as it arrives; a partial file stays when it breaks off."""
     import requests
     from databento.common.error import BentoHttpError
 
@@ -470,20 +390,20 @@ def _stream(client: Any, query: Query, path: Path) -> None:
     except (BentoHttpError, requests.RequestException):
         raise
     except Exception as error:
-        # The client reads the head of what it has downloaded; here only the download counts.
-        if not path.exists() or _was_cut(error):
+        # The client also reads the header of the file; here only the download counts.
+        if not path.exists() or was_cut_off(error):
             raise
 
 
 def _without_key(body: bytes, secrets: Sequence[str]) -> bytes:
-    """The body; where it has a key within its compression, unpacked and without it."""
+    """The body as it is; decompressed and without the key where it repeats it."""
     import zstandard
 
     if not body.startswith(ZSTD_MAGIC):
         return strike_data(body, secrets)
 
     def pieces() -> Iterator[bytes]:
-        with suppress(zstandard.ZstdError):  # cut off or damaged: whoever reads it will say so
+        with suppress(zstandard.ZstdError):  # cut off or damaged: reported by whoever parses it
             reader = zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True)
             while piece := reader.read(PIECE):
                 yield piece
@@ -492,67 +412,55 @@ def _without_key(body: bytes, secrets: Sequence[str]) -> bytes:
     for piece in pieces():
         seen = before + piece
         if strike_data(seen, secrets) != seen:
-            return strike_data(b"".join(islice(pieces(), MOST_PIECES)), secrets)
+            return strike_data(b"".join(islice(pieces(), MAX_PIECES)), secrets)
         before = seen[-longest:]
     return body
 
 
-def _usd(price: Any, schema: str) -> Decimal:
+def _parse_usd(price: Any, schema: str) -> Decimal:
     try:
         usd = Decimal(str(price))
     except InvalidOperation:
         usd = Decimal("NaN")
     if isinstance(price, bool) or not is_amount(usd):
-        raise BadPayload(f"{schema}: the price came in an unknown form")
+        raise BadPayload(f"{schema}: the price has an unknown form")
     return usd
 
 
-def _number(value: Any, schema: str) -> int:
+def _parse_count(value: Any, schema: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise BadPayload(f"{schema}: the number of records or bytes came in an unknown form")
+        raise BadPayload(f"{schema}: the number of records or bytes has an unknown form")
     return value
 
 
-def _job(told: Any) -> BatchJob:
+def _parse_job(answer: Any) -> BatchJob:
     try:
-        job_id = str(told["id"])
+        job_id = str(answer["id"])
         if not JOB_ID.fullmatch(job_id):
             raise ValueError
         query = None
         ours = {"stype_in": "parent", "encoding": "dbn", "compression": "zstd"}
-        if all(told.get(name) == ours[name] for name in ours) and not told.get("limit"):
+        if all(answer.get(name) == ours[name] for name in ours) and not answer.get("limit"):
             query = Query(
-                str(told["dataset"]),
-                str(told["schema"]),
-                tuple(sorted(str(told["symbols"]).split(","))),
-                instant_ns(told["start"]),
-                instant_ns(told["end"]),
+                str(answer["dataset"]),
+                str(answer["schema"]),
+                tuple(sorted(str(answer["symbols"]).split(","))),
+                instant_ns(answer["start"]),
+                instant_ns(answer["end"]),
             )
-        return BatchJob(job_id, str(told["state"]), query, instant_ns(told["ts_received"]))
+        return BatchJob(job_id, str(answer["state"]), query, instant_ns(answer["ts_received"]))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise BadPayload("a batch job came in an unknown form") from None
+        raise BadPayload("a batch job has an unknown form") from None
 
 
-def _sent_nothing(error: Exception) -> bool:
-    """Whether a metered question provably brought no data: it never left, or was refused."""
-    import requests
-    from databento.common.error import BentoClientError
-    from urllib3.exceptions import NewConnectionError
-
-    if isinstance(error, BentoClientError):
-        return error.http_status != 408
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, or `DeadlineReached` when it takes longer."""
+def _call_within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`; `DeadlineReached` when it takes longer than so many seconds."""
     done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             done.put((work(), None))
-        except BaseException as error:  # also a panic in the client's compiled part, which is no Exception
+        except BaseException as error:  # a panic in the client's compiled part is no Exception
             done.put((None, error))
 
     threading.Thread(target=run, daemon=True, name="databento").start()
@@ -563,80 +471,29 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     if isinstance(error, RefusedAnswer):
         raise error.reason
     if error is not None and not isinstance(error, Exception):
-        raise BadPayload(f"an answer the client could not read ({type(error).__name__})")
+        raise BadPayload(f"the client could not read the answer ({type(error).__name__})")
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
 
 
-def _passes(error: BaseException) -> bool:
-    """Whether a fault is of the kind that passes by itself and cost nothing."""
-    import requests
-    from databento.common.error import BentoClientError, BentoServerError
+def open_client(settings: Settings, remaining: Callable[[], float] | None = None) -> HistoricalClient:
+    """Return the historical API for these settings.
 
-    if isinstance(error, BentoClientError):
-        return error.http_status == 408 or (error.http_status == 429 and _retry_after(error) is not None)
-    broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-    return isinstance(error, (BentoServerError, *broken))
+    A call may take `remaining()` seconds; by default the longer of NQ_BACKFILL_WAIT_S and NQ_HTTP_TIMEOUT_S.
 
-
-def _retry_after(error: BaseException | None) -> float | None:
-    headers = getattr(error, "headers", None) or {}
-    text = str(headers.get("Retry-After", "")).strip()
-    return float(text) if text.isdecimal() else None
-
-
-def _meaning(error: Exception) -> SourceError:
-    """What an error of the client says about the vendor."""
-    import requests
-    from databento.common.error import BentoHttpError
-
-    if isinstance(error, BentoHttpError):
-        return _refusal(error)
-    if isinstance(error, requests.exceptions.JSONDecodeError):
-        return BadPayload("expected JSON, got something else")
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return BadPayload("the answer was cut off")
-    if isinstance(error, requests.Timeout):
-        return Passing("no answer in time")
-    if isinstance(error, requests.RequestException):
-        return Passing(f"no connection or no answer ({type(error).__name__})")
-    if _was_cut(error):
-        return BadPayload("the answer was cut off")
-    return BadPayload(f"an answer the client could not read ({type(error).__name__})")
-
-
-def _was_cut(error: Exception) -> bool:
-    """Whether a download ended before its body did: the client says so in words alone."""
-    return str(error).startswith("Error streaming response")
-
-
-def _refusal(error: Any) -> SourceError:
-    """What an HTTP error says, by status and the `case` of its body."""
-    body = error.json_body if isinstance(error.json_body, dict) else {}
-    detail = body.get("detail")
-    detail = detail if isinstance(detail, dict) else {"message": detail if isinstance(detail, str) else ""}
-    case, status = str(detail.get("case", "")), int(error.http_status)
-    words = " ".join(str(detail.get("message", "")).split())[:WORDS_KEPT]
-    said = f"HTTP {status}"
-    said += f" {case}" if re.fullmatch(r"\w{1,64}", case) else ""
-    said += f": {words}" if words else ""
-    if status == 401 or "api_key" in case:
-        return NotConfigured(f"DATABENTO_API_KEY was refused ({said}); copy the key from the vendor's portal")
-    if status == 402:
-        return NotEntitled(f"the account cannot pay ({said}); see its billing page")
-    if status == 429:
-        return RateLimited(f"too many requests ({said})")
-    if "license" in case or "entitlement" in case or case == "dataset_unavailable_range":
-        return NotEntitled(f"the plan does not include this ({said})")
-    if status == 403:
-        return Blocked(f"refused ({said})")
-    if case.startswith("symbology_"):
-        return NothingThere(f"nothing is listed there ({said})")
-    if case == "data_end_after_available_end":
-        payload = detail.get("payload")
-        try:
-            return EndsTooLate(said, instant_ns(str(payload["available_end"])))  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            return BadPayload(f"refused without saying how far the data reach ({said})")
-    return (Passing if status >= 500 else Unavailable)(f"refused or failed ({said})")
+    Raises
+    ------
+    NotConfigured
+        There is no key.
+    """
+    key = settings.databento_api_key
+    if key is None or not key.get_secret_value().strip():
+        raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
+    policy = Policy(
+        timeout_s=settings.http_timeout_s,
+        attempts=settings.http_attempts,
+        retry_after_cap_s=settings.retry_after_cap_s,
+    )
+    allowed_s = max(settings.backfill_wait_s, settings.http_timeout_s)
+    return HistoricalClient(key, settings.databento_url, policy, remaining or (lambda: allowed_s))

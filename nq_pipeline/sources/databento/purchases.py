@@ -1,13 +1,13 @@
-"""Buying from Databento's historical API: reserve, ask once, commit what came.
+"""Buy from Databento's historical API: reserve, send once, commit the bytes received.
 
-    price ── the vendor's own, free ──► reserve ── refused: `OverBudget`, nothing is asked
+    price ── the vendor's own, free ──► reserve ── refused: `OverBudget`, no request is sent
                                            │
-                                      ask once ── refused: the money is back
-                                           │  └── broke off, or nobody knows: it stays reserved
-                                         commit   the bytes of the records that came
+                                      send once ── refused: the money is released
+                                           │  └── failed otherwise: the money stays reserved
+                                         commit   the bytes of the records received
 
-After a fault that passes by itself the question may be asked again, each time with a reservation of
-its own: the vendor bills what it sent, also when it arrived in pieces.
+After a transient failure the request may be sent again, each time with a reservation of its own: the vendor
+bills the bytes it sent, even if they never arrived whole.
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from nq_pipeline.clock import from_ns
-from nq_pipeline.dbn.decode import decode
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import BadPayload, OverBudget
-from nq_pipeline.sources.databento.client import (
-    BatchJob,
-    HistoricalClient,
-    Passing,
-    Price,
-    Query,
-)
+from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
+from nq_pipeline.sources.databento.query import Price, Query
+from nq_pipeline.sources.databento.vendor_errors import TransientFailure
 from nq_pipeline.spend.ledger import Charge, Ledger, Mode, Purpose, Reservation, Spending
 from nq_pipeline.spend.money import ZERO, format_usd
 
@@ -37,19 +33,19 @@ T = TypeVar("T")
 
 @dataclass
 class Purchases:
-    """What one run buys for one purpose.
+    """The purchases of one run for one purpose.
 
     Parameters
     ----------
     attempts
-        How often a question is asked at most, counting faults that pass by themselves.
+        How often a request is sent at most, where it fails in a transient way.
     max_usd
-        What all of it may cost, beside the ledger's budgets; None for no more than those.
+        Limit for the whole run, beside the ledger's budgets; None for those alone.
 
     Attributes
     ----------
     cost_usd
-        Committed, and still reserved for what failed.
+        Committed, and still reserved for failed requests.
     """
 
     client: HistoricalClient
@@ -60,10 +56,10 @@ class Purchases:
     max_usd: Decimal | None = None
     cost_usd: Decimal = field(default=ZERO, init=False)
 
-    def grant(self, priced: Sequence[tuple[Query, Price]]) -> None:
-        """Raise `OverBudget`, noted in the ledger, when all of it together would not fit now.
+    def require_budget(self, priced: Sequence[tuple[Query, Price]]) -> None:
+        """Raise `OverBudget`, recorded in the ledger, when the queries together do not fit the budgets.
 
-        It reserves nothing: that is done for each question when it is asked.
+        Nothing is reserved: each query reserves its own cost when it is sent.
         """
         if not priced:
             return
@@ -84,57 +80,60 @@ class Purchases:
             run_id=self.run_id,
         )
         if self.ledger.check(whole) is not None:
-            # Made room for by somebody else meanwhile: then it may go on.
-            self.ledger.release(self.ledger.reserve(whole), "each question is reserved on its own")
+            # `reserve` raises and records it, unless another process has made room in the meantime.
+            self.ledger.release(self.ledger.reserve(whole), "each query is reserved on its own")
 
-    def body(self, query: Query, price: Price, *, request_id: str) -> bytes:
-        """An answer in memory, as it came; one that cannot be read stays reserved."""
+    def buy_body(self, query: Query, price: Price, *, request_id: str) -> bytes:
+        """Return the exact body of an answer; the cost of one that cannot be read stays reserved."""
 
-        def ask(spending: Spending) -> bytes:
+        def send(spending: Spending) -> bytes:
             body = self.client.download(query, spending)
-            with suppress(BadPayload):  # whoever archives it will say so
+            with suppress(BadPayload):  # reported by whoever parses the archived body
                 size = decode(body, query.schema).array.nbytes
                 spending.commit(billed_bytes=size, request_id=request_id)
             return body
 
-        return self._buy(query, price, "historical-streaming", ask, self.attempts)
+        return self._buy(query, price, "historical-streaming", send, self.attempts)
 
-    def file(
+    def buy_file(
         self,
         query: Query,
         price: Price,
         path: Path,
-        size: Callable[[], int],
+        billed_bytes: Callable[[], int],
         request_id: str,
         *,
         records: int,
     ) -> None:
-        """An answer as a file at `path`. `size` reads it and gives the bytes of its records, or raises
-        `BadPayload`: then what was reserved stays so. `records` is the vendor's count of them."""
+        """Write an answer to `path`.
 
-        def ask(spending: Spending) -> None:
+        `billed_bytes` measures the records of the file; if it raises `BadPayload`, the cost stays reserved.
+        `records` is the vendor's count of them.
+        """
+
+        def send(spending: Spending) -> None:
             path.unlink(missing_ok=True)
             self.client.download_to(query, spending, path, records)
-            spending.commit(billed_bytes=size(), request_id=request_id)
+            spending.commit(billed_bytes=billed_bytes(), request_id=request_id)
 
-        self._buy(query, price, "historical-streaming", ask, self.attempts)
+        self._buy(query, price, "historical-streaming", send, self.attempts)
 
-    def job(self, query: Query, price: Price) -> BatchJob:
-        """A batch job for the query, paid by its submission."""
+    def buy_job(self, query: Query, price: Price) -> BatchJob:
+        """Submit a batch job for the query, which is paid then."""
 
-        def ask(spending: Spending) -> BatchJob:
+        def send(spending: Spending) -> BatchJob:
             job = self.client.submit(query, spending)
             spending.commit(billed_bytes=price.size or 0, request_id=job.id)
             return job
 
-        return self._buy(query, price, "historical", ask, attempts=1)
+        return self._buy(query, price, "historical", send, attempts=1)
 
     def _buy(
         self,
         query: Query,
         price: Price,
         mode: Mode,
-        ask: Callable[[Spending], T],
+        send: Callable[[Spending], T],
         attempts: int,
     ) -> T:
         charge = charge_for(query, price, purpose=self.purpose, mode=mode, run_id=self.run_id)
@@ -145,19 +144,19 @@ class Purchases:
                     f"{format_usd(self.max_usd)} allowed "
                     f"{format_usd(self.max_usd - self.cost_usd)} is left; raise --max-usd or ask for less"
                 )
-            spending = _Spending(self.ledger, self.ledger.reserve(charge))
+            spending = _TrackedSpending(self.ledger, self.ledger.reserve(charge))
             try:
-                return ask(spending)
-            except Passing:
+                return send(spending)
+            except TransientFailure:
                 if last:
                     raise
             finally:
                 self.cost_usd += spending.cost_usd
-        raise ValueError("a question is asked at least once")
+        raise ValueError("attempts must be at least 1")
 
 
-class _Spending(Spending):
-    """A reservation in use that tells what it has come to: all of it until it is known better."""
+class _TrackedSpending(Spending):
+    """An open reservation. Its cost is the full reserved amount until the vendor reports the actual one."""
 
     def __init__(self, ledger: Ledger, reservation: Reservation) -> None:
         super().__init__(ledger, reservation)
@@ -173,7 +172,7 @@ class _Spending(Spending):
 
 
 def charge_for(query: Query, price: Price, *, purpose: Purpose, mode: Mode, run_id: str) -> Charge:
-    """What the ledger is to reserve for a query."""
+    """Return the charge to reserve for a query."""
     begin, end = from_ns(query.start), from_ns(query.end)
     return Charge(
         vendor="databento",
@@ -191,6 +190,6 @@ def charge_for(query: Query, price: Price, *, purpose: Purpose, mode: Mode, run_
 
 
 def _symbols(query: Query) -> str:
-    """A few symbols by name, many by number."""
+    """Up to three symbols by name, more by number."""
     few = len(query.symbols) <= 3
     return ", ".join(query.symbols) if few else f"{query.symbols[0]} and {len(query.symbols) - 1} more"

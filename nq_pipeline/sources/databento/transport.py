@@ -20,7 +20,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from nq_pipeline.dbn.stream import ZSTD_MAGIC
+from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.redaction import keep_out_of_logs
 from nq_pipeline.transport.vendor_session import Policy
@@ -68,7 +68,7 @@ class Transport:
         keep_out_of_logs(self.secrets)
 
     @contextmanager
-    def at_most(self, size: int) -> Iterator[None]:
+    def limit_bytes(self, size: int) -> Iterator[None]:
         """Let downloads have so many bytes, and no more."""
         before, self.most = self.most, size
         try:
@@ -212,7 +212,7 @@ class _Requests:
         return getattr(requests, name)
 
 
-def travel(api: Any, transport: Transport) -> bool:
+def use_transport(api: Any, transport: Transport) -> bool:
     """Let one group of the client's questions take this transport; False when the client asks in a way
     that is unknown here."""
     modules: list[ModuleType] = [import_module(name) for name in MODULES]

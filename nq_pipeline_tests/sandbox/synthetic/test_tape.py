@@ -26,7 +26,7 @@ from nq_pipeline.sandbox.synthetic.tape import (
     publication_times,
     tape,
 )
-from nq_pipeline.sources.databento.client import historical
+from nq_pipeline.sources.databento.client import official_client
 
 DAY = date(2025, 6, 10)
 OPEN, CLOSE = (to_ns(edge) for edge in sessions.session(DAY).segments[0])
@@ -184,7 +184,7 @@ def test_definitions_of_a_week_are_complete_at_its_beginning_and_then_only_what_
 
 def test_history_and_tape_have_the_same_trades(at: Callable[..., str]) -> None:
     start, end = datetime(2025, 6, 10, 14, tzinfo=UTC), datetime(2025, 6, 10, 15, tzinfo=UTC)
-    vendor = historical(SecretStr("db-any"), at("databento"), timeout_s=20)
+    vendor = official_client(SecretStr("db-any"), at("databento"), timeout_s=20)
     store: databento.DBNStore = vendor.timeseries.get_range(
         dataset="GLBX.MDP3",
         schema="trades",

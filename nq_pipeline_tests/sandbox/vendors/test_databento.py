@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sources.databento.client import historical
+from nq_pipeline.sources.databento.client import official_client
 from nq_pipeline_tests.sandbox.conftest import NOW
 
 Address = Callable[..., str]
@@ -33,7 +33,7 @@ SPANS = {
 
 
 def client(url: str) -> Any:
-    return historical(SecretStr("db-sandbox"), url, timeout_s=20)
+    return official_client(SecretStr("db-sandbox"), url, timeout_s=20)
 
 
 def ask(url: str, schema: str, **more: Any) -> databento.DBNStore:
@@ -140,7 +140,7 @@ def test_statistics_come_preliminary_and_then_final(at: Address) -> None:
 
 
 def test_an_account_sees_what_it_asked_and_what_of_it_is_metered(at: Address) -> None:
-    vendor = historical(SecretStr("db-another"), at("databento"), timeout_s=20)
+    vendor = official_client(SecretStr("db-another"), at("databento"), timeout_s=20)
     asked = {**ASK, **SPANS["trades"], "schema": "trades"}
     size = vendor.metadata.get_billable_size(**asked)
     vendor.timeseries.get_range(**asked)

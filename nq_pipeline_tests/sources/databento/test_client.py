@@ -39,19 +39,15 @@ from nq_pipeline.errors import (
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import load
 from nq_pipeline.sources.databento.client import (
-    FREE,
     GROUPS,
     LONGEST_RECORD,
-    METERED,
     PIECE,
     BatchFile,
-    EndsTooLate,
     HistoricalClient,
-    NothingThere,
-    Query,
-    historical,
-    instant_ns,
+    official_client,
 )
+from nq_pipeline.sources.databento.query import Query
+from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords, instant_ns
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline.transport.vendor_session import Policy
 from nq_pipeline_tests.testing import standin
@@ -61,6 +57,11 @@ from nq_pipeline_tests.testing.source_contract import MARK
 QUERY = Query(
     "GLBX.MDP3", "trades", ("Q2C.OPT", "Q2D.OPT"), 1_749_540_000_000_000_000, 1_749_567_600_000_000_000
 )
+FREE = {
+    "available_end", "conditions", "cost", "count", "download_file", "files", "job", "jobs", "price", "size",
+    "unit_prices",
+}  # fmt: skip
+PAID = {"download", "download_to", "submit"}
 KEY = SecretStr(MARK)
 SHAPED = SecretStr("db-" + "x" * 29)
 """What a key of the vendor's looks like."""
@@ -108,7 +109,7 @@ def test_the_installed_client_is_the_version_this_was_written_for() -> None:
 
 
 def test_a_plain_http_address_on_loopback_is_asked_as_it_is() -> None:
-    made = historical(KEY, "http://127.0.0.1:9/with/fault=ok/databento/", timeout_s=3)
+    made = official_client(KEY, "http://127.0.0.1:9/with/fault=ok/databento/", timeout_s=3)
     for group in GROUPS:
         assert getattr(made, group)._base_url == f"http://127.0.0.1:9/with/fault=ok/databento/v0/{group}"
         assert getattr(made, group).TIMEOUT == 3
@@ -116,7 +117,7 @@ def test_a_plain_http_address_on_loopback_is_asked_as_it_is() -> None:
 
 @pytest.mark.parametrize("url", ["https://hist.databento.com", "https://127.0.0.1:9/below"])
 def test_an_https_address_is_left_to_the_client(url: str) -> None:
-    made = historical(SHAPED, url, timeout_s=3)
+    made = official_client(SHAPED, url, timeout_s=3)
     assert made.gateway == url
     assert made.metadata._base_url == f"{url}/v0/metadata"
 
@@ -139,7 +140,7 @@ def test_what_is_no_key_is_told_before_the_vendor_is_asked(key: str) -> None:
 )
 def test_an_address_that_would_leak_the_key_or_is_none_is_refused(url: str) -> None:
     with pytest.raises(NotConfigured, match="NQ_DATABENTO_URL"):
-        historical(KEY, url, timeout_s=3)
+        official_client(KEY, url, timeout_s=3)
 
 
 def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +153,8 @@ def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pyte
         self._root = self.__dict__.pop("_base_url")
 
     monkeypatch.setattr(BatchHttpAPI, "__init__", renamed)
-    with pytest.raises(NotConfigured, match=r"databento 0\.88.* does not know; install version 0\.88"):
-        historical(KEY, "http://127.0.0.1:9", timeout_s=3)
+    with pytest.raises(NotConfigured, match=r"databento 0\.88.* unknown way; install version 0\.88"):
+        official_client(KEY, "http://127.0.0.1:9", timeout_s=3)
 
 
 def test_the_question_is_the_one_of_the_protocol() -> None:
@@ -233,8 +234,8 @@ def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> Non
 
 def test_every_method_is_listed_as_free_or_as_metered_and_metered_ones_take_a_reservation() -> None:
     public = {name for name in vars(HistoricalClient) if not name.startswith("_")}
-    assert public == set(FREE) | set(METERED)
-    for name in METERED:
+    assert public == FREE | PAID
+    for name in PAID:
         required = inspect.signature(getattr(HistoricalClient, name)).parameters["spending"]
         assert required.annotation == "Spending" and required.default is inspect.Parameter.empty
 
@@ -264,10 +265,10 @@ def test_the_free_methods_send_nothing_that_is_metered() -> None:
         "files": lambda: asking.files(job),
         "price": lambda: asking.price(QUERY),
         "size": lambda: asking.size(QUERY),
-        "take": lambda: asking.take(job, asking.files(job)[0], Path("files")),
+        "download_file": lambda: asking.download_file(job, asking.files(job)[0], Path("files")),
         "unit_prices": lambda: asking.unit_prices("GLBX.MDP3"),
     }
-    assert questions.keys() == set(FREE)
+    assert questions.keys() == FREE
     asking.jobs(datetime(2025, 1, 1, tzinfo=UTC))  # looked at once, so that it is done
     for ask in questions.values():
         assert ask()
@@ -285,7 +286,7 @@ def test_nothing_else_in_the_program_makes_the_official_client() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in makers)
         or (isinstance(node, ast.ImportFrom) and makers & {name.name for name in node.names})
     }
-    assert found == {"sources/databento_client.py"}
+    assert found == {"sources/databento/client.py"}
 
 
 @pytest.mark.parametrize(
@@ -387,9 +388,13 @@ def test_a_price_below_that_of_its_bytes_has_no_unit_price() -> None:
         (403, detail("auth_user_does_not_match_api_key"), NotConfigured),
         (403, b"forbidden", Blocked),
         (422, detail("dataset_unavailable_range"), NotEntitled),
-        (422, detail("symbology_invalid_request"), NothingThere),
-        (422, detail("symbology_invalid_symbol"), NothingThere),
-        (422, detail("data_end_after_available_end", available_end="2025-06-10T14:00:00Z"), EndsTooLate),
+        (422, detail("symbology_invalid_request"), NoRecords),
+        (422, detail("symbology_invalid_symbol"), NoRecords),
+        (
+            422,
+            detail("data_end_after_available_end", available_end="2025-06-10T14:00:00Z"),
+            EndsAfterAvailable,
+        ),
         (422, detail("data_end_after_available_end"), BadPayload),
         (422, detail("data_end_after_available_end", available_end=[1]), BadPayload),
         (422, detail("data_schema_not_fully_available"), Unavailable),
@@ -407,7 +412,7 @@ def test_an_error_is_what_its_status_and_case_say(status: int, body: bytes, kind
 def test_the_available_end_of_a_refusal_is_kept() -> None:
     body = detail("data_end_after_available_end", available_end="2025-06-10T14:00:00.000000005+00:00")
     error = refusal(Answer(body, 422))
-    assert isinstance(error, EndsTooLate)
+    assert isinstance(error, EndsAfterAvailable)
     assert error.available_end == instant_ns("2025-06-10T14:00:00.000000005Z")
 
 
@@ -513,7 +518,7 @@ def test_no_answer_is_read_beyond_its_bound(name: str, answer: Answer) -> None:
 
 
 def test_every_question_of_the_client_is_tried_with_too_much() -> None:
-    assert {*ASKED, "price", "take", *METERED} == {*FREE, *METERED}  # `price` asks what others ask
+    assert {*ASKED, "price", "download_file", *PAID} == FREE | PAID  # `price` asks what others ask
 
 
 def test_a_bomb_takes_no_more_memory_than_its_bound() -> None:
@@ -557,7 +562,7 @@ def test_a_file_of_a_job_ends_at_the_size_the_vendor_lists(tmp_path: Path) -> No
 
     with serve(respond) as server:
         with pytest.raises(BadPayload, match="larger than 3 MiB"):
-            client(server.url).take("GLBX-1", file, tmp_path)
+            client(server.url).download_file("GLBX-1", file, tmp_path)
         assert [asked.path for asked in server.asked].count("/file") == 1
     assert (tmp_path / "GLBX-1" / file.name).stat().st_size <= file.size
 
@@ -592,4 +597,4 @@ def test_a_client_of_somebody_else_in_this_process_asks_as_ever() -> None:
         with serve(lambda asked: elsewhere) as server:
             with pytest.raises(Unavailable):
                 client(server.url).cost(QUERY)
-            assert historical(KEY, server.url, timeout_s=5).metadata.get_cost(**QUERY.arguments) == 0.5
+            assert official_client(KEY, server.url, timeout_s=5).metadata.get_cost(**QUERY.arguments) == 0.5

@@ -16,17 +16,21 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polars.testing import assert_frame_equal
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.dbn import decode
+from nq_pipeline.dbn import columns, stream
+from nq_pipeline.dbn.layout import record_layout
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources.databento import source
+from nq_pipeline.sources.databento import parse
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.source_contract import MOMENT
 
+SCHEMAS = (
+    "definition", "statistics", "trades", "bbo-1s", "bbo-1m", "ohlcv-1s", "ohlcv-1m", "ohlcv-1h", "ohlcv-1d",
+)  # fmt: skip
 NEVER = 2**63 - 1
 SERIES = (Series.parse("Q2C-2025-06-11"), Series.parse("Q2D-2025-06-12"))
 SPANS = {
@@ -42,7 +46,7 @@ def recorded(shared: Path, part: str = "") -> list[tuple[bytes, str]]:
     found = []
     for path in sorted((shared / "databento").glob("*.dbn.zst")):
         schema = next(
-            (name for name in decode.LAYOUTS if re.search(rf"[._-]{name}(_|\.|-glbx)|^{name}", path.name)),
+            (name for name in SCHEMAS if re.search(rf"[._-]{name}(_|\.|-glbx)|^{name}", path.name)),
             None,
         )
         if schema is not None and part in path.name:
@@ -84,9 +88,9 @@ def text_or_number(value: Any) -> Any:
 def test_every_field_of_a_recorded_answer_is_what_the_official_decoder_says(shared: Path) -> None:
     answers = recorded(shared)
     assert len(answers) >= 25
-    assert {schema for _, schema in answers} == set(decode.LAYOUTS)
+    assert {schema for _, schema in answers} == set(SCHEMAS)
     for body, schema in answers:
-        array = decode.decode(body, schema).array
+        array = decode(body, schema).array
         official = officially(body)
         assert len(array) == len(official) > 0
         compared = 0
@@ -103,7 +107,7 @@ def test_every_field_of_a_recorded_answer_is_what_the_official_decoder_says(shar
 def test_recorded_definitions_become_contracts(shared: Path) -> None:
     for body, schema in recorded(shared, "definition"):
         dropped: Counter[str] = Counter()
-        frame = source.definitions(decode.decode(body, schema), dropped)
+        frame = parse.definitions(decode(body, schema), dropped)
         official = {record.raw_symbol: record for record in officially(body)}
         spreads = [record for record in official.values() if str(record.instrument_class) in ("T", "M", "S")]
         assert dropped == ({"spread": len(spreads)} if spreads else {})
@@ -123,7 +127,7 @@ def test_a_recorded_option_has_its_last_book_and_the_trade_of_the_day_before(sha
     ((body, schema),) = recorded(shared, "options_catalog__options_bbo-1m")
     known = pl.Series(["ESM4 P5230", "ESM4 P5250"])
     books = (
-        source.quotes(decode.decode(body, schema), known, Counter(), latest=NEVER)
+        parse.quotes(decode(body, schema), known, Counter(), latest=NEVER)
         .sort("raw_symbol")
         .row(0, named=True)
     )
@@ -136,8 +140,8 @@ def test_a_recorded_option_has_its_last_book_and_the_trade_of_the_day_before(sha
 
 def test_recorded_statistics_of_types_a_chain_does_not_use_are_left_alone(shared: Path) -> None:
     ((body, schema),) = recorded(shared, "test_data.statistics")
-    records = decode.decode(body, schema)
-    frame = source.statistics(
+    records = decode(body, schema)
+    frame = parse.statistics(
         records, pl.Series(["ESH1"]), Counter(), latest=NEVER, trade_date=date(2099, 1, 1)
     )
     used = np.isin(records.array["stat_type"], (3, 6, 9))
@@ -147,17 +151,17 @@ def test_recorded_statistics_of_types_a_chain_does_not_use_are_left_alone(shared
 @pytest.mark.parametrize("schema", SPANS)
 def test_compressed_and_plain_bodies_decode_alike(schema: str) -> None:
     body = synthetic(schema)
-    one, other = decode.decode(body, schema), decode.decode(plain(body), schema)
+    one, other = decode(body, schema), decode(plain(body), schema)
     assert len(one.array)
     assert np.array_equal(one.array, other.array)
-    assert_frame_equal(one.mappings, other.mappings)
+    assert list(one.symbols) == list(other.symbols)
 
 
 def test_several_frames_are_one_answer() -> None:
     raw = plain(synthetic("trades"))
     half = len(raw) // 2
     split = zstandard.compress(raw[:half]) + zstandard.compress(raw[half:])
-    assert np.array_equal(decode.decode(split, "trades").array, decode.decode(raw, "trades").array)
+    assert np.array_equal(decode(split, "trades").array, decode(raw, "trades").array)
 
 
 @settings(max_examples=40, deadline=None)
@@ -166,7 +170,7 @@ def test_a_compressed_answer_cut_anywhere_is_noticed(data: st.DataObject) -> Non
     body = synthetic("statistics")
     cut = data.draw(st.integers(1, len(body) - 1))
     with pytest.raises(BadPayload):
-        decode.decode(body[:cut], "statistics")
+        decode(body[:cut], "statistics")
 
 
 def test_an_answer_cut_at_the_end_of_a_record_is_noticed_by_the_missing_end_of_its_frame() -> None:
@@ -174,14 +178,14 @@ def test_an_answer_cut_at_the_end_of_a_record_is_noticed_by_the_missing_end_of_i
     compressor = zstandard.ZstdCompressor().compressobj()
     unfinished = compressor.compress(raw[:-48]) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     with pytest.raises(BadPayload, match="cut off"):
-        decode.decode(unfinished, "trades")
+        decode(unfinished, "trades")
 
 
 def test_a_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_DECODED_BYTES", 1 << 20)
+    monkeypatch.setattr(stream, "MAX_DECODED_BYTES", 1 << 20)
     raw = plain(synthetic("trades"))
     with pytest.raises(BadPayload, match="larger than 1 MiB"):
-        decode.decode(zstandard.compress(raw + raw[-48:] * (1 << 20)), "trades")
+        decode(zstandard.compress(raw + raw[-48:] * (1 << 20)), "trades")
 
 
 @pytest.mark.parametrize(
@@ -189,26 +193,26 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pytest.Monkey
     [
         (lambda raw: b"<html>" + raw, "something else"),
         (lambda raw: b"", "something else"),
-        (lambda raw: raw[:3] + b"\x04" + raw[4:], "cannot be read|version 4"),
+        (lambda raw: raw[:3] + b"\x04" + raw[4:], "version 4"),
         (lambda raw: raw[:-1], "within a record"),
-        (lambda raw: raw[:20], "within its head"),
+        (lambda raw: raw[:20], "within its header"),
         (lambda raw: raw[:-47] + b"\x01" + raw[-46:], "no record of trades"),
         (lambda raw: raw[:-48] + b"\x0d" + raw[-47:], "no record of trades"),
     ],
 )
 def test_damage_is_named(damage: Any, words: str) -> None:
     with pytest.raises(BadPayload, match=words):
-        decode.decode(damage(plain(synthetic("trades"))), "trades")
+        decode(damage(plain(synthetic("trades"))), "trades")
 
 
 def test_an_answer_of_another_schema_is_refused() -> None:
     with pytest.raises(BadPayload, match="is of schema trades"):
-        decode.decode(synthetic("trades"), "statistics")
+        decode(synthetic("trades"), "statistics")
 
 
-def chain(bodies: dict[str, bytes]) -> source.Parsed:
-    records = {schema: decode.decode(body, schema) for schema, body in bodies.items()}
-    return source.parse_chain(
+def chain(bodies: dict[str, bytes]) -> parse.Parsed:
+    records = {schema: decode(body, schema) for schema, body in bodies.items()}
+    return parse.parse_chain(
         records, SERIES, session=sessions.current_session(MOMENT), until=to_ns(MOMENT) + 1
     )
 
@@ -218,7 +222,7 @@ def chain(bodies: dict[str, bytes]) -> source.Parsed:
 def test_flipped_bytes_cost_rows_and_cells_but_never_the_parser(data: st.DataObject) -> None:
     schema = data.draw(st.sampled_from(list(SPANS)))
     raw = bytearray(plain(synthetic(schema)))
-    start, size = records_start(raw), decode.layout(schema, 3).itemsize
+    start, size = records_start(raw), record_layout(schema, 3).dtype.itemsize
     heads = data.draw(st.booleans())
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, start - 1) if heads else st.integers(start, len(raw) - 1))
@@ -241,20 +245,20 @@ def test_flipped_bytes_cost_rows_and_cells_but_never_the_parser(data: st.DataObj
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from(list(decode.LAYOUTS)))
+@given(st.binary(max_size=400), st.sampled_from(list(SCHEMAS)))
 def test_noise_is_a_bad_payload(noise: bytes, schema: str) -> None:
     for body in (noise, b"DBN\x03" + noise, zstandard.compress(b"DBN\x03" + noise)):
         with pytest.raises(BadPayload):
-            decode.decode(body, schema)
+            decode(body, schema)
 
 
 @given(st.lists(st.integers(-(2**53), 2**53), min_size=1))
 def test_prices_are_the_integer_divided_once(values: list[int]) -> None:
-    assert decode.prices(np.array(values, np.int64)).to_list() == [value / 1e9 for value in values]
+    assert columns.prices(np.array(values, np.int64)).to_list() == [value / 1e9 for value in values]
 
 
 def test_what_is_undefined_is_null() -> None:
-    assert decode.prices(np.array([2**63 - 1, 0], np.int64)).to_list() == [None, 0.0]
-    assert decode.sizes(np.array([2**32 - 1, 0], np.uint32)).to_list() == [None, 0]
-    assert decode.instants(np.array([2**64 - 1, 2**63, 0], np.uint64)).null_count() == 2
-    assert decode.texts(np.array([b"", b"NQ", b"\xff"], "S4")).to_list() == [None, "NQ", None]
+    assert columns.prices(np.array([2**63 - 1, 0], np.int64)).to_list() == [None, 0.0]
+    assert columns.sizes(np.array([2**32 - 1, 0], np.uint32)).to_list() == [None, 0]
+    assert columns.instants(np.array([2**64 - 1, 2**63, 0], np.uint64)).null_count() == 2
+    assert columns.texts(np.array([b"", b"NQ", b"\xff"], "S4")).to_list() == [None, "NQ", None]

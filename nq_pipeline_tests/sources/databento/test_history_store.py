@@ -15,8 +15,8 @@ from nq_pipeline.capture.gap_repair import HistoricalRecords
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import NotConfigured, OverBudget
 from nq_pipeline.settings import Settings, load
-from nq_pipeline.sources.databento.client import NothingThere
-from nq_pipeline.sources.databento.history_store import DatabentoHistory
+from nq_pipeline.sources.databento.gap_history import DatabentoHistory
+from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import Server, serve
@@ -91,7 +91,7 @@ def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
         history = DatabentoHistory(settings_for(server, tmp_path))
         assert (history.price(*saturday), history.count(*saturday)) == (0, 0)
-        with pytest.raises(NothingThere):
+        with pytest.raises(NoRecords):
             history.fetch(*saturday, run_id="run")
         assert bought(server) == 0
 

@@ -22,8 +22,8 @@ from polars.testing import assert_frame_equal
 from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
-from nq_pipeline.dbn import decode
-from nq_pipeline.dbn.stream import RTYPES
+from nq_pipeline.dbn.layout import RTYPES, UNDEF_PRICE, record_layout
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
@@ -31,16 +31,18 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.settings import Settings, load
 from nq_pipeline.sources.base import ChainRequest, Source
-from nq_pipeline.sources.databento import source as databento
-from nq_pipeline.sources.databento.client import Price
-from nq_pipeline.sources.databento.source import (
+from nq_pipeline.sources.databento.parse import Parsed, parse_chain
+from nq_pipeline.sources.databento.query import Price
+from nq_pipeline.sources.databento.query_plan import (
     DEFINITION,
     QUOTES,
     SCHEMAS,
     STATISTICS,
     TRADES,
-    Databento,
+    QueryPlan,
+    plan_queries,
 )
+from nq_pipeline.sources.databento.source import Databento
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind
 from nq_pipeline.transport.lifetime import Lifetime
@@ -441,11 +443,11 @@ class TestDatabentoKeepsTheContract(SourceContract):
 # Money
 
 
-def plan(**usd: str) -> databento.QueryPlan:
-    queries = databento.plan_queries(
+def plan(**usd: str) -> QueryPlan:
+    queries = plan_queries(
         MOMENT, MOMENT, to_ns(MOMENT) + 1, ("Q2C.OPT",), ("NQ.FUT",), dataset="GLBX.MDP3", window_s=900
     )
-    return databento.QueryPlan(
+    return QueryPlan(
         tuple(
             (q, Price(Decimal(usd.get(q.schema.replace("-", "_"), "0")), 48, Decimal(28), MOMENT))
             for q in queries
@@ -454,10 +456,10 @@ def plan(**usd: str) -> databento.QueryPlan:
 
 
 def test_a_plan_is_the_same_after_it_was_archived() -> None:
-    assert databento.QueryPlan.loads(plan(trades="0.12").dumps()) == plan(trades="0.12")
+    assert QueryPlan.loads(plan(trades="0.12").dumps()) == plan(trades="0.12")
     for body in (b"", b"[]", b"{}", b"[[1]]", plan().dumps().replace(b"trades", b"sleeps")):
         with pytest.raises(BadPayload):
-            databento.QueryPlan.loads(body)
+            QueryPlan.loads(body)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +478,7 @@ def test_questions_stay_within_one_session_and_one_day_of_definitions(
     moment: str, available: str, trades_from: str, day: str
 ) -> None:
     at, until = (datetime.fromisoformat(f"{text}:00Z") for text in (moment, available))
-    queries = databento.plan_queries(
+    queries = plan_queries(
         at, max(at, until), to_ns(until) + 1, ("Q2C.OPT",), ("NQ.FUT",), dataset="GLBX.MDP3", window_s=900
     )
     definition, quotes, statistics, trades = queries
@@ -493,7 +495,7 @@ def test_statistics_are_asked_from_the_settlement_of_the_session_before() -> Non
 
     def start(*roots: str) -> int:
         options = tuple(f"{root}.OPT" for root in roots)
-        asked = databento.plan_queries(at, at, to_ns(at), options, (), dataset="GLBX.MDP3", window_s=900)
+        asked = plan_queries(at, at, to_ns(at), options, (), dataset="GLBX.MDP3", window_s=900)
         return asked[2].start
 
     assert start("Q2C") == to_ns(datetime(2025, 7, 3, 17, tzinfo=UTC))
@@ -507,19 +509,19 @@ def body(
     schema: str, rows: list[Mapping[str, Any]], mappings: Mapping[str, list[tuple[str, str, int]]]
 ) -> bytes:
     """DBN of a few records; prices in points, instants as ISO text."""
-    dtype = decode.layout(schema, 3)
+    dtype = record_layout(schema, 3).dtype
     array = np.zeros(len(rows), dtype)
     array["length"], array["rtype"] = dtype.itemsize // 4, RTYPES[schema]
     for name, (kind, *_) in (dtype.fields or {}).items():
         if kind == np.int64:
-            array[name] = decode.UNDEF_PRICE
+            array[name] = UNDEF_PRICE
         elif kind == np.uint64:
             array[name] = 2**64 - 1
     for record, row in zip(array, rows, strict=True):
         for name, value in row.items():
             if isinstance(value, str) and dtype[name].kind == "u":
                 value = to_ns(datetime.fromisoformat(value))
-            elif dtype[name] == np.int64 and name != "quantity" and value != decode.UNDEF_PRICE:
+            elif dtype[name] == np.int64 and name != "quantity" and value != UNDEF_PRICE:
                 value = round(value * 1e9)
             record[name] = value
     named = [
@@ -582,17 +584,15 @@ def joined(
     *,
     moment: datetime = MOMENT,
     **answers: list[Mapping[str, Any]],
-) -> databento.Parsed:
+) -> Parsed:
     bodies = {DEFINITION: definition} | {name.replace("_", "-"): rows for name, rows in answers.items()}
-    records = {schema: decode.decode(body(schema, rows, DAYS), schema) for schema, rows in bodies.items()}
+    records = {schema: decode(body(schema, rows, DAYS), schema) for schema, rows in bodies.items()}
     session = sessions.current_session(moment)
     asked_at = to_ns(moment + timedelta(hours=8))
-    return databento.parse_chain(
-        records, SERIES, session=session, until=to_ns(moment) + 1, published=asked_at
-    )
+    return parse_chain(records, SERIES, session=session, until=to_ns(moment) + 1, published=asked_at)
 
 
-def cell(parsed: databento.Parsed, symbol: str, column: str) -> Any:
+def cell(parsed: Parsed, symbol: str, column: str) -> Any:
     return parsed.frame.filter(pl.col("raw_symbol") == symbol)[column].item()
 
 
@@ -612,7 +612,7 @@ def test_the_last_word_on_a_contract_counts_and_what_cannot_be_used_is_counted()
                 "leg_index": 1,
             },
             {**call, "instrument_id": 15, "raw_symbol": b"UD:1V: C", "user_defined_instrument": b"Y"},
-            {**call, "instrument_id": 16, "raw_symbol": b"Q2CM5 C1", "strike_price": decode.UNDEF_PRICE},
+            {**call, "instrument_id": 16, "raw_symbol": b"Q2CM5 C1", "strike_price": UNDEF_PRICE},
             {**call, "instrument_id": 17, "raw_symbol": b"Q2CM5 C2", "strike_price": -1},
             {**call, "instrument_id": 18, "raw_symbol": b"Q2CM5 \xff"},
             {**call, "instrument_id": 19, "raw_symbol": b"Q2CM5 C3", "expiration": "2262-01-01T00:00:00Z"},
@@ -651,7 +651,7 @@ def test_definitions_alone_name_contracts_with_everything_else_null() -> None:
 
 
 def test_a_multiplier_the_vendor_leaves_out_is_the_products() -> None:
-    assert joined([{**A_CALL, "unit_of_measure_qty": decode.UNDEF_PRICE}]).frame["multiplier"].item() == 20.0
+    assert joined([{**A_CALL, "unit_of_measure_qty": UNDEF_PRICE}]).frame["multiplier"].item() == 20.0
 
 
 def quote(number: int, ts_recv: str, bid: float | None, ask: float | None, **more: Any) -> Mapping[str, Any]:
@@ -816,7 +816,7 @@ def test_a_settlement_without_flags_is_one_that_is_not_known_to_be_final() -> No
 
 
 def test_a_settlement_that_is_not_defined_is_null_and_no_number() -> None:
-    told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=decode.UNDEF_PRICE, stat_flags=1)
+    told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=UNDEF_PRICE, stat_flags=1)
     parsed = joined(statistics=[told])
     assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (None, False)
 
@@ -864,9 +864,9 @@ def test_cleared_volume_counts_once_it_is_of_the_session_asked_about() -> None:
 
 def test_data_that_end_before_the_session_say_nothing_of_its_volume() -> None:
     records = {
-        schema: decode.decode(body(schema, rows, DAYS), schema)
+        schema: decode(body(schema, rows, DAYS), schema)
         for schema, rows in {DEFINITION: DEFINED, TRADES: []}.items()
     }
     session = sessions.current_session(MOMENT)
-    parsed = databento.parse_chain(records, SERIES, session=session, until=to_ns(session.open))
+    parsed = parse_chain(records, SERIES, session=session, until=to_ns(session.open))
     assert parsed.frame["volume"].null_count() == 2

@@ -1,0 +1,321 @@
+"""How DBN, Databento's binary encoding, lies in memory.
+
+A DBN stream is a header (`DBN`, version, length, metadata) and little-endian records back to back. The
+first byte of a record is its length in words of four bytes, the second its rtype. databento_dbn decodes
+the metadata and names the fields of every record of each version; records keep the layout of the version
+they came in. Streams of the live gateway may append `ts_out` (8 bytes, the time of sending) to every
+record; the length byte counts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+ERROR, SYMBOL_MAPPING, SYSTEM = 21, 22, 23
+CONTROL = {ERROR: "error", SYMBOL_MAPPING: "symbol_mapping", SYSTEM: "system"}
+"""rtypes of the gateway's own messages; every other record is market data."""
+STRUCTS = {
+    0: "TradeMsg",
+    1: "MBP1Msg",
+    10: "MBP10Msg",
+    17: "OHLCVMsg",
+    18: "StatusMsg",
+    19: "InstrumentDefMsg",
+    20: "ImbalanceMsg",
+    ERROR: "ErrorMsg",
+    SYMBOL_MAPPING: "SymbolMappingMsg",
+    SYSTEM: "SystemMsg",
+    24: "StatMsg",
+    32: "OHLCVMsg",
+    33: "OHLCVMsg",
+    34: "OHLCVMsg",
+    35: "OHLCVMsg",
+    36: "OHLCVMsg",
+    160: "MBOMsg",
+    177: "CMBP1Msg",
+    192: "CBBO1SMsg",
+    193: "CBBO1MMsg",
+    194: "TCBBOMsg",
+    195: "BBO1SMsg",
+    196: "BBO1MMsg",
+}
+"""rtype to the name of its record in databento_dbn."""
+SCHEMAS = {
+    0: "trades",
+    1: "mbp-1",
+    10: "mbp-10",
+    18: "status",
+    19: "definition",
+    20: "imbalance",
+    24: "statistics",
+    32: "ohlcv-1s",
+    33: "ohlcv-1m",
+    34: "ohlcv-1h",
+    35: "ohlcv-1d",
+    36: "ohlcv-eod",
+    160: "mbo",
+    177: "cmbp-1",
+    192: "cbbo-1s",
+    193: "cbbo-1m",
+    194: "tcbbo",
+    195: "bbo-1s",
+    196: "bbo-1m",
+}
+"""rtype to its schema, for every dataset."""
+OLD_BARS = 17
+"""The rtype of bars of any length in the oldest files."""
+RTYPES = {schema: rtype for rtype, schema in SCHEMAS.items()} | {"tbbo": 1}
+VERSIONS = (1, 2, 3)
+
+UNDEF_PRICE = np.iinfo(np.int64).max
+UNDEF_TIMESTAMP = np.iinfo(np.uint64).max
+DAY_NS = 86_400 * 10**9
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+DECOMPRESS_STEP = 4096
+"""Compressed bytes to decompress at a time, so that a decompression bomb is met before it fills memory."""
+MIN_RECORD_WORDS = 4
+FIRST_STRIDE, FIRST_STEPS = 1024, 32
+"""Records compared in the first stride; records followed one by one before the next stride is tried."""
+
+WELL_FORMED = np.arange(1 << 16) % 256 >= MIN_RECORD_WORDS
+"""By the first two bytes of a record: whether a record of any kind can begin with them."""
+
+
+class HeaderError(ValueError):
+    """Bytes that are no DBN header.
+
+    Attributes
+    ----------
+    offset
+        The first byte that makes no sense.
+    unsupported
+        Whether the header may be sound, but of a version this program does not read.
+    """
+
+    def __init__(self, message: str, *, offset: int, unsupported: bool = False) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.unsupported = unsupported
+
+
+def header_length(start: bytes, limit: int) -> int | None:
+    """Return the length in bytes of the header that `start` begins; None for fewer than eight bytes.
+
+    Raises
+    ------
+    HeaderError
+        It is no DBN, of an unknown version, or claims to be longer than `limit`.
+    """
+    if not b"DBN".startswith(start[:3]):
+        raise HeaderError("the stream does not begin with DBN", offset=0)
+    if len(start) > 3 and start[3] not in VERSIONS:
+        raise HeaderError(f"DBN version {start[3]} is not supported", offset=3, unsupported=True)
+    if len(start) < 8:
+        return None
+    length = 8 + int.from_bytes(start[4:8], "little")
+    if length > limit:
+        raise HeaderError(f"the DBN header claims {length:,} bytes, which was refused", offset=4)
+    return length
+
+
+def decode_metadata(header: bytes) -> Any:
+    """Decode a whole header to databento_dbn's `Metadata`, in its own version.
+
+    Raises
+    ------
+    HeaderError
+        databento_dbn cannot read it.
+    """
+    import databento_dbn
+
+    as_is: Any = databento_dbn.VersionUpgradePolicy.AS_IS
+    try:
+        return databento_dbn.Metadata.decode(header, upgrade_policy=as_is)
+    except Exception as error:  # DBNError, ValueError: whatever the compiled part makes of damage
+        name = type(error).__name__
+        raise HeaderError(f"the DBN header cannot be read ({name})", offset=0) from None
+
+
+def record_dtype(rtype: int, version: int, ts_out: bool = False) -> np.dtype[Any]:
+    """Return the numpy type of an rtype's records, with the field names of databento_dbn."""
+    return np.dtype([*_struct(rtype, version)._dtypes, *([("ts_out", "<u8")] if ts_out else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLayout:
+    """The records of one schema in one version of DBN.
+
+    Attributes
+    ----------
+    dtype
+        The record as it lies in the file.
+    columns
+        The fields that carry data, in the order of the official client; `ts_out` follows where the
+        gateway was asked for it.
+    index
+        The field that records are ordered by: `ts_recv`, or `ts_event` where there is none.
+    prices, instants
+        Fields in units of 1e-9 of a point, and in nanoseconds since 1970 UTC.
+    """
+
+    schema: str
+    rtype: int
+    dtype: np.dtype[Any]
+    columns: tuple[str, ...]
+    index: str
+    prices: frozenset[str]
+    instants: frozenset[str]
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """By the first two bytes of a record: whether it is one of these."""
+        known = np.zeros(1 << 16, np.bool_)
+        words = self.dtype.itemsize // 4
+        known[words | self.rtype << 8] = True
+        if self.schema.startswith("ohlcv"):
+            known[words | OLD_BARS << 8] = True
+        return known
+
+
+@lru_cache(maxsize=128)
+def record_layout(schema: str, version: int, ts_out: bool = False) -> RecordLayout:
+    """Return the layout of a schema's records; KeyError for an unknown schema or version."""
+    if version not in VERSIONS:
+        raise KeyError(version)
+    rtype = RTYPES[schema]
+    struct, sent = _struct(rtype, version), ["ts_out"] if ts_out else []
+    return RecordLayout(
+        schema,
+        rtype,
+        record_dtype(rtype, version, ts_out),
+        (*struct._ordered_fields, *sent),
+        struct._ordered_fields[0],
+        frozenset(struct._price_fields),
+        frozenset([*struct._timestamp_fields, *sent]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLayout:
+    """The records of every rtype in one version of DBN.
+
+    Attributes
+    ----------
+    dtypes
+        By rtype.
+    known
+        By a record's first two bytes (length, rtype as a little-endian integer): whether they belong
+        together.
+    ts_recv
+        rtype to the byte offset of its `ts_recv`; rtypes without one are left out.
+    """
+
+    dtypes: dict[int, np.dtype[Any]]
+    known: npt.NDArray[np.bool_]
+    ts_recv: dict[int, int]
+
+
+@lru_cache(maxsize=len(VERSIONS) * 2)
+def stream_layout(version: int, ts_out: bool) -> StreamLayout:
+    """Return the layouts of all records of a version."""
+    dtypes = {rtype: record_dtype(rtype, version, ts_out) for rtype in STRUCTS}
+    known = np.zeros(1 << 16, np.bool_)
+    known[[dtype.itemsize // 4 | rtype << 8 for rtype, dtype in dtypes.items()]] = True
+    ts_recv = {
+        rtype: dtype.fields["ts_recv"][1]
+        for rtype, dtype in dtypes.items()
+        if dtype.fields and "ts_recv" in dtype.fields
+    }
+    return StreamLayout(dtypes, known, ts_recv)
+
+
+def _struct(rtype: int, version: int) -> Any:
+    import databento_dbn
+
+    return getattr(getattr(databento_dbn, f"v{version}"), STRUCTS[rtype])
+
+
+def walk_records(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int, bool]:
+    """Find the records of `data`, which begins with one.
+
+    If every two bytes at one record's stride equal its first two, each pair begins the next record, so a
+    run of one kind is found by one strided comparison. Only where kinds alternate are records followed one
+    by one, for twice as long each time.
+
+    Parameters
+    ----------
+    known
+        By a record's first two bytes (length, rtype as a little-endian integer): whether they may begin
+        one.
+
+    Returns
+    -------
+    starts, kinds
+        Where the whole records begin, and their first two bytes.
+    end
+        Where the last one ends.
+    bad
+        Whether the bytes at `end` begin no record.
+    """
+    size, at, bad = len(data), 0, False
+    pairs = np.frombuffer(data, "<u2", size // 2)
+    starts: list[Array] = [np.empty(0, np.int64)]
+    kinds: list[Array] = [pairs[:0]]
+    stride, steps = FIRST_STRIDE, FIRST_STEPS
+    while size - at >= 2:
+        kind = data[at] | data[at + 1] << 8
+        length = 4 * data[at]
+        if not known[kind]:
+            bad = True
+            break
+        if at + length > size:
+            break
+        last = min(at + (stride - 1) * length, size - length)
+        same = pairs[at // 2 : last // 2 + 1 : length // 2] == kind
+        run = len(same) if same.all() else int(same.argmin())
+        starts.append(np.arange(at, at + run * length, length))
+        kinds.append(np.full(run, kind, pairs.dtype))
+        at += run * length
+        if run == len(same):
+            stride *= 8
+            continue
+        steps = 2 * steps if run < FIRST_STEPS else FIRST_STEPS
+        stride = FIRST_STRIDE
+        followed = _follow_lengths(data, at, steps)
+        if len(followed):
+            found = pairs[followed >> 1]
+            sound = known[found]
+            if not sound.all():
+                bad = True
+                followed, found = followed[: sound.argmin()], found[: sound.argmin()]
+            starts.append(followed)
+            kinds.append(found)
+            if len(followed):
+                at = int(followed[-1]) + 4 * data[followed[-1]]
+            if bad:
+                break
+    if len(starts) == 2:
+        return starts[1], kinds[1], at, bad
+    return np.concatenate(starts), np.concatenate(kinds), at, bad
+
+
+def _follow_lengths(data: bytes, at: int, most: int) -> Array:
+    """Where the next whole records begin, by their length bytes alone."""
+    size, found = len(data), []
+    for _ in range(most):
+        if size - at < 2:
+            break
+        after = at + (data[at] << 2)
+        if after > size:
+            break
+        found.append(at)
+        at = after
+    return np.array(found, np.int64)

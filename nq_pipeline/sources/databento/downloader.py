@@ -1,0 +1,246 @@
+"""Buy the history that is not on disk yet: counted first, then streamed or as a batch job, then proven.
+
+A download that a crash left behind is counted before anything is bought, and the account's batch jobs, which
+are free to download for 30 days, are looked through before another is submitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import orjson
+
+from nq_pipeline.clock import to_ns
+from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn, UnsupportedDbn, open_dbn
+from nq_pipeline.errors import BadPayload, LedgerError, SourceError, Unavailable
+from nq_pipeline.files import make_folder, put_in_place, write_atomically
+from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
+from nq_pipeline.sources.databento.history_store import Download, HistoryStore, with_sorted_symbols
+from nq_pipeline.sources.databento.purchases import Purchases
+from nq_pipeline.sources.databento.query import Query
+from nq_pipeline.sources.databento.vendor_errors import NoRecords
+from nq_pipeline.spend.money import ZERO
+
+FIRST_POLL_S, MAX_POLL_S = 0.05, 2.0
+"""Seconds between two looks at the state of a batch job: short at first, doubled up to the longest."""
+JOB_LIFETIME = timedelta(days=29)
+"""How far back batch jobs are looked up: they can be downloaded for 30 days."""
+LISTED_AFTER_S = 600
+"""A job whose submission was interrupted is looked for this long before another is submitted."""
+
+
+@dataclass
+class Downloader:
+    """Provides the spans that one run needs for one purpose.
+
+    Parameters
+    ----------
+    wait_s
+        How long a batch job may take to be prepared.
+    report
+        Called with progress messages.
+    sleep
+        Called with the seconds to wait between two looks at a batch job.
+    """
+
+    purchases: Purchases
+    store: HistoryStore
+    wait_s: float = 3600.0
+    report: Callable[[str], None] = lambda message: None
+    sleep: Callable[[float], None] = time.sleep
+
+    def ensure(self, query: Query, *, batch: bool = False) -> Download:
+        """Return a span, buying it (as a batch job, or streamed) unless it is on disk already.
+
+        Raises
+        ------
+        SourceError
+            No answer, a refusal, or an answer that is not complete: its cost is spent or stays reserved,
+            and its bytes stay in the store as `.unproven`.
+        LedgerError
+            The ledger cannot be used, so no paid request was sent.
+        """
+        with self.store.locked(query):
+            if (proven := self.store.find(query)) is not None:
+                return proven
+            client, before = self.purchases.client, self.purchases.cost_usd
+            expected = count_records(client, query)
+            if not expected:  # without a proof, since the vendor may have records later
+                return Download((), 0, 0, (), (), "historical-streaming", ZERO)
+            part = self.store.path(query, "part")
+            if batch or self.store.path(query, "job").exists():
+                return self._ensure_by_job(query, expected)
+            if (
+                found := self._recover_file(query, expected) or self._recover_part(query, expected)
+            ) is not None:
+                return found
+            price = client.price(query)
+            request_id, measured = uuid.uuid4().hex, []
+
+            def billed_bytes() -> int:
+                measured.append(measure(part, query))
+                return measured[-1][1]
+
+            make_folder(part.parent)
+            self.purchases.buy_file(query, price, part, billed_bytes, request_id, records=expected)
+            records, size = measured[-1]
+            if records != expected:
+                part.replace(self.store.path(query, f"{request_id[:8]}.unproven"))
+                raise BadPayload(
+                    f"{query.schema}: received {records:,} records, but the vendor counts {expected:,}; they "
+                    "are paid for and kept aside"
+                )
+            return self._finish(query, records, size, request_id, self.purchases.cost_usd - before)
+
+    def _recover_file(self, query: Query, expected: int) -> Download | None:
+        """A complete file without its proof; an incomplete one is set aside."""
+        path = self.store.path(query, "dbn.zst")
+        if not path.exists():
+            return None
+        records, size = _measure_or_none(path, query)
+        if records != expected:
+            path.rename(self.store.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
+            return None
+        self.report("the file is complete and only its proof was lost; it is not bought again")
+        download = Download((path,), records, size, (_sha256(path),), (), "historical-streaming", ZERO)
+        return self.store.write_proof(query, download)
+
+    def _recover_part(self, query: Query, expected: int) -> Download | None:
+        """A download that was interrupted after its last byte; None when it is not complete."""
+        part = self.store.path(query, "part")
+        if not part.exists():
+            return None
+        records, size = _measure_or_none(part, query)
+        if records != expected:
+            return None
+        self.report("an interrupted download is complete; it is not bought again")
+        return self._finish(query, records, size, "", ZERO)
+
+    def _finish(self, query: Query, records: int, size: int, request_id: str, cost_usd: Decimal) -> Download:
+        part, path = self.store.path(query, "part"), self.store.path(query, "dbn.zst")
+        ids = (request_id,) if request_id else ()
+        download = Download((path,), records, size, (_sha256(part),), ids, "historical-streaming", cost_usd)
+        # The proof first: a file in its place without one would be bought again.
+        self.store.write_proof(query, download)
+        put_in_place(part, path)
+        return download
+
+    # ── batch jobs ──────────────────────────────────────────────────────────────────────────────
+
+    def _ensure_by_job(self, query: Query, expected: int) -> Download:
+        before = self.purchases.cost_usd
+        job = self._wait_for(self._find_or_submit_job(query))
+        folder = self.store.path(query, "files")
+        paths, size, records, digests = [], 0, 0, []
+        for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
+            self.report(f"downloading {file.name}, {file.size:,} bytes")
+            path = self.purchases.client.download_file(job.id, file, folder)
+            digest = _sha256(path)
+            if path.stat().st_size != file.size or digest != file.sha256:
+                path.unlink()  # free to download again
+                raise BadPayload(
+                    f"{file.name} of job {job.id} differs from the vendor's size or checksum; try again"
+                )
+            more, length = measure(path, query)
+            paths.append(path)
+            digests.append(digest)
+            records, size = records + more, size + length
+        if records != expected:
+            raise BadPayload(
+                f"{query.schema}: job {job.id} has {records:,} records, but the vendor counts {expected:,}; "
+                "it is paid for and free to download again for 30 days"
+            )
+        cost = self.purchases.cost_usd - before
+        download = Download(tuple(paths), records, size, tuple(digests), (job.id,), "historical", cost)
+        self.store.write_proof(query, download)
+        self.store.path(query, "job").unlink(missing_ok=True)
+        return download
+
+    def _find_or_submit_job(self, query: Query) -> BatchJob:
+        path, client = self.store.path(query, "job"), self.purchases.client
+        stored = self.store.stored_job(query)
+        if "id" in stored:
+            return client.job(stored["id"])
+        wanted = with_sorted_symbols(query)
+        known = [job for job in client.jobs(datetime.now(UTC) - JOB_LIFETIME) if job.query == wanted]
+        if known:
+            job = max(known, key=lambda job: job.received_at)
+            self.report(f"job {job.id} is paid for this already")
+        else:
+            waited = (to_ns(datetime.now(UTC)) - stored.get("submitted_at", 0)) / 1e9
+            if waited < LISTED_AFTER_S:
+                raise Unavailable(
+                    "a batch job may have been submitted just now and is not listed yet; try again in "
+                    f"{LISTED_AFTER_S // 60} minutes, so that it is not paid twice"
+                )
+            price, before = client.price(query, "historical"), self.purchases.cost_usd
+            write_atomically(path, orjson.dumps({"submitted_at": to_ns(datetime.now(UTC))}))
+            try:
+                job = self.purchases.buy_job(query, price)
+            except (SourceError, LedgerError):
+                if self.purchases.cost_usd == before:  # refused; otherwise it may have been accepted
+                    path.unlink()
+                raise
+            self.report(f"job {job.id} is submitted")
+        write_atomically(path, orjson.dumps({"id": job.id}))
+        return job
+
+    def _wait_for(self, job: BatchJob) -> BatchJob:
+        """The job, once it is done."""
+        end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
+        while not job.done:
+            if job.state == "expired":
+                raise Unavailable(f"job {job.id} has expired; delete its .job file to have it prepared again")
+            if time.monotonic() > end:
+                raise Unavailable(
+                    f"job {job.id} is {job.state} after {self.wait_s:.0f} s; it is paid for: run this again"
+                )
+            self.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(2 * pause, MAX_POLL_S)
+            job = self.purchases.client.job(job.id)
+        return job
+
+
+def count_records(client: HistoricalClient, query: Query) -> int:
+    """Return how many records a span has by the vendor's count; 0 where nothing is listed. Free."""
+    try:
+        return client.count(query)
+    except NoRecords:
+        return 0
+
+
+def measure(path: Path, query: Query) -> tuple[int, int]:
+    """Count the records of a file and their bytes; `BadPayload` unless it is complete DBN of the schema."""
+    records = size = 0
+    try:
+        with open_dbn(path) as stream:
+            if stream.schema != query.schema:
+                raise BadPayload(f"{query.schema}: the answer is of schema {stream.schema}")
+            for layout, batch in stream.batches():
+                records += len(batch)
+                size += len(batch) * layout.dtype.itemsize
+    except TruncatedDbn as error:
+        raise BadPayload(f"{query.schema}: the answer is cut off: {error}") from None
+    except (DamagedDbn, UnsupportedDbn) as error:
+        raise BadPayload(f"{query.schema}: {error}") from None
+    return records, size
+
+
+def _measure_or_none(path: Path, query: Query) -> tuple[int, int]:
+    """As `measure`; -1 records for a file that is not complete."""
+    try:
+        return measure(path, query)
+    except BadPayload:
+        return -1, 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
