@@ -1,4 +1,4 @@
-"""`nq`: the pipeline on the command line. Thin: every command is one library call and its display."""
+"""`nq`: the pipeline on the command line. Every command is one library call and its display."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nq_pipeline.cli.exit_codes import EXIT_CODES
 def main() -> None:
     """Options on E-mini Nasdaq-100 futures: four vendors' chains in one Parquet lake.
 
-    Without credentials everything runs in the sandbox: a synthetic market served by stand-ins
-    on this machine. Set NQ_ENVIRONMENT=live and the vendors' keys (see .env.example) for real
-    data.
+    Without credentials everything runs in the sandbox: stand-ins on this machine serve a
+    synthetic market. For real data set NQ_ENVIRONMENT=live and the vendors' keys (see
+    .env.example).
     """
 
 

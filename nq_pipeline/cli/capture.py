@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, sentences
+from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
-from nq_pipeline.cli.signals import at_signal
+from nq_pipeline.cli.signals import on_signal
 
 if TYPE_CHECKING:
     from nq_pipeline.capture.stats import CaptureStats
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Capture trades and books live from Databento's gateway.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
-              help="Stop after so long; by default at the close of the window, or at Ctrl-C.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
-@sentences
+              help="Stop after N minutes; by default at the close of the window or at Ctrl-C.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object, at the end.")
+@report_errors
 def capture(minutes: float | None, as_json: bool) -> None:
     """Capture options and futures live from Databento's gateway, without Dagster.
 
-    Everything the gateway sends goes to the capture log first and to the tables trades, gaps and
-    sessions about a second later. Lost connections are taken up again and what was missed is
-    replayed and counted. In the sandbox the market moves at any hour.
+    Everything the gateway sends goes to the capture log first, and to the tables trades, gaps and
+    sessions about a second later. After a lost connection the capture reconnects, replays what it
+    missed and counts the records. In the sandbox the market is open at any hour.
 
     \b
     Example:
@@ -46,13 +46,13 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.workspace import Workspace
 
     stop = threading.Event()
-    with at_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
+    with on_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
         if not as_json:
             note_sandbox(settings)
         clock, workspace = gateway_clock(settings), Workspace.of(settings)
         day = sessions.trade_date(clock.now())
         if not as_json and day != sessions.trade_date(settings.clock.now()):
-            click.echo(f"The stand-in streams regular hours of trade date {day}, the last there were.")
+            click.echo(f"The stand-in streams the regular hours of trade date {day}, the last one.")
         log = workspace.capture / settings.databento_dataset
         engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
         publisher = Publisher(log, workspace.lake, clock=clock, run_id=engine.run_id)
@@ -60,7 +60,9 @@ def capture(minutes: float | None, as_json: bool) -> None:
             timer = threading.Timer(minutes * 60, stop.set)
             timer.daemon = True
             timer.start()
-        totals = engine.run(stop, publish=publisher.publish, progress=None if as_json else _Counters().show)
+        totals = engine.run(
+            stop, publish=publisher.publish, progress=None if as_json else _ProgressLine().show
+        )
         publisher.tidy()
     for alert in totals.alerts():
         click.echo(f"nq: ALERT: {alert}", err=True)
@@ -74,12 +76,12 @@ def capture(minutes: float | None, as_json: bool) -> None:
     )
 
 
-class _Counters:
-    """What a capture has done so far, in one line that is written over where that is possible."""
+class _ProgressLine:
+    """The progress of a capture in one line, overwritten in a terminal."""
 
     def __init__(self) -> None:
         self._note = ""
-        self._over = sys.stdout.isatty()
+        self._overwrite = sys.stdout.isatty()
 
     def show(self, totals: CaptureStats) -> None:
         if totals.note != self._note:
@@ -93,25 +95,25 @@ class _Counters:
             f"{totals.seconds:6.0f} s  {totals.records:,} records  {totals.rate:,.0f}/s  lag p99 {lag}  "
             f"reconnects {totals.reconnects}  open gaps {totals.open_gaps}  {schemas}  {totals.bytes:,} bytes"
         )
-        click.echo(f"{self._clear()}{line}", nl=not self._over)
+        click.echo(f"{self._clear()}{line}", nl=not self._overwrite)
 
     def _clear(self) -> str:
-        return "\r\x1b[K" if self._over else ""
+        return "\r\x1b[K" if self._overwrite else ""
 
 
 @click.command(short_help="Test the feed before trusting it, and keep the evidence.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
 @click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
-              help="What may be spent on comparing a span with the historical API.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, nothing before.")
-@sentences
+              help="How much may be spent on comparing with the historical API.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object, at the end.")
+@report_errors
 def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
-    """Test the feed before trusting it, against whatever is configured, and keep the evidence.
+    """Test the configured feed before trusting it, and keep the evidence.
 
-    Connects to Databento's live gateway, streams, drops the connection and takes it up again by
-    replay, counts and compares records, asks what the plan grants, what a span costs, and every
-    chain vendor how it is. Prints PASS, FAIL or SKIP with the reason.
+    Connects to Databento's live gateway, streams, drops the connection, reconnects with a replay,
+    and counts and compares the records. Asks what the plan includes and what a span costs, and
+    checks every chain vendor. Prints PASS, FAIL or SKIP with the reason.
 
     \b
     Example:
@@ -142,15 +144,15 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     sys.exit(OK if report.sound else UNHEALTHY)
 
 
-@click.command()
+@click.command(short_help="Convert a DBN file to Parquet, with symbols mapped.")
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
 @click.option("--output", "-o", metavar="PARQUET", type=click.Path(dir_okay=False),
               help="Where to write; by default beside FILE, ending in .parquet.")  # fmt: skip
-@click.option("--keep-complete", is_flag=True, help="Convert the whole records of a file that is cut off.")
+@click.option("--keep-complete", is_flag=True, help="Convert the complete records of a truncated file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@sentences
+@report_errors
 def convert(source: str, output: str | None, keep_complete: bool, as_json: bool) -> None:
-    """Convert a DBN file of Databento's to Parquet, symbols mapped.
+    """Convert a DBN file from Databento to Parquet, with symbols mapped.
 
     A live capture becomes one file for each schema in it, e.g. capture.trades.parquet.
 
@@ -168,10 +170,10 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
     try:
         done = to_parquet(file, parquet, keep_complete=keep_complete)
-    except OSError as error:  # of the disk that is written to, whichever holds the data
-        if (said := trouble(error, parquet.parent)) is None:
+    except OSError as error:  # of the disk of the output, which may not be the data's
+        if (problem := trouble(error, parquet.parent)) is None:
             raise
-        click.echo(f"nq: {said}", err=True)
+        click.echo(f"nq: {problem}", err=True)
         sys.exit(FAULT)
     if as_json:
         click.echo(to_json(asdict(done)))
@@ -180,6 +182,6 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
         lost = f", {written.unmapped:,} without a symbol" if written.unmapped else ""
         click.echo(f"{written.path}: {written.rows:,} {written.schema}{lost}, {written.bytes:,} bytes")
     for kind, count in done.skipped.items():
-        click.echo(f"{count:,} records of kind {kind} have no rows.")
+        click.echo(f"{count:,} records of kind {kind} have no table.")
     if done.cut:
-        click.echo(f"Not all of it: {done.cut}.")
+        click.echo(f"Incomplete: {done.cut}.")

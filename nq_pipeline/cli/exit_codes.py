@@ -1,4 +1,4 @@
-"""How a command ends: a documented exit code and, where it failed, one sentence on stderr."""
+"""Exit codes, and errors as one sentence on stderr."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from nq_pipeline.workspace import Workspace
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
 EXIT_CODES = """
 Exit codes: 0 done; 1 a fault of the program or the disk, or Ctrl-C; 2 wrong usage or setting; 3 no source
-gave a chain; 4 the query failed; 5 `nq doctor` found something to mend, a check of `nq verify` failed, a
-day of `nq backfill` could not be had, or the webhook did not take the message of `nq alert test`; 6 the
-data folder has no lake.
+gave a chain; 4 the query failed; 5 `nq doctor` found a problem, a check of `nq verify` failed, `nq backfill`
+could not get a day, or the webhook refused the message of `nq alert test`; 6 the data folder has no lake.
 """
 
 
-def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors raised on purpose end as one sentence on stderr and a documented exit code."""
+def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print errors raised on purpose as one sentence on stderr, and end with a documented exit code."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         from nq_pipeline.errors import NoLake, NqError, SettingsError
 
-        _say_what_is_misspelled()
+        _warn_of_misspelled_settings()
         try:
             return command(*args, **kwargs)
         except SettingsError as error:
@@ -40,16 +39,16 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"nq: {disk_trouble(error) or error}", err=True)
             sys.exit(FAULT)
         except OSError as error:
-            if said := disk_trouble(error):
-                click.echo(f"nq: {said}", err=True)
+            if problem := disk_trouble(error):
+                click.echo(f"nq: {problem}", err=True)
                 sys.exit(FAULT)
-            if error.filename is None:  # not of a file: a fault of this program
+            if error.filename is None:  # about no file, so a fault of this program
                 raise
             where = f"{error.filename}: {error.strerror}"
             click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
             sys.exit(FAULT)
         except Exception as error:
-            if (cause := disk_trouble(error) or damage(error)) is None:
+            if (cause := disk_trouble(error) or lake_damage(error)) is None:
                 raise
             click.echo(f"nq: {cause}", err=True)
             sys.exit(FAULT)
@@ -58,7 +57,7 @@ def sentences(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def disk_trouble(error: Exception) -> str | None:
-    """What is wrong with the disk of the data, where an error comes of it."""
+    """What is wrong with the disk of the data, if that caused the error."""
     from nq_pipeline.disk import trouble
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.settings import load
@@ -69,8 +68,8 @@ def disk_trouble(error: Exception) -> str | None:
         return None
 
 
-def damage(error: Exception) -> Exception | None:
-    """The damage of the lake that a reader of its files has met; None when there is another cause."""
+def lake_damage(error: Exception) -> Exception | None:
+    """The damaged file of the lake that caused a reader's error; None for any other cause."""
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
     from nq_pipeline.lake.repair import find_damage
@@ -79,8 +78,8 @@ def damage(error: Exception) -> Exception | None:
     return find_damage(Workspace.of(load()).lake)
 
 
-def _say_what_is_misspelled() -> None:
-    """Name on stderr each variable that looks like a setting and is none, once for a command line."""
+def _warn_of_misspelled_settings() -> None:
+    """Name on stderr each variable that looks like a setting but is none, once per command line."""
     import warnings
 
     from nq_pipeline.errors import SettingsWarning
@@ -91,4 +90,4 @@ def _say_what_is_misspelled() -> None:
         return
     for sentence in misspelled():
         click.echo(f"nq: {sentence}", err=True)
-    warnings.simplefilter("ignore", SettingsWarning)  # what `load` says to those that are no command line
+    warnings.simplefilter("ignore", SettingsWarning)  # `load` warns programs that are no command line

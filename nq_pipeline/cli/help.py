@@ -1,4 +1,4 @@
-"""Help whose examples work on the day they are read."""
+"""Help texts with examples that work on the day they are read."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _HOLIDAYS = {(1, 1), (6, 19), (7, 4), (12, 25)}
 
 
 class DatedHelp(click.Command):
-    """Help whose examples work on the day they are read."""
+    """A command that replaces the dated examples in its help with current ones."""
 
     def get_help(self, ctx: click.Context) -> str:
         text = super().get_help(ctx)
-        for written, current in examples().items():
-            text = text.replace(written, current)
+        for dated, current in examples().items():
+            text = text.replace(dated, current)
         return text
 
 
 def examples() -> dict[str, str]:
-    """What to show today for the dated examples in the help, each as long as what is written there.
+    """The dated examples in the help and their current replacements of equal length.
 
-    The series is a Tuesday's weekly some days ahead. The calendar itself would take a second to load:
-    of its holidays only those of a fixed date can fall on a Tuesday, and on the last trade date of a
-    month the end-of-month option takes the weekly's place.
+    The series is a Tuesday weekly some days ahead. Loading the calendar would take a second. Only holidays
+    with a fixed date can fall on a Tuesday, and the end-of-month option replaces the weekly on the last trade
+    date of a month.
     """
     import os
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, sentences
+from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.output import console, note_sandbox, printable, to_json
-from nq_pipeline.cli.signals import at_signal
+from nq_pipeline.cli.signals import on_signal
 from nq_pipeline.workspace import Workspace
 
 
-@click.command(short_help="Each vendor: configured, reachable, entitled, what to mend.")
+@click.command(short_help="Check every vendor: configured, reachable, entitled, what to fix.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@sentences
+@report_errors
 def doctor(as_json: bool) -> None:
-    """Say for every vendor whether it is configured, reachable and entitled, and what to mend."""
+    """Check whether every vendor is configured, reachable and entitled, and say what to fix."""
     from dataclasses import asdict
 
     from nq_pipeline.sandbox.process import endpoints
@@ -43,15 +43,13 @@ def doctor(as_json: bool) -> None:
 
         note_sandbox(settings)
         click.echo(f"Market: {market}.")
-        table = Table(
-            "vendor", "configured", "reachable", "entitled", "what it said", box=None, pad_edge=False
-        )
+        table = Table("vendor", "configured", "reachable", "entitled", "detail", box=None, pad_edge=False)
         for name, probe in probes.items():
             facts = [_yes_no(fact) for fact in (probe.configured, probe.reachable, probe.entitled)]
             title = name if name in used else f"{name} (not in NQ_SOURCES)"
             table.add_row(title, *facts, printable(probe.detail))
         console().print(table)
-        click.echo("What each plan has granted or refused so far, and what each step adds:")
+        click.echo("What each plan includes or refuses as far as known, and what each step adds:")
         for step in plan_steps(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
             again = f" ({printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
@@ -59,7 +57,7 @@ def doctor(as_json: bool) -> None:
             click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}.{adds}")
         for name, probe in probes.items():
             if probe.mend:
-                click.echo(f"To mend {name}: {printable(probe.mend)}")
+                click.echo(f"To fix {name}: {printable(probe.mend)}")
     sys.exit(OK if healthy else UNHEALTHY)
 
 
@@ -69,11 +67,11 @@ def _yes_no(fact: bool | None) -> str:
 
 @click.group(invoke_without_command=True)
 @click.pass_context
-@sentences
+@report_errors
 def alert(context: click.Context) -> None:
-    """Show the alerts that have not healed.
+    """Show the alerts that are firing.
 
-    Alerts come of failed runs and of checks at ERROR; docs/alerts.md says how they reach you.
+    Failed runs and checks at ERROR raise alerts; docs/alerts.md says how they reach you.
     """
     if context.invoked_subcommand:
         return
@@ -83,18 +81,20 @@ def alert(context: click.Context) -> None:
     settings = load()
     note_sandbox(settings)
     notifier = Notifier(settings)
-    for said in notifier.firing():
-        click.echo(f"{said.since:%Y-%m-%d %H:%M} UTC  {said.alert.what}\n    {said.alert.what_to_do}")
-        for place in said.alert.where:
+    for message in notifier.firing():
+        click.echo(
+            f"{message.since:%Y-%m-%d %H:%M} UTC  {message.alert.what}\n    {message.alert.what_to_do}"
+        )
+        for place in message.alert.where:
             click.echo(f"    {place}")
     if not notifier.firing():
         click.echo(f"No alert is firing; earlier ones are in {notifier.log}")
 
 
 @alert.command("test")
-@sentences
+@report_errors
 def test_alert() -> None:
-    """Send a test message, and say what came of it."""
+    """Send a test message and report whether it arrived."""
     from nq_pipeline.alerts.notifier import Notifier
     from nq_pipeline.settings import load
 
@@ -102,18 +102,18 @@ def test_alert() -> None:
     notifier = Notifier(settings)
     sent = notifier.test()
     click.echo(f"written to {notifier.log}")
-    click.echo("the webhook took it" if sent.delivered else sent.reason)
+    click.echo("the webhook accepted it" if sent.delivered else sent.reason)
     sys.exit(OK if sent.delivered or settings.alert_webhook is None else UNHEALTHY)
 
 
-@click.command(short_help="Remove what is old and proven to be in the lake.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.command(short_help="Remove old files whose content is proven to be in the lake.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@sentences
+@report_errors
 def retention(dry_run: bool, as_json: bool) -> None:
     """Remove old answers, capture segments and reports whose content is proven to be in the lake.
 
-    NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS and NQ_KEEP_REPORT_DAYS say what is old. The tables, the
+    NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS and NQ_KEEP_REPORT_DAYS set what is old. The tables, the
     ledger and purchased history are never touched.
 
     \b
@@ -131,20 +131,20 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(to_json({"dry_run": dry_run, "swept": [asdict(part) for part in swept]}))
         return
     note_sandbox(settings)
-    click.echo("This would go:" if dry_run else "This went:")
+    click.echo("Would remove:" if dry_run else "Removed:")
     for part in swept:
         click.echo(f"  {part.sentence}")
 
 
-@click.command(short_help="Mend tables whose manifest or files are damaged or missing.")
+@click.command(short_help="Repair tables with a damaged or missing manifest or file.")
 @click.argument("tables", nargs=-1, metavar="[TABLE]…")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@sentences
+@report_errors
 def repair(tables: tuple[str, ...], as_json: bool) -> None:
-    """Read every file of the tables, all of them by default, and list anew the files that are sound.
+    """Read every file of the tables (by default all tables) and rebuild manifests from the intact files.
 
-    For a table whose manifest is damaged or missing, or one of whose files is. Nothing is deleted: a
-    damaged file is renamed. Rows that only it had come back by `nq run --from-raw RUN`, or from a backup.
+    Use it for a table with a damaged or missing manifest or file. Nothing is deleted: a damaged file
+    is renamed. `nq run --from-raw RUN` or a backup brings back the rows that only it had.
 
     \b
     Examples:
@@ -155,7 +155,7 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
 
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
-    from nq_pipeline.lake.repair import repair as mend
+    from nq_pipeline.lake.repair import repair as repair_table
     from nq_pipeline.lake.tables import TABLES
     from nq_pipeline.settings import load
 
@@ -163,7 +163,7 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     if unknown := [name for name in tables if name not in TABLES]:
         raise SettingsError(f"{unknown[0]}: no such table; `nq tables` lists them")
     lake = Workspace.of(settings).lake
-    done = [mend(lake, TABLES[name]) for name in tables or TABLES]
+    done = [repair_table(lake, TABLES[name]) for name in tables or TABLES]
     if any(table.why for table in done):
         catalog.publish(lake)
     if as_json:
@@ -173,8 +173,8 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     for table in done:
         if table.why:
             click.echo("\n".join(printable(line) for line in table.lines))
-    sound = sum(not table.why for table in done)
-    click.echo(f"{sound} of {len(done)} tables needed no repair.")
+    intact = sum(not table.why for table in done)
+    click.echo(f"{intact} of {len(done)} tables needed no repair.")
 
 
 @click.command(short_help="Start the Dagster UI on loopback, until Ctrl-C.")
@@ -185,12 +185,12 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     show_default=True,
     help="Port of the UI on loopback.",
 )
-@sentences
+@report_errors
 def ui(port: int) -> None:
     """Start the Dagster UI, with its daemon and (in the sandbox) the stand-ins, until Ctrl-C.
 
-    Dagster keeps its history in the folder DAGSTER_HOME names, in this folder when it has a
-    dagster.yaml (a checkout has one), else in .dagster of the data folder, which is made.
+    Dagster keeps its history in the folder that DAGSTER_HOME names, else in this folder if it has a
+    dagster.yaml (a checkout has one), else in .dagster of the data folder.
     """
     import signal
     import threading
@@ -204,16 +204,16 @@ def ui(port: int) -> None:
     home = supervisor.instance_folder(settings)
 
     def end() -> None:
-        click.echo("Ending Dagster and everything it started …")
+        click.echo("Stopping Dagster and everything it started …")
         stop.set()
 
-    links = {} if "ui_url" in settings.model_fields_set else {"NQ_UI_URL": url}  # where those of alerts lead
+    links = {} if "ui_url" in settings.model_fields_set else {"NQ_UI_URL": url}  # for the links in alerts
     note_sandbox(settings)
     click.echo(f"Starting Dagster; its history is in {home} …")
     with (
         supervisor.hold_instance(home, port) as hold,
-        at_signal(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-        endpoints(settings),  # every run in the UI finds the stand-ins already there
+        on_signal(end, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        endpoints(settings),  # so that every run in the UI finds the stand-ins running
     ):
         supervisor.run_dagster(
             supervisor.dagster_command(port),
@@ -221,7 +221,9 @@ def ui(port: int) -> None:
             environment={**links, **first_partitions(settings), "DAGSTER_HOME": str(home)},
             stop=stop,
             hold=hold,
-            on_ready=lambda: click.echo(f"Dagster answers: open {url} in a browser. Ctrl-C ends it all."),
+            on_ready=lambda: click.echo(
+                f"Dagster is ready: open {url} in a browser. Ctrl-C stops everything."
+            ),
         )
 
 
@@ -232,15 +234,19 @@ def ui(port: int) -> None:
     help="Port on loopback; by default the last one used, or a free one.",
 )
 @click.option(
-    "--fault", "faults", multiple=True, metavar="VENDOR=FAULT", help="Let a vendor misbehave (repeatable)."
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="VENDOR=FAULT",
+    help="Make a vendor fail in this way (repeatable).",
 )
-@click.option("--list-faults", is_flag=True, help="List the faults and leave.")
-@sentences
+@click.option("--list-faults", is_flag=True, help="List the faults and exit.")
+@report_errors
 def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> None:
     """Serve the stand-ins of all four vendors on loopback until Ctrl-C.
 
-    They show one synthetic NQ market that follows the clock and the calendar. `nq run` starts
-    them by itself; this command is for looking at them, and for watching failover:
+    They show one synthetic NQ market that follows the clock and the calendar. `nq run` starts them by
+    itself; use this command to look at them or to watch failover:
 
     \b
       nq sandbox --fault barchart=blocked --fault polygon=slow
@@ -264,9 +270,9 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
 
 @click.command(short_help="Show every setting and its value; secrets stay hidden.")
 @click.option("--markdown", is_flag=True, help="Print the reference page `docs/configuration.md`.")
-@sentences
+@report_errors
 def settings(markdown: bool) -> None:
-    """Show every setting, its value in force and what it means; secrets stay hidden."""
+    """Show every setting, its current value and what it means; secrets stay hidden."""
     from nq_pipeline import settings_reference
     from nq_pipeline.settings import load
 

@@ -1,4 +1,4 @@
-"""Values of options, checked as they are read."""
+"""Types of option values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from decimal import Decimal, InvalidOperation
 import click
 
 
-def usd(words: str) -> Decimal:
-    """An amount of money, from its words straight to a decimal."""
+def usd(text: str) -> Decimal:
+    """Parse an amount of US dollars without rounding."""
     try:
-        amount = Decimal(words)
+        amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal("NaN")
     if not (amount.is_finite() and amount >= 0):
-        raise click.BadParameter(f"{words}: write an amount like 5 or 1.25")
+        raise click.BadParameter(f"{text}: write an amount like 5 or 1.25")
     return amount

@@ -1,4 +1,4 @@
-"""What commands print: plain words for people, strict JSON for programs."""
+"""What commands print: text for people, strict JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def note_sandbox(settings: Settings) -> None:
     if settings.environment == "sandbox":
-        click.echo("SANDBOX: a synthetic market from stand-ins on this machine; no price here is real.")
+        click.echo("SANDBOX: stand-ins on this machine serve a synthetic market; no price is real.")
 
 
 def progress(line: str) -> None:
@@ -21,12 +21,12 @@ def progress(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Words that may be a vendor's, without what would steer a terminal."""
+    """Text that may come from a vendor, without characters that control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: instants as ISO 8601, what is not finite as null."""
+    """Strict JSON: instants in ISO 8601, infinite numbers and NaN as null."""
     import orjson
 
     return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
@@ -35,12 +35,12 @@ def to_json(value: Any) -> str:
 def console() -> Any:
     from rich.console import Console
 
-    # What a vendor said is shown as it is, never read as markup.
+    # A vendor's text is shown as it is, never read as markup.
     return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def program() -> str:
-    """How to call this program again from here: `nq`, or the path to it when it is not on PATH."""
+    """How to call this program again: `nq`, or its path when it is not on PATH."""
     import os
     import shutil
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nq_pipeline.cli.exit_codes import SQL_FAILED, damage, sentences
+from nq_pipeline.cli.exit_codes import SQL_FAILED, lake_damage, report_errors
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.output import note_sandbox
 from nq_pipeline.workspace import Workspace
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 EVERY_COLUMN = 100_000
-"""Characters in a line that no result is wider than."""
+"""Characters in a line, more than any result needs."""
 
 
-@click.command(short_help="Run a query on the lake, read-only, on the newest data.")
+@click.command(short_help="Run a read-only query on the newest data in the lake.")
 @click.argument("query")
 @click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
-@sentences
+@report_errors
 def sql(query: str, form: Form | None) -> None:
-    """Run a query against the lake, read-only, always on the newest data.
+    """Run a read-only query against the newest data in the lake.
 
     \b
     Tables: option_chain_latest, option_chain, source_chain, decisions, spend, …; see nq tables.
@@ -46,16 +46,16 @@ def sql(query: str, form: Form | None) -> None:
     memory_mb, lake = settings.sql_memory_mb, Workspace.of(settings).existing_lake
     with catalog.connect(lake, guarded=True, memory_mb=memory_mb) as connection:
 
-        def answered() -> list[str]:
+        def run_query() -> list[str]:
             relation = catalog.query(connection, query)
             return results.texts(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
 
         try:
-            texts = results.within(connection, answered, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
+            texts = results.within(connection, run_query, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
         except (duckdb.Error, LakeError) as error:
-            # What DuckDB says of a damaged file: not which one it is.
-            unread = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
-            cause = (damage(error) if unread else None) or error
+            # DuckDB reports a damaged file by these, but does not name it.
+            unreadable = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
+            cause = (lake_damage(error) if unreadable else None) or error
             click.echo(f"nq: the query failed: {cause}\n`nq tables` lists tables and columns.", err=True)
             sys.exit(SQL_FAILED)
     if form is None:
@@ -63,11 +63,11 @@ def sql(query: str, form: Form | None) -> None:
     for text in texts:
         click.echo(text, nl=False)
     if form is None and " shown)" in texts[-1].splitlines()[-1]:
-        click.echo("nq: there is more than is shown; --csv or --json prints every row and column", err=True)
+        click.echo("nq: not everything is shown; --csv or --json prints every row and column", err=True)
 
 
 def _shown(relation: duckdb.DuckDBPyRelation) -> str:
-    """The first and last rows as a table, as wide as the terminal, or whole where there is none."""
+    """The first and last rows as a table, as wide as the terminal, or in full width without one."""
     import io
     import shutil
     from contextlib import redirect_stdout
@@ -80,14 +80,14 @@ def _shown(relation: duckdb.DuckDBPyRelation) -> str:
 
 @click.command(cls=DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
 @click.option("--snapshot", "moment", metavar="INSTANT",
-              help="The chain as it stood at this moment, in ISO 8601; the newest without it.")  # fmt: skip
+              help="The chain as of this instant (ISO 8601); by default the newest.")  # fmt: skip
 @click.option("--no-open", is_flag=True, help="Only write the page.")
-@sentences
+@report_errors
 def report(moment: str | None, no_open: bool) -> None:
     """Write the report of a snapshot, one HTML page, and open it in the browser.
 
-    Smile, term structure, positions, gamma exposure and trades, where the chain came from, gaps and
-    spend. The page needs no network; send it or print it as it is.
+    It shows smile, term structure, positions, gamma exposure, trades, the sources of the chain, gaps
+    and spend. The page needs no network; you can send or print it as it is.
 
     \b
     Examples:

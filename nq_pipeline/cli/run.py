@@ -1,4 +1,4 @@
-"""`nq run`: one snapshot of all vendors, and what it came to."""
+"""`nq run`: take one snapshot of all vendors and show the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, sentences
+from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, report_errors
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.output import console, note_sandbox, printable, program, progress, to_json
 from nq_pipeline.market.sessions import in_chicago
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_interest_left_out")
 
 
-@click.command(cls=DatedHelp, short_help="Ask the vendors for chains now, and write and price the best.")
+@click.command(cls=DatedHelp, short_help="Ask the vendors for chains now; write and price the best.")
 @click.option("--series", "-s", multiple=True, metavar="SERIES",
               help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
-              "site's own code, e.g. MM1N5. Without it: all expirations of the next days.")  # fmt: skip
+              "site's own code, e.g. MM1N5. By default all expirations within NQ_HORIZON_DAYS.")  # fmt: skip
 @click.option("--source", multiple=True, metavar="VENDOR",
               help="Ask only this vendor (repeatable): barchart, polygon, tradovate, databento.")  # fmt: skip
 @click.option("--refresh", is_flag=True, help="Ask even where a cached answer is still fresh.")
-@click.option("--from-raw", metavar="RUN", help="Ask nobody: parse the archived answers of this run again "
+@click.option("--from-raw", metavar="RUN", help="Ask no vendor: parse the archived answers of this run again "
               "(an id, or `latest`).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-@sentences
+@report_errors
 def run(
     series: tuple[str, ...], source: tuple[str, ...], refresh: bool, from_raw: str | None, as_json: bool
 ) -> None:
-    """Ask the vendors for option chains now, write them to the lake, price and measure the chosen one.
+    """Ask the vendors for option chains now, write them to the lake, and price the chosen one.
 
     \b
     Examples:
@@ -56,9 +56,9 @@ def run(
 
     if from_raw and (series or source or refresh):
         raise click.UsageError(
-            "--from-raw parses what that run asked; leave out --series, --source and --refresh"
+            "--from-raw parses the answers of that run; leave out --series, --source and --refresh"
         )
-    settings = _chosen(load(), source)
+    settings = _select_sources(load(), source)
     if from_raw:
         if not as_json:
             note_sandbox(settings)
@@ -69,9 +69,9 @@ def run(
             _announce(settings, request)
         for killed in finish_killed_runs(settings, before=request.snapshot_ts, progress=progress):
             _price(settings, killed)
-        tell = (lambda line: None) if as_json else progress
+        report = (lambda line: None) if as_json else progress
         with endpoints(settings) as reachable:
-            snapshot = take_snapshot(reachable, request, refresh=refresh, progress=tell)
+            snapshot = take_snapshot(reachable, request, refresh=refresh, progress=report)
     measured = _price(settings, snapshot)
     if as_json:
         click.echo(to_json({**snapshot_json(settings, snapshot), **_measured_as_json(measured)}))
@@ -80,7 +80,7 @@ def run(
     sys.exit(OK if snapshot.chain.height else NO_CHAIN)
 
 
-def _chosen(settings: Settings, sources: tuple[str, ...]) -> Settings:
+def _select_sources(settings: Settings, sources: tuple[str, ...]) -> Settings:
     """The settings with the vendors named on the command line; naming Barchart is the opt-in."""
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.settings import SOURCE_NAMES
@@ -108,7 +108,7 @@ def _announce(settings: Settings, request: Any) -> None:
 
 
 def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
-    """Price and measure the chosen chain; rows by name of table, none where there is no chain."""
+    """Price and measure the chosen chain; returns rows by the table's name, none without a chain."""
     if not snapshot.chain.height:
         return {}
     from nq_pipeline.analytics.snapshot import price_and_measure
@@ -116,30 +116,30 @@ def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
 
     try:
         return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
-    finally:  # also what got into some of the tables
+    finally:  # publish also what reached only some of the tables
         catalog.publish(Workspace.of(settings).lake)
 
 
-def _priced(measured: dict[str, pl.DataFrame]) -> int:
-    """The number of contracts that have a volatility of ours."""
+def _count_priced(measured: dict[str, pl.DataFrame]) -> int:
+    """The number of contracts with a computed implied volatility."""
     return int(measured["option_pricing"]["implied_volatility"].count()) if measured else 0
 
 
 def _measured_as_json(measured: dict[str, pl.DataFrame]) -> dict[str, Any]:
     levels = measured["gamma_levels"].select(_GAMMA).to_dicts() if measured else []
-    return {"priced": _priced(measured), "gamma_levels": levels}
+    return {"priced": _count_priced(measured), "gamma_levels": levels}
 
 
-def _gamma(level: dict[str, Any]) -> str:
-    """The gamma of one source's options on one product, with its sign and what is not in the sum."""
+def _gamma_line(level: dict[str, Any]) -> str:
+    """The net gamma exposure of one source's options on one product, and what it leaves out."""
     net, zero, left_out = (level[name] for name in ("gex_per_pct", "zero_gamma", "open_interest_left_out"))
-    of = f"Gamma of {level['product']} by {level['source']}"
+    of = f"Gamma exposure of {level['product']} by {level['source']}"
     if net is None:
         return f"{of}: unknown; {left_out:,} open contracts could not be priced."
-    where = "no zero gamma within 10 %" if zero is None else f"zero gamma {zero:,.0f}"
+    where = "no zero-gamma level within 10 %" if zero is None else f"zero-gamma level {zero:,.0f}"
     return (
-        f"{of}: net {net / 1e6:+,.1f} million dollars per 1 %; {where}, future {level['forward']:,.2f}; "
-        f"{left_out:,} open contracts left out."
+        f"{of}: net {net / 1e6:+,.1f} million USD per 1 %; {where}, future {level['forward']:,.2f}; "
+        f"{left_out:,} open contracts not included."
     )
 
 
@@ -171,7 +171,8 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
         table.add_row(name, "not asked", "", "", "", "", "")
     console().print(table)
     winners = ", ".join(
-        f"{name} ({count:,} contracts{_stand_in(snapshot, name)})" for name, count in snapshot.winners.items()
+        f"{name} ({count:,} contracts{_proxy_note(snapshot, name)})"
+        for name, count in snapshot.winners.items()
     )
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**loss_reasons(snapshot), **snapshot.skipped}.items():
@@ -179,17 +180,17 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
     for name, asked in snapshot.results.items():
         if dropped := asked.answer.dropped:
             parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
-            click.echo(f"Left out of what {name} sent: {printable(parts)}")
+            click.echo(f"Dropped rows of {name}: {printable(parts)}")
     new = snapshot.rows["source_chain"]
     click.echo(f"Lake: {Workspace.of(settings).lake.root}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
-            f"Priced: {_priced(measured):,} of {snapshot.chain.height:,} contracts; "
-            "option_pricing.unpriced says why not."
+            f"Priced: {_count_priced(measured):,} of {snapshot.chain.height:,} contracts; "
+            "option_pricing.unpriced says why the rest are not."
         )
         for level in measured["gamma_levels"].to_dicts():
-            click.echo(_gamma(level))
-        click.echo("Next, see it, then query it:")
+            click.echo(_gamma_line(level))
+        click.echo("Next, open the report or query the chain:")
         click.echo("  make report" if "MAKELEVEL" in os.environ else f"  {program()} report")
         click.echo(
             f'  {program()} sql "select series, source, count(*) as contracts, '
@@ -198,8 +199,8 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
         )
 
 
-def _stand_in(snapshot: Snapshot, name: str) -> str:
-    """What a winner's options are on, where that is not futures."""
+def _proxy_note(snapshot: Snapshot, name: str) -> str:
+    """The underlyings of a winner's options, if they are not futures."""
     won = snapshot.chain.filter(snapshot.chain["source"] == name)
     underlyings = won.filter(won["underlying_class"] != "future")["underlying"].unique().sort().to_list()
     if not underlyings:
@@ -210,7 +211,7 @@ def _stand_in(snapshot: Snapshot, name: str) -> str:
 
 
 def age_of(newest: datetime | None, moment: datetime) -> str:
-    """How old the newest quote or trade is; its date, where a vendor tells no more than that."""
+    """The age of the newest quote or trade; its date, where the vendor sends only that."""
     if newest is None:
         return "-"
     if newest.time() == time():  # the lake's form of a date without a time

@@ -1,4 +1,4 @@
-"""What a signal does while a command runs."""
+"""Handle signals while a command runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def at_signal(act: Callable[[], None], *numbers: int) -> Iterator[None]:
-    """Call `act` at these signals instead of what was done before."""
+def on_signal(act: Callable[[], None], *signals: int) -> Iterator[None]:
+    """Call `act` on these signals while the context lasts."""
     import signal
 
-    before = {number: signal.signal(number, lambda *_: act()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: act()) for number in signals}
     try:
         yield
     finally:

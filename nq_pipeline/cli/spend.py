@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, disk_trouble, sentences
+from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, disk_trouble, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, progress, to_json
 from nq_pipeline.workspace import Workspace
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    invoke_without_command=True, short_help="What the month has cost, what is reserved and what is left."
+    invoke_without_command=True, short_help="Show what the month has cost, what is reserved and what is left."
 )
-@click.option("--month", "named", metavar="YYYY-MM", help="Another month than the running one.")
+@click.option("--month", "named", metavar="YYYY-MM", help="A month; by default the current one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-@sentences
+@report_errors
 def budget(context: click.Context, named: str | None, as_json: bool) -> None:
-    """Say what this month has cost, what is reserved, what is left and what it will come to.
+    """Show what this month has cost, what is reserved, what is left and the projected total.
 
     \b
     Examples:
@@ -52,17 +52,17 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
     click.echo("\n".join(map(printable, report.statement_text(month).splitlines())))
 
 
-@budget.command()
+@budget.command(short_help="Book what the vendor billed for a reservation.")
 @click.argument("reservation")
 @click.option(
-    "--usd", type=usd, required=True, metavar="USD", help="What the vendor billed for it; 0 when nothing."
+    "--usd", type=usd, required=True, metavar="USD", help="What the vendor billed for it; 0 for nothing."
 )
-@click.option("--reason", required=True, help="How you know; it is kept.")
-@sentences
+@click.option("--reason", required=True, help="How you know; recorded with the booking.")
+@report_errors
 def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
-    """Book what the vendor billed for a reservation that a crash or a cut download left open.
+    """Book what the vendor billed for a reservation that a crash or a broken download left open.
 
-    Of one that is closed already, the difference is booked as a correction.
+    For a closed reservation the difference is booked as a correction.
     """
     from nq_pipeline.settings import load
     from nq_pipeline.spend.ledger import Ledger
@@ -76,25 +76,25 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
     click.echo(f"Booked: {reservation} cost {format_usd(usd)}. {format_usd(left)} is left this month.")
 
 
-@budget.command("restore")
-@sentences
+@budget.command("restore", short_help="Rebuild a lost ledger from the table spend.")
+@report_errors
 def restore_ledger() -> None:
-    """Make a spend ledger that was lost anew from its copy in the lake, the table spend."""
+    """Rebuild a lost spend ledger from its copy in the lake, the table spend."""
     from nq_pipeline.settings import load
     from nq_pipeline.spend.restore import restore_ledger
 
     lines, newest = restore_ledger(load())
     click.echo(
-        f"Restored: {lines:,} lines, the last of {newest:%Y-%m-%d %H:%M} UTC. What was written later is not "
-        "among them: compare `nq budget` with the vendor's usage page."
+        f"Restored: {lines:,} lines, the last of {newest:%Y-%m-%d %H:%M} UTC. Later bookings are "
+        "missing: compare `nq budget` with the vendor's usage page."
     )
 
 
-@budget.command("trust-clock")
-@click.option("--reason", required=True, help="What was wrong with it; it is kept.")
-@sentences
+@budget.command("trust-clock", short_help="Trust this machine's clock again.")
+@click.option("--reason", required=True, help="What was wrong with it; recorded in the ledger.")
+@report_errors
 def trust_clock(reason: str) -> None:
-    """Take this machine's clock as right, after it was wrong and the budgets stopped following it."""
+    """Trust this machine's clock again after it was wrong and the budgets stopped following it."""
     from nq_pipeline.settings import load
     from nq_pipeline.spend.ledger import Ledger
 
@@ -104,19 +104,19 @@ def trust_clock(reason: str) -> None:
 
 
 def _export_spend(settings: Settings, ledger: Ledger) -> None:
-    """Bring the table `spend` up to the ledger."""
+    """Export new lines of the ledger to the table `spend`."""
     from nq_pipeline.lake import catalog
     from nq_pipeline.spend.export import export_lines
 
     if ledger.is_copy:
-        return  # what is noted in it is gone afterwards
+        return  # a copy in memory, lost when the command ends
     try:
         if export_lines(ledger, Workspace.of(settings).lake, run_id="nq budget"):
             catalog.publish(Workspace.of(settings).lake)
     except Exception as error:
-        if (said := disk_trouble(error)) is None:
+        if (problem := disk_trouble(error)) is None:
             raise
-        click.echo(f"nq: the table spend was not brought up to date: {said}", err=True)
+        click.echo(f"nq: the table spend was not updated: {problem}", err=True)
 
 
 def _first_of(month: str, zone: str) -> datetime:
@@ -129,21 +129,21 @@ def _first_of(month: str, zone: str) -> datetime:
         raise click.UsageError(f"--month {month}: write a month like 2026-10") from None
 
 
-@click.command(short_help="Buy days of Databento's history, each priced beforehand.")
+@click.command(short_help="Buy days of Databento's history, each priced first.")
 @click.option("--schema", required=True, metavar="SCHEMA",
               help="trades, mbo, definition, statistics, ohlcv-1m, ohlcv-1d or bbo-1m.")  # fmt: skip
 @click.option("--from", "first", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
               help="First trade date.")  # fmt: skip
 @click.option("--to", "last", required=True, type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
-              help="Last trade date, itself included.")  # fmt: skip
+              help="Last trade date, inclusive.")  # fmt: skip
 @click.option("--symbols", metavar="PARENTS", default="",
-              help="Parents separated by commas, e.g. NQ.OPT,NQ.FUT; else NQ_BACKFILL_SYMBOLS.")  # fmt: skip
+              help="Parent symbols, e.g. NQ.OPT,NQ.FUT; by default NQ_BACKFILL_SYMBOLS.")  # fmt: skip
 @click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
-              help="What all of it may cost, beside the budgets of `nq budget`.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print what each day would cost, and buy nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask before spending.")
+              help="The most it may cost in total, within the budgets of `nq budget`.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what each day would cost, and buy nothing.")
+@click.option("--yes", is_flag=True, help="Spend without asking for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes or --dry-run.")
-@sentences
+@report_errors
 def backfill(
     schema: str,
     first: datetime,
@@ -154,10 +154,10 @@ def backfill(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Buy trade dates of Databento's history, after saying what each one costs.
+    """Buy trade dates of Databento's history, after showing what each one costs.
 
-    Every day is counted against the vendor before it is called complete, and one that is complete
-    is never bought again, so the same command goes on where it stopped.
+    A day is complete when its records match the vendor's count. A complete day is never bought
+    again, so the same command continues where it stopped.
 
     \b
     Examples:
@@ -175,7 +175,7 @@ def backfill(
     from nq_pipeline.spend.money import format_usd
 
     if as_json and not (yes or dry_run):
-        raise click.UsageError("--json asks nothing back; add --yes or --dry-run")
+        raise click.UsageError("--json cannot ask for confirmation; add --yes or --dry-run")
     parents = [name.strip() for name in symbols.split(",") if name.strip()]
     left = max_usd
     with endpoints(load()) as settings:
@@ -191,10 +191,10 @@ def backfill(
                 what = price.state or f"{format_usd(price.usd)} for {(price.size or 0) / 2**20:,.1f} MiB"
                 click.echo(f"{price.trade_date}  {schema}  {what}{', as a batch job' if price.batch else ''}")
             at = min((price.at for price in priced if price.at), default=None)
-            by = f" by the vendor's prices of {at:%Y-%m-%d %H:%M} UTC" if at else ""
+            by = f" at the vendor's prices of {at:%Y-%m-%d %H:%M} UTC" if at else ""
             click.echo(f"{format_usd(total)} in all{by}; --max-usd allows {format_usd(left)}.")
             if no:
-                click.echo(f"Not all of it would be granted: {printable(no)}.")
+                click.echo(f"Not all of it can be bought: {printable(no)}.")
         if dry_run or (total and not yes and not click.confirm("Buy it?")):
             click.echo("Nothing was bought.")
             if dry_run and total > left:

@@ -148,7 +148,7 @@ def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) ->
         said = []
         for line in process.stdout:
             said.append(line)
-            if "answers" in line:
+            if "ready" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.returncode == exit_codes.OK, said
     assert "".join(said).count(f"http://127.0.0.1:{port}") == 1
@@ -302,7 +302,7 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
         give_up, done, location, filled = time.monotonic() + 300, [], "", []
         while time.monotonic() < give_up and process.poll() is None and done != ["SUCCESS"]:
             time.sleep(2)
-            if "Dagster answers" in log.read_text():
+            if "Dagster is ready" in log.read_text():
                 url = f"http://{supervisor.HOST}:{port}/graphql"
                 data = requests.post(url, json={"query": graphql}, timeout=30).json()["data"]
                 done = [run["status"] for run in data["runsOrError"]["results"]]
