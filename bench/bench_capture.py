@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.workspace import Workspace
 
 DATASET = "GLBX.MDP3"
@@ -93,11 +94,9 @@ def capture(data: Path, port: int, market: int, monotonic: float) -> None:
     from nq_pipeline.capture.publisher import Publisher
     from nq_pipeline.clock import ShiftedClock, from_ns
     from nq_pipeline.sandbox.gateway.gateway import HOST, KEY
-    from nq_pipeline.settings import Settings
 
     clock = ShiftedClock(from_ns(market) + timedelta(seconds=time.monotonic() - monotonic))
-    settings = Settings(
-        _env_file=None,
+    settings = build_settings(
         data_dir=data,
         databento_api_key=KEY,
         databento_gateway=f"{HOST}:{port}",

@@ -36,8 +36,8 @@ def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
     SettingsError
         A setting makes no sense.
     """
+    from nq_pipeline.configuration import load
     from nq_pipeline.lake import catalog
-    from nq_pipeline.settings import load
     from nq_pipeline.workspace import Workspace
 
     return catalog.connect(Workspace.of(settings or load()).existing_lake)

@@ -85,9 +85,9 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
             dry_run,
         )
         return [
-            _sweep_raw(settings, _before(now, settings.keep_raw_days), dry_run),
-            _sweep_capture(settings, now, _before(now, settings.keep_capture_days), dry_run),
-            _sweep_reports(settings, _before(now, settings.keep_report_days), dry_run),
+            _sweep_raw(settings, _before(now, settings.retention.raw_days), dry_run),
+            _sweep_capture(settings, now, _before(now, settings.retention.capture_days), dry_run),
+            _sweep_reports(settings, _before(now, settings.retention.report_days), dry_run),
             _sweep_cache(settings, dry_run),
         ]
 

@@ -21,13 +21,13 @@ import nq_pipeline
 from nq_pipeline import cli
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.cli import exit_codes, help, run
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Blocked, LakeError, NoLake
 from nq_pipeline.lake import catalog, results
 from nq_pipeline.lake.tables import OPTION_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.symbology import parse_barchart_code
-from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.source import QUOTES
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.http_server import (
@@ -131,7 +131,7 @@ def test_examples_of_the_help_are_listed_on_the_day_they_are_read(monkeypatch: p
 def test_what_the_help_shows_can_be_asked_for() -> None:
     lines = [line.split() for line in nq("run", "--help").stdout.splitlines() if "nq run" in line]
     named = [words[words.index("--series") + 1] for words in lines if "--series" in words]
-    settings = Settings(now=datetime.fromisoformat(NOW))
+    settings = build_settings(now=datetime.fromisoformat(NOW))
     asked = [build_request(settings, series=[one], source="barchart").series for one in named]
     assert len(asked) == 2 and asked[0] == asked[1]
 

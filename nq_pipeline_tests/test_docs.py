@@ -17,11 +17,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nq_pipeline import settings_reference
+from nq_pipeline import configuration
 from nq_pipeline.cli import main
+from nq_pipeline.configuration import load
 from nq_pipeline.lake import catalog, reference
-from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.settings import load
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(300)
@@ -123,7 +123,7 @@ def test_every_command_in_the_documentation_works(lake: Path, line: str) -> None
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == settings_reference.markdown() + "\n"
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration.markdown() + "\n"
     assert (ROOT / "docs" / "tables.md").read_text() == reference.markdown() + "\n"
 
 
@@ -199,7 +199,7 @@ def test_every_command_is_documented_and_has_help() -> None:
 
 
 def test_every_setting_named_in_the_documentation_exists() -> None:
-    known = set(re.findall(r"[A-Z_]{4,}", settings_reference.markdown()))
+    known = set(re.findall(r"[A-Z_]{4,}", configuration.markdown()))
     for page in PAGES:
         for name in re.findall(r"\bNQ_[A-Z_]+\b", page.read_text()):
             assert name in known, f"{page.name}: {name}"

@@ -26,11 +26,12 @@ from nq_pipeline.chains import quality
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.configuration import build_settings, load
 from nq_pipeline.lake import catalog
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.sandbox.scenario import FAULTS
-from nq_pipeline.settings import SOURCE_NAMES, Settings, load
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -133,7 +134,7 @@ class Run:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data folder of a running sandbox; all runs of this file find its one server there."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    with endpoints(Settings(_env_file=None, data_dir=folder)):
+    with endpoints(build_settings(data_dir=folder)):
         yield folder
 
 
@@ -143,7 +144,6 @@ def snap(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def take(**faults: str) -> Run:
         settings = load(
-            _env_file=None,
             data_dir=stand_ins,
             now=NOW,
             horizon_days=2,
@@ -154,7 +154,7 @@ def snap(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             tradovate_max_quotes=5_000,
         )
         with endpoints(settings) as reachable:
-            here = reachable.model_copy(update={"data_dir": tmp_path_factory.mktemp("data")})
+            here = reachable.with_values(data_dir=tmp_path_factory.mktemp("data"))
             return Run(take_snapshot(here, build_request(here)), here.environment_dir)
 
     return take

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nq_pipeline.cli import main
-from nq_pipeline.settings import Settings
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.report.conftest import measure, take
 from nq_pipeline_tests.testing.archive_samples import archive_answer
@@ -108,12 +108,12 @@ def test_a_capture_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path)
 def test_stand_ins_that_a_full_disk_keeps_from_starting_are_no_riddle(
     full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import nq_pipeline.sandbox.process as process
+    from nq_pipeline import runtime
 
     def start(*_: Any, **__: Any) -> Any:
-        raise process.SandboxError("The stand-ins could not be started: no answer")
+        raise runtime.SandboxError("The stand-ins could not be started: no answer")
 
-    monkeypatch.setattr(process, "_started", start)
+    monkeypatch.setattr(runtime, "_started", start)
     says_full(nq(full, "doctor"), full)
 
 
@@ -143,7 +143,7 @@ def test_what_lies_in_the_log_of_a_ledger_that_cannot_be_written_counts(
     ledger = disk / "sandbox" / "ledger.sqlite"
     with closing(sqlite3.connect(ledger)) as still_open:  # so that the log is not taken over yet
         still_open.execute("SELECT count(*) FROM nq_spend_lines").fetchone()
-        open_ledger(Settings(_env_file=None, data_dir=disk)).reserve(charge("3"))
+        open_ledger(build_settings(data_dir=disk)).reserve(charge("3"))
         assert ledger.with_name("ledger.sqlite-wal").stat().st_size
         read_only = request.getfixturevalue("read_only")
         assert any('"7' in line for line in sums(nq(read_only, "budget", "--json")))

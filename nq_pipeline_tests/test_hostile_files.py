@@ -16,6 +16,7 @@ from nq_pipeline.alerts.message import Alert
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.cli import exit_codes
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TABLES
@@ -74,7 +75,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 def settings_of(data: Path) -> Settings:
-    return Settings(_env_file=None, environment="live", data_dir=data)
+    return build_settings(environment="live", data_dir=data)
 
 
 def lake_of(data: Path) -> Lake:

@@ -370,7 +370,7 @@ class _Databento(databento.TestDatabentoKeepsTheContract):
 
     def settings(self, server: Any) -> Any:
         most = {"budget_daily_usd": Decimal(10_000), "budget_monthly_usd": Decimal(10_000)}
-        return super().settings(server).model_copy(update=most)  # what fails stays reserved
+        return super().settings(server).with_values(**most)  # what fails stays reserved
 
 
 def barchart_target() -> Target:
@@ -455,7 +455,7 @@ def test_a_whole_snapshot_of_spoilt_answers_is_taken_and_priced(vendor: str, tmp
         whole = target.ask(served, tmp_path)
         server = served[0] if isinstance(served, tuple) else served
         given = {"data_dir": tmp_path, "now": MOMENT, "sources": (vendor,), "barchart_spacing_s": 0.0}
-        settings = target.contract.settings(server).model_copy(update={**given, "polygon_rpm": 0})
+        settings = target.contract.settings(server).with_values(**given, polygon_rpm=0)
         for case in range(2000, 2040):
             rng = random.Random(case)
             _, what = spoil(target, rng, rng.choice(sorted(target.seen)))

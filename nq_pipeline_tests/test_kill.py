@@ -18,12 +18,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.files import TEMPORARY
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
-from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.settings import Settings
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.workspace import Workspace
 
 NOW = "2025-06-10T15:00:00Z"
@@ -49,7 +49,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             stderr=subprocess.DEVNULL,
         )
 
-    with endpoints(Settings(_env_file=None, data_dir=folder)):
+    with endpoints(build_settings(data_dir=folder)):
         port = str(json.loads((folder / "sandbox" / "sandbox.json").read_text())["port"])
         yield begin
 

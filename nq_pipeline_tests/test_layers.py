@@ -67,7 +67,7 @@ def test_the_package_itself_loads_nothing_heavy() -> None:
 def test_whatever_the_command_line_loads_dagster_is_not_among_it() -> None:
     loaded = imported(
         "import nq_pipeline.chains.snapshot, nq_pipeline.verify.doctor, nq_pipeline.lake.catalog\n"
-        "import nq_pipeline.sandbox.process, nq_pipeline.settings_reference"
+        "import nq_pipeline.runtime, nq_pipeline.configuration"
     )
     assert "polars" in loaded
     assert "dagster" not in loaded and "databento" not in loaded

@@ -18,6 +18,7 @@ from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.retention import Swept, sweep
@@ -40,7 +41,7 @@ LATER = NOON + timedelta(days=200)
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, now=NOON, horizon_days=0, sources=("barchart",))
+    return build_settings(data_dir=tmp_path, now=NOON, horizon_days=0, sources=("barchart",))
 
 
 def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool = False) -> Swept:
@@ -61,7 +62,7 @@ def test_an_old_answer_goes_when_its_rows_are_written_and_stays_otherwise(settin
 def test_a_young_answer_stays_and_zero_days_keep_for_ever(settings: Settings) -> None:
     path = archive_answer(settings, "a")
     assert swept(settings, "raw", now=NOON + timedelta(days=90)).files == 0
-    for_ever = settings.model_copy(update={"keep_raw_days": 0})
+    for_ever = settings.with_values(keep_raw_days=0)
     assert swept(for_ever, "raw").sentence == "raw: kept for ever"
     assert path.exists()
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 import pytest
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.sessions import CHICAGO, Window, session, sessions
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
@@ -17,7 +18,6 @@ from nq_pipeline.schedule_policy import (
     housekeeping_tick,
     scheduled_for,
 )
-from nq_pipeline.settings import Settings
 
 
 def ct(text: str) -> datetime:
@@ -120,7 +120,7 @@ def test_a_run_that_waited_too_long_asks_for_the_present() -> None:
 
 
 def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
-    pinned = Vendors(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC)))
+    pinned = Vendors(build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC)))
     for schedule in (chains_while_open, housekeeping_after_close):
         context = dg.build_schedule_context(
             scheduled_execution_time=ct("2025-06-10 10:00"), resources={"vendors": pinned}
@@ -132,7 +132,7 @@ def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
 
 def test_the_housekeeping_schedule_launches_one_run_per_trade_date() -> None:
     context = dg.build_schedule_context(
-        scheduled_execution_time=ct("2025-06-10 19:15"), resources={"vendors": Vendors(Settings())}
+        scheduled_execution_time=ct("2025-06-10 19:15"), resources={"vendors": Vendors(build_settings())}
     )
     result = housekeeping_after_close(context)
     assert isinstance(result, dg.RunRequest)
@@ -143,7 +143,8 @@ def test_the_chain_schedule_hands_the_scheduled_instant_and_the_partition_to_the
     # The schedule follows the machine's clock, so this looks at a tick of right now.
     scheduled = datetime.now(UTC)
     context = dg.build_schedule_context(
-        scheduled_execution_time=scheduled, resources={"vendors": Vendors(Settings(chain_window="globex"))}
+        scheduled_execution_time=scheduled,
+        resources={"vendors": Vendors(build_settings(chain_window="globex"))},
     )
     result = chains_while_open(context)
     tick = chain_tick(scheduled, scheduled, window="globex")

@@ -83,7 +83,7 @@ class Notifier:
         self._sending = folder / ".alerts.sending"
         self._settings = settings
         self._clock = clock or SystemClock()
-        self._webhook = settings.alert_webhook
+        self._webhook = settings.alerts.webhook
 
     def tell(self, alert: Alert) -> bool:
         """Say that something is wrong; False when it was said lately and is only counted."""
@@ -94,7 +94,7 @@ class Notifier:
                 self._say(memory, "firing", alert, since=now, times=1)
                 return True
             # A clock that was set back must not silence an alert.
-            silent = timedelta() <= now - before.said.at < timedelta(seconds=self._settings.alert_repeat_s)
+            silent = timedelta() <= now - before.said.at < timedelta(seconds=self._settings.alerts.repeat_s)
             if silent and before.said.alert.severity == alert.severity:
                 before.times += 1
                 return False

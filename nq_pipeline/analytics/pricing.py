@@ -30,7 +30,9 @@ def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> p
     LakeError
         The chain is not what `option_chain` declares.
     """
-    priced = price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
+    priced = price_chain(
+        chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
+    )
     rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
     Workspace.of(settings).lake.append(OPTION_PRICING, rows, run_id=run_id)
     return rows

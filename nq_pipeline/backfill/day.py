@@ -129,7 +129,7 @@ def backfill_day(
     try:
         day = _obstacle(scope, day)
         if not day.reason:
-            ledger, attempts = open_ledger(settings), settings.http_attempts
+            ledger, attempts = open_ledger(settings), settings.http.attempts
             purchases = Purchases(scope.client, ledger, "backfill", run_id, attempts, max_usd)
             downloads = _download(scope, trade_date, purchases, report)
             day = _store_rows(scope, day, downloads, run_id)
@@ -166,7 +166,7 @@ def _download(scope: BackfillScope, trade_date: date, purchases: Purchases, repo
             f"it costs {format_usd(price.usd)}, and {format_usd(limit)} is left of what this run may spend; "
             "raise --max-usd (max_usd in Dagster's launchpad)"
         )
-    downloader = Downloader(purchases, scope.store, scope.settings.backfill_wait_s, report)
+    downloader = Downloader(purchases, scope.store, scope.settings.backfill.wait_s, report)
     whole = scope.day_query(trade_date)
     # A day begun as a whole is not bought again in hours.
     if price.batch or scope.store.stored_job(whole) or scope.store.find(whole):

@@ -90,7 +90,7 @@ def price_day(scope: BackfillScope, trade_date: date) -> DayPrice:
     prices = [_price_query(scope, query) for query in scope.streamed_queries(trade_date)]
     usd = sum((round_up(price.usd) for price in prices), ZERO)  # as it is reserved
     size = sum(price.size or 0 for price in prices)
-    batch = 0 < scope.settings.backfill_batch_mb * MIB <= size
+    batch = 0 < scope.settings.backfill.batch_mb * MIB <= size
     at = min(price.at for price in prices)
     return DayPrice(trade_date, scope.schema, usd, size or None, None, batch, at)
 

@@ -24,6 +24,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.client import HistoricalClient, open_client
 from nq_pipeline.sources.databento.history_store import HistoryStore
 from nq_pipeline.sources.databento.query import Query
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 State = Literal["complete", "empty", "missing", "pending", "over_budget", "not_entitled", "failed"]
@@ -60,7 +61,7 @@ class BackfillScope:
         if schema not in SCHEMAS:
             raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")
         every = (*option_parents(settings.products), *future_parents(settings.products))
-        chosen = tuple(sorted(symbols or settings.backfill_symbols or every))
+        chosen = tuple(sorted(symbols or settings.backfill.symbols or every))
         workspace = Workspace.of(settings)
         return cls(
             settings, schema, chosen, open_client(settings), HistoryStore(workspace.history), workspace.lake
@@ -68,7 +69,7 @@ class BackfillScope:
 
     @property
     def dataset(self) -> str:
-        return self.settings.databento_dataset
+        return self.settings.vendor(DatabentoSettings).dataset
 
     @cached_property
     def available_end(self) -> int:

@@ -37,7 +37,7 @@ from nq_pipeline.clock import NS_PER_S, Clock, to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.market import sessions
-from nq_pipeline.settings import check_databento_key
+from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Capture:
         self.clock = clock or settings.clock
         if self.clock.pinned:
             raise CaptureError("a capture needs a running clock; unset NQ_NOW")
-        key, dataset = settings.databento_api_key, settings.databento_dataset
+        key, dataset = settings.vendor(DatabentoSettings).api_key, settings.vendor(DatabentoSettings).dataset
         if key is None:
             raise NotConfigured("a capture needs a Databento key; set DATABENTO_API_KEY")
         self.run_id = run_id or uuid.uuid4().hex
@@ -122,7 +122,7 @@ class Capture:
         self._settings, self._history, self._timing = settings, history, timing or Timing()
         workspace = Workspace.of(settings)
         self._root, self._lake = workspace.capture, workspace.lake
-        address = gateway.gateway_address(settings.databento_gateway, dataset)
+        address = gateway.gateway_address(settings.vendor(DatabentoSettings).gateway, dataset)
         check_databento_key(key, address[0])
         self._connector = GatewayConnector(
             key,
@@ -130,7 +130,7 @@ class Capture:
             address,
             heartbeat_s=self._timing.heartbeat_s,
             late_s=self._timing.late_s,
-            zstd=settings.capture_zstd,
+            zstd=settings.capture.zstd,
         )
         self._parents = {
             "options": gateway.option_parents(settings.products),
@@ -164,7 +164,7 @@ class Capture:
         NotEntitled
             The plan has no live data.
         """
-        settings, window = self._settings, self._settings.capture_window
+        settings, window = self._settings, self._settings.capture.window
         opened = open_window(self.clock.now(), window)
         if opened is None:
             opens = sessions.next_open(self.clock.now(), window)
@@ -175,14 +175,14 @@ class Capture:
         opens, closes = opened
         store = GapStore(
             self._lake,
-            dataset=settings.databento_dataset,
+            dataset=settings.vendor(DatabentoSettings).dataset,
             environment=settings.environment,
             run_id=self.run_id,
         )
         fallback = SchemaFallback(
             self._lake,
-            settings.databento_dataset,
-            {"options": settings.capture_schema, "futures": settings.capture_futures_schema},
+            settings.vendor(DatabentoSettings).dataset,
+            {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema},
         )
         comparison, meter = (
             LakeComparison(store, publish),
@@ -191,9 +191,9 @@ class Capture:
         with (
             CaptureLog(
                 self._root,
-                settings.databento_dataset,
+                settings.vendor(DatabentoSettings).dataset,
                 clock=self.clock,
-                sync_every_s=settings.capture_sync_ms / 1000,
+                sync_every_s=settings.capture.sync_ms / 1000,
                 after=self._published_segment(),
             ) as log,
             BackgroundWriter() as writer,
@@ -215,7 +215,7 @@ class Capture:
                 repairer = GapRepairer(
                     self._history,
                     self._lake,
-                    buys=settings.capture_repair == "paid",
+                    buys=settings.capture.repair == "paid",
                     environment=settings.environment,
                     run_id=self.run_id,
                     clock=self.clock,
@@ -250,7 +250,7 @@ class Capture:
     def _published_segment(self) -> int:
         """The newest published segment: were it lost, a new segment must not reuse its number."""
         try:
-            log_folder = self._root / self._settings.databento_dataset
+            log_folder = self._root / self._settings.vendor(DatabentoSettings).dataset
             return Publisher(log_folder, self._lake, run_id=self.run_id).position.segment
         except CaptureError:  # the publisher meets the same error and reports it
             return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from nq_pipeline.capture.locks import LockHolder
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, describe_closure, in_chicago
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -144,14 +145,14 @@ def decide_capture(situation: Situation) -> Decision:
 
 def settings_fingerprint(settings: Settings) -> str:
     """Changes with every setting that can make a capture succeed which failed before; tells none of them."""
-    key = settings.databento_api_key
+    key = settings.vendor(DatabentoSettings).api_key
     parts = (
         settings.environment,
-        settings.databento_dataset,
-        settings.databento_gateway,
-        settings.capture_window,
-        settings.capture_schema,
-        settings.capture_futures_schema,
+        settings.vendor(DatabentoSettings).dataset,
+        settings.vendor(DatabentoSettings).gateway,
+        settings.capture.window,
+        settings.capture.options_schema,
+        settings.capture.futures_schema,
         key.get_secret_value() if key else None,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

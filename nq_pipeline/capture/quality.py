@@ -21,6 +21,7 @@ from nq_pipeline.lake.tables import SESSIONS, TRADES
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, in_chicago
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 from nq_pipeline.workspace import Workspace
 
@@ -111,10 +112,10 @@ def read_capture_day(
     missing, refusal
         What a running or ended capture knows and the lake does not.
     """
-    dataset = settings.databento_dataset
+    dataset = settings.vendor(DatabentoSettings).dataset
     lake, session = Workspace.of(settings).lake, sessions.session(trade_date)
     book = GapStore(lake, dataset=dataset, environment=settings.environment, run_id="")
-    wanted = {"options": settings.capture_schema, "futures": settings.capture_futures_schema}
+    wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
     ended = (
         lake.scan(SESSIONS, [trade_date])
         .filter(pl.col("dataset") == dataset)
@@ -127,7 +128,7 @@ def read_capture_day(
     return CaptureDay(
         trade_date=trade_date,
         now=now,
-        window=window_spans(session, settings.capture_window),
+        window=window_spans(session, settings.capture.window),
         gaps=[g for g in book.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
         newest=_newest(lake, trade_date, now),
         proven=from_ns(proven) if isinstance(proven, int) else None,

@@ -13,7 +13,6 @@ import polars as pl
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
 from nq_pipeline.chains.plans import known_refusals, record_entitlements
 from nq_pipeline.chains.result import VendorResult
-from nq_pipeline.chains.run_record import vendor_settings
 from nq_pipeline.errors import (
     DeadlineReached,
     LakeError,
@@ -33,6 +32,7 @@ from nq_pipeline.sources.base import (
     failed,
     without_secrets,
 )
+from nq_pipeline.sources.registry import VENDORS
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.breaker import Breaker
 from nq_pipeline.transport.lifetime import Lifetime
@@ -132,7 +132,8 @@ def _ask_one(
         error = NotEntitled(f"{refusal.text}; not asked again before {refusal.ask_again}, or with --refresh")
         return result(failed(source.name, request, error))
     request = replace(request, refused={part: refusal.text for part, refusal in refused.items()})
-    breaker = Breaker(Workspace.of(settings).cache, source.name, source.base_url)
+    penalty_s = VENDORS[source.name].penalty_s
+    breaker = Breaker(Workspace.of(settings).cache, source.name, source.base_url, penalty_s=penalty_s)
     if session.refresh:
         breaker.close()
     asked = ask_source(source, request, session, through=breaker)
@@ -203,7 +204,7 @@ def _is_whole(answer: ChainAnswer, session: VendorSession) -> bool:
 
 def time_allowed_s(settings: Settings, request: ChainRequest) -> float:
     """Seconds a vendor may take: NQ_SOURCE_DEADLINE_S for every product in the request."""
-    return settings.source_deadline_s * len({one.root_info.product.code for one in request.series})
+    return settings.chains.source_deadline_s * len({one.root_info.product.code for one in request.series})
 
 
 def open_session(
@@ -234,7 +235,7 @@ def open_session(
         base_url=source.base_url,
         secrets=settings.secrets_of(source.name),
     )
-    lifetime = Lifetime(clock, settings.cache_open_s, settings.cache_closed_s)
+    lifetime = Lifetime(clock, settings.http.cache_open_s, settings.http.cache_closed_s)
     deadline = clock.monotonic() + time_allowed_s(settings, request)
     archive, state_dir = Workspace.of(settings).archive, Workspace.of(settings).cache
     parts = (scope, source.policy, clock, archive, lifetime, state_dir, deadline)
@@ -249,8 +250,8 @@ def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> st
         {
             "source": source.name,
             "base_url": source.base_url,
-            "settings": vendor_settings(settings, source.name),
-            "window": settings.chain_window,
+            "settings": settings.vendors[source.name].shaping(),
+            "window": settings.chains.window,
             "trade_date": request.trade_date,
             "series": [series.key for series in request.series],
             "codes": request.vendor_codes,

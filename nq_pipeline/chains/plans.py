@@ -8,13 +8,10 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source
+from nq_pipeline.sources.registry import VENDORS
 from nq_pipeline.spend import entitlements
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN, Entitlement
 from nq_pipeline.workspace import Workspace
-
-PLAN_PRODUCTS = {"databento": "GLBX.MDP3", "polygon": "options", "tradovate": "market data"}
-"""The product that a vendor's plan sells. A refusal by one of these vendors follows from the plan, so it
-lasts for the trade date."""
 
 
 def known_refusals(source: Source, settings: Settings, request: ChainRequest) -> Mapping[str, Entitlement]:
@@ -39,7 +36,8 @@ def record_entitlements(
     LakeError
         The table of entitlements cannot be read or written.
     """
-    if source.name not in PLAN_PRODUCTS:
+    product = VENDORS[source.name].plan_product
+    if product is None:
         return
     refusals = {part: text for part, text in answer.refused.items() if part not in request.refused}
     if whole:
@@ -57,7 +55,7 @@ def record_entitlements(
             Workspace.of(settings).lake,
             Entitlement(
                 vendor=source.name,
-                dataset=PLAN_PRODUCTS[source.name],
+                dataset=product,
                 schema=part,
                 mode="historical",
                 environment=request.environment,
@@ -73,9 +71,10 @@ def record_entitlements(
 
 
 def _refusals(source: Source, settings: Settings, request: ChainRequest) -> dict[str, Entitlement]:
-    if source.name not in PLAN_PRODUCTS:
+    product = VENDORS[source.name].plan_product
+    if product is None:
         return {}
-    lake, product = Workspace.of(settings).lake, PLAN_PRODUCTS[source.name]
+    lake = Workspace.of(settings).lake
     return entitlements.active_refusals(
         lake, source.name, product, "historical", request.trade_date, address=source.base_url
     )

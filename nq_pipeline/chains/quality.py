@@ -36,9 +36,9 @@ def of_source(answer: ChainAnswer, request: ChainRequest, settings: Settings) ->
     return _said(
         available=available(answer),
         rows_complete=rows_complete(answer),
-        no_bad_quotes=no_bad_quotes(frame, settings.max_bad_quotes),
+        no_bad_quotes=no_bad_quotes(frame, settings.chains.max_bad_quotes),
         unique_contracts=unique_contracts(frame),
-        fresh=fresh(frame, request, settings.stale_after_s),
+        fresh=fresh(frame, request, settings.chains.stale_after_s),
     )
 
 
@@ -55,11 +55,11 @@ def of_chain(
         available=chain_available(chain, decisions),
         series_covered=series_covered(request, decisions),
         no_proxy=no_proxy(chain),
-        no_bad_quotes=no_bad_quotes(chain, settings.max_bad_quotes),
+        no_bad_quotes=no_bad_quotes(chain, settings.chains.max_bad_quotes),
         unique_contracts=unique_contracts(chain),
-        fresh=fresh(chain, request, settings.stale_after_s),
-        parity_forward=parity_forward(chain, settings.parity_tolerance),
-        sources_agree=sources_agree(chain, frames, settings.parity_tolerance),
+        fresh=fresh(chain, request, settings.chains.stale_after_s),
+        parity_forward=parity_forward(chain, settings.pricing.parity_tolerance),
+        sources_agree=sources_agree(chain, frames, settings.pricing.parity_tolerance),
     )
 
 

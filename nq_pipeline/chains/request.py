@@ -15,6 +15,7 @@ from nq_pipeline.market.listing import expiration_date, expirations
 from nq_pipeline.market.products import select_products
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
+from nq_pipeline.sources.registry import VENDORS, load_object
 
 
 def build_request(
@@ -58,7 +59,7 @@ def build_request(
     return ChainRequest(
         trade_date=session.trade_date,
         snapshot_ts=now.astimezone(UTC),
-        moment=sessions.chain_moment(now, settings.chain_window).astimezone(UTC),
+        moment=sessions.chain_moment(now, settings.chains.window).astimezone(UTC),
         series=tuple(sorted(wanted, key=lambda s: (s.expiration_date, s.root))),
         run_id=run_id or uuid.uuid4().hex,
         environment=settings.environment,
@@ -70,11 +71,13 @@ def _parse_series(
     text: str, source: str | None, trade_date: date, settings: Settings
 ) -> tuple[Series, str | None]:
     """The series of a key, or of a vendor's own code together with that code."""
+    of_code = VENDORS[source].series_of_code if source else None
     try:
         parsed = Series.parse(text)
     except ValueError as error:
-        if source != "barchart":
-            raise SettingsError(f"{error}, or give Barchart's own code with `--source barchart`") from None
+        if of_code is None:
+            coded = [f"`--source {name}`" for name, spec in VENDORS.items() if spec.series_of_code]
+            raise SettingsError(f"{error}, or give the vendor's own code with {' or '.join(coded)}") from None
     else:
         if parsed.root not in ROOTS:
             raise SettingsError(
@@ -88,9 +91,8 @@ def _parse_series(
                 f"write {replace(parsed, expiration_date=listed).key}"
             )
         return parsed, None
-    from nq_pipeline.sources.barchart.codes import series_of_code
-
-    return series_of_code(text, trade_date, settings), text
+    series: Series = load_object(of_code)(text, trade_date, settings)
+    return series, text
 
 
 def _next_series(root: str, trade_date: date) -> Series:
@@ -102,7 +104,7 @@ def _next_series(root: str, trade_date: date) -> Series:
 
 def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
     products = select_products(settings.products)
-    last_day = trade_date + timedelta(days=settings.horizon_days)
+    last_day = trade_date + timedelta(days=settings.chains.horizon_days)
     found = {s for product in products for s in expirations(product.code, trade_date, last_day)}
     if not found:
         raise SettingsError(f"nothing expires from {trade_date} to {last_day}; raise NQ_HORIZON_DAYS")

@@ -12,13 +12,12 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from pydantic import SecretStr
-
 from nq_pipeline.chains.result import VendorResult
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
+from nq_pipeline.sources.registry import VENDORS
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """What reading a damaged record raises."""
@@ -40,7 +39,7 @@ def planned_record(
         "sources": {
             name: {
                 "series": [one.key for one in own],
-                "settings": vendor_settings(settings, name),
+                "settings": settings.vendors[name].shaping(),
                 "refused": {},
                 "used": {},
             }
@@ -83,12 +82,9 @@ def vendor_request(request: ChainRequest, part: Mapping[str, Any]) -> ChainReque
 def recorded_settings(record: Mapping[str, Any], settings: Settings) -> Settings:
     """The settings with the vendors' own as in the run, and with every vendor configured."""
     own = {name: value for part in record["sources"].values() for name, value in part["settings"].items()}
-    keys = dict.fromkeys(("polygon_api_key", "databento_api_key"), SecretStr("not-a-key"))
-    return Settings(**{**settings.model_dump(), **own, **keys, "barchart_enabled": True})
-
-
-def vendor_settings(settings: Settings, source: str) -> dict[str, Any]:
-    """The settings of one vendor that affect its chain, as JSON values without secrets."""
-    aside = {name for name, value in settings if isinstance(value, SecretStr)} | {"databento_gateway"}
-    own = {name for name in type(settings).model_fields if name.startswith(source)} - aside
-    return settings.model_dump(mode="json", include=own)
+    needed = {
+        name: value
+        for spec in VENDORS.values()
+        for name, value in {**spec.opt_in, **spec.replay_settings}.items()
+    }
+    return settings.with_values(**{**own, **needed})

@@ -54,9 +54,9 @@ def take_snapshot(
     LakeError
         A table cannot be written; all others are, and the catalog is published.
     """
-    sources = [opener(name, settings) for name in settings.sources]
-    free_only = settings.ask_metered == "missing"
-    plan = dict.fromkeys(settings.sources, request.series)
+    sources = [opener(name, settings) for name in settings.chains.sources]
+    free_only = settings.chains.ask_metered == "missing"
+    plan = dict.fromkeys(settings.chains.sources, request.series)
     archive = Workspace.of(settings).archive
     with archive.begun(request.run_id, planned_record(settings, request, plan, choose)) as update_record:
         results, priced = ask_vendors(

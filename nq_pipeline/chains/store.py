@@ -29,7 +29,9 @@ def select(
         {s.name: results[s.name].answer for s in sources if s.name in results},
         request,
         proxies=frozenset(s.name for s in sources if failover.NATIVE not in s.underlying_classes),
-        gates=failover.Gates(settings.stale_after_s, settings.min_complete, settings.max_bad_quotes),
+        gates=failover.Gates(
+            settings.chains.stale_after_s, settings.chains.min_complete, settings.chains.max_bad_quotes
+        ),
         decided_at=datetime.now(UTC),
     )
 

@@ -12,6 +12,7 @@ from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
 from nq_pipeline.cli.signals import on_signal
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 
 if TYPE_CHECKING:
     from nq_pipeline.capture.stats import CaptureStats
@@ -39,9 +40,9 @@ def capture(minutes: float | None, as_json: bool) -> None:
 
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.publisher import Publisher
+    from nq_pipeline.configuration import load
     from nq_pipeline.market import sessions
-    from nq_pipeline.sandbox.process import endpoints, gateway_clock
-    from nq_pipeline.settings import load
+    from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.sources.databento.gap_history import DatabentoHistory
     from nq_pipeline.workspace import Workspace
 
@@ -53,7 +54,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
         day = sessions.trade_date(clock.now())
         if not as_json and day != sessions.trade_date(settings.clock.now()):
             click.echo(f"The stand-in streams the regular hours of trade date {day}, the last one.")
-        log = workspace.capture / settings.databento_dataset
+        log = workspace.capture / settings.vendor(DatabentoSettings).dataset
         engine = Capture(settings, clock=clock, history=DatabentoHistory(settings))
         publisher = Publisher(log, workspace.lake, clock=clock, run_id=engine.run_id)
         if minutes:
@@ -119,8 +120,8 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     Example:
       nq verify --minutes 0.2 --max-usd 1
     """
-    from nq_pipeline.sandbox.process import endpoints, gateway_clock
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
+    from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.verify.check import CheckResult
     from nq_pipeline.verify.run import run_checks
 

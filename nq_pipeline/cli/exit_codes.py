@@ -58,9 +58,9 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the disk of the data, if that caused the error."""
+    from nq_pipeline.configuration import load
     from nq_pipeline.disk import trouble
     from nq_pipeline.errors import SettingsError
-    from nq_pipeline.settings import load
 
     try:
         return trouble(error, load().environment_dir)
@@ -72,8 +72,8 @@ def lake_damage(error: Exception) -> Exception | None:
     """The damaged file of the lake that caused a reader's error; None for any other cause."""
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
+    from nq_pipeline.configuration import load
     from nq_pipeline.lake.repair import find_damage
-    from nq_pipeline.settings import load
 
     return find_damage(Workspace.of(load()).lake)
 
@@ -82,8 +82,8 @@ def _warn_of_misspelled_settings() -> None:
     """Name on stderr each variable that looks like a setting but is none, once per command line."""
     import warnings
 
+    from nq_pipeline.configuration import misspelled
     from nq_pipeline.errors import SettingsWarning
-    from nq_pipeline.settings import misspelled
 
     context = click.get_current_context(silent=True)
     if context is None or context.meta.setdefault(__name__, context) is not context:

@@ -20,15 +20,15 @@ def doctor(as_json: bool) -> None:
     """Check whether every vendor is configured, reachable and entitled, and say what to fix."""
     from dataclasses import asdict
 
-    from nq_pipeline.sandbox.process import endpoints
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
+    from nq_pipeline.runtime import endpoints
     from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources
 
     settings = load()
     with endpoints(settings) as settings:
         probes = probe_sources(settings)
     market = market_state(settings.clock.now())
-    used = {name: probe for name, probe in probes.items() if name in settings.sources}
+    used = {name: probe for name, probe in probes.items() if name in settings.chains.sources}
     healthy = all(probe.configured and probe.reachable and probe.entitled for probe in used.values())
     if as_json:
         report = {
@@ -76,7 +76,7 @@ def alert(context: click.Context) -> None:
     if context.invoked_subcommand:
         return
     from nq_pipeline.alerts.notifier import Notifier
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
 
     settings = load()
     note_sandbox(settings)
@@ -96,14 +96,14 @@ def alert(context: click.Context) -> None:
 def test_alert() -> None:
     """Send a test message and report whether it arrived."""
     from nq_pipeline.alerts.notifier import Notifier
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
 
     settings = load()
     notifier = Notifier(settings)
     sent = notifier.test()
     click.echo(f"written to {notifier.log}")
     click.echo("the webhook accepted it" if sent.delivered else sent.reason)
-    sys.exit(OK if sent.delivered or settings.alert_webhook is None else UNHEALTHY)
+    sys.exit(OK if sent.delivered or settings.alerts.webhook is None else UNHEALTHY)
 
 
 @click.command(short_help="Remove old files whose content is proven to be in the lake.")
@@ -122,8 +122,8 @@ def retention(dry_run: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from nq_pipeline.configuration import load
     from nq_pipeline.retention import sweep
-    from nq_pipeline.settings import load
 
     settings = load()
     swept = sweep(settings, settings.clock.now(), dry_run=dry_run)
@@ -153,11 +153,11 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from nq_pipeline.configuration import load
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as repair_table
     from nq_pipeline.lake.tables import TABLES
-    from nq_pipeline.settings import load
 
     settings = load()
     if unknown := [name for name in tables if name not in TABLES]:
@@ -195,8 +195,8 @@ def ui(port: int) -> None:
     import signal
     import threading
 
-    from nq_pipeline.sandbox.process import endpoints
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
+    from nq_pipeline.runtime import endpoints
     from nq_pipeline.ui import supervisor
     from nq_pipeline.ui.first_partitions import first_partitions
 
@@ -207,7 +207,7 @@ def ui(port: int) -> None:
         click.echo("Stopping Dagster and everything it started …")
         stop.set()
 
-    links = {} if "ui_url" in settings.model_fields_set else {"NQ_UI_URL": url}  # for the links in alerts
+    links = {} if "ui_url" in settings.given else {"NQ_UI_URL": url}  # for the links in alerts
     note_sandbox(settings)
     click.echo(f"Starting Dagster; its history is in {home} …")
     with (
@@ -251,9 +251,9 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
     \b
       nq sandbox --fault barchart=blocked --fault polygon=slow
     """
+    from nq_pipeline.configuration import load
     from nq_pipeline.sandbox.process import serve
     from nq_pipeline.sandbox.scenario import FAULTS
-    from nq_pipeline.settings import load
 
     if list_faults:
         width = max(map(len, FAULTS))
@@ -273,7 +273,7 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
 @report_errors
 def settings(markdown: bool) -> None:
     """Show every setting, its current value and what it means; secrets stay hidden."""
-    from nq_pipeline import settings_reference
-    from nq_pipeline.settings import load
+    from nq_pipeline import configuration
+    from nq_pipeline.configuration import load
 
-    click.echo(settings_reference.markdown() if markdown else settings_reference.in_force(load()))
+    click.echo(configuration.markdown() if markdown else configuration.in_force(load()))

@@ -38,12 +38,12 @@ def sql(query: str, form: Form | None) -> None:
     """
     import duckdb
 
+    from nq_pipeline.configuration import load
     from nq_pipeline.errors import LakeError
     from nq_pipeline.lake import catalog, results
-    from nq_pipeline.settings import load
 
     settings = load()
-    memory_mb, lake = settings.sql_memory_mb, Workspace.of(settings).existing_lake
+    memory_mb, lake = settings.query.memory_mb, Workspace.of(settings).existing_lake
     with catalog.connect(lake, guarded=True, memory_mb=memory_mb) as connection:
 
         def run_query() -> list[str]:
@@ -51,7 +51,9 @@ def sql(query: str, form: Form | None) -> None:
             return results.texts(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
 
         try:
-            texts = results.within(connection, run_query, seconds=settings.sql_timeout_s, memory_mb=memory_mb)
+            texts = results.within(
+                connection, run_query, seconds=settings.query.timeout_s, memory_mb=memory_mb
+            )
         except (duckdb.Error, LakeError) as error:
             # DuckDB reports a damaged file by these, but does not name it.
             unreadable = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
@@ -96,8 +98,8 @@ def report(moment: str | None, no_open: bool) -> None:
     """
     import webbrowser
 
+    from nq_pipeline.configuration import load
     from nq_pipeline.report.page import write_report
-    from nq_pipeline.settings import load
 
     settings, snapshot_ts = load(), _instant(moment) if moment else None
     note_sandbox(settings)

@@ -51,8 +51,8 @@ def run(
     from nq_pipeline.chains.request import build_request
     from nq_pipeline.chains.snapshot import take_snapshot
     from nq_pipeline.chains.summary import as_json as snapshot_json
-    from nq_pipeline.sandbox.process import endpoints
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
+    from nq_pipeline.runtime import endpoints
 
     if from_raw and (series or source or refresh):
         raise click.UsageError(
@@ -83,17 +83,15 @@ def run(
 def _select_sources(settings: Settings, sources: tuple[str, ...]) -> Settings:
     """The settings with the vendors named on the command line; naming Barchart is the opt-in."""
     from nq_pipeline.errors import SettingsError
-    from nq_pipeline.settings import SOURCE_NAMES
+    from nq_pipeline.sources.registry import VENDORS
 
     if not sources:
         return settings
-    unknown = [name for name in sources if name not in SOURCE_NAMES]
+    unknown = [name for name in sources if name not in VENDORS]
     if unknown:
-        raise SettingsError(f"--source {unknown[0]}: no such vendor; there are {', '.join(SOURCE_NAMES)}")
-    chosen: dict[str, Any] = {"sources": tuple(dict.fromkeys(sources))}
-    if "barchart" in sources:
-        chosen["barchart_enabled"] = True
-    return settings.model_copy(update=chosen)
+        raise SettingsError(f"--source {unknown[0]}: no such vendor; there are {', '.join(VENDORS)}")
+    opt_ins = {name: value for source in sources for name, value in VENDORS[source].opt_in.items()}
+    return settings.with_values(sources=tuple(dict.fromkeys(sources)), **opt_ins)
 
 
 def _announce(settings: Settings, request: Any) -> None:
@@ -102,7 +100,7 @@ def _announce(settings: Settings, request: Any) -> None:
     note_sandbox(settings)
     click.echo(f"Market: {market_state(settings.clock.now())}.")
     click.echo(
-        f"Asking {', '.join(settings.sources)} for {len(request.series)} series "
+        f"Asking {', '.join(settings.chains.sources)} for {len(request.series)} series "
         f"as of {in_chicago(request.moment)} …"
     )
 

@@ -35,7 +35,7 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
       nq budget --month 2026-10
       nq budget reconcile 1f0c9a7be2d4 --usd 1.25 --reason "the vendor's usage page"
     """
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
     from nq_pipeline.spend import report
     from nq_pipeline.spend.ledger import read_ledger
 
@@ -43,7 +43,7 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
         return
     settings = load()
     ledger = read_ledger(settings)
-    month = ledger.month(_first_of(named, settings.budget_timezone) if named else None)
+    month = ledger.month(_first_of(named, settings.spend.budget_timezone) if named else None)
     _export_spend(settings, ledger)
     if as_json:
         click.echo(to_json(report.statement_json(month)))
@@ -64,7 +64,7 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 
     For a closed reservation the difference is booked as a correction.
     """
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
     from nq_pipeline.spend.ledger import Ledger
     from nq_pipeline.spend.money import format_usd
 
@@ -80,7 +80,7 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 @report_errors
 def restore_ledger() -> None:
     """Rebuild a lost spend ledger from its copy in the lake, the table spend."""
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
     from nq_pipeline.spend.restore import restore_ledger
 
     lines, newest = restore_ledger(load())
@@ -95,7 +95,7 @@ def restore_ledger() -> None:
 @report_errors
 def trust_clock(reason: str) -> None:
     """Trust this machine's clock again after it was wrong and the budgets stopped following it."""
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
     from nq_pipeline.spend.ledger import Ledger
 
     ledger = Ledger(load())
@@ -169,8 +169,8 @@ def backfill(
 
     from nq_pipeline.backfill.day import backfill_day
     from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
-    from nq_pipeline.sandbox.process import endpoints
-    from nq_pipeline.settings import load
+    from nq_pipeline.configuration import load
+    from nq_pipeline.runtime import endpoints
     from nq_pipeline.spend.export import publish_spend
     from nq_pipeline.spend.money import format_usd
 

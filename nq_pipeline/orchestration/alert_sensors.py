@@ -134,7 +134,7 @@ def _succeeds(record: dg.RunRecord) -> bool:
 
 
 def _page(settings: Settings, path: str) -> str:
-    return f"{settings.ui_url.rstrip('/')}/{path}"
+    return f"{settings.alerts.ui_url.rstrip('/')}/{path}"
 
 
 def _failure(context: dg.RunFailureSensorContext) -> str:

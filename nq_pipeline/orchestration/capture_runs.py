@@ -23,6 +23,7 @@ from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.names import CAPTURE, CAPTURE_HEALTH, KIND, PARTITION
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -54,10 +55,10 @@ def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
         now=now,
         market=now if settings.now or unconfigured else vendors.market_now(),
         moved=settings.environment == "sandbox",
-        window=settings.capture_window,
+        window=settings.capture.window,
         settings=settings_fingerprint(settings),
         attempts=_attempts(instance, settings),
-        holder=read_lock_holder(folder, settings.databento_dataset),
+        holder=read_lock_holder(folder, settings.vendor(DatabentoSettings).dataset),
         pinned=settings.now,
         unconfigured=unconfigured,
     )
@@ -65,8 +66,8 @@ def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
 
 def missing_key(settings: Settings) -> str:
     """What to set before anything can be captured; empty when nothing is missing."""
-    stand_in = settings.environment == "sandbox" and "databento_url" not in settings.model_fields_set
-    if stand_in or settings.databento_api_key:
+    stand_in = settings.environment == "sandbox" and "databento_url" not in settings.given
+    if stand_in or settings.vendor(DatabentoSettings).api_key:
         return ""
     return "set DATABENTO_API_KEY to capture live"
 

@@ -145,5 +145,5 @@ def capture_state(
     capture record them, and anybody can run them at any time.
     """
     settings, now = vendors.settings(), vendors.market_now()
-    day = capture.read_capture_day(settings, now, capture.last_opened(now, settings.capture_window))
+    day = capture.read_capture_day(settings, now, capture.last_opened(now, settings.capture.window))
     yield from results(LIVE_TRADES, capture.judge_capture(day), context.selected_asset_check_keys)

@@ -102,18 +102,18 @@ def housekeeping_job() -> None:
 
 @dg.op(description="Ask every vendor, free of charge, whether it is configured, reachable and entitled.")
 def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
-    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.runtime import endpoints
 
     with endpoints(vendors.settings()) as settings:
         probes = probe_sources(settings)
     problems = []
-    for name in settings.sources:
+    for name in settings.chains.sources:
         probe = probes[name]
         ready = all((probe.configured, probe.reachable, probe.entitled))
         context.log.info(f"{name}: {'ready' if ready else 'not ready'}: {probe.detail}")
         if not ready:
             problems.append(f"{name}: {probe.detail}; {probe.mend}".rstrip("; "))
-    context.add_output_metadata({"vendors": len(settings.sources), "ill": len(problems)})
+    context.add_output_metadata({"vendors": len(settings.chains.sources), "ill": len(problems)})
     if problems:
         raise dg.Failure(" | ".join(problems), allow_retries=False)
 
@@ -137,8 +137,8 @@ def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors
         figures |= {f"{part.what}/removed": part.files, f"{part.what}/bytes": part.bytes}
         if part.kept:
             figures[f"{part.what}/stays"] = part.kept
-    if settings.keep_run_days:
-        before = datetime.now(UTC) - timedelta(days=settings.keep_run_days)
+    if settings.retention.run_days:
+        before = datetime.now(UTC) - timedelta(days=settings.retention.run_days)
         for kind, runs in delete_old_runs(context.instance, before).items():
             context.log.info(f"{kind}: {runs} runs from before {before:%Y-%m-%d} deleted")
             figures[f"runs/{kind}"] = runs

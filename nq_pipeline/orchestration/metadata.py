@@ -19,6 +19,7 @@ from nq_pipeline.chains.result import Snapshot, VendorResult
 from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.report import markdown
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.money import format_usd
 from nq_pipeline.spend.statement import Statement
 from nq_pipeline.workspace import Workspace
@@ -86,7 +87,7 @@ def of_source(name: str, result: VendorResult, snapshot: Snapshot, settings: Set
 def of_chain(snapshot: Snapshot, settings: Settings) -> Metadata:
     """The chosen chain, which source won and why the others lost."""
     request = snapshot.request
-    plot = markdown.front_open_interest(snapshot.chain, rate=settings.risk_free_rate)
+    plot = markdown.front_open_interest(snapshot.chain, rate=settings.pricing.risk_free_rate)
     return {
         **_of_rows(snapshot.chain, request.moment),
         **of_partition(OPTION_CHAIN, request.trade_date, settings),
@@ -140,7 +141,7 @@ def of_trades(stats: CaptureStats, *, trade_date: date, settings: Settings) -> M
         ),
         "captured_s": round(stats.seconds, 3),
         "log": dg.MetadataValue.path(
-            str((Workspace.of(settings).capture / settings.databento_dataset).resolve())
+            str((Workspace.of(settings).capture / settings.vendor(DatabentoSettings).dataset).resolve())
         ),
         "catalog": catalog(settings),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from nq_pipeline.backfill.scope import SCHEMAS
-from nq_pipeline.settings import SOURCE_NAMES
+from nq_pipeline.sources.registry import SOURCE_NAMES
 
 SOURCE_CHAINS = {name: dg.AssetKey([name, "option_chain"]) for name in SOURCE_NAMES}
 CHOSEN_CHAIN = dg.AssetKey(["nq", "option_chain"])

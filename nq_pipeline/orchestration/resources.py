@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.configuration import load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.registry import open_source
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Vendors:
 
     def market_now(self) -> datetime:
         """The current instant of the market: the machine's in live, the stand-in's in the sandbox."""
-        from nq_pipeline.sandbox.process import market_clock
+        from nq_pipeline.runtime import market_clock
 
         return market_clock(self.settings()).now()
 
@@ -51,7 +52,7 @@ class Vendors:
     ) -> Snapshot:
         """Ask the named sources (stand-ins in the sandbox) and write their answers."""
         from nq_pipeline.chains.snapshot import take_snapshot
-        from nq_pipeline.sandbox.process import endpoints
+        from nq_pipeline.runtime import endpoints
 
-        with endpoints(settings.model_copy(update={"sources": tuple(sources)})) as reachable:
+        with endpoints(settings.with_values(sources=tuple(sources))) as reachable:
             return take_snapshot(reachable, request, refresh=refresh, choose=choose, opener=self.opener)

@@ -46,7 +46,7 @@ def chains_while_open(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    tick = chain_tick(scheduled, datetime.now(UTC), window=settings.chain_window, pinned=settings.now)
+    tick = chain_tick(scheduled, datetime.now(UTC), window=settings.chains.window, pinned=settings.now)
     if tick.trade_date is None:
         return dg.SkipReason(tick.reason)
     return dg.RunRequest(
@@ -94,7 +94,7 @@ def pressure_while_captured(
 ) -> list[dg.RunRequest] | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
     captured = {file.trade_date for file in Workspace.of(settings).lake.manifest(TRADES).files}
-    tick = pressure_tick(vendors.market_now(), captured, window=settings.capture_window, pinned=settings.now)
+    tick = pressure_tick(vendors.market_now(), captured, window=settings.capture.window, pinned=settings.now)
     if not tick.trade_dates:
         return dg.SkipReason(tick.reason)
     days = [day.isoformat() for day in tick.trade_dates]

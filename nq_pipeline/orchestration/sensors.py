@@ -55,7 +55,7 @@ def first_snapshot(
         datetime.now(UTC),
         environment=settings.environment,
         chosen=context.instance.get_latest_materialization_event(CHOSEN_CHAIN) is not None,
-        window=settings.chain_window,
+        window=settings.chains.window,
         pinned=settings.now,
     )
     if tick.trade_date is None:
@@ -110,7 +110,7 @@ def capture_checks(
         return dg.SkipReason("NQ_NOW holds the clock, and nothing is captured")
     if missing := missing_key(settings):
         return dg.SkipReason(f"not configured: {missing}")
-    now, window = vendors.market_now(), settings.capture_window
+    now, window = vendors.market_now(), settings.capture.window
     day, is_open = quality.last_opened(now, window), sessions.is_open(now, window)
     before = json.loads(context.cursor or "{}")
     if not is_open and before.get("closed") == day.isoformat():

@@ -131,7 +131,9 @@ def _pricing(
         return kept
     from nq_pipeline.market.pricing import price_chain
 
-    return price_chain(chain, rate=settings.risk_free_rate, max_last_age_s=settings.max_last_age_s)
+    return price_chain(
+        chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
+    )
 
 
 class _Traded:

@@ -29,14 +29,14 @@ class Budgets:
     @classmethod
     def of(cls, settings: Settings) -> Budgets:
         return cls(
-            plan_name=settings.plan_name,
-            plan_usd=settings.plan_monthly_usd,
-            monthly_usd=settings.budget_monthly_usd,
-            daily_usd=settings.budget_daily_usd,
-            by_vendor=_pairs(settings.budget_by_vendor),
-            by_purpose=_pairs(settings.budget_by_purpose),
-            warn=settings.budget_warn,
-            zone=settings.budget_timezone,
+            plan_name=settings.spend.plan_name,
+            plan_usd=settings.spend.plan_monthly_usd,
+            monthly_usd=settings.spend.budget_monthly_usd,
+            daily_usd=settings.spend.budget_daily_usd,
+            by_vendor=_pairs(settings.spend.budget_by_vendor),
+            by_purpose=_pairs(settings.spend.budget_by_purpose),
+            warn=settings.spend.budget_warn,
+            zone=settings.spend.budget_timezone,
         )
 
     def recorded(self) -> dict[str, str]:

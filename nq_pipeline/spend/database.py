@@ -61,7 +61,7 @@ def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
         It cannot be reached, or a newer release of this program has migrated it.
     """
     engine = _engine(settings)
-    if not anew and settings.ledger_url is None:
+    if not anew and settings.spend.ledger_url is None:
         _check_not_lost(engine, settings)
     return _migrated(engine)
 
@@ -91,7 +91,7 @@ def open_copy(settings: Settings) -> sa.Engine | None:
             execution_options={COPIED: str(path.absolute())},
         )
     )
-    if settings.ledger_url is None:
+    if settings.spend.ledger_url is None:
         _check_not_lost(engine, settings)
     return _migrated(engine)
 
@@ -150,7 +150,7 @@ def _engine(settings: Settings) -> sa.Engine:
         return _sqlite(path.absolute())
     url = _url(settings)
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return _postgresql(url.set(drivername="postgresql+psycopg"), settings.ledger_timeout_s)
+        return _postgresql(url.set(drivername="postgresql+psycopg"), settings.spend.ledger_timeout_s)
     raise LedgerError(
         f"NQ_LEDGER_URL names {url.drivername}, which the ledger does not support; write sqlite:///file or "
         "postgresql://user@host/name"
@@ -159,16 +159,16 @@ def _engine(settings: Settings) -> sa.Engine:
 
 def _file(settings: Settings) -> Path | None:
     """The file of a ledger in SQLite; None for another database."""
-    if settings.ledger_url is None:
+    if settings.spend.ledger_url is None:
         return Workspace.of(settings).ledger
     url = _url(settings)
     return Path(url.database) if url.drivername == "sqlite" and url.database else None
 
 
 def _url(settings: Settings) -> sa.URL:
-    assert settings.ledger_url is not None
+    assert settings.spend.ledger_url is not None
     try:
-        return sa.make_url(settings.ledger_url.get_secret_value())
+        return sa.make_url(settings.spend.ledger_url.get_secret_value())
     except sa.exc.ArgumentError:
         raise LedgerError(
             "NQ_LEDGER_URL is not the address of a database; write postgresql://user@host/name"

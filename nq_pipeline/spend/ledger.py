@@ -120,8 +120,8 @@ class Ledger:
     ) -> None:
         self.environment = settings.environment
         self.budgets = Budgets.of(settings)
-        self._review = timedelta(hours=settings.budget_review_h)
-        self._reason = settings.budget_reason
+        self._review = timedelta(hours=settings.spend.budget_review_h)
+        self._reason = settings.spend.budget_reason
         self._clock, self._boot = clock or SystemClock(), boot
         self.is_copy = copy is not None
         self._engine = copy or open_engine(settings)

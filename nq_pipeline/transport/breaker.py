@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -25,9 +26,6 @@ FAILURES_TO_OPEN = 3
 COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
 """Seconds without a question after the circuit opened, by the outcome that opened it. Only these
 outcomes are faults of the line; any other ends a row of failures."""
-PENALTY_S = {"tradovate": {Outcome.BLOCKED: 3600, Outcome.RATE_LIMITED: 3600}}
-"""Seconds by vendor where its documentation asks for more, from the first such answer on: Tradovate
-wants an hour without a question after HTTP 429 or a captcha."""
 
 
 class Answer(Protocol):
@@ -43,17 +41,27 @@ AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 
 
 class Breaker:
-    """The breaker of one vendor at one address."""
+    """The breaker of one vendor at one address.
+
+    Parameters
+    ----------
+    penalty_s
+        Seconds by outcome where the vendor asks for more than `cool_down_s`, from the first such answer on.
+    """
 
     def __init__(
-        self, state_dir: Path, source: str, base_url: str, cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S
+        self,
+        state_dir: Path,
+        source: str,
+        base_url: str,
+        cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S,
+        penalty_s: Mapping[Outcome, float] = MappingProxyType({}),
     ) -> None:
-        penalties = PENALTY_S.get(source, {})
         place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
         self._memory = _Memory(state_dir / f"{source}-{place}-breaker.json")
         self._source = source
-        self._cool_down_s = cool_down_s = {**cool_down_s, **penalties}
-        self._at_once = {Outcome.BLOCKED, *penalties}
+        self._cool_down_s = cool_down_s = {**cool_down_s, **penalty_s}
+        self._at_once = {Outcome.BLOCKED, *penalty_s}
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=FAILURES_TO_OPEN,
             reset_timeout=cool_down_s[self._memory.outcome],

@@ -28,11 +28,11 @@ def first_partitions(settings: Settings) -> dict[str, str]:
     Vendors show only the current trade date, so partitions begin with the oldest trade date in the lake, or
     with the current one.
     """
-    from nq_pipeline.sandbox.process import market_clock
+    from nq_pipeline.runtime import market_clock
 
     lake = Workspace.of(settings).lake
     chain = sessions.current_session(settings.clock.now()).trade_date
-    capture = last_opened(market_clock(settings).now(), settings.capture_window)
+    capture = last_opened(market_clock(settings).now(), settings.capture.window)
     return {
         CHAINS: _oldest(lake, SOURCE_CHAIN, chain).isoformat(),
         CAPTURE: _oldest(lake, TRADES, capture).isoformat(),

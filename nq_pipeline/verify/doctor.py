@@ -17,9 +17,9 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import strike
-from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, open_source
 from nq_pipeline.spend import entitlements
 from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
@@ -59,7 +59,7 @@ def probe_sources(
     threads = [threading.Thread(target=work, args=(source,), daemon=True) for source in sources]
     for thread in threads:
         thread.start()
-    end = settings.clock.monotonic() + settings.source_deadline_s + GRACE_S
+    end = settings.clock.monotonic() + settings.chains.source_deadline_s + GRACE_S
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
     silent = Probe(True, False, None, "no answer in time", REMEDIES[Outcome.PARTIAL])
@@ -117,17 +117,12 @@ class PlanStep:
     ask_again: date | None = None
 
 
-PLAN_STEPS = (
-    PlanStep(
-        "databento", "live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"
-    ),
-    PlanStep("databento", "live", "mbp-1", "every change of the best bid and ask; with Standard"),
-    PlanStep("databento", "live", "trades", "every trade as it happens; with Standard"),
-    PlanStep("databento", "historical", "chain", "chains of the running session; needs a live licence"),
-    PlanStep("polygon", "historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),
-    PlanStep("tradovate", "historical", "chain", "quotes; with the API add-on and a CME data licence"),
-)
-"""From most to least, as the vendors' pages and their users have it; plans change."""
+def _known_steps() -> list[PlanStep]:
+    """The steps that the vendors' pages and their users name, the metered vendors' first."""
+    specs = sorted(VENDORS.values(), key=lambda spec: spec.cost != "metered")
+    return [
+        PlanStep(spec.name, tier.mode, tier.schema, tier.adds) for spec in specs for tier in spec.plan_tiers
+    ]
 
 
 def plan_steps(settings: Settings) -> list[PlanStep]:
@@ -137,7 +132,8 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     """
     lake = Workspace.of(settings).lake
     said = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}
-    known = {(step.vendor, step.mode, step.schema) for step in PLAN_STEPS}
+    known_steps = _known_steps()
+    known = {(step.vendor, step.mode, step.schema) for step in known_steps}
     today = sessions.trade_date(settings.clock.now())
     others = [PlanStep(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
     streamed = (
@@ -150,7 +146,7 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     )
     live = dict(streamed.iter_rows())
     steps = []
-    for step in (*PLAN_STEPS, *others):
+    for step in (*known_steps, *others):
         word = said.get((step.vendor, step.mode, step.schema))
         if word is not None:
             step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)

@@ -19,7 +19,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.market.symbology import Unparsed, parse_globex
-from nq_pipeline.settings import check_databento_key
+from nq_pipeline.sources.databento.spec import check_databento_key
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 from nq_pipeline.verify.check import (
     CheckResult,
@@ -158,7 +158,8 @@ def entitlement(ctx: Context) -> CheckResult:
         return failed(f"the plan streams no {FLOOR}, so nothing can be captured: {said}", **facts)
     fallen = [
         f"NQ_CAPTURE_SCHEMA={wanted} falls back to {_best(wanted, granted)}"
-        for wanted in {ctx.settings.capture_schema, ctx.settings.capture_futures_schema} & refused.keys()
+        for wanted in {ctx.settings.capture.options_schema, ctx.settings.capture.futures_schema}
+        & refused.keys()
     ]
     return passed("; ".join([f"granted: {', '.join(granted)}", *filter(None, [said]), *fallen]), **facts)
 

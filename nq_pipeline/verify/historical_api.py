@@ -19,6 +19,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.sources.databento.client import HistoricalClient
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.sources.databento.query import Query
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
@@ -116,17 +117,16 @@ def history(ctx: Context) -> CheckResult:
 
 def _client(ctx: Context) -> HistoricalClient:
     settings, end = ctx.settings, time.monotonic() + ctx.pace.patience_s
-    if settings.databento_api_key is None:
+    databento = settings.vendor(DatabentoSettings)
+    if databento.api_key is None:
         raise NotConfigured("there is no key; set DATABENTO_API_KEY")
-    policy = Policy(timeout_s=settings.http_timeout_s, attempts=settings.http_attempts)
-    return HistoricalClient(
-        settings.databento_api_key, settings.databento_url, policy, lambda: end - time.monotonic()
-    )
+    policy = Policy(timeout_s=settings.http.timeout_s, attempts=settings.http.attempts)
+    return HistoricalClient(databento.api_key, databento.url, policy, lambda: end - time.monotonic())
 
 
 def _newest(ctx: Context, client: HistoricalClient) -> Query:
     """The trades of the newest span, of all parents."""
-    dataset = ctx.settings.databento_dataset
+    dataset = ctx.settings.vendor(DatabentoSettings).dataset
     reached = min(from_ns(client.available_end(dataset, (FLOOR,))), ctx.clock.now() - LAG)
     end = to_ns(sessions.chain_moment(reached, "globex")) // NS_PER_S * NS_PER_S
     return Query(dataset, FLOOR, ctx.parents, end - SPAN_S * NS_PER_S, end)

@@ -23,7 +23,9 @@ from nq_pipeline import files
 from nq_pipeline.capture import gateway
 from nq_pipeline.clock import Clock
 from nq_pipeline.errors import CaptureError, NotConfigured, NqError
-from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify import (
     feed,
     historical_api,
@@ -119,15 +121,15 @@ def run_checks(
         raise CaptureError("a verification needs a clock that runs; unset NQ_NOW")
     started, began = datetime.now(UTC), time.monotonic()
     folder = Workspace.of(settings).evidence / f"{started:%Y%m%dT%H%M%S.%fZ}"
-    dataset = settings.databento_dataset
-    address = gateway.gateway_address(settings.databento_gateway, dataset)
+    dataset = settings.vendor(DatabentoSettings).dataset
+    address = gateway.gateway_address(settings.vendor(DatabentoSettings).gateway, dataset)
     results: list[CheckResult] = []
     files.make_folder(folder)  # before anything is asked whose evidence could then not be kept
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
             settings=settings,
             clock=clock,
-            line=FeedRecorder(settings.databento_api_key, dataset, address, clock),
+            line=FeedRecorder(settings.vendor(DatabentoSettings).api_key, dataset, address, clock),
             evidence=Evidence(folder, settings),
             work=Path(work) / settings.environment,
             max_usd=max_usd,

@@ -28,7 +28,7 @@ def vendor(name: str) -> Callable[[Context], CheckResult]:
     """The check of one chain vendor: what the doctor says of it."""
 
     def find(ctx: Context) -> CheckResult:
-        if name not in ctx.settings.sources:
+        if name not in ctx.settings.chains.sources:
             return skipped("not in NQ_SOURCES")
         probe = ctx.probes[name]
         said = "; ".join(filter(None, [probe.detail, probe.mend and f"to mend it, {probe.mend}"]))
@@ -42,9 +42,9 @@ def vendor(name: str) -> Callable[[Context], CheckResult]:
 def cache(ctx: Context) -> CheckResult:
     """The same question again is answered from what was kept: a free vendor's chain, a paid one's price."""
     # A cache of its own, so that the first question is one, whatever ran before.
-    own = ctx.settings.model_copy(update={"data_dir": ctx.work.parent / "cache"})
+    own = ctx.settings.with_values(data_dir=ctx.work.parent / "cache")
     told, kept = list[str](), True
-    free = next((n for n in own.sources if not open_source(n, own).metered and _well(ctx, n)), None)
+    free = next((n for n in own.chains.sources if not open_source(n, own).metered and _well(ctx, n)), None)
     questions: list[tuple[str | None, Callable[[Settings, str], int]]] = [
         (free, _chain),
         ("databento", _price),
@@ -68,7 +68,7 @@ def _well(ctx: Context, name: str) -> bool:
 
 def _chain(settings: Settings, name: str) -> int:
     """Ask a vendor for the chains of the nearest series; requests that it took."""
-    settings = settings.model_copy(update={"sources": (name,)})
+    settings = settings.with_values(sources=(name,))
     request = build_request(settings)
     snapshot = take_snapshot(settings, replace(request, series=request.series[:SERIES]))
     return snapshot.results[name].misses

@@ -21,8 +21,9 @@ from nq_pipeline.alerts import webhook
 from nq_pipeline.alerts.message import LONGEST, Alert, sentence
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.clock import SystemClock
+from nq_pipeline.configuration import load
 from nq_pipeline.errors import AlertError, SettingsError
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
 
 ALERT = Alert(

@@ -16,10 +16,10 @@ from polars.testing import assert_frame_equal
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
 from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import INSTANT, conform
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
-from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.analytics.test_pricing import quoted
 from nq_pipeline_tests.market.test_pricing_chain import board
@@ -248,7 +248,7 @@ def test_exposure_adds_up_from_strike_to_series_to_market(
 
 
 def test_a_snapshot_is_measured_into_its_tables_and_only_once(tmp_path: Path) -> None:
-    config = Settings(data_dir=tmp_path)
+    config = build_settings(data_dir=tmp_path)
     chain = quoted().with_columns(open_interest=pl.lit(10, pl.Int64), volume=pl.lit(1, pl.Int64))
     pricing = price_snapshot(config, chain, run_id="first")
     measured = measure_snapshot(config, chain, pricing, run_id="first")

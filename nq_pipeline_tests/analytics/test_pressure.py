@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.analytics.pressure import measure_pressure
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import GAPS, INSTANT, TRADE_PRESSURE, TRADES, conform
 from nq_pipeline.lake.views import VIEWS
-from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
 OPEN = datetime(2025, 6, 30, 14, 0, tzinfo=UTC)
@@ -103,7 +103,7 @@ def test_every_contract_traded_is_in_one_window_on_one_side(made: list[tuple[int
 
 
 def test_the_lake_keeps_the_windows_that_are_over_by_the_captures_clock(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     lake = Workspace.of(settings).lake
     made = trades([(0, "B", 1), (300, "B", 1)]).with_columns(
         pl.col("ts_event").alias("ts_recv"), pl.int_range(pl.len()).alias("sequence")

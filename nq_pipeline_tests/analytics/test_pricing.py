@@ -13,6 +13,7 @@ import pytest
 
 from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import OPTION_CHAIN, OPTION_PRICING, conform
 from nq_pipeline.market import black76
@@ -29,7 +30,7 @@ GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, risk_free_rate=RATE)
+    return build_settings(data_dir=tmp_path, risk_free_rate=RATE)
 
 
 def quoted(snapshot: int = NOON) -> pl.DataFrame:

@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 import orjson
 import pytest
 
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.configuration import load
+from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import (
     Answer,

@@ -33,6 +33,7 @@ from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.history_store import HistoryStore
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.backfill.conftest import (
@@ -136,7 +137,7 @@ def test_a_trade_that_was_captured_is_there_once_after_its_day_was_bought(data: 
         root = Workspace.of(settings).capture
         with (
             gateway(now=noon, load=None, limits=unlimited()).serve_in_thread() as served,
-            CaptureLog(root, settings.databento_dataset, sync_every_s=0) as log,
+            CaptureLog(root, settings.vendor(DatabentoSettings).dataset, sync_every_s=0) as log,
         ):
             capture(log, served, "trades", to_ns(noon) - 30 * 60 * NS_PER_S, most=2_000)
         publisher(root).publish()

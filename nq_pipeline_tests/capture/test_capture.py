@@ -368,12 +368,12 @@ def test_outside_the_window_the_capture_says_when_it_opens(tmp_path: Path) -> No
 def test_a_capture_needs_a_clock_that_runs_and_a_key(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="NQ_NOW"):
         Capture(capture_settings(None, tmp_path), clock=PinnedClock(NOW))
-    keyless = capture_settings(None, tmp_path).model_copy(update={"databento_api_key": None})
+    keyless = capture_settings(None, tmp_path).with_values(databento_api_key=None)
     with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
         Capture(keyless)
-    wrong = capture_settings(None, tmp_path).model_copy(update={"databento_api_key": SecretStr("abc")})
+    wrong = capture_settings(None, tmp_path).with_values(databento_api_key=SecretStr("abc"))
     with pytest.raises(NotConfigured, match="is no key of Databento"):
-        Capture(wrong.model_copy(update={"databento_gateway": None}))
+        Capture(wrong.with_values(databento_gateway=None))
 
 
 def test_a_gateway_that_is_away_is_tried_until_the_stop_and_no_more_than_it_allows(tmp_path: Path) -> None:

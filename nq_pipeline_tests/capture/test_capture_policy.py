@@ -25,8 +25,8 @@ from nq_pipeline.capture.capture_policy import (
     settings_fingerprint,
 )
 from nq_pipeline.capture.locks import LockHolder
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.sessions import CHICAGO
-from nq_pipeline.settings import Settings
 
 NOW = datetime(2025, 6, 10, 10, 0, tzinfo=CHICAGO).astimezone(UTC)
 DAY = "2025-06-10"
@@ -224,10 +224,10 @@ def test_nothing_is_started_beside_what_may_be_alive_and_no_number_is_used_twice
 
 
 def test_the_fingerprint_changes_with_what_may_help_and_shows_no_secret() -> None:
-    before = Settings(_env_file=None, environment="live", databento_api_key="db-one")
+    before = build_settings(environment="live", databento_api_key="db-one")
     for change in ({"databento_api_key": "db-two"}, {"capture_schema": "mbo"}, {"capture_window": "globex"}):
-        other = Settings(_env_file=None, **{"environment": "live", "databento_api_key": "db-one", **change})  # type: ignore[arg-type]
+        other = build_settings(**{"environment": "live", "databento_api_key": "db-one", **change})
         assert settings_fingerprint(other) != settings_fingerprint(before)
-    unrelated = Settings(_env_file=None, environment="live", databento_api_key="db-one", horizon_days=3)
+    unrelated = build_settings(environment="live", databento_api_key="db-one", horizon_days=3)
     assert settings_fingerprint(unrelated) == settings_fingerprint(before)
     assert "db-one" not in settings_fingerprint(before)

@@ -17,6 +17,7 @@ from nq_pipeline.capture.gap_repair import EDGE_NS, GapRepairer, HistoricalRecor
 from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.gateway import future_parents, option_parents
 from nq_pipeline.clock import ShiftedClock, to_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.errors import BadStream, CaptureError
 from nq_pipeline.lake.tables import TRADES
@@ -25,6 +26,7 @@ from nq_pipeline.sandbox.synthetic.tape import tape
 from nq_pipeline.sandbox.vendors.databento.account import account_of
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import dbn_samples as sample
@@ -178,8 +180,7 @@ def test_a_gap_over_several_sessions_is_bought_session_by_session(tmp_path: Path
 def metered(root: Path, **more: Any) -> Settings:
     """Settings with which the historical stand-in is asked, and paid through the ledger."""
     now = LATER.isoformat().replace("+00:00", "Z")
-    return Settings(
-        _env_file=None,
+    return build_settings(
         data_dir=root,
         databento_api_key=f"db-{root.name:x>29}",
         databento_url=f"{standin.address()}/with/now={now}/databento",
@@ -200,7 +201,7 @@ def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_pa
     settings = metered(tmp_path, budget_daily_usd=0)
     gap = repaired(DatabentoHistory(settings), tmp_path)
     assert (gap.state, gap.cost_usd) == ("unfillable", Decimal(0)) and "NQ_BUDGET_DAILY_USD" in gap.reason
-    key = settings.databento_api_key
+    key = settings.vendor(DatabentoSettings).api_key
     assert key is not None
     asked = account_of(key.get_secret_value()).requests
     assert asked and not any(request["metered"] for request in asked)

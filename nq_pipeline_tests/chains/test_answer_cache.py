@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
 from nq_pipeline.chains.request import build_request
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 from nq_pipeline_tests.testing.fake_vendors import chain
 
-REQUEST = build_request(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2), run_id="run-1")
+REQUEST = build_request(
+    build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2), run_id="run-1"
+)
 FRAME = chain(REQUEST, "barchart")
 KEY = answer_key({"question": 1})
 USED = {"digest": "request"}

@@ -18,6 +18,7 @@ from nq_pipeline.chains.failover import (
     decide,
     oldest_fresh,
 )
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
@@ -501,7 +502,8 @@ def test_the_chosen_rows_are_those_of_the_vendor_with_the_reason_beside_them() -
 
 
 def test_gates_have_the_defaults_of_the_settings() -> None:
-    from nq_pipeline.settings import Settings
 
-    settings = Settings()
-    assert failover.Gates() == Gates(settings.stale_after_s, settings.min_complete, settings.max_bad_quotes)
+    settings = build_settings()
+    assert failover.Gates() == Gates(
+        settings.chains.stale_after_s, settings.chains.min_complete, settings.chains.max_bad_quotes
+    )

@@ -16,9 +16,10 @@ from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.configuration import load
 from nq_pipeline.lake.tables import ANSWERS, ENTITLEMENTS, SPEND
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.polygon.source import SNAPSHOT
 from nq_pipeline.spend.entitlements import Entitlement, newest_entitlements, record_entitlement
 from nq_pipeline.spend.ledger import open_ledger

@@ -12,11 +12,12 @@ from nq_pipeline import connect
 from nq_pipeline.chains.ask import open_session
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.registry import open_source
 
@@ -26,7 +27,7 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
     own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products}
     own |= {"source_deadline_s": 90.0, **more}
-    return Settings(_env_file=None, **own)  # type: ignore[arg-type]
+    return build_settings(**own)
 
 
 def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp_path: Path) -> None:

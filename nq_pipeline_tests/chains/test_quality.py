@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from nq_pipeline.chains import quality
 from nq_pipeline.chains.request import build_request
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 from nq_pipeline_tests.testing.fake_vendors import UNDERLYING, chain
 
-SETTINGS = Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2)
+SETTINGS = build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2)
 REQUEST = build_request(SETTINGS)
 CHAIN = chain(REQUEST, "barchart")
 SECOND = REQUEST.series[1].key

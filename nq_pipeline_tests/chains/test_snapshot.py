@@ -22,13 +22,17 @@ from polars.testing import assert_frame_equal
 from nq_pipeline.chains.replay import finish_killed_runs
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Blocked, LakeError, NotEntitled, NqError, SettingsError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN, TABLES, Table
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
+from nq_pipeline.sources.databento.spec import DatabentoSettings
+from nq_pipeline.sources.polygon.spec import PolygonSettings
 from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.vendors import (
@@ -408,8 +412,12 @@ def test_a_replay_asks_as_the_run_did_and_needs_neither_key_nor_opt_in(tmp_path:
     later = Desk(tmp_path, *desk.vendors.values(), barchart_delay_s=900)
     later.open = lambda name, settings: given.append(settings) or desk.vendors[name]  # type: ignore[method-assign]
     later.replay()
-    assert given[0].barchart_delay_s == 7
-    assert given[0].barchart_enabled and given[0].polygon_api_key and given[0].databento_api_key
+    assert given[0].vendor(BarchartSettings).delay_s == 7
+    assert (
+        given[0].vendor(BarchartSettings).enabled
+        and given[0].vendor(PolygonSettings).api_key
+        and given[0].vendor(DatabentoSettings).api_key
+    )
 
 
 def test_a_fault_in_a_replay_is_loud_but_costs_no_other_vendors_rows(tmp_path: Path) -> None:
@@ -488,11 +496,11 @@ def test_a_run_that_died_between_archive_and_lake_can_be_completed_from_the_arch
 
 # ── what is asked for ───────────────────────────────────────────────────────────────────────────
 
-AT_NOW = Settings(now=NOW)
+AT_NOW = build_settings(now=NOW)
 
 
 def test_without_series_all_expirations_within_the_horizon_are_asked_for() -> None:
-    request = build_request(AT_NOW.model_copy(update={"horizon_days": 2}))
+    request = build_request(AT_NOW.with_values(horizon_days=2))
     assert [s.key for s in request.series] == [TODAY, TOMORROW, "Q2D-2025-06-12"]
     assert request.trade_date == date(2025, 6, 10)
     assert request.snapshot_ts == request.moment == NOW
@@ -552,9 +560,9 @@ def test_any_text_is_a_series_or_an_error_of_ours(text: str, source: str | None)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (AT_NOW.model_copy(update={"products": ("NQ", "XX")}), "NQ_PRODUCTS: XX is not in the product table"),
-        (AT_NOW.model_copy(update={"products": ()}), "NQ_PRODUCTS: nothing is not in"),
-        (Settings(now=datetime(2026, 4, 3, 13, tzinfo=UTC), horizon_days=0), "raise NQ_HORIZON_DAYS"),
+        (AT_NOW.with_values(products=("NQ", "XX")), "NQ_PRODUCTS: XX is not in the product table"),
+        (AT_NOW.with_values(products=()), "NQ_PRODUCTS: nothing is not in"),
+        (build_settings(now=datetime(2026, 4, 3, 13, tzinfo=UTC), horizon_days=0), "raise NQ_HORIZON_DAYS"),
     ],
 )
 def test_settings_that_leave_nothing_to_ask_for_are_an_error_in_one_sentence(
@@ -567,14 +575,14 @@ def test_settings_that_leave_nothing_to_ask_for_are_an_error_in_one_sentence(
 
 def test_a_scheduled_time_is_the_snapshots_time_unless_the_clock_is_pinned() -> None:
     scheduled = datetime(2025, 6, 11, 14, 30, tzinfo=UTC)
-    assert build_request(Settings(), scheduled=scheduled).snapshot_ts == scheduled
-    assert build_request(Settings(), scheduled=scheduled).trade_date == date(2025, 6, 11)
+    assert build_request(build_settings(), scheduled=scheduled).snapshot_ts == scheduled
+    assert build_request(build_settings(), scheduled=scheduled).trade_date == date(2025, 6, 11)
     assert build_request(AT_NOW, scheduled=scheduled).snapshot_ts == NOW
 
 
 def test_after_the_close_the_chain_speaks_of_the_close() -> None:
     evening = datetime(2025, 6, 10, 20, 30, tzinfo=UTC)  # 15:30 in Chicago
-    request = build_request(Settings(now=evening))
+    request = build_request(build_settings(now=evening))
     assert request.snapshot_ts == evening
     assert request.moment == datetime(2025, 6, 10, 20, 0, tzinfo=UTC)
 

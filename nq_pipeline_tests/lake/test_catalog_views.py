@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 
 import nq_pipeline
 from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
@@ -33,7 +34,6 @@ from nq_pipeline.lake.tables import (
     conform,
 )
 from nq_pipeline.lake.views import VIEWS, View
-from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import (
     CALL,
@@ -379,7 +379,7 @@ def test_every_root_belongs_to_its_product(lake: Lake) -> None:
             assert dict(rows) == of, view
         es = connection.sql("SELECT count(*) FROM option_chain_latest WHERE product = 'ES'").fetchall()
     assert es == [(3,)]
-    latest = nq_pipeline.chain(settings=Settings(data_dir=lake.root.parent.parent))
+    latest = nq_pipeline.chain(settings=build_settings(data_dir=lake.root.parent.parent))
     assert dict(latest.select("root", "product").unique().iter_rows()) == of
 
 
@@ -414,7 +414,7 @@ def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(lake:
     append(lake, OPTION_CHAIN, exact)
     append(lake, OPTION_CHAIN, snapshot(5, bid=11.0))
     append(lake, DECISIONS, pl.DataFrame([decision(decided_at=NOON, snapshot=NOON + 5 * MINUTE, series=A)]))
-    settings = Settings(data_dir=lake.root.parent.parent)
+    settings = build_settings(data_dir=lake.root.parent.parent)
     before = nq_pipeline.chain(datetime(2025, 7, 1, 12, 4, tzinfo=UTC), settings=settings)
     assert before.schema == {**OPTION_CHAIN.schema, "product": pl.String}
     assert_frame_equal(before.drop("product"), conform(OPTION_CHAIN, exact))
@@ -424,7 +424,7 @@ def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(lake:
 
 
 def test_a_moment_without_a_time_zone_is_refused(lake: Lake) -> None:
-    settings = Settings(data_dir=lake.root.parent.parent)
+    settings = build_settings(data_dir=lake.root.parent.parent)
     lake.root.mkdir(parents=True, exist_ok=True)
     with pytest.raises(LakeError, match="give as_of a time zone"):
         nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)

@@ -13,12 +13,13 @@ import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Unavailable
 from nq_pipeline.orchestration import alert_sensors
 from nq_pipeline.orchestration.alert_sensors import alerts, run_failures
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, LIVE_TRADES, SOURCE_CHAINS
-from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
 
@@ -38,8 +39,7 @@ class Desk:
 
     def __init__(self, instance: dg.DagsterInstance, data: Path, hook: Receiver) -> None:
         self.instance, self.hook, self.cursor = instance, hook, ""
-        self.settings = Settings(
-            _env_file=None,
+        self.settings = build_settings(
             environment="live",
             data_dir=data,
             now=NOW,

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from nq_pipeline.analytics.quality import no_butterfly_arbitrage
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
@@ -46,7 +47,9 @@ DAY = "2025-06-10"
 
 
 def at(now: datetime, data_dir: Path) -> Settings:
-    return Settings(environment="live", data_dir=data_dir, now=now, horizon_days=1, sources=("barchart",))
+    return build_settings(
+        environment="live", data_dir=data_dir, now=now, horizon_days=1, sources=("barchart",)
+    )
 
 
 def run(settings: Settings, job: str = "chain_snapshot") -> dg.ExecuteInProcessResult:

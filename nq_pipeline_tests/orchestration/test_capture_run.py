@@ -28,13 +28,13 @@ from nq_pipeline.capture.capture_policy import (
     decide_capture,
 )
 from nq_pipeline.capture.locks import hold_capture_lock
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.capture_runs import situation
 from nq_pipeline.orchestration.names import CAPTURE_HEALTH, LIVE_TRADES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import capture_checks, live_capture
 from nq_pipeline.sandbox.gateway.fault_script import Fault
-from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.capture_runs import CLOSES, OPENS, read_gaps
 from nq_pipeline_tests.testing.standing import DAY, Market, market
 
@@ -247,7 +247,7 @@ def test_the_sensor_asks_for_a_run_of_the_market_s_trade_date(
 def test_without_a_key_or_with_a_pinned_clock_both_sensors_skip_in_words(
     instance: dg.DagsterInstance, tmp_path: Path, settings: dict[str, str], words: str
 ) -> None:
-    vendors = Vendors(Settings(_env_file=None, data_dir=tmp_path, **settings))  # type: ignore[arg-type]
+    vendors = Vendors(build_settings(data_dir=tmp_path, **settings))
     for sensor in (live_capture, capture_checks):
         context = dg.build_sensor_context(instance=instance, resources={"vendors": vendors})
         assert words in skipped(sensor(context))

@@ -10,13 +10,14 @@ import dagster as dg
 import duckdb
 import pytest
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Blocked, NotConfigured, SourceError, Unavailable
 from nq_pipeline.market.sessions import trade_date
 from nq_pipeline.orchestration.assets.chains import option_chains
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import SCHEDULED
-from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
@@ -48,7 +49,7 @@ class Desk:
             (f for f in fakes if f.name == "polygon"), FakeVendor("polygon", underlying_class="index")
         )
         chosen = {"environment": "live", "data_dir": self.data_dir, "now": NOW, "horizon_days": 1, **settings}
-        resource = Vendors(Settings(**chosen), lambda name, _: vendors[name])  # type: ignore[arg-type]
+        resource = Vendors(build_settings(**chosen), lambda name, _: vendors[name])
         return dg.materialize(
             [option_chains],
             instance=self.instance,

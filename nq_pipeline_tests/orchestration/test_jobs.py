@@ -7,12 +7,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.catalog import connect
 from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import delete_old_runs
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
-from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
@@ -22,7 +22,7 @@ CHAINS = [CHOSEN_CHAIN, *SOURCE_CHAINS.values()]
 def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_path: Path) -> None:
     first = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
     for minutes in (0, 5, 10):
-        settings = Settings(
+        settings = build_settings(
             environment="live",
             data_dir=tmp_path,
             now=first + timedelta(minutes=minutes),
@@ -47,12 +47,12 @@ def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_pat
 
 
 def test_housekeeping_of_an_empty_lake_does_nothing(tmp_path: Path) -> None:
-    defs = build_defs(Settings(data_dir=tmp_path))
+    defs = build_defs(build_settings(data_dir=tmp_path))
     assert defs.resolve_job_def("housekeeping").execute_in_process().success
 
 
 def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_path: Path) -> None:
-    settings = Settings(
+    settings = build_settings(
         environment="live",
         data_dir=tmp_path,
         now=datetime(2025, 6, 10, 15, 0, tzinfo=UTC),

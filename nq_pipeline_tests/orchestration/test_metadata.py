@@ -16,6 +16,7 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.snapshot import METRICS
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.charts import named_text
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report.markdown import (
     INLINE,
@@ -28,12 +29,11 @@ from nq_pipeline.report.markdown import (
     sparkline,
     table,
 )
-from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing import chart_frames
 from nq_pipeline_tests.testing.fake_vendors import STRIKES, chain
 
 SVG = "{http://www.w3.org/2000/svg}"
-REQUEST = build_request(Settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1))
+REQUEST = build_request(build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1))
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))

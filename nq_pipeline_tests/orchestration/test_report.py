@@ -7,11 +7,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.orchestration.assets.chains import option_chains
 from nq_pipeline.orchestration.assets.report import report
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, REPORT
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.settings import SOURCE_NAMES, Settings
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 DAY, NOW = "2025-06-10", datetime.fromisoformat("2025-06-10T15:00:00Z")
@@ -21,7 +22,7 @@ def run(
     data_dir: Path, selection: dg.AssetSelection, partition: str = DAY, **vendors: FakeVendor
 ) -> dg.ExecuteInProcessResult:
     fakes = {name: FakeVendor(name) for name in SOURCE_NAMES} | vendors
-    settings = Settings(data_dir=data_dir, now=NOW, horizon_days=1)
+    settings = build_settings(data_dir=data_dir, now=NOW, horizon_days=1)
     with dg.DagsterInstance.ephemeral() as instance:
         return dg.materialize(
             [option_chains, report],

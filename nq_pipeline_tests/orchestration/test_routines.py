@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.resources import Vendors
@@ -16,13 +17,12 @@ from nq_pipeline.orchestration.schedules import (
     retention_after_close,
     settlements_and_open_interest,
 )
-from nq_pipeline.settings import Settings
 
 TUESDAY = datetime(2025, 6, 10, 7, 30, tzinfo=CHICAGO)
 
 
 def ticked(schedule: dg.ScheduleDefinition, at: datetime, **given: object) -> dg.RunRequest | dg.SkipReason:
-    vendors = Vendors(Settings(**given))  # type: ignore[arg-type]
+    vendors = Vendors(build_settings(**given))
     context = dg.build_schedule_context(scheduled_execution_time=at, resources={"vendors": vendors})
     return schedule(context)  # type: ignore[return-value]
 
@@ -52,7 +52,7 @@ def test_settlements_are_not_asked_for_when_the_tick_is_late() -> None:
 
 
 def test_a_vendor_that_is_not_configured_fails_the_health_job_in_a_sentence(tmp_path: Path) -> None:
-    live = Settings(environment="live", data_dir=tmp_path, sources=("databento",))
+    live = build_settings(environment="live", data_dir=tmp_path, sources=("databento",))
     result = build_defs(live).resolve_job_def("health").execute_in_process(raise_on_error=False)
     assert not result.success
     failure = result.failure_data_for_node("ask_vendors")
@@ -65,7 +65,7 @@ def test_retention_reports_what_it_removed_as_numbers(tmp_path: Path) -> None:
     page.write_text("page")
     with dg.DagsterInstance.ephemeral() as instance:
         done = (
-            build_defs(Settings(data_dir=tmp_path))
+            build_defs(build_settings(data_dir=tmp_path))
             .resolve_job_def("retention")
             .execute_in_process(instance=instance)
         )

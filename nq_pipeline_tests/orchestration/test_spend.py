@@ -19,13 +19,15 @@ import requests
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.schema_fallback import SchemaFallback
+from nq_pipeline.configuration import load
 from nq_pipeline.lake.tables import ANSWERS
 from nq_pipeline.orchestration.alert_sensors import alerts
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks import PROMISES
 from nq_pipeline.orchestration.names import HISTORY, SPEND_LEDGER
-from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.runtime import endpoints
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
@@ -92,10 +94,12 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
         ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     with endpoints(settings) as reachable:
         result, said = run(instance, settings, "chain_snapshot", partition_key=DAY)
-        key = reachable.databento_api_key
+        key = reachable.vendor(DatabentoSettings).api_key
         assert key is not None
         asked = requests.get(
-            f"{reachable.databento_url}/requests", auth=(key.get_secret_value(), ""), timeout=60
+            f"{reachable.vendor(DatabentoSettings).url}/requests",
+            auth=(key.get_secret_value(), ""),
+            timeout=60,
         ).json()
 
     assert result.success  # the others' chains are there all the same

@@ -20,8 +20,10 @@ import pytest
 import requests
 
 from nq_pipeline.capture.schema_fallback import SchemaFallback
-from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.configuration import load
+from nq_pipeline.runtime import endpoints
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dagster_dev import Dev, dagster_dev
 
@@ -136,9 +138,9 @@ def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_w
     ui.page.get_by_role("button", name="0 runs requested").first.click()
     expect(ui.page.get_by_text(re.compile(r"[1-9]\d* firing")).first).to_be_visible()
 
-    assert ui.vendors.databento_api_key
-    auth = (ui.vendors.databento_api_key.get_secret_value(), "")
-    asked = requests.get(f"{ui.vendors.databento_url}/requests", auth=auth, timeout=10).json()
+    assert ui.vendors.vendor(DatabentoSettings).api_key
+    auth = (ui.vendors.vendor(DatabentoSettings).api_key.get_secret_value(), "")
+    asked = requests.get(f"{ui.vendors.vendor(DatabentoSettings).url}/requests", auth=auth, timeout=10).json()
     assert asked and not [one for one in asked if one["metered"]]
 
 

@@ -26,13 +26,13 @@ from dagster import partition_loading_context
 from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import UiError
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration.partitions import trade_dates
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.sensors import first_snapshot
-from nq_pipeline.settings import Settings
 from nq_pipeline.ui import supervisor
 from nq_pipeline.ui.first_partitions import CAPTURE, CHAINS, first_partitions
 from nq_pipeline.workspace import Workspace
@@ -210,7 +210,7 @@ def test_a_dagster_that_ends_by_itself_is_an_error() -> None:
 
 
 def test_an_empty_folder_gets_an_instance_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(data_dir=Path("data"))
+    settings = build_settings(data_dir=Path("data"))
     home = supervisor.instance_folder(settings)
     assert home == tmp_path / "data" / ".dagster"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
@@ -240,7 +240,7 @@ def test_the_instance_that_is_shipped_is_the_one_of_a_checkout() -> None:
 def test_partitions_begin_today_or_with_the_lake(tmp_path: Path) -> None:
     """Dagster counts every partition, so one from before the first chain would be missing for ever."""
     noon = datetime(2025, 6, 10, 17, tzinfo=UTC)
-    settings = Settings(data_dir=tmp_path, now=noon)
+    settings = build_settings(data_dir=tmp_path, now=noon)
     assert first_partitions(settings) == {CHAINS: "2025-06-10", CAPTURE: "2025-06-10"}
     with partition_loading_context(effective_dt=noon):
         assert trade_dates(date(2025, 6, 10)).get_partition_keys() == ["2025-06-10"]
@@ -256,7 +256,7 @@ def test_partitions_begin_today_or_with_the_lake(tmp_path: Path) -> None:
 
 
 def first(instance: dg.DagsterInstance, **given: object) -> dg.RunRequest | dg.SkipReason:
-    vendors = Vendors(Settings(**given))  # type: ignore[arg-type]
+    vendors = Vendors(build_settings(**given))
     context = dg.build_sensor_context(instance=instance, resources={"vendors": vendors})
     return first_snapshot(context)  # type: ignore[return-value]
 

@@ -12,6 +12,7 @@ from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Blocked
 from nq_pipeline.lake.tables import TRADES, conform
 from nq_pipeline.market.sessions import trade_date
@@ -33,7 +34,7 @@ def take(data_dir: Path, *, now: str = NOW, environment: str = "sandbox") -> tup
         "tradovate": FakeVendor("tradovate"),
         "databento": FakeVendor("databento"),
     }
-    settings = Settings(
+    settings = build_settings(
         environment=environment,  # type: ignore[arg-type]
         data_dir=data_dir,
         now=datetime.fromisoformat(now),

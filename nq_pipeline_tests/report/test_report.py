@@ -17,6 +17,7 @@ from nq_pipeline import cli
 from nq_pipeline.analytics import metrics
 from nq_pipeline.charts.theme import SANDBOX
 from nq_pipeline.cli import exit_codes
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
@@ -55,7 +56,7 @@ def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Setting
 def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, page: html.HtmlElement) -> None:
     with catalog.connect(Workspace.of(sandbox).lake) as lake:
         chain = catalog.chain(lake)
-    priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.risk_free_rate))
+    priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.pricing.risk_free_rate))
     front = metrics.series_metrics(priced).sort("expiration").row(0, named=True)
     levels = metrics.gamma_levels(priced).row(0, named=True)
     shown = tiles(page)
@@ -167,7 +168,7 @@ def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
 
 
 def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     Workspace.of(settings).lake.root.mkdir(parents=True)
     with pytest.raises(LakeError, match=r"no chain to report on; `nq run` asks for one"):
         write_report(settings)
@@ -179,7 +180,7 @@ def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None
 
 def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -> None:
     settings, snapshot = take(tmp_path / "well")
-    silent = Settings(data_dir=tmp_path / "silent")
+    silent = build_settings(data_dir=tmp_path / "silent")
     lake = Workspace.of(silent).lake
     unknown = ("bid", "ask", "last", "volume", "open_interest", "underlying_price")
     chain = snapshot.chain.with_columns(pl.lit(None).cast(snapshot.chain.schema[n]).alias(n) for n in unknown)

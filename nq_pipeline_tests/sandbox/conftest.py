@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
 
 NOW = "2025-06-10T15:00:00Z"
 
@@ -15,7 +17,7 @@ NOW = "2025-06-10T15:00:00Z"
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a running server; whatever has the same data folder finds it and starts none."""
-    settings = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("data"))
+    settings = build_settings(data_dir=tmp_path_factory.mktemp("data"))
     with endpoints(settings) as served:
         yield served
 
@@ -23,7 +25,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture(scope="session")
 def root(stand_ins: Settings) -> str:
     """Base address of the running server, without vendor."""
-    return stand_ins.barchart_url.removesuffix("/barchart")
+    return stand_ins.vendor(BarchartSettings).url.removesuffix("/barchart")
 
 
 @pytest.fixture

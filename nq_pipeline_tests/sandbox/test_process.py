@@ -17,24 +17,30 @@ from pathlib import Path
 import pytest
 import requests
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.process import endpoints, gateway_clock, market_clock
+from nq_pipeline.runtime import endpoints, gateway_clock, market_clock
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
+from nq_pipeline.sources.polygon.spec import PolygonSettings
+from nq_pipeline.sources.tradovate.spec import TradovateSettings
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from nq_pipeline.sandbox.process import endpoints
-from nq_pipeline.settings import Settings
-with endpoints(Settings(_env_file=None, data_dir=Path(sys.argv[1]))) as settings:
-    print(settings.barchart_url, flush=True)
+from nq_pipeline.runtime import endpoints
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
+with endpoints(build_settings(data_dir=Path(sys.argv[1]))) as settings:
+    print(settings.vendor(BarchartSettings).url, flush=True)
     sys.stdin.readline()
 """
 
 
 def settings(folder: Path, **more: object) -> Settings:
-    return Settings(_env_file=None, data_dir=folder, **more)  # type: ignore[arg-type]
+    return build_settings(data_dir=folder, **more)
 
 
 def port(url: str) -> int:
@@ -72,11 +78,11 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path)) as served:
-        number = port(served.barchart_url)
+        number = port(served.vendor(BarchartSettings).url)
         assert health(number) is not None
         state = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())
         assert state["port"] == number
-        assert state["databento_gateway"] == served.databento_gateway
+        assert state["databento_gateway"] == served.vendor(DatabentoSettings).gateway
         assert set(state) == {"pid", "port", "databento_gateway", "started", "version"}
     wait_until(lambda: health(number) is None)
 
@@ -86,7 +92,7 @@ def test_the_market_of_a_capture_is_known_without_starting_anything(tmp_path: Pa
     pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
     assert market_clock(settings(tmp_path, now=pinned)).now() - pinned < timedelta(seconds=5)
     assert not (tmp_path / "sandbox").exists()
-    live = Settings(_env_file=None, environment="live")  # type: ignore[call-arg]
+    live = build_settings(environment="live")
     assert type(market_clock(live)) is type(live.clock)
 
 
@@ -103,18 +109,18 @@ def test_a_second_run_shares_the_process_and_a_later_one_takes_its_port(tmp_path
     with endpoints(settings(tmp_path)) as first:
         pid = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"]
         with endpoints(settings(tmp_path)) as second:
-            assert second.barchart_url == first.barchart_url
+            assert second.vendor(BarchartSettings).url == first.vendor(BarchartSettings).url
             assert json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"] == pid
-    wait_until(lambda: health(port(first.barchart_url)) is None)
+    wait_until(lambda: health(port(first.vendor(BarchartSettings).url)) is None)
     with endpoints(settings(tmp_path)) as third:
-        assert third.barchart_url == first.barchart_url
+        assert third.vendor(BarchartSettings).url == first.vendor(BarchartSettings).url
         assert json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"] != pid
 
 
 def test_a_run_that_shares_is_not_left_alone_when_the_owner_ends_first(tmp_path: Path) -> None:
     first, number = owner(tmp_path)
     with endpoints(settings(tmp_path)) as shared:
-        assert port(shared.polygon_url) == number
+        assert port(shared.vendor(PolygonSettings).url) == number
         end(first)
         for _ in range(10):
             assert health(number) is not None
@@ -149,8 +155,8 @@ def test_a_file_that_names_another_program_is_replaced(tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_answer_once, stranger)
             with endpoints(settings(tmp_path)) as served:
-                assert port(served.barchart_url) != taken
-                assert health(port(served.barchart_url)) is not None
+                assert port(served.vendor(BarchartSettings).url) != taken
+                assert health(port(served.vendor(BarchartSettings).url)) is not None
 
 
 def _answer_once(stranger: socket.socket) -> None:
@@ -173,12 +179,13 @@ def test_a_fixed_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> Non
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux lists its sockets there")
 def test_only_loopback_is_listened_on(stand_ins: Settings) -> None:
     addresses = {
-        url.split("/")[2].split(":")[0] for url in (stand_ins.barchart_url, stand_ins.tradovate_md_url)
+        url.split("/")[2].split(":")[0]
+        for url in (stand_ins.vendor(BarchartSettings).url, stand_ins.vendor(TradovateSettings).md_url)
     }
     assert addresses == {"127.0.0.1"}
     sockets = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = "0A"
-    number = f"{port(stand_ins.barchart_url):04X}"
+    number = f"{port(stand_ins.vendor(BarchartSettings).url):04X}"
     bound = {own for own, _, state in sockets if own.endswith(f":{number}") and state == listening}
     assert bound == {f"0100007F:{number}"}
 
@@ -193,27 +200,41 @@ def test_live_settings_pass_through_untouched(tmp_path: Path) -> None:
 def test_an_address_that_was_set_is_left_alone_with_its_credentials(stand_ins: Settings) -> None:
     own = settings(stand_ins.data_dir, polygon_url="http://127.0.0.1:1", polygon_api_key="mine")
     with endpoints(own) as served:
-        assert served.polygon_url == "http://127.0.0.1:1"
-        assert served.polygon_api_key is not None and served.polygon_api_key.get_secret_value() == "mine"
-        assert served.barchart_url != own.barchart_url
+        assert served.vendor(PolygonSettings).url == "http://127.0.0.1:1"
+        assert (
+            served.vendor(PolygonSettings).api_key is not None
+            and served.vendor(PolygonSettings).api_key.get_secret_value() == "mine"
+        )
+        assert served.vendor(BarchartSettings).url != own.vendor(BarchartSettings).url
 
 
 def test_real_credentials_are_not_shown_to_stand_ins(stand_ins: Settings) -> None:
     own = settings(stand_ins.data_dir, databento_api_key="db-a-real-key", tradovate_username="me")
     with endpoints(own) as served:
-        assert served.databento_api_key is not None and served.tradovate_username is not None
-        assert "sandbox" in served.databento_api_key.get_secret_value()
-        assert "sandbox" in served.tradovate_username.get_secret_value()
+        assert (
+            served.vendor(DatabentoSettings).api_key is not None
+            and served.vendor(TradovateSettings).username is not None
+        )
+        assert "sandbox" in served.vendor(DatabentoSettings).api_key.get_secret_value()
+        assert "sandbox" in served.vendor(TradovateSettings).username.get_secret_value()
 
 
 def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(stand_ins: Settings) -> None:
     given = {"now": "2025-06-10T15:00:00Z", "sandbox_seed": 9, "sandbox_faults": ("barchart=blocked",)}
     own = settings(stand_ins.data_dir, **given)
     with endpoints(own) as served:
-        assert "/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=9/barchart" in served.barchart_url
-        assert "/with/now=2025-06-10T15:00:00Z;seed=9/tradovate/v1/websocket" in served.tradovate_md_url
+        assert (
+            "/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=9/barchart"
+            in served.vendor(BarchartSettings).url
+        )
+        assert (
+            "/with/now=2025-06-10T15:00:00Z;seed=9/tradovate/v1/websocket"
+            in served.vendor(TradovateSettings).md_url
+        )
         status = requests.get(
-            served.polygon_url + "/v1/marketstatus/now", headers={"Authorization": "Bearer x"}, timeout=10
+            served.vendor(PolygonSettings).url + "/v1/marketstatus/now",
+            headers={"Authorization": "Bearer x"},
+            timeout=10,
         )
         assert status.json()["serverTime"] == "2025-06-10T11:00:00-04:00"
 
@@ -227,8 +248,8 @@ def test_a_fault_that_does_not_exist_is_one_clear_sentence(tmp_path: Path, pair:
 def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from nq_pipeline.sandbox.process import serve;"
-        "from nq_pipeline.settings import Settings;"
-        "serve(Settings(_env_file=None, data_dir=Path(sys.argv[1]), sandbox_faults=('barchart=blocked',)))"
+        "from nq_pipeline.configuration import build_settings;"
+        "serve(build_settings(data_dir=Path(sys.argv[1]), sandbox_faults=('barchart=blocked',)))"
     )
     by_hand = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -238,9 +259,9 @@ def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_
             said += by_hand.stdout.readline()
         assert "no real data" in said and "NQ_BARCHART_URL=http://127.0.0.1:" in said
         with endpoints(settings(tmp_path)) as served:
-            assert served.barchart_url.endswith("/with/fault=blocked/barchart")
-            assert "/with/" not in served.polygon_url
-        assert health(port(served.barchart_url)) is not None
+            assert served.vendor(BarchartSettings).url.endswith("/with/fault=blocked/barchart")
+            assert "/with/" not in served.vendor(PolygonSettings).url
+        assert health(port(served.vendor(BarchartSettings).url)) is not None
     finally:
         by_hand.send_signal(signal.SIGINT)
         by_hand.communicate(timeout=20)
@@ -260,5 +281,5 @@ def test_a_damaged_note_of_the_last_server_is_replaced(tmp_path: Path) -> None:
     note.parent.mkdir()
     note.write_text('{"port')
     with endpoints(settings(tmp_path)) as served:
-        assert health(port(served.barchart_url)) is not None
-        assert json.loads(note.read_text())["port"] == port(served.barchart_url)
+        assert health(port(served.vendor(BarchartSettings).url)) is not None
+        assert json.loads(note.read_text())["port"] == port(served.vendor(BarchartSettings).url)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.ledgers import PASSWORD, FreshLedger
 
@@ -31,7 +32,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> FreshLedger:
         own: dict[str, Any] = {"data_dir": tmp_path / f"data-{next(NUMBERS)}", **more}
         if server:
             own["ledger_url"] = new_database(server)
-        return Settings(_env_file=None, **own)
+        return build_settings(**own)
 
     return make
 

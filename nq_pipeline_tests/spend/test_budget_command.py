@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
+from nq_pipeline.configuration import load
 from nq_pipeline.lake import catalog
-from nq_pipeline.settings import load
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB
 from nq_pipeline.workspace import Workspace

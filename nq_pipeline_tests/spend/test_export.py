@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
@@ -57,7 +58,7 @@ def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
 def test_a_lost_ledger_is_no_empty_one_and_is_restored_from_the_lake(
     tmp_path: Path, machine: Machine
 ) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     ledger = open_ledger(settings, clock=machine, boot=machine.boot)
     ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB)
     held = ledger.reserve(charge("2.5")).id
@@ -79,7 +80,7 @@ def test_a_lost_ledger_is_no_empty_one_and_is_restored_from_the_lake(
 
 
 def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machine) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     ledger = open_ledger(settings, clock=machine, boot=machine.boot)
     held = ledger.reserve(charge("2"))
     ledger.commit(ledger.reserve(charge("3", purpose="backfill")), billed_bytes=GIB)
@@ -112,7 +113,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
 def test_a_ledger_that_cannot_be_used_costs_a_run_a_warning_and_no_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     Workspace.of(settings).ledger.mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         assert export_spend(settings, lake_of(settings), run_id="run") == 0

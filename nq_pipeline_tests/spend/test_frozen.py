@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from nq_pipeline.cli import main
-from nq_pipeline.settings import Settings
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.spend.export import export_spend
 from nq_pipeline.spend.ledger import Ledger
 from nq_pipeline.workspace import Workspace
@@ -75,7 +75,7 @@ def test_a_frozen_database_costs_a_free_run_no_more_than_the_table(
 ) -> None:
     pytest.importorskip("psycopg")
     with frozen(greets=True) as url:
-        settings = Settings(_env_file=None, data_dir=tmp_path, ledger_url=url, ledger_timeout_s=0.2)
+        settings = build_settings(data_dir=tmp_path, ledger_url=url, ledger_timeout_s=0.2)
         assert export_spend(settings, Workspace(tmp_path / "sandbox").lake, run_id="r") == 0
     assert "was not updated" in caplog.text
     assert "it did not answer within 0.4 s" in caplog.text
@@ -83,7 +83,7 @@ def test_a_frozen_database_costs_a_free_run_no_more_than_the_table(
 
 def test_the_server_is_told_how_long_it_may_take(fresh: FreshLedger) -> None:
     settings = fresh(ledger_timeout_s=7.0)
-    if settings.ledger_url is None:
+    if settings.spend.ledger_url is None:
         pytest.skip("a file answers at once")
     ledger = Ledger(settings)
     with ledger._transaction() as tx:

@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import PURPOSES, Settings
+from nq_pipeline.settings import Settings
+from nq_pipeline.settings.groups import PURPOSES
 from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, format_usd
@@ -294,7 +296,7 @@ def test_a_month_that_begins_while_the_ledger_is_open_has_its_fee_before_its_fir
 def test_a_new_price_of_the_plan_books_the_difference(fresh: FreshLedger, machine: Machine) -> None:
     settings = fresh()
     opened(settings, machine)
-    dearer = settings.model_copy(update={"plan_monthly_usd": Decimal(199)})
+    dearer = settings.with_values(plan_monthly_usd=Decimal(199))
     assert opened(dearer, machine).month().plan_usd == 199
     with pytest.raises(OverBudget, match=r"\$199\.00 the plan"):
         opened(dearer, machine).reserve(charge("1.01"))
@@ -306,9 +308,7 @@ def test_a_changed_budget_is_an_entry_with_its_reason_and_an_unchanged_one_is_no
     settings = fresh()
     opened(settings, machine)
     before = len(opened(settings, machine).lines())
-    more = settings.model_copy(
-        update={"budget_daily_usd": Decimal("12.50"), "budget_reason": "quarterly roll"}
-    )
+    more = settings.with_values(budget_daily_usd=Decimal("12.50"), budget_reason="quarterly roll")
     ledger = opened(more, machine)
     (change,) = ledger.lines()[before:]
     assert (change.setting, change.value) == ("NQ_BUDGET_DAILY_USD", "12.5")
@@ -322,7 +322,7 @@ def test_a_changed_budget_is_an_entry_with_its_reason_and_an_unchanged_one_is_no
 def execute(settings: Settings, sql: str) -> None:
     """Run SQL beside the ledger, as somebody with a database client would."""
     path = Workspace.of(settings).ledger
-    url = settings.ledger_url.get_secret_value() if settings.ledger_url else f"sqlite:///{path}"
+    url = settings.spend.ledger_url.get_secret_value() if settings.spend.ledger_url else f"sqlite:///{path}"
     with sa.create_engine(url, poolclass=sa.pool.NullPool).begin() as connection:
         connection.execute(sa.text(sql))
 
@@ -355,7 +355,7 @@ def test_the_database_itself_refuses_to_change_a_line(fresh: FreshLedger, machin
     ledger.commit(ledger.reserve(charge("1")), billed_bytes=GIB)
     ledger.reserve(charge("2"))
     lines, open_ = ledger.lines(), ledger.open_reservations()
-    for sql in (*CHANGES, *(OF_POSTGRES if settings.ledger_url else OF_SQLITE)):
+    for sql in (*CHANGES, *(OF_POSTGRES if settings.spend.ledger_url else OF_SQLITE)):
         with pytest.raises(sa.exc.DBAPIError, match="append-only"):
             execute(settings, sql)
         assert ledger.lines() == lines and ledger.open_reservations() == open_, sql
@@ -370,7 +370,7 @@ def test_a_ledger_of_the_release_before_is_guarded_too_once_opened(
         ledger = opened(settings, machine)
         kept = ledger.reserve(charge("1"))
     assert opened(settings, machine).commit(kept, billed_bytes=GIB) == 1
-    for sql in (*CHANGES[:3], *(() if settings.ledger_url else OF_SQLITE)):
+    for sql in (*CHANGES[:3], *(() if settings.spend.ledger_url else OF_SQLITE)):
         with pytest.raises(sa.exc.DBAPIError, match="append-only"):
             execute(settings, sql)
     assert opened(settings, machine).month().metered_usd == 1
@@ -380,13 +380,11 @@ def test_the_sandbox_and_live_share_a_database_but_no_money(
     fresh: FreshLedger, machine: Machine, tmp_path: Path
 ) -> None:
     settings = fresh()
-    if settings.ledger_url is None:
-        settings = settings.model_copy(
-            update={"ledger_url": Settings(ledger_url=f"sqlite:///{tmp_path}/one.db").ledger_url}
-        )
+    if settings.spend.ledger_url is None:
+        settings = settings.with_values(ledger_url=f"sqlite:///{tmp_path}/one.db")
     sandbox = opened(settings, machine)
     sandbox.reserve(charge("10"))
-    live = opened(settings.model_copy(update={"environment": "live"}), machine)
+    live = opened(settings.with_values(environment="live"), machine)
     assert live.month().reserved_usd == 0
     live.reserve(charge("10"))
     assert len(sandbox.open_reservations()) == 1
@@ -412,7 +410,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence_without_its_password(
     tmp_path: Path, url: str, said: str
 ) -> None:
     with pytest.raises(LedgerError, match=said) as failed:
-        open_ledger(Settings(_env_file=None, data_dir=tmp_path, ledger_url=url))
+        open_ledger(build_settings(data_dir=tmp_path, ledger_url=url))
     assert PASSWORD not in str(failed.value) and failed.value.__cause__ is None
     assert "\n" not in str(failed.value)
 
@@ -420,7 +418,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence_without_its_password(
 def test_a_ledger_that_cannot_be_written_grants_nothing(tmp_path: Path) -> None:
     (tmp_path / "sandbox" / "ledger.sqlite").mkdir(parents=True)
     with pytest.raises(LedgerError, match="cannot be used"):
-        open_ledger(Settings(_env_file=None, data_dir=tmp_path))
+        open_ledger(build_settings(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("at", [0, 4096], ids=["head", "page"])
@@ -428,7 +426,7 @@ def test_a_ledger_that_cannot_be_written_grants_nothing(tmp_path: Path) -> None:
 def test_a_damaged_ledger_is_named_with_the_way_out(
     tmp_path: Path, at: int, opened: Callable[[Settings], Ledger]
 ) -> None:
-    settings = Settings(_env_file=None, data_dir=tmp_path)
+    settings = build_settings(data_dir=tmp_path)
     open_ledger(settings).lines()
     path = Workspace.of(settings).ledger
     with sqlite3.connect(path) as connection:

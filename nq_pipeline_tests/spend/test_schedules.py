@@ -162,7 +162,7 @@ class Model:
         self.machine.error = timedelta(days=days)
 
     def zone(self, name: str) -> None:
-        self.settings = self.settings.model_copy(update={"budget_timezone": name})
+        self.settings = self.settings.with_values(budget_timezone=name)
         self.ledger = self.open()
 
     def spent_on(self, reservation_id: str) -> Decimal:
@@ -236,13 +236,13 @@ def begin(fresh: FreshLedger) -> Iterator[Begin]:
     own = fresh()
     open_ledger(own)
     url = f"sqlite:///{Workspace.of(own).ledger}"
-    if own.ledger_url:
-        url = own.ledger_url.get_secret_value().replace("postgresql:", "postgresql+psycopg:")
+    if own.spend.ledger_url:
+        url = own.spend.ledger_url.get_secret_value().replace("postgresql:", "postgresql+psycopg:")
     engine, numbers = sa.create_engine(url, isolation_level="AUTOCOMMIT"), count()
 
     def model(**more: Any) -> Model:
         new = {"environment": f"schedule-{next(numbers)}", "ledger_url": SecretStr(url)}
-        return Model(own.model_copy(update={**new, **more}), look)
+        return Model(own.with_values(**new, **more), look)
 
     with engine.connect() as look:
         yield model

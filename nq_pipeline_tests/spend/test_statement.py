@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import OverBudget
-from nq_pipeline.settings import Settings
 from nq_pipeline.spend import report
 from nq_pipeline.spend.ledger import Ledger, open_ledger
 from nq_pipeline.spend.money import GIB
@@ -28,7 +28,7 @@ def machine() -> Machine:
 
 
 def opened(folder: Path, machine: Machine, **more: Any) -> Ledger:
-    return open_ledger(Settings(_env_file=None, data_dir=folder, **more), clock=machine, boot=machine.boot)
+    return open_ledger(build_settings(data_dir=folder, **more), clock=machine, boot=machine.boot)
 
 
 def spend(ledger: Ledger, usd: str, **more: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LedgerError, OverBudget
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend import period
@@ -32,7 +33,7 @@ def machine() -> Machine:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """The database has no part in what time it is; the schedules turn clocks on all of them."""
-    return Settings(_env_file=None, data_dir=tmp_path)
+    return build_settings(data_dir=tmp_path)
 
 
 def opened(settings: Settings, machine: Machine) -> Ledger:
@@ -44,7 +45,7 @@ def spend(ledger: Ledger, usd: Decimal = ALL) -> None:
 
 
 def spend_the_month(settings: Settings, machine: Machine) -> Ledger:
-    ledger = opened(settings.model_copy(update={"budget_daily_usd": Decimal(100)}), machine)
+    ledger = opened(settings.with_values(budget_daily_usd=Decimal(100)), machine)
     spend(ledger, ALL + REST)
     return ledger
 
@@ -207,7 +208,7 @@ def test_a_change_of_zone_opens_no_day_that_had_not_begun_in_both(
     machine.time = datetime(2026, 11, 30, hour, 30, tzinfo=UTC)
     machine.restart()
     spend_the_month(settings, machine)
-    moved = settings.model_copy(update={"budget_timezone": to})
+    moved = settings.with_values(budget_timezone=to)
     while machine.time < datetime(2026, 12, 1, tzinfo=UTC):
         with pytest.raises(OverBudget):
             opened(moved, machine).reserve(charge("1"))
@@ -217,7 +218,7 @@ def test_a_change_of_zone_opens_no_day_that_had_not_begun_in_both(
 
 
 def test_the_days_are_those_of_the_zone_that_is_set(settings: Settings, machine: Machine) -> None:
-    ledger = opened(settings.model_copy(update={"budget_timezone": "America/Chicago"}), machine)
+    ledger = opened(settings.with_values(budget_timezone="America/Chicago"), machine)
     machine.time = datetime(2026, 11, 11, 5, 59, tzinfo=UTC)
     spend(ledger)
     with pytest.raises(OverBudget, match="today"):

@@ -18,6 +18,7 @@ from nq_pipeline.capture.log import tail
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import GAPS, SESSIONS, TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.feed import DATASET
@@ -43,7 +44,7 @@ def capture_settings(served: Gateway | None, data: Path, **more: Any) -> Setting
         "databento_gateway": f"{HOST}:{served.port}" if served else f"{HOST}:1",
         "capture_schema": "trades",
     }
-    return Settings(_env_file=None, **{**chosen, **more})
+    return build_settings(**{**chosen, **more})
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from pathlib import Path
 from nq_pipeline.capture.capture import Capture, Timing
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import ShiftedClock
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.gateway.gateway import Gateway
-from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -35,14 +36,13 @@ def start(it: Gateway, data: Path) -> BaseProcess:
 
 def _capture(data: Path, gateway: str, key: str, now: datetime) -> None:
     clock = ShiftedClock(now)
-    settings = Settings(
-        _env_file=None,
+    settings = build_settings(
         data_dir=data,
         databento_gateway=gateway,
         databento_api_key=key,
         capture_schema="trades",
     )
     capture = Capture(settings, clock=clock, timing=Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3))
-    log = Workspace.of(settings).capture / settings.databento_dataset
+    log = Workspace.of(settings).capture / settings.vendor(DatabentoSettings).dataset
     publisher = Publisher(log, Workspace.of(settings).lake, clock=clock, run_id="killed")
     capture.run(threading.Event(), publish=publisher.publish)

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Thread
 
 from nq_pipeline.capture.locks import lock_pid
+from nq_pipeline.configuration import load as load_settings
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
-from nq_pipeline.settings import load as load_settings
 from nq_pipeline_tests.testing.capture_runs import (
     NOW,
     OPENS,
@@ -55,7 +55,7 @@ class Market:
     @property
     def vendors(self) -> Vendors:
         """What runs and sensors in this process are given."""
-        return Vendors(load_settings(_env_file=None, **{_FIELDS[k]: v for k, v in self.settings.items()}))
+        return Vendors(load_settings(**{_FIELDS[k]: v for k, v in self.settings.items()}))
 
     def published_until(self) -> int:
         """The newest published trade, nanoseconds UTC; 0 without any."""

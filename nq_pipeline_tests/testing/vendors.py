@@ -19,6 +19,7 @@ from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import SourceError, Unavailable
 from nq_pipeline.lake.tables import INSTANT, SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
@@ -154,7 +155,7 @@ class Desk:
             "sources": tuple(self.vendors),
             **settings,
         }
-        self.settings = Settings(**chosen)  # type: ignore[arg-type]
+        self.settings = build_settings(**chosen)
 
     def open(self, name: str, settings: Settings) -> Vendor:
         return self.vendors[name]

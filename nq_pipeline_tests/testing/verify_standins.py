@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nq_pipeline.clock import Clock
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.settings import Settings
@@ -39,7 +40,7 @@ def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
         "databento_api_key": KEY,
         "capture_schema": "trades",
     }
-    return Settings(_env_file=None, **{**own, **more})
+    return build_settings(**{**own, **more})
 
 
 def verified(

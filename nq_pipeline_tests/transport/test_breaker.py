@@ -190,9 +190,10 @@ def test_a_vendor_that_wants_an_hour_is_left_alone_for_one_from_its_first_word(t
         asked.append("yes")
         return ChainAnswer("tradovate", Outcome.RATE_LIMITED, "429", SOURCE_CHAIN.empty(), {})
 
-    assert Breaker(tmp_path, "tradovate", URL).ask(ask).outcome is Outcome.RATE_LIMITED
+    penalty_s = {Outcome.RATE_LIMITED: 3600}
+    assert Breaker(tmp_path, "tradovate", URL, penalty_s=penalty_s).ask(ask).outcome is Outcome.RATE_LIMITED
     with pytest.raises(SourceError, match="left alone") as refused:
-        Breaker(tmp_path, "tradovate", URL).ask(ask)
+        Breaker(tmp_path, "tradovate", URL, penalty_s=penalty_s).ask(ask)
     since, until = (
         datetime.strptime(t, "%H:%M:%S") for t in re.findall(r"\d\d:\d\d:\d\d", str(refused.value))
     )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
@@ -23,8 +24,8 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.settings import SOURCE_NAMES, Settings
 from nq_pipeline.sources.base import Probe
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify.doctor import market_state, probe_sources
 from nq_pipeline_tests.testing.vendors import NOW, Vendor, failing
 
@@ -37,7 +38,7 @@ def examined(
     """The probes of all vendors, some of whom do this when asked."""
     vendors = {name: Vendor(name, perform=perform.get(name, lambda: None)) for name in SOURCE_NAMES}
     chosen = {"environment": "live", "data_dir": data, "now": NOW, **settings}
-    return probe_sources(Settings(**chosen), opener=lambda name, _: vendors[name])  # type: ignore[arg-type]
+    return probe_sources(build_settings(**chosen), opener=lambda name, _: vendors[name])
 
 
 def test_every_vendor_is_examined_also_those_that_are_not_used(tmp_path: Path) -> None:

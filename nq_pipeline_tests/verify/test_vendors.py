@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nq_pipeline.settings import SOURCE_NAMES
+from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
 from nq_pipeline_tests.testing.verify_standins import (

@@ -122,7 +122,7 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
                     **effort,
                 },
             )
-    findings = quality.judge_snapshot(chain, measured, tolerance=settings.parity_tolerance)
+    findings = quality.judge_snapshot(chain, measured, tolerance=settings.pricing.parity_tolerance)
     for key, table in TABLES.items():
         yield from checks.results(key, findings[table.name], context.selected_asset_check_keys)
 

@@ -92,7 +92,7 @@ def _history(schema: str) -> dg.AssetsDefinition:
 def _backfill(
     context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str
 ) -> BackfillDay:
-    from nq_pipeline.sandbox.process import endpoints
+    from nq_pipeline.runtime import endpoints
 
     run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()
     try:

@@ -21,39 +21,22 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import SCHEDULED, scheduled_for
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
+from nq_pipeline.sources.registry import VENDORS
 
 GROUP = "chains"
 OWNERS = ["team:market-data"]
 CADENCE = "Every product in NQ_PRODUCTS, every five minutes while NQ_CHAIN_WINDOW is open."
-
-DESCRIPTIONS = {
-    "barchart": "Options on E-mini Nasdaq-100 futures as barchart.com shows them, with volume and open "
-    "interest, without Greeks. Quotes are delayed (NQ_BARCHART_DELAY_S). Free; its terms of use apply, so in "
-    "live it needs NQ_BARCHART_ENABLED.",
-    "polygon": "Options on the Nasdaq-100 index (and QQQ) from Polygon, now Massive: a proxy, because it has "
-    "no options on futures. Needs an API key; what a chain holds and how old it is depends on the plan.",
-    "tradovate": "Options on E-mini Nasdaq-100 futures from Tradovate's websocket, a bounded number of "
-    "quotes nearest the money. Experimental. Needs an account with API access and market data.",
-    "databento": "Options on E-mini Nasdaq-100 futures from CME Globex by Databento: definitions, statistics "
-    "and quotes. Metered unless the plan includes it; no request is sent beyond the spend ledger's budgets.",
-}
-TAGS = {
-    "barchart": {"nq/underlying": "future", "nq/cost": "free"},
-    "polygon": {"nq/underlying": "proxy", "nq/cost": "plan"},
-    "tradovate": {"nq/underlying": "future", "nq/cost": "plan"},
-    "databento": {"nq/underlying": "future", "nq/cost": "metered"},
-}
 
 SPECS = [
     *(
         dg.AssetSpec(
             key,
             skippable=True,
-            description=f"{DESCRIPTIONS[name]}\n\n{SOURCE_CHAIN.meaning} {CADENCE}",
+            description=f"{VENDORS[name].description}\n\n{SOURCE_CHAIN.meaning} {CADENCE}",
             metadata=metadata.of_table(SOURCE_CHAIN),
             group_name=GROUP,
             owners=OWNERS,
-            tags=TAGS[name],
+            tags={"nq/underlying": VENDORS[name].underlying, "nq/cost": VENDORS[name].cost},
             kinds={name, "parquet"},
         )
         for name, key in SOURCE_CHAINS.items()
@@ -98,7 +81,7 @@ def option_chains(
     choose = CHOSEN_CHAIN in selected
     try:
         settings = vendors.settings()
-        names = [name for name in settings.sources if choose or SOURCE_CHAINS[name] in selected]
+        names = [name for name in settings.chains.sources if choose or SOURCE_CHAINS[name] in selected]
         request = _request(context, settings)
         snapshot = vendors.snapshot(settings, request, sources=names, choose=choose, refresh=config.refresh)
     except NqError as error:

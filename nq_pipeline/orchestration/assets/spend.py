@@ -62,7 +62,9 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
             yield from checks.results(SPEND_LEDGER, {"budget": Finding(False, str(error))}, selected)
             return
         today = sessions.trade_date(now)
-        vendors_left = quality.configured_vendors(settings.sources, lake.scan(ANSWERS, [today]).collect())
+        vendors_left = quality.configured_vendors(
+            settings.chains.sources, lake.scan(ANSWERS, [today]).collect()
+        )
         findings = quality.judge_month(month, newest_entitlements(lake), today, vendors_left)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error

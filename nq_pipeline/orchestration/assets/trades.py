@@ -33,6 +33,7 @@ from nq_pipeline.orchestration.names import CAPTURE, CAPTURE_HEALTH, KIND, LIVE_
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 GROUP = "capture"
@@ -76,7 +77,7 @@ CAPTURE_HEALTH_SPEC = dg.AssetSpec(
 )
 def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Sealed:
     """Capture until the window closes, then seal the partition; a cancelled run flushes first."""
-    from nq_pipeline.sandbox.process import endpoints, gateway_clock
+    from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 
     settings = vendors.settings()
@@ -112,8 +113,8 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
             f"launch the partition {day}.",
             allow_retries=False,
         )
-    if not sessions.is_open(clock.now(), settings.capture_window):
-        closed = describe_closure(clock.now(), settings.capture_window)
+    if not sessions.is_open(clock.now(), settings.capture.window):
+        closed = describe_closure(clock.now(), settings.capture.window)
         raise dg.Failure(f"The capture window is closed: {closed}.", allow_retries=False)
 
     def end_reason() -> str:
@@ -123,7 +124,7 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
         state = metadata.of_progress(stats, rate, trade_date=day, settings=settings)
         context.log_event(dg.AssetObservation(CAPTURE_HEALTH, metadata=state))
 
-    log = workspace.capture / settings.databento_dataset
+    log = workspace.capture / settings.vendor(DatabentoSettings).dataset
     publisher = Publisher(log, workspace.lake, clock=clock, run_id=capture.run_id)
     stop, refusal = threading.Event(), ""
     try:

@@ -8,6 +8,7 @@ from nq_pipeline.errors import SettingsError
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import Unparsed, parse_barchart_code
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
 
 
 def series_of_code(code: str, trade_date: date, settings: Settings) -> Series:
@@ -21,7 +22,7 @@ def series_of_code(code: str, trade_date: date, settings: Settings) -> Series:
 def added_codes(settings: Settings) -> dict[str, str]:
     """`NQ_BARCHART_CODES` as Barchart root by Globex root; `SettingsError` when it cannot be read."""
     codes = {}
-    for pair in settings.barchart_codes:
+    for pair in settings.vendor(BarchartSettings).codes:
         code, equals, root = (part.strip().upper() for part in pair.partition("="))
         if not (code and equals and root in ROOTS):
             raise SettingsError(

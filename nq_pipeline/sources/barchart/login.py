@@ -19,6 +19,7 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.barchart.spec import BarchartSettings
 from nq_pipeline.sources.failures import error_of_status, rejecting
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
@@ -41,9 +42,9 @@ class SiteLogin:
     """
 
     def __init__(self, settings: Settings, session: VendorSession) -> None:
-        self._strategy = settings.barchart_session
+        self._strategy = settings.vendor(BarchartSettings).session
         self._session = session
-        cookies = settings.barchart_cookies
+        cookies = settings.vendor(BarchartSettings).cookies
         self._cookies = cookies.get_secret_value() if cookies and self._strategy == "browser" else ""
         self._visited = self._renewed = False
         if self._strategy == "browser" and not (self._cookies.isascii() and self._cookies.isprintable()):

@@ -33,6 +33,7 @@ from nq_pipeline.sources.barchart.codes import added_codes, one_digit
 from nq_pipeline.sources.barchart.login import SiteLogin, check_status
 from nq_pipeline.sources.barchart.normalize import SOURCE, FuturePrices, chain_rows
 from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain, parse_futures
+from nq_pipeline.sources.barchart.spec import BarchartSettings
 from nq_pipeline.sources.base import (
     ChainAnswer,
     ChainRequest,
@@ -84,16 +85,16 @@ class Barchart:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.barchart_url
+        self.base_url = settings.vendor(BarchartSettings).url
         self.policy = Policy(
-            timeout_s=settings.http_timeout_s,
-            attempts=settings.http_attempts,
-            retry_after_cap_s=settings.retry_after_cap_s,
-            spacing_s=settings.barchart_spacing_s,
+            timeout_s=settings.http.timeout_s,
+            attempts=settings.http.attempts,
+            retry_after_cap_s=settings.http.retry_after_cap_s,
+            spacing_s=settings.vendor(BarchartSettings).spacing_s,
         )
         self._settings = settings
         self._codes = added_codes(settings)
-        self._delay = timedelta(seconds=settings.barchart_delay_s)
+        self._delay = timedelta(seconds=settings.vendor(BarchartSettings).delay_s)
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         """Request each series, then the futures, then, if time remains, the pages."""
@@ -118,7 +119,7 @@ class Barchart:
                     stop = series_failure(error) if isinstance(error, STOP_ERRORS) else None
         futures = self._fetch_futures(chains, request, session, login) if chains and stop is None else {}
         pages: list[Mapping[str, bool]] = []
-        if self._settings.barchart_pages and stop is None:
+        if self._settings.vendor(BarchartSettings).pages and stop is None:
             pages = self._fetch_pages(chains, request, session, login)
         return self._answer(request, chains, answers, futures, pages)
 
@@ -143,7 +144,7 @@ class Barchart:
         return Probe(True, True, True, f"{future} at {prices[future][0]:,.2f}")
 
     def _login(self, session: VendorSession) -> SiteLogin:
-        if self._settings.environment == "live" and not self._settings.barchart_enabled:
+        if self._settings.environment == "live" and not self._settings.vendor(BarchartSettings).enabled:
             raise NotConfigured(
                 "barchart.com is used only after your opt-in, because its terms are your responsibility: set "
                 "NQ_BARCHART_ENABLED=true or name it with `--source barchart`"

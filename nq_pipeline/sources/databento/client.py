@@ -38,8 +38,8 @@ from pydantic import SecretStr
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConfigured, SourceError
 from nq_pipeline.redaction import spellings, strike_data
-from nq_pipeline.settings import check_databento_key
 from nq_pipeline.sources.databento.query import Price, Query
+from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
 from nq_pipeline.sources.databento.transport import (
     Redirected,
     RefusedAnswer,
@@ -487,13 +487,15 @@ def open_client(settings: Settings, remaining: Callable[[], float] | None = None
     NotConfigured
         There is no key.
     """
-    key = settings.databento_api_key
+    key = settings.vendor(DatabentoSettings).api_key
     if key is None or not key.get_secret_value().strip():
         raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
     policy = Policy(
-        timeout_s=settings.http_timeout_s,
-        attempts=settings.http_attempts,
-        retry_after_cap_s=settings.retry_after_cap_s,
+        timeout_s=settings.http.timeout_s,
+        attempts=settings.http.attempts,
+        retry_after_cap_s=settings.http.retry_after_cap_s,
     )
-    allowed_s = max(settings.backfill_wait_s, settings.http_timeout_s)
-    return HistoricalClient(key, settings.databento_url, policy, remaining or (lambda: allowed_s))
+    allowed_s = max(settings.backfill.wait_s, settings.http.timeout_s)
+    return HistoricalClient(
+        key, settings.vendor(DatabentoSettings).url, policy, remaining or (lambda: allowed_s)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend import entitlements
 from nq_pipeline.spend.entitlements import Entitlement
 from nq_pipeline.workspace import Workspace
@@ -18,7 +19,7 @@ def standing_refusal(settings: Settings, schema: str, data_of: date | None = Non
     `data_of` is the requested trade date: a plan may include older days and not newer ones.
     """
     lake, today = Workspace.of(settings).lake, sessions.trade_date(settings.clock.now())
-    dataset = settings.databento_dataset
+    dataset = settings.vendor(DatabentoSettings).dataset
     return entitlements.active_refusal(
         lake, "databento", dataset, schema, "historical", today, data_of=data_of
     )
@@ -40,7 +41,7 @@ def _record(settings: Settings, schema: str, *, entitled: bool, **more: Any) -> 
         Workspace.of(settings).lake,
         Entitlement(
             vendor="databento",
-            dataset=settings.databento_dataset,
+            dataset=settings.vendor(DatabentoSettings).dataset,
             schema=schema,
             mode="historical",
             environment=settings.environment,

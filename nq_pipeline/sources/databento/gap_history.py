@@ -15,6 +15,7 @@ from nq_pipeline.sources.databento.entitlement import record_refusal, standing_r
 from nq_pipeline.sources.databento.history_store import HistoryStore
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.sources.databento.query import Query
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
@@ -55,7 +56,7 @@ class DatabentoHistory:
         trade_date = sessions.trade_date(from_ns(start_ns))
         if (refusal := standing_refusal(self._settings, schema, trade_date)) is not None:
             raise NotEntitled(f"{refusal.text} (not asked again before {refusal.ask_again})")
-        ledger, attempts = open_ledger(self._settings), self._settings.http_attempts
+        ledger, attempts = open_ledger(self._settings), self._settings.http.attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
         downloader = Downloader(purchases, HistoryStore(Workspace.of(self._settings).history))
         try:
@@ -70,4 +71,4 @@ class DatabentoHistory:
         return download.files[0], download.cost_usd
 
     def _query(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Query:
-        return Query(self._settings.databento_dataset, schema, parents, start_ns, end_ns)
+        return Query(self._settings.vendor(DatabentoSettings).dataset, schema, parents, start_ns, end_ns)

@@ -56,6 +56,7 @@ from nq_pipeline.sources.databento.query_plan import (
     cache_key,
     plan_queries,
 )
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
@@ -76,11 +77,11 @@ class Databento:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.base_url = settings.databento_url.rstrip("/")
+        self.base_url = settings.vendor(DatabentoSettings).url.rstrip("/")
         self.policy = Policy(
-            timeout_s=settings.http_timeout_s,
-            attempts=settings.http_attempts,
-            retry_after_cap_s=settings.retry_after_cap_s,
+            timeout_s=settings.http.timeout_s,
+            attempts=settings.http.attempts,
+            retry_after_cap_s=settings.http.retry_after_cap_s,
         )
 
     def ask(self, request: ChainRequest, vendor_session: VendorSession) -> ChainAnswer:
@@ -132,10 +133,10 @@ class Databento:
 
         It does not show what the plan includes; only a request for data does.
         """
-        if self._settings.databento_api_key is None:
+        if self._settings.vendor(DatabentoSettings).api_key is None:
             return Probe(False, None, None, "no API key", "set DATABENTO_API_KEY")
         dataset, client = (
-            self._settings.databento_dataset,
+            self._settings.vendor(DatabentoSettings).dataset,
             open_client(self._settings, vendor_session.remaining),
         )
         try:
@@ -175,11 +176,12 @@ class Databento:
         futures = tuple(sorted({f"{ROOTS[root].product.code}.FUT" for root in roots}))
 
         def request_plan() -> bytes:
-            end = client.available_end(settings.databento_dataset, SCHEMAS)
+            end = client.available_end(settings.vendor(DatabentoSettings).dataset, SCHEMAS)
             while True:
+                own = settings.vendor(DatabentoSettings)
                 queries = plan_queries(
                     request.moment, request.snapshot_ts, end, options, futures,
-                    dataset=settings.databento_dataset, window_s=settings.databento_quote_window_s,
+                    dataset=own.dataset, window_s=own.quote_window_s,
                 )  # fmt: skip
                 try:
                     return QueryPlan(tuple((query, client.price(query)) for query in queries)).dumps()
@@ -190,9 +192,9 @@ class Databento:
 
         now = request.moment >= request.snapshot_ts
         parameters = {
-            "dataset": settings.databento_dataset,
+            "dataset": settings.vendor(DatabentoSettings).dataset,
             "symbols": ",".join(options),
-            "window_s": settings.databento_quote_window_s,
+            "window_s": settings.vendor(DatabentoSettings).quote_window_s,
             # A repeat a minute later has the same answer as long as both ask about now.
             "moment": "now" if now else request.moment.isoformat(),
         }
@@ -333,7 +335,7 @@ class Databento:
             if lacking:
                 return SeriesAnswer(Outcome.PARTIAL, lacking)
             if last is None and series.expiration > request.moment:
-                window = self._settings.databento_quote_window_s
+                window = self._settings.vendor(DatabentoSettings).quote_window_s
                 return SeriesAnswer(Outcome.PARTIAL, f"no quote changed in the last {window} s")
             return SeriesAnswer(Outcome.OK)
 

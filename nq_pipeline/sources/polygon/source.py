@@ -50,6 +50,7 @@ from nq_pipeline.sources.polygon.parse import (
     next_page,
     parse_page,
 )
+from nq_pipeline.sources.polygon.spec import PolygonSettings
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
@@ -97,15 +98,15 @@ class Polygon:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.polygon_url
+        self.base_url = settings.vendor(PolygonSettings).url
         self.policy = Policy(
-            timeout_s=settings.http_timeout_s,
-            attempts=settings.http_attempts,
-            retry_after_cap_s=settings.retry_after_cap_s,
-            per_minute=settings.polygon_rpm,
+            timeout_s=settings.http.timeout_s,
+            attempts=settings.http.attempts,
+            retry_after_cap_s=settings.http.retry_after_cap_s,
+            per_minute=settings.vendor(PolygonSettings).rpm,
         )
-        self._underlyings, self._products = settings.polygon_underlyings, settings.products
-        self._key = settings.polygon_api_key
+        self._underlyings, self._products = settings.vendor(PolygonSettings).underlyings, settings.products
+        self._key = settings.vendor(PolygonSettings).api_key
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         """Request the proxy chains over the span of the requested expirations.

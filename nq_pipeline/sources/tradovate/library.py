@@ -32,6 +32,7 @@ from nq_pipeline.sources.tradovate.parse import (
     parse_maturities,
     parse_product,
 )
+from nq_pipeline.sources.tradovate.spec import TradovateSettings
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
@@ -66,7 +67,9 @@ class ContractLibrary:
         self.login = TradovateLogin(settings, session)
         self.dropped: Counter[str] = Counter()
         self._session = session
-        self._products = dict(pair.split("=", 1) for pair in settings.tradovate_products if "=" in pair)
+        self._products = dict(
+            pair.split("=", 1) for pair in settings.vendor(TradovateSettings).products if "=" in pair
+        )
 
     def fetch_series(self, series: Series) -> ListedSeries:
         """The contracts of a series.

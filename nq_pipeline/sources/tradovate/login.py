@@ -26,6 +26,7 @@ from nq_pipeline.errors import (
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.failures import rejecting
 from nq_pipeline.sources.tradovate.parse import Token, Unlisted, error_of_reply, parse_object, read_token
+from nq_pipeline.sources.tradovate.spec import TradovateSettings
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
@@ -73,13 +74,13 @@ class TradovateLogin:
         """Drop a token of an earlier run that the vendor rejects; False when the token is of this run."""
         if not self._reused:
             return False
-        _tokens.pop((self._settings.tradovate_url, self._credentials()["name"]), None)
+        _tokens.pop((self._settings.vendor(TradovateSettings).url, self._credentials()["name"]), None)
         self._token, self._reused = None, False
         return True
 
     def _current_token(self) -> Token:
         credentials = self._credentials()
-        key = self._settings.tradovate_url, credentials["name"]
+        key = self._settings.vendor(TradovateSettings).url, credentials["name"]
         with _login_lock:
             known = _tokens.get(key)
             left = known.expires - datetime.now(UTC) if known else timedelta()
@@ -94,18 +95,18 @@ class TradovateLogin:
     def _credentials(self) -> dict[str, str]:
         settings = self._settings
         required = {
-            "TRADOVATE_USERNAME": ("name", settings.tradovate_username),
-            "TRADOVATE_PASSWORD": ("password", settings.tradovate_password),
-            "TRADOVATE_CID": ("cid", settings.tradovate_cid),
-            "TRADOVATE_SEC": ("sec", settings.tradovate_sec),
+            "TRADOVATE_USERNAME": ("name", settings.vendor(TradovateSettings).username),
+            "TRADOVATE_PASSWORD": ("password", settings.vendor(TradovateSettings).password),
+            "TRADOVATE_CID": ("cid", settings.vendor(TradovateSettings).cid),
+            "TRADOVATE_SEC": ("sec", settings.vendor(TradovateSettings).sec),
         }
         missing = [variable for variable, (_, secret) in required.items() if secret is None]
         if missing:
             raise NotConfigured(f"set {', '.join(missing)} to use Tradovate")
         optional = {
-            "appId": settings.tradovate_app_id,
-            "appVersion": settings.tradovate_app_version,
-            "deviceId": settings.tradovate_device_id,
+            "appId": settings.vendor(TradovateSettings).app_id,
+            "appVersion": settings.vendor(TradovateSettings).app_version,
+            "deviceId": settings.vendor(TradovateSettings).device_id,
         }
         return {
             name: secret.get_secret_value() for name, secret in required.values() if secret is not None

@@ -35,6 +35,7 @@ from nq_pipeline.sources.failures import STOP_ERRORS, failed_probe, merge_contro
 from nq_pipeline.sources.plausibility import SKEW_NS
 from nq_pipeline.sources.tradovate.library import ContractLibrary, ListedSeries
 from nq_pipeline.sources.tradovate.normalize import SOURCE, chain_rows, judge_series
+from nq_pipeline.sources.tradovate.spec import TradovateSettings
 from nq_pipeline.sources.tradovate.transcript import Transcript
 from nq_pipeline.sources.tradovate.websocket import SelectContracts, record_quotes
 from nq_pipeline.transport.lifetime import Keep
@@ -56,11 +57,11 @@ class Tradovate:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.tradovate_url
+        self.base_url = settings.vendor(TradovateSettings).url
         self.policy = Policy(
-            timeout_s=settings.http_timeout_s,
-            attempts=settings.http_attempts,
-            retry_after_cap_s=settings.retry_after_cap_s,
+            timeout_s=settings.http.timeout_s,
+            attempts=settings.http.attempts,
+            retry_after_cap_s=settings.http.retry_after_cap_s,
         )
         self._settings = settings
 
@@ -140,7 +141,7 @@ class Tradovate:
         """
         listings: list[ListedSeries] = []
         errors: dict[str, SourceError] = {}
-        reserved_s = min(self._settings.tradovate_quote_wait_s + 1, session.remaining() / 3)
+        reserved_s = min(self._settings.vendor(TradovateSettings).quote_wait_s + 1, session.remaining() / 3)
         last: SourceError | None = None
         for series in request.series:
             if listings and session.remaining() < reserved_s:
@@ -161,7 +162,7 @@ class Tradovate:
         session: VendorSession,
     ) -> Reply:
         """The transcript of one conversation about all series, new or cached."""
-        limit = max(0, self._settings.tradovate_max_quotes - len(futures))
+        limit = max(0, self._settings.vendor(TradovateSettings).max_quotes - len(futures))
         contracts = pl.concat(listing.contracts for listing in listings)
 
         def select(transcript: Transcript) -> list[int]:
@@ -172,7 +173,7 @@ class Tradovate:
             return select_nearest(contracts, prices, limit)
 
         question = {
-            "address": self._settings.tradovate_md_url,
+            "address": self._settings.vendor(TradovateSettings).md_url,
             "contracts": hashlib.sha256(contracts["contract_id"].to_numpy().tobytes()).hexdigest(),
             "futures": ",".join(futures),
             "limit": limit,
@@ -192,13 +193,13 @@ class Tradovate:
 
         def record() -> bytes:
             return record_quotes(
-                settings.tradovate_md_url,
+                settings.vendor(TradovateSettings).md_url,
                 library.login.token().market_data,
                 futures,
                 select,
-                wait_s=settings.tradovate_quote_wait_s,
-                heartbeat_s=settings.tradovate_heartbeat_s,
-                timeout_s=settings.http_timeout_s,
+                wait_s=settings.vendor(TradovateSettings).quote_wait_s,
+                heartbeat_s=settings.vendor(TradovateSettings).heartbeat_s,
+                timeout_s=settings.http.timeout_s,
                 remaining=session.remaining,
             )
 

@@ -12,9 +12,11 @@ import requests
 from databento.common.error import BentoError
 
 from nq_pipeline.clock import from_ns
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.market import sessions
-from nq_pipeline.sandbox.process import endpoints
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline_tests.sandbox.conftest import NOW
 from nq_pipeline_tests.testing.gateway_client import recorder
 
@@ -33,9 +35,9 @@ def of_scenario(url: str) -> Any:
 
 
 def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins: Settings) -> None:
-    assert stand_ins.databento_gateway and stand_ins.databento_api_key
-    key = stand_ins.databento_api_key.get_secret_value()
-    with recorder(gateway_at(stand_ins.databento_gateway), key=key, start=False) as client:
+    assert stand_ins.vendor(DatabentoSettings).gateway and stand_ins.vendor(DatabentoSettings).api_key
+    key = stand_ins.vendor(DatabentoSettings).api_key.get_secret_value()
+    with recorder(gateway_at(stand_ins.vendor(DatabentoSettings).gateway), key=key, start=False) as client:
         client.subscribe(symbols="NQ.FUT")
         client.start().wait_for(5)
         begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
@@ -45,10 +47,10 @@ def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins
 
 
 def test_an_address_of_ones_own_is_left_alone(stand_ins: Settings) -> None:
-    settings = Settings(_env_file=None, data_dir=stand_ins.data_dir, databento_gateway="127.0.0.1:9")
+    settings = build_settings(data_dir=stand_ins.data_dir, databento_gateway="127.0.0.1:9")
     with endpoints(settings) as served:
-        assert served.databento_gateway == "127.0.0.1:9"
-        assert served.databento_url != settings.databento_url
+        assert served.vendor(DatabentoSettings).gateway == "127.0.0.1:9"
+        assert served.vendor(DatabentoSettings).url != settings.vendor(DatabentoSettings).url
 
 
 def test_a_frozen_instant_is_where_the_clock_of_its_gateway_began(at: Address) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import load
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline.sources.barchart.source import QUOTES, Barchart
 from nq_pipeline_tests.testing import barchart_boards

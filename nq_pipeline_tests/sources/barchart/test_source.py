@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 from nq_pipeline.clock import PinnedClock, to_ns
+from nq_pipeline.configuration import load
 from nq_pipeline.errors import BadPayload, SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import load
 from nq_pipeline.sources.barchart.codes import series_of_code
 from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain
 from nq_pipeline.sources.barchart.source import (

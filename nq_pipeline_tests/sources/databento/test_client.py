@@ -25,6 +25,7 @@ import zstandard
 from pydantic import SecretStr
 
 import nq_pipeline
+from nq_pipeline.configuration import load
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
@@ -37,7 +38,6 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import load
 from nq_pipeline.sources.databento.client import (
     GROUPS,
     LONGEST_RECORD,

@@ -13,8 +13,9 @@ import pytest
 
 from nq_pipeline.capture.gap_repair import HistoricalRecords
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import load
 from nq_pipeline.errors import NotConfigured, OverBudget
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.ledger import open_ledger

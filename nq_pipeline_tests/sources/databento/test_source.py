@@ -22,6 +22,7 @@ from polars.testing import assert_frame_equal
 from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
+from nq_pipeline.configuration import load
 from nq_pipeline.dbn.layout import RTYPES, UNDEF_PRICE, record_layout
 from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import BadPayload
@@ -29,7 +30,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Source
 from nq_pipeline.sources.databento.parse import Parsed, parse_chain
 from nq_pipeline.sources.databento.query import Price
@@ -253,7 +254,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         self, broken: str, open_schemas: list[str], attempts: int, tmp_path: Path
     ) -> None:
         with self.vendor(broken) as server:
-            settings = self.settings(server).model_copy(update={"http_attempts": attempts})
+            settings = self.settings(server).with_values(http_attempts=attempts)
             source = self.source(settings)
             exchange = self.exchange(source, tmp_path)
             source.ask(self.request(), exchange)
@@ -265,7 +266,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
 
     def test_with_no_budget_nothing_metered_is_asked_and_the_sentence_says_why(self, tmp_path: Path) -> None:
         with self.vendor() as server:
-            settings = self.settings(server).model_copy(update={"budget_daily_usd": Decimal(0)})
+            settings = self.settings(server).with_values(budget_daily_usd=Decimal(0))
             source = self.source(settings)
             answer = source.ask(self.request(), self.exchange(source, tmp_path))
             assert STREAM not in {one.path for one in server.asked}
@@ -276,9 +277,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
 
     def test_a_ledger_that_cannot_be_used_means_that_nothing_metered_is_asked(self, tmp_path: Path) -> None:
         with self.vendor() as server:
-            settings = self.settings(server).model_copy(
-                update={"ledger_url": SecretStr("mysql://127.0.0.1/x")}
-            )
+            settings = self.settings(server).with_values(ledger_url=SecretStr("mysql://127.0.0.1/x"))
             source = self.source(settings)
             answer = source.ask(self.request(), self.exchange(source, tmp_path))
             assert STREAM not in {one.path for one in server.asked}

@@ -13,9 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import load
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.polygon.source import REFERENCE, SNAPSHOT, Polygon
 from nq_pipeline_tests.testing.http_server import (
     Answer,
@@ -114,7 +115,7 @@ class TestPolygonKeepsTheContract(SourceContract):
     @pytest.mark.parametrize("key", ["two words", "kéy", "key\n"])
     def test_what_no_header_can_carry_is_told_and_not_sent(self, key: str, tmp_path: Path) -> None:
         with self.vendor() as server:
-            settings = self.settings(server).model_copy(update={"polygon_api_key": SecretStr(key)})
+            settings = self.settings(server).with_values(polygon_api_key=SecretStr(key))
             source = self.source(settings)
             answer = source.ask(self.request(), self.exchange(source, tmp_path))
             assert not server.asked
@@ -248,7 +249,7 @@ class TestPolygonKeepsTheContract(SourceContract):
             return Answer(b"[]")
 
         with serve(respond) as server:
-            source = Polygon(self.settings(server).model_copy(update={"polygon_underlyings": ("NDX", "QQQ")}))
+            source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
             answer = source.ask(self.request(), self.exchange(source, tmp_path))
         assert answer.outcome is Outcome.PARTIAL
         assert set(answer.series) == {"QQQ-2025-06-11"}
@@ -256,7 +257,7 @@ class TestPolygonKeepsTheContract(SourceContract):
 
     def test_a_refusal_of_the_key_is_not_repeated_for_every_underlying(self, tmp_path: Path) -> None:
         with self.vendor("http_401") as server:
-            source = Polygon(self.settings(server).model_copy(update={"polygon_underlyings": ("NDX", "QQQ")}))
+            source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
             source.ask(self.request(), self.exchange(source, tmp_path))
         assert len(server.asked) == 1
 

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import pytest
 from websockets.sync.server import ServerConnection
 
+from nq_pipeline.configuration import load
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings, load
+from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.sources.tradovate.source import Tradovate
 from nq_pipeline.transport.vendor_session import VendorSession
@@ -427,7 +428,7 @@ class TestTradovateKeepsTheContract(SourceContract):
     @pytest.mark.parametrize("missing", ["username", "password", "cid", "sec"])
     def test_a_missing_credential_is_named_and_nobody_is_asked(self, missing: str, tmp_path: Path) -> None:
         with self.vendor() as server:
-            settings = self.settings(server).model_copy(update={f"tradovate_{missing}": None})
+            settings = self.settings(server).with_values(**{f"tradovate_{missing}": None})
             source = Tradovate(settings)
             answer = source.ask(self.request(), self.exchange(source, tmp_path))
             assert not server.asked

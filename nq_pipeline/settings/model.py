@@ -1,0 +1,154 @@
+"""`Settings`: all groups of settings together."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unproven
+from nq_pipeline.market.products import list_names
+from nq_pipeline.redaction import spellings
+from nq_pipeline.settings.base import CommaList, SettingsGroup, VendorSettings, setting
+from nq_pipeline.settings.groups import (
+    AlertSettings,
+    BackfillSettings,
+    CaptureSettings,
+    ChainSettings,
+    HttpSettings,
+    PricingSettings,
+    QuerySettings,
+    RetentionSettings,
+    SandboxSettings,
+    SpendSettings,
+)
+
+UNSAFE_IN_PATH = ("=", "*", "?", "[", "]", "{", "}", "\\")
+"""Signs in the path of the data folder that would change what is read. A byte that is not UTF-8 is shown with
+the last of them."""
+LONGEST_PATH = 3_800
+"""Bytes; the rest of the system's 4,096 is for what lies below."""
+
+AnyVendor = TypeVar("AnyVendor", bound=VendorSettings)
+
+
+class Settings(SettingsGroup):
+    """All settings. Build them with `nq_pipeline.configuration`, which knows the vendors."""
+
+    environment: Literal["sandbox", "live"] = setting(
+        "sandbox",
+        description="`sandbox` asks stand-ins on loopback with a synthetic market; `live` asks the vendors.",
+    )
+    data_dir: Path = setting(
+        Path("data"),
+        validate_default=True,
+        description="Root of everything written; each environment has its own folder below it. Its path has "
+        "no sign that readers of Parquet take for a column or a glob: = * ? [ ] { } or a backslash.",
+    )
+    now: datetime | None = setting(
+        None, description="A frozen instant (ISO 8601 with a zone) for sessions, partitions and freshness."
+    )
+    products: CommaList = setting(
+        ("NQ",),
+        description=f"Products to fetch and to capture, from the product table: {list_names()}.",
+    )
+    chains: ChainSettings = Field(default_factory=ChainSettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    pricing: PricingSettings = Field(default_factory=PricingSettings)
+    vendors: Mapping[str, SerializeAsAny[VendorSettings]] = Field(default_factory=dict)
+    backfill: BackfillSettings = Field(default_factory=BackfillSettings)
+    capture: CaptureSettings = Field(default_factory=CaptureSettings)
+    spend: SpendSettings = Field(default_factory=SpendSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    query: QuerySettings = Field(default_factory=QuerySettings)
+    alerts: AlertSettings = Field(default_factory=AlertSettings)
+    sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
+
+    @field_validator("now")
+    @classmethod
+    def _aware(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
+        now = value.astimezone(UTC) if value else None
+        if now and (why := unproven(now.date())):
+            raise ValueError(why)
+        return now
+
+    @field_validator("data_dir")
+    @classmethod
+    def _plain_folder(cls, value: Path) -> Path:
+        """Readers of Parquet take `name=value` in a path for a column, and the signs of globs for globs."""
+        try:
+            path = os.fsencode(value.resolve())
+        except OSError as error:
+            raise ValueError(f"the folder cannot be found ({error.strerror}); write another") from None
+        shown = path.decode("utf-8", "backslashreplace")
+        if found := [sign for sign in UNSAFE_IN_PATH if sign in shown]:
+            raise ValueError(
+                f"{shown} holds {found[0]}; choose a folder whose path has none of {' '.join(UNSAFE_IN_PATH)}"
+            )
+        if len(path) > LONGEST_PATH:
+            raise ValueError(f"its path has {len(path):,} bytes; choose one of at most {LONGEST_PATH:,}")
+        return value
+
+    def vendor(self, model: type[AnyVendor]) -> AnyVendor:
+        """The settings of one vendor, by their class."""
+        return next(group for group in self.vendors.values() if isinstance(group, model))
+
+    def groups(self) -> Iterator[SettingsGroup]:
+        """Every group, this one with the general settings included."""
+        yield self
+        yield from (group for _, group in self if isinstance(group, SettingsGroup))
+        yield from self.vendors.values()
+
+    def with_values(self, **values: Any) -> Self:
+        """A validated copy with other values by name: the variable without `NQ_`, in lower case.
+
+        Raises `KeyError` for a name that is no setting and `pydantic.ValidationError` for a bad value.
+        """
+        known = {one.name: (group, one.attribute) for group in self.groups() for one in group.declared()}
+        changes = defaultdict[int, dict[str, Any]](dict)
+        for name, value in values.items():
+            group, attribute = known[name]
+            changes[id(group)][attribute] = value
+
+        def renewed(group: Any) -> Any:
+            return group.changed(changes[id(group)]) if id(group) in changes else group
+
+        groups = {name: renewed(group) for name, group in self if isinstance(group, SettingsGroup)}
+        vendors = {name: renewed(group) for name, group in self.vendors.items()}
+        copy: Self = renewed(self).model_copy(update={**groups, "vendors": vendors})
+        return copy
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were given a value."""
+        return frozenset(
+            one.name
+            for group in self.groups()
+            for one in group.declared()
+            if one.attribute in group.model_fields_set
+        )
+
+    @property
+    def clock(self) -> Clock:
+        return PinnedClock(self.now) if self.now else SystemClock()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Everything that no text may hold, in every spelling, the longest first."""
+        return spellings({text for group in self.groups() for text in group.secret_texts()})
+
+    def secrets_of(self, vendor: str) -> tuple[str, ...]:
+        """Those that one vendor was told, as `secrets`."""
+        return spellings(set(self.vendors[vendor].secret_texts()) if vendor in self.vendors else set())
+
+    @property
+    def environment_dir(self) -> Path:
+        """Everything of this environment lives below this folder."""
+        return self.data_dir / self.environment

@@ -1,0 +1,68 @@
+"""Barchart: what the program knows of it before it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import SecretStr, field_validator
+
+from nq_pipeline.redaction import LONG
+from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.sources.spec import StandIn, VendorSpec
+
+
+class BarchartSettings(VendorSettings):
+    """What can be set of Barchart."""
+
+    prefix = "barchart_"
+
+    enabled: bool = setting(
+        False, description="In live, barchart.com is asked only with this opt-in (or `--source barchart`)."
+    )
+    url: str = setting("https://www.barchart.com", description="Base address of Barchart's site.")
+    session: Literal["api", "cookies", "browser"] = setting(
+        "api",
+        description="How requests are authorised: `api` headers only, `cookies` a page visit for XSRF-TOKEN, "
+        "`browser` cookies supplied in NQ_BARCHART_COOKIES.",
+    )
+    cookies: SecretStr | None = setting(None, description="Cookie header of your own browser session.")
+    spacing_s: float = setting(
+        1.0,
+        ge=0,
+        description="Least seconds between two requests to Barchart (0 in the sandbox).",
+        sandbox=0.0,
+    )
+    delay_s: int = setting(
+        600, ge=0, description="Delay of Barchart's quotes: `as_of` is the asking time less this."
+    )
+    pages: bool = setting(True, description="Also read each series' page, once per trade date, as a control.")
+    codes: CommaList = setting(
+        (), description="Extra Barchart root codes as CODE=ROOT pairs, e.g. a fifth Monday's."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _bare_url(cls, value: str) -> str:
+        return bare_url(value)
+
+    def secret_texts(self) -> Iterator[str]:
+        yield from super().secret_texts()
+        if self.cookies:
+            values = {pair.partition("=")[2] for pair in self.cookies.get_secret_value().split(";")}
+            yield from (value for value in values if len(value) >= LONG)
+
+
+SPEC = VendorSpec(
+    name="barchart",
+    settings=BarchartSettings,
+    source="nq_pipeline.sources.barchart.source:Barchart",
+    description="Options on E-mini Nasdaq-100 futures as barchart.com shows them, with volume and open "
+    "interest, without Greeks. Quotes are delayed (NQ_BARCHART_DELAY_S). Free; its terms of use apply, so in "
+    "live it needs NQ_BARCHART_ENABLED.",
+    underlying="future",
+    cost="free",
+    stand_in=StandIn({"barchart_url": "http:"}),
+    opt_in={"barchart_enabled": True},
+    series_of_code="nq_pipeline.sources.barchart.codes:series_of_code",
+)

@@ -1,0 +1,75 @@
+"""Databento: what the program knows of it before it asks."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import SecretStr, field_validator
+
+from nq_pipeline.errors import NotConfigured
+from nq_pipeline.settings.base import VendorSettings, bare_url, setting
+from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
+
+
+class DatabentoSettings(VendorSettings):
+    """What can be set of Databento."""
+
+    prefix = "databento_"
+
+    url: str = setting("https://hist.databento.com", description="Base address of the historical API.")
+    gateway: str | None = setting(
+        None, description="host:port of the live gateway; the vendor's own when unset.", shapes_chain=False
+    )
+    dataset: str = setting("GLBX.MDP3", description="Dataset with CME Globex.")
+    quote_window_s: int = setting(
+        900,
+        ge=60,
+        description="Quotes of at most this long before the moment asked for, which are most of its price; "
+        "60 in the sandbox.",
+        sandbox=60,
+    )
+    api_key: SecretStr | None = setting(
+        None, description="API key of Databento.", variables=("DATABENTO_API_KEY",)
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _bare_url(cls, value: str) -> str:
+        return bare_url(value)
+
+    @field_validator("gateway")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        if value is not None and not (host and port.isdecimal() and 0 < int(port) < 65_536):
+            raise ValueError("write host:port, e.g. 127.0.0.1:13000")
+        return value
+
+
+def check_databento_key(key: SecretStr, host: str) -> None:
+    """Raise `NotConfigured` for a key that Databento itself would not accept; other hosts may have others."""
+    if host.endswith(".databento.com") and not re.fullmatch(r"db-[!-~]{29}", key.get_secret_value()):
+        raise NotConfigured(
+            "DATABENTO_API_KEY is no key of Databento, since one has 32 characters and begins with `db-`; "
+            "copy it from databento.com/portal/keys"
+        )
+
+
+SPEC = VendorSpec(
+    name="databento",
+    settings=DatabentoSettings,
+    source="nq_pipeline.sources.databento.source:Databento",
+    description="Options on E-mini Nasdaq-100 futures from CME Globex by Databento: definitions, statistics "
+    "and quotes. Metered unless the plan includes it; no request is sent beyond the spend ledger's budgets.",
+    underlying="future",
+    cost="metered",
+    stand_in=StandIn({"databento_url": "http:"}, {"databento_api_key": "db-sandbox-not-a-real-key-000000"}),
+    replay_settings={"databento_api_key": "not-a-key"},
+    plan_product="GLBX.MDP3",
+    plan_tiers=(
+        PlanTier("live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),
+        PlanTier("live", "mbp-1", "every change of the best bid and ask; with Standard"),
+        PlanTier("live", "trades", "every trade as it happens; with Standard"),
+        PlanTier("historical", "chain", "chains of the running session; needs a live licence"),
+    ),
+)

@@ -1,0 +1,55 @@
+"""Polygon (now Massive): what the program knows of it before it asks."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr, field_validator
+
+from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
+
+
+class PolygonSettings(VendorSettings):
+    """What can be set of Polygon."""
+
+    prefix = "polygon_"
+
+    url: str = setting("https://api.massive.com", description="Base address of Polygon (now Massive).")
+    rpm: int = setting(
+        5,
+        ge=0,
+        description="Requests per minute of your plan; 0 is no limit (the default in the sandbox).",
+        sandbox=0,
+    )
+    underlyings: CommaList = setting(
+        ("NDX", "SPX"),
+        description="Proxy chains to ask for, where they stand for one of NQ_PRODUCTS: NDX and QQQ for NQ, "
+        "SPX and SPY for ES.",
+    )
+    api_key: SecretStr | None = setting(
+        None,
+        description="API key of Polygon or Massive.",
+        variables=(
+            "POLYGON_API_KEY",
+            "MASSIVE_API_KEY",
+        ),
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _bare_url(cls, value: str) -> str:
+        return bare_url(value)
+
+
+SPEC = VendorSpec(
+    name="polygon",
+    settings=PolygonSettings,
+    source="nq_pipeline.sources.polygon.source:Polygon",
+    description="Options on the Nasdaq-100 index (and QQQ) from Polygon, now Massive: a proxy, because it "
+    "has no options on futures. Needs an API key; what a chain holds and how old it is depends on the plan.",
+    underlying="proxy",
+    cost="plan",
+    stand_in=StandIn({"polygon_url": "http:"}, {"polygon_api_key": "sandbox-polygon-key"}),
+    replay_settings={"polygon_api_key": "not-a-key"},
+    plan_product="options",
+    plan_tiers=(PlanTier("historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),),
+)

@@ -1,0 +1,77 @@
+"""Tradovate (experimental): what the program knows of it before it asks."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr, field_validator
+
+from nq_pipeline.outcome import Outcome
+from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
+
+
+class TradovateSettings(VendorSettings):
+    """What can be set of Tradovate."""
+
+    prefix = "tradovate_"
+
+    url: str = setting("https://live.tradovateapi.com/v1", description="Base address of the REST API.")
+    md_url: str = setting(
+        "wss://md.tradovateapi.com/v1/websocket", description="Address of the market-data websocket."
+    )
+    products: CommaList = setting(
+        ("NQ=NQ Options", "ES=ES Options"),
+        description="Tradovate's names of option products as ROOT=NAME pairs, where they are not the "
+        "root itself. Unconfirmed: no recorded answer of this vendor shows one.",
+    )
+    max_quotes: int = setting(200, ge=1, description="Most quote subscriptions; nearest the money first.")
+    quote_wait_s: float = setting(
+        3.0, gt=0, description="Seconds to collect quotes after the last subscription was answered."
+    )
+    heartbeat_s: float = setting(2.5, gt=0, description="Seconds between the client's heartbeats.")
+    username: SecretStr | None = setting(None, description="Login name.", variables=("TRADOVATE_USERNAME",))
+    password: SecretStr | None = setting(None, description="Password.", variables=("TRADOVATE_PASSWORD",))
+    app_id: str | None = setting(None, description="Name of the API key.", variables=("TRADOVATE_APP_ID",))
+    app_version: str = setting("1.0", description="Its version.", variables=("TRADOVATE_APP_VERSION",))
+    cid: SecretStr | None = setting(
+        None, description="Client id of the API key.", variables=("TRADOVATE_CID",)
+    )
+    sec: SecretStr | None = setting(None, description="Secret of the API key.", variables=("TRADOVATE_SEC",))
+    device_id: str | None = setting(
+        None, description="A stable id of this device.", variables=("TRADOVATE_DEVICE_ID",)
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _bare_url(cls, value: str) -> str:
+        return bare_url(value)
+
+    @field_validator("md_url")
+    @classmethod
+    def _bare_websocket_url(cls, value: str) -> str:
+        return bare_url(value, plain="ws")
+
+
+SPEC = VendorSpec(
+    name="tradovate",
+    settings=TradovateSettings,
+    source="nq_pipeline.sources.tradovate.source:Tradovate",
+    description="Options on E-mini Nasdaq-100 futures from Tradovate's websocket, a bounded number of "
+    "quotes nearest the money. Experimental. Needs an account with API access and market data.",
+    underlying="future",
+    cost="plan",
+    stand_in=StandIn(
+        {"tradovate_url": "http:/v1", "tradovate_md_url": "ws:/v1/websocket"},
+        {
+            "tradovate_username": "sandbox-user",
+            "tradovate_password": "sandbox-password",
+            "tradovate_app_id": "sandbox-app",
+            "tradovate_cid": "0",
+            "tradovate_sec": "sandbox-sec",
+            "tradovate_device_id": "sandbox-device",
+        },
+    ),
+    plan_product="market data",
+    plan_tiers=(PlanTier("historical", "chain", "quotes; with the API add-on and a CME data licence"),),
+    # Its documentation asks for an hour without a request after HTTP 429 or a captcha.
+    penalty_s={Outcome.BLOCKED: 3600, Outcome.RATE_LIMITED: 3600},
+)
