@@ -1,8 +1,7 @@
-"""Black-76: European options on a future, for whole arrays, and the ticks their prices stand on.
+"""Black-76: European options on a future, for whole arrays, and rounding to ticks.
 
-Prices and Greeks from a volatility, the volatility from a price. Units are the lake's:
-volatility and delta are fractions, vega is per 1.00 of volatility, theta per calendar day.
-American options are in `american.py`.
+Units are the lake's: volatility and delta are fractions, vega is per 1.00 of volatility, theta per
+calendar day. American options are in `american.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from nq_pipeline.market.products import Ticks
 Floats = npt.NDArray[np.float64]
 Rounding = Literal["nearest", "below", "above"]
 DAYS_PER_YEAR = 365.0
-MOST_SPREAD = 40.0
-"""Standard deviations of the logarithm beyond which no double tells a price from its bound."""
-MOST_STEPS = 200
-"""Halving the bracket takes this many steps at worst; what is not found then is not there."""
+MAX_TOTAL_VOLATILITY = 40.0
+"""σ√t beyond which a double cannot tell a price from its upper bound."""
+MAX_STEPS = 200
+"""Halving the bracket takes this many steps at worst."""
 
 
 class Valuation(NamedTuple):
@@ -37,7 +36,7 @@ class Valuation(NamedTuple):
     vega
         Per 1.00 of volatility.
     theta
-        Per calendar day, the future's price and the volatility standing still.
+        Per calendar day, at the same future's price and volatility.
     """
 
     price: Floats
@@ -55,7 +54,7 @@ def value(
     is_call: npt.ArrayLike,
     rate: npt.ArrayLike = 0.0,
 ) -> Valuation:
-    """Price options on a future and differentiate the price; the inputs are broadcast.
+    """Prices and Greeks of European options on a future; the inputs are broadcast.
 
     Parameters
     ----------
@@ -65,7 +64,7 @@ def value(
         Time to expiration in years of 365 days; at or below zero the option is worth its
         intrinsic value and has no gamma, vega or theta.
     volatility
-        Fraction per square root of a year; at or below zero as if expired, save discounting.
+        Fraction per square root of a year; at or below zero as if expired, but discounted.
     is_call
         True for calls, False for puts.
     rate
@@ -76,14 +75,14 @@ def value(
         *(np.asarray(x, np.float64) for x in (forward, strike, years, volatility, rate, sign))
     )
     t, vol = np.maximum(t, 0.0), np.maximum(vol, 0.0)
-    spread = np.minimum(vol * np.sqrt(t), MOST_SPREAD)
-    random = ~(spread <= 0)
+    total_vol = np.minimum(vol * np.sqrt(t), MAX_TOTAL_VOLATILITY)
+    random = ~(total_vol <= 0)
     # Without time or volatility the outcome is certain: d1 is infinite on the side of the money.
     certain = np.where(f > k, np.inf, np.where(f < k, -np.inf, f - k))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         x = np.log(f / k)
-        d1 = np.where(random, x / spread + spread / 2, certain)
-        h, half = np.abs(x) / spread, spread / 2
+        d1 = np.where(random, x / total_vol + total_vol / 2, certain)
+        h, half = np.abs(x) / total_vol, total_vol / 2
         bell = np.exp(-(h * h + half * half) / 2)
         time_value = np.where(random, np.sqrt(f * k) * bell * _tails(h, half) / 2, 0.0)
     discount = np.exp(-r * t)
@@ -91,9 +90,9 @@ def value(
     delta = discount * sign * ndtr(sign * d1)
     density = np.exp(-d1 * d1 / 2) / np.sqrt(2 * np.pi)
     alive = random.astype(np.float64)
-    safe_spread, safe_t = np.where(random, spread, 1.0), np.where(random, t, 1.0)
+    safe_total_vol, safe_t = np.where(random, total_vol, 1.0), np.where(random, t, 1.0)
     vega = alive * discount * f * density * np.sqrt(t)
-    gamma = alive * discount * density / (f * safe_spread)
+    gamma = alive * discount * density / (f * safe_total_vol)
     theta = np.where(t > 0, (r * price - vega * vol / (2 * safe_t)) / DAYS_PER_YEAR, 0.0)
     return Valuation(price, delta, gamma, vega, theta)
 
@@ -111,10 +110,10 @@ def implied_volatility(
     NaN where no volatility does: at or below the discounted intrinsic value, at or above the
     discounted forward (call) or strike (put), expired, or with a missing input.
 
-    The time value is inverted in logarithms by Householder's method of the fourth order, kept
-    inside a bracket. It starts from the inverse of Bachelier's formula, which is a function of
-    one number and so a table: two steps are the rule. The price is met to rounding, so the
-    volatility is as exact as one unit in the last place of the price allows.
+    The logarithm of the time value is inverted by Householder's method of the fourth order inside
+    a bracket. The start is the inverse of Bachelier's formula, a function of one number and so a
+    table; two steps are usual. The volatility is as exact as one unit in the last place of the
+    price allows.
     """
     sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
     p, f, k, t, r, sign = np.broadcast_arrays(
@@ -126,27 +125,27 @@ def implied_volatility(
         x = np.abs(np.log(f / k))
         solvable = (excess > 0) & (excess < np.exp(-x / 2)) & (t > 0) & np.isfinite(x)
     found = np.full(p.shape, np.nan)
-    found[solvable] = _spread(excess[solvable], x[solvable]) / np.sqrt(t[solvable])
+    found[solvable] = _total_volatility(excess[solvable], x[solvable]) / np.sqrt(t[solvable])
     return found
 
 
-def _spread(excess: Floats, x: Floats) -> Floats:
+def _total_volatility(excess: Floats, x: Floats) -> Floats:
     """σ√t of out-of-the-money options from price / √(FK) and |ln(F/K)|."""
     target = np.log(excess)
     with np.errstate(divide="ignore"):
         ratio = target - np.log(x)
-    spread = np.where(
+    total_vol = np.where(
         ratio < _bachelier()[0][-1],
         x * np.exp(np.interp(ratio, *_bachelier())),
         excess * np.sqrt(2 * np.pi),
     )
-    spread = np.clip(spread, 1e-300, MOST_SPREAD)
-    low, high = np.zeros_like(spread), np.full_like(spread, MOST_SPREAD)
-    left = np.arange(len(spread))
-    for _ in range(MOST_STEPS):
+    total_vol = np.clip(total_vol, 1e-300, MAX_TOTAL_VOLATILITY)
+    low, high = np.zeros_like(total_vol), np.full_like(total_vol, MAX_TOTAL_VOLATILITY)
+    left = np.arange(len(total_vol))
+    for _ in range(MAX_STEPS):
         if not left.size:
             break
-        s, moneyness = spread[left], x[left]
+        s, moneyness = total_vol[left], x[left]
         h, half = moneyness / s, s / 2
         tails = _tails(h, half)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -161,19 +160,19 @@ def _spread(excess: Floats, x: Floats) -> Floats:
             ahead = s + step
         low[left], high[left] = np.where(miss < 0, s, low[left]), np.where(miss < 0, high[left], s)
         inside = (ahead > low[left]) & (ahead < high[left])
-        spread[left] = np.where(inside, ahead, (low[left] + high[left]) / 2)
+        total_vol[left] = np.where(inside, ahead, (low[left] + high[left]) / 2)
         settled = (inside & (np.abs(step) < 1e-4 * s)) | (miss == 0) | (high[left] - low[left] < 1e-15 * s)
-        spread[left] = np.where(miss == 0, s, spread[left])
+        total_vol[left] = np.where(miss == 0, s, total_vol[left])
         left = left[~settled]
-    spread[left] = np.nan
-    return np.asarray(spread, np.float64)
+    total_vol[left] = np.nan
+    return np.asarray(total_vol, np.float64)
 
 
 def _tails(h: Floats, half: Floats) -> Floats:
-    """What the two normal probabilities of an out-of-the-money price differ by, their factor taken out.
+    """The difference of the two normal probabilities in an out-of-the-money price, without their factor.
 
-    With |ln(F/K)| / σ√t and half of σ√t: price / √(FK) is half of this times
-    exp(-(h² + half²) / 2). So it keeps its digits where the price is tiny.
+    h is |ln(F/K)| / σ√t and half is σ√t / 2; price / √(FK) is half of this times
+    exp(-(h² + half²) / 2). In this form it keeps its digits where the price is tiny.
     """
     return np.asarray(erfcx((h - half) / np.sqrt(2)) - erfcx((h + half) / np.sqrt(2)), np.float64)
 
@@ -187,7 +186,7 @@ def _bachelier() -> tuple[Floats, Floats]:
 
 
 def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "nearest") -> Floats:
-    """Prices on a product's ladder of ticks; a price on a bound belongs to the finer side.
+    """Prices rounded to a product's ticks; a price on a bound has the tick below the bound.
 
     The result is the float nearest to the decimal price (0.15, not 3 × 0.05).
 
@@ -197,19 +196,19 @@ def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "near
         As `Product.ticks`.
     rounding
         To the nearest tick, or to the one below or above; a price within a billionth of a tick
-        stands on it.
+        counts as on it.
     """
     prices = np.asarray(price, np.float64)
     rounded = np.empty_like(prices)
     below = -np.inf
     for bound, tick in ticks:
         per_point = round(1 / tick)
-        on_ladder = (prices > below) & (prices <= bound)
+        in_band = (prices > below) & (prices <= bound)
         steps = prices * per_point
         if rounding == "nearest":
             steps = np.round(steps)
         else:
             steps = np.floor(steps + 1e-9) if rounding == "below" else np.ceil(steps - 1e-9)
-        rounded = np.where(on_ladder, steps / per_point, rounded)
+        rounded = np.where(in_band, steps / per_point, rounded)
         below = bound
     return np.where(np.isnan(prices), np.nan, rounded)

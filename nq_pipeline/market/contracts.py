@@ -1,8 +1,8 @@
-"""Roots, series and contracts: the names by which everything in the lake is joined.
+"""Roots, series and contracts: the keys by which everything in the lake is joined.
 
 A **series** is one expiration of one root, written `Q1B-2025-07-01`. A **contract** is one
-strike and side of a series, written `Q1B-2025-07-01-C-21330`. Both are ours and stable;
-vendors' own codes map to them in `symbology.py`. The underlying future is not part of a key.
+strike and side of a series, written `Q1B-2025-07-01-C-21330`. Both keys are stable;
+`symbology.py` maps vendors' own codes to them. The underlying future is not part of a key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Root:
     week
         Week of the month of a weekly, from 1; None for other families.
     barchart
-        Barchart's root of the same options; None where it was never seen.
+        Barchart's root of the same options; None where it is unknown.
     """
 
     code: str
@@ -50,7 +50,7 @@ class Series:
 
     @classmethod
     def parse(cls, key: str) -> Series:
-        """Parse `ROOT-YYYY-MM-DD`; ValueError with one sentence when it is not that."""
+        """Parse `ROOT-YYYY-MM-DD`; ValueError for anything else."""
         root, dash, day = key.partition("-")
         try:
             if not (root and dash):
@@ -68,14 +68,14 @@ class Series:
 
     @cached_property
     def root_info(self) -> Root:
-        """The root's facts; KeyError for a root of neither `ROOTS` nor `PROXY_ROOTS`."""
+        """The root's facts; KeyError for a root in neither `ROOTS` nor `PROXY_ROOTS`."""
         return ROOTS.get(self.root) or PROXY_ROOTS[self.root]
 
     @property
     def contract_month(self) -> tuple[int, int]:
-        """Year and month in the exchange's code: of gold's August option, though it expires in July.
+        """Year and month in the exchange's code: August for gold's option that expires in July.
 
-        A root of no table has the month of its expiration.
+        An unknown root has the month of its expiration.
         """
         info = ROOTS.get(self.root)
         ahead = info.family.months_ahead if info else 0
@@ -86,8 +86,8 @@ class Series:
     def expiration(self) -> datetime:
         """The instant trading ends, aware, in the exchange's time zone (convert to UTC to store).
 
-        On a day of early close it is the session's close: that trading cannot go on longer is
-        certain, that it does not end some minutes before (with the stock market) is not.
+        On a day of early close it is the session's close. Trading cannot end later; whether it ends
+        some minutes earlier, with the stock market, is uncertain.
         """
         info = self.root_info
         zone = ZoneInfo(info.product.timezone)
@@ -116,8 +116,8 @@ class Contract:
 def format_strike(strike: float, whole_digits: int = 1) -> str:
     """A strike without separator or trailing zeros: `21330`, `21330.5`.
 
-    Rounded to ten-thousandths; `symbology.strike_texts` does the same to whole columns. The part
-    before the point is padded with zeros to `whole_digits`.
+    Rounded to ten-thousandths, the whole part padded with zeros to `whole_digits`.
+    `symbology.strike_texts` does the same for columns.
     """
     whole, fraction = divmod(round(strike * 10_000), 10_000)
     return f"{whole:0{whole_digits}d}.{fraction:04d}".rstrip("0").rstrip(".")
@@ -146,4 +146,4 @@ PROXY_ROOTS: dict[str, Root] = roots_of(PROXIES.values())
 """The roots of proxies: NDX, NDXP, QQQ; SPX, SPXW, SPY."""
 
 PRODUCT_OF: dict[str, str] = {code: root.product.code for code, root in (ROOTS | PROXY_ROOTS).items()}
-"""The product whose options a root is of: `Q1B` is of NQ, `EW` of ES, `NDXP` of NDX."""
+"""The product code of each root: NQ for `Q1B`, ES for `EW`, NDX for `NDXP`."""

@@ -1,4 +1,4 @@
-"""What is listed: the expirations of a product by CME's rules, and the future each exercises into.
+"""The listed expirations of a product by CME's rules, and the future each exercises into.
 
 - **quarterly**: third Friday of the future's months; the trade date before it when that Friday
   is none (2026-06-18, a day before Juneteenth).
@@ -6,16 +6,15 @@
   date before when that is a Friday or the day before a holiday.
 - **end of month**: the last trade date of the month.
 - **weekly**: week n is the n-th such weekday of the month; none on the day of an end-of-month or
-  monthly option. In the quarterly's own week the Friday one exists since
-  `Family.beside_quarterly_since`.
+  monthly option. On the quarterly's own Friday there is one since `Family.on_quarterly_friday_since`.
 
-Trade dates are those of the equity-index session (`sessions.py`) for every product. Gold's differ at
-most on a day of early close or of mourning; whether they do was not checked.
+Trade dates are those of the equity-index session (`sessions.py`) for every product. Gold's may differ
+on a day of early close or of mourning; that was not checked.
 
-A day without regular trading hours (Good Friday, even when it trades until 08:15) fixes no
-price, so nothing expires on it. That a weekly on such a day, or on a holiday, is not listed at
-all is our reading, not a sentence of CME's; and the rules know today's families, not when each
-began. So they are for asking: a series that a vendor lists is taken whatever its date.
+A day without regular trading hours (Good Friday, even when it trades until 08:15) has no settlement,
+so nothing expires on it. That a weekly on such a day, or on a holiday, is not listed at all is our
+reading, not CME's statement; and the rules have today's families, not when each began. So they only
+decide what to request: a series that a vendor lists is accepted whatever its date.
 """
 
 from __future__ import annotations
@@ -36,35 +35,35 @@ _MOVED = {date(2025, 1, 9): date(2025, 1, 8)}
 
 
 def expirations(product_code: str, start: date, end: date) -> list[Series]:
-    """All series of a product that expire with start <= date <= end, by date and expiry time.
+    """All series of a product that expire with start <= date <= end, in order of expiration.
 
     KeyError for a product that is not in the table.
     """
     product = PRODUCTS[product_code]
     months = range(start.year * 12 + start.month - 1, end.year * 12 + end.month)
-    found = [s for month in months for s in listed(product, month // 12, month % 12 + 1)]
+    found = [s for month in months for s in list_month(product, month // 12, month % 12 + 1)]
     return sorted((s for s in found if start <= s.expiration_date <= end), key=_by_expiration)
 
 
 def expiration_date(root: str, year: int, month: int) -> date | None:
-    """The day a root of `ROOTS` expires for the month of its code; None where the rules list nothing."""
+    """The day a root of `ROOTS` expires in the month of its code; None when it is not listed."""
     info = ROOTS[root]
     months = year * 12 + month - 1 - info.family.months_ahead
-    series = listed(info.product, months // 12, months % 12 + 1)
+    series = list_month(info.product, months // 12, months % 12 + 1)
     return next((s.expiration_date for s in series if s.root == root), None)
 
 
 @lru_cache(maxsize=1024)
-def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
+def list_month(product: Product, year: int, month: int) -> tuple[Series, ...]:
     """The series of a product that expire in a month, family by family."""
-    fixing = _fixing_days(year, month)
-    if not fixing:
+    settled_days = _settlement_days(year, month)
+    if not settled_days:
         return ()
     third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
     once = {
         family: Series(family.roots[0], day)
         for family in product.families
-        if (day := _once_a_month(product, family, fixing, third_friday)) is not None
+        if (day := _monthly_day(product, family, settled_days, third_friday)) is not None
     }
     taken = {s.expiration_date for family, s in once.items() if family.kind != "quarterly"}
     series: list[Series] = []
@@ -72,11 +71,11 @@ def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
         if family in once:
             series.append(once[family])
         elif family.kind == "weekly" and family.weekday is not None:
-            since = family.beside_quarterly_since
+            since = family.on_quarterly_friday_since
             for root, day in zip(family.roots, _weekdays(year, month, family.weekday), strict=False):
                 beside = day == third_friday and any(f.kind == "quarterly" for f in once)
                 expires = _MOVED.get(day, day)
-                if expires not in fixing or expires in taken:
+                if expires not in settled_days or expires in taken:
                     continue
                 if beside and (since is None or day < since):
                     continue
@@ -87,11 +86,11 @@ def listed(product: Product, year: int, month: int) -> tuple[Series, ...]:
 def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
     """The future a series exercises into: `NQM5`, or `NQM25` with two digits (Barchart's form).
 
-    The nearest future whose own option has not expired before: the quarterly option ends together
-    with the future of its month and exercises into that one, so a Friday weekly of the same day
-    takes the next; gold's August option ends in July, and what expires later takes October's or
-    December's. Barchart shows the next future from the Monday of the expiry week on; a vendor's own
-    statement is checked against this, never replaced by it.
+    It is the nearest future whose own standard option has not expired before. The quarterly option ends
+    with the future of its month and exercises into it, so a Friday weekly of the same day takes the
+    next; gold's August option ends in July, and later ones take October's or December's. Barchart
+    shows the next future from the Monday of the expiry week on. A vendor's own statement is checked
+    against this, never replaced by it.
 
     KeyError for a series of a proxy: it has no future.
     """
@@ -104,13 +103,13 @@ def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
 
 
 def front_future(product: Product, day: date, year_digits: Literal[1, 2] = 1) -> str:
-    """The future that a weekly of a day would exercise into: the one most options are on."""
+    """The future that a weekly expiring on a day would exercise into: the one most options are on."""
     return underlying_future(Series(product.families[-1].roots[0], day), year_digits)
 
 
 def future_expiration(product: Product, year: int, month: int) -> datetime:
     """The instant trading in the future of a month ends, aware, in the exchange's time zone."""
-    days = _fixing_days(year, month)
+    days = _settlement_days(year, month)
     if product.future_ends == "third_last_trade_date":
         day = days[-3] if len(days) > 2 else date(year, month, 1)
     else:
@@ -125,23 +124,23 @@ def _last_exercise(product: Product, year: int, month: int) -> datetime:
     return Series(root, day).expiration if day else future_expiration(product, year, month)
 
 
-def _once_a_month(
-    product: Product, family: Family, fixing: tuple[date, ...], third_friday: date
+def _monthly_day(
+    product: Product, family: Family, settled_days: tuple[date, ...], third_friday: date
 ) -> date | None:
     """The day of a month on which a family of one root expires, if it does in that month."""
     if family.kind == "quarterly" and third_friday.month in product.future_months:
-        return _last(fixing, third_friday)
+        return _last(settled_days, third_friday)
     if family.kind == "monthly":
-        return _fourth_last(fixing)
-    return fixing[-1] if family.kind == "end_of_month" else None
+        return _fourth_last(settled_days)
+    return settled_days[-1] if family.kind == "end_of_month" else None
 
 
 # ── days of a month ─────────────────────────────────────────────────────────────────────────────
 
 
 @lru_cache(maxsize=1024)
-def _fixing_days(year: int, month: int) -> tuple[date, ...]:
-    """Trade dates of a month on which a fixing can happen."""
+def _settlement_days(year: int, month: int) -> tuple[date, ...]:
+    """Trade dates of a month that have a settlement."""
     last = date(year, month, monthrange(year, month)[1])
     return tuple(s.trade_date for s in sessions.sessions(last.replace(day=1), last) if s.rth)
 
@@ -152,9 +151,9 @@ def _last(days: tuple[date, ...], limit: date) -> date:
 
 
 def _fourth_last(days: tuple[date, ...]) -> date:
-    """The fourth-last of a month's days; the one before when it is a Friday or followed by a holiday.
+    """The fourth-last of a month's days, or the one before it when that is a Friday or before a holiday.
 
-    That the rule is applied again to the day before (2025-12-23) is our reading of CME's sentence.
+    That the rule applies again to the day before (2025-12-23) is our reading of CME's sentence.
     """
     return next(
         day for day in reversed(days[:-3]) if day.weekday() != FRIDAY and day + timedelta(days=1) in days

@@ -1,11 +1,10 @@
 """Implied volatility and Greeks of whole chains, and the forward of every series.
 
-A row is priced from the middle of its quote; without one from the settlement, where the vendor's
-price is one, at the moment that settlement was made; else from the last trade while that is young.
-The forward is what put-call parity makes of the quotes near the money, since those speak of the
-same moment as the prices and name no wrong month; the vendor's underlying future stands in where
-there are too few. European rows are Black-76, American ones on futures `american.py`. Where nothing
-can be said, `unpriced` says why.
+A row's price is the mid of its quote; else its settlement, valued at the moment it was made; else
+the last trade while that is recent. The forward comes from put-call parity near the money, because
+those quotes are of the same moment as the prices and cannot name a wrong month. The vendor's underlying
+future is used where there are too few pairs. European rows are valued by Black-76, American ones on
+futures by `american.py`. `unpriced` says why a row has no volatility.
 """
 
 from __future__ import annotations
@@ -32,35 +31,35 @@ UNPRICED = (
     "above_bound",
     "no_solution",
 )
-"""Why a row has no implied volatility, in the words of `unpriced`."""
+"""The values of `unpriced`: why a row has no implied volatility."""
 
-_SAME = ("source", "environment", "snapshot_ts", "trade_date", "series", "contract_key")
+_KEYS = ("source", "environment", "snapshot_ts", "trade_date", "series", "contract_key")
 _PRICE = ("valued_at", "price", "price_used", "price_age_s")
 _FORWARD = ("forward", "forward_source", "parity_forward", "parity_spread", "parity_pairs", "parity_gap")
 _MODEL = ("rate", "years", "model")
 _GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
-PRICED = (*_SAME, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpriced")
+PRICED = (*_KEYS, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpriced")
 """The columns of `price_chain`."""
 
 PARITY_STRIKES = 10
-"""Strikes of a series nearest the forward that parity is taken from."""
+"""How many strikes nearest the forward the parity forward uses."""
 MIN_PAIRS = 3
-"""Fewer pairs of call and put do not make a forward."""
+"""Pairs of call and put that a parity forward needs."""
 MAX_PARITY_SPREAD = 0.002
-"""Pairs whose forwards lie further apart than this share (interquartile range) do not agree on one."""
+"""Interquartile range of the pairs' forwards, as a share of the forward, up to which they agree."""
 MAX_LAST_AGE_S = 900
-"""Seconds after which a last trade says nothing about now."""
+"""Seconds up to which a last trade is used as a price."""
 
 _INSTANT = pl.Datetime("ns", "UTC")
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
 _QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
-_READ = (*_SAME, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
+_INPUTS = (*_KEYS, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
 _FORWARD_OF = ("source", "snapshot_ts", "series", "_basis", "valued_at")
-"""Prices of one moment make a forward: settlements of two trade dates do not."""
+"""A forward is of prices of one moment: settlements of two trade dates have two."""
 _SETTLEMENT = ("root", "as_of", "settlement_date")
 _ROUNDING = 2e-15
-"""Time value below this share of the price is the price's own rounding."""
+"""Time value below this share of the price is rounding of the price."""
 
 
 def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX_LAST_AGE_S) -> pl.DataFrame:
@@ -73,23 +72,23 @@ def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX
     rate
         Continuously compounded, per year; the same for all expirations.
     max_last_age_s
-        A last trade that is older, or whose time is not known, prices nothing.
+        A last trade that is older, or of unknown time, is not used.
 
     Returns
     -------
-    The columns of the lake's `option_pricing` but for `run_id`. Whatever does not apply is null.
+    The columns of the lake's `option_pricing` without `run_id`. What does not apply is null.
     """
-    rows = _with_price(chain, max_last_age_s)
+    rows = _add_price(chain, max_last_age_s)
     rows = rows.join(
         _parity_forwards(rows, rate), on=_FORWARD_OF, how="left", nulls_equal=True, maintain_order="left"
     )
-    return _valued(_with_reason(_with_forward(rows), rate), rate).select(PRICED)
+    return _value_rows(_add_model(_add_forward(rows), rate), rate).select(PRICED)
 
 
-def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
-    """The price of every row, where it comes from, and the moment it is valued at."""
+def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
+    """Add the price of every row, which price that is, and the moment it is valued at."""
     instants = ("snapshot_ts", "as_of", "expiration", "last_ts")
-    rows = chain.select(_READ).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
+    rows = chain.select(_INPUTS).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
     bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
     has_bid, has_ask = _is_price(bid), _is_price(ask)
     age = (pl.col("as_of") - pl.col("last_ts")).dt.total_microseconds() / 1e6
@@ -125,7 +124,7 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .when(pl.col("price_used") == "mid")
         .then(0.0),
         _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
-        # A price is known to its tick at best, also where bid and ask are the same.
+        # A price is known to its tick at best, even where bid and ask are equal.
         _half_width=pl.when(pl.col("price_used") == "mid").then(
             pl.max_horizontal(ask - bid, _tick((bid + ask) / 2)) / 2
         ),
@@ -145,7 +144,7 @@ def _with_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
 
 
 def _tick(price: pl.Expr) -> pl.Expr:
-    """The tick of the row's product at a price; null for a root of no table."""
+    """The tick of the row's product at a price; null for an unknown root."""
     tick: pl.Expr = pl.lit(None, pl.Float64)
     for product in (*PRODUCTS.values(), *PROXIES.values()):
         own = pl.col("root").is_in(list(roots_of([product])))
@@ -166,7 +165,7 @@ def _settlement_instants(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
-    """When a settlement was made; one of an unknown trade date is the newest that was out at `as_of`."""
+    """When a settlement was made; without a known trade date it is the newest published at `as_of`."""
     product = (ROOTS.get(root) or PROXY_ROOTS[root]).product
     if day is None or not sessions.is_trade_date(day):
         day = newest_published(as_of, product)
@@ -176,9 +175,9 @@ def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
 def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """The forward of each series by put-call parity, one row per series, snapshot and kind of price.
 
-    The weighted median of strike + (call - put) / discount over the strikes nearest the forward;
-    a pair weighs what its quotes are narrow. Near the money the right to exercise early is worth
-    nearly the same to call and put, so American pairs serve as well.
+    It is the weighted median of strike + (call - put) / discount over the strikes nearest the
+    forward; narrow quotes weigh more. Near the money the early exercise premium of call and put is
+    nearly the same, so American pairs are used as well.
     """
     terms = (*_FORWARD_OF, "strike")
     width = pl.col("_half_width").fill_null(0.0)
@@ -204,11 +203,11 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     )
 
 
-def _with_forward(rows: pl.DataFrame) -> pl.DataFrame:
-    """Which forward is used: parity's where the pairs agree, else the future's quoted price.
+def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the forward: the parity forward where the pairs agree, else the future's quoted price.
 
-    A settlement has no other forward than that of the settlements, and an index or a fund none
-    but parity's, because its own price lacks the dividends and the interest until expiration.
+    Settlements have only the parity forward of the settlements. An index or a fund has only the parity
+    forward, because its own price lacks the dividends and the interest until expiration.
     """
     agreed = (pl.col("parity_pairs") >= MIN_PAIRS) & (
         pl.col("parity_spread") <= MAX_PARITY_SPREAD * pl.col("parity_forward")
@@ -231,14 +230,14 @@ def _with_forward(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_reason(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
-    """Which model values a row, or why none does."""
+def _add_model(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Add the model that values a row, or why there is none."""
     early = (pl.col("exercise_style") == "american") & (pl.col("underlying_class") == "future")
     model = pl.when(early & pl.lit(rate > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
     price, forward, strike = (pl.col(name) for name in ("price", "forward", "strike"))
     is_call = pl.col("option_type") == "C"
-    # What an American option is exercised for is not discounted.
-    grown = pl.when(model == "ju_zhong").then(price).otherwise(price * (rate * pl.col("years")).exp())
+    # An American option is compared with its undiscounted exercise value.
+    undiscounted = pl.when(model == "ju_zhong").then(price).otherwise(price * (rate * pl.col("years")).exp())
     intrinsic = pl.when(is_call).then(forward - strike).otherwise(strike - forward).clip(lower_bound=0.0)
     rows = rows.with_columns(
         model=model,
@@ -248,16 +247,16 @@ def _with_reason(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
         .then("_no_price")
         .when(forward.is_null())
         .then(pl.lit("no_forward"))
-        .when(grown - intrinsic <= _ROUNDING * price)
+        .when(undiscounted - intrinsic <= _ROUNDING * price)
         .then(pl.lit("below_intrinsic"))
-        .when(grown >= pl.when(is_call).then(forward).otherwise(strike))
+        .when(undiscounted >= pl.when(is_call).then(forward).otherwise(strike))
         .then(pl.lit("above_bound")),
     )
     return rows.with_columns(pl.when(pl.col("unpriced").is_null()).then("model").alias("model"))
 
 
-def _valued(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
-    """Implied volatility and Greeks of every row that has a model."""
+def _value_rows(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Add implied volatility and Greeks to every row that has a model."""
     inputs = [rows[name].to_numpy() for name in ("price", "forward", "strike", "years")]
     is_call = (rows["option_type"] == "C").to_numpy()
     greeks = np.full((len(_GREEKS), rows.height), np.nan)

@@ -48,7 +48,7 @@ class Family:
         Local time in `Product.timezone` at which trading in the series ends.
     barchart
         Barchart's root for each of `roots`; None where it was never seen.
-    beside_quarterly_since
+    on_quarterly_friday_since
         First day on which this weekly also expires on the quarterly option's Friday; None: never.
         When CME began is uncertain (its page of 2025-03 has it).
     months_ahead
@@ -65,7 +65,7 @@ class Family:
     exercise_style: ExerciseStyle
     expiry_time: time
     barchart: tuple[str | None, ...] = ()
-    beside_quarterly_since: date | None = None
+    on_quarterly_friday_since: date | None = None
     months_ahead: int = 0
     exercises_into: tuple[int, ...] = ()
 
@@ -160,7 +160,7 @@ def _weekly(
     weeks: int = 5,
     expiry_time: time = _PM,
     exercises_into: tuple[int, ...] = (),
-    beside_quarterly_since: date | None = None,
+    on_quarterly_friday_since: date | None = None,
 ) -> Family:
     """A PM-settled European weekly; `{}` in `roots` is the week of the month."""
     return Family(
@@ -172,7 +172,7 @@ def _weekly(
         expiry_time=expiry_time,
         barchart=barchart,
         exercises_into=exercises_into,
-        beside_quarterly_since=beside_quarterly_since,
+        on_quarterly_friday_since=on_quarterly_friday_since,
     )
 
 
@@ -192,7 +192,7 @@ NQ = Product(
             "QN{}",
             ("MQ1", "MQ2", "MQ3", "MQ4"),
             weeks=4,
-            beside_quarterly_since=date(2025, 3, 1),
+            on_quarterly_friday_since=date(2025, 3, 1),
         ),
         _weekly(MONDAY, "Q{}A", ("MC6", "MC7", "MC8", "MC9", None)),
         _weekly(TUESDAY, "Q{}B", ("MM1", "MM2", "MM3", "MM4", "MM5")),

@@ -8,15 +8,15 @@ trade dates from its `CME_TradeDate`, and what both get wrong from the table bel
   then a trade date of its own (2021, 2023, 2026); otherwise it is closed (2024, 2025, 2027).
   The libraries have it open in every year.
 - 2018-12-05 and 2025-01-09, national days of mourning, closed at 08:30 (CME press releases).
-- Until 2021-06-25 trading paused from 15:15 to 15:30; the calendar used here has no pause.
+- Until 2021-06-25 trading paused from 15:15 to 15:30; the library's calendar has no pause.
 
-Nothing before `FIRST_DAY` can be asked about. The expirations of 2018-12-05 moved to the day before,
-the libraries have the close of 16:15 that held until 2015-09-20 at 16:00, and nobody here checked the
-holidays of those years.
+No day before `FIRST_DAY` is supported. The expirations of 2018-12-05 moved to the day before,
+the libraries have 16:00 for the close of 16:15 that held until 2015-09-20, and the holidays of
+those years were not checked.
 
 Days on which the market opens but halts at noon (Martin Luther King, Presidents, Memorial,
 Juneteenth, Independence, Labor, Thanksgiving) are no trade dates: their trades belong to the
-next one, whose session then has several segments. Checked row by row for 2019 to 2027.
+next one, whose session then has several segments. Checked day by day for 2019 to 2027.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
 SESSION_CLOSE = time(16, 0)
 YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
-"""Years of the table; one more at either end, so that looks back and ahead from the days that can be
-asked about find a session."""
+"""Years with sessions: one more at either end than the supported days, for the sessions before and after."""
 
 _GOOD_FRIDAY_CLOSE = time(8, 15)
 _EARLY_CLOSES = {date(2018, 12, 5): time(8, 30), date(2025, 1, 9): time(8, 30)}
@@ -52,13 +51,13 @@ _AFTERNOON_PAUSE = (time(15, 15), time(15, 30))
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One trade date's trading, all instants aware in UTC; every span holds its start, not its end.
+    """One trade date's trading. All instants are aware in UTC; every span excludes its end.
 
     Attributes
     ----------
     segments
         The (open, close) spans in which the market trades, in order. More than one where a
-        holiday halt rolls into the next trade date, and with the afternoon pause of old.
+        holiday halt rolls into the next trade date, and with the former afternoon pause.
     rth
         08:30 to 15:00 Chicago cut to the session; None when nothing is left (2026-04-03).
     """
@@ -139,12 +138,10 @@ def current_session(instant: datetime) -> Session:
 
 
 def captured_until(trade_date: date, captured: Collection[date]) -> list[date]:
-    """The captured trade dates whose trades may stand beside a chain, the best first.
+    """The captured trade dates up to a chain's, the newest first.
 
-    Everything belongs to the trade date of its own moment: a chain to that of the moment it was asked
-    for, a capture to that of its gateway's clock, a report to that of its chain. The two need not be
-    one: before a trade date's regular hours the newest trades are those of the trade date before. So a
-    report shows the trades of the newest of these dates that has any, and says of when they are.
+    Before a trade date's regular hours the newest trades are those of the trade date before. So a
+    report shows the trades of the first of these dates that has any, and states that date.
     """
     return sorted((day for day in captured if day <= trade_date), reverse=True)
 
@@ -172,11 +169,11 @@ def next_boundary(instant: datetime) -> datetime:
 
 
 def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
-    """The market moment a chain asked for at `instant` is about, in UTC.
+    """The market moment of a chain requested at `instant`, in UTC.
 
-    The instant itself up to the close of the window of its session, that close afterwards
-    (`rth` empty: the session's close; `always`: the instant). Never inside a halt: there it is
-    the last instant before, the close of the segment that ended.
+    It is the instant itself, but no later than the close of the window in its session (of the session
+    where `rth` is empty; never limited for `always`). Inside a halt it is the close of the segment
+    that ended.
     """
     now = instant.astimezone(UTC)
     if window == "always":
@@ -189,7 +186,7 @@ def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
     return ended[-1] if halted and ended else moment
 
 
-# ── the table behind it ─────────────────────────────────────────────────────────────────────────
+# ── loading the calendar ─────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +215,11 @@ def _spans(s: Session, window: Window) -> tuple[tuple[datetime, datetime], ...]:
 
 @lru_cache(maxsize=len(YEARS))
 def _year(year: int) -> _Year:
-    """Load a year from the calendar library; a few weeks either side are read to find the neighbours."""
+    """A year from the calendar library, loaded with a few weeks either side to find its neighbours."""
     around = list(_load(date(year - 1, 12, 1), date(year + 1, 1, 31)))
     inside = [i for i, s in enumerate(around) if s.trade_date.year == year]
-    kept = tuple(around[inside[0] - 1 : inside[-1] + 2])
-    return _Year(kept, tuple(s.open for s in kept), {s.trade_date: s for s in kept})
+    loaded = tuple(around[inside[0] - 1 : inside[-1] + 2])
+    return _Year(loaded, tuple(s.open for s in loaded), {s.trade_date: s for s in loaded})
 
 
 def _load(start: date, end: date) -> Iterator[Session]:
@@ -287,12 +284,12 @@ def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 
 def in_chicago(moment: datetime) -> str:
-    """An instant as people in this market read it: Chicago time with its zone."""
+    """An instant for people to read: Chicago time with its zone, `Tue 2025-06-10 10:00 CT`."""
     return moment.astimezone(CHICAGO).strftime("%a %Y-%m-%d %H:%M CT")
 
 
 def describe_closure(instant: datetime, window: Window) -> str:
-    """Why the window is closed at an instant, as a trader would say it."""
+    """Why the window is closed at an instant, e.g. `2025-07-03 closed early at 12:15 CT`."""
     local = instant.astimezone(CHICAGO)
     day = local.date()
     if not is_trade_date(day):

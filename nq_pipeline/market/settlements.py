@@ -1,7 +1,6 @@
-"""When the daily settlements of a trade date are made, and when they can be known.
+"""When the daily settlements of a trade date are made and published.
 
-The hours are facts of the product (`Product.settlements`, `Product.settlement_delay`); the days are
-those of `sessions.py`.
+The hours are facts of the product (`Product.settlements`, `Product.settlement_delay`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from nq_pipeline.market.products import Product
 
 
 def settled_at(trade_date: date, product: Product) -> datetime:
-    """The instant the settlements of a trade date speak of, in UTC; KeyError when the day is none.
+    """The instant the settlements of a trade date are made, in UTC; KeyError for any other day.
 
     Never later than the session's close, which on some days comes before the hour of a short day.
     """
@@ -33,12 +32,12 @@ def settled_at(trade_date: date, product: Product) -> datetime:
 
 
 def published_at(trade_date: date, product: Product) -> datetime:
-    """When the first settlements of a trade date come out, in UTC."""
+    """When the first settlements of a trade date are published, in UTC."""
     return settled_at(trade_date, product) + product.settlement_delay
 
 
 def newest_published(moment: datetime, product: Product) -> date:
-    """The newest trade date whose settlements are out at a moment."""
+    """The newest trade date whose settlements are published at a moment."""
     session = sessions.current_session(moment)
     while published_at(session.trade_date, product) > moment:
         session = sessions.current_session(session.open - timedelta(seconds=1))

@@ -5,17 +5,16 @@
     Barchart    MM1N25, MM1N5|21330C         its own roots; two or one year digits; strike, side
     OCC style   O:NDXP250701C21330000        root, yymmdd, side, strike in thousandths, read from the right
 
-Tradovate's names are taken to be Globex's. What a vendor sends is untrusted: a name that cannot be
+Tradovate's names are assumed to be Globex's. Vendors' input is untrusted: a name that cannot be
 read is an `Unparsed`, never an exception. A year of one digit is resolved by the trade date of the
 answer (`on`) or a stated expiration, never guessed; the day within the month comes from the listing
 rules unless the vendor states it.
 
-The same characters mean different things to different vendors: Barchart's `MQ4` is the
-E-mini's fourth Friday, CME's `MQ4` a Micro. So every function speaks of one vendor, and roots
-that are not in the product table (all Micro ones) are not read.
+The same code means different things to different vendors: Barchart's `MQ4` is the E-mini's fourth
+Friday, CME's `MQ4` a Micro. So every function is for one vendor, and roots that are not in the
+product table (all Micro ones) are not read.
 
-Boards are named and split by whole columns, which the functions at the end do; contract by contract
-only Globex's symbols are read.
+The functions at the end name and split whole columns.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 NO_CODES: Mapping[str, str] = MappingProxyType({})
-"""No addition to the product table's Barchart roots."""
+"""No additions to the product table's Barchart roots."""
 
 GLOBEX_STRIKE_DIGITS = 4
-"""Globex pads shorter strikes with zeros: seen at the E-mini S&P 500, taken to hold for all roots."""
+"""Globex pads shorter strikes with zeros: seen for the E-mini S&P 500, assumed for all roots."""
 
 _SERIES = rf"([A-Z0-9]{{2,4}})([{MONTH_CODES}])([0-9]{{1,2}})"
 _STRIKE = r"([0-9]{1,9}(?:\.[0-9]{1,4})?)"
@@ -86,8 +85,8 @@ def parse_globex(
     Parameters
     ----------
     on
-        Trade date of the answer the symbol stands in: a single year digit means the year within
-        the ten that begin a year before it.
+        Trade date of the answer; a single year digit means the year within the ten that begin a year
+        before it.
     expiration
         The local expiration date where the vendor states it; it wins over `on` and over the
         listing rules, and must agree with the symbol's month and year.
@@ -115,10 +114,10 @@ def barchart_code(
     Parameters
     ----------
     year_digits
-        Barchart takes both and answers with one.
+        Barchart accepts both and answers with one.
     codes
-        Barchart roots by Globex root that add to or replace the product table's: those of the
-        fifth Monday and Thursday (`Q5A`, `Q5D`) were never seen.
+        Barchart roots by Globex root that add to or replace the product table's; those of the
+        fifth Monday and Thursday (`Q5A`, `Q5D`) are unknown.
     """
     root = _barchart_roots(codes).get(series.root)
     if root is None:
@@ -148,7 +147,7 @@ def parse_barchart_code(
 
 
 def _barchart_roots(codes: Mapping[str, str]) -> dict[str, str]:
-    """Barchart's root by ours; an added code takes precedence over the table's use of it."""
+    """Barchart's root by Globex root; an added code takes precedence over the table's use of it."""
     known = {code: root.barchart for code, root in ROOTS.items() if root.barchart}
     return dict(codes) | {ours: theirs for ours, theirs in known.items() if ours not in codes}
 
@@ -202,8 +201,7 @@ def split_globex_symbols(raw_symbol: pl.Expr) -> pl.Expr:
 def split_barchart_symbols(symbol: pl.Expr) -> pl.Expr:
     """Split `MM1N5|21330C`: struct of code, strike, option_type; all null where it is not that.
 
-    An answer is about one series, so its rows' one code is compared with the series' own
-    (`barchart_code(series, year_digits=1)`) instead of being parsed row by row.
+    An answer is about one series: compare the code with `barchart_code(series, year_digits=1)`.
     """
     return _split(symbol, r"^([A-Z0-9]+)\|" + _STRIKE + "([CP])$", "code", "strike", "option_type")
 
@@ -211,8 +209,8 @@ def split_barchart_symbols(symbol: pl.Expr) -> pl.Expr:
 def split_occ_tickers(ticker: pl.Expr) -> pl.Expr:
     """Split `O:NDXP250701C21330000`: struct of root, expiration_date, option_type, strike.
 
-    All null where it is not that; a day that is none gives a null `expiration_date`. Roots are
-    as sent: keep those in `PROXY_ROOTS`.
+    All null where it is not that; an impossible day gives a null `expiration_date`. Roots are as
+    sent, whether or not they are in `PROXY_ROOTS`.
     """
     import polars as pl
 
