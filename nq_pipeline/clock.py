@@ -68,7 +68,7 @@ class ShiftedClock(SystemClock):
         return self.start + timedelta(seconds=(time.monotonic() - self._since) * self.speed)
 
 
-def unproven(day: date) -> str | None:
+def unsupported_day(day: date) -> str | None:
     """Why a day cannot be asked about, as a sentence; None when it can."""
     if FIRST_DAY <= day <= LAST_DAY:
         return None

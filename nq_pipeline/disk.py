@@ -22,7 +22,7 @@ LEAST = 1024 * 1024
 """A disk with less than this is full."""
 
 
-def trouble(error: BaseException, folder: Path) -> str | None:
+def explain_disk_error(error: BaseException, folder: Path) -> str | None:
     """One sentence when an error came of a disk, which is that of the file it names, that below `folder` or
     that of temporary files; None when it did not, or may not have."""
     chain = list(_chain(error))

@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     with temporary_for(path) as temporary:
         temporary.write_bytes(content)
-        put_in_place(temporary, path)
+        rename_durably(temporary, path)
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def temporary_for(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
+def rename_durably(temporary: Path, path: Path) -> None:
     """Rename a written file to its final name, durably."""
     sync(temporary)
     temporary.replace(path)
@@ -65,7 +65,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def left_over(folder: Path, before: int) -> Iterator[Path]:
+def stale_temporaries(folder: Path, before: int) -> Iterator[Path]:
     """Temporary files below a folder that were last written before an instant (nanoseconds UTC).
 
     With an instant `GRACE_NS` ago: what processes left that died.

@@ -1,7 +1,7 @@
 """Known secrets are struck out of what a vendor sends before anyone sees, logs or writes it.
 
 A vendor knows the key it was asked with and can repeat it anywhere: in a body, a header, a refusal,
-a name. So every session strikes at its edge: `strike` for bytes and texts, `keep_out_of_logs` for
+a name. So every session strikes at its edge: `redact` for bytes and texts, `redact_logs` for
 what libraries log. Asterisks keep the length, so that binary records stay whole.
 """
 
@@ -27,7 +27,7 @@ LONG = 16
 Value = TypeVar("Value", str, bytes)
 
 
-def spellings(secrets: Iterable[str]) -> tuple[str, ...]:
+def secret_spellings(secrets: Iterable[str]) -> tuple[str, ...]:
     """The secrets and how they look in a URL, in JSON, in HTML and in a login header; the longest first,
     since one may be part of another."""
     found = set[str]()
@@ -46,14 +46,14 @@ def spellings(secrets: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted((text for text in found if len(text) >= SHORTEST), key=lambda t: (-len(t), t)))
 
 
-def strike(text: str, secrets: Iterable[str]) -> str:
+def redact(text: str, secrets: Iterable[str]) -> str:
     """A text without the secrets."""
     for secret in secrets:
         text = text.replace(secret, "*" * len(secret))
     return text
 
 
-def strike_data(data: bytes, secrets: Iterable[str]) -> bytes:
+def redact_data(data: bytes, secrets: Iterable[str]) -> bytes:
     """Data without the secrets, of the same length; those that an honest answer may hold stay (`WORD`)."""
     for secret in secrets:
         if len(secret) < WORD:
@@ -68,18 +68,18 @@ def strike_data(data: bytes, secrets: Iterable[str]) -> bytes:
     return data
 
 
-def strike_all(value: Any, secrets: Collection[str]) -> Any:
+def redact_all(value: Any, secrets: Collection[str]) -> Any:
     """Texts and bytes, and whatever holds them, without the secrets."""
     if isinstance(value, str):
-        return strike(value, secrets)
+        return redact(value, secrets)
     if isinstance(value, bytes):
         for secret in secrets:
             value = value.replace(secret.encode(), b"*" * len(secret.encode()))
         return value
     if isinstance(value, Mapping):
-        return {strike_all(name, secrets): strike_all(item, secrets) for name, item in value.items()}
+        return {redact_all(name, secrets): redact_all(item, secrets) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [strike_all(item, secrets) for item in value]
+        return [redact_all(item, secrets) for item in value]
     return value
 
 
@@ -88,7 +88,7 @@ def strike_all(value: Any, secrets: Collection[str]) -> Any:
 _kept_out: tuple[str, ...] = ()
 
 
-def keep_out_of_logs(secrets: Collection[str]) -> None:
+def redact_logs(secrets: Collection[str]) -> None:
     """From now on no log record of this process holds one of these secrets, whichever library makes it."""
     global _kept_out
     if new := set(secrets) - set(_kept_out):
@@ -111,11 +111,11 @@ def _strike_record(record: logging.LogRecord) -> None:
         said = record.getMessage()
     except Exception:  # arguments that do not fit: logging itself reports that, without them
         said, record.args = str(record.msg), None
-        record.msg = strike(said, _kept_out)
+        record.msg = redact(said, _kept_out)
         return
-    if (clean := strike(said, _kept_out)) != said:
+    if (clean := redact(said, _kept_out)) != said:
         record.msg, record.args = clean, None
     if record.exc_info and record.exc_info[1] is not None:
         told = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-        if (clean := strike(told, _kept_out)) != told:
+        if (clean := redact(told, _kept_out)) != told:
             record.exc_text, record.exc_info = clean, None

@@ -28,7 +28,7 @@ from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.rows import SCHEMAS
 from nq_pipeline.chains.answer_cache import AnswerCache
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import GRACE_NS, left_over, locked
+from nq_pipeline.files import GRACE_NS, locked, stale_temporaries
 from nq_pipeline.lake import compaction
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import FETCHES, GAPS, PARTITION, Table
@@ -40,7 +40,7 @@ SETTLED = ("verified", "unfillable")
 
 
 @dataclass
-class Swept:
+class SweepResult:
     """What became of one kind of files.
 
     Attributes
@@ -71,7 +71,7 @@ class Swept:
         return f"{self.what} {age}: {self.files:,} files, {self.bytes / 2**20:,.1f} MiB{stays}"
 
 
-def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[Swept]:
+def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[SweepResult]:
     """Remove what is old; in a dry run only count it.
 
     A call that was killed is completed by the next one, and calls take turns. Safe beside writers:
@@ -80,8 +80,8 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
     """
     with locked(Workspace.of(settings).root / ".retention.lock"):
         _remove(
-            Swept("temporary", None),
-            left_over(Workspace.of(settings).root, time.time_ns() - GRACE_NS),
+            SweepResult("temporary", None),
+            stale_temporaries(Workspace.of(settings).root, time.time_ns() - GRACE_NS),
             dry_run,
         )
         return [
@@ -96,9 +96,9 @@ def _before(now: datetime, days: int) -> date | None:
     return now.date() - timedelta(days=days) if days else None
 
 
-def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
+def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepResult:
     """Answers whose request is in `fetches`; a run that died before that can still be completed."""
-    swept = Swept("raw", before)
+    swept = SweepResult("raw", before)
     if before is None:
         return swept
     archive = Workspace.of(settings).archive
@@ -133,9 +133,9 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> Swept:
     return swept
 
 
-def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> Swept:
+def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> SweepResult:
     """The oldest segments, up to the first that is needed: the log has no hole in its numbers."""
-    swept = Swept("capture", before)
+    swept = SweepResult("capture", before)
     if before is None:
         return swept
     lake = Workspace.of(settings).lake
@@ -195,16 +195,16 @@ def _unsettled(lake: Lake) -> date | None:
     )
 
 
-def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> Swept:
-    swept = Swept("reports", before)
+def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> SweepResult:
+    swept = SweepResult("reports", before)
     if before is not None:
         pages = sorted(Workspace.of(settings).reports.glob("????-??-??T*.html"))
         _remove(swept, [path for path in pages if path.name[:10] < before.isoformat()], dry_run)
     return swept
 
 
-def _sweep_cache(settings: Settings, dry_run: bool) -> Swept:
-    swept, cache = Swept("cache", None), Workspace.of(settings).cache
+def _sweep_cache(settings: Settings, dry_run: bool) -> SweepResult:
+    swept, cache = SweepResult("cache", None), Workspace.of(settings).cache
     _remove(swept, [*cache.glob("*-http.sqlite*"), *AnswerCache(cache / "answers").old_files()], dry_run)
     return swept
 
@@ -214,7 +214,7 @@ def _days(root: Path, source: str) -> Iterator[tuple[Path, date]]:
         yield folder, date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
 
 
-def _remove(swept: Swept, paths: Iterable[Path], dry_run: bool) -> None:
+def _remove(swept: SweepResult, paths: Iterable[Path], dry_run: bool) -> None:
     for path in paths:
         if path.exists():
             swept.files += 1

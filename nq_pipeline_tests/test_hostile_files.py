@@ -111,7 +111,7 @@ def whole(site: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
         feed.session(market(40))
     publish(data)
     alert = Alert(key="k", what="w", so_what="s", what_to_do="d", severity="error")
-    Notifier(settings_of(data)).tell(alert)
+    Notifier(settings_of(data)).fire(alert)
     return data
 
 

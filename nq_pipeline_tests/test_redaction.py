@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.redaction import keep_out_of_logs, spellings, strike, strike_data
+from nq_pipeline.redaction import redact, redact_data, redact_logs, secret_spellings
 
 SECRET = 'db-"quoted"/&ünïcode=1234567890'
-HIDDEN = spellings([SECRET])
+HIDDEN = secret_spellings([SECRET])
 
 
 @pytest.mark.parametrize(
@@ -28,26 +28,26 @@ HIDDEN = spellings([SECRET])
     ],
 )
 def test_a_secret_is_struck_in_every_spelling(said: str) -> None:
-    assert strike(f"a {said} b", HIDDEN) == f"a {'*' * len(said)} b"
+    assert redact(f"a {said} b", HIDDEN) == f"a {'*' * len(said)} b"
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_data_keep_their_length_and_the_bytes_around(before: bytes, after: bytes) -> None:
     key = "db-0123456789-0123456789"
-    struck = strike_data(before + key.encode() + after, [key])
+    struck = redact_data(before + key.encode() + after, [key])
     assert struck == before + b"*" * len(key) + after
 
 
 def test_a_short_secret_is_struck_from_data_only_where_it_stands_alone() -> None:
     assert (
-        strike_data(b'{"a":"hunter22","b":"hunter221"}', ["hunter22"]) == b'{"a":"********","b":"hunter221"}'
+        redact_data(b'{"a":"hunter22","b":"hunter221"}', ["hunter22"]) == b'{"a":"********","b":"hunter221"}'
     )
-    assert strike_data(b'{"cid":8133}', ["8133"]) == b'{"cid":8133}'
+    assert redact_data(b'{"cid":8133}', ["8133"]) == b'{"cid":8133}'
 
 
 def test_no_library_logs_a_secret_in_words_arguments_or_traceback(caplog: pytest.LogCaptureFixture) -> None:
     key = "db-logged-0123456789-0123456789"
-    keep_out_of_logs([key])
+    redact_logs([key])
     log = logging.getLogger("some.library")
     log.error("refused %s", key)
     log.error(f"refused {key}")

@@ -21,7 +21,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.tables import TRADES
-from nq_pipeline.retention import Swept, sweep
+from nq_pipeline.retention import SweepResult, sweep
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.archive_samples import archive_answer
@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> Settings:
     return build_settings(data_dir=tmp_path, now=NOON, horizon_days=0, sources=("barchart",))
 
 
-def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool = False) -> Swept:
+def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool = False) -> SweepResult:
     return next(part for part in sweep(settings, now, dry_run=dry_run) if part.what == what)
 
 

@@ -61,7 +61,7 @@ class Message:
     alert: Alert
 
 
-def slack(message: Message) -> dict[str, str]:
+def slack_body(message: Message) -> dict[str, str]:
     """The body of Slack's incoming webhooks, which Mattermost and others take as well."""
     alert = message.alert
     again = f" ({message.times} times since {message.since:%Y-%m-%d %H:%M} UTC)" if message.times > 1 else ""
@@ -72,7 +72,7 @@ def slack(message: Message) -> dict[str, str]:
     return {"text": "\n".join(line.translate(_ESCAPED) for line in (*lines, *alert.where) if line)}
 
 
-def sentence(text: str) -> str:
+def one_line(text: str) -> str:
     """One line of printable characters, not too long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

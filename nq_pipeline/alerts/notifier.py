@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from nq_pipeline import files
-from nq_pipeline.alerts.message import Alert, Message, State, sentence, slack
+from nq_pipeline.alerts.message import Alert, Message, State, one_line, slack_body
 from nq_pipeline.alerts.webhook import post
 from nq_pipeline.clock import Clock, SystemClock
 from nq_pipeline.errors import AlertError, WebhookRefused
-from nq_pipeline.redaction import strike
+from nq_pipeline.redaction import redact
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
@@ -85,7 +85,7 @@ class Notifier:
         self._clock = clock or SystemClock()
         self._webhook = settings.alerts.webhook
 
-    def tell(self, alert: Alert) -> bool:
+    def fire(self, alert: Alert) -> bool:
         """Say that something is wrong; False when it was said lately and is only counted."""
         alert = self._clean(alert)
         with self._remembered() as memory:
@@ -147,7 +147,7 @@ class Notifier:
                         break
             return Delivery(delivered, len(_waiting(self._read())), reason)
 
-    def test(self) -> Delivery:
+    def send_test(self) -> Delivery:
         """Say that alerts are being tested, now and to everyone; what fails is not sent again."""
         now = self._clock.now()
         alert = Alert(
@@ -179,7 +179,7 @@ class Notifier:
         assert self._webhook is not None
         refusal = None
         try:
-            post(self._webhook.get_secret_value(), slack(said))
+            post(self._webhook.get_secret_value(), slack_body(said))
         except WebhookRefused as error:
             refusal = error
         self._append(
@@ -219,7 +219,7 @@ class Notifier:
         )
 
     def _text(self, text: str) -> str:
-        return sentence(strike(text, self._settings.secrets))
+        return one_line(redact(text, self._settings.secrets))
 
     def _read(self) -> _Memory:
         try:

@@ -21,7 +21,7 @@ from nq_pipeline.backfill.plan import price_day
 from nq_pipeline.backfill.rows import history_rows
 from nq_pipeline.backfill.scope import BackfillScope, State
 from nq_pipeline.capture.rows import RowCounts
-from nq_pipeline.clock import from_ns, unproven
+from nq_pipeline.clock import from_ns, unsupported_day
 from nq_pipeline.errors import LedgerError, NotEntitled, OverBudget, SourceError
 from nq_pipeline.lake.tables import BACKFILLS
 from nq_pipeline.market import sessions
@@ -121,7 +121,7 @@ def backfill_day(
     """
     scope = BackfillScope.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):
-        return BackfillDay(trade_date, schema, "empty", unproven(trade_date) or "it is no trade date")
+        return BackfillDay(trade_date, schema, "empty", unsupported_day(trade_date) or "it is no trade date")
     if trade_date in scope.completed([trade_date]):
         return BackfillDay(trade_date, schema, "complete", already=True)
     run_id = run_id or uuid.uuid4().hex

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from nq_pipeline.backfill.scope import BackfillScope, State
-from nq_pipeline.clock import unproven
+from nq_pipeline.clock import unsupported_day
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
@@ -67,7 +67,7 @@ def plan_backfill(
         The vendor does not name a price.
     """
     scope = BackfillScope.of(settings, schema, symbols)
-    if why := unproven(first) or unproven(last):
+    if why := unsupported_day(first) or unsupported_day(last):
         raise SettingsError(why)
     days = [session.trade_date for session in sessions.sessions(first, last)]
     if not days:

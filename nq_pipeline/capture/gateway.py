@@ -29,7 +29,7 @@ from nq_pipeline.dbn.layout import CONTROL, ERROR, SYMBOL_MAPPING, SYSTEM, UNDEF
 from nq_pipeline.errors import BadStream, LogFailed
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import select_products
-from nq_pipeline.redaction import keep_out_of_logs, spellings, strike
+from nq_pipeline.redaction import redact, redact_logs, secret_spellings
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -175,8 +175,8 @@ class GatewaySession:
         self._silence_s = heartbeat_s + late_s
         self._heartbeat_s, self._zstd = heartbeat_s, zstd
         # The gateway may repeat the key; strike it before anyone sees it.
-        self._secrets = spellings({key.get_secret_value()})
-        keep_out_of_logs(self._secrets)
+        self._secrets = secret_spellings({key.get_secret_value()})
+        redact_logs(self._secrets)
         self._framer = Framer(secrets=self._secrets)
         self._loop = asyncio.get_running_loop()
         self._error: ErrorMsg | None = None
@@ -211,7 +211,7 @@ class GatewaySession:
             )
         if self.ending.done():
             return False
-        self.state.session_id = strike(self._authenticated.result() or "", self._secrets)
+        self.state.session_id = redact(self._authenticated.result() or "", self._secrets)
         for number, wanted in enumerate(subscriptions):
             protocol.subscribe(
                 wanted.schema, wanted.parents, "parent", wanted.start_ns, subscription_id=number
@@ -277,7 +277,7 @@ class GatewaySession:
         """The gateway's refusal of the key or the dataset; empty without one."""
         answer = self._authenticated
         refusal = answer.exception() if answer is not None and answer.done() else None
-        return strike(str(refusal or ""), self._secrets)
+        return redact(str(refusal or ""), self._secrets)
 
     def _update_state(self, frame: Frame) -> None:
         """Track control records; mappings in columns, since only they are frequent."""

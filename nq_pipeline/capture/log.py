@@ -427,7 +427,7 @@ def _set_aside(path: Path, file: BinaryIO, offset: int) -> Path:
     with files.temporary_for(aside) as temporary:
         with temporary.open("wb") as copy:
             shutil.copyfileobj(file, copy)
-        files.put_in_place(temporary, aside)
+        files.rename_durably(temporary, aside)
     return aside
 
 

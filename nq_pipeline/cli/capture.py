@@ -165,14 +165,14 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     from pathlib import Path
 
     from nq_pipeline.dbn.to_parquet import convert as to_parquet
-    from nq_pipeline.disk import trouble
+    from nq_pipeline.disk import explain_disk_error
 
     file = Path(source)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
     try:
         done = to_parquet(file, parquet, keep_complete=keep_complete)
     except OSError as error:  # of the disk of the output, which may not be the data's
-        if (problem := trouble(error, parquet.parent)) is None:
+        if (problem := explain_disk_error(error, parquet.parent)) is None:
             raise
         click.echo(f"nq: {problem}", err=True)
         sys.exit(FAULT)

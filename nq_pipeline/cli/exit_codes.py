@@ -59,11 +59,11 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the disk of the data, if that caused the error."""
     from nq_pipeline.configuration import load
-    from nq_pipeline.disk import trouble
+    from nq_pipeline.disk import explain_disk_error
     from nq_pipeline.errors import SettingsError
 
     try:
-        return trouble(error, load().environment_dir)
+        return explain_disk_error(error, load().environment_dir)
     except SettingsError:
         return None
 

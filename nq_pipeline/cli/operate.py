@@ -100,7 +100,7 @@ def test_alert() -> None:
 
     settings = load()
     notifier = Notifier(settings)
-    sent = notifier.test()
+    sent = notifier.send_test()
     click.echo(f"written to {notifier.log}")
     click.echo("the webhook accepted it" if sent.delivered else sent.reason)
     sys.exit(OK if sent.delivered or settings.alerts.webhook is None else UNHEALTHY)

@@ -16,7 +16,7 @@ from nq_pipeline.workspace import Workspace
 if TYPE_CHECKING:
     import duckdb
 
-    from nq_pipeline.lake.results import Form
+    from nq_pipeline.lake.results import OutputFormat
 
 
 EVERY_COLUMN = 100_000
@@ -28,7 +28,7 @@ EVERY_COLUMN = 100_000
 @click.option("--json", "form", flag_value="json", help="One JSON object per row, as a list.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values with a header.")
 @report_errors
-def sql(query: str, form: Form | None) -> None:
+def sql(query: str, form: OutputFormat | None) -> None:
     """Run a read-only query against the newest data in the lake.
 
     \b
@@ -48,10 +48,10 @@ def sql(query: str, form: Form | None) -> None:
 
         def run_query() -> list[str]:
             relation = catalog.query(connection, query)
-            return results.texts(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
+            return results.format_result(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
 
         try:
-            texts = results.within(
+            texts = results.run_within_limits(
                 connection, run_query, seconds=settings.query.timeout_s, memory_mb=memory_mb
             )
         except (duckdb.Error, LakeError) as error:

@@ -32,7 +32,7 @@ from nq_pipeline.dbn.layout import (
 from nq_pipeline.dbn.stream import BadCompression, decompressed
 from nq_pipeline.dbn.symbols import symbol_intervals
 from nq_pipeline.errors import BadStream
-from nq_pipeline.redaction import strike_data
+from nq_pipeline.redaction import redact_data
 
 CONTROL_RTYPES = tuple(CONTROL)
 NO_CODE = 255
@@ -326,7 +326,7 @@ class Framer:
                 yield piece
 
     def _frames(self, data: bytes) -> Iterator[Frame]:
-        data = strike_data(data, self._secrets)  # together with the bytes held back: a record is seen whole
+        data = redact_data(data, self._secrets)  # together with the bytes held back: a record is seen whole
         if self.head is None or self._layout is None:
             length = _header_length(data)
             if length is None or len(data) < length:

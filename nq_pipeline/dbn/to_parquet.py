@@ -25,7 +25,7 @@ from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import TruncatedDbn, open_dbn
 from nq_pipeline.dbn.symbols import SymbolMap
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import make_folder, put_in_place, temporary_for
+from nq_pipeline.files import make_folder, rename_durably, temporary_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,7 +133,7 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
                 cut = str(error)
             for each in tables.values():
                 each.finish()
-            written = tuple(each.put_in_place() for each in tables.values())
+            written = tuple(each.publish() for each in tables.values())
             return Converted(written, stream.records, dict(stream.skipped), cut)
     except OSError as error:
         raise LakeError(f"{parquet.name} was not written: {error.strerror or error}") from error
@@ -187,8 +187,8 @@ class _Table:
         self._behind.wait()
         self._writer.close()
 
-    def put_in_place(self) -> ConvertedFile:
-        put_in_place(self._temporary, self.path)
+    def publish(self) -> ConvertedFile:
+        rename_durably(self._temporary, self.path)
         size = self.path.stat().st_size
         return ConvertedFile(self.path, self.layout.schema, self._rows, size, self._unmapped)
 

@@ -19,12 +19,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import (
-    locked,
-    make_folder,
-    put_in_place,
-    temporary_for,
-)
+from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import (
     DECISIONS,
@@ -168,7 +163,7 @@ def publish(lake: Lake) -> Path:
         # A reader that did not open the old file read-only may have left a log, which DuckDB
         # would replay into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
-        put_in_place(temporary, path)
+        rename_durably(temporary, path)
     return path
 
 

@@ -20,7 +20,7 @@ from nq_pipeline.errors import LakeError
 if TYPE_CHECKING:
     import duckdb
 
-Form = Literal["csv", "json"]
+OutputFormat = Literal["csv", "json"]
 T = TypeVar("T")
 
 BATCH_ROWS = 2_048
@@ -35,7 +35,7 @@ _USUAL = "BETWEEN '0001-01-01' AND '9999-12-31 23:59:59'"
 """The instants that Python has."""
 
 
-def within(
+def run_within_limits(
     connection: duckdb.DuckDBPyConnection, work: Callable[[], T], *, seconds: float, memory_mb: int
 ) -> T:
     """What `work`, the one user of the connection, returns; Ctrl-C interrupts its query.
@@ -75,7 +75,7 @@ def within(
         raise _too_large(memory_mb) from None
 
 
-def texts(relation: duckdb.DuckDBPyRelation, form: Form, *, memory_mb: int) -> list[str]:
+def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memory_mb: int) -> list[str]:
     """The whole result, in parts to print one after the other; nothing is to print if it fails halfway.
 
     Raises

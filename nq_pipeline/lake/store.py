@@ -17,7 +17,7 @@ import polars as pl
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import GRACE_NS, left_over
+from nq_pipeline.files import GRACE_NS, stale_temporaries
 from nq_pipeline.lake import compaction, parquet
 from nq_pipeline.lake.manifest import Manifest
 from nq_pipeline.lake.table_files import TableFiles
@@ -195,7 +195,7 @@ class Lake:
 
     def _sweep(self, table: Table, before: int) -> int:
         stored = self.table_files(table)
-        removed = _remove(left_over(stored.folder, before))
+        removed = _remove(stale_temporaries(stored.folder, before))
         try:
             with stored.lock():
                 current = stored.manifest()

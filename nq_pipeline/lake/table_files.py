@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, make_folder, put_in_place, temporary_for
+from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest
 from nq_pipeline.lake.tables import PARTITION, Table
@@ -113,7 +113,7 @@ class TableFiles:
         self, version: int, day: date, level: int, staged: Path, written: parquet.WrittenFile
     ) -> DataFile:
         path = _unused(staged.with_name(f"{version:08d}.parquet"))
-        put_in_place(staged, path)
+        rename_durably(staged, path)
         return DataFile(
             path=self.relative(path),
             trade_date=day,

@@ -29,7 +29,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
-from nq_pipeline.clock import FIRST_DAY, LAST_DAY, from_ns, to_ns, unproven
+from nq_pipeline.clock import FIRST_DAY, LAST_DAY, from_ns, to_ns, unsupported_day
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +203,7 @@ def _at(instant: datetime) -> tuple[_Year, datetime]:
         raise ValueError(f"{instant} has no time zone, so its trade date is unknown; pass an aware datetime")
     now = instant.astimezone(UTC)
     if now.year not in YEARS:
-        raise ValueError(unproven(now.date()))
+        raise ValueError(unsupported_day(now.date()))
     return _year(now.year), now
 
 

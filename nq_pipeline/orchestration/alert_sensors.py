@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from nq_pipeline.alerts.advice import CHECK_CONSEQUENCE, CHECK_REMEDY, RUN_CONSEQUENCE
-from nq_pipeline.alerts.message import Alert, sentence
+from nq_pipeline.alerts.message import Alert, one_line
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.orchestration.names import CAPTURE, KIND, PARTITION
 from nq_pipeline.orchestration.resources import Vendors
@@ -34,7 +34,7 @@ def run_failures(context: dg.RunFailureSensorContext, vendors: dg.ResourceParam[
     settings, run = vendors.settings(), context.dagster_run
     name = "a run launched by hand" if run.job_name == ASSET_PAGE_JOB else run.job_name
     day = run.tags.get(PARTITION)
-    Notifier(settings).tell(
+    Notifier(settings).fire(
         Alert(
             key=f"run/{run.job_name}",
             what=f"{name} failed{f' for {day}' if day else ''}: {_failure(context)}",
@@ -104,7 +104,7 @@ def _report(
     broken = f"This does not hold: {promise.partition('. ')[0].rstrip('.')}." if promise else ""
     # What the sensor of the capture judges belongs to no run.
     run = [_page(settings, f"runs/{run_id}")] if run_id else []
-    notifier.tell(
+    notifier.fire(
         Alert(
             key=key,
             what=f"{name}: {reason}",
@@ -147,5 +147,5 @@ def _failure(context: dg.RunFailureSensorContext) -> str:
             cause = data.error.cause or data.error
             if cause.cls_name == "DagsterExecutionInterruptedError":
                 return "its process was told to end"
-            return sentence(cause.message)
-    return sentence(context.failure_event.message or "no reason given")
+            return one_line(cause.message)
+    return one_line(context.failure_event.message or "no reason given")

@@ -27,7 +27,7 @@ import polars as pl
 from nq_pipeline import charts
 from nq_pipeline.charts import draw
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
-from nq_pipeline.disk import trouble
+from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
 from nq_pipeline.report.facts import Facts, ProductFacts, gather
 from nq_pipeline.settings import Settings
@@ -85,7 +85,7 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
     try:
         write_atomically(path, page)
     except OSError as error:
-        if (said := trouble(error, settings.environment_dir)) is None:
+        if (said := explain_disk_error(error, settings.environment_dir)) is None:
             raise
         log.warning("the report is not kept with the data: %s", said)
         path = Path(mkdtemp(prefix="nq-report-")) / path.name

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unproven
+from nq_pipeline.clock import Clock, PinnedClock, SystemClock, unsupported_day
 from nq_pipeline.market.products import list_names
-from nq_pipeline.redaction import spellings
+from nq_pipeline.redaction import secret_spellings
 from nq_pipeline.settings.base import CommaList, SettingsGroup, VendorSettings, setting
 from nq_pipeline.settings.groups import (
     AlertSettings,
@@ -75,7 +75,7 @@ class Settings(SettingsGroup):
         if value is not None and value.tzinfo is None:
             raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
         now = value.astimezone(UTC) if value else None
-        if now and (why := unproven(now.date())):
+        if now and (why := unsupported_day(now.date())):
             raise ValueError(why)
         return now
 
@@ -142,11 +142,11 @@ class Settings(SettingsGroup):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Everything that no text may hold, in every spelling, the longest first."""
-        return spellings({text for group in self.groups() for text in group.secret_texts()})
+        return secret_spellings({text for group in self.groups() for text in group.secret_texts()})
 
     def secrets_of(self, vendor: str) -> tuple[str, ...]:
         """Those that one vendor was told, as `secrets`."""
-        return spellings(set(self.vendors[vendor].secret_texts()) if vendor in self.vendors else set())
+        return secret_spellings(set(self.vendors[vendor].secret_texts()) if vendor in self.vendors else set())
 
     @property
     def environment_dir(self) -> Path:

@@ -20,7 +20,7 @@ from nq_pipeline.errors import SourceError
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.redaction import strike
+from nq_pipeline.redaction import redact
 from nq_pipeline.transport.vendor_session import Policy, VendorSession
 
 
@@ -169,11 +169,11 @@ def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswe
     """The answer whose words, which may be the vendor's, hold none of these secrets."""
     return replace(
         answer,
-        reason=strike(answer.reason, secrets),
+        reason=redact(answer.reason, secrets),
         series={
-            key: SeriesAnswer(one.outcome, strike(one.reason, secrets)) for key, one in answer.series.items()
+            key: SeriesAnswer(one.outcome, redact(one.reason, secrets)) for key, one in answer.series.items()
         },
-        refused={part: strike(words, secrets) for part, words in answer.refused.items()},
+        refused={part: redact(words, secrets) for part, words in answer.refused.items()},
     )
 
 

@@ -24,7 +24,7 @@ from requests_ratelimiter.buckets import HostBucketFactory
 from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
-from nq_pipeline.redaction import LONG, strike, strike_data
+from nq_pipeline.redaction import LONG, redact, redact_data
 from nq_pipeline.transport.vendor_session import KEPT_HEADERS, Policy
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,14 @@ def read_whole(response: requests.Response, max_bytes: int, remaining: Callable[
     response.raw.release_conn()
 
 
-def redact(response: requests.Response, secrets: Iterable[str]) -> None:
+def redact_response(response: requests.Response, secrets: Iterable[str]) -> None:
     """Strike secrets out of a response, and drop the headers that nobody reads."""
     secrets = tuple(secrets)
     if response._content:
-        response._content = strike_data(response._content, secrets)
-    response.reason = strike(response.reason or "", secrets)
+        response._content = redact_data(response._content, secrets)
+    response.reason = redact(response.reason or "", secrets)
     kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
-    response.headers = CaseInsensitiveDict({name: strike(value, secrets) for name, value in kept.items()})
+    response.headers = CaseInsensitiveDict({name: redact(value, secrets) for name, value in kept.items()})
     response.encoding = get_encoding_from_headers(response.headers)  # it was taken from all headers
 
 

@@ -31,7 +31,7 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceErr
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.lake.tables import FETCHES
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.redaction import keep_out_of_logs, spellings, strike, strike_data
+from nq_pipeline.redaction import redact, redact_data, redact_logs, secret_spellings
 from nq_pipeline.transport.json_columns import loads
 from nq_pipeline.transport.lifetime import Keep, Lifetime
 
@@ -184,8 +184,8 @@ class VendorSession:
 
     def learn(self, *secrets: str) -> None:
         """Keep secret from now on what the vendor handed out, as a token."""
-        self.secrets[:] = spellings({*self.secrets, *secrets})
-        keep_out_of_logs(self.secrets)
+        self.secrets[:] = secret_spellings({*self.secrets, *secrets})
+        redact_logs(self.secrets)
 
     def get(
         self,
@@ -250,7 +250,7 @@ class VendorSession:
             return self._reply(fetch, *cached, cached=True)
         try:
             self.check_deadline()
-            body = strike_data(perform(), self.secrets)
+            body = redact_data(perform(), self.secrets)
         except Exception as error:
             outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
             detail = str(error) if isinstance(error, SourceError) else type(error).__name__
@@ -286,7 +286,7 @@ class VendorSession:
         """Mark a reply as bad: its fetch shows why, and it is not served again."""
         for fetch in self.fetches:
             if fetch.request_id == reply.fetch_id:
-                fetch.outcome, fetch.detail = outcome, strike(detail, self.secrets)
+                fetch.outcome, fetch.detail = outcome, redact(detail, self.secrets)
         entry = self.archive.entry(self.scope.source, self.scope.trade_date, reply.request_id)
         if entry is not None:
             self.archive.expire(entry)
@@ -366,8 +366,8 @@ class VendorSession:
             raise
         self._finish(fetch, started)
         # Learnt secrets stay in an answer that is not archived: a login may hand out the same token again.
-        secrets = self.secrets if archive else spellings(self.scope.secrets)
-        http.redact(response, (*secrets, *spellings(self._cookies)))
+        secrets = self.secrets if archive else secret_spellings(self.scope.secrets)
+        http.redact_response(response, (*secrets, *secret_spellings(self._cookies)))
         entry = replace(
             self._entry(fetch, operation, question, response.content, keep),
             status=response.status_code,
@@ -405,7 +405,7 @@ class VendorSession:
         self, fetch: Fetch, started: float, *, outcome: Outcome = Outcome.OK, detail: str | None = None
     ) -> None:
         fetch.latency_ms = (self.clock.monotonic() - started) * 1_000
-        fetch.outcome, fetch.detail = outcome, detail and strike(detail, self.secrets)
+        fetch.outcome, fetch.detail = outcome, detail and redact(detail, self.secrets)
 
     def _reply(
         self, fetch: Fetch, entry: RawEntry, body: bytes, *, cached: bool, archived: bool = True

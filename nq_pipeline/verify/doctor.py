@@ -16,7 +16,7 @@ from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.redaction import strike
+from nq_pipeline.redaction import redact
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source
 from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, open_source
@@ -69,7 +69,7 @@ def probe_sources(
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
     exchange = open_session(source, settings, request)
     probe = _probed(source, exchange)
-    return replace(probe, detail=strike(probe.detail, exchange.secrets))
+    return replace(probe, detail=redact(probe.detail, exchange.secrets))
 
 
 def _probed(source: Source, exchange: VendorSession) -> Probe:

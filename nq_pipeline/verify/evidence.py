@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from nq_pipeline import files
-from nq_pipeline.redaction import strike_all
+from nq_pipeline.redaction import redact_all
 from nq_pipeline.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Evidence:
 
     def redact(self, value: Any) -> Any:
         """Text, bytes, and whatever holds them, without secrets."""
-        return strike_all(value, self._secrets)
+        return redact_all(value, self._secrets)
 
     def save(self, name: str, content: bytes) -> None:
         """Write a sample, whole or not at all."""

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.alerts import webhook
-from nq_pipeline.alerts.message import LONGEST, Alert, sentence
+from nq_pipeline.alerts.message import LONGEST, Alert, one_line
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.configuration import load
@@ -73,7 +73,7 @@ def lines(notifier: Notifier) -> list[dict[str, Any]]:
 
 
 def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, hook: Receiver) -> None:
-    assert notifier.tell(ALERT)
+    assert notifier.fire(ALERT)
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting, sent.reason) == (1, 0, "")
     assert hook.texts == [
@@ -97,7 +97,7 @@ def test_what_goes_on_is_said_again_after_a_while_with_how_often(
 ) -> None:
     told = []
     for _ in range(7):
-        told.append(notifier.tell(ALERT))
+        told.append(notifier.fire(ALERT))
         notifier.deliver()
         clock.move(minutes=20)
     assert told == [True, False, False, True, False, False, True]
@@ -106,24 +106,24 @@ def test_what_goes_on_is_said_again_after_a_while_with_how_often(
 
 
 def test_a_worse_severity_is_not_kept_back(notifier: Notifier) -> None:
-    assert notifier.tell(Alert("k", "a", "b", "c", severity="warning"))
-    assert notifier.tell(Alert("k", "a", "b", "c", severity="error"))
-    assert not notifier.tell(Alert("k", "a", "b", "c", severity="error"))
+    assert notifier.fire(Alert("k", "a", "b", "c", severity="warning"))
+    assert notifier.fire(Alert("k", "a", "b", "c", severity="error"))
+    assert not notifier.fire(Alert("k", "a", "b", "c", severity="error"))
 
 
 def test_a_clock_set_back_silences_nothing(notifier: Notifier, hook: Receiver, clock: Hand) -> None:
     hook.always = (500, "", 0.0)
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     assert notifier.deliver().waiting == 1
     clock.move(days=-40)
     hook.always = (200, "", 0.0)
-    assert notifier.tell(ALERT)
+    assert notifier.fire(ALERT)
     assert notifier.deliver().delivered == 1
 
 
 def test_it_is_said_once_that_all_is_well_again(notifier: Notifier, hook: Receiver) -> None:
     assert not notifier.resolve(ALERT.key, "never heard of")
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     assert [said.alert.key for said in notifier.firing()] == [ALERT.key]
     assert notifier.resolve(ALERT.key, "1 gap, filled and counted")
     assert not notifier.resolve(ALERT.key, "1 gap, filled and counted")
@@ -132,13 +132,13 @@ def test_it_is_said_once_that_all_is_well_again(notifier: Notifier, hook: Receiv
     assert len(hook.texts) == 1  # the beginning of what had ended already was not worth a message
     assert hook.texts[0].startswith("*RESOLVED* [sandbox] 1 gap, filled and counted")
     assert notifier.deliver().delivered == 0
-    assert notifier.tell(ALERT)
+    assert notifier.fire(ALERT)
 
 
 def test_a_restart_forgets_nothing(notifier: Notifier, hook: Receiver, tmp_path: Path, clock: Hand) -> None:
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     again = Notifier(settings(hook, tmp_path), clock=clock)
-    assert not again.tell(ALERT)
+    assert not again.fire(ALERT)
     assert again.deliver().delivered == 1
     assert Notifier(settings(hook, tmp_path), clock=clock).deliver().delivered == 0
     assert len(hook.texts) == 1
@@ -153,7 +153,7 @@ def test_four_processes_that_see_the_same_say_it_once(hook: Receiver, tmp_path: 
         "notifier = Notifier(load())\n"
         "sys.stdin.readline()\n"
         "for n in range(25):\n"
-        "    notifier.tell(Alert(f'key{n % 5}', f'thing {n % 5}', 'so', 'do'))\n"
+        "    notifier.fire(Alert(f'key{n % 5}', f'thing {n % 5}', 'so', 'do'))\n"
         "    notifier.deliver()\n"
     )
     environment = {"NQ_DATA_DIR": str(tmp_path), "NQ_ALERT_WEBHOOK": hook.url, "PATH": "/usr/bin:/bin"}
@@ -181,10 +181,10 @@ def test_a_server_fault_is_tried_again_at_once_and_then_later(
     notifier: Notifier, hook: Receiver, clock: Hand
 ) -> None:
     hook.answers = [(500, "", 0.0), (200, "", 0.0)]
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     assert notifier.deliver().delivered == 1
     hook.always = (503, "", 0.0)
-    notifier.tell(Alert("other", "a", "b", "c"))
+    notifier.fire(Alert("other", "a", "b", "c"))
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting, sent.reason) == (0, 1, "the webhook answered HTTP 503")
     failed = lines(notifier)[-1]
@@ -201,7 +201,7 @@ def test_retry_after_is_respected_through_a_restart(
     notifier: Notifier, hook: Receiver, clock: Hand, tmp_path: Path
 ) -> None:
     hook.answers = [(429, "600", 0.0)]
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     assert notifier.deliver().reason == "the webhook answered HTTP 429"
     clock.move(seconds=590)
     Notifier(settings(hook, tmp_path), clock=clock).deliver()
@@ -215,8 +215,8 @@ def test_a_webhook_that_hangs_does_not_hold_up_the_teller(
 ) -> None:
     monkeypatch.setattr(webhook, "TIMEOUT_S", 0.2)
     hook.always = (200, "", 2.0)
-    notifier.tell(ALERT)
-    notifier.tell(Alert("other", "a", "b", "c"))
+    notifier.fire(ALERT)
+    notifier.fire(Alert("other", "a", "b", "c"))
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting) == (0, 2)
     assert sent.reason == "the webhook gave no answer within 0.2 s"
@@ -230,7 +230,7 @@ def test_nobody_there(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, never listening
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/x/marked-path"
         notifier = Notifier(load(data_dir=tmp_path, alert_webhook=url))
-        assert notifier.tell(ALERT)
+        assert notifier.fire(ALERT)
         assert notifier.deliver().reason == "the webhook gave no connection (ConnectionRefusedError)"
 
 
@@ -238,9 +238,9 @@ def test_a_message_that_is_refused_lets_the_others_go_first(
     notifier: Notifier, hook: Receiver, clock: Hand
 ) -> None:
     hook.answers = [(400, "", 0.0)]
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     clock.move(seconds=1)
-    notifier.tell(Alert("other", "the other", "b", "c"))
+    notifier.fire(Alert("other", "the other", "b", "c"))
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting, sent.reason) == (1, 1, "the webhook answered HTTP 400")
     assert notifier.deliver().delivered == 1
@@ -249,34 +249,34 @@ def test_a_message_that_is_refused_lets_the_others_go_first(
 
 def test_a_redirect_is_not_followed(notifier: Notifier, hook: Receiver) -> None:
     hook.always = (302, "", 0.0)
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     assert notifier.deliver().reason == "the webhook answered HTTP 302"
     assert hook.requests == 1
 
 
 def test_without_a_webhook_the_file_has_it_all(tmp_path: Path) -> None:
     notifier = Notifier(settings(None, tmp_path))
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     notifier.resolve(ALERT.key, "well")
     assert [line["state"] for line in lines(notifier)] == ["firing", "resolved"]
     assert (notifier.deliver().delivered, notifier.deliver().waiting) == (0, 0)
 
 
 def test_a_line_that_a_power_cut_tore_spoils_no_other(notifier: Notifier) -> None:
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     with notifier.log.open("ab") as log:
         log.write(b'{"id": "half')
-    notifier.tell(Alert("other", "a", "b", "c"))
+    notifier.fire(Alert("other", "a", "b", "c"))
     whole, torn, next_one = notifier.log.read_text().splitlines()
     assert json.loads(whole)["key"] == ALERT.key and torn == '{"id": "half'
     assert json.loads(next_one)["key"] == "other"
 
 
 def test_a_damaged_memory_says_what_to_do(notifier: Notifier, tmp_path: Path) -> None:
-    notifier.tell(ALERT)
+    notifier.fire(ALERT)
     (tmp_path / "sandbox" / "alerts.json").write_text("{")
     with pytest.raises(AlertError, match="remove it"):
-        notifier.tell(ALERT)
+        notifier.fire(ALERT)
 
 
 def test_no_secret_leaves_by_any_way(
@@ -298,10 +298,10 @@ def test_no_secret_leaves_by_any_way(
     sent = []
     for n, answer in enumerate([(200, "", 0.0), (400, "", 0.0), (500, "", 0.0), (429, "900", 0.0)]):
         hook.answers = [answer] * (3 if answer[0] == 500 else 1)
-        notifier.tell(Alert(f"key{n}", leaky, leaky, leaky, where=[leaky]))
+        notifier.fire(Alert(f"key{n}", leaky, leaky, leaky, where=[leaky]))
         sent.append(notifier.deliver())
         clock.move(hours=2)
-    sent.append(notifier.test())
+    sent.append(notifier.send_test())
     written = "".join(path.read_text() for path in (tmp_path / "sandbox").iterdir())
     everything = "\n".join([written, caplog.text, *hook.texts, repr(sent), repr(chosen)])
     assert "marked" not in everything
@@ -309,7 +309,7 @@ def test_no_secret_leaves_by_any_way(
 
 
 def test_what_a_vendor_says_calls_nobody(notifier: Notifier, hook: Receiver) -> None:
-    notifier.tell(Alert("k", "<!channel> & <https://evil.example|click>\x1b[31m\nnext", "b", "c"))
+    notifier.fire(Alert("k", "<!channel> & <https://evil.example|click>\x1b[31m\nnext", "b", "c"))
     notifier.deliver()
     head = hook.texts[0].splitlines()[0]
     assert head.endswith("&lt;!channel&gt; &amp; &lt;https://evil.example|click&gt; [31m next")
@@ -317,8 +317,8 @@ def test_what_a_vendor_says_calls_nobody(notifier: Notifier, hook: Receiver) -> 
 
 @given(st.text())
 def test_a_sentence_is_one_line_that_prints_and_ends(text: str) -> None:
-    line = sentence(text)
-    assert line.isprintable() and len(line) <= LONGEST and sentence(line) == line
+    line = one_line(text)
+    assert line.isprintable() and len(line) <= LONGEST and one_line(line) == line
 
 
 @pytest.mark.parametrize(
@@ -358,5 +358,5 @@ def test_the_command_says_what_came_of_a_test(hook: Receiver, tmp_path: Path) ->
     hook.always = (404, "", 0.0)
     done = nq("alert", "test", NQ_ALERT_WEBHOOK=hook.url)
     assert done.returncode == 5 and "HTTP 404" in done.stdout
-    Notifier(settings(hook, tmp_path)).tell(ALERT)
+    Notifier(settings(hook, tmp_path)).fire(ALERT)
     assert ALERT.what in nq("alert").stdout

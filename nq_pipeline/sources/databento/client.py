@@ -37,7 +37,7 @@ from pydantic import SecretStr
 
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConfigured, SourceError
-from nq_pipeline.redaction import spellings, strike_data
+from nq_pipeline.redaction import redact_data, secret_spellings
 from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
 from nq_pipeline.sources.databento.transport import (
@@ -115,7 +115,7 @@ class HistoricalClient:
         self._policy = policy
         self._remaining = remaining
         self._prices: dict[str, dict[str, dict[str, Decimal]]] = {}
-        self._transport = Transport(policy, remaining, spellings({key.get_secret_value()}))
+        self._transport = Transport(policy, remaining, secret_spellings({key.get_secret_value()}))
 
     def available_end(self, dataset: str, schemas: tuple[str, ...]) -> int:
         """Return the end of the data that all the schemas have: exclusive, nanoseconds UTC. Free."""
@@ -400,7 +400,7 @@ def _without_key(body: bytes, secrets: Sequence[str]) -> bytes:
     import zstandard
 
     if not body.startswith(ZSTD_MAGIC):
-        return strike_data(body, secrets)
+        return redact_data(body, secrets)
 
     def pieces() -> Iterator[bytes]:
         with suppress(zstandard.ZstdError):  # cut off or damaged: reported by whoever parses it
@@ -411,8 +411,8 @@ def _without_key(body: bytes, secrets: Sequence[str]) -> bytes:
     before, longest = b"", max(map(len, secrets), default=0)
     for piece in pieces():
         seen = before + piece
-        if strike_data(seen, secrets) != seen:
-            return strike_data(b"".join(islice(pieces(), MAX_PIECES)), secrets)
+        if redact_data(seen, secrets) != seen:
+            return redact_data(b"".join(islice(pieces(), MAX_PIECES)), secrets)
         before = seen[-longest:]
     return body
 

@@ -20,7 +20,7 @@ import orjson
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn, UnsupportedDbn, open_dbn
 from nq_pipeline.errors import BadPayload, LedgerError, SourceError, Unavailable
-from nq_pipeline.files import make_folder, put_in_place, write_atomically
+from nq_pipeline.files import make_folder, rename_durably, write_atomically
 from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
 from nq_pipeline.sources.databento.history_store import Download, HistoryStore, with_sorted_symbols
 from nq_pipeline.sources.databento.purchases import Purchases
@@ -129,7 +129,7 @@ class Downloader:
         download = Download((path,), records, size, (_sha256(part),), ids, "historical-streaming", cost_usd)
         # The proof first: a file in its place without one would be bought again.
         self.store.write_proof(query, download)
-        put_in_place(part, path)
+        rename_durably(part, path)
         return download
 
     # ── batch jobs ──────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
-from nq_pipeline.redaction import keep_out_of_logs
+from nq_pipeline.redaction import redact_logs
 from nq_pipeline.transport.vendor_session import Policy
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
@@ -65,7 +65,7 @@ class Transport:
 
     def __post_init__(self) -> None:
         self.most = self.policy.max_data_bytes
-        keep_out_of_logs(self.secrets)
+        redact_logs(self.secrets)
 
     @contextmanager
     def limit_bytes(self, size: int) -> Iterator[None]:
@@ -103,7 +103,7 @@ class _Adapter(HTTPAdapter):
                 response.raw = _Download(response.raw, transport)
             else:
                 http.read_whole(response, transport.policy.max_bytes, transport.remaining)
-            http.redact(response, transport.secrets)
+            http.redact_response(response, transport.secrets)
         except SourceError as error:
             response.raw.close()
             raise RefusedAnswer(error) from None
