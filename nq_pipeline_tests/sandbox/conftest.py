@@ -10,8 +10,7 @@ from nq_pipeline.configuration import build_settings
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.spec import BarchartSettings
-
-NOW = "2025-06-10T15:00:00Z"
+from nq_pipeline_tests.testing.vendor_clients import NOON
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +31,7 @@ def root(stand_ins: Settings) -> str:
 def at(root: str) -> Callable[..., str]:
     """Base address of a vendor in a scenario: `at("barchart", fault="blocked")`."""
 
-    def address(vendor: str, *, now: str = NOW, fault: str = "ok", seed: int = 7) -> str:
+    def address(vendor: str, *, now: str = NOON, fault: str = "ok", seed: int = 7) -> str:
         return f"{root}/with/now={now};fault={fault};seed={seed}/{vendor}"
 
     return address

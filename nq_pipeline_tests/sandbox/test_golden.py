@@ -223,7 +223,7 @@ def test_databento_sends_the_same_records(
     assert digest(plain, cost.content, fields.content) == expected
 
 
-def test_databento_resolves_the_same_symbols_and_packs_the_same_files(root: str) -> None:
+def test_databento_sends_the_same_symbols_and_batch_files(root: str) -> None:
     base = f"{root}/with/now={CLOSED};seed=11/databento/v0"
 
     def post(name: str, **asked: str) -> Any:

@@ -11,7 +11,19 @@ import requests
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline_tests.sandbox.vendors import test_barchart, test_polygon, test_tradovate
+from nq_pipeline_tests.testing.vendor_clients import (
+    BARCHART_API,
+    BARCHART_HEADERS,
+    BARCHART_PARAMS,
+    POLYGON_CHAIN,
+    authorize,
+    barchart_options,
+    barchart_rows,
+    get_polygon,
+    receive_messages,
+    send_request,
+    tradovate_socket,
+)
 
 NOW, TEN_MINUTES_LATER = "2025-06-10T15:00:00Z", "2025-06-10T15:10:00Z"
 
@@ -20,18 +32,18 @@ def barchart_mids(base: str) -> dict[str, float]:
     """By strike and side; the site is ten minutes late, so it is asked ten minutes later."""
     return {
         row["symbol"].partition("|")[2]: (row["raw"]["bidPrice"] + row["raw"]["askPrice"]) / 2
-        for row in test_barchart.rows(test_barchart.board(base, "MC2M25"))
+        for row in barchart_rows(barchart_options(base, "MC2M25"))
         if row["bidPrice"] != "N/A" and row["askPrice"] != "N/A"
     }
 
 
 def tradovate_mids(base: str, names: list[str]) -> dict[str, float]:
     found = {}
-    with test_tradovate.socket(base) as connection:
-        test_tradovate.authorise(connection, base)
+    with tradovate_socket(base) as connection:
+        authorize(connection, base)
         for number, name in enumerate(names, start=2):
-            test_tradovate.ask(connection, "md/subscribeQuote", number, {"symbol": name})
-            _, quote, _ = test_tradovate.messages(connection, 3)
+            send_request(connection, "md/subscribeQuote", number, {"symbol": name})
+            _, quote, _ = receive_messages(connection, 3)
             entries = quote["d"]["quotes"][0]["entries"]
             found[name] = (entries["Bid"]["price"] + entries["Offer"]["price"]) / 2
     return found
@@ -55,12 +67,12 @@ def test_the_market_itself_quotes_what_barchart_shows(at: Callable[..., str]) ->
     assert barchart_mids(at("barchart", now=TEN_MINUTES_LATER)) == pytest.approx(mids, abs=1e-9)
 
 
-def test_the_index_of_polygon_and_the_future_of_barchart_differ_by_the_carry(at: Callable[..., str]) -> None:
-    value = test_polygon.get(at("polygon") + test_polygon.CHAIN)["results"][0]["underlying_asset"]["value"]
+def test_polygons_index_and_barcharts_future_differ_by_the_carry(at: Callable[..., str]) -> None:
+    value = get_polygon(at("polygon") + POLYGON_CHAIN)["results"][0]["underlying_asset"]["value"]
     quotes = requests.get(
-        at("barchart", now=TEN_MINUTES_LATER) + test_barchart.API,
+        at("barchart", now=TEN_MINUTES_LATER) + BARCHART_API,
         params={"symbols": "NQM25,NQU25", "fields": "symbol,lastPrice", "raw": "1"},
-        headers=test_barchart.HEADERS,
+        headers=BARCHART_HEADERS,
         timeout=10,
     ).json()["data"]
     moment = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
@@ -69,9 +81,9 @@ def test_the_index_of_polygon_and_the_future_of_barchart_differ_by_the_carry(at:
     assert np.array(fair) / value == pytest.approx([1.001, 1.010], abs=0.002)
 
 
-def test_proxy_options_and_options_on_the_future_share_one_surface(at: Callable[..., str]) -> None:
-    rows = test_polygon.get(
-        at("polygon") + test_polygon.CHAIN, expiration_date="2025-06-13", contract_type="call", limit=250
+def test_proxies_and_options_on_futures_share_a_surface(at: Callable[..., str]) -> None:
+    rows = get_polygon(
+        at("polygon") + POLYGON_CHAIN, expiration_date="2025-06-13", contract_type="call", limit=250
     )["results"]
     by_moneyness = sorted(
         (abs(row["greeks"]["delta"] - 0.5), row["implied_volatility"]) for row in rows if "greeks" in row
@@ -91,7 +103,7 @@ def test_seeds_in_the_address_are_different_markets(at: Callable[..., str]) -> N
 
 
 def test_the_same_address_gives_the_same_bytes(at: Callable[..., str]) -> None:
-    url = at("barchart") + test_barchart.API
-    asked = {**test_barchart.ASKED, "symbol": "MC2M25"}
-    one, two = (requests.get(url, params=asked, headers=test_barchart.HEADERS, timeout=10) for _ in range(2))
+    url = at("barchart") + BARCHART_API
+    asked = {**BARCHART_PARAMS, "symbol": "MC2M25"}
+    one, two = (requests.get(url, params=asked, headers=BARCHART_HEADERS, timeout=10) for _ in range(2))
     assert one.content == two.content

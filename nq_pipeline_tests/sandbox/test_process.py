@@ -76,7 +76,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate("\n", timeout=20)
 
 
-def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
+def test_the_process_lives_as_long_as_the_context(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path)) as served:
         number = port(served.vendor(BarchartSettings).url)
         assert health(number) is not None
@@ -87,7 +87,7 @@ def test_the_process_is_there_inside_and_gone_after(tmp_path: Path) -> None:
     wait_until(lambda: health(number) is None)
 
 
-def test_the_market_of_a_capture_is_known_without_starting_anything(tmp_path: Path) -> None:
+def test_the_market_clock_starts_no_server(tmp_path: Path) -> None:
     assert sessions.is_open(market_clock(settings(tmp_path)).now(), "rth")
     pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
     assert market_clock(settings(tmp_path, now=pinned)).now() - pinned < timedelta(seconds=5)
@@ -96,7 +96,7 @@ def test_the_market_of_a_capture_is_known_without_starting_anything(tmp_path: Pa
     assert type(market_clock(live)) is type(live.clock)
 
 
-def test_the_market_of_a_capture_is_that_of_the_gateway_that_runs(stand_ins: Settings) -> None:
+def test_the_market_clock_is_the_running_gateways(stand_ins: Settings) -> None:
     pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
     own = settings(stand_ins.data_dir, now=pinned)
     with endpoints(own) as served:
@@ -105,7 +105,7 @@ def test_the_market_of_a_capture_is_that_of_the_gateway_that_runs(stand_ins: Set
         assert said.now() > pinned
 
 
-def test_a_second_run_shares_the_process_and_a_later_one_takes_its_port(tmp_path: Path) -> None:
+def test_runs_share_a_process_and_later_ones_reuse_its_port(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path)) as first:
         pid = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"]
         with endpoints(settings(tmp_path)) as second:
@@ -117,7 +117,7 @@ def test_a_second_run_shares_the_process_and_a_later_one_takes_its_port(tmp_path
         assert json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())["pid"] != pid
 
 
-def test_a_run_that_shares_is_not_left_alone_when_the_owner_ends_first(tmp_path: Path) -> None:
+def test_a_shared_server_outlives_its_owner(tmp_path: Path) -> None:
     first, number = owner(tmp_path)
     with endpoints(settings(tmp_path)) as shared:
         assert port(shared.vendor(PolygonSettings).url) == number
@@ -135,7 +135,7 @@ def test_the_process_ends_even_when_its_owner_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: health(number) is None)
 
 
-def test_runs_that_start_together_all_get_an_answer_from_one_process(tmp_path: Path) -> None:
+def test_runs_that_start_together_share_one_process(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         owners = list(pool.map(owner, [tmp_path] * 3))
     assert len({number for _, number in owners}) == 1
@@ -145,7 +145,7 @@ def test_runs_that_start_together_all_get_an_answer_from_one_process(tmp_path: P
     wait_until(lambda: health(owners[0][1]) is None)
 
 
-def test_a_file_that_names_another_program_is_replaced(tmp_path: Path) -> None:
+def test_a_state_file_of_another_program_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "sandbox"
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -166,7 +166,7 @@ def _answer_once(stranger: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
 
-def test_a_fixed_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
+def test_a_taken_fixed_port_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = stranger.getsockname()[1]
         stranger.settimeout(20)
@@ -197,29 +197,25 @@ def test_live_settings_pass_through_untouched(tmp_path: Path) -> None:
     assert not (tmp_path / "sandbox").exists()
 
 
-def test_an_address_that_was_set_is_left_alone_with_its_credentials(stand_ins: Settings) -> None:
+def test_an_explicit_address_keeps_its_credentials(stand_ins: Settings) -> None:
     own = settings(stand_ins.data_dir, polygon_url="http://127.0.0.1:1", polygon_api_key="mine")
     with endpoints(own) as served:
         assert served.vendor(PolygonSettings).url == "http://127.0.0.1:1"
-        assert (
-            served.vendor(PolygonSettings).api_key is not None
-            and served.vendor(PolygonSettings).api_key.get_secret_value() == "mine"
-        )
+        api_key = served.vendor(PolygonSettings).api_key
+        assert api_key is not None and api_key.get_secret_value() == "mine"
         assert served.vendor(BarchartSettings).url != own.vendor(BarchartSettings).url
 
 
-def test_real_credentials_are_not_shown_to_stand_ins(stand_ins: Settings) -> None:
+def test_real_credentials_never_reach_stand_ins(stand_ins: Settings) -> None:
     own = settings(stand_ins.data_dir, databento_api_key="db-a-real-key", tradovate_username="me")
     with endpoints(own) as served:
-        assert (
-            served.vendor(DatabentoSettings).api_key is not None
-            and served.vendor(TradovateSettings).username is not None
-        )
-        assert "sandbox" in served.vendor(DatabentoSettings).api_key.get_secret_value()
-        assert "sandbox" in served.vendor(TradovateSettings).username.get_secret_value()
+        api_key = served.vendor(DatabentoSettings).api_key
+        username = served.vendor(TradovateSettings).username
+        assert api_key is not None and "sandbox" in api_key.get_secret_value()
+        assert username is not None and "sandbox" in username.get_secret_value()
 
 
-def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(stand_ins: Settings) -> None:
+def test_addresses_contain_clock_seed_and_faults(stand_ins: Settings) -> None:
     given = {"now": "2025-06-10T15:00:00Z", "sandbox_seed": 9, "sandbox_faults": ("barchart=blocked",)}
     own = settings(stand_ins.data_dir, **given)
     with endpoints(own) as served:
@@ -240,12 +236,12 @@ def test_clock_seed_and_faults_of_the_settings_are_in_the_addresses(stand_ins: S
 
 
 @pytest.mark.parametrize("pair", ["barchart", "barchart=nonsense", "nobody=blocked"])
-def test_a_fault_that_does_not_exist_is_one_clear_sentence(tmp_path: Path, pair: str) -> None:
+def test_an_unknown_fault_names_the_setting(tmp_path: Path, pair: str) -> None:
     with pytest.raises(SettingsError, match=r"NQ_SANDBOX_FAULTS: .* is no fault of a stand-in"):
         endpoints(settings(tmp_path, sandbox_faults=(pair,))).__enter__()
 
 
-def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_path: Path) -> None:
+def test_a_server_started_by_hand_is_shared_and_keeps_running(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from nq_pipeline.sandbox.process import serve;"
         "from nq_pipeline.configuration import build_settings;"
@@ -269,14 +265,14 @@ def test_one_started_by_hand_is_found_shows_its_faults_and_outlives_the_run(tmp_
 
 
 @pytest.mark.parametrize("kept", ['{"port": -5}', '{"port": 99999999}', '{"port": true}', "[]", "{"])
-def test_a_damaged_note_of_the_last_server_names_none(tmp_path: Path, kept: str) -> None:
+def test_a_damaged_state_file_is_ignored(tmp_path: Path, kept: str) -> None:
     note = tmp_path / "sandbox" / "sandbox.json"
     note.parent.mkdir()
     note.write_text(kept)
     assert sessions.is_open(market_clock(settings(tmp_path)).now(), "rth")
 
 
-def test_a_damaged_note_of_the_last_server_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_replaced(tmp_path: Path) -> None:
     note = tmp_path / "sandbox" / "sandbox.json"
     note.parent.mkdir()
     note.write_text('{"port')

@@ -37,7 +37,7 @@ def on_ticks(prices: pl.Series, product: Product) -> bool:
     return bool((np.abs(numbers / ticks - np.round(numbers / ticks)) < 1e-6).all())
 
 
-def test_every_product_and_proxy_of_the_table_has_a_shape() -> None:
+def test_every_product_and_proxy_has_a_profile() -> None:
     assert list(PROFILES) == list(PRODUCTS)
     assert len({shape.number for shape in PROFILES.values()}) == len(PROFILES)
     proxies = {code: proxy.stands_for for code, proxy in PROXIES.items()}
@@ -47,7 +47,7 @@ def test_every_product_and_proxy_of_the_table_has_a_shape() -> None:
 
 
 @EVERY
-def test_quotes_are_on_the_products_ticks_and_not_crossed(product: Product) -> None:
+def test_each_products_quotes_are_on_ticks_and_not_crossed(product: Product) -> None:
     chain = of(product).chain(OPEN)
     assert on_ticks(chain["bid"], product)
     assert on_ticks(chain["ask"], product)
@@ -57,7 +57,7 @@ def test_quotes_are_on_the_products_ticks_and_not_crossed(product: Product) -> N
 
 
 @EVERY
-def test_put_call_parity_gives_the_future_within_the_width_of_quotes(product: Product) -> None:
+def test_put_call_parity_gives_the_future(product: Product) -> None:
     chain = of(product).chain(OPEN).filter(exercise_style="european").drop_nulls(["bid", "ask"])
     mid = chain.with_columns(mid=(pl.col("bid") + pl.col("ask")) / 2, width=pl.col("ask") - pl.col("bid"))
     keys = ["series", "strike", "underlying", "expiration"]
@@ -74,7 +74,7 @@ def test_put_call_parity_gives_the_future_within_the_width_of_quotes(product: Pr
 
 
 @EVERY
-def test_the_price_wanders_around_the_products_own_level(product: Product) -> None:
+def test_each_products_price_stays_near_its_level(product: Product) -> None:
     level = PROFILES[product.code].level
     assert 0.5 * level < of(product).underlying(OPEN) < 2 * level
 
@@ -85,7 +85,7 @@ def test_products_move_apart() -> None:
     assert np.abs(np.corrcoef(moves)[np.triu_indices(len(moves), 1)]).max() < 0.5
 
 
-def test_a_product_is_the_same_alone_and_beside_others() -> None:
+def test_a_product_is_the_same_alone_and_with_others() -> None:
     assert isinstance(ALL, Exchange)
     together = ALL.chain(OPEN)
     first = 0
@@ -102,7 +102,7 @@ def test_ids_of_all_products_differ_and_fit_the_wire() -> None:
     assert ids.max() < 2**32  # type: ignore[operator]
 
 
-def test_definitions_tell_the_multiplier_and_exchange_of_each_product() -> None:
+def test_definitions_have_each_products_multiplier_and_exchange() -> None:
     instruments = universe(ALL, DAY)
     records = definition_records(instruments, ts_event=0, ts_recv=0)[: instruments.height]
     told = pl.DataFrame(
@@ -117,7 +117,7 @@ def test_definitions_tell_the_multiplier_and_exchange_of_each_product() -> None:
     assert {("ES", 50.0, "XCME"), ("GC", 100.0, "XCEC"), ("NQ", 20.0, "XCME")} <= tabled
 
 
-def test_books_of_a_mixed_list_come_in_its_order() -> None:
+def test_quotes_of_mixed_products_keep_their_order() -> None:
     listed = ALL.listed(DAY)
     some = listed[np.random.default_rng(1).permutation(listed.height)[:300]]
     books, one_by_one = ALL.quotes(some, to_ns(OPEN)), ALL.chain(OPEN)
@@ -136,7 +136,7 @@ def test_the_tape_has_trades_of_every_product_and_its_future() -> None:
 # ── scenarios ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_world_of_several_products_goes_through_an_address_and_keeps_its_seed() -> None:
+def test_options_keep_what_they_do_not_name() -> None:
     options = format_options({"seed": 9, "products": "ES,GC"})
     scenario = parse_options(options, Scenario(market(7), SystemClock()))
     assert scenario.market is market(9, ("ES", "GC"))
@@ -144,12 +144,12 @@ def test_a_world_of_several_products_goes_through_an_address_and_keeps_its_seed(
     assert parse_options("products=GC", scenario).market is market(9, ("GC",))
 
 
-def test_a_world_of_an_unknown_product_is_refused() -> None:
+def test_an_unknown_product_is_refused() -> None:
     with pytest.raises(SandboxError, match="products of NQ, ES, GC"):
         parse_options("products=CL", Scenario(market(7), SystemClock()))
 
 
-def test_a_stand_in_shows_only_the_products_of_its_world(at: Callable[..., str]) -> None:
+def test_a_stand_in_shows_only_its_scenarios_products(at: Callable[..., str]) -> None:
     key = {"Authorization": "Bearer key"}
     ordinary = at("polygon")
     gold = ordinary.replace("seed=7", "seed=7;products=GC")

@@ -41,14 +41,14 @@ def ended_by(fault: Fault, **options: Any) -> tuple[Recorder, str, FaultScript]:
 # ── ends ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_clean_close_comes_after_exactly_the_records_asked_for_and_says_nothing() -> None:
+def test_a_clean_close_follows_the_scripted_number_of_records() -> None:
     client, said, script = ended_by(Fault("fin", after_records=137))
 
     assert (len(client.array()), said) == (137, "")
     assert [(s.fault.kind, s.records) for s in script.injected] == [("fin", 137)]
 
 
-def test_a_clean_close_is_never_reconnected_by_the_official_client() -> None:
+def test_the_official_client_ignores_a_clean_close() -> None:
     with (
         gateway(script=FaultScript(Fault("fin", after_records=50))).serve_in_thread() as served,
         recorder(served, reconnect_policy="reconnect") as client,
@@ -58,7 +58,7 @@ def test_a_clean_close_is_never_reconnected_by_the_official_client() -> None:
     assert len(client.array()) == 50
 
 
-def test_a_reset_is_an_error_and_reconnected_once_without_replay() -> None:
+def test_a_reset_reconnects_once_without_replay() -> None:
     _, said, _ = ended_by(Fault("rst", after_records=100))
     assert "reset" in said.lower()
 
@@ -72,13 +72,13 @@ def test_a_reset_is_an_error_and_reconnected_once_without_replay() -> None:
         client.wait_for(len(client.array()) + 100)
 
 
-def test_a_record_cut_in_half_looks_like_a_clean_close() -> None:
+def test_a_cut_record_looks_like_a_clean_close() -> None:
     client, said, _ = ended_by(Fault("cut", after_records=100))
 
     assert (len(client.array()), said) == (100, "")
 
 
-def test_a_record_cut_in_half_is_half_a_record_on_the_wire() -> None:
+def test_a_cut_record_is_half_a_record_on_the_wire() -> None:
     with (
         gateway(script=FaultScript(Fault("cut", after_records=3))).serve_in_thread() as served,
         bare(served) as client,
@@ -93,7 +93,7 @@ def test_a_record_cut_in_half_is_half_a_record_on_the_wire() -> None:
     assert len(decoder.buffer()) == 24
 
 
-def test_garbage_makes_the_official_client_give_up_without_a_word() -> None:
+def test_garbage_ends_the_official_client_silently() -> None:
     client, said, _ = ended_by(Fault("garbage", after_records=100))
 
     # Whole records of the chunk in which the garbage begins are lost by the client, too.
@@ -102,7 +102,7 @@ def test_garbage_makes_the_official_client_give_up_without_a_word() -> None:
     assert not client.live.is_connected()
 
 
-def test_silence_is_a_connection_that_stays_and_says_nothing() -> None:
+def test_silence_keeps_the_connection_open() -> None:
     with (
         gateway(script=FaultScript(Fault("silence", after_records=20))).serve_in_thread() as served,
         recorder(served, heartbeat_interval_s=1) as client,
@@ -115,7 +115,7 @@ def test_silence_is_a_connection_that_stays_and_says_nothing() -> None:
         assert client.live.is_connected()
 
 
-def test_metadata_can_be_withheld_for_ever() -> None:
+def test_metadata_can_be_withheld_forever() -> None:
     with (
         gateway(script=FaultScript(Fault("no_metadata"))).serve_in_thread() as served,
         recorder(served) as client,
@@ -127,7 +127,7 @@ def test_metadata_can_be_withheld_for_ever() -> None:
         assert client.live.is_connected()
 
 
-def test_authentication_can_be_refused_once_in_any_words() -> None:
+def test_authentication_can_be_refused_once_with_any_text() -> None:
     script = FaultScript(
         Fault("refuse_auth", text="Unable to submit the request because there is an unpaid invoice.")
     )
@@ -158,7 +158,7 @@ def test_a_fatal_error_is_a_record_and_then_the_end(code: int) -> None:
 
 
 @pytest.mark.parametrize("compression", [databento_dbn.Compression.NONE, databento_dbn.Compression.ZSTD])
-def test_an_error_that_is_not_fatal_is_a_record_and_the_stream_goes_on(compression: Any) -> None:
+def test_the_stream_continues_after_an_error_that_is_not_fatal(compression: Any) -> None:
     with (
         gateway(
             script=FaultScript(Fault("error", after_records=10, code=4, text="Mind"))
@@ -170,7 +170,7 @@ def test_an_error_that_is_not_fatal_is_a_record_and_the_stream_goes_on(compressi
     assert [(int(e.code), e.err) for e in client.of("ErrorMsg")] == [(4, "Mind")]
 
 
-def test_code_7_comes_with_a_loss_where_it_says_so() -> None:
+def test_code_7_loses_the_records_it_reports() -> None:
     with (
         gateway(
             script=FaultScript(Fault("error", after_records=100, code=7, records=30))
@@ -191,7 +191,7 @@ def test_code_7_comes_with_a_loss_where_it_says_so() -> None:
 # ── records too few, too many ───────────────────────────────────────────────────────────────────
 
 
-def test_a_replay_can_leave_records_out_and_call_itself_complete() -> None:
+def test_a_replay_can_omit_records_and_claim_completeness() -> None:
     start = to_ns(NOON - timedelta(minutes=1))
     with (
         gateway(
@@ -222,7 +222,7 @@ def test_an_omission_waits_for_a_replay() -> None:
         assert [s.fault.kind for s in served.script.injected] == ["omit"]
 
 
-def test_records_can_come_twice() -> None:
+def test_records_can_be_duplicated() -> None:
     with (
         gateway(
             script=FaultScript(Fault("duplicate", after_records=40, records=5))
@@ -241,7 +241,7 @@ def test_records_can_come_twice() -> None:
 # ── scripts ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_faults_strike_one_after_the_other_each_once() -> None:
+def test_faults_happen_in_order_and_once() -> None:
     faults = [Fault(kind, after_records=20) for kind in ("fin", "cut", "rst", "fin")]
     with gateway(script=FaultScript(*faults), limits=unlimited()).serve_in_thread() as served:
         for _ in faults:
@@ -255,7 +255,7 @@ def test_faults_strike_one_after_the_other_each_once() -> None:
     assert not served.script.pending
 
 
-def test_a_fault_added_to_a_running_session_strikes_next_even_in_a_quiet_market() -> None:
+def test_an_added_fault_happens_in_a_quiet_market_too() -> None:
     with (
         gateway(now=NOON + timedelta(days=4), load=None).serve_in_thread() as served,
         recorder(served) as client,
@@ -271,11 +271,10 @@ def test_a_fault_waits_for_its_time() -> None:
         gateway(script=FaultScript(Fault("fin", after_s=0.5))).serve_in_thread() as served,
         recorder(served) as client,
     ):
-        client.wait_for(1)
-        begun = client.array()["ts_recv"][0]
+        started = time.monotonic()
         client.end()
 
-    assert client.array()["ts_recv"][-1] - begun > 0.3e9
+    assert time.monotonic() - started > 0.3
 
 
 @pytest.mark.parametrize(
@@ -288,12 +287,12 @@ def test_a_fault_waits_for_its_time() -> None:
         ("silence@4s", Fault("silence", after_s=4.0)),
     ],
 )
-def test_faults_are_written_in_a_word(text: str, fault: Fault) -> None:
+def test_parse_fault(text: str, fault: Fault) -> None:
     assert parse_fault(text) == fault
 
 
 @pytest.mark.parametrize("text", ["", "explode", "fin@", "fin@soon", "error=9", "fin=1=2", "FIN"])
-def test_what_is_no_fault_is_said_with_what_would_be_one(text: str) -> None:
+def test_an_unknown_gateway_fault_lists_the_faults(text: str) -> None:
     with pytest.raises(SandboxError, match=", ".join(list(GATEWAY_FAULTS)[:4])):
         parse_fault(text)
 
@@ -305,7 +304,7 @@ LINE = "schema={schema}|stype_in=raw_symbol|symbols=ALL_SYMBOLS|id=0|is_last=1\n
 
 def read_slowly(schema: str, more: str) -> tuple[list[Any], Any]:
     """A client that stops reading until the gateway has waited for it, then reads on."""
-    limits = unlimited(slow_after_s=0.4)
+    limits = unlimited(slow_after_s=0.2)
     with (
         gateway(load=300_000, limits=limits).serve_in_thread() as served,
         bare(served, receive_buffer=65_536) as client,
@@ -314,9 +313,9 @@ def read_slowly(schema: str, more: str) -> tuple[list[Any], Any]:
         client.say(LINE.format(schema=schema))
         head = client.read(3_000_000)
         # The buffers on the way take a few megabytes; after that the gateway waits.
-        time.sleep(1.5)
+        time.sleep(0.8)
         decoder = databento_dbn.DBNDecoder()
-        heard = list(decoder.write_and_decode(head))
+        heard: list[Any] = list(decoder.write_and_decode(head))
         give_up = time.monotonic() + 20
         while not {2, 7} & {int(r.code) for r in heard if int(getattr(r, "rtype", 0)) in (21, 23)}:
             assert time.monotonic() < give_up
@@ -338,14 +337,14 @@ def test_a_slow_reader_of_trades_is_warned_and_loses_nothing() -> None:
     assert set(np.diff(sequences(heard))) == {1}
 
 
-def test_a_slow_reader_of_books_who_asked_to_be_warned_loses_nothing() -> None:
+def test_a_slow_reader_of_books_with_warn_loses_nothing() -> None:
     heard, _ = read_slowly("mbp-1", "|slow_reader_behavior=warn")
 
     assert any(int(r.rtype) == 23 and int(r.code) == 2 for r in heard)
     assert set(np.diff(sequences(heard))) == {1}
 
 
-def test_a_slow_reader_of_books_loses_some_by_default_and_is_told() -> None:
+def test_a_slow_reader_of_books_skips_and_is_notified() -> None:
     heard, _ = read_slowly("mbp-1", "")
 
     told = [i for i, r in enumerate(heard) if int(r.rtype) == 21]

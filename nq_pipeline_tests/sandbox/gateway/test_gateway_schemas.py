@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def entitled() -> Iterator[Gateway]:
         yield running
 
 
-def orders(client: Recorder) -> tuple[list[object], list[object]]:
-    """The records of mbo: those of the snapshot, and those after it."""
+def split_orders(client: Recorder) -> tuple[list[Any], list[Any]]:
+    """The mbo records of the snapshot, and those after it."""
     mbo = client.of("MBOMsg")
     return [r for r in mbo if int(r.flags) & 32], [r for r in mbo if not int(r.flags) & 32]
 
@@ -36,9 +37,9 @@ def test_a_snapshot_of_orders_is_the_top_of_every_book(entitled: Gateway) -> Non
     with recorder(entitled, start=False) as client:
         client.subscribe("mbo", "NQ.FUT", snapshot=True)
         client.start()
-        client.wait(lambda: orders(client)[1])
+        client.wait(lambda: split_orders(client)[1])
         begin = client.live.metadata.start if client.live.metadata else 0
-    snapshot, live = orders(client)
+    snapshot, live = split_orders(client)
 
     opened = entitled.tape.records("mbp-1", begin - 3600 * 10**9, begin)
     books = {int(book["instrument_id"]): book for book in opened}
@@ -86,7 +87,7 @@ def test_a_continuous_symbol_is_the_leading_future(entitled: Gateway) -> None:
     assert client.live.symbology_map == {202506: "NQM5", 202509: "NQU5"}
 
 
-def test_definitions_from_now_on_are_those_of_new_listings_alone() -> None:
+def test_live_definitions_are_new_listings_only() -> None:
     """All there are come with `start=0`; without it nothing does until something is listed."""
     before, after = (set(universe(market(7), date(2025, 6, d))["instrument_id"]) for d in (10, 11))
     opens = datetime(2025, 6, 10, 22, tzinfo=UTC)

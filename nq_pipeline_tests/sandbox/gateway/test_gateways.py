@@ -17,8 +17,8 @@ from nq_pipeline.market import sessions
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
-from nq_pipeline_tests.sandbox.conftest import NOW
 from nq_pipeline_tests.testing.gateway_client import recorder
+from nq_pipeline_tests.testing.vendor_clients import NOON
 
 Address = Callable[..., str]
 
@@ -34,10 +34,11 @@ def of_scenario(url: str) -> Any:
     return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
 
 
-def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins: Settings) -> None:
-    assert stand_ins.vendor(DatabentoSettings).gateway and stand_ins.vendor(DatabentoSettings).api_key
-    key = stand_ins.vendor(DatabentoSettings).api_key.get_secret_value()
-    with recorder(gateway_at(stand_ins.vendor(DatabentoSettings).gateway), key=key, start=False) as client:
+def test_the_sandboxs_gateway_moves_at_any_hour(stand_ins: Settings) -> None:
+    databento = stand_ins.vendor(DatabentoSettings)
+    assert databento.gateway and databento.api_key
+    key = databento.api_key.get_secret_value()
+    with recorder(gateway_at(databento.gateway), key=key, start=False) as client:
         client.subscribe(symbols="NQ.FUT")
         client.start().wait_for(5)
         begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
@@ -46,22 +47,22 @@ def test_settings_of_the_sandbox_name_a_gateway_that_moves_at_any_hour(stand_ins
     assert begin <= datetime.now(UTC)
 
 
-def test_an_address_of_ones_own_is_left_alone(stand_ins: Settings) -> None:
+def test_an_explicit_gateway_is_kept(stand_ins: Settings) -> None:
     settings = build_settings(data_dir=stand_ins.data_dir, databento_gateway="127.0.0.1:9")
     with endpoints(settings) as served:
         assert served.vendor(DatabentoSettings).gateway == "127.0.0.1:9"
         assert served.vendor(DatabentoSettings).url != settings.vendor(DatabentoSettings).url
 
 
-def test_a_frozen_instant_is_where_the_clock_of_its_gateway_began(at: Address) -> None:
+def test_a_pinned_instant_is_the_start_of_its_gateways_clock(at: Address) -> None:
     with recorder(of_scenario(at("databento"))) as client:
         client.wait_for(3)
         begin = from_ns(client.live.metadata.start if client.live.metadata else 0)
 
-    assert timedelta(0) <= begin - datetime.fromisoformat(NOW) < timedelta(hours=1)
+    assert timedelta(0) <= begin - datetime.fromisoformat(NOON) < timedelta(hours=1)
 
 
-def test_each_world_has_its_gateway_and_keeps_it(at: Address) -> None:
+def test_each_scenario_keeps_its_own_gateway(at: Address) -> None:
     first, again = of_scenario(at("databento")), of_scenario(at("databento"))
     other_seed, other_time = (
         of_scenario(at("databento", seed=8)),
@@ -72,7 +73,7 @@ def test_each_world_has_its_gateway_and_keeps_it(at: Address) -> None:
     assert len({first.port, other_seed.port, other_time.port}) == 3
 
 
-def test_many_worlds_do_not_exhaust_the_process(at: Address) -> None:
+def test_idle_gateways_make_room_for_new_scenarios(at: Address) -> None:
     moments = [datetime(2025, 6, 10, 15, minute, tzinfo=UTC) for minute in range(40)]
     ports = {of_scenario(at("databento", now=f"{moment:%Y-%m-%dT%H:%MZ}")).port for moment in moments}
 
@@ -81,7 +82,7 @@ def test_many_worlds_do_not_exhaust_the_process(at: Address) -> None:
         client.wait_for(1)
 
 
-def test_a_fault_can_be_asked_for_from_outside(at: Address) -> None:
+def test_a_fault_can_be_posted_to_a_gateway(at: Address) -> None:
     url = at("databento", seed=9)
     with recorder(of_scenario(url)) as client:
         client.wait_for(1)
@@ -97,7 +98,7 @@ def test_a_fault_can_be_asked_for_from_outside(at: Address) -> None:
 @pytest.mark.parametrize(
     ("fault", "text"), [("blocked", "deactivated"), ("not_entitled", "live data license is required")]
 )
-def test_faults_of_the_account_hold_for_the_gateway_too(at: Address, fault: str, text: str) -> None:
+def test_account_faults_apply_to_the_gateway(at: Address, fault: str, text: str) -> None:
     with (
         recorder(of_scenario(at("databento", fault=fault)), start=False) as client,
         pytest.raises(BentoError, match=text),

@@ -26,11 +26,11 @@ def on_tick(prices: pl.Series) -> bool:
     return bool((np.abs(numbers / ticks - np.round(numbers / ticks)) < 1e-6).all())
 
 
-def test_the_same_seed_and_instant_give_the_same_chain_in_another_object() -> None:
+def test_a_seed_and_an_instant_determine_the_chain() -> None:
     assert MARKET.chain(OPEN).equals(Market(7).chain(OPEN))
 
 
-def test_asking_in_another_order_changes_nothing() -> None:
+def test_the_order_of_requests_does_not_matter() -> None:
     other = Market(7)
     other.chain(OPEN + timedelta(days=3))
     other.proxy_chain("NDX", OPEN)
@@ -50,14 +50,14 @@ def test_another_seed_is_another_market() -> None:
         datetime(2026, 11, 22, 20, 0, tzinfo=UTC),
     ],
 )
-def test_at_least_ten_thousand_contracts_are_listed_whatever_the_day(instant: datetime) -> None:
+def test_at_least_10_000_contracts_are_listed_on_any_day(instant: datetime) -> None:
     chain = MARKET.chain(instant)
     assert chain.height >= 10_000
     assert chain["contract_key"].n_unique() == chain["raw_symbol"].n_unique() == chain.height
     assert set(chain["root"]) <= NQ_ROOTS
 
 
-def test_every_series_of_the_next_45_days_and_the_next_quarterlies_are_listed() -> None:
+def test_45_days_of_series_and_the_next_quarterlies_are_listed() -> None:
     series = set(MARKET.chain(OPEN)["series"])
     day = date(2025, 6, 10)
     assert {s.key for s in expirations("NQ", day, day + timedelta(45))} <= series
@@ -69,7 +69,7 @@ def test_all_26_roots_are_listed_in_the_course_of_a_year() -> None:
     assert set().union(*(MARKET.listed(day)["root"] for day in days)) == NQ_ROOTS
 
 
-def test_prices_stand_on_the_two_step_tick_and_quotes_are_never_crossed() -> None:
+def test_prices_are_on_ticks_and_quotes_not_crossed() -> None:
     for instant in (OPEN, OPEN.replace(hour=8), OPEN + timedelta(days=4, hours=8)):
         chain = MARKET.chain(instant)
         for name in ("bid", "ask", "last", "open", "high", "low"):
@@ -86,14 +86,14 @@ def test_the_fair_price_lies_inside_the_quote() -> None:
     assert quoted.filter(~pl.col("value").is_between(pl.col("bid") - 1e-6, pl.col("ask") + 1e-6)).is_empty()
 
 
-def test_wings_have_asks_without_bids_and_quotes_widen_outside_regular_hours() -> None:
+def test_wings_lack_bids_and_quotes_widen_outside_regular_hours() -> None:
     day, night = MARKET.chain(OPEN), MARKET.chain(OPEN.replace(hour=8))
     assert day.filter(pl.col("bid").is_null() & pl.col("ask").is_not_null()).height > 300
     width = pl.col("ask") - pl.col("bid")
     assert night.select(width.mean()).item() > 1.3 * day.select(width.mean()).item()
 
 
-def test_most_contracts_do_not_trade_and_most_last_trades_are_hours_old() -> None:
+def test_most_contracts_are_untraded_or_traded_hours_ago() -> None:
     chain = MARKET.chain(OPEN)
     assert 0.6 < (chain["volume"] == 0).mean() < 0.95  # type: ignore[operator]
     last = pl.coalesce("last_ts", "prior_last_ts")
@@ -102,7 +102,7 @@ def test_most_contracts_do_not_trade_and_most_last_trades_are_hours_old() -> Non
     assert 0 < recent < 0.1 * quoted.height
 
 
-def test_open_interest_stands_still_within_a_session_and_only_grows_from_day_to_day() -> None:
+def test_open_interest_grows_between_sessions_only() -> None:
     today, later = MARKET.chain(OPEN), MARKET.chain(OPEN + timedelta(hours=3))
     assert today["open_interest"].equals(later["open_interest"])
     tomorrow = MARKET.chain(OPEN + timedelta(days=1))
@@ -147,7 +147,7 @@ def test_the_underlying_moves_only_while_the_market_is_open() -> None:
     assert len(np.unique(moving)) == 60
 
 
-def test_the_path_has_no_jumps_from_second_to_second_across_sessions_and_years() -> None:
+def test_the_price_path_has_no_jumps_across_sessions_and_years() -> None:
     for start in (datetime(2025, 6, 9, 20, 30, tzinfo=UTC), datetime(2024, 12, 31, 21, 30, tzinfo=UTC)):
         seconds = to_ns(start) + np.arange(3 * 3600) * 1_000_000_000
         steps = np.abs(np.diff(np.log(MARKET.index(seconds))))
@@ -168,12 +168,12 @@ def test_a_closed_market_shows_the_state_of_its_last_close() -> None:
     assert MARKET.rth_moment(saturday) == datetime(2025, 6, 13, 20, 0, tzinfo=UTC)
 
 
-def test_during_a_holiday_halt_the_close_of_the_halted_part_is_shown() -> None:
+def test_a_holiday_halt_shows_the_close_before_it() -> None:
     afternoon = datetime(2025, 7, 4, 20, 0, tzinfo=UTC)
     assert MARKET.moment(afternoon) == datetime(2025, 7, 4, 17, 0, tzinfo=UTC)
 
 
-def test_expired_boards_have_no_quotes_and_settle_at_their_intrinsic_value() -> None:
+def test_expired_series_have_no_quotes_and_settle_at_intrinsic() -> None:
     evening = datetime(2025, 6, 10, 20, 30, tzinfo=UTC)
     expired = MARKET.chain(evening).filter(pl.col("expired"))
     assert set(expired["series"]) == {"Q2B-2025-06-10"}
@@ -184,7 +184,7 @@ def test_expired_boards_have_no_quotes_and_settle_at_their_intrinsic_value() -> 
     assert calls["settlement"].to_list() == pytest.approx((fixing - calls["strike"]).to_list(), abs=0.006)
 
 
-def test_settlements_are_the_newest_that_are_out() -> None:
+def test_settlements_are_the_newest_published() -> None:
     published = datetime(2025, 6, 10, 20, 30, tzinfo=UTC)
     for frame in (MARKET.chain, MARKET.futures):
         before, after = frame(published - timedelta(minutes=1)), frame(published)
@@ -199,7 +199,7 @@ def test_settlements_are_the_newest_that_are_out() -> None:
     assert both["settlement"].equals(both["settlement_later"])
 
 
-def test_a_short_days_settlement_comes_out_after_its_close() -> None:
+def test_a_short_days_settlement_follows_its_close() -> None:
     noon = datetime(2025, 7, 3, 17, tzinfo=UTC)
     closed, out = (MARKET.chain(noon + timedelta(minutes=minute)) for minute in (20, 30))
     assert set(closed["settlement_date"]) == {date(2025, 7, 2)}
@@ -218,7 +218,7 @@ def test_strikes_once_listed_stay_listed() -> None:
         day = before
 
 
-def test_ladders_are_dense_near_the_money_and_reach_into_both_wings() -> None:
+def test_strikes_are_dense_near_the_money_and_reach_far() -> None:
     price = MARKET.underlying(OPEN)
     for key, board in MARKET.chain(OPEN).group_by("series"):
         strikes = board["strike"].unique().sort()
@@ -237,7 +237,7 @@ def test_instrument_ids_are_unique_stable_and_fit_the_wire() -> None:
     assert both.height > 1_000 and both["instrument_id"].equals(both["instrument_id_next"])
 
 
-def test_trades_lie_in_their_session_on_ticks_and_add_up_to_the_volume() -> None:
+def test_trades_are_in_session_on_ticks_and_sum_to_the_volume() -> None:
     day = sessions.session(date(2025, 6, 10))
     trades = MARKET.trades(day.trade_date)
     assert trades["ts_event"].is_sorted()
@@ -261,7 +261,7 @@ def test_nothing_trades_after_its_expiration() -> None:
     assert trades.filter(pl.col("ts_event") >= pl.col("expiration").cast(pl.Int64)).is_empty()
 
 
-def test_futures_carry_a_basis_that_grows_with_time_and_stand_on_quarter_points() -> None:
+def test_later_futures_are_dearer_and_on_quarter_points() -> None:
     futures = MARKET.futures(OPEN)
     assert futures["symbol"].to_list() == ["NQM5", "NQU5", "NQZ5", "NQH6", "NQM6"]
     assert (futures["last"].diff().drop_nulls() > 0).all()
@@ -271,7 +271,7 @@ def test_futures_carry_a_basis_that_grows_with_time_and_stand_on_quarter_points(
     assert (futures["low"] <= futures["last"]).all() and (futures["last"] <= futures["high"]).all()
 
 
-def test_proxies_follow_the_same_index_with_their_own_scale_ticks_and_hours() -> None:
+def test_proxies_follow_the_index_in_regular_hours() -> None:
     index = float(MARKET.index(to_ns(OPEN))[0])
     assert MARKET.proxy_price("NDX", OPEN) == pytest.approx(index, abs=0.01)
     assert MARKET.proxy_price("QQQ", OPEN) == pytest.approx(index / 41, abs=0.01)

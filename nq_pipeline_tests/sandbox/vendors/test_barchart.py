@@ -14,104 +14,85 @@ import requests
 from bs4 import BeautifulSoup
 
 from nq_pipeline.sandbox.vendors.barchart.page import PAGE_FIELDS
-
-HEADERS = {"sec-fetch-site": "same-origin", "accept": "application/json"}
-ASKED = {
-    "list": "futures.options",
-    "fields": PAGE_FIELDS,
-    "groupBy": "optionType",
-    "orderBy": "strike",
-    "orderDir": "asc",
-    "raw": "1",
-    "meta": "field.shortName,field.description,field.type",
-}
-API = "/proxies/core-api/v1/quotes/get"
+from nq_pipeline_tests.testing.vendor_clients import (
+    BARCHART_API,
+    BARCHART_HEADERS,
+    BARCHART_PARAMS,
+    barchart_options,
+    barchart_rows,
+)
 
 
-def board(base: str, symbol: str, **asked: str) -> dict[str, Any]:
-    reply = requests.get(base + API, params={**ASKED, "symbol": symbol, **asked}, headers=HEADERS, timeout=10)
-    assert reply.status_code == 200
-    assert reply.headers["content-type"] == "application/json"
-    answer: dict[str, Any] = reply.json()
-    return answer
-
-
-def rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for side in answer["data"].values() for row in side]
-
-
-def shape(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def leaf_types(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every path of a JSON value with its type; list items share one path."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from shape(item, f"{path}.{key}")
+            yield from leaf_types(item, f"{path}.{key}")
     elif isinstance(value, list):
         for item in value:
-            yield from shape(item, f"{path}[]")
+            yield from leaf_types(item, f"{path}[]")
     else:
         yield path, "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
 def types(value: Any) -> dict[str, set[str]]:
     found = defaultdict(set)
-    for path, kind in shape(value):
+    for path, kind in leaf_types(value):
         found[path].add(kind)
     return found
 
 
-def test_an_answer_has_exactly_the_keys_and_types_of_the_recorded_one(
-    at: Callable[..., str], shared: Path
-) -> None:
+def test_an_answer_has_the_recorded_keys_and_types(at: Callable[..., str], shared: Path) -> None:
     recorded = types(json.loads((shared / "barchart/chain_MC2M25_20250610T1449Z.json").read_text()))
-    ours = types(board(at("barchart"), "MC2M25"))
+    ours = types(barchart_options(at("barchart"), "MC2M25"))
     assert set(ours) == set(recorded)
     assert {path: kinds for path, kinds in ours.items() if not kinds <= recorded[path]} == {}
 
 
-def test_an_empty_answer_has_exactly_the_keys_of_the_recorded_one(
-    at: Callable[..., str], shared: Path
-) -> None:
+def test_an_empty_answer_has_the_recorded_keys(at: Callable[..., str], shared: Path) -> None:
     recorded = json.loads((shared / "barchart/chain_empty_20250608.json").read_text())
-    ours = board(at("barchart"), "MC2F01")
+    ours = barchart_options(at("barchart"), "MC2F01")
     assert {key: ours[key] for key in ("count", "total", "data")} == {"count": 0, "total": 0, "data": []}
     assert set(types(ours)) == set(types(recorded))
 
 
-def test_the_futures_list_has_the_keys_and_types_of_the_recorded_one(
-    at: Callable[..., str], shared: Path
-) -> None:
+def test_the_futures_list_has_the_recorded_keys_and_types(at: Callable[..., str], shared: Path) -> None:
     recorded = json.loads((shared / "barchart/futures_list_ZW_20250602_fractional_unch.json").read_text())
     fields = ",".join(recorded["meta"]["field"]["shortName"])
-    asked = {"symbol": "NQ^F", "fields": fields, "raw": "1", "meta": ASKED["meta"]}
-    ours = requests.get(at("barchart") + API, params=asked, headers=HEADERS, timeout=10).json()
+    asked = {"symbol": "NQ^F", "fields": fields, "raw": "1", "meta": BARCHART_PARAMS["meta"]}
+    ours = requests.get(
+        at("barchart") + BARCHART_API, params=asked, headers=BARCHART_HEADERS, timeout=10
+    ).json()
     assert set(types(ours)) == set(types(recorded))
     assert ours["count"] == ours["total"] == len(ours["data"])
 
 
 def test_a_grouped_answer_counts_groups_and_totals_rows(at: Callable[..., str]) -> None:
-    answer = board(at("barchart"), "MC2M25")
+    answer = barchart_options(at("barchart"), "MC2M25")
     assert answer["count"] == 2 and set(answer["data"]) == {"Call", "Put"}
-    assert answer["total"] == len(rows(answer)) > 500
+    assert answer["total"] == len(barchart_rows(answer)) > 500
 
 
-def test_rows_carry_one_year_digit_whatever_was_asked(at: Callable[..., str]) -> None:
-    two, one = board(at("barchart"), "MC2M25"), board(at("barchart"), "MC2M5")
+def test_rows_carry_one_year_digit(at: Callable[..., str]) -> None:
+    two, one = barchart_options(at("barchart"), "MC2M25"), barchart_options(at("barchart"), "MC2M5")
     assert two == one
-    assert {row["symbol"].split("|")[0] for row in rows(two)} == {"MC2M5"}
+    assert {row["symbol"].split("|")[0] for row in barchart_rows(two)} == {"MC2M5"}
 
 
-def test_the_quarterly_board_is_the_futures_own_symbol(at: Callable[..., str]) -> None:
-    assert {row["symbol"].split("|")[0] for row in rows(board(at("barchart"), "NQM25"))} == {"NQM5"}
+def test_quarterly_options_have_the_futures_symbol(at: Callable[..., str]) -> None:
+    assert {
+        row["symbol"].split("|")[0] for row in barchart_rows(barchart_options(at("barchart"), "NQM25"))
+    } == {"NQM5"}
 
 
 def test_the_premium_is_twenty_times_the_last_price(at: Callable[..., str]) -> None:
-    for row in rows(board(at("barchart"), "MC2M25")):
+    for row in barchart_rows(barchart_options(at("barchart"), "MC2M25")):
         assert row["raw"]["premium"] == pytest.approx(20 * row["raw"]["lastPrice"], abs=1e-6)
 
 
-def test_display_and_raw_say_the_same_and_missing_is_marked_as_on_the_site(at: Callable[..., str]) -> None:
+def test_display_and_raw_values_agree(at: Callable[..., str]) -> None:
     prices = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice")
-    for row in rows(board(at("barchart"), "MC2M25")):
+    for row in barchart_rows(barchart_options(at("barchart"), "MC2M25")):
         for name in prices:
             text, number = row[name], row["raw"][name]
             if text in ("N/A", "unch"):
@@ -124,7 +105,7 @@ def test_display_and_raw_say_the_same_and_missing_is_marked_as_on_the_site(at: C
 
 
 def test_every_kind_of_row_that_was_recorded_occurs(at: Callable[..., str]) -> None:
-    all_rows = rows(board(at("barchart"), "MC2M25"))
+    all_rows = barchart_rows(barchart_options(at("barchart"), "MC2M25"))
     settled = [row for row in all_rows if row["lastPrice"].endswith("s")]
     today = [row for row in all_rows if row["tradeTime"].endswith(" CT")]
     assert settled and today and len(settled) > len(today)
@@ -136,47 +117,47 @@ def test_every_kind_of_row_that_was_recorded_occurs(at: Callable[..., str]) -> N
     assert newest <= 1_749_567_600 - 600, "the site is ten minutes late"
 
 
-def test_an_expired_board_has_no_quotes_and_settlements_off_the_tick(at: Callable[..., str]) -> None:
-    expired = rows(board(at("barchart", now="2025-06-10T21:30:00Z"), "MM2M25"))
+def test_an_expired_series_has_no_quotes_and_exact_settlements(at: Callable[..., str]) -> None:
+    expired = barchart_rows(barchart_options(at("barchart", now="2025-06-10T21:30:00Z"), "MM2M25"))
     assert {row["bidPrice"] for row in expired} == {row["askPrice"] for row in expired} == {"N/A"}
     assert any(round(row["raw"]["lastPrice"] * 100) % 25 for row in expired)
     assert [row["symbol"] for row in expired if not row["lastPrice"].endswith("s")] == [expired[0]["symbol"]]
 
 
-def test_a_board_that_expired_within_the_session_shows_its_trades_until_the_close(
+def test_an_expired_series_shows_its_trades_until_the_close(
     at: Callable[..., str],
 ) -> None:
-    expired = rows(board(at("barchart", now="2025-06-10T20:30:00Z"), "MM2M25"))
+    expired = barchart_rows(barchart_options(at("barchart", now="2025-06-10T20:30:00Z"), "MM2M25"))
     assert {row["bidPrice"] for row in expired} == {"N/A"}
     traded = [row["raw"]["tradeTime"] for row in expired if row["tradeTime"].endswith(" CT")]
     assert 1_749_567_600 < max(traded) <= 1_749_585_600, "of today, and none after 15:00 in Chicago"
 
 
 @pytest.mark.parametrize(("now", "day"), [("20:35", "06/09/25"), ("20:45", "06/10/25")])
-def test_between_close_and_publication_settlements_are_of_the_day_before(
+def test_settlements_are_the_previous_ones_until_published(
     at: Callable[..., str], now: str, day: str
 ) -> None:
-    shown = rows(board(at("barchart", now=f"2025-06-10T{now}:00Z"), "MC2M25"))
+    shown = barchart_rows(barchart_options(at("barchart", now=f"2025-06-10T{now}:00Z"), "MC2M25"))
     assert {row["tradeTime"] for row in shown if row["lastPrice"].endswith("s")} == {day}
     assert any(row["tradeTime"].endswith(" CT") for row in shown), "the session goes on"
 
 
-def test_a_board_of_a_past_week_is_an_empty_list(at: Callable[..., str]) -> None:
-    assert board(at("barchart"), "MC1M25")["data"] == []
+def test_a_past_series_is_an_empty_list(at: Callable[..., str]) -> None:
+    assert barchart_options(at("barchart"), "MC1M25")["data"] == []
 
 
 def test_rows_can_be_grouped_by_strike_or_not_at_all(at: Callable[..., str]) -> None:
-    by_strike = board(at("barchart"), "MC2M25", groupBy="strikePrice")
+    by_strike = barchart_options(at("barchart"), "MC2M25", groupBy="strikePrice")
     assert set(map(len, by_strike["data"].values())) == {2}
-    flat = board(at("barchart"), "MC2M25", groupBy="")
+    flat = barchart_options(at("barchart"), "MC2M25", groupBy="")
     assert flat["count"] == flat["total"] == len(flat["data"])
 
 
-def test_fields_and_raw_twins_come_only_when_asked_for(at: Callable[..., str]) -> None:
+def test_fields_and_raw_values_are_sent_on_request_only(at: Callable[..., str]) -> None:
     reply = requests.get(
-        at("barchart") + API,
+        at("barchart") + BARCHART_API,
         params={"symbol": "MC2M25", "fields": "symbol,optImpliedVolatility,delta,unheardOf"},
-        headers=HEADERS,
+        headers=BARCHART_HEADERS,
         timeout=10,
     ).json()
     row = reply["data"][200]
@@ -184,25 +165,23 @@ def test_fields_and_raw_twins_come_only_when_asked_for(at: Callable[..., str]) -
     assert row["optImpliedVolatility"].endswith("%") and row["unheardOf"] == "N/A"
 
 
-def test_without_the_browsers_header_or_the_token_the_api_forbids(at: Callable[..., str]) -> None:
-    reply = requests.get(at("barchart") + API, params={"symbol": "MC2M25"}, timeout=10)
+def test_the_api_requires_the_header_or_the_token(at: Callable[..., str]) -> None:
+    reply = requests.get(at("barchart") + BARCHART_API, params={"symbol": "MC2M25"}, timeout=10)
     assert reply.status_code == 403 and "text/html" in reply.headers["content-type"]
 
 
-def test_a_page_visit_gives_cookies_whose_token_opens_the_api(at: Callable[..., str]) -> None:
+def test_a_page_visit_gives_the_token_for_one_api_request(at: Callable[..., str]) -> None:
     with requests.Session() as session:
         page = session.get(at("barchart") + "/futures/quotes/NQM25/options", timeout=10)
         assert {"XSRF-TOKEN", "laravel_session"} <= set(page.cookies.keys())
         token = unquote(session.cookies["XSRF-TOKEN"])
-        with_token = {"x-xsrf-token": token}
-        first = session.get(at("barchart") + API, params={"symbol": "MC2M25"}, headers=with_token, timeout=10)
-        assert first.status_code == 200
+        request: dict[str, Any] = {"params": {"symbol": "MC2M25"}, "headers": {"x-xsrf-token": token}}
+        assert session.get(at("barchart") + BARCHART_API, **request).status_code == 200
         assert unquote(session.cookies["XSRF-TOKEN"]) != token, "the token changes with every answer"
-        old = session.get(at("barchart") + API, params={"symbol": "MC2M25"}, headers=with_token, timeout=10)
-        assert old.status_code == 403
+        assert session.get(at("barchart") + BARCHART_API, **request).status_code == 403
 
 
-def test_the_page_tells_expiry_underlying_request_and_totals(at: Callable[..., str]) -> None:
+def test_the_page_has_expiration_underlying_and_totals(at: Callable[..., str]) -> None:
     url = at("barchart") + "/futures/quotes/NQM25/options/MC2M25"
     page = BeautifulSoup(requests.get(url, timeout=10).text, "lxml")
     toolbar = page.select_one(".bc-options-toolbar__second-row")
@@ -222,7 +201,7 @@ def test_the_page_tells_expiry_underlying_request_and_totals(at: Callable[..., s
     shown = json.loads(str(header["data-ng-init"]).removeprefix("init(").removesuffix(")"))
     assert float(shown["lastPrice"].replace(",", "")) == underlying
 
-    api = rows(board(at("barchart"), "MC2M25"))
+    api = barchart_rows(barchart_options(at("barchart"), "MC2M25"))
     totals = {}
     for row in page.select(".bc-futures-options-quotes-totals__data-row"):
         name, _, text = " ".join(row.get_text().split()).rpartition(" ")

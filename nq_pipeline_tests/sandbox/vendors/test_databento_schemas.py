@@ -17,8 +17,7 @@ from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.records import RTYPES
 from nq_pipeline.sandbox.synthetic.tape import filter_instruments, tape
-from nq_pipeline_tests.sandbox.conftest import NOW
-from nq_pipeline_tests.sandbox.vendors.test_databento import client
+from nq_pipeline_tests.testing.vendor_clients import NOON, databento_client
 
 Address = Callable[..., str]
 START, END = datetime(2025, 6, 10, 14, tzinfo=UTC), datetime(2025, 6, 10, 14, 30, tzinfo=UTC)
@@ -40,7 +39,7 @@ def asked(schema: str, **more: Any) -> dict[str, Any]:
 
 
 def ask(url: str, schema: str, **more: Any) -> databento.DBNStore:
-    store: databento.DBNStore = client(url).timeseries.get_range(**asked(schema, **more))
+    store: databento.DBNStore = databento_client(url).timeseries.get_range(**asked(schema, **more))
     return store
 
 
@@ -58,13 +57,13 @@ def test_history_has_what_the_gateway_streams(schema: str, at: Address) -> None:
 
 @pytest.mark.parametrize("schema", ["mbp-1", "tbbo", "mbo", "bbo-1s", "ohlcv-1s", "ohlcv-1h"])
 def test_count_and_size_are_those_of_the_answer(schema: str, at: Address) -> None:
-    metadata, array = client(at("databento")).metadata, ask(at("databento"), schema).to_ndarray()
+    metadata, array = databento_client(at("databento")).metadata, ask(at("databento"), schema).to_ndarray()
     assert metadata.get_record_count(**asked(schema)) == len(array) > 0
     assert metadata.get_billable_size(**asked(schema)) == array.nbytes
     assert set(array["rtype"]) == {RTYPES[schema]}
 
 
-def test_trades_are_the_same_by_whatever_schema(at: Address) -> None:
+def test_all_schemas_have_the_same_trades(at: Address) -> None:
     url = at("databento")
     trades = ask(url, "trades").to_ndarray()
     for schema in ("mbp-1", "tbbo", "mbo"):
@@ -75,11 +74,11 @@ def test_trades_are_the_same_by_whatever_schema(at: Address) -> None:
 
 
 @pytest.mark.parametrize(("schema", "step"), [("ohlcv-1s", "1s"), ("ohlcv-1m", "1min"), ("ohlcv-1h", "1h")])
-def test_bars_are_those_that_begin_within_the_question(schema: str, step: str, at: Address) -> None:
+def test_bars_are_those_that_begin_within_the_query(schema: str, step: str, at: Address) -> None:
     url = at("databento")
     bars = ask(url, schema, end=END).to_df(map_symbols=False)
     trades = ask(url, "trades", end=START + timedelta(hours=1)).to_df(map_symbols=False)
-    made = trades.groupby(["instrument_id", trades.index.floor(step)])
+    made = trades.groupby(["instrument_id", pd.DatetimeIndex(trades.index).floor(step)])
     expected = made["price"].agg(["first", "max", "min", "last"]).join(made["size"].sum())
     got = bars.set_index("instrument_id", append=True).swaplevel().sort_index()
     expected = expected[expected.index.get_level_values(1) < END]
@@ -87,19 +86,19 @@ def test_bars_are_those_that_begin_within_the_question(schema: str, step: str, a
     assert list(got.index) == list(expected.index)
 
 
-def test_a_bar_that_has_not_ended_is_not_there_yet(at: Address) -> None:
-    hours = ask(at("databento"), "ohlcv-1h", end=NOW, symbols="NQ.FUT").to_df()
+def test_an_unfinished_bar_is_absent(at: Address) -> None:
+    hours = ask(at("databento"), "ohlcv-1h", end=NOON, symbols="NQ.FUT").to_df()
     assert {str(stamp) for stamp in hours.index} == {"2025-06-10 14:00:00+00:00"}
     early = at("databento", now="2025-06-10T14:59:59Z")
     assert ask(early, "ohlcv-1h", end=END, symbols="NQ.FUT").to_df().empty
-    days = ask(at("databento"), "ohlcv-1d", start="2025-06-09", end=NOW, symbols="NQ.FUT").to_df()
+    days = ask(at("databento"), "ohlcv-1d", start="2025-06-09", end=NOON, symbols="NQ.FUT").to_df()
     assert {str(stamp.date()) for stamp in days.index} == {"2025-06-09"}
 
 
 # ── symbols ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_instrument_can_be_asked_for_by_its_id(at: Address) -> None:
+def test_queries_by_instrument_id(at: Address) -> None:
     url = at("databento")
     by_symbol = ask(url, "tbbo", symbols="NQM5", stype_in="raw_symbol")
     number = int(by_symbol.to_ndarray()["instrument_id"][0])
@@ -110,9 +109,9 @@ def test_an_instrument_can_be_asked_for_by_its_id(at: Address) -> None:
     assert set(by_id.to_df()["symbol"]) == {"NQM5"}
 
 
-def test_a_continuous_symbol_is_the_future_that_leads_on_each_day(at: Address) -> None:
+def test_a_continuous_symbol_rolls_to_the_next_future(at: Address) -> None:
     url = at("databento", now="2025-06-25T00:00:00Z")
-    vendor = client(url)
+    vendor = databento_client(url)
     told = vendor.symbology.resolve(
         dataset="GLBX.MDP3", symbols=["NQ.c.0", "NQ.v.1", "ZZ.c.0"], stype_in="continuous",
         stype_out="instrument_id", start_date="2025-06-20", end_date="2025-06-24",
@@ -143,9 +142,9 @@ def test_a_continuous_symbol_has_the_trades_of_its_future(at: Address) -> None:
     )
 
 
-def test_symbols_resolve_both_ways_or_not_at_all(at: Address) -> None:
+def test_symbols_resolve_both_ways(at: Address) -> None:
     def resolve(symbols: Any, stype_in: str, stype_out: str) -> Any:
-        return client(at("databento")).symbology.resolve(
+        return databento_client(at("databento")).symbology.resolve(
             dataset="GLBX.MDP3", symbols=symbols, stype_in=stype_in, stype_out=stype_out,
             start_date="2025-06-10", end_date="2025-06-11",
         )  # fmt: skip
@@ -160,8 +159,8 @@ def test_symbols_resolve_both_ways_or_not_at_all(at: Address) -> None:
 
 
 @pytest.mark.parametrize("schema", ["mbp-10", "status", "imbalance"])
-def test_a_schema_that_is_not_here_is_refused_and_not_listed(schema: str, at: Address) -> None:
-    assert schema not in client(at("databento")).metadata.list_schemas("GLBX.MDP3")
+def test_a_missing_schema_is_refused_and_not_listed(schema: str, at: Address) -> None:
+    assert schema not in databento_client(at("databento")).metadata.list_schemas("GLBX.MDP3")
     with pytest.raises(BentoClientError, match="data_schema_not_supported"):
         ask(at("databento"), schema)
 

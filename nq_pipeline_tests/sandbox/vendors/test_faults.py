@@ -11,21 +11,27 @@ import pytest
 import requests
 
 from nq_pipeline.sandbox.scenario import FAULTS
-from nq_pipeline_tests.sandbox.vendors import test_barchart, test_polygon, test_tradovate
+from nq_pipeline_tests.testing.vendor_clients import (
+    BARCHART_API,
+    POLYGON_CHAIN,
+    POLYGON_HEADERS,
+    barchart_options,
+    barchart_rows,
+    get_barchart,
+    get_polygon,
+    get_tradovate,
+    login_tradovate,
+)
 
-JSON = "application/json"
 
-
-def ask(vendor: str, base: str) -> requests.Response:
-    """The plainest request for data that each vendor answers."""
+def request_data(vendor: str, base: str) -> requests.Response:
+    """The simplest request of each vendor; Tradovate's is the login."""
     if vendor == "barchart":
-        asked = {**test_barchart.ASKED, "symbol": "MC2M25"}
-        return requests.get(base + test_barchart.API, params=asked, headers=test_barchart.HEADERS, timeout=30)
+        return get_barchart(base, "MC2M25")
     if vendor == "polygon":
         params = {"limit": 250}
-        return requests.get(base + test_polygon.CHAIN, params=params, headers=test_polygon.BEARER, timeout=30)
-    url = base + "/v1/auth/accesstokenrequest"
-    return requests.post(url, json=test_tradovate.LOGIN, timeout=30)
+        return requests.get(base + POLYGON_CHAIN, params=params, headers=POLYGON_HEADERS, timeout=30)
+    return login_tradovate(base)
 
 
 @pytest.mark.parametrize(
@@ -69,39 +75,39 @@ def ask(vendor: str, base: str) -> requests.Response:
 def test_every_fault_answers_with_its_status(
     at: Callable[..., str], vendor: str, fault: str, status: int
 ) -> None:
-    assert ask(vendor, at(vendor, fault=fault)).status_code == status
+    assert request_data(vendor, at(vendor, fault=fault)).status_code == status
 
 
-def test_a_challenge_is_an_empty_202_for_programs_and_a_page_for_browsers(at: Callable[..., str]) -> None:
+def test_a_challenge_is_an_empty_202_or_a_page_for_browsers(at: Callable[..., str]) -> None:
     url = at("barchart", fault="challenged")
-    program = ask("barchart", url)
-    browser = requests.get(url + test_barchart.API, headers={"accept": "text/html"}, timeout=5)
+    program = request_data("barchart", url)
+    browser = requests.get(url + BARCHART_API, headers={"accept": "text/html"}, timeout=5)
     assert program.headers["x-amzn-waf-action"] == browser.headers["x-amzn-waf-action"] == "challenge"
     assert (program.content, browser.headers["content-type"]) == (b"", "text/html; charset=utf-8")
 
 
 def test_rate_limits_come_with_and_without_a_time_to_wait(at: Callable[..., str]) -> None:
-    assert ask("barchart", at("barchart", fault="rate_limited")).headers["retry-after"] == "1"
-    assert "retry-after" not in ask("polygon", at("polygon", fault="rate_limited")).headers
-    assert ask("tradovate", at("tradovate", fault="rate_limited")).content == b""
+    assert request_data("barchart", at("barchart", fault="rate_limited")).headers["retry-after"] == "1"
+    assert "retry-after" not in request_data("polygon", at("polygon", fault="rate_limited")).headers
+    assert request_data("tradovate", at("tradovate", fault="rate_limited")).content == b""
 
 
 @pytest.mark.parametrize("vendor", ["barchart", "polygon", "tradovate"])
-def test_a_page_with_status_200_can_stand_where_json_should(at: Callable[..., str], vendor: str) -> None:
-    reply = ask(vendor, at(vendor, fault="wrong_content_type"))
+def test_a_page_with_status_200_can_replace_json(at: Callable[..., str], vendor: str) -> None:
+    reply = request_data(vendor, at(vendor, fault="wrong_content_type"))
     assert reply.headers["content-type"].startswith("text/html") and reply.text.startswith("<!DOCTYPE")
 
 
 @pytest.mark.parametrize("vendor", ["barchart", "polygon", "tradovate"])
 def test_a_truncated_body_ends_before_its_promised_length(at: Callable[..., str], vendor: str) -> None:
     with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.exceptions.ConnectionError)):
-        ask(vendor, at(vendor, fault="truncated"))
+        request_data(vendor, at(vendor, fault="truncated"))
 
 
-def test_a_slow_answer_starts_at_once_and_then_drips(at: Callable[..., str]) -> None:
+def test_a_slow_answer_sends_one_byte_a_second(at: Callable[..., str]) -> None:
     parts = urlsplit(at("polygon", fault="slow"))
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 0, timeout=5)
-    connection.request("GET", parts.path + test_polygon.CHAIN, headers=test_polygon.BEARER)
+    connection.request("GET", parts.path + POLYGON_CHAIN, headers=POLYGON_HEADERS)
     reply = connection.getresponse()
     assert reply.status == 200 and int(reply.headers["content-length"]) > 1_000
     assert [reply.read1(100) for _ in range(2)] == [b"{", b'"']
@@ -109,38 +115,38 @@ def test_a_slow_answer_starts_at_once_and_then_drips(at: Callable[..., str]) -> 
 
 
 def test_stale_data_is_ten_days_old(at: Callable[..., str]) -> None:
-    stale = test_barchart.board(at("barchart", fault="stale"), "MQ4M25")
-    fresh = test_barchart.board(at("barchart", now="2025-05-31T15:00:00Z"), "MQ4M25")
+    stale = barchart_options(at("barchart", fault="stale"), "MQ4M25")
+    fresh = barchart_options(at("barchart", now="2025-05-31T15:00:00Z"), "MQ4M25")
     assert stale["data"] == fresh["data"]
-    assert {row["tradeTime"] for row in test_barchart.rows(stale)} <= {"05/30/25", "05/29/25"}
+    assert {row["tradeTime"] for row in barchart_rows(stale)} <= {"05/30/25", "05/29/25"}
 
 
 def test_an_empty_answer_is_valid_and_has_no_rows(at: Callable[..., str]) -> None:
-    assert test_barchart.board(at("barchart", fault="empty"), "MC2M25")["data"] == []
-    assert test_polygon.get(at("polygon", fault="empty") + test_polygon.CHAIN)["results"] == []
+    assert barchart_options(at("barchart", fault="empty"), "MC2M25")["data"] == []
+    assert get_polygon(at("polygon", fault="empty") + POLYGON_CHAIN)["results"] == []
     base = at("tradovate", fault="empty")
-    assert test_tradovate.get(base, "contract/deps", masterid=1).json() == []
+    assert get_tradovate(base, "contract/deps", masterid=1).json() == []
 
 
 def test_malformed_answers_are_json_in_which_some_rows_are_broken(at: Callable[..., str]) -> None:
-    good = test_barchart.rows(test_barchart.board(at("barchart"), "MC2M25"))
-    bad = test_barchart.rows(test_barchart.board(at("barchart", fault="malformed"), "MC2M25"))
+    good = barchart_rows(barchart_options(at("barchart"), "MC2M25"))
+    bad = barchart_rows(barchart_options(at("barchart", fault="malformed"), "MC2M25"))
     broken = [row for row, was in zip(bad, good, strict=True) if row != was]
     assert len(broken) == -(-len(good) // 10)
     assert {json.dumps(row["raw"]) == "null" for row in broken} == {True, False}
-    fine = ask("polygon", at("polygon")).json()["results"]
-    spoilt = ask("polygon", at("polygon", fault="malformed")).json()["results"]
+    fine = request_data("polygon", at("polygon")).json()["results"]
+    spoilt = request_data("polygon", at("polygon", fault="malformed")).json()["results"]
     assert sum(row != was for row, was in zip(spoilt, fine, strict=True)) == 25
 
 
-def test_one_vendors_fault_does_not_reach_another(root: str) -> None:
+def test_a_fault_reaches_one_vendor_only(root: str) -> None:
     with_fault = f"{root}/with/fault=blocked;now=2025-06-10T15:00:00Z/barchart"
-    assert ask("barchart", with_fault).status_code == 403
-    assert ask("polygon", f"{root}/polygon").status_code == 200
+    assert request_data("barchart", with_fault).status_code == 403
+    assert request_data("polygon", f"{root}/polygon").status_code == 200
 
 
 @pytest.mark.parametrize("options", ["fault=nonsense", "now=yesterday", "seed=x", "colour=blue"])
-def test_an_option_that_makes_no_sense_is_answered_with_a_sentence(root: str, options: str) -> None:
+def test_an_unknown_option_is_a_400_that_lists_the_faults(root: str, options: str) -> None:
     reply = requests.get(f"{root}/with/{options}/polygon/v1/marketstatus/now", timeout=5)
     assert reply.status_code == 400
     assert reply.text.startswith(repr(options)) and all(fault in reply.text for fault in FAULTS)

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-BEARER = {"Authorization": "Bearer sandbox"}
-CHAIN = "/v3/snapshot/options/I:NDX"
+from nq_pipeline_tests.testing.vendor_clients import (
+    POLYGON_CHAIN,
+    POLYGON_HEADERS,
+    get_polygon,
+    polygon_pages,
+)
+
 CONTRACTS = "/v3/reference/options/contracts"
-
-
-def get(url: str, **asked: Any) -> dict[str, Any]:
-    reply = requests.get(url, params=asked, headers=BEARER, timeout=10)
-    assert reply.status_code == 200, reply.text
-    answer: dict[str, Any] = reply.json()
-    return answer
-
-
-def pages(url: str, **asked: Any) -> Iterator[list[dict[str, Any]]]:
-    answer = get(url, **asked)
-    yield answer["results"]
-    while "next_url" in answer:
-        answer = get(answer["next_url"])
-        yield answer["results"]
 
 
 def keys(value: Any, path: str = "") -> set[str]:
@@ -38,8 +28,10 @@ def keys(value: Any, path: str = "") -> set[str]:
     return set()
 
 
-def test_pages_of_250_walk_through_every_contract_once(at: Callable[..., str]) -> None:
-    found = list(pages(at("polygon") + CHAIN, limit=250, **{"expiration_date.lte": "2025-06-13"}))
+def test_pages_of_250_hold_every_contract_once(at: Callable[..., str]) -> None:
+    found = list(
+        polygon_pages(at("polygon") + POLYGON_CHAIN, limit=250, **{"expiration_date.lte": "2025-06-13"})
+    )
     tickers = [row["details"]["ticker"] for page in found for row in page]
     assert {len(page) for page in found[:-1]} == {250} and len(found) > 2
     assert len(set(tickers)) == len(tickers) and tickers == sorted(tickers)
@@ -48,25 +40,25 @@ def test_pages_of_250_walk_through_every_contract_once(at: Callable[..., str]) -
 
 
 def test_without_a_limit_a_page_has_ten_rows(at: Callable[..., str]) -> None:
-    assert len(get(at("polygon") + CHAIN)["results"]) == 10
+    assert len(get_polygon(at("polygon") + POLYGON_CHAIN)["results"]) == 10
 
 
 def test_a_limit_beyond_250_is_refused(at: Callable[..., str]) -> None:
-    url = at("polygon") + CHAIN
-    assert requests.get(url, params={"limit": 251}, headers=BEARER, timeout=10).status_code == 400
+    url = at("polygon") + POLYGON_CHAIN
+    assert requests.get(url, params={"limit": 251}, headers=POLYGON_HEADERS, timeout=10).status_code == 400
 
 
 def test_the_next_url_has_a_cursor_and_no_key(at: Callable[..., str]) -> None:
-    reply = requests.get(at("polygon") + CHAIN, params={"apiKey": "top-secret"}, timeout=10).json()
+    reply = requests.get(at("polygon") + POLYGON_CHAIN, params={"apiKey": "top-secret"}, timeout=10).json()
     following = reply["next_url"]
     assert "cursor=" in following and "top-secret" not in following
     assert requests.get(following, timeout=10).status_code == 401
-    assert "top-secret" not in json.dumps(get(following))
+    assert "top-secret" not in json.dumps(get_polygon(following))
 
 
 def test_filters_narrow_the_chain(at: Callable[..., str]) -> None:
     asked = {"strike_price.gte": 22000, "strike_price.lt": 23000, "contract_type": "put", "limit": 250}
-    rows = [row["details"] for page in pages(at("polygon") + CHAIN, **asked) for row in page]
+    rows = [row["details"] for page in polygon_pages(at("polygon") + POLYGON_CHAIN, **asked) for row in page]
     assert {row["contract_type"] for row in rows} == {"put"}
     assert (
         min(row["strike_price"] for row in rows) >= 22000 and max(row["strike_price"] for row in rows) < 23000
@@ -74,18 +66,16 @@ def test_filters_narrow_the_chain(at: Callable[..., str]) -> None:
 
 
 def test_no_key_and_unknown_tickers_get_the_vendors_bodies(at: Callable[..., str]) -> None:
-    refused = requests.get(at("polygon") + CHAIN, timeout=10)
+    refused = requests.get(at("polygon") + POLYGON_CHAIN, timeout=10)
     assert refused.status_code == 401 and refused.json()["status"] == "ERROR"
-    missing = requests.get(at("polygon") + "/v3/snapshot/options/NDX", headers=BEARER, timeout=10)
+    missing = requests.get(at("polygon") + "/v3/snapshot/options/NDX", headers=POLYGON_HEADERS, timeout=10)
     assert missing.status_code == 404 and missing.json()["message"] == "Ticker not found."
 
 
 @pytest.mark.parametrize("underlying", ["I:NDX", "QQQ"])
-def test_an_item_has_no_key_that_the_vendor_does_not_send(
-    at: Callable[..., str], shared: Path, underlying: str
-) -> None:
+def test_snapshot_items_have_the_recorded_keys(at: Callable[..., str], shared: Path, underlying: str) -> None:
     recorded = json.loads((shared / "polygon/sdkmock_snapshot_options_chain_AAPL.json").read_text())
-    answer = get(f"{at('polygon')}/v3/snapshot/options/{underlying}", limit=250)
+    answer = get_polygon(f"{at('polygon')}/v3/snapshot/options/{underlying}", limit=250)
     assert keys(answer) - keys(recorded) <= {".next_url", ".results[].underlying_asset.value"}
     assert keys(recorded) - keys(answer) <= {".results[].fmv", ".results[].underlying_asset.price"}
 
@@ -94,36 +84,34 @@ def test_reference_contracts_have_the_keys_of_the_recorded_answer(
     at: Callable[..., str], shared: Path
 ) -> None:
     recorded = json.loads((shared / "polygon/reference_options_contracts_NDX_20250610.json").read_text())
-    ours = get(at("polygon") + CONTRACTS, underlying_ticker="NDX")
+    ours = get_polygon(at("polygon") + CONTRACTS, underlying_ticker="NDX")
     assert keys(ours) == keys(recorded)
     assert ours["results"][0].keys() == recorded["results"][0].keys()
 
 
 def test_reference_contracts_and_snapshot_list_the_same(at: Callable[..., str]) -> None:
     one_day = {"expiration_date": "2025-06-12"}
-    contracts = list(pages(at("polygon") + CONTRACTS, underlying_ticker="NDX", limit=1000, **one_day))
-    snapshot = list(pages(at("polygon") + CHAIN, limit=250, **one_day))
+    contracts = list(polygon_pages(at("polygon") + CONTRACTS, underlying_ticker="NDX", limit=1000, **one_day))
+    snapshot = list(polygon_pages(at("polygon") + POLYGON_CHAIN, limit=250, **one_day))
     assert {row["ticker"] for page in contracts for row in page} == {
         row["details"]["ticker"] for page in snapshot for row in page
     }
 
 
 def test_there_are_no_options_on_the_future(at: Callable[..., str]) -> None:
-    assert get(at("polygon") + CONTRACTS, underlying_ticker="NQ")["results"] == []
+    assert get_polygon(at("polygon") + CONTRACTS, underlying_ticker="NQ")["results"] == []
 
 
-def test_the_error_of_a_plan_without_the_snapshot_is_the_observed_one(
-    at: Callable[..., str], shared: Path
-) -> None:
+def test_a_plan_without_the_snapshot_gets_the_observed_error(at: Callable[..., str], shared: Path) -> None:
     observed = json.loads((shared / "polygon/errors_observed_verbatim.json").read_text())[0]
     url = at("polygon", fault="not_entitled")
-    reply = requests.get(url + CHAIN, headers=BEARER, timeout=10)
+    reply = requests.get(url + POLYGON_CHAIN, headers=POLYGON_HEADERS, timeout=10)
     assert reply.status_code == observed["http_status"]
     assert {**reply.json(), "request_id": 0} == {**observed["body"], "request_id": 0}
-    assert len(get(url + CONTRACTS, underlying_ticker="NDX")["results"]) == 10
+    assert len(get_polygon(url + CONTRACTS, underlying_ticker="NDX")["results"]) == 10
 
 
 def test_the_market_status_follows_the_clock(at: Callable[..., str]) -> None:
     status = "/v1/marketstatus/now"
-    assert get(at("polygon") + status)["market"] == "open"
-    assert get(at("polygon", now="2025-06-10T03:00:00Z") + status)["market"] == "closed"
+    assert get_polygon(at("polygon") + status)["market"] == "open"
+    assert get_polygon(at("polygon", now="2025-06-10T03:00:00Z") + status)["market"] == "closed"
