@@ -20,15 +20,7 @@ from nq_pipeline.dbn import columns
 from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import open_dbn
-from nq_pipeline.lake.tables import (
-    BBO_1M,
-    DEFINITION,
-    INSTANT,
-    OHLCV_1D,
-    OHLCV_1M,
-    STATISTICS,
-    Table,
-)
+from nq_pipeline.lake.tables import BBO_1M, DEFINITION, INSTANT, OHLCV_1D, OHLCV_1M, STATISTICS, Table
 
 TICKS = ("trades", "mbo")
 """Schemas whose tables the live capture writes as well."""

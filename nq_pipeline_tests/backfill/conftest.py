@@ -16,12 +16,7 @@ import pytest
 from nq_pipeline.configuration import load
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing import standin
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 
 NOW = "2025-06-11T15:00:00Z"
 STREAM, SUBMIT = "/v0/timeseries.get_range", "/v0/batch.submit_job"

@@ -436,9 +436,7 @@ def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
         assert not databento.metered
 
 
-def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(
-    data: Path,
-) -> None:
+def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(data: Path) -> None:
     cheaper = only(
         "/v0/metadata.get_cost",
         lambda asked, good: replace(good, body=repr(float(good.body) * 0.992).encode()),

@@ -75,12 +75,7 @@ class HistoryStore:
             files = tuple(self.folder / name for name in stored["files"])
             own = {name: tuple(stored[name]) for name in ("sha256", "request_ids")}
             download = Download(
-                files,
-                int(stored["records"]),
-                int(stored["size"]),
-                mode=stored["mode"],
-                cost_usd=ZERO,
-                **own,
+                files, int(stored["records"]), int(stored["size"]), mode=stored["mode"], cost_usd=ZERO, **own
             )
         except FileNotFoundError:
             return None

@@ -25,12 +25,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, STATISTICS, TRADES
-from nq_pipeline.sources.plausibility import (
-    MOST_CONTRACTS,
-    SKEW_NS,
-    none_to_come,
-    only_asked,
-)
+from nq_pipeline.sources.plausibility import MOST_CONTRACTS, SKEW_NS, none_to_come, only_asked
 
 MALFORMED_SHARE = 0.01
 """An answer with a larger share of unusable definitions, quotes, statistics or trades is partial."""
@@ -329,9 +324,7 @@ def statistics(
     trade_dates = [day for day in newest["day"].unique().drop_nulls() if sessions.is_trade_date(day)]
     dated = pl.col("price").is_not_null() & pl.col("day").is_in(trade_dates)
     settled = of(
-        SETTLEMENT,
-        pl.col("price").alias("settlement"),
-        pl.when(dated).then("day").alias("settlement_date"),
+        SETTLEMENT, pl.col("price").alias("settlement"), pl.when(dated).then("day").alias("settlement_date")
     )
     interest = of(OPEN_INTEREST, pl.col("quantity").alias("open_interest"))
     cleared = of(

@@ -128,14 +128,7 @@ class Purchases:
 
         return self._buy(query, price, "historical", send, attempts=1)
 
-    def _buy(
-        self,
-        query: Query,
-        price: Price,
-        mode: Mode,
-        send: Callable[[Spending], T],
-        attempts: int,
-    ) -> T:
+    def _buy(self, query: Query, price: Price, mode: Mode, send: Callable[[Spending], T], attempts: int) -> T:
         charge = charge_for(query, price, purpose=self.purpose, mode=mode, run_id=self.run_id)
         for last in (n + 1 == attempts for n in range(attempts)):
             if self.max_usd is not None and self.cost_usd + price.usd > self.max_usd:

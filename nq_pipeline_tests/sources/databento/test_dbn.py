@@ -46,8 +46,7 @@ def recorded(shared: Path, part: str = "") -> list[tuple[bytes, str]]:
     found = []
     for path in sorted((shared / "databento").glob("*.dbn.zst")):
         schema = next(
-            (name for name in SCHEMAS if re.search(rf"[._-]{name}(_|\.|-glbx)|^{name}", path.name)),
-            None,
+            (name for name in SCHEMAS if re.search(rf"[._-]{name}(_|\.|-glbx)|^{name}", path.name)), None
         )
         if schema is not None and part in path.name:
             found.append((path.read_bytes(), schema))

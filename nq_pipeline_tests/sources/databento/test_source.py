@@ -48,12 +48,7 @@ from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline_tests.testing import standin
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
 
 STREAM = "/v0/timeseries.get_range"
