@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nq_pipeline_tests.testing.recorded import SHARED
+
 # How long an example takes depends on the machine and is no property of the program. The examples are the
 # same in every run, so that a change is blamed for its own faults; `make soak` looks for new ones.
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,8 +24,6 @@ LONG = {
     "test_faults.py",
 }
 """Files that take longest: a file stays with one worker, so these begin first and none is left at the end."""
-
-SHARED = Path(os.environ.get("NQ_SHARED", Path(__file__).parents[2] / "shared")) / "fixtures"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

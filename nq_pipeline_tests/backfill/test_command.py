@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
-from nq_pipeline_tests.backfill.conftest import NOW, Vendor, vendor
+from nq_pipeline_tests.testing.backfill_vendor import NOW, Vendor, vendor
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 
 DAYS = ("--schema", "statistics", "--from", "2025-06-06", "--to", "2025-06-09")
@@ -44,7 +44,7 @@ def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vend
     assert not databento.metered
 
 
-def test_it_asks_before_it_spends_and_no_is_no(databento: Vendor) -> None:
+def test_the_answer_no_buys_nothing(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--max-usd", "1", answer="n\n")
     assert (
         shown.exit_code == exit_codes.OK
@@ -54,7 +54,7 @@ def test_it_asks_before_it_spends_and_no_is_no(databento: Vendor) -> None:
     assert not databento.metered
 
 
-def test_the_days_are_bought_once_and_the_same_command_again_asks_nothing(databento: Vendor) -> None:
+def test_the_same_command_again_buys_nothing(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--max-usd", "1", "--yes")
     assert shown.exit_code == exit_codes.OK, shown.output
     assert shown.output.count("complete:") == 2 and len(databento.metered) == 2
@@ -71,7 +71,7 @@ def test_without_an_amount_nothing_that_costs_is_bought(databento: Vendor) -> No
     assert not databento.metered
 
 
-def test_what_the_budget_would_refuse_is_said_before(databento: Vendor) -> None:
+def test_a_dry_run_names_what_the_budget_refuses(databento: Vendor) -> None:
     shown = nq(databento, *DAYS, "--dry-run", NQ_BUDGET_DAILY_USD="0")
     assert "Not all of it can be bought" in shown.output and "NQ_BUDGET_DAILY_USD" in shown.output
 
@@ -90,9 +90,7 @@ def test_what_the_budget_would_refuse_is_said_before(databento: Vendor) -> None:
         ),
     ],
 )
-def test_a_mistake_of_the_user_is_a_sentence_and_exit_code_2(
-    words: tuple[str, ...], says: str, databento: Vendor
-) -> None:
+def test_a_usage_error_has_exit_code_2(words: tuple[str, ...], says: str, databento: Vendor) -> None:
     shown = nq(databento, *words)
     assert shown.exit_code == exit_codes.USAGE and says in shown.output
     assert not databento.metered

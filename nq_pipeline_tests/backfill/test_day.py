@@ -35,8 +35,9 @@ from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.history_store import HistoryStore
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.money import ZERO
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.backfill.conftest import (
+from nq_pipeline_tests.testing.backfill_vendor import (
     CONDITION,
     COUNT,
     METERED,
@@ -45,12 +46,12 @@ from nq_pipeline_tests.backfill.conftest import (
     Change,
     Vendor,
     form,
+    only,
     refused,
     vendor,
 )
-from nq_pipeline_tests.capture.test_publish_gateway import capture
 from nq_pipeline_tests.testing.feeds import publisher
-from nq_pipeline_tests.testing.gateway_client import gateway, unlimited
+from nq_pipeline_tests.testing.gateway_client import gateway, log_session, unlimited
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 
 MONDAY, TUESDAY, WEDNESDAY = date(2025, 6, 9), date(2025, 6, 10), date(2025, 6, 11)
@@ -65,13 +66,8 @@ def history_store(settings: Settings) -> HistoryStore:
     return HistoryStore(Workspace.of(settings).history)
 
 
-def had(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:
+def backfill(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:
     return backfill_day(settings, schema, day, **more)
-
-
-def only(path: str, answer: Change) -> Change:
-    """Changes answers to one kind of question."""
-    return lambda asked, good: answer(asked, good) if asked.path == path else good
 
 
 # What a day holds
@@ -81,7 +77,7 @@ def only(path: str, answer: Change) -> Change:
 def test_a_day_has_as_many_rows_as_the_vendor_counts_records(schema: str, data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        day = had(settings, schema)
+        day = backfill(settings, schema)
         assert day.state == "complete" and day.records > 0
         rows = {"trades": TRADES, "mbo": MBO, "definition": DEFINITION, "statistics": STATISTICS}
         if schema in rows:
@@ -95,7 +91,7 @@ def test_a_day_has_as_many_rows_as_the_vendor_counts_records(schema: str, data: 
 def test_trades_are_the_markets_with_symbol_and_contract(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings)
+        backfill(settings)
         frame = lake(settings).scan(TRADES).sort("ts_event", "sequence", "ordinal").collect()
     truth = tape(market(7)).records("trades", to_ns(OPEN), to_ns(CLOSE))
     told = frame["instrument_id"].unique()
@@ -107,10 +103,10 @@ def test_trades_are_the_markets_with_symbol_and_contract(data: Path) -> None:
     assert set(frame["trade_date"]) == {MONDAY} and frame["publish_latency_ns"].null_count() == frame.height
 
 
-def test_statistics_reach_to_the_next_session_so_that_settlements_are_of_their_day(data: Path) -> None:
+def test_settlements_are_of_their_own_trade_date(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings, "statistics")
+        backfill(settings, "statistics")
         frame = lake(settings).scan(STATISTICS).collect()
         settlements = frame.filter(stat_type=3)
         assert settlements["ts_ref"].dt.date().unique().to_list() == [MONDAY]
@@ -120,17 +116,17 @@ def test_statistics_reach_to_the_next_session_so_that_settlements_are_of_their_d
         )
 
 
-def test_what_the_lake_has_already_is_not_added_again(data: Path) -> None:
+def test_rows_in_the_lake_are_not_added_again(data: Path) -> None:
     with vendor(data) as databento:
-        few = had(databento.settings())
-        more = had(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT"))
+        few = backfill(databento.settings())
+        more = backfill(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT"))
         assert (few.known, more.known) == (0, few.rows)
         assert more.records == more.rows + few.rows
         rows = lake(databento.settings()).scan(TRADES).collect()
         assert rows.height == more.records == rows.select(TRADES.key).unique().height
 
 
-def test_a_trade_that_was_captured_is_there_once_after_its_day_was_bought(data: Path) -> None:
+def test_a_captured_trade_stays_one_row_after_a_backfill(data: Path) -> None:
     noon = datetime(2025, 6, 10, 15, tzinfo=UTC)
     with vendor(data) as databento:
         settings = databento.settings()
@@ -139,17 +135,17 @@ def test_a_trade_that_was_captured_is_there_once_after_its_day_was_bought(data: 
             gateway(now=noon, load=None, limits=unlimited()).serve_in_thread() as served,
             CaptureLog(root, settings.vendor(DatabentoSettings).dataset, sync_every_s=0) as log,
         ):
-            capture(log, served, "trades", to_ns(noon) - 30 * 60 * NS_PER_S, most=2_000)
+            log_session(log, served, "trades", to_ns(noon) - 30 * 60 * NS_PER_S, most=2_000)
         publisher(root).publish()
         captured = lake(settings).scan(TRADES).filter(root="Q2B").sort(TRADES.key).collect()
-        day = had(settings, day=TUESDAY)
+        day = backfill(settings, day=TUESDAY)
         bought = lake(settings).scan(TRADES).filter(root="Q2B").sort(TRADES.key).collect()
     assert 0 < captured.height == day.known < day.records == bought.height
     assert bought.select(TRADES.key).is_unique().all()
     assert bought.filter(run_id="run").equals(captured)  # as they were received
 
 
-def test_quotes_come_by_the_hour_and_an_hour_that_is_there_is_not_bought_again(data: Path) -> None:
+def test_an_hour_of_quotes_is_bought_once(data: Path) -> None:
     hour = datetime(2025, 6, 9, 12, tzinfo=UTC)
     late = iter([refused("data_time_range_invalid")])
 
@@ -158,9 +154,9 @@ def test_quotes_come_by_the_hour_and_an_hour_that_is_there_is_not_bought_again(d
 
     with vendor(data, only(STREAM, once)) as databento:
         settings = databento.settings(backfill_symbols="Q1A.OPT")
-        assert had(settings, "bbo-1m").state == "failed"
+        assert backfill(settings, "bbo-1m").state == "failed"
         before = len(databento.metered)
-        day = had(settings, "bbo-1m")
+        day = backfill(settings, "bbo-1m")
         spans = [(int(asked["start"]), int(asked["end"])) for asked in databento.metered]
         rows = lake(settings).scan(BBO_1M).sort(BBO_1M.key).collect()
     assert (day.state, day.records, day.dropped) == ("complete", rows.height, 0)
@@ -175,18 +171,18 @@ def test_quotes_come_by_the_hour_and_an_hour_that_is_there_is_not_bought_again(d
 # Asking once
 
 
-def test_a_complete_day_is_not_asked_about_again(data: Path) -> None:
+def test_a_complete_day_is_not_requested_again(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        first, before = had(settings), len(databento.server.asked)
-        again = had(settings)
+        first, before = backfill(settings), len(databento.server.asked)
+        again = backfill(settings)
         assert again.state == "complete" and again.already and again.cost_usd == 0
         assert len(databento.server.asked) == before
-        assert had(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT")).already is False
+        assert backfill(databento.settings(backfill_symbols="Q2B.OPT,Q2C.OPT")).already is False
         assert first.cost_usd > 0
 
 
-def test_two_that_want_the_same_day_at_once_buy_it_once(data: Path) -> None:
+def test_concurrent_backfills_of_a_day_buy_once(data: Path) -> None:
     together = threading.Barrier(2)
 
     def counted(asked: Asked, good: Answer) -> Answer:
@@ -196,70 +192,70 @@ def test_two_that_want_the_same_day_at_once_buy_it_once(data: Path) -> None:
 
     with vendor(data, only(COUNT, counted)) as databento, ThreadPoolExecutor() as both:
         settings = databento.settings()
-        days = list(both.map(lambda _: had(settings), range(2)))
+        days = list(both.map(lambda _: backfill(settings), range(2)))
         assert {day.state for day in days} == {"complete"} and len(databento.metered) == 1
     assert lake(settings).scan(TRADES).collect().height == days[0].records == days[1].records
 
 
-def test_a_day_that_lost_its_row_is_not_bought_again(data: Path) -> None:
+def test_a_day_without_its_row_is_not_bought_again(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        first = had(settings)
+        first = backfill(settings)
         for table in (BACKFILLS, TRADES):  # as if it had been killed before they were written
             shutil.rmtree(lake(settings).folder(table))
-        again = had(settings)
-        assert (again.state, again.rows, again.cost_usd) == ("complete", first.rows, 0)
+        again = backfill(settings)
+        assert (again.state, again.rows, again.cost_usd) == ("complete", first.rows, ZERO)
         assert len(databento.metered) == 1
 
 
-def test_a_download_that_a_crash_left_behind_whole_is_used(data: Path) -> None:
+def test_a_complete_interrupted_download_is_used(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings)
+        backfill(settings)
         (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.with_suffix("").with_suffix(".json").unlink()
         file.rename(file.with_suffix("").with_suffix(".part"))
         for table in (BACKFILLS, TRADES):
             shutil.rmtree(lake(settings).folder(table))
-        assert had(settings).state == "complete"
+        assert backfill(settings).state == "complete"
         assert len(databento.metered) == 1
 
 
-def test_a_download_that_a_crash_left_behind_in_part_is_bought_anew(data: Path) -> None:
+def test_a_partial_download_is_bought_again(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings)
+        backfill(settings)
         (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.with_suffix("").with_suffix(".json").unlink()
         file.with_suffix("").with_suffix(".part").write_bytes(file.read_bytes()[:-9])
         file.unlink()
         shutil.rmtree(lake(settings).folder(BACKFILLS))
-        assert had(settings).state == "complete"
+        assert backfill(settings).state == "complete"
         assert len(databento.metered) == 2
 
 
-def test_a_file_whose_proof_was_lost_is_counted_and_not_bought_again(data: Path) -> None:
+def test_a_file_without_its_proof_is_not_bought_again(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings)
+        backfill(settings)
         (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         proof = file.with_suffix("").with_suffix(".json")
         shutil.rmtree(lake(settings).folder(BACKFILLS))
         proof.write_bytes(b"{")
-        assert "proof" in had(settings).summary and len(databento.metered) == 1
+        assert "proof" in backfill(settings).summary and len(databento.metered) == 1
         proof.unlink()
-        assert had(settings).state == "complete" and len(databento.metered) == 1
+        assert backfill(settings).state == "complete" and len(databento.metered) == 1
         assert proof.exists()
 
 
-def test_a_purchased_file_that_is_gone_is_not_bought_again_unasked(data: Path) -> None:
+def test_a_missing_purchased_file_needs_a_person(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        had(settings)
+        backfill(settings)
         (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.unlink()
         shutil.rmtree(lake(settings).folder(BACKFILLS))
-        assert f"purchased file {file} is missing" in had(settings).summary
+        assert f"purchased file {file} is missing" in backfill(settings).summary
         assert len(databento.metered) == 1
 
 
@@ -288,12 +284,12 @@ def short(asked: Asked, good: Answer) -> Answer:
         (lambda asked, good: refused("data_time_range_invalid"), "refused", False),
     ],
 )
-def test_a_body_that_proves_nothing_makes_no_row_and_its_money_is_accounted_for(
+def test_an_unproven_body_makes_no_rows_and_its_cost_is_booked(
     broken: Change, words: str, held: bool, data: Path
 ) -> None:
     with vendor(data, only(STREAM, broken)) as databento:
         settings = databento.settings()
-        day = had(settings)
+        day = backfill(settings)
     assert day.state == "failed" and words in day.reason
     assert lake(settings).manifest(TRADES).rows == 0
     ledger = open_ledger(settings)
@@ -302,14 +298,14 @@ def test_a_body_that_proves_nothing_makes_no_row_and_its_money_is_accounted_for(
     assert day.cost_usd == month.metered_usd + month.reserved_usd
     with vendor(data) as healthy:
         settings = healthy.settings()
-        assert had(settings).state == "complete"
+        assert backfill(settings).state == "complete"
 
 
-def test_a_fault_that_passes_is_asked_again_with_a_reservation_of_its_own(data: Path) -> None:
+def test_each_retry_has_its_own_reservation(data: Path) -> None:
     faults = iter([Answer(b"oops", 503), Answer(hang_up=True)])
     with vendor(data, only(STREAM, lambda asked, good: next(faults, good))) as databento:
         settings = databento.settings(http_attempts=3)
-        day = had(settings)
+        day = backfill(settings)
         assert day.state == "complete" and len(databento.metered) == 3
     assert len(open_ledger(settings).open_reservations()) == 2
     assert (
@@ -340,7 +336,7 @@ SUMMER, THANKS = (date(2025, 3, 7), date(2025, 3, 10)), (date(2025, 11, 28), dat
         (THANKS, "statistics", ["26T23:00", "30T23:00", "30T23:00", "01T23:00"]),
     ],
 )
-def test_trade_dates_begin_and_end_where_they_should_at_changes_of_clocks_and_holidays(
+def test_spans_of_trade_dates_at_clock_changes_and_holidays(
     days: tuple[date, date], schema: str, edges: list[str], data: Path
 ) -> None:
     with serve(included) as server:
@@ -357,11 +353,11 @@ def test_trade_dates_begin_and_end_where_they_should_at_changes_of_clocks_and_ho
 def test_a_day_without_a_session_is_empty_and_asks_nobody(data: Path) -> None:
     with vendor(data) as databento:
         for day in (date(2025, 6, 7), date(2025, 7, 4), date(2025, 4, 18)):
-            assert had(databento.settings(), day=day).state == "empty"
+            assert backfill(databento.settings(), day=day).state == "empty"
         assert not databento.server.asked
 
 
-def test_a_day_of_which_nothing_is_listed_is_empty_and_costs_nothing(data: Path) -> None:
+def test_a_day_without_listings_is_empty_and_free(data: Path) -> None:
     nothing: Change = lambda asked, good: (  # noqa: E731
         refused("symbology_invalid_request")
         if asked.path.startswith("/v0/metadata.get_") and asked.body
@@ -369,13 +365,13 @@ def test_a_day_of_which_nothing_is_listed_is_empty_and_costs_nothing(data: Path)
     )
     with vendor(data, nothing) as databento:
         settings = databento.settings()
-        day = had(settings)
-        assert (day.state, day.cost_usd, databento.metered) == ("empty", 0, [])
+        day = backfill(settings)
+        assert (day.state, day.cost_usd) == ("empty", ZERO) and not databento.metered
 
 
 def test_a_day_that_is_not_over_is_pending(data: Path) -> None:
     with vendor(data) as databento:
-        day = had(databento.settings(), day=WEDNESDAY)
+        day = backfill(databento.settings(), day=WEDNESDAY)
         assert day.state == "pending" and "not over" in day.reason and not databento.metered
 
 
@@ -388,12 +384,12 @@ def test_a_day_that_is_not_over_is_pending(data: Path) -> None:
         ("available", "complete", 1),
     ],
 )
-def test_the_condition_of_a_day_is_kept_with_it(condition: str, state: str, bought: int, data: Path) -> None:
+def test_the_condition_of_a_day_is_recorded(condition: str, state: str, bought: int, data: Path) -> None:
     def worse(asked: Asked, good: Answer) -> Answer:
         return replace(good, body=good.body.replace(b"available", condition.encode(), 1))
 
     with vendor(data, only(CONDITION, worse)) as databento:
-        day = had(databento.settings())
+        day = backfill(databento.settings())
         assert (day.condition, day.state, len(databento.metered)) == (condition, state, bought)
         assert (f"the vendor calls it {condition}" in day.summary) is (condition in ("degraded", "missing"))
 
@@ -405,7 +401,7 @@ def test_a_missing_day_without_records_is_missing(data: Path) -> None:
         return Answer(b"0") if asked.path == COUNT else good
 
     with vendor(data, missing) as databento:
-        assert had(databento.settings()).state == "missing"
+        assert backfill(databento.settings()).state == "missing"
         assert not databento.metered
 
 
@@ -419,14 +415,14 @@ def test_the_plan_prices_every_trade_date_and_buys_nothing(data: Path) -> None:
         assert [day.trade_date for day in days] == [date(2025, 6, 6), MONDAY, TUESDAY, WEDNESDAY]
         assert [day.state for day in days] == [None, None, None, "pending"]
         assert all(day.usd > 0 and day.size and day.at for day in days[:3]) and not databento.metered
-        assert had(settings, max_usd=days[1].usd).cost_usd == days[1].usd  # to the billionth
+        assert backfill(settings, max_usd=days[1].usd).cost_usd == days[1].usd  # to the billionth
         assert plan_backfill(settings, "trades", MONDAY, MONDAY)[0].state == "complete"
 
 
 def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings(budget_daily_usd=0)
-        day = had(settings)
+        day = backfill(settings)
         assert day.state == "over_budget" and "NQ_BUDGET_DAILY_USD" in day.reason
         sentence = budget_refusal(settings, plan_backfill(settings, "trades", MONDAY, TUESDAY))
         assert sentence is not None and "NQ_BUDGET_DAILY_USD" in sentence
@@ -436,42 +432,42 @@ def test_without_a_budget_nothing_metered_is_asked(data: Path) -> None:
         assert not databento.metered
 
 
-def test_no_more_is_committed_than_was_reserved_where_the_bytes_come_to_more(data: Path) -> None:
+def test_no_more_is_committed_than_was_reserved(data: Path) -> None:
     cheaper = only(
         "/v0/metadata.get_cost",
         lambda asked, good: replace(good, body=repr(float(good.body) * 0.992).encode()),
     )
     with vendor(data, cheaper) as databento:
         settings = databento.settings()
-        day = had(settings)
+        day = backfill(settings)
     (held,) = (line for line in open_ledger(settings).lines() if line.kind.value == "reserved")
     assert 0 < day.cost_usd <= held.reserved_usd
 
 
 @pytest.mark.parametrize("schema", ["trades", "mbo"])
-def test_a_call_does_not_cost_more_than_it_was_allowed(schema: str, data: Path) -> None:
+def test_a_call_stays_within_max_usd(schema: str, data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
         (price,) = plan_backfill(settings, schema, MONDAY, MONDAY)  # of mbo: of many questions
-        day = had(settings, schema, max_usd=price.usd * Decimal("0.9"))
+        day = backfill(settings, schema, max_usd=price.usd * Decimal("0.9"))
         assert day.state == "over_budget" and "--max-usd" in day.reason and not databento.metered
 
 
-def test_the_last_cent_may_be_spent_and_what_a_fault_holds_counts(data: Path) -> None:
+def test_the_limit_counts_what_a_failure_left_reserved(data: Path) -> None:
     faults = iter([Answer(hang_up=True)])
     with vendor(data, only(STREAM, lambda asked, good: next(faults, good))) as databento:
         settings = databento.settings(http_attempts=2)
         (price,) = plan_backfill(settings, "trades", MONDAY, MONDAY)
-        day = had(settings, max_usd=price.usd)
+        day = backfill(settings, max_usd=price.usd)
         assert day.state == "over_budget" and len(databento.metered) == 1
         assert open_ledger(settings).month().reserved_usd == day.cost_usd >= price.usd
-        assert had(settings, max_usd=price.usd).state == "complete"
+        assert backfill(settings, max_usd=price.usd).state == "complete"
 
 
 def test_purchases_have_their_purpose_and_their_request(data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
-        day = had(settings, run_id="this-run")
+        day = backfill(settings, run_id="this-run")
     lines = [line for line in open_ledger(settings).lines() if line.kind.value == "committed"]
     assert [(line.purpose, line.run_id, line.request_id) for line in lines] == [
         ("backfill", "this-run", day.request_ids[0])
@@ -481,13 +477,13 @@ def test_purchases_have_their_purpose_and_their_request(data: Path) -> None:
 # Batch jobs
 
 
-def test_a_large_day_is_had_as_a_batch_job_and_holds_the_same(data: Path, tmp_path: Path) -> None:
+def test_a_large_day_is_bought_as_a_batch_job(data: Path, tmp_path: Path) -> None:
     with vendor(data) as databento:
-        streamed = had(databento.settings())
+        streamed = backfill(databento.settings())
     with vendor(tmp_path / "other") as databento:
         settings = databento.settings(backfill_batch_mb=1, backfill_symbols="Q2B.OPT,NQ.FUT")
         assert plan_backfill(settings, "trades", MONDAY, MONDAY)[0].batch
-        day = had(settings)
+        day = backfill(settings)
         assert (day.state, day.mode) == ("complete", "historical")
         assert [asked.path for asked in databento.server.asked if asked.path in METERED] == [SUBMIT]
         options = lake(settings).scan(TRADES).filter(instrument_kind="option").collect()
@@ -501,87 +497,85 @@ def test_a_large_day_is_had_as_a_batch_job_and_holds_the_same(data: Path, tmp_pa
 BATCH: dict[str, Any] = {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"}
 
 
-def test_a_job_that_was_submitted_and_forgotten_is_found_and_not_paid_again(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_forgotten_job_is_found_and_not_paid_again(data: Path, tmp_path: Path) -> None:
     lost = only(SUBMIT, lambda asked, good: Answer(hang_up=True))  # accepted, and the answer lost
     with vendor(data, lost) as databento:
         settings = databento.settings(**BATCH)
-        day = had(settings)
+        day = backfill(settings)
         assert day.state == "failed" and day.cost_usd > 0
         assert len(open_ledger(settings).open_reservations()) == 1
     with vendor(data) as databento:
         settings = databento.settings(**BATCH)
-        assert had(settings).state == "complete"
+        assert backfill(settings).state == "complete"
         assert not databento.metered
 
 
-def test_a_submission_nobody_knows_the_end_of_is_not_repeated_at_once(data: Path) -> None:
+def test_an_unconfirmed_submission_is_not_repeated_at_once(data: Path) -> None:
     unknown: Change = lambda asked, good: (  # noqa: E731
         Answer(hang_up=True) if asked.path == SUBMIT else Answer(b"[]") if "list_jobs" in asked.path else good
     )
     with vendor(data, unknown) as databento:
         settings = databento.settings(**BATCH)
-        had(settings)
-        again = had(settings)
+        backfill(settings)
+        again = backfill(settings)
         assert again.state == "failed" and "not paid twice" in again.reason
         assert len(databento.metered) == 1
 
 
-def test_a_job_that_takes_long_is_waited_for_by_the_next_call(data: Path) -> None:
+def test_the_next_call_waits_for_a_slow_job(data: Path) -> None:
     slow = only(
         "/v0/batch.get_job_details",
         lambda asked, good: replace(good, body=good.body.replace(b'"done"', b'"queued"')),
     )
     with vendor(data, slow) as databento:
-        day = had(databento.settings(**BATCH, backfill_wait_s=0.3))
+        day = backfill(databento.settings(**BATCH, backfill_wait_s=0.3))
         assert day.state == "failed" and "it is paid" in day.reason
     with vendor(data) as databento:
-        assert had(databento.settings(**BATCH)).state == "complete"
+        assert backfill(databento.settings(**BATCH)).state == "complete"
         assert not databento.metered
 
 
-def test_a_job_file_that_was_damaged_on_its_way_is_not_used(data: Path) -> None:
+def test_a_damaged_job_file_is_not_used(data: Path) -> None:
     def damaged(asked: Asked, good: Answer) -> Answer:
         if "/batch/download/" not in asked.path:
             return good
         return replace(good, body=good.body[:-4] + b"\0\0\0\0")
 
     with vendor(data, damaged) as databento:
-        day = had(databento.settings(**BATCH))
+        day = backfill(databento.settings(**BATCH))
         assert day.state == "failed" and "differs from" in day.reason
     with vendor(data) as databento:
-        assert had(databento.settings(**BATCH)).state == "complete"
+        assert backfill(databento.settings(**BATCH)).state == "complete"
         assert not databento.metered
 
 
-def test_a_job_that_is_paid_needs_no_budget_any_more(data: Path) -> None:
+def test_a_paid_job_needs_no_budget(data: Path) -> None:
     slow = only(
         "/v0/batch.get_job_details",
         lambda asked, good: replace(good, body=good.body.replace(b'"done"', b'"queued"')),
     )
     with vendor(data, slow) as databento:
-        paid = had(databento.settings(**BATCH, backfill_wait_s=0.3)).cost_usd
+        paid = backfill(databento.settings(**BATCH, backfill_wait_s=0.3)).cost_usd
     with vendor(data) as databento:
         settings = databento.settings(**BATCH, budget_daily_usd=paid)
         (price,) = plan_backfill(settings, "trades", MONDAY, MONDAY)
-        assert (price.usd, price.batch) == (0, True) and budget_refusal(settings, [price]) is None
-        assert had(settings, max_usd=Decimal(0)).state == "complete"
+        assert (price.usd, price.batch) == (ZERO, True) and budget_refusal(settings, [price]) is None
+        assert backfill(settings, max_usd=Decimal(0)).state == "complete"
         assert paid > 0 and not databento.metered
 
 
-def test_a_day_had_as_a_job_is_not_bought_again_in_hours(data: Path) -> None:
+def test_a_day_bought_as_a_job_is_not_bought_in_hours(data: Path) -> None:
     with vendor(data) as databento:
-        assert had(databento.settings(**BATCH), "mbo").mode == "historical"
+        assert backfill(databento.settings(**BATCH), "mbo").mode == "historical"
         settings = databento.settings(**{**BATCH, "backfill_batch_mb": 1_000_000})
         for table in (BACKFILLS, MBO):  # as if it had been killed before they were written
             shutil.rmtree(lake(settings).folder(table))
-        again = had(settings, "mbo")
-        assert (again.state, again.cost_usd) == ("complete", 0)
+        again = backfill(settings, "mbo")
+        assert (again.state, again.cost_usd) == ("complete", ZERO)
         assert len(databento.metered) == 1
 
 
-def test_a_job_of_another_make_is_not_taken_for_ours(data: Path) -> None:
+def test_a_job_with_another_encoding_is_not_ours(data: Path) -> None:
     def otherwise(asked: Asked, good: Answer) -> Answer:
         if asked.path != "/v0/batch.list_jobs":
             return Answer(hang_up=True) if asked.path == SUBMIT else good
@@ -589,40 +583,42 @@ def test_a_job_of_another_make_is_not_taken_for_ours(data: Path) -> None:
 
     with vendor(data, otherwise) as databento:
         settings = databento.settings(**BATCH)
-        had(settings)
-        assert "not listed yet" in had(settings).reason
+        backfill(settings)
+        assert "not listed yet" in backfill(settings).reason
 
 
-def test_a_submission_that_was_refused_is_made_again_at_once(data: Path) -> None:
+def test_a_refused_submission_may_be_repeated_at_once(data: Path) -> None:
     with vendor(data, only(SUBMIT, lambda asked, good: refused("batch_unknown"))) as databento:
-        day = had(databento.settings(**BATCH))
-        assert (day.state, day.cost_usd) == ("failed", 0) and "batch_unknown" in day.reason
+        day = backfill(databento.settings(**BATCH))
+        assert (day.state, day.cost_usd) == ("failed", ZERO) and "batch_unknown" in day.reason
     unlisted = only("/v0/batch.list_jobs", lambda asked, good: Answer(b"[]"))
     with vendor(data, unlisted) as databento:
-        assert had(databento.settings(**BATCH)).state == "complete"
+        assert backfill(databento.settings(**BATCH)).state == "complete"
         assert len(databento.metered) == 1
 
 
 # Entitlement
 
 
-def test_a_refusal_is_kept_and_asked_once_a_day_for_that_date_and_later_ones(data: Path) -> None:
+def test_a_refusal_stands_for_that_date_and_later_ones(data: Path) -> None:
     with vendor(data, only(STREAM, lambda asked, good: refused("dataset_unavailable_range"))) as databento:
         settings = databento.settings()
-        assert [had(settings, day=day).state for day in (MONDAY, TUESDAY, MONDAY)] == ["not_entitled"] * 3
+        assert [backfill(settings, day=day).state for day in (MONDAY, TUESDAY, MONDAY)] == [
+            "not_entitled"
+        ] * 3
         assert len(databento.metered) == 1
         (row,) = lake(settings).scan(ENTITLEMENTS).collect().iter_rows(named=True)
         assert (row["schema"], row["mode"], row["entitled"]) == ("trades", "historical", False)
         assert "dataset_unavailable_range" in row["text"] and row["ask_again"] == date(2025, 6, 12)
         assert open_ledger(settings).open_reservations() == []
-        had(settings, day=date(2025, 6, 6))  # older data may be granted
+        backfill(settings, day=date(2025, 6, 6))  # older data may be granted
         assert len(databento.metered) == 2
     with vendor(data) as databento:
         later = databento.settings(now="2025-06-11T23:00:00Z")
-        assert had(later).state == "complete"
+        assert backfill(later).state == "complete"
 
 
-def test_a_backfill_does_not_ask_for_what_was_refused_to_the_repair_of_a_gap(data: Path) -> None:
+def test_a_backfill_honours_a_refusal_to_gap_repair(data: Path) -> None:
     with vendor(data, only(STREAM, lambda asked, good: refused("dataset_unavailable_range"))) as databento:
         settings = databento.settings()
         for _ in range(2):
@@ -630,10 +626,10 @@ def test_a_backfill_does_not_ask_for_what_was_refused_to_the_repair_of_a_gap(dat
                 DatabentoHistory(settings).fetch(
                     "trades", ("Q2B.OPT",), to_ns(OPEN), to_ns(CLOSE), run_id="repair"
                 )
-        assert had(settings).state == "not_entitled"
+        assert backfill(settings).state == "not_entitled"
         assert len(databento.metered) == 1 and open_ledger(settings).open_reservations() == []
 
 
-def test_an_unknown_schema_is_a_sentence(data: Path) -> None:
+def test_an_unknown_schema_is_a_settings_error(data: Path) -> None:
     with vendor(data) as databento, pytest.raises(SettingsError, match="there are trades, mbo"):
-        had(databento.settings(), "status")
+        backfill(databento.settings(), "status")

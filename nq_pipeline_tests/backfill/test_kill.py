@@ -8,16 +8,28 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nq_pipeline.backfill.day import backfill_day
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline_tests.backfill.conftest import NOW, STREAM, SUBMIT, Change, Vendor, refused, vendor
-from nq_pipeline_tests.backfill.test_day import MONDAY, only
+from nq_pipeline.spend.money import ZERO
+from nq_pipeline_tests.testing.backfill_vendor import (
+    NOW,
+    STREAM,
+    SUBMIT,
+    Change,
+    Vendor,
+    only,
+    refused,
+    vendor,
+)
 from nq_pipeline_tests.testing.http_server import Answer, Asked
 
+MONDAY = date(2025, 6, 9)
 MARK = "db-SECRETMARK0123456789"
 BACKFILL = (
     "backfill", "--schema", "trades", "--from", str(MONDAY), "--to", str(MONDAY), "--max-usd", "1", "--yes",
@@ -41,7 +53,7 @@ def environment_of(databento: Vendor) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_the_day(data: Path) -> None:
+def test_a_killed_purchase_stays_reserved_and_is_completed(data: Path) -> None:
     arrived = threading.Event()
 
     def slow(asked: Asked, good: Answer) -> Answer:
@@ -66,15 +78,13 @@ def test_a_purchase_that_was_killed_stays_reserved_and_the_next_call_completes_t
 
 
 @pytest.mark.parametrize("about_to_be_named", [".json", ".dbn.zst"])
-def test_what_is_downloaded_and_paid_when_it_is_killed_is_not_bought_again(
-    about_to_be_named: str, data: Path
-) -> None:
+def test_a_paid_download_survives_a_kill(about_to_be_named: str, data: Path) -> None:
     with vendor(data) as databento:
         program = [sys.executable, "-c", KILLED_AT_A_RENAME, about_to_be_named, *BACKFILL]
         killed = subprocess.run(program, env=environment_of(databento), capture_output=True)
         assert killed.returncode == -signal.SIGKILL and len(databento.metered) == 1
         day = backfill_day(databento.settings(), "trades", MONDAY)
-        assert (day.state, day.cost_usd, len(databento.metered)) == ("complete", 0, 1)
+        assert (day.state, day.cost_usd, len(databento.metered)) == ("complete", ZERO, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +103,12 @@ def test_the_key_is_nowhere_whatever_fails(
     with vendor(
         data, lambda asked, good: broken(asked, good) if asked.path in (STREAM, SUBMIT) else good
     ) as databento:
-        for more in ({}, {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"}):
-            settings = databento.settings(databento_api_key=MARK, **more)  # type: ignore[arg-type]
+        changes: tuple[dict[str, Any], ...] = (
+            {},
+            {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"},
+        )
+        for more in changes:
+            settings = databento.settings(databento_api_key=MARK, **more)
             day = backfill_day(settings, "trades", MONDAY)
             assert MARK not in str(day)
     files = [file for file in data.rglob("*") if file.is_file()]

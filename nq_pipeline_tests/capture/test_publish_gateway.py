@@ -11,7 +11,6 @@ import pytest
 
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import to_ns
-from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline_tests.testing.dbn_streams import Clock, mapping
@@ -24,31 +23,11 @@ from nq_pipeline_tests.testing.feeds import (
     told,
 )
 from nq_pipeline_tests.testing.gateway_client import (
-    EVERYTHING,
     NOON,
-    bare,
     gateway,
+    log_session,
     unlimited,
 )
-
-DATA = (0, 1)
-
-
-def capture(log: CaptureLog, served: Any, schema: str, start: int, most: int | None = None) -> int:
-    """Log one session, until it ends or has sent enough records; the last ts_event of its data."""
-    framer, seen, last = Framer(), 0, start
-    with bare(served) as client:
-        client.authenticate()
-        client.say(
-            f"schema={schema}|stype_in=parent|symbols={','.join(EVERYTHING)}|start={start}|id=0|is_last=1\n"
-        )
-        client.say("start_session=0\n")
-        while (most is None or seen < most) and (piece := client.file.read1(4_096)):
-            for frame in framer.feed(piece):
-                log.append(frame)
-                for tally in (frame.tallies[rtype] for rtype in DATA if rtype in frame.tallies):
-                    seen, last = seen + tally.count, tally.ts_event or last
-    return last
 
 
 def test_the_lake_equals_the_market_after_sessions_that_were_cut_off_and_replayed(root: Path) -> None:
@@ -61,7 +40,7 @@ def test_the_lake_equals_the_market_after_sessions_that_were_cut_off_and_replaye
     ):
         last = opening
         for schema, most in (("mbp-1", None), ("mbp-1", None), ("trades", 3_000)):
-            last = capture(log, served, schema, opening if schema == "mbp-1" else last, most)
+            last = log_session(log, served, schema, opening if schema == "mbp-1" else last, most)
             published.publish()
         truth = served.records("trades", opening, last)
         book = served.records("mbp-1", opening, last)

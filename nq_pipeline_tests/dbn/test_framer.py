@@ -55,7 +55,7 @@ def test_frames_equal_what_the_official_decoder_finds(
     assert_equal_to_official(frames(sent, [c for c in cuts if c < len(sent)]), data)
 
 
-def test_runs_longer_than_a_stride_and_kinds_that_alternate_are_framed() -> None:
+def test_long_runs_and_alternating_kinds_are_framed() -> None:
     body = (
         trades(0, 5_000)
         + record(23, ts_event=1, msg=b"Heartbeat")
@@ -134,12 +134,12 @@ def test_a_head_of_arbitrary_bytes_is_read_or_refused(noise: bytes) -> None:
     ("start", "sentence"),
     [
         (b"HTTP/1.1 400 Bad Request", "does not begin with DBN"),
-        (b"DBN\x04" + head()[4:], "version 4 is unknown"),
+        (b"DBN\x04" + head()[4:], "version 4"),
         (b"DBN\x03\xff\xff\xff\x7f", "2,147,483,655 bytes, which was refused"),
         (zstandard.compress(b"DBN?")[:-3] + b"\xff\xff\xff", "damaged"),
     ],
 )
-def test_what_is_no_dbn_is_refused_in_a_sentence(start: bytes, sentence: str) -> None:
+def test_bytes_that_are_no_dbn_are_refused(start: bytes, sentence: str) -> None:
     with pytest.raises(BadStream, match=sentence):
         frames(start + bytes(2_000))
 
@@ -151,7 +151,7 @@ def test_a_stream_that_began_wrong_stays_refused() -> None:
             list(framer.feed(chunk))
 
 
-def test_kinds_that_alternate_are_framed_wherever_the_stream_is_cut() -> None:
+def test_alternating_kinds_are_framed_wherever_the_cut() -> None:
     sound = trades(0, 1) + record(1) + trades(1, 1) + record(160) + record(32) + trades(2, 2)
     for cut in range(len(sound) + 1):
         assert_equal_to_official(frames(head() + sound, [len(head()) + cut]), head() + sound)
@@ -192,7 +192,7 @@ def test_words_of_version_1_have_no_code() -> None:
     assert list(frame.control()) == [ErrorMsg(0, 255, "Internal error", True), SystemMsg(0, 255, "Heartbeat")]
 
 
-def test_the_undefined_time_of_an_untraded_contract_is_not_a_last_time() -> None:
+def test_an_undefined_time_is_not_a_last_time() -> None:
     never = record(195, ts_event=UNDEF_TIMESTAMP, ts_recv=9)
     traded = record(195, ts_event=4, ts_recv=7) + record(195, ts_event=5, ts_recv=8)
     (frame,) = frames(head() + traded + never)

@@ -29,9 +29,9 @@ from nq_pipeline.cli import main
 from nq_pipeline.dbn import layout, stream
 from nq_pipeline.dbn.to_parquet import ROW_GROUP_ROWS, convert
 from nq_pipeline.errors import LakeError
-from nq_pipeline_tests.conftest import SHARED
 from nq_pipeline_tests.testing import dbn_samples as sample
 from nq_pipeline_tests.testing.dbn_samples import DAY, NOON
+from nq_pipeline_tests.testing.recorded import SHARED
 
 RECORDED = sorted((SHARED / "databento").glob("*.dbn.zst"))
 SYMBOLS = {"NQU5": [(DAY, DAY + timedelta(1), "7")]}
@@ -83,9 +83,7 @@ def test_every_recorded_file_converts_with_every_field_equal(path: Path, tmp_pat
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_records_of_any_schema_version_and_content_equal_the_official_client(
-    data: st.DataObject, tmp_path: Path
-) -> None:
+def test_any_records_convert_like_the_official_client(data: st.DataObject, tmp_path: Path) -> None:
     schema = data.draw(st.sampled_from(sorted(layout.RTYPES)))
     # The official client reads daily bars at the end of the session in version 3 alone.
     version = data.draw(st.sampled_from([3] if schema == "ohlcv-eod" else layout.VERSIONS))
@@ -183,7 +181,9 @@ def test_duckdb_and_polars_read_the_same_values(tmp_path: Path) -> None:
     assert pl.read_parquet(out).select(expected.columns).equals(expected)
     relation = duckdb.sql(f"select sequence, ts_in_delta, epoch_ns(ts_recv) as ts_recv, symbol from '{out}'")
     recv = expected["ts_recv"].dt.epoch("ns").alias("ts_recv")
-    assert relation.pl().equals(expected.select("sequence", "ts_in_delta", recv, "symbol"))
+    assert relation is not None and relation.pl().equals(
+        expected.select("sequence", "ts_in_delta", recv, "symbol")
+    )
 
 
 def test_a_file_without_records_has_the_columns_all_the_same(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def capture() -> tuple[bytes, dict[str, np.ndarray]]:
     return sample.head(None, stype_in=None) + b"".join(parts), kinds
 
 
-def test_a_live_capture_becomes_one_file_for_each_schema_with_the_symbols_it_was_told(tmp_path: Path) -> None:
+def test_a_live_capture_becomes_one_file_per_schema(tmp_path: Path) -> None:
     raw, kinds = capture()
     path = written(tmp_path, raw)
     done = convert(path, tmp_path / "out.parquet")
@@ -252,7 +252,7 @@ def test_a_live_capture_becomes_one_file_for_each_schema_with_the_symbols_it_was
     assert {file.schema: file.unmapped for file in done.files}["trades"] == 1333
 
 
-def test_the_time_of_sending_is_a_column_where_the_gateway_gave_it(tmp_path: Path) -> None:
+def test_ts_out_is_a_column_where_the_gateway_sent_it(tmp_path: Path) -> None:
     array = sample.records("trades", 3, ts_out=True, ts_recv=NOON, instrument_id=7)
     array["ts_out"] = NOON + np.arange(3)
     raw = sample.head(None, ts_out=True, stype_in=None) + array.tobytes()
@@ -287,7 +287,7 @@ def test_the_walk_finds_every_record_whatever_their_lengths(lengths: list[list[i
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), compressed=st.booleans(), mixed=st.booleans())
-def test_a_file_cut_anywhere_is_refused_or_its_whole_records_are_kept(
+def test_a_cut_file_is_refused_or_its_whole_records_converted(
     data: st.DataObject, compressed: bool, mixed: bool, tmp_path: Path
 ) -> None:
     array = sample.trades(300)
@@ -318,7 +318,7 @@ def test_a_file_cut_anywhere_is_refused_or_its_whole_records_are_kept(
 
 @pytest.mark.parametrize("kept", range(9))
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_file_cut_within_its_first_bytes_is_cut_off_not_damaged(
+def test_a_file_cut_in_its_first_bytes_is_truncated_not_damaged(
     tmp_path: Path, kept: int, compressed: bool
 ) -> None:
     raw = sample.head("trades", symbols=SYMBOLS)
@@ -361,7 +361,7 @@ def test_what_is_no_record_ends_a_file(schema: str | None, tail: bytes, tmp_path
     ],
     ids=["text", "head", "metadata", "kind", "symbols", "number"],
 )
-def test_what_is_no_dbn_is_refused_in_a_sentence(raw: bytes, words: str, tmp_path: Path) -> None:
+def test_bytes_that_are_no_dbn_are_refused(raw: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(LakeError, match=words):
         convert(written(tmp_path, raw), tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
@@ -390,7 +390,7 @@ def test_text_that_is_no_text_is_damage(tmp_path: Path) -> None:
 # ── files ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_same_file_gives_the_same_bytes_and_replaces_what_was_there(tmp_path: Path) -> None:
+def test_converting_again_gives_the_same_bytes(tmp_path: Path) -> None:
     path = written(tmp_path, capture()[0])
     convert(path, tmp_path / "out.parquet")
     first = {f.name: hashlib.sha256(f.read_bytes()).digest() for f in tmp_path.iterdir()}

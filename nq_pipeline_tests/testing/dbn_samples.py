@@ -10,6 +10,7 @@ from typing import Any
 import databento_dbn
 import numpy as np
 import zstandard
+from databento_dbn import Schema, SType
 
 from nq_pipeline.dbn.layout import UNDEF_TIMESTAMP, record_layout
 
@@ -32,9 +33,9 @@ def head(
     return bytes(
         databento_dbn.Metadata(
             dataset="GLBX.MDP3",
-            schema=schema and databento_dbn.Schema.from_str(schema),
-            stype_in=stype_in and databento_dbn.SType.from_str(stype_in),
-            stype_out=databento_dbn.SType.INSTRUMENT_ID,
+            schema=Schema.from_str(schema) if schema else None,
+            stype_in=SType.from_str(stype_in) if stype_in else None,
+            stype_out=SType.from_str("instrument_id"),
             start=NOON,
             symbols=sorted(symbols or {}),
             partial=[],
@@ -88,9 +89,9 @@ def mapping(
             publisher_id=0,
             instrument_id=instrument_id,
             ts_event=NOON,
-            stype_in=databento_dbn.SType.RAW_SYMBOL,
+            stype_in=SType.from_str("raw_symbol"),
             stype_in_symbol=asked,
-            stype_out=databento_dbn.SType.INSTRUMENT_ID,
+            stype_out=SType.from_str("instrument_id"),
             stype_out_symbol=given,
             start_ts=UNDEF_TIMESTAMP if start is None else start,
             end_ts=UNDEF_TIMESTAMP if end is None else end,

@@ -14,7 +14,9 @@ import databento
 import numpy as np
 from databento.common.error import BentoError
 
+from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import ShiftedClock
+from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.synthetic.instruments import universe
@@ -149,3 +151,20 @@ def bare(served: Gateway, **options: Any) -> Iterator[Bare]:
 def unlimited(**more: Any) -> Limits:
     """Limits that do not slow tests with many connections."""
     return Limits(**{"connections_per_s": 1_000, **more})
+
+
+def log_session(log: CaptureLog, served: Any, schema: str, start: int, most: int | None = None) -> int:
+    """Log one session until it ends or has sent `most` records; returns the last `ts_event` of its data."""
+    framer, seen, last = Framer(), 0, start
+    with bare(served) as client:
+        client.authenticate()
+        client.say(
+            f"schema={schema}|stype_in=parent|symbols={','.join(EVERYTHING)}|start={start}|id=0|is_last=1\n"
+        )
+        client.say("start_session=0\n")
+        while (most is None or seen < most) and (piece := client.file.read1(4_096)):
+            for frame in framer.feed(piece):
+                log.append(frame)
+                for tally in (frame.tallies[rtype] for rtype in (0, 1) if rtype in frame.tallies):
+                    seen, last = seen + tally.count, tally.ts_event or last
+    return last

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def refusal(answer: Answer, *, allowed_s: float = 60.0, **policy: Any) -> Source
 # Where it asks
 
 
-def test_the_installed_client_is_the_version_this_was_written_for() -> None:
+def test_the_installed_client_is_version_0_88() -> None:
     assert version("databento").startswith("0.88.")
 
 
@@ -138,7 +139,7 @@ def test_what_is_no_key_is_told_before_the_vendor_is_asked(key: str) -> None:
 @pytest.mark.parametrize(
     "url", ["http://hist.databento.com", "ftp://127.0.0.1", "hist.databento.com", "https://"]
 )
-def test_an_address_that_would_leak_the_key_or_is_none_is_refused(url: str) -> None:
+def test_unusable_or_unsafe_addresses_are_refused(url: str) -> None:
     with pytest.raises(NotConfigured, match="NQ_DATABENTO_URL"):
         official_client(KEY, url, timeout_s=3)
 
@@ -190,7 +191,7 @@ def test_what_is_no_price_is_a_bad_payload(body: bytes) -> None:
     assert isinstance(refusal(Answer(body)), BadPayload)
 
 
-def test_data_are_available_until_the_earliest_end_of_the_schemas() -> None:
+def test_available_end_is_the_earliest_of_the_schemas() -> None:
     ends = {"trades": {"end": "2025-06-10T14:00:00.000000001Z"}, "bbo-1m": {"end": "2025-06-10T15:00:00Z"}}
     body = orjson.dumps({"start": "2010-06-06", "end": "2025-06-10T16:00:00Z", "schema": ends})
     with serve(lambda asked: Answer(body)) as server:
@@ -222,7 +223,7 @@ def test_a_key_within_a_body_is_struck_and_the_rest_stays(pack: Callable[[bytes]
         assert buy(server.url) == body.replace(MARK.encode(), b"*" * len(MARK))
 
 
-def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> None:
+def test_a_cut_body_is_a_bad_payload_and_not_bought_twice() -> None:
     with serve(lambda asked: Answer(bytes(100_000), cut=True)) as server:
         with pytest.raises(BadPayload, match="cut off"):
             buy(server.url)
@@ -232,7 +233,7 @@ def test_a_body_cut_on_its_way_is_a_bad_payload_and_is_not_bought_twice() -> Non
 # What is free, and what is not
 
 
-def test_every_method_is_listed_as_free_or_as_metered_and_metered_ones_take_a_reservation() -> None:
+def test_every_method_is_free_or_takes_a_reservation() -> None:
     public = {name for name in vars(HistoricalClient) if not name.startswith("_")}
     assert public == FREE | PAID
     for name in PAID:
@@ -240,7 +241,7 @@ def test_every_method_is_listed_as_free_or_as_metered_and_metered_ones_take_a_re
         assert required.annotation == "Spending" and required.default is inspect.Parameter.empty
 
 
-def test_the_free_methods_send_nothing_that_is_metered() -> None:
+def test_free_methods_send_no_paid_request() -> None:
     key = "db-free-methods"
     asking = HistoricalClient(
         SecretStr(key),
@@ -276,7 +277,7 @@ def test_the_free_methods_send_nothing_that_is_metered() -> None:
     assert len(told) > len(FREE) and not any(one["metered"] or one["billed_bytes"] for one in told)
 
 
-def test_nothing_else_in_the_program_makes_the_official_client() -> None:
+def test_only_one_module_uses_the_official_client() -> None:
     package = Path(nq_pipeline.__file__).parent
     makers = {"Historical", "timeseries", "submit_job", "get_range"}
     found = {
@@ -302,7 +303,7 @@ def test_nothing_else_in_the_program_makes_the_official_client() -> None:
         (Answer(bytes(100_000), cut=True), False),
     ],
 )
-def test_a_refusal_gives_the_money_back_and_any_other_failure_keeps_it(answer: Answer, closed: bool) -> None:
+def test_only_a_refusal_releases_the_reservation(answer: Answer, closed: bool) -> None:
     with serve(lambda asked: answer) as server:
         with pytest.raises(SourceError):
             buy(server.url)
@@ -311,17 +312,18 @@ def test_a_refusal_gives_the_money_back_and_any_other_failure_keeps_it(answer: A
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://192.0.2.1"])
-def test_what_never_left_gives_the_money_back(url: str) -> None:
+def test_a_request_never_sent_releases_the_reservation(url: str) -> None:
     with pytest.raises(SourceError):
         buy(url)
     assert open_ledger(load()).open_reservations() == []
 
 
-def test_a_reservation_is_good_for_nothing_but_what_it_was_made_for() -> None:
+def test_a_reservation_covers_only_its_own_query() -> None:
     with serve(lambda asked: Answer(b"data")) as server:
-        for other in (
+        others: tuple[dict[str, Any], ...] = (
             {"schema": "mbo"}, {"dataset": "XNAS.ITCH"}, {"mode": "historical"}, {"vendor": "polygon"},
-        ):  # fmt: skip
+        )  # fmt: skip
+        for other in others:
             with pytest.raises(LedgerError, match="the reservation is for"):
                 buy(server.url, **other)
         assert not server.asked
@@ -341,7 +343,7 @@ def test_a_reservation_is_good_for_nothing_but_what_it_was_made_for() -> None:
         {"size": "many"},
     ],
 )
-def test_a_job_file_that_lies_or_goes_where_it_should_not_is_refused(file: dict[str, Any]) -> None:
+def test_a_job_file_outside_the_vendor_is_refused(file: dict[str, Any]) -> None:
     good = {
         "filename": "a.dbn.zst", "size": 3, "hash": "sha256:00",
         "urls": {"https": "https://hist.databento.com/v0/batch/download/a.dbn.zst"},
@@ -369,8 +371,12 @@ def test_a_count_that_is_no_number_is_a_bad_payload(body: bytes) -> None:
 def test_a_price_below_that_of_its_bytes_has_no_unit_price() -> None:
     listed = orjson.dumps([{"mode": "historical-streaming", "unit_prices": {"trades": 28.0}}])
     answers = {"/v0/metadata.get_billable_size": str(2**30).encode(), "/v0/metadata.list_unit_prices": listed}
+
+    def answer(usd: bytes, asked: Asked) -> Answer:
+        return Answer(answers.get(asked.path, usd))
+
     for usd, unit in {b"28.0": Decimal("28.0"), b"3.5": None}.items():
-        with serve(lambda asked, usd=usd: Answer(answers.get(asked.path, usd))) as server:  # type: ignore[misc]
+        with serve(partial(answer, usd)) as server:
             price = client(server.url).price(QUERY)
         assert (price.usd, price.size, price.unit_usd) == (Decimal(usd.decode()), 2**30, unit)
 
@@ -517,7 +523,7 @@ def test_no_answer_is_read_beyond_its_bound(name: str, answer: Answer) -> None:
         ASKED[name](client(server.url, max_bytes=2 * MIB))
 
 
-def test_every_question_of_the_client_is_tried_with_too_much() -> None:
+def test_every_request_is_tried_with_an_oversized_answer() -> None:
     assert {*ASKED, "price", "download_file", *PAID} == FREE | PAID  # `price` asks what others ask
 
 
@@ -572,7 +578,7 @@ def test_a_download_that_drips_ends_with_the_time_allowed() -> None:
         buy(server.url, allowed_s=0.3)
 
 
-def test_a_head_of_four_gigabytes_is_refused_before_it_is_unpacked() -> None:
+def test_a_four_gigabyte_header_is_refused() -> None:
     head = b"DBN\x03" + (2**32 - 16).to_bytes(4, "little")
     packed = zstandard.compress(head + bytes(64 * MIB))
     with serve(lambda asked: Answer(packed)) as server, pytest.raises(BadPayload, match="a head that claims"):
@@ -580,7 +586,7 @@ def test_a_head_of_four_gigabytes_is_refused_before_it_is_unpacked() -> None:
 
 
 @pytest.mark.parametrize("status", [302, 307])
-def test_a_redirect_is_not_followed_and_the_money_is_back(status: int) -> None:
+def test_a_redirect_is_not_followed_and_costs_nothing(status: int) -> None:
     with serve(lambda asked: Answer(b"0.5")) as other:
         away = Answer(status=status, headers={"Location": f"{other.url}/v0/metadata.get_cost"})
         with serve(lambda asked: away) as server:
@@ -591,7 +597,7 @@ def test_a_redirect_is_not_followed_and_the_money_is_back(status: int) -> None:
     assert not open_ledger(load()).open_reservations()
 
 
-def test_a_client_of_somebody_else_in_this_process_asks_as_ever() -> None:
+def test_other_clients_in_the_process_are_not_affected() -> None:
     with serve(lambda asked: Answer(b"0.5")) as there:
         elsewhere = Answer(status=307, headers={"Location": f"{there.url}/v0/metadata.get_cost"})
         with serve(lambda asked: elsewhere) as server:

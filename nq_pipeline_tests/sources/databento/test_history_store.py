@@ -40,7 +40,7 @@ def bought(server: Server) -> int:
     return sum(asked.path == "/v0/timeseries.get_range" for asked in server.asked)
 
 
-def test_it_is_what_the_capture_asks_for(tmp_path: Path) -> None:
+def test_a_span_is_priced_counted_and_bought(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
         history: HistoricalRecords = DatabentoHistory(settings_for(server, tmp_path))
         price, counted = history.price(*SPAN), history.count(*SPAN)
@@ -58,11 +58,11 @@ def test_a_span_is_paid_once_whatever_the_order_of_its_symbols(tmp_path: Path) -
         history = DatabentoHistory(settings_for(server, tmp_path))
         first, cost = history.fetch(*SPAN, run_id="run")
         again, nothing = history.fetch("trades", OPTIONS[::-1], FROM, TO, run_id="another")
-        assert (again, nothing, bought(server)) == (first, 0, 1)
+        assert (again, nothing, bought(server)) == (first, Decimal(0), 1)
         assert cost > 0
 
 
-def test_two_that_want_the_same_span_at_once_pay_it_once(tmp_path: Path) -> None:
+def test_concurrent_requests_for_a_span_pay_once(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
         got: list[tuple[Path, Decimal]] = []
 
@@ -78,7 +78,7 @@ def test_two_that_want_the_same_span_at_once_pay_it_once(tmp_path: Path) -> None
         assert sum(cost > 0 for _, cost in got) == 1
 
 
-def test_a_refusal_of_the_ledger_passes_and_nothing_metered_is_asked(tmp_path: Path) -> None:
+def test_a_refusal_of_the_ledger_buys_nothing(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
         history = DatabentoHistory(settings_for(server, tmp_path, budget_by_purpose="gap_repair=0"))
         with pytest.raises(OverBudget, match="NQ_BUDGET_BY_PURPOSE"):
@@ -88,10 +88,11 @@ def test_a_refusal_of_the_ledger_passes_and_nothing_metered_is_asked(tmp_path: P
 
 
 def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:
-    saturday = ("trades", OPTIONS, *(to_ns(datetime(2025, 6, 7, hour, tzinfo=UTC)) for hour in (1, 2)))
+    one, two = (to_ns(datetime(2025, 6, 7, hour, tzinfo=UTC)) for hour in (1, 2))
+    saturday = ("trades", OPTIONS, one, two)
     with serve(standin.relay) as server:
         history = DatabentoHistory(settings_for(server, tmp_path))
-        assert (history.price(*saturday), history.count(*saturday)) == (0, 0)
+        assert (history.price(*saturday), history.count(*saturday)) == (Decimal(0), 0)
         with pytest.raises(NoRecords):
             history.fetch(*saturday, run_id="run")
         assert bought(server) == 0

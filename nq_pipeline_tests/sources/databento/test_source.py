@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
-import databento_dbn
-import numpy as np
 import orjson
 import polars as pl
 import pytest
@@ -23,25 +20,17 @@ from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.configuration import load
-from nq_pipeline.dbn.layout import RTYPES, UNDEF_PRICE, record_layout
-from nq_pipeline.dbn.stream import decode
-from nq_pipeline.errors import BadPayload
-from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Source
-from nq_pipeline.sources.databento.parse import Parsed, parse_chain
-from nq_pipeline.sources.databento.query import Price
 from nq_pipeline.sources.databento.query_plan import (
     DEFINITION,
     QUOTES,
     SCHEMAS,
     STATISTICS,
     TRADES,
-    QueryPlan,
-    plan_queries,
 )
 from nq_pipeline.sources.databento.source import Databento
 from nq_pipeline.spend.ledger import open_ledger
@@ -189,7 +178,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert answer.frame["underlying_price"].unique().to_list() == [(future["bid"] + future["ask"]) / 2]
         assert answer.frame["as_of"].unique().to_list() == [MOMENT]
 
-    def test_only_the_roots_asked_about_are_asked_for_and_within_the_window(self, tmp_path: Path) -> None:
+    def test_only_requested_roots_within_the_window_are_queried(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             self.ask(server, tmp_path)
             asked = [form(one) for one in server.asked if one.path == STREAM]
@@ -203,9 +192,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert int(by[TRADES]["start"]) == to_ns(datetime(2025, 6, 9, 22, tzinfo=UTC))
         assert int(by[DEFINITION]["start"]) == to_ns(datetime(2025, 6, 10, tzinfo=UTC))
 
-    def test_every_price_is_asked_before_anything_is_bought_and_recorded_with_it(
-        self, tmp_path: Path
-    ) -> None:
+    def test_every_query_is_priced_before_anything_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             _, exchange = self.ask(server, tmp_path)
             paths = [one.path for one in server.asked]
@@ -218,9 +205,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert costs.pop("plan") == 0
         assert set(costs) == set(SCHEMAS) and all(cost > 0 for cost in costs.values())
 
-    def test_what_came_is_committed_at_the_price_of_its_bytes_and_nothing_stays_reserved(
-        self, tmp_path: Path
-    ) -> None:
+    def test_received_bytes_are_committed_at_their_price(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             settings = self.settings(server)
             _, exchange = self.ask(server, tmp_path)
@@ -245,7 +230,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
             ("broken_before_any_data", [QUOTES] * 2, 2),  # each attempt has a reservation of its own
         ],
     )
-    def test_what_failed_stays_reserved_unless_it_was_refused(
+    def test_a_failed_request_stays_reserved_unless_refused(
         self, broken: str, open_schemas: list[str], attempts: int, tmp_path: Path
     ) -> None:
         with self.vendor(broken) as server:
@@ -259,7 +244,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         for schema in set(open_schemas):
             assert told[schema] == sum(one.reserved_usd for one in held if one.charge.schema == schema)
 
-    def test_with_no_budget_nothing_metered_is_asked_and_the_sentence_says_why(self, tmp_path: Path) -> None:
+    def test_without_a_budget_nothing_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             settings = self.settings(server).with_values(budget_daily_usd=Decimal(0))
             source = self.source(settings)
@@ -270,7 +255,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         (refused,) = (line for line in open_ledger(settings).lines() if line.kind == Kind.REFUSED)
         assert refused.reason == answer.reason
 
-    def test_a_ledger_that_cannot_be_used_means_that_nothing_metered_is_asked(self, tmp_path: Path) -> None:
+    def test_without_a_usable_ledger_nothing_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             settings = self.settings(server).with_values(ledger_url=SecretStr("mysql://127.0.0.1/x"))
             source = self.source(settings)
@@ -284,13 +269,13 @@ class TestDatabentoKeepsTheContract(SourceContract):
             assert STREAM not in {one.path for one in server.asked}
         assert "NQ_BUDGET_DAILY_USD" in answer.reason and "bbo-1m $0.90" in answer.reason
 
-    def test_a_failed_answer_stops_the_buying_where_nothing_else_would_help(self, tmp_path: Path) -> None:
+    def test_some_failures_stop_all_further_purchases(self, tmp_path: Path) -> None:
         for fault, bought in {"definitions_half": 1, "quotes_not_entitled": 2, "quotes_are_html": 4}.items():
             with self.vendor(fault) as server:
                 self.ask(server, tmp_path / fault)
                 assert [one.path for one in server.asked].count(STREAM) == bought
 
-    def test_rows_already_got_are_kept_and_say_what_is_missing(self, tmp_path: Path) -> None:
+    def test_partial_chains_name_the_missing_answer(self, tmp_path: Path) -> None:
         with self.vendor("trades_rate_limited") as server:
             answer, _ = self.ask(server, tmp_path / "trades")
         assert {one.outcome for one in answer.series.values()} == {Outcome.PARTIAL}
@@ -316,20 +301,20 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert f"{answer.dropped['malformed_definition']} definitions could not be used" in answer.reason
         assert answer.controls == {"ids_resolve": False}
 
-    def test_trades_that_were_lost_make_the_chain_partial_and_are_counted(self, tmp_path: Path) -> None:
+    def test_lost_trades_make_the_chain_partial(self, tmp_path: Path) -> None:
         with self.vendor("nonsense_among_the_trades") as server:
             answer, _ = self.ask(server, tmp_path)
         lost = sum(answer.dropped[kind] for kind in ("unknown_id", "undefined_time", "malformed_trade"))
         assert re.fullmatch(rf"{lost} of \d+ records of trades could not be used", answer.reason)
 
-    def test_stale_rows_are_kept_without_the_volume_of_another_session(self, tmp_path: Path) -> None:
+    def test_stale_rows_have_no_volume_of_another_session(self, tmp_path: Path) -> None:
         with self.vendor("ten_days_behind") as server:
             answer, _ = self.ask(server, tmp_path)
         assert answer.frame["quote_ts"].max() == datetime(2025, 5, 30, 21, tzinfo=UTC)
         assert answer.frame["volume"].null_count() == answer.frame.height > 0
         assert "Fri 2025-05-30 16:00 CT" in answer.reason
 
-    def test_definitions_are_kept_for_the_trade_date_and_the_rest_for_minutes(self, tmp_path: Path) -> None:
+    def test_definitions_are_cached_for_the_trade_date(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             source = self.source(self.settings(server))
             for _ in range(2):
@@ -341,14 +326,14 @@ class TestDatabentoKeepsTheContract(SourceContract):
         }  # fmt: skip
         assert next(fetch.cost_usd for fetch in exchange.fetches if fetch.operation == DEFINITION) == 0
 
-    def test_definitions_of_nothing_are_asked_again(self, tmp_path: Path) -> None:
+    def test_empty_definitions_are_not_cached(self, tmp_path: Path) -> None:
         with self.vendor("no_records") as server:
             for _ in range(2):
                 _, exchange = self.ask(server, tmp_path)
         fetch = next(fetch for fetch in exchange.fetches if fetch.operation == DEFINITION)
         assert (fetch.outcome, fetch.cache) == (Outcome.EMPTY, "miss")
 
-    def test_now_is_one_question_for_minutes_and_another_moment_is_another(self, tmp_path: Path) -> None:
+    def test_now_shares_one_cache_entry_for_minutes(self, tmp_path: Path) -> None:
         minute = timedelta(minutes=1)
         with self.vendor() as server:
             source, now = self.source(self.settings(server)), self.request()
@@ -364,7 +349,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
             assert asked(earlier) > 0
             assert asked(earlier) == 0
 
-    def test_data_that_end_earlier_than_said_are_asked_up_to_there(self, tmp_path: Path) -> None:
+    def test_a_query_is_shortened_to_the_available_end(self, tmp_path: Path) -> None:
         until = MOMENT - timedelta(minutes=20)
 
         def respond(asked: Asked) -> Answer:
@@ -378,7 +363,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert answer.frame["as_of"].unique().to_list() == [until]
         assert answer.frame["quote_ts"].max() == until - timedelta(minutes=1)
 
-    def test_a_wall_that_only_the_data_show_shortens_the_question(self, tmp_path: Path) -> None:
+    def test_a_limit_found_while_buying_shortens_the_query(self, tmp_path: Path) -> None:
         until = MOMENT - timedelta(minutes=5)
 
         def respond(asked: Asked) -> Answer:
@@ -391,7 +376,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert answer.outcome is Outcome.OK, answer.reason
         assert answer.frame["as_of"].unique().to_list() == [until]
 
-    def test_a_series_that_is_not_defined_is_empty_and_costs_the_others_nothing(self, tmp_path: Path) -> None:
+    def test_an_undefined_series_is_empty_and_others_are_not(self, tmp_path: Path) -> None:
         unlisted = Series("Q5A", date(2025, 6, 30))  # the last trade date of the month has QNE instead
         with self.vendor() as server:
             source = self.source(self.settings(server))
@@ -418,7 +403,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert answer.outcome is Outcome.NOT_CONFIGURED
         assert "DATABENTO_API_KEY" in answer.reason
 
-    def test_the_probe_tells_an_accepted_key_from_a_refused_one(self, tmp_path: Path) -> None:
+    def test_the_probe_tells_accepted_keys_from_refused_ones(self, tmp_path: Path) -> None:
         for fault, entitled in ((None, True), ("http_401", None), ("http_403", None)):
             with self.vendor(fault) as server:
                 source = self.source(self.settings(server))
@@ -435,432 +420,3 @@ class TestDatabentoKeepsTheContract(SourceContract):
 
 
 # Money
-
-
-def plan(**usd: str) -> QueryPlan:
-    queries = plan_queries(
-        MOMENT, MOMENT, to_ns(MOMENT) + 1, ("Q2C.OPT",), ("NQ.FUT",), dataset="GLBX.MDP3", window_s=900
-    )
-    return QueryPlan(
-        tuple(
-            (q, Price(Decimal(usd.get(q.schema.replace("-", "_"), "0")), 48, Decimal(28), MOMENT))
-            for q in queries
-        )
-    )
-
-
-def test_a_plan_is_the_same_after_it_was_archived() -> None:
-    assert QueryPlan.loads(plan(trades="0.12").dumps()) == plan(trades="0.12")
-    for body in (b"", b"[]", b"{}", b"[[1]]", plan().dumps().replace(b"trades", b"sleeps")):
-        with pytest.raises(BadPayload):
-            QueryPlan.loads(body)
-
-
-@pytest.mark.parametrize(
-    ("moment", "available", "trades_from", "day"),
-    [
-        ("2025-06-10T15:00", "2025-06-10T15:00", "2025-06-09T22:00", "2025-06-10"),
-        # In the evening the UTC day is that before the trade date.
-        ("2025-06-09T23:30", "2025-06-09T23:30", "2025-06-09T22:00", "2025-06-09"),
-        # Friday's close, asked about on a Sunday.
-        ("2025-06-13T20:00", "2025-06-15T12:00", "2025-06-12T22:00", "2025-06-13"),
-        # A vendor that has nothing newer than a Saturday.
-        ("2025-06-10T15:00", "2025-05-31T15:00", "2025-05-29T22:00", "2025-05-30"),
-    ],
-)
-def test_questions_stay_within_one_session_and_one_day_of_definitions(
-    moment: str, available: str, trades_from: str, day: str
-) -> None:
-    at, until = (datetime.fromisoformat(f"{text}:00Z") for text in (moment, available))
-    queries = plan_queries(
-        at, max(at, until), to_ns(until) + 1, ("Q2C.OPT",), ("NQ.FUT",), dataset="GLBX.MDP3", window_s=900
-    )
-    definition, quotes, statistics, trades = queries
-    assert trades.start == to_ns(datetime.fromisoformat(f"{trades_from}:00Z"))
-    assert definition.start == to_ns(datetime.fromisoformat(f"{day}T00:00:00Z"))
-    assert quotes.end == trades.end == definition.end <= min(to_ns(at), to_ns(until)) + 1
-    assert quotes.end - quotes.start <= 900 * NS_PER_S
-    assert quotes.start >= trades.start > statistics.start
-    assert all(query.start < query.end for query in queries)
-
-
-def test_statistics_are_asked_from_the_settlement_of_the_session_before() -> None:
-    at = datetime(2025, 7, 7, 15, tzinfo=UTC)  # the Monday after a short Thursday and a holiday
-
-    def start(*roots: str) -> int:
-        options = tuple(f"{root}.OPT" for root in roots)
-        asked = plan_queries(at, at, to_ns(at), options, (), dataset="GLBX.MDP3", window_s=900)
-        return asked[2].start
-
-    assert start("Q2C") == to_ns(datetime(2025, 7, 3, 17, tzinfo=UTC))
-    assert start("G2W", "Q2C") == start("Q2C") < start("G2W")
-
-
-# How answers join
-
-
-def body(
-    schema: str, rows: list[Mapping[str, Any]], mappings: Mapping[str, list[tuple[str, str, int]]]
-) -> bytes:
-    """DBN of a few records; prices in points, instants as ISO text."""
-    dtype = record_layout(schema, 3).dtype
-    array = np.zeros(len(rows), dtype)
-    array["length"], array["rtype"] = dtype.itemsize // 4, RTYPES[schema]
-    for name, (kind, *_) in (dtype.fields or {}).items():
-        if kind == np.int64:
-            array[name] = UNDEF_PRICE
-        elif kind == np.uint64:
-            array[name] = 2**64 - 1
-    for record, row in zip(array, rows, strict=True):
-        for name, value in row.items():
-            if isinstance(value, str) and dtype[name].kind == "u":
-                value = to_ns(datetime.fromisoformat(value))
-            elif dtype[name] == np.int64 and name != "quantity" and value != UNDEF_PRICE:
-                value = round(value * 1e9)
-            record[name] = value
-    named = [
-        SimpleNamespace(
-            raw_symbol=symbol,
-            intervals=[
-                SimpleNamespace(
-                    start_date=date.fromisoformat(first),
-                    end_date=date.fromisoformat(until),
-                    symbol=str(number),
-                )
-                for first, until, number in spans
-            ],
-        )
-        for symbol, spans in mappings.items()
-    ]
-    parent, number = (databento_dbn.SType.from_str(name) for name in ("parent", "instrument_id"))
-    asked = databento_dbn.Schema.from_str(schema)
-    head = databento_dbn.Metadata("GLBX.MDP3", 0, parent, number, asked, mappings=named)
-    return head.encode() + array.tobytes()
-
-
-CALL, PUT, FUTURE = "Q2CM5 C21000", "Q2CM5 P21000.5", "NQM5"
-DAYS = {CALL: [("2025-06-09", "2025-06-10", 7), ("2025-06-10", "2025-06-11", 11)],
-        PUT: [("2025-06-09", "2025-06-10", 11), ("2025-06-10", "2025-06-11", 12)],
-        FUTURE: [("2025-06-09", "2025-06-11", 13)]}  # fmt: skip
-"""The put of the 9th has the id of the call on the 10th."""
-
-OPTION: Mapping[str, Any] = {
-    "asset": b"Q2C", "underlying": b"NQM5", "expiration": "2025-06-11T20:00:00Z", "unit_of_measure_qty": 20,
-    "security_update_action": b"A", "user_defined_instrument": b"N", "ts_recv": "2025-06-10T00:00:00Z",
-}  # fmt: skip
-A_CALL: Mapping[str, Any] = {
-    **OPTION,
-    "instrument_id": 11,
-    "raw_symbol": CALL.encode(),
-    "instrument_class": b"C",
-    "strike_price": 21000,
-}
-A_PUT: Mapping[str, Any] = {
-    **OPTION,
-    "instrument_id": 12,
-    "raw_symbol": PUT.encode(),
-    "instrument_class": b"P",
-    "strike_price": 21000.5,
-}
-A_FUTURE: Mapping[str, Any] = {
-    **OPTION,
-    "instrument_id": 13,
-    "raw_symbol": b"NQM5",
-    "instrument_class": b"F",
-    "asset": b"NQ",
-}
-DEFINED = [A_CALL, A_PUT, A_FUTURE]
-SERIES = (Series("Q2C", date(2025, 6, 11)),)
-
-
-def joined(
-    definition: list[Mapping[str, Any]] = DEFINED,
-    *,
-    moment: datetime = MOMENT,
-    **answers: list[Mapping[str, Any]],
-) -> Parsed:
-    bodies = {DEFINITION: definition} | {name.replace("_", "-"): rows for name, rows in answers.items()}
-    records = {schema: decode(body(schema, rows, DAYS), schema) for schema, rows in bodies.items()}
-    session = sessions.current_session(moment)
-    asked_at = to_ns(moment + timedelta(hours=8))
-    return parse_chain(records, SERIES, session=session, until=to_ns(moment) + 1, published=asked_at)
-
-
-def cell(parsed: Parsed, symbol: str, column: str) -> Any:
-    return parsed.frame.filter(pl.col("raw_symbol") == symbol)[column].item()
-
-
-def test_the_last_word_on_a_contract_counts_and_what_cannot_be_used_is_counted() -> None:
-    call, put = A_CALL, A_PUT
-    parsed = joined(
-        [
-            *DEFINED,
-            {**call, "unit_of_measure_qty": 10},
-            {**put, "security_update_action": b"D"},
-            {**call, "instrument_id": 14, "raw_symbol": b"UD:1V: VT 1", "instrument_class": b"T"},
-            {
-                **call,
-                "instrument_id": 14,
-                "raw_symbol": b"UD:1V: VT 1",
-                "instrument_class": b"T",
-                "leg_index": 1,
-            },
-            {**call, "instrument_id": 15, "raw_symbol": b"UD:1V: C", "user_defined_instrument": b"Y"},
-            {**call, "instrument_id": 16, "raw_symbol": b"Q2CM5 C1", "strike_price": UNDEF_PRICE},
-            {**call, "instrument_id": 17, "raw_symbol": b"Q2CM5 C2", "strike_price": -1},
-            {**call, "instrument_id": 18, "raw_symbol": b"Q2CM5 \xff"},
-            {**call, "instrument_id": 19, "raw_symbol": b"Q2CM5 C3", "expiration": "2262-01-01T00:00:00Z"},
-            {**call, "instrument_id": 20, "raw_symbol": b"Q2CM5 C4", "instrument_class": b"?"},
-            {**call, "instrument_id": 21, "raw_symbol": b"Q2DM5 C21000", "asset": b"Q2D"},
-            {**call, "instrument_id": 22, "raw_symbol": b"Q2CM5 C21000 again"},
-        ]
-    )
-    assert parsed.frame["raw_symbol"].to_list() == ["Q2CM5 C21000 again"]
-    assert parsed.dropped == Counter(
-        spread=2, deleted_definition=1, malformed_definition=5, duplicate_contract=1, other_series=1
-    )
-
-
-def test_a_symbol_of_the_series_with_an_expiration_of_another_is_counted() -> None:
-    parsed = joined([A_CALL, A_PUT | {"expiration": "2025-06-18T20:00:00Z"}, A_FUTURE])
-    assert parsed.frame["raw_symbol"].to_list() == [CALL]
-    assert parsed.dropped == Counter(malformed_definition=1)
-
-
-def test_an_expiration_stamped_midnight_utc_is_its_date_and_counted() -> None:
-    exact = joined().frame
-    dated = [one | {"expiration": "2025-06-11T00:00:00Z"} for one in (A_CALL, A_PUT)]
-    day_before = A_CALL | {"instrument_id": 20, "raw_symbol": b"Q2BM5 C21000", "asset": b"Q2B"}
-    parsed = joined([*dated, A_FUTURE, day_before | {"expiration": "2025-06-11T00:00:00Z"}])
-    assert_frame_equal(parsed.frame, exact)
-    assert parsed.dropped == Counter(expiration_without_time=2, other_series=1)
-
-
-def test_definitions_alone_name_contracts_with_everything_else_null() -> None:
-    frame = joined().frame
-    assert frame["contract_key"].to_list() == ["Q2C-2025-06-11-C-21000", "Q2C-2025-06-11-P-21000.5"]
-    for column in ("bid", "ask", "last", "settlement", "volume", "open_interest", "underlying_price"):
-        assert frame[column].null_count() == 2, column
-    assert frame["is_settlement"].to_list() == [False, False]
-
-
-def test_a_multiplier_the_vendor_leaves_out_is_the_products() -> None:
-    assert joined([{**A_CALL, "unit_of_measure_qty": UNDEF_PRICE}]).frame["multiplier"].item() == 20.0
-
-
-def quote(number: int, ts_recv: str, bid: float | None, ask: float | None, **more: Any) -> Mapping[str, Any]:
-    sides = {"bid_px_00": bid, "ask_px_00": ask}
-    return {
-        "instrument_id": number, "ts_recv": ts_recv, "bid_sz_00": 3, "ask_sz_00": 4,
-        **{name: price for name, price in sides.items() if price is not None}, **more,
-    }  # fmt: skip
-
-
-def test_the_last_book_by_ts_recv_is_the_quote_and_its_ts_event_the_last_trade() -> None:
-    older = "2025-06-06T19:00:00Z"
-    parsed = joined(
-        bbo_1m=[
-            quote(11, "2025-06-10T14:59:00Z", 100.25, None, price=99.5, ts_event=older),
-            quote(11, "2025-06-10T14:58:00Z", 1.0, 2.0, price=98.0, ts_event="2025-06-10T14:57:59Z"),
-            quote(12, "2025-06-10T15:00:00Z", None, 0.05, price=7.0),
-            quote(13, "2025-06-10T15:00:00Z", 21_500.25, 21_500.75),
-        ]
-    )
-    assert cell(parsed, CALL, "bid") == 100.25 and cell(parsed, CALL, "bid_size") == 3
-    assert cell(parsed, CALL, "ask") is None and cell(parsed, CALL, "ask_size") is None
-    assert cell(parsed, CALL, "quote_ts") == datetime(2025, 6, 10, 14, 59, tzinfo=UTC)
-    assert cell(parsed, CALL, "last") == 99.5
-    assert cell(parsed, CALL, "last_ts") == datetime.fromisoformat(older)
-    assert cell(parsed, PUT, "last") is None and cell(parsed, PUT, "last_ts") is None
-    assert cell(parsed, PUT, "underlying_price") == 21_500.5
-
-
-def test_a_future_without_two_sides_is_worth_its_last_trade() -> None:
-    parsed = joined(
-        bbo_1m=[
-            quote(
-                13, "2025-06-10T15:00:00Z", 21_500.25, None, price=21_501.0, ts_event="2025-06-10T14:59:59Z"
-            )
-        ]
-    )
-    assert cell(parsed, CALL, "underlying_price") == 21_501.0
-
-
-def test_ids_mean_what_the_answer_says_for_the_day_of_the_record() -> None:
-    parsed = joined(
-        bbo_1m=[
-            quote(11, "2025-06-09T23:59:00Z", 5.0, 6.0),  # the put's, on that day
-            quote(11, "2025-06-10T00:01:00Z", 8.0, 9.0),  # the call's
-            quote(7, "2025-06-10T00:02:00Z", 1.0, 2.0),  # the call's the day before, nobody's today
-            quote(99, "2025-06-10T00:02:00Z", 1.0, 2.0),
-            {"instrument_id": 11, "bid_px_00": 1.0},
-        ]
-    )
-    assert (cell(parsed, PUT, "bid"), cell(parsed, CALL, "bid")) == (5.0, 8.0)
-    assert parsed.dropped == Counter(unknown_id=2, undefined_time=1)
-    assert parsed.controls == {"ids_resolve": False}
-
-
-def test_what_is_later_than_the_question_neither_quotes_nor_trades() -> None:
-    late = "2025-06-10T15:06:00Z"
-    now = "2025-06-10T14:59:00Z"
-    parsed = joined(
-        bbo_1m=[
-            quote(11, now, 8.0, 9.0, price=8.5, ts_event=late),
-            quote(11, late, 1.0, 2.0),
-            quote(12, "2025-09-01T00:00:00Z", 1.0, 2.0),
-        ],
-        trades=[
-            {"instrument_id": 11, "ts_recv": now, "ts_event": now, "price": 8.25, "size": 2},
-            {"instrument_id": 11, "ts_recv": now, "ts_event": late, "price": 1.0, "size": 5},
-            {"instrument_id": 11, "ts_recv": late, "ts_event": now, "price": 1.0, "size": 5},
-        ],
-    )
-    assert [cell(parsed, CALL, name) for name in ("bid", "last", "volume")] == [8.0, 8.25, 2]
-    assert cell(parsed, PUT, "quote_ts") is None
-    assert parsed.dropped["future_instant"] == 5
-
-
-def test_a_statistic_that_cannot_be_is_not_the_newest() -> None:
-    parsed = joined(
-        statistics=[
-            stat(9, "2025-06-10T01:00:00Z", "2025-06-09", quantity=50),
-            stat(9, "2025-06-10T01:00:00Z", "2025-06-10", number=12, quantity=51),
-            stat(9, "2025-06-10T02:00:00Z", "2025-09-01", quantity=1),
-            stat(9, "2025-06-10T23:06:00Z", "2025-06-09", quantity=2),
-            stat(6, "2025-06-10T02:00:00Z", "2025-06-10", quantity=2**62),
-            stat(6, "2025-06-10T02:00:00Z", "2025-06-10", number=12, quantity=-1),
-        ]
-    )
-    assert (cell(parsed, CALL, "open_interest"), cell(parsed, PUT, "open_interest")) == (50, 51)
-    assert parsed.frame["volume"].null_count() == 2
-    assert parsed.dropped == Counter(future_instant=2, malformed_cell=2)
-
-
-def test_an_instrument_listed_since_the_definitions_were_kept_is_counted() -> None:
-    parsed = joined([A_CALL, A_FUTURE], bbo_1m=[quote(12, "2025-06-10T15:00:00Z", 1.0, 2.0)])
-    assert parsed.frame["raw_symbol"].to_list() == [CALL]
-    assert parsed.dropped == Counter(undefined_instrument=1)
-
-
-def stat(
-    stat_type: int, ts_recv: str, ts_ref: str | None, *, number: int = 11, **more: Any
-) -> Mapping[str, Any]:
-    ref = {"ts_ref": f"{ts_ref}T00:00:00Z"} if ts_ref else {}
-    return {
-        "instrument_id": number,
-        "ts_recv": ts_recv,
-        "stat_type": stat_type,
-        "update_action": 1,
-        **ref,
-        **more,
-    }
-
-
-def test_open_interest_is_the_last_word_on_the_newest_trade_date() -> None:
-    parsed = joined(
-        statistics=[
-            stat(9, "2025-06-10T01:00:00Z", "2025-06-09", quantity=50),
-            stat(9, "2025-06-10T14:00:00Z", "2025-06-09", quantity=51),
-            stat(9, "2025-06-10T14:30:00Z", "2025-06-06", quantity=40),  # a republication
-            stat(9, "2025-06-10T14:31:00Z", None, quantity=1),
-            stat(9, "2025-06-10T01:00:00Z", "2025-06-09", number=12, quantity=0),
-        ]
-    )
-    assert (cell(parsed, CALL, "open_interest"), cell(parsed, PUT, "open_interest")) == (51, 0)
-
-
-def test_a_final_settlement_beats_a_later_preliminary_one_and_intraday_ones_are_none() -> None:
-    parsed = joined(
-        statistics=[
-            stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=3),
-            stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=10.0, stat_flags=2),
-            stat(3, "2025-06-10T10:00:00Z", "2025-06-10", price=99.0, stat_flags=8),
-            stat(3, "2025-06-10T10:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=1),
-            stat(
-                3, "2025-06-10T11:00:00Z", "2025-06-09", number=12, price=4.0, stat_flags=1, update_action=2
-            ),
-        ]
-    )
-    assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (10.5, True)
-    assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "is_settlement")) == (None, False)
-
-
-@pytest.mark.parametrize(
-    ("ts_ref", "expected"),
-    [("2025-06-09", date(2025, 6, 9)), ("2025-06-10", date(2025, 6, 10)), ("2025-06-08", None), (None, None)],
-)
-def test_a_settlement_has_the_trade_date_its_statistic_is_of(
-    ts_ref: str | None, expected: date | None
-) -> None:
-    told = stat(3, "2025-06-10T20:30:00Z", ts_ref, number=12, price=10.5, stat_flags=2)
-    parsed = joined(statistics=[told])
-    assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "settlement_date")) == (10.5, expected)
-    assert cell(parsed, CALL, "settlement_date") is None
-
-
-def test_a_settlement_without_flags_is_one_that_is_not_known_to_be_final() -> None:
-    told = [
-        stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=1),
-        stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=10.0, stat_flags=255),
-        stat(3, "2025-06-10T10:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=255),
-    ]
-    parsed = joined(statistics=told)
-    assert (cell(parsed, CALL, "settlement"), cell(parsed, PUT, "settlement")) == (10.5, 3.0)
-
-
-def test_a_settlement_that_is_not_defined_is_null_and_no_number() -> None:
-    told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=UNDEF_PRICE, stat_flags=1)
-    parsed = joined(statistics=[told])
-    assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (None, False)
-
-
-def trade(number: int, at: str, price: float, size: int) -> Mapping[str, Any]:
-    return {
-        "instrument_id": number,
-        "ts_event": at,
-        "ts_recv": at,
-        "price": price,
-        "size": size,
-        "action": b"T",
-    }
-
-
-def test_trades_of_the_session_give_last_range_and_volume_and_beat_an_older_last() -> None:
-    parsed = joined(
-        bbo_1m=[quote(11, "2025-06-10T14:59:00Z", 1.0, 2.0, price=1.5, ts_event="2025-06-10T13:00:00Z")],
-        statistics=[stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=3)],
-        trades=[
-            trade(7, "2025-06-09T21:59:59Z", 50.0, 9),  # before the open: the session before
-            trade(7, "2025-06-09T22:00:00Z", 2.0, 3),
-            trade(11, "2025-06-10T14:00:00Z", 4.0, 1),
-            trade(11, "2025-06-10T13:00:00Z", 1.0, 2),
-            {"instrument_id": 11, "ts_recv": "2025-06-10T14:00:00Z", "size": 5},
-            trade(11, "2025-06-10T14:30:00Z", 0.05, 0),
-        ],
-    )
-    row = parsed.frame.filter(pl.col("raw_symbol") == CALL).row(0, named=True)
-    assert [row[name] for name in ("last", "open", "high", "low", "volume")] == [4.0, 2.0, 4.0, 1.0, 6]
-    assert row["last_ts"] == datetime(2025, 6, 10, 14, tzinfo=UTC)
-    assert row["settlement"] == 10.5 and row["is_settlement"] is False
-    assert cell(parsed, PUT, "volume") == 0
-    assert parsed.dropped == Counter(malformed_trade=2)
-
-
-def test_cleared_volume_counts_once_it_is_of_the_session_asked_about() -> None:
-    trades = [trade(11, "2025-06-10T14:00:00Z", 4.0, 1)]
-    before = [stat(6, "2025-06-10T01:00:00Z", "2025-06-09", quantity=70)]
-    after = [*before, stat(6, "2025-06-10T22:30:00Z", "2025-06-10", quantity=80)]
-    assert cell(joined(trades=trades, statistics=before), CALL, "volume") == 1
-    assert cell(joined(trades=trades, statistics=after), CALL, "volume") == 80
-    assert cell(joined(statistics=before), CALL, "volume") is None
-
-
-def test_data_that_end_before_the_session_say_nothing_of_its_volume() -> None:
-    records = {
-        schema: decode(body(schema, rows, DAYS), schema)
-        for schema, rows in {DEFINITION: DEFINED, TRADES: []}.items()
-    }
-    session = sessions.current_session(MOMENT)
-    parsed = parse_chain(records, SERIES, session=session, until=to_ns(session.open))
-    assert parsed.frame["volume"].null_count() == 2
