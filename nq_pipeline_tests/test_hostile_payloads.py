@@ -34,13 +34,11 @@ from nq_pipeline.dbn.stream import decode
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.sources.polygon.source import REFERENCE
-from nq_pipeline_tests.sources.barchart import test_contract as barchart
 from nq_pipeline_tests.sources.databento import test_source as databento
-from nq_pipeline_tests.sources.polygon import test_contract as polygon
-from nq_pipeline_tests.sources.tradovate import test_contract as tradovate
-from nq_pipeline_tests.testing import standin, tradovate_server
+from nq_pipeline_tests.testing import barchart_contract, polygon_contract, standin, tradovate_server
 from nq_pipeline_tests.testing.http_server import Answer, Asked
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
+from nq_pipeline_tests.testing.tradovate_contract import TradovateContract
 
 VALUES = [
     "null", "true", "0", "-0", "-1", "1.5", "12", "1e3", "5e-324", "1e-400", "1e308", "1e400", "-1e400",
@@ -223,7 +221,7 @@ class Target:
 
     def serving(self) -> AbstractContextManager[Any]:
         self.contract.answer = self._respond  # type: ignore[method-assign]
-        if isinstance(self.contract, tradovate.TestTradovateKeepsTheContract):
+        if isinstance(self.contract, TradovateContract):
             return self.contract.both(self._speak)
         return self.contract.vendor()
 
@@ -231,15 +229,13 @@ class Target:
         server = served[0] if isinstance(served, tuple) else served
         source = self.contract.source(self.contract.settings(server))
         request = replace(self.contract.request(), **self.request)
-        exchange = self.contract.exchange(source, folder, refresh=True)
-        exchange.clock = PinnedClock(request.snapshot_ts)
-        exchange.scope = replace(
-            exchange.scope, snapshot_ts=request.snapshot_ts, trade_date=request.trade_date
-        )
+        session = self.contract.session(source, folder, refresh=True)
+        session.clock = PinnedClock(request.snapshot_ts)
+        session.scope = replace(session.scope, snapshot_ts=request.snapshot_ts, trade_date=request.trade_date)
         try:
-            return source.ask(request, exchange)
+            return source.ask(request, session)
         finally:
-            exchange.close()
+            session.close()
 
     def _respond(self, asked: Asked) -> Answer:
         key = f"{asked.path} {sorted(asked.query.items())} {asked.body.decode()}"
@@ -288,7 +284,7 @@ def fire(target: Target, folder: Path, cases: range) -> None:
         for case in cases:
             rng = random.Random(case)
             what = spoil(target, rng, rng.choice(questions))
-            if isinstance(target.contract, tradovate.TestTradovateKeepsTheContract):
+            if isinstance(target.contract, TradovateContract):
                 target.contract.user = f"user {case}"  # or the token of the case before would be used
             try:
                 check(target.ask(served, folder), whole, what[0])
@@ -302,7 +298,7 @@ def spoil(target: Target, rng: random.Random, question: str) -> tuple[str | None
     target.spoil.clear()
     target.quote.clear()
     good, kind = target.seen[question], rng.random()
-    if isinstance(target.contract, tradovate.TestTradovateKeepsTheContract) and kind < 0.4:
+    if isinstance(target.contract, TradovateContract) and kind < 0.4:
         contract = rng.choice(tradovate_server.contracts("Q2C"))
         message = orjson.dumps(tradovate_server.quote(contract["id"]))
         body, _, what = spoilt_node(rng, message, of_quote)
@@ -358,9 +354,7 @@ def of_quote(document: Any, path: Place) -> str | None:
     return "its contract" if len(path) > 3 and path[3] != "contractId" else None
 
 
-class _Tradovate(tradovate.TestTradovateKeepsTheContract):
-    __test__ = False
-
+class _Tradovate(TradovateContract):
     def settings(self, server: Any, **more: Any) -> Any:
         return super().settings(server, **{"tradovate_quote_wait_s": 0.05, **more})
 
@@ -374,11 +368,11 @@ class _Databento(databento.TestDatabentoKeepsTheContract):
 
 
 def barchart_target() -> Target:
-    return Target(barchart.TestBarchartKeepsTheContract(), barchart.healthy, of_board)
+    return Target(barchart_contract.BarchartContract(), barchart_contract.healthy, of_board)
 
 
 def polygon_target() -> Target:
-    return Target(polygon.TestPolygonKeepsTheContract(), polygon.healthy, of_results)
+    return Target(polygon_contract.PolygonContract(), polygon_contract.healthy, of_results)
 
 
 def tradovate_target() -> Target:
@@ -479,9 +473,9 @@ def recorded_barchart(shared: Path) -> Target:
     body = (shared / "barchart/chain_MC2M25_20250610T1449Z.json").read_bytes()
 
     def healthy(asked: Asked) -> Answer:
-        return Answer(body) if asked.query.get("symbol") == "MC2M25" else barchart.healthy(asked)
+        return Answer(body) if asked.query.get("symbol") == "MC2M25" else barchart_contract.healthy(asked)
 
-    return Target(barchart.TestBarchartKeepsTheContract(), healthy, of_board)
+    return Target(barchart_contract.BarchartContract(), healthy, of_board)
 
 
 def recorded_polygon(shared: Path) -> Target:
@@ -490,10 +484,10 @@ def recorded_polygon(shared: Path) -> Target:
     body = orjson.dumps({**document, "next_url": None})
 
     def healthy(asked: Asked) -> Answer:
-        return Answer(body) if asked.path == REFERENCE.path else polygon.FORBIDDEN
+        return Answer(body) if asked.path == REFERENCE.path else polygon_contract.FORBIDDEN
 
     request = {"series": (Series("NQ", date(2029, 12, 21)),)}
-    return Target(polygon.TestPolygonKeepsTheContract(), healthy, of_results, request)
+    return Target(polygon_contract.PolygonContract(), healthy, of_results, request)
 
 
 def recorded_databento(shared: Path) -> Target:

@@ -26,7 +26,6 @@ from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.verify.doctor import plan_steps
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.sources.databento.test_source import STREAM, form, refused
-from nq_pipeline_tests.sources.polygon.test_contract import listed
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import (
     Answer,
@@ -34,6 +33,7 @@ from nq_pipeline_tests.testing.http_server import (
     Server,
     serve,
 )
+from nq_pipeline_tests.testing.polygon_contract import listed
 
 METERED = (STREAM, "/v0/batch.submit_job")
 

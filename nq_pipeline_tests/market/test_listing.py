@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -185,6 +186,7 @@ def test_exchange_definitions_agree_with_the_rules(shared: Path) -> None:
     """Real definitions, of E-mini S&P 500 for the most part, so that the rules meet data not their own."""
     import databento
 
+    record: Any
     futures = options = 0
     for path in sorted((shared / "databento").glob("*definition*.dbn.zst")):
         for record in databento.DBNStore.from_file(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ rates = st.floats(-0.02, 0.1)
 sides = st.booleans()
 
 
-def informed(price: Floats, vega: Floats) -> Floats:
+def informed(price: Floats, vega: Floats) -> npt.NDArray[np.bool_]:
     """Where the price carries the information: ten units in its last place move σ by less than 1e-8."""
     return (10 * EPS * price < 1e-8 * vega) & (price > 1e-200)
 

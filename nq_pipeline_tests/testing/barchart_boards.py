@@ -62,13 +62,26 @@ def quote(
 
 def traded(code: str, strike: int, side: str, last: float = 11.0, **more: Any) -> Row:
     """A contract that traded in the session."""
-    facts = {"bid": 5.75, "ask": 6.25, "open_": 21.0, "volume": 2, "open_interest": 8, "change": -20.5}
+    facts: dict[str, Any] = {
+        "bid": 5.75,
+        "ask": 6.25,
+        "open_": 21.0,
+        "volume": 2,
+        "open_interest": 8,
+        "change": -20.5,
+    }
     return quote(code, strike, side, last=last, **(facts | more))
 
 
 def settled(code: str, strike: int, side: str, last: float = 808.25, **more: Any) -> Row:
     """A contract that did not trade since it was settled the day before."""
-    facts = {"bid": 806.0, "ask": 814.75, "change": 0.0, "at": date(2025, 6, 9), "settled": True}
+    facts: dict[str, Any] = {
+        "bid": 806.0,
+        "ask": 814.75,
+        "change": 0.0,
+        "at": date(2025, 6, 9),
+        "settled": True,
+    }
     return quote(code, strike, side, last=last, **(facts | more))
 
 
@@ -85,12 +98,10 @@ def chain(rows: Sequence[Row], *, group: str | None = "optionType", total: int |
     """An answer of the quotes API."""
     data: Any = list(rows)
     if group and rows:
-        key = {"optionType": lambda row: row["optionType"], "strikePrice": lambda row: row["strike"][:-1]}[
-            group
-        ]
         data = {}
         for row in rows:
-            data.setdefault(key(row), []).append(row)
+            key = row["optionType"] if group == "optionType" else row["strike"][:-1]
+            data.setdefault(key, []).append(row)
     count = len(data)
     return json.dumps({"count": count, "total": len(rows) if total is None else total, "data": data}).encode()
 

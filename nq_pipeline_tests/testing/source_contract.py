@@ -5,7 +5,7 @@ healthy server answers, which outcome each way of misbehaving must have. A vendo
 not speak plain HTTP overrides `vendor()`.
 
     class TestBarchartContract(SourceContract):
-        outcomes = {"http_403": Outcome.BLOCKED, ...}
+        outcomes = {"http_401": Outcome.NOT_ENTITLED, "http_403": Outcome.BLOCKED, ...}
         def settings(self, server): ...
         def source(self, settings): ...
         def answer(self, asked): ...
@@ -51,21 +51,36 @@ MARK = "marked-secret-5f1d"
 """Put this into every credential of `settings()`; it must be found nowhere on disk."""
 
 
+DEFAULT_OUTCOMES: Mapping[str, Outcome] = {
+    "http_404": Outcome.UNAVAILABLE,
+    "http_429": Outcome.RATE_LIMITED,
+    "http_500": Outcome.UNAVAILABLE,
+    "hang_up": Outcome.UNAVAILABLE,
+    "redirect": Outcome.BAD_PAYLOAD,
+    "truncated": Outcome.BAD_PAYLOAD,
+    "html": Outcome.BAD_PAYLOAD,
+    "empty_body": Outcome.BAD_PAYLOAD,
+    "half_json": Outcome.BAD_PAYLOAD,
+    "json_number": Outcome.BAD_PAYLOAD,
+    "json_list_of_numbers": Outcome.BAD_PAYLOAD,
+    "json_null": Outcome.BAD_PAYLOAD,
+    "not_utf8": Outcome.BAD_PAYLOAD,
+}
+"""The outcome of the whole answer by fault of `http_server.FAULTS`, unless the vendor names another."""
+
+
 class SourceContract:
     """Inherit, name the class `Test…`, fill in.
 
     Attributes
     ----------
     outcomes
-        Fault (a key of `server.FAULTS`, or of `faults`) to the outcome of the whole answer.
-        `truncated`, `http_500`, `hang_up`, `http_403`, `http_429`, `html`, `half_json` and
-        `json_null` must be among them.
+        The vendor's own outcomes by fault, a key of `http_server.FAULTS` or of `faults`; `http_401` and
+        `http_403` must be among them. They add to `DEFAULT_OUTCOMES`.
     faults
-        Misbehaviour of this vendor's own: name to a function of a request.
-    empty
-        Fault under which the vendor has nothing to tell, where there is one.
+        The vendor's own faults: name to a function of a request.
     series
-        The series asked for; two or more.
+        The requested series; two or more.
     """
 
     outcomes: ClassVar[Mapping[str, Outcome]] = {}
@@ -76,18 +91,18 @@ class SourceContract:
         Series("Q2D", date(2025, 6, 12)),
     )
 
-    # What a vendor fills in.
+    # Each vendor defines these.
 
     def settings(self, server: Server) -> Settings:
         """Settings that point at the server, with `MARK` in every credential."""
-        raise AssertionError("a subclass says how")
+        raise NotImplementedError
 
     def source(self, settings: Settings) -> Source:
-        raise AssertionError("a subclass says how")
+        raise NotImplementedError
 
     def answer(self, asked: Asked) -> Answer:
         """What a healthy vendor answers."""
-        raise AssertionError("a subclass says how")
+        raise NotImplementedError
 
     def series_asked(self, asked: Asked) -> str | None:
         """The key of the one series a request is about; None where requests are about all."""
@@ -108,8 +123,6 @@ class SourceContract:
         with serve(respond) as server:
             yield server
 
-    # How it is asked.
-
     def request(self) -> ChainRequest:
         return ChainRequest(
             trade_date=date(2025, 6, 10),
@@ -120,7 +133,7 @@ class SourceContract:
             environment="live",
         )
 
-    def exchange(
+    def session(
         self,
         source: Source,
         folder: Path,
@@ -156,45 +169,35 @@ class SourceContract:
     ) -> tuple[ChainAnswer, VendorSession]:
         settings = self.settings(server)
         source = self.source(settings)
-        exchange = self.exchange(source, folder, allowed_s=allowed_s, secrets=settings.secrets)
+        session = self.session(source, folder, allowed_s=allowed_s, secrets=settings.secrets)
         try:
-            return source.ask(self.request(), exchange), exchange
+            return source.ask(self.request(), session), session
         finally:
-            exchange.close()
+            session.close()
 
-    # What is promised.
+    # The contract
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "fault" in metafunc.fixturenames:
-            metafunc.parametrize("fault", sorted(metafunc.cls.outcomes))
+            metafunc.parametrize("fault", sorted({*DEFAULT_OUTCOMES, *metafunc.cls.outcomes}))
 
-    def test_every_common_fault_has_its_outcome_named(self) -> None:
-        common = {
-            "truncated",
-            "http_500",
-            "hang_up",
-            "http_403",
-            "http_429",
-            "html",
-            "half_json",
-            "json_null",
-        }
-        assert common <= set(self.outcomes)
+    def test_refused_requests_have_an_outcome(self) -> None:
+        assert {"http_401", "http_403"} <= set(self.outcomes)
 
     def test_a_healthy_answer_is_ok_and_has_exactly_the_schema(self, tmp_path: Path) -> None:
         with self.vendor() as server:
-            answer, exchange = self.ask(server, tmp_path)
+            answer, session = self.ask(server, tmp_path)
         assert answer.outcome is Outcome.OK, answer.reason
         assert dict(answer.frame.schema) == dict(SOURCE_CHAIN.schema)
         assert answer.frame.height > 0
         for column in SOURCE_CHAIN.columns:
             if not column.nullable:
                 assert answer.frame[column.name].null_count() == 0, column.name
-        assert {str(fetch.outcome) for fetch in exchange.fetches if fetch.raw_sha256} == {"ok"}
+        assert {str(fetch.outcome) for fetch in session.fetches if fetch.raw_sha256} == {"ok"}
 
     def test_keys_are_unique_and_provenance_is_that_of_the_request(self, tmp_path: Path) -> None:
         with self.vendor() as server:
-            answer, exchange = self.ask(server, tmp_path)
+            answer, session = self.ask(server, tmp_path)
         frame, request = answer.frame, self.request()
         assert frame.select(SOURCE_CHAIN.key).is_duplicated().sum() == 0
         assert frame["source"].unique().to_list() == [answer.source]
@@ -202,7 +205,7 @@ class SourceContract:
         assert frame["environment"].unique().to_list() == [request.environment]
         assert frame["trade_date"].unique().to_list() == [request.trade_date]
         assert frame.group_by("series").agg(one=frame["snapshot_ts"].n_unique() == 1)["one"].all()
-        archived = {fetch.request_id: fetch.raw_sha256 for fetch in exchange.fetches}
+        archived = {fetch.request_id: fetch.raw_sha256 for fetch in session.fetches}
         for request_id, digest in frame.select("request_id", "raw_sha256").unique().iter_rows():
             assert archived[request_id] == digest
 
@@ -211,9 +214,9 @@ class SourceContract:
     ) -> None:
         caplog.set_level(logging.DEBUG)
         with self.vendor(fault) as server:
-            answer, exchange = self.ask(server, tmp_path)
-        no_secret(answer, exchange, server, tmp_path, caplog)
-        assert answer.outcome is self.outcomes[fault], answer.reason
+            answer, session = self.ask(server, tmp_path)
+        no_secret(answer, session, server, tmp_path, caplog)
+        assert answer.outcome is {**DEFAULT_OUTCOMES, **self.outcomes}[fault], answer.reason
         assert dict(answer.frame.schema) == dict(SOURCE_CHAIN.schema)
         assert answer.frame.is_empty() or answer.outcome.has_rows
         assert answer.reason or answer.outcome is Outcome.OK
@@ -236,10 +239,10 @@ class SourceContract:
 
         with self.vendor() as healthy, serve(repeats) as server:
             settings = self.settings(replace(healthy, url=server.url))
-            answer, exchange = self.ask(replace(healthy, url=server.url), tmp_path)
+            answer, session = self.ask(replace(healthy, url=server.url), tmp_path)
             assert server.asked and MARK in " ".join(settings.secrets)
         assert not answer.outcome.has_rows
-        no_secret(answer, exchange, server, tmp_path, caplog)
+        no_secret(answer, session, server, tmp_path, caplog)
         assert MARK not in str([str(warning.message) for warning in recwarn])
 
     def test_no_field_of_a_good_answer_brings_a_secret_to_the_disk(
@@ -248,18 +251,18 @@ class SourceContract:
         caplog.set_level(logging.DEBUG)
         with self.vendor("repeats_secrets") as server:
             self.words = " ".join(self.settings(server).secrets)
-            answer, exchange = self.ask(server, tmp_path)
+            answer, session = self.ask(server, tmp_path)
             assert server.asked
-        no_secret(answer, exchange, server, tmp_path, caplog)
+        no_secret(answer, session, server, tmp_path, caplog)
 
     def test_a_repeat_within_its_lifetime_asks_nobody_and_gives_the_same_rows(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             first, _ = self.ask(server, tmp_path)
             asked = len(server.asked)
-            second, exchange = self.ask(server, tmp_path)
+            second, session = self.ask(server, tmp_path)
             assert len(server.asked) == asked
         assert second.cached and not first.cached
-        assert {fetch.cache for fetch in exchange.fetches} == {"hit"}
+        assert {fetch.cache for fetch in session.fetches} == {"hit"}
         assert_frame_equal(first.frame, second.frame)
 
     def test_a_failure_is_not_served_again(self, tmp_path: Path) -> None:
@@ -271,10 +274,10 @@ class SourceContract:
 
     def test_archived_answers_give_the_same_rows_and_ask_nobody(self, tmp_path: Path) -> None:
         with self.vendor() as server:
-            first, exchange = self.ask(server, tmp_path)
+            first, session = self.ask(server, tmp_path)
             asked = len(server.asked)
             source = self.source(self.settings(server))
-            replay = self.exchange(source, tmp_path, kind=ArchivedSession, answers=exchange.used)
+            replay = self.session(source, tmp_path, kind=ArchivedSession, answers=session.used)
             again = source.ask(self.request(), replay)
             assert len(server.asked) == asked
         assert again.outcome is first.outcome
@@ -283,12 +286,12 @@ class SourceContract:
 
     def test_past_the_deadline_nothing_more_is_asked(self, tmp_path: Path) -> None:
         with self.vendor("drip") as server:
-            answer, exchange = self.ask(server, tmp_path, allowed_s=0.7)
+            answer, session = self.ask(server, tmp_path, allowed_s=0.7)
             asked = len(server.asked)
         assert answer.outcome in (Outcome.UNAVAILABLE, Outcome.PARTIAL)
-        assert exchange.remaining() == 0
+        assert session.remaining() == 0
         assert asked <= 1
-        assert {str(fetch.outcome) for fetch in exchange.fetches[-1:]} == {"partial"}
+        assert {str(fetch.outcome) for fetch in session.fetches[-1:]} == {"partial"}
 
     def test_with_no_time_at_all_nobody_is_asked(self, tmp_path: Path) -> None:
         with self.vendor() as server:
@@ -331,13 +334,11 @@ def _marked(value: Any, words: str) -> Any:
     return f"{value} {words}" if isinstance(value, str) and MARK not in value else value
 
 
-def no_secret(
-    answer: ChainAnswer, exchange: VendorSession, server: Server, folder: Path, caplog: Any
-) -> None:
+def no_secret(answer: ChainAnswer, session: VendorSession, server: Server, folder: Path, caplog: Any) -> None:
     """`MARK` is in no words, no row, no file, no log line of ours and no address that was asked."""
     logged = [record.getMessage() for record in caplog.records if record.name != "websockets.server"]
     words = [answer.reason, *(one.reason for one in answer.series.values()), *answer.refused.values()]
-    rows = [exchange.frame().rows(), answer.frame.rows()]
+    rows = [session.frame().rows(), answer.frame.rows()]
     addresses = [(asked.path, asked.query) for asked in server.asked]
     assert MARK not in f"{words} {rows} {addresses} {logged}"
     for path in folder.rglob("*"):

@@ -137,9 +137,9 @@ def failing(error: Exception) -> Callable[[], None]:
     return perform
 
 
-def down(name: str, error: SourceError | None = None, **more: bool) -> Vendor:
+def down(name: str, error: SourceError | None = None, *, metered: bool = False) -> Vendor:
     """A vendor from whom nothing comes."""
-    return Vendor(name, perform=failing(error or Unavailable("nobody answers")), **more)
+    return Vendor(name, perform=failing(error or Unavailable("nobody answers")), metered=metered)
 
 
 class Desk:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import parse_barchart_code
 from nq_pipeline.sources.barchart.page import parse_page
 from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain, parse_futures
@@ -35,9 +36,15 @@ COLUMNS = {
 }
 
 
+def series_of(code: str, on: date | None = None) -> Series:
+    series = parse_barchart_code(code, on=on)
+    assert isinstance(series, Series), series
+    return series
+
+
 def read(folder: Path, name: str, code: str, day: date) -> tuple[BarchartChain, list[dict[str, Any]]]:
     body = (folder / "barchart" / name).read_bytes()
-    series = parse_barchart_code(code, on=day)
+    series = series_of(code, day)
     data = json.loads(body)["data"]
     return parse_chain(body, series, code, trade_date=day), [*data["Call"], *data["Put"]]
 
@@ -117,7 +124,7 @@ def test_a_price_that_lost_its_mark_is_the_last_as_sent_but_no_trade(shared: Pat
 
 def test_the_recorded_empty_answer_is_an_empty_board(shared: Path) -> None:
     body = (shared / "barchart" / "chain_empty_20250608.json").read_bytes()
-    series = parse_barchart_code("MC7M25")
+    series = series_of("MC7M25")
     board = parse_chain(body, series, "MC7M5", trade_date=date(2025, 6, 6))
     assert (board.seen, board.rows.height, board.dropped) == (0, 0, Counter())
 
@@ -138,13 +145,13 @@ def test_recorded_fractions_are_eighths_and_settled_prices_lose_their_mark(share
 def test_the_recorded_page_tells_expiry_underlying_series_and_totals_of_its_board(shared: Path) -> None:
     page = parse_page((shared / "barchart" / "page_MC6M25_20250602_rendered.html").read_bytes())
     board, _ = read(shared, BOARDS[2][0], "MC6M5", date(2025, 6, 2))
-    series = parse_barchart_code("MC6M25")
+    series = series_of("MC6M25")
     assert (page.code, page.underlying, page.point_value) == ("MC6M25", "NQM25", 20)
     assert page.expiration_date == date(2025, 6, 2)
     assert page.listed["NQM25"] == "Monthly Options"
     assert page.listed["MC7M25"] == "Week 2: Jun 2025"
     for code in page.listed:
-        assert not hasattr(parse_barchart_code(code), "reason")
+        series_of(code)
     assert page.open_interest == {"P": 5176, "C": 4704}
     assert page.controls(series, board.rows, open_interest=True) == {
         "expiration_equals_page": True,
@@ -163,7 +170,7 @@ def test_recorded_expiries_of_codes_are_those_of_our_tables(shared: Path) -> Non
     seen = 0
     for case in reads["detailed_results"]:
         if case["result"].get("actualDate"):
-            series = parse_barchart_code(case["test_case"]["symbol"], on=date(2025, 6, 27))
+            series = series_of(case["test_case"]["symbol"], date(2025, 6, 27))
             assert f"{series.expiration_date:%m/%d/%y}" == case["result"]["actualDate"]
             seen += 1
     assert seen == 4

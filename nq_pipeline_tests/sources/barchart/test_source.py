@@ -29,7 +29,6 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import Scope, VendorSession
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.sources.barchart.test_contract import healthy
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.barchart_boards import (
     chain,
@@ -37,6 +36,7 @@ from nq_pipeline_tests.testing.barchart_boards import (
     settled,
     traded,
 )
+from nq_pipeline_tests.testing.barchart_contract import healthy
 from nq_pipeline_tests.testing.http_server import (
     FAULTS,
     Answer,
@@ -67,14 +67,14 @@ def ask(
         given = {"environment": "live", "barchart_enabled": True, "barchart_spacing_s": 0}
         source = Barchart(load(barchart_url=server.url, **(given | settings)))
         request = ChainRequest(TODAY, moment, moment, series, "run-1", "live", codes or {})
-        exchange = exchange_of(source, folder, moment)
+        session = open_session(source, folder, moment)
         try:
-            return source.ask(request, exchange), server, exchange
+            return source.ask(request, session), server, session
         finally:
-            exchange.close()
+            session.close()
 
 
-def exchange_of(source: Barchart, folder: Path, moment: datetime = NOW) -> VendorSession:
+def open_session(source: Barchart, folder: Path, moment: datetime = NOW) -> VendorSession:
     clock = PinnedClock(moment)
     return VendorSession(
         scope=Scope("barchart", "live", "run-1", TODAY, moment, source.base_url),
@@ -166,12 +166,12 @@ def test_a_server_that_only_knows_the_chains_gives_whole_chains(tmp_path: Path) 
     def respond(asked: Asked) -> Answer:
         return healthy(asked) if "symbol" in asked.query else NOT_FOUND
 
-    answer, server, exchange = ask(respond, tmp_path)
+    answer, server, session = ask(respond, tmp_path)
     assert answer.outcome is Outcome.OK, answer.reason
     assert answer.frame.height == 12
     assert answer.frame["underlying"].unique().to_list() == ["NQM5"]
     assert answer.frame["underlying_price"].null_count() == 12
-    assert [str(fetch.outcome) for fetch in exchange.fetches] == ["ok", "ok", "unavailable", "unavailable"]
+    assert [str(fetch.outcome) for fetch in session.fetches] == ["ok", "ok", "unavailable", "unavailable"]
     assert len(server.asked) == 4
 
 
@@ -271,9 +271,9 @@ def test_a_challenged_page_visit_leaves_the_decision_to_the_api(tmp_path: Path) 
     def respond(asked: Asked) -> Answer:
         return healthy(asked) if asked.path == QUOTES else FAULTS["challenge"](Answer())
 
-    answer, _, exchange = ask(respond, tmp_path, barchart_session="cookies", barchart_pages=False)
+    answer, _, session = ask(respond, tmp_path, barchart_session="cookies", barchart_pages=False)
     assert answer.outcome is Outcome.OK
-    assert (exchange.fetches[0].operation, exchange.fetches[0].outcome) == ("session", Outcome.BLOCKED)
+    assert (session.fetches[0].operation, session.fetches[0].outcome) == ("session", Outcome.BLOCKED)
 
 
 def test_the_page_visited_for_a_token_is_not_archived(tmp_path: Path) -> None:
@@ -353,11 +353,11 @@ def test_a_page_of_something_else_ends_the_reading_of_pages(tmp_path: Path) -> N
             return Answer(barchart_boards.page("MQ1M25", "06/06/25", put=0, call=0), content_type="text/html")
         return healthy(asked)
 
-    answer, server, exchange = ask(respond, tmp_path)
+    answer, server, session = ask(respond, tmp_path)
     assert answer.outcome is Outcome.OK
     assert set(answer.controls) == {"rows_equal_total", "premium_is_last_times_20"}
     assert len(server.asked) == 4
-    assert exchange.fetches[-1].outcome is Outcome.BAD_PAYLOAD
+    assert session.fetches[-1].outcome is Outcome.BAD_PAYLOAD
 
 
 def test_a_page_is_read_once_per_trade_date_while_chains_are_asked_again(tmp_path: Path) -> None:
@@ -368,10 +368,10 @@ def test_a_page_is_read_once_per_trade_date_while_chains_are_asked_again(tmp_pat
         for minutes in (0, 1):
             moment = NOW + timedelta(minutes=minutes)
             source = Barchart(settings)
-            exchange = exchange_of(source, tmp_path, NOW)
-            exchange.lifetime = Lifetime(exchange.clock, open_s=0)
-            answer = source.ask(ChainRequest(TODAY, moment, NOW, (WEDNESDAY,), "r", "live"), exchange)
-            exchange.close()
+            session = open_session(source, tmp_path, NOW)
+            session.lifetime = Lifetime(session.clock, open_s=0)
+            answer = source.ask(ChainRequest(TODAY, moment, NOW, (WEDNESDAY,), "r", "live"), session)
+            session.close()
             assert answer.outcome is Outcome.OK
     paths = [asked.path for asked in server.asked]
     assert paths.count("/futures/quotes/NQM25/options/MC2M25") == 1
@@ -622,11 +622,11 @@ def test_rows_that_are_stated_and_missing_are_a_bad_payload() -> None:
 def probe(respond: Respond, folder: Path, **settings: Any) -> Any:
     with serve(respond) as server:
         source = Barchart(load(environment="live", barchart_url=server.url, **settings))
-        exchange = exchange_of(source, folder)
+        session = open_session(source, folder)
         try:
-            return source.probe(exchange)
+            return source.probe(session)
         finally:
-            exchange.close()
+            session.close()
 
 
 def test_the_doctor_sees_a_site_that_answers(tmp_path: Path) -> None:
@@ -645,7 +645,7 @@ def test_the_doctor_says_how_to_opt_in_and_how_to_mend_a_block(tmp_path: Path) -
 
 
 def test_frames_of_several_series_keep_their_own_provenance(tmp_path: Path) -> None:
-    answer, _, exchange = ask(healthy, tmp_path, barchart_pages=False)
+    answer, _, session = ask(healthy, tmp_path, barchart_pages=False)
     requests = answer.frame.group_by("series").agg(pl.col("request_id").unique()).sort("series")
-    asked = [fetch.request_id for fetch in exchange.fetches if fetch.operation == "chain"]
+    asked = [fetch.request_id for fetch in session.fetches if fetch.operation == "chain"]
     assert requests["request_id"].to_list() == [[request_id] for request_id in asked]

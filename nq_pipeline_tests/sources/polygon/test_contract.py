@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 import pytest
@@ -16,121 +15,30 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import load
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings import Settings
-from nq_pipeline.sources.polygon.source import REFERENCE, SNAPSHOT, Polygon
+from nq_pipeline.sources.polygon.source import REFERENCE, Polygon
 from nq_pipeline_tests.testing.http_server import (
     Answer,
     Asked,
-    Server,
     serve,
 )
+from nq_pipeline_tests.testing.polygon_contract import BOARD, DAYS, LATER, PolygonContract, healthy, listed
 from nq_pipeline_tests.testing.proxies import (
     NOON,
-    contract,
     item,
     page,
 )
-from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
-
-DAYS = (date(2025, 6, 11), date(2025, 6, 12))
-LATER = date(2025, 12, 19)
-BOARD = [("NDXP", day, side, 21700.0 + 50 * n) for day in DAYS for side in "CP" for n in range(4)]
-FORBIDDEN = Answer(
-    status=403, body=b'{"status":"NOT_AUTHORIZED","message":"You are not entitled to this data."}'
-)
-MISSING = Answer(status=404, body=b'{"status":"NOT_FOUND","message":"Ticker not found."}')
+from nq_pipeline_tests.testing.source_contract import MARK, MOMENT
 
 
-def healthy(asked: Asked, *, per_page: int = 5) -> Answer:
-    """The chain in pages of five; the cursor is the row to go on at, the host in `next_url` is dead."""
-    if not asked.path.startswith(SNAPSHOT.path):
-        return MISSING
-    start = int(asked.query.get("cursor", "0"))
-    rows = [item(*terms) for terms in BOARD[start : start + per_page]]
-    more = start + per_page < len(BOARD)
-    following = f"https://127.0.0.1:9{asked.path}?cursor={start + per_page}" if more else None
-    return Answer(page(rows, next_url=following))
-
-
-def listed(asked: Asked) -> Answer:
-    """A plan without snapshots: contracts only."""
-    if asked.path != REFERENCE.path:
-        return FORBIDDEN
-    return Answer(page([contract(*terms) for terms in BOARD]))
-
-
-def changed(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Answer:
-    return Answer(page([change(item(*terms)) for terms in BOARD]))
-
-
-class TestPolygonKeepsTheContract(SourceContract):
-    outcomes: ClassVar = {
-        "http_401": Outcome.NOT_CONFIGURED,
-        "http_403": Outcome.NOT_ENTITLED,
-        "http_404": Outcome.UNAVAILABLE,
-        "http_429": Outcome.RATE_LIMITED,
-        "http_500": Outcome.UNAVAILABLE,
-        "redirect": Outcome.BAD_PAYLOAD,
-        "hang_up": Outcome.UNAVAILABLE,
-        "truncated": Outcome.BAD_PAYLOAD,
-        "html": Outcome.BAD_PAYLOAD,
-        "empty_body": Outcome.BAD_PAYLOAD,
-        "half_json": Outcome.BAD_PAYLOAD,
-        "json_number": Outcome.BAD_PAYLOAD,
-        "json_list_of_numbers": Outcome.BAD_PAYLOAD,
-        "json_null": Outcome.BAD_PAYLOAD,
-        "not_utf8": Outcome.BAD_PAYLOAD,
-        "firewall": Outcome.BLOCKED,
-        "no_contracts": Outcome.EMPTY,
-        "no_results": Outcome.BAD_PAYLOAD,
-        "last_week": Outcome.STALE,
-        "no_snapshots": Outcome.PARTIAL,
-        "no_quotes": Outcome.PARTIAL,
-        "broken_rows": Outcome.PARTIAL,
-        "only_broken_rows": Outcome.BAD_PAYLOAD,
-        "only_other_days": Outcome.EMPTY,
-        "circle": Outcome.PARTIAL,
-        "dies_after_a_page": Outcome.PARTIAL,
-    }
-    faults: ClassVar = {
-        "firewall": lambda self, asked: Answer(status=403, body=b"<html>", content_type="text/html"),
-        "no_contracts": lambda self, asked: Answer(page([])),
-        "no_results": lambda self, asked: Answer(b'{"status":"OK"}'),
-        "last_week": lambda self, asked: Answer(
-            page([item(*terms, at=NOON - timedelta(days=7)) for terms in BOARD])
-        ),
-        "no_snapshots": lambda self, asked: listed(asked),
-        "no_quotes": lambda self, asked: changed(lambda row: row | {"last_quote": None}),
-        "broken_rows": lambda self, asked: Answer(
-            page([*(item(*terms) for terms in BOARD), 7, {"details": 1}])
-        ),
-        "only_broken_rows": lambda self, asked: changed(lambda row: row | {"details": {"ticker": "?"}}),
-        "only_other_days": lambda self, asked: Answer(page([item("NDXP", LATER, "C", 21700.0)])),
-        "circle": lambda self, asked: Answer(page([item(*BOARD[0])], next_url="/v3/again?cursor=0")),
-        "dies_after_a_page": lambda self, asked: (
-            Answer(status=500) if asked.query.get("cursor") else healthy(asked)
-        ),
-    }
-
+class TestPolygonContract(PolygonContract):
     @pytest.mark.parametrize("key", ["two words", "kéy", "key\n"])
     def test_what_no_header_can_carry_is_told_and_not_sent(self, key: str, tmp_path: Path) -> None:
         with self.vendor() as server:
             settings = self.settings(server).with_values(polygon_api_key=SecretStr(key))
             source = self.source(settings)
-            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
             assert not server.asked
         assert answer.outcome is Outcome.NOT_CONFIGURED and "is no key" in answer.reason
-
-    def settings(self, server: Server) -> Settings:
-        return load(environment="live", polygon_url=server.url, polygon_api_key=MARK)
-
-    def source(self, settings: Settings) -> Polygon:
-        return Polygon(settings)
-
-    def answer(self, asked: Asked) -> Answer:
-        return healthy(asked)
-
-    # Beyond the contract
 
     def test_all_pages_are_read_with_the_key_in_the_header_only(self, tmp_path: Path) -> None:
         with self.vendor() as server:
@@ -235,7 +143,7 @@ class TestPolygonKeepsTheContract(SourceContract):
         with serve(respond) as server:
             source = self.source(self.settings(server))
             wanted = replace(self.request(), series=(Series("NQ", date(2029, 12, 21)),))
-            answer = source.ask(wanted, self.exchange(source, tmp_path))
+            answer = source.ask(wanted, self.session(source, tmp_path))
         assert answer.outcome is Outcome.PARTIAL
         assert answer.frame["vendor_symbol"].to_list() == [r["ticker"] for r in orjson.loads(body)["results"]]
         assert set(answer.series) == {"NDX-2029-12-21"}
@@ -250,7 +158,7 @@ class TestPolygonKeepsTheContract(SourceContract):
 
         with serve(respond) as server:
             source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
-            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
         assert answer.outcome is Outcome.PARTIAL
         assert set(answer.series) == {"QQQ-2025-06-11"}
         assert set(answer.frame["underlying_class"]) == {"etf"}
@@ -258,13 +166,13 @@ class TestPolygonKeepsTheContract(SourceContract):
     def test_a_refusal_of_the_key_is_not_repeated_for_every_underlying(self, tmp_path: Path) -> None:
         with self.vendor("http_401") as server:
             source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
-            source.ask(self.request(), self.exchange(source, tmp_path))
+            source.ask(self.request(), self.session(source, tmp_path))
         assert len(server.asked) == 1
 
     def test_without_a_key_nobody_is_asked(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             source = Polygon(load(environment="live", polygon_url=server.url))
-            answer = source.ask(self.request(), self.exchange(source, tmp_path))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
             assert not server.asked
         assert answer.outcome is Outcome.NOT_CONFIGURED
         assert "POLYGON_API_KEY" in answer.reason
@@ -283,7 +191,7 @@ class TestPolygonKeepsTheContract(SourceContract):
     ) -> None:
         with serve(respond) as server:
             source = Polygon(self.settings(server))
-            probe = source.probe(self.exchange(source, tmp_path))
+            probe = source.probe(self.session(source, tmp_path))
         assert (probe.configured, probe.reachable, probe.entitled) == (True, reachable, entitled)
         assert bool(probe.mend) != (entitled is True)
 

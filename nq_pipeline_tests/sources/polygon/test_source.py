@@ -444,7 +444,10 @@ def test_the_published_snapshot_is_accounted_for_and_its_greeks_are_black_schole
     rate = 0.004  # the one that reproduces delta
     d1 = (math.log(spot / strike) + (rate + sigma**2 / 2) * years) / (sigma * math.sqrt(years))
     density = math.exp(-d1 * d1 / 2) / math.sqrt(2 * math.pi)
-    cdf = lambda x: (1 + math.erf(x / math.sqrt(2))) / 2  # noqa: E731
+
+    def cdf(x: float) -> float:
+        return (1 + math.erf(x / math.sqrt(2))) / 2
+
     carry = rate * strike * math.exp(-rate * years) * cdf(d1 - sigma * math.sqrt(years))
     assert row["delta"] == raw["greeks"]["delta"] == pytest.approx(cdf(d1), rel=0.005)
     assert row["gamma"] == pytest.approx(density / (spot * sigma * math.sqrt(years)), rel=0.01)
