@@ -1,4 +1,4 @@
-"""The vendors. A new one is its package and one line here."""
+"""The vendors. A new one is its package and one line of `PACKAGES`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.barchart.spec import SPEC as BARCHART
-from nq_pipeline.sources.databento.spec import SPEC as DATABENTO
-from nq_pipeline.sources.polygon.spec import SPEC as POLYGON
 from nq_pipeline.sources.spec import VendorSpec
-from nq_pipeline.sources.tradovate.spec import SPEC as TRADOVATE
 
 if TYPE_CHECKING:
     from nq_pipeline.sources.base import Source
 
-VENDORS: dict[str, VendorSpec] = {
-    spec.name: spec
-    for spec in (
-        BARCHART,
-        POLYGON,
-        TRADOVATE,
-        DATABENTO,
-    )
-}
-"""In the default priority."""
+PACKAGES = (
+    "barchart",
+    "polygon",
+    "tradovate",
+    "databento",
+)
+"""Folders beside this file, in the default priority."""
+
+
+def _spec(package: str) -> VendorSpec:
+    spec: VendorSpec = import_module(f"nq_pipeline.sources.{package}.spec").SPEC
+    return spec
+
+
+VENDORS = {spec.name: spec for spec in map(_spec, PACKAGES)}
+"""The spec of every vendor by its name, in the default priority."""
 
 SOURCE_NAMES = tuple(VENDORS)
 STAND_INS = {name: spec.stand_in for name, spec in VENDORS.items() if spec.stand_in}
