@@ -16,6 +16,8 @@ import pytest
 from nq_pipeline.market.contracts import Series
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding-a-source.md"
 KEY = "example-key-0123456789"
@@ -132,7 +134,7 @@ def story(program: Path) -> Any:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
