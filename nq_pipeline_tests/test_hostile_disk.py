@@ -18,10 +18,10 @@ from click.testing import CliRunner, Result
 from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.spend.ledger import open_ledger
-from nq_pipeline_tests.report.conftest import measure, take
 from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.http_server import Answer, serve
 from nq_pipeline_tests.testing.ledger_machine import charge
+from nq_pipeline_tests.testing.report_lake import price_and_store, store_snapshot
 
 FILLING = "filling"
 
@@ -40,8 +40,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("disk")
     mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
     try:
-        settings, snapshot = take(folder)
-        measure(settings, snapshot)
+        settings, snapshot = store_snapshot(folder)
+        price_and_store(settings, snapshot)
         open_ledger(settings).reserve(charge("4"))
         for number in range(40):
             archive_answer(settings, f"{number:016x}")

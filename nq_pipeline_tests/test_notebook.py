@@ -15,7 +15,7 @@ import pytest
 
 from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.report.conftest import NOTEBOOK, capture, take
+from nq_pipeline_tests.testing.report_lake import NOTEBOOK, store_snapshot, store_trades
 
 
 def shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -29,8 +29,8 @@ def shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_it_shows_every_picture_and_says_what_is_synthetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, snapshot = take(tmp_path)
-    capture(settings, snapshot)
+    settings, snapshot = store_snapshot(tmp_path)
+    store_trades(settings, snapshot)
     on_es = pl.col("root", "series", "contract_key").str.replace("^Q", "E").str.replace("^EN2", "EW2")
     both = pl.concat([snapshot.chain, snapshot.chain.with_columns(on_es)])
     price_and_measure(settings, both, run_id="run")
@@ -45,7 +45,7 @@ def test_it_shows_every_picture_and_says_what_is_synthetic(
         "Term structure",
         "Expected move",
         "Open interest",
-        "Gamma exposure",
+        "Net gamma exposure",
         "Put/call ratio",
         "Pressure",
     ]
@@ -55,7 +55,7 @@ def test_it_shows_every_picture_and_says_what_is_synthetic(
 def test_where_nothing_was_priced_or_captured_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, _ = take(tmp_path)
+    settings, _ = store_snapshot(tmp_path)
     outputs = shown(settings, monkeypatch)
     assert not any(isinstance(one, alt.LayerChart) for one in outputs)
     said = [str(getattr(one, "text", "")) for one in outputs]

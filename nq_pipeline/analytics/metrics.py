@@ -265,7 +265,7 @@ def _totals() -> list[pl.Expr]:
 
 
 def _ratios() -> list[pl.Expr]:
-    """Puts per call; null where no call is known or none is there."""
+    """Put/call ratios; null where no call is known or there is none."""
     return [
         pl.when(pl.col(f"call_{m}") > 0).then(pl.col(f"put_{m}") / pl.col(f"call_{m}")).alias(f"put_call_{m}")
         for m in ("open_interest", "volume")

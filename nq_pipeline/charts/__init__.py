@@ -11,18 +11,18 @@ render them in another.
 from nq_pipeline.charts.flow import pressure
 from nq_pipeline.charts.pipeline import source_agreement, spend
 from nq_pipeline.charts.positions import gamma_exposure, open_interest, put_call, volume
-from nq_pipeline.charts.theme import Picture, named, named_text
+from nq_pipeline.charts.theme import Picture, series_label, series_label_text
 from nq_pipeline.charts.volatility import expected_move, smile, term_structure
 
 __all__ = [
     "Picture",
     "expected_move",
     "gamma_exposure",
-    "named",
-    "named_text",
     "open_interest",
     "pressure",
     "put_call",
+    "series_label",
+    "series_label_text",
     "smile",
     "source_agreement",
     "spend",

@@ -18,24 +18,22 @@ def svg(
     width: int,
     height: int | None = None,
     title: bool = True,
-    spoken: bool = True,
+    described: bool = True,
 ) -> str:
-    """The chart as SVG, all in all `width` by `height` pixels.
-
-    Texts are escaped by the renderer.
+    """The chart as SVG of `width` by `height` pixels; the renderer escapes its texts.
 
     Parameters
     ----------
     height
-        When left out, what the chart asks for.
+        The chart's own when left out.
     title
-        Without, there is room for none: the words are the page's.
-    spoken
-        Without, what marks say is left out: an image on a page can neither show nor read it.
+        Whether to draw the title; the page has it when not.
+    described
+        Whether to keep the marks' descriptions; an image on a page can neither show nor read them out.
     """
     (picture,) = svgs(chart, palette=palette, widths=[width], height=height, title=title)
-    if not spoken:
-        picture = re.sub(r'<path[^>]* opacity="0\.001"[^>]*/>', "", picture)  # marks that only answer
+    if not described:
+        picture = re.sub(r'<path[^>]* opacity="0\.001"[^>]*/>', "", picture)  # marks with only a tooltip
         picture = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", picture)
     return picture
 
@@ -54,7 +52,7 @@ def svgs(
     compiled = vl_convert.vegalite_to_vega(_spec(chart, palette, widths[0], height, title))
     across = widths[0] - compiled["width"]
     pictures = (vl_convert.vega_to_svg(compiled | {"width": width - across}) for width in widths)
-    # A tenth of a pixel is more than eyes see, and half of the file.
+    # Tenths of a pixel are fine enough, and halve the file.
     return [re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', _to_tenths, picture) for picture in pictures]
 
 
@@ -71,7 +69,7 @@ def png(
 def _spec(
     chart: alt.LayerChart, palette: Palette, width: int, height: int | None, title: bool
 ) -> dict[str, Any]:
-    """The chart at its size; without its title there is no room for it."""
+    """The chart's specification at its size."""
     spec = chart.to_dict(validate=False)
     room = spec["padding"]
     if not title:

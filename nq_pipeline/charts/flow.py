@@ -1,4 +1,4 @@
-"""Who was the aggressor, by strike and time."""
+"""Trade pressure: which side was the aggressor, by strike and time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import altair as alt
 import polars as pl
 
 from nq_pipeline.charts.positions import NEAR, WIDTHS
-from nq_pipeline.charts.theme import ZONE, Picture, axis, finished, said
+from nq_pipeline.charts.theme import ZONE, Picture, axis, compose, described
 
 MINUTES = 5
 MOST_CELLS = 24
-"""Neighbouring strikes are added up into as many cells of a window at most."""
+"""Neighbouring strikes are added up until a window has no more cells than this."""
 NAMES = {"C": "calls", "P": "puts"}
 
 
@@ -26,7 +26,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     option_type
         C or P.
     forward
-        Strikes further away than a twentieth of it are left out and counted.
+        Strikes more than 5 % away from it are left out and counted.
     """
     name = NAMES[option_type]
     traded = rows.filter(pl.col("option_type") == option_type)
@@ -34,7 +34,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     if traded.is_empty():
         return f"No pressure of {name}: no live trades of them were captured."
     if near.is_empty():
-        return f"No pressure of {name} near the future: all trades captured are of strikes further away."
+        return f"No pressure of {name} near the future: all captured trades are at strikes further away."
     span = near.select(pl.col("strike").max() - pl.col("strike").min()).item()
     width = next((w for w in WIDTHS if span / w <= MOST_CELLS), WIDTHS[-1])
     bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()
@@ -52,7 +52,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
         low=pl.col("strike") - width / 2,
         high=pl.col("strike") + width / 2,
         strength=pl.col("net").abs().sqrt(),
-        says=pl.format(
+        label=pl.format(
             "{} CT · around {} · {} bought, {} sold in {} trades",
             local.dt.strftime("%H:%M"),
             pl.col("strike").cast(pl.Int64),
@@ -79,23 +79,23 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     marks = [
         alt.Chart(cells.filter(where))
         .mark_rect(style=style)
-        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), opacity=strength, **said())
+        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), opacity=strength, **described())
         for style, where in (("buy", pl.col("net") > 0), ("sell", pl.col("net") < 0))
     ]
     even = (
         alt.Chart(cells.filter(pl.col("net") == 0))
         .mark_rect(style="zero", opacity=0.12)
-        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), **said())
+        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), **described())
     )
     line = (
         [alt.Chart(pl.DataFrame({"at": [forward]})).mark_rule(style="spot").encode(y=alt.Y("at:Q"))]
         if forward
         else []
     )
-    return finished(
+    return compose(
         [*marks, even, *line],
         f"Pressure, {name}",
         f"{total['bought']:,} bought (green), {total['sold']:,} sold (purple) by aggressors, {when}"
-        + (f"; {beyond:,} beyond the picture" if beyond else ""),
+        + (f"; {beyond:,} outside the chart" if beyond else ""),
         rows,
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import SIGNED, Picture, axis, finished, said
+from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described
 
 PAIRS = 138
-"""Room for the names of two sources beside a picture, pixels."""
+"""Room for the names of two sources beside a chart, pixels."""
 
 
 def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
-    """What the month has come to by day, the plan's fee included, against its budget.
+    """Cumulative spend of the month by day, including the plan's fee, against its budget.
 
     Parameters
     ----------
@@ -23,13 +23,13 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
         `NQ_BUDGET_MONTHLY_USD`.
     """
     if days.is_empty():
-        return "No spend: the ledger has no month yet."
+        return "No spend: the ledger has no entry yet."
     drawn = days.with_columns(
         pl.col("metered_usd", "cumulative_usd").cast(pl.Float64),
         pl.col("day").cast(pl.Datetime("ms")).dt.epoch("ms"),
         environment=pl.lit(environment),
-        says=pl.format(
-            "{} · {} of the day, {} in all{}",
+        label=pl.format(
+            "{} · {} on the day, {} in the month{}",
             pl.col("day").dt.strftime("%-d %b"),
             _usd("metered_usd"),
             _usd("cumulative_usd"),
@@ -48,16 +48,16 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
         axis=axis("US dollars in the month", format="$,d", tickCount=5),
     )
     cap = alt.Chart(pl.DataFrame({"at": [budget_usd], "words": [f"budget ${budget_usd:,.0f}"]}))
-    return finished(
+    return compose(
         [
             alt.Chart(gone).mark_area(style="band", interpolate="step-after").encode(x=x, y=y),
             alt.Chart(gone).mark_line(style="line", interpolate="step-after").encode(x=x, y=y),
             alt.Chart(ahead).mark_line(style="ahead").encode(x=x, y=y),
             cap.mark_rule(style="cap").encode(y=alt.Y("at:Q")),
-            cap.mark_text(style="said_of_level", align="left", baseline="bottom", dy=-4, x=4).encode(
+            cap.mark_text(style="label_of_level", align="left", baseline="bottom", dy=-4, x=4).encode(
                 y=alt.Y("at:Q"), text=alt.Text("words:N")
             ),
-            alt.Chart(drawn).mark_point(style="dots", opacity=0.001, size=90).encode(x=x, y=y, **said()),
+            alt.Chart(drawn).mark_point(style="dots", opacity=0.001, size=90).encode(x=x, y=y, **described()),
         ],
         "Spend of the month",
         "The plan's fee and all metered requests; dashed: the projection to its end",
@@ -66,7 +66,7 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
 
 
 def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
-    """How far vendors' quotes of the same contract lie apart: median, and where nine in ten lie.
+    """How far vendors' quotes of the same contract differ: the median and the middle nine in ten.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     """
     gaps = rows.filter(pl.col("mid_gap").is_not_null())
     if gaps.is_empty():
-        return "No agreement: no two sources quoted the same contract."
+        return "No comparison: no two sources quoted the same contract."
     gap = pl.col("mid_gap")
     drawn = (
         gaps.group_by("source", "other_source")
@@ -97,7 +97,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
             ),
         )
         .with_columns(
-            says=pl.format(
+            label=pl.format(
                 "{} · median {} points, nine in ten from {} to {} · {}",
                 "pair",
                 pl.col("median").round(2),
@@ -111,21 +111,21 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     x = alt.X(
         "low:Q",
         scale=alt.Scale(domain=[-reach, reach], nice=False),
-        axis=axis("gap of middle prices, points", labelExpr=SIGNED, tickCount=7, grid=True),
+        axis=axis("difference of mid prices, points", labelExpr=SIGNED, tickCount=7, grid=True),
     )
     y = alt.Y("pair:N", axis=alt.Axis(title=None, grid=False), scale=alt.Scale(paddingOuter=0.6))
     base = alt.Chart(drawn).encode(y=y)
-    return finished(
+    return compose(
         [
             alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
             base.mark_rule(style="call", strokeWidth=5, opacity=0.35, strokeCap="round").encode(
                 x=x, x2=alt.X2("high:Q")
             ),
-            base.mark_point(style="dots", size=60).encode(x=alt.X("median:Q"), **said()),
-            base.mark_text(style="said", dy=-15).encode(x=alt.X("median:Q"), text=alt.Text("words:N")),
+            base.mark_point(style="dots", size=60).encode(x=alt.X("median:Q"), **described()),
+            base.mark_text(style="label", dy=-15).encode(x=alt.X("median:Q"), text=alt.Text("words:N")),
         ],
         "Do the sources agree?",
-        "Second less first. Dot: the median contract; bar: nine in ten. Sources differ in delay",
+        "Second minus first source. Dot: median; bar: nine in ten contracts. Delays differ",
         drawn,
         height=24 + 44 * drawn.height,
         left=PAIRS,

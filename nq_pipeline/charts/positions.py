@@ -1,24 +1,24 @@
-"""Where the open contracts are: open interest, volume and gamma exposure by strike, puts per call."""
+"""Open interest, volume and gamma exposure by strike, and the put/call ratio."""
 
 from __future__ import annotations
 
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import Picture, axis, finished, named, named_text, said
+from nq_pipeline.charts.theme import Picture, axis, compose, described, series_label, series_label_text
 
 NEAR = 0.05
 """Strikes shown lie within this share of the forward; of a series no more than `DEVIATIONS` away."""
 DEVIATIONS = 3.0
 MOST_BARS = 56
-"""Neighbouring strikes are added up into as many bars at most."""
+"""Neighbouring strikes are added up until there are no more bars than this."""
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
 """Points of strike that a bar may stand for."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
 ROOM = 0.3
-"""Share of the picture that the name of a line may take."""
+"""Share of the chart that the name of a line may take."""
 NAMES = 76
-"""Room for the names of series beside a picture, pixels."""
+"""Room for the names of series beside a chart, pixels."""
 
 
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
@@ -31,12 +31,12 @@ def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | No
     series
         One series; all together when left out, which have no max pain.
     """
-    return _mirror(profile, metrics, series, "open_interest", "Open interest", "open contracts")
+    return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "open contracts")
 
 
 def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
     """Contracts traded in the session by strike, calls up and puts down; parameters as `open_interest`."""
-    return _mirror(profile, metrics, series, "volume", "Volume", "contracts traded")
+    return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "contracts traded")
 
 
 def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
@@ -49,14 +49,14 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     """
     forward = _first(levels, "forward")
     if forward is None:
-        return "No gamma exposure: no series has a forward."
+        return "No gamma exposure: no series has a forward price."
     net = pl.col("gex_per_pct").sum()
     near = profile.filter((pl.col("strike") / forward - 1).abs() <= NEAR, pl.col("gex_per_pct").is_not_null())
     if near.filter(pl.col("gex_per_pct") != 0).is_empty():
         return "No gamma exposure: no contract has both a gamma and open interest."
     bars, width = _bars(near, [net.alias("net")])
     bars = bars.with_columns(
-        says=pl.format(
+        label=pl.format(
             "{} · {} million dollars per 1 %", _span(width), (pl.col("net") / 1e6).round(2).cast(pl.String)
         ),
     )
@@ -66,25 +66,25 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
         axis=axis("dollars of futures per 1 % move", format="$.2~s", tickCount=6),
     )
     zero = _first(levels, "zero_gamma")
-    return finished(
+    return compose(
         [
             *(
                 alt.Chart(bars.filter(where))
                 .mark_rect(style=style)
-                .encode(x=_x(), x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **said())
+                .encode(x=_x(), x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **described())
                 for style, where in (("call", pl.col("net") > 0), ("put", pl.col("net") < 0))
             ),
-            *_ground(),
+            *_zero_line(),
             *_levels(bars, spot=forward, words="zero gamma", level=zero),
         ],
-        "Gamma exposure",
-        "As if dealers were long every open call and short every put, which is an assumption",
+        "Net gamma exposure",
+        "Assumes that dealers are long every open call and short every open put",
         profile,
     )
 
 
 def put_call(metrics: pl.DataFrame) -> Picture:
-    """Puts per call of every series: of open interest and of the session's volume, on a log scale.
+    """Put/call ratio of every series, by open interest and by the session's volume, on a log scale.
 
     Parameters
     ----------
@@ -97,12 +97,12 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         return "No put/call ratio: no series has known calls and puts."
     drawn = drawn.select(
         "environment",
-        name=named(pl.col("series")),
+        name=series_label(pl.col("series")),
         open_interest=pl.when(held > 0).then(held),
         volume=pl.when(traded > 0).then(traded),
-        says=pl.format(
+        label=pl.format(
             "{} · open interest {} · volume {}",
-            named(pl.col("series")),
+            series_label(pl.col("series")),
             held.round(2).cast(pl.String).fill_null("unknown"),
             traded.round(2).cast(pl.String).fill_null("unknown"),
         ),
@@ -113,7 +113,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         "open_interest:Q",
         scale=alt.Scale(type="log", domain=[1 / reach, reach], nice=False),
         axis=axis(
-            "puts per call, log scale",
+            "put/call ratio, log scale",
             values=[v for v in ROUND_RATIOS if 1 / reach <= v <= reach],
             format="~r",
             grid=True,
@@ -126,12 +126,12 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         scale=alt.Scale(paddingOuter=0.4),
     )
     base = alt.Chart(drawn).encode(y=y)
-    return finished(
+    return compose(
         [
             alt.Chart(pl.DataFrame({"at": [1.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
             base.mark_rule(style="zero", opacity=0.35).encode(x=x, x2=alt.X2("volume:Q")),
-            base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **said()),
-            base.mark_point(style="dots", size=46).encode(x=x, **said()),
+            base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **described()),
+            base.mark_point(style="dots", size=46).encode(x=x, **described()),
         ],
         "Put/call ratio",
         "Dots: open interest of the day before; rings: this session's volume",
@@ -141,7 +141,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     )
 
 
-def _mirror(
+def _calls_up_puts_down(
     profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None, what: str, title: str, unit: str
 ) -> Picture:
     if series is not None:
@@ -150,9 +150,9 @@ def _mirror(
     forward = _first(front, "forward")
     calls, puts = pl.col(f"call_{what}"), pl.col(f"put_{what}")
     held = profile.filter((calls.fill_null(0) + puts.fill_null(0)) > 0)
-    whose = "all series" if series is None else named_text(series)
+    whose = "all series" if series is None else series_label_text(series)
     if held.is_empty() or forward is None:
-        return f"No {title.lower()} of {whose}: no vendor sent any."
+        return f"No {title.lower()} of {whose}: no vendor reports it."
     reach = NEAR
     if series is not None and (move := _first(front, "expected_move_iv")):
         reach = min(0.25, DEVIATIONS * move / forward)
@@ -162,7 +162,7 @@ def _mirror(
     bars, width = _bars(near, [calls.sum().alias("calls"), puts.sum().alias("puts")])
     bars = bars.with_columns(
         below=-pl.col("puts"),
-        says=pl.format("{} · {} calls · {} puts", _span(width), pl.col("calls"), pl.col("puts")),
+        label=pl.format("{} · {} calls · {} puts", _span(width), pl.col("calls"), pl.col("puts")),
     )
     total = {side: int(held[f"{side}_{what}"].sum()) for side in ("call", "put")}
     shown = {side: int(near[f"{side}_{what}"].sum()) for side in ("call", "put")}
@@ -176,18 +176,18 @@ def _mirror(
     pain = _first(metrics, "max_pain") if series is not None and what == "open_interest" else None
     subtitle = [f"{total['call']:,} calls, {total['put']:,} puts"]
     if beyond:
-        subtitle.append(f"{beyond:,} of them beyond the picture")
+        subtitle.append(f"{beyond:,} of them outside the chart")
     if pain:
         subtitle.append(f"max pain {pain:,.0f}")
-    return finished(
+    return compose(
         [
             *(
                 alt.Chart(bars)
                 .mark_rect(style=style)
-                .encode(x=_x(), x2=alt.X2("high:Q"), y=side, y2=alt.Y2Datum(0), **said())
+                .encode(x=_x(), x2=alt.X2("high:Q"), y=side, y2=alt.Y2Datum(0), **described())
                 for style, side in sides
             ),
-            *_ground(),
+            *_zero_line(),
             *_levels(bars, spot=forward, words="max pain", level=pain),
         ],
         f"{title}, {whose}",
@@ -197,7 +197,7 @@ def _mirror(
 
 
 def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]:
-    """Sums by strike, neighbours together where there are too many, and the width of a bar."""
+    """Sums by strike or by group of neighbouring strikes, and the width of a bar in points."""
     strikes = near["strike"]
     span = float(strikes.max()) - float(strikes.min())  # type: ignore[arg-type]
     gaps = strikes.unique().sort().diff().drop_nulls()
@@ -229,17 +229,17 @@ def _room(values: pl.Series) -> alt.Scale:
     return alt.Scale(domainMax=highest * 1.15) if highest > 0 else alt.Scale()
 
 
-def _ground() -> list[alt.Chart]:
+def _zero_line() -> list[alt.Chart]:
     return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q"))]
 
 
 def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
-    """Lines at the future and, where it is in the picture, at another level; their names face away."""
+    """Lines at the future and, within the chart, at another level; their names are on opposite sides."""
     low, high = bars.select(pl.col("low").min(), pl.col("high").max()).row(0)
     lines = [(spot, "spot", f"future {spot:,.2f}")]
     if level is not None and low <= level <= high:
         lines.append((level, "level", f"{words} {level:,.0f}"))
-    # By place, not by value: two lines at one strike have their names on either side, too.
+    # By position, not by value: two lines at one strike get their names on opposite sides, too.
     return [
         layer
         for place, (value, style, name) in enumerate(sorted(lines))
@@ -250,7 +250,7 @@ def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None)
 def _line(
     value: float, style: str, words: str, *, to_left: bool, range_: tuple[float, float]
 ) -> list[alt.Chart]:
-    """A line and its name, which is on its other side and lower where it would leave the picture."""
+    """A line and its name; the name is on the other side and lower where it would leave the chart."""
     low, high = range_
     share = (value - low) / (high - low)
     turned = (share if to_left else 1 - share) < ROOM
@@ -259,7 +259,7 @@ def _line(
     return [
         at.mark_rule(style=style).encode(x=alt.X("at:Q")),
         at.mark_text(
-            style=f"said_of_{style}",
+            style=f"label_of_{style}",
             align="right" if to_left else "left",
             dx=-5 if to_left else 5,
             baseline="top",

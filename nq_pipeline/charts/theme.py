@@ -137,7 +137,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "subtitleLineHeight": 15,
         },
         "legend": {"disable": True},
-        # What a mark says in words is written by its chart; the others would read out column names.
+        # Charts describe their marks; without this the others would read out column names.
         **{mark: {"aria": False} for mark in ("area", "line", "rule", "text")},
         "range": {"category": [palette.first, palette.second, palette.third, palette.fourth]},
         "style": {
@@ -154,14 +154,14 @@ def config(palette: Palette) -> dict[str, Any]:
             "zero": {"color": palette.muted, "strokeWidth": 1},
             "spot": {"color": palette.ink, "strokeWidth": 1.25},
             "level": {"color": palette.warn, "strokeWidth": 1.25, "strokeDash": [4, 3]},
-            "said": {"color": palette.muted, **words},
-            "said_of_spot": {"color": palette.ink, **words},
-            "said_of_level": {"color": palette.warn, **words},
+            "label": {"color": palette.muted, **words},
+            "label_of_spot": {"color": palette.ink, **words},
+            "label_of_level": {"color": palette.warn, **words},
         },
     }
 
 
-def finished(
+def compose(
     layers: Sequence[alt.Chart],
     title: str,
     subtitle: str,
@@ -170,7 +170,7 @@ def finished(
     height: int = HEIGHT,
     left: int = LEFT,
 ) -> alt.LayerChart:
-    """The layers as a chart with words, size and the light theme; synthetic rows are called so."""
+    """The layers as one chart with titles, size and the light theme; sandbox rows are marked as such."""
     lines = [subtitle]
     if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
         lines.append(SANDBOX)
@@ -190,24 +190,24 @@ def axis(title: str, **more: Any) -> alt.Axis:
     return alt.Axis(title=title, **more)
 
 
-def said(name: str = "says") -> dict[str, Any]:
-    """Encodings that say a mark in words: the tooltip on a screen, the label for who listens."""
-    return {"tooltip": alt.Tooltip(f"{name}:N", title=" "), "description": alt.Description(f"{name}:N")}
+def described() -> dict[str, Any]:
+    """Encodings that describe a mark by its column `label`: the tooltip, and the text for screen readers."""
+    return {"tooltip": alt.Tooltip("label:N", title=" "), "description": alt.Description("label:N")}
 
 
-def named(series: pl.Expr) -> pl.Expr:
-    """`Q1B-2025-07-01` as people say it: Q1B 1 Jul."""
+def series_label(series: pl.Expr) -> pl.Expr:
+    """The short name of a series: `Q1B 1 Jul` for `Q1B-2025-07-01`."""
     day = series.str.slice(-10).str.to_date("%Y-%m-%d", strict=False)
     return pl.concat_str(series.str.head(-11), pl.lit(" "), day.dt.strftime("%-d %b")).fill_null(series)
 
 
-def named_text(series: str) -> str:
-    """The series as the charts name it."""
-    return str(pl.select(named(pl.lit(series))).item())
+def series_label_text(series: str) -> str:
+    """`series_label` of one text."""
+    return str(pl.select(series_label(pl.lit(series))).item())
 
 
-def apart(values: list[float], gap: float) -> list[float]:
-    """Places for labels near their values, in the same order, none closer than `gap` to the next."""
+def spread_labels(values: list[float], gap: float) -> list[float]:
+    """Positions for labels near their values, in the same order, at least `gap` apart."""
     order = sorted(range(len(values)), key=values.__getitem__)
     places = list(values)
     for before, this in pairwise(order):

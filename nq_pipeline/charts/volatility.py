@@ -5,18 +5,18 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import SIGNED, Picture, apart, axis, finished, named, said
+from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described, series_label, spread_labels
 
 SMILES = 4
-"""Series shown together: more lines than colours that can be told apart are no picture."""
+"""Series shown together; more lines would need colours that nobody can tell apart."""
 REACH = 3.0
-"""Standard deviations to either side; beyond, quotes are a tick wide and say little."""
+"""Standard deviations to either side; beyond, quotes are a tick wide and carry little information."""
 ROOM = 1.6
-"""To the right of them, for the names of the lines."""
+"""Standard deviations to the right of them, for the names of the lines."""
 WIDEST = 0.05
-"""A point whose quote is wider than this to either side, in volatility, is left out."""
+"""Points with a half-spread above this, in volatility, are left out."""
 PER_DEVIATION, DOTS_PER_DEVIATION = 40, 8
-"""Points that a line goes through, every other pixel, and points that answer to the mouse."""
+"""Points of a line (every other pixel), and points with a tooltip."""
 
 
 def smile(rows: pl.DataFrame) -> Picture:
@@ -28,7 +28,7 @@ def smile(rows: pl.DataFrame) -> Picture:
         Of `iv_smile`, one snapshot. The nearest expiration and up to three later ones are drawn.
     """
     width = pl.col("iv_uncertainty")
-    # Where a series is quoted, a lone last trade among its quotes is only noise.
+    # In a quoted series, a lone last trade is only noise.
     unquoted = width.is_null().all().over("series")
     usable = rows.filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
     drawn = usable.join(_spaced(usable), on="series").sort("years", "deviations")
@@ -40,10 +40,10 @@ def smile(rows: pl.DataFrame) -> Picture:
         implied_volatility=iv,
         low=iv - width,
         high=iv + width,
-        name=named(pl.col("series")),
-        says=pl.format(
+        name=series_label(pl.col("series")),
+        label=pl.format(
             "{} · strike {} · {} % ± {}",
-            named(pl.col("series")),
+            series_label(pl.col("series")),
             pl.col("strike").round(2),
             (iv * 100).round(1),
             (width * 100).round(2),
@@ -63,11 +63,11 @@ def smile(rows: pl.DataFrame) -> Picture:
         scale=alt.Scale(zero=False, padding=6),
         axis=axis("implied volatility", format=".0%", tickCount=6),
     )
-    lines = _thinned(drawn, PER_DEVIATION).drop("says")
+    lines = _thinned(drawn, PER_DEVIATION).drop("label")
     dots = _thinned(drawn, DOTS_PER_DEVIATION).drop("low", "high")
     ends = _line_ends(drawn).select("name", "deviations", "place")
     base = alt.Chart(lines).encode(x=x, color=colour)
-    return finished(
+    return compose(
         [
             alt.Chart(pl.DataFrame({"at": [0.0]}))
             .mark_rule(style="zero", opacity=0.5)
@@ -76,7 +76,7 @@ def smile(rows: pl.DataFrame) -> Picture:
             base.mark_line(strokeWidth=1.75).encode(y=y),
             alt.Chart(dots)
             .mark_circle(size=70, opacity=0.001)
-            .encode(x=x, y=alt.Y("implied_volatility:Q"), color=colour, **said()),
+            .encode(x=x, y=alt.Y("implied_volatility:Q"), color=colour, **described()),
             alt.Chart(ends)
             .mark_text(align="left", dx=7, fontWeight=600, fontSize=11)
             .encode(x=alt.X("deviations:Q"), y=alt.Y("place:Q"), text=alt.Text("name:N"), color=colour),
@@ -90,7 +90,7 @@ def smile(rows: pl.DataFrame) -> Picture:
 
 
 def term_structure(rows: pl.DataFrame) -> Picture:
-    """Volatility at the money by days to expiration.
+    """At-the-money implied volatility (ATM IV) by days to expiration.
 
     Parameters
     ----------
@@ -99,15 +99,15 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     """
     drawn = rows.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
     if drawn.is_empty():
-        return "No term structure: no series has a volatility at the money."
+        return "No term structure: no series has an ATM IV."
     drawn = drawn.select(
         "atm_iv",
         "environment",
         days=pl.col("years") * 365,
-        name=named(pl.col("series")),
-        says=pl.format(
+        name=series_label(pl.col("series")),
+        label=pl.format(
             "{} · {} days · {} %",
-            named(pl.col("series")),
+            series_label(pl.col("series")),
             (pl.col("years") * 365).round(1),
             (pl.col("atm_iv") * 100).round(2),
         ),
@@ -120,27 +120,27 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     y = alt.Y(
         "atm_iv:Q",
         scale=alt.Scale(domain=_about(drawn["atm_iv"])),
-        axis=axis("volatility at the money", format=".1%", tickCount=5),
+        axis=axis("ATM implied volatility", format=".1%", tickCount=5),
     )
     first, last = (
         alt.Chart(end).encode(x=x, y=y, text=alt.Text("name:N")) for end in (drawn.head(1), drawn.tail(1))
     )
     base = alt.Chart(drawn).encode(x=x, y=y)
-    return finished(
+    return compose(
         [
             base.mark_line(style="line"),
-            base.mark_point(style="dots").encode(**said()),
-            first.mark_text(style="said", align="left", dx=8, dy=-6),
-            *([last.mark_text(style="said", align="right", dx=4, dy=14)] if len(drawn) > 1 else []),
+            base.mark_point(style="dots").encode(**described()),
+            first.mark_text(style="label", align="left", dx=8, dy=-6),
+            *([last.mark_text(style="label", align="right", dx=4, dy=14)] if len(drawn) > 1 else []),
         ],
         "Term structure",
-        "Volatility at the forward, by expiration; the axis does not begin at zero",
+        "ATM implied volatility by expiration; the axis does not start at zero",
         rows,
     )
 
 
 def expected_move(rows: pl.DataFrame) -> Picture:
-    """How far the market is priced to move by each expiration: a cone of one standard deviation.
+    """The expected move to each expiration: a cone of one standard deviation.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def expected_move(rows: pl.DataFrame) -> Picture:
     move, straddle = pl.col("expected_move_iv"), pl.col("expected_move_straddle")
     drawn = rows.filter(move.is_not_null(), pl.col("years") > 0).sort("years")
     if drawn.is_empty():
-        return "No expected move: no series has a volatility at the money."
+        return "No expected move: no series has an ATM IV."
     drawn = drawn.select(
         "environment",
         days=pl.col("years") * 365,
@@ -158,10 +158,10 @@ def expected_move(rows: pl.DataFrame) -> Picture:
         down=-move,
         straddle_up=straddle,
         straddle_down=-straddle,
-        name=named(pl.col("series")),
-        says=pl.format(
+        name=series_label(pl.col("series")),
+        label=pl.format(
             "{} · {} to {} · ±{} points, {} % · straddle {}",
-            named(pl.col("series")),
+            series_label(pl.col("series")),
             (pl.col("forward") - move).round(0).cast(pl.Int64),
             (pl.col("forward") + move).round(0).cast(pl.Int64),
             move.round(0).cast(pl.Int64),
@@ -175,7 +175,7 @@ def expected_move(rows: pl.DataFrame) -> Picture:
     y = alt.Y("up:Q", axis=axis("points from the forward", labelExpr=SIGNED, tickCount=6))
     end = drawn.tail(1).with_columns(words=pl.lit(f"±{drawn['up'][-1]:,.0f}"))
     base = alt.Chart(drawn).encode(x=x)
-    return finished(
+    return compose(
         [
             alt.Chart(cone)
             .mark_area(style="band", interpolate="monotone")
@@ -183,29 +183,29 @@ def expected_move(rows: pl.DataFrame) -> Picture:
             alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=y),
             alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=alt.Y("down:Q")),
             alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q")),
-            base.mark_point(style="ring").encode(y=alt.Y("straddle_up:Q"), **said()),
-            base.mark_point(style="ring").encode(y=alt.Y("straddle_down:Q"), **said()),
-            base.mark_point(style="dots").encode(y=alt.Y("up:Q"), **said()),
-            base.mark_point(style="dots").encode(y=alt.Y("down:Q"), **said()),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_up:Q"), **described()),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_down:Q"), **described()),
+            base.mark_point(style="dots").encode(y=alt.Y("up:Q"), **described()),
+            base.mark_point(style="dots").encode(y=alt.Y("down:Q"), **described()),
             alt.Chart(end)
-            .mark_text(style="said", dy=-12)
+            .mark_text(style="label", dy=-12)
             .encode(x=x, y=alt.Y("up:Q"), text=alt.Text("words:N")),
         ],
         "Expected move",
-        "Cone: one standard deviation by volatility; rings: the at-the-money straddle",
+        "Cone: one standard deviation from ATM IV; rings: the ATM straddle",
         rows,
     )
 
 
 def _about(volatilities: pl.Series) -> list[float]:
-    """A scale that holds them and their labels; a point wide at least, so that what is flat looks flat."""
+    """Limits with room for labels, at least one percentage point apart, so that a flat curve looks flat."""
     low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
     room = max(0.15 * (high - low), 0.005)
     return [max(low - room, 0.0), high + room]
 
 
 def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
-    """The nearest series and later ones, spread evenly over the expirations there are."""
+    """The nearest series and up to three later ones, spread evenly over the expirations."""
     series = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")["series"]
     most = min(SMILES, len(series))
     picked = [round(i * (len(series) - 1) / max(1, most - 1)) for i in range(most)]
@@ -213,15 +213,15 @@ def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _thinned(drawn: pl.DataFrame, per_deviation: int) -> pl.DataFrame:
-    """The first point of every line in every so many parts of a deviation."""
+    """The first point of every line in each step of 1 / `per_deviation` standard deviations."""
     part = (pl.col("deviations") * per_deviation).floor().alias("part")
     return drawn.group_by("name", part, maintain_order=True).first().drop("part")
 
 
 def _line_ends(drawn: pl.DataFrame) -> pl.DataFrame:
-    """The last point of every line, with a place for its name that leaves the others room."""
+    """The last point of every line, with a position for its name that overlaps no other."""
     ends = drawn.group_by("name", maintain_order=True).last()
     iv = drawn["implied_volatility"]
     span = float(iv.max()) - float(iv.min())  # type: ignore[arg-type]
-    places = apart(ends["implied_volatility"].to_list(), span * 0.085)
+    places = spread_labels(ends["implied_volatility"].to_list(), span * 0.085)
     return ends.with_columns(place=pl.Series(places, dtype=pl.Float64), deviations=pl.lit(REACH))

@@ -1,4 +1,4 @@
-"""What a report says, read from the lake: the chain, its metrics, its sources, gaps and money."""
+"""The contents of a report, read from the lake: chain, metrics, sources, gaps and spend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 TRADE_DATES_BACK = 10
-"""Captured trade dates among which the newest trades of a product are looked for."""
+"""Captured trade dates that are searched for the newest trades of a product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +48,24 @@ class ProductFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A snapshot and all that is known of it.
+    """A snapshot and everything that the report shows of it.
 
     Attributes
     ----------
     snapshot_ts
-        The newest of the chain's rows; a series that came from a cache may be minutes older.
+        That of the chain's newest rows; a series from the cache may be minutes older.
     as_of
-        The oldest and the newest moment that its quotes speak of.
+        Oldest and newest time of its quotes.
     chain, pricing
-        Rows of `option_chain`, and what of `option_pricing` belongs to them.
+        Rows of `option_chain`, and their rows of `option_pricing`.
     sources
-        A row per source, by priority: how it answered, what it won, why not more.
+        A row per source, by priority: its outcome, the series it won, and why not more.
     agreement
-        Contract by contract, the gap between two sources' middle prices.
+        Difference of two sources' mid prices, by contract.
     gaps
-        Of the trade dates whose trades are shown, or of the chain's, as they are now.
+        Gaps of `captured`, in their current state.
     captured
-        Those trade dates, oldest first.
+        Trade dates whose trades are shown, oldest first; the chain's trade date when there are none.
     month
         The running month of the ledger.
     """
@@ -76,7 +76,7 @@ class Facts:
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
-    books: tuple[ProductFacts, ...]
+    products: tuple[ProductFacts, ...]
     sources: pl.DataFrame
     agreement: pl.DataFrame
     gaps: pl.DataFrame
@@ -84,24 +84,26 @@ class Facts:
     month: Statement
 
 
-def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
-    """The facts of the newest snapshot, or of the chain as it stood at a moment.
+def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
+    """Load the facts of the newest snapshot, or of the chain as it stood at a moment.
 
     Raises
     ------
     LakeError
-        There is no chain then.
+        The lake has no chain at that moment.
     """
     with catalog.connect(Workspace.of(settings).existing_lake) as lake:
         chain = catalog.chain(lake, snapshot_ts)
         if chain.is_empty():
             when = f" as of {snapshot_ts:%Y-%m-%d %H:%M} UTC" if snapshot_ts else ""
-            raise LakeError(f"the lake has no chain{when} to report on; `nq run` asks for one")
+            raise LakeError(f"the lake has no chain{when} to report on; `nq run` fetches one")
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
-        books = tuple(_books(chain, pricing, _Traded(lake, settings, day, snapshot_ts and newest)))
-        captured = {book.pressure.item(0, "trade_date") for book in books if book.pressure.height} or {day}
+        products = tuple(
+            _product_facts(chain, pricing, _PressureWindows(lake, settings, day, snapshot_ts and newest))
+        )
+        captured = {one.pressure.item(0, "trade_date") for one in products if one.pressure.height} or {day}
         run = _run(lake, chain, day)
         return Facts(
             environment=settings.environment,
@@ -110,7 +112,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
             trade_date=day,
             chain=chain,
             pricing=pricing,
-            books=books,
+            products=products,
             sources=lake.sql(_SOURCES, params={"run": run, "day": day}).pl(),
             agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
             gaps=lake.sql(_GAPS, params={"days": sorted(captured)}).pl(),
@@ -122,7 +124,7 @@ def gather(settings: Settings, snapshot_ts: datetime | None) -> Facts:
 def _pricing(
     lake: duckdb.DuckDBPyConnection, settings: Settings, chain: pl.DataFrame, day: date
 ) -> pl.DataFrame:
-    """The rows that were priced when the chain came; the chain priced now where they are missing."""
+    """The rows of `option_pricing`; the chain priced now where one is missing."""
     kept: pl.DataFrame = lake.sql("FROM option_pricing WHERE trade_date = $day", params={"day": day}).pl()
     key = ["source", "snapshot_ts", "contract_key"]
     kept = kept.with_columns(pl.col("snapshot_ts_ns").cast(chain.schema["snapshot_ts"]).alias("snapshot_ts"))
@@ -136,8 +138,8 @@ def _pricing(
     )
 
 
-class _Traded:
-    """Windows of pressure by trade date, each counted once.
+class _PressureWindows:
+    """Windows of trade pressure by trade date, each computed once.
 
     Parameters
     ----------
@@ -154,22 +156,24 @@ class _Traded:
         self._windows = cache(lambda day: windows_over(lake, day, until))
 
     def newest(self, own: pl.Expr) -> pl.DataFrame:
-        """Those of the newest trade date that has trades of some options; else none."""
+        """The windows of the newest trade date with trades of these options; else no rows."""
         counted = (self._windows(day).filter(own) for day in self._days)
         return next((rows for rows in counted if rows.height), self._windows(self._days[0]).clear())
 
 
-def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[ProductFacts]:
+def _product_facts(
+    chain: pl.DataFrame, pricing: pl.DataFrame, windows: _PressureWindows
+) -> list[ProductFacts]:
     """One per product in the chain, in the order of the product table."""
     priced = metrics.priced_chain(chain, pricing)
-    books = []
+    found = []
     for product in (*PRODUCTS.values(), *PROXIES.values()):
         own = pl.col("root").is_in(list(roots_of([product])))
         rows = priced.filter(own)
         if rows.is_empty():
             continue
         front = chain.filter(own).sort("expiration", "series")
-        books.append(
+        found.append(
             ProductFacts(
                 product=product,
                 underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
@@ -177,14 +181,14 @@ def _books(chain: pl.DataFrame, pricing: pl.DataFrame, traded: _Traded) -> list[
                 profile=metrics.strike_profile(rows),
                 series=metrics.series_metrics(rows).sort("expiration", "series"),
                 levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
-                pressure=traded.newest(own),
+                pressure=windows.newest(own),
             )
         )
-    return books
+    return found
 
 
 def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str:
-    """The run that chose the chain last."""
+    """The last run that selected rows of the chain."""
     decisions = lake.sql("FROM decisions WHERE won AND trade_date = $day", params={"day": day}).pl()
     chosen = chain.select("series", "source", snapshot_ts_ns=pl.col("snapshot_ts").to_physical()).unique()
     runs = decisions.join(chosen, on=chosen.columns, how="semi").sort("decided_at_ns")["run_id"]

@@ -61,7 +61,7 @@ def chart(picture: Picture) -> str:
 
     if isinstance(picture, str):
         return picture
-    svg = draw.svg(picture, width=CHART_WIDTH, spoken=False)
+    svg = draw.svg(picture, width=CHART_WIDTH, described=False)
     return _image(picture.title.text, svg)
 
 

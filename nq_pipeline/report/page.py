@@ -1,9 +1,8 @@
 """The page: facts in, one HTML file out.
 
-Every text goes through Jinja's escaping, because much of it is a vendor's. The Content-Security-Policy
-lets nothing run or load but the page's own script and style, named by their digests. Pictures are
-SVG in two sizes, of which CSS shows one; their colours are the page's variables, so they follow light
-and dark, and paper.
+Jinja escapes every text, because many come from vendors. The Content-Security-Policy allows only the
+page's own script and style, by their digests. Charts are SVG in two sizes, of which CSS shows one;
+their colours are the page's variables, so they follow the light or dark theme and print.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from nq_pipeline.charts import draw
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
 from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
-from nq_pipeline.report.facts import Facts, ProductFacts, gather
+from nq_pipeline.report.facts import Facts, ProductFacts, load_facts
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
 from nq_pipeline.workspace import Workspace
@@ -37,13 +36,13 @@ from nq_pipeline.workspace import Workspace
 log = logging.getLogger(__name__)
 
 WIDE, NARROW = 560, 358
-"""Width of a picture in a column of a screen, and on a phone, pixels."""
+"""Width of a chart in a column of a screen, and on a phone, pixels."""
 NONE = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture with its words, or the sentence that stands in its place."""
+    """A chart with its title and caption, or the sentence that replaces it."""
 
     title: str
     caption: str
@@ -61,33 +60,33 @@ class Tile:
 
 
 def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> Path:
-    """Write the report of a snapshot, whole or not at all, over an older one of the same snapshot.
+    """Write the report of a snapshot atomically; it replaces an older one of the same snapshot.
 
     Parameters
     ----------
     snapshot_ts
-        An instant with a time zone: the report is of the chain as it stood then. The newest snapshot
-        when left out.
+        Report the chain as it stood at this instant (with a time zone); the newest snapshot when left
+        out.
 
     Returns
     -------
-    `<data>/<environment>/reports/<snapshot in UTC>.html`; below the folder for temporary files where the
-    data's disk takes nothing.
+    `<data>/<environment>/reports/<snapshot in UTC>.html`, or a temporary folder when the data's disk is full
+    or read-only.
 
     Raises
     ------
     LakeError
-        There is no chain then.
+        The lake has no chain at that moment.
     """
-    facts = gather(settings, snapshot_ts)
+    facts = load_facts(settings, snapshot_ts)
     path = Workspace.of(settings).reports / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
     page = html(facts).encode()
     try:
         write_atomically(path, page)
     except OSError as error:
-        if (said := explain_disk_error(error, settings.environment_dir)) is None:
+        if (reason := explain_disk_error(error, settings.environment_dir)) is None:
             raise
-        log.warning("the report is not kept with the data: %s", said)
+        log.warning("the report cannot be written with the data: %s", reason)
         path = Path(mkdtemp(prefix="nq-report-")) / path.name
         write_atomically(path, page)
     return path
@@ -120,7 +119,7 @@ def html(facts: Facts) -> str:
         script=script,
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
-        books=[_book(book) for book in facts.books],
+        products=[_product(one) for one in facts.products],
         unpriced=_unpriced(facts.pricing),
         agreement=_figure(charts.source_agreement(facts.agreement, environment=facts.environment)),
         spend=_figure(_spend(facts.month)),
@@ -129,48 +128,48 @@ def html(facts: Facts) -> str:
     )
 
 
-def _book(book: ProductFacts) -> dict[str, Any]:
-    """What the page shows of the options on one product."""
-    front = book.series.row(0, named=True)
+def _product(product: ProductFacts) -> dict[str, Any]:
+    """What the page shows about the options on one product."""
+    front = product.series.row(0, named=True)
     pictures = {
         "Volatility": [
-            charts.smile(book.smile),
-            charts.term_structure(book.series),
-            charts.expected_move(book.series),
-            charts.put_call(book.series),
+            charts.smile(product.smile),
+            charts.term_structure(product.series),
+            charts.expected_move(product.series),
+            charts.put_call(product.series),
         ],
         "Positions": [
-            charts.open_interest(book.profile, book.series),
-            charts.gamma_exposure(book.profile, book.levels),
-            charts.open_interest(book.profile, book.series, front["series"]),
-            charts.volume(book.profile, book.series, front["series"]),
+            charts.open_interest(product.profile, product.series),
+            charts.gamma_exposure(product.profile, product.levels),
+            charts.open_interest(product.profile, product.series, front["series"]),
+            charts.volume(product.profile, product.series, front["series"]),
         ],
         "Trades": [
-            charts.pressure(book.pressure, side, forward=book.levels["forward"].drop_nulls().first())  # type: ignore[arg-type]
+            charts.pressure(product.pressure, side, forward=product.levels["forward"].drop_nulls().first())  # type: ignore[arg-type]
             for side in "CP"
         ]
-        if book.pressure.height
+        if product.pressure.height
         else [
-            "No live trades of these options were captured up to this trade date; nq capture streams them."
+            "No live trades of these options were captured up to this trade date; `nq capture` records them."
         ],
     }
     return {
-        "code": book.product.code,
-        "name": book.product.name,
-        "tiles": list(_tiles(book, front)),
+        "code": product.product.code,
+        "name": product.product.name,
+        "tiles": list(_tiles(product, front)),
         "sections": {title: _distinct([_figure(one) for one in own]) for title, own in pictures.items()},
-        "series": book.series.with_columns(
-            name=charts.named(pl.col("series")), days=pl.col("years") * 365
+        "series": product.series.with_columns(
+            name=charts.series_label(pl.col("series")), days=pl.col("years") * 365
         ).to_dicts(),
     }
 
 
-def _tiles(book: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
-    name, forward = charts.named_text(front["series"]), front["forward"]
-    yield Tile(f"Future {book.underlying}", _number(forward), f"by parity of {name}" if forward else "")
-    far = book.series.filter(pl.col("atm_iv").is_not_null()).tail(1).to_dicts()
-    later = [f"{_share(one['atm_iv'])} by {charts.named_text(one['series'])}" for one in far]
-    yield Tile("Volatility at the money", _share(front["atm_iv"]), "; ".join([name, *later]))
+def _tiles(product: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
+    name, forward = charts.series_label_text(front["series"]), front["forward"]
+    yield Tile(f"Future {product.underlying}", _number(forward), f"by parity of {name}" if forward else "")
+    far = product.series.filter(pl.col("atm_iv").is_not_null()).tail(1).to_dicts()
+    later = [f"{_share(one['atm_iv'])} by {charts.series_label_text(one['series'])}" for one in far]
+    yield Tile("ATM IV", _share(front["atm_iv"]), "; ".join([name, *later]))
     move = front["expected_move_iv"]
     straddle = f"straddle {_number(front['expected_move_straddle'], 1)}"
     yield Tile(
@@ -178,9 +177,9 @@ def _tiles(book: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
         f"±{_number(move, 0)}" if move else NONE,
         f"{_share(move / forward, 2)} by {name}; {straddle}" if move else name,
     )
-    level = book.levels.row(0, named=True)  # of the source with the most contracts, if there are several
+    level = product.levels.row(0, named=True)  # of the source with the most contracts, if there are several
     zero = level["zero_gamma"]
-    whose = f", of {level['source']}'s series" if book.levels.height > 1 else ""
+    whose = f", of {level['source']}'s series" if product.levels.height > 1 else ""
     net, left_out = level["gex_per_pct"], level["open_interest_left_out"]
     away = (
         f"{zero / level['forward'] - 1:+.2%} from the future".replace("-", "−")
@@ -190,15 +189,15 @@ def _tiles(book: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
     yield Tile(
         "Zero gamma",
         _number(zero, 0),
-        f"{away}{whose}; net gamma {_signed_millions(net)}, {left_out:,} open contracts left out",
+        f"{away}{whose}; net gamma exposure {_signed_millions(net)}, {left_out:,} open contracts left out",
     )
     calls, puts, calls_traded, puts_traded = (
-        _known(book.series[f"{side}_{what}"])
+        _known(product.series[f"{side}_{what}"])
         for what in ("open_interest", "volume")
         for side in ("call", "put")
     )
     yield Tile(
-        "Puts per call", _ratio(puts, calls), f"open interest; {_ratio(puts_traded, calls_traded)} by volume"
+        "Put/call ratio", _ratio(puts, calls), f"open interest; {_ratio(puts_traded, calls_traded)} by volume"
     )
     traded = f"{_total([calls_traded, puts_traded])} traded in the session"
     yield Tile("Open interest", _total([calls, puts]), f"contracts; {traded}")
@@ -213,7 +212,7 @@ def _figure(picture: Picture) -> Figure:
 
 
 def _distinct(figures: list[Figure]) -> list[Figure]:
-    """The same sentence once is enough."""
+    """Without repeated sentences."""
     return list(dict.fromkeys(figures))
 
 
@@ -224,7 +223,7 @@ def _spend(month: Statement) -> Picture:
 
 
 def _unpriced(pricing: pl.DataFrame) -> dict[str, Any]:
-    """How many rows have a volatility, and why the others do not."""
+    """How many rows have an implied volatility, and why the others have none."""
     reasons = pricing["unpriced"].drop_nulls().value_counts(sort=True)
     return {
         "rows": pricing.height,
@@ -234,7 +233,7 @@ def _unpriced(pricing: pl.DataFrame) -> dict[str, Any]:
 
 
 def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """Of every source, what could not be used, by reason."""
+    """Rows and cells of each source that could not be used, by reason."""
     rows = sources.select("source", "dropped_by_reason").drop_nulls().iter_rows()
     return {source: json.loads(reasons) for source, reasons in rows}
 
@@ -272,7 +271,7 @@ def _usd(value: float | Decimal | None, digits: int = 2) -> str:
 
 
 def _signed_millions(usd: float | None) -> str:
-    """Dollars per 1 % with their sign, which says what dealers do as the market rises."""
+    """Dollars per 1 % move, with their sign."""
     return "unknown" if usd is None else f"{usd / 1e6:+,.1f} million dollars per 1 %".replace("-", "−")
 
 
@@ -282,7 +281,7 @@ def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:
 
 
 def _known(counts: pl.Series) -> int | None:
-    """The sum of what is known; None where nothing is."""
+    """The sum of the known counts; None where none is known."""
     return int(counts.sum()) if counts.count() else None
 
 

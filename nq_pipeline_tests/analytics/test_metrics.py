@@ -73,7 +73,7 @@ def gamma(strike: float, iv: float, forward: float = 100.0, years: float = 0.25)
     return float(black76.value(forward, strike, years, iv, True).gamma)
 
 
-def test_the_profile_of_a_strike_is_what_its_two_contracts_say() -> None:
+def test_strike_profile_combines_call_and_put() -> None:
     row = strike_profile(CHAIN).filter(pl.col("strike") == 99).row(0, named=True)
     assert (row["call_open_interest"], row["put_open_interest"], row["call_volume"], row["put_volume"]) == (
         30,
@@ -90,7 +90,7 @@ def test_the_profile_of_a_strike_is_what_its_two_contracts_say() -> None:
     assert row["payout"] == pytest.approx(10 * 9 * 20)
 
 
-def test_what_no_vendor_said_stays_unknown() -> None:
+def test_missing_numbers_stay_unknown() -> None:
     row = strike_profile(CHAIN).filter(pl.col("strike") == 103).row(0, named=True)
     assert row["put_open_interest"] is None and row["put_gex_per_point"] is None
     assert row["gex_per_point"] == row["call_gex_per_point"]
@@ -100,7 +100,7 @@ def test_what_no_vendor_said_stays_unknown() -> None:
     assert [row[name] for name in unknown] == [None] * 5
 
 
-def test_the_smile_holds_puts_below_the_forward_and_calls_above() -> None:
+def test_smile_has_puts_below_and_calls_above_the_forward() -> None:
     smile = iv_smile(CHAIN).sort("strike")
     assert smile.select("strike", "option_type", "implied_volatility").rows() == [
         (90.0, "P", 0.30),
@@ -111,7 +111,7 @@ def test_the_smile_holds_puts_below_the_forward_and_calls_above() -> None:
     assert smile["deviations"][2] == pytest.approx(math.log(1.03) / (0.20 * 0.5))
 
 
-def test_settlements_of_the_close_before_do_not_move_what_a_quoted_series_says() -> None:
+def test_old_settlements_do_not_move_a_quoted_series() -> None:
     rows = [(strike, side, 5, 1, 9.0, 0.5) for strike in (80.0, 85.0, 110.0, 120.0) for side in "CP"]
     settled = priced(rows, forward=97.0, years=0.3).with_columns(price_used=pl.lit("settlement"))
     both = pl.concat([settled, CHAIN])
@@ -124,7 +124,7 @@ def test_settlements_of_the_close_before_do_not_move_what_a_quoted_series_says()
     assert series_metrics(pl.concat([older, settled, older]))["forward"].to_list() == [97.0], "the newest"
 
 
-def test_a_series_has_its_expected_moves_ratios_and_max_pain() -> None:
+def test_series_has_expected_move_ratios_and_max_pain() -> None:
     row = series_metrics(CHAIN).row(0, named=True)
     assert row["atm_iv"] == pytest.approx(0.24 - 0.04 / 4)  # a quarter of the way from 99 to 103
     assert (row["atm_strike"], row["expected_move_straddle"]) == (99.0, 7.0)
@@ -140,12 +140,12 @@ def test_a_stale_last_price_makes_no_straddle() -> None:
     assert series_metrics(stale)["expected_move_straddle"].to_list() == [None]
 
 
-def test_a_series_with_one_open_strike_has_its_max_pain_there() -> None:
+def test_one_open_strike_is_max_pain() -> None:
     alone = priced([(95.0, "C", 5, 1, 5.0, 0.2)])
     assert series_metrics(alone)["max_pain"].to_list() == [95.0]
 
 
-def test_the_exposure_is_nothing_at_the_zero_gamma_level() -> None:
+def test_exposure_vanishes_at_the_zero_gamma_level() -> None:
     row = gamma_levels(priced([(95.0, "P", 100, 1, 1.0, 0.2), (105.0, "C", 100, 1, 1.0, 0.2)]))
     level = row["zero_gamma"].item()
     # With one volatility and equal size both gammas are equal where -d1 of one is d1 of the other.
@@ -170,7 +170,7 @@ def test_a_settlement_counts_at_the_forward_of_now() -> None:
         assert rows["gex_per_point"].sum() == pytest.approx(expected)
 
 
-def test_the_net_at_the_zero_gamma_level_is_nothing() -> None:
+def test_net_exposure_is_zero_at_the_level() -> None:
     """The level is of the same exposure as the total, settlements of another forward among it."""
     calls = priced([(102.0, "C", 100, 1, 1.0, 0.2), (95.0, "P", 90, 1, 1.0, 0.25)])
     settled = priced([(94.0, "P", 60, 1, 1.0, 0.3)], forward=95.0, years=0.3)
@@ -181,7 +181,7 @@ def test_the_net_at_the_zero_gamma_level_is_nothing() -> None:
     assert gamma_levels(moved)["zero_gamma"].item() == pytest.approx(level, abs=1e-3)
 
 
-def test_an_american_option_counts_by_the_gamma_of_the_level() -> None:
+def test_american_option_uses_black76_gamma() -> None:
     """Total and level are of one curve, and that is Black-76's."""
     expiration = datetime(2025, 9, 28, 17, tzinfo=UTC)
     chain = board(expiration=expiration, american_style=True, multiplier=20.0, open_interest=1, volume=0)
@@ -193,12 +193,12 @@ def test_an_american_option_counts_by_the_gamma_of_the_level() -> None:
     assert profile["call_gex_per_point"] == pytest.approx(20 * deep["forward"] * of.gamma)
 
 
-def test_there_is_no_zero_gamma_level_where_only_calls_are_open() -> None:
+def test_calls_alone_have_no_zero_gamma_level() -> None:
     row = gamma_levels(priced([(100.0, "C", 100, 1, 1.0, 0.2)])).row(0, named=True)
     assert row["zero_gamma"] is None and row["gex_per_point"] > 0
 
 
-def test_what_has_no_gamma_is_counted_as_left_out() -> None:
+def test_contracts_without_gamma_are_counted_as_left_out() -> None:
     rows = priced([(100.0, "C", 100, 1, 1.0, 0.2), (100.0, "P", 7, 1, None, None)])
     row = gamma_levels(rows).row(0, named=True)
     assert (row["contracts"], row["open_interest_left_out"]) == (1, 7)
@@ -220,7 +220,7 @@ CONTRACTS = st.dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(CONTRACTS)
-def test_max_pain_is_what_brute_force_finds(held: dict[tuple[float, str], tuple[int, float]]) -> None:
+def test_max_pain_equals_brute_force(held: dict[tuple[float, str], tuple[int, float]]) -> None:
     rows = [(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()]
 
     def payout(settled: float) -> float:
@@ -247,7 +247,7 @@ def test_exposure_adds_up_from_strike_to_series_to_market(
         assert rows["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
 
 
-def test_a_snapshot_is_measured_into_its_tables_and_only_once(tmp_path: Path) -> None:
+def test_snapshot_is_measured_once(tmp_path: Path) -> None:
     config = build_settings(data_dir=tmp_path)
     chain = quoted().with_columns(open_interest=pl.lit(10, pl.Int64), volume=pl.lit(1, pl.Int64))
     pricing = price_snapshot(config, chain, run_id="first")
@@ -264,7 +264,7 @@ def test_a_snapshot_is_measured_into_its_tables_and_only_once(tmp_path: Path) ->
     )
 
 
-def test_a_chain_read_through_duckdb_joins_its_pricing_all_the_same() -> None:
+def test_chain_from_duckdb_joins_its_pricing() -> None:
     chain = quoted()
     pricing = price_chain(chain, rate=0.03)
     in_microseconds = chain.with_columns(pl.col("snapshot_ts").cast(pl.Datetime("us", "UTC")))

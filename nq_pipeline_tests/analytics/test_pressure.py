@@ -62,7 +62,7 @@ def pressure(*captured: pl.DataFrame, ended_at: Iterable[datetime] = ()) -> pl.D
     return rows
 
 
-def test_a_window_has_its_volumes_by_aggressor_and_the_unknown_apart() -> None:
+def test_window_has_volume_by_aggressor() -> None:
     rows = pressure(trades([(0, "B", 6), (10, "A", 2), (299.9, "N", 40), (300, "A", 3)]))
     first, second = rows.to_dicts()
     assert (first["window_start"], second["window_start"]) == (OPEN, OPEN + timedelta(minutes=5))
@@ -72,12 +72,12 @@ def test_a_window_has_its_volumes_by_aggressor_and_the_unknown_apart() -> None:
     assert (second["buy_sell_ratio"], second["imbalance"], second["dominant_side"]) == (0.0, -1.0, "A")
 
 
-def test_without_known_aggressors_there_is_no_side_and_no_ratio() -> None:
+def test_unknown_aggressors_give_no_side_and_no_ratio() -> None:
     row = pressure(trades([(0, "N", 5)])).row(0, named=True)
     assert (row["buy_sell_ratio"], row["imbalance"], row["dominant_side"]) == (None, None, None)
 
 
-def test_a_window_is_whole_once_something_later_was_captured_or_the_capture_ended_later() -> None:
+def test_window_is_whole_once_the_capture_went_past_it() -> None:
     made, future = trades([(0, "B", 1), (301, "B", 1)]), trades([(600, "B", 1)], kind="future")
     assert pressure(made)["is_whole"].to_list() == [True, False]
     assert pressure(made, future)["is_whole"].to_list() == [True, True]
@@ -92,7 +92,7 @@ def test_futures_and_spreads_are_not_counted() -> None:
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 1_799), st.sampled_from("BAN"), st.integers(1, 2**31)), max_size=30))
-def test_every_contract_traded_is_in_one_window_on_one_side(made: list[tuple[int, str, int]]) -> None:
+def test_every_trade_is_in_one_window_on_one_side(made: list[tuple[int, str, int]]) -> None:
     rows = pressure(trades(made))
     for name, side in (("buy_volume", "B"), ("sell_volume", "A"), ("undefined_volume", "N")):
         assert rows[name].sum() == sum(size for _, at, size in made if at == side)
@@ -102,7 +102,7 @@ def test_every_contract_traded_is_in_one_window_on_one_side(made: list[tuple[int
     )
 
 
-def test_the_lake_keeps_the_windows_that_are_over_by_the_captures_clock(tmp_path: Path) -> None:
+def test_only_windows_that_are_over_are_written(tmp_path: Path) -> None:
     settings = build_settings(data_dir=tmp_path)
     lake = Workspace.of(settings).lake
     made = trades([(0, "B", 1), (300, "B", 1)]).with_columns(

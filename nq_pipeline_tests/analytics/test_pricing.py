@@ -54,11 +54,11 @@ def quoted(snapshot: int = NOON) -> pl.DataFrame:
     )
 
 
-def test_the_tables_columns_are_those_of_the_pricing_and_the_run() -> None:
+def test_table_has_the_pricing_columns_and_the_run() -> None:
     assert [column.name for column in OPTION_PRICING.columns] == [*PRICED, "run_id"]
 
 
-def test_a_snapshot_is_priced_at_the_rate_of_the_settings_and_written_once(settings: Settings) -> None:
+def test_snapshot_is_priced_and_written_once(settings: Settings) -> None:
     rows = price_snapshot(settings, quoted(), run_id="first")
     assert set(rows["rate"]) == {RATE}
     priced = rows.filter(pl.col("unpriced").is_null())
@@ -69,7 +69,7 @@ def test_a_snapshot_is_priced_at_the_rate_of_the_settings_and_written_once(setti
     assert stored.height == rows.height and set(stored["run_id"]) == {"first"}
 
 
-def test_the_view_says_of_every_row_whose_numbers_it_shows(settings: Settings) -> None:
+def test_view_names_the_source_of_every_number(settings: Settings) -> None:
     lake = Workspace.of(settings).lake
     later = NOON + 300 * NS_PER_S
     silent_vendor = quoted(later).with_columns(pl.lit(None, pl.Float64).alias(name) for name in GREEKS)
@@ -96,14 +96,14 @@ def test_the_view_says_of_every_row_whose_numbers_it_shows(settings: Settings) -
     assert [nobodys[name] for name in GREEKS] == [None] * 5
 
 
-def test_a_chain_that_was_not_priced_shows_the_vendors_numbers(settings: Settings) -> None:
+def test_unpriced_chain_shows_the_vendors_numbers(settings: Settings) -> None:
     Workspace.of(settings).lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, quoted()), run_id="run")
     with catalog.connect(Workspace.of(settings).lake) as connection:
         shown = connection.sql("SELECT iv_source, delta, unpriced FROM option_chain_priced").fetchall()
     assert set(shown) == {("vendor", 9.0, None)} and len(shown) == 22
 
 
-def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
+def test_every_view_column_has_a_comment(settings: Settings) -> None:
     with duckdb.connect(catalog.publish(Workspace.of(settings).lake), read_only=True) as connection:
         silent = connection.execute(
             "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND comment IS NULL",
@@ -114,7 +114,7 @@ def test_every_column_of_the_view_is_explained(settings: Settings) -> None:
     assert {"iv_source", "unpriced", "valued_at_ns", "parity_gap", "vendor_implied_volatility"} <= names
 
 
-def test_a_chain_of_before_the_settlement_date_is_priced(settings: Settings) -> None:
+def test_chain_without_settlement_dates_is_priced(settings: Settings) -> None:
     lake = Workspace.of(settings).lake
     columns = tuple(column for column in OPTION_CHAIN.columns if column.name != "settlement_date")
     settled = quoted().with_columns(

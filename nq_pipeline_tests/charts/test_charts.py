@@ -1,4 +1,4 @@
-"""What the charts draw, and what they say where there is nothing to draw."""
+"""What the charts draw, and the sentence where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline import charts
 from nq_pipeline.charts import draw
-from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, apart
+from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, spread_labels
 from nq_pipeline_tests.testing import chart_frames
 
 FIRST = chart_frames.SERIES[0]
@@ -42,21 +42,21 @@ def drawn(picture: Picture) -> alt.LayerChart:
 
 
 def words(svg: str) -> list[str]:
-    """All texts of a picture, and what it says of its marks."""
+    """All texts of a chart, and the descriptions of its marks."""
     root = ElementTree.fromstring(svg)
     texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     return texts + [node.get("aria-label", "") for node in root.iter()]
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_drawn_whole_and_says_what_is_synthetic(name: str) -> None:
+def test_chart_is_complete_and_marks_sandbox_data(name: str) -> None:
     for environment in ("sandbox", "live"):
         chart = drawn(PICTURES[name](environment))
         svg = draw.svg(chart, width=560, height=320)
         assert any(SANDBOX in text for text in words(svg)) == (environment == "sandbox")
         assert 'width="560" height="320"' in svg
         assert "NaN" not in svg and "undefined" not in svg and "null" not in svg
-        assert not [said for said in words(svg) if re.search(r"[a-z]_[a-z]+: ", said)], "a column's name"
+        assert not [word for word in words(svg) if re.search(r"[a-z]_[a-z]+: ", word)], "a column's name"
         assert any(label.startswith("X-axis titled") for label in words(svg)), "an axis has a title"
 
 
@@ -94,12 +94,12 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
         lambda: charts.source_agreement(chart_frames.agreement().clear(), environment="live"),
     ],
 )
-def test_where_there_is_nothing_to_draw_a_sentence_says_so(picture: Callable[[], Picture]) -> None:
-    said = picture()
-    assert isinstance(said, str) and said.startswith("No ") and said.endswith(".")
+def test_empty_frames_give_a_sentence(picture: Callable[[], Picture]) -> None:
+    sentence = picture()
+    assert isinstance(sentence, str) and sentence.startswith("No ") and sentence.endswith(".")
 
 
-def test_bars_hold_every_contract_near_the_future_and_the_title_counts_the_rest() -> None:
+def test_bars_cover_near_strikes_and_title_counts_the_rest() -> None:
     far = chart_frames.profile().with_columns(strike=pl.col("strike") + 9_000)
     both = pl.concat([chart_frames.profile(), far])
     svg = draw.svg(drawn(charts.open_interest(both, chart_frames.metrics())), width=600, height=320)
@@ -108,10 +108,12 @@ def test_bars_hold_every_contract_near_the_future_and_the_title_counts_the_rest(
     near = 2 * sum(range(1, 6))
     assert sum(calls for calls, _ in counts) == 2 * near, "each bar is there twice: up and down"
     assert sum(puts for _, puts in counts) == 4 * near
-    assert any(f"{2 * near:,} calls, {4 * near:,} puts; {3 * near:,} of them beyond" in t for t in words(svg))
+    assert any(
+        f"{2 * near:,} calls, {4 * near:,} puts; {3 * near:,} of them outside" in t for t in words(svg)
+    )
 
 
-def test_a_smile_shows_four_expirations_at_most_and_always_the_nearest() -> None:
+def test_smile_shows_four_expirations_with_the_nearest() -> None:
     many = tuple(f"Q1B-2025-07-{day:02}" for day in range(1, 10))
     svg = draw.svg(drawn(charts.smile(chart_frames.smile(series=many))), width=600, height=320)
     named = {text for text in words(svg) if re.fullmatch(r"Q1B \d+ Jul", text)}
@@ -119,7 +121,7 @@ def test_a_smile_shows_four_expirations_at_most_and_always_the_nearest() -> None
     assert {"Q1B 1 Jul", "Q1B 9 Jul"} <= named
 
 
-def test_a_lone_last_trade_among_quotes_is_not_in_the_smile() -> None:
+def test_smile_of_a_quoted_series_has_no_lone_last_trade() -> None:
     rows = chart_frames.smile().with_columns(
         iv_uncertainty=pl.when(pl.col("strike") < 22_200).then("iv_uncertainty"),
         implied_volatility=pl.when(pl.col("strike") < 22_200).then("implied_volatility").otherwise(0.9),
@@ -128,7 +130,7 @@ def test_a_lone_last_trade_among_quotes_is_not_in_the_smile() -> None:
     assert not any("90.0 %" in text for text in words(svg))
 
 
-def test_the_future_and_the_level_are_named_where_they_are() -> None:
+def test_future_and_level_are_labelled() -> None:
     gamma = words(
         draw.svg(
             drawn(charts.gamma_exposure(chart_frames.profile(), chart_frames.levels())), width=600, height=320
@@ -145,7 +147,7 @@ def test_the_future_and_the_level_are_named_where_they_are() -> None:
     assert "max pain 22,050" in pain
 
 
-def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
+def test_names_of_lines_at_one_strike_do_not_overlap() -> None:
     level = chart_frames.metrics().with_columns(max_pain=pl.col("forward"))
     picture = drawn(charts.open_interest(chart_frames.profile(), level, FIRST))
     root = ElementTree.fromstring(draw.svg(picture, width=600, height=320))
@@ -154,21 +156,21 @@ def test_the_names_of_two_lines_at_one_strike_are_on_either_side() -> None:
     assert {side["future 22,110.00"], side["max pain 22,110"]} == {"start", "end"}
 
 
-def test_no_tick_is_said_twice_where_the_term_structure_is_flat() -> None:
+def test_flat_term_structure_repeats_no_tick() -> None:
     flat = chart_frames.metrics().with_columns(atm_iv=0.162 + pl.int_range(pl.len()) * 1e-5)
     svg = draw.svg(drawn(charts.term_structure(flat)), width=560, height=320)
     ticks = [word for word in words(svg) if re.fullmatch(r"[\d.]+%", word)]
     assert ticks and len(ticks) == len(set(ticks))
 
 
-def test_what_a_vendor_named_is_text_and_no_markup() -> None:
+def test_vendor_names_are_escaped() -> None:
     hostile = chart_frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
     svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
     assert "<script" not in svg
     assert "&lt;script" in svg
 
 
-def test_a_picture_for_a_page_leaves_the_words_to_the_page() -> None:
+def test_untitled_chart_has_no_title_text() -> None:
     chart = drawn(PICTURES["term_structure"]("sandbox"))
     assert "Term structure" in words(draw.svg(chart, width=400, height=300))
     assert "Term structure" not in words(draw.svg(chart, width=400, height=300, title=False))
@@ -176,10 +178,8 @@ def test_a_picture_for_a_page_leaves_the_words_to_the_page() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=6), st.floats(0.001, 0.2))
-def test_names_at_the_ends_of_lines_keep_their_order_and_their_distance(
-    values: list[float], gap: float
-) -> None:
-    places = apart(values, gap)
+def test_spread_labels_keeps_order_and_distance(values: list[float], gap: float) -> None:
+    places = spread_labels(values, gap)
     assert len(places) == len(values)
     order = sorted(range(len(values)), key=values.__getitem__)
     for lower, higher in pairwise(order):

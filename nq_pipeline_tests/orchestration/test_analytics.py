@@ -38,9 +38,9 @@ from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.orchestration.test_chains import checks, materialized
-from nq_pipeline_tests.report.conftest import take
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.lake_samples import chain as sample
+from nq_pipeline_tests.testing.report_lake import store_snapshot
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 DAY = "2025-06-10"
@@ -91,7 +91,7 @@ def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path:
 
 def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(tmp_path: Path) -> None:
     """A chain whose own pricing failed, or that is older than there was any."""
-    settings, snapshot = take(tmp_path, environment="live")
+    settings, snapshot = store_snapshot(tmp_path, environment="live")
     lake = Workspace.of(settings).lake
     left = snapshot.chain.with_columns(snapshot_ts=pl.col("snapshot_ts") - timedelta(minutes=5))
     lake.append(OPTION_CHAIN, left, run_id="earlier")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.snapshot import METRICS
 from nq_pipeline.chains.request import build_request
-from nq_pipeline.charts import named_text
+from nq_pipeline.charts import series_label_text
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report.markdown import (
@@ -54,7 +54,7 @@ def test_a_long_table_is_cut_and_says_so() -> None:
 def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
     table = chart(front_open_interest(chain(REQUEST, "barchart"), rate=0.04))
     assert len(table) < 40_000
-    name = named_text(REQUEST.series[0].key)
+    name = series_label_text(REQUEST.series[0].key)
     assert table.startswith(f"![Open interest, {name}](data:image/svg+xml;base64,")
     svg = base64.b64decode(table.partition("base64,")[2].rstrip(")"))
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]

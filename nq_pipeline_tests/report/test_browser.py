@@ -18,7 +18,7 @@ from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
-from nq_pipeline_tests.report.conftest import NOTEBOOK
+from nq_pipeline_tests.testing.report_lake import NOTEBOOK
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -67,7 +67,7 @@ def rgb(colour: str) -> str:
 
 
 @pytest.mark.parametrize(("scheme", "width"), SCREENS)
-def test_the_page_opens_from_the_disk_whole_and_asks_nobody(
+def test_page_opens_from_disk_without_network(
     browser: Browser, address: str, scheme: str, width: int
 ) -> None:
     from playwright.sync_api import expect
@@ -80,7 +80,7 @@ def test_the_page_opens_from_the_disk_whole_and_asks_nobody(
         "Volatility smile",
         "Term structure",
         "Expected move",
-        "Gamma exposure",
+        "Net gamma exposure",
         "Pressure, calls",
     ):
         figure = page.locator("figure", has=page.get_by_role("heading", name=heading))
@@ -100,7 +100,7 @@ def test_the_page_opens_from_the_disk_whole_and_asks_nobody(
     page.close()
 
 
-def test_pointing_at_a_mark_says_its_numbers(browser: Browser, address: str) -> None:
+def test_pointing_at_a_mark_shows_its_numbers(browser: Browser, address: str) -> None:
     from playwright.sync_api import expect
 
     page = Watched(browser, address, "light", 1280).page
@@ -119,7 +119,7 @@ def test_pointing_at_a_mark_says_its_numbers(browser: Browser, address: str) -> 
     page.close()
 
 
-def test_on_paper_it_is_light_and_complete(browser: Browser, address: str) -> None:
+def test_printed_page_is_light_and_complete(browser: Browser, address: str) -> None:
     page = Watched(browser, address, "dark", 1280).page
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT.paper)
@@ -156,7 +156,7 @@ def notebook(sandbox: Settings, tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
-def test_the_notebook_shows_its_plots_and_asks_nobody_else(browser: Browser, notebook: str) -> None:
+def test_notebook_shows_charts_and_loads_nothing_foreign(browser: Browser, notebook: str) -> None:
     from playwright.sync_api import expect
 
     watched = Watched(browser, notebook, "light", 1280)

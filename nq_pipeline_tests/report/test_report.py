@@ -1,4 +1,4 @@
-"""The report as a file: what it says, where it lies, and that nothing in it reaches out or runs."""
+"""The report as a file: its contents, its path, and that it loads and runs nothing foreign."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.report.conftest import HOSTILE, NOW, capture, take
+from nq_pipeline_tests.testing.report_lake import HOSTILE, NOW, store_snapshot, store_trades
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def tiles(page: html.HtmlElement) -> dict[str, str]:
     return {text(tile, "./dt"): text(tile, "./dd[1]") for tile in page.xpath('//dl[@class="tiles"]/div')}
 
 
-def test_the_file_is_named_after_its_snapshot_and_written_whole(sandbox: Settings, written: Path) -> None:
+def test_file_is_named_after_its_snapshot(sandbox: Settings, written: Path) -> None:
     before = written.read_bytes()
     assert written == Workspace.of(sandbox).reports / "2025-06-10T15-00-00Z.html"
     assert before.startswith(b"<!doctype html>") and before.rstrip().endswith(b"</html>")
 
 
-def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, page: html.HtmlElement) -> None:
+def test_headline_shows_the_metrics_of_the_chain(sandbox: Settings, page: html.HtmlElement) -> None:
     with catalog.connect(Workspace.of(sandbox).lake) as lake:
         chain = catalog.chain(lake)
     priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.pricing.risk_free_rate))
@@ -61,36 +61,36 @@ def test_the_headline_is_what_the_metrics_of_the_chain_say(sandbox: Settings, pa
     levels = metrics.gamma_levels(priced).row(0, named=True)
     shown = tiles(page)
     assert shown["Future NQM5"] == f"{front['forward']:,.2f}"
-    assert shown["Volatility at the money"] == f"{front['atm_iv']:.1%}"
+    assert shown["ATM IV"] == f"{front['atm_iv']:.1%}"
     assert shown["Expected move"] == f"±{front['expected_move_iv']:,.0f}"
     zero = text(page, '//dl[@class="tiles"]/div[dt="Zero gamma"]')
     net = f"{levels['gex_per_pct'] / 1e6:+,.1f}".replace("-", "−")
-    assert f"net gamma {net} million dollars per 1 %" in zero
+    assert f"net gamma exposure {net} million dollars per 1 %" in zero
     assert f"{levels['open_interest_left_out']:,} open contracts left out" in zero
-    assert shown["Puts per call"] == f"{levels['put_call_open_interest']:.2f}"
+    assert shown["Put/call ratio"] == f"{levels['put_call_open_interest']:.2f}"
     assert shown["Open interest"] == f"{levels['call_open_interest'] + levels['put_open_interest']:,}"
     assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
 
 
-def test_it_says_who_won_and_why_the_others_did_not(page: html.HtmlElement) -> None:
+def test_sources_show_who_won_and_why_others_lost(page: html.HtmlElement) -> None:
     rows = [
         [" ".join(cell.text_content().split()) for cell in row.xpath("./td")]
         for row in page.xpath('//section[@id="sources"]//tbody/tr')
     ]
-    said = {row[0]: row[1:4] for row in rows}
+    shown = {row[0]: row[1:4] for row in rows}
     assert rows[0][0] == "tradovate", "the winner comes first"
-    assert said["tradovate"][0] == "ok" and said["tradovate"][1].startswith("4 of 4")
-    assert said["barchart"][0] == "blocked" and HOSTILE in said["barchart"][2]
-    assert said["databento"][2] == "healthy, but tradovate has priority"
-    assert "proxy" in said["polygon"][2]
-    assert "Left out of what databento sent: 2 spread." in text(page, '//section[@id="sources"]')
+    assert shown["tradovate"][0] == "ok" and shown["tradovate"][1].startswith("4 of 4")
+    assert shown["barchart"][0] == "blocked" and HOSTILE in shown["barchart"][2]
+    assert shown["databento"][2] == "healthy, but tradovate has priority"
+    assert "proxy" in shown["polygon"][2]
+    assert "Left out of databento's answer: 2 spread." in text(page, '//section[@id="sources"]')
 
 
-def test_trades_gaps_and_money_have_their_place(page: html.HtmlElement) -> None:
+def test_trades_gaps_and_spend_are_shown(page: html.HtmlElement) -> None:
     trades = text(page, '//section[@id="1-trades"]//figcaption')
     assert "5 bought (green), 2 sold (purple)" in trades
     assert "0 bought (green), 1 sold (purple)" in trades
-    assert "None is known on 2025-06-10." in text(page, '//section[@id="gaps"]')
+    assert "No gap is known on 2025-06-10." in text(page, '//section[@id="gaps"]')
     money = text(page, '//section[@id="money"]')
     assert "flat fee" in money and "Left this month" in money
 
@@ -105,33 +105,31 @@ def test_trades_gaps_and_money_have_their_place(page: html.HtmlElement) -> None:
         ),  # after the snapshot, in a window that goes on
     ],
 )
-def test_the_newest_trades_there_are_stand_in_the_report(tmp_path: Path, began: str, when: str) -> None:
-    settings, snapshot = take(tmp_path)
-    capture(settings, snapshot, datetime.fromisoformat(began))
+def test_report_shows_the_newest_captured_trades(tmp_path: Path, began: str, when: str) -> None:
+    settings, snapshot = store_snapshot(tmp_path)
+    store_trades(settings, snapshot, datetime.fromisoformat(began))
     page = html.fromstring(write_report(settings).read_bytes())
     trades = text(page, '//section[@id="1-trades"]')
     assert f"5 bought (green), 2 sold (purple) by aggressors, {when}" in trades
     assert "captured" not in trades
-    assert f"None is known on {when[:10]}." in text(page, '//section[@id="gaps"]')
+    assert f"No gap is known on {when[:10]}." in text(page, '//section[@id="gaps"]')
 
 
-def test_the_report_of_a_moment_knows_no_later_trades(tmp_path: Path) -> None:
-    settings, snapshot = take(tmp_path)
+def test_report_of_a_moment_has_no_later_trades(tmp_path: Path) -> None:
+    settings, snapshot = store_snapshot(tmp_path)
     for began in ("2025-06-09T15:00:00Z", "2025-06-10T15:01:00Z", "2025-06-11T15:00:00Z"):
-        capture(settings, snapshot, datetime.fromisoformat(began))
+        store_trades(settings, snapshot, datetime.fromisoformat(began))
     asked = datetime.fromisoformat(NOW)
     page = html.fromstring(write_report(settings, snapshot_ts=asked).read_bytes())
     assert "by aggressors, 2025-06-09" in text(page, '//section[@id="1-trades"]')
 
 
-def test_what_a_vendor_said_is_never_markup(page: html.HtmlElement) -> None:
+def test_vendor_text_is_never_markup(page: html.HtmlElement) -> None:
     assert len(page.xpath("//script")) == 1
     assert page.xpath("//img") == [] and page.xpath("//*[@onerror]") == []
 
 
-def test_nothing_reaches_out_and_only_its_own_script_and_style_may_run(
-    written: Path, page: html.HtmlElement
-) -> None:
+def test_page_loads_and_runs_nothing_foreign(written: Path, page: html.HtmlElement) -> None:
     source = written.read_text()
     links = page.xpath("//@href | //@src | //@srcset | //@action | //@data")
     assert links and all(link.startswith("#") for link in links)
@@ -145,21 +143,19 @@ def test_nothing_reaches_out_and_only_its_own_script_and_style_may_run(
     assert not re.search(r"<[^>]+ (?:style|on\w+)=", source), "the policy would refuse them"
 
 
-def test_synthetic_data_is_called_so_at_the_top_and_at_every_picture(
-    page: html.HtmlElement, tmp_path: Path
-) -> None:
+def test_sandbox_data_is_marked_at_top_and_every_chart(page: html.HtmlElement, tmp_path: Path) -> None:
     assert text(page, '//div[@class="sandbox"]') == SANDBOX
     figures = page.xpath("//figure")
     assert len(figures) >= 8
     assert all(figure.xpath('.//span[@class="badge"]/text()') == ["SANDBOX"] for figure in figures)
-    settings, _ = take(tmp_path, environment="live")
+    settings, _ = store_snapshot(tmp_path, environment="live")
     live = html.fromstring(write_report(settings).read_bytes())
     assert live.xpath('//div[@class="sandbox"]') == [] and "SANDBOX" not in live.text_content()
 
 
-def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
-    settings, _ = take(tmp_path)
-    take(tmp_path, now="2025-06-10T15:05:00Z")
+def test_earlier_snapshot_has_its_own_report(tmp_path: Path) -> None:
+    settings, _ = store_snapshot(tmp_path)
+    store_snapshot(tmp_path, now="2025-06-10T15:05:00Z")
     assert write_report(settings).stem == "2025-06-10T15-05-00Z"
     asked = datetime(2025, 6, 10, 15, 3, tzinfo=UTC)
     earlier = write_report(settings, snapshot_ts=asked)
@@ -167,19 +163,19 @@ def test_an_earlier_snapshot_has_a_report_of_its_own(tmp_path: Path) -> None:
     assert "10:00 CT" in html.fromstring(earlier.read_bytes()).text_content()
 
 
-def test_without_a_chain_there_is_a_sentence_and_no_file(tmp_path: Path) -> None:
+def test_missing_chain_is_an_error_and_writes_no_file(tmp_path: Path) -> None:
     settings = build_settings(data_dir=tmp_path)
     Workspace.of(settings).lake.root.mkdir(parents=True)
-    with pytest.raises(LakeError, match=r"no chain to report on; `nq run` asks for one"):
+    with pytest.raises(LakeError, match="no chain to report on"):
         write_report(settings)
-    take(tmp_path)
+    store_snapshot(tmp_path)
     with pytest.raises(LakeError, match="no chain as of 2025-06-09 15:00 UTC"):
         write_report(settings, snapshot_ts=datetime(2025, 6, 9, 15, tzinfo=UTC))
     assert not Workspace.of(settings).reports.exists()
 
 
-def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -> None:
-    settings, snapshot = take(tmp_path / "well")
+def test_unquoted_chain_has_sentences_for_charts(tmp_path: Path) -> None:
+    settings, snapshot = store_snapshot(tmp_path / "well")
     silent = build_settings(data_dir=tmp_path / "silent")
     lake = Workspace.of(silent).lake
     unknown = ("bid", "ask", "last", "volume", "open_interest", "underlying_price")
@@ -188,15 +184,13 @@ def test_a_chain_that_nobody_quoted_has_sentences_for_pictures(tmp_path: Path) -
     lake.append(DECISIONS, snapshot.decisions, run_id="run")
     page = html.fromstring(write_report(silent).read_bytes())
     sentences = [" ".join(part.text_content().split()) for part in page.xpath('//p[@class="none"]')]
-    assert any(said.startswith("No smile") for said in sentences)
-    assert any(said.startswith("No open interest of all series") for said in sentences)
+    assert any(one.startswith("No smile") for one in sentences)
+    assert any(one.startswith("No open interest of all series") for one in sentences)
     assert tiles(page)["Expected move"] == "–"
     assert settings.environment_dir != silent.environment_dir
 
 
-def test_the_command_says_where_the_page_is_and_writes_over_the_older_one(
-    sandbox: Settings, written: Path
-) -> None:
+def test_command_prints_the_path_and_overwrites(sandbox: Settings, written: Path) -> None:
     environment = {"NQ_DATA_DIR": str(sandbox.data_dir), "NQ_NOW": NOW}
     result = CliRunner().invoke(cli.main, ["report", "--no-open"], env=environment)
     assert result.exit_code == exit_codes.OK, result.output

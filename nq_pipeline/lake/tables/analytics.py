@@ -109,8 +109,8 @@ _TOTALS = (
 )
 
 _RATIOS = (
-    nullable("put_call_open_interest", FLOAT, "puts per call; null without calls"),
-    nullable("put_call_volume", FLOAT, "puts per call; null without calls"),
+    nullable("put_call_open_interest", FLOAT, "put/call ratio; null without calls"),
+    nullable("put_call_volume", FLOAT, "put/call ratio; null without calls"),
 )
 
 _GEX = (
