@@ -90,7 +90,7 @@ def price_one(strike: float = 21_500.0, **values: Any) -> dict[str, Any]:
 # What a chain gives
 
 
-def test_a_chain_of_one_volatility_gives_that_volatility_and_its_greeks_row_by_row() -> None:
+def test_a_chain_of_one_volatility_gives_it_back_with_greeks() -> None:
     chain = board()
     priced = price_chain(chain, rate=0.04)
     assert priced.columns == list(PRICED)
@@ -125,7 +125,7 @@ def test_a_locked_quotes_wild_volatility_fails_the_filter() -> None:
     assert row["iv_uncertainty"] > 0.02
 
 
-def test_quarterlies_are_american_and_at_a_rate_of_nothing_are_not() -> None:
+def test_quarterlies_are_american_unless_the_rate_is_zero() -> None:
     expiration = NOON + timedelta(days=101)
     with_rate = price_chain(board(expiration=expiration, american_style=True), rate=0.04)
     assert set(with_rate["model"]) == {"ju_zhong"}
@@ -142,7 +142,7 @@ def test_an_option_on_a_fund_is_valued_as_a_european_one() -> None:
     assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
 
 
-def test_microseconds_from_the_catalog_serve_as_well_as_nanoseconds() -> None:
+def test_instants_in_microseconds_give_the_same_prices() -> None:
     fine, coarse = (
         board().with_columns(pl.col("snapshot_ts", "as_of", "expiration").cast(pl.Datetime(unit, "UTC")))
         for unit in ("ns", "us")
@@ -170,7 +170,7 @@ def test_minutes_before_expiration_the_volatility_is_still_found(seconds: int) -
 # Which price
 
 
-def test_without_a_two_sided_quote_a_young_last_trade_is_valued_and_its_age_is_said() -> None:
+def test_a_recent_last_trade_is_valued_with_its_age() -> None:
     row = price_one(bid=None, last=180.0, last_ts=NOON - timedelta(seconds=120))
     assert (row["price_used"], row["price"], row["price_age_s"]) == ("last", 180.0, 120.0)
     assert row["implied_volatility"] is not None and row["iv_uncertainty"] is None
@@ -221,7 +221,7 @@ def test_an_expired_series_has_no_volatility_whatever_is_quoted() -> None:
 # Settlements
 
 
-def test_settlements_are_valued_on_their_own_forward_at_the_close_they_were_made_at() -> None:
+def test_settlements_are_valued_on_their_own_forward() -> None:
     then = datetime(2025, 6, 9, 20, 0, tzinfo=UTC)  # 15:00 in Chicago the trade date before
     settled = board(expiration=NOON + timedelta(days=30))
     k, call = settled["strike"].to_numpy(), (settled["option_type"] == "C").to_numpy()
@@ -267,14 +267,14 @@ def settled(*days: date | None, as_of: datetime = AFTER_CLOSE, root: str = "Q2C"
 
 
 @pytest.mark.parametrize("told", [MONDAY, None, date(2025, 6, 8)])
-def test_mondays_settlement_is_valued_on_monday_after_tuesdays_close(told: date | None) -> None:
+def test_a_settlement_is_valued_on_its_own_day(told: date | None) -> None:
     priced = price_chain(settled(told), rate=0.04)
     assert set(priced["valued_at"]) == {datetime(2025, 6, 9, 20, tzinfo=UTC)}
     assert set(priced["years"].round(5)) == {0.00548} and priced["implied_volatility"].count() > 20
     assert priced["implied_volatility"].drop_nulls().to_numpy() == pytest.approx(SIGMA, abs=1e-6)
 
 
-def test_without_a_date_a_settlement_is_todays_once_todays_are_out() -> None:
+def test_an_undated_settlement_is_the_newest_published() -> None:
     out = AFTER_CLOSE.replace(minute=30)
     priced = price_chain(settled(None, as_of=out), rate=0.04)
     assert set(priced["valued_at"]) == {datetime(2025, 6, 10, 20, tzinfo=UTC)}
@@ -300,7 +300,7 @@ def test_a_settlement_of_after_the_quotes_has_no_age() -> None:
     assert set(priced["price_age_s"]) == {0.0}
 
 
-def test_a_lone_settlement_has_no_forward_since_the_future_moved_on() -> None:
+def test_a_lone_settlement_has_no_forward() -> None:
     row = price_one(bid=None, ask=None, is_settlement=True, settlement=150.0)
     assert (row["price_used"], row["unpriced"], row["forward"]) == ("settlement", "no_forward", None)
 
@@ -308,7 +308,7 @@ def test_a_lone_settlement_has_no_forward_since_the_future_moved_on() -> None:
 # Which forward
 
 
-def test_parity_overrules_a_future_of_another_month_and_the_gap_is_said() -> None:
+def test_parity_overrules_a_future_of_another_month() -> None:
     priced = price_chain(board(underlying_price=F + 200.0), rate=0.04)
     assert priced["forward"].to_numpy() == pytest.approx(F)
     row = priced.row(0, named=True)
@@ -382,7 +382,7 @@ def vendor_chain(now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 @pytest.mark.parametrize("now", [datetime(2025, 6, 10, 15, tzinfo=UTC), datetime(2025, 9, 4, 8, tzinfo=UTC)])
-def test_the_synthetic_markets_surface_is_found_within_the_width_of_its_quotes(now: datetime) -> None:
+def test_the_synthetic_surface_is_found_within_the_quotes(now: datetime) -> None:
     chain, truth = vendor_chain(now)
     priced = price_chain(chain, rate=RATE).with_columns(
         true=truth["implied_volatility"], true_delta=truth["delta"], true_gamma=truth["gamma"]
@@ -397,7 +397,7 @@ def test_the_synthetic_markets_surface_is_found_within_the_width_of_its_quotes(n
     assert otm["delta"].to_numpy() == pytest.approx(otm["true_delta"].to_numpy(), abs=5e-3)
 
 
-def test_the_synthetic_forwards_are_found_within_a_point_of_each_future() -> None:
+def test_the_synthetic_forwards_are_found_within_a_point() -> None:
     now = datetime(2025, 6, 10, 15, tzinfo=UTC)
     chain, _ = vendor_chain(now)
     series = price_chain(chain, rate=RATE).unique("series")

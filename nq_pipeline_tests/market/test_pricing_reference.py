@@ -38,7 +38,7 @@ def test_prices_and_greeks_are_quantlibs() -> None:
         assert FAIR.gamma[i] == pytest.approx(theirs.gammaForward(), rel=1e-8, abs=1e-12)
 
 
-def test_volatilities_are_quantlibs_and_those_the_prices_were_made_with() -> None:
+def test_volatilities_agree_with_quantlib() -> None:
     found = black76.implied_volatility(FAIR.price, F, K, T, CALL, R)
     assert INFORMED.mean() > 0.7
     assert np.abs(found - VOL)[INFORMED].max() < 1e-8
@@ -63,9 +63,7 @@ def test_volatilities_are_those_of_py_vollib() -> None:
 
 
 @pytest.mark.parametrize(("days", "points"), [(7, 0.1), (29, 0.15), (91, 0.65), (183, 1.8), (365, 4.3)])
-def test_american_prices_are_quantlibs_of_the_same_method_and_near_its_exact_ones(
-    days: int, points: float
-) -> None:
+def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
     today = ql.Date(2, 1, 2025)
     ql.Settings.instance().evaluationDate = today
     flat = ql.YieldTermStructureHandle(ql.FlatForward(today, R, ql.Actual365Fixed()))

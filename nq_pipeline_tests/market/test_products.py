@@ -68,7 +68,7 @@ def test_a_product_is_whole(product: Product) -> None:
         assert family.kind == "weekly" or len(family.roots) == 1
 
 
-def test_no_two_roots_share_a_code_at_the_exchange_or_at_barchart() -> None:
+def test_codes_of_roots_are_unique() -> None:
     families = [f for product in (*PRODUCTS.values(), *PROXIES.values()) for f in product.families]
     assert len(ROOTS) + len(PROXY_ROOTS) == sum(len(family.roots) for family in families)
     codes = [root.barchart for root in ROOTS.values() if root.barchart]
@@ -83,7 +83,7 @@ def test_a_proxy_stands_for_a_product_of_the_table() -> None:
 @EVERY
 @given(start=DAYS)
 @settings(max_examples=40, deadline=None)
-def test_every_series_ends_within_a_trade_date_of_its_own_weekday(product: Product, start: date) -> None:
+def test_every_series_expires_on_its_own_weekday(product: Product, start: date) -> None:
     found = series_from(product, start)
     assert [s.expiration for s in found] == sorted(s.expiration for s in found)
     assert len({s.key for s in found}) == len(found)
@@ -132,7 +132,7 @@ def test_barchart_codes_come_back_or_are_known_to_be_unknown(product: Product, s
 @EVERY
 @given(start=DAYS)
 @settings(max_examples=40, deadline=None)
-def test_the_future_outlives_the_option_and_is_one_that_is_listed(product: Product, start: date) -> None:
+def test_the_future_is_listed_and_outlives_the_option(product: Product, start: date) -> None:
     for s in series_from(product, start):
         future = underlying_future(s, 2)
         month, year = MONTH_CODES.index(future[-3]) + 1, 2000 + int(future[-2:])
@@ -189,7 +189,7 @@ def test_gold_months_deliver_into_the_futures_of_the_fact_card() -> None:
     assert [underlying_future(s)[2] for s in found if isinstance(s, Series)] == list(into)
 
 
-def test_gold_expires_in_the_month_before_its_code_and_never_on_a_friday_or_before_a_holiday() -> None:
+def test_gold_never_expires_on_a_friday_or_before_a_holiday() -> None:
     ends = [
         s.expiration_date for s in expirations("GC", date(2021, 1, 1), date(2028, 12, 31)) if s.root == "OG"
     ]
@@ -201,7 +201,7 @@ def test_gold_expires_in_the_month_before_its_code_and_never_on_a_friday_or_befo
         assert sessions.session(following).rth is not None
 
 
-def test_a_gold_weekly_takes_the_day_of_the_week_it_is_named_for_even_at_the_end_of_the_month() -> None:
+def test_a_gold_weekly_may_expire_at_the_end_of_the_month() -> None:
     assert "G5M-2025-06-30" in [s.key for s in expirations("GC", date(2025, 6, 30), date(2025, 6, 30))]
 
 
@@ -209,5 +209,5 @@ def test_no_gold_weekly_ends_on_the_day_of_the_monthly_option() -> None:
     assert [s.key for s in expirations("GC", date(2025, 6, 25), date(2025, 6, 25))] == ["OG-2025-06-25"]
 
 
-def test_a_third_friday_of_the_s_and_p_has_no_weekly_beside_the_quarterly_option() -> None:
+def test_es_has_no_weekly_on_the_quarterly_friday() -> None:
     assert [s.key for s in expirations("ES", date(2025, 6, 20), date(2025, 6, 20))] == ["ES-2025-06-20"]

@@ -123,7 +123,7 @@ def test_barchart_code_means(code: str, key: str) -> None:
     assert symbology.parse_barchart_code(code, on=JUNE) == Series.parse(key)
 
 
-def test_a_weekly_code_whose_root_was_never_seen_is_an_error_value_until_given() -> None:
+def test_an_unknown_barchart_root_is_unparsed_until_added() -> None:
     fifth_monday = Series.parse("Q5A-2025-09-29")
     assert isinstance(symbology.barchart_code(fifth_monday), Unparsed)
     assert isinstance(symbology.parse_barchart_code("MC0U25"), Unparsed)
@@ -165,7 +165,7 @@ def test_a_year_of_one_digit_without_context_is_not_guessed() -> None:
         assert "trade date" in found.reason
 
 
-def test_a_stated_expiration_wins_over_the_rules_but_not_over_the_symbol() -> None:
+def test_a_stated_expiration_overrules_the_listing_rules() -> None:
     odd = date(2025, 6, 30)  # a fifth Monday that is the end of the month
     assert isinstance(symbology.parse_globex("Q5AM5 C21000", on=JUNE), Unparsed)
     assert symbology.parse_globex("Q5AM5 C21000", expiration=odd) == Contract(
@@ -363,7 +363,7 @@ def boards(shared: Path) -> Iterator[tuple[str, date, list[dict[str, Any]]]]:
         yield code, date.fromisoformat(recorded), data["Call"] + data["Put"]
 
 
-def test_every_row_of_every_recorded_board_is_a_contract_of_its_series(shared: Path) -> None:
+def test_recorded_barchart_rows_are_of_their_series(shared: Path) -> None:
     seen = 0
     for code, recorded, rows in boards(shared):
         board = symbology.parse_barchart_code(code, on=recorded)
@@ -378,7 +378,7 @@ def test_every_row_of_every_recorded_board_is_a_contract_of_its_series(shared: P
     assert seen > 2000
 
 
-def test_every_recorded_ticker_is_the_contract_its_fields_describe(shared: Path) -> None:
+def test_recorded_tickers_agree_with_their_terms(shared: Path) -> None:
     for name in ("reference_options_contracts_NDX_20250610.json", "sdkmock_reference_contracts_page1.json"):
         items = json.loads((shared / "polygon" / name).read_text())["results"]
         assert items

@@ -209,7 +209,7 @@ class SourceContract:
         for request_id, digest in frame.select("request_id", "raw_sha256").unique().iter_rows():
             assert archived[request_id] == digest
 
-    def test_every_fault_becomes_its_outcome_and_never_an_exception_and_shows_no_secret(
+    def test_every_fault_becomes_its_outcome_without_a_secret(
         self, fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -255,7 +255,7 @@ class SourceContract:
             assert server.asked
         no_secret(answer, session, server, tmp_path, caplog)
 
-    def test_a_repeat_within_its_lifetime_asks_nobody_and_gives_the_same_rows(self, tmp_path: Path) -> None:
+    def test_a_repeat_within_its_lifetime_is_served_from_the_cache(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             first, _ = self.ask(server, tmp_path)
             asked = len(server.asked)

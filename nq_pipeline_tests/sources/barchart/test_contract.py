@@ -20,7 +20,7 @@ from nq_pipeline_tests.testing.source_contract import MOMENT
 
 
 class TestBarchartContract(BarchartContract):
-    def test_a_time_to_come_costs_its_cell_and_makes_no_stale_board_fresh(self, tmp_path: Path) -> None:
+    def test_a_future_time_does_not_make_a_stale_series_fresh(self, tmp_path: Path) -> None:
         ahead = MOMENT + timedelta(days=83)
 
         def respond(asked: Asked) -> Answer:
@@ -43,7 +43,7 @@ class TestBarchartContract(BarchartContract):
         assert answer.frame["last_ts"].count() == 0
         assert answer.frame["bid"].null_count() == answer.frame["underlying_price"].count() == 0
 
-    def test_a_date_stands_for_a_trade_date_though_it_begins_the_evening_before(self, tmp_path: Path) -> None:
+    def test_a_date_is_a_trade_date_that_begins_the_evening_before(self, tmp_path: Path) -> None:
         evening = datetime(2025, 6, 9, 22, 30, tzinfo=UTC)  # of the session of the 10th
         body = barchart_boards.chain(
             [barchart_boards.settled("MC2M5", 21000, "C", at=date(2025, 6, 10), volume=3)]

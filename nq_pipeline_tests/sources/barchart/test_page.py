@@ -60,7 +60,7 @@ def test_open_interest_of_another_time_is_not_compared() -> None:
     assert "open_interest_equals_page" not in controls(PAGE, open_interest=False)
 
 
-def test_prices_in_eighths_are_read_with_and_without_their_raw_value() -> None:
+def test_prices_in_eighths_are_read() -> None:
     shown = {"ZWN25": ("539-4s", 539.5), "ZWU25": ("554-0", 554.0), "ZWZ25": ("577-2s", 577.25)}
     rows = [
         {

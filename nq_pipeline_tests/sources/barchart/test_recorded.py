@@ -100,7 +100,7 @@ def test_every_cell_of_a_recorded_board_is_accounted_for(
 
 
 @pytest.mark.parametrize(("name", "code", "key", "day"), BOARDS)
-def test_a_recorded_trade_time_is_shown_as_the_session_it_lies_in(
+def test_recorded_trade_times_are_shown_as_their_session(
     shared: Path, name: str, code: str, key: str, day: date
 ) -> None:
     board, sent = read(shared, name, code, day)
@@ -113,7 +113,7 @@ def test_a_recorded_trade_time_is_shown_as_the_session_it_lies_in(
             assert f"{sessions.trade_date(moment):%m/%d/%y}" == row["tradeTime"]
 
 
-def test_a_price_that_lost_its_mark_is_the_last_as_sent_but_no_trade(shared: Path) -> None:
+def test_a_price_that_lost_its_mark_is_no_trade(shared: Path) -> None:
     board, sent = read(shared, BOARDS[2][0], "MC6M5", date(2025, 6, 2))
     assert sent[0]["lastPrice"] == "7,534.38"
     first = board.rows.row(0, named=True)
@@ -129,7 +129,7 @@ def test_the_recorded_empty_answer_is_an_empty_board(shared: Path) -> None:
     assert (board.seen, board.rows.height, board.dropped) == (0, 0, Counter())
 
 
-def test_recorded_fractions_are_eighths_and_settled_prices_lose_their_mark(shared: Path) -> None:
+def test_recorded_fractions_are_eighths(shared: Path) -> None:
     body = (shared / "barchart" / "futures_list_ZW_20250602_fractional_unch.json").read_bytes()
     rows = json.loads(body)["data"]
     expected = {r["symbol"]: (r["raw"]["lastPrice"], r["raw"]["tradeTime"] * 10**9) for r in rows}
@@ -142,7 +142,7 @@ def test_recorded_fractions_are_eighths_and_settled_prices_lose_their_mark(share
     assert shown_only == expected
 
 
-def test_the_recorded_page_tells_expiry_underlying_series_and_totals_of_its_board(shared: Path) -> None:
+def test_the_recorded_page_agrees_with_its_rows(shared: Path) -> None:
     page = parse_page((shared / "barchart" / "page_MC6M25_20250602_rendered.html").read_bytes())
     board, _ = read(shared, BOARDS[2][0], "MC6M5", date(2025, 6, 2))
     series = series_of("MC6M25")
@@ -160,7 +160,7 @@ def test_the_recorded_page_tells_expiry_underlying_series_and_totals_of_its_boar
     }
 
 
-def test_the_recorded_server_page_without_its_lower_half_is_read_as_far_as_it_goes(shared: Path) -> None:
+def test_the_recorded_half_page_is_read_as_far_as_it_goes(shared: Path) -> None:
     page = parse_page((shared / "barchart" / "page_MC6M25_server_html_first50kB.html").read_bytes())
     assert page.open_interest == {}
 

@@ -118,7 +118,7 @@ def test_a_chain_is_asked_for_as_the_page_asks(tmp_path: Path) -> None:
     assert "cookie" not in first.headers
 
 
-def test_chains_come_first_then_the_futures_in_one_request_then_the_pages(tmp_path: Path) -> None:
+def test_chains_are_requested_first_then_futures_then_pages(tmp_path: Path) -> None:
     _, server, _ = ask(healthy, tmp_path)
     asked = [a.query.get("symbol") or a.query.get("symbols") or a.path for a in server.asked]
     assert asked == [
@@ -175,7 +175,7 @@ def test_a_server_that_only_knows_the_chains_gives_whole_chains(tmp_path: Path) 
     assert len(server.asked) == 4
 
 
-def test_a_series_without_a_known_code_is_not_asked_and_names_the_setting(tmp_path: Path) -> None:
+def test_a_series_without_a_code_names_the_setting(tmp_path: Path) -> None:
     fifth = Series("Q5A", date(2025, 9, 29))
     answer, server, _ = ask(healthy, tmp_path, series=(fifth,))
     assert answer.outcome is Outcome.NOT_CONFIGURED
@@ -224,7 +224,7 @@ def cookies(token: str) -> dict[str, str]:
     return {"Set-Cookie": f"XSRF-TOKEN={token}%3D; Path=/\nlaravel_session=s-{token}; Path=/; HttpOnly"}
 
 
-def test_a_cookie_session_visits_a_page_first_and_sends_the_newest_token(tmp_path: Path) -> None:
+def test_a_cookie_session_sends_the_newest_token(tmp_path: Path) -> None:
     turn = iter(range(100))
 
     def respond(asked: Asked) -> Answer:
@@ -282,7 +282,7 @@ def test_the_page_visited_for_a_token_is_not_archived(tmp_path: Path) -> None:
     assert kinds and not [text for text in kinds if b'"operation":"session"' in text]
 
 
-def test_the_browsers_cookies_go_with_every_request_and_only_there(tmp_path: Path) -> None:
+def test_the_browsers_cookies_go_with_every_request(tmp_path: Path) -> None:
     _, server, _ = ask(
         healthy,
         tmp_path,
@@ -305,9 +305,7 @@ def test_a_browser_session_without_cookies_is_not_configured(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["challenge", "captcha", "http_403", "http_401", "http_419", "http_429"])
-def test_after_a_refusal_no_other_series_is_asked_and_earlier_rows_are_kept(
-    tmp_path: Path, fault: str
-) -> None:
+def test_a_refusal_ends_the_requests_and_keeps_earlier_rows(tmp_path: Path, fault: str) -> None:
     def respond(asked: Asked) -> Answer:
         good = healthy(asked)
         return FAULTS[fault](good) if asked.query.get("symbol") == "MM7M25" else good
@@ -330,7 +328,7 @@ def test_an_unlisted_series_is_empty_and_no_fault(tmp_path: Path) -> None:
     assert answer.series[THURSDAY.key].outcome is Outcome.EMPTY
 
 
-def test_a_page_that_contradicts_its_board_fails_a_control_and_not_the_chain(tmp_path: Path) -> None:
+def test_a_contradicting_page_fails_a_control_not_the_chain(tmp_path: Path) -> None:
     def respond(asked: Asked) -> Answer:
         if asked.path.endswith("MM7M25"):
             return Answer(barchart_boards.page("MM7M25", "06/13/25", put=1, call=8), content_type="text/html")
@@ -360,7 +358,7 @@ def test_a_page_of_something_else_ends_the_reading_of_pages(tmp_path: Path) -> N
     assert session.fetches[-1].outcome is Outcome.BAD_PAYLOAD
 
 
-def test_a_page_is_read_once_per_trade_date_while_chains_are_asked_again(tmp_path: Path) -> None:
+def test_a_page_is_read_once_per_trade_date(tmp_path: Path) -> None:
     with serve(healthy) as server:
         settings = load(
             environment="live", barchart_enabled=True, barchart_url=server.url, barchart_spacing_s=0
@@ -389,14 +387,14 @@ def respond_with(rows_by_code: dict[str, list[barchart_boards.Row]]) -> Respond:
     return respond
 
 
-def test_a_board_without_a_trade_today_is_quiet_while_another_trades(tmp_path: Path) -> None:
+def test_a_series_without_trades_is_quiet_while_another_trades(tmp_path: Path) -> None:
     quiet = [settled("MM7M5", 21000, side) for side in "CP"]
     respond = respond_with({"MC2M25": barchart_boards.board("MC2M5"), "MM7M25": quiet})
     answer, _, _ = ask(respond, tmp_path)
     assert answer.series[THURSDAY.key].outcome is Outcome.OK
 
 
-def test_a_board_is_quiet_too_when_only_the_future_has_traded(tmp_path: Path) -> None:
+def test_a_series_is_quiet_when_only_the_future_trades(tmp_path: Path) -> None:
     def respond(asked: Asked) -> Answer:
         if "symbol" in asked.query:
             return Answer(chain([settled("MC2M5", 21000, "C")]))
@@ -407,7 +405,7 @@ def test_a_board_is_quiet_too_when_only_the_future_has_traded(tmp_path: Path) ->
     assert answer.frame["underlying_price"].to_list() == [21745.25]
 
 
-def test_nothing_but_yesterday_anywhere_is_stale_and_keeps_its_rows(tmp_path: Path) -> None:
+def test_nothing_since_yesterday_is_stale_and_keeps_its_rows(tmp_path: Path) -> None:
     respond = respond_with({"MC2M25": [settled("MC2M5", 21000, "C")]})
     answer, _, _ = ask(respond, tmp_path, series=(WEDNESDAY,))
     assert answer.outcome is Outcome.STALE
@@ -415,14 +413,14 @@ def test_nothing_but_yesterday_anywhere_is_stale_and_keeps_its_rows(tmp_path: Pa
     assert "2025-06-09" in answer.reason
 
 
-def test_a_board_older_than_the_session_before_is_stale_even_beside_a_live_one(tmp_path: Path) -> None:
+def test_a_series_older_than_the_session_before_is_stale(tmp_path: Path) -> None:
     old = [settled("MM7M5", 21000, "C", at=date(2025, 6, 6))]
     answer, _, _ = ask(respond_with({"MC2M25": barchart_boards.board("MC2M5"), "MM7M25": old}), tmp_path)
     assert answer.series[THURSDAY.key].outcome is Outcome.STALE
     assert answer.outcome is Outcome.PARTIAL
 
 
-def test_yesterdays_trades_shown_as_trades_are_stale_even_beside_a_live_board(tmp_path: Path) -> None:
+def test_yesterdays_trades_are_stale_beside_a_live_series(tmp_path: Path) -> None:
     yesterday = datetime(2025, 6, 9, 18, 0, tzinfo=UTC)
     frozen = [traded("MM7M5", 21000, "C", at=yesterday)]
     answer, _, _ = ask(respond_with({"MC2M25": barchart_boards.board("MC2M5"), "MM7M25": frozen}), tmp_path)
@@ -447,7 +445,7 @@ def test_fewer_rows_than_the_site_states_are_partial(tmp_path: Path) -> None:
     assert answer.controls["rows_equal_total"] is False
 
 
-def test_more_than_a_trace_of_unreadable_rows_is_partial_and_counted(tmp_path: Path) -> None:
+def test_unreadable_rows_make_a_series_partial(tmp_path: Path) -> None:
     rows = [*barchart_boards.board("MC2M5"), traded("MC2M5", 23000, "C") | {"symbol": "???"}]
     answer, _, _ = ask(respond_with({"MC2M25": rows}), tmp_path, series=(WEDNESDAY,))
     assert answer.outcome is Outcome.PARTIAL
@@ -472,7 +470,7 @@ def test_a_trade_of_today_has_last_time_and_volume() -> None:
     assert (got["bid"], got["ask"], got["open"], got["change"]) == (5.75, 6.25, 21.0, -20.5)
 
 
-def test_an_untraded_contract_has_a_settlement_and_no_last_nor_time() -> None:
+def test_an_untraded_contract_has_only_a_settlement() -> None:
     got = one(settled("MC2M5", 21400, "C"))
     assert (got["last"], got["settlement"], got["is_settlement"]) == (None, 808.25, True)
     assert (got["last_ts"], got["volume"], got["open_interest"], got["open"]) == (None, None, None, None)
@@ -500,13 +498,13 @@ def test_a_settlement_is_of_its_rows_date_once_that_is_out(
     assert got == [(808.25, expected), (None, None)]
 
 
-def test_the_volume_of_another_session_is_null_but_says_when_the_contract_traded() -> None:
+def test_the_volume_of_another_session_is_null() -> None:
     got = one(settled("MC2M5", 21350, "C", last=486.75, volume=1))
     assert (got["volume"], got["is_settlement"]) == (None, True)
     assert got["last_ts"] == datetime(2025, 6, 9, tzinfo=UTC)
 
 
-def test_an_unmarked_price_without_opening_and_volume_is_the_last_as_sent_without_a_time() -> None:
+def test_an_unmarked_quiet_price_is_the_last_without_a_time() -> None:
     got = one(quote("MC2M5", 14000, "C", last=7534.38, at=datetime(2025, 6, 10, 21, 1, tzinfo=UTC)))
     assert (got["settlement"], got["last"], got["last_ts"]) == (None, 7534.38, None)
 
@@ -517,14 +515,14 @@ def test_a_missing_quote_is_null_and_a_real_zero_is_not() -> None:
 
 
 @pytest.mark.parametrize("group", ["optionType", "strikePrice", None])
-def test_rows_grouped_by_type_or_strike_or_listed_are_the_same_rows(group: str | None) -> None:
+def test_rows_are_the_same_however_they_are_grouped(group: str | None) -> None:
     rows = barchart_boards.board("MC2M5")
     by_key = parse(rows, group=group).rows.sort("contract_key")
     assert by_key.equals(parse(rows).rows.sort("contract_key"))
     assert by_key.height == 6
 
 
-def test_twins_that_disagree_are_null_and_counted() -> None:
+def test_displayed_and_raw_that_disagree_are_null_and_counted() -> None:
     row = traded("MC2M5", 21000, "C")
     row["raw"]["bidPrice"] = 57.5
     board = parse([row])
@@ -532,7 +530,7 @@ def test_twins_that_disagree_are_null_and_counted() -> None:
     assert board.dropped == {"malformed_cell": 1}
 
 
-def test_a_displayed_number_that_is_none_is_null_and_counted_whatever_its_twin() -> None:
+def test_an_unreadable_displayed_number_is_null_and_counted() -> None:
     board = parse([traded("MC2M5", 21000, "C") | {"bidPrice": "bid", "lastPrice": "12,34.5.6s"}])
     assert board.rows.select("bid", "last", "settlement").row(0) == (None, None, None)
     assert board.dropped == {"malformed_cell": 2}
@@ -545,7 +543,7 @@ def test_a_value_behind_a_missing_mark_is_not_believed() -> None:
     assert board.dropped == {"malformed_cell": 1}
 
 
-def test_without_its_raw_twin_the_displayed_number_counts() -> None:
+def test_without_a_raw_value_the_displayed_number_counts() -> None:
     row = settled("MC2M5", 21000, "C", last=7534.25)
     row["raw"] = None
     board = parse([row])
@@ -572,9 +570,7 @@ def test_a_count_that_is_none_is_null_and_counted(size: str) -> None:
         ({"optionType": "Put"}, "malformed_row"),
     ],
 )
-def test_a_row_that_is_no_contract_of_the_series_is_dropped_and_counted(
-    change: dict[str, Any], reason: str
-) -> None:
+def test_a_row_of_another_contract_is_dropped_and_counted(change: dict[str, Any], reason: str) -> None:
     board = parse([traded("MC2M5", 21000, "C") | change, traded("MC2M5", 22000, "C")])
     assert board.dropped == {reason: 1}
     assert board.rows["strike"].to_list() == [22000.0]
@@ -635,7 +631,7 @@ def test_the_doctor_sees_a_site_that_answers(tmp_path: Path) -> None:
     assert "NQM25 at 21,745.25" in found.detail
 
 
-def test_the_doctor_says_how_to_opt_in_and_how_to_mend_a_block(tmp_path: Path) -> None:
+def test_the_doctor_says_how_to_opt_in_and_what_a_block_needs(tmp_path: Path) -> None:
     closed = probe(healthy, tmp_path)
     assert (closed.configured, closed.reachable) == (False, None)
     assert "NQ_BARCHART_ENABLED" in closed.mend

@@ -32,7 +32,7 @@ from nq_pipeline_tests.testing.source_contract import MARK, MOMENT
 
 class TestPolygonContract(PolygonContract):
     @pytest.mark.parametrize("key", ["two words", "kéy", "key\n"])
-    def test_what_no_header_can_carry_is_told_and_not_sent(self, key: str, tmp_path: Path) -> None:
+    def test_a_key_that_no_header_can_carry_is_not_sent(self, key: str, tmp_path: Path) -> None:
         with self.vendor() as server:
             settings = self.settings(server).with_values(polygon_api_key=SecretStr(key))
             source = self.source(settings)
@@ -49,9 +49,7 @@ class TestPolygonContract(PolygonContract):
             assert asked.headers["authorization"] == f"Bearer {MARK}"
             assert MARK not in str(asked.query)
 
-    def test_pages_that_run_in_a_circle_are_left_at_the_first_address_that_comes_again(
-        self, tmp_path: Path
-    ) -> None:
+    def test_pages_in_a_circle_end_at_the_first_repeated_address(self, tmp_path: Path) -> None:
         with self.vendor("circle") as server:
             answer, _ = self.ask(server, tmp_path)
         assert len(server.asked) == 2
@@ -86,7 +84,7 @@ class TestPolygonContract(PolygonContract):
         assert (asked.query["underlying_ticker"], asked.query["as_of"]) == ("NDX", "2025-06-10")
         assert asked.query["limit"] == "1000"
 
-    def test_an_instant_to_come_costs_its_cell_and_moves_no_other_row(self, tmp_path: Path) -> None:
+    def test_a_future_instant_costs_its_cell_and_moves_no_row(self, tmp_path: Path) -> None:
         def ahead(row: dict[str, Any], by: timedelta) -> dict[str, Any]:
             return row | {"last_quote": row["last_quote"] | {"last_updated": to_ns(MOMENT + by)}}
 
@@ -115,7 +113,7 @@ class TestPolygonContract(PolygonContract):
         assert answer.frame.height == len(BOARD)
         assert answer.dropped == {"other_series": 1}
 
-    def test_an_answer_of_others_only_is_empty_and_not_kept(self, tmp_path: Path) -> None:
+    def test_an_answer_of_other_contracts_is_empty_and_not_cached(self, tmp_path: Path) -> None:
         with self.vendor("only_other_days") as server:
             answer, _ = self.ask(server, tmp_path)
             self.ask(server, tmp_path)
@@ -132,9 +130,7 @@ class TestPolygonContract(PolygonContract):
         assert answer.series["NDXP-2025-06-11"].outcome is Outcome.OK
         assert answer.series["NDXP-2025-06-12"].outcome is Outcome.PARTIAL
 
-    def test_a_server_that_knows_only_the_recorded_contracts_gives_rows(
-        self, shared: Path, tmp_path: Path
-    ) -> None:
+    def test_a_server_of_recorded_contracts_gives_rows(self, shared: Path, tmp_path: Path) -> None:
         body = (shared / "polygon/reference_options_contracts_NDX_20250610.json").read_bytes()
 
         def respond(asked: Asked) -> Answer:
@@ -163,7 +159,7 @@ class TestPolygonContract(PolygonContract):
         assert set(answer.series) == {"QQQ-2025-06-11"}
         assert set(answer.frame["underlying_class"]) == {"etf"}
 
-    def test_a_refusal_of_the_key_is_not_repeated_for_every_underlying(self, tmp_path: Path) -> None:
+    def test_a_refused_key_is_not_sent_for_the_next_underlying(self, tmp_path: Path) -> None:
         with self.vendor("http_401") as server:
             source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
             source.ask(self.request(), self.session(source, tmp_path))
@@ -202,7 +198,7 @@ class TestPolygonContract(PolygonContract):
         assert set(answer.frame["snapshot_ts"]) == {MOMENT}
 
 
-def test_the_free_plans_limit_holds_in_live_and_none_in_the_sandbox() -> None:
+def test_the_free_plans_limit_holds_only_in_live() -> None:
     assert Polygon(load(environment="live")).policy.per_minute == 5
     assert Polygon(load(environment="sandbox")).policy.per_minute == 0
     assert Polygon(load(environment="live", polygon_rpm=0)).policy.per_minute == 0

@@ -83,7 +83,7 @@ def test_greeks_are_in_the_units_of_the_schema() -> None:
     assert row["vega"] == 825.0
 
 
-def test_the_monthly_index_option_settles_on_the_opening_and_the_fund_is_american() -> None:
+def test_index_monthlies_are_am_settled_and_funds_american() -> None:
     monthly = rows_of(page([item("NDX", DAY, "P", 21800)])).row(0, named=True)
     fund = rows_of(page([item("QQQ", DAY, "P", 530.5)]), QQQ).row(0, named=True)
     assert (monthly["settlement_style"], monthly["expiration"]) == (
@@ -123,7 +123,7 @@ def test_a_day_bar_of_another_day_has_no_volume_for_this_session() -> None:
     assert (row["last"], row["last_ts"]) == (1.5, datetime(2025, 6, 6, 4, 0, tzinfo=UTC))
 
 
-def test_delayed_quotes_speak_of_their_own_moment_not_of_the_asking() -> None:
+def test_as_of_delayed_quotes_is_their_own_time() -> None:
     rows = rows_of(
         page([item("NDXP", DAY, "C", 21800), item("NDXP", DAY, "C", 21900, at=NOON - timedelta(hours=1))])
     )
@@ -139,7 +139,7 @@ def test_contracts_without_prices_are_rows_of_nulls() -> None:
     } == {None}
 
 
-def test_before_the_opening_the_last_session_with_regular_hours_counts() -> None:
+def test_before_the_open_the_last_regular_session_counts() -> None:
     tuesday_evening = datetime(2025, 6, 11, 1, 0, tzinfo=UTC)
     assert regular_session(tuesday_evening).trade_date == date(2025, 6, 10)
     assert regular_session(datetime(2025, 6, 11, 14, 0, tzinfo=UTC)).trade_date == date(2025, 6, 11)
@@ -431,7 +431,7 @@ def test_recorded_ndx_contracts_are_accounted_for_cell_by_cell(shared: Path) -> 
         }
 
 
-def test_the_published_snapshot_is_accounted_for_and_its_greeks_are_black_scholes(shared: Path) -> None:
+def test_the_published_greeks_are_black_scholes(shared: Path) -> None:
     body = (shared / "polygon/sdkmock_snapshot_options_chain_AAPL.json").read_bytes()
     assert parse_page(body, NDX, what="a page").dropped == {"unknown_symbol": 1}
     raw = orjson.loads(body)["results"][0]

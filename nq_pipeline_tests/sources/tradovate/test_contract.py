@@ -44,7 +44,7 @@ class TestTradovateContract(TradovateContract):
         assert row["quote_ts"] == row["as_of"] == QUOTED_AT
         assert answer.controls == {"value_per_point_is_multiplier": True, "maturity_is_expiration": True}
 
-    def test_the_nearest_to_the_money_come_first_and_every_series_has_its_share(self, tmp_path: Path) -> None:
+    def test_subscriptions_start_at_the_money_of_every_series(self, tmp_path: Path) -> None:
         with self.both() as (server, feed):
             answer, _ = self.asked_with(server, tmp_path, tradovate_max_quotes=9)
         future, *options = feed.subscribed
@@ -69,7 +69,7 @@ class TestTradovateContract(TradovateContract):
             if endpoint == "authorize" or number <= 6:
                 return False
             if session.deadline:
-                time.sleep(2)  # by now the first six quotes have been read
+                time.sleep(1)  # by now the first six quotes have been read
                 session.deadline = 0.0
             return True
 
@@ -84,25 +84,25 @@ class TestTradovateContract(TradovateContract):
     def test_a_feed_that_answers_slowly_is_heard_to_the_end(self, tmp_path: Path) -> None:
         def takes_its_time(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
             # The first takes longer than quotes are waited for, all of them longer than one may.
-            time.sleep(1.5 if number == 2 else 0.2)
+            time.sleep(0.6 if number == 2 else 0.09)
             return False
 
         with self.both(takes_its_time) as (server, _):
-            answer, _ = self.asked_with(server, tmp_path, tradovate_quote_wait_s=0.5, http_timeout_s=3.0)
+            answer, _ = self.asked_with(server, tmp_path, tradovate_quote_wait_s=0.2, http_timeout_s=2.0)
         assert answer.outcome is Outcome.OK, answer.reason
         assert answer.frame["bid"].null_count() == 0
 
     @pytest.mark.parametrize(
         ("first", "outcome", "rows"), [(6, Outcome.PARTIAL, 20), (1, Outcome.UNAVAILABLE, 0)]
     )
-    def test_what_is_left_unanswered_is_said(
+    def test_unanswered_subscriptions_are_reported(
         self, tmp_path: Path, first: int, outcome: Outcome, rows: int
     ) -> None:
         def falls_silent(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
             return endpoint != "authorize" and number > first
 
         with self.both(falls_silent) as (server, _):
-            answer, session = self.asked_with(server, tmp_path, http_timeout_s=3.0)
+            answer, session = self.asked_with(server, tmp_path, http_timeout_s=1.0)
         assert (answer.outcome, answer.frame.height) == (outcome, rows)
         assert "unanswered" in answer.reason
         assert session.fetches[-1].outcome is Outcome.UNAVAILABLE
@@ -118,7 +118,7 @@ class TestTradovateContract(TradovateContract):
         assert answer.frame["bid"].null_count() == 0
         assert answer.dropped == {"malformed_frame": 42, "malformed_message": 42}
 
-    def test_a_quote_of_a_time_to_come_or_of_another_contract_is_counted(self, tmp_path: Path) -> None:
+    def test_quotes_of_the_future_or_other_contracts_are_counted(self, tmp_path: Path) -> None:
         def odd(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
             if number == 3:
                 contract_id = json.loads(body)["symbol"]
@@ -131,7 +131,7 @@ class TestTradovateContract(TradovateContract):
         assert set(answer.frame["as_of"]) == set(answer.frame["quote_ts"]) == {QUOTED_AT}
         assert answer.frame["bid"].null_count() == 0
 
-    def test_an_empty_listing_is_not_kept_for_the_day(self, tmp_path: Path) -> None:
+    def test_an_empty_listing_is_not_cached_for_the_day(self, tmp_path: Path) -> None:
         with self.vendor("no_contracts") as server:
             self.ask(server, tmp_path)
             asked = len(server.asked)
@@ -140,7 +140,7 @@ class TestTradovateContract(TradovateContract):
 
     # Login
 
-    def test_the_token_is_kept_in_memory_for_the_next_run(self, tmp_path: Path) -> None:
+    def test_the_token_stays_in_memory_for_the_next_run(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             self.ask(server, tmp_path / "one")
             self.ask(server, tmp_path / "two")
@@ -148,9 +148,7 @@ class TestTradovateContract(TradovateContract):
                 "/auth/accesstokenrequest"
             ]
 
-    def test_a_token_about_to_end_is_renewed_and_one_no_longer_taken_is_replaced(
-        self, tmp_path: Path
-    ) -> None:
+    def test_an_expiring_token_is_renewed_or_else_replaced(self, tmp_path: Path) -> None:
         life, renews = timedelta(minutes=5), True
 
         def respond(asked: Asked) -> Answer:

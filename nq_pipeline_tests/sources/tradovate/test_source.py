@@ -52,7 +52,7 @@ def reply(body: Any, status: int = 200) -> Reply:
 # Quotes
 
 
-def test_partial_updates_of_a_contract_are_merged_and_the_newest_wins() -> None:
+def test_partial_updates_are_merged_and_the_newest_wins() -> None:
     row = row_of(
         update({"Bid": {"price": 10.0, "size": 5}, "Offer": {"price": 11.0}}),
         update({"Bid": {"price": 10.25}, "Offer": {"size": 3}}, at="2025-06-10T15:00:01.500Z"),
@@ -77,17 +77,17 @@ def test_partial_updates_of_a_contract_are_merged_and_the_newest_wins() -> None:
     ],
 )
 def test_a_bad_cell_costs_that_cell_and_is_counted(entries: Any, expected: dict[str, int]) -> None:
-    book = Transcript.read(frames(update({"Trade": {"price": 4.0}}), update(entries)))
-    assert book.dropped == expected
-    assert book.frame()["last"].to_list() == [4.0]
+    transcript = Transcript.read(frames(update({"Trade": {"price": 4.0}}), update(entries)))
+    assert transcript.dropped == expected
+    assert transcript.frame()["last"].to_list() == [4.0]
 
 
-def test_a_time_without_seconds_is_read_and_one_without_zone_is_not() -> None:
+def test_a_time_needs_a_zone_but_no_seconds() -> None:
     assert row_of(update({}, at="2025-06-10T15:00Z"))["quote_ts"] == datetime(2025, 6, 10, 15, tzinfo=UTC)
     for bad in ("2025-06-10T15:00", "soon", 7, "0001-01-01T00:00Z", "9999-12-31T23:59:59-23:59"):
-        book = Transcript.read(frames(update({}, at=bad)))
-        assert book.frame()["quote_ts"].to_list() == [None]
-        assert book.dropped == {"malformed_cell": 1}
+        transcript = Transcript.read(frames(update({}, at=bad)))
+        assert transcript.frame()["quote_ts"].to_list() == [None]
+        assert transcript.dropped == {"malformed_cell": 1}
 
 
 def test_a_price_of_zero_is_no_price() -> None:
@@ -119,12 +119,12 @@ def test_refusals_limits_and_ends_are_told_apart() -> None:
 
 
 def test_our_own_lines_say_what_was_subscribed() -> None:
-    book = Transcript.read(b'>subscribe 2 900\n>subscribe 3 7\na[{"s":200,"i":2}]')
-    assert book.subscribed == {2: 900, 3: 7}
-    assert book.waiting
+    transcript = Transcript.read(b'>subscribe 2 900\n>subscribe 3 7\na[{"s":200,"i":2}]')
+    assert transcript.subscribed == {2: 900, 3: 7}
+    assert transcript.waiting
 
 
-def test_a_subscription_is_waited_for_until_it_is_quoted_or_refused() -> None:
+def test_a_subscription_waits_until_quoted_or_refused() -> None:
     said = b'>subscribe 2 900\na[{"s":200,"i":2}]\n'
     assert Transcript.read(said).waiting
     assert not Transcript.read(
@@ -139,8 +139,8 @@ def test_documented_and_observed_frames_are_understood(shared: Path) -> None:
     assert (observed.answered, list(observed.refused), observed.dropped) == ({0, 1}, [1], {})
     quote = next(entry for entry in recorded["documented"] if "message" in entry)["message"]
     raw = quote["d"]["quotes"][0]
-    book = Transcript.read(frames(quote, ours=(raw["contractId"],)))
-    row = book.frame().row(0, named=True)
+    transcript = Transcript.read(frames(quote, ours=(raw["contractId"],)))
+    row = transcript.frame().row(0, named=True)
     assert row["contract_id"] == raw["contractId"]
     assert row["quote_ts"] == datetime(2021, 4, 13, 4, 59, 6, 588_000, tzinfo=UTC)
     entries = raw["entries"]
@@ -151,7 +151,7 @@ def test_documented_and_observed_frames_are_understood(shared: Path) -> None:
     }
     # The documentation's sizes are all fractions, which no exchange has: null, and counted.
     assert [row[name] for name in ("bid_size", "ask_size", "volume", "open_interest")] == [None] * 4
-    assert book.dropped == {"fractional_size": 4}
+    assert transcript.dropped == {"fractional_size": 4}
     limited = next(entry for entry in recorded["documented"] if "ws_429" in entry)["ws_429"]
     assert Transcript.read(b"a" + orjson.dumps([{**limited[0], "i": 5}])).error is not None
 
@@ -183,7 +183,7 @@ def test_spacing_case_and_year_of_a_name_are_free(name: str) -> None:
     assert row["series"] == SERIES.key
 
 
-def test_contracts_that_are_not_of_the_series_are_counted_by_reason() -> None:
+def test_contracts_of_other_series_are_counted_by_reason() -> None:
     listed = [
         {"id": 1, "name": "Q1BN5 C21330"},
         {"id": 2, "name": "Q1BQ5 C21330"},
@@ -213,7 +213,7 @@ def test_a_maturity_may_mean_the_day_in_utc_or_in_chicago() -> None:
     assert maturities["days"].to_list() == [[date(2025, 7, 2), date(2025, 7, 1)], []]
 
 
-def test_a_token_without_market_data_opens_the_socket_too_and_never_prints() -> None:
+def test_a_token_without_market_data_opens_the_socket() -> None:
     token = read_token({"accessToken": "abc-secret", "expirationTime": "2025-06-10T16:20Z"})
     assert (token.access, token.market_data) == ("abc-secret", "abc-secret")
     assert token.expires == datetime(2025, 6, 10, 16, 20, tzinfo=UTC)
@@ -320,9 +320,9 @@ LINES = (
 
 
 @given(st.lists(LINES, max_size=6))
-def test_any_transcript_makes_a_book(lines: list[str]) -> None:
-    book = Transcript.read("\n".join(lines).encode(errors="replace"))
-    frame = book.frame()
+def test_any_transcript_can_be_read(lines: list[str]) -> None:
+    transcript = Transcript.read("\n".join(lines).encode(errors="replace"))
+    frame = transcript.frame()
     assert frame.schema == QUOTES
     assert frame["contract_id"].is_unique().all()
     for name in ("bid", "ask", "last"):
@@ -332,7 +332,7 @@ def test_any_transcript_makes_a_book(lines: list[str]) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_make_a_book(transcript: bytes) -> None:
+def test_any_bytes_can_be_read_as_a_transcript(transcript: bytes) -> None:
     assert Transcript.read(transcript).frame().schema == QUOTES
 
 
