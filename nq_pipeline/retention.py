@@ -25,7 +25,7 @@ import polars as pl
 from nq_pipeline.capture import log
 from nq_pipeline.capture.publisher import TABLES as PUBLISHED
 from nq_pipeline.capture.publisher import Publisher
-from nq_pipeline.capture.rows import SCHEMAS
+from nq_pipeline.capture.rows import TABLE_OF
 from nq_pipeline.chains.answer_cache import AnswerCache
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import GRACE_NS, locked, stale_temporaries
@@ -178,7 +178,7 @@ def _tables_in(segment: log.Segment) -> set[Table]:
     folder, number = segment.path.parents[1], segment.number
     end = log.Position(number, segment.path.stat().st_size)
     blocks = log.tail(folder, log.Position(number, 0), end)
-    return {SCHEMAS[rtype][1] for block in blocks for rtype in block.frame.tallies if rtype in SCHEMAS}
+    return {TABLE_OF[rtype] for block in blocks for rtype in block.frame.tallies if rtype in TABLE_OF}
 
 
 def _unsettled(lake: Lake) -> date | None:

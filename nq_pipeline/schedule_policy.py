@@ -9,7 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from nq_pipeline.capture.quality import last_opened, window_spans
+from nq_pipeline.capture.gaps import session_windows
+from nq_pipeline.capture.quality import last_opened
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import CHICAGO, Window, in_chicago
 
@@ -111,7 +112,7 @@ def pressure_tick(
     if pinned is not None:
         return PressureTick(reason=_pinned(pinned))
     day = last_opened(now, window)
-    spans = window_spans(sessions.session(day), window)
+    spans = session_windows(sessions.session(day), window)
     opens, closes = spans[0][0], spans[-1][1]
     due = [day] if now < closes + REPAIR else []
     if REPAIR <= now - opens < REPAIR + CADENCE:

@@ -193,7 +193,7 @@ def test_segments_stay_while_a_gap_is_unsettled(
     settings: Settings, capture: Path, state: GapState, stays: bool
 ) -> None:
     lake = Workspace.of(settings).lake
-    book = GapStore(lake, dataset=DATASET, environment="sandbox", run_id="run")
+    book = GapStore(lake, dataset=DATASET, run_id="run")
     book.write([replace(GAP, state=state)], NOON)
     part = swept(settings, "capture")
     assert (part.files == 0) == stays

@@ -71,15 +71,15 @@ def _tick_rows(
     session = SessionRows(NO_SESSION)
 
     def drain() -> Iterator[tuple[Table, pl.DataFrame]]:
-        tables, more = session.rows(Origin(environment, run_id, 0))
+        tables, more = session.build(Origin(environment, run_id, 0))
         counts.add(more)
         for table, frame in tables:
             yield table, frame.with_columns(pl.lit(None, pl.Int64).alias("publish_latency_ns"))
 
     for file in files:
         for frame in read_frames(file):
-            session.take(frame)
-            if session.gathered >= BATCH_BYTES:
+            session.add(frame)
+            if session.pending_bytes >= BATCH_BYTES:
                 yield from drain()
     yield from drain()
 

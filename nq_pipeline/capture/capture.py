@@ -31,10 +31,11 @@ from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.publisher import Publisher, publishing
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, SessionEnd, StepDown, Stop
 from nq_pipeline.capture.recount import LakeComparison, Recounter
-from nq_pipeline.capture.schema_fallback import RTYPES, SchemaFallback
+from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.capture.stats import CaptureStats, Meter
 from nq_pipeline.clock import NS_PER_S, Clock, to_ns
 from nq_pipeline.dbn.framer import Frame
+from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.errors import CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.market import sessions
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
@@ -114,7 +115,8 @@ class Capture:
         self.clock = clock or settings.clock
         if self.clock.pinned:
             raise CaptureError("a capture needs a running clock; unset NQ_NOW")
-        key, dataset = settings.vendor(DatabentoSettings).api_key, settings.vendor(DatabentoSettings).dataset
+        databento = settings.vendor(DatabentoSettings)
+        key, self._dataset = databento.api_key, databento.dataset
         if key is None:
             raise NotConfigured("a capture needs a Databento key; set DATABENTO_API_KEY")
         self.run_id = run_id or uuid.uuid4().hex
@@ -122,11 +124,11 @@ class Capture:
         self._settings, self._history, self._timing = settings, history, timing or Timing()
         workspace = Workspace.of(settings)
         self._root, self._lake = workspace.capture, workspace.lake
-        address = gateway.gateway_address(settings.vendor(DatabentoSettings).gateway, dataset)
+        address = gateway.gateway_address(databento.gateway, self._dataset)
         check_databento_key(key, address[0])
         self._connector = GatewayConnector(
             key,
-            dataset,
+            self._dataset,
             address,
             heartbeat_s=self._timing.heartbeat_s,
             late_s=self._timing.late_s,
@@ -173,15 +175,10 @@ class Capture:
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
         opens, closes = opened
-        store = GapStore(
-            self._lake,
-            dataset=settings.vendor(DatabentoSettings).dataset,
-            environment=settings.environment,
-            run_id=self.run_id,
-        )
+        store = GapStore(self._lake, dataset=self._dataset, run_id=self.run_id)
         fallback = SchemaFallback(
             self._lake,
-            settings.vendor(DatabentoSettings).dataset,
+            self._dataset,
             {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema},
         )
         comparison, meter = (
@@ -191,7 +188,7 @@ class Capture:
         with (
             CaptureLog(
                 self._root,
-                settings.vendor(DatabentoSettings).dataset,
+                self._dataset,
                 clock=self.clock,
                 sync_every_s=settings.capture.sync_ms / 1000,
                 after=self._published_segment(),
@@ -216,7 +213,6 @@ class Capture:
                     self._history,
                     self._lake,
                     buys=settings.capture.repair == "paid",
-                    environment=settings.environment,
                     run_id=self.run_id,
                     clock=self.clock,
                     wait_for_publication=wait_for_publication,
@@ -250,8 +246,7 @@ class Capture:
     def _published_segment(self) -> int:
         """The newest published segment: were it lost, a new segment must not reuse its number."""
         try:
-            log_folder = self._root / self._settings.vendor(DatabentoSettings).dataset
-            return Publisher(log_folder, self._lake, run_id=self.run_id).position.segment
+            return Publisher(self._root / self._dataset, self._lake, run_id=self.run_id).position.segment
         except CaptureError:  # the publisher meets the same error and reports it
             return 0
 

@@ -1,9 +1,8 @@
-"""Whether a capture has to be started now: a pure decision, each refusal with its reason in words.
+"""Whether to start a capture now: a pure decision, with a reason in words when not.
 
-No Dagster here; `sensors.py` gathers the situation and does what was decided. Three fences keep a
-second capture out: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the
-operating system's lock of the capture log, which alone also holds against a terminal or another
-Dagster.
+`orchestration/sensors.py` gathers the situation and acts on the decision. Three safeguards prevent a
+second capture: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the lock of
+the capture log, which alone also holds against a terminal or another Dagster.
 """
 
 from __future__ import annotations
@@ -23,42 +22,41 @@ if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
 
 LIVE_CAPTURE_TAG, ATTEMPT_TAG = "nq/live_capture", "nq/attempt"
-"""Run tags: the environment that is captured, which no two runs may have at once; the number of the
-attempt, of a trade date."""
+"""Run tags: the captured environment, of which no two runs may run at once; the attempt's number in its
+trade date."""
 SETTINGS_TAG, STOPPED_TAG = "nq/settings", "nq/stopped"
-"""Run tags: the fingerprint of the settings; the error after which trying again cannot help."""
+"""Run tags: the fingerprint of the settings; the error after which another attempt cannot help."""
 
 STARTING_UP = timedelta(seconds=60)
-"""How long a run may take from Dagster's "started" to its lock; without it afterwards, it is dead."""
+"""How long a run may take from Dagster's "started" to its lock; without the lock it is dead afterwards."""
 NOT_BEGUN, TO_BEGIN = ("NOT_STARTED", "MANAGED", "STARTING"), timedelta(minutes=5)
-"""How long a run may stay in these: whoever was to launch it is gone. Dagster's own monitoring ends most
-of them after three minutes, where it is switched on. A run in the queue waits for a slot, however long."""
+"""How long a run may stay in these states before its launcher counts as gone. Dagster's own monitoring,
+if enabled, ends most of them after three minutes. A queued run waits for a slot as long as it takes."""
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(minutes=8)
-"""After the first failure the next attempt follows at once, then after pauses that double."""
+"""The attempt after the first failure follows at once, later ones after pauses that double."""
 MOST_FAILURES, WITHIN = 6, timedelta(minutes=30)
-"""So many failures in so short a time are a fault that a further attempt will not mend."""
+"""This many failures in this time are a fault that another attempt will not fix."""
 UNFINISHED = ("NOT_STARTED", "MANAGED", "QUEUED", "STARTING", "STARTED", "CANCELING")
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A run of the capture.
+    """A capture run.
 
     Attributes
     ----------
     status
-        As Dagster has it, which is neither proof of life nor of death.
+        Dagster's, which proves neither life nor death.
     number
-        Of the attempts of a trade date; 0 when it was launched by hand.
+        Among the attempts of its trade date; 0 if it was launched by hand.
     alive
         Whether its process holds its lock.
     changed, started, ended
-        When its status changed last, when it began, when it was over, by the machine's clock; None where
-        it did not.
+        When its status last changed, when it began and when it ended, by the machine's clock; or None.
     settings
-        Fingerprint of the settings it ran with.
+        The fingerprint of its settings.
     stopped
-        Why trying again cannot help, when that is how it ended; known of the newest attempt only.
+        Why another attempt cannot help, if it ended so; known of the newest attempt only.
     """
 
     run_id: str
@@ -73,7 +71,7 @@ class Attempt:
     stopped: str = ""
 
     def is_dead(self, now: datetime) -> bool:
-        """Whether Dagster thinks that it runs or will, and it does not."""
+        """Whether Dagster believes that the run is alive or will be, and it is not."""
         if self.alive:
             return False
         if self.status in NOT_BEGUN:
@@ -83,24 +81,24 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """All that a decision rests on.
+    """Everything that a decision depends on.
 
     Attributes
     ----------
-    now
-        By the machine's clock.
-    market
-        By the clock that a capture would follow.
+    now, market
+        By the machine's clock, and by the clock that a capture would follow.
     moved
-        Whether that is not the machine's: the sandbox has a market at any hour.
+        Whether those differ: the sandbox has a market at any hour.
     settings
-        Fingerprint of the settings in force.
+        The fingerprint of the settings in force.
     attempts
         Newest first.
+    holder
+        The process that captures now.
     pinned
-        The frozen instant of a pinned clock.
+        The instant of a pinned clock.
     unconfigured
-        What has to be set before anything can be captured.
+        What has to be set before a capture is possible.
     """
 
     now: datetime
@@ -116,10 +114,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do: report the `dead` runs as failed, and start an attempt for a trade date or not.
-
-    `reason` says why not; it is empty when `trade_date` is set.
-    """
+    """Report the `dead` runs as failed, and start an attempt for `trade_date`, or not for a `reason`."""
 
     trade_date: date | None = None
     number: int = 0
@@ -128,7 +123,7 @@ class Decision:
 
 
 def decide_capture(situation: Situation) -> Decision:
-    """Keep exactly one capture going while the window is open; the first reason not to start one counts."""
+    """Keep exactly one capture running while the window is open; the first reason against a start counts."""
     now = situation.now
     dead = tuple(attempt.run_id for attempt in situation.attempts if attempt.is_dead(now))
     attempts = [
@@ -144,7 +139,7 @@ def decide_capture(situation: Situation) -> Decision:
 
 
 def settings_fingerprint(settings: Settings) -> str:
-    """Changes with every setting that can make a capture succeed which failed before; tells none of them."""
+    """A digest that changes with every setting that can make a failed capture succeed; reveals none."""
     key = settings.vendor(DatabentoSettings).api_key
     parts = (
         settings.environment,
@@ -161,15 +156,15 @@ def settings_fingerprint(settings: Settings) -> str:
 def _not_wanted(s: Situation) -> str:
     if s.pinned:
         return (
-            f"NQ_NOW holds the clock at {in_chicago(s.pinned)}, and a capture needs one that runs; unset it"
+            f"NQ_NOW holds the clock at {in_chicago(s.pinned)}, and a capture needs a running clock; unset it"
         )
     if s.unconfigured:
         return f"not configured: {s.unconfigured}"
     if s.holder:
         grew = s.holder.grew
-        quiet = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
+        age = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
         process = f"process {s.holder.process}" if s.holder.process else "a process that is starting"
-        return f"capturing since {in_chicago(s.holder.since)}, {process}{quiet}"
+        return f"capturing since {in_chicago(s.holder.since)}, {process}{age}"
     if sessions.is_open(s.market, s.window):
         return ""
     opens = in_chicago(sessions.next_open(s.market, s.window))
@@ -186,19 +181,19 @@ def _under_way(attempts: Sequence[Attempt]) -> str:
 
 
 def _after(today: Sequence[Attempt], s: Situation) -> str:
-    """Why the attempts of this trade date, newest first, forbid another one now."""
+    """Why the attempts of this trade date, newest first, rule out another one now."""
     if not today:
         return ""
     latest = today[0]
     run = f"run {latest.run_id[:8]}"
     if latest.status == "CANCELED":
         return (
-            f"stopped by the operator ({run}); captured again from the next trade date on, or at once "
-            f"when somebody launches the partition {latest.trade_date} of databento/trades by hand"
+            f"stopped by the operator ({run}); the next trade date is captured again; to capture "
+            f"now, launch the partition {latest.trade_date} of databento/trades"
         )
     if latest.stopped and latest.settings == s.settings:
         return (
-            f"ALERT: {run} ended for good: {latest.stopped}; tried again when the settings have changed, "
+            f"ALERT: {run} ended for good: {latest.stopped}; the next attempt follows a change of settings, "
             f"on the next trade date, or by hand"
         )
     failed = [a.ended for a in today if a.status == "FAILURE" and a.ended and s.now - a.ended < WITHIN]
@@ -208,8 +203,8 @@ def _after(today: Sequence[Attempt], s: Situation) -> str:
     if len(failed) >= MOST_FAILURES:
         again = in_chicago(failed[-1] + WITHIN)
         return (
-            f"ALERT: {len(failed)} attempts failed within {minutes} min, {run} last; see what it says. "
-            f"Tried again at {again}, or by hand"
+            f"ALERT: {len(failed)} attempts failed within {minutes} min, {run} last; see its error. "
+            f"Next attempt at {again}, or by hand"
         )
     due = failed[0] + retry_pause(len(failed))
     if s.now < due:
@@ -219,7 +214,7 @@ def _after(today: Sequence[Attempt], s: Situation) -> str:
 
 
 def retry_pause(failures: int) -> timedelta:
-    """How long to wait after so many failures in a row."""
+    """The pause after a number of failures in a row."""
     if failures <= 1:
         return timedelta()
     return min(FIRST_PAUSE * (1 << min(failures - 2, 16)), LONGEST_PAUSE)

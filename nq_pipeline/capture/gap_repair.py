@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nq_pipeline.capture.gaps import ALREADY_THERE, HISTORICAL, Gap, describe_difference
-from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn.framer import read_frames
+from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.errors import NqError
 from nq_pipeline.market import sessions
 
@@ -89,13 +89,12 @@ class GapRepairer:
         lake: Lake,
         *,
         buys: bool,
-        environment: str,
         run_id: str,
         clock: Clock,
         wait_for_publication: Callable[[], None],
     ) -> None:
         self._history, self._lake, self._buys = history, lake, buys
-        self._environment, self._run_id, self._clock = environment, run_id, clock
+        self._run_id, self._clock = run_id, clock
         self._wait_for_publication = wait_for_publication
         self._requests: deque[Future[Gap]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-repairs")
@@ -179,14 +178,14 @@ class GapRepairer:
 
         def append_batch() -> int:
             now = self._clock.now()
-            tables, counts = rows.rows(Origin(self._environment, self._run_id, to_ns(now)))
+            tables, counts = rows.build(Origin(self._lake.root.parent.name, self._run_id, to_ns(now)))
             for table, frame in tables:
                 self._lake.append(table, frame, run_id=self._run_id, now=now)
             return counts.records
 
         for frame in read_frames(path):
-            rows.take(frame)
-            if rows.gathered >= BATCH_BYTES:
+            rows.add(frame)
+            if rows.pending_bytes >= BATCH_BYTES:
                 received += append_batch()
         return received + append_batch()
 
@@ -204,10 +203,10 @@ def _rows_in_lake(lake: Lake, schema: str, first: int, last: int) -> int:
     """How many rows of a span of one session, received as `schema`, the lake has."""
     import polars as pl
 
-    from nq_pipeline.capture.rows import SCHEMAS
+    from nq_pipeline.capture.rows import TABLE_OF
     from nq_pipeline.lake.tables import INSTANT
 
-    table = SCHEMAS[RTYPES[schema]][1]
+    table = TABLE_OF[RTYPES[schema]]
     inside = pl.col("ts_recv").is_between(
         pl.lit(first).cast(INSTANT), pl.lit(last).cast(INSTANT), closed="left"
     )

@@ -30,10 +30,9 @@ from nq_pipeline.capture.gaps import (
 from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.log import CaptureLog, Position, list_segments, tail
 from nq_pipeline.capture.reconnect_policy import SKIPPED_RECORDS, EndReason, SessionEnd
-from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn.framer import ErrorMsg, Frame
-from nq_pipeline.dbn.layout import CONTROL, ERROR
+from nq_pipeline.dbn.layout import CONTROL, ERROR, RTYPES
 from nq_pipeline.errors import CaptureError
 from nq_pipeline.market.sessions import Window
 

@@ -216,9 +216,9 @@ class GapStore:
         Written to every row.
     """
 
-    def __init__(self, lake: Lake, *, dataset: str, environment: str, run_id: str) -> None:
-        self._lake = lake
-        self._dataset, self._environment, self._run_id = dataset, environment, run_id
+    def __init__(self, lake: Lake, *, dataset: str, run_id: str) -> None:
+        self._lake, self._dataset, self._run_id = lake, dataset, run_id
+        self._environment = lake.root.parent.name
 
     def gaps(self, since: datetime) -> list[Gap]:
         """The current state of every gap that begins on the trade date of `since` or later."""
@@ -301,7 +301,7 @@ class GapStore:
         """
         import polars as pl
 
-        from nq_pipeline.capture.rows import SCHEMAS
+        from nq_pipeline.capture.rows import TABLE_OF
         from nq_pipeline.lake.tables import INSTANT
 
         assert gap.last_ns is not None
@@ -310,7 +310,7 @@ class GapStore:
         days |= {s.trade_date for s in sessions.sessions(min(days), max(days))}
         since, until = (pl.lit(ns).cast(INSTANT) for ns in (gap.first_ns, gap.last_ns))
         rows = (
-            self._lake.scan(SCHEMAS[found.rtype][1], days)
+            self._lake.scan(TABLE_OF[found.rtype], days)
             .filter(pl.col("ts_event").is_between(since, until, closed="left"))
             .group_by("instrument_id")
             .len()

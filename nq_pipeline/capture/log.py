@@ -3,16 +3,14 @@
     capture/.lock                                                one capture at a time
     capture/GLBX.MDP3/trade_date=2025-06-10/1749562200000000000-00000017-00000015.dbn
 
-A segment is a DBN file: one head, then records back to back, as the gateway sent them and as
-`databento.DBNStore` reads them. Records are only ever appended, whole, and synced in groups. A
-segment belongs to one session of the gateway; where a session goes on in a further segment, that
-begins with the session's symbol mappings, so that each segment can be read alone. Segments are
-numbered through all trade dates, and the numbers order them, whatever the clock did; the second
-number is that of the segment with which the session began.
+A segment is a DBN file as `databento.DBNStore` reads it: one header, then whole records as the gateway
+sent them. Records are only appended, and synced in groups. A segment belongs to one gateway session. If
+a session continues in another segment, that segment begins with the session's symbol mappings, so each
+can be read alone. The second number of the name orders the segments of all trade dates, whatever the
+clock did; the third is the number of the segment with which the session began.
 
-A segment is synced before the next one is begun, so only the newest can have a torn tail. What was
-never synced and lost its bytes is told by a length or rtype that is none; DBN has no checksums, so
-damage inside a record goes unnoticed.
+A segment is synced before the next one begins, so only the newest can have a torn tail. A wrong length or
+rtype reveals bytes that were never synced. DBN has no checksums, so damage inside a record goes unnoticed.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ SYNC_EVERY_S = 0.05
 SEGMENT_BYTES = 256 * 1024 * 1024
 SEGMENT_AGE_S = 3600.0
 BLOCK = 1024 * 1024
-"""Bytes read at a time."""
+"""Bytes per read."""
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
@@ -61,20 +59,19 @@ _REMEDY = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """A place between two records of the log; durable, and ordered as the log is.
-
-    `str()` and `parse` are its form in tables: `17:4096`.
-    """
+    """A place between two records of the log, ordered as the log is; `17:4096` as text."""
 
     segment: int
     offset: int
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The inverse of `str()`; ValueError when it is none."""
+        """The inverse of `str()`; raises ValueError for any other text."""
         segment, colon, offset = text.partition(":")
         if not (colon and segment.isdecimal() and offset.isdecimal()):
-            raise ValueError(f"{text!r} is no position in a capture log; write SEGMENT:OFFSET, e.g. 17:4096")
+            raise ValueError(
+                f"{text!r} is not a position in a capture log; write SEGMENT:OFFSET, e.g. 17:4096"
+            )
         return cls(int(segment), int(offset))
 
     def __str__(self) -> str:
@@ -86,9 +83,9 @@ BEGINNING = Position(0, 0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Segment:
-    """One file of the log; `start_ns` and `trade_date` are those of its creation.
+    """One file of the log, with the instant and the trade date of its creation.
 
-    `session` is the number of the segment with which its session of the gateway began.
+    `session` is the number of the segment with which its gateway session began.
     """
 
     number: int
@@ -111,20 +108,20 @@ class Block:
 
     @property
     def end(self) -> Position:
-        """Where to go on after these records: what a publisher stores together with their rows."""
+        """The position after these records, which a publisher stores with their rows."""
         return Position(self.segment.number, self.frame.end)
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What became of the newest segment's tail.
+    """How the newest segment's tail was repaired.
 
     Attributes
     ----------
-    cut
-        Bytes removed behind the last whole record; 0 for a clean end.
+    kept, cut
+        Bytes up to the end of the last whole record, and bytes removed behind it.
     aside
-        Where they were kept, when they were more than the beginning of one record.
+        Where damaged bytes were kept; None if only the start of a record was removed.
     """
 
     segment: Segment
@@ -134,34 +131,33 @@ class Recovery:
 
 
 class CaptureLog:
-    """The one writer of a dataset's log. A context manager; one thread appends.
+    """The single writer of a dataset's log. A context manager; one thread appends.
 
     Parameters
     ----------
     root
-        The capture folder; the lock is taken on it, for all its datasets.
+        The capture folder, which is locked for all its datasets.
     clock
-        Names the segments and tells their trade date.
+        Names the segments and decides their trade date.
     sync_every_s
-        Records are durable at most this long (and one fsync) after `append`; 0 syncs every call.
+        Records are durable at most this long, and one fsync, after `append`; 0 syncs every call.
     segment_bytes, segment_age_s
-        A segment that would take in more, or is older, is followed by the next; so is one whose
-        trade date is over.
+        Limits of a segment; a new trade date begins a new segment too.
     after
-        The first new segment is numbered higher, also where the one of this number was lost.
+        New segments get higher numbers than this, even if that segment was lost.
 
     Attributes
     ----------
     recovery
-        What was done to the tail that the last capture left; None for an empty log.
+        How the tail of the last capture was repaired; None for an empty log.
 
     Raises
     ------
     CaptureBusy
         Another process holds the lock.
     LogFailed
-        The disk refuses. From then on every method raises it: what was appended behind `synced`
-        may be lost, and must be asked for again.
+        The disk refuses writes. From then on every method raises it: what was appended after `synced`
+        may be lost and must be replayed.
     """
 
     def __init__(
@@ -187,9 +183,9 @@ class CaptureLog:
         self._session = 0
         self._mappings: dict[int, bytes] = {}
         self._written = self._synced = BEGINNING
-        self._syncing = threading.Lock()  # held while the open segment is synced or exchanged
+        self._syncing = threading.Lock()  # held while the open segment is synced or replaced
         self._closing = threading.Event()
-        self._syncer = threading.Thread(target=self._keep_synced, name="capture-log-sync", daemon=True)
+        self._syncer = threading.Thread(target=self._sync_periodically, name="capture-log-sync", daemon=True)
         with ExitStack() as opening:
             try:
                 opening.enter_context(hold_capture_lock(root))
@@ -199,7 +195,7 @@ class CaptureLog:
                 self._fail(error)
             if self.recovery:
                 self._written = self._synced = Position(self.recovery.segment.number, self.recovery.kept)
-            # Asked here already, since the calendar takes a while to load.
+            # Computed now, because the calendar takes a while to load.
             self._trade_date = sessions.trade_date(self._clock.now())
             self._opened, self._began = self._clock.monotonic(), 0
             if sync_every_s:
@@ -219,19 +215,19 @@ class CaptureLog:
 
     @property
     def synced(self) -> Position:
-        """The end of what a power cut cannot take."""
+        """The end of what survives a power cut."""
         return self._synced
 
     def check(self) -> None:
-        """Raise `LogFailed` if the log failed, in the background perhaps, since the last call."""
+        """Raise `LogFailed` if the log has failed, perhaps in the background."""
         if self._failure:
             raise LogFailed(self._failure)
 
     def append(self, frame: Frame) -> Position:
-        """Write whole records; frames of another stream begin a segment of their own."""
+        """Write whole records; frames of another stream begin a new segment."""
         self.check()
-        if self._handle is None or self._is_over(frame):
-            self._turn(frame.head)
+        if self._handle is None or self._needs_new_segment(frame):
+            self._begin_segment(frame.head)
         assert self._handle is not None
         try:
             _write(self._handle, frame.records)
@@ -250,7 +246,7 @@ class CaptureLog:
         return self._synced
 
     def close(self) -> None:
-        """Sync, end the segment and give the lock back, even where it raises `LogFailed`."""
+        """Sync, end the segment and release the lock, even if it raises `LogFailed`."""
         self._closing.set()
         if self._syncer.is_alive():
             self._syncer.join()
@@ -266,7 +262,7 @@ class CaptureLog:
 
     # ── the open segment ────────────────────────────────────────────────────────────────────────
 
-    def _is_over(self, frame: Frame) -> bool:
+    def _needs_new_segment(self, frame: Frame) -> bool:
         return (
             frame.head is not self._head
             or self._written.offset - self._began + len(frame.records) > self._segment_bytes
@@ -274,7 +270,7 @@ class CaptureLog:
             or sessions.trade_date(self._clock.now()) != self._trade_date
         )
 
-    def _turn(self, head: Head) -> None:
+    def _begin_segment(self, head: Head) -> None:
         with self._syncing:
             self._seal()
             now, number = self._clock.now(), max(self._written.segment, self._after) + 1
@@ -312,22 +308,22 @@ class CaptureLog:
             if not os.fstat(self._handle).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "the open segment was deleted")
         except OSError as error:
-            # Never tried again: after a failed fsync the kernel calls the lost pages clean.
+            # Never retried: after a failed fsync the kernel marks the lost pages clean.
             self._fail(error)
         self._synced = written
 
-    def _keep_synced(self) -> None:
+    def _sync_periodically(self) -> None:
         while not self._closing.wait(self._sync_every_s):
             try:
                 self.sync()
             except LogFailed:
-                return  # latched: whoever appends, syncs or closes next is told
+                return  # stored: the next append, sync or close raises it
 
     def _fail(self, error: OSError) -> NoReturn:
         remedy = _REMEDY.get(error.errno or 0, "check the disk")
         self._failure = (
             f"the capture log in {self.folder} cannot be written ({error.strerror or error}); {remedy} and "
-            f"start the capture again: up to {self._synced} all is safe, what came later must be replayed"
+            f"start the capture again: all up to {self._synced} is safe, later records must be replayed"
         )
         raise LogFailed(self._failure) from error
 
@@ -351,23 +347,23 @@ def tail(
 ) -> Iterator[Block]:
     """The whole records of a dataset's log from `position` on, about `block` bytes at a time.
 
-    Ends at `until`. Without it ends at what is there now, synced first, so that nothing is read
-    that a power cut could take back; the log may grow meanwhile, and belong to another process.
+    Ends at `until`, by default at what is there now. That is synced first, so that nothing is read that
+    a power cut could undo. The log may grow meanwhile, written by another process.
 
     Raises
     ------
     CaptureError
-        Segments are missing or shorter than `position` says, or one is damaged.
+        Segments are missing, damaged, or shorter than `position` says.
     """
     following = [s for s in list_segments(folder) if s.number >= position.segment]
     if until is not None:
         following = [s for s in following if s.number <= until.segment]
     if not following and position.segment:
-        raise _lost(folder, position.segment)
+        raise _missing(folder, position.segment, is_published=True)
     first = position.segment or (following[0].number if following else 0)
     for number, segment in enumerate(following, start=first):
         if segment.number != number:
-            raise (_lost if number == position.segment else _missing)(folder, number)
+            raise _missing(folder, number, is_published=number == position.segment)
         offset = position.offset if number == position.segment else 0
         if until is not None and number == until.segment:
             yield from _read(segment, offset, until.offset, block)
@@ -376,9 +372,9 @@ def tail(
 
 
 def read_mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
-    """instrument_id to its symbol, as the session said up to `position`.
+    """instrument_id to its symbol at `position`, for a reader that starts there.
 
-    For a reader that takes up the log there: a segment holds all mappings its records need.
+    One segment holds all mappings that its records need.
     """
     known = {}
     for part in tail(folder, Position(position.segment, 0), position):
@@ -389,15 +385,15 @@ def read_mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
 
 
 def recover(folder: Path) -> Recovery | None:
-    """Cut the newest segment behind its last whole record and make it durable.
+    """Cut the newest segment after its last whole record and make it durable; requires the lock.
 
-    For whoever holds the lock. A record that was begun is removed; anything else that is no
-    record (blocks of zeros after a power cut) is kept aside under the segment's name and `.torn`.
+    An incomplete record is removed. Other bytes that are no record (zeros after a power cut) are kept
+    under the segment's name with `.torn`.
 
     Raises
     ------
     CaptureError
-        The head of the segment cannot be read, so nothing of it can be judged.
+        The header of the segment cannot be read.
     """
     for leftover in folder.rglob(files.TEMPORARY):
         leftover.unlink()
@@ -442,7 +438,7 @@ def _read(
         if max(offset, end) > size:
             raise CaptureError(
                 f"{segment.path} ends at byte {size:,}, before the position {max(offset, end):,} that was "
-                "already reached: the file was cut; put the whole one back"
+                "already reached: the file was cut; restore the whole file"
             )
         head = _head(segment, file)
         framer = Framer(head, offset=max(offset, len(head.raw)))
@@ -452,28 +448,26 @@ def _read(
                 for frame in framer.feed(piece):
                     yield Block(segment, frame)
         except BadStream as error:
-            raise CaptureError(f"{segment.path} is damaged: {error}; put a whole copy back") from None
+            raise CaptureError(f"{segment.path} is damaged: {error}; restore a whole copy") from None
         if framer.pending and not growing:
             raise CaptureError(f"{segment.path} ends within a record, at byte {framer.offset:,}")
 
 
-def _lost(folder: Path, number: int) -> CaptureError:
-    return CaptureError(
-        f"segment {number} of the capture log in {folder} is missing, up to which rows are in the lake; put "
-        f"it back, or if it is lost delete lake/trades/{folder.name}.published: the log is then read from "
-        "its beginning, and rows that are there are not written again"
-    )
-
-
-def _missing(folder: Path, number: int) -> CaptureError:
-    return CaptureError(f"segment {number} of the capture log in {folder} is missing; put it back")
+def _missing(folder: Path, number: int, *, is_published: bool) -> CaptureError:
+    sentence = f"segment {number} of the capture log in {folder} is missing; restore it"
+    if is_published:
+        sentence += (
+            f", or if it is lost delete lake/trades/{folder.name}.published: the log is then read from its "
+            "beginning, and rows that the lake has are skipped"
+        )
+    return CaptureError(sentence)
 
 
 def _head(segment: Segment, file: BinaryIO) -> Head:
     try:
         return Head.read(file)
     except BadStream as error:
-        raise CaptureError(f"{segment.path} cannot be read ({error}); move it away") from None
+        raise CaptureError(f"{segment.path} cannot be read ({error}); move it elsewhere") from None
 
 
 def read_lock_holder(root: Path, dataset: str) -> LockHolder | None:

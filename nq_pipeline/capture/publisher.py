@@ -138,7 +138,7 @@ class Publisher:
                 for session, end in self._batches(done.position, until):
                     now = self._clock.now()
                     origin = Origin(self.lake.root.parent.name, self._run_id, to_ns(now))
-                    tables, counts = session.rows(origin)
+                    tables, counts = session.build(origin)
                     if writing:
                         writing.result()
                     writing = behind.submit(self._write, tables, counts, end, now, done)
@@ -172,9 +172,9 @@ class Publisher:
                         yield session, end
                     session, given = SessionRows(block.segment.session), end
                     self._session = session
-                session.take(block.frame)
+                session.add(block.frame)
                 end = block.end
-                if session.gathered >= self._batch_bytes:
+                if session.pending_bytes >= self._batch_bytes:
                     yield session, end
                     given = end
         except CaptureError as error:
@@ -212,8 +212,8 @@ class Publisher:
             size += found[first].path.stat().st_size
         session = SessionRows(found[position.segment].session)
         for block in log.tail(self.log_folder, Position(first, 0), position):
-            session.take(block.frame)
-            if session.gathered >= self._batch_bytes:
+            session.add(block.frame)
+            if session.pending_bytes >= self._batch_bytes:
                 session.skip()
         session.skip()
         return session

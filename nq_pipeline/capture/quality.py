@@ -1,7 +1,7 @@
-"""What can be said about the capture of one trade date, from what the lake holds of it.
+"""How good the capture of a trade date is, judged from what the lake holds of it.
 
-Reads what the capture has put down (gaps, sessions, refusals, the newest trade), so it can be asked
-at any time: while a capture runs, after one died, with none at all. Nothing here knows Dagster.
+Reads gaps, sessions, refusals and the newest trade, so it works at any time: during a capture, after one
+has died, or without any. Nothing here knows Dagster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 
 import polars as pl
 
-from nq_pipeline.capture.gaps import MAX_REPLAYS, UNRESOLVED, Gap, GapStore
+from nq_pipeline.capture.gaps import UNRESOLVED, Gap, GapStore, session_windows
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
@@ -26,39 +26,38 @@ from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 from nq_pipeline.workspace import Workspace
 
 LATE, STALE = timedelta(minutes=2), timedelta(minutes=10)
-"""Without a new trade for so long while the market is open, something may be, or is, wrong. Our own
-judgement: NQ futures trade many times a minute in regular hours, seldom only in the quietest of the night."""
+"""Without a new trade for this long in an open market, something may be wrong, or is. Our own judgement:
+NQ futures trade many times a minute in regular hours, and rarely only in the quietest hours of the night."""
 BEHIND = timedelta(seconds=60)
-"""The end of what is published may lag so far behind the present without counting as missing, and a
-capture may take so long to begin after the opening."""
-CLOCKS = timedelta(minutes=1)
-"""A trade may be so far ahead of our clock; later ones carry a time that is wrong."""
+"""How far publishing may lag, and how long a capture may take to start, before records count as missing."""
+CLOCK_SKEW = timedelta(minutes=1)
+"""How far a trade may be ahead of our clock before its time counts as wrong."""
 ENOUGH = 0.99
-"""Share of the window that has to be proven for a warning instead of an error."""
+"""The share of the window that must be proven for a warning instead of an error."""
 
 Span = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureDay:
-    """The capture of one trade date as it stands.
+    """The state of the capture of one trade date.
 
     Attributes
     ----------
     now
         By the capture's clock.
     window
-        The spans of the trade date that are to be captured, to their ends.
+        The spans of the trade date to capture.
     gaps
-        The latest state of each.
+        The current state of each.
     newest
-        `ts_event` of the newest trade published; None without any.
+        `ts_event` of the newest published trade; None without any.
     proven
-        Up to where the last session that ended well had everything.
+        Up to where the last session that we ended had everything.
     missing
-        Roots always listed that the gateway named no instrument of.
+        Roots always listed of which the gateway named no instrument.
     wanted, refused
-        Schema wanted of options and of futures; schema refused to what the gateway said.
+        `options` and `futures` to the schema wanted; schema refused to the gateway's words.
     refusal
         Why nothing is streamed at all, in a sentence.
     """
@@ -76,7 +75,7 @@ class CaptureDay:
 
     @property
     def elapsed(self) -> list[Span]:
-        """The part of the window that lies behind us."""
+        """The part of the window that has passed."""
         return [(a, min(b, self.now)) for a, b in self.window if a < self.now]
 
     @property
@@ -92,29 +91,19 @@ class CaptureDay:
 def last_opened(now: datetime, window: Window) -> date:
     """The trade date whose window opened last."""
     around = sessions.sessions((now - timedelta(days=12)).date(), (now + timedelta(days=5)).date())
-    return max(s.trade_date for s in around if (spans := window_spans(s, window)) and spans[0][0] <= now)
-
-
-def window_spans(session: sessions.Session, window: Window) -> list[Span]:
-    """What of a session is to be captured; `always` counts the hours in which the market trades."""
-    if window == "rth":
-        return [session.rth] if session.rth else []
-    return list(session.segments)
+    return max(s.trade_date for s in around if (spans := session_windows(s, window)) and spans[0][0] <= now)
 
 
 def read_capture_day(
     settings: Settings, now: datetime, trade_date: date, *, missing: Sequence[str] = (), refusal: str = ""
 ) -> CaptureDay:
-    """Read how the capture of a trade date stands.
+    """Read the state of the capture of a trade date.
 
-    Parameters
-    ----------
-    missing, refusal
-        What a running or ended capture knows and the lake does not.
+    `missing` and `refusal` are what a capture knows and the lake does not.
     """
     dataset = settings.vendor(DatabentoSettings).dataset
     lake, session = Workspace.of(settings).lake, sessions.session(trade_date)
-    book = GapStore(lake, dataset=dataset, environment=settings.environment, run_id="")
+    store = GapStore(lake, dataset=dataset, run_id="")
     wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
     ended = (
         lake.scan(SESSIONS, [trade_date])
@@ -124,15 +113,15 @@ def read_capture_day(
         .collect()
     )
     proven = ended["proven_ts"].max()
-    named = ended["missing"].last() if ended.height else None
+    last_missing = ended["missing"].last() if ended.height else None
     return CaptureDay(
         trade_date=trade_date,
         now=now,
-        window=window_spans(session, settings.capture.window),
-        gaps=[g for g in book.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
+        window=session_windows(session, settings.capture.window),
+        gaps=[g for g in store.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
         newest=_newest(lake, trade_date, now),
         proven=from_ns(proven) if isinstance(proven, int) else None,
-        missing=tuple(missing) or tuple(str(named).split(",") if named else ()),
+        missing=tuple(missing) or tuple(str(last_missing).split(",") if last_missing else ()),
         wanted=wanted,
         refused=SchemaFallback(lake, dataset, wanted).refused(trade_date),
         refusal=refusal,
@@ -140,63 +129,66 @@ def read_capture_day(
 
 
 def _newest(lake: Lake, trade_date: date, now: datetime) -> datetime | None:
-    """When the newest trade was, by its own time unless that is far from its receipt."""
+    """The instant of the newest trade, by its receipt if its own time is far from that."""
     files = lake.manifest(TRADES).of({trade_date})
     newest = max((from_ns(file.since_max) for file in files), default=None)
-    if newest is None or newest <= now + CLOCKS:
+    if newest is None or newest <= now + CLOCK_SKEW:
         return newest
     moment = pl.when("is_misdated").then("ts_recv").otherwise("ts_event").dt.epoch("ns").max()
     return from_ns(int(lake.scan(TRADES, {trade_date}).select(moment).collect().item()))
 
 
 def judge_capture(day: CaptureDay) -> dict[str, Finding]:
-    """Every judgement, by the name of its check."""
+    """The findings by the name of their check."""
     return {
-        "gaps": gaps(day),
+        "gaps": judge_gaps(day),
         "entitlement": judge_entitlement(day),
         "freshness": judge_freshness(day),
         "completeness": judge_completeness(day),
     }
 
 
-def gaps(day: CaptureDay) -> Finding:
-    """Whether every hole was filled and counted."""
-    states: dict[str, list[Gap]] = {"open": [], "verified": [], "unfillable": [], "disputed": []}
-    for gap in day.gaps:
-        unresolved = gap.state in UNRESOLVED
-        disputed = unresolved and gap.attempts >= MAX_REPLAYS
-        states["disputed" if disputed else "open" if unresolved else gap.state].append(gap)
-    numbers = {f"{state}_gaps": len(found) for state, found in states.items()}
-    lost = len(states["unfillable"]) + len(states["disputed"])
-    differ = [gap for gap in day.gaps if gap.is_verified_but_differs]
+def judge_gaps(day: CaptureDay) -> Finding:
+    """Whether every gap was filled and counted."""
+    disputed = [gap for gap in day.gaps if gap.is_disputed]
+    unresolved = [gap for gap in day.gaps if gap.state in UNRESOLVED and not gap.is_disputed]
+    verified = [gap for gap in day.gaps if gap.state == "verified"]
+    lost = len(day.gaps) - len(unresolved) - len(verified)
+    differ = [gap for gap in verified if gap.is_verified_but_differs]
     if not day.gaps:
         sentence = f"{day.trade_date} has no gap"
     elif lost:
         sentence = f"{_count(lost, 'gap')} of {day.trade_date} cannot be filled"
-    elif states["open"]:
-        sentence = f"{_count(len(states['open']), 'gap')} of {day.trade_date} not yet proven to be filled"
+    elif unresolved:
+        sentence = f"{_count(len(unresolved), 'gap')} of {day.trade_date} not yet proven to be filled"
     elif differ:
-        sentence = f"the lake has other rows than counted of {_count(len(differ), 'gap')} of {day.trade_date}"
+        found = _count(len(differ), "gap")
+        sentence = f"the lake has more or fewer rows than counted in {found} of {day.trade_date}"
     else:
         sentence = f"{_count(len(day.gaps), 'gap')} of {day.trade_date}, filled and counted"
     return Finding(
-        passed=not lost and not states["open"] and not differ,
+        passed=not lost and not unresolved and not differ,
         sentence=sentence,
         severity="error" if lost else "warn",
-        numbers=numbers,
+        numbers={
+            "open_gaps": len(unresolved),
+            "verified_gaps": len(verified),
+            "unfillable_gaps": lost - len(disputed),
+            "disputed_gaps": len(disputed),
+        },
         table=_table(day.gaps) if day.gaps else None,
     )
 
 
 def judge_entitlement(day: CaptureDay) -> Finding:
-    """Whether the schemas that are wanted are those that come."""
+    """Whether the wanted schemas are streamed."""
     if day.refusal:
         return Finding(passed=False, sentence=day.refusal, severity="error")
     below, table = [], []
     for what, wanted in day.wanted.items():
         steps = FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]
         given = next((schema for schema in steps if schema not in day.refused), None)
-        table.append({"of": what, "wanted": wanted, "in force": given, "refused": _said(steps, day)})
+        table.append({"of": what, "wanted": wanted, "in force": given, "refused": _refusals(steps, day)})
         if given is None:
             sentence = f"the plan streams no schema of {what}: {day.refused[FALLBACK_ORDER[-1]]}"
             return Finding(passed=False, sentence=sentence, severity="error", table=pl.DataFrame(table))
@@ -212,11 +204,11 @@ def judge_entitlement(day: CaptureDay) -> Finding:
 
 
 def judge_freshness(day: CaptureDay) -> Finding:
-    """Whether trades are coming while the window is open."""
+    """Whether trades arrive while the window is open."""
     if day.newest is None:
-        begun = _begun(day)
-        sentence = f"no trade of {day.trade_date} was published"
-        return Finding(begun <= LATE, sentence, severity="error" if begun > STALE else "warn")
+        elapsed = _elapsed(day)
+        sentence = f"no trade of {day.trade_date} has been published"
+        return Finding(elapsed <= LATE, sentence, severity="error" if elapsed > STALE else "warn")
     newest = f"the newest trade is of {in_chicago(day.newest)}"
     if not day.is_open:
         return Finding(passed=True, sentence=f"the window is closed; {newest}")
@@ -230,16 +222,16 @@ def judge_freshness(day: CaptureDay) -> Finding:
 
 
 def judge_completeness(day: CaptureDay) -> Finding:
-    """How much of the window so far is proven to be complete, and whether every root came."""
+    """How much of the window so far is proven complete, and whether every root was named."""
     elapsed, holes = day.elapsed, [_span(gap, day.now) for gap in day.gaps if gap.state != "verified"]
     reached = max((at for at in (day.newest, day.proven) if at), default=None)
     end = elapsed[-1][1] if elapsed else day.now
-    if _begun(day) > BEHIND and (reached is None or end - reached > BEHIND):
+    if _elapsed(day) > BEHIND and (reached is None or end - reached > BEHIND):
         holes.append((reached or day.window[0][0], end))
     total = sum((b - a).total_seconds() for a, b in elapsed)
     lost = sum(_covered(span, holes) for span in elapsed)
     share = 1.0 - lost / total if total else 1.0
-    sentence = f"{share:.2%} of the window so far is proven complete" if total else "the window begins"
+    sentence = f"{share:.2%} of the window so far is proven complete" if total else "the window just opened"
     if day.missing:
         sentence = f"the gateway names no instrument of {', '.join(day.missing)}; {sentence}"
     return Finding(
@@ -253,8 +245,8 @@ def judge_completeness(day: CaptureDay) -> Finding:
 def _table(found: Iterable[Gap]) -> pl.DataFrame:
     rows = [
         {
-            "from": _moment(gap.first_ns),
-            "to": "" if gap.last_ns is None else _moment(gap.last_ns),
+            "from": _chicago_time(gap.first_ns),
+            "to": "" if gap.last_ns is None else _chicago_time(gap.last_ns),
             "schema": gap.schema,
             "state": gap.state,
             "cause": gap.cause,
@@ -274,7 +266,7 @@ def _span(gap: Gap, now: datetime) -> Span:
 
 
 def _covered(span: Span, holes: Sequence[Span]) -> float:
-    """Seconds of a span that lie in holes, which may overlap."""
+    """Seconds of a span that lie in some holes, which may overlap."""
     seconds, done = 0.0, span[0]
     for a, b in sorted(holes):
         a, b = max(a, done), min(b, span[1])
@@ -284,15 +276,15 @@ def _covered(span: Span, holes: Sequence[Span]) -> float:
     return seconds
 
 
-def _begun(day: CaptureDay) -> timedelta:
+def _elapsed(day: CaptureDay) -> timedelta:
     return sum(((b - a) for a, b in day.elapsed), timedelta())
 
 
-def _said(steps: Sequence[str], day: CaptureDay) -> str:
+def _refusals(steps: Sequence[str], day: CaptureDay) -> str:
     return "; ".join(dict.fromkeys(day.refused[schema] for schema in steps if schema in day.refused))
 
 
-def _moment(ns: int) -> str:
+def _chicago_time(ns: int) -> str:
     return from_ns(ns).astimezone(sessions.CHICAGO).strftime("%H:%M:%S CT")
 
 

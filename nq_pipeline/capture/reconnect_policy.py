@@ -1,10 +1,9 @@
-"""What to do when a session of the gateway has ended: a rule for every kind of end.
+"""What to do when a gateway session has ended: one rule for each way to end. Pure.
 
-Pure. The official client reconnects once, or never, or without pause, depending on how the
-connection was lost; here every end inside the capture window leads to another attempt, unless
-trying again cannot help. What is fatal and what is not follows Databento's documentation of
-error codes; texts are those the gateway was seen to use, and an unknown one is treated as
-something that may heal.
+The official client reconnects once, never, or without pause, depending on how the connection was lost.
+Here every end inside the capture window leads to another attempt, unless that cannot help. Which codes
+are fatal follows Databento's documentation; the texts are those the gateway was observed to use, and an
+unknown text counts as temporary.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 
 SPACING_S = 0.25
-"""Between two connections; the gateway closes those beyond five a second and address at once."""
+"""Between two connections; the gateway closes those beyond five a second per address at once."""
 BASE_S, CAP_S = 0.5, 60.0
 LIVED_S, ADVANCED_S = 5.0, 1.0
-"""A session that lived so long, or carried the proven moment so far, was a success; see `is_healthy`."""
+"""A session that lived this long, or moved the proven moment this far, succeeded; see `is_healthy`."""
 LIMIT_S, LIMIT_TRIES = 60.0, 10
-"""The gateway may take a while to notice that our last session is dead; until then it counts."""
+"""The gateway may take a while to notice that our last session is dead, and counts it until then."""
 
 AUTH_FAILED, DEACTIVATED, CONNECTION_LIMIT, UNKNOWN_SYMBOL, BAD_SUBSCRIPTION = 1, 2, 3, 4, 5
 INTERNAL, SKIPPED_RECORDS, AGED_OUT = 6, 7, 8
@@ -32,45 +31,45 @@ NOT_FATAL = frozenset({UNKNOWN_SYMBOL, SKIPPED_RECORDS})
 
 _SCHEMA = re.compile(r"not authorized for (\S+) schema", re.IGNORECASE)
 _EARLIEST = re.compile(r"must be (\d{4}-\d\d-\d\dT[\d:.]+)Z? or later", re.IGNORECASE)
-_HOPELESS = {
+_PERMANENT = {
     "license": "the Databento plan has no live data for this dataset: {text} Take a plan with live data "
     "(CME Standard streams trades), or leave the capture off",
-    "invoice": "Databento gives no data: {text} Pay the invoice and start the capture again",
-    "deactivated": "Databento refuses the key: {text} Put another one into DATABENTO_API_KEY",
+    "invoice": "Databento refuses to send data: {text} Pay the invoice and start the capture again",
+    "deactivated": "Databento refuses the key: {text} Set another one as DATABENTO_API_KEY",
     "authentication failed": "Databento refuses the key: {text} Correct DATABENTO_API_KEY",
 }
-"""By what the refusal says, in lower case: why another attempt cannot help, and what can."""
+"""Words of a refusal, in lower case, after which another attempt cannot help; the reason and the remedy."""
 
 
 class EndReason(StrEnum):
     """How a session ended."""
 
-    CLOSED = "closed"  # an orderly end between two records
+    CLOSED = "closed"  # orderly, between two records
     RESET = "reset"
-    CUT = "cut"  # any end within a record
-    SILENT = "silent"  # nothing for longer than a heartbeat takes
+    CUT = "cut"  # in any way, within a record
+    SILENT = "silent"  # no bytes for longer than a heartbeat interval
     GARBAGE = "garbage"  # bytes that are no records
-    UNREACHABLE = "unreachable"  # no connection, or closed before the key was looked at
+    UNREACHABLE = "unreachable"  # no connection, or closed before the key was checked
     REFUSED = "refused"  # the key or the dataset, with a text
     ERROR = "error"  # an ErrorMsg with a code, then the end
-    SKIPPED = "skipped"  # the gateway left out records; ended by us, to have them replayed
-    REPAIR = "repair"  # a replay was found incomplete; ended by us, to repeat it
-    STOPPED = "stopped"  # ended by us, for good
-    FAILED = "failed"  # our own disk
+    SKIPPED = "skipped"  # the gateway skipped records; we end the session to have them replayed
+    REPAIR = "repair"  # a replay was incomplete; we end the session to repeat it
+    STOPPED = "stopped"  # we end the capture
+    FAILED = "failed"  # our disk
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """The end of a session.
+    """How a session ended.
 
     Attributes
     ----------
     text
-        What the gateway or the operating system said.
+        The message of the gateway or the operating system.
     code
-        Of the ErrorMsg, for `How.ERROR`.
+        The code of the ErrorMsg, for `EndReason.ERROR`.
     healthy
-        Whether the session was a success before it ended; see `is_healthy`.
+        Whether the session succeeded before it ended; see `is_healthy`.
     """
 
     reason: EndReason
@@ -85,14 +84,14 @@ class SessionEnd:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What was tried since the last sound session.
+    """Attempts since the last healthy session.
 
     Attributes
     ----------
     failed
-        Sessions in a row that were not sound.
+        Sessions in a row that were not healthy.
     limited
-        How many of them the gateway refused for a reason that may pass with time alone.
+        How many of them the gateway refused for a reason that may pass with time.
     """
 
     failed: int = 0
@@ -112,11 +111,11 @@ class Retry:
     Attributes
     ----------
     after_s
-        How long to wait first, seconds.
+        The pause before it, seconds.
     replay_too_old
-        The replay asked for was refused as too old.
+        Whether the requested replay was refused as too old.
     earliest_ns
-        The earliest start that the refusal names, nanoseconds UTC, if it names one.
+        The earliest start that the refusal names, nanoseconds UTC; None if it names none.
     """
 
     after_s: float
@@ -126,24 +125,21 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class StepDown:
-    """Connect again without this schema, which the plan does not include."""
+    """Connect again without a schema that the plan does not include."""
 
     schema: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Do not connect again; `reason` is one sentence, None when all is as it should be.
-
-    `entitled` is False when the plan lacks the dataset.
-    """
+    """Do not connect again. `reason` is None if all is well; `entitled` is False if the plan lacks data."""
 
     reason: str | None
     entitled: bool = True
 
 
 def is_healthy(lived_s: float, advanced_s: float) -> bool:
-    """Whether a session did its work, so that the next one may follow without a pause.
+    """Whether a session succeeded, so that the next one may follow without a pause.
 
     Records alone prove nothing: a gateway may send the first ones of a replay again and again.
 
@@ -152,7 +148,7 @@ def is_healthy(lived_s: float, advanced_s: float) -> bool:
     lived_s
         From the first bytes of the stream to the last, seconds.
     advanced_s
-        By how much the session moved the moment up to which everything is proven, seconds.
+        How far the session moved the moment up to which everything is proven, seconds.
     """
     return lived_s >= LIVED_S or advanced_s >= ADVANCED_S
 
@@ -165,11 +161,11 @@ def next_step(
     Parameters
     ----------
     attempts
-        What was tried before, without this one.
+        Those before this one.
     closes
         When the capture ends in any case; None for never.
     chance
-        A random number in [0, 1): the jitter that keeps many clients from coming at once.
+        The jitter, in [0, 1), which keeps clients from reconnecting all at once.
     """
     if ending.reason is EndReason.STOPPED or (closes is not None and now >= closes):
         return Stop(None)
@@ -177,7 +173,7 @@ def next_step(
         return Stop(ending.text)
     backoff = 0.0 if ending.healthy else _backoff(attempts.failed, chance)
     if ending.reason is EndReason.REFUSED:
-        return _hopeless(ending.text) or _limited(ending, attempts)
+        return _permanent(ending.text) or _limited(ending, attempts)
     if ending.reason is not EndReason.ERROR:
         return Retry(backoff)
     if (refused := _SCHEMA.search(ending.text)) and (schema := refused[1].lower()) in FALLBACK_ORDER:
@@ -187,17 +183,17 @@ def next_step(
     if ending.code == CONNECTION_LIMIT:
         return _limited(ending, attempts)
     if ending.code in (AUTH_FAILED, DEACTIVATED):
-        return _hopeless(ending.text) or Stop(f"Databento refuses the key: {_sentence(ending.text)}")
+        return _permanent(ending.text) or Stop(f"Databento refuses the key: {_sentence(ending.text)}")
     if ending.code == BAD_SUBSCRIPTION:
-        return _hopeless(ending.text) or Stop(
-            f"the gateway does not accept the subscription: {_sentence(ending.text)} Asking again would "
-            "not help; check NQ_CAPTURE_SCHEMA and NQ_DATABENTO_DATASET"
+        return _permanent(ending.text) or Stop(
+            f"the gateway does not accept the subscription: {_sentence(ending.text)} "
+            "Check NQ_CAPTURE_SCHEMA and NQ_DATABENTO_DATASET"
         )
     return Retry(backoff)
 
 
 def _backoff(failed: int, chance: float) -> float:
-    """Nothing before the first attempt, then full jitter below a doubling bound."""
+    """No pause before the first attempt, then full jitter below a doubling bound."""
     return chance * min(CAP_S, BASE_S * 2 ** min(failed, 16)) if failed else 0.0
 
 
@@ -210,8 +206,8 @@ def _limited(ending: SessionEnd, attempts: Attempts) -> Retry | Stop:
     )
 
 
-def _hopeless(text: str) -> Stop | None:
-    for sign, why in _HOPELESS.items():
+def _permanent(text: str) -> Stop | None:
+    for sign, why in _PERMANENT.items():
         if sign in text.lower():
             return Stop(why.format(text=_sentence(text)), entitled=sign != "license")
     return None
@@ -226,5 +222,5 @@ def _earliest(text: str) -> int | None:
 
 
 def _sentence(text: str) -> str:
-    said = " ".join(text.split()) or "it gave no reason."
-    return said if said.endswith((".", "!", "?")) else f"{said}."
+    words = " ".join(text.split()) or "it gave no reason."
+    return words if words.endswith((".", "!", "?")) else f"{words}."

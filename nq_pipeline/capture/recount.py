@@ -16,9 +16,9 @@ from nq_pipeline.capture.gap_tracker import GapTracker
 from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, GapStore, RecordCount
 from nq_pipeline.capture.gateway import GatewayConnector, Subscription
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd
-from nq_pipeline.capture.schema_fallback import RTYPES
 from nq_pipeline.clock import Clock
 from nq_pipeline.dbn.framer import Frame
+from nq_pipeline.dbn.layout import RTYPES
 
 POLL_S = 0.02
 MIN_PAUSE_S = 1.0

@@ -1,21 +1,20 @@
-"""From DBN records to rows of the lake: symbols, contracts, prices, and what tells equal trades apart.
+"""From DBN records to rows of the lake: symbols, contracts, prices, and what distinguishes equal trades.
 
-A session of the gateway is read in order, and every row follows from what the session said up to
-it: cut the stream anywhere, the rows are the same. Records become columns by copying fields; only
-instruments are looked at one by one, once per trade date.
+A gateway session is read in order, and each row follows from what the session sent before it. So the rows
+are the same wherever the stream is cut. Records become columns by copying fields; only instruments are
+looked up one by one, once per trade date.
 
-**Ordinals.** One aggressor that meets several resting orders makes trades with one `ts_event` and
-one `sequence`, often equal in every field. An ordinal counts such records, as long as they follow
-one another in the stream of their instrument. A replay begins at a `ts_event`, so it counts as the
-stream before it did, and what came twice has the same key. So has what a session sends again after
-something later; two equal records in a row are two trades.
+**Ordinals.** One aggressor that meets several resting orders makes trades with the same `ts_event` and
+`sequence`, often equal in every field. The ordinal counts such records as long as they follow one another
+in the stream of their instrument. A replay begins at a `ts_event`, so it counts as the first stream did,
+and a record sent twice has the same key. Two equal records in a row are two trades.
 
-**Trades of other schemas.** mbp-1 and mbo hold every trade as a record with action T, and `trades`
-is documented as just those. F records are not taken: they tell the resting side of the same trade.
-A record T of size 0 traded nothing: it stays in the table of its schema.
+**Trades of other schemas.** mbp-1 and mbo hold every trade as a record with action T, and `trades` is
+documented as exactly those. F records describe the resting side of the same trade and are skipped. A T
+record of size 0 traded nothing and stays in the table of its schema.
 
-**Times.** `ts_event` and `ts_recv` of one record lie close together. Where they do not, the row is
-kept and marked (`is_misdated`), and its trade date is that of `ts_recv`.
+**Times.** `ts_event` and `ts_recv` of a record lie close together. Where they do not, the row is kept and
+marked (`is_misdated`), and its trade date is that of `ts_recv`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import polars as pl
 
 from nq_pipeline.dbn import columns
 from nq_pipeline.dbn.framer import Frame, is_near
-from nq_pipeline.dbn.layout import CONTROL, SYMBOL_MAPPING, Array
+from nq_pipeline.dbn.layout import CONTROL, SCHEMAS, SYMBOL_MAPPING, Array
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
@@ -42,13 +41,13 @@ from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.symbology import Unparsed, parse_globex
 
-SCHEMAS: dict[int, tuple[str, Table]] = {0: ("trades", TRADES), 1: ("mbp-1", MBP_1), 160: ("mbo", MBO)}
-"""rtype to its schema and the table of its records; others stay in the log."""
+TABLE_OF: dict[int, Table] = {0: TRADES, 1: MBP_1, 160: MBO}
+"""rtype to the table of its records; other records stay in the log."""
 SNAPSHOT = 32
-"""Flag of records that repeat the book as it is and tell no event. History has them at the start of each
-UTC day; one of mbp-1 has the key of the record that it repeats."""
+"""Flag of records that repeat the state of the book. History has them at the start of each UTC day; a
+snapshot of mbp-1 has the key of the record that it repeats."""
 BAD_TS_RECV = 8
-"""Flag of records whose `ts_recv` Databento calls doubtful."""
+"""Flag of records whose `ts_recv` Databento marks as unreliable."""
 EPOCH = date(1970, 1, 1).toordinal()
 UNKNOWN = -1
 """Code of an instrument that has no symbol yet."""
@@ -65,11 +64,11 @@ class RowCounts:
     records
         Market data of every schema.
     unmapped
-        Of those published, how many have no symbol, because the session had not said it before.
+        Rows without a symbol, because the session had not sent it before.
     unreadable
-        Of those published, how many have a symbol that is neither option, future nor spread.
+        Rows with a symbol that is neither option, future nor spread.
     left
-        Why records have no row, and how many: they stay in the log.
+        Why records have no row and stay in the log, and how many.
     """
 
     records: int = 0
@@ -85,7 +84,7 @@ class RowCounts:
 
 
 class Origin(NamedTuple):
-    """Where rows come from; the same for all rows of one batch."""
+    """The origin of all rows of one batch."""
 
     environment: str
     run_id: str
@@ -93,87 +92,90 @@ class Origin(NamedTuple):
 
 
 class SessionRows:
-    """The rows of one session, of which frames are taken in order and rows given out in batches.
+    """Turns the frames of one session, added in order, into batches of rows.
 
-    Within a batch, records are put in the order of their instruments, which otherwise is that of
-    the stream. That nearly always is the table's order already, so that the lake need not sort
-    wide rows, and what depends on the instrument is looked up once per instrument.
+    Within a batch, records are ordered by instrument, and otherwise as in the stream. That is nearly
+    always the table's order, so the lake need not sort wide rows, and each instrument is looked up once.
+
+    Attributes
+    ----------
+    pending_bytes
+        Bytes of records added since the last batch.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.gathered = 0
-        """Bytes of records taken since the last batch."""
+        self.pending_bytes = 0
         self._passed = 0
         self._symbols = SymbolTable()
         self._instruments = Instruments(self._symbols.names)
         self._ordinals: dict[tuple[str, int], Ordinals] = {}
-        self._taken: dict[int, list[tuple[int, Frame]]] = {}
+        self._pending: dict[int, list[tuple[int, Frame]]] = {}
         self._others: Counter[str] = Counter()
 
-    def take(self, frame: Frame) -> None:
+    def add(self, frame: Frame) -> None:
         if SYMBOL_MAPPING in frame.tallies:
-            self._symbols.hear(frame, self._passed)
+            self._symbols.add_mappings(frame, self._passed)
         for rtype, tally in frame.tallies.items():
-            if rtype in SCHEMAS:
-                self._taken.setdefault(rtype, []).append((self._passed, frame))
+            if rtype in TABLE_OF:
+                self._pending.setdefault(rtype, []).append((self._passed, frame))
             elif rtype not in CONTROL:
                 self._others[f"rtype {rtype}"] += tally.count
         self._passed += len(frame.records)
-        self.gathered = self._passed if self._taken else 0
+        self.pending_bytes = self._passed if self._pending else 0
 
-    def rows(self, origin: Origin) -> tuple[list[tuple[Table, pl.DataFrame]], RowCounts]:
-        """The rows of all frames taken since the last call, by table; trades last."""
+    def build(self, origin: Origin) -> tuple[list[tuple[Table, pl.DataFrame]], RowCounts]:
+        """The rows of all frames added since the last call, by table; trades last."""
         counts = RowCounts(records=self._others.total(), left=self._others)
         tables: list[tuple[Table, pl.DataFrame]] = []
-        for rtype, records, described in self._drained(counts):
-            schema, table = SCHEMAS[rtype]
-            shared = self._shared(records, described, schema, origin)
+        for rtype, records, described in self._drain(counts):
+            table = TABLE_OF[rtype]
+            shared = self._shared_columns(records, described, SCHEMAS[rtype], origin)
             counts.unmapped += described["raw_symbol"].null_count()
             counts.unreadable += int((described["instrument_kind"] == "other").sum())
             if table is not TRADES:
-                tables.append((table, self._of(table, rtype, records, shared)))
+                tables.append((table, self._table_columns(table, rtype, records, shared)))
                 traded = records["action"] == b"T"
                 records, shared = records[traded], shared.filter(traded)
             if len(records):
-                trades = self._of(TRADES, rtype, records, shared)
+                trades = self._table_columns(TRADES, rtype, records, shared)
                 tables.append((TRADES, trades if table is TRADES else trades.filter(pl.col("size") > 0)))
         return sorted(tables, key=lambda each: each[0] is TRADES), counts
 
     def skip(self) -> None:
-        """Count the frames taken since the last call as given out."""
-        for rtype, records, _ in self._drained(RowCounts()):
-            table = SCHEMAS[rtype][1]
+        """Count the frames added since the last call, without rows."""
+        for rtype, records, _ in self._drain(RowCounts()):
+            table = TABLE_OF[rtype]
             if table is not TRADES:
                 self._ordinal(table, rtype, records)
                 records = records[records["action"] == b"T"]
             self._ordinal(TRADES, rtype, records)
 
-    def _drained(self, counts: RowCounts) -> Iterator[tuple[int, Array, pl.DataFrame]]:
-        """rtype, records and their instruments, of what was taken, as far as it can have rows."""
-        taken, self._taken, self._others = self._taken, {}, Counter()
-        self._passed = self.gathered = 0
-        for rtype, parts in sorted(taken.items(), reverse=True):
-            records = _joined([frame.array(rtype) for _, frame in parts])
-            days = sessions.trade_dates(_filed_by(records))
+    def _drain(self, counts: RowCounts) -> Iterator[tuple[int, Array, pl.DataFrame]]:
+        """rtype, records and their instruments of the pending frames, without records that have no row."""
+        pending, self._pending, self._others = self._pending, {}, Counter()
+        self._passed = self.pending_bytes = 0
+        for rtype, parts in sorted(pending.items(), reverse=True):
+            records = _concatenate([frame.array(rtype) for _, frame in parts])
+            days = sessions.trade_dates(_filing_instants(records))
             counts.records += len(records)
-            nowhere = np.isnat(days) | ~columns.is_instant(records["ts_event"])
+            undated = np.isnat(days) | ~columns.is_instant(records["ts_event"])
             repeats = np.zeros(len(records), np.bool_)
-            if SCHEMAS[rtype][1] is not TRADES:
-                repeats = (records["flags"] & SNAPSHOT).astype(np.bool_) & ~nowhere
-            counts.left["no ts_event within the calendar"] += int(nowhere.sum())
+            if TABLE_OF[rtype] is not TRADES:
+                repeats = (records["flags"] & SNAPSHOT).astype(np.bool_) & ~undated
+            counts.left["no ts_event within the calendar"] += int(undated.sum())
             counts.left["snapshot of the book"] += int(repeats.sum())
             order = _by_instrument(records["instrument_id"])
-            if (gone := nowhere | repeats).any():
-                order = order[~gone[order]]
+            if (dropped := undated | repeats).any():
+                order = order[~dropped[order]]
             if not len(order):
                 continue
             places = None
-            if self._symbols.heard:
+            if self._symbols.has_new:
                 places = np.concatenate([passed + frame.starts(rtype) for passed, frame in parts])[order]
-            records, days = _reordered(records, order), days[order]
+            records, days = _reorder(records, order), days[order]
             yield rtype, records, self._described(records["instrument_id"], days, places)
-        self._symbols.settle()
+        self._symbols.end_batch()
 
     def _described(self, ids: Array, days: Array, places: Array | None) -> pl.DataFrame:
         """Trade date, symbol and contract of each record."""
@@ -184,7 +186,9 @@ class SessionRows:
         each = np.repeat(np.arange(len(begins), dtype=np.uint32), np.diff(np.append(begins, len(ids))))
         return described.select(pl.all().gather(pl.Series(each)))
 
-    def _shared(self, records: Array, described: pl.DataFrame, schema: str, origin: Origin) -> pl.DataFrame:
+    def _shared_columns(
+        self, records: Array, described: pl.DataFrame, schema: str, origin: Origin
+    ) -> pl.DataFrame:
         """The columns that all tables have."""
         ts_event, ts_recv = records["ts_event"].astype(np.int64), records["ts_recv"].astype(np.int64)
         received = columns.is_instant(records["ts_recv"])
@@ -206,7 +210,7 @@ class SessionRows:
             *(pl.lit(text, pl.Enum([text])).alias(name) for name, text in always.items()),
         )
 
-    def _of(self, table: Table, rtype: int, records: Array, shared: pl.DataFrame) -> pl.DataFrame:
+    def _table_columns(self, table: Table, rtype: int, records: Array, shared: pl.DataFrame) -> pl.DataFrame:
         """The shared columns and those that depend on the table."""
         own = [
             n for n in table.schema.names() if n in (records.dtype.names or ()) and n not in shared.columns
@@ -221,14 +225,14 @@ class SessionRows:
 
 
 def is_misdated(records: Array) -> npt.NDArray[np.bool_]:
-    """Whether `ts_event` lies far from a `ts_recv` that is defined and not called doubtful by Databento."""
+    """Whether `ts_event` lies far from a `ts_recv` that is defined and reliable."""
     sound = columns.is_instant(records["ts_recv"]) & (records["flags"] & BAD_TS_RECV == 0)
     far: npt.NDArray[np.bool_] = ~is_near(records["ts_event"], records["ts_recv"]) & sound
     return far
 
 
-def _filed_by(records: Array) -> Array:
-    """The instant that gives each record its trade date."""
+def _filing_instants(records: Array) -> Array:
+    """The instant that decides each record's trade date."""
     misdated = is_misdated(records)
     if not misdated.any():
         return records["ts_event"]
@@ -236,17 +240,17 @@ def _filed_by(records: Array) -> Array:
     return np.where(misdated & ~np.isnat(sessions.trade_dates(received)), received, records["ts_event"])
 
 
-def _joined(parts: list[Array]) -> Array:
-    """Records back to back; copied as bytes, which is several times faster than field by field."""
+def _concatenate(parts: list[Array]) -> Array:
+    """Concatenate records as bytes, which is several times faster than field by field."""
     dtype = parts[0].dtype
     joined: Array = np.concatenate([part.view(_bytes(dtype)) for part in parts]).view(dtype)
     return joined
 
 
-def _reordered(records: Array, order: Array) -> Array:
-    """Records in another order, copied as bytes."""
-    taken: Array = records.view(_bytes(records.dtype)).take(order).view(records.dtype)
-    return taken
+def _reorder(records: Array, order: Array) -> Array:
+    """Reorder records as bytes."""
+    reordered: Array = records.view(_bytes(records.dtype)).take(order).view(records.dtype)
+    return reordered
 
 
 def _bytes(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -254,9 +258,9 @@ def _bytes(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _by_instrument(ids: Array) -> npt.NDArray[np.intp]:
-    """The order by instrument that keeps that of the stream within each.
+    """The order by instrument, and within each as in the stream.
 
-    Id and place are sorted as one number: ten times faster than a stable argsort.
+    ID and place are sorted as one number, which is ten times faster than a stable argsort.
     """
     packed = ids.astype(np.uint64) << 32 | np.arange(len(ids), dtype=np.uint64)
     packed.sort()
@@ -264,7 +268,7 @@ def _by_instrument(ids: Array) -> npt.NDArray[np.intp]:
 
 
 def _changes(*columns: Array) -> npt.NDArray[np.bool_]:
-    """Where a row differs from the one before; the first one does."""
+    """Where a row differs from the one before; True for the first."""
     changed = np.ones(len(columns[0]), np.bool_)
     changed[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return changed
@@ -285,41 +289,41 @@ def _column(name: str, values: Array) -> pl.Series:
 
 
 class SymbolTable:
-    """Which symbol an instrument_id stands for, at every place of a session.
+    """The symbol of each instrument_id at every place of a session.
 
-    A mapping holds from where it stands in the stream. `hear` takes those of a frame, `find` looks
-    up records of the batch, `settle` keeps what holds at its end.
+    A mapping holds from where it stands in the stream. `add_mappings` adds those of a frame, `find`
+    looks up records of the batch, `end_batch` keeps the mappings in force at its end.
 
     Attributes
     ----------
     names
         All symbols, each once; codes are places in this list.
-    heard
+    has_new
         Whether the batch has mappings, so that places in it matter.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.heard = False
+        self.has_new = False
         self._codes: dict[str, int] = {}
         # instrument_id and place in the batch in one number, in ascending order; and codes.
         self._keys: Array = np.empty(0, np.uint64)
         self._values: Array = np.empty(0, np.int32)
 
-    def hear(self, frame: Frame, passed: int) -> None:
-        """Take the mappings of a frame before which `passed` bytes of the batch lie."""
-        said = frame.array(SYMBOL_MAPPING)
-        texts = [text.decode("utf-8", "replace") for text in said["stype_out_symbol"].tolist()]
+    def add_mappings(self, frame: Frame, passed: int) -> None:
+        """Add the mappings of a frame that begins `passed` bytes into the batch."""
+        mappings = frame.array(SYMBOL_MAPPING)
+        texts = [text.decode("utf-8", "replace") for text in mappings["stype_out_symbol"].tolist()]
         for text in texts:
             if text not in self._codes:
                 self._codes[text] = len(self.names)
                 self.names.append(text)
         places = (passed + frame.starts(SYMBOL_MAPPING)).astype(np.uint64)
-        keys = said["instrument_id"].astype(np.uint64) << 32 | places
+        keys = mappings["instrument_id"].astype(np.uint64) << 32 | places
         values = np.array([self._codes[text] for text in texts], np.int32)
         keys, values = np.concatenate([self._keys, keys]), np.concatenate([self._values, values])
         order = np.argsort(keys, kind="stable")
-        self._keys, self._values, self.heard = keys[order], values[order], True
+        self._keys, self._values, self.has_new = keys[order], values[order], True
 
     def find(self, instrument_ids: Array, places: Array | None = None) -> npt.NDArray[np.int32]:
         """The codes of records by their places in the batch, or at its end."""
@@ -330,16 +334,16 @@ class SymbolTable:
         at = np.searchsorted(self._keys, wanted, side="right") - 1
         return np.where((at >= 0) & (self._keys[at] >= ids), self._values[at], UNKNOWN).astype(np.int32)
 
-    def settle(self) -> None:
-        if not self.heard:
+    def end_batch(self) -> None:
+        if not self.has_new:
             return
         ids = self._keys >> 32
         last = np.append(ids[1:] != ids[:-1], True)
-        self._keys, self._values, self.heard = ids[last] << 32, self._values[last], False
+        self._keys, self._values, self.has_new = ids[last] << 32, self._values[last], False
 
 
 class Instruments:
-    """What is known of the instruments of a session; each is looked at once per trade date."""
+    """The facts of a session's instruments; each is looked up once per trade date."""
 
     def __init__(self, symbols: list[str]) -> None:
         self._symbols = symbols
@@ -347,7 +351,7 @@ class Instruments:
         self._known = pl.DataFrame(schema=_FACTS)
 
     def on(self, days: Array, codes: npt.NDArray[np.int32]) -> pl.DataFrame:
-        """One row for each pair of a trade date and the code of a symbol."""
+        """One row for each pair of a trade date and a symbol's code."""
         pairs = list(zip(days.astype(np.int64).tolist(), codes.tolist(), strict=True))
         if fresh := [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]:
             self._rows |= {pair: len(self._rows) + i for i, pair in enumerate(fresh)}
@@ -399,8 +403,7 @@ def _facts(symbol: str | None, day: int) -> tuple[Any, ...]:
 class Ordinals:
     """Counts records of one key that follow one another in the stream of their instrument.
 
-    Remembers the last key of every instrument and how many records had it, so that a run that goes
-    on in the next batch is counted on.
+    Remembers each instrument's last key and its count, so that a run continues in the next batch.
     """
 
     def __init__(self) -> None:
@@ -408,21 +411,21 @@ class Ordinals:
         self._seen = np.empty(0, np.int64)
 
     def count(self, records: Array) -> npt.NDArray[np.uint32]:
-        """The ordinal of each of the records, which come by instrument, else in the order of the stream."""
+        """The ordinal of each record; records are ordered by instrument, then as in the stream."""
         if not len(records):
             return np.empty(0, np.uint32)
         keys = [np.ascontiguousarray(records[name]) for name in _KEY]
         begins = np.flatnonzero(_changes(*keys))
         firsts = np.flatnonzero(_changes(keys[0]))
         before = begins.copy()
-        before[np.searchsorted(begins, firsts)] -= self._seen_of([key[firsts] for key in keys])
+        before[np.searchsorted(begins, firsts)] -= self._continued([key[firsts] for key in keys])
         ordinals = np.arange(len(records)) - np.repeat(before, np.diff(np.append(begins, len(records))))
         ends = np.append(firsts[1:], len(records)) - 1
         self._remember([key[ends] for key in keys], ordinals[ends] + 1)
         return ordinals.astype(np.uint32)
 
-    def _seen_of(self, firsts: list[Array]) -> npt.NDArray[np.int64]:
-        """How many records of the batches before each instrument's first one continues."""
+    def _continued(self, firsts: list[Array]) -> npt.NDArray[np.int64]:
+        """How many records of earlier batches each instrument's first record continues."""
         if not len(self._seen):
             return np.zeros(len(firsts[0]), np.int64)
         at = np.minimum(np.searchsorted(self._last[0], firsts[0]), len(self._seen) - 1)

@@ -19,8 +19,6 @@ from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake
 
-RTYPES = {"trades": 0, "mbp-1": 1, "mbo": 160}
-
 
 class SchemaFallback:
     """The schemas in force.

@@ -1,1 +1,1 @@
-"""Proof of the feed: checks an owner wants to see pass before trusting it, with evidence."""
+"""`nq verify` and `nq doctor`: checks of a feed and its vendors, with evidence."""

@@ -1,4 +1,4 @@
-"""What a check is handed, and what it hands back."""
+"""What a check receives and returns."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def skipped(reason: str, **facts: Any) -> CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class VerifyTiming:
-    """What a test may want shorter, in seconds.
+    """Intervals in seconds; tests shorten them.
 
     Attributes
     ----------
     settle_s
-        Records whose `ts_event` are so far apart come in order.
+        Records whose `ts_event` are this far apart arrive in order.
     outage_s
         How long the dropped connection stays down.
     patience_s
-        How long a replay or an answer may take.
+        The limit of a replay or an answer.
     """
 
     settle_s: float = 1.0
@@ -69,30 +69,30 @@ class VerifyTiming:
 
 @dataclass
 class Context:
-    """What checks share: what is configured, and what the checks before them brought.
+    """What checks share: the configuration, and what earlier checks found.
 
     Attributes
     ----------
     clock
-        The gateway's: wall time, or that of the stand-in. Runs.
+        The gateway's: wall time, or the stand-in's. Not pinned.
     work
-        A folder that is removed at the end; nothing is written to the environment's own lake or log.
+        A folder that is removed at the end; the environment's own lake and log are not touched.
     stream_s
-        How long to stream.
+        How long to stream, seconds.
     live, resumed, recounted
-        The session that was dropped, the one that took it up again, and a replay of both spans.
+        The session that was dropped, the one that resumed it, and a replay of both spans.
     span
-        A span that the historical API has, and what the gateway replays of it.
+        A span that the historical API has, and the gateway's replay of it.
     """
 
     settings: Settings
     clock: Clock
-    line: FeedRecorder
+    recorder: FeedRecorder
     evidence: Evidence
     work: Path
     max_usd: Decimal
     stream_s: float
-    pace: VerifyTiming = field(default_factory=VerifyTiming)
+    timing: VerifyTiming = field(default_factory=VerifyTiming)
     spent_usd: Decimal = Decimal(0)
     live: Recording | None = None
     resumed: Recording | None = None
@@ -101,16 +101,16 @@ class Context:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """What is subscribed to: all options and the futures of the chosen products."""
+        """The parents of the options and futures of the chosen products."""
         return (*option_parents(self.settings.products), *future_parents(self.settings.products))
 
     @property
     def settle_ns(self) -> np.uint64:
-        return np.uint64(self.pace.settle_s * NS_PER_S)
+        return np.uint64(self.timing.settle_s * NS_PER_S)
 
     @cached_property
     def probes(self) -> Mapping[str, Probe]:
-        """What the doctor says of every vendor; asked once, of all at the same time."""
+        """The doctor's probe of every vendor; made once, of all vendors at the same time."""
         from nq_pipeline.verify.doctor import probe_sources
 
         return probe_sources(self.settings)
@@ -118,8 +118,8 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check by name; it is skipped unless those it needs have passed."""
+    """A named check; it is skipped unless the checks it needs have passed."""
 
     name: str
-    find: Callable[[Context], CheckResult]
+    run: Callable[[Context], CheckResult]
     needs: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Whether two tellings of the same span hold the same records. Pure."""
+"""Comparing two records of the same span of trades. Pure."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Array = npt.NDArray[Any]
 IDENTITY = (
     "publisher_id", "instrument_id", "ts_event", "ts_recv", "sequence", "price", "size", "side", "action",
 )  # fmt: skip
-"""What makes a trade the same trade, wherever it is told. Equal trades are counted, not merged."""
+"""The fields that identify a trade in any source. Equal trades are counted, not merged."""
 EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one telling differs from another that is taken to be right.
+    """How some trades differ from those taken to be right.
 
     Attributes
     ----------
     records
-        Of the one that is right.
+        The number of right trades.
     missing, extra
-        Records that the other lacks, and those it has beyond it, repetitions included.
+        Trades that are lacking, and trades beyond the right ones, repetitions included.
     examples
-        A few of what differs, e.g. `{"instrument_id": 7, …, "missing": 1}`.
+        A few differences, e.g. `{"instrument_id": 7, …, "missing": 1}`.
     """
 
     records: int
@@ -54,10 +54,10 @@ def select_span(records: Array, field: str, first_ns: np.uint64, last_ns: np.uin
 
 
 def trade_times(records: Array) -> Array:
-    """When trades were, as far as it can be believed; by their receipt where no time can."""
+    """The plausible instants of trades, nanoseconds UTC; those of receipt if none is plausible."""
     near = is_near(records["ts_event"], records["ts_recv"])
-    told: Array = records["ts_recv"]
-    return np.minimum(records["ts_event"], told)[near] if near.any() else told
+    received: Array = records["ts_recv"]
+    return np.minimum(records["ts_event"], received)[near] if near.any() else received
 
 
 def compare_records(mine: Array, right: Array) -> Difference:
@@ -66,7 +66,7 @@ def compare_records(mine: Array, right: Array) -> Difference:
 
 
 def compare_instruments(mine: pl.DataFrame, right: Array) -> Difference:
-    """Compare how many trades each instrument has; `mine` has a row for each, with `instrument_id`."""
+    """Compare the number of trades per instrument; `mine` has a row with `instrument_id` for each trade."""
     own = mine.select(pl.col("instrument_id").cast(pl.UInt32))
     return _difference(own, _columns(right).select("instrument_id"), ["instrument_id"])
 

@@ -1,4 +1,4 @@
-"""What `nq doctor` tells: for every vendor whether it would answer, and what the market is doing."""
+"""What `nq doctor` shows: whether each vendor would answer, what plans include, and the market's state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source
 from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, open_source
 from nq_pipeline.spend import entitlements
-from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
 
 SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
-"""Outcomes after which it is not known that anybody is there."""
+"""Outcomes that leave open whether the vendor is reachable."""
 
 REMEDIES = {
     Outcome.NOT_CONFIGURED: "set what is missing, see .env.example",
@@ -42,12 +41,11 @@ REMEDIES = {
 def probe_sources(
     settings: Settings, *, opener: Callable[[str, Settings], Source] = open_source
 ) -> Mapping[str, Probe]:
-    """Ask every vendor its cheapest free question, all at the same time, within the deadline.
+    """Send every vendor its cheapest free request, all at the same time, within the deadline.
 
-    Parameters
-    ----------
-    opener
-        How a source is had by its name.
+    Returns
+    -------
+    The probe of each vendor, by name. `opener` opens a source by name.
     """
     probes: dict[str, Probe] = {}
     request = build_request(settings)
@@ -67,44 +65,47 @@ def probe_sources(
 
 
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
-    exchange = open_session(source, settings, request)
-    probe = _probed(source, exchange)
-    return replace(probe, detail=redact(probe.detail, exchange.secrets))
-
-
-def _probed(source: Source, exchange: VendorSession) -> Probe:
+    session = open_session(source, settings, request)
     try:
-        return source.probe(exchange)
+        probe = source.probe(session)
     except SourceError as error:
-        outcome = error.outcome
-        configured = outcome is not Outcome.NOT_CONFIGURED
-        entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
-        reachable = outcome not in SILENT if configured else None
-        return Probe(configured, reachable, entitled, str(error), REMEDIES.get(outcome, ""))
-    except Exception as fault:
+        probe = _explain_refusal(error)
+    except Exception as fault:  # one faulty vendor must not hide the others
         if isinstance(fault, OSError) and fault.filename is not None:
-            detail = f"cannot use {fault.filename}: {fault.strerror}"
-            return Probe(True, None, None, detail, "set NQ_DATA_DIR to a folder that can be written")
-        detail = f"a fault of this program, {type(fault).__name__}: {fault}"
-        return Probe(True, None, None, detail, "please report it")
+            detail, remedy = (
+                f"cannot use {fault.filename}: {fault.strerror}",
+                "set NQ_DATA_DIR to a writable folder",
+            )
+        else:
+            detail, remedy = f"a fault of this program, {type(fault).__name__}: {fault}", "please report it"
+        probe = Probe(True, None, None, detail, remedy)
     finally:
-        exchange.close()
+        session.close()
+    return replace(probe, detail=redact(probe.detail, session.secrets))
+
+
+def _explain_refusal(error: SourceError) -> Probe:
+    outcome = error.outcome
+    configured = outcome is not Outcome.NOT_CONFIGURED
+    entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
+    reachable = outcome not in SILENT if configured else None
+    return Probe(configured, reachable, entitled, str(error), REMEDIES.get(outcome, ""))
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """One step of what a vendor sells: what it said about it, and what it would add.
+    """One step of what a vendor sells, and whether the plan has it.
 
     Attributes
     ----------
     adds
-        Empty for what is no known step.
+        What the step adds; empty for a schema that is no known step.
     entitled
-        None while nobody has asked.
-    said
-        The vendor's words, when it refused.
-    asked_at
-        When; None while nobody has asked.
+        None if it was never requested.
+    said, asked_at
+        The vendor's words if it refused, and when it answered.
+    ask_again
+        The first trade date on which a refused step is requested again.
     """
 
     vendor: str
@@ -118,7 +119,7 @@ class PlanStep:
 
 
 def _known_steps() -> list[PlanStep]:
-    """The steps that the vendors' pages and their users name, the metered vendors' first."""
+    """The steps that the vendors' pages and users name, those of metered vendors first."""
     specs = sorted(VENDORS.values(), key=lambda spec: spec.cost != "metered")
     return [
         PlanStep(spec.name, tier.mode, tier.schema, tier.adds) for spec in specs for tier in spec.plan_tiers
@@ -126,16 +127,18 @@ def _known_steps() -> list[PlanStep]:
 
 
 def plan_steps(settings: Settings) -> list[PlanStep]:
-    """What each vendor granted or refused so far, by what is kept; nobody is asked.
+    """What each vendor granted or refused, from stored answers; sends no request.
 
-    What is refused today beside the known steps, as a schema of a backfill, follows them.
+    Refusals in force that are no known step, such as a schema of a backfill, follow.
     """
     lake = Workspace.of(settings).lake
-    said = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}
+    answers = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}
     known_steps = _known_steps()
     known = {(step.vendor, step.mode, step.schema) for step in known_steps}
     today = sessions.trade_date(settings.clock.now())
-    others = [PlanStep(*key, "") for key, word in said.items() if key not in known and word.refuses(today)]
+    others = [
+        PlanStep(*key, "") for key, answer in answers.items() if key not in known and answer.refuses(today)
+    ]
     streamed = (
         lake.scan(SESSIONS)
         .filter(pl.col("records") > 0)
@@ -147,10 +150,14 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     live = dict(streamed.iter_rows())
     steps = []
     for step in (*known_steps, *others):
-        word = said.get((step.vendor, step.mode, step.schema))
-        if word is not None:
-            step = replace(step, entitled=word.entitled, said=word.text, asked_at=word.asked_at)
-            step = replace(step, ask_again=word.ask_again)
+        if answer := answers.get((step.vendor, step.mode, step.schema)):
+            step = replace(
+                step,
+                entitled=answer.entitled,
+                said=answer.text,
+                asked_at=answer.asked_at,
+                ask_again=answer.ask_again,
+            )
         elif step.mode == "live" and step.schema in live:
             step = replace(step, entitled=True, asked_at=live[step.schema])
         steps.append(step)

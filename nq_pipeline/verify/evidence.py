@@ -1,7 +1,7 @@
-"""What a verification leaves behind: a report and small samples, with nothing secret in them.
+"""What a verification leaves behind: a report and small samples, without secrets.
 
 Every secret of the settings is replaced wherever it occurs, also where a vendor repeats it, before
-anything is shown or written; in samples by as many asterisks, so that records keep their length.
+anything is shown or written. In samples, asterisks keep the length of the records.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from nq_pipeline.settings import Settings
 
 
 class Evidence:
-    """A folder of evidence.
-
-    Parameters
-    ----------
-    settings
-        Whose secrets are kept out.
-    """
+    """A folder of evidence, without the secrets of some settings."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self._secrets = settings.secrets
 
     def redact(self, value: Any) -> Any:
-        """Text, bytes, and whatever holds them, without secrets."""
+        """A copy of text, bytes or containers of them, without secrets."""
         return redact_all(value, self._secrets)
 
     def save(self, name: str, content: bytes) -> None:

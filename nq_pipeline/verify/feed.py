@@ -1,4 +1,4 @@
-"""The checks of the live feed: what the gateway grants, sends and names, and how late it is."""
+"""Checks of the live feed: what the gateway grants, sends and names, and how late it is."""
 
 from __future__ import annotations
 
@@ -30,43 +30,46 @@ from nq_pipeline.verify.check import (
 )
 from nq_pipeline.verify.feed_recorder import Recording
 
-FLOOR = FALLBACK_ORDER[-1]
-"""What every plan with live data streams: the schema of all checks but `entitlement`."""
+LOWEST_SCHEMA = FALLBACK_ORDER[-1]
+"""Every plan with live data streams it: the schema of all checks but `entitlement`."""
 NAMING_S = 10.0
-"""How long a session of a closed market is listened to, for the names of its instruments."""
-UNREAD_SHARE = 0.01
-"""More names than that which mean nothing to us are a failure."""
+"""How long to wait for the names of instruments while the market is closed."""
+UNREADABLE_SHARE = 0.01
+"""The share of names that may be unreadable."""
 CLOCK_LIMIT_S = 0.5
-"""How wrong the local clock may be: captured instants are compared with it."""
+"""How wrong the local clock may be."""
 LATENCY_LIMIT_S = 1.0
-"""What half of all records may take at most from Databento's receipt to ours."""
+"""The limit of the median latency from Databento's receipt to ours."""
 
 _EXPIRY = re.compile(rf"[{MONTH_CODES}][0-9]{{1,2}}")
 
 
 def connect(ctx: Context) -> CheckResult:
-    """The gateway answers, takes the key, grants the dataset and starts a session."""
-    line = ctx.line
-    where = f"{line.host}:{line.port}"
-    if line.key is None or not line.key.get_secret_value().strip():
+    """The gateway answers, accepts the key, grants the dataset and starts a session."""
+    recorder = ctx.recorder
+    where = f"{recorder.host}:{recorder.port}"
+    if recorder.key is None or not recorder.key.get_secret_value().strip():
         return skipped("there is no key; set DATABENTO_API_KEY")
     try:
-        check_databento_key(line.key, line.host)
-        version, connected_s = line.greeting()
+        check_databento_key(recorder.key, recorder.host)
+        version, connected_s = recorder.read_greeting()
     except NotConfigured as error:
         return failed(str(error))
     except OSError as error:
         return failed(f"{where} does not answer ({error.strerror or error or 'no answer in time'})")
     if not version:
-        return failed(f"{where} answers, but does not greet as a gateway does; check NQ_DATABENTO_GATEWAY")
-    found = line.listen(FLOOR, future_parents(ctx.settings.products), _named, patience_s=ctx.pace.patience_s)
+        return failed(f"{where} answers, but does not greet like a gateway; check NQ_DATABENTO_GATEWAY")
+    futures = future_parents(ctx.settings.products)
+    found = recorder.record(LOWEST_SCHEMA, futures, _is_named, patience_s=ctx.timing.patience_s)
     facts = {"address": where, "version": version, "connect_s": connected_s, "opened_s": found.opened_s}
-    if found.trouble and not _refused(found):  # that a schema is refused is for `entitlement` to tell
-        return failed(f"gateway {version} at {where}: {found.trouble}", **facts)
+    if found.failure and not _is_refused(found):  # `entitlement` reports a refused schema
+        return failed(f"gateway {version} at {where}: {found.failure}", **facts)
     if not found.state.bytes:
-        return failed(f"gateway {version} took the key but sent nothing for {found.seconds:.0f} s", **facts)
+        return failed(
+            f"gateway {version} accepted the key but sent nothing for {found.seconds:.0f} s", **facts
+        )
     return passed(
-        f"gateway {version} at {where} took the key and granted {line.dataset}, "
+        f"gateway {version} at {where} accepted the key and granted {recorder.dataset}, "
         f"session {found.state.session_id} in {found.opened_s:.2f} s",
         session_id=found.state.session_id,
         **facts,
@@ -74,13 +77,13 @@ def connect(ctx: Context) -> CheckResult:
 
 
 def stream(ctx: Context) -> CheckResult:
-    """Records arrive; the session ends because we drop its connection, for `reconnect` to take up."""
+    """Records arrive, until we drop the connection; `reconnect` resumes it."""
     opened = sessions.is_open(ctx.clock.now())
     seconds = ctx.stream_s if opened else min(ctx.stream_s, NAMING_S)
-    with CaptureLog(ctx.work / "capture", ctx.line.dataset, clock=ctx.clock) as log:
-        ctx.live = found = ctx.line.listen(
-            FLOOR, ctx.parents, lambda _, elapsed: elapsed >= seconds, patience_s=seconds,
-            record=log.append,
+    with CaptureLog(ctx.work / "capture", ctx.recorder.dataset, clock=ctx.clock) as log:
+        ctx.live = found = ctx.recorder.record(
+            LOWEST_SCHEMA, ctx.parents, lambda _, elapsed: elapsed >= seconds, patience_s=seconds,
+            sink=log.append,
         )  # fmt: skip
     ctx.evidence.save("stream.dbn", found.sample())
     instruments = len(np.unique(found.trades["instrument_id"]))
@@ -88,13 +91,13 @@ def stream(ctx: Context) -> CheckResult:
         "seconds": found.seconds, "first_record_s": found.first_s, "trades": len(found.trades),
         "instruments": instruments, "bytes": found.state.bytes, "slow_reader_warnings": found.state.warnings,
     }  # fmt: skip
-    if found.trouble:
-        return failed(f"the session ended after {found.seconds:.1f} s: {found.trouble}", **facts)
+    if found.failure:
+        return failed(f"the session ended after {found.seconds:.1f} s: {found.failure}", **facts)
     if found.state.skipped:
-        return failed(f"the gateway left records out: {found.state.skipped}", **facts)
+        return failed(f"the gateway skipped records: {found.state.skipped}", **facts)
     if not len(found.trades):
         if opened:
-            return failed(f"the market is open and no trade came in {found.seconds:.0f} s", **facts)
+            return failed(f"the market is open but no trade arrived in {found.seconds:.0f} s", **facts)
         opens = in_chicago(sessions.next_open(ctx.clock.now()))
         return skipped(f"the market is closed, so nothing can stream; it opens {opens}", **facts)
     return passed(
@@ -105,82 +108,87 @@ def stream(ctx: Context) -> CheckResult:
 
 
 def symbols(ctx: Context) -> CheckResult:
-    """Parents resolve, and what their instruments are called is known."""
+    """Parents resolve, and the names of their instruments can be read."""
     if ctx.live is None or not len(ctx.live.mappings):
         return failed("the gateway named no instrument")
-    named, read = Counter[str](), Counter[str]()
-    series, unread = set[str](), list[str]()
+    instruments, kinds = Counter[str](), Counter[str]()
+    series, unreadable = set[str](), list[str]()
     on = sessions.trade_date(ctx.clock.now())
     for parent, symbol in _names(ctx.live):
-        kind, what = _read(parent, symbol, on)
-        named[parent] += 1
-        read[kind] += 1
+        kind, what = _classify(parent, symbol, on)
+        instruments[parent] += 1
+        kinds[kind] += 1
         if kind == "option":
             series.add(what)
         elif kind == "unread":
-            unread.append(f"{symbol!r} of {parent} ({what})")
-    always, at_times = gateway.missing_parents(ctx.parents, set(named))
+            unreadable.append(f"{symbol!r} of {parent} ({what})")
+    always, at_times = gateway.missing_parents(ctx.parents, set(instruments))
     facts = {
-        "instruments": dict(named), "kinds": dict(read), "series": sorted(series), "unread": unread[:20],
-        "missing": always, "not_listed_now": at_times, "refused": ctx.live.state.unknown,
+        "instruments": dict(instruments), "kinds": dict(kinds), "series": sorted(series),
+        "unread": unreadable[:20], "missing": always, "not_listed_now": at_times,
+        "refused": ctx.live.state.unknown,
     }  # fmt: skip
     if always:
         return failed(f"no instrument of {', '.join(always)}, which is always listed", **facts)
-    outright = read.total() - read["spread"]
-    if len(unread) > UNREAD_SHARE * outright:
-        return failed(f"{len(unread):,} of {outright:,} names cannot be read, e.g. {unread[0]}", **facts)
+    outright = kinds.total() - kinds["spread"]
+    if len(unreadable) > UNREADABLE_SHARE * outright:
+        return failed(
+            f"{len(unreadable):,} of {outright:,} names cannot be read, e.g. {unreadable[0]}", **facts
+        )
     absent = f"; not listed now: {', '.join(at_times)}" if at_times else ""
-    odd = f"; {len(unread)} unread, e.g. {unread[0]}" if unread else ""
+    odd = f"; {len(unreadable)} unreadable, e.g. {unreadable[0]}" if unreadable else ""
     return passed(
-        f"{read['option']:,} options of {len(series)} series, {read['future']} futures and "
-        f"{read['spread']:,} spreads of {len(named)} parents{absent}{odd}",
+        f"{kinds['option']:,} options of {len(series)} series, {kinds['future']} futures and "
+        f"{kinds['spread']:,} spreads of {len(instruments)} parents{absent}{odd}",
         **facts,
     )
 
 
 def entitlement(ctx: Context) -> CheckResult:
-    """Which schemas the gateway grants: each is asked for, since catalogues do not tell."""
+    """Which schemas the gateway grants; each is requested, since catalogues do not say."""
     granted, refused = [], dict[str, str]()
     for schema in FALLBACK_ORDER:
-        found = ctx.line.listen(
-            schema, future_parents(ctx.settings.products), _granted, patience_s=ctx.pace.patience_s
+        found = ctx.recorder.record(
+            schema, future_parents(ctx.settings.products), _is_granted, patience_s=ctx.timing.patience_s
         )
         if found.ending.reason is EndReason.STOPPED and found.state.mapped:
             granted.append(schema)
-        elif _refused(found):
+        elif _is_refused(found):
             refused[schema] = found.ending.text
         else:
-            why = found.trouble or "it sent nothing"
-            return failed(f"what the plan includes could not be learnt: {schema}: {why}", granted=granted)
+            why = found.failure or "the gateway sent nothing"
+            return failed(f"the plan could not be determined: {schema}: {why}", granted=granted)
     facts = {"granted": granted, "refused": refused}
-    said = "; ".join(f"{schema} refused ({text})" for schema, text in refused.items())
-    if FLOOR not in granted:
-        return failed(f"the plan streams no {FLOOR}, so nothing can be captured: {said}", **facts)
-    fallen = [
+    refusals = "; ".join(f"{schema} refused ({text})" for schema, text in refused.items())
+    if LOWEST_SCHEMA not in granted:
+        return failed(f"the plan streams no {LOWEST_SCHEMA}, so nothing can be captured: {refusals}", **facts)
+    fallbacks = [
         f"NQ_CAPTURE_SCHEMA={wanted} falls back to {_best(wanted, granted)}"
         for wanted in {ctx.settings.capture.options_schema, ctx.settings.capture.futures_schema}
         & refused.keys()
     ]
-    return passed("; ".join([f"granted: {', '.join(granted)}", *filter(None, [said]), *fallen]), **facts)
+    return passed(
+        "; ".join([f"granted: {', '.join(granted)}", *filter(None, [refusals]), *fallbacks]), **facts
+    )
 
 
 def clock(ctx: Context) -> CheckResult:
-    """The local clock agrees with Databento's: the fastest record is not early, nor seconds late."""
+    """The local clock agrees with Databento's: the fastest record is neither early nor late."""
     assert ctx.live is not None
     fastest_s = float(_latencies_s(ctx.live).min())
     facts = {"fastest_s": fastest_s, "limit_s": CLOCK_LIMIT_S}
     if abs(fastest_s) > CLOCK_LIMIT_S:
         which = "behind" if fastest_s < 0 else "ahead of"
         return failed(
-            f"the local clock seems {abs(fastest_s):.2f} s {which} Databento's; let NTP set it, since "
-            "latencies, freshness and windows are judged by it",
+            f"the local clock seems {abs(fastest_s):.2f} s {which} Databento's; synchronize it by NTP, since "
+            "latencies, freshness and windows depend on it",
             **facts,
         )
-    return passed(f"the fastest record came {fastest_s * 1e3:,.1f} ms after its ts_recv", **facts)
+    return passed(f"the fastest record arrived {fastest_s * 1e3:,.1f} ms after its ts_recv", **facts)
 
 
 def latency(ctx: Context) -> CheckResult:
-    """How late records are: from the exchange to Databento, and from there to us, clock error included."""
+    """Latency from the exchange to Databento and from there to us, clock error included."""
     assert ctx.live is not None
     trades = ctx.live.trades
     late = _latencies_s(ctx.live)
@@ -191,7 +199,7 @@ def latency(ctx: Context) -> CheckResult:
         "exchange_to_databento_median_s": float(np.median(upstream)), "limit_s": LATENCY_LIMIT_S,
     }  # fmt: skip
     text = (
-        f"ts_recv to here: median {median * 1e3:,.1f} ms, p99 {p99 * 1e3:,.1f} ms, most {most * 1e3:,.0f} "
+        f"ts_recv to here: median {median * 1e3:,.1f} ms, p99 {p99 * 1e3:,.1f} ms, max {most * 1e3:,.0f} "
         f"ms; ts_event to ts_recv: median {np.median(upstream) * 1e3:,.2f} ms"
     )
     if median > LATENCY_LIMIT_S:
@@ -206,8 +214,8 @@ def _names(found: Recording) -> Iterator[tuple[str, str]]:
         yield parent.decode("utf-8", "replace"), symbol.decode("utf-8", "replace")
 
 
-def _read(parent: str, symbol: str, on: date) -> tuple[str, str]:
-    """What a symbol stands for, and its series, or why it cannot be read."""
+def _classify(parent: str, symbol: str, on: date) -> tuple[str, str]:
+    """The kind of a symbol, and its series or why it cannot be read."""
     root, _, kind = parent.partition(".")
     if symbol.startswith("UD:") or "-" in symbol:
         return "spread", ""
@@ -218,22 +226,22 @@ def _read(parent: str, symbol: str, on: date) -> tuple[str, str]:
     if isinstance(option, Unparsed):
         return "unread", option.reason
     if option.series.root != root:
-        return "unread", f"it is of {option.series.root}"
+        return "unread", f"it belongs to {option.series.root}"
     return "option", option.series.key
 
 
-def _named(state: SessionState, elapsed: float) -> bool:
-    """Names come first; a session that has none says at least something."""
+def _is_named(state: SessionState, elapsed: float) -> bool:
+    """Names arrive first; a session without any sends at least something."""
     return bool(state.mapped) or (state.bytes > 0 and elapsed >= NAMING_S)
 
 
-def _refused(found: Recording) -> bool:
-    """Whether the gateway said that the plan lacks the schema."""
+def _is_refused(found: Recording) -> bool:
+    """Whether the plan lacks the schema, by the gateway's message."""
     return found.ending.reason is EndReason.ERROR and "not authorized" in found.ending.text.lower()
 
 
-def _granted(state: SessionState, elapsed: float) -> bool:
-    """A refusal comes at once, if it comes: names and a second without one are a grant."""
+def _is_granted(state: SessionState, elapsed: float) -> bool:
+    """A refusal arrives at once, so names and a second without a refusal are a grant."""
     return bool(state.mapped) and elapsed >= 1.0
 
 

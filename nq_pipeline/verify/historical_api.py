@@ -1,6 +1,6 @@
-"""The checks of the historical API: what a span costs, and that it has what the gateway replays.
+"""Checks of the historical API: what a span costs, and that it has what the gateway replays.
 
-The span is the newest whole seconds of an open market that the historical API has. That goes by
+The span is the newest whole seconds of an open market that the historical API has. History goes by
 `ts_recv` and a live replay by `ts_event`, so the replay begins earlier.
 """
 
@@ -32,19 +32,19 @@ from nq_pipeline.verify.check import (
     passed,
     skipped,
 )
-from nq_pipeline.verify.feed import FLOOR
-from nq_pipeline.verify.replay import replay_from, trouble
+from nq_pipeline.verify.feed import LOWEST_SCHEMA
+from nq_pipeline.verify.replay import record_replay, replay_failure
 
 SPAN_S = 30
-"""How long a span is priced and compared: a few cents at most, at any activity."""
+"""The length of the span, seconds: it costs a few cents at most."""
 LAG = timedelta(seconds=5)
-"""What is younger may not be complete anywhere yet."""
+"""Younger records may be incomplete everywhere."""
 
 
 def cost(ctx: Context) -> CheckResult:
-    """The vendor prices a small span before it is asked for, and the ledger knows what was spent; free."""
+    """The vendor prices a small span, and the ledger knows what was spent; free."""
     client = _client(ctx)
-    query = _newest(ctx, client)
+    query = _newest_span(ctx, client)
     price = client.price(query)
     month = open_ledger(ctx.settings).month()
     facts = {
@@ -54,7 +54,7 @@ def cost(ctx: Context) -> CheckResult:
     }  # fmt: skip
     listed = f" ({price.size:,} bytes at {format_usd(price.unit_usd)} a GiB)" if price.unit_usd else ""
     return passed(
-        f"{SPAN_S} s of {query.schema} until {_clock(query)}: {format_usd(price.usd)}{listed}; this month "
+        f"{SPAN_S} s of {query.schema} until {_end_time(query)}: {format_usd(price.usd)}{listed}; this month "
         f"${month.plan_usd:,.2f} plan and ${month.metered_usd:,.2f} metered, "
         f"${month.remaining_usd:,.2f} left",
         **facts,
@@ -64,13 +64,13 @@ def cost(ctx: Context) -> CheckResult:
 def count(ctx: Context) -> CheckResult:
     """The historical API counts as many records in the span as the gateway replays; free."""
     client = _client(ctx)
-    query = _newest(ctx, client)
-    told = replay_from(ctx, query.start - OVERLAP_NS)
-    if told.too_old:
+    query = _newest_span(ctx, client)
+    replay = record_replay(ctx, query.start - OVERLAP_NS)
+    if replay.too_old:
         return skipped(f"the gateway no longer replays {from_ns(query.start):%Y-%m-%d %H:%M} UTC")
-    if said := trouble(told):
-        return failed(f"the replay to compare with: {said}")
-    replayed = compare.select_span(told.trades, "ts_recv", np.uint64(query.start), np.uint64(query.end))
+    if failure := replay_failure(replay):
+        return failed(f"the replay to compare with: {failure}")
+    replayed = compare.select_span(replay.trades, "ts_recv", np.uint64(query.start), np.uint64(query.end))
     counted = client.count(query)
     facts = {
         "from": from_ns(query.start), "to": from_ns(query.end), "counted": counted, "replayed": len(replayed)
@@ -78,21 +78,24 @@ def count(ctx: Context) -> CheckResult:
     ctx.span = query, replayed
     if counted != len(replayed):
         return failed(
-            f"{SPAN_S} s of trades until {_clock(query)}: the historical API counts {counted:,}, the gateway "
-            f"replays {len(replayed):,}",
+            f"{SPAN_S} s of trades until {_end_time(query)}: the historical API counts {counted:,}, the "
+            f"gateway replays {len(replayed):,}",
             **facts,
         )
     if not counted:
-        return skipped(f"no trade in {SPAN_S} s until {_clock(query)}, so nothing was compared", **facts)
+        return skipped(
+            f"no trade in {SPAN_S} s until {_end_time(query)}, so there is nothing to compare", **facts
+        )
     return passed(
-        f"{counted:,} trades in {SPAN_S} s until {_clock(query)}, counted there and replayed here", **facts
+        f"{counted:,} trades in {SPAN_S} s until {_end_time(query)}, counted by history and replayed live",
+        **facts,
     )
 
 
 def history(ctx: Context) -> CheckResult:
-    """The historical API sells the records that the gateway replays: record by record."""
+    """The historical API sells exactly the records that the gateway replays."""
     if ctx.span is None:
-        return skipped("needs the replay of count, which did not come")
+        return skipped("needs the replay of `count`, which failed")
     query, replayed = ctx.span
     client, run_id = _client(ctx), ctx.evidence.folder.name
     purchases = Purchases(client, open_ledger(ctx.settings), "verify", run_id, max_usd=ctx.max_usd)
@@ -116,21 +119,21 @@ def history(ctx: Context) -> CheckResult:
 
 
 def _client(ctx: Context) -> HistoricalClient:
-    settings, end = ctx.settings, time.monotonic() + ctx.pace.patience_s
+    settings, end = ctx.settings, time.monotonic() + ctx.timing.patience_s
     databento = settings.vendor(DatabentoSettings)
     if databento.api_key is None:
-        raise NotConfigured("there is no key; set DATABENTO_API_KEY")
+        raise NotConfigured("there is no Databento key; set DATABENTO_API_KEY")
     policy = Policy(timeout_s=settings.http.timeout_s, attempts=settings.http.attempts)
     return HistoricalClient(databento.api_key, databento.url, policy, lambda: end - time.monotonic())
 
 
-def _newest(ctx: Context, client: HistoricalClient) -> Query:
+def _newest_span(ctx: Context, client: HistoricalClient) -> Query:
     """The trades of the newest span, of all parents."""
     dataset = ctx.settings.vendor(DatabentoSettings).dataset
-    reached = min(from_ns(client.available_end(dataset, (FLOOR,))), ctx.clock.now() - LAG)
+    reached = min(from_ns(client.available_end(dataset, (LOWEST_SCHEMA,))), ctx.clock.now() - LAG)
     end = to_ns(sessions.chain_moment(reached, "globex")) // NS_PER_S * NS_PER_S
-    return Query(dataset, FLOOR, ctx.parents, end - SPAN_S * NS_PER_S, end)
+    return Query(dataset, LOWEST_SCHEMA, ctx.parents, end - SPAN_S * NS_PER_S, end)
 
 
-def _clock(query: Query) -> str:
+def _end_time(query: Query) -> str:
     return f"{from_ns(query.end):%Y-%m-%d %H:%M:%S} UTC"

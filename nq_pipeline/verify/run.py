@@ -1,9 +1,8 @@
-"""`nq verify`: the feed test, check by check, against whatever is configured: the vendors or the stand-ins.
+"""`nq verify`: checks of the feed, one by one, against whatever is configured: vendors or stand-ins.
 
-Nothing of the environment is written but the evidence, and the ledger and its table `spend` when
-something is bought: what is captured on the way goes to a folder that is removed at the end. One
-session of the live gateway is open at a time, so a capture may run beside it as long as the account
-has one session left.
+Nothing in the environment is written but the evidence and, after a purchase, the ledger and its table
+`spend`. What is captured goes to a folder that is removed at the end. One gateway session is open at a
+time, so a capture may run at the same time if the account has one session left.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ CHECKS = (
     Check("cache", vendors.cache),
     *(Check(name, vendors.vendor(name)) for name in SOURCE_NAMES),
 )
-"""All there is to verify, in order."""
+"""All checks, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What came of a verification; `folder` holds the evidence."""
+    """The results of a verification; `folder` holds the evidence."""
 
     started: datetime
     seconds: float
@@ -95,22 +94,22 @@ def run_checks(
     max_usd: Decimal = Decimal(0),
     on_result: Callable[[CheckResult], object] | None = None,
     checks: Sequence[Check] = CHECKS,
-    pace: VerifyTiming | None = None,
+    timing: VerifyTiming | None = None,
 ) -> VerifyReport:
-    """Make all checks and keep the evidence.
+    """Run the checks and store the evidence.
 
     Parameters
     ----------
     settings
-        Of vendors that can be reached, as `sandbox.process.endpoints` gives them.
+        With addresses that can be reached, as `endpoints` gives them.
     clock
-        The live gateway's: wall time, or that of its stand-in. Must run.
+        The live gateway's: wall time, or the stand-in's. Must not be pinned.
     minutes
         How long to stream before the connection is dropped.
     max_usd
-        What the check of the historical API may spend at most; the ledger's budgets hold as well.
+        The limit of the check that buys history; the ledger's budgets hold too.
     on_result
-        Is handed every result as it comes.
+        Called with every result.
 
     Raises
     ------
@@ -118,30 +117,30 @@ def run_checks(
         The clock is pinned.
     """
     if clock.pinned:
-        raise CaptureError("a verification needs a clock that runs; unset NQ_NOW")
+        raise CaptureError("a verification needs a running clock; unset NQ_NOW")
     started, began = datetime.now(UTC), time.monotonic()
     folder = Workspace.of(settings).evidence / f"{started:%Y%m%dT%H%M%S.%fZ}"
     dataset = settings.vendor(DatabentoSettings).dataset
     address = gateway.gateway_address(settings.vendor(DatabentoSettings).gateway, dataset)
     results: list[CheckResult] = []
-    files.make_folder(folder)  # before anything is asked whose evidence could then not be kept
+    files.make_folder(folder)  # before any request whose evidence could not be stored
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
             settings=settings,
             clock=clock,
-            line=FeedRecorder(settings.vendor(DatabentoSettings).api_key, dataset, address, clock),
+            recorder=FeedRecorder(settings.vendor(DatabentoSettings).api_key, dataset, address, clock),
             evidence=Evidence(folder, settings),
             work=Path(work) / settings.environment,
             max_usd=max_usd,
             stream_s=minutes * 60,
-            pace=pace or VerifyTiming(),
+            timing=timing or VerifyTiming(),
         )
         try:
             for check in checks:
-                results.append(_result(check, ctx, results))
+                results.append(_run_check(check, ctx, results))
                 if on_result:
                     on_result(results[-1])
-        finally:  # also of what was found before Ctrl-C
+        finally:  # report what was found before Ctrl-C, too
             report = VerifyReport(
                 started=started,
                 seconds=time.monotonic() - began,
@@ -158,12 +157,12 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("nq_pipeline", "databento")}
 
 
-def _result(check: Check, ctx: Context, before: Sequence[CheckResult]) -> CheckResult:
-    """Make one check, unless one it needs did not pass."""
+def _run_check(check: Check, ctx: Context, before: Sequence[CheckResult]) -> CheckResult:
+    """Run a check, unless one it needs did not pass."""
     began = time.monotonic()
     verdicts = {result.check: result.verdict for result in before}
     lacking = [name for name in check.needs if verdicts.get(name) != "PASS"]
-    found = skipped(f"needs {lacking[0]}, which did not pass") if lacking else _found(check, ctx)
+    found = skipped(f"needs {lacking[0]}, which did not pass") if lacking else _run_safely(check, ctx)
     return replace(
         found,
         reason=ctx.evidence.redact(found.reason),
@@ -173,12 +172,12 @@ def _result(check: Check, ctx: Context, before: Sequence[CheckResult]) -> CheckR
     )
 
 
-def _found(check: Check, ctx: Context) -> CheckResult:
+def _run_safely(check: Check, ctx: Context) -> CheckResult:
     try:
-        return check.find(ctx)
+        return check.run(ctx)
     except NotConfigured as error:
         return skipped(str(error))
     except NqError as error:
         return failed(str(error))
-    except Exception as fault:  # one check's fault must not hide what the others find
+    except Exception as fault:  # one faulty check must not hide the others' results
         return failed(f"a fault of this program, {type(fault).__name__}: {fault}; please report it")

@@ -1,4 +1,4 @@
-"""The checks of the chain vendors: each one's state, and that what is kept is not asked for again."""
+"""Checks of the chain vendors: the state of each, and that cached answers are not requested again."""
 
 from __future__ import annotations
 
@@ -21,65 +21,67 @@ from nq_pipeline.verify.check import (
 )
 
 SERIES = 2
-"""The nearest series are enough to see whether a chain is kept."""
+"""The nearest series are enough to test the cache."""
 
 
 def vendor(name: str) -> Callable[[Context], CheckResult]:
-    """The check of one chain vendor: what the doctor says of it."""
+    """The check of one chain vendor by the doctor's probe."""
 
-    def find(ctx: Context) -> CheckResult:
+    def check(ctx: Context) -> CheckResult:
         if name not in ctx.settings.chains.sources:
             return skipped("not in NQ_SOURCES")
         probe = ctx.probes[name]
-        said = "; ".join(filter(None, [probe.detail, probe.mend and f"to mend it, {probe.mend}"]))
+        detail = "; ".join(filter(None, [probe.detail, probe.mend and f"to fix it, {probe.mend}"]))
         if not probe.configured:
-            return skipped(f"not configured: {said}")
-        return passed(said) if probe.reachable and probe.entitled else failed(said)
+            return skipped(f"not configured: {detail}")
+        return passed(detail) if _is_healthy(ctx, name) else failed(detail)
 
-    return find
+    return check
 
 
 def cache(ctx: Context) -> CheckResult:
-    """The same question again is answered from what was kept: a free vendor's chain, a paid one's price."""
-    # A cache of its own, so that the first question is one, whatever ran before.
+    """A repeated request is answered from the cache: a free vendor's chain, Databento's price of one."""
+    # A cache of its own, so that the first request is never a hit.
     own = ctx.settings.with_values(data_dir=ctx.work.parent / "cache")
-    told, kept = list[str](), True
-    free = next((n for n in own.chains.sources if not open_source(n, own).metered and _well(ctx, n)), None)
-    questions: list[tuple[str | None, Callable[[Settings, str], int]]] = [
-        (free, _chain),
-        ("databento", _price),
-    ]
-    for name, asked in questions:
-        if name is None or not _well(ctx, name):
+    free = next(
+        (n for n in own.chains.sources if not open_source(n, own).metered and _is_healthy(ctx, n)), None
+    )
+    counts, cached = list[str](), True
+    repeats: tuple[tuple[str | None, Callable[[Settings, str], int]], ...] = (
+        (free, _request_chain),
+        ("databento", _request_price),
+    )
+    for name, request in repeats:
+        if name is None or not _is_healthy(ctx, name):
             continue
-        first, second = asked(own, name), asked(own, name)
-        told.append(f"{name} {first}, then {second}")
-        kept = kept and first > 0 and second == 0
-    if not told:
-        return skipped("no vendor is configured that could be asked twice")
-    requests = f"requests for the same question twice: {'; '.join(told)}"
-    return passed(requests) if kept else failed(f"what should be kept is asked for again; {requests}")
+        first, second = request(own, name), request(own, name)
+        counts.append(f"{name} {first}, then {second}")
+        cached = cached and first > 0 and second == 0
+    if not counts:
+        return skipped("no vendor is configured for a repeated request")
+    requests = f"requests for the same answer twice: {'; '.join(counts)}"
+    return passed(requests) if cached else failed(f"a cached answer is requested again; {requests}")
 
 
-def _well(ctx: Context, name: str) -> bool:
+def _is_healthy(ctx: Context, name: str) -> bool:
     probe = ctx.probes[name]
     return bool(probe.configured and probe.reachable and probe.entitled)
 
 
-def _chain(settings: Settings, name: str) -> int:
-    """Ask a vendor for the chains of the nearest series; requests that it took."""
+def _request_chain(settings: Settings, name: str) -> int:
+    """Request the chains of the nearest series; returns the number of requests sent."""
     settings = settings.with_values(sources=(name,))
     request = build_request(settings)
     snapshot = take_snapshot(settings, replace(request, series=request.series[:SERIES]))
     return snapshot.results[name].misses
 
 
-def _price(settings: Settings, name: str) -> int:
-    """Ask what a chain would cost, which is free; requests that it took."""
+def _request_price(settings: Settings, name: str) -> int:
+    """Request the price of a chain, which is free; returns the number of requests sent."""
     source, request = open_source(name, settings), build_request(settings)
-    exchange = open_session(source, settings, request)
+    session = open_session(source, settings, request)
     try:
-        cast(MeteredSource, source).price(request, exchange)
-        return sum(fetch.cache != "hit" for fetch in exchange.fetches)
+        cast(MeteredSource, source).price(request, session)
+        return sum(fetch.cache != "hit" for fetch in session.fetches)
     finally:
-        exchange.close()
+        session.close()

@@ -66,7 +66,6 @@ def repairs(
         history,
         Workspace(root).lake,
         buys=buys,
-        environment="sandbox",
         run_id="run",
         clock=ShiftedClock(LATER),
         wait_for_publication=wait_for_publication,

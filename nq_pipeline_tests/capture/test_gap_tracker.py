@@ -34,7 +34,7 @@ def at_once(work: Callable[[], object]) -> None:
 @pytest.fixture
 def tracker(root: Path) -> GapTracker:
     """Of a capture that starts late, options by mbo and futures by trades."""
-    store = GapStore(Workspace(root).lake, dataset="GLBX.MDP3", environment="sandbox", run_id="run")
+    store = GapStore(Workspace(root).lake, dataset="GLBX.MDP3", run_id="run")
     made = GapTracker(
         store,
         at_once,

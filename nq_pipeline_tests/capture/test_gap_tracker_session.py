@@ -48,7 +48,7 @@ class Session:
 
     def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
         self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, SessionState(), root
-        self.store = GapStore(Workspace(root).lake, dataset=DATASET, environment="sandbox", run_id=run_id)
+        self.store = GapStore(Workspace(root).lake, dataset=DATASET, run_id=run_id)
         self.tracker = GapTracker(
             self.store,
             run_at_once,

@@ -193,7 +193,7 @@ def test_two_replays_that_differ_in_any_instrument_leave_it_open(found: tuple[in
 
 @pytest.fixture
 def store(tmp_path: Path) -> GapStore:
-    return GapStore(Lake(tmp_path), dataset="GLBX.MDP3", environment="sandbox", run_id="r")
+    return GapStore(Lake(tmp_path), dataset="GLBX.MDP3", run_id="r")
 
 
 def test_the_highest_revision_is_read_back_whole(store: GapStore) -> None:
@@ -217,4 +217,4 @@ def test_a_state_written_twice_is_one_row(store: GapStore, tmp_path: Path) -> No
 
 def test_another_datasets_gaps_are_not_ours(store: GapStore, tmp_path: Path) -> None:
     store.write([Gap("g", "mbo", ns(NOON), None, "reset")], NOON)
-    assert GapStore(Lake(tmp_path), dataset="OPRA", environment="sandbox", run_id="r").gaps(NOON) == []
+    assert GapStore(Lake(tmp_path), dataset="OPRA", run_id="r").gaps(NOON) == []

@@ -33,7 +33,7 @@ def refused(process: subprocess.Popen[str], reason: str) -> int:
     assert len(refusals) == 5
     assert len(set(refusals)) == 1
     assert reason in refusals[0]
-    assert "what came later must be replayed" in refusals[0]
+    assert "must be replayed" in refusals[0]
     return int(count)
 
 

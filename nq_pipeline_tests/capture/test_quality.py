@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap
 from nq_pipeline.capture.quality import (
     CaptureDay,
-    gaps,
     judge_capture,
     judge_completeness,
     judge_entitlement,
     judge_freshness,
+    judge_gaps,
     last_opened,
 )
 from nq_pipeline.clock import to_ns
@@ -54,14 +54,14 @@ def test_a_day_without_a_flaw_passes_every_check() -> None:
         ([gap(0, 5)], True, "warn", "1 gap of 2025-06-10, filled and counted"),
         ([gap(0, 5), gap(6, None, "open")], False, "warn", "1 gap of 2025-06-10 not yet proven"),
         ([gap(0, 5, counted=7, published=7)], True, "warn", "1 gap of 2025-06-10, filled and counted"),
-        ([gap(0, 5, counted=7, published=8)], False, "warn", "other rows than counted of 1 gap"),
+        ([gap(0, 5, counted=7, published=8)], False, "warn", "counted in 1 gap"),
         ([gap(0, 5, "replayed")], False, "warn", "not yet proven"),
         ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap of 2025-06-10 cannot"),
         ([gap(0, 5, "open", attempts=MAX_REPLAYS)], False, "error", "cannot be filled"),
     ],
 )  # fmt: skip
 def test_gaps_by_their_worst_state(found: list[Gap], passed: bool, severity: str, words: str) -> None:
-    finding = gaps(replace(DAY, gaps=found))
+    finding = judge_gaps(replace(DAY, gaps=found))
     assert (finding.passed, words in finding.sentence) == (passed, True), finding.sentence
     assert passed or finding.severity == severity
     assert (finding.table is None) == (not found)

@@ -35,9 +35,7 @@ SLOW_TO_SETTLE = Timing(**{**vars(QUICK), "settle_s": 3.0})
 
 def stopped(data: Path, at: datetime) -> None:
     """Put down that an earlier capture had everything up to an instant."""
-    store = GapStore(
-        Workspace(data / "sandbox").lake, dataset=DATASET, environment="sandbox", run_id="earlier"
-    )
+    store = GapStore(Workspace(data / "sandbox").lake, dataset=DATASET, run_id="earlier")
     nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
     times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
     numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}

@@ -50,7 +50,7 @@ def verified(
     clock: Clock | None = None,
     stream_s: float = STREAM_S,
     max_usd: str = "0",
-    pace: VerifyTiming = QUICK,
+    timing: VerifyTiming = QUICK,
     **more: Any,
 ) -> VerifyReport:
     """The report of some checks."""
@@ -60,7 +60,7 @@ def verified(
         minutes=stream_s / 60,
         max_usd=Decimal(max_usd),
         checks=[check for check in CHECKS if check.name in names],
-        pace=pace,
+        timing=timing,
     )
 
 

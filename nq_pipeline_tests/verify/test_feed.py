@@ -76,7 +76,7 @@ def test_a_plan_without_the_dataset_fails_and_says_which_plan_has_it(tmp_path: P
 
 def test_a_session_without_metadata_fails(tmp_path: Path) -> None:
     with served(Fault("no_metadata")) as it:
-        report = verified(it, tmp_path, "connect", pace=replace(QUICK, patience_s=2.0))
+        report = verified(it, tmp_path, "connect", timing=replace(QUICK, patience_s=2.0))
     assert lines(report) == {"connect": "FAIL"}
     assert "sent nothing" in reason(report, "connect")
 
@@ -145,7 +145,7 @@ def test_an_open_market_without_a_trade_fails(tmp_path: Path) -> None:
     with served(now=SATURDAY, load=None) as it:
         report = verified(it, tmp_path, "connect", "stream", clock=ShiftedClock(NOON))
     assert lines(report) == {"connect": "PASS", "stream": "FAIL"}
-    assert "no trade came" in reason(report, "stream")
+    assert "no trade arrived" in reason(report, "stream")
 
 
 def test_a_closed_market_is_skipped_with_the_next_opening_and_symbols_are_still_checked(
@@ -166,7 +166,7 @@ def test_a_closed_market_is_skipped_with_the_next_opening_and_symbols_are_still_
 def test_a_replay_that_leaves_out_what_was_missed_fails(tmp_path: Path) -> None:
     """The records left out lie behind the overlap with what was streamed: nothing else has them."""
     with served(Fault("omit", records=LOST, after_records=BEHIND_OVERLAP)) as it:
-        report = verified(it, tmp_path, *RECOVERY, pace=replace(QUICK, outage_s=2.0))
+        report = verified(it, tmp_path, *RECOVERY, timing=replace(QUICK, outage_s=2.0))
     assert lines(report) == {"connect": "PASS", "stream": "PASS", "reconnect": "FAIL", "replay": "FAIL"}
     assert f"{LOST} missing and 0 too many" in reason(report, "reconnect")
 

@@ -51,7 +51,7 @@ def booked(data: Path) -> list[Kind]:
 def test_what_the_gateway_replays_is_what_is_sold(tmp_path: Path) -> None:
     report = compared(tmp_path)
     assert lines(report) == dict.fromkeys(CHECKS, "PASS"), report.results
-    assert "are the ones the gateway replays" in reason(report, "history")
+    assert "are those that the gateway replays" in reason(report, "history")
     assert booked(tmp_path) == [Kind.RESERVED, Kind.COMMITTED]
     assert 0 < report.spent_usd == open_ledger(ledger_of(tmp_path)).month().metered_usd
     assert catalog_has_the_ledger(ledger_of(tmp_path))

@@ -34,7 +34,7 @@ def found(names: dict[str, list[str]]) -> CheckResult:
     ctx = Context(
         settings=own,
         clock=clock,
-        line=FeedRecorder(None, "GLBX.MDP3", ("127.0.0.1", 9), clock),
+        recorder=FeedRecorder(None, "GLBX.MDP3", ("127.0.0.1", 9), clock),
         evidence=Evidence(Path(), own),
         work=Path(),
         max_usd=Decimal(0),
@@ -73,12 +73,12 @@ def test_names_that_mean_nothing_to_us_fail_with_an_example() -> None:
 def test_one_strange_name_among_hundreds_is_told_and_passes() -> None:
     many = {**NAMES, "NQ.OPT": ["?", *(f"NQM5 C{strike}" for strike in range(20_000, 30_000, 25))]}
     finding = found(many)
-    assert finding.verdict == "PASS" and "1 unread, e.g. '?' of NQ.OPT" in finding.reason
+    assert finding.verdict == "PASS" and "1 unreadable, e.g. '?' of NQ.OPT" in finding.reason
 
 
 def test_an_option_under_the_parent_of_another_root_is_unread() -> None:
     finding = found({**NAMES, "Q1C.OPT": ["Q2CM5 C21800"]})
-    assert finding.facts["unread"] == ["'Q2CM5 C21800' of Q1C.OPT (it is of Q2C)"]
+    assert finding.facts["unread"] == ["'Q2CM5 C21800' of Q1C.OPT (it belongs to Q2C)"]
 
 
 def test_bytes_that_are_no_text_are_unread_and_harm_nothing() -> None:

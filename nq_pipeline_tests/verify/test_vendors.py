@@ -48,7 +48,7 @@ def test_each_vendor_has_a_line_of_its_own(name: str, tmp_path: Path) -> None:
     assert lines(examined(tmp_path, name)) == {name: "PASS"}
     faulty = examined(tmp_path / "faulty", *SOURCE_NAMES, **{f"{name}_url": vendor(name, "unavailable")})
     assert [check for check, verdict in lines(faulty).items() if verdict == "FAIL"] == [name]
-    assert "to mend it" in reason(faulty, name)
+    assert "to fix it" in reason(faulty, name)
 
 
 def test_a_vendor_without_credentials_or_outside_the_settings_is_skipped(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_is_kept_is_not_asked_for_again(tmp_path: Path) -> None:
 def test_a_cache_that_keeps_nothing_fails(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache", cache_open_s=0, cache_closed_s=0)
     assert lines(report) == {"cache": "FAIL"}
-    assert "asked for again" in reason(report, "cache")
+    assert "requested again" in reason(report, "cache")
 
 
 def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
