@@ -152,7 +152,7 @@ def test_a_closed_market_is_skipped_with_the_next_opening_and_symbols_are_still_
     tmp_path: Path,
 ) -> None:
     with served(now=SATURDAY, load=None) as it:
-        report = verified(it, tmp_path, *LIVE)
+        report = verified(it, tmp_path, *LIVE, stream_s=3.0)
     assert lines(report) == {
         **dict.fromkeys(LIVE, "SKIP"), "connect": "PASS", "symbols": "PASS",
     }  # fmt: skip
