@@ -1,17 +1,19 @@
-"""Imports only go down, only the top floor knows Dagster, and nothing heavy is imported early."""
+"""The house: no circular imports, unique names, small rooms, and nothing heavy loaded early."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nq_pipeline"
-HEAVY = (
+HEAVY = {
     "dagster",
     "polars",
     "pandas",
@@ -22,15 +24,47 @@ HEAVY = (
     "requests",
     "numpy",
     "scipy",
-)
-DOMAIN = sorted(
-    folder.name
-    for folder in PACKAGE.iterdir()
-    if folder.is_dir() and folder.name not in ("orchestration", "__pycache__")
-)
+}
+MOST_FILES = 15
+MOST_LINES = 600
+"""A file above 450 lines is a reason to look; above this it needs splitting."""
 
 
-def test_the_floors_of_the_house_are_kept() -> None:
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every name that a module imports, also inside functions and for type checking only."""
+    found = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def defining_module(name: str) -> str | None:
+    """The module of the package that an imported name comes from."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that are loaded after running this."""
+    script = f"{code}\nimport sys\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stdout.splitlines())
+
+
+def test_the_import_contracts_hold() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
         cwd=ROOT,
@@ -42,49 +76,64 @@ def test_the_floors_of_the_house_are_kept() -> None:
     assert "2 kept, 0 broken" in done.stdout
 
 
-def imported(code: str) -> set[str]:
-    """Top-level modules that are loaded after running this."""
-    script = f"{code}\nimport sys\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        name: {target for one in imports(tree) if (target := defining_module(one))} - {name}
+        for name, tree in MODULES.items()
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_public_class_name_stands_for_one_class() -> None:
+    names = Counter(
+        node.name
+        for tree in MODULES.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
-    return set(done.stdout.splitlines())
+    assert [name for name, count in names.items() if count > 1] == []
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("run", "sql", "doctor", "verify"))]
-)
-def test_help_loads_nothing_heavy(words: list[str]) -> None:
-    loaded = imported(f"from nq_pipeline.cli import main\nmain({words}, standalone_mode=False)")
-    assert "click" in loaded
-    assert loaded & set(HEAVY) == set()
+def test_a_room_has_few_files() -> None:
+    rooms = Counter(file.parent for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
+    assert {str(room.relative_to(ROOT)): n for room, n in rooms.items() if n > MOST_FILES} == {}
+
+
+def test_no_file_is_long() -> None:
+    lengths = {file: len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert {str(file.relative_to(ROOT)): n for file, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_only_the_top_floor_imports_dagster() -> None:
+    importers = {
+        name for name, tree in MODULES.items() if any(i.startswith("dagster") for i in imports(tree))
+    }
+    top = {"nq_pipeline.definitions"}
+    assert {name for name in importers - top if not name.startswith("nq_pipeline.orchestration")} == set()
 
 
 def test_the_package_itself_loads_nothing_heavy() -> None:
-    assert imported("import nq_pipeline") & set(HEAVY) == set()
+    assert loaded_after("import nq_pipeline") & HEAVY == set()
 
 
-def test_whatever_the_command_line_loads_dagster_is_not_among_it() -> None:
-    loaded = imported(
+@pytest.mark.parametrize("command", ["", "run", "sql", "doctor", "verify"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    words = [*command.split(), "--help"]
+    loaded = loaded_after(f"from nq_pipeline.cli import main\nmain({words}, standalone_mode=False)")
+    assert "click" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_settings_load_no_vendor_client() -> None:
+    loaded = loaded_after("import nq_pipeline.configuration")
+    assert "pydantic" in loaded
+    assert loaded & (HEAVY - {"pydantic"}) == set()
+
+
+def test_the_command_line_does_not_load_dagster() -> None:
+    loaded = loaded_after(
         "import nq_pipeline.chains.snapshot, nq_pipeline.verify.doctor, nq_pipeline.lake.catalog\n"
         "import nq_pipeline.runtime, nq_pipeline.configuration"
     )
     assert "polars" in loaded
     assert "dagster" not in loaded and "databento" not in loaded
-
-
-@pytest.mark.parametrize("room", DOMAIN)
-def test_no_room_below_the_top_floor_imports_dagster_even_inside_a_function(room: str) -> None:
-    files = sorted((PACKAGE / room).rglob("*.py"))
-    assert files
-    guilty = [
-        file.name
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-        if name.partition(".")[0] == "dagster"
-    ]
-    assert guilty == []

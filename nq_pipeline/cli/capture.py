@@ -12,7 +12,6 @@ from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
 from nq_pipeline.cli.signals import on_signal
-from nq_pipeline.sources.databento.spec import DatabentoSettings
 
 if TYPE_CHECKING:
     from nq_pipeline.capture.stats import CaptureStats
@@ -44,6 +43,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.market import sessions
     from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.sources.databento.gap_history import DatabentoHistory
+    from nq_pipeline.sources.databento.spec import DatabentoSettings
     from nq_pipeline.workspace import Workspace
 
     stop = threading.Event()

@@ -21,7 +21,8 @@ from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import redact
-from nq_pipeline.transport.vendor_session import Policy, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import VendorSession
 
 
 @dataclass(frozen=True, slots=True)

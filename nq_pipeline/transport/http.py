@@ -25,7 +25,9 @@ from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolE
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
 from nq_pipeline.redaction import LONG, redact, redact_data
-from nq_pipeline.transport.vendor_session import KEPT_HEADERS, Policy
+from nq_pipeline.transport.policy import Policy
+
+KEPT_HEADERS = ("content-type", "x-amzn-waf-action", "retry-after", "x-warning", "request-id")
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
-from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.transport.policy import Policy
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import (
     CheckResult,

@@ -11,7 +11,8 @@ from nq_pipeline.errors import SourceError
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, SeriesAnswer, chain_frame
-from nq_pipeline.transport.vendor_session import Policy, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import VendorSession
 
 UNDERLYING = 21_500.0
 STRIKES = [UNDERLYING + 50.0 * n for n in range(-10, 11)]

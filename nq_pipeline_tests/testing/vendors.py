@@ -26,7 +26,8 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, SeriesAnswer, failed, overall
-from nq_pipeline.transport.vendor_session import Policy, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline_tests.testing.fake_vendors import chain
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)

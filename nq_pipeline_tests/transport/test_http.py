@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.transport.http import open_http
-from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.transport.policy import Policy
 from nq_pipeline_tests.testing.http_server import Answer, serve
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -19,13 +19,8 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, SourceE
 from nq_pipeline.lake.tables import FETCHES
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.transport.lifetime import Keep, Lifetime
-from nq_pipeline.transport.vendor_session import (
-    ArchivedSession,
-    Policy,
-    Scope,
-    VendorSession,
-    relative,
-)
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession, relative
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 

@@ -52,7 +52,8 @@ from nq_pipeline.sources.failures import (
 )
 from nq_pipeline.sources.plausibility import OTHER, SKEW_NS
 from nq_pipeline.transport.lifetime import Keep
-from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 QUOTES = "/proxies/core-api/v1/quotes/get"
 FIELDS = (

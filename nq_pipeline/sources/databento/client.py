@@ -55,7 +55,7 @@ from nq_pipeline.sources.databento.vendor_errors import (
     was_cut_off,
 )
 from nq_pipeline.spend.money import is_amount
-from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.transport.policy import Policy
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings

@@ -59,7 +59,8 @@ from nq_pipeline.sources.databento.query_plan import (
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords
 from nq_pipeline.transport.lifetime import Keep
-from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 if TYPE_CHECKING:
     from nq_pipeline.sources.databento.purchases import Purchases

@@ -23,7 +23,7 @@ from requests.adapters import HTTPAdapter
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.redaction import redact_logs
-from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.transport.policy import Policy
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
 """Where the client asks from."""

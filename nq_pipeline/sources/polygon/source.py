@@ -53,7 +53,8 @@ from nq_pipeline.sources.polygon.parse import (
 from nq_pipeline.sources.polygon.spec import PolygonSettings
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.lifetime import Keep
-from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 Pages = list[tuple[Reply, SnapshotPage]]
 

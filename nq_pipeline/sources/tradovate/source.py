@@ -39,7 +39,8 @@ from nq_pipeline.sources.tradovate.spec import TradovateSettings
 from nq_pipeline.sources.tradovate.transcript import Transcript
 from nq_pipeline.sources.tradovate.websocket import SelectContracts, record_quotes
 from nq_pipeline.transport.lifetime import Keep
-from nq_pipeline.transport.vendor_session import Policy, Reply, VendorSession
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 REMEDIES = {
     Outcome.NOT_CONFIGURED: "set TRADOVATE_USERNAME, TRADOVATE_PASSWORD, TRADOVATE_CID and TRADOVATE_SEC",

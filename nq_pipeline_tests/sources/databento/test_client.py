@@ -50,7 +50,7 @@ from nq_pipeline.sources.databento.client import (
 from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords, instant_ns
 from nq_pipeline.spend.ledger import Charge, open_ledger
-from nq_pipeline.transport.vendor_session import Policy
+from nq_pipeline.transport.policy import Policy
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.source_contract import MARK
