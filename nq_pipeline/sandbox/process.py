@@ -1,8 +1,8 @@
 """The process that serves the stand-ins.
 
-One started by a run ends when that run has ended, however it ended, and nobody holds a lease any
-more. One started by hand (`nq sandbox`) runs until Ctrl-C. The port and address of the newest are in
-`<data folder>/sandbox/sandbox.json`, where `nq_pipeline.runtime` looks for them.
+A server started by a run ends once that run has ended, however it ended, and no client holds a lease.
+One started by hand (`nq sandbox`) runs until Ctrl-C. `nq_pipeline.runtime` finds the newest by its port
+in `<data folder>/sandbox/sandbox.json`.
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ def vendor_options(settings: Settings) -> dict[str, str]:
 
 
 def serve(settings: Settings) -> None:
-    """Serve in the foreground until Ctrl-C, saying where and what to paste elsewhere."""
+    """Serve in the foreground until Ctrl-C; print the addresses and the settings for other programs."""
     options = vendor_options(settings)
     wanted = settings.sandbox.port
     bound = _bind(wanted or remembered_port(settings.environment_dir), wanted != 0)
 
     def ready(gateway: str) -> None:
-        _remember(settings.environment_dir, bound.getsockname()[1], gateway)
+        _write_state(settings.environment_dir, bound.getsockname()[1], gateway)
         print(_announcement(bound.getsockname()[1], gateway, options), flush=True)
 
     _run(bound, options, ready)
 
 
 def serve_owned(environment_dir: Path, port: int, *, exact: bool) -> None:
-    """Serve for the process that holds the other end of stdin, and for whoever holds a lease."""
+    """Serve while another process holds the other end of stdin or a client holds a lease."""
     bound = _bind(port, exact)
 
     def ready(gateway: str) -> None:
-        _remember(environment_dir, bound.getsockname()[1], gateway)
+        _write_state(environment_dir, bound.getsockname()[1], gateway)
         print(bound.getsockname()[1], flush=True)
 
     _run(bound, {}, ready, owner=sys.stdin.fileno())
 
 
 def remembered_port(environment_dir: Path) -> int:
-    """The port of the last server of this folder; 0 when there was none."""
+    """The port of the folder's last server; 0 without one."""
     try:
         port = int(json.loads((environment_dir / "sandbox.json").read_text())["port"])
         return port if 1_024 <= port < 65_536 else 0
@@ -80,7 +80,7 @@ def remembered_port(environment_dir: Path) -> int:
         return 0
 
 
-def _remember(environment_dir: Path, port: int, gateway: str) -> None:
+def _write_state(environment_dir: Path, port: int, gateway: str) -> None:
     environment_dir.mkdir(parents=True, exist_ok=True)
     state = {
         "pid": os.getpid(),
@@ -99,7 +99,7 @@ def _remember(environment_dir: Path, port: int, gateway: str) -> None:
 
 
 def _bind(port: int, exact: bool) -> socket.socket:
-    """A loopback socket on the port; on a free one where the port is taken and need not be exact."""
+    """A loopback socket on the port, or on a free one when it is taken and need not be exact."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -107,7 +107,7 @@ def _bind(port: int, exact: bool) -> socket.socket:
     except OSError as error:
         if exact:
             raise SandboxError(
-                f"Port {port} is taken by another program ({error.strerror}); choose another NQ_SANDBOX_PORT."
+                f"Port {port} is taken by another program ({error.strerror}); set another NQ_SANDBOX_PORT."
             ) from None
         bound.bind((HOST, 0))
     return bound
@@ -116,9 +116,9 @@ def _bind(port: int, exact: bool) -> socket.socket:
 def _run(
     bound: socket.socket, defaults: Mapping[str, str], ready: Callable[[str], None], owner: int | None = None
 ) -> None:
-    """Serve until interrupted, or until the owner's pipe is closed and the last lease returned.
+    """Serve until interrupted, or until the owner's pipe closes and the last lease ends.
 
-    `ready` is told the address of the live gateway.
+    Calls `ready` with the address of the live gateway once the server answers.
     """
     import asyncio
 
@@ -162,12 +162,12 @@ def _read_to_end(descriptor: int) -> None:
 
 def _announcement(port: int, gateway: str, options: Mapping[str, str]) -> str:
     root = f"http://{HOST}:{port}"
-    lines = [f"Stand-ins of a synthetic market (no real data) on {root}; Ctrl-C ends them.", ""]
+    lines = [f"Stand-ins of a synthetic market (no real data) on {root}; Ctrl-C stops them.", ""]
     lines += [
         f"  {vendor:<10} {root}/{vendor}" + (f"   {options[vendor]}" if options[vendor] else "")
         for vendor in STAND_INS
     ]
-    lines += ["", "`nq run` with the same data folder finds them by itself. For another program:", ""]
+    lines += ["", "`nq run` with the same data folder finds them. For another program set:", ""]
     lines += [
         f"  NQ_{name.upper()}={address}"
         for vendor, stand_in in STAND_INS.items()

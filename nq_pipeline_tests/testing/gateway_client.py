@@ -17,11 +17,12 @@ from databento.common.error import BentoError
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.dbn.framer import Framer
+from nq_pipeline.dbn.layout import Array
 from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.records import Array, blank_records
+from nq_pipeline.sandbox.synthetic.records import blank_records
 from nq_pipeline.sandbox.synthetic.tape import LoadTape
 
 NOON = datetime(2025, 6, 10, 15, tzinfo=UTC)

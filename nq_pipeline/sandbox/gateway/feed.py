@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from nq_pipeline.clock import Clock, SystemClock, to_ns
+from nq_pipeline.dbn.layout import Array
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.sandbox.gateway.fault_script import FaultScript
 from nq_pipeline.sandbox.gateway.messages import encode_metadata
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.records import Array
 from nq_pipeline.sandbox.synthetic.tape import Tape, tape
 
 DATASET = "GLBX.MDP3"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.dbn.layout import ERROR, SYMBOL_MAPPING, SYSTEM, Array, record_dtype
 from nq_pipeline.sandbox.synthetic.instruments import STYPES
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
-from nq_pipeline.sandbox.synthetic.records import Array, record_dtype
+from nq_pipeline.sandbox.synthetic.records import DBN_VERSION
 
 SYMBOLS_PER_LINE = 500
 HEARTBEAT, SUBSCRIPTION_ACK, SLOW_READER_WARNING, REPLAY_COMPLETED, END_OF_INTERVAL = range(5)
@@ -121,26 +122,26 @@ def _parse_instant(text: str) -> int:
 # ── records ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _control_records(struct: str, n: int, rtype: int, ts: Any) -> Array:
-    array = np.zeros(n, record_dtype(struct))
+def _control_records(rtype: int, n: int, ts: Any) -> Array:
+    array = np.zeros(n, record_dtype(rtype, DBN_VERSION))
     array["length"], array["rtype"], array["ts_event"] = array.dtype.itemsize // 4, rtype, ts
     return array
 
 
 def system_record(code: int, text: str, ts: int) -> Array:
-    array = _control_records("SystemMsg", 1, 23, ts)
+    array = _control_records(SYSTEM, 1, ts)
     array["msg"], array["code"] = text.encode(), code
     return array
 
 
 def error_record(code: int, text: str, ts: int, *, is_last: bool = True) -> Array:
-    array = _control_records("ErrorMsg", 1, 21, ts)
+    array = _control_records(ERROR, 1, ts)
     array["err"], array["code"], array["is_last"] = text.encode(), code, is_last
     return array
 
 
 def interval_end_records(schema: str, ends: Array) -> Array:
-    array = _control_records("SystemMsg", len(ends), 23, ends)
+    array = _control_records(SYSTEM, len(ends), ends)
     array["msg"], array["code"] = f"End of interval for {schema}".encode(), END_OF_INTERVAL
     return array
 
@@ -149,7 +150,7 @@ def mapping_records(
     stype_in: str, symbols_in: Array, ids: Array, symbols_out: Array, ts: int, until: int
 ) -> Array:
     """One record per instrument, valid from the UTC day of `ts` to `until`."""
-    array = _control_records("SymbolMappingMsg", len(ids), 22, ts)
+    array = _control_records(SYMBOL_MAPPING, len(ids), ts)
     array["instrument_id"] = ids
     array["stype_in"], array["stype_in_symbol"] = STYPES[stype_in], symbols_in
     array["stype_out"], array["stype_out_symbol"] = STYPES["raw_symbol"], symbols_out
@@ -169,7 +170,7 @@ def encode_metadata(dataset: str, start: int, *, ts_out: bool = False, schema: s
             stype_out=dbn.SType.from_str("instrument_id"),
             schema=dbn.Schema.from_str(schema) if schema else None,
             ts_out=ts_out,
-            version=3,
+            version=DBN_VERSION,
         )
     )
 

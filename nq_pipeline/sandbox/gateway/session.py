@@ -20,6 +20,7 @@ import polars as pl
 import zstandard
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.dbn.layout import Array
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.gateway import fault_script, messages
 from nq_pipeline.sandbox.gateway.feed import LiveFeed
@@ -34,7 +35,7 @@ from nq_pipeline.sandbox.synthetic.hashed_random import mix
 from nq_pipeline.sandbox.synthetic.instruments import ALL_SYMBOLS, select_instruments, universe
 from nq_pipeline.sandbox.synthetic.market import MINUTE_NS
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
-from nq_pipeline.sandbox.synthetic.records import Array, encode_text
+from nq_pipeline.sandbox.synthetic.records import encode_text
 from nq_pipeline.sandbox.synthetic.tape import INTERVALS_NS, filter_instruments, publication_times
 
 SKIPPABLE = frozenset({"mbp-1", "bbo-1s", "bbo-1m"})

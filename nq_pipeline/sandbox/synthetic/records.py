@@ -7,14 +7,12 @@ is bought later agree. Spans are nanoseconds UTC, `end` excluded.
 from __future__ import annotations
 
 from datetime import date, datetime
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.dbn.layout import RTYPES, UNDEF_PRICE, UNDEF_TIMESTAMP, Array, record_dtype
 from nq_pipeline.market import sessions
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.settlements import published_at
@@ -24,25 +22,12 @@ from nq_pipeline.sandbox.synthetic.market import MINUTE_NS, AnyMarket, previous_
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 
-RECORD_TYPES = {
-    "definition": ("InstrumentDefMsg", 19),
-    "statistics": ("StatMsg", 24),
-    "mbo": ("MBOMsg", 160),
-    "trades": ("TradeMsg", 0),
-    "mbp-1": ("MBP1Msg", 1),
-    "tbbo": ("MBP1Msg", 1),
-    "bbo-1s": ("BBOMsg", 195),
-    "bbo-1m": ("BBOMsg", 196),
-    "ohlcv-1s": ("OHLCVMsg", 32),
-    "ohlcv-1m": ("OHLCVMsg", 33),
-    "ohlcv-1h": ("OHLCVMsg", 34),
-    "ohlcv-1d": ("OHLCVMsg", 35),
-}
-"""The DBN struct and rtype of each schema."""
-RTYPES = {schema: rtype for schema, (_, rtype) in RECORD_TYPES.items()}
+SCHEMAS = frozenset({
+    "definition", "statistics", "mbo", "trades", "mbp-1", "tbbo", "bbo-1s", "bbo-1m",
+    "ohlcv-1s", "ohlcv-1m", "ohlcv-1h", "ohlcv-1d",
+})  # fmt: skip
+DBN_VERSION = 3
 HOUR_NS = 3600 * NS_PER_S
-UNDEF_PRICE = np.iinfo(np.int64).max
-UNDEF_TIME = np.iinfo(np.uint64).max
 PRELIMINARY, FINAL = 2, 3
 """`stat_flags` of an actual settlement, without and with the bit for final."""
 SIDES = ("bid", "bid_size", "ask", "ask_size")
@@ -60,25 +45,14 @@ _QUOTE_SCHEMA = pl.Schema(
 )
 """Columns from which `bbo-1m` is made; `t` is the end of the minute."""
 
-Array = npt.NDArray[Any]
-
-
-@lru_cache(maxsize=16)
-def record_dtype(struct: str) -> np.dtype[Any]:
-    """The numpy dtype of a DBN version 3 struct, such as `TradeMsg`."""
-    import databento_dbn
-
-    return np.dtype(list(getattr(databento_dbn.v3, struct)._dtypes))
-
 
 def blank_records(schema: str, ids: Array | tuple[()] = ()) -> Array:
     """Records of instruments with their headers set, prices undefined and everything else zero."""
-    struct, rtype = RECORD_TYPES[schema]
-    array = np.zeros(len(ids), record_dtype(struct))
+    array = np.zeros(len(ids), record_dtype(RTYPES[schema], DBN_VERSION))
     for name, (kind, *_) in (array.dtype.fields or {}).items():
         if kind == np.int64:
             array[name] = UNDEF_PRICE
-    array["length"], array["rtype"] = array.dtype.itemsize // 4, rtype
+    array["length"], array["rtype"] = array.dtype.itemsize // 4, RTYPES[schema]
     array["publisher_id"], array["instrument_id"] = 1, ids
     return array
 
@@ -171,7 +145,7 @@ def _session_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, sta
     rows = pl.concat([options, *futures]).sort("t", "instrument_id")
     a = blank_records("bbo-1m", rows["instrument_id"].to_numpy())
     a["ts_recv"] = rows["t"].to_numpy()
-    a["ts_event"] = rows["last_ts"].cast(pl.Int64).cast(pl.UInt64).fill_null(UNDEF_TIME).to_numpy()
+    a["ts_event"] = rows["last_ts"].cast(pl.Int64).cast(pl.UInt64).fill_null(UNDEF_TIMESTAMP).to_numpy()
     a["price"], a["size"] = fixed_prices(rows["last"]), rows["last"].is_not_null().to_numpy()
     a["side"], a["flags"], a["sequence"] = b"N", 128, rows["t"].to_numpy() // MINUTE_NS
     for side in ("bid", "ask"):

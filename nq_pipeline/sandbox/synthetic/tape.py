@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.dbn.layout import UNDEF_PRICE, UNDEF_TIMESTAMP, Array
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.synthetic import price_path
 from nq_pipeline.sandbox.synthetic.hashed_random import mix, normal, uniform
@@ -31,10 +32,7 @@ from nq_pipeline.sandbox.synthetic.instruments import future_ids, universe
 from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market, previous_trade_date
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.records import (
-    RTYPES,
-    UNDEF_PRICE,
-    UNDEF_TIME,
-    Array,
+    SCHEMAS,
     blank_records,
     definition_records,
     encode_text,
@@ -70,7 +68,7 @@ class Tape:
         How busy the futures are: 1 is about 100,000 trades a session.
     """
 
-    schemas = frozenset(RTYPES)
+    schemas = SCHEMAS
     step_ns = 3600 * NS_PER_S
     """Nanoseconds that a replay reads at once; pieces begin at multiples of it."""
     max_blocks = 24
@@ -406,7 +404,7 @@ def _last_books(schema: str, book: Array) -> Array:
     traded = trade >= opening
     a = _as_schema(schema, book[last])
     a["ts_recv"] = ends[last]
-    a["ts_event"] = np.where(traded, book["ts_event"][trade], np.uint64(UNDEF_TIME))
+    a["ts_event"] = np.where(traded, book["ts_event"][trade], np.uint64(UNDEF_TIMESTAMP))
     a["price"] = np.where(traded, book["price"][trade], UNDEF_PRICE)
     a["size"] = np.where(traded, book["size"][trade], 0)
     a["side"] = np.where(traded, book["side"][trade], b"N")

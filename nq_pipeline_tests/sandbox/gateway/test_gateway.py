@@ -16,6 +16,7 @@ from databento.live.protocol import DatabentoLiveProtocol
 
 from nq_pipeline.capture.gateway import option_parents
 from nq_pipeline.clock import PinnedClock, ShiftedClock, SystemClock, to_ns
+from nq_pipeline.dbn.layout import UNDEF_TIMESTAMP, Array
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
@@ -23,7 +24,6 @@ from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway, moving_clock
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.records import UNDEF_TIME, Array
 from nq_pipeline.sandbox.synthetic.tape import filter_instruments
 from nq_pipeline_tests.testing.gateway_client import (
     EVERYTHING,
@@ -365,7 +365,7 @@ def test_end_of_interval_follows_its_records() -> None:
         elif int(record.rtype) == 195:
             assert record.ts_recv > ended["bbo-1s"]
     assert all(ended.values())
-    assert any(r.ts_event == UNDEF_TIME for r in heard if int(r.rtype) == 195)
+    assert any(r.ts_event == UNDEF_TIMESTAMP for r in heard if int(r.rtype) == 195)
 
 
 @pytest.mark.parametrize(

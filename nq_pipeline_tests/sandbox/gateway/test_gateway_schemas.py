@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.dbn.layout import UNDEF_PRICE
 from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.records import UNDEF_PRICE
 from nq_pipeline_tests.testing.gateway_client import NOON, Recorder, bare, gateway, recorder, unlimited
 
 SNAPSHOT = 32 | 8

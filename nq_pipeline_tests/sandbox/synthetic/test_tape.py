@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.dbn.layout import RTYPES, UNDEF_TIMESTAMP
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import Market, market
-from nq_pipeline.sandbox.synthetic.records import RTYPES, UNDEF_TIME
+from nq_pipeline.sandbox.synthetic.records import SCHEMAS
 from nq_pipeline.sandbox.synthetic.tape import (
     INTERVALS_NS,
     LoadTape,
@@ -34,7 +35,7 @@ TAPE = tape(market(7))
 LOAD = LoadTape(market(7), 3_000)
 
 
-@pytest.mark.parametrize("schema", sorted(RTYPES))
+@pytest.mark.parametrize("schema", sorted(SCHEMAS))
 def test_every_schema_is_in_order_of_publication(schema: str) -> None:
     # The books of all contracts are too many for a whole session.
     records = TAPE.records(schema, OPEN, OPEN + 120 * NS_PER_S if schema == "bbo-1m" else CLOSE)
@@ -153,13 +154,13 @@ def test_a_day_without_trades_has_no_bars() -> None:
 
 def test_a_book_without_a_trade_has_no_ts_event() -> None:
     books, trades = TAPE.records("bbo-1s", OPEN, CLOSE), TAPE.records("trades", OPEN, CLOSE)
-    untraded = books[books["ts_event"] == UNDEF_TIME]
+    untraded = books[books["ts_event"] == UNDEF_TIMESTAMP]
 
     assert 0 < len(untraded) < len(books)
     for row in books[::2000]:
         same = trades[trades["instrument_id"] == row["instrument_id"]]
         before = same[same["ts_recv"] < row["ts_recv"]]
-        assert row["ts_event"] == (before[-1]["ts_event"] if len(before) else UNDEF_TIME)
+        assert row["ts_event"] == (before[-1]["ts_event"] if len(before) else UNDEF_TIMESTAMP)
 
 
 def test_activity_changes_the_futures_trades_only() -> None:

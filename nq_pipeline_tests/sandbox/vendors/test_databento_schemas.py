@@ -13,9 +13,9 @@ import pytest
 from databento.common.error import BentoClientError
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.records import RTYPES
 from nq_pipeline.sandbox.synthetic.tape import filter_instruments, tape
 from nq_pipeline_tests.testing.vendor_clients import NOON, databento_client
 

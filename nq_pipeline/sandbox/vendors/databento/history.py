@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nq_pipeline.dbn.layout import UNDEF_PRICE, UNDEF_TIMESTAMP, Array
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.instruments import ALL_SYMBOLS, resolve_symbols
 from nq_pipeline.sandbox.synthetic.market import AnyMarket
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.records import (
-    UNDEF_PRICE,
-    UNDEF_TIME,
-    Array,
     daily_definition_records,
     minute_quote_records,
     statistics_records,
@@ -154,12 +152,12 @@ def _corrupt(schema: str, array: Array) -> Array:
     a["instrument_id"][63::80] = 4_000_000_000
     if schema == "definition":
         a["strike_price"][first] = UNDEF_PRICE
-        a["expiration"][second] = UNDEF_TIME
+        a["expiration"][second] = UNDEF_TIMESTAMP
         a["raw_symbol"][third] = b"\xff\xfe?"
         a["instrument_class"][63::80] = b"?"
     else:
         bar = schema.startswith("ohlcv")
-        a["ts_event" if bar else "ts_recv"][first] = UNDEF_TIME
+        a["ts_event" if bar else "ts_recv"][first] = UNDEF_TIMESTAMP
         a["close" if bar else "price"][second] = UNDEF_PRICE
-        a["ts_event"][third] = UNDEF_TIME
+        a["ts_event"][third] = UNDEF_TIMESTAMP
     return a
