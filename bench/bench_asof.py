@@ -1,9 +1,9 @@
 """A chain as of a moment and a contract's history: the catalog beside the same query on loose files.
 
-The loose files hold the same rows, one file per snapshot, shuffled and without trade dates in their
-paths, read by a glob as one would without a manifest. `--days 250 --snapshots 276 --contracts 3000
---repeats 1` is a year of five-minute snapshots, 200 million rows; the default is a small part of it.
-Peak memory is what the process held at most while the query ran.
+The loose files hold the same rows, one shuffled file per snapshot without trade dates in their paths,
+read by a glob, as one would without a manifest. `--days 250 --snapshots 276 --contracts 3000
+--repeats 1` is a year of five-minute snapshots with 200 million rows; the default is much smaller.
+Peak memory is that of the process while the query runs.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000, repeats: i
             ("chain as of a moment", f"SELECT * FROM option_chain_asof('{moment.isoformat()}')"),
             ("history of a contract", "SELECT * FROM chain_history('NQ-2026-12-18-C-20500')"),
         ):
-            with catalog.connect(Workspace(root).lake) as ours, over(loose) as theirs:
+            with catalog.connect(Workspace(root).lake) as ours, connect_loose(loose) as theirs:
                 assert ours.sql(sql).pl().height == theirs.sql(sql).pl().height > 0
                 (fast, held), (slow, held_by_theirs) = (
-                    measured(connection, sql, repeats) for connection in (ours, theirs)
+                    measure(connection, sql, repeats) for connection in (ours, theirs)
                 )
             print(
                 f"{title}: catalog {fast * 1e3:.0f} ms, {held} MB; "
@@ -55,7 +55,7 @@ def main(days: int = 40, snapshots: int = 24, contracts: int = 1_000, repeats: i
 
 
 def day_of_chains(day: date, snapshots: int, contracts: int) -> pl.DataFrame:
-    """The chain of one series, calls only, snapped evenly through a day from 12:00 UTC to 20:00 UTC."""
+    """The calls of one series, in evenly spaced snapshots from 12:00 to 20:00 UTC."""
     noon = to_ns(datetime.combine(day, datetime.min.time(), UTC)) + 12 * 3600 * NS_PER_S
     step = 8 * 3600 * NS_PER_S // snapshots
     instants = pl.DataFrame({"snapshot_ts": [noon + i * step for i in range(snapshots)]})
@@ -83,7 +83,7 @@ def day_of_chains(day: date, snapshots: int, contracts: int) -> pl.DataFrame:
     return conform(OPTION_CHAIN, frame)
 
 
-def over(loose: Path) -> duckdb.DuckDBPyConnection:
+def connect_loose(loose: Path) -> duckdb.DuckDBPyConnection:
     """The same macros over a glob of the loose files."""
     instants = [column.name for column in OPTION_CHAIN.columns if column.dtype == INSTANT]
     shown = ", ".join(f"make_timestamptz(epoch_ns({name}) // 1000) AS {name}" for name in instants)
@@ -99,10 +99,10 @@ def over(loose: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def measured(connection: duckdb.DuckDBPyConnection, sql: str, repeats: int) -> tuple[float, int]:
-    """Median seconds until the result is a polars frame, files cached by the system; peak memory in MB."""
+def measure(connection: duckdb.DuckDBPyConnection, sql: str, repeats: int) -> tuple[float, int]:
+    """Median seconds until the result is a polars frame, with files cached by the system; peak MB."""
     taken = []
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for _ in range(repeats):
         begun = time.perf_counter()
         connection.sql(sql).pl()

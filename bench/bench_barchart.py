@@ -2,9 +2,9 @@
 
     python bench/bench_barchart.py
 
-Every way starts from the same bytes (a synthetic board in the site's shape, about 7 MB) and
-ends in the same Parquet file of the chain table, equal row by row; orjson alone only decodes.
-Printed are the best of several rounds, interleaved so that a busy moment hits all, and the ratios.
+Every way starts from the same bytes (a synthetic answer in the site's format, about 7 MB) and ends with
+the same Parquet file of the chain table, equal row by row; orjson alone only decodes. Prints the best of
+several interleaved rounds and their ratios.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ ROUNDS = 7
 DAY = date(2025, 6, 10)
 SERIES, CODE, GLOBEX = Series("Q2C", date(2025, 6, 11)), "MC2M5", "Q2CM5"
 DISPLAYED = "%m/%d/%y"
-"""How the site displays the date of a settlement."""
+"""The site's format of a settlement's date."""
 
 
-def board(contracts: int = CONTRACTS) -> bytes:
+def synthetic_answer(contracts: int = CONTRACTS) -> bytes:
     """A synthetic answer: a quarter traded today, the rest settled, some without quotes or interest."""
     today = int(datetime(2025, 6, 10, 14, 30, tzinfo=UTC).timestamp())
     before = int(datetime(2025, 6, 9, tzinfo=UTC).timestamp())
@@ -86,7 +86,7 @@ def _plain(raw: Any) -> Any:
 
 
 def ours(body: bytes) -> pl.DataFrame:
-    """What a run does; it also compares the two twins of every cell."""
+    """As a run does it, including the comparison of display and raw values."""
     return parse_chain(body, SERIES, CODE, trade_date=DAY).rows
 
 
@@ -213,7 +213,7 @@ def finish(rows: pl.DataFrame, body: bytes, out: Path) -> pl.DataFrame:
 
 def main() -> dict[str, float]:
     """Measure, check, print; milliseconds by way."""
-    body = board()
+    body = synthetic_answer()
     sessions.trade_date(datetime(2025, 6, 10, tzinfo=UTC))  # the calendar is loaded once per process
     ways: dict[str, Callable[[bytes], pl.DataFrame]] = {
         "nq_pipeline": ours,

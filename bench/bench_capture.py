@@ -3,18 +3,17 @@
     python -m bench.bench_capture                          both, a minute of load
     python -m bench.bench_capture sustained --minutes 10   the load alone
 
-Gateway and capture are processes of their own, as `nq sandbox` and `nq capture` are; a third one,
-this, only looks at the files of the capture log. All three read one monotonic clock, and gateway
-and capture the same market clock.
+Gateway and capture run in their own processes, like `nq sandbox` and `nq capture`. This one reads
+the files of the capture log. All three share one monotonic clock; gateway and capture share the market
+clock.
 
-Reconnecting: from the moment the gateway drops the connection (close, reset, cut within a record)
-to the first record in the log that was published after it. Records of the replay's overlap do not
-count: their time of receipt is before the drop.
+Reconnecting: the time from a dropped connection (close, reset, cut within a record) to the first record
+in the log that was published after the drop. Records of the replay's overlap do not count.
 
-Sustained: 100,000 trades a second with publishing, merging and symbols as ever. The lag is looked
-at a hundred times a second: how long ago the newest record in the log was received by the gateway.
-That is no less than what any record waited, and includes the gateway's own ticks of 10 ms. At the
-end every trade of the log must be in the lake, once.
+Sustained: 100,000 trades a second, with publishing, merging and symbols as usual. The lag is sampled a
+hundred times a second: how long ago the gateway received the newest record of the log. It is an upper
+bound for any record and includes the gateway's ticks of 10 ms. At the end the lake must hold every
+trade of the log once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -51,11 +50,11 @@ TRADE = 48
 """Bytes of a trade, DBN version 3."""
 
 
-# ── the two processes that are looked at ────────────────────────────────────────────────────────
+# ── the measured processes ──────────────────────────────────────────────────────────────────────
 
 
 def gateway(load: int) -> None:
-    """Serve a steady load; every line of the input is a fault, every line of the output is one struck."""
+    """Serve a steady load. Each input line is a fault; each output line reports one that happened."""
     from nq_pipeline.clock import ShiftedClock, to_ns
     from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript, parse_fault
     from nq_pipeline.sandbox.gateway.feed import Limits
@@ -64,23 +63,21 @@ def gateway(load: int) -> None:
     from nq_pipeline.sandbox.synthetic.tape import LoadTape
 
     tape = LoadTape(market(7), load)
-    tape.records(
-        "trades", to_ns(OPENS), to_ns(OPENS) + 1
-    )  # what every second is made of takes a while to make
+    tape.records("trades", to_ns(OPENS), to_ns(OPENS) + 1)  # build the repeated second before the start
     clock = ShiftedClock(OPENS + timedelta(seconds=5))
 
-    class Noted(FaultScript):
+    class ReportingScript(FaultScript):
         def claim(self, fault: Fault, session_id: int, records: int = 0) -> bool:
-            say(struck=time.monotonic(), market=served.now_ns())
+            report(dropped=time.monotonic(), market=served.now_ns())
             return super().claim(fault, session_id, records)
 
-    script = Noted()
+    script = ReportingScript()
     limits = Limits(connections_per_s=1_000)
     served = Gateway(tape, clock=clock, limits=limits, script=script)
 
     async def serve() -> None:
         await served.start()
-        say(port=served.port, market=served.now_ns(), monotonic=time.monotonic())
+        report(port=served.port, market=served.now_ns(), monotonic=time.monotonic())
         while line := await asyncio.to_thread(sys.stdin.readline):
             script.add(parse_fault(line))
         await served.stop()
@@ -89,7 +86,7 @@ def gateway(load: int) -> None:
 
 
 def capture(data: Path, port: int, market: int, monotonic: float) -> None:
-    """Capture and publish until the input ends, by a clock that showed an instant at a monotonic time."""
+    """Capture and publish until the input ends; the clock shows `market` (ns) at the time `monotonic`."""
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.publisher import Publisher
     from nq_pipeline.clock import ShiftedClock, from_ns
@@ -111,8 +108,8 @@ def capture(data: Path, port: int, market: int, monotonic: float) -> None:
         nonlocal published
         published += publisher.publish().rows.get("trades", 0)
 
-    def report(totals: Any) -> None:
-        say(
+    def report_progress(totals: Any) -> None:
+        report(
             records=totals.records,
             published=published,
             verified=totals.verified_gaps,
@@ -126,43 +123,43 @@ def capture(data: Path, port: int, market: int, monotonic: float) -> None:
         stop.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    running.run(stop, publish=publish, progress=report)
+    running.run(stop, publish=publish, progress=report_progress)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    say(published=published, peak_mb=int(status["VmHWM"].split()[0]) / 1024, cpu_s=time.process_time())
+    report(published=published, peak_mb=int(status["VmHWM"].split()[0]) / 1024, cpu_s=time.process_time())
 
 
-def say(**facts: Any) -> None:
+def report(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 
-class Child:
-    """One of them; `heard` holds what it said."""
+class ChildProcess:
+    """A measured process; `reports` are the JSON lines it printed."""
 
     def __init__(self, *words: object) -> None:
         command = [sys.executable, "-m", "bench.bench_capture", *map(str, words)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.heard: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            self.heard.append(json.loads(line))
+            self.reports.append(json.loads(line))
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def until(self, said: Any) -> Any:
-        """Wait until the last thing it said is as wanted."""
+    def wait_for(self, condition: Callable[[dict[str, Any]], Any]) -> Any:
+        """Wait until the newest report meets a condition, and return it."""
         give_up = time.monotonic() + PATIENCE_S
-        while not (self.heard and said(self.heard[-1])):
+        while not (self.reports and condition(self.reports[-1])):
             if self._process.poll() is not None or time.monotonic() > give_up:
-                raise SystemExit(f"the benchmark came to nothing: {self.heard[-1:]}")
+                raise SystemExit(f"the process ended or timed out; its last report: {self.reports[-1:]}")
             time.sleep(0.005)
-        return self.heard[-1]
+        return self.reports[-1]
 
     def end(self) -> None:
         assert self._process.stdin
@@ -175,15 +172,15 @@ class Child:
 
 
 @contextmanager
-def captured(load: int) -> Iterator[tuple[Child, Child, Path]]:
-    """A gateway, and a capture of it that has come to the present and proved it."""
+def captured(load: int) -> Iterator[tuple[ChildProcess, ChildProcess, Path]]:
+    """A gateway and a verified, up-to-date capture of it."""
     with tempfile.TemporaryDirectory() as data, ExitStack() as ends:
-        served = Child("gateway", load)
+        served = ChildProcess("gateway", load)
         ends.callback(served.end)
-        where = served.until(lambda said: "port" in said)
-        running = Child("capture", data, where["port"], where["market"], where["monotonic"])
+        where = served.wait_for(lambda r: "port" in r)
+        running = ChildProcess("capture", data, where["port"], where["market"], where["monotonic"])
         ends.callback(running.end)
-        running.until(lambda said: said.get("verified", 0) == 1 and not said["open"])
+        running.wait_for(lambda r: r.get("verified", 0) == 1 and not r["open"])
         yield served, running, Path(data) / "sandbox" / "capture" / DATASET
 
 
@@ -192,23 +189,23 @@ def captured(load: int) -> Iterator[tuple[Child, Child, Path]]:
 
 def reconnecting() -> None:
     """Milliseconds from a drop to the first new record in the log."""
-    took: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    latencies: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with captured(DROP_LOAD) as (served, running, folder):
         for number in range(DROPS):
             time.sleep(0.5)
             kind = KINDS[number % len(KINDS)]
-            before = newest(folder)
-            served.tell(kind)
-            drop = served.until(lambda said, n=number: len(served.heard) == n + 2)
-            took[kind].append(1e3 * (first_after(folder, before, drop["market"]) - drop["struck"]))
-            running.until(lambda said, n=number: said.get("verified", 0) == n + 2 and not said["open"])
-    every = [ms for of_kind in took.values() for ms in of_kind]
+            before = newest_segment(folder)
+            served.send(kind)
+            drop = served.wait_for(lambda r, n=number: len(served.reports) == n + 2)
+            latencies[kind].append(1e3 * (first_after(folder, before, drop["market"]) - drop["dropped"]))
+            running.wait_for(lambda r, n=number: r.get("verified", 0) == n + 2 and not r["open"])
+    every = [ms for of_kind in latencies.values() for ms in of_kind]
     print(f"drop to the first new record in the log, {DROP_LOAD:,} records/s, {DROPS} drops:")
     print(f"  median {median(every):.0f} ms, longest {max(every):.0f} ms")
-    print("  " + ", ".join(f"{kind} {median(times):.0f} ms" for kind, times in took.items()))
+    print("  " + ", ".join(f"{kind} {median(times):.0f} ms" for kind, times in latencies.items()))
 
 
-def newest(folder: Path) -> Path:
+def newest_segment(folder: Path) -> Path:
     """The segment with the highest number."""
     return max(folder.glob("*/*.dbn"), key=lambda path: path.name.split("-")[1])
 
@@ -218,7 +215,7 @@ def first_after(folder: Path, before: Path, market_ns: int) -> float:
     from nq_pipeline.dbn.framer import Framer
 
     give_up = time.monotonic() + PATIENCE_S
-    while (path := newest(folder)) == before:
+    while (path := newest_segment(folder)) == before:
         time.sleep(0.0005)
     framer = Framer()
     with path.open("rb") as file:
@@ -236,25 +233,25 @@ def first_after(folder: Path, before: Path, market_ns: int) -> float:
 def sustained(minutes: float) -> None:
     """Lag, memory and completeness at a steady load."""
     with captured(LOAD) as (served, running, folder):
-        began, lags, clock = time.monotonic(), [], served.heard[0]
+        began, lags, clock = time.monotonic(), [], served.reports[0]
         while (now := time.monotonic()) < began + 60 * minutes:
-            if (newest_ns := last_received(newest(folder))) is not None:
+            if (newest_ns := last_received(newest_segment(folder))) is not None:
                 passed = int((time.monotonic() - clock["monotonic"]) * 1e9)
                 lags.append((clock["market"] + passed - newest_ns) / 1e6)
             time.sleep(max(0.0, now + 1 / SAMPLES_PER_S - time.monotonic()))
-        behind = [said["records"] - said["published"] for said in running.heard if "records" in said]
+        behind = [r["records"] - r["published"] for r in running.reports if "records" in r]
         root = folder.parents[1]
         running.end()
-        done = running.heard[-1]
-        records, rows = held(root)
+        done = running.reports[-1]
+        records, rows = count_trades(root)
     p50, p99 = np.percentile(lags, [50, 99])
     print(f"{LOAD:,} records/s for {minutes:g} minutes, {len(lags):,} samples:")
     print(f"  log lag: median {p50:.0f} ms, p99 {p99:.0f} ms, longest {max(lags):.0f} ms")
     print(f"  memory of the capture: {done['peak_mb']:.0f} MB; processor {done['cpu_s']:.0f} s")
     print(f"  published behind the log: at most {max(behind) / LOAD:.1f} s")
-    print(f"  trades in the log without doubles {records:,}, in the lake {rows:,}")
+    print(f"  distinct trades in the log {records:,}, in the lake {rows:,}")
     if records != rows:
-        raise SystemExit("the lake is not the log")
+        raise SystemExit("the lake does not hold the trades of the log")
 
 
 def last_received(path: Path) -> int | None:
@@ -267,8 +264,8 @@ def last_received(path: Path) -> int | None:
     return int.from_bytes(record[32:40], "little")
 
 
-def held(root: Path) -> tuple[int, int]:
-    """Different trades in the log, and rows of the lake."""
+def count_trades(root: Path) -> tuple[int, int]:
+    """Count the distinct trades of the log, and the rows of the lake."""
     import polars as pl
 
     from nq_pipeline.capture.log import tail
@@ -277,7 +274,7 @@ def held(root: Path) -> tuple[int, int]:
     distinct = pl.DataFrame(schema={"key": pl.UInt64})
     for block in tail(root / "capture" / DATASET):
         trades = block.frame.array(0)
-        # Number and instrument of the load are different for every record.
+        # Sequence and instrument together are unique in the load.
         key = trades["sequence"].astype(np.uint64) << np.uint64(32) | trades["instrument_id"]
         distinct = pl.concat([distinct, pl.DataFrame({"key": key})])
     rows = Workspace(root).lake.scan(TRADES).select(pl.len()).collect().item()

@@ -2,12 +2,12 @@
 
     python -m bench.bench_capture_log
 
-A stand-in gateway in a process of its own sends the same prebuilt DBN (trades of 3,000 instruments,
-a symbol mapping for each) over loopback to both. Ours is the official protocol with its decoding
-replaced by framer and log: measured from the start of the session until every record is fsynced.
-The official client writes to a file with `add_stream`, which neither syncs nor rotates: measured
-until `block_for_close` returns. Both must have written the same records. Then framer and log alone,
-fed from memory, and how long a record waits for its fsync at 100,000 records/s.
+A gateway in its own process sends both the same prebuilt DBN over loopback: trades of 3,000 instruments
+with a symbol mapping each. Ours is the official protocol with framer and log in place of its decoding,
+measured until every record is fsynced. The official client writes a file with `add_stream`, which
+neither syncs nor rotates, measured until `block_for_close` returns. Both must write the same records.
+Then framer and log alone, fed from memory, and how long a record waits for its fsync at 100,000
+records/s.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 
 from nq_pipeline.capture.log import CaptureLog, list_segments
 from nq_pipeline.dbn.framer import Framer
+from nq_pipeline.dbn.layout import RTYPES, SYMBOL_MAPPING, record_dtype
 
 DATASET = "GLBX.MDP3"
 KEY = "db-" + "0" * 29
@@ -48,12 +49,12 @@ def stream() -> bytes:
         schema=None,
         version=3,
     )
-    mappings = empty("SymbolMappingMsg", 22, SYMBOLS)
+    mappings = blank_records(SYMBOL_MAPPING, SYMBOLS)
     mappings["instrument_id"] = np.arange(SYMBOLS)
     mappings["stype_in_symbol"] = b"NQ.OPT"
     mappings["stype_out_symbol"] = [f"NQU5 C{20_000 + 5 * i}".encode() for i in range(SYMBOLS)]
     random = np.random.default_rng(1)
-    trades = empty("TradeMsg", 0, TRADES)
+    trades = blank_records(RTYPES["trades"], TRADES)
     trades["sequence"] = np.arange(TRADES)
     trades["ts_event"] = head.start + np.cumsum(random.integers(1, 100_000, TRADES, dtype=np.uint64))
     trades["ts_recv"] = trades["ts_event"] + np.uint64(150_000)
@@ -63,8 +64,8 @@ def stream() -> bytes:
     return bytes(head) + mappings.tobytes() + trades.tobytes()
 
 
-def empty(name: str, rtype: int, count: int) -> np.ndarray[Any, Any]:
-    array = np.zeros(count, np.dtype(list(getattr(databento_dbn.v3, name)._dtypes)))
+def blank_records(rtype: int, count: int) -> np.ndarray[Any, Any]:
+    array = np.zeros(count, record_dtype(rtype, 3))
     array["length"], array["rtype"] = array.dtype.itemsize // 4, rtype
     return array
 
@@ -86,11 +87,11 @@ def gateway() -> None:
 
 
 def ours(port: int, folder: Path) -> tuple[float, float]:
-    """When the session was started and when all of it was fsynced, by the process's own clock."""
+    """The start of the session and the end of its last fsync, on this process's performance counter."""
     from databento.live.protocol import DatabentoLiveProtocol
 
-    class Session(DatabentoLiveProtocol):  # type: ignore[misc]
-        """The official session, whose bytes go through the framer into the log."""
+    class LoggedSession(DatabentoLiveProtocol):
+        """The official session; its bytes go through the framer into the log."""
 
         def __init__(self, log: CaptureLog) -> None:
             super().__init__(KEY, DATASET)
@@ -102,7 +103,7 @@ def ours(port: int, folder: Path) -> tuple[float, float]:
 
     async def session(log: CaptureLog) -> tuple[float, float]:
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(lambda: Session(log), "127.0.0.1", port)
+        _, protocol = await loop.create_connection(lambda: LoggedSession(log), "127.0.0.1", port)
         await protocol.authenticated
         protocol.subscribe("trades", symbols="NQ.OPT", stype_in="parent")
         started = time.perf_counter()
@@ -158,7 +159,7 @@ def paced(folder: Path) -> list[float]:
 
 
 def digest(folder: Path) -> str:
-    """Of the records, whatever wrote them."""
+    """SHA-256 of the records, whichever program wrote them."""
     found = [s.path for s in list_segments(folder / DATASET)] or [folder / "stream.dbn"]
     hashed = hashlib.sha256()
     for path in found:
@@ -168,7 +169,7 @@ def digest(folder: Path) -> str:
 
 
 def measure(way: str, *arguments: object) -> Any:
-    """Run one way in a process of its own, on an empty folder; what it prints, and its records."""
+    """Run one way in its own process on an empty folder; its output, and the digest of its records."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bench.bench_capture_log", way, folder, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

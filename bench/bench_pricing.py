@@ -2,9 +2,9 @@
 
     python -m bench.bench_pricing
 
-Ten thousand options out of the synthetic market's chain. First the kernel on the European ones:
-the same prices, forwards, strikes and lives for all three. Then `price_chain` on all rows, from
-quotes to Greeks, parity forwards and American options included, which neither library does.
+Ten thousand options of the synthetic chain. First the kernel on the European ones, with the same
+prices, forwards, strikes and times for all three. Then `price_chain` on all rows, from quotes to Greeks,
+including parity forwards and American options, which neither library handles.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.sandbox.synthetic.market import RATE, Market
 
-warnings.simplefilter("ignore", DeprecationWarning)  # py_vollib's name is to give way to vollib
+warnings.simplefilter("ignore", DeprecationWarning)  # py_vollib is being renamed to vollib
 from py_vollib.black.greeks import analytical  # noqa: E402
 from py_vollib.black.implied_volatility import implied_volatility as vollib_volatility  # noqa: E402
 
@@ -31,8 +31,8 @@ NOW = datetime(2025, 6, 10, 15, tzinfo=UTC)
 OPTIONS, ROUNDS = 10_000, 7
 
 
-def a_chain() -> pl.DataFrame:
-    """Every quoted row of the synthetic chain, as a vendor's."""
+def vendor_chain() -> pl.DataFrame:
+    """Every quoted row of the synthetic chain, as a vendor sends it."""
     market = Market(7)
     futures = market.futures(NOW).select(underlying="symbol", underlying_price="last")
     quoted = market.chain(NOW).drop_nulls(["bid", "ask"])
@@ -48,7 +48,7 @@ def a_chain() -> pl.DataFrame:
 
 
 def best(work: Callable[[], Any], rounds: int = ROUNDS) -> tuple[float, Any]:
-    """The shortest of some runs, and what it gave."""
+    """The shortest run in seconds, and its result."""
     shortest, given = float("inf"), None
     for _ in range(rounds):
         started = time.perf_counter()
@@ -58,7 +58,7 @@ def best(work: Callable[[], Any], rounds: int = ROUNDS) -> tuple[float, Any]:
 
 
 def main() -> None:
-    chain = a_chain()
+    chain = vendor_chain()
     priced = price_chain(chain, rate=RATE)
     rows = priced.with_columns(chain["strike"], chain["option_type"]).filter(model="black76").head(OPTIONS)
     count = rows.height
@@ -71,7 +71,7 @@ def main() -> None:
     def ours_with_greeks() -> Any:
         return black76.value(forward, strike, years, ours(), is_call, RATE)
 
-    # Python numbers, made before the clock starts: the loops below pay for the calls alone.
+    # Converted to Python numbers before timing, so that the loops pay for the calls alone.
     side = [QuantLib.Option.Call if call else QuantLib.Option.Put for call in is_call]
     flag = ["c" if call else "p" for call in is_call]
     discount = np.exp(-RATE * years).tolist()
@@ -104,7 +104,7 @@ def main() -> None:
     if not apart < 1e-8:
         raise SystemExit(f"the volatilities differ by {apart:.1e}: the comparison means nothing")
     off = np.abs(found * np.sqrt(years) - np.array(deviations))[informed].max()
-    print(f"{count:,} European options, {informed.mean():.1%} of whose prices carry the information")
+    print(f"{count:,} European options, {informed.mean():.1%} of whose prices determine the volatility")
     print(f"largest distance in σ from py_vollib {apart:.1e}, in σ√t from QuantLib (at its 1e-6) {off:.1e}")
     print(f"{'':<44}{'ms':>9}{'µs each':>9}{'ratio':>8}")
     for name, seconds, base in (

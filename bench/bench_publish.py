@@ -2,13 +2,12 @@
 
     python -m bench.bench_publish
 
-The gateway of `bench_capture_log` sends the same trades of 3,000 instruments, with a symbol mapping
-for each, to both. Ours, as `nq capture` does it: one thread takes the socket to the fsynced capture
-log, another publishes what is there to `lake/trades`: 29 columns, with symbols, series and contract
-keys, sorted, checked for known keys, fsynced, and found by its manifest; measured until every record
-is a row. The official client: socket to a file by `add_stream`, which is where its first figure ends,
-then `DBNStore.to_parquet(schema="trades")`: 14 columns, in the order of the file. Both must hold the
-same trades. Then how long one publication of a second's trades takes, early and late in ten minutes.
+The gateway of `bench_capture_log` sends both the same trades of 3,000 instruments. Ours works like
+`nq capture`: one thread writes the fsynced capture log, another publishes to `lake/trades`, measured
+until every record is a row of 29 columns, with symbols, series and contract keys, sorted, deduplicated
+and fsynced. The official client writes a file with `add_stream`, its first figure, and then 14 columns
+in file order with `DBNStore.to_parquet(schema="trades")`. Both must hold the same trades. Then how long
+one publication of a second's trades takes, early and late in ten minutes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def publisher(folder: Path) -> Publisher:
 
 
 def publish(folder: Path, port: int) -> dict[str, float]:
-    """Capture and publish at once; seconds, and the memory of this process at its highest."""
+    """Capture and publish concurrently; the seconds of both, and the peak memory of this process."""
     published, captured, rows = publisher(folder), threading.Event(), 0
 
     def follow() -> None:
@@ -64,7 +63,7 @@ def publish(folder: Path, port: int) -> dict[str, float]:
         follower.join()
     seconds = time.perf_counter() - started
     assert rows == TRADES, rows
-    return {"seconds": seconds, "log_seconds": logged - started, "megabytes": megabytes()}
+    return {"seconds": seconds, "log_seconds": logged - started, "megabytes": peak_megabytes()}
 
 
 def to_parquet(folder: Path) -> dict[str, float]:
@@ -73,17 +72,17 @@ def to_parquet(folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     databento.DBNStore.from_file(folder / "stream.dbn").to_parquet(folder / "trades.parquet", schema="trades")
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": megabytes()}
+    return {"seconds": seconds, "megabytes": peak_megabytes()}
 
 
-def megabytes() -> float:
-    """The memory of this process at its highest (Linux)."""
+def peak_megabytes() -> float:
+    """The peak memory of this process (Linux)."""
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in status if line.startswith("VmHWM"))) / 1024
 
 
 def digest(folder: Path, way: str) -> Any:
-    """What both must agree on, whatever the order of rows."""
+    """A digest of the trades that ignores the order of rows, and the size of the files."""
     import duckdb
 
     if way == "ours":
@@ -100,8 +99,8 @@ def digest(folder: Path, way: str) -> Any:
     return rows, sum(Path(file).stat().st_size for file in files)
 
 
-def hour(folder: Path) -> list[float]:
-    """Seconds that each publication of some minutes takes."""
+def publications(folder: Path) -> list[float]:
+    """Seconds of each publication over ten minutes of trades."""
     data = stream()
     framer, took, at = Framer(), [], 0
     published = publisher(folder)
@@ -119,7 +118,7 @@ def hour(folder: Path) -> list[float]:
 
 
 def run(way: str, *arguments: object) -> Any:
-    """One way in a process of its own; what it prints."""
+    """Run one way in its own process; its output."""
     command = [sys.executable, "-m", "bench.bench_publish", way, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -158,11 +157,11 @@ def main() -> None:
         ratio = median(theirs[i] / mine[i] for i in range(ROUNDS))
         rate = TRADES / min(theirs) / 1e6
         print(f"  beside {title}: {ratio:.1f}x by the median round (it: {rate:.2f} M records/s)")
-    ours, (_, size), _, theirs, (_, their_size) = rounds[-1]
-    print(f"memory: ours {ours['megabytes']:.0f} MB, to_parquet {theirs['megabytes']:.0f} MB")
+    last, (_, size), _, converted, (_, their_size) = rounds[-1]
+    print(f"memory: ours {last['megabytes']:.0f} MB, to_parquet {converted['megabytes']:.0f} MB")
     print(f"files: ours {size / 1e6:.0f} MB (29 columns), official {their_size / 1e6:.0f} MB (14 columns)")
     with tempfile.TemporaryDirectory() as folder:
-        took = [1e3 * seconds for seconds in run("hour", folder)]
+        took = [1e3 * seconds for seconds in run("publications", folder)]
     early, late = median(took[60:360]), median(took[-300:])
     print(f"one publication of {PER_SECOND} trades: {early:.0f} ms early, {late:.0f} ms late in ten minutes")
 
@@ -177,5 +176,5 @@ if __name__ == "__main__":
             print(official(int(port), Path(folder)))
         case ["to_parquet", folder]:
             print(json.dumps(to_parquet(Path(folder))))
-        case ["hour", folder]:
-            print(json.dumps(hour(Path(folder))))
+        case ["publications", folder]:
+            print(json.dumps(publications(Path(folder))))

@@ -1,7 +1,7 @@
 """The report of a snapshot: `nq report` as a user starts it, wall and processor time, and size of the page.
 
-No other program makes such a page, so nothing stands beside it but the start of the libraries it
-cannot do without, which is a part of its time.
+No other program makes such a page, so the only comparison is the import time of the libraries that
+it needs, which is part of its own time.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as data:
         snapshot, _, _ = run(Path(data))
         words = ["-m", "nq_pipeline", "report", "--no-open"]
-        timed = [started(Path(data), *words) for _ in range(REPEATS)]
+        timed = [timed_run(Path(data), *words) for _ in range(REPEATS)]
         page = Path(re.findall(r"Report: (.*?\.html)", timed[-1][2])[0])
         kilobytes = page.stat().st_size / 1e3
-        least = [started(Path(data), "-c", LIBRARIES) for _ in range(REPEATS)]
+        least = [timed_run(Path(data), "-c", LIBRARIES) for _ in range(REPEATS)]
     contracts = sum(snapshot["winners"].values())
     wall, processor = median(one[0] for one in timed), median(one[1] for one in timed)
     libraries = median(one[1] for one in least)
     print(
         f"report of {contracts:,} contracts: {wall:.1f} s wall, {processor:.1f} s of processor time, "
-        f"{libraries:.1f} s of which is the start of its libraries; {kilobytes:,.0f} kB"
+        f"{libraries:.1f} s of which import its libraries; {kilobytes:,.0f} kB"
     )
 
 
-def started(data: Path, *words: str) -> tuple[float, float, str]:
-    """Wall and processor seconds of a Python of its own, and what it printed."""
+def timed_run(data: Path, *words: str) -> tuple[float, float, str]:
+    """Wall and processor seconds of a Python process, and its output."""
     before, began = os.times(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, *words], env=environment(data), capture_output=True, text=True, check=True

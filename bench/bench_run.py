@@ -1,6 +1,6 @@
-"""The whole sandbox run: wall time, peak memory, a cached repeat against the first ask.
+"""The whole sandbox run: wall time, peak memory, and cached repeats beside the first run.
 
-Each run is a process of its own, as a user starts it; the stand-ins share the machine with it.
+Each run is its own process, as a user starts it; the stand-ins share the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         repeats = [run(Path(data)) for _ in range(REPEATS)]
     print(f"four sources, first run: {first_s:.1f} s wall, peak memory of the run {peak_mb:.0f} MB")
     print(f"the same again, from the cache: {median(seconds for _, seconds, _ in repeats):.1f} s wall")
-    print(f"{'source':<10} {'contracts':>9} {'first ask':>10} {'cached':>9} {'ratio':>7}")
+    print(f"{'source':<10} {'contracts':>9} {'first run':>10} {'cached':>9} {'ratio':>7}")
     for name, part in first["sources"].items():
         again = median(report["sources"][name]["seconds"] for report, _, _ in repeats)
         hit = all(report["sources"][name]["cached"] for report, _, _ in repeats)
@@ -38,7 +38,7 @@ def main() -> None:
 
 def run(data: Path) -> tuple[dict[str, Any], float, float]:
     """One `nq run`: its report, wall seconds, and the peak memory of that process in MB (Linux)."""
-    # Not ru_maxrss: a process starts with that of the one it was started from.
+    # Not ru_maxrss, which a process inherits from its parent.
     code = (
         "import sys; from pathlib import Path; from nq_pipeline.cli import main\n"
         "try: main(['run', '--json'])\n"
@@ -63,8 +63,8 @@ def wall(*words: str) -> float:
 
 
 def environment(data: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NQ_")}
-    return {**kept, "NQ_DATA_DIR": str(data), "NQ_NOW": NOW}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NQ_")}
+    return {**inherited, "NQ_DATA_DIR": str(data), "NQ_NOW": NOW}
 
 
 if __name__ == "__main__":
