@@ -1,10 +1,9 @@
 """DBN files to Parquet: the columns of `databento.DBNStore.to_parquet`, faster and smaller.
 
-Records are copied column by column, a row group at a time, while the row group before is being
-written: memory does not grow with the file. Names, types, order and values are those the official
-client writes by default (prices as float64, instants as timestamps, symbols mapped), and so is the
-note by which pandas restores its index. Times and counters are stored as differences, the rest by
-dictionary, all of it in zstd.
+Records are copied column by column, a row group at a time, while the row group before is being written, so
+memory does not grow with the file. Names, types, order and values are those the official client writes by
+default (prices as float64, instants as timestamps, symbols mapped), and so is the metadata by which pandas
+restores its index. Times and counters are stored as differences, the rest by dictionary, all of it in zstd.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP_ROWS = 122_880
-"""What DuckDB scans in parallel, as in the lake's own files."""
+"""The unit of DuckDB's parallel scans, as in the lake's own files."""
 ROW_GROUP_BYTES = 16 << 20
-"""Records in a row group, whatever their number: wide ones (mbp-10, definitions) are fewer."""
+"""Most bytes of records in a row group: wide records (mbp-10, definitions) make smaller groups."""
 COUNTERS = {"sequence", "ts_in_delta"}
 PLAIN = {"order_id"}
-"""Hardly ever twice the same: a dictionary would be longer than the column."""
+"""Almost unique values: a dictionary would be longer than the column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +57,18 @@ class ConvertedFile:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of a DBN file.
+    """The result of a conversion.
 
     Attributes
     ----------
     files
-        One Parquet file of a historical file; of a live capture, one for each schema in it.
+        One Parquet file for a historical file; for a live capture, one per schema.
     records
         Records read, of every kind: the rows of all files and what was skipped.
     skipped
-        Kind to count of records that have no rows: what the gateway itself said, and kinds this
-        program does not know.
+        Kind to count of records without rows: the gateway's own messages, and unknown rtypes.
     cut
-        Why the file ended early, where that was allowed; empty when it is whole.
+        Why the file ended early, where `keep_complete` allowed it; empty for a whole file.
     """
 
     files: tuple[ConvertedFile, ...]
@@ -82,8 +80,8 @@ class Converted:
 def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = False) -> Converted:
     """Convert a DBN file, compressed or not, to Parquet.
 
-    Nothing is written unless all of it is: the files appear whole, by rename, and replace what was
-    there before. The same file always gives the same bytes.
+    Files appear whole, by rename, or not at all, and replace older ones. The same file always gives the
+    same bytes.
 
     Parameters
     ----------
@@ -95,11 +93,11 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
 
     Raises
     ------
-    CutOff
-        The file ends too early, and `keep_complete` was not asked for.
-    Damaged
+    TruncatedDbn
+        The file ends too early, and `keep_complete` is not set.
+    DamagedDbn
         It is no DBN, or damaged within.
-    Unsupported
+    UnsupportedDbn
         It is of a version or schema this program does not read.
     LakeError
         It cannot be read, or the Parquet file cannot be written.
@@ -109,7 +107,7 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
     try:
         make_folder(parquet.parent)
         with ExitStack() as files, open_dbn(source) as stream, ThreadPoolExecutor(1) as thread:
-            behind = _Behind(thread)
+            background = _BackgroundTask(thread)
             tables: dict[str, _Table] = {}
 
             def table(layout: RecordLayout) -> _Table:
@@ -118,11 +116,11 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
                     if stream.schema is None:
                         path = parquet.with_name(f"{parquet.stem}.{layout.schema}{parquet.suffix}")
                     temporary = files.enter_context(temporary_for(path))
-                    tables[layout.schema] = _Table(layout, path, temporary, stream.symbols, behind)
+                    tables[layout.schema] = _Table(layout, path, temporary, stream.symbols, background)
                 return tables[layout.schema]
 
             if stream.schema is not None:
-                table(stream.layout(stream.schema))  # a file without records has columns all the same
+                table(stream.layout(stream.schema))  # a file without records has columns, too
             cut = ""
             try:
                 for layout, records in stream.batches():
@@ -139,8 +137,8 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
         raise LakeError(f"{parquet.name} was not written: {error.strerror or error}") from error
 
 
-class _Behind:
-    """Runs one task at a time on another thread; who brings the next waits, and meets its failure."""
+class _BackgroundTask:
+    """Runs one task at a time on another thread; the next call waits for it and raises its failure."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
@@ -156,17 +154,22 @@ class _Behind:
 
 
 class _Table:
-    """A Parquet file in the making: records are gathered until they fill a row group."""
+    """A Parquet file being written: records are gathered until they fill a row group."""
 
     def __init__(
-        self, layout: RecordLayout, path: Path, temporary: Path, symbols: SymbolMap, behind: _Behind
+        self,
+        layout: RecordLayout,
+        path: Path,
+        temporary: Path,
+        symbols: SymbolMap,
+        background: _BackgroundTask,
     ) -> None:
         self.layout = layout
         self.path = path
         self._temporary = temporary
         self._symbols = symbols
-        self._behind = behind
-        self._writer = _writer(temporary, layout)
+        self._background = background
+        self._writer = _open_writer(temporary, layout)
         size = layout.dtype.itemsize
         self._group = np.empty(min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // size), np.dtype((np.void, size)))
         self._gathered = self._rows = self._unmapped = 0
@@ -184,7 +187,7 @@ class _Table:
     def finish(self) -> None:
         """Write what is left, and the footer."""
         self._flush()
-        self._behind.wait()
+        self._background.wait()
         self._writer.close()
 
     def publish(self) -> ConvertedFile:
@@ -196,16 +199,16 @@ class _Table:
         records = self._group[: self._gathered].view(self.layout.dtype)
         if len(records):
             rows = arrow(self.layout, records, self._symbols)
-            self._behind.run(self._writer.write_table, rows, ROW_GROUP_ROWS)
+            self._background.run(self._writer.write_table, rows, ROW_GROUP_ROWS)
             self._rows += len(records)
             self._unmapped += rows["symbol"].null_count
         self._gathered = 0
 
 
 def arrow(layout: RecordLayout, records: Array, symbols: SymbolMap) -> pa.Table:
-    """Records as a table with the names, order and values of the official client's Parquet.
+    """Return records as a table with the names, order and values of the official client's Parquet.
 
-    Texts of one letter and symbols come as dictionaries, which is how Parquet stores them.
+    Text of one letter and symbols are dictionary-encoded, as Parquet stores them.
 
     Raises
     ------
@@ -230,12 +233,12 @@ def arrow(layout: RecordLayout, records: Array, symbols: SymbolMap) -> pa.Table:
 
 
 def _order(layout: RecordLayout) -> list[str]:
-    """As pandas writes a frame: the index last, the column added by the client before it."""
+    """The order in which pandas writes a frame: the client's added column, then the index."""
     return [*(name for name in layout.columns if name != layout.index), "symbol", layout.index]
 
 
 def _array(kind: pa.DataType, values: Array, defined: Array | None = None) -> pa.Array:
-    # Not pa.array(), which loads pandas (a third of the memory) to see what it was given.
+    # Not pa.array(), which loads pandas (a third of the memory) to inspect its argument.
     import pyarrow as pa
 
     nulls = None
@@ -249,7 +252,7 @@ def _values(array: pa.Array, dtype: type[Any]) -> Array:
 
 
 def _texts(name: str, values: Array) -> pa.Array:
-    """Fixed-width text, without the zeros it is padded with."""
+    """Fixed-width text without its padding."""
     import pyarrow as pa
 
     lengths = np.char.str_len(values)
@@ -261,12 +264,12 @@ def _texts(name: str, values: Array) -> pa.Array:
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
-        raise LakeError(f"a {name} in the file is no text; the file is damaged") from None
+        raise LakeError(f"a {name} is not UTF-8; the file is damaged") from None
     return texts
 
 
 def _letters(name: str, values: Array) -> pa.Array:
-    """Text of one letter: there are few, so that each stands once."""
+    """Text of one letter, dictionary-encoded."""
     import pyarrow as pa
 
     coded = _array(pa.uint8(), values.view(np.uint8)).dictionary_encode()
@@ -275,10 +278,10 @@ def _letters(name: str, values: Array) -> pa.Array:
 
 
 def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.Array:
-    """The symbol of every row, null where none is known on its day."""
+    """The symbol of every row; null where none is known on its day."""
     import pyarrow as pa
 
-    # Few pairs of day and instrument for many rows: each pair is looked up once.
+    # Many rows share a pair of day and instrument: each pair is looked up once.
     pairs = (instants // DAY_NS) << np.uint64(32) | instrument_ids
     coded = _array(pa.uint64(), pairs).dictionary_encode()
     distinct = _values(coded.dictionary, np.uint64)
@@ -290,7 +293,7 @@ def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.A
     return pa.DictionaryArray.from_arrays(_array(pa.int32(), rows, known), _texts("symbol", names))
 
 
-def _writer(path: Path, layout: RecordLayout) -> Any:
+def _open_writer(path: Path, layout: RecordLayout) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -302,12 +305,12 @@ def _writer(path: Path, layout: RecordLayout) -> Any:
         compression="zstd",
         use_dictionary=[name for name in empty.schema.names if name not in differences | PLAIN],
         column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
-        # A page as large as the row group: the minimum and maximum are worked out once, not per page.
+        # A page as large as the row group, so that its minimum and maximum are computed once.
         write_batch_size=ROW_GROUP_ROWS,
         max_rows_per_page=ROW_GROUP_ROWS,
         store_schema=False,
     )
-    # Dictionaries are a matter of storage: readers are told of texts, and pandas of its index.
+    # Dictionaries are only storage: the schema shows readers plain text, and pandas its index.
     index = {
         "name": layout.index,
         "field_name": layout.index,

@@ -8,7 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import zstandard
 
 from nq_pipeline.backfill.day import BackfillDay, backfill_day
 from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
-from nq_pipeline.backfill.scope import SCHEMAS
+from nq_pipeline.backfill.scope import HOURS_PER_QUERY, SCHEMAS
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
@@ -74,7 +74,10 @@ def backfill(settings: Settings, schema: str = "trades", day: date = MONDAY, **m
 
 
 @pytest.mark.parametrize("schema", [schema for schema in SCHEMAS if schema != "bbo-1m"])
-def test_a_day_has_as_many_rows_as_the_vendor_counts_records(schema: str, data: Path) -> None:
+def test_a_day_has_as_many_rows_as_the_vendor_counts(
+    schema: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HOURS_PER_QUERY, "mbo", 6)
     with vendor(data) as databento:
         settings = databento.settings()
         day = backfill(settings, schema)
@@ -145,12 +148,17 @@ def test_a_captured_trade_stays_one_row_after_a_backfill(data: Path) -> None:
     assert bought.filter(run_id="run").equals(captured)  # as they were received
 
 
-def test_an_hour_of_quotes_is_bought_once(data: Path) -> None:
-    hour = datetime(2025, 6, 9, 12, tzinfo=UTC)
+def test_quotes_and_orders_are_bought_by_the_hour() -> None:
+    assert HOURS_PER_QUERY == {"bbo-1m": 1, "mbo": 1}
+
+
+def test_a_part_of_a_day_is_bought_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HOURS_PER_QUERY, "bbo-1m", 2)  # twelve parts instead of 24
+    begin = datetime(2025, 6, 9, 12, tzinfo=UTC)
     late = iter([refused("data_time_range_invalid")])
 
     def once(asked: Asked, good: Answer) -> Answer:
-        return next(late, good) if form(asked)["start"] == str(to_ns(hour)) else good
+        return next(late, good) if form(asked)["start"] == str(to_ns(begin)) else good
 
     with vendor(data, only(STREAM, once)) as databento:
         settings = databento.settings(backfill_symbols="Q1A.OPT")
@@ -159,12 +167,14 @@ def test_an_hour_of_quotes_is_bought_once(data: Path) -> None:
         day = backfill(settings, "bbo-1m")
         spans = [(int(asked["start"]), int(asked["end"])) for asked in databento.metered]
         rows = lake(settings).scan(BBO_1M).sort(BBO_1M.key).collect()
-    assert (day.state, day.records, day.dropped) == ("complete", rows.height, 0)
-    assert spans[before - 1] == spans[before] and len(set(spans)) == len(spans) - 1 == 23
+    assert (day.state, day.records, day.dropped) == ("complete", rows.height, 0), day.reason
+    assert spans[before - 1] == spans[before] and len(set(spans)) == len(spans) - 1 == 12
     truth = minute_quote_records(
         market(7), universe(market(7), MONDAY).filter(parent="Q1A.OPT"), *spans[before]
     )
-    mine = rows.filter(pl.col("ts_recv").dt.truncate("1h") == hour).sort("ts_recv", "instrument_id")
+    mine = rows.filter(pl.col("ts_recv").is_between(begin, begin + timedelta(hours=2), closed="left")).sort(
+        "ts_recv", "instrument_id"
+    )
     assert mine["ask_sz_00"].to_list() == truth["ask_sz_00"].tolist()
 
 

@@ -20,14 +20,7 @@ from nq_pipeline.dbn import columns, stream
 from nq_pipeline.dbn.stream import decode
 from nq_pipeline.errors import BadPayload
 from nq_pipeline_tests.testing import dbn_samples as sample
-from nq_pipeline_tests.testing.databento_answers import (
-    SCHEMAS,
-    SPANS,
-    officially,
-    plain,
-    recorded,
-    synthetic,
-)
+from nq_pipeline_tests.testing.databento_answers import SCHEMAS, SPANS, officially, plain, recorded, synthetic
 from nq_pipeline_tests.testing.dbn_samples import NOON
 
 

@@ -81,7 +81,7 @@ def test_every_recorded_file_converts_with_every_field_equal(path: Path, tmp_pat
         assert mine.equals(other)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_records_convert_like_the_official_client(data: st.DataObject, tmp_path: Path) -> None:
     schema = data.draw(st.sampled_from(sorted(layout.RTYPES)))

@@ -20,7 +20,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -40,12 +40,7 @@ from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConf
 from nq_pipeline.redaction import redact_data, secret_spellings
 from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
-from nq_pipeline.sources.databento.transport import (
-    Redirected,
-    RefusedAnswer,
-    Transport,
-    use_transport,
-)
+from nq_pipeline.sources.databento.transport import Redirected, RefusedAnswer, Transport, use_transport
 from nq_pipeline.sources.databento.vendor_errors import (
     as_source_error,
     brought_no_data,
@@ -120,11 +115,9 @@ class HistoricalClient:
     def available_end(self, dataset: str, schemas: tuple[str, ...]) -> int:
         """Return the end of the data that all the schemas have: exclusive, nanoseconds UTC. Free."""
         found = self._call_free(lambda client: client.metadata.get_dataset_range(dataset))
-        try:
+        with _parsing("the range of the dataset"):
             by_schema = found.get("schema", {})
             return min(instant_ns(by_schema.get(schema, found)["end"]) for schema in schemas)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise BadPayload("the range of the dataset has an unknown form") from None
 
     def cost(self, query: Query) -> Decimal:
         """Return what the query would cost, USD. Free. `BadPayload` for anything that is no amount."""
@@ -146,15 +139,13 @@ class HistoricalClient:
         """Return USD per GiB by mode and schema; requested once in the life of the client. Free."""
         if dataset not in self._prices:
             answer = self._call_free(lambda client: client.metadata.list_unit_prices(dataset))
-            try:
+            with _parsing("the list of prices"):
                 self._prices[dataset] = {
                     str(one["mode"]): {
-                        name: _parse_usd(usd, name) for name, usd in one["unit_prices"].items()
+                        schema: _parse_usd(usd, schema) for schema, usd in one["unit_prices"].items()
                     }
                     for one in answer
                 }
-            except (AttributeError, KeyError, TypeError):
-                raise BadPayload("the list of prices has an unknown form") from None
         return self._prices[dataset]
 
     def price(self, query: Query, mode: Mode = "historical-streaming") -> Price:
@@ -176,10 +167,8 @@ class HistoricalClient:
                 dataset, start_date=first.isoformat(), end_date=last.isoformat()
             )
         )
-        try:
+        with _parsing("the condition of the dataset"):
             return {date.fromisoformat(one["date"]): str(one["condition"]) for one in answer}
-        except (KeyError, TypeError, ValueError):
-            raise BadPayload("the condition of the dataset has an unknown form") from None
 
     def jobs(self, since: datetime) -> list[BatchJob]:
         """Return the account's batch jobs since an instant that have not expired. Free."""
@@ -202,7 +191,7 @@ class HistoricalClient:
             and writes below the name.
         """
         answer = self._call_free(lambda client: client.batch.list_files(job_id))
-        try:
+        with _parsing("the list of the job's files"):
             found = [
                 BatchFile(
                     str(one["filename"]),
@@ -212,8 +201,6 @@ class HistoricalClient:
                 for one in answer
                 if self._is_vendor_url(str(one["urls"]["https"])) and FILENAME.fullmatch(str(one["filename"]))
             ]
-        except (KeyError, OverflowError, TypeError, ValueError):
-            raise BadPayload("the list of the job's files has an unknown form") from None
         if len(found) < len(answer):
             raise BadPayload("a file of the job has a name or an address that is not the vendor's")
         return [file for file in found if file.name.endswith(".dbn.zst")]
@@ -434,7 +421,7 @@ def _parse_count(value: Any, schema: str) -> int:
 
 
 def _parse_job(answer: Any) -> BatchJob:
-    try:
+    with _parsing("a batch job"):
         job_id = str(answer["id"])
         if not JOB_ID.fullmatch(job_id):
             raise ValueError
@@ -449,8 +436,15 @@ def _parse_job(answer: Any) -> BatchJob:
                 instant_ns(answer["end"]),
             )
         return BatchJob(job_id, str(answer["state"]), query, instant_ns(answer["ts_received"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise BadPayload("a batch job has an unknown form") from None
+
+
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    """Turn the errors of reading parsed JSON into a `BadPayload` about `what`."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise BadPayload(f"{what} has an unknown form") from None
 
 
 def _call_within(seconds: float, work: Callable[[], T]) -> T:

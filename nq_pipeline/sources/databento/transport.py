@@ -1,11 +1,9 @@
-"""How the official client's questions travel: bounded in size and time, to one host, without the key in
-what comes back.
+"""The official client's HTTP: bounded in size and time, to one host, with the key struck out of answers.
 
-The client asks by `requests.get` and `requests.post` of its own modules and has no parameter for a
-session. So those two modules are given another `requests`, which asks through the transport that a
-client's headers carry, and through the real one where they carry none: clients that others made in
-this process are not touched. What a bad answer means passes the client as a `RefusedAnswer`, which is no
-`Exception`, since the client retries or renames those.
+The client calls `requests.get` and `requests.post` in its own modules and has no parameter for a session. So
+those modules get a `requests` of ours, which sends through the transport that a client's headers carry, and
+through the real one where they carry none: other clients in the process are not affected. A bad answer passes
+the client as a `RefusedAnswer`, which is no `Exception`, because the client retries or renames those.
 """
 
 from __future__ import annotations
@@ -26,15 +24,15 @@ from nq_pipeline.redaction import redact_logs
 from nq_pipeline.transport.policy import Policy
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
-"""Where the client asks from."""
-MAX_HEAD_BYTES = 16 * 1024 * 1024
-"""The client reads the head of a download at once, however long it claims to be."""
-HEAD_SEEN_BYTES = 256 * 1024
-"""Compressed, the first bytes of a head lie within a block, which is no longer than this."""
+"""The modules in which the client sends requests."""
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+"""The client reads the header of a download at once, however long it claims to be."""
+HEADER_WITHIN_BYTES = 256 * 1024
+"""The start of a compressed header lies within one zstd block, which is no longer than this."""
 
 
 class RefusedAnswer(BaseException):
-    """An answer that was refused; `reason` says why. Passes the client's own `except Exception`."""
+    """A refused answer and its reason; it passes the client's own `except Exception`."""
 
     def __init__(self, reason: SourceError) -> None:
         super().__init__(str(reason))
@@ -43,38 +41,38 @@ class RefusedAnswer(BaseException):
 
 @dataclass
 class Transport:
-    """Asks for one client.
+    """Sends the requests of one client.
 
     Parameters
     ----------
     remaining
-        Seconds left for this vendor.
+        Returns the seconds left for this vendor.
     secrets
-        Struck out of whatever comes back.
+        Struck out of every answer.
 
     Attributes
     ----------
-    most
+    max_download
         Bytes that the next download may have.
     """
 
     policy: Policy
     remaining: Callable[[], float]
     secrets: Sequence[str] = field(default=(), repr=False)
-    most: int = field(init=False)
+    max_download: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.most = self.policy.max_data_bytes
+        self.max_download = self.policy.max_data_bytes
         redact_logs(self.secrets)
 
     @contextmanager
     def limit_bytes(self, size: int) -> Iterator[None]:
-        """Let downloads have so many bytes, and no more."""
-        before, self.most = self.most, size
+        """Limit downloads to so many bytes."""
+        before, self.max_download = self.max_download, size
         try:
             yield
         finally:
-            self.most = before
+            self.max_download = before
 
     def request(self, method: str, url: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", self.policy.timeout_s)  # the client's downloads of files have none
@@ -95,7 +93,7 @@ class _Adapter(HTTPAdapter):
 
         transport, streamed = self._transport, bool(kwargs.get("stream"))
         if transport.remaining() <= 0:
-            raise RefusedAnswer(DeadlineReached("the time allowed ran out before it was asked"))
+            raise RefusedAnswer(DeadlineReached("the time allowed ran out before the request was sent"))
         response = super().send(request, **{**kwargs, "stream": True})
         try:
             self._check(response, streamed)
@@ -117,14 +115,14 @@ class _Adapter(HTTPAdapter):
 
         if 300 <= response.status_code < 400:
             raise Redirected(
-                f"Databento's address sends the question elsewhere (HTTP {response.status_code}), which is "
-                "not followed; check NQ_DATABENTO_URL"
+                f"Databento's address redirects elsewhere (HTTP {response.status_code}); "
+                "redirects are not followed, so check NQ_DATABENTO_URL"
             )
         if not (streamed and response.status_code == 429 and response.request.method == "GET"):
             return
-        asked = http.retry_after(response)  # the client would sleep for as long as it says
+        wait_s = http.retry_after(response)  # the client would sleep for as long as this says
         longest = min(self._transport.policy.retry_after_cap_s, self._transport.remaining())
-        if asked is None or asked > longest:
+        if wait_s is None or wait_s > longest:
             raise RateLimited("too many requests (HTTP 429)")
 
 
@@ -133,31 +131,31 @@ class Redirected(Unavailable):
 
 
 class _Download:
-    """The body of a download, which ends when it is too long or takes too long."""
+    """The body of a download, which is refused when it is too long or takes too long."""
 
     def __init__(self, raw: Any, transport: Transport) -> None:
-        self._raw, self._remaining, self._most = raw, transport.remaining, transport.most
+        self._raw, self._remaining, self._max_bytes = raw, transport.remaining, transport.max_download
 
     def stream(self, amt: int, decode_content: bool = True) -> Iterator[bytes]:
         size = 0
-        head: bytes | None = b""
+        start: bytes | None = b""
         for chunk in self._raw.stream(amt, decode_content=decode_content):
             size += len(chunk)
-            if size > self._most:
-                self._refuse(BadPayload(f"an answer larger than {self._most >> 20} MiB was refused"))
+            if size > self._max_bytes:
+                self._refuse(BadPayload(f"an answer larger than {self._max_bytes >> 20} MiB was refused"))
             if self._remaining() <= 0:
                 self._refuse(DeadlineReached("the time allowed ran out while an answer was still arriving"))
-            if head is not None:
-                head += chunk
-                length = _head_length(head)
-                if length is None and len(head) < HEAD_SEEN_BYTES:
+            if start is not None:
+                start += chunk
+                length = _claimed_header_length(start)
+                if length is None and len(start) < HEADER_WITHIN_BYTES:
                     continue
-                if (length or 0) > MAX_HEAD_BYTES:
-                    self._refuse(BadPayload(f"a head that claims {length:,} bytes was refused"))
-                chunk, head = head, None
+                if (length or 0) > MAX_HEADER_BYTES:
+                    self._refuse(BadPayload(f"a header that claims {length:,} bytes was refused"))
+                chunk, start = start, None
             yield chunk
-        if head:
-            yield head
+        if start:
+            yield start
 
     def _refuse(self, reason: SourceError) -> None:
         self._raw.close()  # with its connection
@@ -167,9 +165,8 @@ class _Download:
         return getattr(self._raw, name)
 
 
-def _head_length(start: bytes) -> int | None:
-    """What the head in a compressed stream that begins like this claims to be long; None while that does
-    not show. An uncompressed one is as long as what came."""
+def _claimed_header_length(start: bytes) -> int | None:
+    """The length that a compressed header claims; None until it is known, 0 for an uncompressed body."""
     if len(start) < len(ZSTD_MAGIC):
         return None
     if not start.startswith(ZSTD_MAGIC):
@@ -184,7 +181,7 @@ def _head_length(start: bytes) -> int | None:
 
 
 class _Headers(dict[str, str]):
-    """A client's headers, with the transport that its questions take."""
+    """A client's headers, which carry its transport."""
 
     def __init__(self, headers: dict[str, str], transport: Transport) -> None:
         super().__init__(headers)
@@ -198,12 +195,12 @@ class _Requests:
     """`requests`, as the client's modules see it."""
 
     def get(self, url: str, **options: Any) -> requests.Response:
-        return self._ask("GET", url, options)
+        return self._send("GET", url, options)
 
     def post(self, url: str, **options: Any) -> requests.Response:
-        return self._ask("POST", url, options)
+        return self._send("POST", url, options)
 
-    def _ask(self, method: str, url: str, options: dict[str, Any]) -> requests.Response:
+    def _send(self, method: str, url: str, options: dict[str, Any]) -> requests.Response:
         transport = getattr(options.get("headers"), "transport", requests)
         answer: requests.Response = transport.request(method, url, **options)
         return answer
@@ -213,16 +210,15 @@ class _Requests:
 
 
 def use_transport(api: Any, transport: Transport) -> bool:
-    """Let one group of the client's questions take this transport; False when the client asks in a way
-    that is unknown here."""
+    """Route one group of the client's requests through a transport; False for an unknown client layout."""
     modules: list[ModuleType] = [import_module(name) for name in MODULES]
     known = all(getattr(module, "requests", None) is requests for module in modules)
     ours = all(isinstance(getattr(module, "requests", None), _Requests) for module in modules)
     if not (known or ours) or type(getattr(api, "_headers", None)) is not dict:
         return False
     if known:
-        seen = _Requests()
+        replacement = _Requests()
         for module in modules:
-            module.requests = seen  # type: ignore[attr-defined]
+            module.requests = replacement  # type: ignore[attr-defined]
     api._headers = _Headers(api._headers, transport)
     return True

@@ -280,10 +280,12 @@ def test_free_methods_send_no_paid_request() -> None:
 def test_only_one_module_uses_the_official_client() -> None:
     package = Path(nq_pipeline.__file__).parent
     makers = {"Historical", "timeseries", "submit_job", "get_range"}
+    texts = {path: path.read_text() for path in package.rglob("*.py")}
     found = {
         path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path, text in texts.items()
+        if any(maker in text for maker in makers)
+        for node in ast.walk(ast.parse(text))
         if (isinstance(node, ast.Attribute) and node.attr in makers)
         or (isinstance(node, ast.ImportFrom) and makers & {name.name for name in node.names})
     }
@@ -581,7 +583,7 @@ def test_a_download_that_drips_ends_with_the_time_allowed() -> None:
 def test_a_four_gigabyte_header_is_refused() -> None:
     head = b"DBN\x03" + (2**32 - 16).to_bytes(4, "little")
     packed = zstandard.compress(head + bytes(64 * MIB))
-    with serve(lambda asked: Answer(packed)) as server, pytest.raises(BadPayload, match="a head that claims"):
+    with serve(lambda asked: Answer(packed)) as server, pytest.raises(BadPayload, match="claims"):
         buy(server.url)
 
 
