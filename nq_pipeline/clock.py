@@ -1,7 +1,7 @@
-"""The one clock. Everything that needs to know the time is handed one of these.
+"""The one clock; code that needs the time is handed one.
 
-`now()` drives sessions, partitions, freshness and cache keys and may be pinned by `NQ_NOW`.
-Timeouts, backoff and deadlines use `monotonic()`, which always runs.
+`now()` determines sessions, partitions, freshness and cache keys, and `NQ_NOW` may pin it. Timeouts,
+backoff and deadlines use `monotonic()`, which always runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 
 NS_PER_S = 1_000_000_000
 FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2098, 12, 31)
-"""The days that can be asked about. Of earlier ones the hours and special days are not proven
-(`market/sessions.py`); later ones are too far ahead for any calendar of holidays."""
+"""The supported days. Earlier hours and special days are not proven (`market/sessions.py`); later ones
+are beyond any holiday calendar."""
 
 
 class Clock(Protocol):
@@ -56,7 +56,7 @@ class PinnedClock(SystemClock):
 
 
 class ShiftedClock(SystemClock):
-    """A clock that runs on from another instant, at wall speed or faster; it never goes back."""
+    """A clock that runs from another instant, at wall speed or another; it never goes back."""
 
     def __init__(self, start: datetime, speed: float = 1.0) -> None:
         if start.tzinfo is None or speed <= 0:
@@ -69,7 +69,7 @@ class ShiftedClock(SystemClock):
 
 
 def unsupported_day(day: date) -> str | None:
-    """Why a day cannot be asked about, as a sentence; None when it can."""
+    """Why a day is not supported, as a sentence; None when it is."""
     if FIRST_DAY <= day <= LAST_DAY:
         return None
     return f"{day} is outside the session table; give a day from {FIRST_DAY} to {LAST_DAY}"

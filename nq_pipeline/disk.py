@@ -1,4 +1,4 @@
-"""What an error says about the disk: that it is full, or takes nothing."""
+"""Recognizes errors that a full or read-only disk caused."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS,)
 WORDS_FULL = ("no space left", "disk is full", "disk quota exceeded")
 WORDS_READ_ONLY = ("read-only file system", "readonly database")
-"""What libraries make of it, in lower case."""
+"""What libraries say, in lower case."""
 LIBRARIES = ("sqlite3", "sqlalchemy", "polars", "duckdb", "_duckdb", "pyarrow")
 OURS = (OSError, LedgerError, LogFailed, SandboxError)
-"""What may come of a disk and says no more than that something failed."""
+"""Errors that a disk may cause without saying so."""
 LEAST = 1024 * 1024
-"""A disk with less than this is full."""
+"""A disk with fewer free bytes counts as full."""
 
 
 def explain_disk_error(error: BaseException, folder: Path) -> str | None:
-    """One sentence when an error came of a disk, which is that of the file it names, that below `folder` or
-    that of temporary files; None when it did not, or may not have."""
+    """One sentence when a disk caused an error: that of the file it names, of `folder` or of temporary
+    files. None when no disk did, or it is uncertain."""
     chain = list(_chain(error))
     named = [Path(str(one.filename)) for one in chain if isinstance(one, OSError) and one.filename]
     places = [_there(path) for path in (*named, folder, Path(gettempdir()))]
@@ -34,7 +34,7 @@ def explain_disk_error(error: BaseException, folder: Path) -> str | None:
         disk = fullest or places[0]
         return (
             f"the disk with {disk} is full, {_free(disk) / 2**20:,.1f} MiB are free; `nq retention` removes "
-            "what is old, and NQ_DATA_DIR can name a folder on another disk"
+            "old files, and NQ_DATA_DIR can name a folder on another disk"
         )
     locked = next((place for place in places if os.statvfs(place).f_flag & os.ST_RDONLY), None)
     if _says(chain, READ_ONLY, WORDS_READ_ONLY) or (maybe and locked):
@@ -46,7 +46,7 @@ def explain_disk_error(error: BaseException, folder: Path) -> str | None:
 
 
 def _there(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """The path, or its nearest parent that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
@@ -63,7 +63,7 @@ def _says(chain: list[BaseException], numbers: tuple[int, ...], words: tuple[str
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it, also where that is not to be shown."""
+    """An error and its causes, suppressed ones included."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)

@@ -1,30 +1,30 @@
-"""Every error this program raises on purpose.
+"""Every error this program raises on purpose, with the exit code of `nq` or the outcome it becomes.
 
-    NqError                     one clear sentence: what, why, what to do
-    ├── SettingsError           a setting is missing or makes no sense
-    ├── LakeError               the lake on disk cannot be written or read as asked
-    │   └── NoLake              there is none in the data folder
-    ├── LedgerError             the spend ledger cannot be used, or cannot book what was asked of it
-    ├── AlertError              what was alerted of is not known any more
-    │   └── WebhookRefused      the webhook did not take a message; `passing` when that may change by itself
-    ├── SandboxError            the stand-ins could not be started
-    ├── UiError                 Dagster's UI could not be started, or ended by itself
-    ├── CaptureError            the live capture cannot go on
-    │   ├── BadStream           bytes that are no DBN records; `offset` says where
-    │   ├── LogFailed           the capture log could not be written, and takes nothing more
-    │   └── CaptureBusy         another process is capturing
-    └── SourceError             a vendor did not give what was asked; carries the outcome
-        ├── Blocked             bot protection or a ban: do not retry, cool down
-        ├── NotEntitled         the plan does not include it: permanent until the plan changes
-        ├── RateLimited         too many requests
-        ├── BadPayload          an answer that is not what the protocol promises
-        ├── Unavailable         nothing answered, or a server fault, after the retries
-        ├── DeadlineReached     the time allowed for this source ran out
-        ├── NotConfigured       a credential or an opt-in is missing
-        └── OverBudget          the price is unknown or above what is allowed
+    NqError                        exit code 1 unless stated
+    ├── SettingsError              2: a setting is missing, contradictory or out of range
+    ├── LakeError                  the lake cannot be written or read
+    │   └── NoLake                 6: the data folder has no lake
+    ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
+    ├── AlertError                 the state of the alerts cannot be read
+    │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
+    ├── SandboxError               the stand-ins could not be started
+    ├── UiError                    Dagster's UI could not be started, or ended
+    ├── CaptureError               the live capture cannot go on
+    │   ├── BadStream              the bytes are not DBN records
+    │   ├── LogFailed              the capture log cannot be written
+    │   └── CaptureBusy            another process is capturing
+    └── SourceError                a vendor failed; becomes an outcome
+        ├── Blocked                blocked: bot protection or a ban; do not retry
+        ├── NotEntitled            not_entitled: the plan does not include it
+        ├── RateLimited            rate_limited: too many requests
+        ├── BadPayload             bad_payload: the answer breaks the protocol
+        ├── Unavailable            unavailable: no answer or a server fault, after retries
+        ├── DeadlineReached        partial: the time limit of the source was reached
+        ├── NotConfigured          not_configured: a credential or an opt-in is missing
+        └── OverBudget             over_budget: the price is unknown or exceeds a budget
 
-A vendor's failure never leaves `Source.ask` as an exception: it becomes the outcome of
-the answer. Exceptions of this tree that reach the command line print as one sentence.
+The message is one sentence for a person: what happened, why, and what to do. A vendor's failure does not
+leave `Source.ask` as an exception: it becomes the outcome of the answer.
 """
 
 from __future__ import annotations
@@ -41,29 +41,34 @@ class SettingsError(NqError):
 
 
 class SettingsWarning(UserWarning):
-    """A variable looks like a setting and is none; shown by Python's warnings, never raised."""
+    """A variable looks like a setting but is not one; a warning, never raised."""
 
 
 class LakeError(NqError):
-    """The lake cannot be written or read as asked."""
+    """The lake cannot be written or read."""
 
 
 class NoLake(LakeError):
-    """There is no lake in the data folder; the sentence has the absolute path that was looked in."""
+    """The data folder has no lake; the message names its absolute path."""
 
 
 class LedgerError(NqError):
-    """The spend ledger cannot be opened or written, or what it is asked to book makes no sense."""
+    """The spend ledger cannot be opened or written, or an entry is invalid."""
 
 
 class AlertError(NqError):
-    """It is not known what was alerted of."""
+    """The state of the alerts cannot be read."""
 
 
 class WebhookRefused(AlertError):
-    """The webhook did not take a message; says why, without its address.
+    """The webhook did not accept a message. The message never contains its address.
 
-    `passing` when any message would have met the same now: nothing answered, a server fault, too many.
+    Attributes
+    ----------
+    passing
+        Whether any other message would fail now, too: no answer, a server fault, too many requests.
+    retry_after_s
+        Seconds that the webhook asked to wait.
     """
 
     def __init__(self, message: str, *, passing: bool, retry_after_s: float = 0.0) -> None:
@@ -77,7 +82,7 @@ class SandboxError(NqError):
 
 
 class UiError(NqError):
-    """Dagster's UI could not be started, or ended by itself."""
+    """Dagster's UI could not be started, or ended."""
 
 
 class CaptureError(NqError):
@@ -85,10 +90,7 @@ class CaptureError(NqError):
 
 
 class BadStream(CaptureError):
-    """Bytes that are no DBN records.
-
-    `offset` counts the stream's bytes, decompressed, up to the first that makes no sense.
-    """
+    """The bytes are not DBN records; `offset` is the position of the first bad byte, decompressed."""
 
     def __init__(self, message: str, *, offset: int) -> None:
         super().__init__(message)
@@ -96,7 +98,7 @@ class BadStream(CaptureError):
 
 
 class LogFailed(CaptureError):
-    """The capture log could not be written; once raised, every later call raises it again."""
+    """The capture log cannot be written; once raised, every later call raises it again."""
 
 
 class CaptureBusy(CaptureError):
@@ -104,7 +106,7 @@ class CaptureBusy(CaptureError):
 
 
 class SourceError(NqError):
-    """A vendor did not give what was asked; `outcome` says which kind of failure it was."""
+    """A vendor failed; `outcome` is the kind of failure."""
 
     outcome: Outcome = Outcome.UNAVAILABLE
 

@@ -1,8 +1,8 @@
-"""How a file comes into place, whole or not at all, and how writers take turns.
+"""Atomic, durable writes of files, and locks between processes.
 
-A temporary name in the same folder, fsync, rename, fsync of the folder: a reader sees all of a
-file or what was there before, and a power cut loses neither. Temporary names start with a dot
-and end in `.tmp`, so that no glob for data finds them.
+A file is written under a temporary name in its folder, synced and renamed, and then the folder is synced.
+A reader sees the whole new file or the old one, and a power cut loses neither. Temporary names start with
+a dot and end in `.tmp`, so that no glob for data finds them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nq_pipeline.clock import NS_PER_S
 TEMPORARY = ".*.tmp"
 """Glob of temporary names."""
 GRACE_NS = 3_600 * NS_PER_S
-"""What was not written to for so long, nobody writes to any more."""
+"""A file that was not written to for this long has no writer any more."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees all of it or what was there before."""
+    """Write a file so that a reader sees all of it or the old one."""
     make_folder(path.parent)
     with temporary_for(path) as temporary:
         temporary.write_bytes(content)
@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def temporary_for(path: Path) -> Iterator[Path]:
-    """A fresh name beside `path` to write to; whatever is still there at the end is removed."""
+    """A temporary name beside `path`; a file that still has it at the end is removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -48,7 +48,7 @@ def rename_durably(temporary: Path, path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that their names survive a power cut."""
+    """Create a folder and its parents durably."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -68,7 +68,7 @@ def sync(path: Path) -> None:
 def stale_temporaries(folder: Path, before: int) -> Iterator[Path]:
     """Temporary files below a folder that were last written before an instant (nanoseconds UTC).
 
-    With an instant `GRACE_NS` ago: what processes left that died.
+    With an instant `GRACE_NS` ago, these are what dead processes left.
     """
     for path in folder.rglob(TEMPORARY):
         with suppress(FileNotFoundError):  # put in place meanwhile
@@ -78,9 +78,9 @@ def stale_temporaries(folder: Path, before: int) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the operating system's lock on `path`; without `wait`, yields False when it is taken.
+    """Hold the operating system's lock on `path`; without `wait`, yield False when another holds it.
 
-    The kernel drops the lock when the process dies, however it dies, so none is ever left over.
+    The kernel releases the lock when the process dies, so no stale lock remains.
     """
     make_folder(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

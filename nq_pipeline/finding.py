@@ -1,4 +1,4 @@
-"""A finding: one judgement in words and numbers, about data, money or a capture."""
+"""A finding: one judgement of data, money or a capture, in words and numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Finding:
     Attributes
     ----------
     severity
-        What a failure means: `error` for rows not to be relied on, `warn` for something to know.
+        Of a failure: `error` for unreliable rows, `warn` for information.
     numbers
-        What the sentence rests on, by name.
+        The numbers behind the sentence, by name.
     table
-        The details, a row per series or source; None where the sentence says it all.
+        Details, a row per series or source; None where the sentence is enough.
     """
 
     passed: bool

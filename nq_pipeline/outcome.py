@@ -1,4 +1,4 @@
-"""What came of asking a vendor: the closed vocabulary used in tables, checks and messages."""
+"""The outcome of a request to a vendor: the closed vocabulary of tables, checks and messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from enum import StrEnum
 class Outcome(StrEnum):
     """The outcome of one request, one series or one whole answer.
 
-    An HTTP status 200 proves nothing at three of the four vendors, so an outcome is always
-    decided from the body too.
+    HTTP status 200 proves nothing at three of the four vendors, so the body decides, too.
     """
 
     OK = "ok"

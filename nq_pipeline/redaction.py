@@ -1,8 +1,8 @@
-"""Known secrets are struck out of what a vendor sends before anyone sees, logs or writes it.
+"""Redacts known secrets in what vendors send, before anyone sees, logs or writes it.
 
-A vendor knows the key it was asked with and can repeat it anywhere: in a body, a header, a refusal,
-a name. So every session strikes at its edge: `redact` for bytes and texts, `redact_logs` for
-what libraries log. Asterisks keep the length, so that binary records stay whole.
+A vendor knows the key of a request and can repeat it anywhere: in a body, a header, a refusal, a name. So
+every session redacts at its edge: `redact` for text, `redact_data` for bytes, `redact_logs` for what
+libraries log. Asterisks keep the length, so that binary records stay valid.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote
 
 SHORTEST = 4
-"""Shorter values are no secrets, and would blank out half of a text."""
+"""Shorter values are not redacted: they would blank out half of a text."""
 WORD = 8
-"""In data, a shorter secret is left alone: an honest answer may hold it."""
+"""In data, a shorter secret is not redacted, because ordinary data may contain it."""
 LONG = 16
-"""In data, a secret from `WORD` to here is struck only where it stands by itself, a longer one anywhere."""
+"""In data, a secret shorter than this is redacted only as a whole word, a longer one anywhere."""
 
 Value = TypeVar("Value", str, bytes)
 
 
 def secret_spellings(secrets: Iterable[str]) -> tuple[str, ...]:
-    """The secrets and how they look in a URL, in JSON, in HTML and in a login header; the longest first,
-    since one may be part of another."""
+    """The secrets as spelled in URLs, JSON, HTML and login headers; the longest first, because one may be
+    part of another."""
     found = set[str]()
     for secret in secrets:
         basic = base64.b64encode(f"{secret}:".encode()).decode()
@@ -47,14 +47,14 @@ def secret_spellings(secrets: Iterable[str]) -> tuple[str, ...]:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """A text without the secrets."""
+    """The text with asterisks in place of secrets."""
     for secret in secrets:
         text = text.replace(secret, "*" * len(secret))
     return text
 
 
 def redact_data(data: bytes, secrets: Iterable[str]) -> bytes:
-    """Data without the secrets, of the same length; those that an honest answer may hold stay (`WORD`)."""
+    """The data with asterisks in place of secrets, of the same length; see `WORD` and `LONG`."""
     for secret in secrets:
         if len(secret) < WORD:
             continue
@@ -69,7 +69,7 @@ def redact_data(data: bytes, secrets: Iterable[str]) -> bytes:
 
 
 def redact_all(value: Any, secrets: Collection[str]) -> Any:
-    """Texts and bytes, and whatever holds them, without the secrets."""
+    """Text, bytes, and containers of them, with secrets redacted."""
     if isinstance(value, str):
         return redact(value, secrets)
     if isinstance(value, bytes):
@@ -83,39 +83,38 @@ def redact_all(value: Any, secrets: Collection[str]) -> Any:
     return value
 
 
-# ── what libraries log ──────────────────────────────────────────────────────────────────────────
+# ── logs ──────────────────────────────────────────────────────────────────────────
 
-_kept_out: tuple[str, ...] = ()
+_log_secrets: tuple[str, ...] = ()
 
 
 def redact_logs(secrets: Collection[str]) -> None:
-    """From now on no log record of this process holds one of these secrets, whichever library makes it."""
-    global _kept_out
-    if new := set(secrets) - set(_kept_out):
-        _kept_out = tuple(sorted({*_kept_out, *new}, key=len, reverse=True))
+    """Redact these secrets in every later log record of this process, whichever library makes it."""
+    global _log_secrets
+    if new := set(secrets) - set(_log_secrets):
+        _log_secrets = tuple(sorted({*_log_secrets, *new}, key=len, reverse=True))
     make = logging.getLogRecordFactory()
-    if getattr(make, "strikes", False):
+    if getattr(make, "redacts", False):
         return
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         made = make(*args, **kwargs)
-        _strike_record(made)
+        _redact_record(made)
         return made
 
-    record.strikes = True  # type: ignore[attr-defined]
+    record.redacts = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(record)
 
 
-def _strike_record(record: logging.LogRecord) -> None:
+def _redact_record(record: logging.LogRecord) -> None:
     try:
-        said = record.getMessage()
+        message = record.getMessage()
     except Exception:  # arguments that do not fit: logging itself reports that, without them
-        said, record.args = str(record.msg), None
-        record.msg = redact(said, _kept_out)
+        record.msg, record.args = redact(str(record.msg), _log_secrets), None
         return
-    if (clean := redact(said, _kept_out)) != said:
+    if (clean := redact(message, _log_secrets)) != message:
         record.msg, record.args = clean, None
     if record.exc_info and record.exc_info[1] is not None:
-        told = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-        if (clean := redact(told, _kept_out)) != told:
+        trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        if (clean := redact(trace, _log_secrets)) != trace:
             record.exc_text, record.exc_info = clean, None

@@ -1,15 +1,14 @@
-"""Retention: what is old, is proven to be elsewhere, and goes.
+"""Retention: removes old files whose content is proven to be elsewhere.
 
-    raw/<source>/trade_date=…/   an answer whose rows are in the lake, after NQ_KEEP_RAW_DAYS
-    capture/<dataset>/…/*.dbn    a segment that is published, compacted and without an unsettled gap,
-                                 after NQ_KEEP_CAPTURE_DAYS
-    reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes one anew
+    raw/<source>/trade_date=…/   answers whose rows are in the lake, after NQ_KEEP_RAW_DAYS
+    capture/<dataset>/…/*.dbn    segments that are published, compacted and without an open gap, after
+                                 NQ_KEEP_CAPTURE_DAYS
+    reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes them again
     cache/answers/*              parsed answers past their lifetime, after a day
     cache/*-http.sqlite          HTTP caches of versions before 0.2, at once: nothing reads them any more
 
-The tables, the spend ledger, purchased history (`raw/databento/history`), the evidence of `nq verify`
-and the log of alerts are never touched. Superseded files of the tables go an hour after a merge, by
-compaction.
+Retention never touches the tables, the spend ledger, purchased history (`raw/databento/history`), the
+evidence of `nq verify` or the log of alerts.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
 SETTLED = ("verified", "unfillable")
-"""States of a gap for which the log is not needed any more."""
+"""States of a gap that no longer needs the log."""
 
 
 @dataclass
 class SweepResult:
-    """What became of one kind of files.
+    """The result for one kind of files.
 
     Attributes
     ----------
     what
         `raw`, `capture`, `reports` or `cache`.
     before
-        Trade dates before this one are old; None where age does not count.
+        Trade dates before this one are old; None where age does not matter.
     files, bytes
         Removed, or in a dry run to be removed.
     kept
-        Old files that stay, by the reason.
+        Which old files stay and why; empty when none does.
     """
 
     what: str
@@ -63,7 +62,7 @@ class SweepResult:
 
     @property
     def sentence(self) -> str:
-        """For a person: what went, and what is old and stays."""
+        """The result for a person."""
         age = "past their lifetime" if self.what == "cache" else f"from before {self.before}"
         stays = f"; stays: {self.kept}" if self.kept else ""
         if self.before is None and self.what != "cache":
@@ -72,11 +71,10 @@ class SweepResult:
 
 
 def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[SweepResult]:
-    """Remove what is old; in a dry run only count it.
+    """Remove old files; a dry run only counts them.
 
-    A call that was killed is completed by the next one, and calls take turns. Safe beside writers:
-    nobody writes to an old trade date of the archive, and of the capture log the newest segment
-    always stays.
+    The next call completes one that was killed, and calls take turns. Safe beside writers: nobody writes
+    to an old trade date of the archive, and the newest segment of the capture log always stays.
     """
     with locked(Workspace.of(settings).root / ".retention.lock"):
         _remove(
@@ -97,21 +95,21 @@ def _before(now: datetime, days: int) -> date | None:
 
 
 def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepResult:
-    """Answers whose request is in `fetches`; a run that died before that can still be completed."""
+    """Remove answers whose request is in `fetches`; a run that died before that can still be completed."""
     swept = SweepResult("raw", before)
     if before is None:
         return swept
     archive = Workspace.of(settings).archive
     lake = Workspace.of(settings).lake
     unwritten, unwritten_days = 0, set[date]()
-    unfinished = archive.begun_dates()
+    unfinished = archive.unfinished_dates()
     for folder, day in _days(archive.root, "*"):
         if day >= before:
             continue
         written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
         for path in sorted(folder.glob("*.zst")):
             if path.stem in written and day not in unfinished:
-                # The body last: by it the next call finds what one that was killed had begun.
+                # The body last: the next call finds by it what a killed call left.
                 _remove(swept, [path.with_suffix(".json"), path], dry_run)
             else:
                 unwritten += 1
@@ -129,12 +127,12 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
                     swept.kept = f"records of runs that cannot be noted as removed: {error.strerror}"
                     break
             _remove(swept, [path], dry_run)
-    _remove(swept, archive.old_questions(before), dry_run)
+    _remove(swept, archive.old_pointers(before), dry_run)
     return swept
 
 
 def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> SweepResult:
-    """The oldest segments, up to the first that is needed: the log has no hole in its numbers."""
+    """Remove the oldest segments up to the first that is needed: segment numbers have no gaps."""
     swept = SweepResult("capture", before)
     if before is None:
         return swept
@@ -153,7 +151,7 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
 
 
 def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | None, now: datetime) -> str:
-    """Why a segment has to stay; empty when all of it is proven to be in the lake."""
+    """Why a segment must stay; empty when all of it is proven to be in the lake."""
     day = segment.trade_date
     if segment.number >= published:
         return "it is not published"
@@ -166,7 +164,7 @@ def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | 
     if lost:
         return f"the table {lost[0]} is empty, and the segment holds records of it"
     if unsettled is not None and day >= unsettled:
-        return f"a gap of {unsettled} is neither verified nor given up"
+        return f"a gap of {unsettled} is neither verified nor unfillable"
     loose = any(len(lake.manifest(table).of({day})) > 1 for table in PUBLISHED)
     if loose or not compaction.is_over(day, now):
         return "its trade date is not compacted"
@@ -182,7 +180,7 @@ def _tables_in(segment: log.Segment) -> set[Table]:
 
 
 def _unsettled(lake: Lake) -> date | None:
-    """The earliest trade date with a gap that is still to be filled or proven."""
+    """The earliest trade date with a gap that is not settled."""
     return (  # type: ignore[no-any-return]
         lake.scan(GAPS)
         .sort("revision")

@@ -1,6 +1,6 @@
 """The folder of one environment, `<NQ_DATA_DIR>/<environment>`, and everything in it by name.
 
-Nothing here creates a folder or opens a file: whoever writes first does. Sandbox and live data never
+Nothing here creates a folder or opens a file; the first writer does. Sandbox and live data never
 share a workspace.
 """
 

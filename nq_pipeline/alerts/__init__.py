@@ -1,1 +1,1 @@
-"""What a person has to hear of: said once, in a file always and to a webhook if there is one."""
+"""Alerts: written to a file, sent to a webhook if one is configured, and not repeated without need."""

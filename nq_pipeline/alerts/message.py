@@ -1,4 +1,4 @@
-"""A message in words: what happened, what it means, what to do about it, where to look."""
+"""The words of an alert: what happened, what it means, what to do, where to look."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ State = Literal["firing", "resolved", "test"]
 Severity = Literal["warning", "error"]
 
 LONGEST = 600
-"""Characters of a sentence: a vendor's words may be a whole page."""
+"""Characters of a sentence: a vendor's text may be a whole page."""
 _ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-"""What Slack reads as markup: `<!channel>` in a vendor's answer would call everybody."""
+"""Slack's markup: `<!channel>` in a vendor's answer would notify everybody."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person should know.
+    """A condition that needs a person's attention.
 
     Attributes
     ----------
     key
-        What it is about, e.g. `check/databento/trades/gaps`; alerts of one key are one story.
+        Identifies the condition, e.g. `check/databento/trades/gaps`.
     what, so_what, what_to_do
         A sentence each.
     where
-        Links and ids that lead to it.
+        Links and ids.
     """
 
     key: str
@@ -40,14 +40,14 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An alert at a moment, or its end.
+    """One message about an alert.
 
     Attributes
     ----------
     at
         By the machine's clock, UTC.
     since
-        When the alert was first said.
+        When the alert began to fire.
     times
         How often it was raised since then, this time included.
     """
@@ -62,7 +62,7 @@ class Message:
 
 
 def slack_body(message: Message) -> dict[str, str]:
-    """The body of Slack's incoming webhooks, which Mattermost and others take as well."""
+    """The message in the format of Slack's incoming webhooks, which Mattermost and others accept."""
     alert = message.alert
     again = f" ({message.times} times since {message.since:%Y-%m-%d %H:%M} UTC)" if message.times > 1 else ""
     head = {"firing": alert.severity.upper(), "resolved": "RESOLVED", "test": "TEST"}[message.state]
@@ -73,6 +73,6 @@ def slack_body(message: Message) -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    """One line of printable characters, not too long."""
+    """The text as one line of printable characters, at most `LONGEST` long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

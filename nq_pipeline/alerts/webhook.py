@@ -1,7 +1,7 @@
-"""One message to one webhook. The address is a secret: it is in no log, no exception and no file.
+"""Sends one message to the webhook. Its address is a secret: it appears in no log, exception or file.
 
-`http.client` instead of `requests`, since urllib3 writes every path to its debug log, and the path
-is what is secret here. No proxy, no redirect, no netrc: the message goes where the setting says.
+Uses `http.client` because urllib3 writes every path to its debug log, and the path is the secret here.
+Proxies, redirects and netrc are not used: the message goes where the setting says.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import tenacity
 from nq_pipeline.errors import WebhookRefused
 
 TIMEOUT_S = 5.0
-"""Of one attempt, for connecting and for the answer each."""
+"""Timeout of one attempt, for connecting and for the answer each."""
 ATTEMPTS = 3
 LONGEST_WAIT_S = 3.0
-"""A longer Retry-After is not waited for here: the message is sent again later."""
+"""A longer Retry-After is left to a later delivery."""
 
 
 def post(url: str, body: dict[str, str]) -> None:
-    """Send a message, again after a short while where that may help; raises `WebhookRefused`."""
+    """Send a message, with retries where they may help; raises `WebhookRefused`."""
     tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=_pause,
-        retry=tenacity.retry_if_exception(_is_worth_it),
+        retry=tenacity.retry_if_exception(_may_help),
         reraise=True,
     )(_post, url, json.dumps(body).encode())
 
@@ -55,7 +55,7 @@ def _post(url: str, body: bytes) -> None:
     )
 
 
-def _is_worth_it(error: BaseException) -> bool:
+def _may_help(error: BaseException) -> bool:
     return isinstance(error, WebhookRefused) and error.passing and error.retry_after_s <= LONGEST_WAIT_S
 
 

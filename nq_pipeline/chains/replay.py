@@ -59,20 +59,20 @@ def finish_killed_runs(
         is about to begin, which completes it.
     """
     archive, finished = Workspace.of(settings).archive, []
-    with archive.unfinished() as runs:
+    with archive.claim_unfinished() as runs:
         for run_id in runs:
             try:
                 record = _unfinished_record(archive, run_id)
                 if from_ns(record["request"]["snapshot_ts"]) >= before:
                     continue
                 if not any(part["used"] for part in record["sources"].values()):
-                    archive.forget_begun(run_id)  # it had no answer yet
+                    archive.forget_unfinished(run_id)  # it had no answer yet
                     continue
                 snapshot = _replay(settings, record, run_id, opener, original=True)
             except NqError as error:
                 progress(f"run {run_id} was killed and cannot be finished yet: {error}")
                 continue
-            archive.forget_begun(run_id)
+            archive.forget_unfinished(run_id)
             finished.append(snapshot)
             new = snapshot.rows[SOURCE_CHAIN.name]
             progress(
@@ -84,12 +84,12 @@ def finish_killed_runs(
 
 def _unfinished_record(archive: RawArchive, run_id: str) -> dict[str, Any]:
     """The record of an unfinished run with all its answers that were archived."""
-    record = archive.read_begun(run_id)
+    record = archive.read_unfinished(run_id)
     try:
         from_ns(record["request"]["snapshot_ts"])
         day = date.fromisoformat(record["request"]["trade_date"])
         for name, part in record["sources"].items():
-            part["used"] = {**archive.answers_of(run_id, name, day), **part["used"]}
+            part["used"] = {**archive.run_answers(run_id, name, day), **part["used"]}
     except MALFORMED:
         raise damaged_record(archive.root / "begun" / f"{run_id}.json") from None
     return record

@@ -58,7 +58,7 @@ def take_snapshot(
     free_only = settings.chains.ask_metered == "missing"
     plan = dict.fromkeys(settings.chains.sources, request.series)
     archive = Workspace.of(settings).archive
-    with archive.begun(request.run_id, planned_record(settings, request, plan, choose)) as update_record:
+    with archive.begin_run(request.run_id, planned_record(settings, request, plan, choose)) as update_record:
         results, priced = ask_vendors(
             sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
         )

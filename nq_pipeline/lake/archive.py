@@ -1,14 +1,14 @@
-"""The raw archive: the bytes of every answer, secrets struck out, so that it can be parsed again tomorrow.
+"""The raw archive: the bytes of every answer, secrets redacted, so that it can be parsed again.
 
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
-    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   what was asked and when (`RawEntry`)
+    raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   the request and its times (`RawEntry`)
     raw/<source>/newest/<digest>.json                      the newest entry of a question
-    raw/begun/<run_id>.json                                what a run asks whose rows are not written yet
-    raw/runs/<run_id>.json                                 what a run asked, and which answers it used
+    raw/begun/<run_id>.json                                the request of a run whose rows are not written yet
+    raw/runs/<run_id>.json                                 the request of a run, and which answers it used
     raw/removed.jsonl                                      runs whose answers retention removed, and when
 
-A body is there before its entry, an entry before it is the newest: whatever a crash leaves
-behind is complete or unreferenced. No secret is stored: callers hand over redacted parameters.
+A body is written before its entry, and an entry before the pointer to it, so whatever a crash leaves is
+complete or unreferenced. No secret is stored: callers pass redacted parameters.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from nq_pipeline.files import locked, write_atomically
 
 @dataclass(frozen=True, slots=True)
 class RawEntry:
-    """What was asked and what came back; all instants in nanoseconds UTC.
+    """One request and its answer; all instants in nanoseconds UTC.
 
     Attributes
     ----------
     digest
-        Identity of the question (source, operation, parameters), whoever answers it.
+        Identity of the question (source, operation, parameters), independent of the server.
     expires
-        Until when the answer may be served again; 0 is never.
+        Until when the answer may be served from the cache; 0 is never.
     pinned
         The frozen instant of the run's clock, ISO 8601; None on a running clock.
     received_at
-        When the answer was there, by the run's clock; 0 in an entry of before this was kept.
+        When the answer had arrived, by the run's clock; 0 in entries of older versions.
     """
 
     request_id: str
@@ -80,16 +80,18 @@ class RawArchive:
         return entry
 
     def get(self, entry: RawEntry) -> bytes:
-        """The exact body; `LakeError` when it is gone or not the bytes that were stored."""
+        """The exact body; `LakeError` when it is missing or differs from what was stored."""
         path = self._folder(entry) / f"{entry.request_id}.zst"
         try:
             body = zstandard.decompress(path.read_bytes())
         except (OSError, zstandard.ZstdError) as error:
             raise LakeError(
-                f"the archived answer {path} cannot be read ({error}); ask the vendor again"
+                f"the archived answer {path} cannot be read ({error}); fetch it again with --refresh"
             ) from None
         if hashlib.sha256(body).hexdigest() != entry.sha256:
-            raise LakeError(f"the archived answer {path} is not what was stored; ask the vendor again")
+            raise LakeError(
+                f"the archived answer {path} is not what was stored; fetch it again with --refresh"
+            )
         return body
 
     def find(self, source: str, digest: str) -> RawEntry | None:
@@ -97,57 +99,59 @@ class RawArchive:
         return _read(self.root / source / "newest" / f"{digest}.json")
 
     def expire(self, entry: RawEntry) -> None:
-        """Never serve this answer again; it stays archived."""
+        """Never serve this answer from the cache again; it stays archived."""
         self._publish(replace(entry, expires=0), self._folder(entry))
 
     @contextmanager
-    def begun(self, run_id: str, record: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Keep what a run asks until its rows are written; yields how to change the record.
+    def begin_run(
+        self, run_id: str, record: Mapping[str, Any]
+    ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Record the request of a run until its rows are written; yields a function that updates the record.
 
-        Where the block ends in an exception, or the process dies, the record stays: `unfinished`.
+        When the block raises, or the process dies, the record stays and the run counts as unfinished.
         """
         path = self.root / "begun" / f"{run_id}.json"
 
-        def keep(record: Mapping[str, Any]) -> None:
+        def update(record: Mapping[str, Any]) -> None:
             write_atomically(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
         with locked(path.with_suffix(".lock")):
-            keep(record)
-            yield keep
+            update(record)
+            yield update
             path.unlink(missing_ok=True)
             path.with_suffix(".lock").unlink(missing_ok=True)
 
     @contextmanager
-    def unfinished(self) -> Iterator[list[str]]:
-        """The runs that began, wrote no rows and are not running; nobody else gets them meanwhile."""
+    def claim_unfinished(self) -> Iterator[list[str]]:
+        """Lock and list the runs that began, wrote no rows and are not running."""
         with ExitStack() as held:
             paths = sorted((self.root / "begun").glob("*.json"))
-            mine = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
-            yield [path.stem for path, free in zip(paths, mine, strict=True) if free and path.exists()]
+            locks = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
+            yield [path.stem for path, free in zip(paths, locks, strict=True) if free and path.exists()]
 
-    def read_begun(self, run_id: str) -> dict[str, Any]:
-        """What an unfinished run asks, and which answers it used as far as it is known."""
+    def read_unfinished(self, run_id: str) -> dict[str, Any]:
+        """The record of an unfinished run, with the answers known so far."""
         if (self.root / "runs" / f"{run_id}.json").exists():
             return self.read_run(run_id)
         return _record(self.root / "begun" / f"{run_id}.json")
 
-    def begun_dates(self) -> set[date]:
-        """The trade dates of runs whose rows are not all written."""
+    def unfinished_dates(self) -> set[date]:
+        """The trade dates of unfinished runs."""
         return {self.run_date(path) for path in (self.root / "begun").glob("*.json")}
 
-    def forget_begun(self, run_id: str) -> None:
-        """The run is finished, or nothing of it was archived."""
+    def forget_unfinished(self, run_id: str) -> None:
+        """Remove the record of a run that is finished, or of which nothing was archived."""
         for suffix in (".json", ".lock"):
             (self.root / "begun" / f"{run_id}{suffix}").unlink(missing_ok=True)
 
-    def answers_of(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
-        """The archived answers of a run: digest of the question to request id."""
+    def run_answers(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
+        """The archived answers of a run, as request ids by question digest."""
         folder = self.root / source / f"trade_date={trade_date.isoformat()}"
         entries = (_read(path) for path in sorted(folder.glob("*.json")))
         return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
 
     def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
-        """Store what a run asked and which answers it used."""
+        """Store the request of a run and which answers it used."""
         write_atomically(
             self.root / "runs" / f"{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
         )
@@ -165,7 +169,7 @@ class RawArchive:
                     f"the answers of run {run_id}, trade date {gone['trade_date']}, were removed on "
                     f"{gone['removed_on']} (NQ_KEEP_RAW_DAYS); its rows are in the lake"
                 )
-            raise LakeError(f"no run {run_id!r} is archived in {runs}; `ls` there shows those that are")
+            raise LakeError(f"no run {run_id!r} is archived in {runs}; the file names there are the run ids")
         return _record(newest)
 
     def old_runs(self, before: date) -> list[Path]:
@@ -179,13 +183,13 @@ class RawArchive:
         except (KeyError, TypeError, ValueError):
             raise damaged_record(path) from None
 
-    def old_questions(self, before: date) -> list[Path]:
-        """What points to the newest entry of a question that was last asked before this trade date."""
+    def old_pointers(self, before: date) -> list[Path]:
+        """Pointers to the newest entries of questions last asked before this trade date."""
         pointers = ((path, _read(path)) for path in sorted(self.root.glob("*/newest/*.json")))
         return [path for path, entry in pointers if entry and entry.trade_date < before]
 
     def note_removed(self, path: Path) -> None:
-        """Note durably that a run cannot be parsed again; for retention, before it removes the record."""
+        """Record durably that a run cannot be parsed again; call it before removing the record."""
         note = {
             "run_id": path.stem,
             "trade_date": self.run_date(path),
@@ -217,7 +221,7 @@ class RawArchive:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The record of a run; `LakeError` when it is none."""
+    """The record of a run; `LakeError` when it is damaged."""
     try:
         return dict(orjson.loads(path.read_bytes()))
     except (ValueError, TypeError):
@@ -225,15 +229,15 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def damaged_record(path: Path) -> LakeError:
-    """The error of a run's record that cannot be used."""
+    """The error of an unusable run record."""
     return LakeError(
-        f"the record of a run {path} is damaged; restore it from a backup or delete it: the run's answers "
-        "stay in the archive, and only parsing them again needs the record"
+        f"the run record {path} is damaged; restore it from a backup or delete it: the run's answers stay "
+        "in the archive, and only parsing them again needs the record"
     )
 
 
 def _read(path: Path) -> RawEntry | None:
-    """An entry, or None where there is none or none that can be read: the question is then asked anew."""
+    """An entry; None where it is missing or unreadable, so that the vendor is asked again."""
     try:
         return _ENTRY.validate_json(path.read_bytes(), strict=True)
     except (FileNotFoundError, ValidationError):

@@ -1,11 +1,11 @@
-"""The DuckDB catalog: the lake's tables as views over explicit lists of files, and `views` upon them.
+"""The DuckDB catalog: the lake's tables as views over explicit file lists, and the views on them.
 
-A view over a glob cannot follow a manifest, so every view names its files. `connect` resolves
-the newest manifests at that moment; `publish` writes the same views to `nq.duckdb` for other
-tools, which should open it read-only and open it anew to see what came later.
+A view over a glob cannot follow a manifest, so every view names its files. `connect` resolves the newest
+manifests; `publish` writes the same views to `nq.duckdb` for other tools, which open it read-only and
+reopen it to see newer rows.
 
-Instants are shown as TIMESTAMPTZ, cut to microseconds, because DuckDB can neither compare nor
-bucket nanoseconds with a zone; `<name>_ns` beside each holds the exact BIGINT, UTC.
+Views show instants as TIMESTAMPTZ in microseconds, because DuckDB can neither compare nor bucket
+nanoseconds with a zone. `<name>_ns` holds the exact nanoseconds UTC as BIGINT.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAME = "nq.duckdb"
 LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
 CHAIN_ORDER = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
-"""The order in which a chain is read."""
+"""The sort order of a chain."""
 
 _TYPES: dict[pl.DataType, str] = {
     pl.String(): "VARCHAR",
@@ -64,18 +64,18 @@ _TYPES: dict[pl.DataType, str] = {
 def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view of every table, as of the newest manifests.
 
-    Neither waits for writers nor makes them wait. The views name the files of this moment, which
-    stay for an hour at least; connect again for newer rows. Every view has its comment; those of
-    the columns, two thirds of the time it takes to make the views, are in `nq.duckdb` alone. A query
-    that needs rows of a damaged file ends in the sentence that names it; all other rows can be read.
+    Neither waits for writers nor blocks them. The views name the current files, which stay for at least
+    an hour; connect again for newer rows. Views have comments; only `nq.duckdb` has those of columns,
+    which take two thirds of the time. A query that needs rows of a damaged file fails with an error that
+    names the file; all other rows can be read.
 
     Parameters
     ----------
     guarded
-        For SQL that somebody typed: such a connection reaches no file but those of the views and
-        cannot be talked out of it. Run the SQL through `query`, which refuses to write to those.
+        For SQL that a person typed: the connection can reach no file but those of the views. Run the
+        SQL through `query`, which refuses writes.
     memory_mb
-        The most memory that DuckDB takes; four fifths of the machine's when left out.
+        DuckDB's memory limit in MiB; four fifths of the machine's memory by default.
     """
     import duckdb
 
@@ -96,16 +96,16 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The result of one reading statement: SELECT, FROM, DESCRIBE, SUMMARIZE, SHOW.
+    """Run one statement that only reads: SELECT, FROM, DESCRIBE, SUMMARIZE or SHOW.
 
-    EXPLAIN is none of them, because EXPLAIN ANALYZE carries out what it explains.
+    EXPLAIN is not allowed, because EXPLAIN ANALYZE executes the statement.
 
     Raises
     ------
     LakeError
         The SQL is not one statement that only reads.
     duckdb.Error
-        DuckDB's own message about the statement.
+        DuckDB's own error.
     """
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
@@ -121,19 +121,19 @@ def chain(
     *,
     newest_per_contract: bool = False,
 ) -> pl.DataFrame:
-    """`option_chain_latest`, or `option_chain_asof` of a moment, in the types of `option_chain`.
+    """The current chain, or the chain as of a moment, in the types of `option_chain`.
 
     Raises
     ------
     LakeError
-        `as_of` has no time zone, or the newest row of every contract is asked for without a moment.
+        `as_of` has no time zone, or `newest_per_contract` is given without `as_of`.
     """
     if as_of is None:
         if newest_per_contract:
-            raise LakeError("the newest row of every contract is counted from a moment; give as_of, too")
+            raise LakeError("newest_per_contract needs a moment; give as_of, too")
         relation = connection.sql(f"FROM {LATEST}")
     elif as_of.tzinfo is None:
-        raise LakeError(f"{as_of.isoformat()} could be any moment of a day; give as_of a time zone")
+        raise LakeError(f"{as_of.isoformat()} has no time zone; give as_of a time zone")
     else:
         sql = "FROM option_chain_asof($as_of, newest_per_contract := $newest)"
         relation = connection.sql(sql, params={"as_of": as_of, "newest": newest_per_contract})
@@ -145,23 +145,23 @@ def chain(
 
 
 def publish(lake: Lake) -> Path:
-    """Write `nq.duckdb` beside the lake anew and put it in the place of the old one.
+    """Write a new `nq.duckdb` beside the lake and replace the old one; returns its path.
 
-    Whoever has the old file open keeps reading it and is in nobody's way. Call it after the
-    tables were written and before `Lake.collect_garbage`.
+    Readers that have the old file open keep reading it. Publish after writing tables and before
+    `Lake.collect_garbage`.
     """
     import duckdb
 
     path = lake.root.with_name(NAME)
     make_folder(path.parent)
     with locked(path.with_name(".catalog.lock")), temporary_for(path) as temporary:
-        for leftover in path.parent.glob(f".{NAME}.*"):  # of one that was killed; DuckDB's log, too
+        for leftover in path.parent.glob(f".{NAME}.*"):  # of a killed process, DuckDB's log included
             leftover.unlink()
         with duckdb.connect(temporary) as connection:
             script = [*_views_sql(lake, _resolve(lake)), *_column_comments_sql()]
             connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
-        # A reader that did not open the old file read-only may have left a log, which DuckDB
-        # would replay into the new file.
+        # A reader that opened the old file for writing may have left a log, which DuckDB would replay
+        # into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
         rename_durably(temporary, path)
     return path
@@ -169,12 +169,14 @@ def publish(lake: Lake) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """The files of a table that can be read, and why its other rows cannot.
+    """The readable files of a table, and why its other rows cannot be read.
 
     Attributes
     ----------
+    older
+        Whether a file has an older version of the schema.
     unreadable
-        What to say to whoever reads a trade date; None is every trade date.
+        The error for readers of a trade date; the key None stands for every trade date.
     """
 
     paths: tuple[str, ...] = ()
@@ -185,7 +187,7 @@ class _Resolved:
 def _resolve(lake: Lake) -> dict[str, _Resolved]:
     """The newest version of every table.
 
-    Decisions are written last and so resolved first: whatever they refer to is then there.
+    Decisions are written last and so resolved first: the rows they refer to are then there.
     """
     lake = Lake(lake.root.resolve())
     tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)
@@ -244,14 +246,14 @@ def _rows_sql(table: Table, resolved: _Resolved) -> str:
     if resolved.older or not resolved.paths:
         parts.insert(0, f"SELECT {_nulls(table)} WHERE false")
     for day, sentence in resolved.unreadable.items():
-        # A query that needs no row of that trade date never comes to the error.
+        # A query that needs no row of that trade date does not evaluate the error.
         of = {PARTITION: f"DATE '{day}'"} if day else {}
         parts.append(f"SELECT {_nulls(table, of)} WHERE error({_text(sentence)}) IS NULL")
     return " UNION ALL BY NAME ".join(parts)
 
 
 def _nulls(table: Table, given: Mapping[str, str] | None = None) -> str:
-    """Every column of a table as a null of its type, or what is given for it."""
+    """Every column of a table: the given expression, or a null of its type."""
     return ", ".join(
         f'{(given or {}).get(column.name, f"NULL::{_TYPES[column.dtype]}")} AS "{column.name}"'
         for column in table.columns
@@ -259,7 +261,7 @@ def _nulls(table: Table, given: Mapping[str, str] | None = None) -> str:
 
 
 def _column_comments_sql() -> Iterator[str]:
-    # DuckDB keeps no comments on the columns that a macro returns.
+    # DuckDB stores no comments on the columns that a macro returns.
     shown = {table.name: table.columns for table in TABLES.values()}
     shown |= {view.name: view.columns for view in VIEWS if not view.is_macro}
     for name, columns in shown.items():

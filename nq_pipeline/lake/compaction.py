@@ -1,13 +1,12 @@
-"""Merging small files, so that a query opens few of them.
+"""Merges small files, so that a query opens few of them.
 
-Sixty files of one level become one of the next. At one publication a second that is minutes,
-hours and then the trade date, and at any pace 200 files of a trade date are never current at
-once. Until the trade date is over its files keep the order in which rows came, sorted within small
-pieces, so that no row is read twice and readers can skip by time. Then all become one sorted
-file.
+Sixty files of one level become one file of the next level. At one publication a second the levels are
+minutes, hours and the trade date; at any pace a trade date has fewer than 200 current files. Until the
+trade date is over, files keep the order of arrival and are sorted within small pieces, so that no row is
+read twice and readers can skip by time. Afterwards all become one sorted file.
 
-A merge reads immutable files, writes a new one beside them and then swaps the lists in one
-manifest version, all or nothing. Appending goes on meanwhile.
+A merge reads immutable files, writes a new one and then swaps them in one manifest version, all or
+nothing. Appends go on meanwhile.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from nq_pipeline.lake.tables import Table
 
 FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
-"""Rows sorted at a time: with one column of the trade date, the memory that a merge needs."""
+"""Rows sorted at a time. A merge needs memory for these and for one column of the trade date."""
 PIECE_ROWS = parquet.ROW_GROUP_ROWS // 6
-"""Rows read at a time where rows keep their order: beside a capture, memory counts more than speed."""
+"""Rows read at a time where rows keep their order: beside a capture, memory matters more than speed."""
 
 
 def compact(stored: TableFiles, trade_date: date, *, now: datetime, wait: bool = True) -> int:
-    """Merge the files of one trade date as far as `now` allows; a second call changes nothing.
+    """Merge the files of one trade date as far as `now` allows. A second call changes nothing.
 
     Without `wait`, it leaves the work to a process that is already merging this table.
 
@@ -63,13 +62,13 @@ def select_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
 def is_over(trade_date: date, now: datetime) -> bool:
     """Whether a trade date has ended: midnight UTC after it is hours past its close, 16:00 in Chicago.
 
-    Rows that still come later (a replayed gap, an answer parsed again) are merged by the next call.
+    The next call merges rows that come later (a replayed gap, an answer parsed again).
     """
     return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
 
 
 def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> None:
-    """Replace some files of one trade date by one with the same rows; the `whole` trade date is sorted."""
+    """Replace files of one trade date by one with the same rows, sorted when it is the `whole` trade date."""
     table, paths = stored.table, stored.checked_paths(group)
     sizes = [file.rows for file in group]
     with stored.stage(group[0].trade_date) as staged:
@@ -82,7 +81,7 @@ def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> Non
 
 
 def sorted_pieces(table: Table, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """All rows of some files of given sizes in their order, sorted within pieces of at most `PIECE_ROWS`."""
+    """All rows of some files of given sizes in order, sorted within pieces of at most `PIECE_ROWS`."""
     piece: list[pl.DataFrame] = []
     for path, size in zip(paths, sizes, strict=True):
         for offset in range(0, size, PIECE_ROWS):
@@ -106,7 +105,7 @@ def sorted_slices(table: Table, paths: Sequence[Path], rows: int) -> Iterator[pl
         return
     leading = pl.col(table.order[0])
     values = frames.select(leading).collect().to_series().sort()
-    # Cuts stay in a series: as Python objects, instants would lose their nanoseconds.
+    # Cuts stay in a series, because Python datetimes would lose the nanoseconds.
     cuts = values.gather_every(SLICE_ROWS, offset=SLICE_ROWS).unique(maintain_order=True)
     del values
     for i in range(len(cuts) + 1):

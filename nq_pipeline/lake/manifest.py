@@ -1,8 +1,7 @@
 """The manifest of a table: which files are current, in one small JSON file.
 
-A version is published by rename, so a reader that resolves it has one consistent list of files
-and needs no lock. Files that a version took off the list stay on disk for an hour (`GRACE_NS`),
-so that whoever still reads by an older version finds them.
+A version is published by rename, so a reader gets one consistent list of files and needs no lock. Files
+that a version supersedes stay on disk for an hour (`GRACE_NS`) for readers of older versions.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NAME = "manifest.json"
 DATA_FILES = "trade_date=*/*.parquet"
 """Glob of the files a manifest may list, below the table's folder."""
 
-# Nothing outside the table's folder can be meant.
+# A path cannot lead out of the table's folder.
 RelativePath = Annotated[str, Field(pattern=r"^trade_date=\d{4}-\d{2}-\d{2}/[\w-]+\.parquet$")]
 Count = Annotated[int, Field(ge=0)]
 
@@ -37,7 +36,7 @@ class DataFile:
     path
         Relative to the table's folder: `trade_date=2025-07-01/00000042.parquet`.
     level
-        How often its rows were merged: 0 for a file as appended.
+        How often its rows were merged: 0 for an appended file.
     since_min, since_max
         Range of the table's `since` column, nanoseconds UTC, both inclusive.
     schema_version
@@ -64,7 +63,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One version of the list. Version 0 is a table nothing was written to."""
+    """One version of the list. Version 0 is a table that was never written."""
 
     table: str
     version: Count = 0
@@ -106,28 +105,28 @@ _FORM = TypeAdapter(Manifest)
 
 
 def read(folder: Path) -> Manifest:
-    """The newest version of the table in `folder`; one read, whatever its history.
+    """The newest version of the table in `folder`.
 
     Raises
     ------
     LakeError
-        The manifest is damaged, or missing while data files are there. A writer publishes an
-        empty manifest before its first data file, so a crash never leaves files alone.
+        The manifest is damaged, or missing beside data files. A writer publishes an empty manifest
+        before its first data file, so a crash never leaves data files without one.
     """
     path = folder / NAME
-    remedy = f"restore it from a backup, or make it anew from the data files with `nq repair {folder.name}`"
+    remedy = f"restore it from a backup, or rebuild it from the data files with `nq repair {folder.name}`"
     try:
         return _FORM.validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         if next(folder.glob(DATA_FILES), None) is None:
             return Manifest(folder.name)
-        if path.exists():  # the table's first rows came meanwhile
+        if path.exists():  # published meanwhile
             return read(folder)
-        raise LakeError(f"the manifest {path} is missing and data files are there; {remedy}") from None
+        raise LakeError(f"the manifest {path} is missing beside data files; {remedy}") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        said = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise LakeError(f"the manifest {path} is damaged ({said}); {remedy}") from None
+        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise LakeError(f"the manifest {path} is damaged ({reason}); {remedy}") from None
 
 
 def publish(folder: Path, manifest: Manifest) -> None:

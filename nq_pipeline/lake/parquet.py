@@ -50,9 +50,9 @@ def write(
     *,
     group_rows: int = ROW_GROUP_ROWS,
 ) -> WrittenFile:
-    """Write frames, sorted and of one trade date, as one file with row groups of a size.
+    """Write sorted frames of one trade date as one file with row groups of `group_rows`.
 
-    The bytes depend on the rows and the runs alone, not on how the rows are cut into frames.
+    The bytes depend on the rows and the runs alone, not on how the rows are split into frames.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -69,7 +69,7 @@ def write(
         compression="zstd",
         use_dictionary=texts,
         column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
-        # A page as large as the row group: its minimum and maximum are worked out once.
+        # One page per row group: its minimum and maximum are computed once.
         write_batch_size=ROW_GROUP_ROWS,
         max_rows_per_page=ROW_GROUP_ROWS,
         store_schema=False,  # readers see plain text, not the categories it was written from
@@ -94,7 +94,7 @@ def write(
 
 
 def find_fault(path: Path, size: int) -> str:
-    """What is wrong with a file that should have `size` bytes; empty when its end is sound."""
+    """The fault of a file that should have `size` bytes; empty when its size and end are sound."""
     try:
         with path.open("rb") as file:
             there = os.fstat(file.fileno()).st_size
@@ -109,7 +109,7 @@ def find_fault(path: Path, size: int) -> str:
 
 
 def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
-    """The rows of some files; a column that an older file lacks is null, one of another type is cast."""
+    """The rows of some files. A column that an older file lacks is null; one of an older type is cast."""
     if not paths:
         return table.empty().lazy()
     was = {column.name: column.was for column in table.columns if column.was is not None}
@@ -134,7 +134,7 @@ def _scan(schema: pl.Schema, paths: Sequence[Path]) -> pl.LazyFrame:
 
 
 def count_rows(path: Path) -> int:
-    """The number of rows by the footer."""
+    """The number of rows, from the footer."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)
@@ -149,7 +149,7 @@ def read_runs(paths: Iterable[Path]) -> list[str]:
 
 
 def arrow_schema(table: Table, frame: pl.DataFrame) -> pa.Schema:
-    """What is written: the table's columns but the partition, required where null is not allowed.
+    """The schema of a file: the table's columns without the partition; not null where required.
 
     Categories of the frame are written as they are, by dictionary.
     """
@@ -185,7 +185,7 @@ def _arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 def _as_first_used(column: pl.Series) -> pl.Series:
-    """Categories in the order of their first use, without those not used: what Parquet makes of text."""
+    """Used categories in the order of first use, as Parquet writes text."""
     categories = column.dtype.categories  # type: ignore[attr-defined]
     null, codes = len(categories), column.to_physical()
     if codes.null_count():

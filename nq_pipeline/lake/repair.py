@@ -1,7 +1,7 @@
-"""Repair: the list of a table's files made anew from the files that are there.
+"""Rebuilds a table's manifest from its data files.
 
-Nothing is deleted. A damaged file keeps its bytes under another name. Of rows with one key, the table
-shows one, as always; a file whose rows are all in other files counts as superseded.
+Nothing is deleted. A damaged file is renamed and keeps its bytes. A file whose rows are all in other
+files becomes superseded, so that every key still has one row.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ class RepairResult:
     Attributes
     ----------
     why
-        What was wrong; nothing was done when this is empty.
+        The faults; nothing was done when there are none.
     rows, files
-        What the table has now.
+        What the table holds now.
     damaged
-        Files that were taken off the list: the new name, or the old one where the file is missing.
+        Files taken off the list: the new name, or the old one of a missing file.
     lost
-        How many rows of those files nothing else has, by their trade date. Only a manifest that
-        could be read tells it.
+        Rows that no other file has, as counts by trade date. Unknown without a readable manifest.
     """
 
     table: str
@@ -55,22 +54,22 @@ class RepairResult:
 
     @property
     def lines(self) -> list[str]:
-        """For a person: what was wrong, what was done, what is lost."""
+        """The result for a person: faults, actions, losses."""
         wrong = [f"{self.table}: {why}" for why in self.why[:LISTED_FAULTS]]
         more = len(self.why) - len(wrong)
         return [
             *wrong,
             *([f"{self.table}: and {more:,} more files"] if more else []),
-            f"{self.table}: the list was made anew: {self.files:,} files, {self.rows:,} rows",
+            f"{self.table}: the manifest was rebuilt: {self.files:,} files, {self.rows:,} rows",
             *(f"{self.table}: kept as {path}" for path in self.damaged if path.exists()),
             *(f"{self.table}: {rows:,} rows of {day} are in no other file" for day, rows in self.lost),
         ]
 
 
 def repair(lake: Lake, table: Table) -> RepairResult:
-    """Read every file of a table, and where something is wrong make its manifest anew.
+    """Read every file of a table, and rebuild its manifest where something is wrong.
 
-    Takes the locks of writers and of merges, so it may run at any time.
+    Holds the locks of writers and of merges, so it may run at any time.
     """
     stored = lake.table_files(table)
     folder = stored.folder
@@ -104,7 +103,7 @@ def repair(lake: Lake, table: Table) -> RepairResult:
             superseded=tuple(Superseded(file.path, at) for file in redundant),
         )
         stored.publish(made)
-    for file in partial:  # on no list: what the table lacks of them is appended, and the sweep removes them
+    for file in partial:  # unlisted: their missing rows are appended, and garbage collection removes them
         lake.recover_rows(table, folder / file.path)
     now = lake.manifest(table)
     gone = [folder / name for name in listed if name not in there and name not in faults]
@@ -119,7 +118,7 @@ def repair(lake: Lake, table: Table) -> RepairResult:
 
 
 def find_damage(lake: Lake) -> LakeError | None:
-    """The first damage of a lake: what quick looks at all files find, or else reading them whole."""
+    """The first damage of a lake: by a quick check of all files, else by reading them whole."""
     tables = [lake.table_files(table) for table in lake.tables if lake.folder(table).is_dir()]
     for whole in (False, True):
         for stored in tables:
@@ -136,7 +135,7 @@ def find_damage(lake: Lake) -> LakeError | None:
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
-    """The manifest, or an empty one and what is wrong with it."""
+    """The manifest; an empty one and the fault where it cannot be read."""
     try:
         return manifest.read(folder), []
     except LakeError as error:
@@ -144,7 +143,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
 
 
 def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
-    """What is wrong with a file, found by reading all of it; empty when nothing is."""
+    """The fault of a file, found by reading all of it; empty when it is sound."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -164,7 +163,7 @@ def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged file, so that nobody takes it for data; it never replaces another."""
+    """Rename a damaged file so that it is not read as data; never replaces another file."""
     number, aside = 0, path.with_name(path.name + DAMAGED)
     while aside.exists():
         number += 1
@@ -175,7 +174,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def _describe(stored: TableFiles, path: Path) -> DataFile:
-    """A file as the manifest lists it, counted as never merged."""
+    """A file's entry in the manifest, counted as never merged."""
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(path)
@@ -196,9 +195,9 @@ def _describe(stored: TableFiles, path: Path) -> DataFile:
 def _select(
     lake: Lake, table: Table, files: Sequence[DataFile]
 ) -> tuple[list[DataFile], list[DataFile], list[DataFile]]:
-    """Of each key one row: files to list, files that others hold wholly, files that they hold in part.
+    """Files to list, files whose rows are all in listed ones, and files of which only some are.
 
-    The largest first, so that a merged file stands for those it was merged from.
+    The largest come first, so that a merged file stands for those it was merged from.
     """
     kept: list[DataFile] = []
     redundant: list[DataFile] = []
@@ -234,6 +233,6 @@ def _rows(files: Collection[DataFile]) -> int:
 
 
 def _number(path: Path) -> int:
-    """The version a file is named after; 0 for a name of another make."""
+    """The version in a file's name; 0 for any other name."""
     number = path.stem.partition("-")[0]
     return int(number) if number.isdecimal() else 0

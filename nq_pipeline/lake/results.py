@@ -1,9 +1,9 @@
-"""The result of a query as CSV or JSON, within bounds of time and memory.
+"""Formats the result of a query as CSV or JSON, within limits of time and memory.
 
-DuckDB has values that neither polars nor Python has: intervals of months, infinite instants, dates
-before Christ, unions, maps of any key. What CSV and JSON have no form for is written by DuckDB:
-lists, structs, maps and unions as JSON, the rest as its text. A result is read in batches and kept
-as text only, so that it takes little more memory than what is printed.
+DuckDB has values that polars and Python lack: intervals of months, infinite instants, dates BC, unions,
+maps with any key. DuckDB formats what CSV and JSON cannot express: lists, structs, maps and unions as
+JSON, the rest as text. Results are read in batches and held as text only, so that they take little more
+memory than the output.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ _AS_IS = {
 _INSTANTS = {"date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp with time zone"}
 _NESTED = {"list", "array", "struct", "map", "union", "variant"}
 _USUAL = "BETWEEN '0001-01-01' AND '9999-12-31 23:59:59'"
-"""The instants that Python has."""
+"""The instants that Python can represent."""
 
 
 def run_within_limits(
     connection: duckdb.DuckDBPyConnection, work: Callable[[], T], *, seconds: float, memory_mb: int
 ) -> T:
-    """What `work`, the one user of the connection, returns; Ctrl-C interrupts its query.
+    """Run `work`, the only user of the connection, and return its result; Ctrl-C interrupts its query.
 
     Parameters
     ----------
     seconds
-        After so long the query is interrupted; 0 is never.
+        Timeout of the query; 0 is none.
     memory_mb
-        What the connection was opened with, for the sentence.
+        The memory limit of the connection, for the error.
 
     Raises
     ------
     LakeError
-        The query took longer, or needed more memory.
+        The query exceeded a limit.
     """
     import duckdb
 
-    # In a thread of its own, because DuckDB does not hear signals while it works.
+    # In its own thread, because DuckDB does not handle signals while it works.
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
             wait([running], timeout=seconds or None)
         finally:
             late = not running.done()
-            while not running.done():  # again and again: an interrupt between two batches is not kept
+            while not running.done():  # repeatedly: an interrupt between two batches is lost
                 connection.interrupt()
                 wait([running], timeout=0.05)
     if late:
         raise LakeError(
             f"it takes longer than the {seconds:g} s of NQ_SQL_TIMEOUT_S; "
-            "read fewer columns or trade dates, or raise that"
+            "read fewer columns or trade dates, or raise the setting"
         )
     try:
         return running.result()
@@ -76,14 +76,14 @@ def run_within_limits(
 
 
 def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memory_mb: int) -> list[str]:
-    """The whole result, in parts to print one after the other; nothing is to print if it fails halfway.
+    """The whole result as parts to print in order; nothing is printed when the query fails halfway.
 
     Raises
     ------
     LakeError
-        The text is larger than `memory_mb`.
+        The text is larger than `memory_mb` MiB.
     duckdb.Error
-        DuckDB's own message about the query.
+        DuckDB's own error.
     """
     names = _names(relation.columns)
     nested = [name for name, kind in zip(names, relation.types, strict=True) if kind.id in _NESTED]
@@ -108,7 +108,7 @@ def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memo
 def _too_large(memory_mb: int) -> LakeError:
     return LakeError(
         f"it needs more than the {memory_mb} MB of NQ_SQL_MEMORY_MB; "
-        "read fewer columns or trade dates, or raise that"
+        "read fewer columns or trade dates, or raise the setting"
     )
 
 
@@ -123,7 +123,7 @@ def _json(frame: pl.DataFrame, nested: Sequence[str]) -> str:
 
 
 def _columns(relation: duckdb.DuckDBPyRelation) -> Iterator[str]:
-    """What is read of each column `#n`: `vn`, and of instants also `on`, the text of odd ones."""
+    """The expressions for column `#n`: `vn`, and for instants also `on`, the text of odd values."""
     for i, kind in enumerate(relation.types):
         column, name = f"#{i + 1}", kind.id
         if name in _NESTED:
@@ -136,7 +136,7 @@ def _columns(relation: duckdb.DuckDBPyRelation) -> Iterator[str]:
 
 
 def _frame(batch: pl.DataFrame | pl.Series, names: Sequence[str], nested: Sequence[str]) -> pl.DataFrame:
-    """A batch under the result's own names, odd instants and nested values as text."""
+    """A batch under the result's names, with odd instants and nested values as text."""
     assert isinstance(batch, pl.DataFrame)
     columns = []
     for i, name in enumerate(names):
@@ -151,7 +151,7 @@ def _frame(batch: pl.DataFrame | pl.Series, names: Sequence[str], nested: Sequen
 
 
 def _strict(value: str) -> str:
-    """JSON by DuckDB, with null for the NaN and infinities that it writes and strict JSON has not."""
+    """DuckDB's JSON, with null for NaN and infinities, which strict JSON lacks."""
     import orjson
 
     try:
@@ -162,7 +162,7 @@ def _strict(value: str) -> str:
 
 
 def _names(columns: list[str]) -> list[str]:
-    """The columns' names, numbered where one stands for several."""
+    """The column names, numbered where they repeat."""
     names = list[str]()
     for column in columns:
         name, number = column, 0

@@ -149,7 +149,7 @@ def test_four_processes_that_see_the_same_say_it_once(hook: Receiver, tmp_path: 
         "import sys\n"
         "from nq_pipeline.alerts.message import Alert\n"
         "from nq_pipeline.alerts.notifier import Notifier\n"
-        "from nq_pipeline.settings import load\n"
+        "from nq_pipeline.configuration import load\n"
         "notifier = Notifier(load())\n"
         "sys.stdin.readline()\n"
         "for n in range(25):\n"
