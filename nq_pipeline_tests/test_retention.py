@@ -51,7 +51,7 @@ def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool
 # ── the raw archive ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_old_answer_goes_when_its_rows_are_written_and_stays_otherwise(settings: Settings) -> None:
+def test_an_old_answer_goes_only_when_its_rows_are_written(settings: Settings) -> None:
     written, unwritten = archive_answer(settings, "a"), archive_answer(settings, "b", written=False)
     part = swept(settings, "raw")
     assert not written.exists() and not written.with_suffix(".json").exists()
@@ -108,9 +108,7 @@ def test_sweeps_at_the_same_time_take_turns(settings: Settings) -> None:
     assert len((archive.root / "removed.jsonl").read_bytes().splitlines()) == 100
 
 
-def test_a_sweep_that_was_killed_between_two_files_is_completed_by_the_next(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_sweep_completes_a_killed_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, unlink = archive_answer(settings, "a").parent, Path.unlink
 
     def killed(path: Path, **_: bool) -> None:
@@ -125,7 +123,7 @@ def test_a_sweep_that_was_killed_between_two_files_is_completed_by_the_next(
     assert not folder.exists()
 
 
-def test_what_a_write_left_that_was_killed_goes_with_its_trade_date(settings: Settings) -> None:
+def test_a_killed_writes_remains_go_with_their_trade_date(settings: Settings) -> None:
     folder = archive_answer(settings, "a").parent
     begun = folder / ".b.zst.0123.tmp"
     begun.write_bytes(b"begun")
@@ -197,10 +195,10 @@ def test_segments_stay_while_a_gap_is_unsettled(
     book.write([replace(GAP, state=state)], NOON)
     part = swept(settings, "capture")
     assert (part.files == 0) == stays
-    assert ("neither verified nor given up" in part.kept) == stays
+    assert ("neither verified nor unfillable" in part.kept) == stays
 
 
-def test_segments_stay_while_the_rows_of_their_table_are_not_there(settings: Settings, capture: Path) -> None:
+def test_segments_stay_while_their_tables_rows_are_missing(settings: Settings, capture: Path) -> None:
     lake = Workspace.of(settings).lake
     lake.compact(TRADES, NOON.date(), now=LATER)
     for path in lake.folder(TRADES).glob("trade_date=*"):

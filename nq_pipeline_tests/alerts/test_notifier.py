@@ -191,7 +191,7 @@ def test_a_server_fault_is_tried_again_at_once_and_then_later(
     assert failed["delivered"] is False and failed["reason"] == "the webhook answered HTTP 503"
     before = hook.requests
     hook.always = (200, "", 0.0)
-    assert "left alone until" in notifier.deliver().reason
+    assert "not tried before" in notifier.deliver().reason
     assert hook.requests == before
     clock.move(seconds=31)
     assert notifier.deliver().delivered == 1

@@ -45,7 +45,7 @@ def test_an_append_that_overlaps_adds_only_what_is_new(lake: Lake) -> None:
     assert lake.scan(TICKS).collect().sort("instrument_id").equals(ticks([old, new]))
 
 
-def test_rows_one_nanosecond_apart_are_different_rows_and_stay_exact(lake: Lake) -> None:
+def test_rows_one_nanosecond_apart_stay_different(lake: Lake) -> None:
     rows = [(DAY, 1, NOON + i, 0, float(i)) for i in (1, 999, 1000, 1001)]
     for row in rows:
         assert lake.append(TICKS, ticks([row]), run_id="run").rows == 1
@@ -53,7 +53,7 @@ def test_rows_one_nanosecond_apart_are_different_rows_and_stay_exact(lake: Lake)
     assert lake.scan(TICKS).sort("ts_event").collect().equals(ticks(rows))
 
 
-def test_a_key_without_an_instant_is_known_in_the_whole_trade_date(lake: Lake) -> None:
+def test_a_key_without_an_instant_is_unique_in_its_trade_date(lake: Lake) -> None:
     def frame(decided_at: int) -> pl.DataFrame:
         return conform(DECISIONS, pl.DataFrame([decision(decided_at=decided_at, snapshot=NOON)]))
 
@@ -61,7 +61,7 @@ def test_a_key_without_an_instant_is_known_in_the_whole_trade_date(lake: Lake) -
     assert lake.append(DECISIONS, frame(NOON + 3_600 * NS_PER_S), run_id="run").rows == 0
 
 
-def test_one_append_of_several_trade_dates_is_one_version_with_one_file_each(lake: Lake) -> None:
+def test_an_append_of_several_trade_dates_is_one_version(lake: Lake) -> None:
     days = [DAY + timedelta(days=i) for i in range(3)]
     added = lake.append(TICKS, ticks([(day, 1, NOON, i, 0.0) for i, day in enumerate(days)]), run_id="run")
     assert added.version == 1
@@ -69,7 +69,7 @@ def test_one_append_of_several_trade_dates_is_one_version_with_one_file_each(lak
     assert lake.scan(TICKS, [days[1]]).collect()["trade_date"].to_list() == [days[1]]
 
 
-def test_a_file_is_sorted_and_its_footer_names_table_version_and_run(lake: Lake) -> None:
+def test_a_footer_names_table_version_and_run(lake: Lake) -> None:
     rows = [(DAY, i % 3, NOON + i, i, None) for i in range(100)]
     (path,) = lake.append(TICKS, ticks(rows[::-1]), run_id="run-7").files
     file = pq.ParquetFile(path)
@@ -101,7 +101,7 @@ def test_text_that_comes_as_categories_gives_the_same_file(
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))))
-def test_whatever_the_order_of_the_rows_the_file_is_sorted_and_has_each_key_once(
+def test_a_file_is_sorted_and_has_each_key_once(
     tmp_path_factory: pytest.TempPathFactory, keys: list[tuple[int, int, int]]
 ) -> None:
     rows = [(DAY, i, NOON + at, number, float(row)) for row, (i, at, number) in enumerate(keys)]
@@ -141,9 +141,7 @@ def test_an_empty_table_reads_as_no_rows_of_the_right_types(lake: Lake) -> None:
     ],
     ids=["unknown column", "missing column", "null key", "wrong type"],
 )
-def test_rows_that_do_not_fit_the_table_are_refused_and_nothing_is_written(
-    lake: Lake, frame: pl.DataFrame, said: str
-) -> None:
+def test_rows_that_do_not_fit_the_table_are_refused(lake: Lake, frame: pl.DataFrame, said: str) -> None:
     with pytest.raises(LakeError, match=said):
         lake.append(TICKS, frame, run_id="run")
     assert lake.manifest(TICKS).version == 0
@@ -154,7 +152,7 @@ def test_a_nullable_column_may_be_missing(lake: Lake) -> None:
     assert lake.scan(TICKS).collect()["price"].to_list() == [None]
 
 
-def test_processes_that_append_the_same_rows_at_once_write_each_row_once(lake: Lake, writer) -> None:  # type: ignore[no-untyped-def]
+def test_concurrent_appends_of_the_same_rows_write_each_once(lake: Lake, writer) -> None:  # type: ignore[no-untyped-def]
     calls = 30
     processes = [writer("append", start, calls) for start in (0, 0, 10)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]

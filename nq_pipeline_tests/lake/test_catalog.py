@@ -76,7 +76,7 @@ def test_views_have_the_documented_columns_types_and_comments(
     assert said == (f"Synthetic data of the sandbox. {TABLES['fetches'].meaning}",)
 
 
-def test_instants_compare_as_microseconds_and_are_exact_in_nanoseconds(lake: Lake) -> None:
+def test_instants_are_microseconds_with_exact_nanoseconds(lake: Lake) -> None:
     instants = [NOON + 1, NOON + 999, NOON + NS_PER_S - 1]
     for instant in instants:
         lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=instant, contracts=1), run_id="run")
@@ -145,13 +145,13 @@ def run(
 A, B, PROXY = "Q1B-2025-07-01", "QN1-2025-07-03", "NDXP-2025-07-01"
 
 
-def test_the_latest_chain_follows_the_newest_winner_of_every_series(lake: Lake) -> None:
+def test_the_latest_chain_follows_each_series_newest_winner(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart"), (B, "barchart")])
     run(lake, 5, [(A, "barchart"), (B, "tradovate")], lost=[(B, "barchart")])
     assert latest(lake) == [(A, "barchart", 5), (B, "tradovate", 5)]
 
 
-def test_a_later_run_of_one_series_leaves_the_others_in_the_latest_chain(lake: Lake) -> None:
+def test_a_run_of_one_series_leaves_the_others(lake: Lake) -> None:
     run(lake, 0, [(A, "barchart"), (B, "barchart")])
     run(lake, 5, [(B, "databento")])
     assert latest(lake) == [(A, "barchart", 0), (B, "databento", 5)]
@@ -169,7 +169,7 @@ def test_the_latest_chain_is_of_the_newest_trade_date_alone(lake: Lake) -> None:
     assert latest(lake) == [(B, "barchart", 24 * 60)]
 
 
-def test_a_proxy_leaves_the_latest_chain_once_a_native_source_wins_again(lake: Lake) -> None:
+def test_a_native_source_replaces_a_proxy_in_the_latest_chain(lake: Lake) -> None:
     run(lake, 0, [(PROXY, "polygon")], underlying_class="index", lost=[(A, "barchart")])
     assert latest(lake) == [(PROXY, "polygon", 0)]
     run(lake, 5, [(A, "barchart")])
@@ -184,7 +184,7 @@ def count(connection: duckdb.DuckDBPyConnection) -> int:
     return int(row[0])
 
 
-def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishing(lake: Lake) -> None:
+def test_an_open_reader_does_not_block_publishing(lake: Lake) -> None:
     fill(lake)
     path = catalog.publish(lake)
     with duckdb.connect(path, read_only=True) as reader:
@@ -198,7 +198,7 @@ def test_a_reader_that_holds_the_catalog_open_neither_blocks_nor_breaks_publishi
         assert count(reader) == 6
 
 
-def test_what_a_publication_left_that_was_killed_goes_with_the_next(lake: Lake) -> None:
+def test_publishing_removes_what_a_killed_one_left(lake: Lake) -> None:
     fill(lake)
     for left in (".nq.duckdb.0123.tmp", ".nq.duckdb.0123.tmp.wal"):
         lake.root.with_name(left).write_bytes(b"begun")
@@ -226,7 +226,7 @@ def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake) -> Non
     assert not list(lake.root.parent.glob(".*.tmp*"))
 
 
-def test_a_file_of_an_older_schema_shows_null_in_a_column_that_came_later(lake: Lake) -> None:
+def test_an_older_file_shows_null_in_a_newer_column(lake: Lake) -> None:
     older = replace(
         OPTION_CHAIN, version=0, columns=tuple(c for c in OPTION_CHAIN.columns if c.name != "vega")
     )

@@ -221,7 +221,7 @@ def test_every_series_has_its_own_newest_snapshot(lake: Lake) -> None:
     assert asof(lake, 6) == [(A, 0, 3), (B, 5, 3)]
 
 
-def test_of_two_sources_of_one_snapshot_the_one_chosen_last_counts(lake: Lake) -> None:
+def test_the_source_chosen_last_counts(lake: Lake) -> None:
     append(lake, OPTION_CHAIN, snapshot(0, source="barchart"))
     later = pl.lit(NOON + MINUTE).cast(INSTANT)
     append(lake, OPTION_CHAIN, snapshot(0, source="databento").with_columns(selected_at=later))
@@ -230,7 +230,7 @@ def test_of_two_sources_of_one_snapshot_the_one_chosen_last_counts(lake: Lake) -
         assert connection.execute(sql).fetchall() == [("databento", 3)]
 
 
-def test_a_contract_that_a_later_snapshot_left_out_shows_where_the_newest_of_each_is_asked_for(
+def test_newest_per_contract_shows_contracts_left_out_later(
     lake: Lake,
 ) -> None:
     append(lake, OPTION_CHAIN, snapshot(0))
@@ -239,7 +239,7 @@ def test_a_contract_that_a_later_snapshot_left_out_shows_where_the_newest_of_eac
     assert asof(lake, 6, ", newest_per_contract := true") == [(A, 0, 2), (A, 5, 1)]
 
 
-def test_a_proxy_leaves_the_chain_as_of_a_moment_once_a_native_source_has_won_since(lake: Lake) -> None:
+def test_a_native_source_replaces_a_proxy_as_of_a_moment(lake: Lake) -> None:
     proxy = "NDXP-2025-07-08"
     for minute, series in ((0, A), (5, proxy), (10, A), (15, proxy)):
         append(
@@ -259,7 +259,7 @@ def test_an_expired_series_is_not_in_the_chain(lake: Lake) -> None:
     assert asof(lake, 8 * 60) == []
 
 
-def test_a_weekend_is_bridged_by_the_trade_date_before_and_not_mixed_with_the_one_after(lake: Lake) -> None:
+def test_a_weekend_shows_the_trade_date_before_it(lake: Lake) -> None:
     week = 7 * 24 * 60
     append(lake, OPTION_CHAIN, snapshot(0, A))
     append(lake, OPTION_CHAIN, snapshot(0, B))
@@ -272,7 +272,7 @@ def test_a_weekend_is_bridged_by_the_trade_date_before_and_not_mixed_with_the_on
     assert asof(lake, week + 24 * 60 + 1, ", lookback := INTERVAL 3 DAYS") == []
 
 
-def test_the_chain_as_of_a_moment_opens_the_files_of_its_days_alone(lake: Lake) -> None:
+def test_the_chain_as_of_a_moment_opens_only_its_days_files(lake: Lake) -> None:
     for i in range(30):
         append(lake, OPTION_CHAIN, snapshot(i * 24 * 60, B, day=DAY + timedelta(days=i)))
     with catalog.connect(lake) as connection:
@@ -287,7 +287,7 @@ def test_the_history_of_a_contract_is_in_order_of_time(opened: duckdb.DuckDBPyCo
     assert opened.execute("FROM chain_history('no such contract')").fetchall() == []
 
 
-def test_an_option_trade_meets_the_last_trade_of_its_own_future_and_none_that_came_later(
+def test_an_option_trade_has_its_futures_last_earlier_trade(
     opened: duckdb.DuckDBPyConnection,
 ) -> None:
     rows = opened.execute(
@@ -307,7 +307,7 @@ def test_an_option_trade_meets_the_last_trade_of_its_own_future_and_none_that_ca
     assert moneyness == (21_000.0 / 20_990.0,)
 
 
-def test_the_future_of_an_option_is_its_rows_own_until_the_days_definitions_name_another(lake: Lake) -> None:
+def test_the_days_definitions_name_an_options_future(lake: Lake) -> None:
     option = trade(3, "Q1BN5 C21000", 50.0, **CALL, underlying="NQU5")
     futures = [trade(1, "NQU5", 21_010.0), trade(2, "NQZ5", 21_200.0)]
     append(lake, TRADES, pl.DataFrame([option, *futures], infer_schema_length=None))
@@ -409,7 +409,7 @@ def test_the_chain_for_optopsy_has_one_complete_quote_a_day(opened: duckdb.DuckD
     assert opened.execute("SELECT count(*) FROM optopsy_chain").fetchone() == (3,)
 
 
-def test_the_chain_in_python_has_the_types_of_the_table_and_exact_instants(lake: Lake) -> None:
+def test_the_chain_in_python_has_table_types_and_exact_instants(lake: Lake) -> None:
     exact = snapshot(0).with_columns(snapshot_ts=pl.lit(NOON + 1).cast(INSTANT))
     append(lake, OPTION_CHAIN, exact)
     append(lake, OPTION_CHAIN, snapshot(5, bid=11.0))

@@ -73,7 +73,7 @@ def test_appending_alone_keeps_files_few(lake: Lake) -> None:
     )
 
 
-def test_a_session_of_one_file_a_second_never_has_200_current_files() -> None:
+def test_a_file_a_second_never_makes_200_current_files() -> None:
     template = DataFile("", DAY, rows=1, bytes=1, level=0, since_min=0, since_max=0, schema_version=1)
     files: list[DataFile] = []
     most = 0
@@ -87,7 +87,7 @@ def test_a_session_of_one_file_a_second_never_has_200_current_files() -> None:
     assert sum(file.rows for file in files) == 23 * 3_600
 
 
-def test_a_merge_larger_than_its_memory_has_the_bytes_of_one_sorted_write(tmp_path: Path) -> None:
+def test_a_large_merge_has_the_bytes_of_one_sorted_write(tmp_path: Path) -> None:
     """Three interleaved files of 400,000 rows, merged in slices, against the same rows in one append."""
     numbers = pl.int_range(400_000, eager=True)
     frame = pl.DataFrame(
@@ -127,7 +127,7 @@ def test_superseded_files_stay_an_hour_and_then_go(lake: Lake) -> None:
     assert lake.collect_garbage(now + timedelta(minutes=61)) == 0
 
 
-def test_garbage_collection_removes_what_dead_processes_left_and_nothing_younger(lake: Lake) -> None:
+def test_garbage_collection_removes_what_dead_processes_left(lake: Lake) -> None:
     (path,) = lake.append(TICKS, tick(0), run_id="run").files
     orphan = path.with_name("00000009.parquet")
     orphan.write_bytes(path.read_bytes())
@@ -140,7 +140,7 @@ def test_garbage_collection_removes_what_dead_processes_left_and_nothing_younger
     assert lake.scan(TICKS).collect().equals(tick(0))
 
 
-def test_a_temporary_file_that_its_writer_puts_in_place_meanwhile_is_no_fault(lake: Lake) -> None:
+def test_garbage_collection_survives_a_concurrent_rename(lake: Lake) -> None:
     (path,) = lake.append(TICKS, tick(0), run_id="run").files
     listed = path.with_name(".staged.parquet.0123.tmp")
     listed.symlink_to("put-in-place-since")  # a name that is found, and nothing is behind it
@@ -170,7 +170,7 @@ def test_files_of_an_older_schema_read_and_merge_with_nulls(lake: Lake) -> None:
     assert [file.schema_version for file in lake.manifest(newer).files] == [2]
 
 
-def test_files_in_which_a_column_had_another_type_read_merge_and_are_known(lake: Lake) -> None:
+def test_files_with_an_older_column_type_are_read_and_merged(lake: Lake) -> None:
     *others, price = TICKS.columns
     exact = replace(price, dtype=USD, was=price.dtype)
     newer = replace(TICKS, version=2, columns=(*others, exact))
@@ -210,7 +210,7 @@ def test_counts_are_right_at_every_moment_of_many_compactions(
 
 
 @pytest.mark.slow
-def test_counts_are_right_while_writers_append_and_merge_for_long(
+def test_counts_stay_right_during_long_appends_and_merges(
     lake: Lake, writer: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """What two processes appended is whole at every read: never a part of a call, never a row twice."""

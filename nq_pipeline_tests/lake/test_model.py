@@ -34,7 +34,7 @@ def day_of(instant: int) -> int:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(APPEND, APPEND, MERGE, SWEEP), max_size=10))
-def test_a_lake_holds_the_first_row_of_every_key_whatever_is_merged(steps) -> None:  # type: ignore[no-untyped-def]
+def test_a_lake_holds_the_first_row_of_every_key(steps) -> None:  # type: ignore[no-untyped-def]
     model: dict[tuple[int, int, int], float | None] = {}
     with TemporaryDirectory() as folder:
         lake = Lake(Path(folder), tables=[TICKS])

@@ -122,7 +122,7 @@ def test_rows_of_an_unlisted_file_come_back_before_it_goes(filled: Lake) -> None
     assert len(filled.files(SOURCE_CHAIN)) == len(contents(filled))
 
 
-def test_files_that_were_merged_stay_while_the_merged_one_is_damaged(filled: Lake) -> None:
+def test_merged_files_stay_while_their_successor_is_damaged(filled: Lake) -> None:
     before = rows(filled)
     filled.compact(SOURCE_CHAIN, DAY, now=AFTER)
     (merged,) = filled.files(SOURCE_CHAIN)
@@ -203,7 +203,7 @@ def test_what_is_sound_or_was_never_there_needs_no_repair(filled: Lake) -> None:
     assert contents(filled) == files
 
 
-def test_a_query_that_meets_garbage_of_the_right_size_names_the_file(tmp_path: Path) -> None:
+def test_a_query_names_a_file_with_garbage_of_the_right_size(tmp_path: Path) -> None:
     lake = Workspace(tmp_path / "data" / "sandbox").lake
     for frame in snapshots(2):
         lake.append(SOURCE_CHAIN, frame, run_id="run")

@@ -35,9 +35,7 @@ def lake_of(settings: Settings) -> Lake:
     return Workspace.of(settings).lake
 
 
-def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
-    fresh: FreshLedger, machine: Machine
-) -> None:
+def test_a_line_is_exported_once(fresh: FreshLedger, machine: Machine) -> None:
     settings = fresh()
     ledger = open_ledger(settings, clock=machine, boot=machine.boot)
     lake = lake_of(settings)
@@ -55,9 +53,7 @@ def test_every_line_is_in_the_lake_once_however_often_it_is_exported(
     assert rows["booked_at"].to_list() == [line.booked_at for line in lines]
 
 
-def test_a_lost_ledger_is_no_empty_one_and_is_restored_from_the_lake(
-    tmp_path: Path, machine: Machine
-) -> None:
+def test_a_lost_ledger_is_refused_and_restored_from_the_lake(tmp_path: Path, machine: Machine) -> None:
     settings = build_settings(data_dir=tmp_path)
     ledger = open_ledger(settings, clock=machine, boot=machine.boot)
     ledger.commit(ledger.reserve(charge("1.000000001")), billed_bytes=GIB)
@@ -110,7 +106,7 @@ def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machi
     assert (spent, reserved) == (month.spent_usd, 0) == (Decimal("180.500000001"), 0)
 
 
-def test_a_ledger_that_cannot_be_used_costs_a_run_a_warning_and_no_more(
+def test_an_unusable_ledger_is_only_a_warning_to_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = build_settings(data_dir=tmp_path)

@@ -70,7 +70,7 @@ def test_a_frozen_database_ends_nq_budget_in_the_usual_sentence(
     assert "no metered request" in done.output and "secret-word" not in done.output
 
 
-def test_a_frozen_database_costs_a_free_run_no_more_than_the_table(
+def test_a_frozen_database_costs_a_free_run_only_the_export(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("psycopg")

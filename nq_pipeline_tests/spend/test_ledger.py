@@ -54,7 +54,7 @@ def kinds(ledger: Ledger) -> list[str]:
 # ── spending ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_came_is_paid_by_the_byte_and_the_rest_is_given_back(ledger: Ledger) -> None:
+def test_a_commit_books_received_bytes_and_releases_the_rest(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("4"))
     assert ledger.month().reserved_usd == 4
     assert ledger.commit(reservation, billed_bytes=3 * GIB, request_id="request-7") == 3
@@ -82,16 +82,14 @@ def test_a_part_of_a_billionth_is_rounded_up(ledger: Ledger) -> None:
     ("unit_price", "size", "billed", "paid"),
     [(None, 1000, 250, "0.5"), (None, None, 250, "2"), (Decimal(8), 1000, GIB // 8, "1")],
 )
-def test_without_a_unit_price_the_vendors_price_counts_by_the_share_of_the_bytes(
+def test_without_a_unit_price_the_quote_is_scaled_by_bytes(
     ledger: Ledger, unit_price: Decimal | None, size: int | None, billed: int, paid: str
 ) -> None:
     reservation = ledger.reserve(charge("2", unit_price_usd=unit_price, billable_bytes=size))
     assert ledger.commit(reservation, billed_bytes=billed) == Decimal(paid)
 
 
-def test_a_commit_made_again_changes_nothing_not_even_from_another_process(
-    fresh: FreshLedger, machine: Machine
-) -> None:
+def test_a_second_commit_changes_nothing(fresh: FreshLedger, machine: Machine) -> None:
     settings = fresh()
     first = opened(settings, machine)
     reservation = first.reserve(charge("2"))
@@ -100,7 +98,7 @@ def test_a_commit_made_again_changes_nothing_not_even_from_another_process(
     assert kinds(first) == ["reserved", "committed"]
 
 
-def test_what_is_released_can_be_spent_again_and_what_is_committed_cannot_be_released(ledger: Ledger) -> None:
+def test_a_release_frees_money_and_a_commit_is_final(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("10"))
     assert ledger.check(charge("10")) is not None
     ledger.release(reservation, "the vendor refused it: 422")
@@ -112,7 +110,7 @@ def test_what_is_released_can_be_spent_again_and_what_is_committed_cannot_be_rel
         ledger.release(reservation, "too late")
 
 
-def test_a_request_that_fails_keeps_its_reservation_and_its_retry_reserves_again(ledger: Ledger) -> None:
+def test_a_failed_request_stays_reserved_and_its_retry_adds(ledger: Ledger) -> None:
     with pytest.raises(ConnectionError), ledger.spending(charge("4")):
         raise ConnectionError("cut")
     with ledger.spending(charge("4")) as spending:
@@ -123,7 +121,7 @@ def test_a_request_that_fails_keeps_its_reservation_and_its_retry_reserves_again
         pytest.fail("what is refused is not begun")
 
 
-def test_what_cost_more_than_was_reserved_is_booked_as_it_is_and_nothing_fits_any_more(
+def test_a_cost_above_the_reservation_is_booked_in_full(
     ledger: Ledger,
 ) -> None:
     ledger.commit(ledger.reserve(charge("10")), billed_bytes=30 * GIB)
@@ -149,9 +147,7 @@ def test_the_last_billionth_is_granted_and_one_more_is_refused(ledger: Ledger) -
         ledger.reserve(charge(NANO))
 
 
-def test_a_refusal_is_one_sentence_with_what_how_much_what_is_left_and_what_raises_it(
-    ledger: Ledger, machine: Machine
-) -> None:
+def test_a_refusal_names_cost_remainder_and_setting(ledger: Ledger, machine: Machine) -> None:
     ledger.commit(ledger.reserve(charge("8.25")), billed_bytes=size_of(Decimal("8.25")))
     machine.advance(minutes=30)
     with pytest.raises(OverBudget) as refused:
@@ -185,9 +181,7 @@ def test_every_budget_that_is_too_small_is_named(fresh: FreshLedger, machine: Ma
     assert ledger.month().by_purpose["backfill"].cap_usd == 1
 
 
-def test_what_has_no_price_is_refused_and_what_costs_nothing_never(
-    fresh: FreshLedger, machine: Machine
-) -> None:
+def test_no_price_is_refused_and_a_price_of_zero_never(fresh: FreshLedger, machine: Machine) -> None:
     ledger = opened(fresh(budget_monthly_usd=Decimal(0), budget_daily_usd=Decimal(0)), machine)
     with pytest.raises(OverBudget, match="no price"):
         ledger.reserve(charge(None))
@@ -220,7 +214,7 @@ def test_the_purposes_that_can_have_a_budget_are_those_there_are() -> None:
 # ── reviewing ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_person_reconciles_closes_a_reservation_and_corrects_what_is_closed(ledger: Ledger) -> None:
+def test_reconciling_closes_or_corrects_a_reservation(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("5"))
     ledger.reconcile(reservation.id, Decimal("2"), "usage page")
     assert ledger.month().metered_usd == 2 and ledger.open_reservations() == []
@@ -247,7 +241,7 @@ def test_data_that_comes_after_all_is_paid_for(ledger: Ledger, closing: str) -> 
     assert kinds(ledger) == ["reserved", closing, "corrected"]
 
 
-def test_a_reconciliation_without_reason_amount_or_reservation_is_refused(ledger: Ledger) -> None:
+def test_an_incomplete_reconciliation_is_refused(ledger: Ledger) -> None:
     reservation = ledger.reserve(charge("5"))
     with pytest.raises(LedgerError, match="reason"):
         ledger.reconcile(reservation.id, Decimal(1), " ")
@@ -285,9 +279,7 @@ def test_the_plans_fee_is_a_line_of_its_own_once_a_month(fresh: FreshLedger, mac
     assert ledger.month(NOON).plan_usd == 179
 
 
-def test_a_month_that_begins_while_the_ledger_is_open_has_its_fee_before_its_first_request(
-    ledger: Ledger, machine: Machine
-) -> None:
+def test_a_new_month_books_its_fee_before_its_first_request(ledger: Ledger, machine: Machine) -> None:
     machine.advance(days=25)
     ledger.reserve(charge("0.5"))
     assert ledger.month().plan_usd == 179
@@ -302,9 +294,7 @@ def test_a_new_price_of_the_plan_books_the_difference(fresh: FreshLedger, machin
         opened(dearer, machine).reserve(charge("1.01"))
 
 
-def test_a_changed_budget_is_an_entry_with_its_reason_and_an_unchanged_one_is_none(
-    fresh: FreshLedger, machine: Machine
-) -> None:
+def test_only_a_changed_budget_adds_a_line_with_its_reason(fresh: FreshLedger, machine: Machine) -> None:
     settings = fresh()
     opened(settings, machine)
     before = len(opened(settings, machine).lines())
@@ -361,7 +351,7 @@ def test_the_database_itself_refuses_to_change_a_line(fresh: FreshLedger, machin
         assert ledger.lines() == lines and ledger.open_reservations() == open_, sql
 
 
-def test_a_ledger_of_the_release_before_is_guarded_too_once_opened(
+def test_a_ledger_of_the_previous_release_is_migrated(
     fresh: FreshLedger, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = fresh()
@@ -406,9 +396,7 @@ def test_a_ledger_of_a_newer_release_is_left_alone(fresh: FreshLedger, machine: 
         (f"postgresql://nq:{PASSWORD}@127.0.0.1:1/ledger", "127.0.0.1/ledger cannot be used"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_one_sentence_without_its_password(
-    tmp_path: Path, url: str, said: str
-) -> None:
+def test_an_unusable_database_is_one_sentence_without_password(tmp_path: Path, url: str, said: str) -> None:
     with pytest.raises(LedgerError, match=said) as failed:
         open_ledger(build_settings(data_dir=tmp_path, ledger_url=url))
     assert PASSWORD not in str(failed.value) and failed.value.__cause__ is None
@@ -448,7 +436,7 @@ def test_every_field_of_a_charge_comes_back_from_the_ledger(ledger: Ledger) -> N
 
 
 @given(st.integers(0, 2**45), st.decimals(0, 1000, places=6))
-def test_a_cost_is_never_below_the_exact_one_and_less_than_a_billionth_above(size: int, price: Any) -> None:
+def test_a_cost_is_rounded_up_by_less_than_a_billionth(size: int, price: Any) -> None:
     exact = Decimal(size) * price
     assert 0 <= cost_of(size, price) * GIB - exact < NANO * GIB
 

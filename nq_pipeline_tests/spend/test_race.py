@@ -47,7 +47,7 @@ def race(settings: Settings, number: int, start: Barrier) -> None:
 
 
 @pytest.mark.timeout(600)  # sixteen processes start, on whatever machine this is
-def test_sixteen_processes_racing_for_the_last_dollar_share_out_no_more_than_it(fresh: FreshLedger) -> None:
+def test_sixteen_processes_spend_the_last_dollar_once(fresh: FreshLedger) -> None:
     settings, start = fresh(**LAST_DOLLAR), PROCESSES.Barrier(RACERS)
     racers = [PROCESSES.Process(target=race, args=(settings, n, start)) for n in range(RACERS)]
     for racer in racers:
@@ -71,7 +71,7 @@ def hold(settings: Settings, to_parent: Connection) -> None:
     signal.pause()
 
 
-def test_kill_9_between_reserve_and_commit_leaves_the_money_reserved_and_the_restart_says_so(
+def test_kill_9_before_commit_leaves_the_reservation_open(
     fresh: FreshLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = fresh()

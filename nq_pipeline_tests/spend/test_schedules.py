@@ -254,7 +254,7 @@ MONTH = (TURNED, keep_the_month)
 
 
 @pytest.mark.timeout(600)
-def test_no_schedule_with_crashes_anywhere_passes_the_month_or_the_day(begin: Begin) -> None:
+def test_no_schedule_with_crashes_exceeds_a_budget(begin: Begin) -> None:
     run(20, *MONTH_AND_DAY, begin)
 
 

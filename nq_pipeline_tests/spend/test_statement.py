@@ -68,7 +68,7 @@ def test_the_parts_add_up_to_the_whole(ledger: Ledger) -> None:
     assert sum(day.metered_usd for day in month.days) == month.metered_usd
 
 
-def test_chains_go_on_at_their_pace_and_what_was_asked_for_once_does_not(ledger: Ledger) -> None:
+def test_only_chains_are_projected_at_their_pace(ledger: Ledger) -> None:
     month = ledger.month()
     assert month.projected_usd == 179 + Decimal("7.5") + 2 + 27, "27 more days of chains at a dollar"
     assert month.plan_prorated_usd == Decimal("17.9"), "three of thirty days"
@@ -85,9 +85,7 @@ def test_the_days_are_the_whole_month_ready_for_a_plot(ledger: Ledger) -> None:
     assert abs(days[-1].cumulative_usd - (Decimal("186.5") + 27)) < Decimal("0.000001")
 
 
-def test_a_warning_is_given_from_four_fifths_of_a_budget_on_and_the_plan_alone_gives_none(
-    tmp_path: Path, machine: Machine
-) -> None:
+def test_a_warning_begins_at_four_fifths_of_a_budget(tmp_path: Path, machine: Machine) -> None:
     ledger = opened(tmp_path, machine)
     assert ledger.month().warnings == ()
     spend(ledger, "7.99", purpose="backfill")
@@ -170,7 +168,7 @@ PAID = st.tuples(st.integers(0, 29), st.decimals(0, "0.5", places=9), st.sampled
 
 @settings(max_examples=8, deadline=None)
 @given(st.lists(PAID, max_size=8).map(lambda paid: sorted(paid, key=lambda one: one[0])), st.integers(0, 29))
-def test_the_last_day_is_the_projection_less_what_is_only_held(
+def test_the_last_day_is_the_projection_without_reservations(
     tmp_path_factory: pytest.TempPathFactory, paid: list[tuple[int, Decimal, str]], last: int
 ) -> None:
     machine = Machine(datetime(2026, 11, 1, tzinfo=UTC))
