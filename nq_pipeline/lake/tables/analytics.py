@@ -22,6 +22,10 @@ from nq_pipeline.lake.tables.table import (
     required,
 )
 
+_IV_UNCERTAINTY = nullable(
+    "iv_uncertainty", FLOAT, "half the quote's width (at least half a tick) in volatility; null without quote"
+)
+
 OPTION_PRICING = Table(
     name="option_pricing",
     version=1,
@@ -33,32 +37,16 @@ OPTION_PRICING = Table(
         required("trade_date", DATE, "CME session date of the snapshot"),
         SERIES,
         CONTRACT_KEY,
-        required(
-            "valued_at",
-            INSTANT,
-            "the chain's as_of; of a settlement the moment it was made, by its settlement_date",
-        ),
+        required("valued_at", INSTANT, "the chain's as_of; for a settlement, when it was made"),
         nullable("price", FLOAT, "the price that was valued, points or dollars"),
         nullable("price_used", TEXT, "mid (of bid and ask), settlement or last"),
-        nullable(
-            "price_age_s",
-            FLOAT,
-            "seconds from the last trade, or from the settlement, to as_of; 0 for a quote",
-        ),
+        nullable("price_age_s", FLOAT, "seconds from last trade or settlement to as_of; 0 for a quote"),
         nullable("forward", FLOAT, "the future's price the row was valued on"),
-        nullable(
-            "forward_source", TEXT, "parity (of the series' quotes) or underlying (the vendor's future)"
-        ),
-        nullable(
-            "parity_forward", FLOAT, "the series' forward by put-call parity near the money, used or not"
-        ),
+        nullable("forward_source", TEXT, "parity (of the quotes) or underlying (the vendor's future)"),
+        nullable("parity_forward", FLOAT, "the series' forward by put-call parity, used or not"),
         nullable("parity_spread", FLOAT, "interquartile range of the pairs' forwards, points"),
         required("parity_pairs", INT, "pairs of call and put it was made from"),
-        nullable(
-            "parity_gap",
-            FLOAT,
-            "parity_forward less the vendor's price of the underlying; null for settlements",
-        ),
+        nullable("parity_gap", FLOAT, "parity_forward less the vendor's underlying; null for settlements"),
         required("rate", FLOAT, "interest rate per year, continuously compounded (NQ_RISK_FREE_RATE)"),
         required("years", FLOAT, "from valued_at to expiration, in years of 365 days"),
         nullable("model", TEXT, "black76, or ju_zhong (American); null when not priced"),
@@ -67,11 +55,7 @@ OPTION_PRICING = Table(
         nullable("gamma", FLOAT, "per point"),
         nullable("theta", FLOAT, "per calendar day"),
         nullable("vega", FLOAT, "per 1.00 of volatility"),
-        nullable(
-            "iv_uncertainty",
-            FLOAT,
-            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
-        ),
+        _IV_UNCERTAINTY,
         nullable(
             "unpriced",
             TEXT,
@@ -115,7 +99,7 @@ _RATIOS = (
 
 _GEX = (
     nullable(
-        "gex_per_point", FLOAT, "net gamma exposure, dollars per point, were dealers long calls, short puts"
+        "gex_per_point", FLOAT, "net gamma exposure (dealers long calls, short puts), dollars per point"
     ),
     nullable("gex_per_pct", FLOAT, "the same, dollars per 1 % of the forward"),
 )
@@ -132,11 +116,7 @@ IV_SMILE = Table(
         required("log_moneyness", FLOAT, "ln(strike / forward)"),
         nullable("deviations", FLOAT, "log_moneyness in its own standard deviations, σ√t"),
         required("implied_volatility", FLOAT, "ours, as a fraction"),
-        nullable(
-            "iv_uncertainty",
-            FLOAT,
-            "half the width of the quote, at least half a tick, in volatility; null when not of a quote",
-        ),
+        _IV_UNCERTAINTY,
         RUN_ID,
     ),
     key=("source", "snapshot_ts", "series", "strike"),
@@ -153,9 +133,7 @@ STRIKE_PROFILE = Table(
         *_TOTALS,
         required("payout", FLOAT, "dollars all open options would pay if settled at this strike"),
         nullable("call_gex_per_point", FLOAT, "of the call; null without gamma or open interest"),
-        nullable(
-            "put_gex_per_point", FLOAT, "of the put, at or below 0; null without gamma or open interest"
-        ),
+        nullable("put_gex_per_point", FLOAT, "of the put, at most 0; null without gamma or open interest"),
         nullable("call_gex_per_pct", FLOAT, "of the call, dollars per 1 %"),
         nullable("put_gex_per_pct", FLOAT, "of the put, dollars per 1 %"),
         *_GEX,
@@ -175,14 +153,16 @@ SERIES_METRICS = Table(
         required("expiration", INSTANT, "the instant trading ends"),
         nullable("years", FLOAT, "to expiration, in years of 365 days"),
         nullable("forward", FLOAT, "median of the forwards the series' rows were valued on"),
-        nullable("atm_iv", FLOAT, "volatility at the forward, linear between the strikes around it"),
-        nullable("atm_strike", FLOAT, "nearest the forward, of those with call and put quoted or settled"),
-        nullable("expected_move_straddle", FLOAT, "price of its straddle, points: the mean absolute move"),
+        nullable("atm_iv", FLOAT, "ATM implied volatility, linear between the strikes around the forward"),
+        nullable("atm_strike", FLOAT, "nearest the forward, with call and put quoted or settled"),
+        nullable(
+            "expected_move_straddle", FLOAT, "price of the ATM straddle, points: the mean absolute move"
+        ),
         nullable("expected_move_iv", FLOAT, "forward × atm_iv × √years, points: one standard deviation"),
         *_TOTALS,
         *_RATIOS,
         nullable(
-            "max_pain", FLOAT, "strike of the least payout, the lowest of equals; null without open interest"
+            "max_pain", FLOAT, "strike of least payout, the lowest of equals; null without open interest"
         ),
         *_GEX,
         RUN_ID,
@@ -205,9 +185,7 @@ GAMMA_LEVELS = Table(
         *_GEX,
         nullable("zero_gamma", FLOAT, "level where net exposure changes sign; null when none is within 10 %"),
         required("contracts", INT, "contracts in the exposure"),
-        required(
-            "open_interest_left_out", INT, "open contracts that could not be priced, not in the exposure"
-        ),
+        required("open_interest_left_out", INT, "open contracts without a price, not in the exposure"),
         RUN_ID,
     ),
     key=("source", "snapshot_ts", "product"),

@@ -46,7 +46,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         required("flags", U8, "Databento's bits: 128 last of its event, 8 ts_recv is doubtful, …"),
         required("ts_in_delta", I32, "nanoseconds from the venue's sending to ts_recv"),
         *own,
-        nullable("raw_symbol", TEXT, "exchange symbol as the gateway said before; null when it did not"),
+        nullable("raw_symbol", TEXT, "exchange symbol from the gateway's mapping; null without one"),
         nullable("instrument_kind", TEXT, "option, future, spread (UD: and legs with a dash) or other"),
         nullable("underlying_class", TEXT, "future; null when the symbol is not one of ours"),
         nullable("underlying", TEXT, "of an option: the future it exercises into, by CME's rule"),
@@ -56,12 +56,8 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         nullable("option_type", TEXT, "C or P"),
         nullable("strike", FLOAT, "index points or dollars"),
         nullable("receive_latency_ns", INT, "ts_recv less ts_event"),
-        nullable(
-            "is_misdated", BOOL, "ts_event lies over a minute from ts_recv; null in rows of older versions"
-        ),
-        nullable(
-            "publish_latency_ns", INT, "when the row was about to be written, less ts_recv; null when bought"
-        ),
+        nullable("is_misdated", BOOL, "ts_event is over a minute from ts_recv; null in older rows"),
+        nullable("publish_latency_ns", INT, "time of writing the row less ts_recv; null when bought"),
         required("source_schema", TEXT, "the schema that was streamed: trades, mbp-1, mbo"),
         ENVIRONMENT,
         required("log_session", INT, "segment of the log its session began with; 0 when bought later"),
@@ -113,7 +109,7 @@ MBO = Table(
 GAPS = Table(
     name="gaps",
     version=3,
-    meaning="Holes in the live capture: one row per gap and state; the highest revision is the truth.",
+    meaning="Gaps in the live capture: one row per gap and state; the highest revision is current.",
     columns=(
         required("gap_id", TEXT, "the same through all states of a gap"),
         required("revision", INT, "number of the state, from 0"),
@@ -122,32 +118,18 @@ GAPS = Table(
         ENVIRONMENT,
         DATASET,
         required("schema", TEXT, "what is missing: trades, mbp-1, mbo"),
-        required(
-            "cause",
-            TEXT,
-            "how the session before ended; late start or not running where there was none; another schema",
-        ),
-        nullable("detail", TEXT, "what the gateway or the operating system said"),
+        required("cause", TEXT, "how the previous session ended, late start, not running, or another schema"),
+        nullable("detail", TEXT, "message of the gateway or the operating system"),
         required("first_ts", INSTANT, "the last moment (ts_event) proven before the gap"),
         nullable("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
         required("state", TEXT, "open, replayed, verified or unfillable"),
-        nullable(
-            "reason", TEXT, "why it is unfillable, or open again; of a verified one, how the lake differs"
-        ),
-        nullable(
-            "filled_by",
-            TEXT,
-            "live replay, historical (bought) or already there; null while nothing was filled",
-        ),
-        nullable("records_replayed", INT, "records of the span that the replay, or the purchase, brought"),
+        nullable("reason", TEXT, "why unfillable or open again; when verified, how the lake differs"),
+        nullable("filled_by", TEXT, "live replay, historical (bought) or already there; null until filled"),
+        nullable("records_replayed", INT, "records of the span that the replay or purchase brought"),
         nullable("records_counted", INT, "records of the span that an independent count found"),
-        nullable(
-            "rows_published", INT, "rows that the lake then had of them; null where it was not looked at"
-        ),
+        nullable("rows_published", INT, "rows of them then in the lake; null where not counted"),
         required("attempts", INT, "replays with which the count did not agree"),
-        required(
-            "cost_usd", USD, "what was paid to the historical API for it; a live replay is free", was=FLOAT
-        ),
+        required("cost_usd", USD, "paid to the historical API; a live replay is free", was=FLOAT),
         required("run_id", TEXT, "the capture that wrote the row"),
     ),
     key=("gap_id", "revision"),
@@ -165,17 +147,17 @@ SESSIONS = Table(
         required("trade_date", DATE, "CME session date of the end"),
         ENVIRONMENT,
         DATASET,
-        required("started_at", INSTANT, "when the connection was asked for, by the capture's clock"),
+        required("started_at", INSTANT, "when the connection was opened, by the capture's clock"),
         required("ended_at", INSTANT, "when it ended"),
         required("schemas", TEXT, "what was subscribed to, separated by commas"),
         nullable("replay_from", INSTANT, "earliest start of its replays; null without one"),
         required("records", INT, "market data received"),
         required("bytes", INT, "bytes of the stream as they came"),
         required("ended", TEXT, "how: closed, reset, cut, silent, garbage, unreachable, refused, error, …"),
-        nullable("detail", TEXT, "what the gateway or the operating system said"),
+        nullable("detail", TEXT, "message of the gateway or the operating system"),
         nullable("code", INT, "code of the gateway's error, where it sent one"),
-        nullable("proven_ts", INSTANT, "up to where everything came; null when its replay was not completed"),
-        nullable("missing", TEXT, "parents that are always listed and were not named, separated by commas"),
+        nullable("proven_ts", INSTANT, "all data up to here arrived; null when its replay was incomplete"),
+        nullable("missing", TEXT, "always listed parents that were not named, separated by commas"),
         required("run_id", TEXT, "the capture"),
     ),
     key=("session_key",),

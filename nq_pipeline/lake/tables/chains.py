@@ -27,14 +27,12 @@ from nq_pipeline.market.products import list_multipliers
 CHAIN_COLUMNS = (
     required("source", TEXT, "vendor: barchart, polygon, tradovate, databento"),
     ENVIRONMENT,
-    required("snapshot_ts", INSTANT, "when the pipeline asked; a cache hit keeps the original"),
-    required("as_of", INSTANT, "the moment the vendor's quotes speak of"),
+    required("snapshot_ts", INSTANT, "when the request was sent; a cache hit keeps the original"),
+    required("as_of", INSTANT, "the moment of the vendor's quotes"),
     required("trade_date", DATE, "CME session date of the snapshot"),
     UNDERLYING_CLASS,
     nullable("underlying", TEXT, "underlying future (NQM5), index (NDX, SPX) or fund (QQQ, SPY)"),
-    nullable(
-        "underlying_price", FLOAT, "price of the underlying as the vendor showed it, index points or dollars"
-    ),
+    nullable("underlying_price", FLOAT, "the vendor's price of the underlying, index points or dollars"),
     ROOT,
     SERIES,
     nullable("raw_symbol", TEXT, "exchange symbol: 'Q1BN5 C21330', or the OCC-style ticker"),
@@ -47,9 +45,9 @@ CHAIN_COLUMNS = (
     STRIKE,
     OPTION_TYPE,
     required("multiplier", FLOAT, f"dollars per point: {list_multipliers()}, 100 for proxies"),
-    nullable("bid", FLOAT, "best bid, points or dollars; null when the vendor shows none"),
+    nullable("bid", FLOAT, "best bid, points or dollars; null when there is none"),
     nullable("bid_size", INT, "contracts at the bid"),
-    nullable("ask", FLOAT, "best ask, points or dollars; null when the vendor shows none"),
+    nullable("ask", FLOAT, "best ask, points or dollars; null when there is none"),
     nullable("ask_size", INT, "contracts at the ask"),
     nullable("quote_ts", INSTANT, "when bid and ask were last updated, where the vendor says so"),
     nullable("last", FLOAT, "last trade, points or dollars; null on a settlement row"),
@@ -57,7 +55,7 @@ CHAIN_COLUMNS = (
     required("is_settlement", BOOL, "the vendor's price is a settlement, not a trade"),
     nullable("settlement", FLOAT, "settlement price, points or dollars"),
     nullable("settlement_date", DATE, "trade date the settlement is of; null where the vendor does not say"),
-    nullable("open", FLOAT, "first trade of the session the row speaks of, points or dollars"),
+    nullable("open", FLOAT, "first trade of the row's session, points or dollars"),
     nullable("high", FLOAT, "session high, points or dollars"),
     nullable("low", FLOAT, "session low, points or dollars"),
     nullable("change", FLOAT, "last or settlement less the previous settlement, points or dollars"),
@@ -126,11 +124,11 @@ DECISIONS = Table(
 ANSWERS = Table(
     name="answers",
     version=1,
-    meaning="What a vendor's whole answer came to, and what of it could not be used: one row per run and "
-    "vendor asked.",
+    meaning="The outcome of a vendor's whole answer and how much of it was unusable: one row per run "
+    "and vendor.",
     columns=(
         required("run_id", TEXT, "the run that asked"),
-        required("answered_at", INSTANT, "when the run had it (real time)"),
+        required("answered_at", INSTANT, "when the run received it (real time)"),
         required("trade_date", DATE, "CME session date of the run"),
         ENVIRONMENT,
         required("source", TEXT, "vendor"),
@@ -141,9 +139,9 @@ ANSWERS = Table(
         required("dropped", INT, "rows and cells that were sent and could not be used"),
         nullable("dropped_by_reason", TEXT, "their number by reason, as JSON; null when there are none"),
         nullable(
-            "controls", TEXT, "the vendor's control totals and whether they held, as JSON; null without any"
+            "controls", TEXT, "the vendor's control totals and whether they match, as JSON; null without any"
         ),
-        required("cached", BOOL, "nobody was asked: a kept answer was still fresh"),
+        required("cached", BOOL, "served from the cache without a request"),
         required("elapsed_s", FLOAT, "seconds of asking and parsing"),
     ),
     key=("run_id", "source"),
@@ -154,7 +152,7 @@ ANSWERS = Table(
 FETCHES = Table(
     name="fetches",
     version=2,
-    meaning="One row per request to a vendor and what came of it.",
+    meaning="Requests to vendors and their outcomes: one row per request.",
     columns=(
         required("request_id", TEXT, "unique per request"),
         required("run_id", TEXT, "the run that asked"),
@@ -162,16 +160,16 @@ FETCHES = Table(
         ENVIRONMENT,
         required("trade_date", DATE, "CME session date of the run"),
         required("snapshot_ts", INSTANT, "snapshot the answer belongs to; of the original on a hit"),
-        required("requested_at", INSTANT, "when it was asked (real time)"),
-        required("operation", TEXT, "what was asked: chain, page, snapshot, definition, …"),
+        required("requested_at", INSTANT, "when it was sent (real time)"),
+        required("operation", TEXT, "the operation: chain, page, snapshot, definition, …"),
         required("url", TEXT, "address without secrets"),
         nullable("status", INT, "HTTP status; null when nothing answered or not HTTP"),
-        required("outcome", TEXT, "what came of it"),
+        required("outcome", TEXT, "its outcome"),
         nullable("detail", TEXT, "one sentence when it was not ok"),
-        required("latency_ms", FLOAT, "from asking to the last byte, retries included"),
+        required("latency_ms", FLOAT, "from sending to the last byte, retries included"),
         required("bytes", INT, "size of the body"),
         required("cache", TEXT, "hit, miss or none"),
-        required("cost_usd", USD, "metered cost; 0 where asking is free", was=FLOAT),
+        required("cost_usd", USD, "metered cost; 0 where requests are free", was=FLOAT),
         nullable("raw_sha256", TEXT, "digest of the archived body; null when nothing was archived"),
     ),
     key=("request_id",),

@@ -66,9 +66,7 @@ DEFINITION = _history(
     (
         _RECV,
         _EVENT,
-        nullable(
-            "instrument_class", TEXT, "C call, P put, F future, T and M option spreads, S future spread"
-        ),
+        nullable("instrument_class", TEXT, "C call, P put, F future, T, M option spreads, S future spread"),
         nullable("asset", TEXT, "product root of the instrument"),
         nullable("security_type", TEXT, "OOF option on a future, FUT, MLEG"),
         nullable("exchange", TEXT, "XCME"),
@@ -92,8 +90,8 @@ DEFINITION = _history(
 
 STATISTICS = _history(
     "statistics",
-    "What the venue publishes beside trading (schema statistics): settlements, open interest, volume. Much "
-    "of it comes in a later session than the one it is of: ts_ref says which.",
+    "Settlements, open interest, volume and other statistics of the venue (schema statistics). Many are "
+    "published in a later session: ts_ref is the one they are about.",
     (
         _RECV,
         _EVENT,
@@ -143,10 +141,10 @@ BBO_1M = _history(
 BACKFILLS = Table(
     name="backfills",
     version=1,
-    meaning="Days bought from the historical API: one row per attempt at a trade date of a schema.",
+    meaning="Purchases from the historical API: one row per attempt at a trade date of a schema.",
     columns=(
         required("run_id", TEXT, "the run that asked"),
-        required("changed_at", INSTANT, "when it was known (real time)"),
+        required("changed_at", INSTANT, "when the attempt ended (real time)"),
         required("trade_date", DATE, "CME session date"),
         ENVIRONMENT,
         DATASET,
@@ -156,16 +154,16 @@ BACKFILLS = Table(
         required("last_ts", INSTANT, "its end, not included"),
         required("state", TEXT, "complete, empty, missing, pending, over_budget, not_entitled or failed"),
         nullable("reason", TEXT, "why it is not complete, one sentence"),
-        nullable("condition", TEXT, "the vendor's word on the days: available, degraded, pending, missing"),
-        required("records", INT, "records that were proven: as many as the vendor counts"),
+        nullable(
+            "condition", TEXT, "the vendor's condition of the days: available, degraded, pending, missing"
+        ),
+        required("records", INT, "proven records: as many as the vendor counts"),
         required("rows", INT, "rows that were new in the lake"),
-        required("known", INT, "rows that the lake had already, as of the live capture"),
+        required("known", INT, "rows that the lake had already, e.g. from the live capture"),
         required("dropped", INT, "records that could have no row"),
         required("bytes", INT, "bytes of the records, uncompressed: what is billed"),
-        required("cost_usd", USD, "paid in this attempt, and left reserved by it"),
-        nullable(
-            "mode", TEXT, "historical-streaming, or historical (a batch job); null when nothing was bought"
-        ),
+        required("cost_usd", USD, "paid in this attempt, or still reserved by it"),
+        nullable("mode", TEXT, "historical-streaming, historical (a batch job), or null: nothing bought"),
         nullable("request_ids", TEXT, "of the ledger's commits, or the batch job, separated by commas"),
         nullable("sha256", TEXT, "of the kept files, separated by commas"),
     ),

@@ -68,6 +68,10 @@ def _one(table: Table, name: str, shown: str = "") -> Column:
     return Column(shown or name, dtype, column.meaning)
 
 
+def _shown(table: Table, *names: str) -> tuple[Column, ...]:
+    return tuple(_one(table, name) for name in names)
+
+
 _GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
 _COMPUTED = {column.name: column for column in _from(OPTION_PRICING, *_GREEKS)}
 _PRICED_AS = {
@@ -201,23 +205,21 @@ _VENDOR_VIEWS = (
         "contracts",
         "Every contract that any vendor listed, one row each, as last seen.",
         (
-            *(
-                _one(OPTION_CHAIN, name)
-                for name in (
-                    "contract_key",
-                    "underlying_class",
-                    "root",
-                    "series",
-                    "option_type",
-                    "strike",
-                    "expiration",
-                    "expiration_date",
-                    "settlement_style",
-                    "exercise_style",
-                    "multiplier",
-                    "underlying",
-                    "raw_symbol",
-                )
+            *_shown(
+                OPTION_CHAIN,
+                "contract_key",
+                "underlying_class",
+                "root",
+                "series",
+                "option_type",
+                "strike",
+                "expiration",
+                "expiration_date",
+                "settlement_style",
+                "exercise_style",
+                "multiplier",
+                "underlying",
+                "raw_symbol",
             ),
             Column("first_seen", _SHOWN, "the first snapshot it was in"),
             Column("last_seen", _SHOWN, "the last snapshot it was in"),
@@ -231,12 +233,11 @@ _VENDOR_VIEWS = (
         "of the series on the newest trade date. Gaps are the other vendor's value less the source's. "
         "Compare as_of first, because vendors differ in delay.",
         (
-            *(_one(OPTION_CHAIN, name) for name in ("trade_date", "series", "contract_key", "source")),
+            *_shown(OPTION_CHAIN, "trade_date", "series", "contract_key", "source"),
             Column("other_source", TEXT, "the vendor it is compared with"),
             _one(OPTION_CHAIN, "as_of"),
             Column("other_as_of", _SHOWN, "the other's as_of"),
-            _one(OPTION_CHAIN, "bid"),
-            _one(OPTION_CHAIN, "ask"),
+            *_shown(OPTION_CHAIN, "bid", "ask"),
             Column("other_bid", FLOAT, "the other's bid"),
             Column("other_ask", FLOAT, "the other's ask"),
             Column("mid_gap", FLOAT, "difference of the mid prices, points; null unless both have one"),
@@ -265,18 +266,15 @@ _TOOL_VIEWS = (
             _one(OPTION_CHAIN, "strike"),
             Column("option_type", TEXT, "call or put"),
             _one(OPTION_CHAIN, "multiplier", "contract_size"),
-            _one(OPTION_CHAIN, "open_interest"),
-            _one(OPTION_CHAIN, "volume"),
+            *_shown(OPTION_CHAIN, "open_interest", "volume"),
             _one(OPTION_CHAIN, "last", "last_trade_price"),
             _one(OPTION_CHAIN, "last_ts", "last_trade_time"),
-            _one(OPTION_CHAIN, "bid"),
-            _one(OPTION_CHAIN, "bid_size"),
+            *_shown(OPTION_CHAIN, "bid", "bid_size"),
             _one(OPTION_CHAIN, "quote_ts", "bid_time"),
-            _one(OPTION_CHAIN, "ask"),
-            _one(OPTION_CHAIN, "ask_size"),
+            *_shown(OPTION_CHAIN, "ask", "ask_size"),
             _one(OPTION_CHAIN, "quote_ts", "ask_time"),
             Column("mark", FLOAT, "mid of bid and ask; null when one is missing or they are crossed"),
-            *(_one(OPTION_CHAIN, name) for name in ("open", "high", "low")),
+            *_shown(OPTION_CHAIN, "open", "high", "low"),
             Column("close", FLOAT, "settlement of eod_date; null until the vendor has it"),
             Column("prev_close", FLOAT, "settlement of an earlier trade date"),
             _one(OPTION_CHAIN, "change"),
@@ -293,7 +291,7 @@ _TOOL_VIEWS = (
             Column("option_type", TEXT, "c or p"),
             _one(OPTION_CHAIN, "expiration_date", "expiration"),
             _one(OPTION_CHAIN, "trade_date", "quote_date"),
-            *(_one(OPTION_CHAIN, name) for name in ("strike", "bid", "ask")),
+            *_shown(OPTION_CHAIN, "strike", "bid", "ask"),
             _PRICED_AS["delta"],
             _one(OPTION_CHAIN, "underlying_price"),
             *(_PRICED_AS[name] for name in ("gamma", "theta", "vega", "implied_volatility")),
