@@ -97,7 +97,7 @@ def lake(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("page", "query"), blocks("sql"), ids=lambda value: value[:40].replace("\n", " "))
 def test_every_query_in_the_documentation_runs_and_finds_something(lake: Path, page: str, query: str) -> None:
-    with catalog.connect(lake, guarded=True) as connection:
+    with catalog.connect(Workspace(lake).lake, guarded=True) as connection:
         rows = catalog.query(connection, query).fetchall()
     assert rows or any(words in query for words in MAY_BE_EMPTY)
 
