@@ -182,6 +182,17 @@ def test_every_room_is_on_the_page_about_the_house() -> None:
         assert f"`{room.parent.name}/`" in page, room.parent.name
 
 
+def test_every_stop_of_the_architecture_page_exists() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    stops = re.findall(r"^\| (\d+) \| `([\w/.]+)` \| `([\w.]+)` \|", page, re.MULTILINE)
+    assert len(stops) == 21 and max(int(number) for number, _, _ in stops) == 12
+    for _, file, function in stops:
+        source = (ROOT / "nq_pipeline" / file).read_text()
+        *owner, name = function.split(".")
+        assert re.search(rf"\bdef {name}\(", source), f"{file}: {function}"
+        assert all(f"class {one}" in source for one in owner), f"{file}: {function}"
+
+
 def test_the_units_of_the_runbook_start_what_is_installed() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     (home,) = re.findall(r"^WorkingDirectory=(.*)$", page, re.MULTILINE)
