@@ -30,12 +30,7 @@ from typing import BinaryIO, NoReturn, Self
 from nq_pipeline import files
 from nq_pipeline.capture.locks import LOCK, LockHolder, hold_capture_lock, lock_pid
 from nq_pipeline.clock import Clock, SystemClock, to_ns
-from nq_pipeline.dbn.framer import (
-    Frame,
-    Framer,
-    Head,
-    SymbolMapping,
-)
+from nq_pipeline.dbn.framer import Frame, Framer, Head, SymbolMapping
 from nq_pipeline.errors import BadStream, CaptureError, LogFailed
 from nq_pipeline.market import sessions
 

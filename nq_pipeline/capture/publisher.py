@@ -264,11 +264,7 @@ class _PublishLoop:
 
 @contextmanager
 def publishing(
-    publish: Callable[[], object] | None,
-    stats: CaptureStats,
-    *,
-    sync: Callable[[], object],
-    every_s: float,
+    publish: Callable[[], object] | None, stats: CaptureStats, *, sync: Callable[[], object], every_s: float
 ) -> Iterator[Callable[[], None]]:
     """Publish every `every_s` seconds while the capture runs, and once more, synced, after it has ended well.
 

@@ -21,13 +21,7 @@ from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.market.symbology import Unparsed, parse_globex
 from nq_pipeline.sources.databento.spec import check_databento_key
 from nq_pipeline.spend.entitlements import FALLBACK_ORDER
-from nq_pipeline.verify.check import (
-    CheckResult,
-    Context,
-    failed,
-    passed,
-    skipped,
-)
+from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 from nq_pipeline.verify.feed_recorder import Recording
 
 LOWEST_SCHEMA = FALLBACK_ORDER[-1]

@@ -25,13 +25,7 @@ from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.verify import compare
-from nq_pipeline.verify.check import (
-    CheckResult,
-    Context,
-    failed,
-    passed,
-    skipped,
-)
+from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 from nq_pipeline.verify.feed import LOWEST_SCHEMA
 from nq_pipeline.verify.replay import record_replay, replay_failure
 

@@ -23,13 +23,7 @@ from nq_pipeline.clock import from_ns
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.verify import compare
-from nq_pipeline.verify.check import (
-    CheckResult,
-    Context,
-    failed,
-    passed,
-    skipped,
-)
+from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 from nq_pipeline.verify.feed import LOWEST_SCHEMA
 from nq_pipeline.verify.feed_recorder import Enough, Recording
 

@@ -25,12 +25,7 @@ from nq_pipeline.errors import CaptureError, NotConfigured, NqError
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.registry import SOURCE_NAMES
-from nq_pipeline.verify import (
-    feed,
-    historical_api,
-    replay,
-    vendors,
-)
+from nq_pipeline.verify import feed, historical_api, replay, vendors
 from nq_pipeline.verify.check import Check, CheckResult, Context, VerifyTiming, failed, skipped
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed_recorder import FeedRecorder

@@ -12,13 +12,7 @@ from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import MeteredSource
 from nq_pipeline.sources.registry import open_source
-from nq_pipeline.verify.check import (
-    CheckResult,
-    Context,
-    failed,
-    passed,
-    skipped,
-)
+from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 
 SERIES = 2
 """The nearest series are enough to test the cache."""
