@@ -108,7 +108,7 @@ def test_a_replay_that_leaves_records_out_is_caught_and_repeated(tmp_path: Path)
     assert totals.reconnects == 1 and session_ends(tmp_path) == ["repair", "stopped"]
 
 
-def test_rows_of_records_that_came_twice_are_told_from_the_gap(tmp_path: Path) -> None:
+def test_rows_of_records_sent_twice_show_in_the_gap(tmp_path: Path) -> None:
     """Two equal records in a row are two trades, as far as a session goes: only the count knows better."""
     it = gateway(now=NOW, load=LOAD, script=FaultScript(Fault("duplicate", after_records=BEYOND_OVERLAP)))
     lake = tmp_path / "sandbox"
@@ -165,7 +165,7 @@ def test_a_warning_of_slow_reading_is_shown_and_is_no_gap(tmp_path: Path) -> Non
     assert totals.reconnects == 0
 
 
-def test_in_the_sandbox_the_ladder_is_gone_down_to_what_the_plan_streams(tmp_path: Path) -> None:
+def test_the_capture_falls_back_to_a_schema_of_the_plan(tmp_path: Path) -> None:
     with serve_gateway(not_entitled=("mbo", "mbp-1")) as it:
         totals = run_capture(it, tmp_path, all_verified, capture_schema="mbo")
         assert totals.schemas == {"options": "trades", "futures": "trades"}
@@ -220,7 +220,7 @@ def test_what_was_missed_between_two_captures_is_found_and_filled(tmp_path: Path
     assert between["first_ts"] < began + timedelta(seconds=1) < between["last_ts"]
 
 
-def test_what_the_gateway_still_had_to_send_at_the_stop_is_missing_and_filled(tmp_path: Path) -> None:
+def test_a_backlog_at_the_stop_is_a_gap_that_is_filled(tmp_path: Path) -> None:
     with serve_gateway() as it:
         running = RunningCapture(it, tmp_path)
         running.until(lambda: all_verified(running))
@@ -252,7 +252,7 @@ def test_a_window_missed_altogether_is_a_gap_out_of_reach(tmp_path: Path) -> Non
     assert rest["last_ts"][0] == CLOSES + timedelta(days=1) and rest["cause"][-1] == "late start"
 
 
-def test_a_replay_refused_as_too_old_goes_on_from_what_the_gateway_has(tmp_path: Path) -> None:
+def test_a_too_old_replay_continues_from_the_named_start(tmp_path: Path) -> None:
     limits = Limits(connections_per_s=1_000, replay_window_s=15)
     with serve_gateway(limits=limits) as it:
         run_capture(it, tmp_path, lambda r: r.stats.verified_gaps)
@@ -261,7 +261,7 @@ def test_a_replay_refused_as_too_old_goes_on_from_what_the_gateway_has(tmp_path:
     assert lost[0]["first_ts"] == OPENS and lost[-1]["last_ts"] == rest["first_ts"] > OPENS
 
 
-def test_a_replay_refused_without_a_time_goes_on_with_all_that_the_gateway_has(tmp_path: Path) -> None:
+def test_a_too_old_replay_without_a_start_requests_everything(tmp_path: Path) -> None:
     faults = [Fault("error", code=8, text="Replay data aged out", after_records=LOAD)]
     with serve_gateway(*faults, limits=Limits(connections_per_s=1_000, replay_window_s=60)) as it:
         running = RunningCapture(it, tmp_path)
@@ -299,7 +299,7 @@ def test_a_second_capture_refuses_to_start(tmp_path: Path) -> None:
         assert it.streaming == 0
 
 
-def test_a_log_that_cannot_be_written_stops_the_capture_and_leaves_a_gap(tmp_path: Path) -> None:
+def test_a_failed_log_stops_the_capture_and_leaves_a_gap(tmp_path: Path) -> None:
     with serve_gateway() as it:
         running = RunningCapture(it, tmp_path)
         running.until(lambda: all_verified(running))
@@ -339,7 +339,7 @@ def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) 
     assert sessions.sort("ended_at")["missing"][-1] == "NQ.OPT"
 
 
-def test_a_failing_publisher_is_shown_while_the_log_goes_on_and_raised_at_the_end(tmp_path: Path) -> None:
+def test_a_failing_publisher_is_shown_and_raised_at_the_end(tmp_path: Path) -> None:
     def broken() -> None:
         raise CaptureError("no rows today")
 
@@ -376,7 +376,7 @@ def test_a_capture_needs_a_clock_that_runs_and_a_key(tmp_path: Path) -> None:
         Capture(wrong.with_values(databento_gateway=None))
 
 
-def test_a_gateway_that_is_away_is_tried_until_the_stop_and_no_more_than_it_allows(tmp_path: Path) -> None:
+def test_an_unreachable_gateway_is_retried_within_its_limit(tmp_path: Path) -> None:
     faults = [Fault("refuse_connection") for _ in range(4)]
     with serve_gateway(*faults) as it:  # with the vendor's limit of connections a second
         totals = run_capture(it, tmp_path, all_verified)
@@ -427,17 +427,13 @@ def hurried(
             running.finish()
 
 
-def test_a_gateway_that_sends_four_records_and_closes_is_left_in_peace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions_that_prove_nothing_back_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hurried(Endless(Fault("fin", after_records=4)), tmp_path, monkeypatch) as (_, running):
         running.until(lambda: running.stats.reconnects == 6)
     assert pauses(running) == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
 
-def test_a_second_count_that_never_comes_off_is_asked_for_ever_more_rarely(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_second_count_backs_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Endless(Fault("refuse_connection"), begun=False)
     with hurried(script, tmp_path, monkeypatch) as (it, running):
         running.until(lambda: it.streaming)

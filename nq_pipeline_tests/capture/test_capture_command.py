@@ -30,7 +30,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
-def test_a_capture_in_the_sandbox_shows_the_ladder_and_fills_the_tables(nq: list[str]) -> None:
+def test_a_sandbox_capture_falls_back_and_fills_the_tables(nq: list[str]) -> None:
     done = run(*nq, "capture", "--minutes", "0.1", "--json")
     assert done.returncode == 0, done.stderr
     totals = json.loads(done.stdout)

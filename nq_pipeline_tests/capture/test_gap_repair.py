@@ -119,7 +119,7 @@ def test_a_bought_gap_says_what_the_lake_has_too_often(tmp_path: Path) -> None:
     assert gap.is_verified_but_differs and "1 more" in gap.reason
 
 
-def test_without_leave_to_buy_the_price_is_told(tmp_path: Path) -> None:
+def test_without_permission_to_buy_the_price_is_the_reason(tmp_path: Path) -> None:
     history = Historical(tmp_path, LATER)
     gap = repaired(history, tmp_path, buys=False)
     assert (gap.state, gap.cost_usd, history.bought) == ("unfillable", Decimal(0), [])
@@ -146,7 +146,7 @@ def test_nothing_is_bought_while_what_was_captured_is_not_published(tmp_path: Pa
     assert (gap.state, gap.reason, history.bought) == ("unfillable", "rows are not being published", [])
 
 
-def test_a_file_that_is_short_of_the_count_proves_nothing_and_is_not_bought_again(tmp_path: Path) -> None:
+def test_a_bought_file_below_the_count_verifies_nothing(tmp_path: Path) -> None:
     history = Historical(tmp_path, LATER, withheld=3)
     gap = repaired(history, tmp_path)
     number = len(truth())
@@ -154,7 +154,7 @@ def test_a_file_that_is_short_of_the_count_proves_nothing_and_is_not_bought_agai
     assert gap.reason == f"the historical API gave {number - 3:,} records but counts {number:,}"
 
 
-def test_a_bought_file_that_is_cut_anywhere_but_between_two_frames_of_zstd_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_bought_file_is_refused(tmp_path: Path) -> None:
     day = (sample.DAY, sample.DAY + timedelta(1), "7")
     whole = sample.head("trades", symbols={"NQU5": [day]}) + sample.trades(20).tobytes()
     border = len(whole) - 10 * 48
@@ -196,7 +196,7 @@ def test_what_is_bought_is_a_line_of_the_ledger(tmp_path: Path) -> None:
     assert (spent.metered_usd, spent.reserved_usd) == (gap.cost_usd, Decimal(0)) and gap.cost_usd > 0
 
 
-def test_without_a_budget_the_ledger_refuses_and_nothing_metered_is_asked(tmp_path: Path) -> None:
+def test_without_a_budget_nothing_metered_is_requested(tmp_path: Path) -> None:
     settings = metered(tmp_path, budget_daily_usd=0)
     gap = repaired(DatabentoHistory(settings), tmp_path)
     assert (gap.state, gap.cost_usd) == ("unfillable", Decimal(0)) and "NQ_BUDGET_DAILY_USD" in gap.reason

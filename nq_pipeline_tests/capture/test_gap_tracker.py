@@ -60,7 +60,7 @@ def test_a_late_start_is_replayed_from_the_opening(tracker: GapTracker) -> None:
     assert {gap.state for gap in tracker.gaps} == {"open"} and tracker.beyond_replay == []
 
 
-def test_a_refusal_is_not_meant_of_the_schema_that_is_replayed_for_a_week(tracker: GapTracker) -> None:
+def test_a_refused_start_first_blames_schemas_not_replayed_weekly(tracker: GapTracker) -> None:
     earliest = to_ns(OPENS + timedelta(hours=1))
     tracker.handle_too_old(starts(tracker), earliest)
     assert starts(tracker)["mbo"] < earliest < starts(tracker)["trades"] + OVERLAP_NS
@@ -70,7 +70,7 @@ def test_a_refusal_is_not_meant_of_the_schema_that_is_replayed_for_a_week(tracke
     assert {gap.schema for gap in tracker.beyond_replay} == {"trades", "mbo"}
 
 
-def test_without_a_time_all_there_is_is_asked_for_and_its_first_record_says_where_it_begins(
+def test_the_first_record_of_a_full_replay_shows_where_it_begins(
     tracker: GapTracker,
 ) -> None:
     tracker.handle_too_old(starts(tracker), None)
@@ -93,7 +93,7 @@ def test_where_all_there_is_is_nothing_all_before_the_replay_is_lost(tracker: Ga
     assert [(gap.first_ns, gap.last_ns) for gap in lost] == [(to_ns(OPENS), done)]
 
 
-def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(tracker: GapTracker) -> None:
+def test_a_dropped_schema_hands_its_gap_to_the_next(tracker: GapTracker) -> None:
     first = to_ns(NOW - timedelta(minutes=1))
     tracker.begin_session({"trades": 0})
     tracker.advance(SessionState(replayed={"mbo": first, "trades": first}), 0.0)
@@ -103,7 +103,7 @@ def test_a_schema_that_is_streamed_no_longer_leaves_its_gap_to_the_next(tracker:
     assert tracker.replay_start("mbp-1") == to_ns(OPENS) - OVERLAP_NS
 
 
-def test_a_schema_that_is_new_has_a_gap_from_where_the_others_have_theirs(tracker: GapTracker) -> None:
+def test_a_new_schema_gets_a_gap_where_the_others_have_theirs(tracker: GapTracker) -> None:
     tracker.begin_session(dict.fromkeys(SCHEMAS, 0))
     tracker.follow_schemas([*SCHEMAS, "mbp-1"])
     assert tracker.replay_start("mbp-1") == tracker.replay_start("trades")

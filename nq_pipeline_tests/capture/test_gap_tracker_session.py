@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.capture.gap_tracker import GapTracker, last_moments
-from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, GapStore, RecordCount
+from nq_pipeline.capture.gaps import Gap, GapStore, RecordCount
 from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
@@ -107,7 +107,7 @@ def counted(gap: Gap, *frames: Frame) -> RecordCount:
 # ── a replay ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_replay_has_settled_when_both_the_wall_and_the_market_went_on(session: Session) -> None:
+def test_a_replay_settles_by_wall_time_and_market_time(session: Session) -> None:
     session.completed()
     assert session.advance() == []
     assert [gap.state for gap in session.tracker.gaps] == ["replayed"]
@@ -146,7 +146,7 @@ def test_records_have_a_lag_once_the_replay_is_completed(session: Session) -> No
     assert session.take(trade(+5)) == NOW_NS + 5 + 1_000
 
 
-def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(session: Session) -> None:
+def test_a_session_ended_before_settling_proves_nothing(session: Session) -> None:
     session.completed()
     session.advance()
     session.ended(EndReason.CLOSED)
@@ -158,11 +158,11 @@ def test_a_session_that_ends_before_the_replay_has_settled_proves_nothing_of_it(
 
 
 def test_a_gap_is_given_up_with_the_third_count_that_does_not_agree(session: Session) -> None:
-    for attempt in range(1, MAX_REPLAYS + 1):
+    for attempt in (1, 2, 3):
         gap = session.replayed()
         judged = session.tracker.judge(gap, counted(gap))
         assert judged and (judged.state, judged.attempts) == ("open", attempt)
-        assert session.tracker.fillable == (attempt < MAX_REPLAYS) != bool(session.tracker.beyond_replay)
+        assert session.tracker.fillable == (attempt < 3) != bool(session.tracker.beyond_replay)
         session.state = SessionState()
         session.tracker.begin_session({"trades": 0})
 
@@ -175,7 +175,7 @@ def test_a_count_of_what_is_replayed_anew_is_of_no_use(session: Session) -> None
     assert [gap.state for gap in session.tracker.gaps] == ["open"] and not session.tracker.beyond_replay
 
 
-def test_what_the_gateway_can_no_longer_count_is_not_proven_and_looked_for_elsewhere(
+def test_an_uncountable_gap_goes_to_history(
     session: Session,
 ) -> None:
     session.tracker.mark_uncountable(session.replayed())
@@ -186,7 +186,7 @@ def test_what_the_gateway_can_no_longer_count_is_not_proven_and_looked_for_elsew
 # ── where a hole begins ─────────────────────────────────────────────────────────────────────────
 
 
-def test_after_a_lost_connection_it_begins_at_the_last_record_whatever_the_gateway_said_later(
+def test_after_a_lost_connection_a_gap_begins_at_the_last_record(
     session: Session,
 ) -> None:
     session.replayed()
@@ -196,12 +196,12 @@ def test_after_a_lost_connection_it_begins_at_the_last_record_whatever_the_gatew
     assert session.ended(EndReason.CLOSED) == session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
-def test_just_after_a_replay_it_begins_so_much_earlier_as_records_may_be_late(session: Session) -> None:
+def test_just_after_a_replay_a_gap_begins_earlier(session: Session) -> None:
     session.replayed(trade(-2 * NS_PER_S))
     assert session.ended(EndReason.RESET) == session.hole.first_ns == NOW_NS - SETTLE_NS
 
 
-def test_where_we_ended_it_there_is_none_and_all_that_was_heard_of_is_proven(session: Session) -> None:
+def test_a_session_we_end_leaves_no_gap(session: Session) -> None:
     session.replayed()
     session.take(trade(+2 * NS_PER_S))
     session.clock.instant = NOW + timedelta(seconds=60)
@@ -217,7 +217,7 @@ def test_a_gateway_whose_clock_is_ahead_proves_nothing_of_the_future(session: Se
     assert session.ended(EndReason.STOPPED) == to_ns(session.clock.now()) - SETTLE_NS
 
 
-def test_records_that_were_skipped_came_after_the_last_one_before_that_was_said(session: Session) -> None:
+def test_a_skip_gap_begins_at_the_last_record_before_it(session: Session) -> None:
     session.replayed()
     session.take(trade(+2 * NS_PER_S))
     session.state.skipped = "Skipped records"
@@ -226,7 +226,7 @@ def test_records_that_were_skipped_came_after_the_last_one_before_that_was_said(
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
-def test_records_that_were_skipped_before_any_came_are_missing_since_the_opening(session: Session) -> None:
+def test_records_skipped_at_once_are_missing_since_the_opening(session: Session) -> None:
     session.state.skipped = "Skipped records"
     session.take(trade(-5))
     session.completed()
@@ -249,7 +249,7 @@ def test_after_a_failed_disk_it_begins_at_what_was_synced(session: Session) -> N
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
-def test_nothing_is_proven_of_a_session_whose_replay_was_not_completed_for_every_schema(
+def test_an_incomplete_replay_of_one_schema_proves_nothing(
     session: Session,
 ) -> None:
     session.tracker.begin_session({"trades": 0, "mbp-1": 1})
@@ -300,14 +300,14 @@ def test_a_replay_begins_where_its_first_record_was_received(session: Session) -
 # ── from one capture to the next ────────────────────────────────────────────────────────────────
 
 
-def test_the_next_capture_tries_a_gap_again_however_often_it_was_tried(session: Session) -> None:
+def test_the_next_capture_resets_the_attempts_of_a_gap(session: Session) -> None:
     (gap,) = session.tracker.gaps
-    session.store.write([gap.change(attempts=MAX_REPLAYS, reason="the counts differ")], NOW)
+    session.store.write([gap.change(attempts=3, reason="the counts differ")], NOW)
     (taken,) = Session(session.root, run_id="next").tracker.gaps
     assert (taken.gap_id, taken.state, taken.attempts) == (gap.gap_id, "open", 0)
 
 
-def test_the_next_capture_asks_history_for_what_was_lost_but_not_again_for_what_it_sold(
+def test_the_next_capture_requests_lost_gaps_but_buys_none_twice(
     session: Session,
 ) -> None:
     (gap,) = session.tracker.gaps
@@ -342,7 +342,7 @@ def test_a_time_far_from_its_receipt_is_not_the_last_moment(root: Path) -> None:
     assert last_moments(root / DATASET, {"trades": 0}) == {"trades": last}
 
 
-def test_what_a_session_brings_after_it_left_out_records_proves_nothing(root: Path) -> None:
+def test_records_after_a_skip_prove_nothing(root: Path) -> None:
     """As after a kill between the gateway's message and the row of the gap."""
     skipped = record(21, code=7, err=b"skipped records after slow reading", is_last=1)
     with Feed(root) as feed:

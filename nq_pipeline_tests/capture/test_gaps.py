@@ -108,7 +108,7 @@ def test_holes_are_in_order_and_lie_between_what_is_proven_and_now(a: int, b: in
 # ── what can no longer be replayed ──────────────────────────────────────────────────────────────
 
 
-def test_a_gap_before_the_replay_is_unfillable_and_one_across_it_is_divided() -> None:
+def test_a_gap_across_the_replay_limit_is_split() -> None:
     before, across, after = gap(100, 200), gap(100, 400), gap(300, None)
     (lost,) = split_at_replay_limit([before], 300, "n")
     assert lost.state == "unfillable" and "historical API" in lost.reason and lost.revision == 1

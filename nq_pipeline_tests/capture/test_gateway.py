@@ -67,7 +67,7 @@ def session(
     return asyncio.run(hold())
 
 
-def test_the_installed_client_still_hands_over_raw_bytes_in_one_method() -> None:
+def test_the_client_still_has_the_private_methods_we_replace() -> None:
     assert callable(DatabentoLiveProtocol._process_dbn)
     assert callable(DatabentoLiveProtocol._process_gateway)
 
@@ -172,13 +172,13 @@ def test_heartbeats_keep_a_quiet_session_alive() -> None:
     assert ending.reason is EndReason.STOPPED
 
 
-def test_a_wrong_key_is_refused_with_the_gateways_words_and_without_the_key() -> None:
+def test_a_wrong_key_is_refused_without_showing_it() -> None:
     with served() as it:
         _, ending = session(it, key="db-wrong-key-of-somebody-else-00")
     assert ending == SessionEnd(EndReason.REFUSED, "Authentication failed.")
 
 
-def test_a_dataset_outside_the_plan_is_refused_with_the_gateways_words() -> None:
+def test_a_dataset_outside_the_plan_is_refused() -> None:
     text = "A live data license is required to access GLBX.MDP3."
     with served(Fault("refuse_auth", text=text)) as it:
         _, ending = session(it)
@@ -226,7 +226,7 @@ def test_a_log_that_fails_ends_the_session_as_our_own_fault() -> None:
     assert (ending.reason, ending.text) == (EndReason.FAILED, "the disk is full")
 
 
-def test_a_fault_of_whoever_records_is_not_taken_for_a_lost_connection() -> None:
+def test_a_fault_of_the_recorder_is_not_a_lost_connection() -> None:
     def broken(frame: Frame) -> None:
         raise ZeroDivisionError
 

@@ -16,14 +16,14 @@ def test_a_run_is_alive_once_it_is_claimed(tmp_path: Path) -> None:
     assert locks.is_run_alive(tmp_path, "one") and not locks.is_run_alive(tmp_path, "another")
 
 
-def test_what_dead_runs_left_is_removed_and_what_the_living_hold_stays(tmp_path: Path) -> None:
+def test_lock_files_of_dead_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".run-dead").touch()
     locks.claim_run(tmp_path, "one")
     locks.claim_run(tmp_path, "another")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run-another", ".run-one"]
 
 
-def test_a_claim_holds_even_when_another_removes_its_file_before_the_lock_is_got(tmp_path: Path) -> None:
+def test_a_claim_survives_the_removal_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / ".run-one"
     with files.locked(path):  # as another claim does that takes it for a left-over one
         claiming = threading.Thread(target=locks.claim_run, args=(tmp_path, "one"))

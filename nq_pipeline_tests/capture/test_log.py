@@ -125,7 +125,7 @@ def test_each_session_of_the_gateway_has_segments_of_its_own(open_log: OpenLog) 
         assert read_mappings(log.folder, log.synced).keys() == {2}
 
 
-def test_a_segment_that_goes_on_begins_with_the_symbols_of_its_session(open_log: OpenLog) -> None:
+def test_a_continued_segment_begins_with_its_symbols(open_log: OpenLog) -> None:
     with open_log(segment_bytes=10_000) as log:
         framer = begun()
         log.append(one_frame(mapping(1, "NQU5") + mapping(2, "NQZ5") + mapping(1, "NQU5 C21500"), framer))
@@ -183,7 +183,7 @@ def test_a_position_survives_as_text(segment: int, offset: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "17", "17:", ":5", "a:5", "-1:5", "1:5:6"])
-def test_what_is_no_position_is_said_to_be_none(text: str) -> None:
+def test_text_that_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write SEGMENT:OFFSET"):
         Position.parse(text)
 
@@ -284,7 +284,7 @@ def test_a_tail_torn_at_any_byte_is_cut_at_the_last_whole_record(open_log: OpenL
 @pytest.mark.parametrize(
     "rest", [bytes(5_000), b"\xff" * 100, b"\x0c\x63" * 40], ids=["zeros", "ones", "noise"]
 )
-def test_what_is_no_record_is_kept_aside(open_log: OpenLog, rest: bytes) -> None:
+def test_bytes_that_are_no_record_are_kept_aside(open_log: OpenLog, rest: bytes) -> None:
     with open_log() as log:
         log.append(one_frame(trades(0, 3), begun()))
     (segment,) = list_segments(log.folder)

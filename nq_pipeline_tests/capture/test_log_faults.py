@@ -89,7 +89,7 @@ def test_a_segment_deleted_under_the_capture_is_loud(root: Path) -> None:
     assert lock_pid(root) is None
 
 
-def test_a_second_capture_is_refused_in_a_sentence(root: Path, writer: Start) -> None:
+def test_a_second_capture_is_refused(root: Path, writer: Start) -> None:
     first = writer("hold")
     assert first.stdout is not None
     assert first.stdout.readline() == "ready\n"

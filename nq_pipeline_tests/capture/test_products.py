@@ -37,14 +37,14 @@ def test_an_unknown_product_has_no_parents_and_starts_no_capture(tmp_path: Path)
         Capture(capture_settings(None, tmp_path, products=("CL",)))
 
 
-def test_standard_options_and_futures_are_always_listed_and_fifth_weeks_are_left_out() -> None:
+def test_missing_parents_tells_always_listed_from_weeklies() -> None:
     always, at_times = missing_parents((*option_parents(CHOSEN), *future_parents(CHOSEN)), set())
     assert set(always) == {"NQ.OPT", "ES.OPT", "OG.OPT", "NQ.FUT", "ES.FUT", "GC.FUT"}
     assert not {"Q5A.OPT", "E5D.OPT", "G5W.OPT", "OG5.OPT"} & set(at_times)
     assert {"QNE.OPT", "EW3.OPT", "G4R.OPT"} <= set(at_times)
 
 
-def test_trades_of_all_chosen_products_reach_the_lake_under_their_own_series(tmp_path: Path) -> None:
+def test_trades_of_all_products_have_their_own_series(tmp_path: Path) -> None:
     """Also those of gold's monthly option, whose code is of another month than its expiration."""
     recording, script = LoadTape(market(7, CHOSEN), 1_000), FaultScript(Fault("fin", after_records=300))
     with Gateway(recording, clock=ShiftedClock(NOW), script=script).serve_in_thread() as it:

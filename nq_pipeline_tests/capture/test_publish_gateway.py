@@ -30,7 +30,7 @@ from nq_pipeline_tests.testing.gateway_client import (
 )
 
 
-def test_the_lake_equals_the_market_after_sessions_that_were_cut_off_and_replayed(root: Path) -> None:
+def test_the_lake_equals_the_market_after_cuts_and_replays(root: Path) -> None:
     """mbp-1 is closed, then comes again and is cut within a record; trades go on from there."""
     published, opening = publisher(root), to_ns(NOON) - 2 * 10**9
     script = FaultScript(Fault("fin", after_records=1_000), Fault("cut", after_records=1_700))
@@ -78,7 +78,7 @@ def test_real_trades_are_those_of_the_same_minutes_of_real_mbp_1(root: Path, sha
     assert told(rows(root, MBP_1)) == sent(events)
 
 
-def test_real_orders_are_all_there_but_the_snapshot_and_give_their_trades(root: Path, shared: Path) -> None:
+def test_real_orders_become_rows_and_trades_without_the_snapshot(root: Path, shared: Path) -> None:
     orders = from_file(shared, "order_book_deltas_catalog__orderbooks_mbo")
     with Feed(root) as feed:
         feed.session(orders)

@@ -115,7 +115,7 @@ def overlapping(lake: Lake, part: np.ndarray) -> list[str]:
     return [f.path for f in lake.manifest(TRADES).files if f.since_min <= high and low <= f.since_max]
 
 
-def test_the_cursor_lies_beside_the_table_so_that_a_table_taken_away_is_published_anew(root: Path) -> None:
+def test_a_table_moved_away_is_published_anew(root: Path) -> None:
     records = market(50)
     with Feed(root) as feed:
         feed.session(records)

@@ -72,7 +72,7 @@ def test_a_row_has_the_values_that_the_official_decoder_reads(root: Path) -> Non
     assert constant.rows() == [("sandbox", "trades", "run", 1, date(2025, 6, 10))]
 
 
-def test_a_price_is_the_double_nearest_to_what_was_sent_and_null_where_there_is_none(root: Path) -> None:
+def test_a_price_is_the_nearest_double_or_null(root: Path) -> None:
     prices = [UNDEF_PRICE, 43_000_000, 50_000_000, 21_000_050_000_000, -2_350_000_000, 3, 1_100_000_000]
     records = empty(0, len(prices))
     records["ts_event"] = records["ts_recv"] = START
@@ -144,7 +144,7 @@ def test_the_trade_date_is_that_of_the_session_not_of_the_calendar(root: Path) -
     assert rows(root).sort("sequence")["trade_date"].to_list() == [date(2025, 6, 10), date(2025, 6, 11)]
 
 
-def test_what_has_no_place_in_the_lake_is_counted_and_stays_in_the_log(root: Path) -> None:
+def test_records_without_a_row_are_counted_and_stay_in_the_log(root: Path) -> None:
     trades = market(3)[:3]
     trades["sequence"] = [1, 2, 3]
     trades["ts_event"][0] = UNDEF_TIMESTAMP
@@ -300,7 +300,7 @@ def test_a_crash_between_the_rows_and_the_cursor_doubles_nothing(root: Path) -> 
     assert told(rows(root)) == sent(records)
 
 
-def test_a_replay_that_overlaps_what_was_published_adds_only_what_was_missing(root: Path) -> None:
+def test_an_overlapping_replay_adds_only_missing_rows(root: Path) -> None:
     records = market(400)
     instant = int(records["ts_event"][250])
     cut = 251  # within an instant, perhaps within an event
@@ -455,7 +455,7 @@ def test_trades_come_from_the_higher_schema_too_and_once(root: Path, rtype: int,
     assert (rows(root)["depth"].null_count() > 0) == (schema == "mbo")
 
 
-def test_quotes_without_a_trade_are_taken_up_again_by_another_publisher(root: Path) -> None:
+def test_quotes_without_a_trade_are_resumed_by_a_new_publisher(root: Path) -> None:
     book = with_quotes(market(20), 1)
     quotes, trades = book[book["action"] == b"M"], book[book["action"] == b"T"]
     with Feed(root) as feed:
@@ -509,7 +509,7 @@ def test_the_same_log_gives_the_same_parquet_however_it_was_published(root: Path
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_a_trade_date_that_is_over_is_one_sorted_file_and_the_catalog_shows_it(root: Path) -> None:
+def test_a_closed_trade_date_is_one_sorted_file_in_the_catalog(root: Path) -> None:
     records = market(200)
     published = publisher(root)
     lake = Workspace(root.parent).lake

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap
+from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.quality import (
     CaptureDay,
     judge_capture,
@@ -57,7 +57,7 @@ def test_a_day_without_a_flaw_passes_every_check() -> None:
         ([gap(0, 5, counted=7, published=8)], False, "warn", "counted in 1 gap"),
         ([gap(0, 5, "replayed")], False, "warn", "not yet proven"),
         ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap of 2025-06-10 cannot"),
-        ([gap(0, 5, "open", attempts=MAX_REPLAYS)], False, "error", "cannot be filled"),
+        ([gap(0, 5, "open", attempts=3)], False, "error", "cannot be filled"),
     ],
 )  # fmt: skip
 def test_gaps_by_their_worst_state(found: list[Gap], passed: bool, severity: str, words: str) -> None:
@@ -84,7 +84,7 @@ def test_entitlement_by_what_was_refused(
     assert (finding.passed, finding.severity, words in finding.sentence) == (passed, severity, True)
 
 
-def test_a_plan_without_live_data_is_an_error_of_entitlement_in_its_own_words() -> None:
+def test_a_plan_without_live_data_fails_entitlement() -> None:
     finding = judge_entitlement(replace(DAY, refusal="the plan has no live data"))
     assert (finding.passed, finding.severity, finding.sentence) == (
         False,
@@ -114,13 +114,13 @@ def test_a_window_that_has_just_opened_has_no_flaw_yet() -> None:
     assert judge_freshness(day).passed and judge_completeness(day).passed
 
 
-def test_no_trade_at_all_is_a_warning_after_minutes_and_an_error_later() -> None:
+def test_no_trade_is_first_a_warning_then_an_error() -> None:
     for minutes, severity in ((5, "warn"), (11, "error")):
         finding = judge_freshness(replace(DAY, newest=None, now=OPENS + timedelta(minutes=minutes)))
         assert (finding.passed, finding.severity) == (False, severity)
 
 
-def test_completeness_is_the_share_of_the_window_so_far_without_a_hole() -> None:
+def test_completeness_is_the_proven_share_of_the_window() -> None:
     assert judge_completeness(DAY).numbers == {"proven_share": 1.0, "unproven_s": 0.0}
     quarter = judge_completeness(replace(DAY, gaps=[gap(10, 25, "unfillable"), gap(0, 9)]))
     assert quarter.numbers == {"proven_share": 0.75, "unproven_s": 900.0}
@@ -129,7 +129,7 @@ def test_completeness_is_the_share_of_the_window_so_far_without_a_hole() -> None
     assert (little.passed, little.severity) == (False, "warn")
 
 
-def test_holes_that_overlap_count_once_and_those_outside_the_window_not_at_all() -> None:
+def test_overlapping_holes_count_once_within_the_window() -> None:
     twice = [gap(10, 20, "open"), gap(15, 25, "open"), gap(-60, -5, "unfillable"), gap(12, 13, "replayed")]
     assert judge_completeness(replace(DAY, gaps=twice)).numbers["unproven_s"] == 900.0
 
@@ -158,7 +158,7 @@ def test_a_root_that_the_gateway_does_not_name_is_an_error() -> None:
         max_size=6,
     )
 )
-def test_the_share_lies_between_nothing_and_all_and_only_verified_gaps_leave_it_whole(
+def test_the_share_is_whole_only_with_verified_gaps(
     spans: list[tuple[int, int | None, str]],
 ) -> None:
     found = [gap(a, None if b is None else max(a, b), state) for a, b, state in spans]

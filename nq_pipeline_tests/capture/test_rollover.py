@@ -42,7 +42,7 @@ def stopped(data: Path, at: datetime) -> None:
     store.write_session({**nothing, **times, **numbers}, at)
 
 
-def test_a_gap_that_waits_over_the_rollover_is_filled_and_every_record_has_its_trade_date(
+def test_a_gap_across_the_rollover_is_filled_by_trade_date(
     tmp_path: Path,
 ) -> None:
     stopped(tmp_path, PROVEN)

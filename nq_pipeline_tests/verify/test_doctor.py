@@ -66,7 +66,7 @@ def test_vendors_are_examined_at_the_same_time(tmp_path: Path) -> None:
         (DeadlineReached("too slow"), True, False, None, "NQ_SOURCE_DEADLINE_S"),
     ],
 )
-def test_every_failure_is_a_state_and_has_a_mend(
+def test_every_failure_has_a_state_and_a_remedy(
     tmp_path: Path,
     error: SourceError,
     configured: bool,
@@ -105,7 +105,7 @@ def test_a_vendor_that_hangs_is_reported_and_not_waited_for(tmp_path: Path, neve
     assert probes["databento"] == HEALTHY
 
 
-def test_a_setting_that_makes_no_sense_is_said_before_anybody_is_asked(tmp_path: Path) -> None:
+def test_an_invalid_setting_fails_before_any_request(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="NQ_PRODUCTS"):
         examined(tmp_path, {}, products=("XX",))
 

@@ -50,7 +50,7 @@ def test_the_report_has_every_line_and_its_figures(tmp_path: Path) -> None:
     assert stream["facts"]["trades"] > 0 and stream["seconds"] > 0
 
 
-def test_samples_are_small_files_that_the_official_reader_reads_with_their_symbols(tmp_path: Path) -> None:
+def test_samples_are_small_files_for_the_official_reader(tmp_path: Path) -> None:
     with served() as it:
         report = verified(it, tmp_path, "connect", "stream", "reconnect")
     for name in ("stream.dbn", "replay.dbn"):
@@ -78,7 +78,7 @@ def test_a_key_is_nowhere_even_where_the_vendor_repeats_it(fault: Fault | None, 
         assert "*" * len(MARK) in said(report)
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+def test_an_unusable_evidence_folder_fails_before_any_request(tmp_path: Path) -> None:
     (tmp_path / "sandbox").mkdir()
     (tmp_path / "sandbox" / "evidence").touch()
     with served(Fault("refuse_connection")) as it:

@@ -49,7 +49,7 @@ def test_a_sound_feed_passes_every_check_and_says_what_was_seen(tmp_path: Path) 
     assert report.sound and report.summary == "7 passed, 0 failed, 0 skipped"
 
 
-def test_the_capture_and_the_lake_of_the_environment_are_not_touched(tmp_path: Path) -> None:
+def test_the_environments_log_and_lake_are_not_touched(tmp_path: Path) -> None:
     with served() as it:
         verified(it, tmp_path, *RECOVERY)
     assert [folder.name for folder in (tmp_path / "sandbox").iterdir()] == ["evidence"]
@@ -102,7 +102,7 @@ def test_a_server_that_is_no_gateway_fails(tmp_path: Path) -> None:
     assert "NQ_DATABENTO_GATEWAY" in reason(report, "connect")
 
 
-def test_where_nobody_listens_the_line_fails_with_the_address(tmp_path: Path) -> None:
+def test_an_address_without_a_server_fails(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as closed, served() as it:
         address = f"{HOST}:{closed.getsockname()[1]}"
         closed.close()
@@ -148,7 +148,7 @@ def test_an_open_market_without_a_trade_fails(tmp_path: Path) -> None:
     assert "no trade arrived" in reason(report, "stream")
 
 
-def test_a_closed_market_is_skipped_with_the_next_opening_and_symbols_are_still_checked(
+def test_a_closed_market_skips_the_stream_but_checks_symbols(
     tmp_path: Path,
 ) -> None:
     with served(now=SATURDAY, load=None) as it:
@@ -196,7 +196,7 @@ def test_a_session_that_ends_within_its_replay_fails(tmp_path: Path) -> None:
 # ── what the plan grants ────────────────────────────────────────────────────────────────────────
 
 
-def test_the_ladder_is_told_with_what_the_capture_falls_back_to(tmp_path: Path) -> None:
+def test_entitlement_shows_what_the_capture_falls_back_to(tmp_path: Path) -> None:
     with served() as it:
         report = verified(it, tmp_path, "connect", "entitlement", capture_schema="mbo")
     assert lines(report) == {"connect": "PASS", "entitlement": "PASS"}

@@ -91,7 +91,7 @@ def test_a_session_that_ends_before_the_purchase_fails_unbought(tmp_path: Path) 
     assert booked(tmp_path) == []
 
 
-def test_a_download_the_plan_does_not_include_fails_and_the_money_is_back(tmp_path: Path) -> None:
+def test_a_download_outside_the_plan_fails_and_is_refunded(tmp_path: Path) -> None:
     report = compared(tmp_path, fault="not_entitled")
     assert lines(report) == {**dict.fromkeys(CHECKS, "PASS"), "history": "FAIL"}
     assert booked(tmp_path) == [Kind.RESERVED, Kind.RELEASED] and report.spent_usd == 0

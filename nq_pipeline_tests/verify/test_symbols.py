@@ -57,7 +57,7 @@ def test_a_root_that_is_always_listed_and_missing_fails() -> None:
         assert finding.verdict == "FAIL" and parent in finding.reason
 
 
-def test_weeklies_that_are_not_listed_now_are_named_and_a_fifth_week_is_not() -> None:
+def test_unlisted_weeklies_are_named_but_not_fifth_weeks() -> None:
     finding = found(NAMES)
     absent = finding.facts["not_listed_now"]
     assert set(absent) == {p for p in option_parents() if not p.startswith("Q5")} - {"NQ.OPT", "Q2C.OPT"}

@@ -44,14 +44,14 @@ def examined(data: Path, *names: str, **more: Any) -> VerifyReport:
 
 
 @pytest.mark.parametrize("name", ["barchart", "polygon", "databento"])
-def test_each_vendor_has_a_line_of_its_own(name: str, tmp_path: Path) -> None:
+def test_each_vendor_has_its_own_result(name: str, tmp_path: Path) -> None:
     assert lines(examined(tmp_path, name)) == {name: "PASS"}
     faulty = examined(tmp_path / "faulty", *SOURCE_NAMES, **{f"{name}_url": vendor(name, "unavailable")})
     assert [check for check, verdict in lines(faulty).items() if verdict == "FAIL"] == [name]
     assert "to fix it" in reason(faulty, name)
 
 
-def test_a_vendor_without_credentials_or_outside_the_settings_is_skipped(tmp_path: Path) -> None:
+def test_an_unconfigured_or_unused_vendor_is_skipped(tmp_path: Path) -> None:
     report = examined(tmp_path, *SOURCE_NAMES, sources=("polygon", "tradovate"))
     assert lines(report) == {
         "barchart": "SKIP", "polygon": "PASS", "tradovate": "SKIP", "databento": "SKIP",
@@ -60,7 +60,7 @@ def test_a_vendor_without_credentials_or_outside_the_settings_is_skipped(tmp_pat
     assert "not configured" in reason(report, "tradovate")
 
 
-def test_what_is_kept_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_a_cached_answer_is_not_requested_again(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache")
     assert lines(report) == {"cache": "PASS"}
     told = reason(report, "cache")
@@ -89,7 +89,7 @@ def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "wrong_content_type", "blocked"])
-def test_a_price_that_cannot_be_had_fails(fault: str, tmp_path: Path) -> None:
+def test_a_price_that_cannot_be_fetched_fails(fault: str, tmp_path: Path) -> None:
     report = examined(tmp_path, "cost", databento_url=vendor("databento", fault), http_attempts=1)
     assert lines(report) == {"cost": "FAIL"}
 

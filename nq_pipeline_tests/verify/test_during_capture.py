@@ -24,7 +24,7 @@ OPENED = datetime(2025, 6, 10, 13, 31, tzinfo=UTC)
 PATIENCE_S = 30.0
 
 
-def test_a_capture_goes_on_undisturbed_and_both_are_whole(tmp_path: Path) -> None:
+def test_a_capture_and_a_verification_run_side_by_side(tmp_path: Path) -> None:
     stop, environment = threading.Event(), tmp_path / "sandbox"
     with served(load=100, now=OPENED) as it:
         engine = Capture(
