@@ -14,7 +14,6 @@ from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline_tests.testing.vendor_clients import (
     BARCHART_API,
     BARCHART_HEADERS,
-    BARCHART_PARAMS,
     POLYGON_CHAIN,
     authorize,
     barchart_options,
@@ -29,7 +28,7 @@ NOW, TEN_MINUTES_LATER = "2025-06-10T15:00:00Z", "2025-06-10T15:10:00Z"
 
 
 def barchart_mids(base: str) -> dict[str, float]:
-    """By strike and side; the site is ten minutes late, so it is asked ten minutes later."""
+    """By strike and side; the site is ten minutes late, hence the later instant."""
     return {
         row["symbol"].partition("|")[2]: (row["raw"]["bidPrice"] + row["raw"]["askPrice"]) / 2
         for row in barchart_rows(barchart_options(base, "MC2M25"))
@@ -59,10 +58,10 @@ def test_barchart_and_tradovate_quote_the_same_mids(at: Callable[..., str]) -> N
 
 def test_the_market_itself_quotes_what_barchart_shows(at: Callable[..., str]) -> None:
     chain = market(7).chain(datetime(2025, 6, 10, 15, 0, tzinfo=UTC))
-    board = chain.filter(series="Q2C-2025-06-11").drop_nulls(["bid", "ask"])
+    options = chain.filter(series="Q2C-2025-06-11").drop_nulls(["bid", "ask"])
     mids = {
         f"{k:.0f}{t}": (b + a) / 2
-        for k, t, b, a in board.select("strike", "option_type", "bid", "ask").rows()
+        for k, t, b, a in options.select("strike", "option_type", "bid", "ask").rows()
     }
     assert barchart_mids(at("barchart", now=TEN_MINUTES_LATER)) == pytest.approx(mids, abs=1e-9)
 
@@ -88,22 +87,15 @@ def test_proxies_and_options_on_futures_share_a_surface(at: Callable[..., str]) 
     by_moneyness = sorted(
         (abs(row["greeks"]["delta"] - 0.5), row["implied_volatility"]) for row in rows if "greeks" in row
     )
-    board = (
+    options = (
         market(7)
         .chain(datetime(2025, 6, 10, 15, 0, tzinfo=UTC))
         .filter(series="QN2-2025-06-13", option_type="C")
     )
-    nearest = board.sort((board["delta"] - 0.5).abs())["implied_volatility"][0]
+    nearest = options.sort((options["delta"] - 0.5).abs())["implied_volatility"][0]
     assert by_moneyness[0][1] == pytest.approx(nearest, rel=0.01)
 
 
 def test_seeds_in_the_address_are_different_markets(at: Callable[..., str]) -> None:
     seven, eight = (barchart_mids(at("barchart", seed=seed)) for seed in (7, 8))
     assert seven != eight
-
-
-def test_the_same_address_gives_the_same_bytes(at: Callable[..., str]) -> None:
-    url = at("barchart") + BARCHART_API
-    asked = {**BARCHART_PARAMS, "symbol": "MC2M25"}
-    one, two = (requests.get(url, params=asked, headers=BARCHART_HEADERS, timeout=10) for _ in range(2))
-    assert one.content == two.content

@@ -77,6 +77,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def test_the_process_lives_as_long_as_the_context(tmp_path: Path) -> None:
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "sandbox" / "sandbox.json").write_text('{"port')  # damaged, so replaced
     with endpoints(settings(tmp_path)) as served:
         number = port(served.vendor(BarchartSettings).url)
         assert health(number) is not None
@@ -100,9 +102,9 @@ def test_the_market_clock_is_the_running_gateways(stand_ins: Settings) -> None:
     pinned = datetime(2025, 6, 10, 15, tzinfo=UTC)
     own = settings(stand_ins.data_dir, now=pinned)
     with endpoints(own) as served:
-        going, said = gateway_clock(served), market_clock(own)
-        assert abs(said.now() - going.now()) < timedelta(seconds=1)
-        assert said.now() > pinned
+        running, expected = gateway_clock(served), market_clock(own)
+        assert abs(expected.now() - running.now()) < timedelta(seconds=1)
+        assert expected.now() > pinned
 
 
 def test_runs_share_a_process_and_later_ones_reuse_its_port(tmp_path: Path) -> None:
@@ -250,10 +252,10 @@ def test_a_server_started_by_hand_is_shared_and_keeps_running(tmp_path: Path) ->
     by_hand = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert by_hand.stdout is not None
-        said = by_hand.stdout.readline()
-        while "NQ_DATABENTO_URL" not in said:
-            said += by_hand.stdout.readline()
-        assert "no real data" in said and "NQ_BARCHART_URL=http://127.0.0.1:" in said
+        output = by_hand.stdout.readline()
+        while "NQ_DATABENTO_URL" not in output:
+            output += by_hand.stdout.readline()
+        assert "no real data" in output and "NQ_BARCHART_URL=http://127.0.0.1:" in output
         with endpoints(settings(tmp_path)) as served:
             assert served.vendor(BarchartSettings).url.endswith("/with/fault=blocked/barchart")
             assert "/with/" not in served.vendor(PolygonSettings).url
@@ -264,18 +266,9 @@ def test_a_server_started_by_hand_is_shared_and_keeps_running(tmp_path: Path) ->
     assert by_hand.returncode == 0
 
 
-@pytest.mark.parametrize("kept", ['{"port": -5}', '{"port": 99999999}', '{"port": true}', "[]", "{"])
-def test_a_damaged_state_file_is_ignored(tmp_path: Path, kept: str) -> None:
+@pytest.mark.parametrize("content", ['{"port": -5}', '{"port": 99999999}', '{"port": true}', "[]", "{"])
+def test_a_damaged_state_file_is_ignored(tmp_path: Path, content: str) -> None:
     note = tmp_path / "sandbox" / "sandbox.json"
     note.parent.mkdir()
-    note.write_text(kept)
+    note.write_text(content)
     assert sessions.is_open(market_clock(settings(tmp_path)).now(), "rth")
-
-
-def test_a_damaged_state_file_is_replaced(tmp_path: Path) -> None:
-    note = tmp_path / "sandbox" / "sandbox.json"
-    note.parent.mkdir()
-    note.write_text('{"port')
-    with endpoints(settings(tmp_path)) as served:
-        assert health(port(served.vendor(BarchartSettings).url)) is not None
-        assert json.loads(note.read_text())["port"] == port(served.vendor(BarchartSettings).url)

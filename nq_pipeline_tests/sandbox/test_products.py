@@ -105,7 +105,7 @@ def test_ids_of_all_products_differ_and_fit_the_wire() -> None:
 def test_definitions_have_each_products_multiplier_and_exchange() -> None:
     instruments = universe(ALL, DAY)
     records = definition_records(instruments, ts_event=0, ts_recv=0)[: instruments.height]
-    told = pl.DataFrame(
+    found = pl.DataFrame(
         {
             "product": instruments["product"],
             "multiplier": records["unit_of_measure_qty"] / 1e9,
@@ -113,7 +113,7 @@ def test_definitions_have_each_products_multiplier_and_exchange() -> None:
         }
     ).unique()
     tabled = {(code, one.multiplier, PROFILES[code].exchange) for code, one in PRODUCTS.items()}
-    assert set(told.rows()) == tabled
+    assert set(found.rows()) == tabled
     assert {("ES", 50.0, "XCME"), ("GC", 100.0, "XCEC"), ("NQ", 20.0, "XCME")} <= tabled
 
 
@@ -155,7 +155,7 @@ def test_a_stand_in_shows_only_its_scenarios_products(at: Callable[..., str]) ->
     gold = ordinary.replace("seed=7", "seed=7;products=GC")
     assert requests.get(f"{ordinary}/v3/snapshot/options/I:NDX", headers=key, timeout=30).status_code == 200
     for base in (ordinary, gold):
-        asked = requests.get(f"{base}/v3/snapshot/options/I:SPX", headers=key, timeout=30)
-        assert asked.status_code == 404
+        reply = requests.get(f"{base}/v3/snapshot/options/I:SPX", headers=key, timeout=30)
+        assert reply.status_code == 404
     both = ordinary.replace("seed=7", "seed=7;products=NQ,ES")
     assert requests.get(f"{both}/v3/snapshot/options/I:SPX", headers=key, timeout=30).status_code == 200

@@ -1,7 +1,7 @@
 """Each fault of the gateway as the official client sees it, and slow readers.
 
-What the client does is not what one would wish: a clean close says nothing, a cut record looks
-like one, silence is noticed by nobody before the first record. That is why it is written down.
+The official client hides much: a clean close is silent, a cut record looks like one, and nobody notices
+silence before the first record. These tests document it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from nq_pipeline_tests.testing.gateway_client import NOON, Recorder, bare, gatew
 
 
 def ended_by(fault: Fault, **options: Any) -> tuple[Recorder, str, FaultScript]:
-    """A session that meets a fault: what was heard, what the client says of its end."""
+    """The client of a session that a fault ended, its error, and the script."""
     with (
         gateway(script=FaultScript(fault), limits=unlimited()).serve_in_thread() as served,
         recorder(served, **options) as client,
     ):
-        said = client.end()
-    return client, said, served.script
+        error = client.end()
+    return client, error, served.script
 
 
 # ── ends ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_clean_close_follows_the_scripted_number_of_records() -> None:
-    client, said, script = ended_by(Fault("fin", after_records=137))
+    client, error, script = ended_by(Fault("fin", after_records=137))
 
-    assert (len(client.array()), said) == (137, "")
+    assert (len(client.array()), error) == (137, "")
     assert [(s.fault.kind, s.records) for s in script.injected] == [("fin", 137)]
 
 
@@ -59,8 +59,8 @@ def test_the_official_client_ignores_a_clean_close() -> None:
 
 
 def test_a_reset_reconnects_once_without_replay() -> None:
-    _, said, _ = ended_by(Fault("rst", after_records=100))
-    assert "reset" in said.lower()
+    _, error, _ = ended_by(Fault("rst", after_records=100))
+    assert "reset" in error.lower()
 
     with (
         gateway(
@@ -73,9 +73,9 @@ def test_a_reset_reconnects_once_without_replay() -> None:
 
 
 def test_a_cut_record_looks_like_a_clean_close() -> None:
-    client, said, _ = ended_by(Fault("cut", after_records=100))
+    client, error, _ = ended_by(Fault("cut", after_records=100))
 
-    assert (len(client.array()), said) == (100, "")
+    assert (len(client.array()), error) == (100, "")
 
 
 def test_a_cut_record_is_half_a_record_on_the_wire() -> None:
@@ -94,11 +94,11 @@ def test_a_cut_record_is_half_a_record_on_the_wire() -> None:
 
 
 def test_garbage_ends_the_official_client_silently() -> None:
-    client, said, _ = ended_by(Fault("garbage", after_records=100))
+    client, error, _ = ended_by(Fault("garbage", after_records=100))
 
     # Whole records of the chunk in which the garbage begins are lost by the client, too.
     assert len(client.array()) <= 100
-    assert said == ""
+    assert error == ""
     assert not client.live.is_connected()
 
 
@@ -151,9 +151,9 @@ def test_a_connection_can_be_refused_once() -> None:
 
 @pytest.mark.parametrize("code", sorted(set(ERRORS) - NOT_FATAL))
 def test_a_fatal_error_is_a_record_and_then_the_end(code: int) -> None:
-    client, said, _ = ended_by(Fault("error", after_records=10, code=code))
+    client, error, _ = ended_by(Fault("error", after_records=10, code=code))
 
-    assert (client.codes("ErrorMsg"), said) == ([code], ERRORS[code])
+    assert (client.codes("ErrorMsg"), error) == ([code], ERRORS[code])
     assert len(client.array()) == 10
 
 
@@ -347,9 +347,9 @@ def test_a_slow_reader_of_books_with_warn_loses_nothing() -> None:
 def test_a_slow_reader_of_books_skips_and_is_notified() -> None:
     heard, _ = read_slowly("mbp-1", "")
 
-    told = [i for i, r in enumerate(heard) if int(r.rtype) == 21]
-    assert heard[told[0]].err == "Slow client detected for mbp-1. Skipped records"
-    assert int(heard[told[0]].code) == 7
-    before, after = sequences(heard[: told[0]]), sequences(heard[told[0] :])
+    losses = [i for i, r in enumerate(heard) if int(r.rtype) == 21]
+    assert heard[losses[0]].err == "Slow client detected for mbp-1. Skipped records"
+    assert int(heard[losses[0]].code) == 7
+    before, after = sequences(heard[: losses[0]]), sequences(heard[losses[0] :])
     assert set(np.diff(before)) == {1}
     assert after[0] > before[-1] + 1

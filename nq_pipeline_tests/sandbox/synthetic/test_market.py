@@ -130,8 +130,8 @@ def test_puts_and_calls_imply_the_future_they_exercise_into() -> None:
 
 
 def test_prices_fall_with_the_strike_and_are_convex_in_it() -> None:
-    for key, board in MARKET.chain(OPEN).filter(~pl.col("expired")).group_by("series"):
-        calls = board.filter(pl.col("option_type") == "C").sort("strike")
+    for key, contracts in MARKET.chain(OPEN).filter(~pl.col("expired")).group_by("series"):
+        calls = contracts.filter(pl.col("option_type") == "C").sort("strike")
         strike, value = calls["strike"].to_numpy(), calls["value"].to_numpy()
         slopes = np.diff(value) / np.diff(strike)
         assert (slopes <= 1e-9).all() and (slopes >= -1 - 1e-9).all(), key
@@ -220,8 +220,8 @@ def test_strikes_once_listed_stay_listed() -> None:
 
 def test_strikes_are_dense_near_the_money_and_reach_far() -> None:
     price = MARKET.underlying(OPEN)
-    for key, board in MARKET.chain(OPEN).group_by("series"):
-        strikes = board["strike"].unique().sort()
+    for key, contracts in MARKET.chain(OPEN).group_by("series"):
+        strikes = contracts["strike"].unique().sort()
         assert strikes.min() < 0.72 * price and strikes.max() > 1.1 * price, key  # type: ignore[operator]
         near = strikes.filter(strikes.is_between(price * 0.98, price * 1.02)).diff().drop_nulls()
         assert near.max() <= 50, key  # type: ignore[operator]

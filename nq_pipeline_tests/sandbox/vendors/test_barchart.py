@@ -59,9 +59,9 @@ def test_an_empty_answer_has_the_recorded_keys(at: Callable[..., str], shared: P
 def test_the_futures_list_has_the_recorded_keys_and_types(at: Callable[..., str], shared: Path) -> None:
     recorded = json.loads((shared / "barchart/futures_list_ZW_20250602_fractional_unch.json").read_text())
     fields = ",".join(recorded["meta"]["field"]["shortName"])
-    asked = {"symbol": "NQ^F", "fields": fields, "raw": "1", "meta": BARCHART_PARAMS["meta"]}
+    params = {"symbol": "NQ^F", "fields": fields, "raw": "1", "meta": BARCHART_PARAMS["meta"]}
     ours = requests.get(
-        at("barchart") + BARCHART_API, params=asked, headers=BARCHART_HEADERS, timeout=10
+        at("barchart") + BARCHART_API, params=params, headers=BARCHART_HEADERS, timeout=10
     ).json()
     assert set(types(ours)) == set(types(recorded))
     assert ours["count"] == ours["total"] == len(ours["data"])
@@ -190,8 +190,8 @@ def test_the_page_has_expiration_underlying_and_totals(at: Callable[..., str]) -
     assert "$20" in toolbar.get_text()
     config = page.select_one("[data-api-config]")
     assert config is not None
-    asked = json.loads(str(config["data-api-config"]))["api"]
-    assert asked["symbol"] == "MC2M25" and asked["fields"] == PAGE_FIELDS
+    request = json.loads(str(config["data-api-config"]))["api"]
+    assert request["symbol"] == "MC2M25" and request["fields"] == PAGE_FIELDS
     underlying = json.loads(str(config["data-options"]))["itm"]["lastPrice"]
     dynamic = page.select_one("script#bc-dynamic-config")
     header = page.select_one("[data-ng-controller=symbolHeaderCtrl]")

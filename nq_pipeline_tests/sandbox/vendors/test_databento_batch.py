@@ -26,11 +26,11 @@ from nq_pipeline_tests.testing.vendor_clients import (
 
 Address = Callable[..., str]
 DAYS = ("20250609", "20250610")
-"""The days, UTC, of the trades that are asked for."""
+"""The days, UTC, of the requested trades."""
 
 
 def finish_job(batch: Any, **form: Any) -> str:
-    """The id of a job that is done."""
+    """Submit a job, wait until it is done, and return its id."""
     job: str = batch.submit_job(
         **{**DATABENTO_PARAMS, **DATABENTO_SPANS["trades"], "schema": "trades", **form}
     )["id"]
@@ -77,16 +77,16 @@ def test_a_job_comes_as_one_archive_or_file_by_file(at: Address, tmp_path: Path)
 def test_a_job_has_condition_metadata_and_symbology_files(at: Address, tmp_path: Path) -> None:
     vendor = databento_client(at("databento"))
     job = finish_job(vendor.batch)
-    told = {path.name: path for path in vendor.batch.download(job, tmp_path) if path.suffix == ".json"}
+    files = {path.name: path for path in vendor.batch.download(job, tmp_path) if path.suffix == ".json"}
 
-    condition = json.loads(told["condition.json"].read_bytes())
+    condition = json.loads(files["condition.json"].read_bytes())
     assert condition == vendor.metadata.get_dataset_condition("GLBX.MDP3", "2025-06-09", "2025-06-10")
-    assert json.loads(told["metadata.json"].read_bytes())["query"]["schema"] == "trades"
-    listed = {file["filename"] for file in json.loads(told["manifest.json"].read_bytes())["files"]}
+    assert json.loads(files["metadata.json"].read_bytes())["query"]["schema"] == "trades"
+    listed = {file["filename"] for file in json.loads(files["manifest.json"].read_bytes())["files"]}
     assert listed | {"manifest.json"} == {file["filename"] for file in vendor.batch.list_files(job)}
     # The official client finds every symbol by this file alone.
     symbols = databento.common.symbology.InstrumentMap()
-    symbols.insert_json(json.loads(told["symbology.json"].read_bytes()))
+    symbols.insert_json(json.loads(files["symbology.json"].read_bytes()))
     frame = databento_range(at("databento"), "trades").to_df()
     day = frame.index[0].date()
     assert symbols.resolve(int(frame["instrument_id"].iloc[0]), day) == frame["symbol"].iloc[0]
@@ -120,8 +120,8 @@ def test_csv_and_json_match_the_official_clients(
 )
 def test_files_are_split_by_week_or_month(split: str, labels: list[str], at: Address) -> None:
     batch = databento_client(at("databento")).batch
-    asked = {"start": "2025-06-06", "symbols": "NQM5", "stype_in": "raw_symbol", "schema": "ohlcv-1h"}
-    job = finish_job(batch, **asked, split_duration=split)
+    params = {"start": "2025-06-06", "symbols": "NQM5", "stype_in": "raw_symbol", "schema": "ohlcv-1h"}
+    job = finish_job(batch, **params, split_duration=split)
     names = [file["filename"].split(".")[0] for file in batch.list_files(job) if "ohlcv" in file["filename"]]
     assert names == [f"glbx-mdp3-{label}" for label in labels]
 

@@ -26,7 +26,7 @@ DATA = "trades", "mbp-1", "tbbo", "mbo", "bbo-1s", "bbo-1m"
 PARENTS = ["NQ.FUT", "Q2B.OPT"]
 
 
-def asked(schema: str, **more: Any) -> dict[str, Any]:
+def range_params(schema: str, **more: Any) -> dict[str, Any]:
     span = {"start": START, "end": END}
     return {
         "dataset": "GLBX.MDP3",
@@ -39,7 +39,7 @@ def asked(schema: str, **more: Any) -> dict[str, Any]:
 
 
 def ask(url: str, schema: str, **more: Any) -> databento.DBNStore:
-    store: databento.DBNStore = databento_client(url).timeseries.get_range(**asked(schema, **more))
+    store: databento.DBNStore = databento_client(url).timeseries.get_range(**range_params(schema, **more))
     return store
 
 
@@ -58,8 +58,8 @@ def test_history_has_what_the_gateway_streams(schema: str, at: Address) -> None:
 @pytest.mark.parametrize("schema", ["mbp-1", "tbbo", "mbo", "bbo-1s", "ohlcv-1s", "ohlcv-1h"])
 def test_count_and_size_are_those_of_the_answer(schema: str, at: Address) -> None:
     metadata, array = databento_client(at("databento")).metadata, ask(at("databento"), schema).to_ndarray()
-    assert metadata.get_record_count(**asked(schema)) == len(array) > 0
-    assert metadata.get_billable_size(**asked(schema)) == array.nbytes
+    assert metadata.get_record_count(**range_params(schema)) == len(array) > 0
+    assert metadata.get_billable_size(**range_params(schema)) == array.nbytes
     assert set(array["rtype"]) == {RTYPES[schema]}
 
 
@@ -112,17 +112,17 @@ def test_queries_by_instrument_id(at: Address) -> None:
 def test_a_continuous_symbol_rolls_to_the_next_future(at: Address) -> None:
     url = at("databento", now="2025-06-25T00:00:00Z")
     vendor = databento_client(url)
-    told = vendor.symbology.resolve(
+    answer = vendor.symbology.resolve(
         dataset="GLBX.MDP3", symbols=["NQ.c.0", "NQ.v.1", "ZZ.c.0"], stype_in="continuous",
         stype_out="instrument_id", start_date="2025-06-20", end_date="2025-06-24",
     )  # fmt: skip
-    spans = {symbol: [tuple(run.values()) for run in runs] for symbol, runs in told["result"].items()}
+    spans = {symbol: [tuple(run.values()) for run in runs] for symbol, runs in answer["result"].items()}
     assert spans == {
         "NQ.c.0": [("2025-06-20", "2025-06-22", "202506"), ("2025-06-22", "2025-06-24", "202509")],
         "NQ.v.1": [("2025-06-20", "2025-06-22", "202509"), ("2025-06-22", "2025-06-24", "202512")],
         "ZZ.c.0": [],
     }
-    assert (told["status"], told["not_found"]) == (1, ["ZZ.c.0"])
+    assert (answer["status"], answer["not_found"]) == (1, ["ZZ.c.0"])
 
     span = {"start": "2025-06-20", "end": "2025-06-24"}
     lead = ask(url, "definition", symbols="NQ.c.0", stype_in="continuous", **span).to_df()

@@ -57,8 +57,10 @@ def test_the_next_url_has_a_cursor_and_no_key(at: Callable[..., str]) -> None:
 
 
 def test_filters_narrow_the_chain(at: Callable[..., str]) -> None:
-    asked = {"strike_price.gte": 22000, "strike_price.lt": 23000, "contract_type": "put", "limit": 250}
-    rows = [row["details"] for page in polygon_pages(at("polygon") + POLYGON_CHAIN, **asked) for row in page]
+    filters = {"strike_price.gte": 22000, "strike_price.lt": 23000, "contract_type": "put", "limit": 250}
+    rows = [
+        row["details"] for page in polygon_pages(at("polygon") + POLYGON_CHAIN, **filters) for row in page
+    ]
     assert {row["contract_type"] for row in rows} == {"put"}
     assert (
         min(row["strike_price"] for row in rows) >= 22000 and max(row["strike_price"] for row in rows) < 23000
