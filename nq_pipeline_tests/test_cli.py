@@ -110,14 +110,14 @@ def filled(barchart: Server) -> Iterator[None]:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_says_what_a_stranger_needs(words: list[str], mentions: list[str], flag: str) -> None:
+def test_help_has_what_a_new_user_needs(words: list[str], mentions: list[str], flag: str) -> None:
     result = nq(*words, flag)
     assert result.exit_code == 0
     flat = " ".join(result.stdout.split())
     assert [mention for mention in mentions if mention not in flat] == []
 
 
-def test_examples_of_the_help_are_listed_on_the_day_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_in_the_help_are_listed_on_the_day_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     for day in range(3 * 365):
         now = datetime(2024, 12, 1, 15, tzinfo=UTC) + timedelta(days=day)
         monkeypatch.setenv("NQ_NOW", now.isoformat())
@@ -155,7 +155,7 @@ def test_help_names_every_exit_code() -> None:
     assert [code for code in codes if f"{code} " not in text.partition("Exit codes:")[2]] == []
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_shown() -> None:
     assert nq("--version").stdout.startswith("nq, version ")
 
 
@@ -203,7 +203,7 @@ def test_a_mistake_of_the_user_is_one_sentence_and_exit_code_2(
     assert result.stdout == "" and "Traceback" not in result.stderr
 
 
-def test_an_unknown_variable_is_said_on_stderr_and_the_command_goes_on() -> None:
+def test_an_unknown_variable_is_reported_and_ignored() -> None:
     result = nq("settings", NQ_HORIZON_DAY="3")
     assert result.exit_code == exit_codes.OK and "NQ_HORIZON_DAYS=14" in result.stdout
     (line,) = result.stderr.splitlines()
@@ -218,9 +218,7 @@ def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:
 
 
 @pytest.mark.parametrize("words", [["run"], ["sql", "select 1"]])
-def test_a_data_folder_that_cannot_be_used_is_one_sentence_and_exit_code_1(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_an_unusable_data_folder_is_exit_code_1(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "a-file").touch()
     result = live(*words, NQ_DATA_DIR=str(tmp_path / "a-file"))
     assert result.exit_code == exit_codes.FAULT, result.output
@@ -240,7 +238,7 @@ def test_every_error_raised_on_purpose_ends_as_one_sentence() -> None:
         assert ended.value.code == exit_codes.FAULT
 
 
-def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None:
+def test_a_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nq_pipeline", "run", "--series", "soon"],
         cwd=tmp_path,
@@ -255,7 +253,7 @@ def test_a_real_process_shows_no_traceback_for_a_mistake(tmp_path: Path) -> None
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_that_gets_a_chain_is_exit_code_0_and_says_what_to_paste_next(barchart: Server) -> None:
+def test_a_run_with_a_chain_is_exit_code_0_and_shows_next_steps(barchart: Server) -> None:
     result = from_site(barchart, "run", "--source", "barchart", "--series", SERIES)
     assert result.exit_code == exit_codes.OK, result.output
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("barchart")]
@@ -299,16 +297,14 @@ def test_the_same_run_again_is_a_hit_and_asks_nobody(barchart: Server, filled: N
     assert len(barchart.asked) > asked
 
 
-def test_the_sites_own_code_names_a_series(barchart: Server) -> None:
+def test_the_code_of_the_site_names_a_series(barchart: Server) -> None:
     result = from_site(barchart, "run", "--source", "barchart", "--series", "mc2m5", "--json")
     assert {asked.query.get("symbol") for asked in barchart.asked} >= {"MC2M5"}
     assert json.loads(result.stdout)["sources"]["barchart"]["outcome"] == "empty"
     assert result.exit_code == exit_codes.NO_CHAIN
 
 
-def test_archived_answers_are_parsed_again_by_whoever_has_not_opted_in(
-    barchart: Server, filled: None
-) -> None:
+def test_archived_answers_are_parsed_again_without_an_opt_in(barchart: Server, filled: None) -> None:
     asked = len(barchart.asked)
     for words in (["run", "--from-raw", "latest"], ["run", "--from-raw", "latest", "--json"]):
         result = live(*words)
@@ -326,7 +322,7 @@ def test_a_proxy_that_wins_is_named_one() -> None:
     assert winner.startswith("Winner: polygon (") and winner.endswith(", a proxy: options on NDX, not on NQ)")
 
 
-def test_a_vendor_that_tells_only_dates_has_no_age_in_hours() -> None:
+def test_a_vendor_that_sends_only_dates_has_no_age_in_hours() -> None:
     closed = datetime(2025, 6, 10, 21, 30, tzinfo=UTC)
     assert run.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "of 06-10"
     assert run.age_of(datetime(2025, 6, 10, 20, 0, tzinfo=UTC), closed) == "90 min"
@@ -334,7 +330,7 @@ def test_a_vendor_that_tells_only_dates_has_no_age_in_hours() -> None:
     assert run.age_of(None, closed) == "-"
 
 
-def test_without_any_credential_live_asks_nobody_and_is_exit_code_3() -> None:
+def test_live_without_credentials_asks_nobody() -> None:
     result = live("run")
     assert result.exit_code == exit_codes.NO_CHAIN
     assert "Winner: none; every source failed" in result.stdout
@@ -361,7 +357,7 @@ def test_naming_barchart_is_the_opt_in_and_names_nobody_else(barchart: Server) -
     assert list(json.loads(result.stdout)["sources"]) == ["barchart"]
 
 
-def test_what_a_vendor_says_is_never_markup_nor_steers_the_terminal() -> None:
+def test_text_of_a_vendor_is_no_markup_and_no_control_code() -> None:
     hostile = Answer(b'{"status":"ERROR","error":"[/red][bold]\\u001b[2Jgone"}', status=418)
     with serve(lambda asked: hostile) as server:
         result = live("run", "--source", "polygon", NQ_POLYGON_URL=server.url, POLYGON_API_KEY="not-a-key")
@@ -381,7 +377,7 @@ def test_a_query_is_shown_as_a_table_json_or_csv(filled: None) -> None:
     assert live("sql", query, "--csv").stdout.splitlines()[0] == "source,n,snapshot"
 
 
-def test_a_table_has_every_column_and_what_it_leaves_out_is_said(filled: None) -> None:
+def test_a_table_has_every_column_or_says_what_is_missing(filled: None) -> None:
     result = live("sql", "select * from option_chain_latest")
     assert all(name in result.stdout for name in OPTION_CHAIN.schema)
     assert result.stderr == ""
@@ -512,7 +508,7 @@ def test_the_sandbox_says_that_no_price_is_real() -> None:
     assert "SANDBOX" not in live("sql", "select 1").stdout
 
 
-def test_a_folder_without_a_lake_is_named_and_has_its_own_exit_code(tmp_path: Path) -> None:
+def test_a_folder_without_a_lake_has_its_own_exit_code(tmp_path: Path) -> None:
     for words in (
         ["sql", "from option_chain_latest"],
         ["sql", "select 1", "--json"],
@@ -524,7 +520,7 @@ def test_a_folder_without_a_lake_is_named_and_has_its_own_exit_code(tmp_path: Pa
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_in_python_a_folder_without_a_lake_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_a_lake_raises_no_lake_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NQ_DATA_DIR", "nowhere")
     for call in (nq_pipeline.chain, nq_pipeline.connect):
         with pytest.raises(NoLake, match="nowhere/sandbox"):
@@ -551,7 +547,7 @@ def test_the_doctor_finds_what_is_missing_and_is_exit_code_5() -> None:
     assert all(f"To fix {name}: " in text for name in report["sources"])
 
 
-def test_the_doctor_is_content_when_the_vendors_in_use_are_well(barchart: Server) -> None:
+def test_the_doctor_succeeds_when_the_vendors_in_use_are_ready(barchart: Server) -> None:
     well = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": barchart.url}
     result = live("doctor", "--json", **well)
     report = json.loads(result.stdout)["sources"]
@@ -561,7 +557,7 @@ def test_the_doctor_is_content_when_the_vendors_in_use_are_well(barchart: Server
 
 
 @pytest.mark.parametrize("fault", ["http_403", "http_429", "hang_up", "html"])
-def test_the_doctor_says_how_to_mend_a_vendor_that_refuses(fault: str) -> None:
+def test_the_doctor_says_how_to_fix_a_vendor_that_refuses(fault: str) -> None:
     with serve(lambda asked: FAULTS[fault](Answer(b"{}"))) as server:
         settings = {"NQ_SOURCES": "barchart", "NQ_BARCHART_ENABLED": "true", "NQ_BARCHART_URL": server.url}
         result = live("doctor", "--json", **settings)
@@ -592,7 +588,7 @@ def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
 
 
 @pytest.mark.parametrize("fault", ["barchart", "barchart=tired", "bloomberg=blocked"])
-def test_a_fault_that_is_none_is_an_error_before_anything_is_served(fault: str) -> None:
+def test_an_unknown_fault_is_refused_before_serving(fault: str) -> None:
     result = nq("sandbox", "--fault", fault)
     assert result.exit_code == exit_codes.USAGE
     assert fault in result.stderr and "Traceback" not in result.output

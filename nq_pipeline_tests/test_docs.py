@@ -96,7 +96,7 @@ def lake(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("page", "query"), blocks("sql"), ids=lambda value: value[:40].replace("\n", " "))
-def test_every_query_in_the_documentation_runs_and_finds_something(lake: Path, page: str, query: str) -> None:
+def test_every_documented_query_finds_rows(lake: Path, page: str, query: str) -> None:
     with catalog.connect(Workspace(lake).lake, guarded=True) as connection:
         rows = catalog.query(connection, query).fetchall()
     assert rows or any(words in query for words in MAY_BE_EMPTY)
@@ -133,7 +133,7 @@ def test_every_link_between_pages_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(
+def test_the_site_builds_strictly_and_loads_nothing_remote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strict: a page outside the navigation, a dead link or a dead anchor fails."""
@@ -150,7 +150,7 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(
         assert not loaded, f"{page.name}: {loaded}"
 
 
-def test_a_backup_taken_as_the_runbook_says_answers_as_the_original(lake: Path, tmp_path: Path) -> None:
+def test_a_backup_as_in_the_runbook_answers_like_the_original(lake: Path, tmp_path: Path) -> None:
     """Cursor, manifests, files in this order; the catalog is made anew."""
     original, restored = lake, tmp_path / "restored" / "sandbox"
     for pattern in ("*.published", "manifest.json", "*.parquet"):

@@ -10,8 +10,8 @@ import pytest
 import zstandard
 
 from nq_pipeline.sandbox.gateway.fault_script import Fault
-from nq_pipeline_tests.orchestration.test_capture_run import captured, said
-from nq_pipeline_tests.testing.standing import market
+from nq_pipeline_tests.testing.capture_market import capture_market
+from nq_pipeline_tests.testing.dagster_runs import run_capture, run_failure
 
 
 def holding(folder: Path, key: str) -> list[Path]:
@@ -37,11 +37,11 @@ def test_a_key_the_gateway_repeats_reaches_no_file_event_or_terminal(
     home.mkdir()
     with (
         dg.DagsterInstance.local_temp(str(home)) as instance,
-        market(tmp_path, fault, load=300, key=key) as it,
+        capture_market(tmp_path, fault, load=300, key=key) as it,
     ):
-        run = captured(it, instance)
+        run = run_capture(it, instance)
         assert run.status is dg.DagsterRunStatus.FAILURE
-        assert f"The key {'*' * len(key)} is deactivated" in said(instance, run)
+        assert f"The key {'*' * len(key)} is deactivated" in run_failure(instance, run)
         events = str(instance.all_logs(run.run_id))
     assert events and key not in events
     assert sum(path.is_file() for path in tmp_path.rglob("*")) > 10 and not holding(tmp_path, key)

@@ -26,7 +26,7 @@ def shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return list(outputs)
 
 
-def test_it_shows_every_picture_and_says_what_is_synthetic(
+def test_it_shows_every_chart_and_marks_synthetic_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, snapshot = store_snapshot(tmp_path)
@@ -52,7 +52,7 @@ def test_it_shows_every_picture_and_says_what_is_synthetic(
     assert any("SANDBOX" in str(getattr(one, "text", "")) for one in outputs)
 
 
-def test_where_nothing_was_priced_or_captured_it_says_so(
+def test_it_says_where_nothing_was_priced_or_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, _ = store_snapshot(tmp_path)

@@ -72,7 +72,7 @@ def test_a_skip_says_when_the_window_opens_again() -> None:
 
 
 @pytest.mark.parametrize(("day", "ticks"), [("2025-06-10", 78), ("2025-07-03", 45), ("2025-11-28", 45)])
-def test_a_day_has_as_many_ticks_as_five_minutes_fit_its_regular_hours(day: str, ticks: int) -> None:
+def test_a_day_has_a_tick_for_every_five_regular_minutes(day: str, ticks: int) -> None:
     midnight = ct(f"{day} 00:00")
     all_day = [midnight + n * CADENCE for n in range(288)]
     asked = [t for t in all_day if chain_tick(t, t, window="rth").trade_date]
@@ -90,7 +90,7 @@ def test_no_tick_of_a_week_without_sessions_asks() -> None:
     )
 
 
-def test_a_tick_made_up_for_after_an_outage_asks_nothing() -> None:
+def test_a_late_tick_after_an_outage_asks_nothing() -> None:
     scheduled = ct("2025-06-10 10:00")
     assert chain_tick(scheduled, scheduled + CADENCE, window="rth").trade_date is not None
     late = chain_tick(scheduled, scheduled + timedelta(minutes=42), window="rth")
@@ -105,7 +105,7 @@ def test_a_pinned_clock_stops_every_schedule() -> None:
         assert tick.reason.startswith("NQ_NOW holds the clock at Tue 2025-06-10 10:00 CT")
 
 
-def test_housekeeping_runs_in_the_evening_of_every_trade_date_and_no_other_day() -> None:
+def test_housekeeping_runs_in_the_evening_of_trade_dates_only() -> None:
     days = [date(2025, 1, 1) + timedelta(days=n) for n in range(365)]
     due = [tick.trade_date for d in days if (tick := housekeeping_tick(ct(f"{d} 19:15"))).trade_date]
     assert due == [s.trade_date for s in sessions(days[0], days[-1])]
@@ -119,7 +119,7 @@ def test_a_run_that_waited_too_long_asks_for_the_present() -> None:
     assert scheduled_for(None, scheduled) is None
 
 
-def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
+def test_schedules_skip_under_a_pinned_clock() -> None:
     pinned = Vendors(build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC)))
     for schedule in (chains_while_open, housekeeping_after_close):
         context = dg.build_schedule_context(
@@ -130,7 +130,7 @@ def test_the_schedule_skips_in_words_under_a_pinned_clock() -> None:
         assert result.skip_message is not None and "NQ_NOW" in result.skip_message
 
 
-def test_the_housekeeping_schedule_launches_one_run_per_trade_date() -> None:
+def test_housekeeping_launches_one_run_per_trade_date() -> None:
     context = dg.build_schedule_context(
         scheduled_execution_time=ct("2025-06-10 19:15"), resources={"vendors": Vendors(build_settings())}
     )
@@ -139,7 +139,7 @@ def test_the_housekeeping_schedule_launches_one_run_per_trade_date() -> None:
     assert result.run_key == "2025-06-10"
 
 
-def test_the_chain_schedule_hands_the_scheduled_instant_and_the_partition_to_the_run() -> None:
+def test_the_chain_schedule_passes_instant_and_partition() -> None:
     # The schedule follows the machine's clock, so this looks at a tick of right now.
     scheduled = datetime.now(UTC)
     context = dg.build_schedule_context(

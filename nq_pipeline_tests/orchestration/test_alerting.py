@@ -19,6 +19,7 @@ from nq_pipeline.orchestration import alert_sensors
 from nq_pipeline.orchestration.alert_sensors import alerts, run_failures
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, LIVE_TRADES, SOURCE_CHAINS
+from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
@@ -48,6 +49,7 @@ class Desk:
             databento_api_key="db-marked-key",
         )
         self.vendors: dict[str, FakeVendor] = {}
+        self.resources = {"vendors": Vendors(self.settings, lambda name, _: self.vendors[name])}
         self.defs = build_defs(self.settings, opener=lambda name, _: self.vendors[name])
 
     def run(self, error: str = "", partition: str = DAY) -> dg.ExecuteInProcessResult:
@@ -68,7 +70,7 @@ class Desk:
             instance=self.instance,
             cursor=self.cursor,
             definitions=self.defs,
-            resources={"vendors": self.defs.resources["vendors"]},
+            resources=self.resources,
         )
         result = alerts(context)
         assert isinstance(result, dg.SensorResult)
@@ -86,12 +88,12 @@ class Desk:
             dagster_instance=self.instance,
             dagster_run=run,
             dagster_event=entry.dagster_event,
-            resources={"vendors": self.defs.resources["vendors"]},
+            resources=self.resources,
         ).for_run_failure()
         run_failures(context)
         return run
 
-    def said(self, key: str) -> list[dict[str, Any]]:
+    def entries(self, key: str) -> list[dict[str, Any]]:
         log = Notifier(self.settings).log
         entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return [entry for entry in entries if entry["key"] == key and "state" in entry]
@@ -107,7 +109,7 @@ def test_a_check_at_error_is_one_alert_and_its_end_another(desk: Desk) -> None:
     assert desk.run(error="nobody there, key db-marked-key").success
     desk.tick()
     desk.tick()
-    (fired,) = desk.said(AVAILABLE)
+    (fired,) = desk.entries(AVAILABLE)
     assert fired["state"] == "firing"
     assert fired["so_what"].startswith("This does not hold: At least one source")
     assert "/runs/" in fired["where"][1]
@@ -115,11 +117,11 @@ def test_a_check_at_error_is_one_alert_and_its_end_another(desk: Desk) -> None:
 
     desk.run(error="nobody there still")  # fails anew, within the hour
     desk.tick()
-    assert len(desk.said(AVAILABLE)) == 1
+    assert len(desk.entries(AVAILABLE)) == 1
 
     desk.run()
     desk.tick()
-    assert [entry["state"] for entry in desk.said(AVAILABLE)] == ["firing", "resolved"]
+    assert [entry["state"] for entry in desk.entries(AVAILABLE)] == ["firing", "resolved"]
     assert any(text.startswith("*RESOLVED*") for text in desk.hook.texts)
     written = "".join(p.read_text() for p in desk.settings.environment_dir.glob("alerts.*"))
     assert "marked" not in written + "".join(desk.hook.texts)
@@ -137,7 +139,7 @@ def test_a_check_that_warns_alerts_nobody(desk: Desk) -> None:
     assert desk.tick() == "0 firing, 0 sent, 0 waiting"
 
 
-def test_what_the_capture_s_sensor_judges_alerts_without_a_run(desk: Desk) -> None:
+def test_checks_of_the_capture_sensor_alert_without_a_run(desk: Desk) -> None:
     evaluation = dg.AssetCheckEvaluation(
         asset_key=LIVE_TRADES,
         check_name="entitlement",
@@ -152,7 +154,7 @@ def test_what_the_capture_s_sensor_judges_alerts_without_a_run(desk: Desk) -> No
     assert "`nq doctor`" in text and "/runs/" not in text
 
 
-def test_a_webhook_that_is_down_fails_no_tick_and_is_told_later(desk: Desk) -> None:
+def test_a_webhook_that_is_down_fails_no_tick(desk: Desk) -> None:
     desk.hook.always = (500, "", 0.0)
     desk.run(error="nobody there")
     said = desk.tick()
@@ -162,7 +164,7 @@ def test_a_webhook_that_is_down_fails_no_tick_and_is_told_later(desk: Desk) -> N
 def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
     assert not desk.run(partition="2025-06-09").success
     failed = desk.report_failure()
-    (fired,) = desk.said("run/chain_snapshot")
+    (fired,) = desk.entries("run/chain_snapshot")
     assert fired["what"].startswith(
         "chain_snapshot failed for 2025-06-09: Vendors show only the current session"
     )
@@ -173,10 +175,10 @@ def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
 
     desk.run()
     desk.tick()
-    assert [e["state"] for e in desk.said("run/chain_snapshot")] == ["firing", "resolved"]
+    assert [e["state"] for e in desk.entries("run/chain_snapshot")] == ["firing", "resolved"]
 
 
-def test_a_fault_of_the_program_says_what_it_was_without_a_secret(desk: Desk) -> None:
+def test_an_alert_about_a_fault_shows_no_secret(desk: Desk) -> None:
     @dg.job(name="chain_snapshot", tags={"nq/kind": "chains"})
     def broken() -> None:
         @dg.op
@@ -187,13 +189,11 @@ def test_a_fault_of_the_program_says_what_it_was_without_a_secret(desk: Desk) ->
 
     broken.execute_in_process(instance=desk.instance, raise_on_error=False)
     desk.report_failure()
-    (fired,) = desk.said("run/chain_snapshot")
+    (fired,) = desk.entries("run/chain_snapshot")
     assert "RuntimeError: a bug that prints ***" in fired["what"]
 
 
-def test_a_capture_is_well_when_the_next_run_of_it_has_gone_on_for_minutes(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_alert_ends_when_the_next_run_lasts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     @dg.job(name="capture", tags={"nq/kind": "capture"})
     def broken() -> None:
         @dg.op
@@ -210,8 +210,8 @@ def test_a_capture_is_well_when_the_next_run_of_it_has_gone_on_for_minutes(
         dg.DagsterEvent(dg.DagsterEventType.PIPELINE_START.value, "capture"), run_id=run.run_id
     )
     desk.tick()
-    (fired,) = desk.said("run/capture")
+    (fired,) = desk.entries("run/capture")
     assert fired["what"] == "capture failed: its process was told to end"
     monkeypatch.setattr(alert_sensors, "STABLE_S", 0)
     desk.tick()
-    assert [entry["state"] for entry in desk.said("run/capture")] == ["firing", "resolved"]
+    assert [entry["state"] for entry in desk.entries("run/capture")] == ["firing", "resolved"]

@@ -37,7 +37,7 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.orchestration.test_chains import checks, materialized
+from nq_pipeline_tests.testing.dagster_runs import evaluations, materialized
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.lake_samples import chain as sample
 from nq_pipeline_tests.testing.report_lake import store_snapshot
@@ -56,11 +56,11 @@ def run(settings: Settings, job: str = "chain_snapshot") -> dg.ExecuteInProcessR
     defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
     with dg.DagsterInstance.ephemeral() as instance:
         whole = defs.resolve_job_def(job)
-        assets = whole.asset_layer.executable_asset_keys - {REPORT}  # it has tests of its own
+        assets = set(whole.asset_layer.executable_asset_keys) - {REPORT}  # it has tests of its own
         return whole.execute_in_process(instance=instance, partition_key=DAY, asset_selection=sorted(assets))
 
 
-def test_the_snapshot_job_prices_and_measures_the_chain_it_chose(tmp_path: Path) -> None:
+def test_the_snapshot_job_prices_and_measures_the_chosen_chain(tmp_path: Path) -> None:
     settings = at(NOW, tmp_path)
     result = run(settings)
     rows = materialized(result)
@@ -71,15 +71,15 @@ def test_the_snapshot_job_prices_and_measures_the_chain_it_chose(tmp_path: Path)
     assert rows[SERIES]["forward"] == pytest.approx(21_500, abs=1)
     assert rows[LEVELS]["put_call_open_interest"] == 1.0
     for key in TABLES:
-        assert all(check.passed for check in checks(result, key).values()), key
-        assert checks(result, key)
+        assert all(check.passed for check in evaluations(result, key).values()), key
+        assert evaluations(result, key)
     # The catalog was published after the rows.
     with duckdb.connect(Workspace.of(settings).catalog, read_only=True) as duck:
         shown = duck.sql("select count(*), count(*) filter (iv_source = 'computed') from option_chain_priced")
         assert shown.fetchall() == [(rows[PRICING]["rows"],) * 2]
 
 
-def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path: Path) -> None:
+def test_without_a_chain_nothing_is_priced_and_the_run_succeeds(tmp_path: Path) -> None:
     from nq_pipeline.errors import Unavailable
 
     defs = build_defs(at(NOW, tmp_path), opener=lambda name, _: FakeVendor(name, raises=Unavailable("down")))
@@ -89,7 +89,7 @@ def test_a_failing_vendor_leaves_nothing_to_price_and_the_run_succeeds(tmp_path:
     assert result.success and set(materialized(result)) == {SPEND_LEDGER}
 
 
-def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(tmp_path: Path) -> None:
+def test_the_next_run_prices_a_chain_left_unpriced(tmp_path: Path) -> None:
     """A chain whose own pricing failed, or that is older than there was any."""
     settings, snapshot = store_snapshot(tmp_path, environment="live")
     lake = Workspace.of(settings).lake
@@ -103,13 +103,13 @@ def test_a_chain_that_an_earlier_run_left_unpriced_is_priced_with_the_next_one(t
         assert lake.scan(GAMMA_LEVELS).collect().height == 2
 
 
-def test_the_analytics_alone_can_be_launched_for_a_trade_date_without_a_chain(tmp_path: Path) -> None:
+def test_analytics_of_a_trade_date_without_a_chain_succeed(tmp_path: Path) -> None:
     resources = {"vendors": Vendors(at(NOW, tmp_path))}
     result = dg.materialize([chain_analytics], partition_key=DAY, resources=resources)
     assert result.success and materialized(result) == {}
 
 
-def test_a_butterfly_for_less_than_nothing_is_found() -> None:
+def test_a_butterfly_with_a_negative_cost_is_found() -> None:
     def quoted(asks: list[float]) -> pl.DataFrame:
         rows = sample(OPTION_CHAIN, snapshot=1_749_567_600_000_000_000, contracts=len(asks))
         return rows.with_columns(ask=pl.Series(asks), bid=pl.Series(asks) - 0.25)
@@ -152,7 +152,7 @@ def traded(moments: list[datetime], side: str = "B") -> pl.DataFrame:
     return frame.with_columns(sequence=number, **{name: pl.lit(value) for name, value in given.items()})
 
 
-def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_touched(tmp_path: Path) -> None:
+def test_pressure_covers_closed_windows_and_again_filled_gaps(tmp_path: Path) -> None:
     settings = at(NOW, tmp_path)
     lake = Workspace.of(settings).lake
     opened = NOW - timedelta(minutes=12)
@@ -162,7 +162,7 @@ def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_tou
     result = run(settings, "pressure")
     (row,) = materialized(result).values()
     assert (row["windows"], row["trades"], row["buy_volume"]) == (3, 12, 12)
-    assert all(check.passed for check in checks(result, PRESSURE).values())
+    assert all(check.passed for check in evaluations(result, PRESSURE).values())
     before = lake.scan(TRADE_PRESSURE).collect()
     run(settings, "pressure")
     assert lake.scan(TRADE_PRESSURE).collect().equals(before)
@@ -176,7 +176,7 @@ def test_pressure_has_the_windows_that_are_over_and_again_those_a_filled_gap_tou
     assert newest == [(3, 13, 1)]
 
 
-def test_pressure_of_a_trade_date_without_trades_is_no_failure(tmp_path: Path) -> None:
+def test_pressure_of_a_trade_date_without_trades_succeeds(tmp_path: Path) -> None:
     resources = {"vendors": Vendors(at(NOW, tmp_path))}
     result = dg.materialize([trade_pressure], partition_key=DAY, resources=resources)
     assert result.success and materialized(result) == {}
@@ -204,6 +204,6 @@ def test_pressure_follows_the_capture_and_its_repairs(moment: str, days: list[st
     assert bool(tick.reason) == (not days)
 
 
-def test_pressure_waits_for_a_first_trade_and_stops_under_a_pinned_clock() -> None:
+def test_pressure_waits_for_a_trade_and_a_running_clock() -> None:
     assert pressure_tick(NOW, (), window="globex").reason == "no trade of 2025-06-10 was captured"
     assert "NQ_NOW" in pressure_tick(NOW, {date(2025, 6, 10)}, window="globex", pinned=NOW).reason

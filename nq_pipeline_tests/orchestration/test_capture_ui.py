@@ -9,36 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline_tests.orchestration.test_capture_dev import capturing, runs, until
-from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
+from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS, require_browser
+from nq_pipeline_tests.testing.capture_market import DAY, CaptureMarket, capture_market
 from nq_pipeline_tests.testing.dagster_dev import Dev, dagster_dev
-from nq_pipeline_tests.testing.standing import DAY, Market, market
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def it(tmp_path: Path) -> Iterator[Market]:
-    pytest.importorskip("playwright", reason="playwright is not installed (make install)")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with market(tmp_path / "data", load=50) as it:
+def it(tmp_path: Path) -> Iterator[CaptureMarket]:
+    require_browser()
+    with capture_market(tmp_path / "data", load=50) as it:
         yield it
 
 
 @pytest.fixture
-def dev(it: Market, tmp_path: Path) -> Iterator[Dev]:
+def dev(it: CaptureMarket, tmp_path: Path) -> Iterator[Dev]:
     folder = tmp_path / "clone"
     folder.mkdir()
     with dagster_dev(folder, it.settings) as dev:
         yield dev
 
 
-def test_a_capture_is_watched_in_the_ui(dev: Dev, it: Market) -> None:
+def test_a_capture_is_watched_in_the_ui(dev: Dev, it: CaptureMarket) -> None:
     from playwright.sync_api import expect, sync_playwright
 
-    until(dev, lambda: capturing(it, 0))
-    until(dev, lambda: "Sensor live_capture skipped: capturing since" in dev.log.read_text())
+    dev.wait_until(lambda: it.is_captured_since(0))
+    dev.wait_until(lambda: "Sensor live_capture skipped: capturing since" in dev.log.read_text())
     time.sleep(70)  # a second observation, so that there is something to plot
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -79,7 +76,7 @@ def test_a_capture_is_watched_in_the_ui(dev: Dev, it: Market) -> None:
         expect(page.locator("canvas").first).to_be_visible()
         page.wait_for_timeout(1000)  # the plots are drawn
         page.screenshot(path=dev.folder / "plots.png", full_page=True)
-        (run,) = runs(dev)
+        (run,) = dev.capture_runs()
         assert run["tags"]["dagster/partition"] == DAY
         look(f"runs/{run['runId']}", "run", "streaming trades for options")
         browser.close()

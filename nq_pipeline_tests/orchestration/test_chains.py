@@ -1,4 +1,4 @@
-"""The step that asks all vendors, run by Dagster with vendors that behave as told."""
+"""The step that asks all vendors, run by Dagster with fake vendors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from nq_pipeline.orchestration.assets.chains import option_chains
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import SCHEDULED
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.sources.registry import SOURCE_NAMES
+from nq_pipeline.transport.vendor_session import VendorSession
+from nq_pipeline_tests.testing.dagster_runs import evaluations, failure, materialized
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
@@ -66,19 +69,7 @@ def desk(instance: dg.DagsterInstance, tmp_path: Path) -> Desk:
     return Desk(instance, tmp_path / "data")
 
 
-def materialized(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, dict[str, object]]:
-    return {
-        event.asset_key: {name: value.value for name, value in event.materialization.metadata.items()}
-        for event in result.get_asset_materialization_events()
-        if event.asset_key
-    }
-
-
-def checks(result: dg.ExecuteInProcessResult, key: dg.AssetKey) -> dict[str, dg.AssetCheckEvaluation]:
-    return {e.check_name: e for e in result.get_asset_check_evaluations() if e.asset_key == key}
-
-
-def test_all_vendors_well_and_the_first_by_priority_is_chosen(desk: Desk) -> None:
+def test_the_first_vendor_by_priority_is_chosen(desk: Desk) -> None:
     result = desk.run()
     assert result.success
     rows = materialized(result)
@@ -88,46 +79,44 @@ def test_all_vendors_well_and_the_first_by_priority_is_chosen(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize(
-    "failure", [Blocked("the site answered 403"), Unavailable("nothing listens"), SourceError("odd")]
+    "error", [Blocked("the site answered 403"), Unavailable("nothing listens"), SourceError("odd")]
 )
-def test_a_failing_vendor_is_a_failed_check_and_the_next_one_is_chosen(
-    desk: Desk, failure: SourceError
-) -> None:
-    result = desk.run(FakeVendor("barchart", raises=failure))
+def test_a_failing_vendor_is_a_failed_check_and_the_next_is_chosen(desk: Desk, error: SourceError) -> None:
+    result = desk.run(FakeVendor("barchart", raises=error))
     assert result.success
     rows = materialized(result)
     assert SOURCE_CHAINS["barchart"] not in rows
     assert rows[CHOSEN_CHAIN]["winners"] == "tradovate"
-    (check,) = checks(result, SOURCE_CHAINS["barchart"]).values()
+    (check,) = evaluations(result, SOURCE_CHAINS["barchart"]).values()
     assert (check.check_name, check.passed, check.severity) == (
         "available",
         False,
         dg.AssetCheckSeverity.ERROR,
     )
-    assert str(failure) in (check.description or "")
-    assert all(check.passed for check in checks(result, CHOSEN_CHAIN).values())
+    assert str(error) in (check.description or "")
+    assert all(check.passed for check in evaluations(result, CHOSEN_CHAIN).values())
 
 
 def test_a_vendor_without_credentials_is_only_a_warning(desk: Desk) -> None:
     result = desk.run(FakeVendor("tradovate", raises=NotConfigured("set TRADOVATE_USERNAME")))
-    check = checks(result, SOURCE_CHAINS["tradovate"])["available"]
+    check = evaluations(result, SOURCE_CHAINS["tradovate"])["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
 
 
-def test_a_vendor_left_out_of_the_settings_is_not_asked_and_says_so(desk: Desk) -> None:
+def test_a_vendor_outside_the_settings_is_not_asked(desk: Desk) -> None:
     left_out = FakeVendor("databento")
     result = desk.run(left_out, sources=("barchart",))
     assert left_out.asked == 0
-    check = checks(result, SOURCE_CHAINS["databento"])["available"]
+    check = evaluations(result, SOURCE_CHAINS["databento"])["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "NQ_SOURCES" in (check.description or "")
 
 
-def test_a_proxy_chosen_for_want_of_a_native_source_is_a_warning(desk: Desk) -> None:
+def test_a_chosen_proxy_is_a_warning(desk: Desk) -> None:
     down = [FakeVendor(n, raises=Unavailable("down")) for n in ("barchart", "tradovate", "databento")]
     result = desk.run(*down)
     assert materialized(result)[CHOSEN_CHAIN]["winners"] == "polygon"
-    of_chain = checks(result, CHOSEN_CHAIN)
+    of_chain = evaluations(result, CHOSEN_CHAIN)
     assert (of_chain["no_proxy"].passed, of_chain["no_proxy"].severity) == (
         False,
         dg.AssetCheckSeverity.WARN,
@@ -135,24 +124,24 @@ def test_a_proxy_chosen_for_want_of_a_native_source_is_a_warning(desk: Desk) -> 
     assert not of_chain["series_covered"].passed
 
 
-def test_when_every_vendor_fails_the_run_succeeds_with_nothing_materialized_and_the_reasons(
+def test_when_every_vendor_fails_the_run_succeeds_with_reasons(
     desk: Desk,
 ) -> None:
     result = desk.run(*(FakeVendor(n, raises=Unavailable(f"{n} is down")) for n in SOURCE_NAMES))
     assert result.success
     assert materialized(result) == {}
-    check = checks(result, CHOSEN_CHAIN)["available"]
+    check = evaluations(result, CHOSEN_CHAIN)["available"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert all(f"{name} is down" in (check.description or "") for name in SOURCE_NAMES)
 
 
-def test_broken_control_totals_and_old_quotes_fail_their_checks(desk: Desk) -> None:
+def test_broken_control_totals_and_old_quotes_fail_checks(desk: Desk) -> None:
     result = desk.run(
         FakeVendor("barchart", breaks_controls=True), FakeVendor("tradovate", age=timedelta(hours=3))
     )
     of_barchart, of_tradovate = (
-        checks(result, SOURCE_CHAINS["barchart"]),
-        checks(result, SOURCE_CHAINS["tradovate"]),
+        evaluations(result, SOURCE_CHAINS["barchart"]),
+        evaluations(result, SOURCE_CHAINS["tradovate"]),
     )
     assert not of_barchart["rows_complete"].passed
     assert of_barchart["fresh"].passed
@@ -160,7 +149,7 @@ def test_broken_control_totals_and_old_quotes_fail_their_checks(desk: Desk) -> N
     assert not of_tradovate["fresh"].passed
 
 
-def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk) -> None:
+def test_metadata_has_counts_ages_and_places(desk: Desk) -> None:
     rows = materialized(desk.run())
     of_barchart, of_chain = rows[SOURCE_CHAINS["barchart"]], rows[CHOSEN_CHAIN]
     contracts = of_barchart["contracts"]
@@ -179,14 +168,14 @@ def test_metadata_says_how_much_came_how_old_it_is_and_where_it_lies(desk: Desk)
     assert len(list(folder.glob("*.parquet"))) == 1
 
 
-def test_row_counts_are_of_the_partition_and_grow_with_each_snapshot(desk: Desk) -> None:
+def test_row_counts_grow_with_each_snapshot(desk: Desk) -> None:
     first = materialized(desk.run())[CHOSEN_CHAIN]
     second = materialized(desk.run(now=NOW + timedelta(minutes=5)))[CHOSEN_CHAIN]
     assert second["contracts"] == first["contracts"]
     assert second["dagster/partition_row_count"] == 2 * int(str(first["contracts"]))
 
 
-def test_one_vendor_alone_is_asked_alone_and_chooses_nothing(desk: Desk) -> None:
+def test_one_vendor_alone_chooses_nothing(desk: Desk) -> None:
     others = [FakeVendor(name) for name in SOURCE_NAMES if name != "databento"]
     result = desk.run(*others, selection=[SOURCE_CHAINS["databento"]])
     assert set(materialized(result)) == {SOURCE_CHAINS["databento"]}
@@ -203,7 +192,7 @@ def test_the_choice_alone_asks_all_vendors(desk: Desk) -> None:
     assert fake.asked == 1
 
 
-def test_a_check_alone_is_answered_without_a_materialization(desk: Desk) -> None:
+def test_a_check_alone_materializes_nothing(desk: Desk) -> None:
     key = dg.AssetCheckKey(SOURCE_CHAINS["barchart"], "fresh")
     result = desk.run(selection=dg.AssetSelection.checks(key), partition=None)
     assert result.success
@@ -211,20 +200,15 @@ def test_a_check_alone_is_answered_without_a_materialization(desk: Desk) -> None
     assert [check.check_name for check in result.get_asset_check_evaluations()] == ["fresh"]
 
 
-def test_another_trade_date_than_the_current_one_is_refused_in_a_sentence(desk: Desk) -> None:
+def test_another_trade_date_than_the_current_one_is_refused(desk: Desk) -> None:
     fake = FakeVendor("barchart")
     result = desk.run(fake, partition="2025-06-09")
     assert not result.success
     assert fake.asked == 0
-    failure = result.failure_data_for_node("option_chains")
-    assert failure and failure.user_failure_data
-    assert failure.user_failure_data.description == (
-        "Vendors show only the current session, 2025-06-10, not 2025-06-09; "
-        "launch the partition 2025-06-10, or set NQ_NOW to an instant of 2025-06-09."
-    )
+    assert "launch the partition 2025-06-10" in failure(result, "option_chains")
 
 
-def test_a_setting_that_makes_no_sense_fails_the_run_in_a_sentence(
+def test_an_invalid_setting_fails_the_run_with_its_name(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NQ_HORIZON_DAYS", "many")
@@ -235,30 +219,28 @@ def test_a_setting_that_makes_no_sense_fails_the_run_in_a_sentence(
         resources={"vendors": Vendors()},
         raise_on_error=False,
     )
-    failure = result.failure_data_for_node("option_chains")
-    assert failure and failure.user_failure_data
-    assert (failure.user_failure_data.description or "").startswith("NQ_HORIZON_DAYS:")
+    assert failure(result, "option_chains").startswith("NQ_HORIZON_DAYS:")
 
 
 def test_a_scheduled_run_asks_for_the_scheduled_instant(desk: Desk) -> None:
     scheduled = datetime.now(UTC) - timedelta(minutes=2)
-    recorder = Recorder("barchart")
+    vendor = RecordingVendor("barchart")
     result = desk.run(
-        recorder,
+        vendor,
         partition=trade_date(scheduled).isoformat(),
         selection=[SOURCE_CHAINS["barchart"]],
         tags={SCHEDULED: scheduled.isoformat()},
         now=None,
     )
     assert result.success
-    assert recorder.snapshot_ts == scheduled
+    assert vendor.snapshot_ts == scheduled
 
 
-class Recorder(FakeVendor):
-    """Remembers the instant it was asked for, and gives nothing."""
+class RecordingVendor(FakeVendor):
+    """Records the requested instant and fails."""
 
     snapshot_ts: datetime | None = None
 
-    def ask(self, request, exchange):  # type: ignore[no-untyped-def]
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         self.snapshot_ts = request.snapshot_ts
-        raise Unavailable("only looking")
+        raise Unavailable("recorded")

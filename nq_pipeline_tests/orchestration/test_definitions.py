@@ -40,7 +40,7 @@ def test_the_graph_is_the_reviewed_one(defs: dg.Definitions) -> None:
     assert _graph(defs) == json.loads(GRAPH.read_text())
 
 
-def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: dg.Definitions) -> None:
+def test_every_asset_has_description_owner_and_columns(defs: dg.Definitions) -> None:
     for spec in defs.resolve_all_asset_specs():
         assert len(spec.description or "") > 80
         assert spec.owners and spec.kinds and spec.tags and spec.group_name
@@ -54,7 +54,7 @@ def test_every_asset_says_what_it_is_who_owns_it_and_which_columns_it_has(defs: 
         assert all(column.description for column in columns)
 
 
-def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) -> None:
+def test_every_job_has_a_kind_and_a_maximum_runtime(defs: dg.Definitions) -> None:
     for name in ("chain_snapshot", "capture", "pressure", "backfill", "spend", "housekeeping"):
         job = defs.resolve_job_def(name)
         assert int(job.tags["dagster/max_runtime"]) > 0
@@ -62,7 +62,7 @@ def test_no_job_runs_without_an_end_and_each_is_of_a_kind(defs: dg.Definitions) 
         assert job.executor_def == dg.in_process_executor
 
 
-def test_jobs_that_look_at_the_ledger_go_one_after_the_other(defs: dg.Definitions) -> None:
+def test_jobs_that_check_the_ledger_run_one_at_a_time(defs: dg.Definitions) -> None:
     """Overlapping, the one that was created first and ended last would leave its checks not evaluated."""
     for name in ("chain_snapshot", "spend"):
         assert SPEND_LEDGER in defs.resolve_job_def(name).asset_layer.executable_asset_keys
@@ -76,7 +76,7 @@ def test_partitions_are_the_trade_dates_of_the_calendar() -> None:
     assert keys == [s.trade_date.isoformat() for s in sessions(EARLIEST, last)]
 
 
-def test_the_newest_partition_is_the_current_trade_date_at_every_hour_of_a_year_that_has_a_market() -> None:
+def test_the_newest_partition_is_always_the_current_trade_date() -> None:
     """What *latest* means in the UI; and no hour is without its partition, market or not."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     without, ahead = [], []
@@ -123,7 +123,7 @@ def test_workspace_and_instance_serve_a_fresh_clone() -> None:
     assert "[tool.dg" not in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_command_line_loads_the_definitions_from_the_folder(tmp_path: Path) -> None:
+def test_dagster_loads_the_definitions_from_a_checkout(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate"],
         cwd=ROOT,
@@ -136,7 +136,7 @@ def test_the_command_line_loads_the_definitions_from_the_folder(tmp_path: Path) 
     assert "Validation successful for code location nq_pipeline" in done.stdout + done.stderr
 
 
-def test_the_library_never_imports_dagster_and_dagster_never_imports_the_slow_clients() -> None:
+def test_definitions_load_no_slow_client_and_the_library_no_dagster() -> None:
     library = _imported("nq_pipeline.chains.snapshot", "nq_pipeline.chains.quality", "nq_pipeline.cli")
     assert "dagster" not in library
     definitions = _imported("nq_pipeline.definitions")

@@ -19,7 +19,7 @@ from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 CHAINS = [CHOSEN_CHAIN, *SOURCE_CHAINS.values()]
 
 
-def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_path: Path) -> None:
+def test_a_closed_trade_date_becomes_one_file_per_table(tmp_path: Path) -> None:
     first = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
     for minutes in (0, 5, 10):
         settings = build_settings(
@@ -42,7 +42,7 @@ def test_a_closed_trade_date_becomes_one_file_per_table_and_loses_no_row(tmp_pat
     assert defs.resolve_job_def("housekeeping").execute_in_process().success
 
     assert [len(lake.manifest(table).files) for table in (SOURCE_CHAIN, OPTION_CHAIN)] == [1, 1]
-    with connect(tmp_path / "live") as duck:
+    with connect(lake) as duck:
         assert duck.sql("select count(*) from option_chain").fetchall() == [(rows,)]
 
 
@@ -51,7 +51,7 @@ def test_housekeeping_of_an_empty_lake_does_nothing(tmp_path: Path) -> None:
     assert defs.resolve_job_def("housekeeping").execute_in_process().success
 
 
-def test_old_snapshots_are_forgotten_but_for_the_last_of_each_trade_date(tmp_path: Path) -> None:
+def test_old_runs_are_deleted_except_the_last_of_a_trade_date(tmp_path: Path) -> None:
     settings = build_settings(
         environment="live",
         data_dir=tmp_path,

@@ -37,7 +37,7 @@ REQUEST = build_request(build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
-def test_whatever_a_vendor_sends_a_table_keeps_its_rows_and_columns(cells: list[str]) -> None:
+def test_a_table_keeps_its_shape_whatever_a_vendor_sends(cells: list[str]) -> None:
     lines = table(pl.DataFrame({"reason": cells, "n": range(len(cells))}))
     rows = lines.split("\n")
     assert len(rows) == 2 + len(cells)
@@ -62,7 +62,7 @@ def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
     assert any(f"{40 * len(STRIKES):,} calls, {40 * len(STRIKES):,} puts" in text for text in texts)
 
 
-def test_without_open_interest_there_is_a_sentence_and_no_picture() -> None:
+def test_without_open_interest_a_sentence_replaces_the_chart() -> None:
     frame = chain(REQUEST, "databento").with_columns(open_interest=pl.lit(None, pl.Int64))
     said = chart(front_open_interest(frame, rate=0.04))
     assert said == "No open interest: no vendor sent any."
@@ -78,7 +78,7 @@ def test_every_metric_has_a_picture_of_one_product() -> None:
     assert all(isinstance(picture, str) for picture in metric_charts(measured, "ES").values())
 
 
-def test_every_metric_has_a_curve_that_dagster_shows_without_a_click() -> None:
+def test_every_metric_has_a_sparkline_that_dagster_shows_inline() -> None:
     frame = chain(REQUEST, "barchart")
     priced = metrics.priced_chain(frame, price_chain(frame, rate=0.04))
     drawn = metric_sparklines({table.name: metric(priced) for table, metric in METRICS}, "NQ")

@@ -45,7 +45,7 @@ def test_every_chain_has_its_page(tmp_path: Path) -> None:
     assert metadata["environment"].value == "sandbox"
 
 
-def test_a_trade_date_without_a_chain_is_a_failure_in_a_sentence(tmp_path: Path) -> None:
+def test_a_trade_date_without_a_chain_has_no_report(tmp_path: Path) -> None:
     result = run(tmp_path, dg.AssetSelection.assets(REPORT), partition="2025-06-09")
     (failed,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "The lake has no chain of 2025-06-09 to report on" in str(

@@ -28,7 +28,7 @@ def ticked(schedule: dg.ScheduleDefinition, at: datetime, **given: object) -> dg
 
 
 @pytest.mark.parametrize("schedule", [health_before_open, retention_after_close])
-def test_a_daily_routine_runs_once_on_a_trade_date_and_not_on_a_holiday(
+def test_a_daily_schedule_runs_once_on_trade_dates_only(
     schedule: dg.ScheduleDefinition,
 ) -> None:
     due = ticked(schedule, TUESDAY)
@@ -41,7 +41,7 @@ def test_a_daily_routine_runs_once_on_a_trade_date_and_not_on_a_holiday(
 @pytest.mark.parametrize(
     "schedule", [health_before_open, retention_after_close, settlements_and_open_interest]
 )
-def test_a_frozen_clock_stops_every_routine_in_words(schedule: dg.ScheduleDefinition) -> None:
+def test_a_pinned_clock_stops_every_daily_schedule(schedule: dg.ScheduleDefinition) -> None:
     skipped = ticked(schedule, TUESDAY, now=TUESDAY)
     assert isinstance(skipped, dg.SkipReason) and "NQ_NOW" in (skipped.skip_message or "")
 
@@ -51,7 +51,7 @@ def test_settlements_are_not_asked_for_when_the_tick_is_late() -> None:
     assert isinstance(late, dg.SkipReason) and "min late" in (late.skip_message or "")
 
 
-def test_a_vendor_that_is_not_configured_fails_the_health_job_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unconfigured_vendor_fails_the_health_job(tmp_path: Path) -> None:
     live = build_settings(environment="live", data_dir=tmp_path, sources=("databento",))
     result = build_defs(live).resolve_job_def("health").execute_in_process(raise_on_error=False)
     assert not result.success

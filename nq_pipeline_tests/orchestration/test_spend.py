@@ -5,31 +5,27 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import polars as pl
 import pytest
 import requests
 
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.configuration import load
-from nq_pipeline.lake.tables import ANSWERS
 from nq_pipeline.orchestration.alert_sensors import alerts
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.checks import PROMISES
 from nq_pipeline.orchestration.names import HISTORY, SPEND_LEDGER
+from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
-from nq_pipeline.spend import quality
-from nq_pipeline.spend.entitlements import Entitlement, Mode
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.backfill.conftest import vendor
@@ -49,7 +45,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def settings_of(folder: Path, **more: object) -> Settings:
     patient = {"http_timeout_s": 120, "source_deadline_s": 240}
     given = {"data_dir": folder / "data", "now": NOW, "horizon_days": 1, **patient, **more}
-    return load(**given)  # type: ignore[arg-type]
+    return load(**given)
 
 
 def run(
@@ -83,7 +79,7 @@ def charge(**more: Any) -> Charge:
     return Charge(**{**given, **more})
 
 
-def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_alert_and_no_secret(
+def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
     tmp_path: Path, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -116,12 +112,8 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == SPEND_LEDGER]
     assert look.partition is None and look.materialization.metadata["refused_month"].value
 
-    defs = build_defs(settings)
-    alerts(
-        dg.build_sensor_context(
-            instance=instance, definitions=defs, resources={"vendors": defs.resources["vendors"]}
-        )
-    )
+    defs, resources = build_defs(settings), {"vendors": Vendors(settings)}
+    alerts(dg.build_sensor_context(instance=instance, definitions=defs, resources=resources))
     written = [json.loads(line) for line in Notifier(settings).log.read_text().splitlines()]
     (alert,) = [entry for entry in written if entry.get("key") == "check/spend/ledger/budget"]
     assert alert["state"] == "firing" and "NQ_BUDGET_DAILY_USD" in alert["what"]
@@ -139,9 +131,7 @@ def test_with_nothing_to_spend_a_snapshot_shows_a_refusal_a_fallback_and_an_aler
     assert not [path for path in files if shows(path.read_bytes().decode("latin-1"))]
 
 
-def test_the_hourly_look_shows_numbers_that_are_plotted_and_a_picture(
-    tmp_path: Path, instance: dg.DagsterInstance
-) -> None:
+def test_the_hourly_check_shows_numbers_and_a_chart(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     settings = settings_of(tmp_path)
     ledger = open_ledger(settings)
     ledger.commit(ledger.reserve(charge(cost_usd=Decimal("1.25"))), billed_bytes=100)
@@ -159,7 +149,7 @@ def test_the_hourly_look_shows_numbers_that_are_plotted_and_a_picture(
     assert svg.startswith(b"<svg") and len(svg) < 10_000
 
 
-def test_a_ledger_that_cannot_be_used_is_a_failed_check_and_no_failed_run(
+def test_an_unusable_ledger_is_a_failed_check_not_a_failed_run(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     settings = settings_of(tmp_path)
@@ -169,81 +159,6 @@ def test_a_ledger_that_cannot_be_used_is_a_failed_check_and_no_failed_run(
     assert result.success and not result.get_asset_materialization_events()
     (check,) = said.values()
     assert check.check_name == "budget" and not check.passed
-
-
-def test_a_month_near_its_budget_and_money_held_too_long_are_said(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, budget_daily_usd=Decimal(21), budget_review_h=1)
-    held = open_ledger(settings)
-    held.reserve(charge(cost_usd=Decimal("16.79")))
-    assert quality.judge_projection(held.month()).passed
-    held.reserve(charge(cost_usd=Decimal("0.01")))
-    near = quality.judge_projection(held.month())
-    assert not near.passed and near.severity == "warn"
-    assert quality.judge_reservations(held.month()).passed
-    later = open_ledger(settings, clock=Later(), boot=lambda: None).month()
-    overdue = quality.judge_reservations(later)
-    assert not overdue.passed and overdue.numbers["overdue"] == 2 and "$16.80" in overdue.sentence
-    assert quality.judge_plan_fee(held.month()).passed
-    unpaid = quality.judge_plan_fee(held.month(datetime.now(UTC) - timedelta(days=400)))
-    assert not unpaid.passed and unpaid.severity == "error" and "no fee is booked" in unpaid.sentence
-
-
-class Later:
-    """The machine's clock, two hours on."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + timedelta(hours=2)
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-ASKED, NEXT = date(2025, 6, 10), date(2025, 6, 11)
-
-
-def no(vendor: str, schema: str, mode: Mode, data_from: date | None = None) -> Entitlement:
-    """A refusal of that trade date."""
-    return Entitlement(vendor, "d", schema, mode, "live", ASKED, False, "Not authorized", data_from=data_from)
-
-
-@pytest.mark.parametrize(
-    ("refusals", "today", "verdict"),
-    [
-        ([], ASKED, None),
-        ([no("databento", "mbo", "live")], ASKED, "warn"),
-        ([no("databento", "mbo", "live"), no("databento", "trades", "live")], ASKED, "error"),
-        ([no("databento", "trades", "live")], NEXT, None),
-        ([no("polygon", "chain", "historical")], ASKED, "warn"),
-        ([no("polygon", "chain", "historical"), no("databento", "chain", "historical")], ASKED, "error"),
-        ([no("polygon", "chain", "historical"), no("databento", "chain", "historical")], NEXT, None),
-        ([no("databento", "mbo", "historical", data_from=ASKED)], ASKED, "warn"),
-        ([no("databento", "mbo", "historical")], ASKED, "error"),
-    ],
-)
-def test_a_refusal_holds_for_its_trade_date_and_is_an_error_where_nothing_takes_its_place(
-    refusals: list[Entitlement], today: date, verdict: str | None
-) -> None:
-    found = quality.judge_entitlements(refusals, today, ("polygon", "databento"))
-    assert (None if found.passed else found.severity) == verdict
-
-
-def test_a_refused_chain_leaves_the_vendors_that_are_asked_and_no_others() -> None:
-    refusals = [no("polygon", "chain", "historical")]
-    found = quality.judge_entitlements(refusals, ASKED, ("polygon",))
-    assert found.severity == "error" and found.sentence.endswith("no vendor is left of polygon")
-    assert quality.judge_entitlements(refusals, ASKED, ("barchart", "polygon")).severity == "warn"
-
-
-def test_a_vendor_that_is_not_configured_is_none_that_is_left() -> None:
-    at = datetime(2025, 6, 10, 15, tzinfo=UTC)
-    said = [("barchart", 0, "not_configured"), ("databento", 0, "not_configured"), ("databento", 5, "ok")]
-    rows = [
-        {"source": name, "answered_at": at + timedelta(minutes=after), "outcome": outcome}
-        for name, after, outcome in said
-    ]
-    left = quality.configured_vendors(("barchart", "polygon", "databento"), pl.DataFrame(rows))
-    assert left == ("polygon", "databento")
-    assert quality.configured_vendors(("barchart",), ANSWERS.empty()) == ("barchart",)
 
 
 def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -> dg.ExecuteInProcessResult:
@@ -258,7 +173,7 @@ def bought(instance: dg.DagsterInstance, settings: Settings, **config: object) -
     )[0]
 
 
-def test_a_day_of_history_is_bought_within_max_usd_and_never_twice(
+def test_history_is_bought_within_max_usd_and_never_twice(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     with vendor(tmp_path / "data") as databento:

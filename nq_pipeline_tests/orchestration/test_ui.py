@@ -6,9 +6,7 @@ One vendor is blocked, the budget is nothing, and the gateway has refused two sc
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,22 +23,13 @@ from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS, require_browser
 from nq_pipeline_tests.testing.dagster_dev import Dev, dagster_dev
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *(["--no-sandbox"] if os.getuid() == 0 else []),  # Chromium's own sandbox refuses root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE_S = 120.0
 TOLD = re.compile(r"Sensor alerts skipped: [1-9]\d* firing")
 
@@ -71,9 +60,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    pytest.importorskip("playwright", reason="playwright is not installed (make install)")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
+    require_browser()
     from playwright.sync_api import expect, sync_playwright
 
     folder = tmp_path_factory.mktemp("clone")
@@ -93,7 +80,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         browser.close()
 
 
-def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(ui: Watched) -> None:
+def test_a_blocked_vendor_is_a_failed_check_beside_a_chain(ui: Watched) -> None:
     from playwright.sync_api import expect
 
     ui.look("locations/nq_pipeline/asset-groups/chains", "graph", "option_chain", "barchart", "databento")
@@ -120,7 +107,7 @@ def test_a_blocked_vendor_is_a_failed_check_and_the_chain_is_there_all_the_same(
     ui.look("overview/automation", "automation", "chains_while_open", "housekeeping_after_close")
 
 
-def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_was_sent(ui: Watched) -> None:
+def test_refusal_fallback_and_alert_are_shown_and_nothing_is_paid(ui: Watched) -> None:
     from playwright.sync_api import expect
 
     ui.look("assets/databento/option_chain?view=checks", "over_budget", "over_budget")
@@ -138,9 +125,10 @@ def test_a_refusal_a_fallback_and_an_alert_are_on_the_page_and_nothing_metered_w
     ui.page.get_by_role("button", name="0 runs requested").first.click()
     expect(ui.page.get_by_text(re.compile(r"[1-9]\d* firing")).first).to_be_visible()
 
-    assert ui.vendors.vendor(DatabentoSettings).api_key
-    auth = (ui.vendors.vendor(DatabentoSettings).api_key.get_secret_value(), "")
-    asked = requests.get(f"{ui.vendors.vendor(DatabentoSettings).url}/requests", auth=auth, timeout=10).json()
+    databento = ui.vendors.vendor(DatabentoSettings)
+    assert databento.api_key
+    auth = (databento.api_key.get_secret_value(), "")
+    asked = requests.get(f"{databento.url}/requests", auth=auth, timeout=10).json()
     assert asked and not [one for one in asked if one["metered"]]
 
 

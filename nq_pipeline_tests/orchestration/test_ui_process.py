@@ -1,4 +1,4 @@
-"""`nq ui` as a process: it starts only where it can, says when it answers, and ends all that it started."""
+"""`nq ui` as a process: it starts only where it can, says when it is ready, and ends all that it started."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def running(*marks: str) -> list[str]:
 # ── before it starts ────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_before_anything_starts(tmp_path: Path) -> None:
     fake_dagster(tmp_path)
     with taken_port() as port:
         result = CliRunner().invoke(cli.main, ["ui", "--port", str(port)])
@@ -119,7 +119,7 @@ def test_a_taken_port_is_said_before_anything_is_started(tmp_path: Path) -> None
     assert not (tmp_path / "child").exists() and "open http" not in result.stdout
 
 
-def test_a_second_one_on_the_same_instance_is_refused(tmp_path: Path) -> None:
+def test_a_second_ui_on_the_same_instance_is_refused(tmp_path: Path) -> None:
     with (
         supervisor.hold_instance(tmp_path, free_port()),
         pytest.raises(UiError, match="another `nq ui`"),
@@ -133,7 +133,7 @@ def test_a_second_one_on_the_same_instance_is_refused(tmp_path: Path) -> None:
 # ── while it runs, and when it ends ─────────────────────────────────────────────────────────────
 
 
-def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) -> None:
+def test_a_signal_ends_every_process_and_the_url_is_shown_once(tmp_path: Path) -> None:
     fake_dagster(tmp_path)
     port = free_port()
     with subprocess.Popen(
@@ -145,13 +145,13 @@ def test_a_signal_ends_every_process_and_the_url_is_said_once(tmp_path: Path) ->
         text=True,
     ) as process:
         assert process.stdout
-        said = []
+        output = []
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if "ready" in line:
                 process.send_signal(signal.SIGTERM)
-    assert process.returncode == exit_codes.OK, said
-    assert "".join(said).count(f"http://127.0.0.1:{port}") == 1
+    assert process.returncode == exit_codes.OK, output
+    assert "".join(output).count(f"http://127.0.0.1:{port}") == 1
     assert is_gone(int((tmp_path / "child").read_text()))
     assert (tmp_path / "home").read_text() == str(tmp_path / "data" / ".dagster")
     assert (tmp_path / "first").read_text() == today()
@@ -172,7 +172,7 @@ def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pyt
     assert is_gone(int((tmp_path / "child").read_text()))
 
 
-def test_the_dagster_of_a_killed_one_keeps_its_instance(tmp_path: Path) -> None:
+def test_the_dagster_of_a_killed_ui_holds_its_instance(tmp_path: Path) -> None:
     fake_dagster(tmp_path)
     stop, port, claim = threading.Event(), free_port(), os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(claim, fcntl.LOCK_EX)
@@ -225,7 +225,7 @@ def test_an_empty_folder_gets_an_instance_of_its_own(tmp_path: Path, monkeypatch
     assert supervisor.instance_folder(settings) == tmp_path / "e"
 
 
-def test_the_instance_that_is_shipped_is_the_one_of_a_checkout() -> None:
+def test_the_shipped_instance_is_that_of_a_checkout() -> None:
     """But for the places of its files, which Dagster puts beside the shipped one by itself."""
     places = {"storage", "local_artifact_storage", "compute_logs"}
     checkout = yaml.safe_load((ROOT / "dagster.yaml").read_text())
@@ -282,7 +282,7 @@ def test_a_new_instance_of_the_sandbox_asks_for_one_chain() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
+def test_it_works_in_an_empty_folder_and_leaves_no_process(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "ui.log"
     with (
         log.open("w") as out,
@@ -299,7 +299,9 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
             entries { name } } }
             assetNodes(assetKeys: [{path: ["nq", "option_chain"]}, {path: ["nq", "report"]}]) {
             partitionStats { numPartitions numMaterialized } } }"""
-        give_up, done, location, filled = time.monotonic() + 300, [], "", []
+        done: list[str] = []
+        filled: list[dict[str, int]] = []
+        give_up, location = time.monotonic() + 300, ""
         while time.monotonic() < give_up and process.poll() is None and done != ["SUCCESS"]:
             time.sleep(2)
             if "Dagster is ready" in log.read_text():
@@ -309,10 +311,12 @@ def test_it_works_in_an_empty_folder_and_ends_whole(tmp_path: Path) -> None:
                 location = data["locationStatusesOrError"]["entries"][0]["name"]
                 filled = [node["partitionStats"] for node in data["assetNodes"]]
         process.send_signal(signal.SIGTERM)
-    said = log.read_text()
-    assert (process.returncode, done, location) == (exit_codes.OK, ["SUCCESS"], "nq_pipeline"), said[-3000:]
+    messages = log.read_text()
+    assert (process.returncode, done, location) == (exit_codes.OK, ["SUCCESS"], "nq_pipeline"), messages[
+        -3000:
+    ]
     assert filled == [{"numPartitions": 1, "numMaterialized": 1}] * 2, "green, not 0% filled"
-    assert not re.search("SupersessionWarning|temporary directory", said)
+    assert not re.search("SupersessionWarning|temporary directory", messages)
     give_up = time.monotonic() + 30  # the stand-ins end once nobody holds a lease any more
     while left := running(str(tmp_path), f"--port {port}"):
         assert time.monotonic() < give_up, left

@@ -17,7 +17,7 @@ import pytest
 from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.orchestration.test_ui import CHROMIUM, FLAGS
+from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS
 from nq_pipeline_tests.testing.report_lake import NOTEBOOK
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A real `dagster dev` of the test's own: its folder, its port, its process group."""
+"""A real `dagster dev` with its own folder, port and process group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import pytest
 import requests
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 240.0
 
 
 class Dev:
-    """`dagster dev` in a folder with nothing but the repository's two YAML files, no DAGSTER_HOME."""
+    """`dagster dev` in a folder with only the repository's two YAML files, without DAGSTER_HOME."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.folder, self.log = folder, folder / "dev.log"
@@ -57,7 +58,7 @@ class Dev:
         self._wait_until_served()
 
     def stop(self) -> None:
-        """End the whole group, politely first."""
+        """End the whole group, first by SIGINT."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -67,7 +68,7 @@ class Dev:
         self.kill()
 
     def kill(self) -> None:
-        """End the whole group at once, as a power cut would: daemons, code server, runs."""
+        """Kill the whole group (daemons, code server, runs), as a power cut would."""
         assert self._process
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -109,7 +110,24 @@ class Dev:
             )["runOrError"]["status"]
         return status
 
+    def capture_runs(self) -> list[dict[str, Any]]:
+        """The runs of the capture, oldest first, with their tags as a dictionary."""
+        found: list[dict[str, Any]] = self.graphql(
+            """{ runsOrError(filter: {pipelineName: "capture"}) { ... on Runs {
+                results { runId status tags { key value } } } } }"""
+        )["runsOrError"]["results"]
+        for run in found:
+            run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
+        return list(reversed(found))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < give_up, self.tail()
+            time.sleep(0.5)
+
     def tail(self) -> str:
+        """The last messages."""
         return self.log.read_text()[-3000:]
 
     def _wait_until_served(self) -> None:
@@ -125,7 +143,7 @@ class Dev:
 
 @contextmanager
 def dagster_dev(folder: Path, settings: Mapping[str, str]) -> Iterator[Dev]:
-    """One that runs, and is gone afterwards."""
+    """Run `dagster dev` while the context lasts."""
     dev = Dev(folder, settings)
     try:
         dev.start()

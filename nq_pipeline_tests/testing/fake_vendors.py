@@ -1,4 +1,4 @@
-"""Vendors that behave as told, with small chains that obey put-call parity."""
+"""Fake vendors with small chains that obey put-call parity."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def chain(
 
 
 class FakeVendor:
-    """A vendor that answers every series it is asked for, or fails in one way.
+    """A vendor that answers every requested series, or fails in one way.
 
     Parameters
     ----------
     raises
-        The failure it ends with.
+        The error of every answer.
     breaks_controls
         Whether a control total of its answer does not hold.
     underlying_class
@@ -103,7 +103,7 @@ class FakeVendor:
         self._raises, self._breaks_controls, self._age = raises, breaks_controls, age
         self.asked = 0
 
-    def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         self.asked += 1
         if self._raises is not None:
             raise self._raises
@@ -119,5 +119,5 @@ class FakeVendor:
             controls={"rows_equal_total": not self._breaks_controls},
         )
 
-    def probe(self, exchange: VendorSession) -> Probe:
+    def probe(self, session: VendorSession) -> Probe:
         return Probe(True, True, True, "a fake")

@@ -1,4 +1,4 @@
-"""A gateway of the test's own under load, which Dagster's processes find as the sandbox's."""
+"""A stand-in gateway under load that Dagster's processes use as the sandbox's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nq_pipeline_tests.testing.capture_runs import (
     OPENS,
     last_published,
     published_and_sent,
+    read_gaps,
     serve_gateway,
 )
 from nq_pipeline_tests.testing.gateway_client import unlimited
@@ -36,7 +37,7 @@ DAY = OPENS.date().isoformat()
 
 
 @dataclass(frozen=True)
-class Market:
+class CaptureMarket:
     """The gateway, the settings that lead to it, and where the capture writes."""
 
     gateway: Gateway
@@ -45,7 +46,7 @@ class Market:
 
     @property
     def capturing(self) -> int | None:
-        """The process that captures."""
+        """The id of the process that captures; None if there is none."""
         return lock_pid(self.data / "sandbox" / "capture")
 
     @property
@@ -56,6 +57,15 @@ class Market:
     def vendors(self) -> Vendors:
         """What runs and sensors in this process are given."""
         return Vendors(load_settings(**{_FIELDS[k]: v for k, v in self.settings.items()}))
+
+    def gaps_are_verified(self) -> bool:
+        """Whether the capture has found gaps and all of them are verified."""
+        states = set(read_gaps(self.data)["state"])
+        return states == {"verified"}
+
+    def is_captured_since(self, after_ns: int) -> bool:
+        """Whether a process captures, and what came after an instant is published and verified."""
+        return bool(self.capturing) and self.published_until() > after_ns and self.gaps_are_verified()
 
     def published_until(self) -> int:
         """The newest published trade, nanoseconds UTC; 0 without any."""
@@ -71,7 +81,7 @@ class Market:
 
 
 @contextmanager
-def market(
+def capture_market(
     data: Path,
     *faults: Fault,
     load: int,
@@ -79,7 +89,7 @@ def market(
     wanted: str = "trades",
     not_entitled: Collection[str] = ("mbo",),
     key: str = KEY,
-) -> Iterator[Market]:
+) -> Iterator[CaptureMarket]:
     """A market twenty seconds after its opening, or at another instant, whose clock runs.
 
     `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
@@ -97,17 +107,17 @@ def market(
             "DATABENTO_API_KEY": next(iter(gateway.keys)),
             "NQ_CAPTURE_SCHEMA": wanted,
         }
-        yield Market(gateway, settings, data)
+        yield CaptureMarket(gateway, settings, data)
 
 
 @contextmanager
 def _clock(gateway: Gateway) -> Iterator[str]:
-    """What the stand-in of Databento answers when it is asked for its gateway."""
+    """An HTTP server that answers where the gateway is and what time it is there; yields its URL."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = {"address": gateway.address, "now": gateway.clock.now().isoformat()}
-            body = json.dumps(said).encode()
+            reply = {"address": gateway.address, "now": gateway.clock.now().isoformat()}
+            body = json.dumps(reply).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
