@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
 
 def subclasses(kind: type[NqError]) -> Iterator[type[NqError]]:
     for child in kind.__subclasses__():
-        if child.__module__.startswith("nq_pipeline."):
+        if child.__module__ == NqError.__module__:
             yield child
             yield from subclasses(child)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from nq_pipeline.capture.locks import lock_pid
+from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.configuration import load as load_settings
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.sandbox.gateway.fault_script import Fault
@@ -89,16 +91,18 @@ def capture_market(
     wanted: str = "trades",
     not_entitled: Collection[str] = ("mbo",),
     key: str = KEY,
+    waits: bool = False,
 ) -> Iterator[CaptureMarket]:
     """A market twenty seconds after its opening, or at another instant, whose clock runs.
 
-    `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks.
+    `wanted` is the schema a capture begins with, `not_entitled` what the plan lacks. A market that `waits`
+    starts its clock anew whenever it is asked for the time, so that a slow machine misses nothing of it.
     """
     with (
         serve_gateway(
             *faults, load=load, now=now, limits=unlimited(), not_entitled=not_entitled, keys=(key,)
         ) as gateway,
-        _clock(gateway) as url,
+        _clock(gateway, waits) as url,
     ):
         settings = {
             "NQ_DATA_DIR": str(data),
@@ -111,11 +115,13 @@ def capture_market(
 
 
 @contextmanager
-def _clock(gateway: Gateway) -> Iterator[str]:
+def _clock(gateway: Gateway, waits: bool) -> Iterator[str]:
     """An HTTP server that answers where the gateway is and what time it is there; yields its URL."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if waits and isinstance(gateway.clock, ShiftedClock):
+                gateway.clock._since = time.monotonic()
             reply = {"address": gateway.address, "now": gateway.clock.now().isoformat()}
             body = json.dumps(reply).encode()
             self.send_response(200)
