@@ -28,7 +28,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.backfill.conftest import vendor
+from nq_pipeline_tests.testing.backfill_vendor import vendor
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
