@@ -92,7 +92,7 @@ EXPECTED: dict[str, Fate] = {
 EXCEPTIONS: dict[tuple[str, str], Fate] = {
     # The vendor waits a second for patience, then lets us in.
     ("tradovate", "penalty"): WELL,
-    # It refuses with "Unknown API Key": a credential to mend, not a ban to sit out.
+    # It refuses with "Unknown API Key": a credential to fix, not a ban to sit out.
     ("polygon", "blocked"): Fate(Outcome.NOT_CONFIGURED, Outcome.NOT_CONFIGURED, "API key"),
     ("polygon", "challenged"): Fate(Outcome.NOT_CONFIGURED, Outcome.NOT_CONFIGURED, "API key"),
     # Every plan lists contracts, so a plan without prices still gives those.
@@ -121,8 +121,9 @@ class Run:
         self._catalog = catalog.connect(Workspace(environment_dir).lake)
 
     def table(self, query: str) -> pl.DataFrame:
-        """What somebody sees who asks the catalog."""
-        return self._catalog.sql(query).pl()
+        """The answer of the catalog."""
+        frame: pl.DataFrame = self._catalog.sql(query).pl()
+        return frame
 
     def rows(self, vendor: str) -> pl.DataFrame:
         """What a vendor sent, without what each run gives anew."""
@@ -181,7 +182,7 @@ def test_what_is_expected_covers_every_fault_and_nothing_else() -> None:
 
 
 @EVERY_CASE
-def test_a_fault_comes_to_its_outcome(vendor: str, fault: str, run_of: Callable[..., Run]) -> None:
+def test_a_fault_has_its_outcome(vendor: str, fault: str, run_of: Callable[..., Run]) -> None:
     answer = run_of(vendor, fault).snapshot.results[vendor].answer
     expected = fate(vendor, fault).answer
     assert answer.outcome is expected, answer.reason
@@ -192,7 +193,7 @@ def test_a_fault_comes_to_its_outcome(vendor: str, fault: str, run_of: Callable[
 
 
 @EVERY_CASE
-def test_the_next_vendor_wins_and_every_loser_has_its_reason(
+def test_the_next_vendor_wins_and_losers_have_reasons(
     vendor: str, fault: str, run_of: Callable[..., Run]
 ) -> None:
     run = run_of(vendor, fault)
@@ -225,9 +226,7 @@ def test_the_healthy_vendor_beside_it_is_complete(
 
 
 @EVERY_CASE
-def test_the_fetches_tell_what_came_of_every_question(
-    vendor: str, fault: str, run_of: Callable[..., Run]
-) -> None:
+def test_every_fetch_has_its_outcome(vendor: str, fault: str, run_of: Callable[..., Run]) -> None:
     run = run_of(vendor, fault)
     fetches = run.table(f"from fetches where source = '{vendor}'")
     poor = fate(vendor, fault).fetch
@@ -263,7 +262,7 @@ def is_a_sentence(text: str) -> bool:
 # ── nobody is well ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_proxy_stands_in_when_every_native_source_fails_and_a_check_warns(snap: Callable[..., Run]) -> None:
+def test_a_proxy_wins_with_a_warning_when_native_sources_fail(snap: Callable[..., Run]) -> None:
     run = snap(barchart="blocked", polygon="ok", tradovate="empty", databento="not_entitled")
     assert list(run.snapshot.winners) == [PROXY]
     chain = run.table("from option_chain_latest")
@@ -275,14 +274,14 @@ def test_a_proxy_stands_in_when_every_native_source_fails_and_a_check_warns(snap
     assert (finding.passed, finding.severity) == (False, "warn")
 
 
-def test_stale_vendors_never_win_even_where_nobody_else_is_left(snap: Callable[..., Run]) -> None:
+def test_stale_vendors_never_win(snap: Callable[..., Run]) -> None:
     run = snap(**dict.fromkeys(SOURCE_NAMES, "stale"))
     assert run.snapshot.winners == {}
     assert set(run.table("select distinct source from source_chain")["source"]) == set(SOURCE_NAMES)
     assert run.table("from option_chain_latest").is_empty()
 
 
-def test_of_vendors_that_are_all_malformed_the_fullest_stands_in_and_says_so(
+def test_the_fullest_wins_when_every_vendor_is_malformed(
     snap: Callable[..., Run],
 ) -> None:
     run = snap(tradovate="malformed", barchart="malformed")
@@ -316,7 +315,8 @@ def test_all_vendors_fail_and_the_last_good_chain_stays(
 ) -> None:
     def latest() -> pl.DataFrame:
         with catalog.connect(Workspace(tmp_path / "data" / "sandbox").lake) as lake:
-            return lake.sql("from option_chain_latest order by contract_key").pl()
+            frame: pl.DataFrame = lake.sql("from option_chain_latest order by contract_key").pl()
+            return frame
 
     assert nq("run").returncode == 0
     before = latest()
@@ -333,7 +333,7 @@ def test_all_vendors_fail_and_the_last_good_chain_stays(
     assert_frame_equal(latest(), before)
 
 
-def test_a_run_of_nothing_but_slow_vendors_ends_in_words_and_json(
+def test_a_run_of_slow_vendors_ends_with_json(
     nq: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """Threads that are left behind print nothing when the process ends."""

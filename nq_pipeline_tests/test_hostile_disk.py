@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings
+from nq_pipeline.errors import SandboxError
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.http_server import Answer, serve
@@ -94,7 +95,7 @@ def test_a_run_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path) -> 
     says_full(done, full)
 
 
-def test_a_capture_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path) -> None:
+def test_a_capture_names_the_full_disk(full: Path) -> None:
     gateway = {"NQ_DATABENTO_GATEWAY": "127.0.0.1:9", "NQ_DATABENTO_URL": "http://127.0.0.1:9"}
     clock = {
         "NQ_NOW": "",
@@ -105,13 +106,11 @@ def test_a_capture_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path)
     says_full(nq(full, "capture", "--minutes", "0.001", **gateway, **clock), full)
 
 
-def test_stand_ins_that_a_full_disk_keeps_from_starting_are_no_riddle(
-    full: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stand_ins_that_cannot_start_name_the_full_disk(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nq_pipeline import runtime
 
     def start(*_: Any, **__: Any) -> Any:
-        raise runtime.SandboxError("The stand-ins could not be started: no answer")
+        raise SandboxError("The stand-ins could not be started: no answer")
 
     monkeypatch.setattr(runtime, "_started", start)
     says_full(nq(full, "doctor"), full)
@@ -137,9 +136,7 @@ def test_a_budget_and_a_report_only_read(disk: Path, read_only: Path) -> None:
     assert path.is_file() and read_only not in path.parents
 
 
-def test_what_lies_in_the_log_of_a_ledger_that_cannot_be_written_counts(
-    disk: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_read_only_ledger_counts_its_write_ahead_log(disk: Path, request: pytest.FixtureRequest) -> None:
     ledger = disk / "sandbox" / "ledger.sqlite"
     with closing(sqlite3.connect(ledger)) as still_open:  # so that the log is not taken over yet
         still_open.execute("SELECT count(*) FROM nq_spend_lines").fetchone()

@@ -27,7 +27,7 @@ def holding(folder: Path, key: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", ["refuse_auth", "error"])
-def test_a_key_the_gateway_repeats_reaches_no_file_event_or_terminal(
+def test_a_key_that_the_gateway_repeats_is_redacted_everywhere(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -157,9 +157,7 @@ def cells(row: dict[str, Any], trade_date: date, last_settled: date) -> dict[str
     }
 
 
-def test_real_ndx_contracts_arrive_as_proxies_and_lose_to_a_native_chain(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_recorded_ndx_contracts_are_proxies_and_lose(shared: Path, tmp_path: Path) -> None:
     code, series, now = BOARDS["chain_MC2M25_20250610T1449Z.json"]
     with recorded(shared, {code: "chain_MC2M25_20250610T1449Z.json"}) as (url, asked):
         report = nq(

@@ -66,14 +66,14 @@ def value_of(settings: Settings, name: str) -> object:
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_fixed_name_sets_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_variable_sets_its_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written, field, value = FIXED[name]
     assert value_of(load(), field) != value, "the example is the default and shows nothing"
     monkeypatch.setenv(name, written)
     assert value_of(load(), field) == value
 
 
-def test_the_defaults_are_those_that_the_documentation_promises() -> None:
+def test_the_documented_defaults_hold() -> None:
     settings = load()
     assert settings.environment == "sandbox"
     assert settings.chains.sources == ("barchart", "polygon", "tradovate", "databento")
@@ -111,7 +111,7 @@ def test_a_line_of_the_file_without_a_value_leaves_the_default(tmp_path: Path) -
     assert len(settings.chains.sources) == 4
 
 
-def test_the_example_file_of_the_repository_is_read_without_complaint(tmp_path: Path) -> None:
+def test_the_example_file_is_read_without_complaint(tmp_path: Path) -> None:
     example = Path(__file__).parents[1] / ".env.example"
     (tmp_path / ".env").write_text(example.read_text())
     settings = load()
@@ -121,7 +121,7 @@ def test_the_example_file_of_the_repository_is_read_without_complaint(tmp_path: 
     )
 
 
-def test_the_sandbox_asks_everybody_without_pause_and_live_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_has_defaults_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox, live = load(), load(environment="live")
     assert (
         sandbox.chains.ask_metered,
@@ -195,7 +195,7 @@ def test_a_key_travels_unencrypted_only_inside_this_machine(
     load()
 
 
-def test_a_user_in_the_address_does_not_pass_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loopback_user_name_is_not_a_loopback_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NQ_POLYGON_URL", "http://127.0.0.1@example.com/")
     with pytest.raises(SettingsError, match="NQ_POLYGON_URL"):
         load()
@@ -223,7 +223,7 @@ def test_a_credential_is_read_and_never_printed(name: str, monkeypatch: pytest.M
     assert [text for text in shown if MARK in text] == []
 
 
-def test_an_error_of_the_settings_never_quotes_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_never_quotes_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CREDENTIALS:
         monkeypatch.setenv(name, MARK)
     monkeypatch.setenv("NQ_HORIZON_DAYS", MARK)
@@ -233,7 +233,7 @@ def test_an_error_of_the_settings_never_quotes_a_value(monkeypatch: pytest.Monke
     assert ours.value.__cause__ is None
 
 
-def test_the_vendors_old_name_of_a_key_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_documented_name_of_a_key_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASSIVE_API_KEY", "new")
     assert load().vendor(PolygonSettings).api_key == SecretStr("new")
     monkeypatch.setenv("POLYGON_API_KEY", "old")
@@ -267,7 +267,7 @@ def test_values_in_force_are_lines_of_an_environment_file(
     assert all(name.replace("_", "").isalnum() and name.isupper() for name in shown)
 
 
-def test_settings_cannot_be_changed_and_survive_a_copy_into_another_process() -> None:
+def test_settings_are_frozen_and_can_be_pickled() -> None:
     settings = load(budget_daily_usd="2.50")
     with pytest.raises(ValidationError):
         settings.chains.horizon_days = 3  # type: ignore[misc]
@@ -302,10 +302,10 @@ def test_nanoseconds_and_back_are_exact_to_the_microsecond(instant: datetime) ->
     assert from_ns(to_ns(instant)).tzinfo is UTC
 
 
-# ── names that are none ─────────────────────────────────────────────────────────────────────────
+# ── unknown variables ─────────────────────────────────────────────────────────────────────────
 
 
-def test_an_unknown_variable_is_told_with_the_nearest_name(
+def test_an_unknown_variable_is_reported_with_the_nearest_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text(
@@ -325,7 +325,7 @@ def test_an_unknown_variable_is_told_with_the_nearest_name(
 
 
 @pytest.mark.filterwarnings("error::nq_pipeline.errors.SettingsWarning")
-def test_no_variable_that_sets_something_is_called_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_known_variable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (name for one in configuration.declared() for name in one.variables):
         monkeypatch.setenv(name.lower(), "")
     load()
@@ -334,7 +334,7 @@ def test_no_variable_that_sets_something_is_called_unknown(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "name", ["source=evil", "a*", "a?", "[ab]", "{a,b}", "back\\slash", "byte\udcff", "x/" * 1900 + "x"]
 )
-def test_a_data_folder_that_would_change_what_is_read_is_refused(
+def test_a_data_folder_that_readers_misread_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / name))
@@ -357,7 +357,9 @@ def test_the_default_data_folder_is_refused_in_an_odd_place(
 
 
 @pytest.mark.parametrize("name", ['it\'s "here"; --', "Ünïcode 数据", "$HOME ~ #%&", "line\nbreak"])
-def test_other_odd_names_hold_a_lake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_odd_folder_names_hold_a_lake(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / name))
     environment = load().environment_dir
     Workspace(environment).lake.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON), run_id="run")

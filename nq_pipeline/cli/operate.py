@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.output import console, note_sandbox, printable, to_json
 from nq_pipeline.cli.signals import on_signal
 from nq_pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from nq_pipeline.sources.base import Probe
 
 
 @click.command(short_help="Check every vendor: configured, reachable, entitled, what to fix.")
@@ -34,7 +37,7 @@ def doctor(as_json: bool) -> None:
         report = {
             "environment": settings.environment,
             "market": market,
-            "sources": {name: {**asdict(probe), "used": name in used} for name, probe in probes.items()},
+            "sources": {name: _probe_as_json(probe, name in used) for name, probe in probes.items()},
             "ladder": [asdict(step) for step in plan_steps(settings)],
         }
         click.echo(to_json(report))
@@ -56,9 +59,20 @@ def doctor(as_json: bool) -> None:
             adds = f" Adds {step.adds}." if step.adds else ""
             click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}.{adds}")
         for name, probe in probes.items():
-            if probe.mend:
-                click.echo(f"To fix {name}: {printable(probe.mend)}")
+            if probe.remedy:
+                click.echo(f"To fix {name}: {printable(probe.remedy)}")
     sys.exit(OK if healthy else UNHEALTHY)
+
+
+def _probe_as_json(probe: Probe, used: bool) -> dict[str, object]:
+    return {
+        "configured": probe.configured,
+        "reachable": probe.reachable,
+        "entitled": probe.entitled,
+        "detail": probe.detail,
+        "mend": probe.remedy,  # the key's name is an interface
+        "used": used,
+    }
 
 
 def _yes_no(fact: bool | None) -> str:

@@ -112,7 +112,7 @@ def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendor
         ready = all((probe.configured, probe.reachable, probe.entitled))
         context.log.info(f"{name}: {'ready' if ready else 'not ready'}: {probe.detail}")
         if not ready:
-            problems.append(f"{name}: {probe.detail}; {probe.mend}".rstrip("; "))
+            problems.append(f"{name}: {probe.detail}; {probe.remedy}".rstrip("; "))
     context.add_output_metadata({"vendors": len(settings.chains.sources), "ill": len(problems)})
     if problems:
         raise dg.Failure(" | ".join(problems), allow_retries=False)

@@ -1,8 +1,8 @@
-"""The contract every vendor keeps: a request goes in, an answer with an outcome comes out.
+"""The contract of every vendor: a request goes in, an answer with an outcome comes out.
 
-A source never raises for what a vendor does or fails to do: that is its outcome. It raises
-only for a fault of this program. Its frame has exactly the columns of
-`lake.tables.SOURCE_CHAIN`; `answered()` casts and checks that.
+A source does not raise for what a vendor does or fails to do; the outcome says it. It raises only for a
+fault of this program. Its frame has exactly the columns of `lake.tables.SOURCE_CHAIN`, which `chain_frame`
+checks.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from nq_pipeline.transport.vendor_session import VendorSession
 
 @dataclass(frozen=True, slots=True)
 class ChainRequest:
-    """What is asked of every vendor in one snapshot.
+    """What one snapshot requests from every vendor.
 
     Attributes
     ----------
     snapshot_ts
-        When the pipeline asks (aware, UTC; scheduled time for a scheduled run).
+        When the pipeline asks (aware, UTC; the scheduled time for a scheduled run).
     moment
-        The market moment asked about: `market.sessions.chain_moment(snapshot_ts, window)`.
+        The moment of the market: `market.sessions.chain_moment(snapshot_ts, window)`.
     series
-        The series wanted, in order of expiration; never empty.
+        The requested series in order of expiration; never empty.
     vendor_codes
-        Vendor's own code by series key where the user gave one (`--series MM1N5`).
+        The vendor's own code by series key where the user gave one (`--series MM1N5`).
     refused
-        Parts that the vendor's plan refused on this trade date (as `ChainAnswer.refused` names them)
-        with its words: they are not asked for again.
+        The vendor's message by part of the chain that its plan refused on this trade date. These parts, named
+        as in `ChainAnswer.refused`, are not requested again.
     """
 
     trade_date: date
@@ -56,7 +56,7 @@ class ChainRequest:
 
 @dataclass(frozen=True, slots=True)
 class SeriesAnswer:
-    """What came of one series: its outcome and, when not ok, the reason in one sentence."""
+    """The outcome of one series and, unless it is ok, the reason in one sentence."""
 
     outcome: Outcome
     reason: str = ""
@@ -64,26 +64,25 @@ class SeriesAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ChainAnswer:
-    """What a vendor gave.
+    """A vendor's answer to a request.
 
     Attributes
     ----------
     frame
         Rows of `SOURCE_CHAIN`; empty when there are none.
     series
-        Outcome per series key. Keys are the requested series for native sources and the
-        proxy's own series for proxies.
+        Outcome by series key: the requested series, or a proxy's own.
     dropped
-        Count by reason of rows or cells that could not be used (`fractional_size`,
-        `unknown_symbol`, `spread`, …): nothing disappears without a number here.
+        Count by reason of every row or cell that could not be used (`fractional_size`, `unknown_symbol`,
+        `spread`, …).
     controls
-        Named control totals of the vendor and whether they held, for the quality check:
+        Whether the vendor's control totals held, by name, for the quality check:
         `{"premium_is_last_times_20": True, "rows_equal_total": True}`.
     cached
-        Whether this answer was served without asking the vendor again.
+        Whether the answer came without a request to the vendor.
     refused
-        Parts that the plan does not include though others came, with the vendor's words: schemas, or
-        underlyings of proxies; `CHAIN` where what came is no more than a list.
+        The vendor's message by part that the plan does not include although other parts came: a schema, or
+        the underlying of a proxy; `WHOLE_CHAIN` when only a list of contracts came.
     """
 
     source: str
@@ -99,13 +98,13 @@ class ChainAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A vendor's state for `nq doctor`: three facts and the mend for the first that fails."""
+    """A vendor's state for `nq doctor`: three facts and the remedy for the first that fails."""
 
     configured: bool
     reachable: bool | None
     entitled: bool | None
     detail: str
-    mend: str = ""
+    remedy: str = ""
 
 
 class Source(Protocol):
@@ -118,11 +117,11 @@ class Source(Protocol):
     underlying_classes
         What its options are on; anything but {"future"} makes it a proxy.
     metered
-        Whether asking may cost money; such a source is a `MeteredSource`.
+        Whether a request may cost money; such a source is a `MeteredSource`.
     base_url
-        Where it is asked; paths given to the exchange are relative to it.
+        Its address; paths given to the session are relative to it.
     policy
-        How fast and how often it may be asked.
+        Timeouts, retries and rate limits of its requests.
     """
 
     name: str
@@ -131,20 +130,20 @@ class Source(Protocol):
     base_url: str
     policy: Policy
 
-    def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
-        """Ask the vendor for the chains of the requested series."""
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
+        """Fetch the chains of the requested series."""
         ...
 
-    def probe(self, exchange: VendorSession) -> Probe:
-        """Ask the cheapest free question that shows whether the vendor would answer."""
+    def probe(self, session: VendorSession) -> Probe:
+        """Send the cheapest free request that shows whether the vendor would answer."""
         ...
 
 
 class MeteredSource(Source, Protocol):
     """A vendor that charges for its answers."""
 
-    def price(self, request: ChainRequest, exchange: VendorSession) -> Decimal:
-        """What `ask` would cost now, USD; asking this is free. Raises `SourceError` when unknown."""
+    def price(self, request: ChainRequest, session: VendorSession) -> Decimal:
+        """The cost of `ask` now, USD; this request is free. Raises `SourceError` when the cost is unknown."""
         ...
 
 
@@ -155,7 +154,7 @@ def series_failure(error: SourceError) -> SeriesAnswer:
 
 
 def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswer:
-    """The answer of a vendor that gave nothing at all."""
+    """The answer of a vendor from which nothing came."""
     failure = series_failure(error)
     return ChainAnswer(
         source=source,
@@ -167,7 +166,7 @@ def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswe
 
 
 def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswer:
-    """The answer whose words, which may be the vendor's, hold none of these secrets."""
+    """The answer with these secrets redacted in its messages, which may be the vendor's."""
     return replace(
         answer,
         reason=redact(answer.reason, secrets),
@@ -181,8 +180,8 @@ def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswe
 def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:
     """Bring a vendor's normalised frame to the chain schema: add missing columns as null, cast, order.
 
-    Raises `ValueError` when a column that may not be null is missing or holds a null: that is
-    a fault of the parser, which must drop and count such rows itself.
+    Raises `ValueError` for an unknown column, and when a column that may not be null is missing or holds a
+    null: the parser must drop and count such rows itself.
     """
     schema = SOURCE_CHAIN.schema
     unknown = set(columns.columns) - set(schema)
@@ -204,8 +203,8 @@ def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:
 def overall(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcome of a whole answer from its series' outcomes.
 
-    ok when all are ok (or a mix of ok and empty: an unlisted series is no fault); partial when
-    some have rows; otherwise the most telling failure, in the order of the vocabulary.
+    `ok` when all are ok or empty and one is ok, since an unlisted series is not a fault; `partial` when only
+    some have rows; otherwise the failure that comes last in `Outcome`.
     """
     if not outcomes:
         return Outcome.EMPTY

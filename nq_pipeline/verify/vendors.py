@@ -25,7 +25,7 @@ def vendor(name: str) -> Callable[[Context], CheckResult]:
         if name not in ctx.settings.chains.sources:
             return skipped("not in NQ_SOURCES")
         probe = ctx.probes[name]
-        detail = "; ".join(filter(None, [probe.detail, probe.mend and f"to fix it, {probe.mend}"]))
+        detail = "; ".join(filter(None, [probe.detail, probe.remedy and f"to fix it, {probe.remedy}"]))
         if not probe.configured:
             return skipped(f"not configured: {detail}")
         return passed(detail) if _is_healthy(ctx, name) else failed(detail)

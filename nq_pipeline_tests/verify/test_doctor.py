@@ -54,7 +54,7 @@ def test_vendors_are_examined_at_the_same_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "configured", "reachable", "entitled", "mend"),
+    ("error", "configured", "reachable", "entitled", "remedy"),
     [
         (NotConfigured("no key"), False, None, None, ".env.example"),
         (NotEntitled("not in the plan"), True, True, False, "plan"),
@@ -72,20 +72,20 @@ def test_every_failure_has_a_state_and_a_remedy(
     configured: bool,
     reachable: bool | None,
     entitled: bool | None,
-    mend: str,
+    remedy: str,
 ) -> None:
     probes = examined(tmp_path, {"polygon": failing(error)})
     probe = probes["polygon"]
     assert (probe.configured, probe.reachable, probe.entitled) == (configured, reachable, entitled)
     assert probe.detail == str(error)
-    assert mend in probe.mend
+    assert remedy in probe.remedy
     assert {probes[name] for name in SOURCE_NAMES if name != "polygon"} == {HEALTHY}
 
 
 def test_a_fault_of_the_program_is_said_and_costs_no_other_probe(tmp_path: Path) -> None:
     probes = examined(tmp_path, {"barchart": failing(ZeroDivisionError("a bug"))})
     assert probes["barchart"].detail == "a fault of this program, ZeroDivisionError: a bug"
-    assert probes["barchart"].mend
+    assert probes["barchart"].remedy
     assert probes["polygon"] == HEALTHY
 
 
@@ -138,4 +138,4 @@ def test_a_data_folder_that_cannot_be_used_is_said_with_the_setting(tmp_path: Pa
     denied = PermissionError(13, "Permission denied", "/data/live")
     probe = examined(tmp_path, {"barchart": failing(denied)})["barchart"]
     assert probe.detail == "cannot use /data/live: Permission denied"
-    assert "NQ_DATA_DIR" in probe.mend
+    assert "NQ_DATA_DIR" in probe.remedy

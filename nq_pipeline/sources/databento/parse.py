@@ -25,7 +25,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, STATISTICS, TRADES
-from nq_pipeline.sources.plausibility import MOST_CONTRACTS, SKEW_NS, none_to_come, only_asked
+from nq_pipeline.sources.plausibility import MOST_CONTRACTS, SKEW_NS, keep_requested, null_future_instants
 
 MALFORMED_SHARE = 0.01
 """An answer with a larger share of unusable definitions, quotes, statistics or trades is partial."""
@@ -199,7 +199,7 @@ def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Count
         pl.when(midnight).then(ends.dt.date()).otherwise(local).alias("expiration_date")
     ).with_columns(series_keys(pl.col("root"), pl.col("expiration_date")).alias("series"))
     by_rule = {series.key: series.expiration.astimezone(UTC) for series in wanted}
-    of_roots = only_asked(listed, pl.col("root").is_in([series.root for series in wanted]), dropped)
+    of_roots = keep_requested(listed, pl.col("root").is_in([series.root for series in wanted]), dropped)
     codes = {globex_code(series): series.key for series in wanted}
     code = pl.col("raw_symbol").str.extract("^([^ ]+) ")
     named = code.replace_strict(codes, default=None, return_dtype=pl.String)
@@ -264,7 +264,7 @@ def quotes(records: Records, known: pl.Series, dropped: Counter[str], *, latest:
     named = _named(frame, records, "quote_ts", known, dropped, latest)
     traded = pl.col("quoted_last").is_not_null() & pl.col("quoted_last_ts").is_not_null()
     return (
-        none_to_come(named, ["quoted_last_ts"], latest, dropped)
+        null_future_instants(named, ["quoted_last_ts"], latest, dropped)
         .sort("quote_ts", maintain_order=True)
         .unique("raw_symbol", keep="last", maintain_order=True)
         .with_columns(
@@ -311,7 +311,7 @@ def statistics(
         }
     )
     end_of_day = to_ns(datetime.combine(trade_date, time(), UTC)) + DAY_NS - 1
-    frame = none_to_come(frame, ["day"], end_of_day, dropped).with_columns(pl.col("day").dt.date())
+    frame = null_future_instants(frame, ["day"], end_of_day, dropped).with_columns(pl.col("day").dt.date())
     newest = (
         _named(frame, records, "ts_recv", known, dropped, latest)
         .sort("day", "final", "ts_recv", nulls_last=False, maintain_order=True)
@@ -358,7 +358,7 @@ def trades(
     if usable.height < named.height:
         dropped["malformed_trade"] += named.height - usable.height
     return (
-        none_to_come(usable, ["ts_event"], latest, dropped)
+        null_future_instants(usable, ["ts_event"], latest, dropped)
         .filter(pl.col("ts_event") >= pl.lit(since).cast(INSTANT))
         .sort("ts_event", maintain_order=True)
         .group_by("raw_symbol", maintain_order=True)
@@ -384,7 +384,7 @@ def _named(
     """
     if undefined := frame[stamp].null_count():
         dropped["undefined_time"] += undefined
-    timed = none_to_come(frame, [stamp], latest, dropped).drop_nulls(stamp)
+    timed = null_future_instants(frame, [stamp], latest, dropped).drop_nulls(stamp)
     days = timed[stamp].dt.date().to_physical().to_numpy()
     codes = pl.Series(records.symbols.find(timed["instrument_id"].to_numpy(), days))
     if unmapped := int((codes < 0).sum()):

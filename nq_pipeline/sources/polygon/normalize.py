@@ -29,8 +29,8 @@ from nq_pipeline.sources.plausibility import (
     FUTURE,
     OTHER,
     SKEW_NS,
-    none_to_come,
-    only_asked,
+    keep_requested,
+    null_future_instants,
     within_expirations,
 )
 from nq_pipeline.sources.polygon.parse import INSTANTS, SnapshotPage
@@ -90,8 +90,8 @@ def build_chain(
         for reply, page in pages
     )
     received_at = max(reply.received_at for reply, _ in pages)
-    rows = none_to_come(rows, INSTANTS, received_at + SKEW_NS, chain.dropped)
-    rows = only_asked(rows, within_expirations(request.series), chain.dropped)
+    rows = null_future_instants(rows, INSTANTS, received_at + SKEW_NS, chain.dropped)
+    rows = keep_requested(rows, within_expirations(request.series), chain.dropped)
     contracts = rows.unique(
         ["root", "expiration_date", "option_type", "strike"], keep="first", maintain_order=True
     )

@@ -634,10 +634,10 @@ def test_the_doctor_sees_a_site_that_answers(tmp_path: Path) -> None:
 def test_the_doctor_says_how_to_opt_in_and_what_a_block_needs(tmp_path: Path) -> None:
     closed = probe(healthy, tmp_path)
     assert (closed.configured, closed.reachable) == (False, None)
-    assert "NQ_BARCHART_ENABLED" in closed.mend
+    assert "NQ_BARCHART_ENABLED" in closed.remedy
     blocked = probe(lambda asked: FAULTS["challenge"](Answer()), tmp_path, barchart_enabled=True)
     assert (blocked.configured, blocked.reachable) == (True, True)
-    assert "NQ_BARCHART_SESSION" in blocked.mend
+    assert "NQ_BARCHART_SESSION" in blocked.remedy
 
 
 def test_frames_of_several_series_keep_their_own_provenance(tmp_path: Path) -> None:

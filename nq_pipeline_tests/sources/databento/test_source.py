@@ -398,7 +398,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
                 assert {one.path for one in server.asked} == {"/v0/metadata.get_dataset_range"}
             assert (probe.configured, probe.entitled) == (fault is None, entitled)
             assert MARK not in probe.detail
-            assert probe.mend or fault is None
+            assert probe.remedy or fault is None
 
 
 # Money

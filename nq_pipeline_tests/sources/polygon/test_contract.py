@@ -189,7 +189,7 @@ class TestPolygonContract(PolygonContract):
             source = Polygon(self.settings(server))
             probe = source.probe(self.session(source, tmp_path))
         assert (probe.configured, probe.reachable, probe.entitled) == (True, reachable, entitled)
-        assert bool(probe.mend) != (entitled is True)
+        assert bool(probe.remedy) != (entitled is True)
 
     def test_prices_speak_of_the_delayed_moment(self, tmp_path: Path) -> None:
         with self.vendor() as server:

@@ -232,4 +232,4 @@ class TestTradovateContract(TradovateContract):
             source = Tradovate(self.settings(server, now="2025-06-10T15:00:00Z"))
             probe = source.probe(self.session(source, tmp_path))
         assert (probe.configured, probe.reachable, probe.entitled) == (configured, reachable, entitled)
-        assert bool(probe.mend) != (entitled is True)
+        assert bool(probe.remedy) != (entitled is True)
