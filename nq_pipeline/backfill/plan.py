@@ -37,7 +37,7 @@ class DayPrice:
     batch
         Whether it would be bought as a batch job.
     at
-        When the vendor named the price; None where it was not asked.
+        When the vendor named the price; None where it was not requested.
     """
 
     trade_date: date

@@ -140,7 +140,7 @@ class RecordLayout:
         The record as it lies in the file.
     columns
         The fields that carry data, in the order of the official client; `ts_out` follows where the
-        gateway was asked for it.
+        capture requested it.
     index
         The field that records are ordered by: `ts_recv`, or `ts_event` where there is none.
     prices, instants

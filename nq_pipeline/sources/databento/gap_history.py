@@ -55,7 +55,7 @@ class DatabentoHistory:
         """
         trade_date = sessions.trade_date(from_ns(start_ns))
         if (refusal := standing_refusal(self._settings, schema, trade_date)) is not None:
-            raise NotEntitled(f"{refusal.text} (not asked again before {refusal.ask_again})")
+            raise NotEntitled(f"{refusal.text} (not requested again before {refusal.ask_again})")
         ledger, attempts = open_ledger(self._settings), self._settings.http.attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
         downloader = Downloader(purchases, HistoryStore(Workspace.of(self._settings).history))

@@ -205,11 +205,11 @@ def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Count
     named = code.replace_strict(codes, default=None, return_dtype=pl.String)
     if contradictory := int(of_roots.select((named != pl.col("series")).sum()).item()):
         dropped["malformed_definition"] += contradictory
-    asked = of_roots.filter(pl.col("series").is_in(list(by_rule)))
-    if without := int(asked.select(midnight.sum()).item()):
+    requested = of_roots.filter(pl.col("series").is_in(list(by_rule)))
+    if without := int(requested.select(midnight.sum()).item()):
         dropped["expiration_without_time"] += without
     frame = (
-        asked.with_columns(
+        requested.with_columns(
             pl.when(midnight)
             .then(pl.col("series").replace_strict(by_rule, return_dtype=INSTANT))
             .otherwise(ends)

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One metered question: nanoseconds UTC, `start` included, `end` not; symbols are parents."""
+    """A paid query for parents: `start` and `end` in nanoseconds UTC, `end` excluded."""
 
     dataset: str
     schema: str
@@ -20,6 +20,7 @@ class Query:
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The arguments of the official client's methods."""
         return {
             "dataset": self.dataset,
             "schema": self.schema,
@@ -32,7 +33,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the vendor says a query costs.
+    """The vendor's price of a query.
 
     Attributes
     ----------
@@ -41,9 +42,9 @@ class Price:
     size
         Bytes it would bill; None where it costs nothing.
     unit_usd
-        The list's price per GiB; None where the price is not simply size times that.
+        The list price per GiB; None where the price is not size times that.
     at
-        When it said so.
+        When the vendor named it.
     """
 
     usd: Decimal

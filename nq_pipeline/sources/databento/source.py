@@ -78,7 +78,8 @@ class Databento:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.base_url = settings.vendor(DatabentoSettings).url.rstrip("/")
+        self._vendor = settings.vendor(DatabentoSettings)
+        self.base_url = self._vendor.url.rstrip("/")
         self.policy = Policy(
             timeout_s=settings.http.timeout_s,
             attempts=settings.http.attempts,
@@ -117,9 +118,8 @@ class Databento:
                     break
             if schema == DEFINITION and not len(records[schema].array):
                 nothing = NoRecords(f"nothing is defined for {plan.day}")
-                vendor_session.reject(
-                    replies[schema], nothing.outcome, str(nothing)
-                )  # or it would be cached all day
+                # Or it would be cached all day.
+                vendor_session.reject(replies[schema], nothing.outcome, str(nothing))
                 return failed(self.name, request, nothing)
         if failures and replies.keys() == {DEFINITION}:
             return failed(self.name, request, next(iter(failures.values())))
@@ -134,12 +134,9 @@ class Databento:
 
         It does not show what the plan includes; only a request for data does.
         """
-        if self._settings.vendor(DatabentoSettings).api_key is None:
+        if self._vendor.api_key is None:
             return Probe(False, None, None, "no API key", "set DATABENTO_API_KEY")
-        dataset, client = (
-            self._settings.vendor(DatabentoSettings).dataset,
-            open_client(self._settings, vendor_session.remaining),
-        )
+        dataset, client = self._vendor.dataset, open_client(self._settings, vendor_session.remaining)
         try:
             reply = vendor_session.call(
                 "range",
@@ -171,18 +168,17 @@ class Databento:
         vendor_session: VendorSession,
     ) -> QueryPlan:
         """Find out how far the data reach and price every query; both are free."""
-        settings = self._settings
+        vendor = self._vendor
         roots = sorted({s.root for s in wanted})
         options = tuple(f"{root}.OPT" for root in roots)
         futures = tuple(sorted({f"{ROOTS[root].product.code}.FUT" for root in roots}))
 
         def request_plan() -> bytes:
-            end = client.available_end(settings.vendor(DatabentoSettings).dataset, SCHEMAS)
+            end = client.available_end(vendor.dataset, SCHEMAS)
             while True:
-                own = settings.vendor(DatabentoSettings)
                 queries = plan_queries(
                     request.moment, request.snapshot_ts, end, options, futures,
-                    dataset=own.dataset, window_s=own.quote_window_s,
+                    dataset=vendor.dataset, window_s=vendor.quote_window_s,
                 )  # fmt: skip
                 try:
                     return QueryPlan(tuple((query, client.price(query)) for query in queries)).dumps()
@@ -193,9 +189,9 @@ class Databento:
 
         now = request.moment >= request.snapshot_ts
         parameters = {
-            "dataset": settings.vendor(DatabentoSettings).dataset,
+            "dataset": vendor.dataset,
             "symbols": ",".join(options),
-            "window_s": settings.vendor(DatabentoSettings).quote_window_s,
+            "window_s": vendor.quote_window_s,
             # A repeat a minute later has the same answer as long as both ask about now.
             "moment": "now" if now else request.moment.isoformat(),
         }
@@ -336,7 +332,7 @@ class Databento:
             if lacking:
                 return SeriesAnswer(Outcome.PARTIAL, lacking)
             if last is None and series.expiration > request.moment:
-                window = self._settings.vendor(DatabentoSettings).quote_window_s
+                window = self._vendor.quote_window_s
                 return SeriesAnswer(Outcome.PARTIAL, f"no quote changed in the last {window} s")
             return SeriesAnswer(Outcome.OK)
 
