@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nq_pipeline import files
 from nq_pipeline.alerts.message import Alert, Message, State, one_line, slack_body
@@ -35,9 +35,11 @@ LONGEST_DELIVERY_S = 20.0
 
 
 class _AlertState(BaseModel):
-    """The state of one key. Field names are those of `alerts.json`."""
+    """The state of one key."""
 
-    said: Message
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    message: Message = Field(alias="said")  # the name in alerts.json
     """The newest message."""
     times: int
     """How often the alert was raised since it began to fire."""
@@ -90,25 +92,27 @@ class Notifier:
         alert = self._clean(alert)
         with self._locked_state() as saved:
             now, before = self._clock.now(), saved.stories.get(alert.key)
-            if before is None or before.said.state != "firing":
+            if before is None or before.message.state != "firing":
                 self._record(saved, "firing", alert, since=now, times=1)
                 return True
             # A clock that was set back must not silence an alert.
-            silent = timedelta() <= now - before.said.at < timedelta(seconds=self._settings.alerts.repeat_s)
-            if silent and before.said.alert.severity == alert.severity:
+            silent = (
+                timedelta() <= now - before.message.at < timedelta(seconds=self._settings.alerts.repeat_s)
+            )
+            if silent and before.message.alert.severity == alert.severity:
                 before.times += 1
                 return False
-            self._record(saved, "firing", alert, since=before.said.since, times=before.times + 1)
+            self._record(saved, "firing", alert, since=before.message.since, times=before.times + 1)
             return True
 
     def resolve(self, key: str, what: str) -> bool:
         """Record that a firing alert is over, in the words `what`. False when it was not firing."""
         with self._locked_state() as saved:
             before = saved.stories.get(key)
-            if before is None or before.said.state != "firing":
+            if before is None or before.message.state != "firing":
                 return False
-            ended = self._clean(replace(before.said.alert, what=what))
-            self._record(saved, "resolved", ended, since=before.said.since, times=before.times)
+            ended = self._clean(replace(before.message.alert, what=what))
+            self._record(saved, "resolved", ended, since=before.message.since, times=before.times)
             if not saved.stories[key].waiting:
                 del saved.stories[key]
             return True
@@ -116,7 +120,9 @@ class Notifier:
     def firing(self) -> list[Message]:
         """The alerts that are firing, the oldest first."""
         stories = self._read().stories.values()
-        return sorted((s.said for s in stories if s.said.state == "firing"), key=lambda said: said.since)
+        return sorted(
+            (s.message for s in stories if s.message.state == "firing"), key=lambda message: message.since
+        )
 
     def deliver(self) -> Delivery:
         """Send the newest pending message of every key. Never raises because of the webhook.
@@ -137,9 +143,9 @@ class Notifier:
                 if self._clock.monotonic() - began > LONGEST_DELIVERY_S:
                     reason = "the next delivery sends the rest"
                     break
-                refusal = self._send(entry.said)
+                refusal = self._send(entry.message)
                 with self._locked_state() as after:
-                    self._record_result(after, entry.said, refusal)
+                    self._record_result(after, entry.message, refusal)
                 delivered += refusal is None
                 if refusal is not None:
                     reason = str(refusal)
@@ -157,43 +163,45 @@ class Notifier:
             what_to_do="nothing.",
             severity="warning",
         )
-        said = self._message("test", alert, since=now, times=1)
-        self._write(said)
+        message = self._message("test", alert, since=now, times=1)
+        self._write(message)
         if self._webhook is None:
             return Delivery(0, 0, "NQ_ALERT_WEBHOOK is not set")
-        refusal = self._send(said)
+        refusal = self._send(message)
         return Delivery(0, 0, str(refusal)) if refusal else Delivery(1, 0)
 
     def _record(self, saved: _State, state: State, alert: Alert, *, since: datetime, times: int) -> None:
-        said = self._message(state, alert, since=since, times=times)
-        self._write(said)
-        saved.stories[alert.key] = _AlertState(said=said, times=times, waiting=self._webhook is not None)
+        message = self._message(state, alert, since=since, times=times)
+        self._write(message)
+        saved.stories[alert.key] = _AlertState(
+            message=message, times=times, waiting=self._webhook is not None
+        )
 
     def _message(self, state: State, alert: Alert, *, since: datetime, times: int) -> Message:
         return Message(
             uuid.uuid4().hex, self._clock.now(), self._settings.environment, state, since, times, alert
         )
 
-    def _send(self, said: Message) -> WebhookRefused | None:
+    def _send(self, message: Message) -> WebhookRefused | None:
         """Send one message and log the result; returns the refusal, if any."""
         assert self._webhook is not None
         refusal = None
         try:
-            post(self._webhook.get_secret_value(), slack_body(said))
+            post(self._webhook.get_secret_value(), slack_body(message))
         except WebhookRefused as error:
             refusal = error
         self._append(
             {
-                "id": said.id,
+                "id": message.id,
                 "at": self._clock.now(),
-                "key": said.alert.key,
+                "key": message.alert.key,
                 "delivered": refusal is None,
                 "reason": str(refusal or ""),
             }
         )
         return refusal
 
-    def _record_result(self, saved: _State, said: Message, refusal: WebhookRefused | None) -> None:
+    def _record_result(self, saved: _State, message: Message, refusal: WebhookRefused | None) -> None:
         """Record the result of sending a message, unless a newer one of its key has replaced it."""
         if refusal is None:
             saved.refused, saved.not_before = 0, self._clock.now()
@@ -202,13 +210,13 @@ class Notifier:
             asked = timedelta(seconds=min(refusal.retry_after_s, LONGEST_PAUSE.total_seconds()))
             saved.refused += 1
             saved.not_before = self._clock.now() + max(pause, asked)
-        entry = saved.stories.get(said.alert.key)
-        if entry is None or entry.said.id != said.id:
+        entry = saved.stories.get(message.alert.key)
+        if entry is None or entry.message.id != message.id:
             return
         entry.waiting = refusal is not None
         entry.refused += entry.waiting
-        if not entry.waiting and said.state == "resolved":
-            del saved.stories[said.alert.key]
+        if not entry.waiting and message.state == "resolved":
+            del saved.stories[message.alert.key]
 
     def _clean(self, alert: Alert) -> Alert:
         return replace(
@@ -238,14 +246,14 @@ class Notifier:
         """The state, locked for this process; changes are saved at the end."""
         with files.locked(self._lock):
             saved = self._read()
-            before = saved.model_dump_json()
+            before = saved.model_dump_json(by_alias=True)
             yield saved
-            after = saved.model_dump_json()
+            after = saved.model_dump_json(by_alias=True)
             if after != before:
                 files.write_atomically(self._state_file, after.encode())
 
-    def _write(self, said: Message) -> None:
-        row = asdict(said)
+    def _write(self, message: Message) -> None:
+        row = asdict(message)
         alert = row.pop("alert")
         self._append({**row, **alert})
 
@@ -264,4 +272,4 @@ class Notifier:
 def _waiting(saved: _State) -> list[_AlertState]:
     """The pending messages in order: those refused before come last."""
     waiting = [entry for entry in saved.stories.values() if entry.waiting]
-    return sorted(waiting, key=lambda entry: (entry.refused, entry.said.at))
+    return sorted(waiting, key=lambda entry: (entry.refused, entry.message.at))

@@ -47,11 +47,11 @@ def _post(url: str, body: bytes) -> None:
         connection.close()
     if 200 <= response.status < 300:
         return
-    asked = response.headers.get("Retry-After", "").strip()
+    wait = response.headers.get("Retry-After", "").strip()
     raise WebhookRefused(
         f"the webhook answered HTTP {response.status}",
         passing=response.status in (408, 429) or response.status >= 500,
-        retry_after_s=float(asked) if asked.isdecimal() else 0.0,
+        retry_after_s=float(wait) if wait.isdecimal() else 0.0,
     )
 
 
@@ -61,5 +61,5 @@ def _may_help(error: BaseException) -> bool:
 
 def _pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, WebhookRefused) else 0.0
-    return asked + tenacity.wait_random_exponential(multiplier=0.2, max=1)(state)
+    wait = error.retry_after_s if isinstance(error, WebhookRefused) else 0.0
+    return wait + tenacity.wait_random_exponential(multiplier=0.2, max=1)(state)

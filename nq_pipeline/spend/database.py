@@ -47,12 +47,12 @@ POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
 
-def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
+def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     """The database of these settings, its tables migrated.
 
     Parameters
     ----------
-    anew
+    restoring
         Create the ledger also where one was lost, because its lines are about to be restored.
 
     Raises
@@ -61,7 +61,7 @@ def open_engine(settings: Settings, *, anew: bool = False) -> sa.Engine:
         It cannot be reached, or a newer release of this program has migrated it.
     """
     engine = _engine(settings)
-    if not anew and settings.spend.ledger_url is None:
+    if not restoring and settings.spend.ledger_url is None:
         _check_not_lost(engine, settings)
     return _migrated(engine)
 
@@ -134,7 +134,7 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
             name = _named(engine)
             raise LedgerError(
                 f"the spend ledger {name} is damaged ({reason}); restore it from a backup, or move {name}* "
-                "away and make it anew from the table spend with `nq budget restore`"
+                "away and restore it from the table spend with `nq budget restore`"
             ) from None
         if time.monotonic() - started >= limit_s:  # closed by this side, unknown to the driver
             reason = f"it did not answer within {limit_s:g} s"
@@ -242,7 +242,7 @@ def _postgresql(url: sa.URL, patience_s: float) -> sa.Engine:
 
 
 def _shut(connection: Any) -> None:
-    """Shut a connection whose server does not answer; whoever waits for it gets an error."""
+    """Shut a connection whose server does not answer; its user gets an error."""
     with (
         suppress(Exception),  # closed meanwhile
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as handle,
@@ -258,7 +258,7 @@ def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
     if lines := Workspace.of(settings).lake.manifest(SPEND).rows:
         raise LedgerError(
             f"the spend ledger {Workspace.of(settings).ledger} is missing, and the table spend has "
-            f"{lines:,} of its lines; restore it from a backup, or make it anew from the table with "
+            f"{lines:,} of its lines; restore it from a backup, or restore it from the table with "
             "`nq budget restore`"
         )
 

@@ -1,6 +1,6 @@
 """The ledger: no metered request is sent before its worst-case cost is reserved here.
 
-    reserve ── the request is made ──► commit     what it cost, by the bytes that came
+    reserve ── the request is made ──► commit     what it cost, by the bytes received
        │                         └───► release    it provably never left, or was refused before any data
        └─ neither (crash, cut download): the reservation stays open and counts against every month and
           day until a person reconciles it with the vendor's bill
@@ -186,7 +186,7 @@ class Ledger:
             elif trail.closed.kind == Kind.COMMITTED:
                 return trail.spent_usd
             else:
-                tx.correct(trail, cost, reason=f"data came after it was {trail.closed.kind}", **about)
+                tx.correct(trail, cost, reason=f"data arrived after it was {trail.closed.kind}", **about)
         return cost
 
     def release(self, reservation: Reservation, reason: str) -> None:

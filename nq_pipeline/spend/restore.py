@@ -43,7 +43,7 @@ def restore_ledger(settings: Settings) -> tuple[int, datetime]:
         for line in lines
         if line["kind"] == Kind.RESERVED and line["reservation_id"] not in closed
     ]
-    with transaction(open_engine(settings, anew=True)) as connection:
+    with transaction(open_engine(settings, restoring=True)) as connection:
         if connection.scalar(sa.select(sa.func.count()).select_from(LINES)):
             raise LedgerError("the spend ledger has lines already; nothing was restored")
         connection.execute(LINES.insert(), lines)

@@ -197,7 +197,7 @@ TRADE_PRESSURE = Table(
     name="trade_pressure",
     version=1,
     meaning="Aggressors in windows of five minutes, as counted at the time: one row per window and option "
-    "that traded, another with more trades where a gap was filled later. The view `pressure` counts anew.",
+    "that traded, another with more trades where a gap was filled later. `pressure` recounts.",
     columns=(
         ENVIRONMENT,
         required("trade_date", DATE, "CME session date"),

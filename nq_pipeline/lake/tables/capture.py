@@ -30,7 +30,7 @@ _TICK_ORDER = ("instrument_id", "ts_event", "sequence")
 
 
 def _tick_columns(*own: Column) -> tuple[Column, ...]:
-    """The columns of a table of DBN records: Databento's, its schema's own, and ours beside them."""
+    """The columns of a table of DBN records: Databento's, its schema's own, and ours."""
     return (
         required("ts_event", INSTANT, "when the matching engine received it"),
         nullable("ts_recv", INSTANT, "when Databento received it"),
@@ -121,7 +121,7 @@ GAPS = Table(
         required("cause", TEXT, "how the previous session ended, late start, not running, or another schema"),
         nullable("detail", TEXT, "message of the gateway or the operating system"),
         required("first_ts", INSTANT, "the last moment (ts_event) proven before the gap"),
-        nullable("last_ts", INSTANT, "the first moment proven after it; null while nothing came after"),
+        nullable("last_ts", INSTANT, "the first moment proven after it; null until then"),
         required("state", TEXT, "open, replayed, verified or unfillable"),
         nullable("reason", TEXT, "why unfillable or open again; when verified, how the lake differs"),
         nullable("filled_by", TEXT, "live replay, historical (bought) or already there; null until filled"),
@@ -152,7 +152,7 @@ SESSIONS = Table(
         required("schemas", TEXT, "what was subscribed to, separated by commas"),
         nullable("replay_from", INSTANT, "earliest start of its replays; null without one"),
         required("records", INT, "market data received"),
-        required("bytes", INT, "bytes of the stream as they came"),
+        required("bytes", INT, "bytes received"),
         required("ended", TEXT, "how: closed, reset, cut, silent, garbage, unreachable, refused, error, …"),
         nullable("detail", TEXT, "message of the gateway or the operating system"),
         nullable("code", INT, "code of the gateway's error, where it sent one"),

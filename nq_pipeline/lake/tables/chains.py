@@ -1,4 +1,4 @@
-"""The chain: what vendors sent, which source won, and what every request came to."""
+"""The chain: what vendors sent, which source won, and the outcome of every request."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ ANSWERS = Table(
     meaning="The outcome of a vendor's whole answer and how much of it was unusable: one row per run "
     "and vendor.",
     columns=(
-        required("run_id", TEXT, "the run that asked"),
+        required("run_id", TEXT, "the run that sent the request"),
         required("answered_at", INSTANT, "when the run received it (real time)"),
         required("trade_date", DATE, "CME session date of the run"),
         ENVIRONMENT,
@@ -155,7 +155,7 @@ FETCHES = Table(
     meaning="Requests to vendors and their outcomes: one row per request.",
     columns=(
         required("request_id", TEXT, "unique per request"),
-        required("run_id", TEXT, "the run that asked"),
+        required("run_id", TEXT, "the run that sent the request"),
         required("source", TEXT, "vendor"),
         ENVIRONMENT,
         required("trade_date", DATE, "CME session date of the run"),
