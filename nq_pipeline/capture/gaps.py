@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -207,6 +207,24 @@ def describe_difference(more: int, fewer: int) -> str:
     return f"the lake has other rows than the count: {found}" if found else ""
 
 
+_RENAMED = {
+    "first_ns": "first_ts",
+    "last_ns": "last_ts",
+    "replayed": "records_replayed",
+    "counted": "records_counted",
+    "published": "rows_published",
+}
+_COLUMNS = {each.name: _RENAMED.get(each.name, each.name) for each in fields(Gap)}
+"""The field of a gap to its column."""
+_TEXTS = ("detail", "reason", "filled_by")
+"""Fields that are null in the table when empty."""
+
+
+def _gap_of(row: Mapping[str, Any]) -> Gap:
+    values = {name: row[column] for name, column in _COLUMNS.items()}
+    return Gap(**{**values, **{name: values[name] or "" for name in _TEXTS}})
+
+
 class GapStore:
     """The tables of gaps and of sessions of one dataset.
 
@@ -235,26 +253,7 @@ class GapStore:
             .with_columns(pl.col("first_ts", "last_ts").dt.epoch("ns"))
             .collect()
         )
-        return [
-            Gap(
-                gap_id=row["gap_id"],
-                schema=row["schema"],
-                first_ns=row["first_ts"],
-                last_ns=row["last_ts"],
-                cause=row["cause"],
-                detail=row["detail"] or "",
-                state=row["state"],
-                reason=row["reason"] or "",
-                replayed=row["records_replayed"],
-                counted=row["records_counted"],
-                published=row["rows_published"],
-                attempts=row["attempts"],
-                filled_by=row["filled_by"] or "",
-                cost_usd=row["cost_usd"],
-                revision=row["revision"],
-            )
-            for row in rows.iter_rows(named=True)
-        ]
+        return [_gap_of(row) for row in rows.iter_rows(named=True)]
 
     def write(self, gaps: Iterable[Gap], at: datetime) -> None:
         """Append states, durably; states already stored add nothing."""
@@ -262,28 +261,14 @@ class GapStore:
 
         from nq_pipeline.lake.tables import GAPS, INSTANT
 
+        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
         rows = [
             {
-                "gap_id": gap.gap_id,
-                "revision": gap.revision,
+                **{column: getattr(gap, name) for name, column in _COLUMNS.items()},
+                **{name: getattr(gap, name) or None for name in _TEXTS},
                 "changed_at": to_ns(at),
                 "trade_date": sessions.trade_date(from_ns(gap.first_ns)),
-                "environment": self._environment,
-                "dataset": self._dataset,
-                "schema": gap.schema,
-                "cause": gap.cause,
-                "detail": gap.detail or None,
-                "first_ts": gap.first_ns,
-                "last_ts": gap.last_ns,
-                "state": gap.state,
-                "reason": gap.reason or None,
-                "filled_by": gap.filled_by or None,
-                "records_replayed": gap.replayed,
-                "records_counted": gap.counted,
-                "rows_published": gap.published,
-                "attempts": gap.attempts,
-                "cost_usd": gap.cost_usd,
-                "run_id": self._run_id,
+                **origin,
             }
             for gap in gaps
         ]

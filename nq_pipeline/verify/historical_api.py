@@ -106,8 +106,8 @@ def history(ctx: Context) -> CheckResult:
     if difference:
         return failed(f"the gateway's replay has {difference} that the historical API sold", **facts)
     return passed(
-        f"the {len(sold):,} trades, bought for {format_usd(purchases.cost_usd)}, are the ones "
-        "the gateway replays",
+        f"the {len(sold):,} trades, bought for {format_usd(purchases.cost_usd)}, are those "
+        "that the gateway replays",
         **facts,
     )
 

@@ -51,6 +51,8 @@ from nq_pipeline_tests.testing.gateway_client import gateway
 LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
 BACKLOG_S = OVERLAP_NS / 1e9 + 2
 """A gateway that is behind by more than the overlap of a replay."""
+FAST = 4.0
+"""How much faster than the wall clock a market runs."""
 BEYOND_OVERLAP = 2 * LOAD * OVERLAP_NS // 10**9
 
 
@@ -221,12 +223,12 @@ def test_what_was_missed_between_two_captures_is_found_and_filled(tmp_path: Path
 
 
 def test_a_backlog_at_the_stop_is_a_gap_that_is_filled(tmp_path: Path) -> None:
-    with serve_gateway() as it:
+    with serve_gateway(speed=FAST) as it:
         running = RunningCapture(it, tmp_path)
         running.until(lambda: all_verified(running))
         it.script.add(Fault("drip"))
         running.until(lambda: it.script.injected)
-        time.sleep(BACKLOG_S)
+        time.sleep(BACKLOG_S / FAST)
         running.finish()
         reached, stopped = int(logged_trades(tmp_path)["ts_event"].max()), to_ns(it.clock.now())
         assert stopped - reached > OVERLAP_NS, "no backlog"
