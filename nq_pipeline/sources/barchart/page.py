@@ -1,8 +1,8 @@
-"""Barchart's options page: what it says of a series besides its rows.
+"""Barchart's options page: what it states about a series besides its rows.
 
-Read once per series and trade date, as a control of the rows and of our own tables: when the
-series expires, what a point is worth, which series the site lists, the totals below the
-table. The page belongs to a site: every part of it may be missing and is None then.
+It is read once per series and trade date, as a control of the rows and of the product table: the
+expiration, the value of a point, and open interest below the table. The page belongs to a site: any
+part of it may be missing, and is None then.
 """
 
 from __future__ import annotations
@@ -21,44 +21,34 @@ from nq_pipeline.transport.json_columns import loads
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
-_TOTAL = re.compile(r"(Put|Call) (Open Interest|Premium) Total\s+\$?([\d,]+(?:\.\d+)?)")
+_TOTAL = re.compile(r"(Put|Call) Open Interest Total\s+([\d,]+(?:\.\d+)?)")
 _EXPIRY = re.compile(r"to expiration on\s+(\d{2}/\d{2}/\d{2})")
 _POINT = re.compile(r"Option point:\s*\$([\d,.]+)")
-_LINK = re.compile(r"^/futures/quotes/([A-Z0-9]+)/options(?:/([A-Z0-9]+))?$")
 
 
 @dataclass(frozen=True, slots=True)
 class OptionsPage:
-    """What a page says.
+    """What a page states.
 
     Attributes
     ----------
     code
-        The site's code of the series shown, two year digits.
-    underlying
-        The future the site shows the series under, two year digits (`NQM25`). In the week of a
-        quarterly expiration that is already the next one.
+        The site's code of the series, two year digits.
     point_value
         Dollars per point.
-    listed
-        Label by code of the series in the dropdowns.
-    open_interest, premium
+    open_interest
         Totals by side, `C` and `P`.
     """
 
     code: str | None = None
-    underlying: str | None = None
-    underlying_price: float | None = None
     expiration_date: date | None = None
     point_value: float | None = None
-    listed: Mapping[str, str] = field(default_factory=dict)
     open_interest: Mapping[str, float] = field(default_factory=dict)
-    premium: Mapping[str, float] = field(default_factory=dict)
 
     def controls(self, series: Series, rows: pl.DataFrame, *, open_interest: bool) -> dict[str, bool]:
         """Whether the page and the rows of its series agree, for what the page has.
 
-        `open_interest` is whether both were asked at the same time, so that totals compare.
+        `open_interest` is whether both were requested at the same time, so that totals compare.
         """
         held = {}
         if self.expiration_date is not None:
@@ -74,48 +64,29 @@ class OptionsPage:
 
 
 def parse_page(html: bytes) -> OptionsPage:
-    """Read a page; a part that is not there or cannot be read is left out."""
+    """Read a page; a part that is missing or cannot be read is left out."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "lxml")
-    config = _json(soup, "script#bc-dynamic-config")
-    current = _member(config, "currentSymbol", "raw")
+    config = soup.select_one("script#bc-dynamic-config")
     toolbar = _text(soup, ".bc-options-toolbar__second-row")
-    totals = _TOTAL.findall(_text(soup, ".bc-futures-options-quotes-totals__data-row"))
     expiry, point = _EXPIRY.search(toolbar), _POINT.search(toolbar)
+    totals = _TOTAL.findall(_text(soup, ".bc-futures-options-quotes-totals__data-row"))
+    numbers = {side[0]: _number(text) for side, text in totals}
     return OptionsPage(
-        code=_string(config, "optionContract") or _string(_api_config(soup), "symbol"),
-        underlying=_string(current, "symbol"),
-        underlying_price=_number(current.get("lastPrice")),
+        code=_string(_object(config.get_text() if config else ""), "optionContract")
+        or _string(_api_config(soup), "symbol"),
         expiration_date=_day(expiry[1]) if expiry else None,
         point_value=_number(point[1]) if point else None,
-        listed=_listed(soup),
-        open_interest=_totals(totals, "Open Interest"),
-        premium=_totals(totals, "Premium"),
+        open_interest={side: number for side, number in numbers.items() if number is not None},
     )
 
 
-def _listed(soup: BeautifulSoup) -> dict[str, str]:
-    """Label by code from both dropdowns; the quarterly board's code is that of its future."""
-    listed = {}
-    for option in soup.select(
-        "#bc-options-toolbar__dropdown-type option, #bc-options-toolbar__dropdown-month option"
-    ):
-        link = _LINK.match(str(option.get("value", "")))
-        if link:
-            listed[link[2] or link[1]] = option.get_text(strip=True)
-    return listed
-
-
 def _api_config(soup: BeautifulSoup) -> dict[str, object]:
-    """The request the page's own script makes."""
+    """The request that the page's own script makes."""
     tag = soup.select_one("[data-api-config]")
-    return _member(_object(str(tag["data-api-config"])), "api") if tag else {}
-
-
-def _json(soup: BeautifulSoup, selector: str) -> dict[str, object]:
-    tag = soup.select_one(selector)
-    return _object(tag.get_text()) if tag else {}
+    api = _object(str(tag["data-api-config"])).get("api") if tag else None
+    return api if isinstance(api, dict) else {}
 
 
 def _object(text: str) -> dict[str, object]:
@@ -124,13 +95,6 @@ def _object(text: str) -> dict[str, object]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _member(value: dict[str, object], *path: str) -> dict[str, object]:
-    for name in path:
-        inner = value.get(name)
-        value = inner if isinstance(inner, dict) else {}
-    return value
 
 
 def _string(value: dict[str, object], name: str) -> str | None:
@@ -142,17 +106,11 @@ def _text(soup: BeautifulSoup, selector: str) -> str:
     return " ".join(" ".join(tag.get_text(" ").split()) for tag in soup.select(selector))
 
 
-def _number(value: object) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        return float(str(value).replace(",", "").rstrip("s."))
+        return float(text.replace(",", "").rstrip("."))
     except ValueError:
         return None
-
-
-def _totals(totals: list[tuple[str, str, str]], wanted: str) -> dict[str, float]:
-    """One of the page's totals by side, C and P."""
-    numbers = {side[0]: _number(text) for side, name, text in totals if name == wanted}
-    return {side: number for side, number in numbers.items() if number is not None}
 
 
 def _day(text: str) -> date | None:

@@ -28,13 +28,6 @@ def test_a_page_states_code_expiration_point_value_and_totals() -> None:
     assert found.open_interest == {"P": 8.0, "C": 8.0}
 
 
-def test_drop_downs_list_the_series() -> None:
-    monthly = b"""<select id="bc-options-toolbar__dropdown-type">
-        <option value="/futures/quotes/NQM25/options"> Monthly Options </option>
-        <option value="/elsewhere">no series</option></select>"""
-    assert parse_page(PAGE + monthly).listed == {"MC2M25": "Week 2: Jun 2025", "NQM25": "Monthly Options"}
-
-
 def test_a_page_without_its_lower_half_is_read_as_far_as_it_goes() -> None:
     half = PAGE[: PAGE.index(b"<div class=")]
     assert parse_page(half).code == "MC2M25"
