@@ -47,7 +47,7 @@ class Scenario:
     @property
     def products(self) -> tuple[str, ...]:
         """The codes of the market's products."""
-        return tuple(part.product.code for part in self.market.markets)
+        return tuple(one.product.code for one in self.market.markets)
 
     @property
     def now(self) -> datetime:

@@ -193,11 +193,11 @@ def _open_before(t: int) -> bool:
 
 def statistics_records(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
     """Settlements, session lows and highs, cleared volume and open interest, when each is published."""
-    wanted, hour = instruments.select("instrument_id"), HOUR_NS
+    wanted = instruments.select("instrument_id")
     parts = []
     for session in sessions_between(start - 5 * DAY_NS, end):
         day, close = session.trade_date, to_ns(session.close)
-        settled = {part.product.code: published_at(day, part.product) for part in market.markets}
+        settled = {one.product.code: published_at(day, one.product) for one in market.markets}
         if min(session.close, *settled.values()) >= from_ns(end):
             continue
         closed = _state(market, max(session.close, *settled.values()), wanted)
@@ -209,15 +209,15 @@ def statistics_records(market: AnyMarket, instruments: pl.DataFrame, start: int,
             ),
             (close, 4, closed, "low", 0),
             (close, 5, closed, "high", 0),
-            (close + hour * 3 // 2, 3, closed, "settlement", FINAL),
-            (close + 4 * hour, 6, closed.filter(pl.col("volume") > 0), "volume", 0),
+            (close + HOUR_NS * 3 // 2, 3, closed, "settlement", FINAL),
+            (close + 4 * HOUR_NS, 6, closed.filter(pl.col("volume") > 0), "volume", 0),
         ]
         if close < end:
             following = _state(market, sessions.next_open(session.close), wanted)
             preliminary = following.with_columns((pl.col("open_interest") * 0.98).floor().cast(pl.Int64))
             publications += [
-                (close + 4 * hour, 9, preliminary, "open_interest", 0),
-                (close + 17 * hour, 9, following, "open_interest", 0),
+                (close + 4 * HOUR_NS, 9, preliminary, "open_interest", 0),
+                (close + 17 * HOUR_NS, 9, following, "open_interest", 0),
             ]
         parts += [
             _statistic(at, stat_type, frame, column, flags, day)
@@ -226,8 +226,8 @@ def statistics_records(market: AnyMarket, instruments: pl.DataFrame, start: int,
         ]
     if not parts:
         return blank_records("statistics")
-    whole = np.concatenate(parts)
-    return whole[np.argsort(whole["ts_recv"], kind="stable")]
+    records = np.concatenate(parts)
+    return records[np.argsort(records["ts_recv"], kind="stable")]
 
 
 def _state(market: AnyMarket, instant: datetime, wanted: pl.DataFrame) -> pl.DataFrame:
@@ -237,12 +237,12 @@ def _state(market: AnyMarket, instant: datetime, wanted: pl.DataFrame) -> pl.Dat
 
 
 def _statistic(at: int, stat_type: int, frame: pl.DataFrame, column: str, flags: int, day: date) -> Array:
-    known = frame.drop_nulls(column)
-    a = blank_records("statistics", known["instrument_id"].to_numpy())
+    rows = frame.drop_nulls(column)
+    a = blank_records("statistics", rows["instrument_id"].to_numpy())
     a["ts_recv"], a["ts_event"], a["ts_ref"] = at, at, price_path.day_number(day) * DAY_NS
-    if known[column].dtype.is_float():
-        a["price"] = fixed_prices(known[column])
+    if rows[column].dtype.is_float():
+        a["price"] = fixed_prices(rows[column])
     else:
-        a["quantity"] = known[column].to_numpy()
+        a["quantity"] = rows[column].to_numpy()
     a["stat_type"], a["stat_flags"], a["update_action"] = stat_type, flags, 1
     return a

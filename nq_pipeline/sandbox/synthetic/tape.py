@@ -42,7 +42,7 @@ from nq_pipeline.sandbox.synthetic.records import (
 )
 
 LAST, DEPTH_ONLY, SNAPSHOT, BAD_TS_RECV = 128, 64, 32, 8
-"""Flags: the last record of its event; only the top of the book; of a snapshot, and made by the gateway."""
+"""DBN flags: last record of an event, top of book only, from a snapshot, `ts_recv` of the gateway."""
 INTERVALS_NS = {
     "bbo-1s": NS_PER_S,
     "bbo-1m": 60 * NS_PER_S,
@@ -198,9 +198,9 @@ def filter_instruments(array: Array, ids: Any) -> Array:
 
 
 def _session_events(market: AnyMarket, day: date, activity: float) -> Array:
-    """Trades and book changes of options and futures, the channels one after the other."""
+    """Trades and book changes of options, then of futures, each channel in its own order."""
     options = np.concatenate([_option_trades(market, day), _option_quotes(market, day)])
-    futures = np.concatenate([_future_events(part, day, activity) for part in market.markets])
+    futures = np.concatenate([_future_events(one, day, activity) for one in market.markets])
     return np.concatenate([_number_events(options, day, 0), _number_events(futures, day, 1)])
 
 
@@ -217,7 +217,7 @@ def _option_trades(market: AnyMarket, day: date) -> Array:
         done["ts_event"].to_numpy()[row],
     )
     a["price"], a["side"] = fixed_prices(done["price"])[row], encode_text(done["side"])[row]
-    # All fills but the last take their share, the last takes what is left.
+    # Every fill but the last takes an equal share; the last takes the rest.
     share = size[row] // fills[row]
     a["size"] = np.where(ordinal == fills[row] - 1, size[row] - share * (fills[row] - 1), share)
     a["action"] = b"T"
@@ -272,7 +272,7 @@ def _future_events(market: Market, day: date, activity: float) -> Array:
 
 
 def _option_books(quotes: pl.DataFrame) -> Array:
-    """Records with a book from the columns of `Market.quotes`, nothing else filled in."""
+    """Records with the books of `Market.quotes` and no other fields set."""
     a = blank_records("mbp-1", np.zeros(quotes.height, np.int64))
     for side in ("bid", "ask"):
         a[f"{side}_px_00"] = fixed_prices(quotes[side])
@@ -293,20 +293,20 @@ def _future_books(fair: Any, draw: Any, tick: float) -> Array:
 
 
 def _set_changed_side(a: Array, bids: Any) -> None:
-    """Say of each book that its bid, or else its ask, is what changed."""
+    """Mark the bid of each book as changed, or else its ask."""
     a["action"], a["side"] = b"M", np.where(bids, b"B", b"A")
     a["price"] = np.where(bids, a["bid_px_00"], a["ask_px_00"])
     a["size"] = np.where(bids, a["bid_sz_00"], a["ask_sz_00"])
 
 
 def _repeat_rows(counts: Any) -> tuple[Any, Any]:
-    """Each index as often as its count says, and which of its repetitions each is."""
+    """Each index repeated by its count, and the number of each repetition."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _number_events(a: Array, day: date, channel: int) -> Array:
-    """One channel in order: events numbered, their last records flagged, times of receipt."""
+    """One channel in time order, with sequence numbers, last-of-event flags and times of receipt."""
     a = a[np.argsort(a["ts_event"], kind="stable")]
     new = np.ones(len(a), bool)
     new[1:] = (np.diff(a["ts_event"]) != 0) | (np.diff(a["instrument_id"]) != 0)
@@ -324,7 +324,7 @@ def _in_order(a: Array) -> Array:
 
 
 def _new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
-    """All instruments on the first trade date of a week, later those that were not there the day before."""
+    """All instruments on the first trade date of a week, on later ones those that are new."""
     before, today = previous_trade_date(day), universe(market, day)
     if before.isocalendar().week != day.isocalendar().week:
         return today
@@ -335,7 +335,7 @@ def _new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
 
 
 def _as_schema(schema: str, book: Array) -> Array:
-    """The fields a schema shares with mbp-1; in mbo an order of its own is behind each trade."""
+    """Records of another schema with the fields it shares with mbp-1; in mbo each trade has its own order."""
     a = blank_records(schema, book["instrument_id"])
     for name in set(a.dtype.names or ()) & set(book.dtype.names or ()) - {"length", "rtype"}:
         a[name] = book[name]
@@ -345,7 +345,7 @@ def _as_schema(schema: str, book: Array) -> Array:
 
 
 def _snapshot(books: Array, at: int) -> Array:
-    """What a client needs to build the books: each is cleared, then its orders are added.
+    """An mbo snapshot: each book is cleared, then its orders are added.
 
     The last record of an instrument has the flag `LAST`.
     """
@@ -355,7 +355,7 @@ def _snapshot(books: Array, at: int) -> Array:
         row, ordinal = _repeat_rows(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
         a = _as_schema("mbo", books[row])
         a["price"], a["side"] = books[f"{side}_px_00"][row], letter
-        # All orders but the first are of one share each, the first has what is left.
+        # Every order but the first has an equal share of the size; the first has the rest.
         share = size[row] // orders[row]
         a["size"] = np.where(ordinal == 0, size[row] - share * (orders[row] - 1), share)
         a["order_id"] = mix(a["instrument_id"], a["price"], row, ordinal)
@@ -374,7 +374,7 @@ def _snapshot(books: Array, at: int) -> Array:
 
 
 def _bars(schema: str, trades: Array) -> Array:
-    """OHLCV, stamped with the start of the interval; none without a trade."""
+    """OHLCV bars stamped with the start of the interval; an interval without a trade has none."""
     step = np.uint64(INTERVALS_NS[schema])
     start = trades["ts_recv"] - trades["ts_recv"] % step
     order = np.lexsort((start, trades["instrument_id"]))
@@ -391,7 +391,7 @@ def _bars(schema: str, trades: Array) -> Array:
 
 
 def _last_books(schema: str, book: Array) -> Array:
-    """The book at the end of each interval in which it changed, with the last trade so far, if any."""
+    """The book at the end of each interval in which it changed, with the last trade up to then."""
     step = np.uint64(INTERVALS_NS[schema])
     ends = book["ts_recv"] - book["ts_recv"] % step + step
     order = np.lexsort((ends, book["instrument_id"]))
@@ -413,14 +413,14 @@ def _last_books(schema: str, book: Array) -> Array:
 
 
 def _first_of_each(*keys: Array) -> Any:
-    """Where runs of equal keys begin."""
+    """Indexes at which runs of equal keys begin."""
     new = np.ones(len(keys[0]), bool)
     new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     return np.flatnonzero(new)
 
 
 def _runs(key: Array) -> tuple[Any, Any]:
-    """Where each run of a key begins, and how long it is."""
+    """Start and length of each run of equal keys."""
     first = _first_of_each(key)
     return first, np.diff(np.append(first, len(key)))
 
@@ -430,7 +430,7 @@ def _runs(key: Array) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=4)
 def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
-    """One second of load, times counted from its start."""
+    """One second of load, with times from its start."""
     contracts, ordinal = market.listed(day), np.arange(n)
     key = (market.seed, _LOAD, price_path.day_number(day))
     traded = np.unique(market.trades(day)["row"].to_numpy())
@@ -449,7 +449,7 @@ def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
     a["size"] = 1 + (draw >> np.uint64(8)) % 9
     a["bid_sz_00"], a["ask_sz_00"] = 10, 10
     a["bid_ct_00"], a["ask_ct_00"] = 3, 3
-    # The last tenth of a millisecond stays free, so that a second's records are received in it.
+    # The last tenth of a millisecond stays free, so that all records are received within the second.
     a["ts_event"] = slot * ((NS_PER_S - 100_000) // slots)
     a["ts_recv"], a["ts_in_delta"] = a["ts_event"] + np.uint64(40_000), 11_000
     a["sequence"] = ordinal

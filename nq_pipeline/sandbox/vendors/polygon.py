@@ -102,7 +102,7 @@ def _refuse(request: Request, scenario: Scenario, *, entitled: bool = False) -> 
 
 def _underlying(scenario: Scenario, ticker: str, *, prefixed: bool) -> str | None:
     """The proxy of a ticker. An index is `I:NDX` in the snapshot, `NDX` in the reference; a fund is `QQQ`."""
-    shown = {part.product.code for part in scenario.market.markets}
+    shown = set(scenario.products)
     names = {
         _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
     }
