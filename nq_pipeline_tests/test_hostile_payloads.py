@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,13 +29,22 @@ from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import PinnedClock
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.dbn.stream import decode
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources.base import ChainAnswer
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.base import ChainAnswer, Source
+from nq_pipeline.sources.databento.source import Databento
 from nq_pipeline.sources.polygon.source import REFERENCE
-from nq_pipeline_tests.sources.databento import test_source as databento
-from nq_pipeline_tests.testing import barchart_contract, polygon_contract, standin, tradovate_server
-from nq_pipeline_tests.testing.http_server import Answer, Asked
+from nq_pipeline_tests.testing import (
+    barchart_contract,
+    databento_records,
+    polygon_contract,
+    standin,
+    tradovate_server,
+)
+from nq_pipeline_tests.testing.backfill_vendor import form, refused
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
 from nq_pipeline_tests.testing.tradovate_contract import TradovateContract
 
@@ -359,12 +367,24 @@ class _Tradovate(TradovateContract):
         return super().settings(server, **{"tradovate_quote_wait_s": 0.05, **more})
 
 
-class _Databento(databento.TestDatabentoKeepsTheContract):
-    __test__ = False
+class DatabentoContract(SourceContract):
+    """The historical API of the stand-in, with a budget that failed attempts cannot use up."""
 
-    def settings(self, server: Any) -> Any:
-        most = {"budget_daily_usd": Decimal(10_000), "budget_monthly_usd": Decimal(10_000)}
-        return super().settings(server).with_values(**most)  # what fails stays reserved
+    def settings(self, server: Server) -> Settings:
+        return build_settings(
+            environment="live",
+            databento_url=server.url,
+            databento_api_key=MARK,
+            budget_daily_usd=10_000,
+            budget_monthly_usd=10_000,
+            http_attempts=1,
+        )
+
+    def source(self, settings: Settings) -> Source:
+        return Databento(settings)
+
+    def answer(self, asked: Asked) -> Answer:
+        return standin.relay(asked)
 
 
 def barchart_target() -> Target:
@@ -385,17 +405,17 @@ def databento_target() -> Target:
     """Two options and their future, whose answers are quickly made."""
     at = "2025-06-10T14:59:00Z"
     records: dict[str, list[Mapping[str, Any]]] = {
-        "definition": databento.DEFINED,
-        "bbo-1m": [databento.quote(number, at, 100.0, 101.0) for number in (11, 12, 13)],
+        "definition": databento_records.DEFINED,
+        "bbo-1m": [databento_records.quote(number, at, 100.0, 101.0) for number in (11, 12, 13)],
         "statistics": [
-            databento.stat(9, at, "2025-06-09", quantity=50),
-            databento.stat(9, at, "2025-06-09", number=12, quantity=60),
-            databento.stat(3, at, "2025-06-09", price=99.5),
+            databento_records.stat(9, at, "2025-06-09", quantity=50),
+            databento_records.stat(9, at, "2025-06-09", number=12, quantity=60),
+            databento_records.stat(3, at, "2025-06-09", price=99.5),
         ],
-        "trades": [databento.trade(number, at, 100.25, 2) for number in (11, 12)],
+        "trades": [databento_records.trade(number, at, 100.25, 2) for number in (11, 12)],
     }
     bodies = {
-        f"schema={schema}": zstandard.compress(databento.body(schema, rows, databento.DAYS))
+        f"schema={schema}": zstandard.compress(databento_records.body(schema, rows, databento_records.DAYS))
         for schema, rows in records.items()
     }
     told = {
@@ -409,12 +429,12 @@ def databento_target() -> Target:
             return Answer(told[name])
         return Answer(next(body for named, body in bodies.items() if named in asked.body.decode()))
 
-    return Target(_Databento(), healthy, request={"series": databento.SERIES})
+    return Target(DatabentoContract(), healthy, request={"series": databento_records.SERIES})
 
 
 def standin_target() -> Target:
     """Databento's stand-in with two whole boards."""
-    return Target(_Databento(), standin.relay)
+    return Target(DatabentoContract(), standin.relay)
 
 
 TARGETS = {
@@ -502,9 +522,9 @@ def recorded_databento(shared: Path) -> Target:
             return Answer(b'{"start":"2010-06-06","end":"2024-05-09T10:05:00Z","schema":{}}')
         if not asked.path.endswith("get_range"):
             return Answer(b"0")
-        schema = databento.form(asked)["schema"]
+        schema = form(asked)["schema"]
         if schema not in files:
-            return databento.refused("symbology_invalid_request")
+            return refused("symbology_invalid_request")
         return Answer((shared / "databento" / files[schema]).read_bytes(), content_type=None)
 
     moment = datetime(2024, 5, 9, 10, 5, tzinfo=UTC)
@@ -512,7 +532,7 @@ def recorded_databento(shared: Path) -> Target:
         "series": (Series("ES", date(2024, 6, 21)),),
         "snapshot_ts": moment, "moment": moment, "trade_date": date(2024, 5, 9),
     }  # fmt: skip
-    return Target(_Databento(), healthy, request=request)
+    return Target(DatabentoContract(), healthy, request=request)
 
 
 RECORDED = {"barchart": recorded_barchart, "polygon": recorded_polygon, "databento": recorded_databento}
