@@ -1,11 +1,11 @@
 """Which source wins each series, and why the others did not. Pure.
 
-Decided per series, so that one vendor's hole does not cost the whole chain. A candidate is
-*sound* when it has rows with prices, its newest quote or trade is fresh (and of no time to come)
-and its quotes are sane; it is *healthy* when it is also whole: its vendor says so, and it is about
-as full as the fullest sound native answer. The first healthy source by priority wins; where none
-is healthy, the sound one with the most quotes. A stale or failed source never wins. A proxy (index
-or fund options) wins only when no native source won any series at all of the product it stands for.
+Each series is decided alone, so that a missing series does not cost a vendor the whole chain. A
+candidate is *sound* when it has rows with prices, its newest quote or trade is fresh and not in the
+future, and its quotes are plausible. It is *healthy* when it is also complete: its vendor says so, and
+it has about as many contracts as the fullest sound native answer. The first healthy source by priority
+wins; where none is healthy, the sound one with the most quotes. A stale or failed source never wins. A
+proxy (index or fund options) wins only when no native source won a series of the product it stands for.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer
 
 NATIVE = "future"
 SKEW = timedelta(days=1)
-"""How far a vendor's clock, or a time zone of its own, may run ahead of the question."""
+"""How far a vendor's clock or time zone may run ahead of the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """What a healthy series is; see the settings of the same names."""
+    """Limits of a healthy series; see the settings of the same names."""
 
     stale_after_s: int = 1800
     min_complete: float = 0.5
@@ -88,7 +88,7 @@ def decide(
     return _frame(rows, request, decided_at)
 
 
-def chosen(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.DataFrame:
+def winning_rows(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) -> pl.DataFrame:
     """The winners' rows, as rows of `OPTION_CHAIN`."""
     won = decisions.filter("won").select(
         "source", "series", selected_at="decided_at", selection_reason="reason"
@@ -148,7 +148,7 @@ def _candidates(
 
 
 def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, SeriesAnswer]:
-    """What came of each series; a proxy that lists none has failed those asked for, with its reason."""
+    """The answer for each series; a proxy without series has failed the requested ones, with its reason."""
     whole = SeriesAnswer(answer.outcome, answer.reason)
     return answer.series or {series.key: whole for series in request.series}
 
@@ -156,8 +156,8 @@ def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, Serie
 def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
     """The newest quote or trade of each source and the oldest that is fresh.
 
-    Of the whole source, since one quiet board does not make a source stale; without boards of a
-    time to come, since those would make any source fresh.
+    Over all series of the source, because one quiet series does not make a source stale; without
+    series in the future, because those would make any source fresh.
     """
     limits: dict[str, _Limit] = {}
     for source in dict.fromkeys(c.source for c in candidates):
@@ -170,25 +170,25 @@ def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -
 
 
 def _contest(candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates) -> list[_Verdict]:
-    faults = {c.source: _fault(c, limits.get(c.source), gates) for c in candidates}
-    # Only sound answers are a measure of fullness: a stale one must not make a fresh one look poor.
-    sound = [c for c in candidates if faults[c.source] is None]
-    holes = {c.source: _hole(c, sound, gates) for c in sound}
-    healthy = [c for c in sound if holes[c.source] is None]
+    failures = {c.source: _failure(c, limits.get(c.source), gates) for c in candidates}
+    # Only sound answers measure completeness: a stale one must not make a fresh one look incomplete.
+    sound = [c for c in candidates if failures[c.source] is None]
+    shortfalls = {c.source: _shortfall(c, sound, gates) for c in sound}
+    healthy = [c for c in sound if shortfalls[c.source] is None]
     winner = min(healthy, key=lambda c: c.rank, default=None) or max(
         sound, key=lambda c: (c.quoted, -c.rank), default=None
     )
-    return [_verdict(c, winner, faults[c.source], holes.get(c.source)) for c in candidates]
+    return [_verdict(c, winner, failures[c.source], shortfalls.get(c.source)) for c in candidates]
 
 
 def _verdict(
-    c: _Candidate, winner: _Candidate | None, fault: _Failing | None, hole: _Failing | None
+    c: _Candidate, winner: _Candidate | None, failure: _Failing | None, shortfall: _Failing | None
 ) -> _Verdict:
-    if fault is not None:
-        return c, False, *fault
+    if failure is not None:
+        return c, False, *failure
     assert winner is not None  # c itself is sound
-    if hole is not None:
-        outcome, reason = hole
+    if shortfall is not None:
+        outcome, reason = shortfall
         if c is winner:
             reason = f"no source is healthy; this one is the fullest ({reason})"
         return c, c is winner, outcome, reason
@@ -197,8 +197,8 @@ def _verdict(
     return c, False, Outcome.OK, f"healthy, but {winner.source} has priority"
 
 
-def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None:
-    """Why a candidate cannot win whatever the others have; None when it is sound."""
+def _failure(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None:
+    """Why a candidate cannot win, whatever the others have; None when it is sound."""
     if not c.answer.outcome.has_rows or not c.contracts:
         outcome = Outcome.EMPTY if c.answer.outcome.has_rows else c.answer.outcome
         return outcome, c.answer.reason or "no rows"
@@ -208,7 +208,7 @@ def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None
         why = f" ({c.answer.reason})" if c.answer.reason else ""
         return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement{why}"
     if c.newest is not None and c.premature:
-        return Outcome.BAD_PAYLOAD, f"newest quote or trade is of {in_chicago(c.newest)}, a time to come"
+        return Outcome.BAD_PAYLOAD, f"newest quote or trade is of {in_chicago(c.newest)}, in the future"
     if limit is not None and limit[0] < limit[1]:
         newest, oldest = map(in_chicago, limit)
         return Outcome.STALE, f"newest quote or trade is of {newest}, not after {oldest}"
@@ -217,8 +217,8 @@ def _fault(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | None
     return None
 
 
-def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing | None:
-    """Why a sound candidate is not whole; None when it is."""
+def _shortfall(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing | None:
+    """Why a sound candidate is not complete; None when it is."""
     fullest, most_quoted = max(o.contracts for o in sound), max(o.quoted for o in sound)
     if c.contracts < gates.min_complete * fullest:
         return Outcome.PARTIAL, f"{c.contracts} contracts where another source has {fullest}"
@@ -230,9 +230,9 @@ def _hole(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Failing 
 
 
 def latest_plausible(request: ChainRequest) -> datetime:
-    """No quote or trade can be of a later instant: `SKEW` past the asking or the session asked about.
+    """The latest possible instant of a quote or trade: `SKEW` after the request or its session's close.
 
-    The session counts because a vendor that tells only a trade date is days ahead over a holiday.
+    The session counts because a vendor that sends only a trade date is days ahead over a holiday.
     """
     return max(request.snapshot_ts, sessions.session(request.trade_date).close) + SKEW
 
@@ -240,9 +240,9 @@ def latest_plausible(request: ChainRequest) -> datetime:
 def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = True) -> datetime:
     """Quotes and trades before this instant are stale.
 
-    In regular hours that is minutes for a source that times its quotes. One that only tells when
-    a contract last traded (`timed` false) is held to the session: a quiet board may well not
-    trade for an hour. Before the regular hours it is the session before, after them this one.
+    In regular hours a source with quote times has `stale_after_s`. One that only reports when a
+    contract last traded (`timed` false) is held to the session, because a quiet series may not trade
+    for an hour. Before regular hours the limit is the previous session, after them this one.
     """
     session = sessions.session(request.trade_date)
     if sessions.is_open(request.moment, "rth"):
@@ -255,16 +255,16 @@ def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = Tru
 def _proxy_rows(
     candidates: list[_Candidate], limits: Mapping[str, _Limit], gates: Gates, native_won: set[str]
 ) -> list[_Verdict]:
-    """Verdicts on proxies; what is not whole may stand in too, since nothing measures it.
+    """Verdicts on proxies; an incomplete one may win, because nothing measures its completeness.
 
     `native_won`: products of which a native source won a series.
     """
     rows: list[_Verdict] = []
     winners: dict[str, str] = {}
     for c in sorted(candidates, key=lambda c: c.rank):
-        fault, product = _fault(c, limits.get(c.source), gates), _product(c.series)
-        if fault is not None:
-            rows.append((c, False, *fault))
+        failure, product = _failure(c, limits.get(c.source), gates), _product(c.series)
+        if failure is not None:
+            rows.append((c, False, *failure))
         elif product in native_won:
             rows.append((c, False, c.answer.outcome, "a proxy: used only when every native source fails"))
         elif winners.setdefault(product, c.source) == c.source:
@@ -276,7 +276,7 @@ def _proxy_rows(
 
 
 def _product(series: str) -> str:
-    """The product a series is of, or stands for."""
+    """The product of a series, or the one its proxy stands for."""
     product = Series.parse(series).root_info.product
     return product.stands_for or product.code
 

@@ -1,8 +1,7 @@
-"""What can be said about the quality of a chain: pure functions from frames to findings.
+"""The quality of a chain: pure functions from frames to findings.
 
-A finding is one judgement in words and numbers. A function gives None where there is nothing to
-judge, so that nothing is called good which nobody looked at. The gates of the failover decide
-who wins; these say what a person should know about it afterwards.
+A function returns None where there is nothing to judge, so that no check passes on missing data. The
+failover decides who wins; these findings tell a person how good the result is.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 
 PARITY_STRIKES = 5
-"""Strikes nearest the forward that each series' parity is taken from."""
+"""Strikes nearest the forward that the parity of each series uses."""
 MIN_AGREEING = 0.95
 """Share of common contracts on which two sources must agree."""
 
@@ -31,9 +30,9 @@ _SPREAD = pl.col("ask") - pl.col("bid")
 
 
 def of_source(answer: ChainAnswer, request: ChainRequest, settings: Settings) -> dict[str, Finding]:
-    """Everything there is to say about one vendor's answer, by the name of the check."""
+    """The findings on one vendor's answer, by the name of the check."""
     frame = answer.frame
-    return _said(
+    return _present(
         available=available(answer),
         rows_complete=rows_complete(answer),
         no_bad_quotes=no_bad_quotes(frame, settings.chains.max_bad_quotes),
@@ -49,9 +48,9 @@ def of_chain(
     request: ChainRequest,
     settings: Settings,
 ) -> dict[str, Finding]:
-    """Everything there is to say about the chosen chain, by the name of the check."""
+    """The findings on the chosen chain, by the name of the check."""
     frames = {name: answer.frame for name, answer in answers.items()}
-    return _said(
+    return _present(
         available=chain_available(chain, decisions),
         series_covered=series_covered(request, decisions),
         no_proxy=no_proxy(chain),
@@ -64,12 +63,12 @@ def of_chain(
 
 
 def not_asked(reason: str) -> Finding:
-    """A vendor that was left out on purpose."""
+    """The finding on a vendor that was skipped on purpose."""
     return Finding(False, f"not asked: {reason.removeprefix('not asked: ')}", "warn")
 
 
 def available(answer: ChainAnswer) -> Finding:
-    """Whether the vendor answered, and whole."""
+    """Whether the vendor answered completely."""
     rows = answer.frame.height
     mild = answer.outcome.has_rows or answer.outcome is Outcome.NOT_CONFIGURED
     sentence = (
@@ -99,7 +98,7 @@ def rows_complete(answer: ChainAnswer) -> Finding | None:
     if broken:
         return Finding(False, f"control totals do not hold: {', '.join(broken)}", numbers=numbers)
     if partial:
-        return Finding(False, f"series not whole: {_some(partial)}", "warn", numbers)
+        return Finding(False, f"series not whole: {_shorten(partial)}", "warn", numbers)
     held = f"control totals hold: {', '.join(answer.controls)}" if answer.controls else "no control totals"
     return Finding(True, f"every series came whole; {held}", numbers=numbers)
 
@@ -186,7 +185,7 @@ def series_covered(request: ChainRequest, decisions: pl.DataFrame) -> Finding:
     asked = len(request.series)
     return Finding(
         passed=not missing,
-        sentence=f"no usable chain for {_some(missing)}"
+        sentence=f"no usable chain for {_shorten(missing)}"
         if missing
         else f"all {asked} series are accounted for",
         severity="warn",
@@ -321,10 +320,10 @@ def _agreement(chosen: pl.DataFrame, other: pl.DataFrame, tolerance: float) -> p
     )
 
 
-def _said(**findings: Finding | None) -> dict[str, Finding]:
+def _present(**findings: Finding | None) -> dict[str, Finding]:
     return {name: finding for name, finding in findings.items() if finding is not None}
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def _shorten(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -65,7 +65,7 @@ def select_and_store(
     ordered = {s.name: results[s.name] for s in sources if s.name in results}
     decisions = select(settings, sources, request, ordered) if choose else DECISIONS.empty()
     answers = {name: result.answer for name, result in ordered.items()}
-    chain = failover.chosen(answers, decisions)
+    chain = failover.winning_rows(answers, decisions)
     # Requests (and their cost) come first, so that no row of a run that dies between two tables
     # refers to a request that is not recorded.
     tables = {

@@ -1,9 +1,8 @@
 """The circuit breaker of each vendor, remembered across runs.
 
-A vendor that blocked us is left alone for a quarter of an hour, one that failed in three runs
-in a row for a minute, one that names its own penalty for as long as that. pybreaker decides; this
-file gives it a memory on disk, since a run lives for seconds. What a plan does not include is no
-fault of the line and opens nothing.
+Requests pause for a quarter of an hour after a vendor blocked us, for a minute after it failed in
+three runs in a row, and for as long as the vendor documents where it does. pybreaker decides; this
+file stores its state on disk, because a run lives for seconds. A refusal by the plan opens nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from nq_pipeline.outcome import Outcome
 
 FAILURES_TO_OPEN = 3
 COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
-"""Seconds without a question after the circuit opened, by the outcome that opened it. Only these
-outcomes are faults of the line; any other ends a row of failures."""
+"""Seconds without a request after the circuit opened, by the outcome that opened it. Any other outcome
+resets the count of failures."""
 
 
 class Answer(Protocol):
@@ -58,55 +57,55 @@ class Breaker:
         penalty_s: Mapping[Outcome, float] = MappingProxyType({}),
     ) -> None:
         place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
-        self._memory = _Memory(state_dir / f"{source}-{place}-breaker.json")
+        self._state_file = _StateFile(state_dir / f"{source}-{place}-breaker.json")
         self._source = source
         self._cool_down_s = cool_down_s = {**cool_down_s, **penalty_s}
         self._at_once = {Outcome.BLOCKED, *penalty_s}
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=FAILURES_TO_OPEN,
-            reset_timeout=cool_down_s[self._memory.outcome],
-            exclude=[lambda error: not isinstance(error, _LineFaultError)],
-            state_storage=self._memory,
+            reset_timeout=cool_down_s[self._state_file.outcome],
+            exclude=[lambda error: not isinstance(error, _FailureError)],
+            state_storage=self._state_file,
             throw_new_error_on_trip=False,
         )
 
     def ask(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
         """Ask through the breaker; raises `SourceError` (of the kind that opened it) while it is open."""
         try:
-            answer: AnyAnswer = self._breaker.call(self._judged, ask)
+            answer: AnyAnswer = self._breaker.call(self._raise_failure, ask)
             return answer
-        except _LineFaultError as fault:
+        except _FailureError as fault:
             if fault.answer.outcome in self._at_once:
                 self._breaker.open()
             return fault.answer  # type: ignore[return-value]  # what `ask` gave
         except pybreaker.CircuitBreakerError:
-            raise self._left_alone() from None
+            raise self._open_error() from None
 
     def close(self) -> None:
-        """Forget past failures: the next question is asked."""
+        """Forget past failures: the next request is sent."""
         self._breaker.close()
 
-    def _judged(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
+    def _raise_failure(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
         answer = ask()
         if answer.outcome in self._cool_down_s:
-            self._memory.outcome = answer.outcome
+            self._state_file.outcome = answer.outcome
             self._breaker.reset_timeout = self._cool_down_s[answer.outcome]
-            raise _LineFaultError(answer)
+            raise _FailureError(answer)
         return answer
 
-    def _left_alone(self) -> SourceError:
-        opened = self._memory.opened_at or datetime.now(UTC)
-        again = opened + timedelta(seconds=self._cool_down_s[self._memory.outcome])
+    def _open_error(self) -> SourceError:
+        opened = self._state_file.opened_at or datetime.now(UTC)
+        again = opened + timedelta(seconds=self._cool_down_s[self._state_file.outcome])
         error = Unavailable(
-            f"not asked: {self._source} was {self._memory.outcome} at {opened:%H:%M:%S} UTC "
+            f"not asked: {self._source} was {self._state_file.outcome} at {opened:%H:%M:%S} UTC "
             f"and is left alone until {again:%H:%M:%S}; `--refresh` asks now"
         )
-        error.outcome = self._memory.outcome
+        error.outcome = self._state_file.outcome
         return error
 
 
-class _LineFaultError(Exception):
-    """Carries the answer of a vendor that blocked, limited or failed us through pybreaker."""
+class _FailureError(Exception):
+    """Carries a failed answer through pybreaker."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.reason)
@@ -116,29 +115,29 @@ class _LineFaultError(Exception):
 _STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
 
 
-class _Memory(pybreaker.CircuitBreakerStorage):
-    """pybreaker's state in one small JSON file; one that makes no sense is forgotten."""
+class _StateFile(pybreaker.CircuitBreakerStorage):
+    """pybreaker's state in one small JSON file; a damaged file is ignored."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("file")
         self._path = path
-        self._kept: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
         try:
-            self._kept = orjson.loads(path.read_bytes())
+            self._values = orjson.loads(path.read_bytes())
             known = self.outcome in COOL_DOWN_S and self.state in _STATES
             past = self.opened_at is None or self.opened_at <= datetime.now(UTC)
             if not (known and past and self.counter >= 0 and self.success_counter >= 0):
-                self._kept = {}
+                self._values = {}
         except (OSError, ValueError, TypeError, AttributeError):
-            self._kept = {}
+            self._values = {}
 
     def _set(self, name: str, value: Any) -> None:
-        self._kept[name] = value
-        write_atomically(self._path, orjson.dumps(self._kept))
+        self._values[name] = value
+        write_atomically(self._path, orjson.dumps(self._values))
 
     @property
     def outcome(self) -> Outcome:
-        return Outcome(self._kept.get("outcome", Outcome.UNAVAILABLE))
+        return Outcome(self._values.get("outcome", Outcome.UNAVAILABLE))
 
     @outcome.setter
     def outcome(self, value: Outcome) -> None:
@@ -146,7 +145,7 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     @property
     def state(self) -> str:
-        return str(self._kept.get("state", pybreaker.STATE_CLOSED))
+        return str(self._values.get("state", pybreaker.STATE_CLOSED))
 
     @state.setter
     def state(self, state: str) -> None:
@@ -155,7 +154,7 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     @property
     def counter(self) -> int:
-        return int(self._kept.get("failures", 0))
+        return int(self._values.get("failures", 0))
 
     def increment_counter(self) -> None:
         self._set("failures", self.counter + 1)
@@ -166,7 +165,7 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     @property
     def success_counter(self) -> int:
-        return int(self._kept.get("successes", 0))
+        return int(self._values.get("successes", 0))
 
     def increment_success_counter(self) -> None:
         self._set("successes", self.success_counter + 1)
@@ -177,7 +176,7 @@ class _Memory(pybreaker.CircuitBreakerStorage):
 
     @property
     def opened_at(self) -> datetime | None:
-        text = self._kept.get("opened_at")
+        text = self._values.get("opened_at")
         return datetime.fromisoformat(text) if text else None
 
     @opened_at.setter

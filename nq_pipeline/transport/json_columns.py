@@ -1,8 +1,8 @@
 """JSON from a vendor to typed columns, without a Python object per row.
 
-polars decodes a body straight into columns, but refuses all of it for one node of the wrong
-shape. Then, and only then, the body is decoded in Python, the nodes that do not fit become
-null and are counted, and what is left goes the same way. Both ways give the same columns.
+polars decodes a body straight into columns, but rejects all of it for one node of the wrong
+shape. Only then the body is decoded in Python, nodes of the wrong shape become null and are
+counted, and the rest takes the same way. Both ways give the same columns.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def loads(body: bytes | str) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """The value with all its texts as UTF-8 has them."""
+    """The value with all its texts encodable as UTF-8."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, list):
@@ -112,7 +112,7 @@ def _tolerant(body: bytes, shape: pl.DataType, dropped: Counter[str], what: str)
 
 
 def _fit(value: Any, shape: pl.DataType, dropped: Counter[str]) -> Any:
-    """The value without the nodes that are not of the shape."""
+    """The value with null for every node of the wrong shape."""
     if value is None:
         return None
     if isinstance(shape, pl.Struct) and isinstance(value, dict):

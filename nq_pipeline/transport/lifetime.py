@@ -1,8 +1,8 @@
-"""How long an answer may be served again.
+"""How long a cached answer may be served.
 
 Minutes while the market is open, half an hour while it is closed, never past the next opening
 or closing. Age counts from the scheduled time, so that a tick of a five-minute schedule never
-meets the entry of the tick before. Nothing stale is ever served.
+meets the entry of the tick before. Stale answers are never served.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nq_pipeline.market import sessions
 
 
 class Keep(Enum):
-    """How long an answer may be served again."""
+    """The class of lifetime that a vendor's client asks for."""
 
     NEVER = "never"
     MARKET = "market"  # minutes, by the market's state
@@ -32,10 +32,10 @@ class Lifetime:
     closed_s: int = 1800
 
     def expires(self, keep: Keep, scheduled: datetime) -> datetime | None:
-        """When an answer asked for at `scheduled` ends, in real time; None when it is never kept.
+        """When an answer requested at `scheduled` expires (UTC, real time); None when it is never cached.
 
         Under a pinned clock the market's state is that of the frozen instant and no boundary
-        ever comes, while the age runs in real time.
+        comes, while the age runs in real time.
         """
         if keep is Keep.NEVER:
             return None

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -17,33 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
-from nq_pipeline.chains.request import build_request
-from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
-from nq_pipeline_tests.testing.fake_vendors import chain
+from nq_pipeline.sources.base import ChainAnswer
+from nq_pipeline_tests.testing.cached_answers import ANSWER, FRAME, KEY, USED
 
-REQUEST = build_request(
-    build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2), run_id="run-1"
-)
-FRAME = chain(REQUEST, "barchart")
-KEY = answer_key({"question": 1})
-USED = {"digest": "request"}
 MINUTE = 60_000_000_000
-ANSWER = ChainAnswer(
-    source="barchart",
-    outcome=Outcome.OK,
-    reason="",
-    frame=FRAME,
-    series={
-        REQUEST.series[0].key: SeriesAnswer(Outcome.OK),
-        REQUEST.series[1].key: SeriesAnswer(Outcome.EMPTY, "not listed"),
-    },
-    dropped=Counter(unknown_symbol=2),
-    controls={"rows_equal_total": True},
-    refused={"statistics": "not in the plan"},
-)
 
 
 @pytest.fixture
@@ -55,7 +33,7 @@ def keep(cache: AnswerCache, answer: ChainAnswer = ANSWER, expires_in: int = MIN
     cache.put(KEY, answer, USED, time.time_ns() + expires_in)
 
 
-def test_a_hit_is_the_answer_that_was_kept_and_says_that_it_is_a_hit(cache: AnswerCache) -> None:
+def test_hit_is_the_cached_answer_marked_as_cached(cache: AnswerCache) -> None:
     keep(cache)
     found = cache.get("barchart", KEY)
     assert found is not None
@@ -153,9 +131,7 @@ def test_any_json_in_the_place_of_a_head_is_a_miss(cache: AnswerCache, head: obj
 
 @given(name=st.sampled_from(["frame", "outcome", "series", "dropped", "version", "expires"]), value=JSON)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_head_with_one_wrong_value_is_a_miss_or_the_answer_but_never_a_crash(
-    cache: AnswerCache, name: str, value: object
-) -> None:
+def test_head_with_a_wrong_value_never_crashes(cache: AnswerCache, name: str, value: object) -> None:
     keep(cache)
     path = the(cache, ".json")
     head = orjson.loads(path.read_bytes())
@@ -189,7 +165,7 @@ import sys, time
 from pathlib import Path
 from dataclasses import replace
 from nq_pipeline.chains.answer_cache import AnswerCache
-from nq_pipeline_tests.chains.test_answer_cache import ANSWER, FRAME, KEY, USED
+from nq_pipeline_tests.testing.cached_answers import ANSWER, FRAME, KEY, USED
 
 cache, rows = AnswerCache(Path(sys.argv[1])), int(sys.argv[2])
 print("ready", flush=True)
@@ -199,7 +175,7 @@ for _ in range(40):
 """
 
 
-def test_two_processes_that_keep_at_once_leave_one_whole_answer_at_every_moment(cache: AnswerCache) -> None:
+def test_concurrent_writers_leave_a_whole_answer(cache: AnswerCache) -> None:
     sizes = (5, 40)
     writers = [
         subprocess.Popen(

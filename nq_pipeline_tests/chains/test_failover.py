@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nq_pipeline.chains import failover
 from nq_pipeline.chains.failover import (
     Gates,
-    chosen,
     decide,
     oldest_fresh,
+    winning_rows,
 )
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
@@ -112,7 +112,7 @@ def judge(
     """Decisions and chosen chain; `polygon` is the proxy."""
     answers = {source: answer(source, boards) for source, boards in offers.items()}
     decisions = decide(answers, request, proxies=frozenset({"polygon"}), gates=gates, decided_at=DECIDED)
-    return decisions, chosen(answers, decisions)
+    return decisions, winning_rows(answers, decisions)
 
 
 def verdicts(decisions: pl.DataFrame, series: Series = FIRST) -> dict[str, tuple[bool, str, str]]:
@@ -264,7 +264,7 @@ def test_a_hole_of_one_vendor_costs_one_series_and_not_the_chain() -> None:
     assert decisions.height == 4
 
 
-def test_a_quiet_board_of_a_vendor_whose_other_boards_move_is_not_stale() -> None:
+def test_quiet_series_of_an_active_source_is_not_stale() -> None:
     quiet = Board(age=timedelta(hours=3))
     decisions, _ = judge({"barchart": {FIRST: quiet, SECOND: FULL}})
     assert verdicts(decisions, FIRST)["barchart"][0]
@@ -287,12 +287,12 @@ def test_a_time_to_come_is_no_freshness(times_quotes: bool) -> None:
     assert verdicts(decisions)["barchart"] == (
         False,
         "bad_payload",
-        "newest quote or trade is of Fri 2025-06-13 10:00 CT, a time to come",
+        "newest quote or trade is of Fri 2025-06-13 10:00 CT, in the future",
     )
     assert chain["source"].unique().to_list() == ["databento"]
 
 
-def test_a_board_of_a_time_to_come_neither_spoils_nor_freshens_the_others_of_its_vendor() -> None:
+def test_series_from_the_future_does_not_affect_the_others() -> None:
     ahead, old = Board(age=-timedelta(days=3)), Board(age=timedelta(hours=3))
     decisions, _ = judge({"barchart": {FIRST: ahead, SECOND: FULL}})
     assert verdicts(decisions, SECOND)["barchart"][:2] == (True, "ok")
@@ -318,7 +318,7 @@ def test_what_time_is_plausible_follows_the_session(asked: str, newest: str, pla
 # ── proxies ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_proxy_stands_in_only_where_no_native_source_won_anything() -> None:
+def test_proxy_wins_only_without_any_native_winner() -> None:
     proxy = {NDXP: FULL}
     decisions, chain = judge(
         {"polygon": proxy, "barchart": {FIRST: failed(Outcome.BLOCKED), SECOND: Board(contracts=1)}}
@@ -399,7 +399,7 @@ def test_the_edge_of_freshness_is_fresh() -> None:
     st.integers(1, 36_000),
     st.sampled_from(["rth", "globex", "always"]),
 )
-def test_what_is_fresh_begins_before_the_moment_and_within_five_days(
+def test_freshness_limit_is_within_five_days(
     now: datetime, stale_after_s: int, window: sessions.Window
 ) -> None:
     moment = sessions.chain_moment(now, window)
@@ -492,7 +492,7 @@ def test_nothing_at_all_is_an_empty_table_of_the_right_form() -> None:
     assert chain.is_empty() and dict(chain.schema) == dict(OPTION_CHAIN.schema)
 
 
-def test_the_chosen_rows_are_those_of_the_vendor_with_the_reason_beside_them() -> None:
+def test_winning_rows_carry_the_reason() -> None:
     offers = {"barchart": {FIRST: FULL}}
     decisions, chain = judge(offers)
     sent = answer("barchart", offers["barchart"]).frame

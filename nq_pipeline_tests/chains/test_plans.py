@@ -25,8 +25,8 @@ from nq_pipeline.spend.entitlements import Entitlement, newest_entitlements, rec
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.verify.doctor import plan_steps
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.sources.databento.test_source import STREAM, form, refused
 from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.backfill_vendor import STREAM, form, refused
 from nq_pipeline_tests.testing.http_server import (
     Answer,
     Asked,
@@ -70,7 +70,7 @@ def without(schemas: set[str]) -> Callable[[Asked], Answer]:
     return answer
 
 
-def test_without_a_budget_no_metered_request_leaves_and_the_run_completes(tmp_path: Path) -> None:
+def test_without_a_budget_no_metered_request_is_sent(tmp_path: Path) -> None:
     with serve(standin.relay) as server:
         settings = settings_for(server.url, tmp_path, budget_daily_usd="0")
         snapshot = run(settings)
@@ -98,7 +98,7 @@ def test_a_refusal_of_the_plan_wastes_one_call_a_trade_date(tmp_path: Path) -> N
         assert metered(server) == 3
 
 
-def test_a_part_that_the_plan_lacks_is_asked_for_once_a_trade_date_and_the_rest_goes_on(
+def test_refused_part_is_asked_for_once_a_trade_date(
     tmp_path: Path,
 ) -> None:
     def asked(server: Server) -> int:
@@ -132,7 +132,7 @@ def test_a_plan_that_was_upgraded_is_known_after_one_refresh(tmp_path: Path) -> 
     assert not [step for step in plan_steps(settings) if step.entitled is False]
 
 
-def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path: Path) -> None:
+def test_plan_without_prices_is_asked_once_a_trade_date(tmp_path: Path) -> None:
     with serve(listed) as server:
         settings = settings_for(
             server.url, tmp_path, sources="polygon", polygon_url=server.url, polygon_api_key="k" * 20,
@@ -149,7 +149,7 @@ def test_a_plan_with_a_list_and_no_prices_wastes_one_call_a_trade_date(tmp_path:
     assert "You are not entitled" in told["chain"].said
 
 
-def test_the_ladder_shows_what_was_refused_what_is_granted_and_what_nobody_asked(tmp_path: Path) -> None:
+def test_plan_steps_show_refused_granted_and_unknown(tmp_path: Path) -> None:
     with serve(unlicensed) as server:
         settings = settings_for(server.url, tmp_path)
         assert {step.entitled for step in plan_steps(settings)} == {None}

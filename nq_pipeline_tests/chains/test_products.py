@@ -30,7 +30,7 @@ def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
     return build_settings(**own)
 
 
-def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp_path: Path) -> None:
+def test_every_series_of_three_products_has_a_winner(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path, "NQ", "ES", "GC")) as served:
         request = build_request(served)
         snapshot = take_snapshot(served, request)
@@ -47,7 +47,7 @@ def test_every_series_of_three_products_has_a_winner_with_its_own_multiplier(tmp
     assert prices.filter(pl.col("underlying_price").is_null()).is_empty()
 
 
-def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Path) -> None:
+def test_deadline_grows_with_the_number_of_products(tmp_path: Path) -> None:
     own = settings(tmp_path, "NQ", "ES", "GC", source_deadline_s=1000.0)
     source = open_source("polygon", own)
     for series, allowed in (((), 3000), (("Q2B-2025-06-10", "Q2C-2025-06-11"), 1000)):
@@ -56,7 +56,7 @@ def test_a_vendor_is_given_time_for_every_product_that_is_asked_for(tmp_path: Pa
         exchange.close()
 
 
-def test_what_a_vendor_has_no_code_for_is_not_covered_and_another_wins(tmp_path: Path) -> None:
+def test_series_without_a_vendor_code_is_won_by_another(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path, "ES", sources=("barchart", "databento"))) as served:
         snapshot = take_snapshot(served, build_request(served))
     barchart = snapshot.results["barchart"].answer

@@ -52,7 +52,7 @@ def test_availability_of_every_outcome(outcome: Outcome, passed: bool, severity:
     assert severity is None or finding.severity == severity
 
 
-def test_nothing_is_said_about_the_quotes_of_a_vendor_without_rows() -> None:
+def test_vendor_without_rows_has_only_the_available_check() -> None:
     silent = answer(Outcome.BLOCKED, SOURCE_CHAIN.empty())
     assert set(quality.of_source(silent, REQUEST, SETTINGS)) == {"available"}
 
@@ -85,7 +85,7 @@ def test_every_crossed_and_negative_quote_is_counted(crossed: int, negative: int
     assert (finding.severity == "warn") == (crossed + negative <= allowed * CHAIN.height)
 
 
-def test_quotes_that_are_no_numbers_are_bad_and_missing_ones_are_not() -> None:
+def test_infinite_quotes_are_bad_and_missing_ones_are_not() -> None:
     n = pl.int_range(pl.len())
     frame = CHAIN.with_columns(
         bid=pl.when(n == 0).then(float("nan")).when(n == 1).then(float("inf")).when(n > 1).then(None)
@@ -133,12 +133,12 @@ def test_parity_outvotes_one_wrong_price() -> None:
     assert finding is not None and finding.passed
 
 
-def test_parity_of_a_chain_without_two_sided_quotes_is_a_warning_not_a_pass() -> None:
+def test_parity_without_two_sided_quotes_is_a_warning() -> None:
     finding = quality.parity_forward(CHAIN.with_columns(ask=pl.lit(None, pl.Float64)), 0.005)
     assert finding is not None and not finding.passed and finding.severity == "warn"
 
 
-def test_sources_agree_within_their_spreads_and_what_the_underlying_moved() -> None:
+def test_sources_agree_within_spread_and_underlying_move() -> None:
     moved = chain(REQUEST, "tradovate", underlying=UNDERLYING + 25)
     finding = quality.sources_agree(CHAIN, {"barchart": CHAIN, "tradovate": moved}, tolerance=0.005)
     assert finding is not None and finding.passed
@@ -154,13 +154,13 @@ def test_a_source_that_quotes_otherwise_is_named() -> None:
     assert finding.numbers["agreeing"] == 0
 
 
-def test_a_source_with_another_underlying_is_named_even_where_its_quotes_fit() -> None:
+def test_source_with_another_underlying_is_named() -> None:
     elsewhere = chain(REQUEST, "databento").with_columns(underlying_price=pl.lit(UNDERLYING * 1.02))
     finding = quality.sources_agree(CHAIN, {"databento": elsewhere}, tolerance=0.005)
     assert finding is not None and not finding.passed
 
 
-def test_a_source_that_does_not_know_the_underlying_is_compared_within_the_tolerance() -> None:
+def test_unknown_underlying_is_compared_within_tolerance() -> None:
     unknown = chain(REQUEST, "databento", underlying=UNDERLYING + 50).with_columns(
         underlying_price=pl.lit(None, pl.Float64)
     )
@@ -168,7 +168,7 @@ def test_a_source_that_does_not_know_the_underlying_is_compared_within_the_toler
     assert finding is not None and finding.passed
 
 
-def test_nothing_is_said_of_agreement_when_nobody_shares_a_contract() -> None:
+def test_no_shared_contract_gives_no_agreement_finding() -> None:
     proxy = chain(REQUEST, "polygon", underlying_class="index")
     assert quality.sources_agree(CHAIN, {"barchart": CHAIN, "polygon": proxy}, 0.005) is None
 
@@ -189,7 +189,7 @@ def decisions(*rows: tuple[str, str, Outcome, bool]) -> pl.DataFrame:
     )
 
 
-def test_a_series_that_nobody_lists_is_not_missing_but_one_that_all_failed_is() -> None:
+def test_unlisted_series_is_not_missing() -> None:
     first, second, third, *_ = (s.key for s in REQUEST.series)
     request = replace(REQUEST, series=REQUEST.series[:3])
     table = decisions(

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from nq_pipeline.chains.replay import finish_killed_runs
+from nq_pipeline.chains import ask
+from nq_pipeline.chains.replay import finish_killed_runs, replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.configuration import build_settings
@@ -83,7 +84,7 @@ def test_a_metered_vendor_is_not_asked_when_nothing_is_missing(tmp_path: Path) -
     assert sorted(told) == [("barchart", "chain"), ("databento", "price")]
 
 
-def test_a_metered_vendor_whose_answer_costs_nothing_is_asked_with_the_free_ones(tmp_path: Path) -> None:
+def test_metered_vendor_that_costs_nothing_is_asked_first(tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=10)
     included = Vendor("databento", metered=True, price="0", perform=together.wait)
     snapshot = Desk(tmp_path, Vendor("barchart", perform=together.wait), included).snap()
@@ -105,7 +106,7 @@ def test_a_series_that_a_free_vendor_gives_in_part_is_not_bought(tmp_path: Path)
     assert snapshot.winners == {"barchart": 2 * PER_SERIES}
 
 
-def test_a_metered_vendor_is_asked_for_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
+def test_metered_vendor_is_asked_only_for_missing_series(tmp_path: Path) -> None:
     metered = Vendor("databento", metered=True)
     snapshot = Desk(tmp_path, Vendor("barchart", has={TODAY}), metered).snap()
     (request,) = metered.requests
@@ -121,7 +122,7 @@ def test_a_proxy_does_not_spare_the_metered_vendor(tmp_path: Path) -> None:
     assert snapshot.winners == {"databento": 2 * PER_SERIES}
 
 
-def test_of_two_metered_vendors_the_second_is_asked_for_what_the_first_lacks(tmp_path: Path) -> None:
+def test_second_metered_vendor_is_asked_for_the_rest(tmp_path: Path) -> None:
     first = Vendor("tradovate", metered=True, has={TODAY})
     second = Vendor("databento", metered=True)
     Desk(tmp_path, down("barchart"), first, second).snap()
@@ -129,7 +130,7 @@ def test_of_two_metered_vendors_the_second_is_asked_for_what_the_first_lacks(tmp
     assert [s.key for s in second.requests[0].series] == [TOMORROW]
 
 
-def test_metered_vendors_are_asked_with_the_others_when_the_settings_say_so(tmp_path: Path) -> None:
+def test_ask_metered_always_asks_all_vendors_at_once(tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=10)
     desk = Desk(
         tmp_path,
@@ -203,7 +204,7 @@ def test_refresh_asks_again(tmp_path: Path) -> None:
     assert vendor.answered == 2
 
 
-def test_a_failure_is_asked_again_and_not_served_from_memory(tmp_path: Path) -> None:
+def test_failure_is_asked_again_and_not_cached(tmp_path: Path) -> None:
     vendor = down("barchart", NotEntitled("the plan lacks it"))
     desk = Desk(tmp_path, vendor)
     for _ in range(4):
@@ -211,7 +212,7 @@ def test_a_failure_is_asked_again_and_not_served_from_memory(tmp_path: Path) -> 
     assert len(vendor.requests) == 4
 
 
-def test_another_question_is_not_answered_from_the_memory_of_the_first(tmp_path: Path) -> None:
+def test_another_question_is_not_served_from_the_cache(tmp_path: Path) -> None:
     vendor = Vendor("barchart")
     Desk(tmp_path, vendor).snap()
     Desk(tmp_path, vendor, horizon_days=2).snap()
@@ -257,9 +258,10 @@ def never() -> Iterator[threading.Event]:
     event.set()
 
 
-def test_a_vendor_that_hangs_is_left_behind_and_costs_no_other_vendor_anything(
-    tmp_path: Path, never: threading.Event
+def test_hanging_vendor_is_left_behind(
+    tmp_path: Path, never: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ask, "GRACE_S", 0.1)
     hanging = Vendor("barchart", perform=lambda: never.wait(60))
     desk = Desk(tmp_path, hanging, Vendor("databento"), source_deadline_s=2.0)
     snapshot = desk.snap()
@@ -270,15 +272,16 @@ def test_a_vendor_that_hangs_is_left_behind_and_costs_no_other_vendor_anything(
     assert snapshot.winners == {"databento": 84}
 
 
-def test_what_a_vendor_was_asked_until_it_was_left_behind_is_in_the_fetches(
-    tmp_path: Path, never: threading.Event
+def test_fetches_have_the_requests_of_a_hanging_vendor(
+    tmp_path: Path, never: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stuck(Vendor):
         def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
             exchange.call("listing", {}, lambda: b"all there is")
             return super().ask(request, exchange)
 
-    desk = Desk(tmp_path, Stuck("barchart", perform=lambda: never.wait(60)), source_deadline_s=2.0)
+    monkeypatch.setattr(ask, "GRACE_S", 0.1)
+    desk = Desk(tmp_path, Stuck("barchart", perform=lambda: never.wait(60)), source_deadline_s=0.5)
     desk.snap()
     assert shown(desk, "select operation, outcome, detail, bytes from fetches order by requested_at") == [
         ("listing", "ok", None, 12),
@@ -286,7 +289,7 @@ def test_what_a_vendor_was_asked_until_it_was_left_behind_is_in_the_fetches(
     ]
 
 
-def test_a_blocked_vendor_is_left_alone_by_the_next_run_until_refresh(tmp_path: Path) -> None:
+def test_blocked_vendor_is_not_asked_until_refresh(tmp_path: Path) -> None:
     vendor = down("barchart", Blocked("a captcha"))
     desk = Desk(tmp_path, vendor)
     desk.snap()
@@ -298,7 +301,7 @@ def test_a_blocked_vendor_is_left_alone_by_the_next_run_until_refresh(tmp_path: 
     assert len(vendor.requests) == 2
 
 
-def test_a_kept_answer_is_served_while_the_vendor_is_left_alone(tmp_path: Path) -> None:
+def test_cached_answer_is_served_while_the_breaker_is_open(tmp_path: Path) -> None:
     vendor = Vendor("barchart")
     desk = Desk(tmp_path, vendor)
     desk.snap()
@@ -322,9 +325,7 @@ class Listing(Vendor):
 
 
 @pytest.mark.parametrize(("said", "asked"), [(Outcome.EMPTY, 1), (Outcome.BAD_PAYLOAD, 2)])
-def test_a_partial_answer_is_kept_when_every_question_was_answered(
-    tmp_path: Path, said: Outcome, asked: int
-) -> None:
+def test_partial_answer_to_every_request_is_cached(tmp_path: Path, said: Outcome, asked: int) -> None:
     vendor = Listing("tradovate", said)
     desk = Desk(tmp_path, vendor)
     desk.snap()
@@ -333,7 +334,7 @@ def test_a_partial_answer_is_kept_when_every_question_was_answered(
     assert len(vendor.requests) == asked
 
 
-def test_a_fault_of_the_program_is_loud_but_costs_no_other_vendors_data(tmp_path: Path) -> None:
+def test_fault_raises_after_other_vendors_rows_are_written(tmp_path: Path) -> None:
     desk = Desk(
         tmp_path, Vendor("barchart", perform=failing(ZeroDivisionError("a bug"))), Vendor("databento")
     )
@@ -398,20 +399,24 @@ def test_a_replay_into_an_empty_lake_gives_the_very_rows(tmp_path: Path) -> None
         )
 
 
-def test_a_replay_of_a_run_that_was_served_from_memory_works_too(tmp_path: Path) -> None:
+def test_replay_of_a_run_served_from_the_cache(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"))
     desk.snap()
     second = desk.snap()
     assert desk.replay(second.request.run_id).chain.height == 84
 
 
-def test_a_replay_asks_as_the_run_did_and_needs_neither_key_nor_opt_in(tmp_path: Path) -> None:
+def test_replay_uses_the_settings_of_the_run_without_keys(tmp_path: Path) -> None:
     given: list[Settings] = []
     desk = Desk(tmp_path, Vendor("barchart"), polygon_url="https://first.example", barchart_delay_s=7)
     desk.snap()
     later = Desk(tmp_path, *desk.vendors.values(), barchart_delay_s=900)
-    later.open = lambda name, settings: given.append(settings) or desk.vendors[name]  # type: ignore[method-assign]
-    later.replay()
+
+    def open_source(name: str, settings: Settings) -> Vendor:
+        given.append(settings)
+        return desk.vendors[name]
+
+    replay_snapshot(later.settings, "latest", opener=open_source)
     assert given[0].vendor(BarchartSettings).delay_s == 7
     assert (
         given[0].vendor(BarchartSettings).enabled
@@ -420,11 +425,11 @@ def test_a_replay_asks_as_the_run_did_and_needs_neither_key_nor_opt_in(tmp_path:
     )
 
 
-def test_a_fault_in_a_replay_is_loud_but_costs_no_other_vendors_rows(tmp_path: Path) -> None:
+def test_fault_in_a_replay_costs_no_other_vendors_rows(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"), Vendor("databento"))
     desk.snap()
     shutil.rmtree(Workspace.of(desk.settings).lake.root)
-    desk.vendors["barchart"].ask = lambda *_: 1 // 0  # type: ignore[method-assign]
+    desk.vendors["barchart"].ask = lambda *_: 1 // 0  # type: ignore[method-assign,assignment]
     with pytest.raises(NqError, match="ZeroDivisionError"):
         desk.replay()
     assert shown(desk, "select distinct source from option_chain") == [("databento",)]
@@ -449,9 +454,7 @@ def test_an_archived_body_that_was_tampered_with_is_not_parsed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_a_run_killed_at_any_moment_leaves_a_lake_that_the_next_run_completes(
-    tmp_path: Path, kills: int
-) -> None:
+def test_next_run_completes_a_run_killed_at_any_moment(tmp_path: Path, kills: int) -> None:
     moments = random.Random(kills)
     for n in range(kills):
         data = tmp_path / str(n)
@@ -483,7 +486,7 @@ def test_a_run_killed_at_any_moment_leaves_a_lake_that_the_next_run_completes(
         assert Workspace.of(desk.settings).catalog.is_file()
 
 
-def test_a_run_that_died_between_archive_and_lake_can_be_completed_from_the_archive(tmp_path: Path) -> None:
+def test_run_that_died_before_the_lake_is_completed(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"))
     Workspace.of(desk.settings).lake.root.mkdir(parents=True)
     (Workspace.of(desk.settings).lake.root / "source_chain").write_text("in the way of the table's folder")
@@ -499,7 +502,7 @@ def test_a_run_that_died_between_archive_and_lake_can_be_completed_from_the_arch
 AT_NOW = build_settings(now=NOW)
 
 
-def test_without_series_all_expirations_within_the_horizon_are_asked_for() -> None:
+def test_default_request_is_every_expiration_in_the_horizon() -> None:
     request = build_request(AT_NOW.with_values(horizon_days=2))
     assert [s.key for s in request.series] == [TODAY, TOMORROW, "Q2D-2025-06-12"]
     assert request.trade_date == date(2025, 6, 10)
@@ -522,7 +525,7 @@ def test_barcharts_own_code_names_a_series_when_barchart_is_asked(code: str) -> 
     assert request.vendor_codes == {"Q1B-2025-07-01": code}
 
 
-def test_a_series_named_twice_is_asked_once_and_series_come_in_order_of_expiration() -> None:
+def test_series_are_unique_and_sorted_by_expiration() -> None:
     request = build_request(AT_NOW, series=["Q1B-2025-07-01", TOMORROW, "q1b-2025-07-01", TODAY])
     assert [s.key for s in request.series] == [TODAY, TOMORROW, "Q1B-2025-07-01"]
 
@@ -541,7 +544,7 @@ def test_a_series_named_twice_is_asked_once_and_series_come_in_order_of_expirati
         ("MM1", "barchart", "'MM1' is no Barchart series"),
     ],
 )
-def test_a_series_that_is_none_is_an_error_in_one_sentence(text: str, source: str | None, words: str) -> None:
+def test_invalid_series_is_an_error(text: str, source: str | None, words: str) -> None:
     with pytest.raises(SettingsError) as raised:
         build_request(AT_NOW, series=[text], source=source)
     assert words in str(raised.value)
@@ -565,15 +568,13 @@ def test_any_text_is_a_series_or_an_error_of_ours(text: str, source: str | None)
         (build_settings(now=datetime(2026, 4, 3, 13, tzinfo=UTC), horizon_days=0), "raise NQ_HORIZON_DAYS"),
     ],
 )
-def test_settings_that_leave_nothing_to_ask_for_are_an_error_in_one_sentence(
-    settings: Settings, words: str
-) -> None:
+def test_settings_without_any_series_are_an_error(settings: Settings, words: str) -> None:
     with pytest.raises(SettingsError) as raised:
         build_request(settings)
     assert words in str(raised.value)
 
 
-def test_a_scheduled_time_is_the_snapshots_time_unless_the_clock_is_pinned() -> None:
+def test_scheduled_time_is_used_unless_the_clock_is_pinned() -> None:
     scheduled = datetime(2025, 6, 11, 14, 30, tzinfo=UTC)
     assert build_request(build_settings(), scheduled=scheduled).snapshot_ts == scheduled
     assert build_request(build_settings(), scheduled=scheduled).trade_date == date(2025, 6, 11)
@@ -604,7 +605,7 @@ def test_the_record_of_a_run_holds_no_secret(tmp_path: Path) -> None:
     assert set(orjson.loads(record.read_bytes())["sources"]) == set(desk.vendors)
 
 
-def test_an_answer_is_kept_whatever_the_address_of_the_live_gateway(tmp_path: Path) -> None:
+def test_gateway_address_does_not_affect_the_cache(tmp_path: Path) -> None:
     vendor = Vendor("databento")
     Desk(tmp_path, vendor, databento_gateway="127.0.0.1:1").snap()
     again = Desk(tmp_path, vendor, databento_gateway="127.0.0.1:2").snap()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import date, timedelta
+from typing import Literal
 
 import polars as pl
 
@@ -33,7 +34,11 @@ def chain(
     for s in series or request.series:
         for strike in STRIKES:
             value = max(5.0, 60.0 - abs(strike - underlying) / 10)
-            for side, intrinsic in (("C", underlying - strike), ("P", strike - underlying)):
+            sides: tuple[tuple[Literal["C", "P"], float], ...] = (
+                ("C", underlying - strike),
+                ("P", strike - underlying),
+            )
+            for side, intrinsic in sides:
                 mid = max(0.0, intrinsic) + value
                 rows.append(
                     {

@@ -109,9 +109,7 @@ def test_while_open_the_outcome_is_that_which_opened_it(vendor: Vendor, outcome:
 
 
 @pytest.mark.parametrize("outcome", OF_THE_LINE)
-def test_the_cool_down_is_that_of_the_outcome_also_in_the_breaker_that_saw_it(
-    vendor: Vendor, outcome: Outcome
-) -> None:
+def test_cool_down_follows_the_outcome(vendor: Vendor, outcome: Outcome) -> None:
     breaker = vendor.breaker()
     for _ in range(FAILURES_TO_OPEN):
         try:
@@ -126,7 +124,7 @@ def test_the_cool_down_is_that_of_the_outcome_also_in_the_breaker_that_saw_it(
             each.ask(lambda: pytest.fail("it was asked"))
 
 
-def test_one_breaker_waits_for_the_last_outcome_and_not_for_that_of_its_first_day(tmp_path: Path) -> None:
+def test_cool_down_follows_the_last_outcome(tmp_path: Path) -> None:
     breaker = Vendor(tmp_path, {**COOL_DOWN_S, Outcome.BLOCKED: 0.0}).breaker()
     answers = iter([Outcome.BLOCKED, Outcome.OK])
     for expected in (Outcome.BLOCKED, Outcome.OK):
@@ -160,7 +158,7 @@ def test_refresh_closes_it(vendor: Vendor) -> None:
     assert not vendor.is_left_alone()
 
 
-def test_a_fault_of_the_program_passes_through_and_is_no_fault_of_the_line(vendor: Vendor) -> None:
+def test_program_fault_passes_through_and_opens_nothing(vendor: Vendor) -> None:
     def stumble() -> ChainAnswer:
         raise ZeroDivisionError("a bug")
 
@@ -183,7 +181,7 @@ def test_vendors_and_addresses_have_breakers_of_their_own(tmp_path: Path) -> Non
     assert len(asked) == 2
 
 
-def test_a_vendor_that_wants_an_hour_is_left_alone_for_one_from_its_first_word(tmp_path: Path) -> None:
+def test_penalty_of_an_hour_starts_at_the_first_answer(tmp_path: Path) -> None:
     asked: list[str] = []
 
     def ask() -> ChainAnswer:

@@ -27,9 +27,7 @@ LIFETIME = Lifetime(SystemClock(), open_s=300, closed_s=1800)
         (datetime(2025, 6, 15, 21, 59, tzinfo=UTC), datetime(2025, 6, 15, 22, 0, tzinfo=UTC)),
     ],
 )
-def test_age_counts_from_the_schedule_and_ends_at_the_next_boundary(
-    scheduled: datetime, expires: datetime
-) -> None:
+def test_age_counts_from_the_schedule_up_to_a_boundary(scheduled: datetime, expires: datetime) -> None:
     assert LIFETIME.expires(Keep.MARKET, scheduled) == expires
 
 
@@ -40,7 +38,7 @@ def test_two_ticks_of_a_schedule_never_share_an_answer() -> None:
 
 
 @pytest.mark.parametrize("scheduled", [OPEN, PAUSE, SATURDAY])
-def test_what_is_kept_for_a_trade_date_ends_when_the_next_session_opens(scheduled: datetime) -> None:
+def test_trade_date_lifetime_ends_at_the_next_open(scheduled: datetime) -> None:
     expires = LIFETIME.expires(Keep.TRADE_DATE, scheduled)
     assert expires is not None and expires > scheduled
     assert sessions.trade_date(expires) > sessions.trade_date(scheduled)
@@ -52,9 +50,7 @@ def test_what_is_never_kept_has_no_end() -> None:
 
 
 @pytest.mark.parametrize(("instant", "seconds"), [(OPEN, 300), (SATURDAY, 1800), (PAUSE, 1800)])
-def test_under_a_pinned_clock_the_frozen_market_decides_and_real_time_runs(
-    instant: datetime, seconds: int
-) -> None:
+def test_pinned_clock_uses_the_frozen_market_state(instant: datetime, seconds: int) -> None:
     before = datetime.now(UTC)
     expires = Lifetime(PinnedClock(instant)).expires(Keep.MARKET, instant)
     after = datetime.now(UTC)

@@ -94,7 +94,7 @@ def test_a_refusal_is_not_asked_again(tmp_path: Path, status: int) -> None:
     assert len(server.asked) == 1
 
 
-def test_too_many_requests_is_asked_again_when_the_vendor_names_a_short_wait(tmp_path: Path) -> None:
+def test_429_with_a_short_retry_after_is_retried(tmp_path: Path) -> None:
     with serve(script(Answer(status=429, headers={"Retry-After": "0"}), GOOD)) as server:
         assert get(exchange(server.url, tmp_path)).status == 200
     assert len(server.asked) == 2
@@ -116,7 +116,7 @@ def test_a_wait_longer_than_the_time_left_is_not_waited_for(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "soon"}, {"Retry-After": "²"}])
-def test_too_many_requests_without_a_named_wait_is_a_reply(tmp_path: Path, headers: dict[str, str]) -> None:
+def test_429_without_retry_after_is_a_reply(tmp_path: Path, headers: dict[str, str]) -> None:
     with serve(lambda asked: Answer(status=429, headers=headers)) as server:
         assert get(exchange(server.url, tmp_path)).status == 429
     assert len(server.asked) == 1
@@ -142,7 +142,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_recorded(tmp_path: Path) 
 # ── bodies ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_body_that_is_always_cut_off_is_a_bad_payload_and_not_kept(tmp_path: Path) -> None:
+def test_truncated_body_is_a_bad_payload_and_not_stored(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, cut=True)) as server:
         ex = exchange(server.url, tmp_path)
         with pytest.raises(BadPayload, match=r"^the answer was cut off after \d+ bytes$"):
@@ -166,7 +166,7 @@ def test_broken_packing_is_a_bad_payload(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", [Answer(bytes(3_000_000)), packed(gzip.compress(bytes(3_000_000)))])
-def test_a_body_that_is_too_large_is_refused_and_spoils_no_later_answer(tmp_path: Path, bomb: Answer) -> None:
+def test_oversized_body_is_refused(tmp_path: Path, bomb: Answer) -> None:
     with serve(script(bomb, GOOD)) as server:
         ex = exchange(server.url, tmp_path, policy=Policy(max_bytes=1_000_000))
         with pytest.raises(BadPayload, match="1,000,000 bytes"):
@@ -192,7 +192,7 @@ def test_a_body_that_stalls_is_given_up_at_the_deadline(tmp_path: Path) -> None:
             get(ex)
 
 
-def test_a_body_that_stalls_longer_than_the_timeout_is_unavailable(tmp_path: Path) -> None:
+def test_body_that_stalls_past_the_timeout_is_unavailable(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, drip_s=30)) as server:
         ex = exchange(server.url, tmp_path, policy=Policy(timeout_s=0.3, attempts=1))
         with pytest.raises(Unavailable):
@@ -205,7 +205,7 @@ def test_a_redirect_is_a_reply_and_never_followed(tmp_path: Path) -> None:
     assert [asked.path for asked in server.asked] == ["/x"]
 
 
-def test_text_where_json_should_be_is_a_bad_payload_that_does_not_quote_it(tmp_path: Path) -> None:
+def test_non_json_is_a_bad_payload_without_quoting_it(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"<html>private</html>", content_type="text/html; charset=x")) as server:
         reply = get(exchange(server.url, tmp_path))
     with pytest.raises(BadPayload, match="text/html of 20 bytes") as caught:
@@ -233,7 +233,7 @@ def ask_twice(
         return replies, len(server.asked)
 
 
-def test_a_repeat_is_served_from_the_cache_with_its_first_provenance(tmp_path: Path) -> None:
+def test_hit_keeps_the_provenance_of_the_original(tmp_path: Path) -> None:
     later = {"snapshot_ts": NOW + timedelta(minutes=1)}
     (first, second), asked = ask_twice(tmp_path, {}, later, params={"b": 2, "a": 1})
     assert asked == 1
@@ -263,7 +263,7 @@ def test_a_hit_expires_when_the_first_answer_does(tmp_path: Path) -> None:
     ],
     ids=["refresh", "another instant", "a running clock"],
 )
-def test_what_makes_it_another_question_is_asked_again(tmp_path: Path, second: dict[str, Any]) -> None:
+def test_another_question_is_asked_again(tmp_path: Path, second: dict[str, Any]) -> None:
     replies, asked = ask_twice(tmp_path, {}, second)
     assert asked == 2
     assert [reply.cached for reply in replies] == [False, False]
@@ -283,7 +283,7 @@ def test_an_answer_past_its_lifetime_is_asked_again(tmp_path: Path) -> None:
     assert asked == 2
 
 
-def test_what_is_never_kept_is_asked_again(tmp_path: Path) -> None:
+def test_keep_never_is_asked_again(tmp_path: Path) -> None:
     _, asked = ask_twice(tmp_path, {}, {}, keep=Keep.NEVER)
     assert asked == 2
 
@@ -296,7 +296,7 @@ def test_only_a_success_is_kept(tmp_path: Path, status: int) -> None:
     assert len(server.asked) == 2
 
 
-def test_a_rejected_answer_is_not_served_again_and_its_fetch_says_why(tmp_path: Path) -> None:
+def test_rejected_answer_is_not_served_again(tmp_path: Path) -> None:
     with serve(counting()) as server:
         ex = exchange(server.url, tmp_path)
         reply = get(ex, params={"fields": "a,b c", "z": "é"})
@@ -459,7 +459,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
 # ── the archive ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_exact_body_of_every_reply_is_archived_and_found_by_its_fetch(tmp_path: Path) -> None:
+def test_exact_body_is_archived_under_its_request_id(tmp_path: Path) -> None:
     body = b'{ "a" :\t1.0}\n'
     with serve(lambda asked: Answer(body)) as server:
         ex = exchange(server.url, tmp_path)
@@ -558,9 +558,7 @@ def test_a_call_that_fails_is_recorded_and_nothing_is_kept(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("second", [{"refresh": True}, {"clock": PinnedClock(NOW + timedelta(minutes=5))}])
-def test_a_call_at_another_instant_or_refreshed_is_performed_again(
-    tmp_path: Path, second: dict[str, Any]
-) -> None:
+def test_call_is_repeated_at_another_instant_or_on_refresh(tmp_path: Path, second: dict[str, Any]) -> None:
     numbers = iter([b"1", b"2"])
     bodies = [
         exchange("ws://127.0.0.1:9", tmp_path, **given).call("quotes", {}, lambda: next(numbers)).body
