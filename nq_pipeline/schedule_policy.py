@@ -1,6 +1,6 @@
-"""Whether a schedule's tick is due: pure decisions, each skip with a reason in words.
+"""Whether a tick of a schedule runs: pure decisions, each skip with its reason.
 
-No Dagster here; `schedules.py` wraps these.
+`orchestration/schedules.py` applies them.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import CHICAGO, Window, in_chicago
 
 CADENCE = timedelta(minutes=5)
-"""How often a chain is asked for while its window is open."""
+"""The interval between chain snapshots while the window is open."""
 SCHEDULED = "nq/scheduled"
-"""Run tag with the instant the tick stands for (ISO 8601): the age of answers counts from it."""
+"""Run tag with the scheduled instant of the tick (ISO 8601); the age of answers counts from it."""
 REPAIR = timedelta(hours=1)
-"""For so long after a window, and until so long into the next one, gaps of the capture are filled."""
+"""How long after a window, and how far into the next one, gaps of the capture are filled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What a tick decided: run for a trade date, or don't (`trade_date` is None) and why."""
+    """The decision of a tick: the trade date to run, or None and the reason."""
 
     trade_date: date | None
     reason: str = ""
 
 
 def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: datetime | None = None) -> Tick:
-    """Ask for chains at each tick while the market is open within the window.
+    """Take a snapshot at each tick while the market is open within the window.
 
     Parameters
     ----------
     scheduled
-        The instant the tick stands for, aware.
+        The instant of the tick, with a time zone.
     now
-        The machine's time: a scheduler that was down makes up for missed ticks, but nobody can
-        be asked for the quotes of an hour ago.
+        The machine's time. A scheduler that was down catches up on missed ticks, but no vendor has the quotes
+        of an hour ago.
     window
-        `always` counts as `globex`: nothing new comes while the market is closed.
+        `always` counts as `globex`, because nothing changes while the market is closed.
     pinned
-        The frozen instant of a pinned clock.
+        The instant of a pinned clock.
     """
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     if (late := lateness(scheduled, now)) is not None:
-        return Tick(None, f"this tick is {late:.0f} min late, and a chain can only be asked for as it is now")
+        return Tick(None, f"this tick is {late:.0f} min late, and vendors show only the current chain")
     window = "globex" if window == "always" else window
     if sessions.is_open(scheduled, window):
         return Tick(sessions.trade_date(scheduled))
@@ -61,12 +61,12 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
 def first_tick(
     now: datetime, *, environment: str, chosen: bool, window: Window, pinned: datetime | None = None
 ) -> Tick:
-    """Ask once on a new instance of the sandbox, at whatever hour, so that there is a chain to look at.
+    """Take one snapshot on a new instance of the sandbox, at any hour, so that there is a chain to see.
 
     Parameters
     ----------
     chosen
-        Whether a chain was ever chosen on this instance.
+        Whether this instance has ever chosen a chain.
     """
     if chosen:
         return Tick(None, "there is a chain; the schedules ask for the next ones")
@@ -78,7 +78,7 @@ def first_tick(
 
 
 def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
-    """Tidy up once for each trade date, in the evening of its day in Chicago."""
+    """Run once for each trade date, on its calendar day in Chicago."""
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     day = scheduled.astimezone(CHICAGO).date()
@@ -89,7 +89,7 @@ def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) ->
 
 @dataclass(frozen=True, slots=True)
 class PressureTick:
-    """The trade dates whose pressure is to be computed; none, and why."""
+    """The trade dates whose pressure is due, or none and the reason."""
 
     trade_dates: tuple[date, ...] = ()
     reason: str = ""
@@ -98,16 +98,16 @@ class PressureTick:
 def pressure_tick(
     now: datetime, captured: Collection[date], *, window: Window, pinned: datetime | None = None
 ) -> PressureTick:
-    """Compute at each tick while trades may come, and early in the next session what was repaired since.
+    """Compute at each tick while trades may arrive, and early in the next session once more.
 
     Parameters
     ----------
     now
-        By the capture's clock, which the sandbox's stand-in may have ahead of the machine's.
+        The capture's clock, which may differ from the machine's in the sandbox.
     captured
-        Trade dates of which there are trades.
+        The trade dates with captured trades.
     pinned
-        The frozen instant of a pinned clock.
+        The instant of a pinned clock.
     """
     if pinned is not None:
         return PressureTick(reason=_pinned(pinned))
@@ -120,22 +120,22 @@ def pressure_tick(
             max(s.trade_date for s in sessions.sessions(day - timedelta(days=12), day - timedelta(days=1)))
         )
     if not due:
-        return PressureTick(reason=f"the window ({window}) of {day} has closed, and nothing comes any more")
+        return PressureTick(reason=f"the window ({window}) of {day} has closed")
     if traded := tuple(d for d in due if d in captured):
         return PressureTick(traded)
     return PressureTick(reason=f"no trade of {due[0]} was captured")
 
 
 def lateness(scheduled: datetime, now: datetime) -> float | None:
-    """Minutes by which a scheduled instant is too old to stand for now; None when it is not."""
+    """How many minutes late a scheduled instant is; None within one interval of `CADENCE`."""
     late = now - scheduled
     return late.total_seconds() / 60 if late > CADENCE else None
 
 
 def scheduled_for(tag: str | None, now: datetime) -> datetime | None:
-    """The instant of a run's tag, unless the run came too late to stand for it.
+    """The scheduled instant in a run's tag; None when there is none or the run is late.
 
-    A run that waited in the queue, or is launched again from an old one, asks for the present.
+    A run that waited in the queue, or that repeats an old one, asks for the present.
     """
     scheduled = datetime.fromisoformat(tag) if tag else None
     return None if scheduled is None or lateness(scheduled, now) is not None else scheduled

@@ -95,7 +95,7 @@ def test_a_late_tick_after_an_outage_asks_nothing() -> None:
     assert chain_tick(scheduled, scheduled + CADENCE, window="rth").trade_date is not None
     late = chain_tick(scheduled, scheduled + timedelta(minutes=42), window="rth")
     assert late.trade_date is None
-    assert late.reason == "this tick is 42 min late, and a chain can only be asked for as it is now"
+    assert late.reason == "this tick is 42 min late, and vendors show only the current chain"
 
 
 def test_a_pinned_clock_stops_every_schedule() -> None:
