@@ -38,9 +38,9 @@ def test_a_dry_run_prints_the_price_of_each_day_and_buys_nothing(databento: Vend
     assert shown.exit_code == exit_codes.OK, shown.output
     assert "2025-06-06  statistics  $0.00" in shown.output and "2025-06-09  statistics" in shown.output
     assert "at the vendor's prices of 20" in shown.output and "Nothing was bought" in shown.output
-    told = json.loads(nq(databento, *DAYS, "--dry-run", "--json").stdout)
-    assert [day["trade_date"] for day in told["days"]] == ["2025-06-06", "2025-06-09"]
-    assert float(told["total_usd"]) > 0 and told["refusal"] is None
+    printed = json.loads(nq(databento, *DAYS, "--dry-run", "--json").stdout)
+    assert [day["trade_date"] for day in printed["days"]] == ["2025-06-06", "2025-06-09"]
+    assert float(printed["total_usd"]) > 0 and printed["refusal"] is None
     assert not databento.metered
 
 
@@ -59,8 +59,8 @@ def test_the_same_command_again_buys_nothing(databento: Vendor) -> None:
     assert shown.exit_code == exit_codes.OK, shown.output
     assert shown.output.count("complete:") == 2 and len(databento.metered) == 2
     assert catalog_has_the_ledger(databento.settings())
-    told = json.loads(nq(databento, *DAYS, "--max-usd", "1", "--yes", "--json").stdout)
-    assert [day["already"] for day in told["days"]] == [True, True] and float(told["cost_usd"]) == 0
+    printed = json.loads(nq(databento, *DAYS, "--max-usd", "1", "--yes", "--json").stdout)
+    assert [day["already"] for day in printed["days"]] == [True, True] and float(printed["cost_usd"]) == 0
     assert len(databento.metered) == 2
 
 

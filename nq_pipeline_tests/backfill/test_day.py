@@ -97,8 +97,8 @@ def test_trades_are_the_markets_with_symbol_and_contract(data: Path) -> None:
         backfill(settings)
         frame = lake(settings).scan(TRADES).sort("ts_event", "sequence", "ordinal").collect()
     truth = tape(market(7)).records("trades", to_ns(OPEN), to_ns(CLOSE))
-    told = frame["instrument_id"].unique()
-    mine = truth[pl.Series(truth["instrument_id"]).is_in(told.implode()).to_numpy()]
+    ids = frame["instrument_id"].unique()
+    mine = truth[pl.Series(truth["instrument_id"]).is_in(ids.implode()).to_numpy()]
     assert Counter(zip(mine["instrument_id"].tolist(), mine["ts_event"].tolist(), strict=True)) == Counter(
         zip(frame["instrument_id"], frame["ts_event"].dt.epoch("ns"), strict=True)
     )

@@ -273,8 +273,8 @@ def test_free_methods_send_no_paid_request() -> None:
     asking.jobs(datetime(2025, 1, 1, tzinfo=UTC))  # looked at once, so that it is done
     for ask in questions.values():
         assert ask()
-    told = requests.get(f"{asking._url}/requests", auth=(key, ""), timeout=30).json()[before:]
-    assert len(told) > len(FREE) and not any(one["metered"] or one["billed_bytes"] for one in told)
+    sent = requests.get(f"{asking._url}/requests", auth=(key, ""), timeout=30).json()[before:]
+    assert len(sent) > len(FREE) and not any(one["metered"] or one["billed_bytes"] for one in sent)
 
 
 def test_only_one_module_uses_the_official_client() -> None:

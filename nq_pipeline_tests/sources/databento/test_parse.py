@@ -250,25 +250,25 @@ def test_a_final_settlement_beats_a_later_preliminary_one() -> None:
 def test_a_settlement_has_the_trade_date_its_statistic_is_of(
     ts_ref: str | None, expected: date | None
 ) -> None:
-    told = stat(3, "2025-06-10T20:30:00Z", ts_ref, number=12, price=10.5, stat_flags=2)
-    parsed = joined(statistics=[told])
+    settlement = stat(3, "2025-06-10T20:30:00Z", ts_ref, number=12, price=10.5, stat_flags=2)
+    parsed = joined(statistics=[settlement])
     assert (cell(parsed, PUT, "settlement"), cell(parsed, PUT, "settlement_date")) == (10.5, expected)
     assert cell(parsed, CALL, "settlement_date") is None
 
 
 def test_a_settlement_without_flags_is_not_final() -> None:
-    told = [
+    settlement = [
         stat(3, "2025-06-09T22:00:00Z", "2025-06-09", number=7, price=10.5, stat_flags=1),
         stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=10.0, stat_flags=255),
         stat(3, "2025-06-10T10:00:00Z", "2025-06-09", number=12, price=3.0, stat_flags=255),
     ]
-    parsed = joined(statistics=told)
+    parsed = joined(statistics=settlement)
     assert (cell(parsed, CALL, "settlement"), cell(parsed, PUT, "settlement")) == (10.5, 3.0)
 
 
 def test_a_settlement_that_is_not_defined_is_null_and_no_number() -> None:
-    told = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=UNDEF_PRICE, stat_flags=1)
-    parsed = joined(statistics=[told])
+    settlement = stat(3, "2025-06-09T23:00:00Z", "2025-06-09", number=7, price=UNDEF_PRICE, stat_flags=1)
+    parsed = joined(statistics=[settlement])
     assert (cell(parsed, CALL, "settlement"), cell(parsed, CALL, "is_settlement")) == (None, False)
 
 

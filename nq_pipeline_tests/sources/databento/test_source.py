@@ -222,9 +222,9 @@ class TestDatabentoKeepsTheContract(SourceContract):
             source.ask(self.request(), session)
         held = open_ledger(settings).open_reservations()
         assert [reservation.charge.schema for reservation in held] == open_schemas
-        told = {fetch.operation: fetch.cost_usd for fetch in session.fetches}
+        costs = {fetch.operation: fetch.cost_usd for fetch in session.fetches}
         for schema in set(open_schemas):
-            assert told[schema] == sum(one.reserved_usd for one in held if one.charge.schema == schema)
+            assert costs[schema] == sum(one.reserved_usd for one in held if one.charge.schema == schema)
 
     def test_without_a_budget_nothing_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
