@@ -16,14 +16,7 @@ from nq_pipeline.lake.compaction import FAN_IN
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
-from nq_pipeline_tests.testing.feeds import (
-    Feed,
-    market,
-    publisher,
-    rows,
-    sent,
-    told,
-)
+from nq_pipeline_tests.testing.feeds import Feed, dbn_records, lake_records, market, publisher, rows
 
 RECORDS = market(20_000)
 
@@ -53,7 +46,7 @@ def test_rows_that_cannot_be_published_are_once_there_is_room(root: Path, size: 
         feed.send(RECORDS[-100:])
     assert not left_over(root)
     published.publish()
-    assert told(rows(root)) == sent(RECORDS)
+    assert lake_records(rows(root)) == dbn_records(RECORDS)
 
 
 def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path) -> None:
@@ -72,7 +65,7 @@ def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path)
                 refused += 1
         assert refused, "there was room"
         published.publish()
-    assert told(rows(root)) == sent(RECORDS) and not left_over(root)
+    assert lake_records(rows(root)) == dbn_records(RECORDS) and not left_over(root)
     assert len(lake.files(TRADES)) == FAN_IN
     assert lake.compact(TRADES, NOON.date(), now=NOON) == FAN_IN
-    assert told(rows(root)) == sent(RECORDS) and len(lake.files(TRADES)) == 1
+    assert lake_records(rows(root)) == dbn_records(RECORDS) and len(lake.files(TRADES)) == 1

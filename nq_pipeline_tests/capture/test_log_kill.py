@@ -14,7 +14,7 @@ import pytest
 
 from nq_pipeline.capture.log import BEGINNING, CaptureLog, Position, list_segments, recover, tail
 from nq_pipeline.dbn.framer import Head
-from nq_pipeline_tests.testing.capture_writer import DATASET, capture, said
+from nq_pipeline_tests.testing.capture_writer import DATASET, capture, parse_report
 from nq_pipeline_tests.testing.dbn_streams import Clock, trades
 
 KILLS = [20, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
@@ -67,7 +67,7 @@ def killed(root: Path, first: int, synced: Position, chance: random.Random) -> t
     process.join()
     try:
         while hears.poll():
-            promised = said(hears.recv_bytes())
+            promised = parse_report(hears.recv_bytes())
     except EOFError:
         pass
     hears.close()

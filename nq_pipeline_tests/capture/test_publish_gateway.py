@@ -14,14 +14,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline_tests.testing.dbn_streams import Clock, mapping
-from nq_pipeline_tests.testing.feeds import (
-    DATASET,
-    Feed,
-    publisher,
-    rows,
-    sent,
-    told,
-)
+from nq_pipeline_tests.testing.feeds import DATASET, Feed, dbn_records, lake_records, publisher, rows
 from nq_pipeline_tests.testing.gateway_client import (
     NOON,
     gateway,
@@ -48,11 +41,11 @@ def test_the_lake_equals_the_market_after_cuts_and_replays(root: Path) -> None:
     complete = truth[(truth["ts_event"] >= opening) & (truth["ts_event"] < last)]
     assert len(complete) > 3_000
     found = rows(root)
-    assert told(found.filter(found["ts_event"].to_physical() < last)) == sent(complete)
+    assert lake_records(found.filter(found["ts_event"].to_physical() < last)) == dbn_records(complete)
     assert found["raw_symbol"].null_count() == 0
     assert set(found["source_schema"]) == {"mbp-1", "trades"}
     books = rows(root, MBP_1)
-    assert told(books) == sent(book[(book["ts_event"] >= opening)][: books.height])
+    assert lake_records(books) == dbn_records(book[(book["ts_event"] >= opening)][: books.height])
 
 
 def from_file(folder: Path, name: str) -> np.ndarray[Any, Any]:
@@ -74,8 +67,8 @@ def test_real_trades_are_those_of_the_same_minutes_of_real_mbp_1(root: Path, sha
         feed.session(trades, symbols=symbols)
         done = published.publish()
     assert (done.rows, done.known) == ({"trades": 0}, len(trades))
-    assert told(rows(root)) == sent(trades)
-    assert told(rows(root, MBP_1)) == sent(events)
+    assert lake_records(rows(root)) == dbn_records(trades)
+    assert lake_records(rows(root, MBP_1)) == dbn_records(events)
 
 
 def test_real_orders_become_rows_and_trades_without_the_snapshot(root: Path, shared: Path) -> None:
@@ -85,8 +78,8 @@ def test_real_orders_become_rows_and_trades_without_the_snapshot(root: Path, sha
     done = publisher(root).publish()
     events = orders[orders["flags"] & 32 == 0]
     assert done.counts.left == {"snapshot of the book": len(orders) - len(events)}
-    assert told(rows(root, MBO)) == sent(events)
-    assert told(rows(root)) == sent(events[events["action"] == b"T"])
+    assert lake_records(rows(root, MBO)) == dbn_records(events)
+    assert lake_records(rows(root)) == dbn_records(events[events["action"] == b"T"])
     assert rows(root).height > 0
 
 

@@ -23,12 +23,12 @@ from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.feeds import (
     DATASET,
     Feed,
+    dbn_records,
+    lake_records,
     market,
     publisher,
     replayed,
     rows,
-    sent,
-    told,
 )
 
 MOST_FILES = 200
@@ -82,10 +82,10 @@ def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(root: Path, 
         assert found.select(TRADES.key).is_unique().all(), "a trade is there twice"
     assert len(cursors) > kills / 2, "the publisher was killed before it did anything"
     publisher(root).publish()
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     publisher(root, at=NOON + timedelta(days=1)).tidy()
     assert len(Workspace(root.parent).lake.files(TRADES)) == 1
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_publishing_every_second_stays_cheap_and_leaves_few_files(root: Path, pu
             files = lake.files(TRADES)
             most = max(most, len(files))
             reads.append(len(overlapping(lake, part)))
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert most <= MOST_FILES
     # What a publication costs is what it has to read for known rows: a file or two, early and late.
     assert median(reads[-100:]) <= 2

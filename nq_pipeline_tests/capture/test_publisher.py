@@ -36,12 +36,12 @@ from nq_pipeline_tests.testing.feeds import (
     DATASET,
     START,
     Feed,
+    dbn_records,
+    lake_records,
     market,
     publisher,
     replayed,
     rows,
-    sent,
-    told,
 )
 
 UNDEF_PRICE = 2**63 - 1
@@ -278,7 +278,7 @@ def test_a_second_call_goes_on_where_the_first_stopped(root: Path) -> None:
         feed.send(records[70:])
         assert published.publish().rows == {"trades": len(records) - 70}
         assert published.position == feed.log.written
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
 
 
 def test_a_crash_between_the_rows_and_the_cursor_doubles_nothing(root: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_crash_between_the_rows_and_the_cursor_doubles_nothing(root: Path) -> 
         assert (done.rows, done.known) == ({"trades": 0}, len(records) - 100)
         assert done.position == feed.log.written
         cursor.write_text(before)
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
 
 
 def test_an_overlapping_replay_adds_only_missing_rows(root: Path) -> None:
@@ -313,7 +313,7 @@ def test_an_overlapping_replay_adds_only_missing_rows(root: Path) -> None:
         feed.session(replayed(records, int(records["ts_event"][10])))
         done = published.publish()
     assert done.rows == {"trades": 0}
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert set(rows(root)["log_session"]) == {1, 2}
 
 
@@ -322,7 +322,7 @@ def test_what_a_session_sends_again_after_something_later_is_one_row(root: Path)
     with Feed(root) as feed:
         feed.session(records, records[20:])
     publisher(root).publish()
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
 
 
 @settings(max_examples=4, deadline=None)
@@ -351,7 +351,7 @@ def test_however_the_log_is_cut_every_trade_is_there_once(
                         published = publisher(root, batch_bytes=chance.choice([1, 200, 1 << 20]))
             reached = max(reached, len(records) - len(coming) + end)
         done = published.publish()
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert done.position == feed.log.written
     assert rows(root).select(TRADES.key).is_unique().all()
 
@@ -374,7 +374,7 @@ def test_an_event_across_segments_is_counted_on_by_who_takes_it_up(root: Path) -
     (third,) = (s for s in list_segments(feed.log.folder) if s.number == 3)
     assert publisher(root).publish(Position(3, third.path.stat().st_size - 48)).rows == {"trades": 3}
     publisher(root).publish()
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert rows(root)["ordinal"].to_list() == [*range(12), *range(4)]
 
 
@@ -398,7 +398,7 @@ def test_nothing_is_published_past_a_batch_that_found_no_room(root: Path) -> Non
         published.publish()
     assert rows(root).height == 4 and published.position.segment == 1
     assert published.publish().rows == {"trades": 12}
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert rows(root)["ordinal"].to_list() == [*range(12), *range(4)]
 
 
@@ -411,7 +411,7 @@ def test_two_publishers_of_one_log_take_turns(root: Path) -> None:
             feed.send(records[a : a + 50])
             (one if a % 100 else other).publish()
             one.publish()
-    assert told(rows(root)) == sent(records)
+    assert lake_records(rows(root)) == dbn_records(records)
     assert rows(root)["run_id"].n_unique() == 2
 
 
@@ -448,9 +448,9 @@ def test_trades_come_from_the_higher_schema_too_and_once(root: Path, rtype: int,
         # And the higher one again, from the beginning.
         feed.session(higher)
         done = publisher(root).publish()
-    assert told(rows(root)) == sent(trades)
+    assert lake_records(rows(root)) == dbn_records(trades)
     assert done.rows["trades"] == 0
-    assert told(rows(root, table)) == sent(higher)
+    assert lake_records(rows(root, table)) == dbn_records(higher)
     assert set(rows(root)["action"]) == {"T"}
     assert (rows(root)["depth"].null_count() > 0) == (schema == "mbo")
 
@@ -463,7 +463,7 @@ def test_quotes_without_a_trade_are_resumed_by_a_new_publisher(root: Path) -> No
         assert publisher(root).publish().rows == {"mbp_1": len(quotes)}
         feed.send(trades)
         publisher(root).publish()
-    assert told(rows(root)) == sent(trades)
+    assert lake_records(rows(root)) == dbn_records(trades)
 
 
 def test_books_and_orders_have_the_columns_of_their_schema(root: Path) -> None:

@@ -47,7 +47,7 @@ def capture(root: Path, first: int, seed: float, says: Connection) -> None:
                 says.send_bytes(f"{written} {synced}".encode())
 
 
-def said(line: bytes) -> tuple[int, Position]:
+def parse_report(line: bytes) -> tuple[int, Position]:
     """The number of the next trade and the position up to which all before it is synced."""
     written, position = line.decode().split()
     return int(written), Position.parse(position)

@@ -97,7 +97,7 @@ def rows(root: Path, table: Table = TRADES) -> pl.DataFrame:
     return Workspace(root.parent).lake.scan(table).sort(table.key).collect()
 
 
-def told(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
+def lake_records(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
     """Rows as records, sorted, in the values of DBN."""
     return sorted(
         frame.select(
@@ -110,8 +110,8 @@ def told(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
     )
 
 
-def sent(parts: Array | Sequence[Array]) -> list[tuple[Any, ...]]:
-    """Records as `told` gives rows."""
+def dbn_records(parts: Array | Sequence[Array]) -> list[tuple[Any, ...]]:
+    """Records as `lake_records` gives rows."""
     arrays: Iterable[Array] = [parts] if isinstance(parts, np.ndarray) else parts
     return sorted(
         tuple(value.decode() if isinstance(value, bytes) else value for value in record)

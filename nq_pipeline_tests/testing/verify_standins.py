@@ -23,14 +23,14 @@ STREAM_S = 0.6
 
 
 @contextmanager
-def served(*faults: Fault, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
+def serve_feed(*faults: Fault, load: int | None = LOAD, **more: Any) -> Iterator[Gateway]:
     """A gateway in the middle of a session, which works off these faults."""
     options = {"load": load, "script": FaultScript(*faults), "limits": unlimited(), **more}
     with gateway(**options).serve_in_thread() as it:
         yield it
 
 
-def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
+def verify_settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
     """Settings of a gateway, and of no other vendor."""
     own = {
         "data_dir": data,
@@ -43,7 +43,7 @@ def settings(it: Gateway | None, data: Path, **more: Any) -> Settings:
     return build_settings(**{**own, **more})
 
 
-def verified(
+def run_verification(
     it: Gateway,
     data: Path,
     *names: str,
@@ -55,7 +55,7 @@ def verified(
 ) -> VerifyReport:
     """The report of some checks."""
     return run_checks(
-        settings(it, data, **more),
+        verify_settings(it, data, **more),
         clock=clock or it.clock,
         minutes=stream_s / 60,
         max_usd=Decimal(max_usd),
@@ -64,7 +64,7 @@ def verified(
     )
 
 
-def lines(report: VerifyReport) -> dict[str, str]:
+def verdicts(report: VerifyReport) -> dict[str, str]:
     """Check to verdict."""
     return {result.check: result.verdict for result in report.results}
 

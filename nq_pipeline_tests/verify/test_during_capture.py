@@ -12,12 +12,7 @@ from nq_pipeline.capture.log import list_segments
 from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.verify_standins import (
-    lines,
-    served,
-    settings,
-    verified,
-)
+from nq_pipeline_tests.testing.verify_standins import run_verification, serve_feed, verdicts, verify_settings
 
 CHECKS = ("connect", "stream", "symbols", "reconnect", "replay")
 OPENED = datetime(2025, 6, 10, 13, 31, tzinfo=UTC)
@@ -26,9 +21,9 @@ PATIENCE_S = 30.0
 
 def test_a_capture_and_a_verification_run_side_by_side(tmp_path: Path) -> None:
     stop, environment = threading.Event(), tmp_path / "sandbox"
-    with served(load=100, now=OPENED) as it:
+    with serve_feed(load=100, now=OPENED) as it:
         engine = Capture(
-            settings(it, tmp_path, capture_window="rth"),
+            verify_settings(it, tmp_path, capture_window="rth"),
             clock=it.clock,
             timing=Timing(heartbeat_s=1, settle_s=0.3),
         )
@@ -39,11 +34,11 @@ def test_a_capture_and_a_verification_run_side_by_side(tmp_path: Path) -> None:
             while not list_segments(environment / "capture" / DATASET):
                 assert capturing.is_alive() and time.monotonic() < give_up
                 time.sleep(0.02)
-            report = verified(it, tmp_path, *CHECKS)
+            report = run_verification(it, tmp_path, *CHECKS)
         finally:
             stop.set()
             capturing.join(PATIENCE_S)
-    assert lines(report) == dict.fromkeys(CHECKS, "PASS"), report.results
+    assert verdicts(report) == dict.fromkeys(CHECKS, "PASS"), report.results
     kept = Workspace(environment).lake.scan(SESSIONS).collect()
     assert kept["ended"].to_list() == ["stopped"]
     assert engine.stats.reconnects == 0

@@ -14,7 +14,7 @@ from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.verify.check import CheckResult
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.run import VerifyReport, run_checks
-from nq_pipeline_tests.testing.verify_standins import served, settings, verified
+from nq_pipeline_tests.testing.verify_standins import run_verification, serve_feed, verify_settings
 
 MARK = "db-marked-0123456789-abcdefghijk"
 EVERYTHING = (
@@ -40,8 +40,8 @@ def said(report: VerifyReport) -> str:
 
 
 def test_the_report_has_every_line_and_its_figures(tmp_path: Path) -> None:
-    with served() as it:
-        report = verified(it, tmp_path, "connect", "stream", "symbols", "reconnect", "replay")
+    with serve_feed() as it:
+        report = run_verification(it, tmp_path, "connect", "stream", "symbols", "reconnect", "replay")
     assert report.folder.parent == tmp_path / "sandbox" / "evidence"
     kept = json.loads((report.folder / "report.json").read_text())
     assert [line["check"] for line in kept["checks"]] == [result.check for result in report.results]
@@ -51,8 +51,8 @@ def test_the_report_has_every_line_and_its_figures(tmp_path: Path) -> None:
 
 
 def test_samples_are_small_files_for_the_official_reader(tmp_path: Path) -> None:
-    with served() as it:
-        report = verified(it, tmp_path, "connect", "stream", "reconnect")
+    with serve_feed() as it:
+        report = run_verification(it, tmp_path, "connect", "stream", "reconnect")
     for name in ("stream.dbn", "replay.dbn"):
         sample = report.folder / name
         assert sample.stat().st_size < 1 << 20
@@ -71,8 +71,8 @@ def test_samples_are_small_files_for_the_official_reader(tmp_path: Path) -> None
     ids=lambda fault: fault.kind if fault else "none",
 )
 def test_a_key_is_nowhere_even_where_the_vendor_repeats_it(fault: Fault | None, tmp_path: Path) -> None:
-    with served(*[fault] if fault else [], keys=(MARK,)) as it:
-        report = verified(it, tmp_path, *EVERYTHING, databento_api_key=MARK)
+    with serve_feed(*[fault] if fault else [], keys=(MARK,)) as it:
+        report = run_verification(it, tmp_path, *EVERYTHING, databento_api_key=MARK)
     assert marked(tmp_path) == [] and MARK not in said(report)
     if fault and fault.text:
         assert "*" * len(MARK) in said(report)
@@ -81,15 +81,15 @@ def test_a_key_is_nowhere_even_where_the_vendor_repeats_it(fault: Fault | None, 
 def test_an_unusable_evidence_folder_fails_before_any_request(tmp_path: Path) -> None:
     (tmp_path / "sandbox").mkdir()
     (tmp_path / "sandbox" / "evidence").touch()
-    with served(Fault("refuse_connection")) as it:
+    with serve_feed(Fault("refuse_connection")) as it:
         with pytest.raises(OSError, match="evidence"):
-            verified(it, tmp_path, "connect")
+            run_verification(it, tmp_path, "connect")
         assert not it.script.injected
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
 def test_bytes_keep_their_length_and_lose_the_secret(before: bytes, after: bytes) -> None:
-    evidence = Evidence(Path(), settings(None, Path(), databento_api_key=MARK))
+    evidence = Evidence(Path(), verify_settings(None, Path(), databento_api_key=MARK))
     kept = evidence.redact(before + MARK.encode() + after)
     assert len(kept) == len(before) + len(MARK) + len(after)
     assert MARK.encode() not in kept and kept.startswith(before[:0]) and kept.endswith(after[len(after) :])
@@ -97,17 +97,18 @@ def test_bytes_keep_their_length_and_lose_the_secret(before: bytes, after: bytes
 
 def test_secrets_are_found_at_any_depth_and_the_longer_ones_first() -> None:
     evidence = Evidence(
-        Path(), settings(None, Path(), databento_api_key=MARK, polygon_api_key=MARK[:10], tradovate_sec="abc")
+        Path(),
+        verify_settings(None, Path(), databento_api_key=MARK, polygon_api_key=MARK[:10], tradovate_sec="abc"),
     )
-    told = evidence.redact({"a": [f"{MARK}!", {MARK[:10]: 1}], "b": 2, "c": None, "d": "abc"})
-    assert told == {"a": ["*" * len(MARK) + "!", {"*" * 10: 1}], "b": 2, "c": None, "d": "abc"}
+    redacted = evidence.redact({"a": [f"{MARK}!", {MARK[:10]: 1}], "b": 2, "c": None, "d": "abc"})
+    assert redacted == {"a": ["*" * len(MARK) + "!", {"*" * 10: 1}], "b": 2, "c": None, "d": "abc"}
 
 
 def test_what_was_found_before_an_interruption_is_kept(tmp_path: Path) -> None:
     def interrupt(result: CheckResult) -> None:
         raise KeyboardInterrupt
 
-    with served() as it, pytest.raises(KeyboardInterrupt):
-        run_checks(settings(it, tmp_path), clock=it.clock, on_result=interrupt)
+    with serve_feed() as it, pytest.raises(KeyboardInterrupt):
+        run_checks(verify_settings(it, tmp_path), clock=it.clock, on_result=interrupt)
     (report,) = (tmp_path / "sandbox" / "evidence").glob("*/report.json")
     assert [line["check"] for line in json.loads(report.read_text())["checks"]] == ["connect"]

@@ -14,7 +14,7 @@ from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed import symbols
 from nq_pipeline.verify.feed_recorder import FeedRecorder, Recording
 from nq_pipeline_tests.testing.dbn_streams import NOON, empty
-from nq_pipeline_tests.testing.verify_standins import settings
+from nq_pipeline_tests.testing.verify_standins import verify_settings
 
 NAMES = {
     "NQ.FUT": ["NQM5", "NQU5", "NQM5-NQU5"],
@@ -30,7 +30,7 @@ def found(names: dict[str, list[str]]) -> CheckResult:
     mappings["instrument_id"] = np.arange(len(pairs))
     mappings["stype_in_symbol"] = [parent.encode() for parent, _ in pairs]
     mappings["stype_out_symbol"] = [symbol.encode() for _, symbol in pairs]
-    own, clock = settings(None, Path()), ShiftedClock(NOON)
+    own, clock = verify_settings(None, Path()), ShiftedClock(NOON)
     ctx = Context(
         settings=own,
         clock=clock,

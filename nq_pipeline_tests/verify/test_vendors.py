@@ -15,12 +15,7 @@ import pytest
 from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
-from nq_pipeline_tests.testing.verify_standins import (
-    lines,
-    reason,
-    served,
-    verified,
-)
+from nq_pipeline_tests.testing.verify_standins import reason, run_verification, serve_feed, verdicts
 
 PATIENCE_S = 100
 
@@ -39,21 +34,21 @@ def examined(data: Path, *names: str, **more: Any) -> VerifyReport:
         "polygon_api_key": "sandbox-polygon-key",
         "databento_url": vendor("databento"),
     }
-    with served() as it:
-        return verified(it, data, *names, **{**own, **more})
+    with serve_feed() as it:
+        return run_verification(it, data, *names, **{**own, **more})
 
 
 @pytest.mark.parametrize("name", ["barchart", "polygon", "databento"])
 def test_each_vendor_has_its_own_result(name: str, tmp_path: Path) -> None:
-    assert lines(examined(tmp_path, name)) == {name: "PASS"}
+    assert verdicts(examined(tmp_path, name)) == {name: "PASS"}
     faulty = examined(tmp_path / "faulty", *SOURCE_NAMES, **{f"{name}_url": vendor(name, "unavailable")})
-    assert [check for check, verdict in lines(faulty).items() if verdict == "FAIL"] == [name]
+    assert [check for check, verdict in verdicts(faulty).items() if verdict == "FAIL"] == [name]
     assert "to fix it" in reason(faulty, name)
 
 
 def test_an_unconfigured_or_unused_vendor_is_skipped(tmp_path: Path) -> None:
     report = examined(tmp_path, *SOURCE_NAMES, sources=("polygon", "tradovate"))
-    assert lines(report) == {
+    assert verdicts(report) == {
         "barchart": "SKIP", "polygon": "PASS", "tradovate": "SKIP", "databento": "SKIP",
     }  # fmt: skip
     assert reason(report, "barchart") == "not in NQ_SOURCES"
@@ -62,26 +57,26 @@ def test_an_unconfigured_or_unused_vendor_is_skipped(tmp_path: Path) -> None:
 
 def test_a_cached_answer_is_not_requested_again(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache")
-    assert lines(report) == {"cache": "PASS"}
+    assert verdicts(report) == {"cache": "PASS"}
     told = reason(report, "cache")
     assert "barchart " in told and "databento " in told and told.count(", then 0") == 2
 
 
 def test_a_cache_that_keeps_nothing_fails(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache", cache_open_s=0, cache_closed_s=0)
-    assert lines(report) == {"cache": "FAIL"}
+    assert verdicts(report) == {"cache": "FAIL"}
     assert "requested again" in reason(report, "cache")
 
 
 def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
-    assert lines(examined(tmp_path, "cache", sources=("tradovate",), databento_api_key=None)) == {
+    assert verdicts(examined(tmp_path, "cache", sources=("tradovate",), databento_api_key=None)) == {
         "cache": "SKIP"
     }
 
 
 def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
     report = examined(tmp_path, "cost")
-    assert lines(report) == {"cost": "PASS"}
+    assert verdicts(report) == {"cost": "PASS"}
     assert "until 2025-06-10 14:59:" in reason(report, "cost")
     assert "bytes at $28.00 a GiB" in reason(report, "cost")
     assert "$179.00 plan and $0.00 metered, $21.00 left" in reason(report, "cost")
@@ -91,14 +86,14 @@ def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["unavailable", "wrong_content_type", "blocked"])
 def test_a_price_that_cannot_be_fetched_fails(fault: str, tmp_path: Path) -> None:
     report = examined(tmp_path, "cost", databento_url=vendor("databento", fault), http_attempts=1)
-    assert lines(report) == {"cost": "FAIL"}
+    assert verdicts(report) == {"cost": "FAIL"}
 
 
 def test_where_nobody_answers_the_price_fails(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     report = examined(tmp_path, "cost", databento_url=f"http://127.0.0.1:{port}", http_attempts=1)
-    assert lines(report) == {"cost": "FAIL"}
+    assert verdicts(report) == {"cost": "FAIL"}
 
 
 def nq(data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
