@@ -31,7 +31,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sandbox_capture_falls_back_and_fills_the_tables(nq: list[str]) -> None:
-    done = run(*nq, "capture", "--minutes", "0.1", "--json")
+    done = run(*nq, "capture", "--minutes", "0.2", "--json")
     assert done.returncode == 0, done.stderr
     totals = json.loads(done.stdout)
     assert totals["schemas"] == {"options": "mbp-1", "futures": "trades"}

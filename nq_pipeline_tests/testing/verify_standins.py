@@ -19,7 +19,7 @@ from nq_pipeline_tests.testing.gateway_client import gateway, unlimited
 
 LOAD = 500
 QUICK = VerifyTiming(settle_s=0.3, outage_s=0.3, patience_s=20.0)
-STREAM_S = 0.6
+STREAM_S = 1.2
 
 
 @contextmanager
