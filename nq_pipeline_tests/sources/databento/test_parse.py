@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.layout import UNDEF_PRICE, record_layout
-from nq_pipeline.dbn.stream import decode
+from nq_pipeline.dbn.stream import Records, decode
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
@@ -356,15 +356,13 @@ def test_recorded_statistics_of_other_types_are_ignored(shared: Path) -> None:
 
 
 @cache
-def sound_chain() -> Parsed:
-    return chain_of({name: synthetic(name) for name in SPANS})
+def sound_records() -> dict[str, Records]:
+    return {schema: decode(synthetic(schema), schema) for schema in SPANS}
 
 
-def chain_of(bodies: dict[str, bytes]) -> Parsed:
-    records = {schema: decode(body, schema) for schema, body in bodies.items()}
-    return parse_chain(
-        records, STANDIN_SERIES, session=sessions.current_session(MOMENT), until=to_ns(MOMENT) + 1
-    )
+def chain_of(records: dict[str, Records]) -> Parsed:
+    session = sessions.current_session(MOMENT)
+    return parse_chain(records, STANDIN_SERIES, session=session, until=to_ns(MOMENT) + 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -379,16 +377,15 @@ def test_flipped_bytes_never_break_the_parser(data: st.DataObject) -> None:
         if not heads and (at - start) % size < 2:
             at += 2  # a wrong length or kind refuses the answer, which other tests show
         raw[at] = data.draw(st.sampled_from((0, 1, 127, 128, 255)))
-    whole = {name: synthetic(name) for name in SPANS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            parsed = chain_of(whole | {schema: bytes(raw)})
+            parsed = chain_of(sound_records() | {schema: decode(bytes(raw), schema)})
         except BadPayload:
             assert heads
             return
     assert parsed.frame["contract_key"].is_unique().all()
     if not heads and schema == "definition":
-        lost = sound_chain().frame.height - parsed.frame.height
+        lost = chain_of(sound_records()).frame.height - parsed.frame.height
         assert lost <= 6
     assert parsed.frame["strike"].null_count() == parsed.frame["expiration"].null_count() == 0
