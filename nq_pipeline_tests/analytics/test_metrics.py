@@ -21,8 +21,7 @@ from nq_pipeline.lake.tables import INSTANT, conform
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.analytics.test_pricing import quoted
-from nq_pipeline_tests.market.test_pricing_chain import board
+from nq_pipeline_tests.testing.quoted_chains import lake_chain, quoted_series
 
 NOON = datetime(2025, 6, 30, 17, tzinfo=UTC)
 SCHEMA = {
@@ -184,7 +183,9 @@ def test_net_exposure_is_zero_at_the_level() -> None:
 def test_american_option_uses_black76_gamma() -> None:
     """Total and level are of one curve, and that is Black-76's."""
     expiration = datetime(2025, 9, 28, 17, tzinfo=UTC)
-    chain = board(expiration=expiration, american_style=True, multiplier=20.0, open_interest=1, volume=0)
+    chain = quoted_series(
+        expiration=expiration, american_style=True, multiplier=20.0, open_interest=1, volume=0
+    )
     pricing = price_chain(chain, rate=0.0401)
     profile = strike_profile(priced_chain(chain, pricing)).row(0, named=True)
     deep = pricing.filter(contract_key="QN2-2025-07-10-C-19000").row(0, named=True)
@@ -249,7 +250,7 @@ def test_exposure_adds_up_from_strike_to_series_to_market(
 
 def test_snapshot_is_measured_once(tmp_path: Path) -> None:
     config = build_settings(data_dir=tmp_path)
-    chain = quoted().with_columns(open_interest=pl.lit(10, pl.Int64), volume=pl.lit(1, pl.Int64))
+    chain = lake_chain().with_columns(open_interest=pl.lit(10, pl.Int64), volume=pl.lit(1, pl.Int64))
     pricing = price_snapshot(config, chain, run_id="first")
     measured = measure_snapshot(config, chain, pricing, run_id="first")
     measure_snapshot(config, chain, pricing, run_id="again")
@@ -265,7 +266,7 @@ def test_snapshot_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_chain_from_duckdb_joins_its_pricing() -> None:
-    chain = quoted()
+    chain = lake_chain()
     pricing = price_chain(chain, rate=0.03)
     in_microseconds = chain.with_columns(pl.col("snapshot_ts").cast(pl.Datetime("us", "UTC")))
     assert_frame_equal(priced_chain(in_microseconds, pricing), priced_chain(chain, pricing))

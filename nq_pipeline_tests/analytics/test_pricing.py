@@ -12,20 +12,16 @@ import polars as pl
 import pytest
 
 from nq_pipeline.analytics.pricing import price_snapshot
-from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
+from nq_pipeline.clock import NS_PER_S, from_ns
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import OPTION_CHAIN, OPTION_PRICING, conform
-from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import PRICED, price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import chain
-
-NOON = to_ns(datetime(2025, 6, 30, 17, tzinfo=UTC))
-EXPIRATION = datetime(2025, 7, 1, 20, tzinfo=UTC)
-F, SIGMA, RATE = 21_050.0, 0.2, 0.03
-GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
+from nq_pipeline_tests.testing.quoted_chains import GREEKS, SIGMA, lake_chain
+from nq_pipeline_tests.testing.quoted_chains import LAKE_NOON as NOON
+from nq_pipeline_tests.testing.quoted_chains import LAKE_RATE as RATE
 
 
 @pytest.fixture
@@ -33,38 +29,17 @@ def settings(tmp_path: Path) -> Settings:
     return build_settings(data_dir=tmp_path, risk_free_rate=RATE)
 
 
-def quoted(snapshot: int = NOON) -> pl.DataFrame:
-    """A series quoted around one volatility, with a vendor's own numbers beside; one row has no quote."""
-    calls = chain(OPTION_CHAIN, snapshot=snapshot, contracts=11)
-    puts = calls.with_columns(
-        option_type=pl.lit("P"), contract_key=pl.col("contract_key").str.replace("-C-", "-P-")
-    )
-    rows = pl.concat([calls, puts]).with_columns(
-        as_of=pl.col("snapshot_ts"),
-        expiration=pl.lit(EXPIRATION).cast(pl.Datetime("ns", "UTC")),
-        underlying_price=pl.lit(F),
-        **{name: pl.lit(9.0) for name in GREEKS},
-    )
-    years = (to_ns(EXPIRATION) - snapshot) / (365 * 86_400 * NS_PER_S)
-    is_call = (rows["option_type"] == "C").to_numpy()
-    fair = black76.value(F, rows["strike"].to_numpy(), years, SIGMA, is_call, RATE).price
-    silent = pl.col("contract_key") == "Q1B-2025-07-01-C-21000"
-    return rows.with_columns(
-        bid=pl.when(~silent).then(pl.Series(fair - 0.25)), ask=pl.when(~silent).then(pl.Series(fair + 0.25))
-    )
-
-
 def test_table_has_the_pricing_columns_and_the_run() -> None:
     assert [column.name for column in OPTION_PRICING.columns] == [*PRICED, "run_id"]
 
 
 def test_snapshot_is_priced_and_written_once(settings: Settings) -> None:
-    rows = price_snapshot(settings, quoted(), run_id="first")
+    rows = price_snapshot(settings, lake_chain(), run_id="first")
     assert set(rows["rate"]) == {RATE}
     priced = rows.filter(pl.col("unpriced").is_null())
     assert priced.height == rows.height - 1
     assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
-    price_snapshot(settings, quoted(), run_id="again")
+    price_snapshot(settings, lake_chain(), run_id="again")
     stored = Workspace.of(settings).lake.scan(OPTION_PRICING).collect()
     assert stored.height == rows.height and set(stored["run_id"]) == {"first"}
 
@@ -72,8 +47,8 @@ def test_snapshot_is_priced_and_written_once(settings: Settings) -> None:
 def test_view_names_the_source_of_every_number(settings: Settings) -> None:
     lake = Workspace.of(settings).lake
     later = NOON + 300 * NS_PER_S
-    silent_vendor = quoted(later).with_columns(pl.lit(None, pl.Float64).alias(name) for name in GREEKS)
-    for rows in (quoted(), silent_vendor):
+    silent_vendor = lake_chain(later).with_columns(pl.lit(None, pl.Float64).alias(name) for name in GREEKS)
+    for rows in (lake_chain(), silent_vendor):
         lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, rows), run_id="run")
         price_snapshot(settings, rows, run_id="run")
     with catalog.connect(Workspace.of(settings).lake) as connection:
@@ -97,7 +72,7 @@ def test_view_names_the_source_of_every_number(settings: Settings) -> None:
 
 
 def test_unpriced_chain_shows_the_vendors_numbers(settings: Settings) -> None:
-    Workspace.of(settings).lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, quoted()), run_id="run")
+    Workspace.of(settings).lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, lake_chain()), run_id="run")
     with catalog.connect(Workspace.of(settings).lake) as connection:
         shown = connection.sql("SELECT iv_source, delta, unpriced FROM option_chain_priced").fetchall()
     assert set(shown) == {("vendor", 9.0, None)} and len(shown) == 22
@@ -117,7 +92,7 @@ def test_every_view_column_has_a_comment(settings: Settings) -> None:
 def test_chain_without_settlement_dates_is_priced(settings: Settings) -> None:
     lake = Workspace.of(settings).lake
     columns = tuple(column for column in OPTION_CHAIN.columns if column.name != "settlement_date")
-    settled = quoted().with_columns(
+    settled = lake_chain().with_columns(
         bid=pl.lit(None, pl.Float64),
         ask=pl.lit(None, pl.Float64),
         is_settlement=pl.lit(True),

@@ -9,63 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nq_pipeline.market import american, black76
+from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import PRICED, UNPRICED, price_chain
 from nq_pipeline.sandbox.synthetic.market import RATE, Market
+from nq_pipeline_tests.testing.quoted_chains import NOON, SIGMA, F, quoted_series
 
-NOON = datetime(2025, 6, 10, 17, 0, tzinfo=UTC)
-F, SIGMA = 21_000.0, 0.2
-STRIKES = np.arange(19_000.0, 23_001.0, 100.0)
 MARKET = Market(7)
-
-
-def board(
-    *,
-    expiration: datetime = NOON + timedelta(days=30),
-    rate: float = 0.04,
-    half_width: float = 0.5,
-    american_style: bool = False,
-    strikes: Any = STRIKES,
-    **columns: Any,
-) -> pl.DataFrame:
-    """The chain of one series whose quotes lie around one forward and one volatility."""
-    k, call = np.tile(strikes, 2), np.repeat([True, False], len(strikes))
-    years = (expiration - NOON).total_seconds() / (365 * 86_400)
-    model = american if american_style else black76
-    fair = model.value(F, k, years, SIGMA, call, rate).price
-    frame = pl.DataFrame(
-        {
-            "strike": k,
-            "option_type": np.where(call, "C", "P"),
-            "bid": fair - half_width,
-            "ask": fair + half_width,
-            "last": None,
-            "last_ts": None,
-            "is_settlement": False,
-            "settlement": None,
-            "settlement_date": None,
-        },
-        schema_overrides={
-            "last": pl.Float64,
-            "settlement": pl.Float64,
-            "settlement_date": pl.Date,
-            "last_ts": pl.Datetime("ns", "UTC"),
-        },
-    )
-    return frame.with_columns(
-        source=pl.lit("barchart"),
-        environment=pl.lit("sandbox"),
-        snapshot_ts=pl.lit(NOON),
-        as_of=pl.lit(NOON),
-        trade_date=pl.lit(date(2025, 6, 10)),
-        underlying_class=pl.lit("future"),
-        underlying_price=pl.lit(F),
-        root=pl.lit("QN2"),
-        series=pl.lit("QN2-2025-07-10"),
-        contract_key=pl.format("QN2-2025-07-10-{}-{}", "option_type", pl.col("strike").cast(pl.Int64)),
-        expiration=pl.lit(expiration),
-        exercise_style=pl.lit("american" if american_style else "european"),
-    ).with_columns(**{name: pl.lit(value) for name, value in columns.items()})
 
 
 def contract(frame: pl.DataFrame, strike: float, option_type: str = "C") -> dict[str, Any]:
@@ -83,7 +32,7 @@ def changed(frame: pl.DataFrame, strike: float, **values: Any) -> pl.DataFrame:
 
 def price_one(strike: float = 21_500.0, **values: Any) -> dict[str, Any]:
     """How a call is priced whose row is changed, its series being whole."""
-    frame = price_chain(changed(board(), strike, **values), rate=0.04)
+    frame = price_chain(changed(quoted_series(), strike, **values), rate=0.04)
     return frame.filter(contract_key=f"QN2-2025-07-10-C-{strike:.0f}").row(0, named=True)
 
 
@@ -91,7 +40,7 @@ def price_one(strike: float = 21_500.0, **values: Any) -> dict[str, Any]:
 
 
 def test_a_chain_of_one_volatility_gives_it_back_with_greeks() -> None:
-    chain = board()
+    chain = quoted_series()
     priced = price_chain(chain, rate=0.04)
     assert priced.columns == list(PRICED)
     assert priced["contract_key"].equals(chain["contract_key"])
@@ -112,13 +61,13 @@ def test_a_chain_of_one_volatility_gives_it_back_with_greeks() -> None:
     [(4.0, "QN2", 0.025), (5.0, "QN2", 0.025), (6.0, "QN2", 0.125), (4.0, "OG1", 0.05), (4.0, "XX", 0.0)],
 )
 def test_a_quote_without_width_is_known_to_half_a_tick(price: float, root: str, half_tick: float) -> None:
-    locked = changed(board(), 22_800.0, bid=price, ask=price).with_columns(root=pl.lit(root))
+    locked = changed(quoted_series(), 22_800.0, bid=price, ask=price).with_columns(root=pl.lit(root))
     row = price_chain(locked, rate=0.04).filter(contract_key="QN2-2025-07-10-C-22800").row(0, named=True)
     assert row["iv_uncertainty"] == pytest.approx(half_tick / row["vega"])
 
 
 def test_a_locked_quotes_wild_volatility_fails_the_filter() -> None:
-    last_minutes = board(expiration=NOON + timedelta(minutes=10))
+    last_minutes = quoted_series(expiration=NOON + timedelta(minutes=10))
     priced = price_chain(changed(last_minutes, 21_500.0, bid=0.05, ask=0.05), rate=0.04)
     row = priced.filter(contract_key="QN2-2025-07-10-C-21500").row(0, named=True)
     assert row["implied_volatility"] > 1.0 and row["vega"] < 1.0
@@ -127,16 +76,16 @@ def test_a_locked_quotes_wild_volatility_fails_the_filter() -> None:
 
 def test_quarterlies_are_american_unless_the_rate_is_zero() -> None:
     expiration = NOON + timedelta(days=101)
-    with_rate = price_chain(board(expiration=expiration, american_style=True), rate=0.04)
+    with_rate = price_chain(quoted_series(expiration=expiration, american_style=True), rate=0.04)
     assert set(with_rate["model"]) == {"ju_zhong"}
     assert with_rate["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=2e-4)
-    without = price_chain(board(expiration=expiration, american_style=True, rate=0.0), rate=0.0)
+    without = price_chain(quoted_series(expiration=expiration, american_style=True, rate=0.0), rate=0.0)
     assert set(without["model"]) == {"black76"}
     assert without["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
 
 
 def test_an_option_on_a_fund_is_valued_as_a_european_one() -> None:
-    fund = board(underlying_class="etf", exercise_style="american", underlying_price=F - 60.0)
+    fund = quoted_series(underlying_class="etf", exercise_style="american", underlying_price=F - 60.0)
     priced = price_chain(fund, rate=0.04)
     assert set(priced["model"]) == {"black76"} and set(priced["forward_source"]) == {"parity"}
     assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-6)
@@ -144,20 +93,22 @@ def test_an_option_on_a_fund_is_valued_as_a_european_one() -> None:
 
 def test_instants_in_microseconds_give_the_same_prices() -> None:
     fine, coarse = (
-        board().with_columns(pl.col("snapshot_ts", "as_of", "expiration").cast(pl.Datetime(unit, "UTC")))
+        quoted_series().with_columns(
+            pl.col("snapshot_ts", "as_of", "expiration").cast(pl.Datetime(unit, "UTC"))
+        )
         for unit in ("ns", "us")
     )
     assert price_chain(fine, rate=0.04).equals(price_chain(coarse, rate=0.04))
 
 
 def test_no_rows_give_no_rows() -> None:
-    assert price_chain(board().clear(), rate=0.04).columns == list(PRICED)
+    assert price_chain(quoted_series().clear(), rate=0.04).columns == list(PRICED)
 
 
 @pytest.mark.parametrize("seconds", [30, 600, 7_200])
 def test_minutes_before_expiration_the_volatility_is_still_found(seconds: int) -> None:
     priced = price_chain(
-        board(
+        quoted_series(
             expiration=NOON + timedelta(seconds=seconds),
             strikes=np.arange(20_990.0, 21_011.0, 5.0),
             half_width=1e-4,
@@ -208,13 +159,13 @@ def test_a_row_that_cannot_be_priced_says_why_and_has_no_numbers(values: dict[st
 
 @pytest.mark.parametrize("american_style", [False, True])
 def test_a_price_below_what_exercise_brings_has_no_volatility(american_style: bool) -> None:
-    frame = changed(board(american_style=american_style), 20_000.0, bid=970.0, ask=980.0)
+    frame = changed(quoted_series(american_style=american_style), 20_000.0, bid=970.0, ask=980.0)
     row = contract(frame.hstack(price_chain(frame, rate=0.04).select("unpriced")), 20_000.0)
     assert row["unpriced"] == "below_intrinsic"
 
 
 def test_an_expired_series_has_no_volatility_whatever_is_quoted() -> None:
-    priced = price_chain(board().with_columns(expiration=pl.lit(NOON)), rate=0.04)
+    priced = price_chain(quoted_series().with_columns(expiration=pl.lit(NOON)), rate=0.04)
     assert set(priced["unpriced"]) == {"expired"} and priced["implied_volatility"].null_count() == len(priced)
 
 
@@ -223,7 +174,7 @@ def test_an_expired_series_has_no_volatility_whatever_is_quoted() -> None:
 
 def test_settlements_are_valued_on_their_own_forward() -> None:
     then = datetime(2025, 6, 9, 20, 0, tzinfo=UTC)  # 15:00 in Chicago the trade date before
-    settled = board(expiration=NOON + timedelta(days=30))
+    settled = quoted_series(expiration=NOON + timedelta(days=30))
     k, call = settled["strike"].to_numpy(), (settled["option_type"] == "C").to_numpy()
     years = (NOON + timedelta(days=30) - then).total_seconds() / (365 * 86_400)
     fair = black76.value(F + 250, k, years, 0.25, call, 0.04).price
@@ -249,7 +200,7 @@ AFTER_CLOSE = datetime(2025, 6, 10, 20, 5, tzinfo=UTC)
 def settled(*days: date | None, as_of: datetime = AFTER_CLOSE, root: str = "Q2C") -> pl.DataFrame:
     """A board that expires on Wednesday, settled at each day's forward and 0.2; days take turns by strike."""
     expiration = datetime(2025, 6, 11, 20, tzinfo=UTC)
-    frame = board(expiration=expiration, as_of=as_of, root=root).filter(
+    frame = quoted_series(expiration=expiration, as_of=as_of, root=root).filter(
         pl.col("strike").is_between(20_000, 22_000)
     )
     k, call = frame["strike"].to_numpy(), (frame["option_type"] == "C").to_numpy()
@@ -309,7 +260,7 @@ def test_a_lone_settlement_has_no_forward() -> None:
 
 
 def test_parity_overrules_a_future_of_another_month() -> None:
-    priced = price_chain(board(underlying_price=F + 200.0), rate=0.04)
+    priced = price_chain(quoted_series(underlying_price=F + 200.0), rate=0.04)
     assert priced["forward"].to_numpy() == pytest.approx(F)
     row = priced.row(0, named=True)
     assert (row["forward_source"], row["parity_pairs"]) == ("parity", 10)
@@ -317,19 +268,19 @@ def test_parity_overrules_a_future_of_another_month() -> None:
 
 
 def test_one_wild_quote_near_the_money_does_not_move_the_forward() -> None:
-    wild = changed(board(), 21_000.0, bid=30.0, ask=40.0)
+    wild = changed(quoted_series(), 21_000.0, bid=30.0, ask=40.0)
     assert price_chain(wild, rate=0.04)["forward"].to_numpy() == pytest.approx(F)
 
 
 def test_with_too_few_pairs_the_vendors_future_is_the_forward() -> None:
-    calls = board().filter(pl.col("option_type") == "C")
+    calls = quoted_series().filter(pl.col("option_type") == "C")
     priced = price_chain(calls, rate=0.04)
     assert set(priced["forward_source"]) == {"underlying"} and set(priced["parity_pairs"]) == {0}
     assert priced["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=1e-8)
 
 
 def test_pairs_that_disagree_make_no_forward() -> None:
-    noisy = board().with_columns(
+    noisy = quoted_series().with_columns(
         pl.when(pl.col("option_type") == "C")
         .then(pl.col(name) + 3 * (pl.col("strike") - F).abs() * (-1) ** ((pl.col("strike") / 100) % 2))
         .otherwise(name)
@@ -342,21 +293,21 @@ def test_pairs_that_disagree_make_no_forward() -> None:
 
 @pytest.mark.parametrize("lacking", [{"underlying_price": None}, {"underlying_class": "index"}])
 def test_calls_alone_have_no_forward_without_a_future(lacking: dict[str, Any]) -> None:
-    calls = board(**lacking).filter(pl.col("option_type") == "C")
+    calls = quoted_series(**lacking).filter(pl.col("option_type") == "C")
     calls = calls.with_columns(pl.col("underlying_price").cast(pl.Float64))
     priced = price_chain(calls, rate=0.04)
     assert set(priced["unpriced"]) == {"no_forward"}
 
 
 def test_snapshots_and_sources_do_not_mix() -> None:
-    other = board(underlying_price=F + 500).with_columns(
+    other = quoted_series(underlying_price=F + 500).with_columns(
         pl.lit("databento").alias("source"), (pl.col("bid", "ask") * 1.0)
     )
     raised = other.with_columns(
         pl.when(pl.col("option_type") == "C").then(pl.col(side) + 500.0).otherwise(side).alias(side)
         for side in ("bid", "ask")
     )
-    both = price_chain(pl.concat([board(), raised], how="diagonal"), rate=0.04)
+    both = price_chain(pl.concat([quoted_series(), raised], how="diagonal"), rate=0.04)
     forwards = both.group_by("source").agg(pl.col("forward").first()).sort("source")["forward"]
     growth = np.exp(0.04 * 30 / 365)
     assert forwards.to_list() == pytest.approx([F, F + 500 * growth], rel=1e-6)
