@@ -17,12 +17,12 @@ from nq_pipeline.lake.archive import RawArchive, damaged_record
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 from nq_pipeline.workspace import Workspace
 
 
 def replay_snapshot(
-    settings: Settings, run_id: str, *, opener: Callable[[str, Settings], Source] = open_source
+    settings: Settings, run_id: str, *, opener: Callable[[str, Settings], Source] = load_source
 ) -> Snapshot:
     """Parse the archived answers of a run (`latest`: of the newest) again; no vendor is asked.
 
@@ -45,7 +45,7 @@ def finish_killed_runs(
     settings: Settings,
     *,
     before: datetime,
-    opener: Callable[[str, Settings], Source] = open_source,
+    opener: Callable[[str, Settings], Source] = load_source,
     progress: Progress = lambda line: None,
 ) -> list[Snapshot]:
     """Write the rows of runs that died before they could, from the archive; no vendor is asked.

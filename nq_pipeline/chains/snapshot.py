@@ -20,7 +20,7 @@ from nq_pipeline.chains.run_record import planned_record
 from nq_pipeline.chains.store import select, select_and_store
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Source
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 from nq_pipeline.workspace import Workspace
 
 
@@ -31,7 +31,7 @@ def take_snapshot(
     refresh: bool = False,
     choose: bool = True,
     progress: Progress = lambda line: None,
-    opener: Callable[[str, Settings], Source] = open_source,
+    opener: Callable[[str, Settings], Source] = load_source,
 ) -> Snapshot:
     """Ask the vendors, select the chain, write the rows, publish the catalog.
 

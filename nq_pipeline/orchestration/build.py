@@ -20,11 +20,11 @@ from nq_pipeline.orchestration.schedules import SCHEDULES
 from nq_pipeline.orchestration.sensors import capture_checks, first_snapshot, live_capture
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import Source
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 
 
 def build_defs(
-    settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = open_source
+    settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = load_source
 ) -> dg.Definitions:
     """The definitions. Building them asks, reads and writes nothing.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nq_pipeline.configuration import load
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 
 if TYPE_CHECKING:
     from nq_pipeline.chains.result import Snapshot
@@ -30,7 +30,7 @@ class Vendors:
     """
 
     given: Settings | None = None
-    opener: Callable[[str, Settings], Source] = open_source
+    opener: Callable[[str, Settings], Source] = load_source
 
     def settings(self) -> Settings:
         return self.given or load()

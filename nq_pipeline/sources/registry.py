@@ -33,7 +33,7 @@ STAND_INS = {name: spec.stand_in for name, spec in VENDORS.items() if spec.stand
 """The stand-ins of the vendors that have one in the sandbox."""
 
 
-def open_source(name: str, settings: Settings) -> Source:
+def load_source(name: str, settings: Settings) -> Source:
     """The vendor of that name, configured; it asks nothing yet. Raises `KeyError` for an unknown name."""
     source: Source = load_object(VENDORS[name].source)(settings)
     return source

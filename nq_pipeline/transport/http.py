@@ -7,6 +7,7 @@ limit, tenacity repeats what failed for a passing reason.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -25,13 +26,13 @@ from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolE
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
 from nq_pipeline.redaction import LONG, redact, redact_data
-from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.policy import Policy, retry_wait
 
 KEPT_HEADERS = ("content-type", "x-amzn-waf-action", "retry-after", "x-warning", "request-id")
 
 log = logging.getLogger(__name__)
 
-TRANSIENT_STATUS = frozenset({500, 502, 503, 504})
+TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -159,8 +160,8 @@ def send(
 ) -> requests.Response:
     """Send one request; repeat it after transient faults while time is left.
 
-    A server fault is retried with jittered backoff, HTTP 429 after its Retry-After when that is
-    short enough. The last response is returned whatever its status. POST is sent once.
+    A transient status (`TRANSIENT_STATUS`) or a broken connection is retried after `policy.retry_wait`
+    and a jittered backoff. The last response is returned whatever its status. POST is sent once.
 
     Raises
     ------
@@ -177,9 +178,10 @@ def send(
 
     def pause(state: tenacity.RetryCallState) -> float:
         backoff = tenacity.wait_random_exponential(multiplier=0.2, max=5)(state)
-        response = state.outcome.result() if state.outcome and not state.outcome.failed else None
-        asked = retry_after(response) if response is not None else None
-        return backoff if asked is None else asked + backoff
+        if state.outcome is None or state.outcome.failed:
+            return backoff
+        response = state.outcome.result()
+        return backoff + (retry_wait(response.status_code, response.headers, policy, math.inf) or 0.0)
 
     def again(state: tenacity.RetryCallState) -> bool:
         assert state.outcome is not None
@@ -187,10 +189,9 @@ def send(
             error = state.outcome.exception()
             return isinstance(error, (TruncatedAnswer, requests.ConnectionError)) and not _rate_limit(error)
         response = state.outcome.result()
-        asked = retry_after(response)
-        if asked is not None and asked > min(policy.retry_after_cap_s, remaining()):
+        if response.status_code not in TRANSIENT_STATUS:
             return False
-        return response.status_code in TRANSIENT_STATUS or (response.status_code == 429 and asked is not None)
+        return retry_wait(response.status_code, response.headers, policy, remaining()) is not None
 
     allowed = policy.attempts if method == "GET" else 1
     retrying = tenacity.Retrying(
@@ -213,12 +214,6 @@ def send(
         raise Unavailable(f"no answer within {policy.timeout_s:g} s") from None
     except (requests.RequestException, HTTPError) as error:
         raise Unavailable(f"no connection or no answer ({type(error).__name__})") from None
-
-
-def retry_after(response: requests.Response) -> float | None:
-    """Seconds the vendor asks to wait; None when it does not say (or says it as a date)."""
-    text = response.headers.get("Retry-After", "").strip()
-    return float(text) if text.isdecimal() else None
 
 
 def _rate_limit(error: BaseException | None) -> bool:

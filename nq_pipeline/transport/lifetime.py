@@ -1,8 +1,8 @@
 """How long a cached answer may be served.
 
-Minutes while the market is open, half an hour while it is closed, never past the next opening
-or closing. Age counts from the scheduled time, so that a tick of a five-minute schedule never
-meets the entry of the tick before. Stale answers are never served.
+The lifetime depends on whether the market is open (NQ_CACHE_OPEN_S, NQ_CACHE_CLOSED_S), and no answer
+is served past the next opening or closing. Its age counts from the scheduled time of the run, so a
+schedule with an interval of NQ_CACHE_OPEN_S gets a new answer at every tick.
 """
 
 from __future__ import annotations
@@ -16,20 +16,27 @@ from nq_pipeline.market import sessions
 
 
 class Keep(Enum):
-    """The class of lifetime that a vendor's client asks for."""
+    """How long an answer may be cached, as the vendor's source asks for it."""
 
     NEVER = "never"
-    MARKET = "market"  # minutes, by the market's state
+    MARKET = "market"  # `Lifetime.open_s` or `closed_s`
     TRADE_DATE = "trade_date"  # until the next trade date's session opens
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """The market-aware lifetime; `open_s` and `closed_s` in seconds."""
+    """The market-aware lifetime.
+
+    Attributes
+    ----------
+    open_s, closed_s
+        Seconds that an answer is served for, by whether the market is open when it is requested: the
+        settings NQ_CACHE_OPEN_S and NQ_CACHE_CLOSED_S.
+    """
 
     clock: Clock
-    open_s: int = 300
-    closed_s: int = 1800
+    open_s: int
+    closed_s: int
 
     def expires(self, keep: Keep, scheduled: datetime) -> datetime | None:
         """When an answer requested at `scheduled` expires (UTC, real time); None when it is never cached.

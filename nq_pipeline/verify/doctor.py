@@ -19,7 +19,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import redact
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source
-from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, open_source
+from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, load_source
 from nq_pipeline.spend import entitlements
 from nq_pipeline.workspace import Workspace
 
@@ -39,7 +39,7 @@ REMEDIES = {
 
 
 def probe_sources(
-    settings: Settings, *, opener: Callable[[str, Settings], Source] = open_source
+    settings: Settings, *, opener: Callable[[str, Settings], Source] = load_source
 ) -> Mapping[str, Probe]:
     """Send every vendor its cheapest free request, all at the same time, within the deadline.
 

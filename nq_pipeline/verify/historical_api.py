@@ -117,7 +117,7 @@ def _client(ctx: Context) -> HistoricalClient:
     databento = settings.vendor(DatabentoSettings)
     if databento.api_key is None:
         raise NotConfigured("there is no Databento key; set DATABENTO_API_KEY")
-    policy = Policy(timeout_s=settings.http.timeout_s, attempts=settings.http.attempts)
+    policy = Policy.of(settings.http)
     return HistoricalClient(databento.api_key, databento.url, policy, lambda: end - time.monotonic())
 
 

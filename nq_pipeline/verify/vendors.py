@@ -11,7 +11,7 @@ from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import MeteredSource
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 
 SERIES = 2
@@ -38,7 +38,7 @@ def cache(ctx: Context) -> CheckResult:
     # A cache of its own, so that the first request is never a hit.
     own = ctx.settings.with_values(data_dir=ctx.work.parent / "cache")
     free = next(
-        (n for n in own.chains.sources if not open_source(n, own).metered and _is_healthy(ctx, n)), None
+        (n for n in own.chains.sources if not load_source(n, own).metered and _is_healthy(ctx, n)), None
     )
     counts, cached = list[str](), True
     repeats: tuple[tuple[str | None, Callable[[Settings, str], int]], ...] = (
@@ -72,7 +72,7 @@ def _request_chain(settings: Settings, name: str) -> int:
 
 def _request_price(settings: Settings, name: str) -> int:
     """Request the price of a chain, which is free; returns the number of requests sent."""
-    source, request = open_source(name, settings), build_request(settings)
+    source, request = load_source(name, settings), build_request(settings)
     session = open_session(source, settings, request)
     try:
         cast(MeteredSource, source).price(request, session)

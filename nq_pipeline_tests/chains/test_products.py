@@ -19,7 +19,7 @@ from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.registry import open_source
+from nq_pipeline.sources.registry import load_source
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
@@ -49,11 +49,11 @@ def test_every_series_of_three_products_has_a_winner(tmp_path: Path) -> None:
 
 def test_deadline_grows_with_the_number_of_products(tmp_path: Path) -> None:
     own = settings(tmp_path, "NQ", "ES", "GC", source_deadline_s=1000.0)
-    source = open_source("polygon", own)
+    source = load_source("polygon", own)
     for series, allowed in (((), 3000), (("Q2B-2025-06-10", "Q2C-2025-06-11"), 1000)):
-        exchange = open_session(source, own, build_request(own, series=series))
-        assert exchange.remaining() == pytest.approx(allowed, abs=500)
-        exchange.close()
+        session = open_session(source, own, build_request(own, series=series))
+        assert session.remaining() == pytest.approx(allowed, abs=500)
+        session.close()
 
 
 def test_series_without_a_vendor_code_is_won_by_another(tmp_path: Path) -> None:

@@ -276,9 +276,9 @@ def test_fetches_have_the_requests_of_a_hanging_vendor(
     tmp_path: Path, never: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stuck(Vendor):
-        def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
-            exchange.call("listing", {}, lambda: b"all there is")
-            return super().ask(request, exchange)
+        def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
+            session.call("listing", {}, lambda: b"all there is")
+            return super().ask(request, session)
 
     monkeypatch.setattr(ask, "GRACE_S", 0.1)
     desk = Desk(tmp_path, Stuck("barchart", perform=lambda: never.wait(60)), source_deadline_s=0.5)
@@ -318,10 +318,10 @@ class Listing(Vendor):
         super().__init__(name, has={TODAY}, outcome=Outcome.PARTIAL)
         self._said = said
 
-    def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
-        reply = exchange.call("listing", {}, lambda: b"[]")
-        exchange.reject(reply, self._said, "of the other series")
-        return super().ask(request, exchange)
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
+        reply = session.call("listing", {}, lambda: b"[]")
+        session.reject(reply, self._said, "of the other series")
+        return super().ask(request, session)
 
 
 @pytest.mark.parametrize(("said", "asked"), [(Outcome.EMPTY, 1), (Outcome.BAD_PAYLOAD, 2)])
@@ -412,11 +412,11 @@ def test_replay_uses_the_settings_of_the_run_without_keys(tmp_path: Path) -> Non
     desk.snap()
     later = Desk(tmp_path, *desk.vendors.values(), barchart_delay_s=900)
 
-    def open_source(name: str, settings: Settings) -> Vendor:
+    def load_later_source(name: str, settings: Settings) -> Vendor:
         given.append(settings)
         return desk.vendors[name]
 
-    replay_snapshot(later.settings, "latest", opener=open_source)
+    replay_snapshot(later.settings, "latest", opener=load_later_source)
     assert given[0].vendor(BarchartSettings).delay_s == 7
     assert (
         given[0].vendor(BarchartSettings).enabled

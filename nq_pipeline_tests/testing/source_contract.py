@@ -158,7 +158,7 @@ class SourceContract:
             policy=replace(source.policy, spacing_s=0, per_minute=0),
             clock=clock,
             archive=Workspace(folder).archive,
-            lifetime=Lifetime(clock),
+            lifetime=Lifetime(clock, open_s=300, closed_s=1800),
             state_dir=folder / "state",
             deadline=time.monotonic() + allowed_s,
             **more,

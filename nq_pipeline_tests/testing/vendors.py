@@ -1,4 +1,4 @@
-"""A vendor whose answers are bytes, asked through the exchange, for tests of whole snapshots.
+"""A vendor whose answers are bytes, asked through its `VendorSession`, for tests of whole snapshots.
 
 python -m nq_pipeline_tests.sources.vendors DATA     takes one snapshot once told to, to be killed by tests
 """
@@ -75,11 +75,11 @@ class Vendor:
         self.requests: list[ChainRequest] = []
         self.answered = 0
 
-    def ask(self, request: ChainRequest, exchange: VendorSession) -> ChainAnswer:
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         self.requests.append(request)
         try:
             question = {"series": ",".join(s.key for s in request.series)}
-            reply = exchange.call("chain", question, lambda: self._reply(request))
+            reply = session.call("chain", question, lambda: self._reply(request))
         except SourceError as error:
             return failed(self.name, request, error)
         given = tuple(Series.parse(key) for key in reply.json())
@@ -108,14 +108,14 @@ class Vendor:
             cached=reply.cached,
         )
 
-    def price(self, request: ChainRequest, exchange: VendorSession) -> Decimal:
+    def price(self, request: ChainRequest, session: VendorSession) -> Decimal:
         def perform() -> bytes:
             if self._price is None:
                 raise Unavailable("the price is not known")
             return self._price.encode()
 
         question = {"series": ",".join(s.key for s in request.series)}
-        return Decimal(exchange.call("price", question, perform).body.decode())
+        return Decimal(session.call("price", question, perform).body.decode())
 
     def _reply(self, request: ChainRequest) -> bytes:
         self.perform()
@@ -124,7 +124,7 @@ class Vendor:
             return orjson.dumps([NDXP.key])
         return orjson.dumps([s.key for s in request.series if self.has is None or s.key in self.has])
 
-    def probe(self, exchange: VendorSession) -> Probe:
+    def probe(self, session: VendorSession) -> Probe:
         self.perform()
         return Probe(True, True, True, "a vendor of the tests")
 

@@ -52,7 +52,7 @@ def test_what_is_never_kept_has_no_end() -> None:
 @pytest.mark.parametrize(("instant", "seconds"), [(OPEN, 300), (SATURDAY, 1800), (PAUSE, 1800)])
 def test_pinned_clock_uses_the_frozen_market_state(instant: datetime, seconds: int) -> None:
     before = datetime.now(UTC)
-    expires = Lifetime(PinnedClock(instant)).expires(Keep.MARKET, instant)
+    expires = Lifetime(PinnedClock(instant), open_s=300, closed_s=1800).expires(Keep.MARKET, instant)
     after = datetime.now(UTC)
     assert expires is not None
     assert before <= expires - timedelta(seconds=seconds) <= after

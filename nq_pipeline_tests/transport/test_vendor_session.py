@@ -1,4 +1,4 @@
-"""The exchange over real sockets: retries, limits, the cache, the archive, secrets."""
+"""The vendor session over real sockets: retries, limits, the cache, the archive, secrets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 MARK = "marked-secret-9c2e"
 
 
-def exchange(
+def new_session(
     url: str,
     folder: Path,
     *,
@@ -46,7 +46,7 @@ def exchange(
         policy=policy or Policy(attempts=3),
         clock=clock,
         archive=Workspace(folder).archive,
-        lifetime=lifetime or Lifetime(clock),
+        lifetime=lifetime or Lifetime(clock, open_s=300, closed_s=1800),
         state_dir=folder / "state",
         deadline=time.monotonic() + allowed_s,
         **more,
@@ -63,8 +63,8 @@ def script(*answers: Answer) -> Callable[[Asked], Answer]:
 GOOD = Answer(b'{"a":1}')
 
 
-def get(ex: VendorSession, path: str = "/x", **more: Any) -> Any:
-    return ex.get(path, operation="chain", **more)
+def get(session: VendorSession, path: str = "/x", **more: Any) -> Any:
+    return session.get(path, operation="chain", **more)
 
 
 # ── retries ─────────────────────────────────────────────────────────────────────────────────────
@@ -77,26 +77,26 @@ def get(ex: VendorSession, path: str = "/x", **more: Any) -> Any:
 )
 def test_a_transient_fault_is_asked_again(tmp_path: Path, fault: Answer) -> None:
     with serve(script(fault, fault, GOOD)) as server:
-        reply = get(exchange(server.url, tmp_path))
+        reply = get(new_session(server.url, tmp_path))
     assert (reply.status, reply.body, len(server.asked)) == (200, GOOD.body, 3)
 
 
 def test_a_lasting_server_fault_is_a_reply_after_all_attempts(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"oops", status=500)) as server:
-        reply = get(exchange(server.url, tmp_path))
+        reply = get(new_session(server.url, tmp_path))
     assert (reply.status, len(server.asked)) == (500, 3)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 418])
 def test_a_refusal_is_not_asked_again(tmp_path: Path, status: int) -> None:
     with serve(lambda asked: Answer(status=status)) as server:
-        assert get(exchange(server.url, tmp_path)).status == status
+        assert get(new_session(server.url, tmp_path)).status == status
     assert len(server.asked) == 1
 
 
 def test_429_with_a_short_retry_after_is_retried(tmp_path: Path) -> None:
     with serve(script(Answer(status=429, headers={"Retry-After": "0"}), GOOD)) as server:
-        assert get(exchange(server.url, tmp_path)).status == 200
+        assert get(new_session(server.url, tmp_path)).status == 200
     assert len(server.asked) == 2
 
 
@@ -104,39 +104,39 @@ def test_429_with_a_short_retry_after_is_retried(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wait", ["31", "999999"])
 def test_a_wait_longer_than_the_cap_is_not_waited_for(tmp_path: Path, status: int, wait: str) -> None:
     with serve(lambda asked: Answer(status=status, headers={"Retry-After": wait})) as server:
-        reply = get(exchange(server.url, tmp_path, allowed_s=2_000_000))
+        reply = get(new_session(server.url, tmp_path, allowed_s=2_000_000))
     assert (reply.status, len(server.asked)) == (status, 1)
     assert reply.headers["retry-after"] == wait
 
 
 def test_a_wait_longer_than_the_time_left_is_not_waited_for(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(status=429, headers={"Retry-After": "5"})) as server:
-        reply = get(exchange(server.url, tmp_path, allowed_s=3))
+        reply = get(new_session(server.url, tmp_path, allowed_s=3))
     assert (reply.status, len(server.asked)) == (429, 1)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "soon"}, {"Retry-After": "²"}])
 def test_429_without_retry_after_is_a_reply(tmp_path: Path, headers: dict[str, str]) -> None:
     with serve(lambda asked: Answer(status=429, headers=headers)) as server:
-        assert get(exchange(server.url, tmp_path)).status == 429
+        assert get(new_session(server.url, tmp_path)).status == 429
     assert len(server.asked) == 1
 
 
 def test_a_post_is_sent_once_whatever_comes_of_it(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(status=500)) as server:
-        ex = exchange(server.url, tmp_path)
-        assert ex.post("/token", operation="token", json={"a": 1}).status == 500
+        session = new_session(server.url, tmp_path)
+        assert session.post("/token", operation="token", json={"a": 1}).status == 500
     assert [(asked.method, orjson.loads(asked.body)) for asked in server.asked] == [("POST", {"a": 1})]
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_recorded(tmp_path: Path) -> None:
     with serve(lambda asked: GOOD) as server:
         gone = server.url
-    ex = exchange(gone, tmp_path, policy=Policy(attempts=1))
+    session = new_session(gone, tmp_path, policy=Policy(attempts=1))
     with pytest.raises(Unavailable):
-        get(ex)
-    assert ex.fetches[0].outcome is Outcome.UNAVAILABLE
-    assert ex.frame().schema == FETCHES.schema
+        get(session)
+    assert session.fetches[0].outcome is Outcome.UNAVAILABLE
+    assert session.frame().schema == FETCHES.schema
 
 
 # ── bodies ──────────────────────────────────────────────────────────────────────────────────────
@@ -144,10 +144,10 @@ def test_a_server_that_is_not_there_is_unavailable_and_recorded(tmp_path: Path) 
 
 def test_truncated_body_is_a_bad_payload_and_not_stored(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, cut=True)) as server:
-        ex = exchange(server.url, tmp_path)
+        session = new_session(server.url, tmp_path)
         with pytest.raises(BadPayload, match=r"^the answer was cut off after \d+ bytes$"):
-            get(ex)
-    assert ex.fetches[0].outcome is Outcome.BAD_PAYLOAD
+            get(session)
+    assert session.fetches[0].outcome is Outcome.BAD_PAYLOAD
     assert not list((tmp_path / "raw").rglob("*.zst"))
 
 
@@ -157,57 +157,57 @@ def packed(body: bytes) -> Answer:
 
 def test_a_packed_body_arrives_unpacked(tmp_path: Path) -> None:
     with serve(lambda asked: packed(gzip.compress(GOOD.body))) as server:
-        assert get(exchange(server.url, tmp_path)).json() == {"a": 1}
+        assert get(new_session(server.url, tmp_path)).json() == {"a": 1}
 
 
 def test_broken_packing_is_a_bad_payload(tmp_path: Path) -> None:
     with serve(lambda asked: packed(b"not gzip at all")) as server, pytest.raises(BadPayload):
-        get(exchange(server.url, tmp_path))
+        get(new_session(server.url, tmp_path))
 
 
 @pytest.mark.parametrize("bomb", [Answer(bytes(3_000_000)), packed(gzip.compress(bytes(3_000_000)))])
 def test_oversized_body_is_refused(tmp_path: Path, bomb: Answer) -> None:
     with serve(script(bomb, GOOD)) as server:
-        ex = exchange(server.url, tmp_path, policy=Policy(max_bytes=1_000_000))
+        session = new_session(server.url, tmp_path, policy=Policy(max_bytes=1_000_000))
         with pytest.raises(BadPayload, match="1,000,000 bytes"):
-            get(ex, "/large")
-        assert get(ex, "/small").body == GOOD.body
+            get(session, "/large")
+        assert get(session, "/small").body == GOOD.body
 
 
 def test_a_body_that_drips_past_the_deadline_is_given_up(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, drip_s=0.3)) as server:
-        ex = exchange(server.url, tmp_path, allowed_s=0.5)
+        session = new_session(server.url, tmp_path, allowed_s=0.5)
         with pytest.raises(DeadlineReached):
-            get(ex)
+            get(session)
         with pytest.raises(DeadlineReached):
-            get(ex)
+            get(session)
     assert len(server.asked) == 1
-    assert [str(fetch.outcome) for fetch in ex.fetches] == ["partial"]
+    assert [str(fetch.outcome) for fetch in session.fetches] == ["partial"]
 
 
 def test_a_body_that_stalls_is_given_up_at_the_deadline(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, drip_s=30)) as server:
-        ex = exchange(server.url, tmp_path, allowed_s=0.5)
+        session = new_session(server.url, tmp_path, allowed_s=0.5)
         with pytest.raises(DeadlineReached):
-            get(ex)
+            get(session)
 
 
 def test_body_that_stalls_past_the_timeout_is_unavailable(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"x" * 1000, drip_s=30)) as server:
-        ex = exchange(server.url, tmp_path, policy=Policy(timeout_s=0.3, attempts=1))
+        session = new_session(server.url, tmp_path, policy=Policy(timeout_s=0.3, attempts=1))
         with pytest.raises(Unavailable):
-            get(ex)
+            get(session)
 
 
 def test_a_redirect_is_a_reply_and_never_followed(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(status=302, headers={"Location": "/elsewhere"})) as server:
-        assert get(exchange(server.url, tmp_path)).status == 302
+        assert get(new_session(server.url, tmp_path)).status == 302
     assert [asked.path for asked in server.asked] == ["/x"]
 
 
 def test_non_json_is_a_bad_payload_without_quoting_it(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(b"<html>private</html>", content_type="text/html; charset=x")) as server:
-        reply = get(exchange(server.url, tmp_path))
+        reply = get(new_session(server.url, tmp_path))
     with pytest.raises(BadPayload, match="text/html of 20 bytes") as caught:
         reply.json()
     assert "private" not in str(caught.value)
@@ -227,9 +227,9 @@ def ask_twice(
     with serve(counting()) as server:
         replies = []
         for given in (first, second):
-            ex = exchange(server.url, folder, **given)
-            replies.append(get(ex, **question))
-            ex.close()
+            session = new_session(server.url, folder, **given)
+            replies.append(get(session, **question))
+            session.close()
         return replies, len(server.asked)
 
 
@@ -248,7 +248,7 @@ def test_hit_keeps_the_provenance_of_the_original(tmp_path: Path) -> None:
 
 def test_a_hit_expires_when_the_first_answer_does(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        first, second = (exchange(server.url, tmp_path) for _ in range(2))
+        first, second = (new_session(server.url, tmp_path) for _ in range(2))
         get(first)
         get(second)
     assert first.fresh_until is not None and first.fresh_until == second.fresh_until
@@ -272,13 +272,13 @@ def test_another_question_is_asked_again(tmp_path: Path, second: dict[str, Any])
 def test_a_refreshed_answer_replaces_the_old_one(tmp_path: Path) -> None:
     with serve(counting()) as server:
         for refresh in (False, True):
-            get(exchange(server.url, tmp_path, refresh=refresh))
-        reply = get(exchange(server.url, tmp_path))
+            get(new_session(server.url, tmp_path, refresh=refresh))
+        reply = get(new_session(server.url, tmp_path))
     assert (reply.cached, reply.body) == (True, b'{"n":2}')
 
 
 def test_an_answer_past_its_lifetime_is_asked_again(tmp_path: Path) -> None:
-    none = {"lifetime": Lifetime(PinnedClock(NOW), open_s=0)}
+    none = {"lifetime": Lifetime(PinnedClock(NOW), open_s=0, closed_s=0)}
     _, asked = ask_twice(tmp_path, none, none)
     assert asked == 2
 
@@ -292,28 +292,31 @@ def test_keep_never_is_asked_again(tmp_path: Path) -> None:
 def test_only_a_success_is_kept(tmp_path: Path, status: int) -> None:
     with serve(lambda asked: Answer(b"{}", status=status)) as server:
         for _ in range(2):
-            get(exchange(server.url, tmp_path, policy=Policy(attempts=1)))
+            get(new_session(server.url, tmp_path, policy=Policy(attempts=1)))
     assert len(server.asked) == 2
 
 
 def test_rejected_answer_is_not_served_again(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        ex = exchange(server.url, tmp_path)
-        reply = get(ex, params={"fields": "a,b c", "z": "é"})
-        ex.reject(reply, Outcome.BAD_PAYLOAD, "not what was asked")
-        ex.close()
-        again = exchange(server.url, tmp_path)
+        session = new_session(server.url, tmp_path)
+        reply = get(session, params={"fields": "a,b c", "z": "é"})
+        session.reject(reply, Outcome.BAD_PAYLOAD, "not what was asked")
+        session.close()
+        again = new_session(server.url, tmp_path)
         assert not get(again, params={"fields": "a,b c", "z": "é"}).cached
-    assert (ex.fetches[0].outcome, ex.fetches[0].detail) == (Outcome.BAD_PAYLOAD, "not what was asked")
-    assert ex.frame()["outcome"].to_list() == ["bad_payload"]
+    assert (session.fetches[0].outcome, session.fetches[0].detail) == (
+        Outcome.BAD_PAYLOAD,
+        "not what was asked",
+    )
+    assert session.frame()["outcome"].to_list() == ["bad_payload"]
 
 
 def test_a_damaged_cached_answer_is_asked_again(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        get(exchange(server.url, tmp_path))
+        get(new_session(server.url, tmp_path))
         (body,) = (tmp_path / "raw").rglob("*.zst")
         body.write_bytes(b"damaged")
-        again = exchange(server.url, tmp_path)
+        again = new_session(server.url, tmp_path)
         assert not again.is_cached("chain", path="/x")
         assert (get(again).body, len(server.asked)) == (b'{"n":2}', 2)
 
@@ -321,12 +324,12 @@ def test_a_damaged_cached_answer_is_asked_again(tmp_path: Path) -> None:
 def test_cookies_last_for_a_run_and_are_not_kept(tmp_path: Path) -> None:
     answer = Answer(b"{}", headers={"Set-Cookie": f"XSRF-TOKEN={MARK}; Path=/"})
     with serve(lambda asked: answer) as server:
-        ex = exchange(server.url, tmp_path)
-        get(ex)
-        assert ex.cookie("XSRF-TOKEN") == MARK
-        get(ex, "/y")
-        ex.close()
-        other = exchange(server.url, tmp_path)
+        session = new_session(server.url, tmp_path)
+        get(session)
+        assert session.cookie("XSRF-TOKEN") == MARK
+        get(session, "/y")
+        session.close()
+        other = new_session(server.url, tmp_path)
         get(other)
         assert other.cookie("XSRF-TOKEN") is None
         other.close()
@@ -348,12 +351,12 @@ def test_cookies_last_for_a_run_and_are_not_kept(tmp_path: Path) -> None:
         Policy(per_minute=30, spacing_s=19),
     ],
 )
-def test_a_rate_holds_across_exchanges_that_share_a_state_folder(tmp_path: Path, policy: Policy) -> None:
+def test_a_rate_holds_across_sessions_that_share_a_state_folder(tmp_path: Path, policy: Policy) -> None:
     with serve(counting()) as server:
-        first = exchange(server.url, tmp_path, policy=policy)
+        first = new_session(server.url, tmp_path, policy=policy)
         get(first, "/a")
         first.close()
-        second = exchange(server.url, tmp_path, policy=policy, allowed_s=1)
+        second = new_session(server.url, tmp_path, policy=policy, allowed_s=1)
         with pytest.raises(DeadlineReached, match="rate limit"):
             get(second, "/b")
         second.close()
@@ -364,18 +367,18 @@ def test_a_rate_holds_across_exchanges_that_share_a_state_folder(tmp_path: Path,
 def test_a_hit_costs_nothing_of_the_rate(tmp_path: Path) -> None:
     with serve(counting()) as server:
         for _ in range(3):
-            ex = exchange(server.url, tmp_path, policy=Policy(per_minute=1), allowed_s=20)
-            get(ex)
-            ex.close()
+            session = new_session(server.url, tmp_path, policy=Policy(per_minute=1), allowed_s=20)
+            get(session)
+            session.close()
     assert len(server.asked) == 1
 
 
 def test_a_rate_that_clears_in_time_is_waited_for(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        ex = exchange(server.url, tmp_path, policy=Policy(spacing_s=0.2))
+        session = new_session(server.url, tmp_path, policy=Policy(spacing_s=0.2))
         for path in ("/a", "/b", "/c"):
-            get(ex, path)
-        ex.close()
+            get(session, path)
+        session.close()
     assert len(server.asked) == 3
 
 
@@ -396,27 +399,27 @@ def found_in_files(folder: Path, text: str) -> list[Path]:
 @pytest.mark.parametrize("name", ["apiKey", "apikey", "api_key", "token", "key", "password"])
 def test_a_secret_parameter_reaches_the_vendor_and_nothing_else(tmp_path: Path, name: str) -> None:
     with serve(counting()) as server:
-        ex = exchange(server.url, tmp_path)
-        reply = get(ex, params={name: MARK, "a": 1}, headers={"Authorization": f"Bearer {MARK}"})
-        ex.close()
-        other = exchange(server.url, tmp_path)
+        session = new_session(server.url, tmp_path)
+        reply = get(session, params={name: MARK, "a": 1}, headers={"Authorization": f"Bearer {MARK}"})
+        session.close()
+        other = new_session(server.url, tmp_path)
         assert get(other, params={name: "another", "a": 1}).cached
         other.close()
     assert server.asked[0].query[name] == MARK
     assert server.asked[0].headers["authorization"] == f"Bearer {MARK}"
     assert MARK not in reply.url
-    assert MARK not in str(ex.frame().rows())
+    assert MARK not in str(session.frame().rows())
     assert not found_in_files(tmp_path, MARK)
 
 
 def test_a_posted_credential_is_nowhere(tmp_path: Path) -> None:
     with serve(lambda asked: Answer(orjson.dumps({"accessToken": MARK}))) as server:
-        ex = exchange(server.url, tmp_path)
-        reply = ex.post("/auth", operation="token", json={"password": MARK})
-        ex.close()
+        session = new_session(server.url, tmp_path)
+        reply = session.post("/auth", operation="token", json={"password": MARK})
+        session.close()
     assert reply.json() == {"accessToken": MARK}
     assert not found_in_files(tmp_path, MARK)
-    assert ex.fetches[0].raw_sha256 is None
+    assert session.fetches[0].raw_sha256 is None
 
 
 def test_a_cookie_that_another_replaced_is_still_struck(tmp_path: Path) -> None:
@@ -425,9 +428,9 @@ def test_a_cookie_that_another_replaced_is_still_struck(tmp_path: Path) -> None:
     set_newer = Answer(b"{}", headers={"Set-Cookie": f"session={newer}; Path=/"})
     repeats = Answer(orjson.dumps({"said": first, "now": newer}), headers={"X-Warning": first})
     with serve(script(set_first, set_newer, repeats)) as server:
-        ex = exchange(server.url, tmp_path)
-        replies = [get(ex, path) for path in ("/page", "/token", "/chain")]
-        ex.close()
+        session = new_session(server.url, tmp_path)
+        replies = [get(session, path) for path in ("/page", "/token", "/chain")]
+        session.close()
     assert f"session={newer}" in server.asked[2].headers["cookie"]
     assert replies[2].json() == {"said": "*" * len(first), "now": "*" * len(newer)}
     assert not found_in_files(tmp_path, MARK)
@@ -436,9 +439,9 @@ def test_a_cookie_that_another_replaced_is_still_struck(tmp_path: Path) -> None:
 def test_a_failure_to_connect_does_not_speak_of_the_address(tmp_path: Path) -> None:
     with serve(counting()) as server:
         gone = server.url
-    ex = exchange(gone, tmp_path, policy=Policy(attempts=1))
+    session = new_session(gone, tmp_path, policy=Policy(attempts=1))
     with pytest.raises(Unavailable) as caught:
-        get(ex, params={"apiKey": MARK})
+        get(session, params={"apiKey": MARK})
     assert MARK not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -452,7 +455,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     with serve(counting()) as server:
-        assert get(exchange(server.url, tmp_path)).status == 200
+        assert get(new_session(server.url, tmp_path)).status == 200
     assert "authorization" not in server.asked[0].headers
 
 
@@ -462,20 +465,20 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
 def test_exact_body_is_archived_under_its_request_id(tmp_path: Path) -> None:
     body = b'{ "a" :\t1.0}\n'
     with serve(lambda asked: Answer(body)) as server:
-        ex = exchange(server.url, tmp_path)
-        reply = get(ex, params={"a": 1})
-    entry = ex.archive.entry("vendor", date(2025, 6, 10), reply.request_id)
+        session = new_session(server.url, tmp_path)
+        reply = get(session, params={"a": 1})
+    entry = session.archive.entry("vendor", date(2025, 6, 10), reply.request_id)
     assert entry is not None
-    assert ex.archive.get(entry) == body
-    assert (entry.status, entry.sha256) == (200, ex.fetches[0].raw_sha256)
+    assert session.archive.get(entry) == body
+    assert (entry.status, entry.sha256) == (200, session.fetches[0].raw_sha256)
     assert entry.url == f"{server.url}/x?a=1"
 
 
 def test_the_archive_answers_the_same_questions_and_no_others(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        ex = exchange(server.url, tmp_path)
-        first = get(ex, params={"a": 1, "apiKey": MARK})
-        replay = exchange(server.url, tmp_path, kind=ArchivedSession, answers=ex.used, allowed_s=0)
+        session = new_session(server.url, tmp_path)
+        first = get(session, params={"a": 1, "apiKey": MARK})
+        replay = new_session(server.url, tmp_path, kind=ArchivedSession, answers=session.used, allowed_s=0)
         again = get(replay, params={"apiKey": "another key", "a": "1"})
         with pytest.raises(Unavailable):
             get(replay, params={"a": 2})
@@ -486,10 +489,10 @@ def test_the_archive_answers_the_same_questions_and_no_others(tmp_path: Path) ->
 
 def test_a_cached_answer_can_be_replayed_too(tmp_path: Path) -> None:
     with serve(counting()) as server:
-        get(exchange(server.url, tmp_path))
-        ex = exchange(server.url, tmp_path)
-        assert get(ex).cached
-    replay = exchange(server.url, tmp_path, kind=ArchivedSession, answers=ex.used)
+        get(new_session(server.url, tmp_path))
+        session = new_session(server.url, tmp_path)
+        assert get(session).cached
+    replay = new_session(server.url, tmp_path, kind=ArchivedSession, answers=session.used)
     assert get(replay).body == b'{"n":1}'
 
 
@@ -497,14 +500,14 @@ def test_a_cached_answer_can_be_replayed_too(tmp_path: Path) -> None:
 
 
 def test_an_answer_keeps_when_it_was_there(tmp_path: Path) -> None:
-    scheduled, lifetime = datetime.now(UTC), Lifetime(PinnedClock(NOW))
+    scheduled, lifetime = datetime.now(UTC), Lifetime(PinnedClock(NOW), open_s=300, closed_s=1800)
     given: dict[str, Any] = {"clock": SystemClock(), "snapshot_ts": scheduled, "lifetime": lifetime}
     with serve(lambda asked: GOOD) as server:
-        first = exchange(server.url, tmp_path, **given)
+        first = new_session(server.url, tmp_path, **given)
         reply = get(first)
-        again = get(exchange(server.url, tmp_path, **given))
-        replay = get(exchange(server.url, tmp_path, kind=ArchivedSession, answers=first.used, **given))
-        pinned = get(exchange(server.url, tmp_path))
+        again = get(new_session(server.url, tmp_path, **given))
+        replay = get(new_session(server.url, tmp_path, kind=ArchivedSession, answers=first.used, **given))
+        pinned = get(new_session(server.url, tmp_path))
     assert again.cached
     assert to_ns(scheduled) < again.received_at <= reply.received_at == replay.received_at
     assert pinned.received_at == to_ns(NOW)
@@ -513,13 +516,13 @@ def test_an_answer_keeps_when_it_was_there(tmp_path: Path) -> None:
 def test_an_old_archive_says_when_it_was_asked_instead(tmp_path: Path) -> None:
     given: dict[str, Any] = {"clock": SystemClock()}
     with serve(lambda asked: GOOD) as server:
-        first = exchange(server.url, tmp_path, **given)
+        first = new_session(server.url, tmp_path, **given)
         get(first)
     for path in (tmp_path / "raw").rglob("*.json"):
         entry = orjson.loads(path.read_bytes())
         del entry["received_at"]
         path.write_bytes(orjson.dumps(entry))
-    replay = get(exchange(server.url, tmp_path, kind=ArchivedSession, answers=first.used, **given))
+    replay = get(new_session(server.url, tmp_path, kind=ArchivedSession, answers=first.used, **given))
     assert replay.received_at == first.fetches[0].requested_at
 
 
@@ -528,14 +531,14 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
 
     def perform() -> bytes:
         performed.append(1)
-        ex.asking.cost_usd = Decimal("0.5")
+        session.asking.cost_usd = Decimal("0.5")
         return b"exact bytes"
 
     made = []
     for kept in (False, True):
-        ex = exchange("ws://127.0.0.1:9", tmp_path)
-        assert ex.is_cached("quotes", {"a": 1}) is kept
-        made.append((ex.call("quotes", {"a": 1}, perform), ex))
+        session = new_session("ws://127.0.0.1:9", tmp_path)
+        assert session.is_cached("quotes", {"a": 1}) is kept
+        made.append((session.call("quotes", {"a": 1}, perform), session))
     (first, paid), (second, free) = made
     assert (len(performed), first.body, second.body) == (1, b"exact bytes", b"exact bytes")
     assert (first.cached, second.cached, second.request_id) == (False, True, first.request_id)
@@ -547,10 +550,10 @@ def test_a_call_that_fails_is_recorded_and_nothing_is_kept(tmp_path: Path) -> No
     def perform() -> bytes:
         raise NotEntitled("the plan does not include it")
 
-    ex = exchange("ws://127.0.0.1:9", tmp_path)
+    session = new_session("ws://127.0.0.1:9", tmp_path)
     with pytest.raises(NotEntitled):
-        ex.call("quotes", {"a": 1}, perform)
-    assert (ex.fetches[0].outcome, ex.fetches[0].detail) == (
+        session.call("quotes", {"a": 1}, perform)
+    assert (session.fetches[0].outcome, session.fetches[0].detail) == (
         Outcome.NOT_ENTITLED,
         "the plan does not include it",
     )
@@ -561,7 +564,7 @@ def test_a_call_that_fails_is_recorded_and_nothing_is_kept(tmp_path: Path) -> No
 def test_call_is_repeated_at_another_instant_or_on_refresh(tmp_path: Path, second: dict[str, Any]) -> None:
     numbers = iter([b"1", b"2"])
     bodies = [
-        exchange("ws://127.0.0.1:9", tmp_path, **given).call("quotes", {}, lambda: next(numbers)).body
+        new_session("ws://127.0.0.1:9", tmp_path, **given).call("quotes", {}, lambda: next(numbers)).body
         for given in ({}, second)
     ]
     assert bodies == [b"1", b"2"]
@@ -569,16 +572,16 @@ def test_call_is_repeated_at_another_instant_or_on_refresh(tmp_path: Path, secon
 
 def test_a_rejected_call_is_performed_again(tmp_path: Path) -> None:
     numbers = iter([b"1", b"2"])
-    ex = exchange("ws://127.0.0.1:9", tmp_path)
-    reply = ex.call("quotes", {}, lambda: next(numbers))
-    ex.reject(reply, Outcome.BAD_PAYLOAD, "no")
-    assert exchange("ws://127.0.0.1:9", tmp_path).call("quotes", {}, lambda: next(numbers)).body == b"2"
+    session = new_session("ws://127.0.0.1:9", tmp_path)
+    reply = session.call("quotes", {}, lambda: next(numbers))
+    session.reject(reply, Outcome.BAD_PAYLOAD, "no")
+    assert new_session("ws://127.0.0.1:9", tmp_path).call("quotes", {}, lambda: next(numbers)).body == b"2"
 
 
 def test_with_no_time_left_nothing_is_performed(tmp_path: Path) -> None:
-    ex = exchange("ws://127.0.0.1:9", tmp_path, allowed_s=0)
+    session = new_session("ws://127.0.0.1:9", tmp_path, allowed_s=0)
     with pytest.raises(SourceError) as caught:
-        ex.call("quotes", {}, lambda: pytest.fail("performed"))
+        session.call("quotes", {}, lambda: pytest.fail("performed"))
     assert isinstance(caught.value, DeadlineReached)
 
 

@@ -87,12 +87,7 @@ class Barchart:
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = settings.vendor(BarchartSettings).url
-        self.policy = Policy(
-            timeout_s=settings.http.timeout_s,
-            attempts=settings.http.attempts,
-            retry_after_cap_s=settings.http.retry_after_cap_s,
-            spacing_s=settings.vendor(BarchartSettings).spacing_s,
-        )
+        self.policy = Policy.of(settings.http, spacing_s=settings.vendor(BarchartSettings).spacing_s)
         self._settings = settings
         self._codes = added_codes(settings)
         self._delay = timedelta(seconds=settings.vendor(BarchartSettings).delay_s)

@@ -16,6 +16,7 @@ Importing databento takes a second, so nothing of it is imported before the firs
 
 from __future__ import annotations
 
+import math
 import queue
 import re
 import threading
@@ -46,11 +47,10 @@ from nq_pipeline.sources.databento.vendor_errors import (
     brought_no_data,
     instant_ns,
     is_transient,
-    retry_after_s,
     was_cut_off,
 )
 from nq_pipeline.spend.money import is_amount
-from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.policy import Policy, retry_wait
 
 if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
@@ -306,13 +306,16 @@ class HistoricalClient:
 
         backoff = tenacity.wait_random_exponential(multiplier=0.2, max=5)
 
+        def wait_s(error: BaseException | None, remaining_s: float) -> float | None:
+            status, headers = getattr(error, "http_status", None), getattr(error, "headers", None)
+            return retry_wait(status, headers or {}, self._policy, remaining_s)
+
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            return (retry_after_s(error) or 0.0) + backoff(state)
+            return (wait_s(error, math.inf) or 0.0) + backoff(state)
 
         def may_retry(error: BaseException) -> bool:
-            longest = min(self._policy.retry_after_cap_s, self._remaining())
-            return is_transient(error) and (retry_after_s(error) or 0.0) <= longest
+            return is_transient(error) and wait_s(error, self._remaining()) is not None
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(may_retry),
@@ -484,12 +487,6 @@ def open_client(settings: Settings, remaining: Callable[[], float] | None = None
     key = settings.vendor(DatabentoSettings).api_key
     if key is None or not key.get_secret_value().strip():
         raise NotConfigured("DATABENTO_API_KEY is not set; copy the key from the vendor's portal")
-    policy = Policy(
-        timeout_s=settings.http.timeout_s,
-        attempts=settings.http.attempts,
-        retry_after_cap_s=settings.http.retry_after_cap_s,
-    )
+    url, policy = settings.vendor(DatabentoSettings).url, Policy.of(settings.http)
     allowed_s = max(settings.backfill.wait_s, settings.http.timeout_s)
-    return HistoricalClient(
-        key, settings.vendor(DatabentoSettings).url, policy, remaining or (lambda: allowed_s)
-    )
+    return HistoricalClient(key, url, policy, remaining or (lambda: allowed_s))

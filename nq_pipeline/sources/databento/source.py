@@ -80,11 +80,7 @@ class Databento:
         self._settings = settings
         self._vendor = settings.vendor(DatabentoSettings)
         self.base_url = self._vendor.url.rstrip("/")
-        self.policy = Policy(
-            timeout_s=settings.http.timeout_s,
-            attempts=settings.http.attempts,
-            retry_after_cap_s=settings.http.retry_after_cap_s,
-        )
+        self.policy = Policy.of(settings.http)
 
     def ask(self, request: ChainRequest, vendor_session: VendorSession) -> ChainAnswer:
         """Fetch the chains of the requested series.

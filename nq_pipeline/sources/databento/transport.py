@@ -21,7 +21,7 @@ from requests.adapters import HTTPAdapter
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.redaction import redact_logs
-from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.policy import Policy, retry_wait
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
 """The modules in which the client sends requests."""
@@ -111,8 +111,6 @@ class _Adapter(HTTPAdapter):
         return response
 
     def _check(self, response: requests.Response, streamed: bool) -> None:
-        from nq_pipeline.transport import http
-
         if 300 <= response.status_code < 400:
             raise Redirected(
                 f"Databento's address redirects elsewhere (HTTP {response.status_code}); "
@@ -120,9 +118,9 @@ class _Adapter(HTTPAdapter):
             )
         if not (streamed and response.status_code == 429 and response.request.method == "GET"):
             return
-        wait_s = http.retry_after(response)  # the client would sleep for as long as this says
-        longest = min(self._transport.policy.retry_after_cap_s, self._transport.remaining())
-        if wait_s is None or wait_s > longest:
+        # The client itself sleeps for as long as Retry-After says, however long that is.
+        policy, remaining_s = self._transport.policy, self._transport.remaining()
+        if retry_wait(response.status_code, response.headers, policy, remaining_s) is None:
             raise RateLimited("too many requests (HTTP 429)")
 
 

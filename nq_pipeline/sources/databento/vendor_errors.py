@@ -72,16 +72,9 @@ def is_transient(error: BaseException) -> bool:
     from databento.common.error import BentoClientError, BentoServerError
 
     if isinstance(error, BentoClientError):
-        return error.http_status == 408 or (error.http_status == 429 and retry_after_s(error) is not None)
+        return error.http_status in (408, 429)
     broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
     return isinstance(error, (BentoServerError, *broken))
-
-
-def retry_after_s(error: BaseException | None) -> float | None:
-    """Return the seconds of an error's `Retry-After` header, if it has one."""
-    headers = getattr(error, "headers", None) or {}
-    text = str(headers.get("Retry-After", "")).strip()
-    return float(text) if text.isdecimal() else None
 
 
 def as_source_error(error: Exception) -> SourceError:

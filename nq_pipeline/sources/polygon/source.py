@@ -100,12 +100,7 @@ class Polygon:
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = settings.vendor(PolygonSettings).url
-        self.policy = Policy(
-            timeout_s=settings.http.timeout_s,
-            attempts=settings.http.attempts,
-            retry_after_cap_s=settings.http.retry_after_cap_s,
-            per_minute=settings.vendor(PolygonSettings).rpm,
-        )
+        self.policy = Policy.of(settings.http, per_minute=settings.vendor(PolygonSettings).rpm)
         self._underlyings, self._products = settings.vendor(PolygonSettings).underlyings, settings.products
         self._key = settings.vendor(PolygonSettings).api_key
 

@@ -59,11 +59,7 @@ class Tradovate:
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = settings.vendor(TradovateSettings).url
-        self.policy = Policy(
-            timeout_s=settings.http.timeout_s,
-            attempts=settings.http.attempts,
-            retry_after_cap_s=settings.http.retry_after_cap_s,
-        )
+        self.policy = Policy.of(settings.http)
         self._settings = settings
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:

@@ -81,7 +81,7 @@ def open_session(source: Barchart, folder: Path, moment: datetime = NOW) -> Vend
         policy=replace(source.policy, attempts=1),
         clock=clock,
         archive=Workspace(folder).archive,
-        lifetime=Lifetime(clock),
+        lifetime=Lifetime(clock, open_s=300, closed_s=1800),
         state_dir=folder / "state",
         deadline=time.monotonic() + 20,
     )
@@ -367,7 +367,7 @@ def test_a_page_is_read_once_per_trade_date(tmp_path: Path) -> None:
             moment = NOW + timedelta(minutes=minutes)
             source = Barchart(settings)
             session = open_session(source, tmp_path, NOW)
-            session.lifetime = Lifetime(session.clock, open_s=0)
+            session.lifetime = Lifetime(session.clock, open_s=0, closed_s=0)
             answer = source.ask(ChainRequest(TODAY, moment, NOW, (WEDNESDAY,), "r", "live"), session)
             session.close()
             assert answer.outcome is Outcome.OK
