@@ -58,7 +58,7 @@ def history_rows(
             yield (
                 table,
                 frame.with_columns(
-                    ordinal.over("publisher_id", "instrument_id", table.since).alias("ordinal"),
+                    ordinal.over("publisher_id", "instrument_id", table.pruning_column).alias("ordinal"),
                     pl.lit(environment).alias("environment"),
                     pl.lit(run_id).alias("run_id"),
                 ),

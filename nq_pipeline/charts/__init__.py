@@ -1,17 +1,16 @@
-"""Pictures of the lake's tables: a polars frame in, an Altair chart out, no I/O.
+"""Charts of the lake's tables: a polars frame in, an Altair chart out, no I/O.
 
-Where a frame has nothing to draw, the function returns the sentence that says so instead of an
-empty chart. Charts carry the light theme, so they can be shown as they are; `draw.svg` and `draw.png`
-render them in another.
+A function whose frame has nothing to draw returns a sentence that says why, instead of an empty chart.
+Charts have the light theme. `render.svg` and `render.png` turn them into images, in any palette.
 
     from nq_pipeline import charts
     charts.smile(nq.connect().sql("select * from iv_smile").pl())
 """
 
-from nq_pipeline.charts.flow import pressure
-from nq_pipeline.charts.pipeline import source_agreement, spend
 from nq_pipeline.charts.positions import gamma_exposure, open_interest, put_call, volume
+from nq_pipeline.charts.spend_and_sources import source_agreement, spend
 from nq_pipeline.charts.theme import Picture, series_label, series_label_text
+from nq_pipeline.charts.trade_pressure import pressure
 from nq_pipeline.charts.volatility import expected_move, smile, term_structure
 
 __all__ = [

@@ -8,17 +8,18 @@ import polars as pl
 from nq_pipeline.charts.theme import Picture, axis, compose, described, series_label, series_label_text
 
 NEAR = 0.05
-"""Strikes shown lie within this share of the forward; of a series no more than `DEVIATIONS` away."""
+"""Largest distance of a strike from the forward in a chart of all series, as a fraction of the forward."""
 DEVIATIONS = 3.0
+"""The same in a chart of one series, in standard deviations (expected moves)."""
 MOST_BARS = 56
-"""Neighbouring strikes are added up until there are no more bars than this."""
+"""Maximum of bars; neighbouring strikes are grouped to stay within it."""
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
-"""Points of strike that a bar may stand for."""
+"""Possible widths of a group of strikes, points."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
 ROOM = 0.3
-"""Share of the chart that the name of a line may take."""
+"""Fraction of the chart's width that the label of a line needs."""
 NAMES = 76
-"""Room for the names of series beside a chart, pixels."""
+"""Left margin for the names of series, pixels."""
 
 
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
@@ -27,15 +28,15 @@ def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | No
     Parameters
     ----------
     profile, metrics
-        Of `strike_profile` and `series_metrics`, one snapshot.
+        Rows of `strike_profile` and `series_metrics`, one snapshot.
     series
-        One series; all together when left out, which have no max pain.
+        The series to draw; by default the sum of all, which has no max pain.
     """
     return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "open contracts")
 
 
 def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
-    """Contracts traded in the session by strike, calls up and puts down; parameters as `open_interest`."""
+    """Contracts traded by strike in the session, calls up and puts down; parameters as for `open_interest`."""
     return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "contracts traded")
 
 
@@ -45,7 +46,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     Parameters
     ----------
     profile, levels
-        Of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
+        Rows of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
     """
     forward = _first(levels, "forward")
     if forward is None:
@@ -89,7 +90,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     Parameters
     ----------
     metrics
-        Of `series_metrics`, one snapshot.
+        Rows of `series_metrics`, one snapshot.
     """
     held, traded = pl.col("put_call_open_interest"), pl.col("put_call_volume")
     drawn = metrics.filter((held > 0) | (traded > 0)).sort("expiration", "series")
@@ -197,7 +198,7 @@ def _calls_up_puts_down(
 
 
 def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]:
-    """Sums by strike or by group of neighbouring strikes, and the width of a bar in points."""
+    """The sums by group of neighbouring strikes, and the width of a group in points."""
     strikes = near["strike"]
     span = float(strikes.max()) - float(strikes.min())  # type: ignore[arg-type]
     gaps = strikes.unique().sort().diff().drop_nulls()
@@ -210,7 +211,7 @@ def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]
 
 
 def _span(width: float) -> pl.Expr:
-    """The strikes of a bar in words."""
+    """The label of a bar's strikes."""
     middle = pl.col("strike").round(2)
     return pl.format("around {}", middle) if width > WIDTHS[0] else pl.format("strike {}", middle)
 
@@ -224,7 +225,7 @@ def _x() -> alt.X:
 
 
 def _room(values: pl.Series) -> alt.Scale:
-    """Room above the highest bar for the names of the lines."""
+    """Leave space above the highest bar for the labels of the lines."""
     highest = max(values.to_list())
     return alt.Scale(domainMax=highest * 1.15) if highest > 0 else alt.Scale()
 
@@ -234,12 +235,12 @@ def _zero_line() -> list[alt.Chart]:
 
 
 def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
-    """Lines at the future and, within the chart, at another level; their names are on opposite sides."""
+    """Lines at the future's price and, if in the chart, at `level`; their labels are on opposite sides."""
     low, high = bars.select(pl.col("low").min(), pl.col("high").max()).row(0)
     lines = [(spot, "spot", f"future {spot:,.2f}")]
     if level is not None and low <= level <= high:
         lines.append((level, "level", f"{words} {level:,.0f}"))
-    # By position, not by value: two lines at one strike get their names on opposite sides, too.
+    # By position, not by value, so that the labels of two lines at one strike do not overlap either.
     return [
         layer
         for place, (value, style, name) in enumerate(sorted(lines))
@@ -250,7 +251,7 @@ def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None)
 def _line(
     value: float, style: str, words: str, *, to_left: bool, range_: tuple[float, float]
 ) -> list[alt.Chart]:
-    """A line and its name; the name is on the other side and lower where it would leave the chart."""
+    """A line and its label. A label that would leave the chart moves to the other side, a line lower."""
     low, high = range_
     share = (value - low) / (high - low)
     turned = (share if to_left else 1 - share) < ROOM

@@ -1,9 +1,11 @@
-"""The look all charts share.
+"""The theme that all charts share: sizes, palettes, styles.
 
-Marks name a style (`call`, `put`, `spot`, …) and never a colour, so one chart is drawn in light, in
-dark, or in a page's own CSS variables by another configuration. The pairs that are told apart by
-colour, blue and orange, green and purple, stay apart for the colour-blind and in grey print.
-Channels are named by their classes, because finding one for a bare text takes Altair milliseconds.
+Marks name a style (`call`, `put`, `spot`, …) instead of a colour, so the same chart can be rendered in
+light, in dark or with the CSS variables of a page. Blue and orange, and green and purple, can be told
+apart by colour-blind readers and in greyscale.
+
+Charts name channels by class (`alt.X("strike:Q")`), because Altair takes milliseconds to find the class
+for a plain string.
 """
 
 from __future__ import annotations
@@ -20,22 +22,22 @@ Picture = alt.LayerChart | str
 """A chart, or the sentence that says why there is none."""
 
 WIDTH, HEIGHT = 640, 244
-"""Of a chart that is shown as it is, all in all, and of the field that is drawn on, pixels."""
+"""Default width of the whole image, and height of the plot area, pixels."""
 LEFT, RIGHT, BOTTOM = 52, 16, 46
-"""Room beside a picture for its axes, pixels. Fixed, because to fit it the renderer would draw all twice."""
+"""Margins for the axes, pixels. Fixed, because to fit them the renderer would draw each chart twice."""
 TITLED, SUBTITLED, UNTITLED = 64, 16, 30
-"""Room above it for its title, for every line below that, and for the name of the axis alone."""
+"""Top margin for the title, for each line of subtitle, and without either, pixels."""
 SANDBOX = "SANDBOX: a synthetic market, no price here is real"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+,~r')"
-"""Labels of an axis whose middle is nought."""
+"""Label expression (Vega) of an axis around zero: numbers with their sign."""
 ZONE = "America/Chicago"
-"""Times of day are the exchange's."""
+"""Time zone of the times of day in charts and reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colours by what they mean; `first` to `fourth` are expirations, the nearest first."""
+    """Colours by meaning; `first` to `fourth` are expirations, the nearest first."""
 
     paper: str
     ink: str
@@ -83,11 +85,11 @@ DARK = Palette(
     fourth="#e6b450",
 )
 PAGE = Palette(**{name: f"var(--{name})" for name in asdict(LIGHT)})
-"""The CSS variables of the page that a picture is put into."""
+"""Colours as CSS variables of the page that contains the SVG."""
 
 
 def config(palette: Palette) -> dict[str, Any]:
-    """Vega-Lite's configuration of the house."""
+    """The Vega-Lite configuration of all charts."""
     line = {"strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"}
     words = {"font": FONT, "fontSize": 11}
     return {
@@ -137,7 +139,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "subtitleLineHeight": 15,
         },
         "legend": {"disable": True},
-        # Charts describe their marks; without this the others would read out column names.
+        # Screen readers would read out the column names of marks without a description.
         **{mark: {"aria": False} for mark in ("area", "line", "rule", "text")},
         "range": {"category": [palette.first, palette.second, palette.third, palette.fourth]},
         "style": {
@@ -170,7 +172,7 @@ def compose(
     height: int = HEIGHT,
     left: int = LEFT,
 ) -> alt.LayerChart:
-    """The layers as one chart with titles, size and the light theme; sandbox rows are marked as such."""
+    """Layer marks into one chart with titles, size and the light theme; sandbox data is labelled as such."""
     lines = [subtitle]
     if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
         lines.append(SANDBOX)
@@ -191,7 +193,7 @@ def axis(title: str, **more: Any) -> alt.Axis:
 
 
 def described() -> dict[str, Any]:
-    """Encodings that describe a mark by its column `label`: the tooltip, and the text for screen readers."""
+    """Encodings that show the column `label` as the tooltip and to screen readers."""
     return {"tooltip": alt.Tooltip("label:N", title=" "), "description": alt.Description("label:N")}
 
 
@@ -202,7 +204,7 @@ def series_label(series: pl.Expr) -> pl.Expr:
 
 
 def series_label_text(series: str) -> str:
-    """`series_label` of one text."""
+    """`series_label` for a single string."""
     return str(pl.select(series_label(pl.lit(series))).item())
 
 

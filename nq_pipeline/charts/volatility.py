@@ -1,4 +1,4 @@
-"""Smile, term structure, expected move."""
+"""Volatility smile, term structure and expected move."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import polars as pl
 from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described, series_label, spread_labels
 
 SMILES = 4
-"""Series shown together; more lines would need colours that nobody can tell apart."""
+"""Maximum of series in one chart; more lines would need colours that cannot be told apart."""
 REACH = 3.0
-"""Standard deviations to either side; beyond, quotes are a tick wide and carry little information."""
+"""Standard deviations drawn to either side; prices further out are of few ticks and say little."""
 ROOM = 1.6
-"""Standard deviations to the right of them, for the names of the lines."""
+"""Space to the right for the labels of the lines, standard deviations."""
 WIDEST = 0.05
-"""Points with a half-spread above this, in volatility, are left out."""
+"""Largest `iv_uncertainty` (half the spread, in volatility) of a point that is drawn."""
 PER_DEVIATION, DOTS_PER_DEVIATION = 40, 8
-"""Points of a line (every other pixel), and points with a tooltip."""
+"""Points per standard deviation: of a line (every second pixel), and with a tooltip."""
 
 
 def smile(rows: pl.DataFrame) -> Picture:
-    """Implied volatility by moneyness, a line per expiration with the quotes' width as a band.
+    """Implied volatility by moneyness: a line per expiration, with the spread as a band.
 
     Parameters
     ----------
     rows
-        Of `iv_smile`, one snapshot. The nearest expiration and up to three later ones are drawn.
+        Rows of `iv_smile`, one snapshot. The nearest expiration and up to three later ones are drawn.
     """
     width = pl.col("iv_uncertainty")
-    # In a quoted series, a lone last trade is only noise.
+    # In a series with quotes, the volatility of a last trade is noise.
     unquoted = width.is_null().all().over("series")
     usable = rows.filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
     drawn = usable.join(_spaced(usable), on="series").sort("years", "deviations")
@@ -95,7 +95,7 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     Parameters
     ----------
     rows
-        Of `series_metrics`, one snapshot.
+        Rows of `series_metrics`, one snapshot.
     """
     drawn = rows.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
     if drawn.is_empty():
@@ -145,7 +145,7 @@ def expected_move(rows: pl.DataFrame) -> Picture:
     Parameters
     ----------
     rows
-        Of `series_metrics`, one snapshot.
+        Rows of `series_metrics`, one snapshot.
     """
     move, straddle = pl.col("expected_move_iv"), pl.col("expected_move_straddle")
     drawn = rows.filter(move.is_not_null(), pl.col("years") > 0).sort("years")
@@ -198,14 +198,14 @@ def expected_move(rows: pl.DataFrame) -> Picture:
 
 
 def _about(volatilities: pl.Series) -> list[float]:
-    """Limits with room for labels, at least one percentage point apart, so that a flat curve looks flat."""
+    """Axis limits with space for labels, at least a percentage point apart so that a flat curve looks flat."""
     low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
     room = max(0.15 * (high - low), 0.005)
     return [max(low - room, 0.0), high + room]
 
 
 def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
-    """The nearest series and up to three later ones, spread evenly over the expirations."""
+    """The nearest series and up to three later ones, evenly spaced by rank of expiration."""
     series = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")["series"]
     most = min(SMILES, len(series))
     picked = [round(i * (len(series) - 1) / max(1, most - 1)) for i in range(most)]
@@ -213,13 +213,13 @@ def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _thinned(drawn: pl.DataFrame, per_deviation: int) -> pl.DataFrame:
-    """The first point of every line in each step of 1 / `per_deviation` standard deviations."""
+    """At most `per_deviation` points of every line per standard deviation."""
     part = (pl.col("deviations") * per_deviation).floor().alias("part")
     return drawn.group_by("name", part, maintain_order=True).first().drop("part")
 
 
 def _line_ends(drawn: pl.DataFrame) -> pl.DataFrame:
-    """The last point of every line, with a position for its name that overlaps no other."""
+    """The last point of every line, and `place`: the height of its label, such that none overlap."""
     ends = drawn.group_by("name", maintain_order=True).last()
     iv = drawn["implied_volatility"]
     span = float(iv.max()) - float(iv.min())  # type: ignore[arg-type]

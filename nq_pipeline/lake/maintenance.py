@@ -1,4 +1,4 @@
-"""What keeps the lake small: merge files, publish the catalog, remove what nobody reads any more."""
+"""Maintenance of the lake: merge small files, publish the catalog, remove superseded files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ def maintain(
     wait: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Merge the files of every trade date of some tables as far as `now` allows, and clean the whole lake.
+    """Merge the files of `tables`, publish the catalog and remove the lake's superseded files.
+
+    How far the files of a trade date are merged depends on `now`; see `compaction`.
 
     Parameters
     ----------
     wait
-        False leaves tables that another process is merging to it.
+        Whether to wait for another process that merges a table; False skips such a table.
     report
-        Gets one line per trade date merged, and one at the end.
+        Called with one line per merged trade date and one at the end.
 
     Raises
     ------
     LakeError
-        A table cannot be read. All others are merged by then, and the catalog is published.
+        A table cannot be read. It is raised last: all other tables are merged and the catalog is published.
     """
     failures: list[LakeError] = []
     for table in tables:
@@ -47,7 +49,7 @@ def maintain(
                     report(f"{table.name} {day}: {merged} files merged")
             except LakeError as error:
                 failures.append(error)
-    # First the catalog stops naming superseded files, then they go.
+    # The catalog first, so that no view names a file that is removed.
     catalog.publish(lake)
     report(f"{lake.collect_garbage()} files removed that were superseded more than an hour ago")
     if failures:

@@ -38,7 +38,7 @@ class DataFile:
     level
         How often its rows were merged: 0 for an appended file.
     since_min, since_max
-        Range of the table's `since` column, nanoseconds UTC, both inclusive.
+        Range of the table's `pruning_column`, nanoseconds UTC, both inclusive.
     schema_version
         Version of the table the file was written with.
     """

@@ -34,7 +34,7 @@ MAGIC = b"PAR1"
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """What went into a file; `since_min` and `since_max` in nanoseconds UTC."""
+    """The size of a written file; `since_min` and `since_max` as in `manifest.DataFile`."""
 
     rows: int
     bytes: int
@@ -79,9 +79,9 @@ def write(
         )
         rest = first.clear()
         for frame in chain([first], remaining):
-            since = frame[table.since].to_physical()
-            lows.append(since.min())
-            highs.append(since.max())
+            instants = frame[table.pruning_column].to_physical()
+            lows.append(instants.min())
+            highs.append(instants.max())
             rows += frame.height
             rest = pl.concat([rest, frame])
             whole = rest.height - rest.height % group_rows

@@ -179,15 +179,16 @@ def _describe(stored: TableFiles, path: Path) -> DataFile:
 
     about = pq.read_metadata(path)
     table = stored.table
-    since = parquet.scan(table, [path]).select(pl.col(table.since).to_physical()).collect().to_series()
+    pruning = pl.col(table.pruning_column).to_physical()
+    instants = parquet.scan(table, [path]).select(pruning).collect().to_series()
     return DataFile(
         path=stored.relative(path),
         trade_date=date.fromisoformat(path.parent.name.removeprefix(f"{PARTITION}=")),
         rows=about.num_rows,
         bytes=path.stat().st_size,
         level=0,
-        since_min=int(since.min()),  # type: ignore[arg-type]
-        since_max=int(since.max()),  # type: ignore[arg-type]
+        since_min=int(instants.min()),  # type: ignore[arg-type]
+        since_max=int(instants.max()),  # type: ignore[arg-type]
         schema_version=int(about.metadata[parquet.SCHEMA_VERSION]),
     )
 
@@ -218,7 +219,7 @@ def _may_share_keys(table: Table, one: DataFile, other: DataFile) -> bool:
         return False
     # The same key has the same instant.
     apart = one.since_max < other.since_min or other.since_max < one.since_min
-    return not (table.since in table.key and apart)
+    return not (table.pruning_column in table.key and apart)
 
 
 def _lost(known: Manifest, now: Manifest) -> Iterator[tuple[date, int]]:

@@ -225,12 +225,14 @@ def _without_known(stored: TableFiles, current: Manifest, new: pl.DataFrame) -> 
     table = stored.table
     candidates = current.of(set(new[PARTITION].unique()))
     inside = pl.lit(True)
-    if table.since in table.key:
+    if table.pruning_column in table.key:
         # The same key has the same instant, so only files that overlap the new rows' time can hold it.
-        since = new[table.since].to_physical()
-        low, high = int(since.min()), int(since.max())  # type: ignore[arg-type]
+        instants = new[table.pruning_column].to_physical()
+        low, high = int(instants.min()), int(instants.max())  # type: ignore[arg-type]
         candidates = tuple(f for f in candidates if f.since_min <= high and low <= f.since_max)
-        inside = pl.col(table.since).is_between(pl.lit(low).cast(INSTANT), pl.lit(high).cast(INSTANT))
+        inside = pl.col(table.pruning_column).is_between(
+            pl.lit(low).cast(INSTANT), pl.lit(high).cast(INSTANT)
+        )
     if not candidates:
         return new
     paths = stored.checked_paths(candidates)

@@ -57,11 +57,11 @@ def _cell(value: object) -> str:
 
 def chart(picture: Picture) -> str:
     """The chart as an inline image, or the sentence that replaces it."""
-    from nq_pipeline.charts import draw
+    from nq_pipeline.charts import render
 
     if isinstance(picture, str):
         return picture
-    svg = draw.svg(picture, width=CHART_WIDTH, described=False)
+    svg = render.svg(picture, width=CHART_WIDTH, described=False)
     return _image(picture.title.text, svg)
 
 

@@ -1,8 +1,11 @@
-"""The page: facts in, one HTML file out.
+"""The report: facts in, one HTML file out.
 
-Jinja escapes every text, because many come from vendors. The Content-Security-Policy allows only the
-page's own script and style, by their digests. Charts are SVG in two sizes, of which CSS shows one;
-their colours are the page's variables, so they follow the light or dark theme and print.
+To add a chart, write a function in `charts/`, export it in `charts/__init__.py`, and list it in
+`_product` under its section. A chart that is not of one product goes into `html` and `page.html`.
+
+Jinja escapes all text, because some of it comes from vendors. The Content-Security-Policy allows only
+the page's own script and style, by their digests. Each chart is embedded as SVG in two widths, of which
+CSS shows one. Their colours are CSS variables of the page, so they follow its light and dark theme.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from nq_pipeline import charts
-from nq_pipeline.charts import draw
+from nq_pipeline.charts import render
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
 from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
@@ -36,13 +39,13 @@ from nq_pipeline.workspace import Workspace
 log = logging.getLogger(__name__)
 
 WIDE, NARROW = 560, 358
-"""Width of a chart in a column of a screen, and on a phone, pixels."""
+"""Width of a chart on a desktop screen and on a phone, pixels."""
 NONE = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with its title and caption, or the sentence that replaces it."""
+    """A chart with its title and caption; without a chart, `caption` says why."""
 
     title: str
     caption: str
@@ -60,13 +63,12 @@ class Tile:
 
 
 def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> Path:
-    """Write the report of a snapshot atomically; it replaces an older one of the same snapshot.
+    """Write the report of a snapshot atomically, over an earlier report of the same snapshot.
 
     Parameters
     ----------
     snapshot_ts
-        Report the chain as it stood at this instant (with a time zone); the newest snapshot when left
-        out.
+        Report the chain as of this instant (with a time zone); by default the newest snapshot.
 
     Returns
     -------
@@ -93,7 +95,7 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
 
 
 def html(facts: Facts) -> str:
-    """The whole page."""
+    """The whole page as HTML."""
     import jinja2
 
     page = jinja2.Environment(
@@ -129,7 +131,7 @@ def html(facts: Facts) -> str:
 
 
 def _product(product: ProductFacts) -> dict[str, Any]:
-    """What the page shows about the options on one product."""
+    """The template's data for the options on one product."""
     front = product.series.row(0, named=True)
     pictures = {
         "Volatility": [
@@ -206,13 +208,13 @@ def _tiles(product: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
 def _figure(picture: Picture) -> Figure:
     if isinstance(picture, str):
         return Figure("", picture)
-    wide, narrow = draw.svgs(picture, palette=PAGE, widths=[WIDE, NARROW], title=False)
+    wide, narrow = render.svgs(picture, palette=PAGE, widths=[WIDE, NARROW], title=False)
     title = picture.title
     return Figure(str(title.text), str(title.subtitle[0]), wide, narrow)
 
 
 def _distinct(figures: list[Figure]) -> list[Figure]:
-    """Without repeated sentences."""
+    """Remove repeated figures: several charts may have the same reason for being empty."""
     return list(dict.fromkeys(figures))
 
 
@@ -276,12 +278,12 @@ def _signed_millions(usd: float | None) -> str:
 
 
 def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:
-    """An instant in the exchange's time."""
+    """An instant in Chicago time."""
     return NONE if moment is None else moment.astimezone(ZoneInfo(ZONE)).strftime(form)
 
 
 def _known(counts: pl.Series) -> int | None:
-    """The sum of the known counts; None where none is known."""
+    """The sum of the known counts; None when all are unknown."""
     return int(counts.sum()) if counts.count() else None
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline import charts
-from nq_pipeline.charts import draw
+from nq_pipeline.charts import render
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, spread_labels
 from nq_pipeline_tests.testing import chart_frames
 
@@ -52,7 +52,7 @@ def words(svg: str) -> list[str]:
 def test_chart_is_complete_and_marks_sandbox_data(name: str) -> None:
     for environment in ("sandbox", "live"):
         chart = drawn(PICTURES[name](environment))
-        svg = draw.svg(chart, width=560, height=320)
+        svg = render.svg(chart, width=560, height=320)
         assert any(SANDBOX in text for text in words(svg)) == (environment == "sandbox")
         assert 'width="560" height="320"' in svg
         assert "NaN" not in svg and "undefined" not in svg and "null" not in svg
@@ -64,10 +64,10 @@ def test_chart_is_complete_and_marks_sandbox_data(name: str) -> None:
 def test_every_colour_comes_from_the_palette(name: str) -> None:
     chart = drawn(PICTURES[name]("live"))
     pattern = r'(?:fill|stroke)="([^"]+)"'
-    mine = set(re.findall(pattern, draw.svg(chart, palette=PAGE, width=360, height=300, title=False)))
+    mine = set(re.findall(pattern, render.svg(chart, palette=PAGE, width=360, height=300, title=False)))
     assert {colour for colour in mine if not colour.startswith("var(--")} <= {"none", "transparent"}
     light, dark = (
-        set(re.findall(pattern, draw.svg(chart, palette=p, width=360, height=300))) for p in (LIGHT, DARK)
+        set(re.findall(pattern, render.svg(chart, palette=p, width=360, height=300))) for p in (LIGHT, DARK)
     )
     assert not (light & dark) - {"none", "transparent"}
 
@@ -102,7 +102,7 @@ def test_empty_frames_give_a_sentence(picture: Callable[[], Picture]) -> None:
 def test_bars_cover_near_strikes_and_title_counts_the_rest() -> None:
     far = chart_frames.profile().with_columns(strike=pl.col("strike") + 9_000)
     both = pl.concat([chart_frames.profile(), far])
-    svg = draw.svg(drawn(charts.open_interest(both, chart_frames.metrics())), width=600, height=320)
+    svg = render.svg(drawn(charts.open_interest(both, chart_frames.metrics())), width=600, height=320)
     bars = [text for text in words(svg) if text.endswith("puts") and "calls ·" in text]
     counts = [tuple(map(int, re.findall(r"(\d+) (?:calls|puts)", text))) for text in bars]
     near = 2 * sum(range(1, 6))
@@ -115,7 +115,7 @@ def test_bars_cover_near_strikes_and_title_counts_the_rest() -> None:
 
 def test_smile_shows_four_expirations_with_the_nearest() -> None:
     many = tuple(f"Q1B-2025-07-{day:02}" for day in range(1, 10))
-    svg = draw.svg(drawn(charts.smile(chart_frames.smile(series=many))), width=600, height=320)
+    svg = render.svg(drawn(charts.smile(chart_frames.smile(series=many))), width=600, height=320)
     named = {text for text in words(svg) if re.fullmatch(r"Q1B \d+ Jul", text)}
     assert len(named) == 4
     assert {"Q1B 1 Jul", "Q1B 9 Jul"} <= named
@@ -126,19 +126,19 @@ def test_smile_of_a_quoted_series_has_no_lone_last_trade() -> None:
         iv_uncertainty=pl.when(pl.col("strike") < 22_200).then("iv_uncertainty"),
         implied_volatility=pl.when(pl.col("strike") < 22_200).then("implied_volatility").otherwise(0.9),
     )
-    svg = draw.svg(drawn(charts.smile(rows)), width=600, height=320)
+    svg = render.svg(drawn(charts.smile(rows)), width=600, height=320)
     assert not any("90.0 %" in text for text in words(svg))
 
 
 def test_future_and_level_are_labelled() -> None:
     gamma = words(
-        draw.svg(
+        render.svg(
             drawn(charts.gamma_exposure(chart_frames.profile(), chart_frames.levels())), width=600, height=320
         )
     )
     assert "future 22,110.00" in gamma and "zero gamma 22,060" in gamma
     pain = words(
-        draw.svg(
+        render.svg(
             drawn(charts.open_interest(chart_frames.profile(), chart_frames.metrics(), FIRST)),
             width=600,
             height=320,
@@ -150,7 +150,7 @@ def test_future_and_level_are_labelled() -> None:
 def test_names_of_lines_at_one_strike_do_not_overlap() -> None:
     level = chart_frames.metrics().with_columns(max_pain=pl.col("forward"))
     picture = drawn(charts.open_interest(chart_frames.profile(), level, FIRST))
-    root = ElementTree.fromstring(draw.svg(picture, width=600, height=320))
+    root = ElementTree.fromstring(render.svg(picture, width=600, height=320))
     texts = root.iter("{http://www.w3.org/2000/svg}text")
     side = {"".join(node.itertext()): node.get("text-anchor", "start") for node in texts}
     assert {side["future 22,110.00"], side["max pain 22,110"]} == {"start", "end"}
@@ -158,23 +158,23 @@ def test_names_of_lines_at_one_strike_do_not_overlap() -> None:
 
 def test_flat_term_structure_repeats_no_tick() -> None:
     flat = chart_frames.metrics().with_columns(atm_iv=0.162 + pl.int_range(pl.len()) * 1e-5)
-    svg = draw.svg(drawn(charts.term_structure(flat)), width=560, height=320)
+    svg = render.svg(drawn(charts.term_structure(flat)), width=560, height=320)
     ticks = [word for word in words(svg) if re.fullmatch(r"[\d.]+%", word)]
     assert ticks and len(ticks) == len(set(ticks))
 
 
 def test_vendor_names_are_escaped() -> None:
     hostile = chart_frames.agreement().with_columns(other_source=pl.lit("<script>alert(1)</script>"))
-    svg = draw.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
+    svg = render.svg(drawn(charts.source_agreement(hostile, environment="live")), width=600, height=320)
     assert "<script" not in svg
     assert "&lt;script" in svg
 
 
 def test_untitled_chart_has_no_title_text() -> None:
     chart = drawn(PICTURES["term_structure"]("sandbox"))
-    assert "Term structure" in words(draw.svg(chart, width=400, height=300))
-    assert "Term structure" not in words(draw.svg(chart, width=400, height=300, title=False))
-    assert draw.png(chart, width=400, height=300).startswith(b"\x89PNG")
+    assert "Term structure" in words(render.svg(chart, width=400, height=300))
+    assert "Term structure" not in words(render.svg(chart, width=400, height=300, title=False))
+    assert render.png(chart, width=400, height=300).startswith(b"\x89PNG")
 
 
 @given(st.lists(st.floats(0, 1), max_size=6), st.floats(0.001, 0.2))

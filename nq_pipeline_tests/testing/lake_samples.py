@@ -43,7 +43,7 @@ TICKS = Table(
     ),
     key=("instrument_id", "ts_event", "sequence"),
     order=("instrument_id", "ts_event", "sequence"),
-    since="ts_event",
+    pruning_column="ts_event",
 )
 
 

@@ -66,7 +66,7 @@ OPTION_PRICING = Table(
     ),
     key=("source", "snapshot_ts", "contract_key"),
     order=("contract_key", "snapshot_ts"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 _SNAPSHOT = (
@@ -121,7 +121,7 @@ IV_SMILE = Table(
     ),
     key=("source", "snapshot_ts", "series", "strike"),
     order=("snapshot_ts", "series", "strike"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 STRIKE_PROFILE = Table(
@@ -141,7 +141,7 @@ STRIKE_PROFILE = Table(
     ),
     key=("source", "snapshot_ts", "series", "strike"),
     order=("snapshot_ts", "series", "strike"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 SERIES_METRICS = Table(
@@ -169,7 +169,7 @@ SERIES_METRICS = Table(
     ),
     key=("source", "snapshot_ts", "series"),
     order=("snapshot_ts", "series"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 GAMMA_LEVELS = Table(
@@ -190,7 +190,7 @@ GAMMA_LEVELS = Table(
     ),
     key=("source", "snapshot_ts", "product"),
     order=("snapshot_ts", "source", "product"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 TRADE_PRESSURE = Table(
@@ -219,5 +219,5 @@ TRADE_PRESSURE = Table(
     ),
     key=("environment", "window_start", "contract_key", "trades"),
     order=("window_start", "contract_key", "trades"),
-    since="window_start",
+    pruning_column="window_start",
 )

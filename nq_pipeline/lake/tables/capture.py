@@ -72,7 +72,7 @@ TRADES = Table(
     columns=_tick_columns(nullable("depth", U8, "level of the book; null where mbo was streamed")),
     key=_TICK_KEY,
     order=_TICK_ORDER,
-    since="ts_event",
+    pruning_column="ts_event",
 )
 
 MBP_1 = Table(
@@ -90,7 +90,7 @@ MBP_1 = Table(
     ),
     key=_TICK_KEY,
     order=_TICK_ORDER,
-    since="ts_event",
+    pruning_column="ts_event",
 )
 
 MBO = Table(
@@ -103,7 +103,7 @@ MBO = Table(
     ),
     key=_TICK_KEY,
     order=_TICK_ORDER,
-    since="ts_event",
+    pruning_column="ts_event",
 )
 
 GAPS = Table(
@@ -134,7 +134,7 @@ GAPS = Table(
     ),
     key=("gap_id", "revision"),
     order=("changed_at", "gap_id", "revision"),
-    since="changed_at",
+    pruning_column="changed_at",
 )
 
 SESSIONS = Table(
@@ -162,5 +162,5 @@ SESSIONS = Table(
     ),
     key=("session_key",),
     order=("ended_at",),
-    since="ended_at",
+    pruning_column="ended_at",
 )

@@ -79,7 +79,7 @@ SOURCE_CHAIN = Table(
     columns=CHAIN_COLUMNS,
     key=("source", "snapshot_ts", "contract_key"),
     order=("contract_key", "source", "snapshot_ts"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 OPTION_CHAIN = Table(
@@ -93,7 +93,7 @@ OPTION_CHAIN = Table(
     ),
     key=("source", "snapshot_ts", "contract_key"),
     order=("contract_key", "snapshot_ts"),
-    since="snapshot_ts",
+    pruning_column="snapshot_ts",
 )
 
 DECISIONS = Table(
@@ -118,7 +118,7 @@ DECISIONS = Table(
     ),
     key=("run_id", "series", "source"),
     order=("decided_at", "series", "rank"),
-    since="decided_at",
+    pruning_column="decided_at",
 )
 
 ANSWERS = Table(
@@ -146,7 +146,7 @@ ANSWERS = Table(
     ),
     key=("run_id", "source"),
     order=("answered_at", "source"),
-    since="answered_at",
+    pruning_column="answered_at",
 )
 
 FETCHES = Table(
@@ -174,5 +174,5 @@ FETCHES = Table(
     ),
     key=("request_id",),
     order=("requested_at",),
-    since="requested_at",
+    pruning_column="requested_at",
 )

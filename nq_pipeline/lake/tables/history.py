@@ -1,4 +1,4 @@
-"""What is bought from the historical API, and every attempt to buy it."""
+"""Purchases from the historical API, and every attempt at one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _CONTRACT = (
 )
 
 
-def _history(name: str, meaning: str, own: tuple[Column, ...], since: str = "ts_recv") -> Table:
-    """A table of what is bought from the historical API: Databento's columns and the contract's."""
+def _history(name: str, meaning: str, own: tuple[Column, ...], instant: str = "ts_recv") -> Table:
+    """A table of purchases from the historical API: Databento's columns and the contract's."""
     return Table(
         name=name,
         version=1,
@@ -45,14 +45,14 @@ def _history(name: str, meaning: str, own: tuple[Column, ...], since: str = "ts_
             required("publisher_id", U16, "Databento's number of dataset and venue: 1 is GLBX.MDP3"),
             required("instrument_id", U32, "Databento's id; reused over time, never a key across days"),
             *own,
-            required("ordinal", U32, f"which record of its instrument and {since} it is, from 0"),
+            required("ordinal", U32, f"which record of its instrument and {instant} it is, from 0"),
             *_CONTRACT,
             ENVIRONMENT,
             RUN_ID,
         ),
-        key=("publisher_id", "instrument_id", since, "ordinal"),
-        order=("instrument_id", since),
-        since=since,
+        key=("publisher_id", "instrument_id", instant, "ordinal"),
+        order=("instrument_id", instant),
+        pruning_column=instant,
     )
 
 
@@ -169,5 +169,5 @@ BACKFILLS = Table(
     ),
     key=("run_id", "dataset", "schema", "trade_date", "symbols"),
     order=("changed_at",),
-    since="changed_at",
+    pruning_column="changed_at",
 )

@@ -36,7 +36,7 @@ ENTITLEMENTS = Table(
     ),
     key=("vendor", "dataset", "schema", "mode", "address", "asked_at"),
     order=("asked_at",),
-    since="asked_at",
+    pruning_column="asked_at",
 )
 
 SPEND = Table(
@@ -74,5 +74,5 @@ SPEND = Table(
     ),
     key=("ledger", "line"),
     order=("recorded_at", "line"),
-    since="recorded_at",
+    pruning_column="recorded_at",
 )

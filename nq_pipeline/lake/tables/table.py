@@ -1,4 +1,4 @@
-"""What a table is, and the columns that many tables share.
+"""`Table` and `Column`, and the columns that many tables share.
 
 Missing is null, never 0. Instants are `timestamp[ns, UTC]`; prices and strikes are float64; DBN's
 integers keep their width.
@@ -20,14 +20,14 @@ U8, U16, U32, U64, I32 = pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64(), pl.I
 USD = pl.Decimal(18, 9)
 """Money: exact, to the billionth of a dollar."""
 PARTITION = "trade_date"
-"""The column every table has and is partitioned by."""
+"""Every table has this column and is partitioned by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column: its name, polars type and what it means (unit, zone, when it is null).
 
-    `was` is its type in files of an older version, where that was another.
+    `was` is its type in files of an older version, if that type was different.
     """
 
     name: str
@@ -46,12 +46,13 @@ class Table:
     meaning
         What a row is, in one sentence.
     key
-        Columns that make a row unique; appending a row whose key is there adds nothing.
+        Columns that make a row unique; a row whose key is already in the table is not appended.
     order
-        Sort order inside a file. A chain is sorted by contract: a file of a whole trade date then holds a
-        contract's day in one place, and the chain of a moment costs about as much as in order of time.
-    since
-        The instant column whose range a manifest keeps per file, so that readers prune files.
+        Sort order inside a file. A chain is sorted by contract, so that the file of a whole trade date
+        keeps each contract's day together. Reading the chain of one moment costs about the same.
+    pruning_column
+        The timestamp whose range the manifest records for each file (`since_min`, `since_max`), so that
+        readers skip files that cannot hold the instants they need.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     order: tuple[str, ...]
-    since: str
+    pruning_column: str
 
     @property
     def schema(self) -> pl.Schema:
@@ -106,13 +107,13 @@ STRIKE = required("strike", FLOAT, "index points or dollars")
 def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to a table's columns, order and types; a nullable column may be missing.
 
-    A column of text may come as categories (`pl.Enum`) and stays so: few texts in many rows are
-    written several times faster, and read as text all the same.
+    A text column may be categorical (`pl.Enum`) and stays so, because few distinct texts in many rows
+    are written several times faster that way. Readers see text.
 
     Raises
     ------
     LakeError
-        A column is unknown, missing, of a type that does not fit, or null where it may not be.
+        A column is unknown, missing, of the wrong type, or null although it is required.
     """
     names = table.schema.names()
     required = [column.name for column in table.columns if not column.nullable]
@@ -123,7 +124,7 @@ def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     given = {name: pl.col(name) if name in frame.columns else pl.lit(None) for name in names}
     types = dict(table.schema)
     for name, dtype in frame.schema.items():
-        # Categories are text already. They have an order of their own, so not where rows are sorted by it.
+        # Not where rows are sorted by the column: categories sort in an order of their own.
         if isinstance(dtype, pl.Enum) and types[name] == pl.String and name not in table.total_order:
             types[name] = dtype
     try:
@@ -132,5 +133,5 @@ def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
         raise LakeError(f"rows for {table.name} do not have its types: {error}") from None
     holes = [name for name in required if frame[name].null_count()]
     if holes:
-        raise LakeError(f"rows for {table.name} hold nulls where none may be: {holes}")
+        raise LakeError(f"rows for {table.name} have nulls in required columns: {holes}")
     return frame

@@ -1,4 +1,4 @@
-"""The pipeline itself: what it spends, and whether its sources agree."""
+"""Charts of the pipeline itself: its spend, and how far its sources agree."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import polars as pl
 from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described
 
 PAIRS = 138
-"""Room for the names of two sources beside a chart, pixels."""
+"""Left margin for the names of two sources, pixels."""
 
 
 def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
-    """Cumulative spend of the month by day, including the plan's fee, against its budget.
+    """Cumulative spend of the month by day, including the plan's fee, against the budget.
 
     Parameters
     ----------
     days
-        A row per day of the month: `day`, `metered_usd`, `cumulative_usd`, and `projected` for the
-        days to come. Amounts in USD.
+        A row per day of the month: `day`, `metered_usd`, `cumulative_usd` and `projected` (whether the
+        day is still to come). Amounts in USD.
     budget_usd
         `NQ_BUDGET_MONTHLY_USD`.
     """
@@ -66,12 +66,12 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
 
 
 def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
-    """How far vendors' quotes of the same contract differ: the median and the middle nine in ten.
+    """Difference of two sources' mid prices of the same contracts: median, and 5th to 95th percentile.
 
     Parameters
     ----------
     rows
-        Of the view `source_agreement`.
+        Rows of the view `source_agreement`.
     """
     gaps = rows.filter(pl.col("mid_gap").is_not_null())
     if gaps.is_empty():

@@ -1,4 +1,4 @@
-"""Charts as pictures, without a browser and without a network."""
+"""Render charts as SVG or PNG, without a browser or a network."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ def svg(
     title: bool = True,
     described: bool = True,
 ) -> str:
-    """The chart as SVG of `width` by `height` pixels; the renderer escapes its texts.
+    """The chart as SVG of `width` by `height` pixels. The renderer escapes the chart's texts.
 
     Parameters
     ----------
     height
-        The chart's own when left out.
+        By default the chart's own.
     title
-        Whether to draw the title; the page has it when not.
+        Whether to draw the title. A page that shows the title itself leaves it out.
     described
-        Whether to keep the marks' descriptions; an image on a page can neither show nor read them out.
+        Whether to keep the marks' tooltips and descriptions. In an `<img>` neither browsers nor screen
+        readers can use them.
     """
     (picture,) = svgs(chart, palette=palette, widths=[width], height=height, title=title)
     if not described:
@@ -46,7 +47,7 @@ def svgs(
     height: int | None = None,
     title: bool = True,
 ) -> list[str]:
-    """The chart as SVG in several widths, compiled once; parameters as `svg`."""
+    """The chart as SVG in several widths, compiled once; parameters as for `svg`."""
     import vl_convert
 
     compiled = vl_convert.vegalite_to_vega(_spec(chart, palette, widths[0], height, title))
@@ -59,7 +60,7 @@ def svgs(
 def png(
     chart: alt.LayerChart, *, palette: Palette = LIGHT, width: int, height: int, scale: float = 2
 ) -> bytes:
-    """The chart as PNG on the palette's paper."""
+    """The chart as PNG, on the palette's background."""
     import vl_convert
 
     spec = _spec(chart, palette, width, height, title=True)
@@ -69,7 +70,7 @@ def png(
 def _spec(
     chart: alt.LayerChart, palette: Palette, width: int, height: int | None, title: bool
 ) -> dict[str, Any]:
-    """The chart's specification at its size."""
+    """The chart's Vega-Lite specification for an image of this size."""
     spec = chart.to_dict(validate=False)
     room = spec["padding"]
     if not title:

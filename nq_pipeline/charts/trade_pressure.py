@@ -1,4 +1,4 @@
-"""Trade pressure: which side was the aggressor, by strike and time."""
+"""Trade pressure: net contracts bought by aggressors, by strike and time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nq_pipeline.charts.theme import ZONE, Picture, axis, compose, described
 
 MINUTES = 5
 MOST_CELLS = 24
-"""Neighbouring strikes are added up until a window has no more cells than this."""
+"""Maximum of cells per window; neighbouring strikes are grouped to stay within it."""
 NAMES = {"C": "calls", "P": "puts"}
 
 
 def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = None) -> Picture:
-    """Contracts bought less contracts sold by aggressors, as a map of strikes and five-minute windows.
+    """Contracts that aggressors bought less those they sold, by strike and five-minute window.
 
     Parameters
     ----------
     rows
-        Of `pressure` or `trade_pressure`, one trade date.
+        Rows of `pressure` or `trade_pressure`, one trade date.
     option_type
         C or P.
     forward
-        Strikes more than 5 % away from it are left out and counted.
+        Price of the future. Strikes more than 5 % away from it are not drawn; the subtitle counts them.
     """
     name = NAMES[option_type]
     traded = rows.filter(pl.col("option_type") == option_type)
@@ -34,7 +34,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     if traded.is_empty():
         return f"No pressure of {name}: no live trades of them were captured."
     if near.is_empty():
-        return f"No pressure of {name} near the future: all captured trades are at strikes further away."
+        return f"No pressure of {name} near the future: all captured trades are at more distant strikes."
     span = near.select(pl.col("strike").max() - pl.col("strike").min()).item()
     width = next((w for w in WIDTHS if span / w <= MOST_CELLS), WIDTHS[-1])
     bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()
