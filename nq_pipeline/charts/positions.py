@@ -36,7 +36,7 @@ def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | No
 
 
 def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
-    """Contracts traded by strike in the session, calls up and puts down; parameters as for `open_interest`."""
+    """Contracts traded by strike in the session, calls up, puts down; parameters as for `open_interest`."""
     return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "contracts traded")
 
 

@@ -198,7 +198,7 @@ def expected_move(rows: pl.DataFrame) -> Picture:
 
 
 def _about(volatilities: pl.Series) -> list[float]:
-    """Axis limits with space for labels, at least a percentage point apart so that a flat curve looks flat."""
+    """Axis limits with space for labels, at least a percentage point apart: a flat curve looks flat."""
     low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
     room = max(0.15 * (high - low), 0.005)
     return [max(low - room, 0.0), high + room]
