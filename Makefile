@@ -37,7 +37,7 @@ test: install ## Run the whole test suite
 coverage: install ## Run the test suite and print which lines of the package it does not reach
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
-lint: install ## Style, types and the floors of the house
+lint: install ## Style, types and the layers of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

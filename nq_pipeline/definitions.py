@@ -1,4 +1,4 @@
-"""The whole house at a glance, for Dagster to load."""
+"""The Dagster definitions that `workspace.yaml` loads."""
 
 from nq_pipeline.orchestration.build import build_defs
 

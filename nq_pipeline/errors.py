@@ -65,15 +65,16 @@ class WebhookRefused(AlertError):
 
     Attributes
     ----------
-    passing
-        Whether any other message would fail now, too: no answer, a server fault, too many requests.
+    retryable
+        Whether the same message may succeed later, and any other would fail now, too: no answer, a server
+        fault, too many requests.
     retry_after_s
         Seconds that the webhook asked to wait.
     """
 
-    def __init__(self, message: str, *, passing: bool, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, retryable: bool, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.retryable = retryable
         self.retry_after_s = retry_after_s
 
 

@@ -18,8 +18,10 @@ CADENCE = timedelta(minutes=5)
 """The interval between chain snapshots while the window is open."""
 SCHEDULED = "nq/scheduled"
 """Run tag with the scheduled instant of the tick (ISO 8601); the age of answers counts from it."""
-REPAIR = timedelta(hours=1)
-"""How long after a window, and how far into the next one, gaps of the capture are filled."""
+LATE_TRADES = timedelta(hours=1)
+"""How long the pressure is computed again after a window closed, because gap filling may still bring trades.
+Gaps of a closed window are also filled by the next capture, so it is computed once more this long after the
+next window opened. A capture itself ends earlier (`capture.supervisor.MAX_OVERTIME`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Tick:
 
 
 def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: datetime | None = None) -> Tick:
-    """Take a snapshot at each tick while the market is open within the window.
+    """Run at each tick while the market is open within the window.
 
     Parameters
     ----------
@@ -69,16 +71,19 @@ def first_tick(
         Whether this instance has ever chosen a chain.
     """
     if chosen:
-        return Tick(None, "there is a chain; the schedules ask for the next ones")
+        return Tick(None, "there is a chain; the schedules fetch the next ones")
     if environment != "sandbox":
-        return Tick(None, f"vendors are asked for the first chain when NQ_CHAIN_WINDOW ({window}) is open")
+        return Tick(None, f"the first chain is fetched when NQ_CHAIN_WINDOW ({window}) is open")
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     return Tick(sessions.current_session(now).trade_date)
 
 
-def housekeeping_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
-    """Run once for each trade date, on its calendar day in Chicago."""
+def trade_date_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
+    """Run if the calendar day of the tick in Chicago is a trade date.
+
+    For settlements and open interest, the check of the vendors, compaction and retention.
+    """
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     day = scheduled.astimezone(CHICAGO).date()
@@ -114,8 +119,8 @@ def pressure_tick(
     day = last_opened(now, window)
     spans = session_windows(sessions.session(day), window)
     opens, closes = spans[0][0], spans[-1][1]
-    due = [day] if now < closes + REPAIR else []
-    if REPAIR <= now - opens < REPAIR + CADENCE:
+    due = [day] if now < closes + LATE_TRADES else []
+    if LATE_TRADES <= now - opens < LATE_TRADES + CADENCE:
         due.append(
             max(s.trade_date for s in sessions.sessions(day - timedelta(days=12), day - timedelta(days=1)))
         )
@@ -135,7 +140,7 @@ def lateness(scheduled: datetime, now: datetime) -> float | None:
 def scheduled_for(tag: str | None, now: datetime) -> datetime | None:
     """The scheduled instant in a run's tag; None when there is none or the run is late.
 
-    A run that waited in the queue, or that repeats an old one, asks for the present.
+    A run that waited in the queue, or that repeats an old one, fetches the current chain.
     """
     scheduled = datetime.fromisoformat(tag) if tag else None
     return None if scheduled is None or lateness(scheduled, now) is not None else scheduled

@@ -178,8 +178,8 @@ def test_a_backup_as_in_the_runbook_answers_like_the_original(lake: Path, tmp_pa
 
 def test_every_room_is_on_the_page_about_the_house() -> None:
     page = (ROOT / "docs" / "how-it-works.md").read_text()
-    for room in (ROOT / "nq_pipeline").glob("*/__init__.py"):
-        assert f"`{room.parent.name}/`" in page, room.parent.name
+    for package in (ROOT / "nq_pipeline").glob("*/__init__.py"):
+        assert f"`{package.parent.name}/`" in page, package.parent.name
 
 
 def test_every_stop_of_the_architecture_page_exists() -> None:

@@ -1,4 +1,4 @@
-"""The house: no circular imports, unique names, small rooms, and nothing heavy loaded early."""
+"""The layout: no circular imports, unique names, small packages, and nothing heavy loaded early."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def test_a_public_class_name_stands_for_one_class() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_a_room_has_few_files() -> None:
-    rooms = Counter(file.parent for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
-    assert {str(room.relative_to(ROOT)): n for room, n in rooms.items() if n > MOST_FILES} == {}
+def test_a_package_has_few_files() -> None:
+    packages = Counter(file.parent for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in packages.items() if n > MOST_FILES} == {}
 
 
 def test_no_file_is_long() -> None:
@@ -104,7 +104,7 @@ def test_no_file_is_long() -> None:
     assert {str(file.relative_to(ROOT)): n for file, n in lengths.items() if n > MOST_LINES} == {}
 
 
-def test_only_the_top_floor_imports_dagster() -> None:
+def test_only_orchestration_imports_dagster() -> None:
     importers = {
         name for name, tree in MODULES.items() if any(i.startswith("dagster") for i in imports(tree))
     }

@@ -11,13 +11,7 @@ from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.sessions import CHICAGO, Window, session, sessions
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.schedules import chains_while_open, housekeeping_after_close
-from nq_pipeline.schedule_policy import (
-    CADENCE,
-    SCHEDULED,
-    chain_tick,
-    housekeeping_tick,
-    scheduled_for,
-)
+from nq_pipeline.schedule_policy import CADENCE, SCHEDULED, chain_tick, scheduled_for, trade_date_tick
 
 
 def ct(text: str) -> datetime:
@@ -100,14 +94,14 @@ def test_a_late_tick_after_an_outage_asks_nothing() -> None:
 
 def test_a_pinned_clock_stops_every_schedule() -> None:
     now = ct("2025-06-10 10:00")
-    for tick in (chain_tick(now, now, window="rth", pinned=now), housekeeping_tick(now, pinned=now)):
+    for tick in (chain_tick(now, now, window="rth", pinned=now), trade_date_tick(now, pinned=now)):
         assert tick.trade_date is None
         assert tick.reason.startswith("NQ_NOW holds the clock at Tue 2025-06-10 10:00 CT")
 
 
 def test_housekeeping_runs_in_the_evening_of_trade_dates_only() -> None:
     days = [date(2025, 1, 1) + timedelta(days=n) for n in range(365)]
-    due = [tick.trade_date for d in days if (tick := housekeeping_tick(ct(f"{d} 19:15"))).trade_date]
+    due = [tick.trade_date for d in days if (tick := trade_date_tick(ct(f"{d} 19:15"))).trade_date]
     assert due == [s.trade_date for s in sessions(days[0], days[-1])]
 
 

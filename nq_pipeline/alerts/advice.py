@@ -1,6 +1,21 @@
-"""What an alert means and what to do about it, by the kind of a failed run and the name of a failed check."""
+"""The words of every alert: what happened, what it means, what to do.
+
+They depend on the kind of a failed run and on the name of a failed check.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nq_pipeline.alerts.message import Alert
+
+TEST_ALERT = Alert(
+    key="test",
+    what="a test of the alerts",
+    so_what="Nothing is wrong. Alerts reach you here.",
+    what_to_do="nothing.",
+    severity="warning",
+)
 
 RUN_CONSEQUENCE = {
     "chains": "There is no chain of this moment; the next tick asks again.",
@@ -35,3 +50,46 @@ CHECK_REMEDY = {
     "available": "run `nq doctor` to see what is wrong with each vendor.",
 }
 """By the name of the check."""
+
+
+def failed_run(
+    job: str, reason: str, *, kind: str, trade_date: str | None, by_hand: bool, where: Sequence[str]
+) -> Alert:
+    """The alert for a failed run.
+
+    Parameters
+    ----------
+    kind
+        The run's tag `nq/kind`; empty without one.
+    by_hand
+        Whether a person launched it from an asset's page, so that its job has no name of ours.
+    """
+    name = "a run launched by hand" if by_hand else job
+    return Alert(
+        key=f"run/{job}",
+        what=f"{name} failed{f' for {trade_date}' if trade_date else ''}: {reason}",
+        so_what=RUN_CONSEQUENCE.get(kind, "What the run writes is missing."),
+        what_to_do="read the run's error, fix it and launch the run again.",
+        where=where,
+    )
+
+
+def failed_check(name: str, reason: str, *, promise: str, where: Sequence[str]) -> Alert:
+    """The alert for a failed check.
+
+    Parameters
+    ----------
+    name
+        The asset's key and the check's name, e.g. `databento/trades/gaps`.
+    promise
+        The check's description: what holds when it passes.
+    """
+    check = name.rpartition("/")[2]
+    broken = f"This does not hold: {promise.partition('. ')[0].rstrip('.')}." if promise else ""
+    return Alert(
+        key=f"check/{name}",
+        what=f"{name}: {reason}",
+        so_what=CHECK_CONSEQUENCE.get(check, broken),
+        what_to_do=CHECK_REMEDY.get(check, "see the check and its details in the UI."),
+        where=where,
+    )

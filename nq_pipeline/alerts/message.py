@@ -1,4 +1,4 @@
-"""The words of an alert: what happened, what it means, what to do, where to look."""
+"""An alert, a message about it, and the message in Slack's format. `advice.py` has the words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Alert:
     key
         Identifies the condition, e.g. `check/databento/trades/gaps`.
     what, so_what, what_to_do
-        A sentence each.
+        A sentence each: what happened, what it means, what to do.
     where
         Links and ids.
     """

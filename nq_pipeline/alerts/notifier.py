@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nq_pipeline import files
+from nq_pipeline.alerts.advice import TEST_ALERT
 from nq_pipeline.alerts.message import Alert, Message, State, one_line, slack_body
 from nq_pipeline.alerts.webhook import post
 from nq_pipeline.clock import Clock, SystemClock
@@ -52,7 +53,10 @@ class _AlertState(BaseModel):
 class _State(BaseModel):
     """The content of `alerts.json`."""
 
-    stories: dict[str, _AlertState] = Field(default_factory=dict)
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    active: dict[str, _AlertState] = Field(default_factory=dict, alias="stories")  # the name in alerts.json
+    """The alerts that fire, and those whose last message is still to be sent, by key."""
     refused: int = 0
     """How often in a row the webhook refused a message."""
     not_before: datetime = datetime.min.replace(tzinfo=UTC)
@@ -91,7 +95,7 @@ class Notifier:
         """Record that an alert fires. False when it was reported recently, so that it is only counted."""
         alert = self._clean(alert)
         with self._locked_state() as saved:
-            now, before = self._clock.now(), saved.stories.get(alert.key)
+            now, before = self._clock.now(), saved.active.get(alert.key)
             if before is None or before.message.state != "firing":
                 self._record(saved, "firing", alert, since=now, times=1)
                 return True
@@ -108,21 +112,19 @@ class Notifier:
     def resolve(self, key: str, what: str) -> bool:
         """Record that a firing alert is over, in the words `what`. False when it was not firing."""
         with self._locked_state() as saved:
-            before = saved.stories.get(key)
+            before = saved.active.get(key)
             if before is None or before.message.state != "firing":
                 return False
             ended = self._clean(replace(before.message.alert, what=what))
             self._record(saved, "resolved", ended, since=before.message.since, times=before.times)
-            if not saved.stories[key].waiting:
-                del saved.stories[key]
+            if not saved.active[key].waiting:
+                del saved.active[key]
             return True
 
     def firing(self) -> list[Message]:
         """The alerts that are firing, the oldest first."""
-        stories = self._read().stories.values()
-        return sorted(
-            (s.message for s in stories if s.message.state == "firing"), key=lambda message: message.since
-        )
+        messages = (entry.message for entry in self._read().active.values())
+        return sorted((m for m in messages if m.state == "firing"), key=lambda message: message.since)
 
     def deliver(self) -> Delivery:
         """Send the newest pending message of every key. Never raises because of the webhook.
@@ -149,21 +151,14 @@ class Notifier:
                 delivered += refusal is None
                 if refusal is not None:
                     reason = str(refusal)
-                    if refusal.passing:
+                    if refusal.retryable:
                         break
             return Delivery(delivered, len(_waiting(self._read())), reason)
 
     def send_test(self) -> Delivery:
         """Write and send a test message; a failure is not retried later."""
         now = self._clock.now()
-        alert = Alert(
-            key="test",
-            what="a test of the alerts",
-            so_what="Nothing is wrong. Alerts reach you here.",
-            what_to_do="nothing.",
-            severity="warning",
-        )
-        message = self._message("test", alert, since=now, times=1)
+        message = self._message("test", TEST_ALERT, since=now, times=1)
         self._write(message)
         if self._webhook is None:
             return Delivery(0, 0, "NQ_ALERT_WEBHOOK is not set")
@@ -173,9 +168,7 @@ class Notifier:
     def _record(self, saved: _State, state: State, alert: Alert, *, since: datetime, times: int) -> None:
         message = self._message(state, alert, since=since, times=times)
         self._write(message)
-        saved.stories[alert.key] = _AlertState(
-            message=message, times=times, waiting=self._webhook is not None
-        )
+        saved.active[alert.key] = _AlertState(message=message, times=times, waiting=self._webhook is not None)
 
     def _message(self, state: State, alert: Alert, *, since: datetime, times: int) -> Message:
         return Message(
@@ -205,18 +198,18 @@ class Notifier:
         """Record the result of sending a message, unless a newer one of its key has replaced it."""
         if refusal is None:
             saved.refused, saved.not_before = 0, self._clock.now()
-        elif refusal.passing:
+        elif refusal.retryable:
             pause = min(FIRST_PAUSE * (1 << min(saved.refused, 10)), LONGEST_PAUSE)
             asked = timedelta(seconds=min(refusal.retry_after_s, LONGEST_PAUSE.total_seconds()))
             saved.refused += 1
             saved.not_before = self._clock.now() + max(pause, asked)
-        entry = saved.stories.get(message.alert.key)
+        entry = saved.active.get(message.alert.key)
         if entry is None or entry.message.id != message.id:
             return
         entry.waiting = refusal is not None
         entry.refused += entry.waiting
         if not entry.waiting and message.state == "resolved":
-            del saved.stories[message.alert.key]
+            del saved.active[message.alert.key]
 
     def _clean(self, alert: Alert) -> Alert:
         return replace(
@@ -271,5 +264,5 @@ class Notifier:
 
 def _waiting(saved: _State) -> list[_AlertState]:
     """The pending messages in order: those refused before come last."""
-    waiting = [entry for entry in saved.stories.values() if entry.waiting]
+    waiting = [entry for entry in saved.active.values() if entry.waiting]
     return sorted(waiting, key=lambda entry: (entry.refused, entry.message.at))

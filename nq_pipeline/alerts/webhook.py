@@ -42,7 +42,7 @@ def _post(url: str, body: bytes) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:
         slow = isinstance(error, TimeoutError)
         reason = f"no answer within {TIMEOUT_S:g} s" if slow else f"no connection ({type(error).__name__})"
-        raise WebhookRefused(f"the webhook gave {reason}", passing=True) from None
+        raise WebhookRefused(f"the webhook gave {reason}", retryable=True) from None
     finally:
         connection.close()
     if 200 <= response.status < 300:
@@ -50,13 +50,13 @@ def _post(url: str, body: bytes) -> None:
     wait = response.headers.get("Retry-After", "").strip()
     raise WebhookRefused(
         f"the webhook answered HTTP {response.status}",
-        passing=response.status in (408, 429) or response.status >= 500,
+        retryable=response.status in (408, 429) or response.status >= 500,
         retry_after_s=float(wait) if wait.isdecimal() else 0.0,
     )
 
 
 def _may_help(error: BaseException) -> bool:
-    return isinstance(error, WebhookRefused) and error.passing and error.retry_after_s <= LONGEST_WAIT_S
+    return isinstance(error, WebhookRefused) and error.retryable and error.retry_after_s <= LONGEST_WAIT_S
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

@@ -1,6 +1,6 @@
 """Filling gaps that the live gateway no longer replays, from the historical API.
 
-The host of a capture passes in a `HistoricalRecords`; this room knows neither the vendor's client nor
+The host of a capture passes in a `HistoricalRecords`; this package knows neither the vendor's client nor
 the ledger. Prices and counts are free. `fetch` spends money, so it is called only when the operator has
 opted in (`NQ_CAPTURE_REPAIR=paid`).
 """

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from nq_pipeline.capture.gaps import UNRESOLVED, Gap, GapStore, session_windows
-from nq_pipeline.capture.schema_fallback import SchemaFallback
+from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER, SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
 from nq_pipeline.lake.store import Lake
@@ -22,7 +22,6 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, in_chicago
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
-from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 from nq_pipeline.workspace import Workspace
 
 LATE, STALE = timedelta(minutes=2), timedelta(minutes=10)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER
 from nq_pipeline.clock import to_ns
-from nq_pipeline.spend.entitlements import FALLBACK_ORDER
 
 SPACING_S = 0.25
 """Between two connections; the gateway closes those beyond five a second per address at once."""

@@ -1,9 +1,11 @@
 """Which schema the plan lets us stream: down from the one wanted, one step per refusal.
 
 The gateway accepts the key and the subscription and refuses a schema only in the stream (`Not
-authorized for mbo schema`), so only asking shows what the plan includes. A refusal is stored in the
-table `entitlements` and holds for its trade date. Neither a reconnection nor a new process asks again;
-the next trade date asks once more, in case the plan has changed.
+authorized for mbo schema`), so only a request shows what the plan includes.
+`reconnect_policy.next_step` recognizes the refusal and answers with a `StepDown`; the supervisor of the
+capture then calls `SchemaFallback.refuse`. That stores the refusal in the table `entitlements`, where it
+holds for its trade date, also after a reconnection or a restart. The next trade date requests the schema
+again, in case the plan has changed.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from typing import TYPE_CHECKING
 
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.spend import entitlements
-from nq_pipeline.spend.entitlements import FALLBACK_ORDER
+from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake
+
+FALLBACK_ORDER = ("mbo", "mbp-1", LOWEST_LIVE_SCHEMA)
+"""Live schemas from most to least detailed. Trades can be derived from each."""
 
 
 class SchemaFallback:
@@ -67,7 +72,7 @@ class SchemaFallback:
                 trade_date=day,
                 entitled=False,
                 text=text,
-                step=f"{below} is asked for instead" if below else "nothing is left to ask for",
+                step=f"{below} is requested instead" if below else "no lesser schema is left",
             ),
         )
 

@@ -55,7 +55,7 @@ def doctor(as_json: bool) -> None:
         click.echo("What each plan includes or refuses as far as known, and what each step adds:")
         for step in plan_steps(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
-            again = f" ({printable(step.said)}); asked again on {step.ask_again}" if step.said else ""
+            again = f" ({printable(step.refusal)}); asked again on {step.ask_again}" if step.refusal else ""
             adds = f" Adds {step.adds}." if step.adds else ""
             click.echo(f"  {step.vendor} {step.mode} {step.schema}: {shown}{again}.{adds}")
         for name, probe in probes.items():

@@ -1,4 +1,4 @@
-"""The only room that imports Dagster: it wires the library into assets, checks, jobs, schedules and sensors.
+"""The only package that imports Dagster: assets, checks, jobs, schedules and sensors.
 
-What to ask for, how to judge it and what to write is decided in the rooms below.
+The packages below decide what to fetch, how to judge it and what to write.
 """

@@ -1,7 +1,8 @@
 """The sensors that alert: on a failed run and a check at ERROR, until the next one succeeds.
 
 `run_failures` sees every failed run and only records it. `alerts` looks at the newest result of every check,
-ends the alerts of jobs that succeed again, and sends what is waiting; nothing else here waits for a network.
+ends the alerts of jobs that succeed again, and sends the pending messages; nothing else here waits for a
+network. `alerts/advice.py` has the words.
 """
 
 import json
@@ -10,8 +11,8 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from nq_pipeline.alerts.advice import CHECK_CONSEQUENCE, CHECK_REMEDY, RUN_CONSEQUENCE
-from nq_pipeline.alerts.message import Alert, one_line
+from nq_pipeline.alerts.advice import failed_check, failed_run
+from nq_pipeline.alerts.message import one_line
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.orchestration.names import CAPTURE, KIND, PARTITION
 from nq_pipeline.orchestration.resources import Vendors
@@ -32,17 +33,15 @@ STABLE_S = 300
 )
 def run_failures(context: dg.RunFailureSensorContext, vendors: dg.ResourceParam[Vendors]) -> None:
     settings, run = vendors.settings(), context.dagster_run
-    name = "a run launched by hand" if run.job_name == ASSET_PAGE_JOB else run.job_name
-    day = run.tags.get(PARTITION)
-    Notifier(settings).fire(
-        Alert(
-            key=f"run/{run.job_name}",
-            what=f"{name} failed{f' for {day}' if day else ''}: {_failure(context)}",
-            so_what=RUN_CONSEQUENCE.get(run.tags.get(KIND, ""), "What the run writes is missing."),
-            what_to_do="read the run's error, fix it and launch the run again.",
-            where=[_page(settings, f"runs/{run.run_id}")],
-        )
+    alert = failed_run(
+        run.job_name,
+        _failure(context),
+        kind=run.tags.get(KIND, ""),
+        trade_date=run.tags.get(PARTITION),
+        by_hand=run.job_name == ASSET_PAGE_JOB,
+        where=[_page(settings, f"runs/{run.run_id}")],
     )
+    Notifier(settings).fire(alert)
 
 
 @dg.sensor(
@@ -96,23 +95,15 @@ def _report(
     evaluation: dg.AssetCheckEvaluation,
 ) -> None:
     """Raise an alert for a check at ERROR; a check that passes or only warns ends it."""
-    key, reason = f"check/{name}", evaluation.description or "no reason given"
-    if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
-        notifier.resolve(key, f"{name}: {reason}")
-        return
     page = _page(settings, f"assets/{evaluation.asset_key.to_user_string()}?view=checks")
-    broken = f"This does not hold: {promise.partition('. ')[0].rstrip('.')}." if promise else ""
-    # What the sensor of the capture judges belongs to no run.
+    # The sensor capture_checks evaluates outside any run.
     run = [_page(settings, f"runs/{run_id}")] if run_id else []
-    notifier.fire(
-        Alert(
-            key=key,
-            what=f"{name}: {reason}",
-            so_what=CHECK_CONSEQUENCE.get(evaluation.check_name, broken),
-            what_to_do=CHECK_REMEDY.get(evaluation.check_name, "see the check and its details in the UI."),
-            where=[page, *run],
-        )
-    )
+    reason = evaluation.description or "no reason given"
+    alert = failed_check(name, reason, promise=promise, where=[page, *run])
+    if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
+        notifier.resolve(alert.key, alert.what)
+    else:
+        notifier.fire(alert)
 
 
 def _resolve_runs(notifier: Notifier, instance: dg.DagsterInstance) -> None:
@@ -146,6 +137,6 @@ def _failure(context: dg.RunFailureSensorContext) -> str:
         if data.error:
             cause = data.error.cause or data.error
             if cause.cls_name == "DagsterExecutionInterruptedError":
-                return "its process was told to end"
+                return "its process was interrupted"
             return one_line(cause.message)
     return one_line(context.failure_event.message or "no reason given")

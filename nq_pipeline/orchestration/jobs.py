@@ -100,7 +100,7 @@ def housekeeping_job() -> None:
     compact_tables()
 
 
-@dg.op(description="Ask every vendor, free of charge, whether it is configured, reachable and entitled.")
+@dg.op(description="Check, free of charge, that each vendor is configured, reachable and entitled.")
 def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     from nq_pipeline.runtime import endpoints
 
@@ -113,14 +113,14 @@ def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendor
         context.log.info(f"{name}: {'ready' if ready else 'not ready'}: {probe.detail}")
         if not ready:
             problems.append(f"{name}: {probe.detail}; {probe.remedy}".rstrip("; "))
-    context.add_output_metadata({"vendors": len(settings.chains.sources), "ill": len(problems)})
+    context.add_output_metadata({"vendors": len(settings.chains.sources), "not_ready": len(problems)})
     if problems:
         raise dg.Failure(" | ".join(problems), allow_retries=False)
 
 
 @dg.job(
     name="health",
-    description="The free questions of `nq doctor`. The job fails, and alerts, when a vendor in NQ_SOURCES "
+    description="The free checks of `nq doctor`. The job fails, and alerts, when a vendor in NQ_SOURCES "
     "is not ready, in time to fix it before the open.",
     tags={KIND: "health", MAX_RUNTIME: "300"},
 )
@@ -159,8 +159,12 @@ def retention_job() -> None:
 def delete_old_runs(instance: dg.DagsterInstance, before: datetime) -> dict[str, int]:
     """Delete the finished runs created before an instant, except the last success of each trade date.
 
-    Returns the number of deleted runs by kind. A snapshot is close to a megabyte of history, and a trade
-    date has 78.
+    A trade date has 78 snapshots, each close to a megabyte of history. Runs of backfills and of daily jobs
+    are few and stay.
+
+    Returns
+    -------
+    The number of deleted runs by kind.
     """
     deleted = {}
     for kind in ("chains", "pressure", "spend", CAPTURE):
@@ -173,7 +177,7 @@ def delete_old_runs(instance: dg.DagsterInstance, before: datetime) -> dict[str,
 
 
 def _superseded(runs: Iterable[dg.DagsterRun]) -> Iterator[dg.DagsterRun]:
-    """The finished runs that a later one of the same partition succeeded; `runs` newest first."""
+    """The finished runs except the last success of each partition; `runs` are in order, newest first."""
     succeeded = set()
     for run in runs:
         partition = run.tags.get(PARTITION)

@@ -1,7 +1,7 @@
 """Schedules. `schedule_policy.py` decides whether a tick runs; a tick that launches nothing says why."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 
 import dagster as dg
 
@@ -21,18 +21,28 @@ from nq_pipeline.schedule_policy import (
     CADENCE,
     SCHEDULED,
     chain_tick,
-    housekeeping_tick,
     lateness,
     pressure_tick,
+    trade_date_tick,
 )
 from nq_pipeline.workspace import Workspace
 
 TIMEZONE = "America/Chicago"
 EVERY_FIVE_MINUTES = f"*/{int(CADENCE.total_seconds() // 60)} * * * *"
-AFTER_CLOSE, BEFORE_OPEN = "30 16 * * *", "15 8 * * *"
-"""In the daily pause, when the trade date that closed at 16:00 is still the current one and its settlements
-are out; and shortly before regular hours, when the clearing house has published the open interest of the day
+SETTLEMENT_TIME, OPEN_INTEREST_TIME = time(16, 30), time(8, 15)
+"""Settlements are fetched in the daily pause, while the trade date that closed at 16:00 is still the current
+one; open interest shortly before regular hours, after the clearing house has published that of the day
 before. No vendor promises a time; these are our choice."""
+HEALTH_TIME = time(7, 30)
+COMPACTION_TIME = time(19, 15)
+"""Past midnight UTC, when compaction treats the trade date as over."""
+RETENTION_TIME = time(19, 45)
+"""After the compaction."""
+
+
+def _cron(at: time) -> str:
+    """The cron expression of every day at a time."""
+    return f"{at.minute} {at.hour} * * *"
 
 
 @dg.schedule(
@@ -58,17 +68,18 @@ def chains_while_open(
 
 @dg.schedule(
     job=chain_job,
-    cron_schedule=[AFTER_CLOSE, BEFORE_OPEN],
+    cron_schedule=[_cron(SETTLEMENT_TIME), _cron(OPEN_INTEREST_TIME)],
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Settlements in the daily pause (16:30 CT), as the last snapshot of the trade date that "
-    "closed; open interest before the regular open (08:15 CT), as the first of the one that is open.",
+    description=f"Settlements in the daily pause ({SETTLEMENT_TIME:%H:%M} CT), as the last snapshot of the "
+    f"trade date that closed; open interest before the regular open ({OPEN_INTEREST_TIME:%H:%M} CT), as the "
+    "first of the one that is open.",
 )
 def settlements_and_open_interest(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    tick = housekeeping_tick(scheduled, pinned=settings.now)
+    tick = trade_date_tick(scheduled, pinned=settings.now)
     if tick.trade_date is None:
         return dg.SkipReason(tick.reason)
     if (late := lateness(scheduled, datetime.now(UTC))) is not None:
@@ -86,8 +97,8 @@ def settlements_and_open_interest(
     execution_timezone=TIMEZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every five minutes while NQ_CAPTURE_WINDOW is open and for an hour after it; an hour into "
-    "the next session once more for the trade date before it. It is apart from the chains because the "
-    "capture goes on all night and they are asked for in regular hours.",
+    "the next session once more for the trade date before it. Chains have a schedule of their own, because "
+    "their window is another: the capture goes on all night.",
 )
 def pressure_while_captured(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
@@ -101,13 +112,13 @@ def pressure_while_captured(
     return [dg.RunRequest(run_key=f"{scheduled.isoformat()}:{day}", partition_key=day) for day in days]
 
 
-def _daily(name: str, job: dg.JobDefinition, cron: str, description: str) -> dg.ScheduleDefinition:
-    """A schedule that launches one run on each trade date."""
+def _daily(name: str, job: dg.JobDefinition, at: time, note: str = "") -> dg.ScheduleDefinition:
+    """A schedule that launches one run on each trade date, at a time of day in Chicago."""
 
     def evaluate(
         context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
     ) -> dg.RunRequest | dg.SkipReason:
-        tick = housekeeping_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
+        tick = trade_date_tick(context.scheduled_execution_time, pinned=vendors.settings().now)
         if tick.trade_date is None:
             return dg.SkipReason(tick.reason)
         return dg.RunRequest(run_key=tick.trade_date.isoformat())
@@ -115,31 +126,20 @@ def _daily(name: str, job: dg.JobDefinition, cron: str, description: str) -> dg.
     schedule: Callable[..., dg.ScheduleDefinition] = dg.schedule(
         name=name,
         job=job,
-        cron_schedule=cron,
+        cron_schedule=_cron(at),
         execution_timezone=TIMEZONE,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=description,
+        description=f"At {at:%H:%M} CT on each trade date{note}.",
     )
     return schedule(evaluate)
 
 
 health_before_open = _daily(
-    "health_before_open",
-    health_job,
-    "30 7 * * *",
-    "At 07:30 CT on each trade date, an hour before the regular open.",
+    "health_before_open", health_job, HEALTH_TIME, ", an hour before the regular open"
 )
-housekeeping_after_close = _daily(
-    "housekeeping_after_close",
-    housekeeping_job,
-    "15 19 * * *",  # past midnight UTC, when compaction treats the trade date as over
-    "At 19:15 CT on each trade date.",
-)
+housekeeping_after_close = _daily("housekeeping_after_close", housekeeping_job, COMPACTION_TIME)
 retention_after_close = _daily(
-    "retention_after_close",
-    retention_job,
-    "45 19 * * *",
-    "At 19:45 CT on each trade date, half an hour after the compaction.",
+    "retention_after_close", retention_job, RETENTION_TIME, ", after the compaction"
 )
 spend_hourly = dg.ScheduleDefinition(
     name="spend_hourly",

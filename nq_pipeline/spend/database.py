@@ -114,7 +114,7 @@ def _in_memory(uri: str) -> sqlite3.Connection:
 
 
 def _migrated(engine: sa.Engine) -> sa.Engine:
-    with transaction(engine) as connection:
+    with exclusive_transaction(engine) as connection:
         found = _revision(connection)
         if found != HEAD:
             _migrate(connection, found)
@@ -122,8 +122,14 @@ def _migrated(engine: sa.Engine) -> sa.Engine:
 
 
 @contextmanager
-def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that runs alone; a database error becomes a `LedgerError`."""
+def exclusive_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A database transaction during which no other reads or writes the ledger.
+
+    Raises
+    ------
+    LedgerError
+        The database failed.
+    """
     started, limit_s = time.monotonic(), engine.get_execution_options().get(LIMIT, math.inf)
     try:
         with engine.begin() as connection:
@@ -182,7 +188,7 @@ def _sqlite(path: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # else the driver begins transactions of its own
-        # First of all: switching to WAL waits for nobody otherwise.
+        # Set before WAL: without a timeout, the switch fails at once if another process holds the lock.
         connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -217,7 +223,8 @@ def _postgresql(url: sa.URL, patience_s: float) -> sa.Engine:
             "'nq_pipeline[postgres]'"
         ) from None
 
-    # Before the dialect's own first questions; there is one transaction to a connection.
+    # Here, because the dialect queries each new connection before any other event. A connection serves one
+    # transaction.
     @sa.event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, arguments: Any, parameters: Any) -> Any:
         connection = dialect.connect(*arguments, **parameters)
@@ -235,7 +242,7 @@ def _postgresql(url: sa.URL, patience_s: float) -> sa.Engine:
         for name, factor in (("lock", 1), ("statement", 1), ("idle_in_transaction_session", 2)):
             connection.exec_driver_sql(f"SET LOCAL {name}_timeout = {round(patience_s * factor * 1000)}")
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
-        # Each later statement sees all that was committed before the lock was got.
+        # Each later statement sees all that was committed before the lock was acquired.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")
 
     return engine
@@ -252,7 +259,7 @@ def _shut(connection: Any) -> None:
 
 def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
     """Refuse an empty ledger where the lake has lines of one: it would count as nothing spent."""
-    with transaction(engine) as connection:
+    with exclusive_transaction(engine) as connection:
         if _revision(connection) is not None:
             return
     if lines := Workspace.of(settings).lake.manifest(SPEND).rows:

@@ -23,8 +23,8 @@ Mode = Literal["live", "historical"]
 WHOLE_CHAIN = "chain"
 """Stands in place of a schema for a vendor's whole chain."""
 
-FALLBACK_ORDER = ("mbo", "mbp-1", "trades")
-"""Live schemas from most to least detailed. Trades follow from each; every live plan has the last."""
+LOWEST_LIVE_SCHEMA = "trades"
+"""Every live plan includes it; no lesser schema can replace it (`capture/schema_fallback.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

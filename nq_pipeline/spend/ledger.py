@@ -34,12 +34,12 @@ from nq_pipeline.spend.charge import (
     check_amounts,
     reservation_from_line,
 )
-from nq_pipeline.spend.database import open_copy, open_engine, transaction
+from nq_pipeline.spend.database import exclusive_transaction, open_copy, open_engine
+from nq_pipeline.spend.ledger_transaction import LedgerTransaction
 from nq_pipeline.spend.money import ZERO, format_usd, is_amount, round_up
 from nq_pipeline.spend.period import Boot, this_boot
 from nq_pipeline.spend.statement import Statement, build_statement
 from nq_pipeline.spend.tables import LINES, Kind, Line
-from nq_pipeline.spend.transaction import LedgerTransaction
 
 __all__ = ["Charge", "Ledger", "Mode", "Purpose", "Reservation", "Spending", "open_ledger"]
 
@@ -125,7 +125,7 @@ class Ledger:
         self._clock, self._boot = clock or SystemClock(), boot
         self.is_copy = copy is not None
         self._engine = copy or open_engine(settings)
-        with self._transaction() as tx:
+        with self._begin() as tx:
             tx.record_settings(self._reason)
 
     # ── spending ────────────────────────────────────────────────────────────────────────────────
@@ -133,20 +133,21 @@ class Ledger:
     def reserve(self, charge: Charge) -> Reservation:
         """Reserve the cost of a charge, durably, if it fits every budget. A refusal is recorded, too.
 
-        A charge that costs nothing is recorded and never refused.
+        The check and the write run in one exclusive database transaction, so no other reservation can use the
+        same money in between. A charge that costs nothing is recorded and never refused.
 
         Raises
         ------
         OverBudget
-            It does not fit, or its price is unknown. The message says what was asked for, what it would
-            cost, what is left and which setting raises it.
+            It does not fit, or its price is unknown. The message names the request, its cost, what is
+            left and the setting that raises it.
         LedgerError
             The ledger cannot be written, so the request must not be sent.
         """
         check_amounts(charge)
         reservation_id = uuid.uuid4().hex[:12]
-        with self._transaction() as tx:
-            if refusal := tx.refusal_reason(charge):
+        with self._begin() as tx:
+            if refusal := tx.book_fee_and_check(charge):
                 tx.append(Kind.REFUSED, **charge_columns(charge), reason=refusal)
             else:
                 held = round_up(charge.cost_usd or ZERO)
@@ -157,10 +158,10 @@ class Ledger:
         return Reservation(reservation_id, charge, at, held)
 
     def check(self, charge: Charge) -> str | None:
-        """Why this charge would be refused now; None when it fits every budget."""
+        """Why this charge would be refused now; None when it fits every budget. Reserves nothing."""
         check_amounts(charge)
-        with self._transaction() as tx:
-            return tx.refusal_reason(charge)
+        with self._begin() as tx:
+            return tx.book_fee_and_check(charge)
 
     def commit(
         self, reservation: Reservation, *, billed_bytes: int, request_id: str | None = None
@@ -179,7 +180,7 @@ class Ledger:
             raise LedgerError(f"a download of {billed_bytes} bytes cannot be committed")
         cost = actual_cost(reservation.charge, billed_bytes)
         about = {"bytes": billed_bytes, "request_id": request_id}
-        with self._transaction() as tx:
+        with self._begin() as tx:
             trail = tx.trail(reservation.id)
             if trail.closed is None:
                 tx.close(trail, Kind.COMMITTED, spent_usd=cost, **about)
@@ -198,7 +199,7 @@ class Ledger:
         LedgerError
             The reservation is already committed.
         """
-        with self._transaction() as tx:
+        with self._begin() as tx:
             trail = tx.trail(reservation.id)
             if trail.closed is None:
                 tx.close(trail, Kind.RELEASED, reason=reason)
@@ -214,7 +215,7 @@ class Ledger:
 
     def open_reservations(self, older_than: timedelta = timedelta(0)) -> list[Reservation]:
         """Reservations not yet committed, released or reconciled, the oldest first."""
-        with self._transaction() as tx:
+        with self._begin() as tx:
             # After a clock was set back, an age may be negative; it counts as zero.
             return [
                 reservation_from_line(line)
@@ -242,7 +243,7 @@ class Ledger:
         if not is_amount(cost_usd):
             raise LedgerError(f"{cost_usd} USD cannot have been billed; write 0 or more")
         cost = round_up(cost_usd)
-        with self._transaction() as tx:
+        with self._begin() as tx:
             trail = tx.trail(reservation_id)
             if trail.closed is None:
                 tx.close(trail, Kind.RECONCILED, spent_usd=cost, reason=reason)
@@ -258,12 +259,12 @@ class Ledger:
         if not reason.strip():
             raise LedgerError("give a reason: the change is recorded with it")
         now = self._clock.now()
-        with self._transaction() as tx:
+        with self._begin() as tx:
             tx.append(Kind.CLOCK, recorded_at=now, booked_at=now, reason=reason)
 
     def month(self, at: datetime | None = None) -> Statement:
         """The statement of the calendar month of `at`; of the current month by default."""
-        with self._transaction() as tx:
+        with self._begin() as tx:
             now, zone = tx.now, self.budgets.zone
             first = period.day_of(at or now, zone).replace(day=1)
             running = first == period.day_of(now, zone).replace(day=1)
@@ -286,16 +287,16 @@ class Ledger:
     @property
     def began(self) -> datetime:
         """When the first line was written."""
-        with self._transaction() as tx:
+        with self._begin() as tx:
             return tx.began
 
     def lines(self, after: int = 0) -> list[Line]:
         """All lines with a higher number, in order."""
-        with self._transaction() as tx:
+        with self._begin() as tx:
             return tx.select(LINES.c.line_id > after)
 
     @contextmanager
-    def _transaction(self) -> Iterator[LedgerTransaction]:
-        with transaction(self._engine) as connection:
+    def _begin(self) -> Iterator[LedgerTransaction]:
+        with exclusive_transaction(self._engine) as connection:
             now = self._clock.now()
             yield LedgerTransaction(connection, self.environment, self.budgets, now, self._boot())

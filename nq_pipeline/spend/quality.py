@@ -14,7 +14,7 @@ import polars as pl
 from nq_pipeline.finding import Finding
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.spend import period
-from nq_pipeline.spend.entitlements import FALLBACK_ORDER, WHOLE_CHAIN, Entitlement
+from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA, WHOLE_CHAIN, Entitlement
 from nq_pipeline.spend.money import ZERO, format_usd
 from nq_pipeline.spend.statement import Statement
 
@@ -152,7 +152,7 @@ def _has_substitute(refused: Entitlement, others: Collection[str]) -> bool:
     remain unless all of it was refused.
     """
     if refused.mode == "live":
-        return refused.schema != FALLBACK_ORDER[-1]
+        return refused.schema != LOWEST_LIVE_SCHEMA
     if refused.schema == WHOLE_CHAIN:
         return bool(others)
     return refused.data_from is not None

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.database import open_engine, transaction
+from nq_pipeline.spend.database import exclusive_transaction, open_engine
 from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line
 from nq_pipeline.workspace import Workspace
 
@@ -43,7 +43,7 @@ def restore_ledger(settings: Settings) -> tuple[int, datetime]:
         for line in lines
         if line["kind"] == Kind.RESERVED and line["reservation_id"] not in closed
     ]
-    with transaction(open_engine(settings, restoring=True)) as connection:
+    with exclusive_transaction(open_engine(settings, restoring=True)) as connection:
         if connection.scalar(sa.select(sa.func.count()).select_from(LINES)):
             raise LedgerError("the spend ledger has lines already; nothing was restored")
         connection.execute(LINES.insert(), lines)

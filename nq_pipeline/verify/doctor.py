@@ -102,8 +102,8 @@ class PlanStep:
         What the step adds; empty for a schema that is no known step.
     entitled
         None if it was never requested.
-    said, asked_at
-        The vendor's words if it refused, and when it answered.
+    refusal, asked_at
+        The vendor's text if it refused, and when it answered.
     ask_again
         The first trade date on which a refused step is requested again.
     """
@@ -113,7 +113,7 @@ class PlanStep:
     schema: str
     adds: str
     entitled: bool | None = None
-    said: str = ""
+    refusal: str = ""
     asked_at: datetime | None = None
     ask_again: date | None = None
 
@@ -154,7 +154,7 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
             step = replace(
                 step,
                 entitled=answer.entitled,
-                said=answer.text,
+                refusal=answer.text,
                 asked_at=answer.asked_at,
                 ask_again=answer.ask_again,
             )

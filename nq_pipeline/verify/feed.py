@@ -13,6 +13,7 @@ from nq_pipeline.capture import gateway
 from nq_pipeline.capture.gateway import SessionState, future_parents
 from nq_pipeline.capture.log import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason
+from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import NotConfigured
 from nq_pipeline.market import sessions
@@ -20,12 +21,10 @@ from nq_pipeline.market.contracts import MONTH_CODES
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.market.symbology import Unparsed, parse_globex
 from nq_pipeline.sources.databento.spec import check_databento_key
-from nq_pipeline.spend.entitlements import FALLBACK_ORDER
+from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA
 from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 from nq_pipeline.verify.feed_recorder import Recording
 
-LOWEST_SCHEMA = FALLBACK_ORDER[-1]
-"""Every plan with live data streams it: the schema of all checks but `entitlement`."""
 NAMING_S = 10.0
 """How long to wait for the names of instruments while the market is closed."""
 UNREADABLE_SHARE = 0.01
@@ -54,7 +53,7 @@ def connect(ctx: Context) -> CheckResult:
     if not version:
         return failed(f"{where} answers, but does not greet like a gateway; check NQ_DATABENTO_GATEWAY")
     futures = future_parents(ctx.settings.products)
-    found = recorder.record(LOWEST_SCHEMA, futures, _is_named, patience_s=ctx.timing.patience_s)
+    found = recorder.record(LOWEST_LIVE_SCHEMA, futures, _is_named, patience_s=ctx.timing.patience_s)
     facts = {"address": where, "version": version, "connect_s": connected_s, "opened_s": found.opened_s}
     if found.failure and not _is_refused(found):  # `entitlement` reports a refused schema
         return failed(f"gateway {version} at {where}: {found.failure}", **facts)
@@ -76,7 +75,7 @@ def stream(ctx: Context) -> CheckResult:
     seconds = ctx.stream_s if opened else min(ctx.stream_s, NAMING_S)
     with CaptureLog(ctx.work / "capture", ctx.recorder.dataset, clock=ctx.clock) as log:
         ctx.live = found = ctx.recorder.record(
-            LOWEST_SCHEMA, ctx.parents, lambda _, elapsed: elapsed >= seconds, patience_s=seconds,
+            LOWEST_LIVE_SCHEMA, ctx.parents, lambda _, elapsed: elapsed >= seconds, patience_s=seconds,
             sink=log.append,
         )  # fmt: skip
     ctx.evidence.save("stream.dbn", found.sample())
@@ -154,8 +153,10 @@ def entitlement(ctx: Context) -> CheckResult:
             return failed(f"the plan could not be determined: {schema}: {why}", granted=granted)
     facts = {"granted": granted, "refused": refused}
     refusals = "; ".join(f"{schema} refused ({text})" for schema, text in refused.items())
-    if LOWEST_SCHEMA not in granted:
-        return failed(f"the plan streams no {LOWEST_SCHEMA}, so nothing can be captured: {refusals}", **facts)
+    if LOWEST_LIVE_SCHEMA not in granted:
+        return failed(
+            f"the plan streams no {LOWEST_LIVE_SCHEMA}, so nothing can be captured: {refusals}", **facts
+        )
     fallbacks = [
         f"NQ_CAPTURE_SCHEMA={wanted} falls back to {_best(wanted, granted)}"
         for wanted in {ctx.settings.capture.options_schema, ctx.settings.capture.futures_schema}

@@ -20,13 +20,13 @@ from nq_pipeline.sources.databento.client import HistoricalClient
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings
+from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
-from nq_pipeline.verify.feed import LOWEST_SCHEMA
 from nq_pipeline.verify.replay import record_replay, replay_failure
 
 SPAN_S = 30
@@ -124,9 +124,9 @@ def _client(ctx: Context) -> HistoricalClient:
 def _newest_span(ctx: Context, client: HistoricalClient) -> Query:
     """The trades of the newest span, of all parents."""
     dataset = ctx.settings.vendor(DatabentoSettings).dataset
-    reached = min(from_ns(client.available_end(dataset, (LOWEST_SCHEMA,))), ctx.clock.now() - LAG)
+    reached = min(from_ns(client.available_end(dataset, (LOWEST_LIVE_SCHEMA,))), ctx.clock.now() - LAG)
     end = to_ns(sessions.chain_moment(reached, "globex")) // NS_PER_S * NS_PER_S
-    return Query(dataset, LOWEST_SCHEMA, ctx.parents, end - SPAN_S * NS_PER_S, end)
+    return Query(dataset, LOWEST_LIVE_SCHEMA, ctx.parents, end - SPAN_S * NS_PER_S, end)
 
 
 def _end_time(query: Query) -> str:

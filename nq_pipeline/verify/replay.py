@@ -22,9 +22,9 @@ from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import from_ns
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TRADES
+from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
-from nq_pipeline.verify.feed import LOWEST_SCHEMA
 from nq_pipeline.verify.feed_recorder import Enough, Recording
 
 TAIL_S = 10.0
@@ -101,7 +101,7 @@ def record_replay(
 ) -> Recording:
     """Record a session from an instant on, until `tail_s` seconds after its replay is complete."""
     return ctx.recorder.record(
-        LOWEST_SCHEMA,
+        LOWEST_LIVE_SCHEMA,
         ctx.parents,
         _replayed(ctx.timing.settle_s + tail_s),
         patience_s=ctx.timing.patience_s + tail_s,
@@ -114,7 +114,7 @@ def _replayed(then_s: float) -> Enough:
     done: list[float] = []
 
     def enough(state: SessionState, elapsed: float) -> bool:
-        if LOWEST_SCHEMA in state.replayed and not done:
+        if LOWEST_LIVE_SCHEMA in state.replayed and not done:
             done.append(elapsed)
         return bool(done) and elapsed >= done[0] + then_s
 
@@ -127,7 +127,7 @@ def replay_failure(found: Recording) -> str:
         return found.failure or f"the gateway skipped records: {found.state.skipped}"
     return (
         ""
-        if LOWEST_SCHEMA in found.state.replayed
+        if LOWEST_LIVE_SCHEMA in found.state.replayed
         else f"the replay was not complete after {found.seconds:.0f} s"
     )
 
@@ -138,7 +138,7 @@ def _span(ctx: Context) -> tuple[np.uint64, np.uint64]:
     The edges are left out, because instruments may arrive in another order there.
     """
     assert ctx.live is not None and ctx.resumed is not None
-    reached = [np.uint64(ctx.resumed.state.replayed[LOWEST_SCHEMA])]
+    reached = [np.uint64(ctx.resumed.state.replayed[LOWEST_LIVE_SCHEMA])]
     if len(ctx.resumed.trades):
         reached.append(compare.trade_times(ctx.resumed.trades).max())
     return compare.trade_times(ctx.live.trades).min() + ctx.settle_ns, max(reached) - ctx.settle_ns

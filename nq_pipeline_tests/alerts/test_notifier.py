@@ -82,19 +82,17 @@ def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, ho
         "What to do: docs/capturing.md says what can fill a gap.\n"
         "http://127.0.0.1:3000/runs/abc"
     ]
-    said, delivered = lines(notifier)
+    message, delivered = lines(notifier)
     assert (
-        "alert" not in said
-        and said["key"] == ALERT.key
-        and said["state"] == "firing"
-        and said["what"] == ALERT.what
+        "alert" not in message
+        and message["key"] == ALERT.key
+        and message["state"] == "firing"
+        and message["what"] == ALERT.what
     )
-    assert delivered["id"] == said["id"] and delivered["delivered"] is True
+    assert delivered["id"] == message["id"] and delivered["delivered"] is True
 
 
-def test_what_goes_on_is_said_again_after_a_while_with_how_often(
-    notifier: Notifier, hook: Receiver, clock: Hand
-) -> None:
+def test_a_lasting_alert_is_repeated_with_its_count(notifier: Notifier, hook: Receiver, clock: Hand) -> None:
     told = []
     for _ in range(7):
         told.append(notifier.fire(ALERT))
@@ -121,10 +119,10 @@ def test_a_clock_set_back_silences_nothing(notifier: Notifier, hook: Receiver, c
     assert notifier.deliver().delivered == 1
 
 
-def test_it_is_said_once_that_all_is_well_again(notifier: Notifier, hook: Receiver) -> None:
+def test_the_end_of_an_alert_is_reported_once(notifier: Notifier, hook: Receiver) -> None:
     assert not notifier.resolve(ALERT.key, "never heard of")
     notifier.fire(ALERT)
-    assert [said.alert.key for said in notifier.firing()] == [ALERT.key]
+    assert [message.alert.key for message in notifier.firing()] == [ALERT.key]
     assert notifier.resolve(ALERT.key, "1 gap, filled and counted")
     assert not notifier.resolve(ALERT.key, "1 gap, filled and counted")
     assert notifier.firing() == []
@@ -144,7 +142,7 @@ def test_a_restart_forgets_nothing(notifier: Notifier, hook: Receiver, tmp_path:
     assert len(hook.texts) == 1
 
 
-def test_four_processes_that_see_the_same_say_it_once(hook: Receiver, tmp_path: Path) -> None:
+def test_four_processes_report_the_same_alert_once(hook: Receiver, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from nq_pipeline.alerts.message import Alert\n"
@@ -169,12 +167,12 @@ def test_four_processes_that_see_the_same_say_it_once(hook: Receiver, tmp_path: 
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0, 0]
     notifier = Notifier(settings(hook, tmp_path))
     notifier.deliver()
-    said = [line["key"] for line in lines(notifier) if "state" in line]
-    assert sorted(said) == [f"key{n}" for n in range(5)]
+    fired = [line["key"] for line in lines(notifier) if "state" in line]
+    assert sorted(fired) == [f"key{n}" for n in range(5)]
     assert len(hook.texts) == 5 and len(set(hook.texts)) == 5
     # Each of the hundred calls was counted.
     memory = json.loads((tmp_path / "sandbox" / "alerts.json").read_text())
-    assert sum(story["times"] for story in memory["stories"].values()) == 100
+    assert sum(entry["times"] for entry in memory["stories"].values()) == 100
 
 
 def test_a_server_fault_is_tried_again_at_once_and_then_later(

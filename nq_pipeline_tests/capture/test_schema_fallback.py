@@ -67,5 +67,5 @@ def test_a_refusal_is_a_row_that_says_what_was_done_about_it(ladder: SchemaFallb
     refuse(ladder, "mbo")
     (row,) = ladder.lake.scan(ENTITLEMENTS).collect().iter_rows(named=True)
     assert (row["vendor"], row["schema"], row["mode"], row["entitled"]) == ("databento", "mbo", "live", False)
-    assert (row["text"], row["step"]) == ("Not authorized for mbo schema", "mbp-1 is asked for instead")
+    assert (row["text"], row["step"]) == ("Not authorized for mbo schema", "mbp-1 is requested instead")
     assert row["ask_again"] == NEXT

@@ -146,7 +146,7 @@ def test_plan_without_prices_is_asked_once_a_trade_date(tmp_path: Path) -> None:
     assert_frame_equal(replayed.frame.drop("run_id"), answers[0].frame.drop("run_id"))
     told = {step.schema: step for step in plan_steps(settings) if step.vendor == "polygon"}
     assert told["chain"].entitled is told["NDX"].entitled is False
-    assert "You are not entitled" in told["chain"].said
+    assert "You are not entitled" in told["chain"].refusal
 
 
 def test_plan_steps_show_refused_granted_and_unknown(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_plan_steps_show_refused_granted_and_unknown(tmp_path: Path) -> None:
         record_entitlement(Workspace.of(settings).lake, said)
     told = {(step.vendor, step.mode, step.schema): step for step in plan_steps(settings)}
     assert told["databento", "live", "mbo"].entitled is False
-    assert told["databento", "live", "mbo"].said == "Not authorized for mbo schema"
+    assert told["databento", "live", "mbo"].refusal == "Not authorized for mbo schema"
     assert told["databento", "live", "mbp-1"].entitled is None
     assert told["databento", "live", "trades"].entitled is True
     assert told["databento", "historical", "chain"].entitled is False

@@ -211,7 +211,7 @@ def test_a_capture_alert_ends_when_the_next_run_lasts(desk: Desk, monkeypatch: p
     )
     desk.tick()
     (fired,) = desk.entries("run/capture")
-    assert fired["what"] == "capture failed: its process was told to end"
+    assert fired["what"] == "capture failed: its process was interrupted"
     monkeypatch.setattr(alert_sensors, "STABLE_S", 0)
     desk.tick()
     assert [entry["state"] for entry in desk.entries("run/capture")] == ["firing", "resolved"]

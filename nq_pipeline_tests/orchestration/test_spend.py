@@ -106,7 +106,7 @@ def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
     assert not budget.passed and budget.severity == dg.AssetCheckSeverity.ERROR
     assert "over_budget" in (budget.description or "") and "NQ_BUDGET_DAILY_USD" in (budget.description or "")
     assert not fallback.passed and fallback.severity == dg.AssetCheckSeverity.WARN
-    assert "databento refuses mbo (live): mbp-1 is asked for instead" in (fallback.description or "")
+    assert "databento refuses mbo (live): mbp-1 is requested instead" in (fallback.description or "")
     assert said["spend/ledger/plan_fee"].passed and said["spend/ledger/reconciled"].passed
     assert asked and not [one for one in asked if one["metered"]]
     (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == SPEND_LEDGER]

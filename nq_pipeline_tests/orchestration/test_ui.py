@@ -115,7 +115,7 @@ def test_refusal_fallback_and_alert_are_shown_and_nothing_is_paid(ui: Watched) -
     ui.look(
         "assets/spend/ledger?view=checks&checkDetail=entitlement",
         "entitlement",
-        "mbp-1 is asked for instead",
+        "mbp-1 is requested instead",
     )
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up and not TOLD.search(ui.dev.log.read_text()):

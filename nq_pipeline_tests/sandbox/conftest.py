@@ -1,4 +1,4 @@
-"""One real server process for all tests of this room; scenarios and faults are in its addresses."""
+"""One real server process for all tests of this package; scenarios and faults are in its addresses."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_the_server_is_told_how_long_it_may_take(fresh: FreshLedger) -> None:
     if settings.spend.ledger_url is None:
         pytest.skip("a file answers at once")
     ledger = Ledger(settings)
-    with ledger._transaction() as tx:
+    with ledger._begin() as tx:
         shown = [
             tx._connection.exec_driver_sql(f"SHOW {name}_timeout").scalar()
             for name in ("lock", "statement", "idle_in_transaction_session")

@@ -1,4 +1,4 @@
-"""The ledger within one transaction: what is booked, how much of the budgets is used, what is appended."""
+"""The ledger within one database transaction: its lines, the used part of the budgets, new lines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REPEATED = (
 
 
 class LedgerTransaction:
-    """The ledger within one transaction; no other runs at the same time."""
+    """The ledger within one `database.exclusive_transaction`. `Ledger` opens one for each of its methods."""
 
     def __init__(
         self, connection: sa.Connection, environment: str, budgets: Budgets, now: datetime, boot: Boot | None
@@ -60,8 +60,11 @@ class LedgerTransaction:
         assert first is not None  # opening a ledger writes its first line
         return first.recorded_at
 
-    def refusal_reason(self, charge: Charge) -> str | None:
-        """Why the budgets do not cover this charge; None when they do."""
+    def book_fee_and_check(self, charge: Charge) -> str | None:
+        """Book this month's plan fee if it is missing; return why the budgets do not cover a charge.
+
+        None when they do. A charge of unknown or no cost is decided without the budgets and books nothing.
+        """
         if charge.cost_usd is None:
             return f"{charge}: {charge.vendor} quoted no price, and a request without one is not sent"
         if charge.cost_usd == 0:
