@@ -268,7 +268,7 @@ def count_trades(root: Path) -> tuple[int, int]:
     """Count the distinct trades of the log, and the rows of the lake."""
     import polars as pl
 
-    from nq_pipeline.capture.log import tail
+    from nq_pipeline.capture.log.reader import tail
     from nq_pipeline.lake.tables import TRADES
 
     distinct = pl.DataFrame(schema={"key": pl.UInt64})

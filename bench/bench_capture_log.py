@@ -28,7 +28,8 @@ from typing import Any
 import databento_dbn
 import numpy as np
 
-from nq_pipeline.capture.log import CaptureLog, list_segments
+from nq_pipeline.capture.log.segments import list_segments
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.dbn.layout import RTYPES, SYMBOL_MAPPING, record_dtype
 

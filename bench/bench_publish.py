@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from bench.bench_capture_log import DATASET, TRADES, official, ours, stream
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import PinnedClock
 from nq_pipeline.dbn.framer import Framer

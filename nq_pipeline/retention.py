@@ -21,7 +21,8 @@ from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.capture import log
+from nq_pipeline.capture.log.reader import tail
+from nq_pipeline.capture.log.segments import Position, Segment, list_segments
 from nq_pipeline.capture.publisher import TABLES as PUBLISHED
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.rows import TABLE_OF
@@ -140,7 +141,7 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
     unsettled = _unsettled(lake)
     for folder in sorted(Workspace.of(settings).capture.glob("*/")):
         published = Publisher(folder, lake, run_id="retention").position.segment
-        for segment in log.list_segments(folder)[:-1]:
+        for segment in list_segments(folder)[:-1]:
             if segment.trade_date >= before:
                 break
             if reason := _needed(lake, segment, published, unsettled, now):
@@ -150,7 +151,7 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
     return swept
 
 
-def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | None, now: datetime) -> str:
+def _needed(lake: Lake, segment: Segment, published: int, unsettled: date | None, now: datetime) -> str:
     """Why a segment must stay; empty when all of it is proven to be in the lake."""
     day = segment.trade_date
     if segment.number >= published:
@@ -171,11 +172,11 @@ def _needed(lake: Lake, segment: log.Segment, published: int, unsettled: date | 
     return ""
 
 
-def _tables_in(segment: log.Segment) -> set[Table]:
+def _tables_in(segment: Segment) -> set[Table]:
     """The tables that the records of a segment belong to."""
     folder, number = segment.path.parents[1], segment.number
-    end = log.Position(number, segment.path.stat().st_size)
-    blocks = log.tail(folder, log.Position(number, 0), end)
+    end = Position(number, segment.path.stat().st_size)
+    blocks = tail(folder, Position(number, 0), end)
     return {TABLE_OF[rtype] for block in blocks for rtype in block.frame.tallies if rtype in TABLE_OF}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nq_pipeline.capture.log import tail
+from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.cli import main
 
 ARCHIVE = Path(__file__).parent / "earlier" / "0.1.0.tar.xz"

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nq_pipeline.capture import log
-from nq_pipeline.capture.gaps import Gap, GapState, GapStore
+from nq_pipeline.capture.gap_store import GapStore
+from nq_pipeline.capture.gaps import Gap, GapState
+from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
@@ -144,27 +145,27 @@ def capture(settings: Settings) -> Path:
     with Feed(root, segment_bytes=20_000) as feed:
         feed.session(*np.array_split(market(2_000), 8))
     publisher(root).publish()
-    assert len(log.list_segments(root / DATASET)) > 3
+    assert len(list_segments(root / DATASET)) > 3
     return root
 
 
 def test_published_and_compacted_segments_go_but_for_the_newest(settings: Settings, capture: Path) -> None:
-    segments, before = log.list_segments(capture / DATASET), rows(capture)
+    segments, before = list_segments(capture / DATASET), rows(capture)
     Workspace.of(settings).lake.compact(TRADES, NOON.date(), now=LATER)
     part = swept(settings, "capture")
     assert (part.files, part.kept) == (len(segments) - 1, "")
-    assert log.list_segments(capture / DATASET) == segments[-1:]
+    assert list_segments(capture / DATASET) == segments[-1:]
     assert rows(capture).equals(before)
 
 
 def test_a_capture_goes_on_after_retention(settings: Settings, capture: Path) -> None:
     swept(settings, "capture")
-    last = log.list_segments(capture / DATASET)[-1].number
+    last = list_segments(capture / DATASET)[-1].number
     before = rows(capture).height
     with Feed(capture) as feed:
         feed.session(market(50, seed=9))
     publisher(capture).publish()
-    assert log.list_segments(capture / DATASET)[-1].number == last + 1
+    assert list_segments(capture / DATASET)[-1].number == last + 1
     assert rows(capture).height > before
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from nq_pipeline.capture.locks import LockHolder
+from nq_pipeline.capture.log.locks import LockHolder
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window, describe_closure, in_chicago
 from nq_pipeline.sources.databento.spec import DatabentoSettings

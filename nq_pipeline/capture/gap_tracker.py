@@ -17,18 +17,26 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from nq_pipeline.capture import gaps as rules
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gaps import (
     HISTORICAL,
     LIVE_REPLAY,
+    LOOK_BACK,
     MAX_REPLAYS,
     UNRESOLVED,
+    WEEKLY,
     Gap,
-    GapStore,
     RecordCount,
+    compare_counts,
+    earliest_replay,
+    open_window,
+    split_at_replay_limit,
+    unproven_spans,
 )
 from nq_pipeline.capture.gateway import SessionState
-from nq_pipeline.capture.log import CaptureLog, Position, list_segments, tail
+from nq_pipeline.capture.log.reader import tail
+from nq_pipeline.capture.log.segments import Position, list_segments
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.reconnect_policy import SKIPPED_RECORDS, EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn.framer import ErrorMsg, Frame
@@ -78,7 +86,8 @@ class GapTracker:
     settle_s
         How long after a replay, by wall time and by market time, earlier records may still arrive.
     aging_s
-        The gateway's replay window moves on: what it replays for less than this is given up.
+        The gateway's replay window moves on with the clock. A span that will leave the window within this
+        many seconds is given up, because its second replay would come too late.
 
     Attributes
     ----------
@@ -137,9 +146,9 @@ class GapTracker:
             Those in force.
         """
         now, in_force = self._clock.now(), set(schemas)
-        known = self._store.gaps(now - rules.LOOK_BACK)
+        known = self._store.gaps(now - LOOK_BACK)
         logged = last_moments(folder, {schema: RTYPES[schema] for schema in in_force})
-        ended = self._store.proven(now - rules.LOOK_BACK, now)
+        ended = self._store.proven(now - LOOK_BACK, now)
         for gap in known:
             if gap.state in UNRESOLVED:  # `follow_schemas` handles those of other schemas
                 self._adopt(gap)
@@ -151,7 +160,7 @@ class GapTracker:
             reached = [ns for ns in moments if ns is not None and ns <= to_ns(now)]
             proven = max(reached, default=None)
             continuing = any(g.last_ns is None and g.schema == schema for g in self.unresolved)
-            for first, last in rules.unproven_spans(proven, now, self._window):
+            for first, last in unproven_spans(proven, now, self._window):
                 if last is not None or not continuing:
                     late = proven is None or first > proven
                     self._open(schema, first, last, cause="late start" if late else "not running")
@@ -181,16 +190,16 @@ class GapTracker:
                 self._open(schema, since, None, cause="another schema")
 
     def give_up_aged(self, schemas: Iterable[str]) -> None:
-        """Give up what is older than the gateway is known to replay."""
+        """Give up the parts of gaps that are older than the gateway's replay."""
         now = self._clock.now()
         for schema in schemas:
-            self._give_up_before(schema, rules.earliest_replay(schema, now))
+            self._give_up_before(schema, earliest_replay(schema, now))
 
     def _give_up_before(self, schema: str, limit_ns: int) -> None:
         """Give up what lies before an instant, which the gateway no longer replays."""
         self._limits[schema] = limit = max(limit_ns, self._limits.get(schema, 0))
         mine = [gap for gap in self.unresolved if gap.schema == schema]
-        changed = rules.split_at_replay_limit(mine, limit, self._new_id())
+        changed = split_at_replay_limit(mine, limit, self._new_id())
         self._change(*changed)
         self.beyond_replay += [gap for gap in changed if gap.state == "unfillable"]
 
@@ -217,7 +226,7 @@ class GapTracker:
             requests all there is, and its first record shows where that begins.
         """
         late = [schema for schema, ns in starts.items() if earliest_ns is not None and ns < earliest_ns]
-        late = [schema for schema in late if schema not in rules.WEEKLY] or late
+        late = [schema for schema in late if schema not in WEEKLY] or late
         if earliest_ns is None or not late:
             self._replay_all |= starts.keys()
             return
@@ -248,7 +257,7 @@ class GapTracker:
         """Continue a gap of an earlier capture; the count of its replay is lost."""
         last = gap.last_ns
         if last is None and gap.first_ns < self._opens_ns and self._window != "always":
-            closed = rules.open_window(from_ns(gap.first_ns), self._window)
+            closed = open_window(from_ns(gap.first_ns), self._window)
             last = to_ns(closed[1]) if closed and closed[1] else self._opens_ns
         if (gap.state, gap.last_ns, gap.attempts) != ("open", last, 0):
             reason = "continued by another capture"
@@ -336,7 +345,7 @@ class GapTracker:
         """Judge a gap by its second count; None if its session has ended and it is replayed anew."""
         if self._gaps[gap.gap_id] is not gap:
             return None
-        judged = rules.compare_counts(gap, self._awaiting_count.pop(gap.gap_id), found)
+        judged = compare_counts(gap, self._awaiting_count.pop(gap.gap_id), found)
         self._change(judged)
         if judged.is_disputed:
             self.beyond_replay.append(judged)
@@ -426,7 +435,7 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
     found: dict[str, int] = {}
     newest = [s for s in list_segments(folder) if until is None or s.number <= until.segment]
     for segment in reversed(newest):
-        if not wanted.keys() - found.keys() or newest[-1].trade_date - segment.trade_date > rules.LOOK_BACK:
+        if not wanted.keys() - found.keys() or newest[-1].trade_date - segment.trade_date > LOOK_BACK:
             break
         last: dict[str, int] = {}
         end = Position(segment.number, segment.path.stat().st_size)

@@ -10,13 +10,12 @@ Each change of state is another row of the table `gaps`; the highest revision is
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window
 
 if TYPE_CHECKING:
-    from nq_pipeline.lake.store import Lake
+    pass
 
 GapState = Literal["open", "replayed", "verified", "unfillable"]
 UNRESOLVED: tuple[GapState, ...] = ("open", "replayed")
@@ -205,163 +204,6 @@ def describe_difference(more: int, fewer: int) -> str:
     ]
     found = " and ".join(filter(None, parts))
     return f"the lake has other rows than the count: {found}" if found else ""
-
-
-_RENAMED = {
-    "first_ns": "first_ts",
-    "last_ns": "last_ts",
-    "replayed": "records_replayed",
-    "counted": "records_counted",
-    "published": "rows_published",
-}
-_COLUMNS = {each.name: _RENAMED.get(each.name, each.name) for each in fields(Gap)}
-"""The field of a gap to its column."""
-_TEXTS = ("detail", "reason", "filled_by")
-"""Fields that are null in the table when empty."""
-
-
-def _gap_of(row: Mapping[str, Any]) -> Gap:
-    values = {name: row[column] for name, column in _COLUMNS.items()}
-    return Gap(**{**values, **{name: values[name] or "" for name in _TEXTS}})
-
-
-class GapStore:
-    """The tables of gaps and of sessions of one dataset.
-
-    Parameters
-    ----------
-    run_id
-        Written to every row.
-    """
-
-    def __init__(self, lake: Lake, *, dataset: str, run_id: str) -> None:
-        self._lake, self._dataset, self._run_id = lake, dataset, run_id
-        self._environment = lake.root.parent.name
-
-    def gaps(self, since: datetime) -> list[Gap]:
-        """The current state of every gap that begins on the trade date of `since` or later."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import GAPS
-
-        rows = (
-            self._lake.scan(GAPS)
-            .filter(pl.col("trade_date") >= sessions.trade_date(since), pl.col("dataset") == self._dataset)
-            .sort("revision")
-            .group_by("gap_id", maintain_order=True)
-            .last()
-            .with_columns(pl.col("first_ts", "last_ts").dt.epoch("ns"))
-            .collect()
-        )
-        return [_gap_of(row) for row in rows.iter_rows(named=True)]
-
-    def write(self, gaps: Iterable[Gap], at: datetime) -> None:
-        """Append states, durably; states already stored add nothing."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import GAPS, INSTANT
-
-        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
-        rows = [
-            {
-                **{column: getattr(gap, name) for name, column in _COLUMNS.items()},
-                **{name: getattr(gap, name) or None for name in _TEXTS},
-                "changed_at": to_ns(at),
-                "trade_date": sessions.trade_date(from_ns(gap.first_ns)),
-                **origin,
-            }
-            for gap in gaps
-        ]
-        if rows:
-            instants = ("changed_at", "first_ts", "last_ts")
-            frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-                pl.col(instants).cast(pl.Int64).cast(INSTANT)
-            )
-            self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
-
-    def compare(self, gap: Gap, found: RecordCount) -> Gap:
-        """A verified gap with the number of its rows in the lake, after they were published.
-
-        Only the instruments that were counted are compared; others belong to other schemas.
-        """
-        import polars as pl
-
-        from nq_pipeline.capture.rows import TABLE_OF
-        from nq_pipeline.lake.tables import INSTANT
-
-        assert gap.last_ns is not None
-        first, last = from_ns(gap.first_ns), from_ns(gap.last_ns)
-        days = {sessions.trade_date(first), sessions.trade_date(last)}
-        days |= {s.trade_date for s in sessions.sessions(min(days), max(days))}
-        since, until = (pl.lit(ns).cast(INSTANT) for ns in (gap.first_ns, gap.last_ns))
-        rows = (
-            self._lake.scan(TABLE_OF[found.rtype], days)
-            .filter(pl.col("ts_event").is_between(since, until, closed="left"))
-            .group_by("instrument_id")
-            .len()
-            .collect()
-        )
-        in_lake = Counter(dict(rows.iter_rows()))
-        differences = [in_lake[i] - counted for i, counted in found.by_instrument.items()]
-        more, fewer = sum(d for d in differences if d > 0), -sum(d for d in differences if d < 0)
-        return gap.change(published=found.total + more - fewer, reason=describe_difference(more, fewer))
-
-    def proven(self, since: datetime, until: datetime) -> int | None:
-        """Up to where everything had arrived when we last ended a session ourselves, nanoseconds UTC."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import SESSIONS
-
-        days = {s.trade_date for s in sessions.sessions(since.date(), until.date())}
-        found = (
-            self._lake.scan(SESSIONS, days | {sessions.trade_date(until)})
-            .filter(pl.col("dataset") == self._dataset, pl.col("ended") == "stopped")
-            .select(pl.col("proven_ts").dt.epoch("ns").max())
-            .collect()
-        )
-        newest = found.item()
-        return None if newest is None else int(newest)
-
-    def write_session(self, row: Mapping[str, object], at: datetime) -> None:
-        """Append a row of `sessions`; instants in nanoseconds UTC."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import INSTANT, SESSIONS
-
-        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
-        instants = ("started_at", "ended_at", "replay_from", "proven_ts")
-        frame = pl.DataFrame([{**row, **origin, "trade_date": sessions.trade_date(at)}])
-        frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
-        self._lake.append(SESSIONS, frame, run_id=self._run_id, now=at)
-
-
-class BackgroundWriter:
-    """Runs work in order on a thread of its own, so that the event loop never waits for the lake.
-
-    What went wrong is raised by `check`.
-    """
-
-    def __init__(self) -> None:
-        self._pending: deque[Future[Any]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-writer")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.check(wait=True)
-        finally:
-            self._thread.shutdown(wait=True)
-
-    def submit(self, work: Callable[[], object]) -> None:
-        self._pending.append(self._thread.submit(work))
-
-    def check(self, *, wait: bool = False) -> None:
-        """Raise what went wrong so far; with `wait`, after all work is done."""
-        while self._pending and (wait or self._pending[0].done()):
-            self._pending.popleft().result()
 
 
 def session_windows(session: sessions.Session, window: Window) -> list[tuple[datetime, datetime]]:

@@ -20,8 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nq_pipeline.capture import log
-from nq_pipeline.capture.log import BEGINNING, Position
+from nq_pipeline.capture.log.reader import tail
+from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
 from nq_pipeline.capture.rows import Origin, RowCounts, SessionRows
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
@@ -166,7 +166,7 @@ class Publisher:
         session, given, end = self._session, start, start
         failure: CaptureError | None = None
         try:
-            for block in log.tail(self.log_folder, start, until):
+            for block in tail(self.log_folder, start, until):
                 if session is None or block.segment.session != session.number:
                     if session and end != given:
                         yield session, end
@@ -203,7 +203,7 @@ class Publisher:
 
     def _resume(self, position: Position) -> SessionRows | None:
         """The session as it was at a position, by reading the records before it again."""
-        found = {s.number: s for s in log.list_segments(self.log_folder)}
+        found = {s.number: s for s in list_segments(self.log_folder)}
         if position.segment not in found:
             return None
         first, size = position.segment, position.offset
@@ -211,7 +211,7 @@ class Publisher:
             first -= 1
             size += found[first].path.stat().st_size
         session = SessionRows(found[position.segment].session)
-        for block in log.tail(self.log_folder, Position(first, 0), position):
+        for block in tail(self.log_folder, Position(first, 0), position):
             session.add(block.frame)
             if session.pending_bytes >= self._batch_bytes:
                 session.skip()

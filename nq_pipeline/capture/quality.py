@@ -12,7 +12,8 @@ from datetime import date, datetime, timedelta
 
 import polars as pl
 
-from nq_pipeline.capture.gaps import UNRESOLVED, Gap, GapStore, session_windows
+from nq_pipeline.capture.gap_store import GapStore
+from nq_pipeline.capture.gaps import UNRESOLVED, Gap, session_windows
 from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER, SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding

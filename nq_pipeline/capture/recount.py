@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from nq_pipeline.capture import reconnect_policy
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gap_tracker import GapTracker
-from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, GapStore, RecordCount
+from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, RecordCount
 from nq_pipeline.capture.gateway import GatewayConnector, Subscription
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd
 from nq_pipeline.clock import Clock

@@ -15,8 +15,7 @@ from nq_pipeline.capture.capture_policy import (
     Situation,
     settings_fingerprint,
 )
-from nq_pipeline.capture.locks import is_run_alive
-from nq_pipeline.capture.log import read_lock_holder
+from nq_pipeline.capture.log.locks import is_run_alive, read_lock_holder
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.orchestration.jobs import capture_job
 from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE

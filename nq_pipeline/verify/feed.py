@@ -11,7 +11,7 @@ import numpy as np
 
 from nq_pipeline.capture import gateway
 from nq_pipeline.capture.gateway import SessionState, future_parents
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason
 from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER
 from nq_pipeline.clock import NS_PER_S

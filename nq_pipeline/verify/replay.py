@@ -17,7 +17,7 @@ import polars as pl
 
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
 from nq_pipeline.capture.gateway import SessionState
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import from_ns
 from nq_pipeline.lake.store import Lake

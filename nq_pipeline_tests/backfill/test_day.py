@@ -21,7 +21,7 @@ import zstandard
 from nq_pipeline.backfill.day import BackfillDay, backfill_day
 from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
 from nq_pipeline.backfill.scope import HOURS_PER_QUERY, SCHEMAS
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.errors import NotEntitled, SettingsError
 from nq_pipeline.lake.store import Lake

@@ -15,11 +15,12 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from nq_pipeline.capture.capture import Capture, Timing
+from nq_pipeline.capture.capture import Capture
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
-from nq_pipeline.capture.locks import hold_capture_lock
-from nq_pipeline.capture.log import list_segments
+from nq_pipeline.capture.log.locks import hold_capture_lock
+from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.capture.supervisor import Timing
 from nq_pipeline.clock import PinnedClock, ShiftedClock, to_ns
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled
 from nq_pipeline.lake.tables import GAPS, SESSIONS

@@ -17,7 +17,7 @@ from nq_pipeline.capture.capture_policy import (
     retry_pause,
     settings_fingerprint,
 )
-from nq_pipeline.capture.locks import LockHolder
+from nq_pipeline.capture.log.locks import LockHolder
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.sessions import CHICAGO
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline.capture.log import list_segments
+from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.sandbox.gateway.gateway import Gateway

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS, GapTracker
-from nq_pipeline.capture.gaps import GapStore
 from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gap_tracker import GapTracker, last_moments
-from nq_pipeline.capture.gaps import Gap, GapStore, RecordCount
+from nq_pipeline.capture.gaps import Gap, RecordCount
 from nq_pipeline.capture.gateway import SessionState
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.dbn.framer import Frame

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gaps import (
     Gap,
-    GapStore,
     RecordCount,
     compare_counts,
     earliest_replay,

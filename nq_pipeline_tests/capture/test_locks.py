@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from nq_pipeline import files
-from nq_pipeline.capture import locks
+from nq_pipeline.capture.log import locks
 
 
 def test_a_run_is_alive_once_it_is_claimed(tmp_path: Path) -> None:

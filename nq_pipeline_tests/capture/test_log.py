@@ -16,16 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.capture.log import (
-    BEGINNING,
-    Block,
-    CaptureLog,
-    Position,
-    list_segments,
-    read_mappings,
-    recover,
-    tail,
-)
+from nq_pipeline.capture.log.reader import Block, read_mappings, tail
+from nq_pipeline.capture.log.recovery import recover
+from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.dbn.framer import Framer, SymbolMapping
 from nq_pipeline.errors import CaptureError
 from nq_pipeline_tests.testing.dbn_streams import (

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nq_pipeline.capture.locks import lock_pid
-from nq_pipeline.capture.log import CaptureLog, recover, tail
+from nq_pipeline.capture.log.locks import lock_pid
+from nq_pipeline.capture.log.reader import tail
+from nq_pipeline.capture.log.recovery import recover
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.errors import CaptureBusy, LogFailed
 from nq_pipeline_tests.testing.capture_writer import DATASET
 from nq_pipeline_tests.testing.dbn_streams import (

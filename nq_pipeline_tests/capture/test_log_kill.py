@@ -12,7 +12,10 @@ import databento
 import numpy as np
 import pytest
 
-from nq_pipeline.capture.log import BEGINNING, CaptureLog, Position, list_segments, recover, tail
+from nq_pipeline.capture.log.reader import tail
+from nq_pipeline.capture.log.recovery import recover
+from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.dbn.framer import Head
 from nq_pipeline_tests.testing.capture_writer import DATASET, capture, parse_report
 from nq_pipeline_tests.testing.dbn_streams import Clock, trades

@@ -9,7 +9,7 @@ import databento
 import numpy as np
 import pytest
 
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript

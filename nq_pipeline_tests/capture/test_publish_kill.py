@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from nq_pipeline.capture.log import Position
+from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market import sessions

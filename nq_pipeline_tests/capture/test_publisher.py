@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.capture.log import BEGINNING, Position, list_segments
+from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
 from nq_pipeline.errors import CaptureError, LakeError
 from nq_pipeline.files import locked
 from nq_pipeline.lake import catalog

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.capture.capture import Timing
-from nq_pipeline.capture.gaps import GapStore
-from nq_pipeline.capture.log import list_segments
+from nq_pipeline.capture.gap_store import GapStore
+from nq_pipeline.capture.log.segments import list_segments
+from nq_pipeline.capture.supervisor import Timing
 from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault

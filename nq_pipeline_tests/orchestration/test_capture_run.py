@@ -27,7 +27,7 @@ from nq_pipeline.capture.capture_policy import (
     TO_BEGIN,
     decide_capture,
 )
-from nq_pipeline.capture.locks import hold_capture_lock
+from nq_pipeline.capture.log.locks import hold_capture_lock
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.capture_runs import situation

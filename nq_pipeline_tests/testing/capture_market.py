@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
-from nq_pipeline.capture.locks import lock_pid
+from nq_pipeline.capture.log.locks import lock_pid
 from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.configuration import load as load_settings
 from nq_pipeline.orchestration.resources import Vendors

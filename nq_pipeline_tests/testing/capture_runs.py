@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nq_pipeline.capture.capture import Capture, Timing
-from nq_pipeline.capture.log import tail
+from nq_pipeline.capture.capture import Capture
+from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
+from nq_pipeline.capture.supervisor import Timing
 from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import GAPS, SESSIONS, TRADES

@@ -14,7 +14,8 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from nq_pipeline.capture.log import CaptureLog, Position
+from nq_pipeline.capture.log.segments import Position
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.errors import LogFailed
 from nq_pipeline.market import sessions
 from nq_pipeline_tests.testing.dbn_streams import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.framer import Framer

@@ -14,7 +14,7 @@ import databento
 import numpy as np
 from databento.common.error import BentoError
 
-from nq_pipeline.capture.log import CaptureLog
+from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.dbn.layout import Array

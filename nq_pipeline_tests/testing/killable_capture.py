@@ -12,8 +12,9 @@ from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from nq_pipeline.capture.capture import Capture, Timing
+from nq_pipeline.capture.capture import Capture
 from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.capture.supervisor import Timing
 from nq_pipeline.clock import ShiftedClock
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.market import sessions

@@ -7,8 +7,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nq_pipeline.capture.capture import Capture, Timing
-from nq_pipeline.capture.log import list_segments
+from nq_pipeline.capture.capture import Capture
+from nq_pipeline.capture.log.segments import list_segments
+from nq_pipeline.capture.supervisor import Timing
 from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.workspace import Workspace

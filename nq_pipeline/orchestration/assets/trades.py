@@ -19,7 +19,7 @@ from nq_pipeline.capture.capture_policy import (
     STOPPED_TAG,
     settings_fingerprint,
 )
-from nq_pipeline.capture.locks import claim_run
+from nq_pipeline.capture.log.locks import claim_run
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError

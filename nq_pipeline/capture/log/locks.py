@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nq_pipeline import files
+from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.errors import CaptureBusy
 
 LOCK = ".lock"
@@ -105,3 +106,21 @@ def _has_name(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
+
+
+def read_lock_holder(root: Path, dataset: str) -> LockHolder | None:
+    """The process that captures to a folder; None without one."""
+    process = lock_pid(root)
+    if process is None:
+        return None
+    # The lock file is written when the capture starts, a segment whenever records arrive.
+    found = list_segments(root / dataset)
+    since = _modified(root / LOCK) or datetime.now(UTC)
+    return LockHolder(process, since, _modified(found[-1].path) if found else None)
+
+
+def _modified(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None

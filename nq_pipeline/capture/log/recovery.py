@@ -1,0 +1,76 @@
+"""Repairs the end of a log whose process died or lost power while writing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from nq_pipeline import files
+from nq_pipeline.capture.log.reader import BLOCK, read_head
+from nq_pipeline.capture.log.segments import Segment, list_segments
+from nq_pipeline.dbn.framer import Framer
+from nq_pipeline.errors import BadStream
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How the newest segment's tail was repaired.
+
+    Attributes
+    ----------
+    kept, cut
+        Bytes up to the end of the last whole record, and bytes removed behind it.
+    aside
+        Where damaged bytes were kept; None if only the start of a record was removed.
+    """
+
+    segment: Segment
+    kept: int
+    cut: int
+    aside: Path | None
+
+
+def recover(folder: Path) -> Recovery | None:
+    """Cut the newest segment after its last whole record and make it durable; requires the lock.
+
+    An incomplete record is removed. Other bytes that are no record (zeros after a power cut) are kept
+    under the segment's name with `.torn`.
+
+    Raises
+    ------
+    CaptureError
+        The header of the segment cannot be read.
+    """
+    for leftover in folder.rglob(files.TEMPORARY):
+        leftover.unlink()
+    found = list_segments(folder)
+    if not found:
+        return None
+    segment = found[-1]
+    damaged = False
+    with segment.path.open("r+b") as file:
+        framer = Framer(read_head(segment, file))
+        try:
+            while piece := file.read(BLOCK):
+                for _ in framer.feed(piece):
+                    pass
+        except BadStream:
+            damaged = True
+        size = os.fstat(file.fileno()).st_size
+        aside = _set_aside(segment.path, file, framer.offset) if damaged else None
+        file.truncate(framer.offset)
+        os.fsync(file.fileno())
+    return Recovery(segment, framer.offset, size - framer.offset, aside)
+
+
+def _set_aside(path: Path, file: BinaryIO, offset: int) -> Path:
+    aside = path.with_name(path.name + ".torn")
+    file.seek(offset)
+    with files.temporary_for(aside) as temporary:
+        with temporary.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        files.rename_durably(temporary, aside)
+    return aside

@@ -1,0 +1,61 @@
+"""The files of the log, their order, and positions in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place between two records of the log, ordered as the log is; `17:4096` as text."""
+
+    segment: int
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The inverse of `str()`; raises ValueError for any other text."""
+        segment, colon, offset = text.partition(":")
+        if not (colon and segment.isdecimal() and offset.isdecimal()):
+            raise ValueError(
+                f"{text!r} is not a position in a capture log; write SEGMENT:OFFSET, e.g. 17:4096"
+            )
+        return cls(int(segment), int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.segment}:{self.offset}"
+
+
+BEGINNING = Position(0, 0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """One file of the log, with the instant and the trade date of its creation.
+
+    `session` is the number of the segment with which its gateway session began.
+    """
+
+    number: int
+    session: int
+    start_ns: int
+    trade_date: date
+    path: Path
+
+
+def list_segments(folder: Path) -> list[Segment]:
+    """The segments of a dataset's log, in order."""
+    found = []
+    for path in folder.glob("trade_date=*/*.dbn"):
+        name = _NAME.fullmatch(path.name)
+        if name:
+            day = date.fromisoformat(path.parent.name.removeprefix("trade_date="))
+            found.append(Segment(int(name[2]), int(name[3]), int(name[1]), day, path))
+    return sorted(found)
