@@ -1,11 +1,11 @@
-"""Retention: removes old files whose content is proven to be elsewhere.
+"""Retention: removes old files that are no longer needed.
 
     raw/<source>/trade_date=…/   answers whose rows are in the lake, after NQ_KEEP_RAW_DAYS
     capture/<dataset>/…/*.dbn    segments that are published, compacted and without an open gap, after
                                  NQ_KEEP_CAPTURE_DAYS
     reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes them again
-    cache/answers/*              parsed answers past their lifetime, after a day
-    cache/*-http.sqlite          HTTP caches of versions before 0.2, at once: nothing reads them any more
+    cache/answers/*              expired parsed answers, after a day
+    cache/*-http.sqlite          HTTP caches of versions before 0.2, which nothing reads any more, at once
 
 Retention never touches the tables, the spend ledger, purchased history (`raw/databento/history`), the
 evidence of `nq verify` or the log of alerts.
@@ -48,11 +48,11 @@ class SweepResult:
     what
         `raw`, `capture`, `reports` or `cache`.
     before
-        Trade dates before this one are old; None where age does not matter.
+        Earlier trade dates are old; None if age does not matter.
     files, bytes
-        Removed, or in a dry run to be removed.
+        Removed, or in a dry run: would be removed.
     kept
-        Which old files stay and why; empty when none does.
+        Which old files stay and why; empty if none do.
     """
 
     what: str
@@ -74,8 +74,8 @@ class SweepResult:
 def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[SweepResult]:
     """Remove old files; a dry run only counts them.
 
-    The next call completes one that was killed, and calls take turns. Safe beside writers: nobody writes
-    to an old trade date of the archive, and the newest segment of the capture log always stays.
+    The next call completes one that was killed; concurrent calls take turns. It is safe while others write:
+    nothing writes to an old trade date of the archive, and the newest capture segment always stays.
     """
     with locked(Workspace.of(settings).root / ".retention.lock"):
         _remove(
@@ -96,7 +96,7 @@ def _before(now: datetime, days: int) -> date | None:
 
 
 def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepResult:
-    """Remove answers whose request is in `fetches`; a run that died before that can still be completed."""
+    """Remove answers whose request is in `fetches`; the others are needed to finish runs that died."""
     swept = SweepResult("raw", before)
     if before is None:
         return swept
@@ -110,7 +110,7 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
         written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
         for path in sorted(folder.glob("*.zst")):
             if path.stem in written and day not in unfinished:
-                # The body last: the next call finds by it what a killed call left.
+                # The body last, because the next call finds the leftovers of a killed call by it.
                 _remove(swept, [path.with_suffix(".json"), path], dry_run)
             else:
                 unwritten += 1
@@ -133,7 +133,7 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
 
 
 def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> SweepResult:
-    """Remove the oldest segments up to the first that is needed: segment numbers have no gaps."""
+    """Remove the oldest segments up to the first that is needed; segment numbers must stay consecutive."""
     swept = SweepResult("capture", before)
     if before is None:
         return swept
@@ -152,7 +152,7 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
 
 
 def _needed(lake: Lake, segment: Segment, published: int, unsettled: date | None, now: datetime) -> str:
-    """Why a segment must stay; empty when all of it is proven to be in the lake."""
+    """Why a segment must stay; empty if all of it is in the lake."""
     day = segment.trade_date
     if segment.number >= published:
         return "it is not published"
@@ -181,7 +181,7 @@ def _tables_in(segment: Segment) -> set[Table]:
 
 
 def _unsettled(lake: Lake) -> date | None:
-    """The earliest trade date with a gap that is not settled."""
+    """The earliest trade date with an unsettled gap, or None."""
     return (  # type: ignore[no-any-return]
         lake.scan(GAPS)
         .sort("revision")

@@ -1,4 +1,4 @@
-"""The folder of one environment, `<NQ_DATA_DIR>/<environment>`, and everything in it by name.
+"""The folder of one environment, `<NQ_DATA_DIR>/<environment>`, and the paths and stores in it.
 
 Nothing here creates a folder or opens a file; the first writer does. Sandbox and live data never
 share a workspace.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The places of one environment below `root`."""
+    """The paths and stores of one environment below `root`."""
 
     root: Path
 
@@ -43,27 +43,28 @@ class Workspace:
         Raises
         ------
         NoLake
-            Nothing was ever written here. To a person that is not an empty lake.
+            Nothing was ever written here, which a person should not take for an empty lake.
         """
         lake = self.lake
         try:
             lake.root.stat()
         except FileNotFoundError:
             raise NoLake(
-                f"there is no lake in {self.root.absolute()}; `nq run` makes one, and NQ_DATA_DIR says where"
+                f"there is no lake in {self.root.absolute()}; create one with `nq run`, "
+                "or set NQ_DATA_DIR to the folder that has one"
             ) from None
         return lake
 
     @property
     def archive(self) -> RawArchive:
-        """The vendors' answers as they came."""
+        """The vendors' answers, unchanged."""
         from nq_pipeline.lake.archive import RawArchive
 
         return RawArchive(self.root / "raw")
 
     @property
     def history(self) -> Path:
-        """Historical data that was bought, as the vendor sent it."""
+        """Purchased historical data, unchanged."""
         return self.root / "raw" / "databento" / "history"
 
     @property
@@ -73,12 +74,12 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """Answers that may be served again, and the vendors' circuit breakers."""
+        """The caches of answers, and the state of the vendors' circuit breakers."""
         return self.root / "cache"
 
     @property
     def ledger(self) -> Path:
-        """The SQLite spend ledger, where no other database is configured."""
+        """The SQLite spend ledger, unless another database is configured."""
         return self.root / "ledger.sqlite"
 
     @property

@@ -1,1 +1,1 @@
-"""What is computed from the lake and written back to it."""
+"""Tables computed from chains and trades: pricing, metrics, trade pressure, and checks of them."""

@@ -1,11 +1,11 @@
-"""What traders look at, of a priced chain: smile, profile by strike, a row per series, gamma levels.
+"""Metrics of a priced chain: smile, strike profile, metrics per series, gamma levels.
 
-Every function takes the chain joined with its pricing (`priced_chain`) and returns rows of one
-table, without `run_id`. Sources and snapshots are never added together. A number that a vendor did
-not send stays null; it is not counted as 0.
+Every public function takes the chain joined with its pricing (`priced_chain`) and returns rows of one
+table, without `run_id`. Sums never span sources or snapshots. A number that the vendor did not send is
+null, not 0.
 
-Gamma exposure rests on an assumption that no data here confirms: that dealers are long every
-call and short every put that is open. Formulas and their sources are in `docs/analytics.md`.
+Gamma exposure assumes that dealers are long every open call and short every open put. No data here
+confirms that. Formulas and their sources are in `docs/analytics.md`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ STRIKE = (*SERIES, "strike")
 MARKET = (*SNAPSHOT, "product")
 
 GAMMA_RANGE = 0.10
-"""The zero-gamma level is looked for within this share of the forward."""
+"""The zero-gamma level is searched within this fraction of the forward, up and down."""
 GAMMA_STEPS = 81
-"""Levels the exposure is computed at; sign changes closer together than two of them are not seen."""
+"""Levels at which the exposure is computed; two sign changes between neighbouring levels go unnoticed."""
 BISECTIONS = 20
-"""Halvings of a step: the level is exact to a thousandth of a point."""
+"""Bisections of a step; they give the level to a thousandth of a point."""
 
 _CALL = pl.col("option_type") == "C"
 _PRICING = ("valued_at", "price", "price_used", "forward", "years", "rate", "iv", "iv_uncertainty")
 
 
 def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `option_chain` with our volatility (`iv`) in place of the vendor's."""
+    """Join rows of `option_chain` with their `option_pricing`; `iv` is our volatility, not the vendor's."""
     key = ["source", "snapshot_ts", "contract_key"]
-    # DuckDB hands instants over in microseconds, the lake in nanoseconds.
+    # DuckDB returns instants in microseconds, the lake in nanoseconds.
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
     contract = ("expiration", "option_type", "multiplier", "open_interest", "volume")
     rows = chain.select(*STRIKE, "contract_key", *contract).with_columns(instant)
@@ -45,7 +45,7 @@ def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
 
 
 def iv_smile(priced: pl.DataFrame) -> pl.DataFrame:
-    """The out-of-the-money volatility of every strike: of the put below the forward, else of the call."""
+    """The volatility of each strike's out-of-the-money option: the put below the forward, else the call."""
     out = (
         pl.when(_CALL)
         .then(pl.col("strike") >= pl.col("forward"))
@@ -138,10 +138,10 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:
-    """Of a series that is quoted the rows of now, of another its newest settlements, where it has any.
+    """Rows valued at one moment: of a series with quotes the current ones, else its newest settlements.
 
-    A strike that nobody quotes may have the settlement of an earlier trade date, which speaks of
-    another forward and of more time to expiration.
+    A strike without a quote may have the settlement of an earlier trade date, which belongs to another
+    forward and a longer time to expiration.
     """
     settles = pl.col("price_used").eq_missing("settlement")
     quoted = (pl.col("price_used") == "mid").any().over(SERIES)
@@ -151,16 +151,16 @@ def _of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def _forwards(priced: pl.DataFrame) -> pl.DataFrame:
-    """Expiration, years to it and forward of every series."""
+    """The expiration, years to expiration and forward of every series."""
     of = _of_one_moment(priced).group_by(SERIES)
     return of.agg(pl.col("expiration").first(), pl.col("years", "forward").median())
 
 
 def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:
-    """Dollars of futures dealers trade per point, and per 1 %, if long calls and short puts.
+    """Add gamma exposure: dollars of futures that dealers trade per point, and per 1 %, to stay hedged.
 
-    Positive: dealers sell as the market rises. `forward` and `years` become those of the series, so
-    that a settlement of the close before counts with its volatility, but at the forward of now.
+    Where it is positive, dealers sell as the market rises. `forward` and `years` become those of the
+    series, so that a row priced by an earlier settlement keeps its volatility but uses the current forward.
     """
     rows = priced.drop("forward", "years").join(
         _forwards(priced).select(*SERIES, "forward", "years"), on=SERIES, how="left", maintain_order="left"
@@ -172,10 +172,10 @@ def _with_exposure(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def _exposures(rows: pl.DataFrame, shift: float) -> npt.NDArray[np.float64]:
-    """Every contract's exposure per point were all forwards `shift` times theirs; NaN where it has none.
+    """Every contract's exposure per point with all forwards multiplied by `shift`; NaN where unknown.
 
-    Every contract keeps its volatility (sticky strike). Gamma, per point, is Black-76's, of American
-    options too, so that totals and the zero-gamma level are of one curve.
+    Contracts keep their volatility (sticky strike). Gamma, per point, is Black-76's for American options
+    too, so that totals and the zero-gamma level come from one curve.
     """
     forward, strike, years, iv, rate, multiplier, held = (
         rows[name].cast(pl.Float64).to_numpy()
@@ -189,7 +189,7 @@ def _exposures(rows: pl.DataFrame, shift: float) -> npt.NDArray[np.float64]:
 
 
 def _zero_gamma_shift(rows: pl.DataFrame) -> float | None:
-    """The factor nearest 1 on all forwards at which net exposure changes sign; None within the range."""
+    """The `shift` nearest 1 at which net exposure changes sign; None if there is none within the range."""
 
     def net(shift: float) -> float:
         return float(np.sum(_exposures(rows, shift)))
@@ -212,7 +212,7 @@ def _zero_gamma_shift(rows: pl.DataFrame) -> float | None:
 
 
 def _payout() -> pl.Expr:
-    """Points all open options would pay, were the series settled at the row's strike; strikes ascend."""
+    """Points that all open options pay if the series settles at the row's strike; strikes must ascend."""
     strike, calls, puts = pl.col("strike"), _or_zero("call_open_interest"), _or_zero("put_open_interest")
     paid_to_calls = strike * calls.cum_sum() - (calls * strike).cum_sum()
     paid_to_puts = (puts * strike).cum_sum(reverse=True) - strike * puts.cum_sum(reverse=True)
@@ -220,7 +220,7 @@ def _payout() -> pl.Expr:
 
 
 def _at_the_money(priced: pl.DataFrame) -> pl.DataFrame:
-    """Volatility at the forward, linear in strike between the smile's two strikes around it."""
+    """The volatility at the forward, interpolated linearly between the strikes around it."""
     below = pl.col("strike") <= pl.col("forward")
     near = (
         iv_smile(priced)
@@ -239,7 +239,7 @@ def _at_the_money(priced: pl.DataFrame) -> pl.DataFrame:
 
 
 def _straddles(priced: pl.DataFrame) -> pl.DataFrame:
-    """Call and put of the strike nearest the forward that has a quote or a settlement for both."""
+    """The straddle of the strike nearest the forward where call and put have a quote or a settlement."""
     firm = _of_one_moment(priced).filter(pl.col("price_used") != "last", pl.col("forward").is_not_null())
     pairs = (
         firm.group_by(STRIKE)
@@ -265,7 +265,7 @@ def _totals() -> list[pl.Expr]:
 
 
 def _ratios() -> list[pl.Expr]:
-    """Put/call ratios; null where no call is known or there is none."""
+    """Put/call ratios; null where calls are unknown or zero."""
     return [
         pl.when(pl.col(f"call_{m}") > 0).then(pl.col(f"put_{m}") / pl.col(f"call_{m}")).alias(f"put_call_{m}")
         for m in ("open_interest", "volume")
@@ -273,13 +273,13 @@ def _ratios() -> list[pl.Expr]:
 
 
 def _total(name: str, where: pl.Expr | None = None) -> pl.Expr:
-    """Sum that is null, not 0, where nothing is known."""
+    """A sum that is null, not 0, when all values are null."""
     column = pl.col(name) if where is None else pl.col(name).filter(where)
     return pl.when(column.count() > 0).then(column.sum()).alias(name)
 
 
 def _sum(left: str, right: str) -> pl.Expr:
-    """Sum of two columns; null only where both are."""
+    """The sum of two columns; null only where both are null."""
     known = pl.col(left).is_not_null() | pl.col(right).is_not_null()
     return pl.when(known).then(pl.sum_horizontal(left, right))
 

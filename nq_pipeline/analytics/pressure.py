@@ -1,4 +1,4 @@
-"""Who was the aggressor: the windows of the view `pressure`, kept in the lake as they are counted."""
+"""Trade pressure: stores the windows of the view `pressure` in the table `trade_pressure`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datetime | None) -> pl.DataFrame:
-    """The rows of the view `pressure` of a trade date whose window is over by a moment, in order.
+    """The rows of the view `pressure` of a trade date whose window ended by `until`, sorted.
 
-    Without a moment all rows, also those of a window that goes on.
+    With `until=None`, all rows, including those of the current window.
     """
     over = (
         "FROM pressure WHERE trade_date = $day "
@@ -30,19 +30,18 @@ def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datet
 
 
 def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, run_id: str) -> pl.DataFrame:
-    """Append to the lake what is new of the windows of a trade date that are over.
+    """Append the ended windows of a trade date to `trade_pressure`.
 
-    A window is written when it is over, and once more, with more trades, when a gap that touched
-    it was filled.
+    A window is appended when it has ended, and again with more trades after a gap in it was filled.
 
     Parameters
     ----------
     until
-        UTC, by the capture's clock.
+        The capture's time, UTC.
 
     Returns
     -------
-    The rows of `trade_pressure` as they are now, one per window and contract.
+    The current rows of `trade_pressure`, one per window and contract.
     """
     with catalog.connect(Workspace.of(settings).lake) as lake:
         windows = windows_over(lake, trade_date, until).drop("is_whole", "product")

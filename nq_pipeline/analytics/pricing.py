@@ -1,4 +1,4 @@
-"""The chain's implied volatilities and Greeks in the lake: `option_pricing`, a row per row of the chain."""
+"""Stores the chain's implied volatilities and Greeks in the table `option_pricing`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from nq_pipeline.workspace import Workspace
 def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
     """Price rows of `option_chain` and append the result to the lake.
 
-    Rows that were priced before stay as they are, at whatever rate that was. Publish the catalog
-    afterwards, so that its views show the rows.
+    Rows that were priced before stay unchanged, even if the interest rate has changed. Publish the
+    catalog afterwards, so that its views show the rows.
 
     Parameters
     ----------
     chain
-        Rows of `option_chain`, commonly one snapshot's.
+        Rows of `option_chain`, usually of one snapshot.
 
     Returns
     -------
-    The rows of `option_pricing`, those included that were there.
+    The rows of `option_pricing` as computed now, also those that were already in the table.
 
     Raises
     ------
     LakeError
-        The chain is not what `option_chain` declares.
+        The chain does not have the columns of `option_chain`.
     """
     priced = price_chain(
         chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s

@@ -21,20 +21,20 @@ from nq_pipeline.lake.tables import (
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
 
-# These are no settings: each is so far from what a complete chain shows that it fits every market.
+# These limits are not settings: each is so far from what a complete chain shows that it fits any market.
 LEAST_PRICED = 0.9
-"""Out of the money every price has a time value. A row there without a volatility has a wrong price or
-forward."""
+"""Fraction of out-of-the-money rows. Their prices have a time value, so a row without a volatility has a
+wrong price or forward."""
 LEAST_FORWARDS = 0.9
-"""A series hours from its listing or expiration may lack put-call pairs; one in ten is a handful."""
+"""Fraction of series. One that was just listed or is about to expire may lack put-call pairs."""
 LEAST_STRIKES = 5
-"""On either side of the forward; fewer strikes are points, not a smile."""
+"""Strikes on either side of the forward; fewer do not make a smile."""
 MOST_ARBITRAGE = 0.01
-"""Quotes of different moments cross now and then; arbitrage at every hundredth strike is a broken feed."""
+"""Fraction of butterflies. Quotes of different moments may cross; more of it is a broken feed."""
 MOST_LEFT_OUT = 0.25
-"""Deep strikes without a bid or a time value hold a tenth of the open interest and almost no gamma."""
+"""Fraction of open contracts. Deep strikes without a bid have a tenth of them and hardly any gamma."""
 MOST_UNDEFINED = 0.2
-"""Auction trades have no aggressor; where a larger share lacks one, pressure means little."""
+"""Fraction of contracts traded. Auction trades have no aggressor; with more, pressure means little."""
 
 
 def judge_snapshot(
@@ -47,7 +47,7 @@ def judge_snapshot(
     measured
         Rows by the table's name, as `price_and_measure` returns them.
     tolerance
-        The share by which a parity forward may differ from the vendor's underlying.
+        Largest difference between a parity forward and the vendor's underlying, as a fraction.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def judge_snapshot(
 
 
 def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:
-    """The share of out-of-the-money rows with an implied volatility, and why other rows have none."""
+    """Check that out-of-the-money rows have an implied volatility; list why other rows have none."""
     from nq_pipeline.analytics.metrics import priced_chain
 
     rows = priced_chain(chain, pricing).filter(pl.col("price").is_not_null(), pl.col("forward").is_not_null())
@@ -91,9 +91,9 @@ def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:
 
 
 def forwards_agree(pricing: pl.DataFrame, tolerance: float) -> Finding:
-    """Whether every series with prices has a parity forward that agrees with the vendor's underlying.
+    """Check that priced series have a parity forward, and that it agrees with the vendor's underlying.
 
-    An index or fund has no forward to compare with, and settlements have none of their moment.
+    Options on an index or a fund and settlements have no underlying price to compare with.
     """
     series = (
         pricing.filter(pl.col("price").is_not_null())
@@ -125,7 +125,7 @@ def forwards_agree(pricing: pl.DataFrame, tolerance: float) -> Finding:
 
 
 def front_series(series: pl.DataFrame) -> pl.DataFrame:
-    """The row of `series_metrics` that stands for the market: the first series to expire that has a forward.
+    """The row of `series_metrics` of the first series to expire that has a forward.
 
     With several products it is a series of the first one in the product table.
     """
@@ -135,7 +135,7 @@ def front_series(series: pl.DataFrame) -> pl.DataFrame:
 
 
 def front_smile(smile: pl.DataFrame, series: pl.DataFrame) -> Finding:
-    """The strikes of the front series' smile on either side of its forward."""
+    """Check that the front series' smile has enough strikes on either side of the forward."""
     first = front_series(series)
     if first.is_empty():
         return Finding(False, "No series has a forward, so there is no smile.")
@@ -157,9 +157,10 @@ def front_smile(smile: pl.DataFrame, series: pl.DataFrame) -> Finding:
 
 
 def no_butterfly_arbitrage(chain: pl.DataFrame) -> Finding | None:
-    """Butterflies of neighbouring strikes whose wings cost less at the ask than their body brings at the bid.
+    """Check for butterflies that cost less than nothing: wings bought at the ask, body sold at the bid.
 
-    European and American option prices are convex in the strike. None where no butterfly is quoted.
+    European and American option prices are convex in the strike, so such quotes are wrong. None when no
+    butterfly is quoted.
     """
     side = ["source", "snapshot_ts", "series", "option_type"]
     quoted = chain.filter(pl.col("bid") > 0, pl.col("ask") >= pl.col("bid")).sort(*side, "strike")
@@ -182,7 +183,7 @@ def no_butterfly_arbitrage(chain: pl.DataFrame) -> Finding | None:
 
 
 def open_interest_known(profile: pl.DataFrame) -> Finding:
-    """The number of strikes with open interest in calls or puts."""
+    """Check that open interest is known for some strikes."""
     known = pl.col("call_open_interest").is_not_null() | pl.col("put_open_interest").is_not_null()
     strikes = profile.filter(known).height
     return Finding(
@@ -194,7 +195,7 @@ def open_interest_known(profile: pl.DataFrame) -> Finding:
 
 
 def term_structure(series: pl.DataFrame) -> Finding:
-    """Series whose forward lies outside their priced strikes, and which have no at-the-money volatility."""
+    """Check that every series with a forward has an at-the-money volatility."""
     valued = series.filter(pl.col("forward").is_not_null())
     without = valued.filter(pl.col("atm_iv").is_null())
     return Finding(
@@ -208,7 +209,7 @@ def term_structure(series: pl.DataFrame) -> Finding:
 
 
 def exposure_complete(levels: pl.DataFrame) -> Finding | None:
-    """The share of open contracts missing from the gamma exposure; None when there are no open contracts."""
+    """Check the fraction of open contracts without gamma exposure; None when there are no open contracts."""
     sides = pl.sum_horizontal("call_open_interest", "put_open_interest").sum()
     held, left_out = levels.select(sides, pl.col("open_interest_left_out").sum()).row(0)
     if not held:
@@ -223,7 +224,7 @@ def exposure_complete(levels: pl.DataFrame) -> Finding | None:
 
 
 def judge_pressure(rows: pl.DataFrame, touched: int) -> dict[str, Finding]:
-    """Judge the windows of a trade date, of which `touched` overlap unfilled gaps."""
+    """Judge the pressure windows of a trade date; `touched` of them overlap unfilled gaps."""
     windows = rows["window_start"].n_unique()
     sides = ("buy_volume", "sell_volume", "undefined_volume")
     volume = sum(int(rows[name].sum()) for name in sides)

@@ -1,4 +1,4 @@
-"""A snapshot priced and measured, in the lake: `option_pricing` and the metrics computed from it."""
+"""Prices a snapshot, computes its metrics, and writes both to the lake."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ METRICS = (
     (SERIES_METRICS, series_metrics),
     (GAMMA_LEVELS, gamma_levels),
 )
-"""In the order of writing: a snapshot that is in the last table is in all of them."""
+"""Each table and its function, in the order of writing: the last table marks a snapshot as done."""
 
 
 def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> dict[str, pl.DataFrame]:
-    """Price a chain, compute every metric of it and append all to the lake; rows by name of table.
+    """Price a chain, compute its metrics, append both to the lake, and return the rows by table name.
 
-    Publish the catalog afterwards, so that its views show the rows. Rows that are there stay as
-    they are; what is returned is what was computed.
+    Rows already in the tables stay unchanged. Publish the catalog afterwards, so that its views show the
+    new rows.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -
     Raises
     ------
     LakeError
-        The chain is not what `option_chain` declares, or the lake cannot be written.
+        The chain does not have the columns of `option_chain`, or the lake cannot be written.
     """
     pricing = price_snapshot(settings, chain, run_id=run_id)
     return {
@@ -57,12 +57,12 @@ def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -
 def measure_snapshot(
     settings: Settings, chain: pl.DataFrame, pricing: pl.DataFrame, *, run_id: str
 ) -> dict[str, pl.DataFrame]:
-    """Compute every metric of a chain and append the rows to the lake, by name of table.
+    """Compute the metrics of a chain, append them to the lake, and return the rows by table name.
 
     Parameters
     ----------
     chain, pricing
-        Rows of `option_chain`, whole snapshots, and what `price_snapshot` returned for them.
+        Rows of `option_chain`, whole snapshots, and the result of `price_snapshot` for them.
     """
     priced = priced_chain(chain, pricing)
     measured = {
@@ -73,15 +73,14 @@ def measure_snapshot(
 
 
 def to_measure(settings: Settings, trade_date: date) -> Iterator[pl.DataFrame]:
-    """The chains of a trade date that were not measured yet, oldest first, and at last the newest one.
+    """The snapshots of a trade date that have no metrics yet, oldest first; the newest in any case.
 
-    The newest comes in any case; what earlier runs left behind comes with it. One snapshot is in
-    memory at a time.
+    One snapshot is in memory at a time.
     """
     lake, key = Workspace.of(settings).lake, ["source", "snapshot_ts"]
-    taken = lake.scan(OPTION_CHAIN, [trade_date])
-    snapshots = taken.select(key).unique().collect()
+    chains = lake.scan(OPTION_CHAIN, [trade_date])
+    snapshots = chains.select(key).unique().collect()
     measured = lake.scan(GAMMA_LEVELS, [trade_date]).select(key).unique().collect()
     left = snapshots.join(measured, on=key, how="anti")["snapshot_ts"].to_physical()
     for instant in sorted({*left, *snapshots["snapshot_ts"].to_physical().top_k(1)}):
-        yield taken.filter(pl.col("snapshot_ts") == pl.lit(instant).cast(INSTANT)).collect()
+        yield chains.filter(pl.col("snapshot_ts") == pl.lit(instant).cast(INSTANT)).collect()

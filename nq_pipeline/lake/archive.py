@@ -2,13 +2,13 @@
 
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.zst    the body, zstd
     raw/<source>/trade_date=YYYY-MM-DD/<request_id>.json   the request and its times (`RawEntry`)
-    raw/<source>/newest/<digest>.json                      the newest entry of a question
-    raw/begun/<run_id>.json                                the request of a run whose rows are not written yet
-    raw/runs/<run_id>.json                                 the request of a run, and which answers it used
+    raw/<source>/newest/<digest>.json                      the newest entry of a request
+    raw/begun/<run_id>.json                                the record of a run whose rows are not written yet
+    raw/runs/<run_id>.json                                 the record of a run: its request and its answers
     raw/removed.jsonl                                      runs whose answers retention removed, and when
 
-A body is written before its entry, and an entry before the pointer to it, so whatever a crash leaves is
-complete or unreferenced. No secret is stored: callers pass redacted parameters.
+The body is written before its entry, and the entry before the pointer to it, so a crash leaves only
+complete or unreferenced files. No secret is stored: callers pass redacted parameters.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class RawEntry:
     Attributes
     ----------
     digest
-        Identity of the question (source, operation, parameters), independent of the server.
+        Identity of the request (source, operation, parameters), independent of the server.
     expires
-        Until when the answer may be served from the cache; 0 is never.
+        When the answer expires from the cache; 0 if it must not be served again.
     pinned
-        The frozen instant of the run's clock, ISO 8601; None on a running clock.
+        The instant of a pinned clock (`NQ_NOW`), ISO 8601; None for a running clock.
     received_at
-        When the answer had arrived, by the run's clock; 0 in entries of older versions.
+        When the answer was complete, by the run's clock; 0 in entries of older versions.
     """
 
     request_id: str
@@ -73,7 +73,7 @@ class RawArchive:
         self.root = root
 
     def put(self, entry: RawEntry, body: bytes) -> RawEntry:
-        """Store a body and its entry durably; the entry becomes the newest of its question."""
+        """Store a body and its entry durably; the entry becomes the newest of its request."""
         folder = self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
         write_atomically(folder / f"{entry.request_id}.zst", zstandard.compress(body, 3))
         self._publish(entry, folder)
@@ -95,7 +95,7 @@ class RawArchive:
         return body
 
     def find(self, source: str, digest: str) -> RawEntry | None:
-        """The newest entry of a question, or None."""
+        """The newest entry of a request, or None."""
         return _read(self.root / source / "newest" / f"{digest}.json")
 
     def expire(self, entry: RawEntry) -> None:
@@ -106,9 +106,9 @@ class RawArchive:
     def begin_run(
         self, run_id: str, record: Mapping[str, Any]
     ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Record the request of a run until its rows are written; yields a function that updates the record.
+        """Keep a record of the run until its rows are written; yields a function that updates the record.
 
-        When the block raises, or the process dies, the record stays and the run counts as unfinished.
+        If the block raises or the process dies, the record stays and the run counts as unfinished.
         """
         path = self.root / "begun" / f"{run_id}.json"
 
@@ -123,14 +123,14 @@ class RawArchive:
 
     @contextmanager
     def claim_unfinished(self) -> Iterator[list[str]]:
-        """Lock and list the runs that began, wrote no rows and are not running."""
+        """Lock and list the runs that started, wrote no rows and no longer run."""
         with ExitStack() as held:
             paths = sorted((self.root / "begun").glob("*.json"))
             locks = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
             yield [path.stem for path, free in zip(paths, locks, strict=True) if free and path.exists()]
 
     def read_unfinished(self, run_id: str) -> dict[str, Any]:
-        """The record of an unfinished run, with the answers known so far."""
+        """The record of an unfinished run, with the answers received so far."""
         if (self.root / "runs" / f"{run_id}.json").exists():
             return self.read_run(run_id)
         return _record(self.root / "begun" / f"{run_id}.json")
@@ -140,24 +140,24 @@ class RawArchive:
         return {self.run_date(path) for path in (self.root / "begun").glob("*.json")}
 
     def forget_unfinished(self, run_id: str) -> None:
-        """Remove the record of a run that is finished, or of which nothing was archived."""
+        """Remove the record of a run that is finished or has no archived answer."""
         for suffix in (".json", ".lock"):
             (self.root / "begun" / f"{run_id}{suffix}").unlink(missing_ok=True)
 
     def run_answers(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
-        """The archived answers of a run, as request ids by question digest."""
+        """The request ids of a run's archived answers, by digest."""
         folder = self.root / source / f"trade_date={trade_date.isoformat()}"
         entries = (_read(path) for path in sorted(folder.glob("*.json")))
         return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
 
     def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
-        """Store the request of a run and which answers it used."""
+        """Store the record of a run."""
         write_atomically(
             self.root / "runs" / f"{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
         )
 
     def read_run(self, run_id: str) -> dict[str, Any]:
-        """The record of a run, `latest` for the newest; `LakeError` when there is none."""
+        """The record of a run (`latest` for the newest); `LakeError` when there is none."""
         runs = self.root / "runs"
         if run_id == "latest":
             newest = max(runs.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -173,23 +173,23 @@ class RawArchive:
         return _record(newest)
 
     def old_runs(self, before: date) -> list[Path]:
-        """The records of runs of trade dates before this one."""
+        """The records of runs of earlier trade dates."""
         return [path for path in sorted((self.root / "runs").glob("*.json")) if self.run_date(path) < before]
 
     def run_date(self, path: Path) -> date:
-        """The trade date of a run by its record."""
+        """The trade date of a run, from the path of its record."""
         try:
             return date.fromisoformat(_record(path)["request"]["trade_date"])
         except (KeyError, TypeError, ValueError):
             raise damaged_record(path) from None
 
     def old_pointers(self, before: date) -> list[Path]:
-        """Pointers to the newest entries of questions last asked before this trade date."""
+        """Pointers to newest entries from before this trade date."""
         pointers = ((path, _read(path)) for path in sorted(self.root.glob("*/newest/*.json")))
         return [path for path, entry in pointers if entry and entry.trade_date < before]
 
     def note_removed(self, path: Path) -> None:
-        """Record durably that a run cannot be parsed again; call it before removing the record."""
+        """Note durably that a run cannot be parsed again; call it before removing its record."""
         note = {
             "run_id": path.stem,
             "trade_date": self.run_date(path),
@@ -237,7 +237,7 @@ def damaged_record(path: Path) -> LakeError:
 
 
 def _read(path: Path) -> RawEntry | None:
-    """An entry; None where it is missing or unreadable, so that the vendor is asked again."""
+    """An entry; None if it is missing or unreadable, so that the request is sent again."""
     try:
         return _ENTRY.validate_json(path.read_bytes(), strict=True)
     except (FileNotFoundError, ValidationError):

@@ -64,16 +64,16 @@ _TYPES: dict[pl.DataType, str] = {
 def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with a view of every table, as of the newest manifests.
 
-    Neither waits for writers nor blocks them. The views name the current files, which stay for at least
-    an hour; connect again for newer rows. Views have comments; only `nq.duckdb` has those of columns,
-    which take two thirds of the time. A query that needs rows of a damaged file fails with an error that
-    names the file; all other rows can be read.
+    It neither waits for writers nor blocks them. The views name the current files, which stay for at least
+    an hour; connect again for newer rows. Views have comments, but only `nq.duckdb` has comments on
+    columns, because creating those takes two thirds of the time. A query that needs rows of a damaged
+    file fails with an error that names the file; all other rows can be read.
 
     Parameters
     ----------
     guarded
-        For SQL that a person typed: the connection can reach no file but those of the views. Run the
-        SQL through `query`, which refuses writes.
+        Restrict the connection to the files of the views, for SQL that a person typed. Run that SQL with
+        `query`, which refuses writes.
     memory_mb
         DuckDB's memory limit in MiB; four fifths of the machine's memory by default.
     """
@@ -130,10 +130,10 @@ def chain(
     """
     if as_of is None:
         if newest_per_contract:
-            raise LakeError("newest_per_contract needs a moment; give as_of, too")
+            raise LakeError("newest_per_contract needs as_of; give both")
         relation = connection.sql(f"FROM {LATEST}")
     elif as_of.tzinfo is None:
-        raise LakeError(f"{as_of.isoformat()} has no time zone; give as_of a time zone")
+        raise LakeError(f"{as_of.isoformat()} has no time zone; pass an aware datetime as as_of")
     else:
         sql = "FROM option_chain_asof($as_of, newest_per_contract := $newest)"
         relation = connection.sql(sql, params={"as_of": as_of, "newest": newest_per_contract})
@@ -155,7 +155,7 @@ def publish(lake: Lake) -> Path:
     path = lake.root.with_name(NAME)
     make_folder(path.parent)
     with locked(path.with_name(".catalog.lock")), temporary_for(path) as temporary:
-        for leftover in path.parent.glob(f".{NAME}.*"):  # of a killed process, DuckDB's log included
+        for leftover in path.parent.glob(f".{NAME}.*"):  # left by a killed process, with DuckDB's log
             leftover.unlink()
         with duckdb.connect(temporary) as connection:
             script = [*_views_sql(lake, _resolve(lake)), *_column_comments_sql()]
@@ -169,14 +169,14 @@ def publish(lake: Lake) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """The readable files of a table, and why its other rows cannot be read.
+    """The readable files of a table, and the reasons why other rows cannot be read.
 
     Attributes
     ----------
     older
-        Whether a file has an older version of the schema.
+        Whether any file has an older version of the schema.
     unreadable
-        The error for readers of a trade date; the key None stands for every trade date.
+        The error for readers of a trade date; the key None means every trade date.
     """
 
     paths: tuple[str, ...] = ()
@@ -187,7 +187,7 @@ class _Resolved:
 def _resolve(lake: Lake) -> dict[str, _Resolved]:
     """The newest version of every table.
 
-    Decisions are written last and so resolved first: the rows they refer to are then there.
+    Decisions are written last, so they are resolved first: the rows to which they refer then exist.
     """
     lake = Lake(lake.root.resolve())
     tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)

@@ -6,7 +6,7 @@ trade date is over, files keep the order of arrival and are sorted within small 
 read twice and readers can skip by time. Afterwards all become one sorted file.
 
 A merge reads immutable files, writes a new one and then swaps them in one manifest version, all or
-nothing. Appends go on meanwhile.
+nothing. Appends continue meanwhile.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FAN_IN = 60
 SLICE_ROWS = parquet.ROW_GROUP_ROWS // 2
 """Rows sorted at a time. A merge needs memory for these and for one column of the trade date."""
 PIECE_ROWS = parquet.ROW_GROUP_ROWS // 6
-"""Rows read at a time where rows keep their order: beside a capture, memory matters more than speed."""
+"""Rows read at a time where rows keep their order. This runs during a capture and must use little memory."""
 
 
 def compact(stored: TableFiles, trade_date: date, *, now: datetime, wait: bool = True) -> int:
     """Merge the files of one trade date as far as `now` allows. A second call changes nothing.
 
-    Without `wait`, it leaves the work to a process that is already merging this table.
+    Without `wait`, does nothing if another process is merging this table.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def select_merge(files: Sequence[DataFile], over: bool) -> list[DataFile]:
 def is_over(trade_date: date, now: datetime) -> bool:
     """Whether a trade date has ended: midnight UTC after it is hours past its close, 16:00 in Chicago.
 
-    The next call merges rows that come later (a replayed gap, an answer parsed again).
+    Rows that arrive later (a replayed gap, an answer parsed again) are merged by the next call.
     """
     return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
 

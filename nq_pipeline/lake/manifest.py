@@ -36,7 +36,7 @@ class DataFile:
     path
         Relative to the table's folder: `trade_date=2025-07-01/00000042.parquet`.
     level
-        How often its rows were merged: 0 for an appended file.
+        How often its rows were merged; 0 for an appended file.
     since_min, since_max
         Range of the table's `pruning_column`, nanoseconds UTC, both inclusive.
     schema_version
@@ -55,7 +55,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A file that is no longer current, and since when (nanoseconds UTC, real time)."""
+    """A file that is no longer current. `at` is when it was replaced, nanoseconds UTC, real time."""
 
     path: RelativePath
     at: int
@@ -63,7 +63,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One version of the list. Version 0 is a table that was never written."""
+    """One version of the file list. Version 0 is a table that was never written."""
 
     table: str
     version: Count = 0
@@ -110,8 +110,8 @@ def read(folder: Path) -> Manifest:
     Raises
     ------
     LakeError
-        The manifest is damaged, or missing beside data files. A writer publishes an empty manifest
-        before its first data file, so a crash never leaves data files without one.
+        The manifest is damaged, or missing although there are data files. A writer publishes an empty
+        manifest before its first data file, so a crash never leaves data files without one.
     """
     path = folder / NAME
     remedy = f"restore it from a backup, or rebuild it from the data files with `nq repair {folder.name}`"
@@ -122,7 +122,7 @@ def read(folder: Path) -> Manifest:
             return Manifest(folder.name)
         if path.exists():  # published meanwhile
             return read(folder)
-        raise LakeError(f"the manifest {path} is missing beside data files; {remedy}") from None
+        raise LakeError(f"the manifest {path} is missing, but there are data files; {remedy}") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))

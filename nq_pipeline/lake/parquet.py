@@ -1,9 +1,9 @@
-"""Writing and reading the Parquet files of a table.
+"""Writes and reads the Parquet files of a table.
 
-zstd, integers and instants as differences, the rest by dictionary, row groups of 122,880 rows (what
-DuckDB scans in parallel), and a footer with the table, its schema version and the runs the rows came
-from. The partition column `trade_date` is in the path alone, as Hive has it, so that DuckDB, polars
-and pyarrow all read a folder of files.
+Files are compressed with zstd. Integers and instants are delta-encoded, texts dictionary-encoded. Row
+groups have 122,880 rows, which DuckDB scans in parallel. The footer names the table, its schema version
+and the runs that the rows came from. The partition column `trade_date` is only in the path (Hive
+partitioning), so that DuckDB, polars and pyarrow can all read a folder of files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS = 122_880
 RUNS, TABLE, SCHEMA_VERSION = b"nq.runs", b"nq.table", b"nq.schema_version"
-"""Keys of a footer."""
+"""Keys of the footer."""
 MAGIC = b"PAR1"
 """The last bytes of every Parquet file."""
 
@@ -52,7 +52,7 @@ def write(
 ) -> WrittenFile:
     """Write sorted frames of one trade date as one file with row groups of `group_rows`.
 
-    The bytes depend on the rows and the runs alone, not on how the rows are split into frames.
+    The bytes depend only on the rows and the runs, not on how the rows are split into frames.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,7 +94,7 @@ def write(
 
 
 def find_fault(path: Path, size: int) -> str:
-    """The fault of a file that should have `size` bytes; empty when its size and end are sound."""
+    """What is wrong with a file that should have `size` bytes; empty if its size and end are right."""
     try:
         with path.open("rb") as file:
             there = os.fstat(file.fileno()).st_size
@@ -109,7 +109,7 @@ def find_fault(path: Path, size: int) -> str:
 
 
 def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
-    """The rows of some files. A column that an older file lacks is null; one of an older type is cast."""
+    """The rows of some files. Columns that an older file lacks are null; older types are cast."""
     if not paths:
         return table.empty().lazy()
     was = {column.name: column.was for column in table.columns if column.was is not None}
@@ -149,9 +149,9 @@ def read_runs(paths: Iterable[Path]) -> list[str]:
 
 
 def arrow_schema(table: Table, frame: pl.DataFrame) -> pa.Schema:
-    """The schema of a file: the table's columns without the partition; not null where required.
+    """The schema of a file: the table's columns without the partition; required ones are not nullable.
 
-    Categories of the frame are written as they are, by dictionary.
+    Categorical columns of the frame are written as dictionaries.
     """
     import pyarrow as pa
 
@@ -193,7 +193,7 @@ def _as_first_used(column: pl.Series) -> pl.Series:
     values = codes.to_numpy()
     runs = values[np.append(True, values[1:] != values[:-1])]
     first = np.full(null + 1, len(runs))
-    first[runs[::-1]] = np.arange(len(runs) - 1, -1, -1)  # of several, the last assignment stays
+    first[runs[::-1]] = np.arange(len(runs) - 1, -1, -1)  # the last assignment to an index wins
     order = np.argsort(first[:null], kind="stable")[: np.count_nonzero(first[:null] < len(runs))]
     if np.array_equal(order, np.arange(null)):
         return column

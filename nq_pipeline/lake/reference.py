@@ -1,4 +1,4 @@
-"""The tables as text: the reference page of the documentation and `nq tables`."""
+"""Renders the tables and views as text: `nq tables` and the page `docs/tables.md`."""
 
 from __future__ import annotations
 

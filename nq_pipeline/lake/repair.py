@@ -1,7 +1,7 @@
 """Rebuilds a table's manifest from its data files.
 
 Nothing is deleted. A damaged file is renamed and keeps its bytes. A file whose rows are all in other
-files becomes superseded, so that every key still has one row.
+files becomes superseded, so that each key still has one row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nq_pipeline.lake.tables import PARTITION, Table
 DAMAGED = ".damaged"
 """Suffix of a damaged file's new name."""
 LISTED_FAULTS = 20
-"""Faults of a table that the report lists one by one."""
+"""Maximum of faults that the result lists for a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class RepairResult:
     Attributes
     ----------
     why
-        The faults; nothing was done when there are none.
+        The faults; if there are none, nothing was changed.
     rows, files
-        What the table holds now.
+        Size of the table after the repair.
     damaged
-        Files taken off the list: the new name, or the old one of a missing file.
+        Files removed from the manifest: the new name, or for a missing file the old one.
     lost
-        Rows that no other file has, as counts by trade date. Unknown without a readable manifest.
+        Counts of lost rows by trade date; unknown without a readable manifest.
     """
 
     table: str
@@ -67,9 +67,9 @@ class RepairResult:
 
 
 def repair(lake: Lake, table: Table) -> RepairResult:
-    """Read every file of a table, and rebuild its manifest where something is wrong.
+    """Read every file of a table, and rebuild its manifest if something is wrong.
 
-    Holds the locks of writers and of merges, so it may run at any time.
+    It holds the locks of writers and merges, so it may run at any time.
     """
     stored = lake.table_files(table)
     folder = stored.folder
@@ -103,7 +103,7 @@ def repair(lake: Lake, table: Table) -> RepairResult:
             superseded=tuple(Superseded(file.path, at) for file in redundant),
         )
         stored.publish(made)
-    for file in partial:  # unlisted: their missing rows are appended, and garbage collection removes them
+    for file in partial:  # unlisted: append their missing rows; garbage collection removes the files
         lake.recover_rows(table, folder / file.path)
     now = lake.manifest(table)
     gone = [folder / name for name in listed if name not in there and name not in faults]
@@ -118,7 +118,7 @@ def repair(lake: Lake, table: Table) -> RepairResult:
 
 
 def find_damage(lake: Lake) -> LakeError | None:
-    """The first damage of a lake: by a quick check of all files, else by reading them whole."""
+    """The first damage in the lake. Checks sizes and ends of all files first, then reads them completely."""
     tables = [lake.table_files(table) for table in lake.tables if lake.folder(table).is_dir()]
     for whole in (False, True):
         for stored in tables:
@@ -135,7 +135,7 @@ def find_damage(lake: Lake) -> LakeError | None:
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
-    """The manifest; an empty one and the fault where it cannot be read."""
+    """The manifest, or an empty one and the fault if it cannot be read."""
     try:
         return manifest.read(folder), []
     except LakeError as error:
@@ -143,7 +143,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, list[str]]:
 
 
 def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
-    """The fault of a file, found by reading all of it; empty when it is sound."""
+    """The fault of a file, found by reading all of it; empty if there is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,7 +163,7 @@ def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged file so that it is not read as data; never replaces another file."""
+    """Rename a damaged file so that nothing reads it; never replaces another file."""
     number, aside = 0, path.with_name(path.name + DAMAGED)
     while aside.exists():
         number += 1
@@ -174,7 +174,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def _describe(stored: TableFiles, path: Path) -> DataFile:
-    """A file's entry in the manifest, counted as never merged."""
+    """A file's manifest entry, with level 0."""
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(path)
@@ -196,9 +196,9 @@ def _describe(stored: TableFiles, path: Path) -> DataFile:
 def _select(
     lake: Lake, table: Table, files: Sequence[DataFile]
 ) -> tuple[list[DataFile], list[DataFile], list[DataFile]]:
-    """Files to list, files whose rows are all in listed ones, and files of which only some are.
+    """The files to list, those whose rows are all in listed files, and those of which only some rows are.
 
-    The largest come first, so that a merged file stands for those it was merged from.
+    Starts with the largest, so that a merged file takes precedence over its parts.
     """
     kept: list[DataFile] = []
     redundant: list[DataFile] = []
@@ -217,7 +217,7 @@ def _select(
 def _may_share_keys(table: Table, one: DataFile, other: DataFile) -> bool:
     if one.trade_date != other.trade_date:
         return False
-    # The same key has the same instant.
+    # Rows with the same key have the same instant.
     apart = one.since_max < other.since_min or other.since_max < one.since_min
     return not (table.pruning_column in table.key and apart)
 

@@ -2,8 +2,8 @@
 
 DuckDB has values that polars and Python lack: intervals of months, infinite instants, dates BC, unions,
 maps with any key. DuckDB formats what CSV and JSON cannot express: lists, structs, maps and unions as
-JSON, the rest as text. Results are read in batches and held as text only, so that they take little more
-memory than the output.
+JSON, the rest as text. Results are read in batches and kept only as text, so they take little more memory
+than the output.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _USUAL = "BETWEEN '0001-01-01' AND '9999-12-31 23:59:59'"
 def run_within_limits(
     connection: duckdb.DuckDBPyConnection, work: Callable[[], T], *, seconds: float, memory_mb: int
 ) -> T:
-    """Run `work`, the only user of the connection, and return its result; Ctrl-C interrupts its query.
+    """Run `work` and return its result; Ctrl-C interrupts its query. Nothing else may use the connection.
 
     Parameters
     ----------
     seconds
-        Timeout of the query; 0 is none.
+        Timeout of the query; 0 for none.
     memory_mb
-        The memory limit of the connection, for the error.
+        The memory limit of the connection, for the error message.
 
     Raises
     ------
@@ -54,19 +54,19 @@ def run_within_limits(
     """
     import duckdb
 
-    # In its own thread, because DuckDB does not handle signals while it works.
+    # In a thread, because DuckDB does not handle signals while a query runs.
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
             wait([running], timeout=seconds or None)
         finally:
             late = not running.done()
-            while not running.done():  # repeatedly: an interrupt between two batches is lost
+            while not running.done():  # repeatedly, because an interrupt between two batches is lost
                 connection.interrupt()
                 wait([running], timeout=0.05)
     if late:
         raise LakeError(
-            f"it takes longer than the {seconds:g} s of NQ_SQL_TIMEOUT_S; "
+            f"it takes longer than NQ_SQL_TIMEOUT_S allows ({seconds:g} s); "
             "read fewer columns or trade dates, or raise the setting"
         )
     try:
@@ -76,7 +76,7 @@ def run_within_limits(
 
 
 def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memory_mb: int) -> list[str]:
-    """The whole result as parts to print in order; nothing is printed when the query fails halfway.
+    """The whole result as parts to print in order, so that nothing is printed if the query fails halfway.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memo
 
 def _too_large(memory_mb: int) -> LakeError:
     return LakeError(
-        f"it needs more than the {memory_mb} MB of NQ_SQL_MEMORY_MB; "
+        f"it needs more memory than NQ_SQL_MEMORY_MB allows ({memory_mb} MB); "
         "read fewer columns or trade dates, or raise the setting"
     )
 

@@ -1,7 +1,7 @@
-"""The lake: Parquet tables by trade date that many may read while some write.
+"""The lake: Parquet tables by trade date, for concurrent readers and writers.
 
-Read through `Lake.scan` or the DuckDB catalog. A glob over the folders would also find files that
-were merged away within the last hour, and count their rows twice.
+Read through `Lake.scan` or the DuckDB catalog. A glob over the folders would also find the superseded
+files of the last hour and count their rows twice.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from nq_pipeline.lake.table_files import TableFiles
 from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
 
 RECOVERY_ROWS = 4 * parquet.ROW_GROUP_ROWS
-"""Rows of an unlisted file that are in memory at a time."""
+"""Rows of an unlisted file that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """What an append did.
+    """The result of an append.
 
     Attributes
     ----------
     rows
-        Rows that were new.
+        New rows.
     known
-        Rows left out because their key was there already, or twice in the frame.
+        Rows left out because their key was in the table already or occurred twice in the frame.
     files
         The files written, one per trade date.
     version
-        Manifest version that shows the rows.
+        The manifest version that contains the rows.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class AppendResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What appending to several tables did: new rows by table, and why a table took none."""
+    """The result of appending to several tables: new rows by table, and errors of damaged tables."""
 
     rows: dict[str, int] = field(default_factory=dict)
     failures: list[LakeError] = field(default_factory=list)
@@ -65,14 +65,14 @@ class BatchResult:
 class Lake:
     """The tables below `root` (`<data>/<environment>/lake`).
 
-    Safe for any number of processes and threads: writers of a table take turns by an operating
-    system lock, readers need none. Grace periods use the machine's clock, never a pinned one,
-    because they protect readers that are running now.
+    Safe for any number of processes and threads: an operating system lock serializes the writers of a
+    table, and readers need no lock. Grace periods use the machine's clock, never a pinned one, because
+    they protect running readers.
 
     Parameters
     ----------
     tables
-        The tables it may hold.
+        The tables of the lake.
     """
 
     def __init__(self, root: Path, tables: Iterable[Table] = TABLES.values()) -> None:
@@ -97,36 +97,35 @@ class Lake:
     def scan(self, table: Table, trade_dates: Collection[date] | None = None) -> pl.LazyFrame:
         """The rows of some trade dates, or of all, as of now.
 
-        The frame reads one version of the table. Collect it within the hour; later its files
-        may be gone.
+        The frame reads one version of the table. Collect it within an hour; after that its files may be
+        removed.
         """
         return parquet.scan(table, self.files(table, trade_dates))
 
     def append(
         self, table: Table, frame: pl.DataFrame, *, run_id: str, now: datetime | None = None
     ) -> AppendResult:
-        """Add the rows whose key is not there yet, durably and all at once.
+        """Add the rows whose key is not in the table, durably and atomically.
 
-        A call that was killed is completed by making it again. Costs the new rows and the files
-        of their trade dates that overlap them in time, not the size of the table.
+        To complete a call that was killed, repeat it. The cost depends on the new rows and on the files of
+        their trade dates that overlap them in time, not on the size of the table.
 
         Parameters
         ----------
         now
-            Says which trade dates are over, for merging their files; the machine's clock when not
-            given.
+            Decides which trade dates are over, for merging their files; by default the machine's clock.
 
         Raises
         ------
         LakeError
-            The frame is not what the table declares, or the table is damaged there.
+            The frame does not fit the table, or the table is damaged at its trade dates.
         """
         return self._append(table, conform(table, frame), [run_id], now)
 
     def append_all(self, frames: Iterable[tuple[Table, pl.DataFrame]], *, run_id: str) -> BatchResult:
-        """Append to several tables in this order; one that is damaged does not keep the others from it.
+        """Append to several tables in this order, skipping damaged ones.
 
-        The last table marks a run as complete, so it gets rows only when all others got theirs.
+        The last table marks a run as complete, so it gets rows only if all others did.
         """
         *parts, last = frames
         result = BatchResult()
@@ -145,25 +144,25 @@ class Lake:
         return compaction.compact(self.table_files(table), trade_date, now=now, wait=wait)
 
     def collect_garbage(self, now: datetime | None = None) -> int:
-        """Remove files superseded an hour ago, and what dead processes left; returns how many.
+        """Remove files superseded an hour ago, and leftovers of dead processes; returns how many.
 
-        Publish the catalog first, so that its views name current files. An unlisted data file goes only
-        when it is an hour old and the table has every row of it; rows that it alone has are recovered
-        first. A damaged table is left as it is.
+        Publish the catalog first, so that its views name current files. An unlisted data file is removed
+        only when it is an hour old, after rows that only it has are recovered. Nothing is removed from a
+        damaged table.
 
         Parameters
         ----------
         now
-            Real time; the machine's clock when not given.
+            Real time; by default the machine's clock.
         """
         before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
         return sum(self._sweep(table, before) for table in self.tables if self.folder(table).is_dir())
 
     def recover_rows(self, table: Table, path: Path) -> bool:
-        """Append what the table lacks of an unlisted file's rows; False when the file cannot be read.
+        """Append the rows of an unlisted file that the table lacks; False if the file cannot be read.
 
-        A commit that died between its file and its manifest left the file, or the manifest is an older
-        one from a backup.
+        Such a file is left by an append that died before its manifest, or by an older manifest that was
+        restored from a backup.
         """
         try:
             rows, runs = parquet.count_rows(path), parquet.read_runs([path])
@@ -182,7 +181,7 @@ class Lake:
             current = stored.manifest()
             new = _without_known(stored, current, distinct)
             if new.height and not current.version:
-                stored.publish(current)  # data files without a manifest mean that it was lost
+                stored.publish(current)  # so that data files without a manifest mean that it was lost
             added = [stored.write(current.version + 1, part, runs) for part in _by_trade_date(new)]
             if added:
                 current = current.next(add=added, at=time.time_ns())
@@ -202,31 +201,31 @@ class Lake:
                 old = [stored.folder / file.path for file in current.superseded if file.at < before]
                 if old:
                     days = {path.parent.name for path in old}
-                    # Only where their successors are sound; else they are what is left of the rows.
+                    # Only if their successors are intact: else these files have the only copy of the rows.
                     stored.checked_paths(
                         file for file in current.files if file.path.partition("/")[0] in days
                     )
-                    # The files first: after a crash between the two the manifest still knows their names.
+                    # The files first: after a crash the manifest still names those that are left.
                     removed += _remove(old)
                     stored.publish(current.forget(before))
             for path in stored.unlisted_paths():
                 if path.stat().st_mtime_ns < before and self.recover_rows(table, path):
                     removed += _remove([path])
         except LakeError:
-            # Readers of the table meet the error. Until it is repaired, no file of it is removed.
+            # Readers of the table get the error. No file is removed until the table is repaired.
             return removed
         return removed
 
 
 def _without_known(stored: TableFiles, current: Manifest, new: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose key is not in the table."""
+    """The rows of `new` whose key is not in the table."""
     if new.is_empty():
         return new
     table = stored.table
     candidates = current.of(set(new[PARTITION].unique()))
     inside = pl.lit(True)
     if table.pruning_column in table.key:
-        # The same key has the same instant, so only files that overlap the new rows' time can hold it.
+        # Rows with the same key have the same instant, so only files that overlap in time can hold it.
         instants = new[table.pruning_column].to_physical()
         low, high = int(instants.min()), int(instants.max())  # type: ignore[arg-type]
         candidates = tuple(f for f in candidates if f.since_min <= high and low <= f.since_max)
@@ -241,10 +240,9 @@ def _without_known(stored: TableFiles, current: Manifest, new: pl.DataFrame) -> 
 
 
 def _distinct(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows in the table's order; of several with one key, the first.
+    """The rows in the table's order, keeping the first of several with the same key.
 
-    The order includes the key, so rows that ascend strictly have no key twice: they are neither
-    sorted again nor searched for duplicates.
+    The order includes the key, so strictly ascending rows have no duplicates and need no sorting.
     """
     ascends = pl.lit(False)
     for name in reversed(table.total_order):
@@ -264,7 +262,7 @@ def _by_trade_date(frame: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _remove(paths: Iterable[Path]) -> int:
-    """Remove files that are there; returns how many."""
+    """Remove existing files; returns how many."""
     removed = 0
     for path in paths:
         with suppress(FileNotFoundError):

@@ -39,11 +39,11 @@ class TableFiles:
         manifest.publish(self.folder, version)
 
     def lock(self) -> AbstractContextManager[bool]:
-        """Wait for the other writers of this table."""
+        """Lock out other writers of this table; waits for them."""
         return locked(self.folder / ".lock")
 
     def merge_lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Wait for another merge of this table, or yield False while one runs."""
+        """Lock out other merges of this table. Without `wait`, yields False while one runs."""
         return locked(self.folder / ".compaction.lock", wait=wait)
 
     def current_paths(self, trade_dates: Collection[date] | None = None) -> list[Path]:
@@ -51,7 +51,7 @@ class TableFiles:
         return self.checked_paths(self.manifest().of(trade_dates))
 
     def checked_paths(self, files: Iterable[DataFile]) -> list[Path]:
-        """The paths of these files; `LakeError` when one is missing, cut off or not Parquet."""
+        """The paths of these files; `LakeError` when one is missing, truncated or not Parquet."""
         paths = []
         for file in files:
             path = self.folder / file.path
@@ -61,9 +61,9 @@ class TableFiles:
         return paths
 
     def damaged(self, path: Path, fault: str) -> LakeError:
-        """The error that names a damaged data file and the way out."""
+        """The error for a damaged data file."""
         return LakeError(
-            f"{path} {fault}; restore it from a backup, or take it off the table's list with "
+            f"{path} {fault}; restore it from a backup, or remove it from the manifest with "
             f"`nq repair {self.table.name}`"
         )
 
@@ -74,7 +74,7 @@ class TableFiles:
         return [path for path in sorted(self.folder.glob(DATA_FILES)) if self.relative(path) not in listed]
 
     def relative(self, path: Path) -> str:
-        """A data file as the manifest names it."""
+        """A data file's path as in the manifest."""
         return path.relative_to(self.folder).as_posix()
 
     def write(self, version: int, frame: pl.DataFrame, runs: Sequence[str]) -> DataFile:
@@ -91,7 +91,7 @@ class TableFiles:
         return temporary_for(folder / "staged.parquet")
 
     def replace(self, group: Sequence[DataFile], staged: Path, written: parquet.WrittenFile) -> None:
-        """Replace files by the staged one they were merged into, in one version.
+        """Replace files by the staged file into which they were merged, in one manifest version.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class TableFiles:
 
 
 def _unused(path: Path) -> Path:
-    """The path, or one beside it that is free: an unlisted file may hold rows that nothing else has."""
+    """The path, or a numbered variant if a file has it: an unlisted file may hold the only copy of rows."""
     number, free = 0, path
     while free.exists():
         number += 1

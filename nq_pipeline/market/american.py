@@ -2,8 +2,8 @@
 
 The premium is Ju and Zhong's ("An Approximate Formula for Pricing American Options", Journal of
 Derivatives, 1999): Barone-Adesi and Whaley's quadratic approximation with a correction, here
-for a cost of carry of zero. `docs/pricing.md` states its error against a binomial tree. Without
-an interest rate the premium is zero.
+for a cost of carry of zero. `docs/pricing.md` states its error against a binomial tree. With
+an interest rate of zero the premium is zero.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from nq_pipeline.market import black76
 from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats, Valuation
 
 MIN_INTEREST = 1e-7
-"""Interest until expiration below which early exercise adds nothing that a price could show."""
+"""Interest until expiration below which the early exercise premium is smaller than rounding."""
 _TOLERANCE = 1e-9
-"""Of an implied volatility; far smaller than the error of the premium."""
+"""Tolerance of an implied volatility, far smaller than the error of the premium."""
 _MAX_SECANTS = 12
 _BRACKET_MARGIN = 0.05
 """How much the bracket of an implied volatility is widened, because the premium is approximate."""
@@ -33,7 +33,7 @@ def value(
     is_call: npt.ArrayLike,
     rate: npt.ArrayLike = 0.0,
 ) -> Valuation:
-    """Prices and Greeks of American options on a future; inputs as `black76.value`.
+    """Prices and Greeks of American options on a future; inputs as for `black76.value`.
 
     The Greeks are central differences. Where immediate exercise is best the price is the
     intrinsic value, delta is 1 or -1, and gamma, vega and theta are 0.
@@ -74,11 +74,11 @@ def implied_volatility(
     is_call: npt.ArrayLike,
     rate: npt.ArrayLike = 0.0,
 ) -> Floats:
-    """The volatility at which `value` gives the price; inputs as `black76.implied_volatility`.
+    """The volatility at which `value` gives the price; inputs as for `black76.implied_volatility`.
 
-    NaN at or below the undiscounted intrinsic value: there a holder exercises, and the price has
-    no information about volatility. An American option is worth at least the European one and at
-    most that one undiscounted, so Black-76 with and without the rate bracket the volatility.
+    NaN at or below the undiscounted intrinsic value, where a holder exercises and the price says nothing
+    about volatility. An American option is worth at least the European one and at most its undiscounted
+    price, so the volatilities of Black-76 with and without the rate bracket the solution.
     """
     p, f, k, t, call, r = _broadcast(price, forward, strike, years, is_call, rate)
     least = black76.implied_volatility(p, f, k, t, call, 0.0)
@@ -88,7 +88,7 @@ def implied_volatility(
     terms = tuple(x[early] for x in (p, f, k, t, call, r))
     low, high = least[early] * (1 - _BRACKET_MARGIN), found[early] * (1 + _BRACKET_MARGIN)
     solved = _solve_by_secants(found[early], low, high, *terms)
-    # Near the exercise boundary the price is flat and secants fail; there the bracket is searched.
+    # Near the exercise boundary the price is flat and secants fail, so search the bracket.
     left = np.isnan(solved)
     if left.any():
         solution = find_root(
@@ -117,7 +117,7 @@ def _solve_by_secants(
     call: Floats,
     r: Floats,
 ) -> Floats:
-    """Volatilities by secants from the European ones; NaN where they do not settle in the bracket."""
+    """Volatilities by the secant method, starting at the European ones; NaN where it leaves the bracket."""
     vol, found, left = start, np.full_like(start, np.nan), np.arange(len(start))
     prices, boundary = _price_and_boundary(f, k, t, vol, call, r)
     miss, slope = prices - p, black76.value(f, k, t, start, call, r).vega
@@ -141,7 +141,7 @@ def _solve_by_secants(
 def _price_and_boundary(
     f: Floats, k: Floats, t: Floats, vol: Floats, call: Floats, r: Floats, boundary: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Prices and exercise boundaries over the strike; `boundary` of similar terms starts the search."""
+    """Prices, and exercise boundaries over the strike; `boundary` is a first guess of the latter."""
     prices = np.array(black76.value(f, k, t, vol, call, r).price)
     early = (r * t > MIN_INTEREST) & (vol > 0)
     sign = np.where(call > 0, 1.0, -1.0)
@@ -158,9 +158,9 @@ def _premium_and_boundary(
     """American prices and exercise boundaries, both over the strike.
 
     `m` is the future's price over the strike, `european` the European price over the strike, and
-    `start` where the search for the boundary starts, or NaN.
+    `start` a first guess of the boundary, or NaN.
 
-    Ju and Zhong's letters: h is the interest until expiration, alpha twice the rate over the
+    The names are Ju and Zhong's: h is the interest until expiration, alpha twice the rate over the
     variance, lam the exponent of the premium, chi its correction.
     """
     total_vol, h, alpha = vol * np.sqrt(t), -np.expm1(-r * t), 2 * r / vol**2

@@ -19,9 +19,9 @@ Floats = npt.NDArray[np.float64]
 Rounding = Literal["nearest", "below", "above"]
 DAYS_PER_YEAR = 365.0
 MAX_TOTAL_VOLATILITY = 40.0
-"""σ√t beyond which a double cannot tell a price from its upper bound."""
+"""Largest σ√t; beyond it, a price in double precision equals its upper bound."""
 MAX_STEPS = 200
-"""Halving the bracket takes this many steps at worst."""
+"""Steps that bisection of the bracket takes in the worst case."""
 
 
 class Valuation(NamedTuple):
@@ -32,11 +32,11 @@ class Valuation(NamedTuple):
     price
         Points of premium.
     delta, gamma
-        First and second derivative by the future's price.
+        First and second derivative with respect to the future's price.
     vega
         Per 1.00 of volatility.
     theta
-        Per calendar day, at the same future's price and volatility.
+        Per calendar day, with the future's price and the volatility unchanged.
     """
 
     price: Floats
@@ -61,10 +61,10 @@ def value(
     forward, strike
         Points, above zero.
     years
-        Time to expiration in years of 365 days; at or below zero the option is worth its
-        intrinsic value and has no gamma, vega or theta.
+        Time to expiration in years of 365 days. At or below zero the option is worth its intrinsic
+        value, and gamma, vega and theta are 0.
     volatility
-        Fraction per square root of a year; at or below zero as if expired, but discounted.
+        Fraction per square root of a year. At or below zero the price is the discounted intrinsic value.
     is_call
         True for calls, False for puts.
     rate
@@ -107,13 +107,12 @@ def implied_volatility(
 ) -> Floats:
     """The volatility at which `value` gives the price; the inputs are broadcast.
 
-    NaN where no volatility does: at or below the discounted intrinsic value, at or above the
-    discounted forward (call) or strike (put), expired, or with a missing input.
+    NaN where there is no such volatility: at or below the discounted intrinsic value, at or above the
+    discounted forward (call) or strike (put), after expiration, or with a missing input.
 
-    The logarithm of the time value is inverted by Householder's method of the fourth order inside
-    a bracket. The start is the inverse of Bachelier's formula, a function of one number and so a
-    table; two steps are usual. The volatility is as exact as one unit in the last place of the
-    price allows.
+    Householder's method of the fourth order inverts the logarithm of the time value inside a bracket.
+    It starts from the inverse of Bachelier's formula, which is tabulated, and usually takes two steps.
+    The volatility is as exact as one unit in the last place of the price allows.
     """
     sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
     p, f, k, t, r, sign = np.broadcast_arrays(
@@ -169,24 +168,24 @@ def _total_volatility(excess: Floats, x: Floats) -> Floats:
 
 
 def _tails(h: Floats, half: Floats) -> Floats:
-    """The difference of the two normal probabilities in an out-of-the-money price, without their factor.
+    """The difference of the two scaled normal tails in an out-of-the-money price.
 
     h is |ln(F/K)| / σ√t and half is σ√t / 2; price / √(FK) is half of this times
-    exp(-(h² + half²) / 2). In this form it keeps its digits where the price is tiny.
+    exp(-(h² + half²) / 2). This form keeps full precision for tiny prices.
     """
     return np.asarray(erfcx((h - half) / np.sqrt(2)) - erfcx((h + half) / np.sqrt(2)), np.float64)
 
 
 @lru_cache(maxsize=1)
 def _bachelier() -> tuple[Floats, Floats]:
-    """ln(σ√t / |x|) as a function of ln(price / |x|) in Bachelier's model, at rising nodes."""
+    """Nodes of ln(σ√t / |x|) as a function of ln(price / |x|) in Bachelier's model, ascending."""
     h = np.exp(np.linspace(np.log(36.0), np.log(1e-9), 1024))
     density = np.exp(-h * h / 2) / np.sqrt(2 * np.pi)
     return np.log(density * (1 / h - np.sqrt(np.pi / 2) * erfcx(h / np.sqrt(2)))), -np.log(h)
 
 
 def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "nearest") -> Floats:
-    """Prices rounded to a product's ticks; a price on a bound has the tick below the bound.
+    """Round prices to a product's ticks; a price equal to a bound has the tick below the bound.
 
     The result is the float nearest to the decimal price (0.15, not 3 × 0.05).
 
@@ -195,8 +194,8 @@ def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "near
     ticks
         As `Product.ticks`.
     rounding
-        To the nearest tick, or to the one below or above; a price within a billionth of a tick
-        counts as on it.
+        To the nearest tick, or to the one below or above. A price within a billionth of a tick counts
+        as equal to it.
     """
     prices = np.asarray(price, np.float64)
     rounded = np.empty_like(prices)

@@ -19,7 +19,7 @@ from nq_pipeline.market.products import PRODUCTS, PROXIES, Family, Product
 
 OptionType = Literal["C", "P"]
 MONTH_CODES = "FGHJKMNQUVXZ"
-"""CME's letter of each month, January first."""
+"""CME's letters of the months, from January."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class Series:
 
     @cached_property
     def root_info(self) -> Root:
-        """The root's facts; KeyError for a root in neither `ROOTS` nor `PROXY_ROOTS`."""
+        """The root; KeyError if it is in neither `ROOTS` nor `PROXY_ROOTS`."""
         return ROOTS.get(self.root) or PROXY_ROOTS[self.root]
 
     @property
     def contract_month(self) -> tuple[int, int]:
         """Year and month in the exchange's code: August for gold's option that expires in July.
 
-        An unknown root has the month of its expiration.
+        For an unknown root, the month of its expiration.
         """
         info = ROOTS.get(self.root)
         ahead = info.family.months_ahead if info else 0
@@ -84,10 +84,10 @@ class Series:
 
     @property
     def expiration(self) -> datetime:
-        """The instant trading ends, aware, in the exchange's time zone (convert to UTC to store).
+        """When trading ends, as an aware datetime in the product's time zone (convert to UTC to store).
 
-        On a day of early close it is the session's close. Trading cannot end later; whether it ends
-        some minutes earlier, with the stock market, is uncertain.
+        On a day of early close it is the session's close. Whether trading ends some minutes earlier, with
+        the stock market, is uncertain.
         """
         info = self.root_info
         zone = ZoneInfo(info.product.timezone)
@@ -124,7 +124,7 @@ def format_strike(strike: float, whole_digits: int = 1) -> str:
 
 
 def roots_of(products: Iterable[Product]) -> dict[str, Root]:
-    """The roots of some products by code."""
+    """The roots of `products` by code."""
     return {
         code: Root(
             code,

@@ -1,20 +1,21 @@
 """The listed expirations of a product by CME's rules, and the future each exercises into.
 
-- **quarterly**: third Friday of the future's months; the trade date before it when that Friday
-  is none (2026-06-18, a day before Juneteenth).
-- **monthly** (gold): the fourth-last trade date of the month before the one in the code; the trade
-  date before when that is a Friday or the day before a holiday.
+- **quarterly**: the third Friday of the future's months, or the trade date before it if that Friday
+  is not a trade date (2026-06-18, the day before Juneteenth).
+- **monthly** (gold): the fourth-last trade date of the month before the one in the code, or the trade
+  date before it if it is a Friday or the day before a holiday.
 - **end of month**: the last trade date of the month.
-- **weekly**: week n is the n-th such weekday of the month; none on the day of an end-of-month or
-  monthly option. On the quarterly's own Friday there is one since `Family.on_quarterly_friday_since`.
+- **weekly**: week n is the n-th such weekday of the month. No weekly expires on the day of an
+  end-of-month or monthly option, nor on the quarterly option's Friday before
+  `Family.on_quarterly_friday_since`.
 
-Trade dates are those of the equity-index session (`sessions.py`) for every product. Gold's may differ
-on a day of early close or of mourning; that was not checked.
+All products use the trade dates of the equity-index session (`sessions.py`). Gold's may differ on a day
+of early close or of mourning; that was not checked.
 
 A day without regular trading hours (Good Friday, even when it trades until 08:15) has no settlement,
-so nothing expires on it. That a weekly on such a day, or on a holiday, is not listed at all is our
-reading, not CME's statement; and the rules have today's families, not when each began. So they only
-decide what to request: a series that a vendor lists is accepted whatever its date.
+so nothing expires on it. We read CME's rules to mean that a weekly on such a day or on a holiday is not
+listed at all; CME does not say so. The rules have today's families, not the date on which each began.
+Therefore they only decide which series to request: a series that a vendor lists is accepted on any date.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
 from nq_pipeline.market.products import FRIDAY, PRODUCTS, Family, Product
 
-# CME moved the expirations of the day of mourning to the day before (press release of 2024-12-30).
+# CME moved the expirations of the national day of mourning to the day before (press release of 2024-12-30).
 _MOVED = {date(2025, 1, 9): date(2025, 1, 8)}
 
 
 def expirations(product_code: str, start: date, end: date) -> list[Series]:
-    """All series of a product that expire with start <= date <= end, in order of expiration.
+    """All series of a product that expire from `start` to `end`, both included, by expiration.
 
-    KeyError for a product that is not in the table.
+    Raises KeyError for a product that is not in the product table.
     """
     product = PRODUCTS[product_code]
     months = range(start.year * 12 + start.month - 1, end.year * 12 + end.month)
@@ -46,7 +47,7 @@ def expirations(product_code: str, start: date, end: date) -> list[Series]:
 
 
 def expiration_date(root: str, year: int, month: int) -> date | None:
-    """The day a root of `ROOTS` expires in the month of its code; None when it is not listed."""
+    """The day on which a root of `ROOTS` expires in the month of its code; None when it is not listed."""
     info = ROOTS[root]
     months = year * 12 + month - 1 - info.family.months_ahead
     series = list_month(info.product, months // 12, months % 12 + 1)
@@ -73,11 +74,11 @@ def list_month(product: Product, year: int, month: int) -> tuple[Series, ...]:
         elif family.kind == "weekly" and family.weekday is not None:
             since = family.on_quarterly_friday_since
             for root, day in zip(family.roots, _weekdays(year, month, family.weekday), strict=False):
-                beside = day == third_friday and any(f.kind == "quarterly" for f in once)
+                on_quarterly_friday = day == third_friday and any(f.kind == "quarterly" for f in once)
                 expires = _MOVED.get(day, day)
                 if expires not in settled_days or expires in taken:
                     continue
-                if beside and (since is None or day < since):
+                if on_quarterly_friday and (since is None or day < since):
                     continue
                 series.append(Series(root, expires))
     return tuple(series)
@@ -86,13 +87,13 @@ def list_month(product: Product, year: int, month: int) -> tuple[Series, ...]:
 def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
     """The future a series exercises into: `NQM5`, or `NQM25` with two digits (Barchart's form).
 
-    It is the nearest future whose own standard option has not expired before. The quarterly option ends
-    with the future of its month and exercises into it, so a Friday weekly of the same day takes the
-    next; gold's August option ends in July, and later ones take October's or December's. Barchart
-    shows the next future from the Monday of the expiry week on. A vendor's own statement is checked
-    against this, never replaced by it.
+    It is the nearest future whose standard option expires no earlier than the series. The quarterly option
+    ends with the future of its month and exercises into it, so a Friday weekly of the same day exercises
+    into the next one. Gold's August option ends in July; later options exercise into October or December.
+    Barchart shows the next future from the Monday of the expiry week. The future that a vendor states is
+    compared with this one, never replaced by it.
 
-    KeyError for a series of a proxy: it has no future.
+    Raises KeyError for a series of a proxy, which has no future.
     """
     info = ROOTS[series.root]
     months = info.family.exercises_into or info.product.future_months
@@ -103,12 +104,12 @@ def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
 
 
 def front_future(product: Product, day: date, year_digits: Literal[1, 2] = 1) -> str:
-    """The future that a weekly expiring on a day would exercise into: the one most options are on."""
+    """The future that a weekly expiring on `day` exercises into; most options are on it."""
     return underlying_future(Series(product.families[-1].roots[0], day), year_digits)
 
 
 def future_expiration(product: Product, year: int, month: int) -> datetime:
-    """The instant trading in the future of a month ends, aware, in the exchange's time zone."""
+    """When trading in the future of a month ends, as an aware datetime in the product's time zone."""
     days = _settlement_days(year, month)
     if product.future_ends == "third_last_trade_date":
         day = days[-3] if len(days) > 2 else date(year, month, 1)
@@ -127,7 +128,7 @@ def _last_exercise(product: Product, year: int, month: int) -> datetime:
 def _monthly_day(
     product: Product, family: Family, settled_days: tuple[date, ...], third_friday: date
 ) -> date | None:
-    """The day of a month on which a family of one root expires, if it does in that month."""
+    """The day of the month on which a family with one root expires; None if it does not."""
     if family.kind == "quarterly" and third_friday.month in product.future_months:
         return _last(settled_days, third_friday)
     if family.kind == "monthly":
@@ -151,9 +152,9 @@ def _last(days: tuple[date, ...], limit: date) -> date:
 
 
 def _fourth_last(days: tuple[date, ...]) -> date:
-    """The fourth-last of a month's days, or the one before it when that is a Friday or before a holiday.
+    """The fourth-last of a month's trade dates, or an earlier one if it is a Friday or before a holiday.
 
-    That the rule applies again to the day before (2025-12-23) is our reading of CME's sentence.
+    We read CME's rule to apply again to the day before (2025-12-23).
     """
     return next(
         day for day in reversed(days[:-3]) if day.weekday() != FRIDAY and day + timedelta(days=1) in days

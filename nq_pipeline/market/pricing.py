@@ -1,9 +1,9 @@
 """Implied volatility and Greeks of whole chains, and the forward of every series.
 
-A row's price is the mid of its quote; else its settlement, valued at the moment it was made; else
-the last trade while that is recent. The forward comes from put-call parity near the money, because
-those quotes are of the same moment as the prices and cannot name a wrong month. The vendor's underlying
-future is used where there are too few pairs. European rows are valued by Black-76, American ones on
+A row's price is the mid of its quote, or else its settlement (valued at the time of settlement), or else
+a recent last trade. The forward comes from put-call parity near the money, because those quotes are from
+the same moment as the prices and always belong to the right month. With too few pairs, the price of the
+vendor's underlying future is used. European rows are valued by Black-76, American ones on
 futures by `american.py`. `unpriced` says why a row has no volatility.
 """
 
@@ -42,13 +42,13 @@ PRICED = (*_KEYS, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpr
 """The columns of `price_chain`."""
 
 PARITY_STRIKES = 10
-"""How many strikes nearest the forward the parity forward uses."""
+"""Strikes nearest the forward that the parity forward uses."""
 MIN_PAIRS = 3
-"""Pairs of call and put that a parity forward needs."""
+"""Put-call pairs that a parity forward needs."""
 MAX_PARITY_SPREAD = 0.002
-"""Interquartile range of the pairs' forwards, as a share of the forward, up to which they agree."""
+"""Largest interquartile range of the pairs' forwards, as a fraction of the forward."""
 MAX_LAST_AGE_S = 900
-"""Seconds up to which a last trade is used as a price."""
+"""Largest age of a last trade that is used as a price, seconds."""
 
 _INSTANT = pl.Datetime("ns", "UTC")
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
@@ -56,10 +56,10 @@ _QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settl
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
 _INPUTS = (*_KEYS, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
 _FORWARD_OF = ("source", "snapshot_ts", "series", "_basis", "valued_at")
-"""A forward is of prices of one moment: settlements of two trade dates have two."""
+"""The key of a forward. It uses prices of one moment, so settlements of two trade dates have two forwards."""
 _SETTLEMENT = ("root", "as_of", "settlement_date")
 _ROUNDING = 2e-15
-"""Time value below this share of the price is rounding of the price."""
+"""Time value below this fraction of the price is rounding error."""
 
 
 def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX_LAST_AGE_S) -> pl.DataFrame:
@@ -72,7 +72,7 @@ def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX
     rate
         Continuously compounded, per year; the same for all expirations.
     max_last_age_s
-        A last trade that is older, or of unknown time, is not used.
+        A last trade that is older, or whose time is unknown, is not used.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .when(pl.col("price_used") == "mid")
         .then(0.0),
         _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
-        # A price is known to its tick at best, even where bid and ask are equal.
+        # A price is known only to its tick, even where bid and ask are equal.
         _half_width=pl.when(pl.col("price_used") == "mid").then(
             pl.max_horizontal(ask - bid, _tick((bid + ask) / 2)) / 2
         ),
@@ -158,14 +158,14 @@ def _is_price(column: pl.Expr) -> pl.Expr:
 
 
 def _settlement_instants(rows: pl.DataFrame) -> pl.DataFrame:
-    """When the settlements of some rows were made, by root, `as_of` and `settlement_date`."""
+    """When the settlements of these rows were determined, by root, `as_of` and `settlement_date`."""
     which = rows.select(_SETTLEMENT).unique()
     instants = [_settled_at(*row) for row in which.iter_rows()]
     return which.with_columns(pl.Series("_settled_at", instants, _INSTANT))
 
 
 def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
-    """When a settlement was made; without a known trade date it is the newest published at `as_of`."""
+    """When a settlement was determined; without a trade date, the newest one published at `as_of`."""
     product = (ROOTS.get(root) or PROXY_ROOTS[root]).product
     if day is None or not sessions.is_trade_date(day):
         day = newest_published(as_of, product)
@@ -176,7 +176,7 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """The forward of each series by put-call parity, one row per series, snapshot and kind of price.
 
     It is the weighted median of strike + (call - put) / discount over the strikes nearest the
-    forward; narrow quotes weigh more. Near the money the early exercise premium of call and put is
+    forward. Narrow quotes weigh more. Near the money the early exercise premium of call and put is
     nearly the same, so American pairs are used as well.
     """
     terms = (*_FORWARD_OF, "strike")
@@ -206,8 +206,8 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
 def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the forward: the parity forward where the pairs agree, else the future's quoted price.
 
-    Settlements have only the parity forward of the settlements. An index or a fund has only the parity
-    forward, because its own price lacks the dividends and the interest until expiration.
+    Settlements use only the parity forward of settlements. Options on an index or a fund use only the
+    parity forward, because the price of the index lacks dividends and interest until expiration.
     """
     agreed = (pl.col("parity_pairs") >= MIN_PAIRS) & (
         pl.col("parity_spread") <= MAX_PARITY_SPREAD * pl.col("parity_forward")
@@ -231,7 +231,7 @@ def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _add_model(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
-    """Add the model that values a row, or why there is none."""
+    """Add the model that values a row, or in `unpriced` why none does."""
     early = (pl.col("exercise_style") == "american") & (pl.col("underlying_class") == "future")
     model = pl.when(early & pl.lit(rate > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
     price, forward, strike = (pl.col(name) for name in ("price", "forward", "strike"))

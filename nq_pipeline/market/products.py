@@ -1,15 +1,15 @@
-"""The product table: every fact about a product from which the rest of the package derives.
+"""The product table: the facts about each product, which the rest of the package reads.
 
-A product whose options follow the rules of `listing.py` is added by one `Product` in `PRODUCTS`;
-nothing else changes (docs/adding-a-product.md). Where the facts come from:
+To add a product whose options follow the rules of `listing.py`, add one `Product` to `PRODUCTS`;
+nothing else changes (docs/adding-a-product.md). Sources of the facts:
 
 - E-mini Nasdaq-100: CME contract specifications (weekly and end-of-month options, copy of
   2025-03). Barchart's codes: the drop-down lists of its option pages of June 2025.
-- E-mini S&P 500: CME contract specifications and its questions and answers on weekly,
+- E-mini S&P 500: CME contract specifications and CME's questions and answers on weekly,
   end-of-month, Tuesday and Thursday options; symbols, multiplier and expirations agree with
   exchange definitions of 2024 and 2026. Barchart's codes of weeklies are not known.
-- Gold: CME contract specifications of gold options, its questions and answers on weekly options
-  on metals, its fact card on gold options; the roots as Databento lists them. Barchart's codes: a
+- Gold: CME contract specifications of gold options, CME's questions and answers on weekly options
+  on metals, CME's fact card on gold options; roots as Databento lists them. Barchart's codes: a
   third party's table, which its author checked against the names that the site sends.
 """
 
@@ -39,15 +39,15 @@ class Family:
     Attributes
     ----------
     kind
-        The rule that lists its expirations (`listing.py`); `vendor`: known only from a vendor.
+        The rule that lists its expirations (`listing.py`); `vendor` if only vendors list them.
     roots
         Product codes; one for quarterly, monthly and end-of-month families.
     weekday
-        0 is Monday; None where the family has no weekday of its own.
+        0 is Monday; None if the family is not tied to a weekday.
     expiry_time
         Local time in `Product.timezone` at which trading in the series ends.
     barchart
-        Barchart's root for each of `roots`; None where it was never seen.
+        Barchart's root for each of `roots`; None where it is unknown.
     on_quarterly_friday_since
         First day on which this weekly also expires on the quarterly option's Friday; None: never.
         When CME began is uncertain (its page of 2025-03 has it).
@@ -55,7 +55,7 @@ class Family:
         Months from the expiration to the month in the code: gold's `OGQ5`, the August option, expires
         in July.
     exercises_into
-        Months of the futures it exercises into, where those are not all of the product's.
+        Months of the futures it exercises into; empty for all of the product's.
     """
 
     kind: FamilyKind
@@ -71,7 +71,7 @@ class Family:
 
     @property
     def is_standard(self) -> bool:
-        """Whether these are the options of the futures' own months, which are always listed."""
+        """Whether these are the options of the futures' months, which are always listed."""
         return self.kind in ("quarterly", "monthly")
 
 
@@ -84,9 +84,9 @@ class DailySettlement:
     at
         On a regular day.
     short_day
-        On a day whose session closes before `at`; the session's close where that is even earlier.
+        On a day whose session closes before `at`. If the session closes even earlier, its close counts.
     month_end
-        On the last trade date of a month, where that differs.
+        On the last trade date of a month; None if it is `at`.
     since
         The first trade date of these hours.
     """
@@ -106,17 +106,17 @@ class Product:
     multiplier
         Dollars per point of premium.
     ticks
-        (upper price bound inclusive, tick) in rising order; the last bound is infinity.
+        Pairs of (upper price bound, inclusive; tick) in ascending order; the last bound is infinity.
     timezone
-        IANA name of the zone of `expiry_time`, `future_expiry_time` and `settlements`.
+        IANA name of the time zone of `expiry_time`, `future_expiry_time` and `settlements`.
     settlements
         The hours of the daily settlement, oldest first.
     settlement_delay
-        From the hour of the settlement to the first publication of its prices.
+        Time from the settlement to its first publication.
     future_months
         Months of the futures that options exercise into.
     future_ends
-        Which day of its month is a future's last.
+        The rule for a future's last trading day.
     future_expiry_time
         Local time at which trading in the expiring future ends.
     stands_for
@@ -146,10 +146,10 @@ _EQUITY_SETTLEMENTS = (
     DailySettlement(at=time(15, 15), short_day=time(12, 15), month_end=time(15)),
     DailySettlement(at=time(15), short_day=time(12), since=date(2020, 10, 26)),
 )
-"""CME's questions and answers on the change of 2020-10-26 have all of these hours but the old short day's,
-which is uncertain: it is taken to be as long after the stock market's close as on a regular day. That a day
-which closes before 12:00 settles at its close is uncertain too. CME's page of settlement times has the first
-publication for equities at 15:30, half an hour after the settlement; that of a short day is uncertain."""
+"""From CME's questions and answers on the change of 2020-10-26, except for the old short day: we assume the
+same delay after the stock market's close as on a regular day. Also uncertain: that a day which closes before
+12:00 settles at its close. CME's page of settlement times says that equity settlements are first published at
+15:30, half an hour after the settlement; the time on a short day is uncertain."""
 
 
 def _weekly(
@@ -201,8 +201,8 @@ NQ = Product(
     ),
 )
 
-# Whether the Friday weekly is listed in the quarterly's own week too, as it is for NQ, is uncertain, and
-# so is the quarterly PM option (EYC, 2021) that once filled that place; neither is here.
+# Uncertain, and therefore not here: whether a Friday weekly is listed in the quarterly option's week, as for
+# NQ, and the quarterly PM option (EYC, 2021) that was once listed in its place.
 ES = Product(
     code="ES",
     name="E-mini S&P 500 futures",
@@ -225,11 +225,11 @@ ES = Product(
 _GOLD_FIXING = time(12, 30)
 """Settlement time of the future, when trading in its options ends (CME). A third party's note has 13:30."""
 _GOLD_WEEKLY_MONTHS = (2, 4, 6, 8, 12)
-"""Weeklies were seen to skip the October future; that they always do is uncertain."""
+"""Weeklies that we saw skip the October future; whether they always do is uncertain."""
 
 
 def _gold_weekly(weekday: int, roots: str, barchart: tuple[str | None, ...]) -> Family:
-    # CME says that they are exercised automatically and only so, hence European; it does not use the word.
+    # CME says that they are only exercised automatically, so they are European; it does not use the word.
     months = _GOLD_WEEKLY_MONTHS
     return _weekly(weekday, roots, barchart, expiry_time=_GOLD_FIXING, exercises_into=months)
 
@@ -241,8 +241,8 @@ GC = Product(
     multiplier=100.0,
     ticks=((_INF, 0.10),),
     timezone="America/Chicago",
-    # CME's page of settlement times: at 13:30 New York, first published at 13:31. Whether a short day has
-    # another hour is uncertain.
+    # CME's page of settlement times: at 13:30 New York, first published at 13:31. The hour on a short day
+    # is uncertain.
     settlements=(DailySettlement(at=_GOLD_FIXING, short_day=_GOLD_FIXING),),
     settlement_delay=timedelta(minutes=1),
     families=(
@@ -273,8 +273,8 @@ def select_products(codes: Sequence[str]) -> tuple[Product, ...]:
 
 
 # Proxies stand in for options on the future where a vendor has none. By Cboe's specifications NDX and SPX
-# settle at the open, NDXP, SPXW and the funds at the close; a vendor's own dates and styles win. Gold has
-# no proxy here: the fund that holds it has another size and no fixed ratio to the future.
+# settle at the open; NDXP, SPXW and the funds settle at the close. A vendor's own dates and styles take
+# precedence. Gold has no proxy here, because the gold fund has no fixed ratio to the future.
 _STOCK_OPEN, _STOCK_CLOSE = time(9, 30), time(16, 0)
 _STOCK_SETTLEMENTS = (DailySettlement(at=_STOCK_CLOSE, short_day=time(13)),)
 

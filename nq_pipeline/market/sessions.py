@@ -1,21 +1,20 @@
 """CME sessions: the only place where a trade date is computed.
 
 A session opens 17:00 America/Chicago the evening before its trade date and closes 16:00.
-The hours come from pandas_market_calendars (`CME Globex Equity`), the days that count as
-trade dates from its `CME_TradeDate`, and what both get wrong from the table below:
+The hours come from pandas_market_calendars (`CME Globex Equity`), the trade dates from its
+`CME_TradeDate`. This module corrects what both get wrong:
 
 - Good Friday trades only when the monthly payrolls come out that day, until 08:15, and is
   then a trade date of its own (2021, 2023, 2026); otherwise it is closed (2024, 2025, 2027).
-  The libraries have it open in every year.
+  The library has it open in every year.
 - 2018-12-05 and 2025-01-09, national days of mourning, closed at 08:30 (CME press releases).
 - Until 2021-06-25 trading paused from 15:15 to 15:30; the library's calendar has no pause.
 
-No day before `FIRST_DAY` is supported. The expirations of 2018-12-05 moved to the day before,
-the libraries have 16:00 for the close of 16:15 that held until 2015-09-20, and the holidays of
-those years were not checked.
+No day before `FIRST_DAY` is supported: the holidays of those years were not checked, and the library
+has a close of 16:00 where it was 16:15 until 2015-09-20.
 
 Days on which the market opens but halts at noon (Martin Luther King, Presidents, Memorial,
-Juneteenth, Independence, Labor, Thanksgiving) are no trade dates: their trades belong to the
+Juneteenth, Independence, Labor, Thanksgiving) are not trade dates: their trades belong to the
 next one, whose session then has several segments. Checked day by day for 2019 to 2027.
 """
 
@@ -41,7 +40,7 @@ CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
 SESSION_CLOSE = time(16, 0)
 YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
-"""Years with sessions: one more at either end than the supported days, for the sessions before and after."""
+"""Years with sessions: the supported ones, and one more at either end for the neighbouring sessions."""
 
 _GOOD_FRIDAY_CLOSE = time(8, 15)
 _EARLY_CLOSES = {date(2018, 12, 5): time(8, 30), date(2025, 1, 9): time(8, 30)}
@@ -51,7 +50,7 @@ _AFTERNOON_PAUSE = (time(15, 15), time(15, 30))
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One trade date's trading. All instants are aware in UTC; every span excludes its end.
+    """The trading of one trade date. All instants are aware and in UTC; every span excludes its end.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class Session:
         The (open, close) spans in which the market trades, in order. More than one where a
         holiday halt rolls into the next trade date, and with the former afternoon pause.
     rth
-        08:30 to 15:00 Chicago cut to the session; None when nothing is left (2026-04-03).
+        The part of the session from 08:30 to 15:00 Chicago; None when there is none (2026-04-03).
     """
 
     trade_date: date
@@ -76,7 +75,7 @@ class Session:
 
 
 def session(trade_date: date) -> Session:
-    """The session of a trade date; KeyError when the day is no trade date."""
+    """The session of a trade date; KeyError if the day is not one."""
     found = _year(trade_date.year).by_date.get(trade_date) if trade_date.year in YEARS else None
     if found is None:
         raise KeyError(f"{trade_date} is no CME trade date; take one from `sessions(start, end)`")
@@ -84,7 +83,7 @@ def session(trade_date: date) -> Session:
 
 
 def sessions(start: date, end: date) -> list[Session]:
-    """All sessions with start <= trade_date <= end, in order; years outside `YEARS` have none."""
+    """All sessions from `start` to `end`, both included, in order; years outside `YEARS` have none."""
     return [
         s
         for year in range(max(start.year, YEARS.start), min(end.year, YEARS.stop - 1) + 1)
@@ -100,8 +99,8 @@ def is_trade_date(day: date) -> bool:
 def trade_date(instant: datetime) -> date:
     """The CME trade date an instant belongs to; pauses and weekends belong to the last session.
 
-    A holiday halt lies inside the session of the next trade date. Raises ValueError for an
-    instant without a time zone or outside `YEARS`.
+    A holiday halt belongs to the next trade date. Raises ValueError for an instant without a time zone
+    or outside `YEARS`.
     """
     return current_session(instant).trade_date
 
@@ -112,8 +111,8 @@ def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.ND
     Parameters
     ----------
     ts_ns
-        Nanoseconds since 1970-01-01 UTC. DBN's undefined timestamp and anything else outside
-        `YEARS` gives NaT.
+        Nanoseconds since 1970-01-01 UTC. Instants outside `YEARS`, including DBN's undefined timestamp,
+        give NaT.
 
     Returns
     -------
@@ -138,10 +137,10 @@ def current_session(instant: datetime) -> Session:
 
 
 def captured_until(trade_date: date, captured: Collection[date]) -> list[date]:
-    """The captured trade dates up to a chain's, the newest first.
+    """The captured trade dates up to that of a chain, newest first.
 
-    Before a trade date's regular hours the newest trades are those of the trade date before. So a
-    report shows the trades of the first of these dates that has any, and states that date.
+    Before regular hours the newest trades are those of the previous trade date. A report therefore shows
+    the first of these dates that has trades, and names it.
     """
     return sorted((day for day in captured if day <= trade_date), reverse=True)
 
@@ -171,9 +170,8 @@ def next_boundary(instant: datetime) -> datetime:
 def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
     """The market moment of a chain requested at `instant`, in UTC.
 
-    It is the instant itself, but no later than the close of the window in its session (of the session
-    where `rth` is empty; never limited for `always`). Inside a halt it is the close of the segment
-    that ended.
+    It is the instant itself, but no later than the close of the window in its session (the session's close
+    if `rth` is empty; no limit for `always`). During a halt it is the close of the segment before.
     """
     now = instant.astimezone(UTC)
     if window == "always":
@@ -191,7 +189,7 @@ def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Year:
-    """The sessions of one year, with the last one before it and the first one after it."""
+    """The sessions of one year, the last one before and the first one after it."""
 
     sessions: tuple[Session, ...]
     opens: tuple[datetime, ...]
@@ -215,7 +213,7 @@ def _spans(s: Session, window: Window) -> tuple[tuple[datetime, datetime], ...]:
 
 @lru_cache(maxsize=len(YEARS))
 def _year(year: int) -> _Year:
-    """A year from the calendar library, loaded with a few weeks either side to find its neighbours."""
+    """A year of the calendar library, with a few weeks on either side to find the neighbouring sessions."""
     around = list(_load(date(year - 1, 12, 1), date(year + 1, 1, 31)))
     inside = [i for i, s in enumerate(around) if s.trade_date.year == year]
     loaded = tuple(around[inside[0] - 1 : inside[-1] + 2])
@@ -257,8 +255,8 @@ def _rth(day: date, open_: datetime, close: datetime) -> tuple[datetime, datetim
 def _april_payrolls(year: int) -> date:
     """The Employment Situation for March: the third Friday after the week that holds March 12.
 
-    The rule of the Bureau of Labor Statistics; it gives every Good Friday on which CME traded
-    (2010, 2012, 2015, 2021, 2023, 2026) and none on which it did not.
+    This rule of the Bureau of Labor Statistics gives every Good Friday on which CME traded (2010, 2012,
+    2015, 2021, 2023, 2026) and no other.
     """
     twelfth = date(year, 3, 12)
     saturday = twelfth + timedelta(days=(5 - twelfth.weekday()) % 7)
@@ -275,7 +273,7 @@ def _bound_ns(year: int) -> int:
 
 @lru_cache(maxsize=8)
 def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.datetime64]]:
-    """Opening instants and trade dates of some years and their neighbours, in order."""
+    """Opening instants and trade dates of the years `first` to `last` and their neighbours, in order."""
     import numpy as np
 
     found = {s.trade_date: s for year in range(first, last + 1) for s in _year(year).sessions}
@@ -284,12 +282,12 @@ def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 
 def in_chicago(moment: datetime) -> str:
-    """An instant for people to read: Chicago time with its zone, `Tue 2025-06-10 10:00 CT`."""
+    """An instant as text in Chicago time: `Tue 2025-06-10 10:00 CT`."""
     return moment.astimezone(CHICAGO).strftime("%a %Y-%m-%d %H:%M CT")
 
 
 def describe_closure(instant: datetime, window: Window) -> str:
-    """Why the window is closed at an instant, e.g. `2025-07-03 closed early at 12:15 CT`."""
+    """Why the window is closed at an instant: `2025-07-03 closed early at 12:15 CT`."""
     local = instant.astimezone(CHICAGO)
     day = local.date()
     if not is_trade_date(day):

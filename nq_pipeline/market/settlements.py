@@ -1,6 +1,6 @@
-"""When the daily settlements of a trade date are made and published.
+"""When the daily settlements of a trade date are determined and published.
 
-The hours are facts of the product (`Product.settlements`, `Product.settlement_delay`).
+The product table has the hours (`Product.settlements`, `Product.settlement_delay`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from nq_pipeline.market.products import Product
 
 
 def settled_at(trade_date: date, product: Product) -> datetime:
-    """The instant the settlements of a trade date are made, in UTC; KeyError for any other day.
+    """When the settlements of a trade date are determined, in UTC; KeyError if it is no trade date.
 
-    Never later than the session's close, which on some days comes before the hour of a short day.
+    Never later than the session's close, which on some days comes before `DailySettlement.short_day`.
     """
     session = sessions.session(trade_date)
     hours = next(hours for hours in reversed(product.settlements) if hours.since <= trade_date)

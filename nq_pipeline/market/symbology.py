@@ -1,20 +1,20 @@
-"""Vendors' names for series and contracts, to and from ours.
+"""Maps vendors' names for series and contracts to ours and back.
 
     Globex      Q1BN5, Q1BN5 C21330          root, month letter, last digit of the year, side, strike
                                              of at least four digits (ESZ6 P0800)
-    Barchart    MM1N25, MM1N5|21330C         its own roots; two or one year digits; strike, side
+    Barchart    MM1N25, MM1N5|21330C         its own roots; one or two year digits; strike, side
     OCC style   O:NDXP250701C21330000        root, yymmdd, side, strike in thousandths, read from the right
 
-Tradovate's names are assumed to be Globex's. Vendors' input is untrusted: a name that cannot be
-read is an `Unparsed`, never an exception. A year of one digit is resolved by the trade date of the
-answer (`on`) or a stated expiration, never guessed; the day within the month comes from the listing
-rules unless the vendor states it.
+Tradovate's names are assumed to be Globex's. Vendors are not trusted: a name that cannot be parsed
+becomes an `Unparsed`, never an exception. A single year digit is resolved by the trade date of the
+answer (`on`) or by the vendor's expiration, never guessed. The day within the month comes from the
+listing rules unless the vendor states it.
 
 The same code means different things to different vendors: Barchart's `MQ4` is the E-mini's fourth
-Friday, CME's `MQ4` a Micro. So every function is for one vendor, and roots that are not in the
-product table (all Micro ones) are not read.
+Friday, CME's `MQ4` a Micro. Therefore each function is for one vendor, and roots that are not in the
+product table (all Micro ones) are rejected.
 
-The functions at the end name and split whole columns.
+The functions at the end work on whole columns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 NO_CODES: Mapping[str, str] = MappingProxyType({})
-"""No additions to the product table's Barchart roots."""
+"""No changes to the product table's Barchart roots."""
 
 GLOBEX_STRIKE_DIGITS = 4
 """Globex pads shorter strikes with zeros: seen for the E-mini S&P 500, assumed for all roots."""
@@ -47,7 +47,7 @@ _GLOBEX_SYMBOL = re.compile(rf"{_SERIES} ([CP]){_STRIKE}")
 
 @dataclass(frozen=True, slots=True)
 class Unparsed:
-    """A name that could not be mapped, and why, in a few words."""
+    """A name that could not be mapped, and the reason."""
 
     symbol: str
     reason: str
@@ -85,11 +85,11 @@ def parse_globex(
     Parameters
     ----------
     on
-        Trade date of the answer; a single year digit means the year within the ten that begin a year
-        before it.
+        Trade date of the answer. A single year digit means a year within the ten years that start one
+        year before it.
     expiration
-        The local expiration date where the vendor states it; it wins over `on` and over the
-        listing rules, and must agree with the symbol's month and year.
+        The local expiration date, if the vendor states it. It takes precedence over `on` and the listing
+        rules, and must agree with the symbol's month and year.
     """
     found = _GLOBEX_SYMBOL.fullmatch(symbol)
     if not found:
@@ -109,15 +109,15 @@ def parse_globex(
 def barchart_code(
     series: Series, *, year_digits: Literal[1, 2] = 2, codes: Mapping[str, str] = NO_CODES
 ) -> str | Unparsed:
-    """Barchart's code of a series: `MM1N25`; for the quarterly one the future's own, `NQM25`.
+    """Barchart's code of a series: `MM1N25`; for the quarterly one that of the future, `NQM25`.
 
     Parameters
     ----------
     year_digits
         Barchart accepts both and answers with one.
     codes
-        Barchart roots by Globex root that add to or replace the product table's; those of the
-        fifth Monday and Thursday (`Q5A`, `Q5D`) are unknown.
+        Barchart roots by Globex root; they extend or replace those of the product table, which lacks the
+        fifth Monday and Thursday (`Q5A`, `Q5D`).
     """
     root = _barchart_roots(codes).get(series.root)
     if root is None:
@@ -142,12 +142,12 @@ def parse_barchart_code(
     vendor_root, month, year = found.groups()
     root = next((ours for ours, theirs in _barchart_roots(codes).items() if theirs == vendor_root), None)
     if root is None:
-        return Unparsed(code, f"{vendor_root} is no Barchart root that we know")
+        return Unparsed(code, f"{vendor_root} is not a known Barchart root")
     return _series(code, root, month, year, on=on, expiration=expiration)
 
 
 def _barchart_roots(codes: Mapping[str, str]) -> dict[str, str]:
-    """Barchart's root by Globex root; an added code takes precedence over the table's use of it."""
+    """Barchart's root by Globex root; `codes` take precedence over the product table."""
     known = {code: root.barchart for code, root in ROOTS.items() if root.barchart}
     return dict(codes) | {ours: theirs for ours, theirs in known.items() if ours not in codes}
 
@@ -160,7 +160,7 @@ def _series(
 ) -> Series | Unparsed:
     """The series of a root, month letter and one or two year digits."""
     if root not in ROOTS:
-        return Unparsed(symbol, f"{root} is no root of the product table")
+        return Unparsed(symbol, f"{root} is not in the product table")
     number = MONTH_CODES.index(month) + 1
     if expiration is not None:
         series = Series(root, expiration)
@@ -180,7 +180,7 @@ def _series(
 
 
 def _year_of(digit: int, month: int, on: date) -> int:
-    """The one year with this last digit whose month lies in the ten years from a year before `on`."""
+    """The year with this last digit whose month is within ten years from one year before `on`."""
     year = on.year - 1 + (digit - (on.year - 1)) % 10
     return year + 10 if (year, month) < (on.year - 1, on.month) else year
 
@@ -194,12 +194,12 @@ def _month_and_year(series: Series, digits: int) -> str:
 
 
 def split_globex_symbols(raw_symbol: pl.Expr) -> pl.Expr:
-    """Split `Q1BN5 C21330`: struct of code, option_type, strike; all null where it is not that."""
+    """Split `Q1BN5 C21330`: a struct of code, option_type and strike, null for other texts."""
     return _split(raw_symbol, r"^([A-Z0-9]+) ([CP])" + _STRIKE + "$", "code", "option_type", "strike")
 
 
 def split_barchart_symbols(symbol: pl.Expr) -> pl.Expr:
-    """Split `MM1N5|21330C`: struct of code, strike, option_type; all null where it is not that.
+    """Split `MM1N5|21330C`: a struct of code, strike and option_type, null for other texts.
 
     An answer is about one series: compare the code with `barchart_code(series, year_digits=1)`.
     """
@@ -207,10 +207,10 @@ def split_barchart_symbols(symbol: pl.Expr) -> pl.Expr:
 
 
 def split_occ_tickers(ticker: pl.Expr) -> pl.Expr:
-    """Split `O:NDXP250701C21330000`: struct of root, expiration_date, option_type, strike.
+    """Split `O:NDXP250701C21330000`: a struct of root, expiration_date, option_type, strike.
 
-    All null where it is not that; an impossible day gives a null `expiration_date`. Roots are as
-    sent, whether or not they are in `PROXY_ROOTS`.
+    Null for other texts; an impossible day gives a null `expiration_date`. Roots need not be in
+    `PROXY_ROOTS`.
     """
     import polars as pl
 
@@ -219,7 +219,7 @@ def split_occ_tickers(ticker: pl.Expr) -> pl.Expr:
         part[0].alias("root"),
         (pl.lit("20") + part[1]).str.to_date("%Y%m%d", strict=False).alias("expiration_date"),
         part[2].alias("option_type"),
-        # As text: polars divides by a constant inexactly (43 / 1000 is not 0.043 there).
+        # From text, because polars divides by a constant inexactly: 43 / 1000 is not 0.043.
         pl.concat_str(part[3], part[4], separator=".").cast(pl.Float64).alias("strike"),
     )
 
@@ -232,7 +232,7 @@ def series_keys(root: pl.Expr, expiration_date: pl.Expr) -> pl.Expr:
 
 
 def contract_keys(series: pl.Expr, option_type: pl.Expr, strike: pl.Expr) -> pl.Expr:
-    """`Contract.key` for columns of series keys, sides and strikes; null where one of them is."""
+    """`Contract.key` for columns of series keys, sides and strikes; null if one of them is null."""
     import polars as pl
 
     return pl.concat_str(series, option_type, strike_texts(strike), separator="-")

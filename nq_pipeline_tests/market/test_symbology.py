@@ -135,7 +135,7 @@ def test_an_unknown_barchart_root_is_unparsed_until_added() -> None:
 def test_a_micro_root_is_never_taken_for_the_e_mini(root: str) -> None:
     found = symbology.parse_globex(f"{root}M5 C21000", on=JUNE)
     assert isinstance(found, Unparsed)
-    assert "no root" in found.reason
+    assert "product table" in found.reason
 
 
 @pytest.mark.parametrize(

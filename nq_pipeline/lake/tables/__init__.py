@@ -1,7 +1,7 @@
-"""The tables of the lake, declared once, by subject: columns, keys, order on disk, version.
+"""The tables of the lake, by subject: columns, keys, order on disk, version. Import them from this module.
 
-Everything else derives from here: the cast on write, the Parquet footer, Dagster's column
-schema, the views and the table reference in the documentation. Import from this module.
+The cast on write, the Parquet footer, Dagster's column schema, the views and `docs/tables.md` derive from
+these declarations.
 """
 
 from __future__ import annotations
@@ -41,4 +41,4 @@ _ORDERED = (
     SPEND, DEFINITION, STATISTICS, OHLCV_1M, OHLCV_1D, BBO_1M, BACKFILLS, ENTITLEMENTS,
 )  # fmt: skip
 TABLES: dict[str, Table] = {table.name: table for table in _ORDERED}
-"""In the order of the reference page."""
+"""All tables by name, in the order of `docs/tables.md`."""

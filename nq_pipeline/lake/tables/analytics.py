@@ -1,4 +1,4 @@
-"""What the pipeline computes from chains and trades."""
+"""Tables computed from chains and trades."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _IV_UNCERTAINTY = nullable(
 OPTION_PRICING = Table(
     name="option_pricing",
     version=1,
-    meaning="What we compute from option_chain: implied volatility and Greeks, one row per row of it.",
+    meaning="Implied volatility and Greeks computed from option_chain: one row for each of its rows.",
     columns=(
         required("source", TEXT, "vendor whose quote was priced"),
         ENVIRONMENT,
-        required("snapshot_ts", INSTANT, "that of the chain's row"),
+        required("snapshot_ts", INSTANT, "snapshot_ts of the chain's row"),
         required("trade_date", DATE, "CME session date of the snapshot"),
         SERIES,
         CONTRACT_KEY,
-        required("valued_at", INSTANT, "the chain's as_of; for a settlement, when it was made"),
+        required("valued_at", INSTANT, "the chain's as_of; for a settlement, when it was determined"),
         nullable("price", FLOAT, "the price that was valued, points or dollars"),
         nullable("price_used", TEXT, "mid (of bid and ask), settlement or last"),
         nullable("price_age_s", FLOAT, "seconds from last trade or settlement to as_of; 0 for a quote"),
-        nullable("forward", FLOAT, "the future's price the row was valued on"),
+        nullable("forward", FLOAT, "the future's price used to value the row"),
         nullable("forward_source", TEXT, "parity (of the quotes) or underlying (the vendor's future)"),
         nullable("parity_forward", FLOAT, "the series' forward by put-call parity, used or not"),
         nullable("parity_spread", FLOAT, "interquartile range of the pairs' forwards, points"),
-        required("parity_pairs", INT, "pairs of call and put it was made from"),
+        required("parity_pairs", INT, "put-call pairs it was computed from"),
         nullable("parity_gap", FLOAT, "parity_forward less the vendor's underlying; null for settlements"),
         required("rate", FLOAT, "interest rate per year, continuously compounded (NQ_RISK_FREE_RATE)"),
         required("years", FLOAT, "from valued_at to expiration, in years of 365 days"),
         nullable("model", TEXT, "black76, or ju_zhong (American); null when not priced"),
         nullable("implied_volatility", FLOAT, "as a fraction"),
-        nullable("delta", FLOAT, "by the future's price, as a fraction"),
+        nullable("delta", FLOAT, "with respect to the future's price, as a fraction"),
         nullable("gamma", FLOAT, "per point"),
         nullable("theta", FLOAT, "per calendar day"),
         nullable("vega", FLOAT, "per 1.00 of volatility"),
@@ -72,7 +72,7 @@ OPTION_PRICING = Table(
 _SNAPSHOT = (
     required("source", TEXT, "vendor of the chain"),
     ENVIRONMENT,
-    required("snapshot_ts", INSTANT, "that of the chain's rows"),
+    required("snapshot_ts", INSTANT, "snapshot_ts of the chain's rows"),
     required("trade_date", DATE, "CME session date of the snapshot"),
     UNDERLYING_CLASS,
 )
@@ -86,10 +86,10 @@ _SERIES = (
 _STRIKE = (*_SERIES, STRIKE)
 
 _TOTALS = (
-    nullable("call_open_interest", INT, "open calls; null when no row says"),
-    nullable("put_open_interest", INT, "open puts; null when no row says"),
-    nullable("call_volume", INT, "calls traded in the session; null when no row says"),
-    nullable("put_volume", INT, "puts traded in the session; null when no row says"),
+    nullable("call_open_interest", INT, "open calls; null when unknown"),
+    nullable("put_open_interest", INT, "open puts; null when unknown"),
+    nullable("call_volume", INT, "calls traded in the session; null when unknown"),
+    nullable("put_volume", INT, "puts traded in the session; null when unknown"),
 )
 
 _RATIOS = (
@@ -111,7 +111,7 @@ IV_SMILE = Table(
     columns=(
         *_STRIKE,
         required("option_type", TEXT, "P below the forward, else C"),
-        required("forward", FLOAT, "the future's price it was valued on"),
+        required("forward", FLOAT, "the future's price used to value it"),
         required("years", FLOAT, "to expiration, in years of 365 days"),
         required("log_moneyness", FLOAT, "ln(strike / forward)"),
         nullable("deviations", FLOAT, "log_moneyness in its own standard deviations, σ√t"),
@@ -179,7 +179,7 @@ GAMMA_LEVELS = Table(
     columns=(
         *_SNAPSHOT,
         PRODUCT,
-        nullable("forward", FLOAT, "of the first contract to expire: what zero_gamma is measured in"),
+        nullable("forward", FLOAT, "of the first contract to expire; the scale of zero_gamma"),
         *_TOTALS,
         *_RATIOS,
         *_GEX,
@@ -196,8 +196,8 @@ GAMMA_LEVELS = Table(
 TRADE_PRESSURE = Table(
     name="trade_pressure",
     version=1,
-    meaning="Aggressors in windows of five minutes, as counted at the time: one row per window and option "
-    "that traded, another with more trades where a gap was filled later. `pressure` recounts.",
+    meaning="Volume by aggressor in windows of five minutes, as counted at the time: one row per window and "
+    "option that traded, and another with more trades if a gap was filled later. `pressure` recounts.",
     columns=(
         ENVIRONMENT,
         required("trade_date", DATE, "CME session date"),
@@ -207,14 +207,14 @@ TRADE_PRESSURE = Table(
         CONTRACT_KEY,
         OPTION_TYPE,
         STRIKE,
-        required("buy_volume", INT, "contracts whose aggressor bought"),
-        required("sell_volume", INT, "contracts whose aggressor sold"),
-        required("undefined_volume", INT, "contracts without a known aggressor, of neither side"),
-        required("trades", INT, "number of trades, of all three"),
-        required("average_size", FLOAT, "contracts per trade, of all three"),
+        required("buy_volume", INT, "contracts bought by the aggressor"),
+        required("sell_volume", INT, "contracts sold by the aggressor"),
+        required("undefined_volume", INT, "contracts without a known aggressor"),
+        required("trades", INT, "number of trades, with or without an aggressor"),
+        required("average_size", FLOAT, "contracts per trade"),
         nullable("buy_sell_ratio", FLOAT, "buy_volume / sell_volume; null without sells"),
         nullable("imbalance", FLOAT, "(buy − sell) / (buy + sell), from −1 to 1; null without either"),
-        nullable("dominant_side", TEXT, "B or A, of the larger volume; null when equal"),
+        nullable("dominant_side", TEXT, "the larger volume: B (bought) or A (sold); null when equal"),
         RUN_ID,
     ),
     key=("environment", "window_start", "contract_key", "trades"),

@@ -30,7 +30,7 @@ _TICK_ORDER = ("instrument_id", "ts_event", "sequence")
 
 
 def _tick_columns(*own: Column) -> tuple[Column, ...]:
-    """The columns of a table of DBN records: Databento's, its schema's own, and ours."""
+    """The columns of a table of DBN records: Databento's common ones, those of the schema, and ours."""
     return (
         required("ts_event", INSTANT, "when the matching engine received it"),
         nullable("ts_recv", INSTANT, "when Databento received it"),
@@ -60,7 +60,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         nullable("publish_latency_ns", INT, "time of writing the row less ts_recv; null when bought"),
         required("source_schema", TEXT, "the schema that was streamed: trades, mbp-1, mbo"),
         ENVIRONMENT,
-        required("log_session", INT, "segment of the log its session began with; 0 when bought later"),
+        required("log_session", INT, "log segment at which its session began; 0 when bought later"),
         RUN_ID,
     )
 
@@ -68,7 +68,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
 TRADES = Table(
     name="trades",
     version=3,
-    meaning="Trades as Databento sent them, live in whatever schema or bought: one row per trade.",
+    meaning="Trades as Databento sent them, streamed in any schema or bought: one row per trade.",
     columns=_tick_columns(nullable("depth", U8, "level of the book; null where mbo was streamed")),
     key=_TICK_KEY,
     order=_TICK_ORDER,

@@ -1,4 +1,4 @@
-"""What data costs and what the plans include."""
+"""The spend ledger and the plans' entitlements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nq_pipeline.lake.tables.table import (
 ENTITLEMENTS = Table(
     name="entitlements",
     version=1,
-    meaning="What the plans include: one row per answer of a vendor; the newest counts.",
+    meaning="What the plans include: one row per answer of a vendor; the newest is current.",
     columns=(
         required("vendor", TEXT, "vendor"),
         required("dataset", TEXT, "Databento's dataset, or the vendor's product"),
@@ -50,9 +50,11 @@ SPEND = Table(
         required("recorded_at", INSTANT, "when it was written (real time)"),
         required("trade_date", DATE, "CME session date of that moment"),
         required("kind", TEXT, "subscription, reserved, committed, released, reconciled, refused, …"),
-        required("booked_at", INSTANT, "the moment the money counts at: that of the reservation"),
-        required("day", DATE, "its day in the zone of the budgets; of a plan's fee the first of the month"),
-        required("zone", TEXT, "zone of the budgets at that time"),
+        required("booked_at", INSTANT, "when the money counts: the time of the reservation"),
+        required(
+            "day", DATE, "day of booked_at in the budgets' zone; for a plan's fee, the first of the month"
+        ),
+        required("zone", TEXT, "time zone of the budgets at that time"),
         nullable("reservation_id", TEXT, "lines of one reservation share it; null on other lines"),
         nullable("vendor", TEXT, "who bills it"),
         nullable("purpose", TEXT, "chains, backfill, gap_repair, verify; null on a plan's fee"),
@@ -68,8 +70,8 @@ SPEND = Table(
         nullable("unit_price_usd", USD, "price per GiB (2**30 bytes)"),
         nullable("priced_at", INSTANT, "when the vendor quoted it"),
         nullable("request_id", TEXT, "the request (fetches.request_id)"),
-        nullable("setting", TEXT, "of a change of budget: the setting"),
-        nullable("value", TEXT, "of a change of budget: its value from then on"),
+        nullable("setting", TEXT, "for a change of budget: the setting"),
+        nullable("value", TEXT, "for a change of budget: the new value"),
         nullable("reason", TEXT, "why: of refusals, releases, reconciliations, corrections, changes"),
     ),
     key=("ledger", "line"),

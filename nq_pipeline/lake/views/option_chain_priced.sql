@@ -1,4 +1,4 @@
--- Volatility and Greeks of a row come from one hand, or they would contradict each other.
+-- The volatility and Greeks of a row come from one source, because mixed ones would contradict each other.
 CREATE VIEW option_chain_priced AS
 SELECT
     chain.* REPLACE (

@@ -1,4 +1,4 @@
--- A window is over when something later was captured, or the capture ended later.
+-- A window has ended when the capture has a later record or ended later.
 CREATE VIEW pressure AS
 WITH dated AS (
     SELECT *, CASE WHEN is_misdated THEN ts_recv ELSE ts_event END AS moment FROM trades

@@ -1,4 +1,4 @@
--- A reservation's lines all carry its day, so that what is held nets to zero when it is closed.
+-- All lines of a reservation have its day, so that the reserved amount nets to zero when it is closed.
 CREATE VIEW spend_daily AS
 SELECT
     day,

@@ -1,5 +1,5 @@
--- The underlying is what the exchange's definitions of that trade date say, bought or in Databento's
--- chain; without any, what the row itself says by rule.
+-- The underlying comes from the exchange's definitions of that trade date, bought or in Databento's chain,
+-- or else from the row, which has it by CME's rule.
 CREATE VIEW trades_enriched AS
 WITH defined AS (
     SELECT trade_date, series, max(underlying) AS underlying
