@@ -50,7 +50,7 @@ def ct(text: str) -> datetime:
         ("2025-11-03 08:25", "rth", "before the open of 2025-11-03"),
     ],
 )
-def test_chains_are_asked_for_while_the_window_is_open(at: str, window: Window, expected: str) -> None:
+def test_chains_are_fetched_while_the_window_is_open(at: str, window: Window, expected: str) -> None:
     tick = chain_tick(ct(at), ct(at), window=window)
     if tick.trade_date is not None:
         assert (tick.trade_date.isoformat(), tick.reason) == (expected, "")

@@ -70,7 +70,7 @@ class HistoricalRecords(Protocol):
 class GapRepairer:
     """Fills gaps from the historical API, one at a time, on a thread of its own.
 
-    Leaving the context waits for the gap in hand, which may already be paid for, and drops the others:
+    Leaving the context waits for the gap being filled, which may already be paid for, and drops the others:
     the next capture requests them again.
 
     Parameters
@@ -80,7 +80,7 @@ class GapRepairer:
     buys
         Whether records may be bought; otherwise the price is written to the gap.
     wait_for_publication
-        Waits until everything logged is in the lake; raises if it does not get there.
+        Waits until everything logged is in the lake; raises if publishing fails.
     """
 
     def __init__(

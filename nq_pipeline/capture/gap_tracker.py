@@ -50,7 +50,7 @@ OVERLAP_NS = 5 * NS_PER_S
 
 @dataclass
 class _SessionProgress:
-    """What the session in hand has brought, by schema; instants in nanoseconds UTC.
+    """What the current session has brought, by schema; instants in nanoseconds UTC.
 
     Attributes
     ----------
@@ -61,9 +61,9 @@ class _SessionProgress:
     completed
         When the replay was seen to be complete, seconds of the event loop's clock.
     replayed
-        When the replay was complete by the gateway, never later than when we heard of it.
+        When the replay was complete by the gateway's clock, never later than we received its message.
     last, before_skip
-        The last moment, now and before the gateway skipped records.
+        `ts_event` of the last record, and what it was when the gateway skipped records.
     """
 
     streams: dict[str, int] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class GapTracker:
     Attributes
     ----------
     beyond_replay
-        Gaps that the live gateway will not fill, for the caller to take away and fill elsewhere.
+        Gaps that the live gateway will not fill, for the caller to remove and fill elsewhere.
     """
 
     def __init__(

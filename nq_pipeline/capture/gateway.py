@@ -106,8 +106,8 @@ class SessionState:
     last_heard, began
         When bytes last arrived, and the first bytes of the stream, in seconds of the event loop's clock.
     heard_ns
-        Up to when the gateway has sent what it had: the newest `ts_recv`, or the heartbeat it sends when
-        idle. Nanoseconds UTC by its own clock, so a backlog shows.
+        Up to when the gateway has sent everything: the newest `ts_recv`, or the heartbeat it sends when
+        idle. Nanoseconds UTC by its own clock, so a backlog is visible.
     records, bytes
         Market data records; bytes of the stream as received.
     mapped

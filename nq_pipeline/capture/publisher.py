@@ -54,7 +54,7 @@ class PublishResult:
     rows
         Table to new rows.
     known
-        Rows skipped because the lake had them.
+        Rows skipped because the lake already has them.
     """
 
     position: Position

@@ -53,11 +53,11 @@ class CaptureDay:
     newest
         `ts_event` of the newest published trade; None without any.
     proven
-        Up to where the last session that we ended had everything.
+        The newest moment up to which a session proved everything; None without any.
     missing
         Roots always listed of which the gateway named no instrument.
     wanted, refused
-        `options` and `futures` to the schema wanted; schema refused to the gateway's words.
+        `options` and `futures` to the schema wanted; schema refused to the gateway's text.
     refusal
         Why nothing is streamed at all, in a sentence.
     """

@@ -1,4 +1,4 @@
-"""The proof of a replay: an independent second replay, of which only the counts are kept.
+"""Proves a replay: counts the records of an independent second replay.
 
 A replay that the gateway calls complete may still lack records; that was observed. So each gap is
 counted again before it is `verified`, and compared once more with the lake when its rows are published.
@@ -31,7 +31,7 @@ class LakeComparison:
     Attributes
     ----------
     compared
-        Gaps with the number of their rows in the lake, for the caller to take away.
+        Gaps with the number of their rows in the lake, for the caller to remove.
     """
 
     def __init__(self, store: GapStore, publish: Callable[[], object] | None) -> None:
@@ -88,7 +88,7 @@ class Recounter:
     def start(self, gaps: list[Gap], streams: Mapping[str, tuple[str, ...]]) -> None:
         """Begin to count some gaps unless a count is running or due later; `streams` maps schema to parents.
 
-        Raises what went wrong in the count before.
+        Raises the error of the previous count, if it failed.
         """
         if self._task and self._task.done():
             self._task.result()

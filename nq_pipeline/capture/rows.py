@@ -64,7 +64,7 @@ class RowCounts:
     records
         Market data of every schema.
     unmapped
-        Rows without a symbol, because the session had not sent it before.
+        Rows without a symbol, because the session sent no mapping before them.
     unreadable
         Rows with a symbol that is neither option, future nor spread.
     left
@@ -291,8 +291,8 @@ def _column(name: str, values: Array) -> pl.Series:
 class SymbolTable:
     """The symbol of each instrument_id at every place of a session.
 
-    A mapping holds from where it stands in the stream. `add_mappings` adds those of a frame, `find`
-    looks up records of the batch, `end_batch` keeps the mappings in force at its end.
+    A mapping is in force from its position in the stream on. `add_mappings` adds those of a frame, `find`
+    returns the symbols of the batch's records, `end_batch` keeps the mappings in force at its end.
 
     Attributes
     ----------

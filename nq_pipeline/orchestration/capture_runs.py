@@ -1,4 +1,4 @@
-"""What Dagster knows about the runs of the capture: how they stand, why they ended, what they observed."""
+"""What Dagster knows about the runs of the capture: their states, why they ended, what they observed."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime

@@ -1,4 +1,4 @@
-"""The thread beside a capture in a Dagster run: it reports progress and notices when the run has to end.
+"""The thread that watches a capture in a Dagster run: reports its progress, and ends it with the run.
 
 A thread of its own, because Dagster's database may keep a caller waiting for half a minute when it is busy,
 and the capture's thread reads the socket.

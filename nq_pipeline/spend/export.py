@@ -1,4 +1,4 @@
-"""Copies the ledger's lines to the lake, so that DuckDB shows them beside the data they paid for."""
+"""Copies the ledger's lines to the lake, so that DuckDB can join them to the data they paid for."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from nq_pipeline.spend.money import ZERO, format_usd, round_up
 from nq_pipeline.spend.tables import FIRST, METERED, Kind, Line
 
 RECURRING = {"chains"}
-"""Purposes that go on at their pace; a person starts each of the others once."""
+"""Purposes that schedules repeat, so a projection extends them; a person starts each of the others once."""
 _MICROSECOND = timedelta(microseconds=1)
 
 

@@ -93,12 +93,12 @@ def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, ho
 
 
 def test_a_lasting_alert_is_repeated_with_its_count(notifier: Notifier, hook: Receiver, clock: Hand) -> None:
-    told = []
+    reported = []
     for _ in range(7):
-        told.append(notifier.fire(ALERT))
+        reported.append(notifier.fire(ALERT))
         notifier.deliver()
         clock.move(minutes=20)
-    assert told == [True, False, False, True, False, False, True]
+    assert reported == [True, False, False, True, False, False, True]
     assert len(hook.texts) == 3
     assert "(7 times since 2025-06-10 15:00 UTC)" in hook.texts[-1]
 

@@ -270,7 +270,7 @@ def test_a_time_far_from_its_receipt_moves_no_hole(session: Session, off_s: int)
     assert session.hole.first_ns == NOW_NS + 2 * NS_PER_S
 
 
-def test_a_replay_is_complete_no_later_than_it_is_said(session: Session) -> None:
+def test_a_replay_is_complete_no_later_than_reported(session: Session) -> None:
     session.take(trade(-5))
     session.state.replayed["trades"] = NOW_NS + 83 * 86_400 * NS_PER_S
     assert session.advance() == []
@@ -319,12 +319,12 @@ def test_the_next_capture_requests_lost_gaps_but_buys_none_twice(
     assert Session(session.root, run_id="after").tracker.beyond_replay == []
 
 
-def test_only_a_session_that_ended_in_good_order_says_what_it_had(session: Session) -> None:
+def test_only_a_stopped_session_proves_its_last_moment(session: Session) -> None:
     nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
     for number, (ended, proven) in enumerate([("stopped", 5), ("failed", 9), ("stopped", None)]):
         row = {"session_key": f"s{number}", "started_at": NOW_NS, "ended_at": NOW_NS, "schemas": "trades"}
-        said = {"ended": ended, "proven_ts": proven, "records": 1, "bytes": 1}
-        session.store.write_session({**nothing, **row, **said}, NOW)
+        proof = {"ended": ended, "proven_ts": proven, "records": 1, "bytes": 1}
+        session.store.write_session({**nothing, **row, **proof}, NOW)
     assert session.store.proven(NOW - timedelta(days=1), NOW) == 5
 
 

@@ -112,7 +112,7 @@ def test_a_session_brings_every_byte_of_the_tape(zstd: bool) -> None:
     assert got.tobytes() == sent[: len(got)].tobytes()
 
 
-def test_every_listed_root_is_mapped_and_the_absent_are_told_apart() -> None:
+def test_every_listed_root_is_mapped_and_missing_ones_are_named() -> None:
     with served() as it:
         held, _ = session(it, lambda s: s.state.records)
     always, at_times = missing_parents(PARENTS, held.state.mapped)

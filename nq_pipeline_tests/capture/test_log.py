@@ -221,7 +221,7 @@ def test_another_process_reads_whole_records_of_a_segment_that_grows(open_log: O
         assert block.end == log.written
 
 
-def test_a_position_the_log_no_longer_reaches_is_said(open_log: OpenLog) -> None:
+def test_a_position_beyond_the_log_is_an_error(open_log: OpenLog) -> None:
     with open_log(segment_bytes=5_000) as log:
         framer = begun()
         for number in range(3):

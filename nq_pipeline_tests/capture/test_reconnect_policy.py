@@ -147,7 +147,7 @@ def test_a_schema_the_plan_lacks_is_a_step_down_whatever_the_code(code: int) -> 
 
 
 @pytest.mark.parametrize("code", [6, 255])
-def test_a_schema_that_was_never_asked_for_is_no_step(code: int) -> None:
+def test_a_refused_schema_outside_the_order_is_no_step_down(code: int) -> None:
     assert isinstance(after(error(code, "Not authorized for tape schema")), Retry)
 
 

@@ -157,8 +157,8 @@ def test_checks_of_the_capture_sensor_alert_without_a_run(desk: Desk) -> None:
 def test_a_webhook_that_is_down_fails_no_tick(desk: Desk) -> None:
     desk.hook.always = (500, "", 0.0)
     desk.run(error="nobody there")
-    said = desk.tick()
-    assert "waiting: the webhook answered HTTP 500" in said and ", 0 sent," in said
+    status = desk.tick()
+    assert "waiting: the webhook answered HTTP 500" in status and ", 0 sent," in status
 
 
 def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:

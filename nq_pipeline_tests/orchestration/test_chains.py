@@ -103,7 +103,7 @@ def test_a_vendor_without_credentials_is_only_a_warning(desk: Desk) -> None:
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
 
 
-def test_a_vendor_outside_the_settings_is_not_asked(desk: Desk) -> None:
+def test_a_vendor_outside_the_settings_gets_no_request(desk: Desk) -> None:
     left_out = FakeVendor("databento")
     result = desk.run(left_out, sources=("barchart",))
     assert left_out.asked == 0

@@ -64,8 +64,8 @@ def test_a_thumbnail_is_a_whole_picture_and_stays_small() -> None:
 
 def test_without_open_interest_a_sentence_replaces_the_chart() -> None:
     frame = chain(REQUEST, "databento").with_columns(open_interest=pl.lit(None, pl.Int64))
-    said = chart(front_open_interest(frame, rate=0.04))
-    assert said == "No open interest: no vendor sent any."
+    text = chart(front_open_interest(frame, rate=0.04))
+    assert text == "No open interest: no vendor sent any."
 
 
 def test_every_metric_has_a_picture_of_one_product() -> None:

@@ -46,7 +46,7 @@ def test_a_pinned_clock_stops_every_daily_schedule(schedule: dg.ScheduleDefiniti
     assert isinstance(skipped, dg.SkipReason) and "NQ_NOW" in (skipped.skip_message or "")
 
 
-def test_settlements_are_not_asked_for_when_the_tick_is_late() -> None:
+def test_a_late_tick_fetches_no_settlements() -> None:
     late = ticked(settlements_and_open_interest, TUESDAY.replace(hour=16))
     assert isinstance(late, dg.SkipReason) and "min late" in (late.skip_message or "")
 

@@ -57,8 +57,8 @@ def run(
         .execute_in_process(instance=instance, raise_on_error=False, **more)
     )
     return result, {
-        f"{said.asset_key.to_user_string()}/{said.check_name}": said
-        for said in result.get_asset_check_evaluations()
+        f"{evaluation.asset_key.to_user_string()}/{evaluation.check_name}": evaluation
+        for evaluation in result.get_asset_check_evaluations()
     }
 
 
@@ -85,11 +85,11 @@ def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
     caplog.set_level(logging.DEBUG)
     settings = settings_of(tmp_path, budget_daily_usd=Decimal(0), alert_webhook=WEBHOOK)
     # What the capture notes when the gateway refuses a schema: it goes on with a lesser one.
-    ladder = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
+    schemas = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
-        ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
+        schemas.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     with endpoints(settings) as reachable:
-        result, said = run(instance, settings, "chain_snapshot", partition_key=DAY)
+        result, evaluations = run(instance, settings, "chain_snapshot", partition_key=DAY)
         key = reachable.vendor(DatabentoSettings).api_key
         assert key is not None
         asked = requests.get(
@@ -100,14 +100,14 @@ def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
 
     assert result.success  # the others' chains are there all the same
     assert catalog_has_the_ledger(settings)
-    assert "over_budget" in (said["databento/option_chain/available"].description or "")
-    assert said["nq/option_chain/available"].passed
-    budget, fallback = said["spend/ledger/budget"], said["spend/ledger/entitlement"]
+    assert "over_budget" in (evaluations["databento/option_chain/available"].description or "")
+    assert evaluations["nq/option_chain/available"].passed
+    budget, fallback = evaluations["spend/ledger/budget"], evaluations["spend/ledger/entitlement"]
     assert not budget.passed and budget.severity == dg.AssetCheckSeverity.ERROR
     assert "over_budget" in (budget.description or "") and "NQ_BUDGET_DAILY_USD" in (budget.description or "")
     assert not fallback.passed and fallback.severity == dg.AssetCheckSeverity.WARN
     assert "databento refuses mbo (live): mbp-1 is requested instead" in (fallback.description or "")
-    assert said["spend/ledger/plan_fee"].passed and said["spend/ledger/reconciled"].passed
+    assert evaluations["spend/ledger/plan_fee"].passed and evaluations["spend/ledger/reconciled"].passed
     assert asked and not [one for one in asked if one["metered"]]
     (look,) = [e for e in result.get_asset_materialization_events() if e.asset_key == SPEND_LEDGER]
     assert look.partition is None and look.materialization.metadata["refused_month"].value
@@ -136,9 +136,9 @@ def test_the_hourly_check_shows_numbers_and_a_chart(tmp_path: Path, instance: dg
     ledger = open_ledger(settings)
     ledger.commit(ledger.reserve(charge(cost_usd=Decimal("1.25"))), billed_bytes=100)
     ledger.reserve(charge(cost_usd=Decimal(2)))
-    result, said = run(instance, settings, "spend")
-    assert result.success and all(check.passed for check in said.values())
-    assert set(said) == {f"spend/ledger/{name}" for name in PROMISES[SPEND_LEDGER]}
+    result, evaluations = run(instance, settings, "spend")
+    assert result.success and all(check.passed for check in evaluations.values())
+    assert set(evaluations) == {f"spend/ledger/{name}" for name in PROMISES[SPEND_LEDGER]}
     (event,) = result.get_asset_materialization_events()
     shown = {name: value.value for name, value in event.materialization.metadata.items()}
     assert event.materialization.partition is None
@@ -155,9 +155,9 @@ def test_an_unusable_ledger_is_a_failed_check_not_a_failed_run(
     settings = settings_of(tmp_path)
     settings.environment_dir.mkdir(parents=True)
     Workspace.of(settings).ledger.write_bytes(b"no database" * 100)
-    result, said = run(instance, settings, "spend")
+    result, evaluations = run(instance, settings, "spend")
     assert result.success and not result.get_asset_materialization_events()
-    (check,) = said.values()
+    (check,) = evaluations.values()
     assert check.check_name == "budget" and not check.passed
 
 

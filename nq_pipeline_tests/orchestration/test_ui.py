@@ -65,9 +65,9 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
     folder = tmp_path_factory.mktemp("clone")
     settings = load(data_dir=folder / "data", now=NOW)
-    ladder = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
+    schemas = SchemaFallback(Workspace.of(settings).lake, "GLBX.MDP3", {"options": "mbo"})
     for schema in ("mbo", "mbp-1"):
-        ladder.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
+        schemas.refuse(schema, f"Not authorized for {schema} schema", date.fromisoformat(DAY))
     given = {"NQ_NOW": NOW, "NQ_SANDBOX_FAULTS": "barchart=blocked", "NQ_BUDGET_DAILY_USD": "0"}
     # The stand-ins are held open: what they were asked is still to be read when the run is over.
     with endpoints(settings) as vendors, dagster_dev(folder, given) as dev, sync_playwright() as driver:

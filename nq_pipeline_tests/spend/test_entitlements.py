@@ -37,7 +37,7 @@ def refused(lake: Lake, today: date = FRIDAY, schema: str = "mbo", **more: Any) 
     )
 
 
-def test_nothing_is_refused_before_anybody_asked(lake: Lake) -> None:
+def test_nothing_is_refused_before_the_first_request(lake: Lake) -> None:
     assert refused(lake) is None and entitlements.newest_entitlements(lake) == []
 
 

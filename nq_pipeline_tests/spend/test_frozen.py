@@ -81,7 +81,7 @@ def test_a_frozen_database_costs_a_free_run_only_the_export(
     assert "it did not answer within 0.4 s" in caplog.text
 
 
-def test_the_server_is_told_how_long_it_may_take(fresh: FreshLedger) -> None:
+def test_the_server_gets_time_limits(fresh: FreshLedger) -> None:
     settings = fresh(ledger_timeout_s=7.0)
     if settings.spend.ledger_url is None:
         pytest.skip("a file answers at once")

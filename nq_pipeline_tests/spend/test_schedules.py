@@ -275,7 +275,7 @@ def test_ten_thousand_turnings_of_the_clock_or_the_zone(begin: Begin) -> None:
     run(10_000, *MONTH, begin, budget_daily_usd=Decimal(1_000))
 
 
-def test_a_crash_is_injected_where_it_is_said(begin: Begin) -> None:
+def test_a_crash_is_injected_at_the_named_step(begin: Begin) -> None:
     model = begin()
     for statement in range(40):
         model.step("crash", (statement, ("reserve", Decimal("0.1"))))

@@ -112,16 +112,16 @@ def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, mach
     text = report.statement_text(ledger.month())
     lines = text.splitlines()
     assert lines[0] == "November 2026, as of 04 Nov 00:00 UTC"
-    said = {line.split("$")[0].strip(): line for line in lines if "$" in line}
-    assert "$179.00  flat fee; $17.90 of it for the month so far" in said["Databento Standard"]
-    assert "$7.50  billed by the byte; $4.50 of it today" in said["Metered"]
-    assert "$2.00  held for 1 request(s) whose bill is not known" in said["Reserved"]
+    amounts = {line.split("$")[0].strip(): line for line in lines if "$" in line}
+    assert "$179.00  flat fee; $17.90 of it for the month so far" in amounts["Databento Standard"]
+    assert "$7.50  billed by the byte; $4.50 of it today" in amounts["Metered"]
+    assert "$2.00  held for 1 request(s) whose bill is not known" in amounts["Reserved"]
     assert (
-        "$188.50  of a budget of $200.00" in said["Total"]
-        and "$11.50  for metered requests; $3.50 of it today" in said["Remaining"]
+        "$188.50  of a budget of $200.00" in amounts["Total"]
+        and "$11.50  for metered requests; $3.50 of it today" in amounts["Remaining"]
     )
-    assert "$215.50" in said["Projected"]
-    assert said["backfill"].split() == ["backfill", "$4.500000", "$0.000000", "1", "$8.000000"]
+    assert "$215.50" in amounts["Projected"]
+    assert amounts["backfill"].split() == ["backfill", "$4.500000", "$0.000000", "1", "$8.000000"]
     (left,) = ledger.open_reservations()
     assert any(left.id in line and "run-killed" in line for line in lines)
     assert "trade date 2026-10-30 (run run-backfill)" in text
@@ -131,8 +131,8 @@ def test_the_text_says_what_a_stranger_asks(ledger: Ledger, tmp_path: Path, mach
 
 def test_the_newest_price_of_each_schema_is_shown_with_its_age(tmp_path: Path, machine: Machine) -> None:
     ledger, now = opened(tmp_path, machine), machine.time
-    told = [("trades", "28", 3), ("trades", "27", 72), ("mbo", "1.7", 49), ("definition", None, 1)]
-    for schema, usd, hours in told:
+    expected = [("trades", "28", 3), ("trades", "27", 72), ("mbo", "1.7", 49), ("definition", None, 1)]
+    for schema, usd, hours in expected:
         price = None if usd is None else Decimal(usd)
         at = now - timedelta(hours=hours)
         ledger.reserve(charge("0.1", schema=schema, unit_price_usd=price, priced_at=at))

@@ -16,9 +16,9 @@ from nq_pipeline_tests.testing.dbn_streams import empty
 TRADE = st.tuples(st.integers(1, 4), st.integers(0, 3), st.sampled_from([b"A", b"B"]))
 
 
-def trades(told: list[tuple[int, int, bytes]]) -> np.ndarray[Any, Any]:
-    array = empty(0, len(told))
-    for at, (instrument, size, side) in enumerate(told):
+def trades(rows: list[tuple[int, int, bytes]]) -> np.ndarray[Any, Any]:
+    array = empty(0, len(rows))
+    for at, (instrument, size, side) in enumerate(rows):
         array[at]["instrument_id"], array[at]["size"], array[at]["side"] = instrument, size, side
     return array
 
@@ -37,16 +37,16 @@ def test_records_are_compared_as_often_as_they_occur_and_in_any_order(mine: Any,
 def test_instruments_are_compared_by_how_many_trades_they_have(mine: Any, right: Any) -> None:
     rows = pl.DataFrame({"instrument_id": [one[0] for one in mine]}, schema={"instrument_id": pl.UInt32})
     difference = compare.compare_instruments(rows, trades(right))
-    own, theirs = (Counter(one[0] for one in told) for told in (mine, right))
+    own, theirs = (Counter(one[0] for one in rows) for rows in (mine, right))
     assert (difference.missing, difference.extra) == ((theirs - own).total(), (own - theirs).total())
 
 
-def test_a_difference_is_told_with_examples() -> None:
+def test_a_difference_has_examples() -> None:
     mine, right = trades([(1, 1, b"A"), (2, 1, b"A")]), trades([(1, 1, b"A"), (1, 1, b"A"), (3, 2, b"B")])
     difference = compare.compare_records(mine, right)
     assert str(difference) == "2 missing and 1 too many of 3"
-    told = [(one["instrument_id"], one["missing"], one["extra"]) for one in difference.examples]
-    assert told == [(1, 1, 0), (2, 0, 1), (3, 1, 0)]
+    examples = [(one["instrument_id"], one["missing"], one["extra"]) for one in difference.examples]
+    assert examples == [(1, 1, 0), (2, 0, 1), (3, 1, 0)]
 
 
 def test_a_span_holds_its_start_and_not_its_end() -> None:

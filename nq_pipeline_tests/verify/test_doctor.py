@@ -82,7 +82,7 @@ def test_every_failure_has_a_state_and_a_remedy(
     assert {probes[name] for name in SOURCE_NAMES if name != "polygon"} == {HEALTHY}
 
 
-def test_a_fault_of_the_program_is_said_and_costs_no_other_probe(tmp_path: Path) -> None:
+def test_a_fault_in_one_probe_leaves_the_others(tmp_path: Path) -> None:
     probes = examined(tmp_path, {"barchart": failing(ZeroDivisionError("a bug"))})
     assert probes["barchart"].detail == "a fault of this program, ZeroDivisionError: a bug"
     assert probes["barchart"].remedy
@@ -134,7 +134,7 @@ def test_the_market_has_a_state_at_any_moment(now: datetime) -> None:
     assert market_state(now).startswith(("open (", "closed, "))
 
 
-def test_a_data_folder_that_cannot_be_used_is_said_with_the_setting(tmp_path: Path) -> None:
+def test_an_unusable_data_folder_names_the_setting(tmp_path: Path) -> None:
     denied = PermissionError(13, "Permission denied", "/data/live")
     probe = examined(tmp_path, {"barchart": failing(denied)})["barchart"]
     assert probe.detail == "cannot use /data/live: Permission denied"

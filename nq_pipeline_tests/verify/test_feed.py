@@ -200,9 +200,9 @@ def test_entitlement_shows_what_the_capture_falls_back_to(tmp_path: Path) -> Non
     with serve_feed() as it:
         report = run_verification(it, tmp_path, "connect", "entitlement", capture_schema="mbo")
     assert verdicts(report) == {"connect": "PASS", "entitlement": "PASS"}
-    said = reason(report, "entitlement")
-    assert said.startswith("granted: mbp-1, trades") and "Not authorized for mbo schema" in said
-    assert "NQ_CAPTURE_SCHEMA=mbo falls back to mbp-1" in said
+    sentence = reason(report, "entitlement")
+    assert sentence.startswith("granted: mbp-1, trades") and "Not authorized for mbo schema" in sentence
+    assert "NQ_CAPTURE_SCHEMA=mbo falls back to mbp-1" in sentence
 
 
 def test_a_plan_that_streams_no_trades_fails(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_records_that_come_seconds_late_fail(tmp_path: Path) -> None:
 
 
 @contextmanager
-def talking(said: bytes) -> Iterator[str]:
+def talking(greeting: bytes) -> Iterator[str]:
     """A server that says something to whoever connects; its address."""
     with socket.create_server((HOST, 0)) as listening:
 
@@ -245,7 +245,7 @@ def talking(said: bytes) -> Iterator[str]:
             except OSError:
                 return
             with connection:
-                connection.sendall(said)
+                connection.sendall(greeting)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

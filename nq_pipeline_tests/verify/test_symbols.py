@@ -44,7 +44,7 @@ def found(names: dict[str, list[str]]) -> CheckResult:
     return symbols(ctx)
 
 
-def test_options_futures_and_spreads_are_told_apart() -> None:
+def test_options_futures_and_spreads_are_distinguished() -> None:
     finding = found(NAMES)
     assert finding.verdict == "PASS"
     assert finding.facts["kinds"] == {"future": 2, "spread": 2, "option": 3}
@@ -70,7 +70,7 @@ def test_names_that_mean_nothing_to_us_fail_with_an_example() -> None:
     assert finding.verdict == "FAIL" and "'Q2CM5 X21800' of Q2C.OPT" in finding.reason
 
 
-def test_one_strange_name_among_hundreds_is_told_and_passes() -> None:
+def test_one_strange_name_among_hundreds_is_reported_and_passes() -> None:
     many = {**NAMES, "NQ.OPT": ["?", *(f"NQM5 C{strike}" for strike in range(20_000, 30_000, 25))]}
     finding = found(many)
     assert finding.verdict == "PASS" and "1 unreadable, e.g. '?' of NQ.OPT" in finding.reason

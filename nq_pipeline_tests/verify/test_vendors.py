@@ -58,8 +58,8 @@ def test_an_unconfigured_or_unused_vendor_is_skipped(tmp_path: Path) -> None:
 def test_a_cached_answer_is_not_requested_again(tmp_path: Path) -> None:
     report = examined(tmp_path, "cache")
     assert verdicts(report) == {"cache": "PASS"}
-    told = reason(report, "cache")
-    assert "barchart " in told and "databento " in told and told.count(", then 0") == 2
+    shown = reason(report, "cache")
+    assert "barchart " in shown and "databento " in shown and shown.count(", then 0") == 2
 
 
 def test_a_cache_that_keeps_nothing_fails(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_the_command_prints_a_line_for_every_check_and_ends_well(tmp_path: Path)
 def test_the_command_fails_when_a_line_does_and_speaks_json(tmp_path: Path) -> None:
     done = nq(tmp_path, "verify", "--minutes", "0.05", "--json", NQ_SANDBOX_FAULTS="databento=blocked")
     assert done.returncode == 5, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    assert told["sound"] is False
-    verdicts = {line["check"]: line["verdict"] for line in told["checks"]}
+    shown = json.loads(done.stdout)
+    assert shown["sound"] is False
+    verdicts = {line["check"]: line["verdict"] for line in shown["checks"]}
     assert verdicts["connect"] == "FAIL" and verdicts["stream"] == "SKIP" and verdicts["barchart"] == "PASS"
-    assert Path(told["evidence"]).is_dir()
+    assert Path(shown["evidence"]).is_dir()
