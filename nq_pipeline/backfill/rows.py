@@ -20,7 +20,7 @@ from nq_pipeline.dbn import columns
 from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import open_dbn
-from nq_pipeline.lake.tables import BBO_1M, DEFINITION, INSTANT, OHLCV_1D, OHLCV_1M, STATISTICS, Table
+from nq_pipeline.lake.tables import BBO_1M, DEFINITION, OHLCV_1D, OHLCV_1M, STATISTICS, Table
 
 TICKS = ("trades", "mbo")
 """Schemas whose tables the live capture writes as well."""
@@ -113,15 +113,11 @@ def _contracts(instruments: Instruments, codes: Array, trade_date: date) -> pl.D
 
 def _column(table: Table, layout: RecordLayout, batch: Array, name: str) -> pl.Series:
     """A field of DBN as the table's column."""
-    values, dtype = batch[name], table.schema[name]
-    if dtype == INSTANT:
-        column = columns.instants(values)
-    elif name in layout.prices:
-        column = columns.prices(values)
-    elif name in SIZES:
+    values = batch[name]
+    if name in SIZES:
         column = columns.sizes(values)
     elif values.dtype.kind == "S":
         column = columns.texts(values)
     else:
-        column = pl.Series(np.ascontiguousarray(values))
-    return column.cast(dtype).alias(name)
+        column = columns.field_column(layout, name, values)
+    return column.cast(table.schema[name]).alias(name)

@@ -33,7 +33,15 @@ import polars as pl
 
 from nq_pipeline.dbn import columns
 from nq_pipeline.dbn.framer import Frame, is_near
-from nq_pipeline.dbn.layout import CONTROL, SCHEMAS, SYMBOL_MAPPING, Array
+from nq_pipeline.dbn.layout import (
+    CONTROL,
+    SCHEMAS,
+    SYMBOL_MAPPING,
+    VERSIONS,
+    Array,
+    RecordLayout,
+    record_layout,
+)
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import MONTH_CODES
@@ -130,15 +138,16 @@ class SessionRows:
         tables: list[tuple[Table, pl.DataFrame]] = []
         for rtype, records, described in self._drain(counts):
             table = TABLE_OF[rtype]
-            shared = self._shared_columns(records, described, SCHEMAS[rtype], origin)
+            layout = record_layout(SCHEMAS[rtype], VERSIONS[-1])  # units are the same in every version
+            shared = self._shared_columns(records, described, layout, origin)
             counts.unmapped += described["raw_symbol"].null_count()
             counts.unreadable += int((described["instrument_kind"] == "other").sum())
             if table is not TRADES:
-                tables.append((table, self._table_columns(table, rtype, records, shared)))
+                tables.append((table, self._table_columns(table, layout, records, shared)))
                 traded = records["action"] == b"T"
                 records, shared = records[traded], shared.filter(traded)
             if len(records):
-                trades = self._table_columns(TRADES, rtype, records, shared)
+                trades = self._table_columns(TRADES, layout, records, shared)
                 tables.append((TRADES, trades if table is TRADES else trades.filter(pl.col("size") > 0)))
         return sorted(tables, key=lambda each: each[0] is TRADES), counts
 
@@ -187,7 +196,7 @@ class SessionRows:
         return described.select(pl.all().gather(pl.Series(each)))
 
     def _shared_columns(
-        self, records: Array, described: pl.DataFrame, schema: str, origin: Origin
+        self, records: Array, described: pl.DataFrame, layout: RecordLayout, origin: Origin
     ) -> pl.DataFrame:
         """The columns that all tables have."""
         ts_event, ts_recv = records["ts_event"].astype(np.int64), records["ts_recv"].astype(np.int64)
@@ -197,10 +206,10 @@ class SessionRows:
             columns.nulled(origin.now_ns - ts_recv, received).alias("publish_latency_ns"),
         ]
         names = [n for n in TRADES.schema.names() if n in (records.dtype.names or ()) and n != "depth"]
-        always = {"source_schema": schema, "environment": origin.environment, "run_id": origin.run_id}
+        always = {"source_schema": layout.schema, "environment": origin.environment, "run_id": origin.run_id}
         return pl.DataFrame(
             [
-                *(_column(name, records[name]) for name in names),
+                *(_column(layout, name, records[name]) for name in names),
                 *latencies,
                 pl.Series("is_misdated", is_misdated(records)),
                 *described,
@@ -210,14 +219,16 @@ class SessionRows:
             *(pl.lit(text, pl.Enum([text])).alias(name) for name, text in always.items()),
         )
 
-    def _table_columns(self, table: Table, rtype: int, records: Array, shared: pl.DataFrame) -> pl.DataFrame:
+    def _table_columns(
+        self, table: Table, layout: RecordLayout, records: Array, shared: pl.DataFrame
+    ) -> pl.DataFrame:
         """The shared columns and those that depend on the table."""
         own = [
             n for n in table.schema.names() if n in (records.dtype.names or ()) and n not in shared.columns
         ]
         return shared.with_columns(
-            pl.Series("ordinal", self._ordinal(table, rtype, records)),
-            *(_column(name, records[name]) for name in own),
+            pl.Series("ordinal", self._ordinal(table, layout.rtype, records)),
+            *(_column(layout, name, records[name]) for name in own),
         )
 
     def _ordinal(self, table: Table, rtype: int, records: Array) -> npt.NDArray[np.uint32]:
@@ -274,15 +285,11 @@ def _changes(*columns: Array) -> npt.NDArray[np.bool_]:
     return changed
 
 
-def _column(name: str, values: Array) -> pl.Series:
+def _column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
     """A field of DBN as a column of the lake."""
-    if name.startswith("ts_") and values.dtype.kind == "u":
-        return columns.instants(values).alias(name)
-    if name == "price" or "_px_" in name:
-        return columns.prices(values).alias(name)
     if values.dtype.kind == "S":
         return columns.letters(values).alias(name)
-    return pl.Series(name, np.ascontiguousarray(values))
+    return columns.field_column(layout, name, values)
 
 
 # ── which symbol ────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ import polars as pl
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
 from nq_pipeline.chains.plans import known_refusals, record_entitlements
-from nq_pipeline.chains.result import VendorResult
+from nq_pipeline.chains.result import SourceResult
 from nq_pipeline.errors import (
     DeadlineReached,
     LakeError,
@@ -44,7 +44,7 @@ GRACE_S = 2.0
 """Seconds beyond a vendor's deadline before its thread is left behind."""
 
 
-def ask_vendors(
+def ask_sources(
     sources: Sequence[Source],
     settings: Settings,
     request: ChainRequest,
@@ -52,7 +52,7 @@ def ask_vendors(
     refresh: bool,
     free_only: bool = False,
     progress: Progress,
-) -> tuple[dict[str, VendorResult], dict[str, pl.DataFrame]]:
+) -> tuple[dict[str, SourceResult], dict[str, pl.DataFrame]]:
     """Ask several vendors at the same time; takes as long as the slowest one, at most its deadline.
 
     The threads are daemons: a client that ignores the deadline is left behind and does not hold up
@@ -68,7 +68,7 @@ def ask_vendors(
     tuple
         Results by vendor, and the fetches of vendors that were only asked their price.
     """
-    results: dict[str, VendorResult] = {}
+    results: dict[str, SourceResult] = {}
     priced: dict[str, pl.DataFrame] = {}
     vendor_sessions = {s.name: open_session(s, settings, request, refresh=refresh) for s in sources}
 
@@ -93,9 +93,9 @@ def ask_vendors(
     for thread in threads:
         thread.join(max(0.0, end - settings.clock.monotonic()))
 
-    def left_behind(name: str) -> VendorResult:
+    def left_behind(name: str) -> SourceResult:
         late = DeadlineReached(f"no answer within {allowed_s:g} s (NQ_SOURCE_DEADLINE_S)")
-        return VendorResult(
+        return SourceResult(
             failed(name, request, late), request.series, allowed_s, vendor_sessions[name].frame()
         )
 
@@ -105,16 +105,16 @@ def ask_vendors(
 
 def _ask_one(
     source: Source, settings: Settings, request: ChainRequest, session: VendorSession, *, free_only: bool
-) -> VendorResult | None:
+) -> SourceResult | None:
     """Serve a cached answer that is fresh; else ask through the breaker and cache a whole answer.
 
     None when `free_only` holds and the answer would cost money, or an unknown amount.
     """
     started = settings.clock.monotonic()
 
-    def result(answer: ChainAnswer, used: Mapping[str, str] | None = None) -> VendorResult:
+    def result(answer: ChainAnswer, used: Mapping[str, str] | None = None) -> SourceResult:
         elapsed_s = settings.clock.monotonic() - started
-        return VendorResult(answer, request.series, elapsed_s, session.frame(), used or {})
+        return SourceResult(answer, request.series, elapsed_s, session.frame(), used or {})
 
     cache = AnswerCache(Workspace.of(settings).cache / "answers")
     key = _answer_key(source, settings, request)
@@ -149,7 +149,7 @@ def _ask_one(
 
 def ask_source(
     source: Source, request: ChainRequest, session: VendorSession, *, through: Breaker | None = None
-) -> VendorResult:
+) -> SourceResult:
     """Ask one vendor; a `SourceError` becomes the outcome of its answer. Closes the session."""
     started = session.clock.monotonic()
     try:
@@ -161,16 +161,16 @@ def ask_source(
         session.close()
     answer = without_secrets(answer, session.secrets)
     elapsed_s = session.clock.monotonic() - started
-    return VendorResult(answer, request.series, elapsed_s, session.frame(), dict(session.used))
+    return SourceResult(answer, request.series, elapsed_s, session.frame(), dict(session.used))
 
 
-def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> VendorResult:
+def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> SourceResult:
     """The result of a vendor whose code failed; the fault's text stays out of the tables."""
     error = Unavailable(f"a fault of this program ({type(fault).__name__})")
-    return VendorResult(failed(name, request, error), request.series, 0.0, session.frame(), fault=fault)
+    return SourceResult(failed(name, request, error), request.series, 0.0, session.frame(), fault=fault)
 
 
-def raise_faults(results: Mapping[str, VendorResult]) -> None:
+def raise_faults(results: Mapping[str, SourceResult]) -> None:
     """Raise the first fault of this program as `NqError`."""
     for name, result in results.items():
         if isinstance(result.fault, NqError):

@@ -6,6 +6,9 @@ future, and its quotes are plausible. It is *healthy* when it is also complete: 
 it has about as many contracts as the fullest sound native answer. The first healthy source by priority
 wins; where none is healthy, the sound one with the most quotes. A stale or failed source never wins. A
 proxy (index or fund options) wins only when no native source won a series of the product it stands for.
+
+The table `decisions` has a reason for every series. Where a summary needs one reason per source, it takes the
+reason of the source's own answer first (`chains.summary.loss_reasons`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a vendor's plan does not include, remembered so that it is asked for once a trade date."""
+"""What a vendor's plan refuses, recorded so that a chain requests it only once per trade date."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nq_pipeline.workspace import Workspace
 
 
 def known_refusals(source: Source, settings: Settings, request: ChainRequest) -> Mapping[str, Entitlement]:
-    """What the vendor's plan refused on this trade date, by part.
+    """The refusals of the vendor's plan that hold on this trade date, by part of the chain.
 
-    Empty while the table is damaged: a request in vain costs less than a missing chain.
-    `record_entitlements` meets the same damage and reports it.
+    Empty while the table is damaged: a useless request costs less than a missing chain.
+    `record_entitlements` reports the damage.
     """
     try:
         return _refusals(source, settings, request)
@@ -29,7 +29,7 @@ def known_refusals(source: Source, settings: Settings, request: ChainRequest) ->
 def record_entitlements(
     source: Source, settings: Settings, request: ChainRequest, answer: ChainAnswer, *, whole: bool
 ) -> None:
-    """Record what an answer shows about the plan: refused parts, and parts it grants again.
+    """Record which parts of a chain an answer shows as refused by the plan, and which as granted again.
 
     Raises
     ------
@@ -48,9 +48,8 @@ def record_entitlements(
     elif answer.frame.height and WHOLE_CHAIN not in answer.refused:
         refusals[WHOLE_CHAIN] = ""
     for part, text in refusals.items():
-        step = (
-            "the other vendors' chains are used" if part == WHOLE_CHAIN else "the rest of its chain is used"
-        )
+        others, rest = "the other vendors' chains are used", "the rest of its chain is used"
+        consequence = others if part == WHOLE_CHAIN else rest
         entitlements.record_entitlement(
             Workspace.of(settings).lake,
             Entitlement(
@@ -62,7 +61,7 @@ def record_entitlements(
                 trade_date=request.trade_date,
                 entitled=not text,
                 text=text,
-                step=step if text else "",
+                step=consequence if text else "",
                 address=source.base_url,
                 data_from=request.trade_date if text and part != WHOLE_CHAIN else None,
             ),

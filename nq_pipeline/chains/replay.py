@@ -9,7 +9,7 @@ from typing import Any
 
 from nq_pipeline.chains.ask import Progress, ask_source, fault_result, open_session, raise_faults
 from nq_pipeline.chains.result import Snapshot
-from nq_pipeline.chains.run_record import MALFORMED, recorded_request, recorded_settings, vendor_request
+from nq_pipeline.chains.run_record import MALFORMED, recorded_request, recorded_settings, source_request
 from nq_pipeline.chains.store import select_and_store
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
@@ -107,7 +107,7 @@ def _replay(
     try:
         settings = recorded_settings(record, settings)
         request = recorded_request(record, settings, run_id)
-        parts = {name: vendor_request(request, part) for name, part in record["sources"].items()}
+        parts = {name: source_request(request, part) for name, part in record["sources"].items()}
     except MALFORMED:
         raise damaged_record(Workspace.of(settings).archive.root / "runs") from None
     sources = [opener(name, settings) for name in parts]

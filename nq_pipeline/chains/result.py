@@ -14,7 +14,7 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 
 
 @dataclass(frozen=True, slots=True)
-class VendorResult:
+class SourceResult:
     """One vendor's part of a snapshot.
 
     Attributes
@@ -71,7 +71,7 @@ class Snapshot:
     """
 
     request: ChainRequest
-    results: Mapping[str, VendorResult]
+    results: Mapping[str, SourceResult]
     skipped: Mapping[str, str]
     decisions: pl.DataFrame
     chain: pl.DataFrame

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from nq_pipeline.chains.result import VendorResult
+from nq_pipeline.chains.result import SourceResult
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.settings import Settings
@@ -49,7 +49,7 @@ def planned_record(
 
 
 def answered_record(
-    settings: Settings, request: ChainRequest, results: Mapping[str, VendorResult]
+    settings: Settings, request: ChainRequest, results: Mapping[str, SourceResult]
 ) -> dict[str, Any]:
     """The record of a run with its answers."""
     record = planned_record(settings, request, {name: result.series for name, result in results.items()})
@@ -72,7 +72,7 @@ def recorded_request(record: Mapping[str, Any], settings: Settings, run_id: str)
     )
 
 
-def vendor_request(request: ChainRequest, part: Mapping[str, Any]) -> ChainRequest:
+def source_request(request: ChainRequest, part: Mapping[str, Any]) -> ChainRequest:
     """What one vendor was asked, by its part of a record; raises like `recorded_request`."""
     series = tuple(Series.parse(key) for key in part["series"])
     dict(part["used"])  # a malformed part fails here, not in the middle of a replay

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nq_pipeline.chains.ask import Progress, ask_vendors, raise_faults
+from nq_pipeline.chains.ask import Progress, ask_sources, raise_faults
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.run_record import planned_record
 from nq_pipeline.chains.store import select, select_and_store
@@ -59,7 +59,7 @@ def take_snapshot(
     plan = dict.fromkeys(settings.chains.sources, request.series)
     archive = Workspace.of(settings).archive
     with archive.begin_run(request.run_id, planned_record(settings, request, plan, choose)) as update_record:
-        results, priced = ask_vendors(
+        results, priced = ask_sources(
             sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
         )
         skipped: dict[str, str] = {}
@@ -69,7 +69,7 @@ def take_snapshot(
             if missing:
                 update_record(planned_record(settings, request, plan | {source.name: missing}, choose))
                 part = replace(request, series=missing)
-                results |= ask_vendors([source], settings, part, refresh=refresh, progress=progress)[0]
+                results |= ask_sources([source], settings, part, refresh=refresh, progress=progress)[0]
             else:
                 skipped[source.name] = "not asked: it costs money, and every series has a chain already"
         snapshot = select_and_store(

@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 
 from nq_pipeline.chains import failover
-from nq_pipeline.chains.result import Snapshot, VendorResult
+from nq_pipeline.chains.result import Snapshot, SourceResult
 from nq_pipeline.chains.run_record import answered_record
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
@@ -22,7 +22,7 @@ from nq_pipeline.workspace import Workspace
 
 
 def select(
-    settings: Settings, sources: Sequence[Source], request: ChainRequest, results: Mapping[str, VendorResult]
+    settings: Settings, sources: Sequence[Source], request: ChainRequest, results: Mapping[str, SourceResult]
 ) -> pl.DataFrame:
     """Who wins each series, by the settings' gates: rows of `DECISIONS` (see `failover.decide`)."""
     return failover.decide(
@@ -40,7 +40,7 @@ def select_and_store(
     settings: Settings,
     sources: Sequence[Source],
     request: ChainRequest,
-    results: Mapping[str, VendorResult],
+    results: Mapping[str, SourceResult],
     skipped: Mapping[str, str] | None = None,
     *,
     choose: bool = True,
@@ -89,7 +89,7 @@ def select_and_store(
     return Snapshot(request, ordered, skipped or {}, decisions, chain, written.rows)
 
 
-def _answer_rows(request: ChainRequest, results: Mapping[str, VendorResult]) -> pl.DataFrame:
+def _answer_rows(request: ChainRequest, results: Mapping[str, SourceResult]) -> pl.DataFrame:
     """Each vendor's answer as a row of `ANSWERS`."""
     rows = [
         {

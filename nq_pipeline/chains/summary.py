@@ -1,4 +1,4 @@
-"""A snapshot in figures, for people and programs: per series, per source, and why each source lost."""
+"""A snapshot in figures, for people and programs: by series, by source, and why each source lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_verdict(decisions: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_source(snapshot: Snapshot) -> pl.DataFrame:
-    """The outcome of every source, and why the others were not result."""
+    """The outcome of every source that was asked, and why the others were not."""
     rows: list[Mapping[str, object]] = [
         {
             "source": name,
@@ -87,7 +87,7 @@ def source_summary(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def loss_reasons(snapshot: Snapshot) -> dict[str, str]:
-    """Why each losing source lost: its own reason, else the commonest one of its series."""
+    """Why each losing source lost: the reason of its answer, else the most common reason of its series."""
     reasons: dict[str, str] = {}
     lost = snapshot.decisions.filter(~snapshot.decisions["won"]).sort("rank", maintain_order=True)
     for (source,), part in lost.group_by("source", maintain_order=True):

@@ -6,6 +6,10 @@ version 3). Those are null here, and nothing else is, with two exceptions: nanos
 cannot hold (from 2262-04-12 on) are null, because the lake's type cannot express them, and so is text
 that is empty or not ASCII. The official client treats prices and instants the same way; it leaves
 undefined sizes and quantities as numbers.
+
+`convert_field` applies the rule to a field by its layout, for Parquet files (`to_parquet`); `field_column`
+makes a column of it, for the tables of live capture (`capture.rows`) and of history (`backfill.rows`).
+`sources.databento.parse` names the kind of each column itself.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nq_pipeline.dbn.layout import Array
+from nq_pipeline.dbn.layout import Array, RecordLayout
 
 INSTANT = pl.Datetime("ns", "UTC")
 LAST_INSTANT = np.iinfo(np.int64).max
@@ -42,6 +46,29 @@ def to_points(values: Array) -> npt.NDArray[np.float64]:
     """
     points: npt.NDArray[np.float64] = values / 1e9
     return points
+
+
+def convert_field(
+    layout: RecordLayout, name: str, values: Array
+) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+    """Return a field's values in our units, and which of them are defined; None when all are.
+
+    Prices become points (float64) and instants int64 nanoseconds. Other fields stay as they are: only a
+    caller that knows a field as a size or quantity can treat its highest value as undefined.
+    """
+    if name in layout.instants:
+        return values.view(np.int64), is_instant(values)
+    if name in layout.prices:
+        return to_points(values), is_defined(values)
+    return values, None
+
+
+def field_column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
+    """Return a field that is no text as a column, named after it; see `convert_field`."""
+    converted, defined = convert_field(layout, name, values)
+    converted = np.ascontiguousarray(converted)
+    column = pl.Series(converted) if defined is None else nulled(converted, defined)
+    return (column.cast(INSTANT) if name in layout.instants else column).alias(name)
 
 
 def prices(values: Array) -> pl.Series:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import orjson
 
-from nq_pipeline.dbn.columns import is_defined, is_instant, to_points
+from nq_pipeline.dbn.columns import convert_field
 from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import TruncatedDbn, open_dbn
 from nq_pipeline.dbn.symbols import SymbolMap
@@ -220,14 +220,13 @@ def arrow(layout: RecordLayout, records: Array, symbols: SymbolMap) -> pa.Table:
     arrays = {}
     for name in layout.columns:
         values = records[name].copy()  # records lie side by side, columns in one piece
-        if name in layout.instants:
-            arrays[name] = _array(pa.timestamp("ns", "UTC"), values, is_instant(values))
-        elif name in layout.prices:
-            arrays[name] = _array(pa.float64(), to_points(values), is_defined(values))
-        elif values.dtype.kind == "S":
+        if values.dtype.kind == "S":
             arrays[name] = _letters(name, values) if values.dtype.itemsize == 1 else _texts(name, values)
-        else:
-            arrays[name] = _array(pa.from_numpy_dtype(values.dtype), values)
+            continue
+        converted, defined = convert_field(layout, name, values)
+        instant = name in layout.instants
+        kind = pa.timestamp("ns", "UTC") if instant else pa.from_numpy_dtype(converted.dtype)
+        arrays[name] = _array(kind, converted, defined)
     arrays["symbol"] = _symbols(records["instrument_id"], records[layout.index], symbols)
     return pa.table([arrays[name] for name in _order(layout)], names=_order(layout))
 

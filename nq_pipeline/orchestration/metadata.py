@@ -15,7 +15,7 @@ import polars as pl
 
 from nq_pipeline.chains import summary
 from nq_pipeline.chains.quality import newest_quote
-from nq_pipeline.chains.result import Snapshot, VendorResult
+from nq_pipeline.chains.result import Snapshot, SourceResult
 from nq_pipeline.lake.tables import INSTANT, MBO, MBP_1, OPTION_CHAIN, SOURCE_CHAIN, TRADES, Table
 from nq_pipeline.report import markdown
 from nq_pipeline.settings import Settings
@@ -55,7 +55,7 @@ def of_table(table: Table) -> Metadata:
     }
 
 
-def of_source(name: str, result: VendorResult, snapshot: Snapshot, settings: Settings) -> Metadata:
+def of_source(name: str, result: SourceResult, snapshot: Snapshot, settings: Settings) -> Metadata:
     """One vendor's part of a snapshot."""
     answer, fetches = result.answer, result.fetches
     rows = (

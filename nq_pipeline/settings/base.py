@@ -1,4 +1,4 @@
-"""What every group of settings is made of: how a setting is declared, named, parsed and checked."""
+"""How a setting is declared, named, parsed and checked."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def setting(
     Parameters
     ----------
     name
-        Its variable without `NQ_`, in lower case, where that is not the group's prefix plus the field's name.
+        The variable without `NQ_`, in lower case. By default the group's prefix and the field's name.
     variables
-        Variables of the vendor's own that set it, too. These are the documented ones.
+        Names the vendor itself uses for the variable. They work as well, and the reference shows only them.
     sandbox
-        The default in the sandbox where it differs.
+        The default in the sandbox; None when it is the same.
     shapes_chain
-        For a vendor's setting: whether a chain depends on it, so that it is part of the cache's key.
+        Whether a vendor's chain depends on the setting, so that it is part of the key of cached answers.
     limits
-        As `pydantic.Field` takes them.
+        Constraints of `pydantic.Field`, such as `ge`.
     """
     extra = {"name": name, "variables": variables, "sandbox": sandbox, "shapes_chain": shapes_chain}
     return Field(default, description=description, json_schema_extra=extra, **limits)
@@ -62,9 +62,9 @@ class Declared(NamedTuple):
     name
         Unique among all settings: the variable without `NQ_`, in lower case.
     variables
-        Variables that set it, the documented ones first.
+        Environment variables that set it, the documented ones first.
     documented
-        Those of them that the reference names.
+        The variables that the reference shows.
     """
 
     name: str
@@ -103,13 +103,13 @@ class SettingsGroup(BaseModel):
             )
 
     def changed(self, values: Mapping[str, Any]) -> Self:
-        """A validated copy with other values, by attribute; what was set explicitly stays so."""
+        """A validated copy with other values, by attribute; explicitly set values stay explicit."""
         return self.model_validate(
             {**{name: getattr(self, name) for name in self.model_fields_set}, **values}
         )
 
     def secret_texts(self) -> Iterator[str]:
-        """Everything of the group that no text may hold, a password within a URL by itself, too."""
+        """Every secret of the group. A URL with a password yields both the URL and the password."""
         for one in self.declared():
             value = getattr(self, one.attribute)
             if isinstance(value, SecretStr):
@@ -123,7 +123,7 @@ class VendorSettings(SettingsGroup):
     """The settings of one vendor; the subclass is in the vendor's package."""
 
     def shaping(self) -> dict[str, Any]:
-        """The values by name that a chain depends on, as JSON has them; no secrets."""
+        """The settings that a chain depends on, as JSON values by name, without secrets."""
         values = self.model_dump(mode="json")
         return {
             one.name: values[one.attribute]
@@ -133,12 +133,18 @@ class VendorSettings(SettingsGroup):
 
 
 def bare_url(value: str, *, plain: str = "http") -> str:
-    """An address with nothing secret in it; a key travels unencrypted only inside this machine.
+    """The address without a final slash.
 
     Parameters
     ----------
     plain
         The scheme without encryption, `http` or `ws`.
+
+    Raises
+    ------
+    ValueError
+        It is no address, may hold a secret (user, query, fragment), or would send a key unencrypted to
+        another machine.
     """
     secure = f"{plain}s"
     form = f"write an address like {secure}://host/path"

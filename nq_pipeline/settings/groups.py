@@ -14,81 +14,89 @@ from pydantic import SecretStr, field_validator
 from nq_pipeline.settings.base import LOOPBACK, CommaList, SettingsGroup, Usd, setting
 
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
-"""What metered requests are made for."""
+"""Purposes of metered requests, each of which may have a budget."""
 
 
 def check_caps(pairs: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
-    """The pairs; `ValueError` when one is not `NAME=USD` with a known name, or a name occurs twice."""
+    """The pairs. Raises `ValueError` unless each is `NAME=USD` with a known name that occurs once."""
     for pair in pairs:
         name, _, usd = pair.partition("=")
         if name not in names or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", usd):
             raise ValueError(f"write NAME=USD pairs like {names[0]}=15; names are {', '.join(names)}")
     if len({pair.partition("=")[0] for pair in pairs}) != len(pairs):
-        raise ValueError("name each at most once")
+        raise ValueError("a name occurs twice; give each name one amount")
     return pairs
 
 
 class ChainSettings(SettingsGroup):
-    """What is asked, of whom, and which answers may win."""
+    """Which chains are requested, from which vendors, and which answers may win."""
 
-    sources: CommaList = setting((), description="Vendors to ask; their order is the priority.")
-    """Filled in by `configuration.build_settings` with all vendors."""
+    sources: CommaList = setting((), description="Vendors to ask, in order of priority.")
+    """`configuration.build_settings` sets the default, which is all vendors."""
     window: Literal["rth", "globex", "always"] = setting(
         "rth",
-        description="Hours a chain may speak of: `rth` 08:30–15:00 CT, `globex` the whole session.",
+        description="Hours of scheduled chains: `rth` 08:30–15:00 CT, `globex` the whole session, `always` "
+        "without a break. A chain requested later is that of their end.",
         name="chain_window",
     )
     horizon_days: int = setting(
-        14, ge=0, le=400, description="Expirations up to this many days ahead are asked for."
+        14, ge=0, le=400, description="Request expirations up to this many days ahead."
     )
     source_deadline_s: float = setting(
         20.0,
         gt=0,
-        description="Seconds a vendor may take for each of NQ_PRODUCTS that is asked for; past it the answer "
-        "is `partial`, or `unavailable` when nothing has come.",
+        description="Seconds that a vendor may take per requested product. An answer that is not complete "
+        "by then is `partial`, or `unavailable` if it is empty.",
     )
     ask_metered: Literal["missing", "always"] = setting(
         "missing",
-        description="Whether metered vendors are asked only for series that free ones lack (`missing`) or "
-        "together with the others (`always`; the default in the sandbox).",
+        description="When to ask metered vendors: `missing` only for series that no free vendor has, "
+        "`always` together with the others (the sandbox's default).",
         sandbox="always",
     )
     stale_after_s: int = setting(
         1800,
         gt=0,
-        description="While the market is open, a series whose newest quote or trade is older is stale.",
+        description="While the market is open, a series is stale when its newest quote or trade is older "
+        "than this many seconds.",
     )
     min_complete: float = setting(
         0.5,
         ge=0,
         le=1,
-        description="A series with a smaller share of the fullest native answer is incomplete.",
+        description="A series is incomplete when it has a smaller share of the contracts than the native "
+        "answer with the most.",
     )
     max_bad_quotes: float = setting(
         0.02,
         ge=0,
         le=1,
-        description="A series with a larger share of crossed or negative quotes is rejected.",
+        description="A series is rejected when a larger share of its quotes is crossed or negative.",
     )
 
 
 class HttpSettings(SettingsGroup):
-    """How vendors are asked, and how long an answer is kept."""
+    """Timeouts and retries of requests, and how long answers are cached."""
 
     prefix = "http_"
 
-    timeout_s: float = setting(10.0, gt=0, description="Seconds without a byte before a request is given up.")
-    attempts: int = setting(3, ge=1, le=10, description="Attempts per request on transient faults.")
+    timeout_s: float = setting(10.0, gt=0, description="Seconds without a byte before a request fails.")
+    attempts: int = setting(
+        3, ge=1, le=10, description="Most attempts of a request that fails for a transient reason."
+    )
     retry_after_cap_s: float = setting(
-        30.0, ge=0, description="Longest Retry-After that is waited for.", name="retry_after_cap_s"
+        30.0, ge=0, description="Longest Retry-After to wait for, seconds.", name="retry_after_cap_s"
     )
     cache_open_s: int = setting(
-        300, ge=0, description="Lifetime of an answer while the market is open, seconds.", name="cache_open_s"
+        300,
+        ge=0,
+        description="Seconds that an answer is cached while the market is open.",
+        name="cache_open_s",
     )
     cache_closed_s: int = setting(
         1800,
         ge=0,
-        description="Lifetime of an answer while the market is closed, seconds.",
+        description="Seconds that an answer is cached while the market is closed.",
         name="cache_closed_s",
     )
 
@@ -99,21 +107,23 @@ class PricingSettings(SettingsGroup):
     parity_tolerance: float = setting(
         0.005,
         gt=0,
-        description="Largest relative distance of the put-call-parity forward from the underlying.",
+        description="Largest relative difference between the put-call-parity forward and the underlying's "
+        "price.",
     )
     risk_free_rate: float = setting(
         0.04,
         ge=-0.05,
         le=0.5,
-        description="Interest rate for implied volatility and Greeks, per year, continuously compounded: an "
-        "assumption, so set today's, or 0 (the sandbox's default is 0.043, the synthetic market's own).",
+        description="Interest rate for implied volatility and Greeks, per year, continuously compounded. "
+        "The default is an assumption: set today's rate, or 0 (the sandbox's default is 0.043, the rate of "
+        "the synthetic market).",
         sandbox=0.043,
     )
     max_last_age_s: float = setting(
         900.0,
         ge=0,
-        description="A contract without a two-sided quote is priced from its last trade up to this age, "
-        "seconds.",
+        description="Price a contract without a two-sided quote from its last trade if that is at most this "
+        "many seconds old.",
     )
 
 
@@ -124,17 +134,17 @@ class BackfillSettings(SettingsGroup):
 
     symbols: CommaList = setting(
         (),
-        description="Parent symbols to backfill, e.g. `NQ.OPT,NQ.FUT`; by default all options of NQ_PRODUCTS "
-        "and their futures.",
+        description="Parent symbols to backfill, e.g. `NQ.OPT,NQ.FUT`; by default all options of "
+        "NQ_PRODUCTS and their futures.",
     )
     batch_mb: int = setting(
         512,
         ge=0,
-        description="A day of at least so many MiB is had as a batch job, billed once and free to download "
-        "again for 30 days; a smaller one is streamed.",
+        description="Download a day of at least this many MiB as a batch job, which is billed once and can "
+        "be downloaded again for free for 30 days. Smaller days are streamed.",
     )
     wait_s: float = setting(
-        3600.0, gt=0, description="Seconds that one download, or the making of one batch job, may take."
+        3600.0, gt=0, description="Seconds that one download or the preparation of one batch job may take."
     )
 
 
@@ -144,26 +154,32 @@ class CaptureSettings(SettingsGroup):
     prefix = "capture_"
 
     window: Literal["rth", "globex", "always"] = setting(
-        "rth", description="Hours of live capture: `rth` 08:30–15:00 CT, `globex` the whole session."
+        "rth",
+        description="Hours of live capture: `rth` 08:30–15:00 CT, `globex` the whole session, `always` "
+        "without a break.",
     )
     options_schema: Literal["mbo", "mbp-1", "trades"] = setting(
         "trades",
-        description="Schema wanted of options; what the plan lacks is replaced by the next of mbo, mbp-1, "
-        "trades (`mbo` in the sandbox, whose gateway refuses it).",
+        description="Schema to capture for options. If the plan does not include it, the next of mbo, "
+        "mbp-1, trades is captured (the sandbox's default is `mbo`, which its gateway refuses).",
         name="capture_schema",
         sandbox="mbo",
     )
     futures_schema: Literal["mbo", "mbp-1", "trades"] = setting(
-        "trades", description="Schema wanted of the future, likewise."
+        "trades", description="Schema to capture for the future, with the same fallback."
     )
     sync_ms: int = setting(
-        50, ge=0, le=60_000, description="Captured bytes are on the disk after this; 0 syncs every chunk."
+        50,
+        ge=0,
+        le=60_000,
+        description="Milliseconds after which received bytes are synced to the disk; 0 syncs every chunk.",
     )
-    zstd: bool = setting(False, description="Ask the live gateway for a compressed stream.")
+    zstd: bool = setting(False, description="Request a zstd-compressed stream from the live gateway.")
     repair: Literal["replay", "paid"] = setting(
         "replay",
-        description="What fills a gap: `replay` only the live gateway, which is free; `paid` also the "
-        "historical API where the gateway no longer has it, within the budgets (the sandbox's default).",
+        description="How to fill a gap: `replay` uses only the live gateway, which is free; `paid` also "
+        "buys from the historical API, within the budgets, what the gateway no longer has (the sandbox's "
+        "default).",
         sandbox="paid",
     )
 
@@ -173,26 +189,28 @@ class SpendSettings(SettingsGroup):
 
     ledger_url: SecretStr | None = setting(
         None,
-        description="Database of the spend ledger, e.g. `postgresql://user:password@host/name`; by default "
-        "`ledger.sqlite` in the environment's folder.",
+        description="Database of the spend ledger, e.g. `postgresql://user:password@host/name`. By default "
+        "it is `ledger.sqlite` in the environment's folder.",
     )
     ledger_timeout_s: float = setting(
         30.0,
         gt=0,
         le=3600,
-        description="Seconds that a PostgreSQL with the ledger may take for a statement, and for connecting "
-        "if that is less than 10.",
+        description="Seconds that the ledger's PostgreSQL may take per statement; also for connecting, but "
+        "at most 10.",
     )
-    plan_name: str = setting("Databento Standard", description="What the plan's monthly fee is called.")
+    plan_name: str = setting(
+        "Databento Standard", description="Name of the data plan, shown with its monthly fee."
+    )
     plan_monthly_usd: Usd = setting(
         Decimal(179), description="The data plan's flat fee per calendar month, USD."
     )
     budget_monthly_usd: Usd = setting(
         Decimal(200),
-        description="Most that a calendar month may come to, the plan's fee included, USD.",
+        description="Most to spend in a calendar month, including the plan's fee, USD.",
     )
     budget_daily_usd: Usd = setting(
-        Decimal(10), description="Most that is spent on metered requests in a calendar day, USD."
+        Decimal(10), description="Most to spend on metered requests in a calendar day, USD."
     )
     budget_by_vendor: CommaList = setting(
         (), description="Monthly caps on metered requests as VENDOR=USD pairs, e.g. `databento=15`."
@@ -202,19 +220,20 @@ class SpendSettings(SettingsGroup):
         description="Monthly caps on metered requests as PURPOSE=USD pairs; purposes are chains, backfill, "
         "gap_repair, verify.",
     )
-    budget_warn: float = setting(
-        0.8, gt=0, le=1, description="Share of a budget from which on a warning is given."
-    )
+    budget_warn: float = setting(0.8, gt=0, le=1, description="Warn when this share of a budget is spent.")
     budget_timezone: str = setting(
         "UTC",
-        description="Zone of the budgets' days and months. A UTC day is nearly a Globex session, which opens "
-        "an hour or two before it.",
+        description="Time zone of the budgets' days and months. With UTC, a day nearly matches a Globex "
+        "session, which opens an hour or two before midnight UTC.",
     )
     budget_reason: str = setting(
-        "settings changed", description="Why a budget was changed, for the ledger's entry about the change."
+        "settings changed",
+        description="Reason for a changed budget, which the ledger records with the change.",
     )
     budget_review_h: float = setting(
-        24, gt=0, description="A reservation that is open for longer, hours, waits for a person's review."
+        24,
+        gt=0,
+        description="A person must review a reservation that has been open for more than this many hours.",
     )
 
     @field_validator("budget_by_purpose")
@@ -240,21 +259,21 @@ class RetentionSettings(SettingsGroup):
     raw_days: int = setting(
         90,
         ge=0,
-        description="Days for which vendors' exact answers are kept once their rows are in the lake; 0 is "
-        "for ever. Purchased history is always kept.",
+        description="Days to keep the exact answers of vendors after their rows are in the lake; 0 keeps "
+        "them for ever. Purchased history is always kept.",
     )
     capture_days: int = setting(
         90,
         ge=0,
-        description="Days for which the capture log is kept once it is published, compacted and without an "
-        "unsettled gap; 0 is for ever.",
+        description="Days to keep the capture log of a trade date after it is published and compacted and "
+        "all its gaps are settled; 0 keeps it for ever.",
     )
-    report_days: int = setting(90, ge=0, description="Days for which reports are kept; 0 is for ever.")
+    report_days: int = setting(90, ge=0, description="Days to keep reports; 0 keeps them for ever.")
     run_days: int = setting(
         14,
         ge=0,
-        description="Days for which Dagster keeps every run; of older ones it keeps the last good one of "
-        "each trade date. 0 is for ever.",
+        description="Days to keep every Dagster run; of older runs only the last good one of each trade "
+        "date is kept. 0 keeps all.",
     )
 
 
@@ -264,10 +283,12 @@ class QuerySettings(SettingsGroup):
     prefix = "sql_"
 
     timeout_s: float = setting(
-        300, ge=0, description="A query of `nq sql` is ended after so many seconds; 0 is never."
+        300, ge=0, description="Seconds after which a query of `nq sql` is stopped; 0 is no limit."
     )
     memory_mb: int = setting(
-        2048, ge=64, description="Memory a query of `nq sql` may take, MiB; also the most text it prints."
+        2048,
+        ge=64,
+        description="Most memory, MiB, that a query of `nq sql` may use; also the most text it prints.",
     )
 
 
@@ -278,15 +299,15 @@ class AlertSettings(SettingsGroup):
 
     webhook: SecretStr | None = setting(
         None,
-        description="Address that alerts are sent to, in the format of Slack's incoming webhooks; a secret, "
-        "since whoever has it can write there. Without it they are only in `alerts.jsonl`.",
+        description="Address that receives alerts, in the format of Slack's incoming webhooks. It is a "
+        "secret: anyone who has it can post there. Without it, alerts are only in `alerts.jsonl`.",
     )
     repeat_s: int = setting(
-        3600, ge=0, description="An alert that goes on is said again after so many seconds at the earliest."
+        3600, ge=0, description="Least seconds before an alert that is still active is sent again."
     )
     ui_url: str = setting(
         "http://127.0.0.1:3000",
-        description="Address of the Dagster UI, for the links in alerts.",
+        description="Address of the Dagster UI for links in alerts.",
         name="ui_url",
     )
 
@@ -313,14 +334,14 @@ class AlertSettings(SettingsGroup):
 
 
 class SandboxSettings(SettingsGroup):
-    """The stand-ins."""
+    """The stand-ins of the vendors, and the synthetic market."""
 
     prefix = "sandbox_"
 
     port: int = setting(
-        0, ge=0, le=65535, description="Port of the stand-ins; 0 remembers the last or takes a free one."
+        0, ge=0, le=65535, description="Port of the stand-ins; 0 uses the last one again, or a free one."
     )
     seed: int = setting(7, description="Seed of the synthetic market.")
     faults: CommaList = setting(
-        (), description="Faults of the stand-ins as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
+        (), description="Faults that the stand-ins show, as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
     )

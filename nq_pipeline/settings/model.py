@@ -29,10 +29,10 @@ from nq_pipeline.settings.groups import (
 )
 
 UNSAFE_IN_PATH = ("=", "*", "?", "[", "]", "{", "}", "\\")
-"""Signs in the path of the data folder that would change what is read. A byte that is not UTF-8 is shown with
-the last of them."""
+"""Characters that readers of Parquet do not take literally in a path. The backslash also stands for a byte
+that is not UTF-8."""
 LONGEST_PATH = 3_800
-"""Bytes; the rest of the system's 4,096 is for what lies below."""
+"""Bytes. The system allows 4,096, and the files below the folder need the rest."""
 
 AnyVendor = TypeVar("AnyVendor", bound=VendorSettings)
 
@@ -42,20 +42,23 @@ class Settings(SettingsGroup):
 
     environment: Literal["sandbox", "live"] = setting(
         "sandbox",
-        description="`sandbox` asks stand-ins on loopback with a synthetic market; `live` asks the vendors.",
+        description="`sandbox` uses stand-ins of the vendors on this machine, with a synthetic market; "
+        "`live` uses the vendors.",
     )
     data_dir: Path = setting(
         Path("data"),
         validate_default=True,
-        description="Root of everything written; each environment has its own folder below it. Its path has "
-        "no sign that readers of Parquet take for a column or a glob: = * ? [ ] { } or a backslash.",
+        description="Folder for all data, with a folder for each environment. Its path must not contain = * "
+        "? [ ] { } or a backslash, which readers of Parquet take for a column or a pattern.",
     )
     now: datetime | None = setting(
-        None, description="A frozen instant (ISO 8601 with a zone) for sessions, partitions and freshness."
+        None,
+        description="Pretend that it is this instant (ISO 8601 with a time zone), for sessions, partitions "
+        "and freshness.",
     )
     products: CommaList = setting(
         ("NQ",),
-        description=f"Products to fetch and to capture, from the product table: {list_names()}.",
+        description=f"Products to fetch and capture: {list_names()}.",
     )
     chains: ChainSettings = Field(default_factory=ChainSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
@@ -73,7 +76,7 @@ class Settings(SettingsGroup):
     @classmethod
     def _aware(cls, value: datetime | None) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("write an instant with its zone, e.g. 2025-06-10T15:00:00Z")
+            raise ValueError("write an instant with its time zone, e.g. 2025-06-10T15:00:00Z")
         now = value.astimezone(UTC) if value else None
         if now and (why := unsupported_day(now.date())):
             raise ValueError(why)
@@ -82,7 +85,7 @@ class Settings(SettingsGroup):
     @field_validator("data_dir")
     @classmethod
     def _plain_folder(cls, value: Path) -> Path:
-        """Readers of Parquet take `name=value` in a path for a column, and the signs of globs for globs."""
+        """Refuse characters that readers of Parquet take for a column (`name=value`) or a pattern."""
         try:
             path = os.fsencode(value.resolve())
         except OSError as error:
@@ -90,7 +93,7 @@ class Settings(SettingsGroup):
         shown = path.decode("utf-8", "backslashreplace")
         if found := [sign for sign in UNSAFE_IN_PATH if sign in shown]:
             raise ValueError(
-                f"{shown} holds {found[0]}; choose a folder whose path has none of {' '.join(UNSAFE_IN_PATH)}"
+                f"{shown} has {found[0]}; choose a folder whose path has none of {' '.join(UNSAFE_IN_PATH)}"
             )
         if len(path) > LONGEST_PATH:
             raise ValueError(f"its path has {len(path):,} bytes; choose one of at most {LONGEST_PATH:,}")
@@ -101,7 +104,7 @@ class Settings(SettingsGroup):
         return next(group for group in self.vendors.values() if isinstance(group, model))
 
     def groups(self) -> Iterator[SettingsGroup]:
-        """Every group, this one with the general settings included."""
+        """Every group of settings, including this one with the general settings."""
         yield self
         yield from (group for _, group in self if isinstance(group, SettingsGroup))
         yield from self.vendors.values()
@@ -141,11 +144,11 @@ class Settings(SettingsGroup):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Everything that no text may hold, in every spelling, the longest first."""
+        """The secrets of all settings, in every spelling, the longest first; no output may contain one."""
         return secret_spellings({text for group in self.groups() for text in group.secret_texts()})
 
     def secrets_of(self, vendor: str) -> tuple[str, ...]:
-        """Those that one vendor was told, as `secrets`."""
+        """The secrets of one vendor's settings, in every spelling, the longest first."""
         return secret_spellings(set(self.vendors[vendor].secret_texts()) if vendor in self.vendors else set())
 
     @property

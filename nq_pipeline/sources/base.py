@@ -1,8 +1,7 @@
-"""The contract of every vendor: a request goes in, an answer with an outcome comes out.
+"""The contract of every source: it gets a `ChainRequest` and returns a `ChainAnswer` with an outcome.
 
-A source does not raise for what a vendor does or fails to do; the outcome says it. It raises only for a
-fault of this program. Its frame has exactly the columns of `lake.tables.SOURCE_CHAIN`, which `chain_frame`
-checks.
+Whatever a vendor does or fails to do is an outcome. A source raises only for a fault of this program. Its
+frame has exactly the columns of `lake.tables.SOURCE_CHAIN`, which `chain_frame` checks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from nq_pipeline.transport.vendor_session import VendorSession
 
 @dataclass(frozen=True, slots=True)
 class ChainRequest:
-    """What one snapshot requests from every vendor.
+    """What one snapshot requests from every source.
 
     Attributes
     ----------
@@ -40,8 +39,8 @@ class ChainRequest:
     vendor_codes
         The vendor's own code by series key where the user gave one (`--series MM1N5`).
     refused
-        The vendor's message by part of the chain that its plan refused on this trade date. These parts, named
-        as in `ChainAnswer.refused`, are not requested again.
+        The vendor's message for each part of the chain that its plan refused on this trade date. The source
+        does not request these parts again. They have the names of `ChainAnswer.refused`.
     """
 
     trade_date: date
@@ -56,7 +55,7 @@ class ChainRequest:
 
 @dataclass(frozen=True, slots=True)
 class SeriesAnswer:
-    """The outcome of one series and, unless it is ok, the reason in one sentence."""
+    """The outcome of one series. The reason is one sentence, empty when the outcome is ok."""
 
     outcome: Outcome
     reason: str = ""
@@ -64,7 +63,7 @@ class SeriesAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ChainAnswer:
-    """A vendor's answer to a request.
+    """A source's answer to a request.
 
     Attributes
     ----------
@@ -81,8 +80,8 @@ class ChainAnswer:
     cached
         Whether the answer came without a request to the vendor.
     refused
-        The vendor's message by part that the plan does not include although other parts came: a schema, or
-        the underlying of a proxy; `WHOLE_CHAIN` when only a list of contracts came.
+        The vendor's message for each part that the plan does not include, although other parts came. A part
+        is a schema, the underlying of a proxy, or `WHOLE_CHAIN` when only a list of contracts came.
     """
 
     source: str
@@ -108,18 +107,18 @@ class Probe:
 
 
 class Source(Protocol):
-    """One vendor.
+    """The source of one vendor's chains.
 
     Attributes
     ----------
     name
         The vendor's name in tables and settings.
     underlying_classes
-        What its options are on; anything but {"future"} makes it a proxy.
+        The kinds of underlying of its options: future, index, etf. A source without `future` is a proxy.
     metered
         Whether a request may cost money; such a source is a `MeteredSource`.
     base_url
-        Its address; paths given to the session are relative to it.
+        The vendor's address; paths given to the session are relative to it.
     policy
         Timeouts, retries and rate limits of its requests.
     """
@@ -140,21 +139,21 @@ class Source(Protocol):
 
 
 class MeteredSource(Source, Protocol):
-    """A vendor that charges for its answers."""
+    """A source whose vendor charges for its answers."""
 
     def price(self, request: ChainRequest, session: VendorSession) -> Decimal:
-        """The cost of `ask` now, USD; this request is free. Raises `SourceError` when the cost is unknown."""
+        """Fetch the cost of `ask`, USD; this is free. Raises `SourceError` when the cost is unknown."""
         ...
 
 
 def series_failure(error: SourceError) -> SeriesAnswer:
-    """The answer of a series that has no rows, so that even a deadline leaves nothing `partial`."""
+    """The answer of a series without rows: a deadline, otherwise `partial`, makes it `unavailable`."""
     outcome = Outcome.UNAVAILABLE if error.outcome is Outcome.PARTIAL else error.outcome
     return SeriesAnswer(outcome, str(error))
 
 
 def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswer:
-    """The answer of a vendor from which nothing came."""
+    """The answer of a source that received nothing."""
     failure = series_failure(error)
     return ChainAnswer(
         source=source,
@@ -166,7 +165,7 @@ def failed(source: str, request: ChainRequest, error: SourceError) -> ChainAnswe
 
 
 def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswer:
-    """The answer with these secrets redacted in its messages, which may be the vendor's."""
+    """The answer with these secrets redacted from its messages, which may quote the vendor."""
     return replace(
         answer,
         reason=redact(answer.reason, secrets),
@@ -178,7 +177,7 @@ def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswe
 
 
 def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:
-    """Bring a vendor's normalised frame to the chain schema: add missing columns as null, cast, order.
+    """Bring a normalised frame to the chain schema: add missing columns as null, cast, order.
 
     Raises `ValueError` for an unknown column, and when a column that may not be null is missing or holds a
     null: the parser must drop and count such rows itself.

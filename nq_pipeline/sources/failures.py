@@ -1,4 +1,4 @@
-"""How every vendor's client reports what went wrong: statuses, unusable answers, probes, control totals."""
+"""How every source reports what went wrong: HTTP statuses, unusable answers, probes, control totals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def error_of_status(
 
 
 def failed_probe(error: SourceError, remedies: Mapping[Outcome, str], otherwise: str) -> Probe:
-    """The vendor's state after a probe that failed, with the remedy for the error's outcome."""
+    """The probe that failed with this error, with the remedy for the error's outcome."""
     remedy = remedies.get(error.outcome, otherwise)
     if isinstance(error, NotConfigured):
         return Probe(False, None, None, str(error), remedy)
@@ -71,10 +71,10 @@ def failed_probe(error: SourceError, remedies: Mapping[Outcome, str], otherwise:
 
 
 def printable(words: object) -> str:
-    """The vendor's own words, safe to print and at most 160 characters; empty when they are no text."""
+    """The vendor's own words in one printable line of at most 160 characters; empty when they are no text."""
     if not isinstance(words, str):
         return ""
-    return "".join(c for c in words if c.isprintable()).strip(' "\\')[:160]
+    return "".join(c for c in " ".join(words.split()) if c.isprintable()).strip(' "\\')[:160]
 
 
 def quoted(words: object) -> str:

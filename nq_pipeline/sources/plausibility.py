@@ -1,4 +1,4 @@
-"""Checks of an answer before anything is derived from it: the same rules for every vendor.
+"""Checks of an answer before anything is derived from it: the same rules for every source.
 
 An instant in the future would move `as_of` and the freshness of all rows. A row that nobody requested would
 count in the open interest. A count near the end of 64 bits would overflow its sum.

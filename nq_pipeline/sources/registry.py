@@ -1,4 +1,4 @@
-"""The vendors. A new one is its package and one line of `PACKAGES`."""
+"""The specs of all vendors, and their sources. A new vendor is a package and one line of `PACKAGES`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = (
     "tradovate",
     "databento",
 )
-"""Folders beside this file, in the default priority."""
+"""Packages in this folder, in the default priority."""
 
 
 def _spec(package: str) -> VendorSpec:
@@ -30,16 +30,16 @@ VENDORS = {spec.name: spec for spec in map(_spec, PACKAGES)}
 
 SOURCE_NAMES = tuple(VENDORS)
 STAND_INS = {name: spec.stand_in for name, spec in VENDORS.items() if spec.stand_in}
-"""The stand-ins of the vendors that have one in the sandbox."""
+"""How to reach the stand-in of each vendor that has one in the sandbox."""
 
 
 def load_source(name: str, settings: Settings) -> Source:
-    """The vendor of that name, configured; it asks nothing yet. Raises `KeyError` for an unknown name."""
+    """The source of a vendor with these settings; sends no request. Raises `KeyError` for an unknown name."""
     source: Source = load_object(VENDORS[name].source)(settings)
     return source
 
 
 def load_object(path: str) -> Any:
-    """The object of a `module:name`; imported late: vendors' clients are slow to import."""
+    """The object at `module:name`. Imported only now, because vendors' clients are slow to import."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)

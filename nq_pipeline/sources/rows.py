@@ -1,4 +1,4 @@
-"""Columns that every vendor's rows share, and rows that no vendor's chain may keep."""
+"""Columns that all sources fill in the same way, and the removal of unusable rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the program knows of a vendor before it asks: the vendor's one entry for all other rooms."""
+"""`VendorSpec`: everything that code outside a vendor's package knows of the vendor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nq_pipeline.settings.base import VendorSettings
 
 @dataclass(frozen=True, slots=True)
 class PlanTier:
-    """One tier of what a vendor's plans include, from most to least; plans change.
+    """One kind of data that some of a vendor's plans include.
 
     Attributes
     ----------
     adds
-        What a user has with it, in one phrase.
+        What a user gets with it, in one phrase, and the plans that include it. Plans change.
     """
 
     mode: Literal["live", "historical"]
@@ -32,25 +32,25 @@ class StandIn:
     Attributes
     ----------
     addresses
-        Name of a setting to `scheme:path` below the stand-in's mount point.
+        `scheme:path` below the stand-in's mount point, by name of a setting.
     credentials
-        Name of a setting to value. Real credentials are never sent to a stand-in, even where they are set.
+        Values by name of a setting. They replace real credentials, which a stand-in never receives.
     """
 
     addresses: Mapping[str, str]
     credentials: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, mount: str) -> dict[str, str]:
-        """The address settings of a stand-in at `//host:port/…`."""
+        """The address settings of a stand-in that is mounted at `//host:port/…`."""
         forms = {name: form.partition(":") for name, form in self.addresses.items()}
         return {name: f"{scheme}:{mount}{path}" for name, (scheme, _, path) in forms.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class VendorSpec:
-    """One vendor, as everything outside its package sees it.
+    """One vendor.
 
-    Importing a spec must stay cheap: its source is imported when the vendor is asked.
+    Importing a spec must stay cheap: the source, with the vendor's client, is imported when it is needed.
 
     Attributes
     ----------
@@ -63,21 +63,24 @@ class VendorSpec:
     underlying
         `proxy` when its options are on something other than the future.
     cost
-        What asking costs: nothing, a plan's fee, or each answer.
+        `free`, `plan` (a subscription's fee) or `metered` (a price for each answer).
     plan_product
-        The product whose refusal follows from the plan and therefore lasts; None when no plan decides.
+        The product that the user's plan includes or lacks. Its refusals are recorded, because they last. None
+        for a vendor without plans.
+    plan_tiers
+        What its plans include, the most first.
     stand_in
-        None when the sandbox has none: then it is asked at its own address in the sandbox, too.
+        None when the sandbox has none. Then the sandbox, too, uses the vendor's own address.
     opt_in
-        Settings by name that naming the vendor on the command line implies.
+        Settings by name that `--source <vendor>` on the command line implies.
     replay_settings
-        Settings by name without which it would not parse archived answers again, beside `opt_in`.
+        Settings by name that the source needs, with `opt_in`, to parse archived answers again.
     penalty_s
-        Seconds without a request after such an outcome, where the vendor asks for more than
-        `transport.breaker.COOL_DOWN_S`. They hold from the first such answer on.
+        Seconds without a request after an answer with this outcome, where the vendor demands more than
+        `transport.breaker.COOL_DOWN_S`. The first such answer starts the pause.
     series_of_code
-        `module:function` from the vendor's own code of a series, the trade date and the settings to the
-        `Series`; None when it takes series keys only.
+        `module:function` that returns the `Series` of a vendor's own code, given the code, the trade date and
+        the settings. None when `--series` takes only series keys.
     """
 
     name: str

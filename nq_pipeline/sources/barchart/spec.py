@@ -1,4 +1,4 @@
-"""Barchart: what the program knows of it before it asks."""
+"""Barchart: its settings and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from nq_pipeline.sources.spec import StandIn, VendorSpec
 
 
 class BarchartSettings(VendorSettings):
-    """What can be set of Barchart."""
+    """The settings of Barchart."""
 
     prefix = "barchart_"
 
     enabled: bool = setting(
-        False, description="In live, barchart.com is asked only with this opt-in (or `--source barchart`)."
+        False,
+        description="Opt-in without which the live environment does not ask barchart.com; `--source "
+        "barchart` implies it.",
     )
     url: str = setting("https://www.barchart.com", description="Base address of Barchart's site.")
     session: Literal["api", "cookies", "browser"] = setting(
         "api",
-        description="How requests are authorised: `api` headers only, `cookies` a page visit for XSRF-TOKEN, "
-        "`browser` cookies supplied in NQ_BARCHART_COOKIES.",
+        description="How to authorise requests: `api` with headers only, `cookies` with the XSRF-TOKEN of a "
+        "page visit, `browser` with the cookies in NQ_BARCHART_COOKIES.",
     )
     cookies: SecretStr | None = setting(None, description="Cookie header of your own browser session.")
     spacing_s: float = setting(
@@ -34,9 +36,13 @@ class BarchartSettings(VendorSettings):
         sandbox=0.0,
     )
     delay_s: int = setting(
-        600, ge=0, description="Delay of Barchart's quotes: `as_of` is the asking time less this."
+        600,
+        ge=0,
+        description="Delay of Barchart's quotes, seconds: `as_of` is the time of the request minus this.",
     )
-    pages: bool = setting(True, description="Also read each series' page, once per trade date, as a control.")
+    pages: bool = setting(
+        True, description="Also fetch each series' page once per trade date, to check the chain's totals."
+    )
     codes: CommaList = setting(
         (), description="Extra Barchart root codes as CODE=ROOT pairs, e.g. a fifth Monday's."
     )
@@ -58,8 +64,8 @@ SPEC = VendorSpec(
     settings=BarchartSettings,
     source="nq_pipeline.sources.barchart.source:Barchart",
     description="Options on E-mini Nasdaq-100 futures as barchart.com shows them, with volume and open "
-    "interest, without Greeks. Quotes are delayed (NQ_BARCHART_DELAY_S). Free; its terms of use apply, so in "
-    "live it needs NQ_BARCHART_ENABLED.",
+    "interest, without Greeks. Quotes are delayed (NQ_BARCHART_DELAY_S). Free; its terms of use apply, "
+    "so in live it needs NQ_BARCHART_ENABLED.",
     underlying="future",
     cost="free",
     stand_in=StandIn({"barchart_url": "http:"}),

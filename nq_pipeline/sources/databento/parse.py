@@ -25,10 +25,9 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, STATISTICS, TRADES
+from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE
 from nq_pipeline.sources.plausibility import MOST_CONTRACTS, SKEW_NS, keep_requested, null_future_instants
-
-MALFORMED_SHARE = 0.01
-"""An answer with a larger share of unusable definitions, quotes, statistics or trades is partial."""
+from nq_pipeline.sources.rows import drop_faulty
 
 SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST = 3, 6, 9
 """Values of `stat_type`."""
@@ -105,7 +104,7 @@ def parse_chain(
     holes = tuple(
         f"{lost[schema].total()} of {len(given.array)} records of {schema} could not be used"
         for schema, given in data.items()
-        if lost[schema].total() > MALFORMED_SHARE * len(given.array)
+        if lost[schema].total() > MAX_UNUSABLE_SHARE * len(given.array)
     )
     dropped.update(sum(lost.values(), Counter()))
     cleared = pl.when(pl.col("volume_date") == session.trade_date).then(pl.col("cleared_volume"))
@@ -159,7 +158,7 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
     spread = kind.is_in(["T", "M", "S"]) | pl.col("user_defined") | symbol.str.starts_with("UD:")
     usable = symbol.is_not_null() & pl.col("root").is_not_null() & pl.col("expiration").is_not_null()
     option = kind.is_in(["C", "P"]) & (pl.col("strike") > 0)
-    verdict = (
+    fault = (
         pl.when(spread.fill_null(False))
         .then(pl.lit("spread"))
         .when(pl.col("action") == "D")
@@ -169,9 +168,7 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
         .otherwise(pl.lit("malformed_definition"))
     )
     latest = frame.unique(["instrument_id", "raw_symbol"], keep="last", maintain_order=True)
-    frame = latest.with_columns(verdict=verdict)
-    dropped.update(dict(frame["verdict"].drop_nulls().value_counts().iter_rows()))
-    return frame.filter(pl.col("verdict").is_null()).drop("action", "user_defined", "verdict")
+    return drop_faulty(latest, fault, dropped).drop("action", "user_defined")
 
 
 def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Counter[str]) -> pl.DataFrame:

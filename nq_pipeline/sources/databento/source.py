@@ -19,14 +19,9 @@ from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.dbn.columns import INSTANT
 from nq_pipeline.dbn.stream import Records, decode
 from nq_pipeline.errors import (
-    BadPayload,
-    Blocked,
-    DeadlineReached,
     LedgerError,
     NotConfigured,
     NotEntitled,
-    OverBudget,
-    RateLimited,
     SourceError,
     Unavailable,
 )
@@ -45,7 +40,7 @@ from nq_pipeline.sources.base import (
     overall,
 )
 from nq_pipeline.sources.databento.client import HistoricalClient, open_client
-from nq_pipeline.sources.databento.parse import MALFORMED_SHARE, Parsed, parse_chain
+from nq_pipeline.sources.databento.parse import Parsed, parse_chain
 from nq_pipeline.sources.databento.query_plan import (
     DEFINITION,
     QUOTES,
@@ -58,6 +53,8 @@ from nq_pipeline.sources.databento.query_plan import (
 )
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords
+from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE, STOP_ERRORS, failed_probe, rejecting
+from nq_pipeline.sources.rows import request_columns
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
@@ -65,8 +62,8 @@ from nq_pipeline.transport.vendor_session import Reply, VendorSession
 if TYPE_CHECKING:
     from nq_pipeline.sources.databento.purchases import Purchases
 
-STOPPING = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget)
-"""After one of these no further request is sent."""
+
+REMEDIES = {Outcome.NOT_CONFIGURED: "set DATABENTO_API_KEY and NQ_DATABENTO_URL"}
 
 
 class Databento:
@@ -110,7 +107,7 @@ class Databento:
                     records[schema] = Records.empty(schema)
                     continue
                 failures[schema] = error
-                if isinstance(error, STOPPING):
+                if isinstance(error, STOP_ERRORS):
                     break
             if schema == DEFINITION and not len(records[schema].array):
                 nothing = NoRecords(f"nothing is defined for {plan.day}")
@@ -140,10 +137,8 @@ class Databento:
                 lambda: orjson.dumps({"end": client.available_end(dataset, (QUOTES,))}),
                 keep=Keep.NEVER,
             )
-        except NotConfigured as error:
-            return Probe(False, None, None, str(error), "set DATABENTO_API_KEY and NQ_DATABENTO_URL")
-        except NotEntitled as error:
-            return Probe(True, True, False, str(error), "see the plan of the account")
+        except (NotConfigured, NotEntitled) as error:
+            return failed_probe(error, REMEDIES, "see the plan of the account")
         until = in_chicago(from_ns(reply.json()["end"]))
         return Probe(True, True, True, f"the key is accepted; {dataset} is available until {until}")
 
@@ -243,11 +238,8 @@ class Databento:
 
         operation, parameters, keep = cache_key(plan, query)
         reply = vendor_session.call(operation, parameters, buy, keep=keep)
-        try:
+        with rejecting(vendor_session, reply):
             return reply, decode(reply.body, schema)
-        except BadPayload as error:
-            vendor_session.reject(reply, error.outcome, str(error))
-            raise
 
     def _answer(
         self,
@@ -266,18 +258,12 @@ class Databento:
             "snapshot_ts": max(reply.snapshot_ts for reply in replies.values()),
             "as_of": min(to_ns(request.moment), _end_of_quotes(plan, records.get(QUOTES))),
         }
-        provenance = {
-            "source": self.name,
-            "environment": request.environment,
-            "trade_date": request.trade_date,
-            "run_id": request.run_id,
-            "request_id": market.request_id,
-            "raw_sha256": market.sha256,
-        }
         frame = chain_frame(
             parsed.frame.with_columns(
-                *(pl.lit(value).alias(name) for name, value in provenance.items()),
-                *(pl.lit(value).cast(INSTANT).alias(name) for name, value in stamps.items()),
+                **request_columns(self.name, request),
+                request_id=pl.lit(market.request_id),
+                raw_sha256=pl.lit(market.sha256),
+                **{name: pl.lit(value).cast(INSTANT) for name, value in stamps.items()},
             )
         )
         series = self._judge(request, plan, session, parsed, frame, failures)
@@ -312,7 +298,7 @@ class Databento:
         )
         problems = [f"{schema}: {error}" for schema, error in failures.items()]
         malformed = parsed.dropped["malformed_definition"]
-        unreadable = malformed > MALFORMED_SHARE * (frame.height + malformed)
+        unreadable = malformed > MAX_UNUSABLE_SHARE * (frame.height + malformed)
         if unreadable:
             problems.append(f"{malformed} definitions could not be used")
         lacking = "; ".join([*problems, *parsed.holes])

@@ -1,4 +1,4 @@
-"""Databento: what the program knows of it before it asks."""
+"""Databento: its settings and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
 class DatabentoSettings(VendorSettings):
-    """What can be set of Databento."""
+    """The settings of Databento."""
 
     prefix = "databento_"
 
     url: str = setting("https://hist.databento.com", description="Base address of the historical API.")
     gateway: str | None = setting(
-        None, description="host:port of the live gateway; the vendor's own when unset.", shapes_chain=False
+        None, description="host:port of the live gateway; by default Databento's own.", shapes_chain=False
     )
-    dataset: str = setting("GLBX.MDP3", description="Dataset with CME Globex.")
+    dataset: str = setting("GLBX.MDP3", description="Databento's dataset for CME Globex.")
     quote_window_s: int = setting(
         900,
         ge=60,
-        description="Quotes of at most this long before the moment asked for, which are most of its price; "
-        "60 in the sandbox.",
+        description="Seconds of quotes before the requested moment. They are most of a snapshot's price "
+        "(the sandbox's default is 60).",
         sandbox=60,
     )
     api_key: SecretStr | None = setting(
@@ -59,8 +59,9 @@ SPEC = VendorSpec(
     name="databento",
     settings=DatabentoSettings,
     source="nq_pipeline.sources.databento.source:Databento",
-    description="Options on E-mini Nasdaq-100 futures from CME Globex by Databento: definitions, statistics "
-    "and quotes. Metered unless the plan includes it; no request is sent beyond the spend ledger's budgets.",
+    description="Options on E-mini Nasdaq-100 futures from CME Globex by Databento: definitions, "
+    "statistics and quotes. Metered unless the plan includes it; no request is sent beyond the spend "
+    "ledger's budgets.",
     underlying="future",
     cost="metered",
     stand_in=StandIn({"databento_url": "http:"}, {"databento_api_key": "db-sandbox-not-a-real-key-000000"}),

@@ -21,9 +21,8 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.failures import printable
 
-MAX_MESSAGE = 200
-"""Characters of a vendor's own message that go into ours."""
 YEARS = range(1970, 2200)
 """A timestamp outside is no timestamp."""
 
@@ -108,7 +107,7 @@ def _http_source_error(error: Any) -> SourceError:
     detail = body.get("detail")
     detail = detail if isinstance(detail, dict) else {"message": detail if isinstance(detail, str) else ""}
     case, status = str(detail.get("case", "")), int(error.http_status)
-    words = " ".join(str(detail.get("message", "")).split())[:MAX_MESSAGE]
+    words = printable(detail.get("message"))
     shown = f"HTTP {status}"
     shown += f" {case}" if re.fullmatch(r"\w{1,64}", case) else ""
     shown += f": {words}" if words else ""

@@ -1,4 +1,4 @@
-"""Polygon (now Massive): what the program knows of it before it asks."""
+"""Polygon (now Massive): its settings and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
 class PolygonSettings(VendorSettings):
-    """What can be set of Polygon."""
+    """The settings of Polygon."""
 
     prefix = "polygon_"
 
@@ -17,12 +17,12 @@ class PolygonSettings(VendorSettings):
     rpm: int = setting(
         5,
         ge=0,
-        description="Requests per minute of your plan; 0 is no limit (the default in the sandbox).",
+        description="Requests per minute that your plan allows; 0 is no limit (the sandbox's default).",
         sandbox=0,
     )
     underlyings: CommaList = setting(
         ("NDX", "SPX"),
-        description="Proxy chains to ask for, where they stand for one of NQ_PRODUCTS: NDX and QQQ for NQ, "
+        description="Underlyings whose chains are requested as proxies of NQ_PRODUCTS: NDX and QQQ for NQ, "
         "SPX and SPY for ES.",
     )
     api_key: SecretStr | None = setting(
@@ -44,8 +44,9 @@ SPEC = VendorSpec(
     name="polygon",
     settings=PolygonSettings,
     source="nq_pipeline.sources.polygon.source:Polygon",
-    description="Options on the Nasdaq-100 index (and QQQ) from Polygon, now Massive: a proxy, because it "
-    "has no options on futures. Needs an API key; what a chain holds and how old it is depends on the plan.",
+    description="Options on the Nasdaq-100 index (and QQQ) from Polygon, now Massive: a proxy, because "
+    "it has no options on futures. Needs an API key; what a chain holds and how old it is depends on "
+    "the plan.",
     underlying="proxy",
     cost="plan",
     stand_in=StandIn({"polygon_url": "http:"}, {"polygon_api_key": "sandbox-polygon-key"}),

@@ -1,4 +1,4 @@
-"""Tradovate (experimental): what the program knows of it before it asks."""
+"""Tradovate (experimental): its settings and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
 class TradovateSettings(VendorSettings):
-    """What can be set of Tradovate."""
+    """The settings of Tradovate."""
 
     prefix = "tradovate_"
 
@@ -20,18 +20,22 @@ class TradovateSettings(VendorSettings):
     )
     products: CommaList = setting(
         ("NQ=NQ Options", "ES=ES Options"),
-        description="Tradovate's names of option products as ROOT=NAME pairs, where they are not the "
-        "root itself. Unconfirmed: no recorded answer of this vendor shows one.",
+        description="Tradovate's names of option products as ROOT=NAME pairs, where the name is not the "
+        "root. Unconfirmed: no recorded answer of Tradovate shows one.",
     )
-    max_quotes: int = setting(200, ge=1, description="Most quote subscriptions; nearest the money first.")
+    max_quotes: int = setting(
+        200, ge=1, description="Most contracts to subscribe to, nearest the money first."
+    )
     quote_wait_s: float = setting(
-        3.0, gt=0, description="Seconds to collect quotes after the last subscription was answered."
+        3.0, gt=0, description="Seconds to collect quotes after Tradovate confirmed the last subscription."
     )
     heartbeat_s: float = setting(2.5, gt=0, description="Seconds between the client's heartbeats.")
     username: SecretStr | None = setting(None, description="Login name.", variables=("TRADOVATE_USERNAME",))
     password: SecretStr | None = setting(None, description="Password.", variables=("TRADOVATE_PASSWORD",))
     app_id: str | None = setting(None, description="Name of the API key.", variables=("TRADOVATE_APP_ID",))
-    app_version: str = setting("1.0", description="Its version.", variables=("TRADOVATE_APP_VERSION",))
+    app_version: str = setting(
+        "1.0", description="Version of the API key.", variables=("TRADOVATE_APP_VERSION",)
+    )
     cid: SecretStr | None = setting(
         None, description="Client id of the API key.", variables=("TRADOVATE_CID",)
     )
