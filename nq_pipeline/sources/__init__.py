@@ -12,5 +12,5 @@ vendor's answers into rows of `source_chain`. Both have the same name, which the
     plausibility.py   shared by all sources: limits of instants, series and counts
     <vendor>/         `spec.py` with its settings, `source.py`, and its parser
 
-`docs/adding-a-vendor.md` says how to add one.
+`docs/adding-a-source.md` says how to add one.
 """

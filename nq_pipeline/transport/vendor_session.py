@@ -1,13 +1,13 @@
-"""The one way to ask a vendor.
+"""The requests of a run to one vendor.
 
-Every request of a run goes through the vendor's `VendorSession`: HTTP by `get()` and `post()`,
-everything else (an official client, a websocket) by `call()`. It retries, spaces and bounds requests,
-archives the exact body of every answer (after transfer and content decoding), and records one
-`Fetch` per request. The archive is the cache, too: a question is answered from it while its last
-answer is fresh. `ArchivedSession` answers only from the archive, so that a parser can run again.
+A source sends every request through its `VendorSession`: HTTP with `get()` and `post()`, everything else (an
+official client, a websocket) with `call()`. The session retries and limits requests, archives the exact body
+of every answer (after transfer and content decoding), and records one `Fetch` per request. The archive is
+also the cache: it answers a request until the last answer to the same request expires. `ArchivedSession`
+answers only from the archive, so that a parser can run again.
 
-The vendor's client decides what an answer means. It calls `reject()` for a bad one, which marks the
-fetch and keeps the answer from being served again.
+The source decides what an answer means. It calls `reject()` for a bad answer, which the cache then never
+serves again.
 """
 
 from __future__ import annotations
@@ -40,14 +40,27 @@ SECRET_NAMES = frozenset(
     ["apikey", "api_key", "authorization", "cookie", "x-xsrf-token", "password", "sec", "cid", "p-ticket",
      "accesstoken", "token", "key"]
 )  # fmt: skip
-"""Parameters and headers (lower case) that never reach a key, an address or a file."""
+"""Parameters (lower case) that are left out of cache keys, recorded addresses and files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `snapshot_ts` (ns) is when it was first asked for, also on a cache hit.
+    """One answer.
 
-    `received_at` (ns) is when it was there by the run's clock: no instant in it can be later.
+    Attributes
+    ----------
+    status
+        HTTP status; None for an answer to `call`.
+    body
+        The exact bytes, with secrets redacted.
+    snapshot_ts
+        When it was first requested (ns UTC), also on a cache hit.
+    request_id
+        The request that the vendor answered; on a cache hit, that of an earlier run.
+    fetch_id
+        The `Fetch` of this run.
+    received_at
+        When it arrived (ns UTC) by the run's clock. No instant in the answer can be later.
     """
 
     operation: str
@@ -67,7 +80,7 @@ class Reply:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def json(self) -> Any:
-        """The decoded body; `BadPayload` when it is not JSON (the text itself is never quoted)."""
+        """The decoded body. Raises `BadPayload`, which never quotes the body, when it is not JSON."""
         try:
             return loads(self.body)
         except ValueError:
@@ -79,9 +92,9 @@ class Reply:
 
 @dataclass(slots=True)
 class Fetch:
-    """One question and what came of it; a row of `fetches`.
+    """One request and its result; a row of `fetches`.
 
-    Until an answer is there it counts as unanswered: a run may end while it is still waited for.
+    It starts as unanswered, because a run may end before the answer arrives.
     """
 
     request_id: str
@@ -101,8 +114,15 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What all questions of one run to one vendor share; `secrets` are struck out of its answers, in
-    every spelling (`redaction.spellings`)."""
+    """What all requests of one run to one vendor share.
+
+    Attributes
+    ----------
+    snapshot_ts
+        The scheduled time of the run (aware, UTC).
+    secrets
+        Redacted from the vendor's answers, in every spelling (`redaction.secret_spellings`).
+    """
 
     source: str
     environment: str
@@ -115,28 +135,27 @@ class Scope:
 
 @dataclass
 class VendorSession:
-    """The questions of one run to one vendor. Not shared between threads, `frame` aside.
+    """The session of one run with one vendor. For one thread only, except `frame`.
 
     Parameters
     ----------
     deadline
-        `clock.monotonic()` value past which nothing more is asked.
+        The value of `clock.monotonic()` after which no request is sent.
     state_dir
-        Folder of the rate limiter's memory.
+        Folder of the rate limiter's state.
     refresh
-        Ask even where a cached answer is still fresh.
+        Send every request, although a cached answer may still be fresh.
 
     Attributes
     ----------
     fetches
-        Every question so far.
+        Every request so far, including those that the cache answered.
     used
-        Request id of the archived answer by digest of the question.
+        Request id of the archived answer, by digest of the request.
     fresh_until
-        When the first of the answers so far may no longer be served (ns, real time); None while
-        there is none that may be.
+        When the first of the answers so far expires (ns UTC, real time); None while none can be cached.
     secrets
-        What is struck out of everything the vendor sends: those of the scope and what was learnt.
+        Redacted from everything the vendor sends: the secrets of the scope and those added by `learn`.
     """
 
     scope: Scope
@@ -158,7 +177,7 @@ class VendorSession:
         self.learn(*self.scope.secrets)
 
     def learn(self, *secrets: str) -> None:
-        """Keep secret from now on what the vendor handed out, as a token."""
+        """Redact these secrets, such as a token that the vendor issued, from now on."""
         self.secrets[:] = secret_spellings({*self.secrets, *secrets})
         redact_logs(self.secrets)
 
@@ -172,18 +191,18 @@ class VendorSession:
         keep: Keep = Keep.MARKET,
         archive: bool = True,
     ) -> Reply:
-        """GET `base_url + path`; any HTTP status is a reply.
+        """GET `base_url + path`. An answer with any HTTP status is a reply.
 
-        An answer with a token in it must be neither cached (`keep`) nor archived.
+        Pass `keep=Keep.NEVER` and `archive=False` for an answer that contains a token.
 
         Raises
         ------
         DeadlineReached
             No time is left, or the rate limit would not clear in time.
         Unavailable
-            Nothing answered after the retries.
+            There was no answer after the retries.
         BadPayload
-            The body was cut off or larger than any honest answer.
+            The body was cut off, or larger than `policy.max_bytes`.
         """
         return self._http("GET", path, operation, params, None, headers, keep, archive=archive)
 
@@ -196,7 +215,7 @@ class VendorSession:
         headers: Mapping[str, str] | None = None,
         archive: bool = False,
     ) -> Reply:
-        """POST a JSON body, once, never cached; archived only on demand (tokens must not be)."""
+        """POST a JSON body once. The answer is never cached; do not archive one that contains a token."""
         return self._http("POST", path, operation, None, json, headers, Keep.NEVER, archive=archive)
 
     def call(
@@ -207,15 +226,15 @@ class VendorSession:
         *,
         keep: Keep = Keep.MARKET,
     ) -> Reply:
-        """Ask something that is not plain HTTP; `perform` does it and returns the exact bytes.
+        """Send a request that is not plain HTTP.
 
         Parameters
         ----------
         parameters
-            Identify the question; no secrets.
+            Identify the request; no secrets.
         perform
-            Raises `SourceError` for what the vendor did, which is recorded and passes through. It
-            notes its cost in `asking`.
+            Sends the request and returns the exact bytes of the answer. It may add its cost to
+            `current_fetch`. Its `SourceError` is recorded and raised again.
         """
         started = self.clock.monotonic()
         cached = self._cached(operation, parameters, keep)
@@ -236,8 +255,8 @@ class VendorSession:
         return self._reply(fetch, entry, body, cached=False)
 
     @property
-    def asking(self) -> Fetch:
-        """The newest question; within `perform`, the one that is being asked."""
+    def current_fetch(self) -> Fetch:
+        """The newest request; within `perform`, the one that is being sent."""
         return self.fetches[-1]
 
     def is_cached(
@@ -248,17 +267,17 @@ class VendorSession:
         *,
         path: str | None = None,
     ) -> bool:
-        """Whether `call` (or `get`, with `path`) would answer without asking, so without cost or login."""
-        return self._cached(operation, _question(path, parameters), keep) is not None
+        """Whether the cache would answer `call` (or `get`, with `path`) without a login or a payment."""
+        return self._cached(operation, _identity(path, parameters), keep) is not None
 
     def note_hit(self, operation: str, snapshot_ts: datetime) -> None:
-        """Record that a whole cached answer was served without any request."""
+        """Record that a whole chain was served from the cache of parsed answers."""
         fetch = self._fetch(operation, self._address("/"))
         fetch.cache, fetch.snapshot_ts = "hit", to_ns(snapshot_ts)
         fetch.outcome, fetch.detail = Outcome.OK, None
 
     def reject(self, reply: Reply, outcome: Outcome, detail: str) -> None:
-        """Mark a reply as bad: its fetch shows why, and it is not served again."""
+        """Record why a reply is bad, and keep the cache from serving it again."""
         for fetch in self.fetches:
             if fetch.request_id == reply.fetch_id:
                 fetch.outcome, fetch.detail = outcome, redact(detail, self.secrets)
@@ -267,18 +286,18 @@ class VendorSession:
             self.archive.expire(entry)
 
     def remaining(self) -> float:
-        """Seconds left for this vendor; never negative."""
+        """Seconds left until the deadline; never negative."""
         return max(0.0, self.deadline - self.clock.monotonic())
 
     def check_deadline(self) -> None:
-        """Raise `DeadlineReached` when no time is left."""
+        """Raise `DeadlineReached` when the deadline has passed."""
         if self.remaining() <= 0:
             raise DeadlineReached(
-                f"the time allowed for {self.scope.source} is over; NQ_SOURCE_DEADLINE_S raises it"
+                f"the time allowed for {self.scope.source} is over; raise NQ_SOURCE_DEADLINE_S"
             )
 
     def cookie(self, name: str) -> str | None:
-        """A cookie the vendor set in this run."""
+        """The value of a cookie that the vendor set in this run; None without one."""
         return self._open_http().cookies.get(name)  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -286,7 +305,7 @@ class VendorSession:
             self._http_session.close()
 
     def frame(self) -> pl.DataFrame:
-        """The fetches so far as rows of the `fetches` table, also while another thread still asks."""
+        """The fetches so far as rows of the table `fetches`. Safe while another thread sends requests."""
         scope = self.scope
         rows = [
             {
@@ -317,8 +336,8 @@ class VendorSession:
         from nq_pipeline.transport import http
 
         started = self.clock.monotonic()
-        query, question = _with_values(params), _question(path, params)
-        cached = self._cached(operation, question, keep)
+        query, identity = _with_values(params), _identity(path, params)
+        cached = self._cached(operation, identity, keep)
         if not cached:
             self.check_deadline()
         fetch = self._fetch(operation, self._address(path, query))
@@ -340,11 +359,11 @@ class VendorSession:
             self._finish(fetch, started, outcome=error.outcome, detail=str(error))
             raise
         self._finish(fetch, started)
-        # Learnt secrets stay in an answer that is not archived: a login may hand out the same token again.
+        # An answer that is not archived keeps learnt secrets: a login may return the same token again.
         secrets = self.secrets if archive else secret_spellings(self.scope.secrets)
         http.redact_response(response, (*secrets, *secret_spellings(self._cookies)))
         entry = replace(
-            self._entry(fetch, operation, question, response.content, keep),
+            self._entry(fetch, operation, identity, response.content, keep),
             status=response.status_code,
             headers=dict(response.headers),
         )
@@ -403,7 +422,7 @@ class VendorSession:
             cached=cached,
             url=fetch.url,
             fetch_id=fetch.request_id,
-            received_at=entry.received_at or _asked(entry),
+            received_at=entry.received_at or _arrival(entry),
         )
 
     def _entry(
@@ -431,7 +450,7 @@ class VendorSession:
         )
 
     def _received(self, now: datetime) -> int:
-        """When an answer was there; a frozen clock's instant is that of the question."""
+        """When an answer arrived. With a frozen clock, that is when it was requested."""
         return to_ns(max(self.scope.snapshot_ts, self.clock.pinned or now))
 
     @property
@@ -441,7 +460,7 @@ class VendorSession:
     def _cached(
         self, operation: str, parameters: Mapping[str, Any], keep: Keep
     ) -> tuple[RawEntry, bytes] | None:
-        """The archived answer to this very question, while it may still be served; damage is a miss."""
+        """The archived answer to the same request, unless it has expired or is damaged."""
         if self.refresh or keep is Keep.NEVER:
             return None
         entry = self.archive.find(self.scope.source, digest(self.scope.source, operation, parameters))
@@ -462,10 +481,14 @@ class VendorSession:
 
 @dataclass
 class ArchivedSession(VendorSession):
-    """Answers every question with what an archived run got; asks nobody.
+    """Answers every request with the archived answer of an earlier run, and sends none.
 
-    `answers` maps the digest of a question to the request whose answer that run used. With `original`
-    the fetches are those of that run, which died before it could write them.
+    Attributes
+    ----------
+    answers
+        The request id of the answer that the run used, by digest of the request.
+    original
+        Whether to record the fetches as those of the earlier run, which died before it wrote them.
     """
 
     answers: Mapping[str, str] = field(default_factory=dict)
@@ -474,7 +497,7 @@ class ArchivedSession(VendorSession):
     def _http(
         self, method: str, path: str, operation: str, params: Mapping[str, Any] | None, *_: Any, **__: Any
     ) -> Reply:
-        return self._archived(operation, _question(path, params))
+        return self._archived(operation, _identity(path, params))
 
     def call(
         self,
@@ -497,7 +520,7 @@ class ArchivedSession(VendorSession):
         request_id = self.answers.get(digest(scope.source, operation, parameters))
         entry = self.archive.entry(scope.source, scope.trade_date, request_id) if request_id else None
         if entry is None:
-            fetch.detail = "the archived run has no answer to this question"
+            fetch.detail = "the archived run has no answer to this request"
             raise Unavailable(fetch.detail)
         body = self.archive.get(entry)
         own = self.original and entry.run_id == scope.run_id
@@ -507,13 +530,13 @@ class ArchivedSession(VendorSession):
         return self._reply(fetch, entry, body, cached=not own)
 
 
-def _asked(entry: RawEntry) -> int:
-    """When an archived answer was asked for, where its entry does not say when it was there."""
+def _arrival(entry: RawEntry) -> int:
+    """When an archived answer was requested, for entries that do not say when it arrived."""
     return entry.snapshot_ts if entry.pinned else max(entry.snapshot_ts, entry.requested_at)
 
 
-def _question(path: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What identifies a question: the parameters, for HTTP those that have a value and the path."""
+def _identity(path: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What identifies a request: its parameters; for HTTP, the path and the parameters with a value."""
     return dict(parameters or {}) if path is None else {"path": path, **_with_values(parameters)}
 
 
@@ -522,12 +545,12 @@ def _with_values(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def public(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters without anything secret."""
+    """The parameters without secrets."""
     return {k: v for k, v in parameters.items() if k.lower() not in SECRET_NAMES}
 
 
 def digest(source: str, operation: str, parameters: Mapping[str, Any]) -> str:
-    """The identity of a question: SHA-256 over its canonical JSON without secrets."""
+    """The SHA-256, in hex, of a request's canonical JSON without secrets."""
     canonical = orjson.dumps(
         [source, operation, {k: str(v) for k, v in public(parameters).items()}], option=orjson.OPT_SORT_KEYS
     )
@@ -535,11 +558,11 @@ def digest(source: str, operation: str, parameters: Mapping[str, Any]) -> str:
 
 
 def relative(url: str, base_url: str) -> str:
-    """A vendor's absolute address (a `next_url`) as a path below our base address.
+    """The path and query of an address that a vendor sent (a `next_url`), relative to our base address.
 
-    Only path and query survive: the host a vendor names is never followed.
+    The host is dropped: a session sends requests only to its own base address.
     """
     parts, base = urlsplit(url), urlsplit(base_url)
-    # The slash is not for looks: `base_url` + `@elsewhere/` would name another host.
+    # Without the slash, `base_url` + `@elsewhere/` would name another host.
     path = "/" + parts.path.removeprefix(base.path.rstrip("/")).lstrip("/")
     return f"{path}?{parts.query}" if parts.query else path

@@ -531,7 +531,7 @@ def test_a_call_is_performed_once_archived_and_served_again(tmp_path: Path) -> N
 
     def perform() -> bytes:
         performed.append(1)
-        session.asking.cost_usd = Decimal("0.5")
+        session.current_fetch.cost_usd = Decimal("0.5")
         return b"exact bytes"
 
     made = []

@@ -225,7 +225,7 @@ class Databento:
         def buy() -> bytes:
             if purchases is None:
                 raise Unavailable("a cached answer expired just before it was read; run this again")
-            before, fetch = purchases.cost_usd, vendor_session.asking
+            before, fetch = purchases.cost_usd, vendor_session.current_fetch
             try:
                 return purchases.buy_body(query, price, request_id=fetch.request_id)
             except EndsAfterAvailable as error:
