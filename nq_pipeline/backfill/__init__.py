@@ -1,1 +1,1 @@
-"""Days of Databento's history, bought once, proven whole, and brought to the lake's tables."""
+"""Days of Databento's history: bought once, checked against the vendor's counts, and stored in the lake."""

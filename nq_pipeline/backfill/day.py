@@ -2,8 +2,8 @@
 
     price (free) ──► reserve ──► download ──► count ──► rows in the lake ──► a row of `backfills`
 
-Every step may be repeated after a crash: what is proven is not bought again, rows that are in the lake are
-not added again, and nothing is requested for a trade date that is `complete`.
+Every step can be repeated after a crash: a verified download is not bought again, rows that are in the lake
+are not added again, and nothing is requested for a trade date that is `complete`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BackfillDay:
     records
         Count of records, equal to the vendor's.
     rows, known
-        Rows that were new in the lake, and rows it already had.
+        Rows added to the lake, and rows that it already had.
     dropped
         Records that could not become rows.
     size
@@ -106,7 +106,7 @@ def backfill_day(
     Parameters
     ----------
     max_usd
-        Limit for this call, beside the budgets of the ledger.
+        Limit for this call, in addition to the budgets of the ledger.
     symbols
         Parents; by default those of NQ_BACKFILL_SYMBOLS.
     report
@@ -117,7 +117,7 @@ def backfill_day(
     SettingsError
         The schema is none of `SCHEMAS`.
     LakeError
-        The lake cannot be written; what was bought is kept and not bought again.
+        The lake cannot be written. Downloads stay on disk and are not bought again.
     """
     scope = BackfillScope.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):

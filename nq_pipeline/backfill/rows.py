@@ -1,8 +1,8 @@
-"""From bought DBN files to rows of the lake.
+"""Rows of the lake from purchased DBN files.
 
-Trades and orders become the rows that the live capture makes of them, by its own code, so that the lake tells
-a record that was captured from one that was missed. Every other schema has a table of its own: Databento's
-columns, and the contract of each record's symbol on its day.
+Trades and orders become rows by the code of the live capture. Their keys are then the same, so the lake adds
+only the records that the capture missed. Every other schema has its own table, with Databento's columns and
+the contract of each record's symbol on its day.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nq_pipeline.dbn.stream import open_dbn
 from nq_pipeline.lake.tables import BBO_1M, DEFINITION, OHLCV_1D, OHLCV_1M, STATISTICS, Table
 
 TICKS = ("trades", "mbo")
-"""Schemas whose tables the live capture writes as well."""
+"""Schemas whose tables the live capture also writes."""
 TABLES = {
     "definition": DEFINITION,
     "statistics": STATISTICS,
@@ -53,7 +53,7 @@ def history_rows(
     for file in files:
         frame = _read_table(file, table, trade_date)
         if frame is not None:
-            # Records that are equal in the key so far are told apart by their order.
+            # The ordinal distinguishes records whose keys are otherwise equal.
             ordinal = pl.int_range(pl.len(), dtype=pl.UInt32)
             yield (
                 table,

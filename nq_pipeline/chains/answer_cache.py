@@ -1,9 +1,8 @@
-"""Whole parsed answers, cached so that a repeat neither asks nor parses again.
+"""A cache of parsed answers, so that a repeated snapshot sends and parses nothing.
 
-The raw archive serves single requests again; this cache holds what a vendor's chain came to, under
-the digest of everything that affects it. Only `ok` and `partial` answers are cached, and no longer
-than the first of their requests is fresh. A hit has the snapshot_ts of the original, so writing it
-adds no rows.
+The raw archive caches single requests; this cache holds whole chains, by the digest of everything that
+affects them. Only `ok` and `partial` answers are cached, and they expire with the first of their requests. A
+hit has the snapshot_ts of the original, so writing it adds no rows.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class AnswerCache:
         self.root = root
 
     def get(self, source: str, key: str) -> tuple[ChainAnswer, dict[str, str]] | None:
-        """A fresh answer and the archived requests it came from; None when there is none.
+        """A fresh answer and the ids of the archived requests it was made from; None when there is none.
 
         A damaged file is a miss.
         """

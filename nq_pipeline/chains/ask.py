@@ -1,4 +1,4 @@
-"""Ask the vendors: all at the same time, each through its breaker and cache, within its deadline."""
+"""Ask the sources: all at the same time, each through its breaker and cache, within its deadline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from nq_pipeline.workspace import Workspace
 
 Progress = Callable[[str], None]
 GRACE_S = 2.0
-"""Seconds beyond a vendor's deadline before its thread is left behind."""
+"""Seconds beyond a vendor's deadline before its thread is abandoned."""
 
 
 def ask_sources(
@@ -53,20 +53,20 @@ def ask_sources(
     free_only: bool = False,
     progress: Progress,
 ) -> tuple[dict[str, SourceResult], dict[str, pl.DataFrame]]:
-    """Ask several vendors at the same time; takes as long as the slowest one, at most its deadline.
+    """Ask several sources at the same time; takes as long as the slowest one, at most its deadline.
 
-    The threads are daemons: a client that ignores the deadline is left behind and does not hold up
-    the run. Its outcome says so, and its fetches have the requests it made until then.
+    Each has a daemon thread. One that ignores the deadline is abandoned: its result says so and has the
+    fetches until then.
 
     Parameters
     ----------
     free_only
-        Ask only the price where an answer costs money.
+        Request only the price where an answer costs money.
 
     Returns
     -------
     tuple
-        Results by vendor, and the fetches of vendors that were only asked their price.
+        Results by source, and the fetches of sources that were asked only for their price.
     """
     results: dict[str, SourceResult] = {}
     priced: dict[str, pl.DataFrame] = {}
@@ -106,9 +106,9 @@ def ask_sources(
 def _ask_one(
     source: Source, settings: Settings, request: ChainRequest, session: VendorSession, *, free_only: bool
 ) -> SourceResult | None:
-    """Serve a cached answer that is fresh; else ask through the breaker and cache a whole answer.
+    """Return a cached answer that is fresh; else ask through the breaker, and cache a whole answer.
 
-    None when `free_only` holds and the answer would cost money, or an unknown amount.
+    None when `free_only` is set and the answer would cost money or the price is unknown.
     """
     started = settings.clock.monotonic()
 
@@ -150,7 +150,7 @@ def _ask_one(
 def ask_source(
     source: Source, request: ChainRequest, session: VendorSession, *, through: Breaker | None = None
 ) -> SourceResult:
-    """Ask one vendor; a `SourceError` becomes the outcome of its answer. Closes the session."""
+    """Ask one source; a `SourceError` becomes the outcome of its answer. Closes the session."""
     started = session.clock.monotonic()
     try:
         ask = partial(source.ask, request, session)
@@ -165,7 +165,7 @@ def ask_source(
 
 
 def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> SourceResult:
-    """The result of a vendor whose code failed; the fault's text stays out of the tables."""
+    """The result of a source whose code failed. The fault's text, which may hold secrets, is not in it."""
     error = Unavailable(f"a fault of this program ({type(fault).__name__})")
     return SourceResult(failed(name, request, error), request.series, 0.0, session.frame(), fault=fault)
 
@@ -192,9 +192,9 @@ def _is_free(source: MeteredSource, request: ChainRequest, session: VendorSessio
 
 
 def _is_whole(answer: ChainAnswer, session: VendorSession) -> bool:
-    """Whether asking again would bring the same: ok, or partial although every request was answered.
+    """Whether a repeated request would give the same: ok, or partial although every request was answered.
 
-    An empty answer counts as answered: a series that has expired today is not listed any more.
+    An empty answer counts as answered: a series that expired today is no longer listed.
     """
     if answer.outcome is not Outcome.PARTIAL:
         return answer.outcome is Outcome.OK
@@ -216,12 +216,12 @@ def open_session(
     answers: Mapping[str, str] | None = None,
     original: bool = False,
 ) -> VendorSession:
-    """Open the session of one vendor for one request.
+    """Open the session of one source for one request.
 
     Parameters
     ----------
     answers
-        Serve these archived answers (request id by digest of the question) and ask nobody.
+        Serve these archived answers (request id by digest of the request), and send no request.
     original
         With `answers`: record the fetches as the run's own.
     """
@@ -245,7 +245,7 @@ def open_session(
 
 
 def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> str:
-    """Everything that affects an answer: the vendor's settings, its address, the question, the instant."""
+    """The key of everything that affects an answer: the vendor's settings and address, request and clock."""
     return answer_key(
         {
             "source": source.name,

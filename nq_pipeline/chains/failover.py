@@ -33,7 +33,7 @@ SKEW = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Limits of a healthy series; see the settings of the same names."""
+    """Limits of a healthy series; the settings of the same names explain them."""
 
     stale_after_s: int = 1800
     min_complete: float = 0.5
@@ -151,7 +151,7 @@ def _candidates(
 
 
 def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, SeriesAnswer]:
-    """The answer for each series; a proxy without series has failed the requested ones, with its reason."""
+    """The answer for each series; a proxy that names none failed all requested ones for its one reason."""
     whole = SeriesAnswer(answer.outcome, answer.reason)
     return answer.series or {series.key: whole for series in request.series}
 
@@ -159,8 +159,8 @@ def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, Serie
 def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
     """The newest quote or trade of each source and the oldest that is fresh.
 
-    Over all series of the source, because one quiet series does not make a source stale; without
-    series in the future, because those would make any source fresh.
+    All series of the source count together, because one quiet series does not make a source stale. Series
+    with instants in the future do not count, because they would make any source fresh.
     """
     limits: dict[str, _Limit] = {}
     for source in dict.fromkeys(c.source for c in candidates):

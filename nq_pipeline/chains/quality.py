@@ -1,7 +1,7 @@
 """The quality of a chain: pure functions from frames to findings.
 
-A function returns None where there is nothing to judge, so that no check passes on missing data. The
-failover decides who wins; these findings tell a person how good the result is.
+A function returns None where there is nothing to judge, so that no check passes on missing data. The failover
+selects the winner; these findings show how good the result is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPREAD = pl.col("ask") - pl.col("bid")
 
 
 def of_source(answer: ChainAnswer, request: ChainRequest, settings: Settings) -> dict[str, Finding]:
-    """The findings on one vendor's answer, by the name of the check."""
+    """The findings on one source's answer, by the name of the check."""
     frame = answer.frame
     return _present(
         available=available(answer),
@@ -63,7 +63,7 @@ def of_chain(
 
 
 def not_asked(reason: str) -> Finding:
-    """The finding on a vendor that was skipped on purpose."""
+    """The finding on a source that was skipped on purpose."""
     return Finding(False, f"not asked: {reason.removeprefix('not asked: ')}", "warn")
 
 
@@ -254,7 +254,7 @@ def parity_forward(chain: pl.DataFrame, tolerance: float) -> Finding | None:
     if judged.is_empty():
         return Finding(
             False,
-            "no series has a strike quoted on both sides for call and put, beside a price of the underlying",
+            "no series has a strike quoted on both sides for call and put, with a price of the underlying",
             "warn",
             {"series_checked": 0},
         )
@@ -274,7 +274,7 @@ def sources_agree(
 ) -> Finding | None:
     """Native sources quote the contracts they share alike, and see the same underlying.
 
-    Sources speak of moments minutes apart. An option moves no more than its underlying, so two
+    The moments of sources are minutes apart. An option moves no more than its underlying, so two
     mids agree when they differ by no more than their two half spreads and what lies between the
     two prices of the underlying (`tolerance` of it where one of them is not known).
     """

@@ -1,4 +1,4 @@
-"""A run again from its archived answers: `nq run --from-raw`, and runs that were killed."""
+"""Repeat a run from its archived answers: `nq run --from-raw`, and runs that were killed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from nq_pipeline.workspace import Workspace
 def replay_snapshot(
     settings: Settings, run_id: str, *, opener: Callable[[str, Settings], Source] = load_source
 ) -> Snapshot:
-    """Parse the archived answers of a run (`latest`: of the newest) again; no vendor is asked.
+    """Parse the archived answers of a run again (`latest` is the newest run); no vendor is asked.
 
-    Every vendor's own settings are those of the run, so that the same questions meet the archive; no
-    key and no opt-in is needed. The rows carry the snapshot_ts of the original, so a lake that has
-    them gains none.
+    The vendors' settings are those of the run, so that the requests are the same. No key and no opt-in is
+    needed. The rows have the snapshot_ts of the original, so a lake that has them gains none.
 
     Raises
     ------
@@ -48,15 +47,15 @@ def finish_killed_runs(
     opener: Callable[[str, Settings], Source] = load_source,
     progress: Progress = lambda line: None,
 ) -> list[Snapshot]:
-    """Write the rows of runs that died before they could, from the archive; no vendor is asked.
+    """Write the rows of runs that died first, from their archived answers; no vendor is asked.
 
-    A vendor that had not answered by then has no answer in them.
+    A vendor that had not answered yet has no rows.
 
     Parameters
     ----------
     before
-        Runs that asked earlier than this. With a pinned clock, one of the same instant is the run that
-        is about to begin, which completes it.
+        Finish only runs with an earlier snapshot_ts. With a pinned clock, the run that is about to start has
+        the same snapshot_ts as the killed one, and completes it.
     """
     archive, finished = Workspace.of(settings).archive, []
     with archive.claim_unfinished() as runs:
@@ -103,7 +102,7 @@ def _replay(
     *,
     original: bool = False,
 ) -> Snapshot:
-    """Put a run's questions to the archive; with `original` as that run itself, which wrote no rows."""
+    """Repeat a run from the archive; with `original`, write the rows as that run itself, which wrote none."""
     try:
         settings = recorded_settings(record, settings)
         request = recorded_request(record, settings, run_id)

@@ -1,4 +1,4 @@
-"""What a snapshot asks for: the given series, or every expiration within the horizon."""
+"""Build the request of a snapshot: the given series, or every expiration within the horizon."""
 
 from __future__ import annotations
 

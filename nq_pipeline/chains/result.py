@@ -1,4 +1,4 @@
-"""What a snapshot gives: each vendor's result, and the chain that was selected from them."""
+"""The result of a snapshot: each source's result, and the chain that was selected from them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 
 @dataclass(frozen=True, slots=True)
 class SourceResult:
-    """One vendor's part of a snapshot.
+    """One source's part of a snapshot.
 
     Attributes
     ----------
     series
-        The series it was asked for.
+        The requested series.
     elapsed_s
-        Wall time of asking and parsing, cache look-up included.
+        Wall time of requests and parsing, including cache look-ups.
     fetches
         Its requests as rows of `fetches`.
     used
-        Request id of the archived answer by digest of the question, so that it can be parsed again.
+        Request id of the archived answer, by digest of the request, so that it can be parsed again.
     fault
-        The exception, where a fault of this program ended the asking.
+        The exception, if a fault of this program ended it.
     """
 
     answer: ChainAnswer
@@ -59,9 +59,9 @@ class Snapshot:
     Attributes
     ----------
     results
-        By vendor that was asked, in order of priority.
+        By source that was asked, in order of priority.
     skipped
-        Why a vendor was not asked.
+        Why a source was not asked, by its name.
     decisions
         Rows of `chain_decisions`: who won each series and why.
     chain

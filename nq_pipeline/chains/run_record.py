@@ -2,7 +2,7 @@
 
 request    trade_date, snapshot_ts, moment, series, vendor_codes
 choose     whether the run selects a chain
-sources    by vendor: series, settings, refused, used (request id by digest of the question)
+sources    by vendor: series, settings, refused, used (request id by digest of the request)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 def planned_record(
     settings: Settings, request: ChainRequest, series: Mapping[str, Sequence[Series]], choose: bool = True
 ) -> dict[str, Any]:
-    """The record of a run before there is an answer: `series` by vendor is what each will be asked."""
+    """The record of a run before any answer; `series` are those that each source will request."""
     return {
         "request": {
             "trade_date": request.trade_date.isoformat(),

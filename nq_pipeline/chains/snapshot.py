@@ -1,7 +1,7 @@
-"""The main job: one snapshot of the option chains of all vendors, into the lake.
+"""The main job: one snapshot of the option chains of all sources, into the lake.
 
     request.py     which series to ask for
-    ask.py         ask the vendors: all at once, each within its deadline
+    ask.py         ask the sources: all at once, each within its deadline
     failover.py    select the winner of each series
     store.py       write the rows and publish the catalog
 
@@ -33,10 +33,10 @@ def take_snapshot(
     progress: Progress = lambda line: None,
     opener: Callable[[str, Settings], Source] = load_source,
 ) -> Snapshot:
-    """Ask the vendors, select the chain, write the rows, publish the catalog.
+    """Ask the sources, select the chain, write the rows, publish the catalog.
 
-    Free vendors are asked first, at the same time. With NQ_ASK_METERED=missing, a vendor whose answer
-    costs money is asked only for the series that nobody else has.
+    With NQ_ASK_METERED=missing, a source whose answer costs money is asked last, and only for the series that
+    no other source has.
 
     Parameters
     ----------

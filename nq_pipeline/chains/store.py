@@ -24,7 +24,7 @@ from nq_pipeline.workspace import Workspace
 def select(
     settings: Settings, sources: Sequence[Source], request: ChainRequest, results: Mapping[str, SourceResult]
 ) -> pl.DataFrame:
-    """Who wins each series, by the settings' gates: rows of `DECISIONS` (see `failover.decide`)."""
+    """Select each series' winner by the limits in the settings: rows of `DECISIONS` (see `decide`)."""
     return failover.decide(
         {s.name: results[s.name].answer for s in sources if s.name in results},
         request,
@@ -52,9 +52,9 @@ def select_and_store(
     Parameters
     ----------
     results
-        By vendor that was asked.
+        By source that was asked.
     pricing
-        Fetches of vendors that were only asked their price.
+        Fetches of sources that were asked only for their price.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def select_and_store(
         OPTION_CHAIN: chain,
         DECISIONS: decisions,
     }
-    # The record comes before the rows: a run killed after it can be completed from the archive.
+    # The record comes before the rows: a run that is killed after it can be completed from the archive.
     if record_run:
         archive = Workspace.of(settings).archive
         archive.write_run(run_id, answered_record(settings, request, ordered))
@@ -90,7 +90,7 @@ def select_and_store(
 
 
 def _answer_rows(request: ChainRequest, results: Mapping[str, SourceResult]) -> pl.DataFrame:
-    """Each vendor's answer as a row of `ANSWERS`."""
+    """Each source's answer as a row of `ANSWERS`."""
     rows = [
         {
             "run_id": request.run_id,

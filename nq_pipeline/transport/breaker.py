@@ -1,8 +1,8 @@
 """The circuit breaker of each vendor, remembered across runs.
 
-Requests pause for a quarter of an hour after a vendor blocked us, for a minute after it failed in
-three runs in a row, and for as long as the vendor documents where it does. pybreaker decides; this
-file stores its state on disk, because a run lives for seconds. A refusal by the plan opens nothing.
+Requests pause for 15 minutes after a vendor blocked us, for a minute after it failed in three runs in a
+row, and for as long as the vendor demands (`penalty_s`). A refusal by the plan does not open the circuit.
+pybreaker decides; this file stores its state on disk, because a run lasts only seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ resets the count of failures."""
 
 
 class Answer(Protocol):
-    """What a breaker judges: anything with an outcome and a reason."""
+    """What a breaker judges."""
 
     @property
     def outcome(self) -> Outcome: ...
@@ -45,7 +45,8 @@ class Breaker:
     Parameters
     ----------
     penalty_s
-        Seconds by outcome where the vendor asks for more than `cool_down_s`, from the first such answer on.
+        Seconds by outcome where the vendor demands more than `cool_down_s`. The first such answer opens the
+        circuit.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Breaker:
         )
 
     def ask(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
-        """Ask through the breaker; raises `SourceError` (of the kind that opened it) while it is open."""
+        """Return what `ask` returns; while the circuit is open, raise a `SourceError` with its outcome."""
         try:
             answer: AnyAnswer = self._breaker.call(self._raise_failure, ask)
             return answer
@@ -98,7 +99,7 @@ class Breaker:
         again = opened + timedelta(seconds=self._cool_down_s[self._state_file.outcome])
         error = Unavailable(
             f"not asked: {self._source} was {self._state_file.outcome} at {opened:%H:%M:%S} UTC "
-            f"and is left alone until {again:%H:%M:%S}; `--refresh` asks now"
+            f"and is not asked before {again:%H:%M:%S}; `--refresh` asks now"
         )
         error.outcome = self._state_file.outcome
         return error

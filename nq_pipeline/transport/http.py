@@ -1,7 +1,7 @@
 """The HTTP session of a vendor: rate-limited, and bounded in time and size.
 
-requests-ratelimiter spaces the requests, an adapter reads each body under the deadline and a size
-limit, tenacity repeats what failed for a passing reason.
+requests-ratelimiter spaces the requests, an adapter reads each body within the deadline and a size limit,
+and tenacity retries transient failures.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class TruncatedAnswer(Exception):
-    """A body ended before its announced length; says how much of it came."""
+    """A body ended before its announced length; the message is the length received."""
 
 
 class _Adapter(HTTPAdapter):
-    """Reads the whole body under a deadline and a size limit, and notes the session cookies."""
+    """Reads the whole body within a deadline and a size limit, and collects the session cookies."""
 
     def __init__(self, remaining: Callable[[], float], max_bytes: int, cookies: set[str]) -> None:
         super().__init__(max_retries=0)
@@ -71,14 +71,14 @@ def read_whole(response: requests.Response, max_bytes: int, remaining: Callable[
 
 
 def redact_response(response: requests.Response, secrets: Iterable[str]) -> None:
-    """Strike secrets out of a response, and drop the headers that nobody reads."""
+    """Redact secrets from a response, and drop the headers that nobody reads."""
     secrets = tuple(secrets)
     if response._content:
         response._content = redact_data(response._content, secrets)
     response.reason = redact(response.reason or "", secrets)
     kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
     response.headers = CaseInsensitiveDict({name: redact(value, secrets) for name, value in kept.items()})
-    response.encoding = get_encoding_from_headers(response.headers)  # it was taken from all headers
+    response.encoding = get_encoding_from_headers(response.headers)  # requests derived it from all headers
 
 
 def _read(raw: Any, max_bytes: int, remaining: Callable[[], float]) -> bytes:
@@ -98,7 +98,7 @@ def _read(raw: Any, max_bytes: int, remaining: Callable[[], float]) -> bytes:
 
 
 def _session_cookies(request: requests.PreparedRequest, response: requests.Response) -> list[str]:
-    """Cookies that a request carried or its response sets: they are keys for as long as they hold."""
+    """The long cookies of a request and its response: secrets, because they open the session."""
     pairs = [pair.partition("=")[2] for pair in str(request.headers.get("Cookie") or "").split(";")]
     set_now = [cookie.value or "" for cookie in response.cookies]
     return [value for value in (*pairs, *set_now) if len(value) >= LONG]
@@ -109,7 +109,7 @@ class _LimitedSession(LimiterMixin, requests.Session):
 
     def close(self) -> None:
         super().close()
-        self.limiter.bucket_factory.close()  # its thread: the library ends only those it began itself
+        self.limiter.bucket_factory.close()  # the library stops only threads that it started itself
 
 
 def open_http(
@@ -120,7 +120,7 @@ def open_http(
     Parameters
     ----------
     cookies
-        Receives every session cookie that passes.
+        The set that receives every session cookie.
     """
     rates = _rates(policy.per_minute, policy.spacing_s)
     session: Any = requests.Session()
@@ -139,7 +139,7 @@ def open_http(
 
 
 def _rates(per_minute: int, spacing_s: float) -> list[Rate]:
-    """One request per spacing, so many a minute; the limiter refuses a rate that the other implies."""
+    """The limits as rates, without one that the other implies, which the limiter would refuse."""
     minute = [Rate(per_minute, Duration.MINUTE)] if per_minute and per_minute * spacing_s < 60 else []
     spaced = (
         [Rate(1, max(1, round(spacing_s * 1_000)))] if spacing_s and not (minute and per_minute == 1) else []
@@ -222,7 +222,7 @@ def _rate_limit(error: BaseException | None) -> bool:
 
 
 def _drop_if_damaged(path: Path) -> None:
-    """Remove the rate limiter's database if it cannot be read to its end; it is made anew."""
+    """Remove the rate limiter's database if it is damaged; the limiter creates a new one."""
     if not path.exists():
         return
     try:
@@ -232,6 +232,6 @@ def _drop_if_damaged(path: Path) -> None:
         # Busy, full or out of reach is no damage.
         sound = getattr(error, "sqlite_errorcode", 0) & 0xFF not in SQLITE_DAMAGE
     if not sound:
-        log.warning("the rate limiter's memory %s is damaged; it is made anew", path)
+        log.warning("the rate limiter's database %s is damaged; a new one is created", path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

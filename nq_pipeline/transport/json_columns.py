@@ -1,8 +1,8 @@
 """JSON from a vendor to typed columns, without a Python object per row.
 
-polars decodes a body straight into columns, but rejects all of it for one node of the wrong
-shape. Only then the body is decoded in Python, nodes of the wrong shape become null and are
-counted, and the rest takes the same way. Both ways give the same columns.
+polars decodes a body directly into columns, but rejects the whole body if one value has the wrong type. Only
+then the body is decoded in Python, which makes such values null and counts them. Both ways give the same
+columns.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def number(name: str | pl.Expr, dtype: type[pl.DataType] = pl.Float64) -> pl.Exp
 
 
 def loads(body: bytes | str) -> Any:
-    """The Python value of a JSON document; ValueError when it is none, or nested too deeply.
+    """The Python value of a JSON document; ValueError when it is no JSON, or nested too deeply.
 
-    The fast decoder refuses a whole document for one number that no float64 holds, and for one half
-    of a surrogate pair. Here each costs its own cell: such a number stays as its text, and so do NaN
-    and Infinity, which are no JSON but are written by many; half a pair becomes a question mark.
+    The fast decoder rejects a whole document for one number that no float64 holds, or for one half of a
+    surrogate pair. Here only the value itself suffers: the number stays text, as do NaN and Infinity (not
+    JSON, but common), and half a pair becomes a question mark.
     """
     try:
         return orjson.loads(body)

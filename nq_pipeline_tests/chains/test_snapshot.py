@@ -295,7 +295,7 @@ def test_blocked_vendor_is_not_asked_until_refresh(tmp_path: Path) -> None:
     desk.snap()
     left = desk.snap().results["barchart"]
     assert len(vendor.requests) == 1
-    assert left.answer.outcome is Outcome.BLOCKED and "left alone until" in left.answer.reason
+    assert left.answer.outcome is Outcome.BLOCKED and "not asked before" in left.answer.reason
     assert set(left.answer.series) == {TODAY, TOMORROW}
     desk.snap(refresh=True)
     assert len(vendor.requests) == 2

@@ -105,7 +105,7 @@ def test_while_open_the_outcome_is_that_which_opened_it(vendor: Vendor, outcome:
         vendor.breaker().ask(lambda: pytest.fail("it was asked"))
     assert raised.value.outcome is outcome
     assert f"barchart was {outcome} at" in str(raised.value)
-    assert "left alone until" in str(raised.value) and "--refresh" in str(raised.value)
+    assert "not asked before" in str(raised.value) and "--refresh" in str(raised.value)
 
 
 @pytest.mark.parametrize("outcome", OF_THE_LINE)

@@ -236,7 +236,7 @@ class HistoricalClient:
     def download_to(self, query: Query, spending: Spending, path: Path, records: int) -> None:
         """Write the exact body of an answer to `path`, which must not exist yet. Paid.
 
-        `records` is the vendor's count; a body with room for more is refused.
+        `records` is the vendor's count; a body that is much larger than these records is refused.
         """
         with self._transport.limit_bytes(self._policy.max_data_bytes + records * LONGEST_RECORD):
             self._call_metered(

@@ -40,7 +40,7 @@ class Purchases:
     attempts
         How often a request is sent at most, where it fails in a transient way.
     max_usd
-        Limit for the whole run, beside the ledger's budgets; None for those alone.
+        Limit for the whole run, in addition to the ledger's budgets; None for no other limit.
 
     Attributes
     ----------

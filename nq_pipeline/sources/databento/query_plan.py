@@ -30,7 +30,7 @@ from nq_pipeline.transport.lifetime import Keep
 
 DEFINITION, QUOTES, STATISTICS, TRADES = "definition", "bbo-1m", "statistics", "trades"
 SCHEMAS = (DEFINITION, QUOTES, STATISTICS, TRADES)
-"""In the order of asking: the most needed schema first."""
+"""In the order of the requests: the most needed schema first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def plan_queries(
 
 
 def cache_key(plan: QueryPlan, query: Query) -> tuple[str, dict[str, str], Keep]:
-    """Return the operation of a query, the parameters that identify its answer, and how long it is kept."""
+    """Return the operation of a query, the parameters that identify its answer, and how long it is cached."""
     parameters = {"dataset": query.dataset, "schema": query.schema, "symbols": ",".join(query.symbols)}
     if query.schema == DEFINITION:
         return DEFINITION, parameters | {"day": plan.day.isoformat()}, Keep.TRADE_DATE

@@ -1,7 +1,7 @@
 """What the errors of Databento's official client mean.
 
-The client raises its own errors for HTTP statuses, `requests` errors for the way there, and anything at all
-for a body it cannot read. Here each becomes one of this program's `SourceError`s.
+The client raises its own errors for HTTP statuses, errors of `requests` for the connection, and any exception
+for a body that it cannot read. Here each becomes one of this program's `SourceError`s.
 """
 
 from __future__ import annotations
