@@ -53,8 +53,8 @@ class Settings(SettingsGroup):
     )
     now: datetime | None = setting(
         None,
-        description="Pretend that it is this instant (ISO 8601 with a time zone), for sessions, partitions "
-        "and freshness.",
+        description="Fixed instant (ISO 8601 with a time zone) to use as the current time, for sessions, "
+        "partitions and freshness.",
     )
     products: CommaList = setting(
         ("NQ",),

@@ -1,4 +1,4 @@
-"""The circuit breaker: when a vendor is left alone, for how long, and what is said meanwhile."""
+"""The circuit breaker: when a vendor is not asked, for how long, and how the error explains it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_cool_down_follows_the_outcome(vendor: Vendor, outcome: Outcome) -> None
     opened = datetime.fromisoformat(orjson.loads(memory.read_bytes())["opened_at"])
     again = opened + timedelta(seconds=COOL_DOWN_S[outcome])
     for each in (breaker, vendor.breaker()):
-        with pytest.raises(SourceError, match=f"until {again:%H:%M:%S}"):
+        with pytest.raises(SourceError, match=f"before {again:%H:%M:%S}"):
             each.ask(lambda: pytest.fail("it was asked"))
 
 
@@ -190,7 +190,7 @@ def test_penalty_of_an_hour_starts_at_the_first_answer(tmp_path: Path) -> None:
 
     penalty_s = {Outcome.RATE_LIMITED: 3600}
     assert Breaker(tmp_path, "tradovate", URL, penalty_s=penalty_s).ask(ask).outcome is Outcome.RATE_LIMITED
-    with pytest.raises(SourceError, match="left alone") as refused:
+    with pytest.raises(SourceError, match="not asked before") as refused:
         Breaker(tmp_path, "tradovate", URL, penalty_s=penalty_s).ask(ask)
     since, until = (
         datetime.strptime(t, "%H:%M:%S") for t in re.findall(r"\d\d:\d\d:\d\d", str(refused.value))
