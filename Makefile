@@ -49,7 +49,7 @@ soak: install ## The slow soak and fault suites
 bench: install ## Print the benchmarks, as ratios measured in one run
 	@$(BIN)/python -m bench
 
-docs: install ## Write the generated pages of the documentation anew
+docs: install ## Generate the reference pages of the documentation
 	@$(BIN)/nq settings --markdown > docs/configuration.md
 	@$(BIN)/nq tables --markdown > docs/tables.md
 

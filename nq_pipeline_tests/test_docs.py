@@ -176,7 +176,7 @@ def test_a_backup_as_in_the_runbook_answers_like_the_original(lake: Path, tmp_pa
     assert month[0]["total_usd"] == month[1]["total_usd"]
 
 
-def test_every_room_is_on_the_page_about_the_house() -> None:
+def test_every_package_is_on_the_architecture_page() -> None:
     page = (ROOT / "docs" / "how-it-works.md").read_text()
     for package in (ROOT / "nq_pipeline").glob("*/__init__.py"):
         assert f"`{package.parent.name}/`" in page, package.parent.name

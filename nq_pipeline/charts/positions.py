@@ -16,7 +16,7 @@ MOST_BARS = 56
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
 """Possible widths of a group of strikes, points."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
-ROOM = 0.3
+LABEL_WIDTH = 0.3
 """Fraction of the chart's width that the label of a line needs."""
 NAMES = 76
 """Left margin for the names of series, pixels."""
@@ -63,7 +63,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     )
     y = alt.Y(
         "net:Q",
-        scale=_room(bars["net"]),
+        scale=_scale_with_headroom(bars["net"]),
         axis=axis("dollars of futures per 1 % move", format="$.2~s", tickCount=6),
     )
     zero = _first(levels, "zero_gamma")
@@ -170,7 +170,7 @@ def _calls_up_puts_down(
     beyond = sum(total.values()) - sum(shown.values())
     y = alt.Y(
         "calls:Q",
-        scale=_room(bars["calls"]),
+        scale=_scale_with_headroom(bars["calls"]),
         axis=axis(f"{unit}: calls up, puts down", labelExpr="format(abs(datum.value), ',')", tickCount=6),
     )
     sides = (("call", y), ("put", alt.Y("below:Q")))
@@ -224,7 +224,7 @@ def _x() -> alt.X:
     )
 
 
-def _room(values: pl.Series) -> alt.Scale:
+def _scale_with_headroom(values: pl.Series) -> alt.Scale:
     """Leave space above the highest bar for the labels of the lines."""
     highest = max(values.to_list())
     return alt.Scale(domainMax=highest * 1.15) if highest > 0 else alt.Scale()
@@ -254,7 +254,7 @@ def _line(
     """A line and its label. A label that would leave the chart moves to the other side, a line lower."""
     low, high = range_
     share = (value - low) / (high - low)
-    turned = (share if to_left else 1 - share) < ROOM
+    turned = (share if to_left else 1 - share) < LABEL_WIDTH
     to_left ^= turned
     at = alt.Chart(pl.DataFrame({"at": [value], "words": [words]}))
     return [

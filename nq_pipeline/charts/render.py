@@ -72,14 +72,14 @@ def _spec(
 ) -> dict[str, Any]:
     """The chart's Vega-Lite specification for an image of this size."""
     spec = chart.to_dict(validate=False)
-    room = spec["padding"]
+    margin = spec["padding"]
     if not title:
-        room = room | {"top": UNTITLED}
+        margin = margin | {"top": UNTITLED}
         del spec["title"]
-    spec["width"] = width - room["left"] - room["right"]
+    spec["width"] = width - margin["left"] - margin["right"]
     if height is not None:
-        spec["height"] = height - room["top"] - room["bottom"]
-    return spec | {"padding": room, "config": config(palette)}
+        spec["height"] = height - margin["top"] - margin["bottom"]
+    return spec | {"padding": margin, "config": config(palette)}
 
 
 def _to_tenths(attribute: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ SMILES = 4
 """Maximum of series in one chart; more lines would need colours that cannot be told apart."""
 REACH = 3.0
 """Standard deviations drawn to either side; prices further out are of few ticks and say little."""
-ROOM = 1.6
+LABEL_SPACE = 1.6
 """Space to the right for the labels of the lines, standard deviations."""
 WIDEST = 0.05
 """Largest `iv_uncertainty` (half the spread, in volatility) of a point that is drawn."""
@@ -53,7 +53,7 @@ def smile(rows: pl.DataFrame) -> Picture:
     colour = alt.Color("name:N", sort=order, scale=alt.Scale(domain=order), legend=None)
     x = alt.X(
         "deviations:Q",
-        scale=alt.Scale(domain=[-REACH, REACH + ROOM], nice=False),
+        scale=alt.Scale(domain=[-REACH, REACH + LABEL_SPACE], nice=False),
         axis=axis(
             "standard deviations from the forward, σ√t", values=[-3, -2, -1, 0, 1, 2, 3], labelExpr=SIGNED
         ),
@@ -200,8 +200,8 @@ def expected_move(rows: pl.DataFrame) -> Picture:
 def _about(volatilities: pl.Series) -> list[float]:
     """Axis limits with space for labels, at least a percentage point apart: a flat curve looks flat."""
     low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
-    room = max(0.15 * (high - low), 0.005)
-    return [max(low - room, 0.0), high + room]
+    margin = max(0.15 * (high - low), 0.005)
+    return [max(low - margin, 0.0), high + margin]
 
 
 def _spaced(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""`nq`: the pipeline on the command line. Every command is one library call and its display."""
+"""`nq`, the command line. Each command makes a library call and prints the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Options on E-mini Nasdaq-100 futures: four vendors' chains in one Parquet lake.
 
     Without credentials everything runs in the sandbox: stand-ins on this machine serve a
-    synthetic market. For real data set NQ_ENVIRONMENT=live and the vendors' keys (see
+    synthetic market. For real data, set NQ_ENVIRONMENT=live and the vendors' keys (see
     .env.example).
     """
 

@@ -106,15 +106,15 @@ class _ProgressLine:
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               metavar="N", help="How long to stream before the connection is dropped.")  # fmt: skip
 @click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
-              help="How much may be spent on comparing with the historical API.")  # fmt: skip
+              help="Maximum to spend on comparing with the historical API.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print only one JSON object, at the end.")
 @report_errors
 def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     """Test the configured feed before trusting it, and keep the evidence.
 
     Connects to Databento's live gateway, streams, drops the connection, reconnects with a replay,
-    and counts and compares the records. Asks what the plan includes and what a span costs, and
-    checks every chain vendor. Prints PASS, FAIL or SKIP with the reason.
+    and counts and compares the records. Also finds out what the plan includes and what a span
+    costs, and checks every chain vendor. Prints PASS, FAIL or SKIP with the reason.
 
     \b
     Example:
@@ -148,7 +148,7 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
 @click.command(short_help="Convert a DBN file to Parquet, with symbols mapped.")
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
 @click.option("--output", "-o", metavar="PARQUET", type=click.Path(dir_okay=False),
-              help="Where to write; by default beside FILE, ending in .parquet.")  # fmt: skip
+              help="Output file; by default FILE's name with .parquet.")  # fmt: skip
 @click.option("--keep-complete", is_flag=True, help="Convert the complete records of a truncated file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @report_errors
@@ -171,7 +171,7 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
     try:
         done = to_parquet(file, parquet, keep_complete=keep_complete)
-    except OSError as error:  # of the disk of the output, which may not be the data's
+    except OSError as error:  # the output may be on another disk than the data
         if (problem := explain_disk_error(error, parquet.parent)) is None:
             raise
         click.echo(f"nq: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""Exit codes, and errors as one sentence on stderr."""
+"""Exit codes, and the display of errors as one sentence on stderr."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if problem := disk_trouble(error):
                 click.echo(f"nq: {problem}", err=True)
                 sys.exit(FAULT)
-            if error.filename is None:  # about no file, so a fault of this program
+            if error.filename is None:  # not about a file, so a fault of this program
                 raise
             where = f"{error.filename}: {error.strerror}"
             click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
@@ -57,7 +57,7 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def disk_trouble(error: Exception) -> str | None:
-    """What is wrong with the disk of the data, if that caused the error."""
+    """What is wrong with the data's disk, if that caused the error; else None."""
     from nq_pipeline.configuration import load
     from nq_pipeline.disk import explain_disk_error
     from nq_pipeline.errors import SettingsError
@@ -69,7 +69,7 @@ def disk_trouble(error: Exception) -> str | None:
 
 
 def lake_damage(error: Exception) -> Exception | None:
-    """The damaged file of the lake that caused a reader's error; None for any other cause."""
+    """The error of the damaged file in the lake that caused a reader's error; None for any other cause."""
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
     from nq_pipeline.configuration import load
@@ -90,4 +90,4 @@ def _warn_of_misspelled_settings() -> None:
         return
     for sentence in misspelled():
         click.echo(f"nq: {sentence}", err=True)
-    warnings.simplefilter("ignore", SettingsWarning)  # `load` warns programs that are no command line
+    warnings.simplefilter("ignore", SettingsWarning)  # `load` warns other programs

@@ -1,4 +1,4 @@
-"""Help texts with examples that work on the day they are read."""
+"""Help texts whose dated examples work today."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DatedHelp(click.Command):
 
 
 def examples() -> dict[str, str]:
-    """The dated examples in the help and their current replacements of equal length.
+    """The dated examples in the help, and current replacements of the same length.
 
-    The series is a Tuesday weekly some days ahead. Loading the calendar would take a second. Only holidays
-    with a fixed date can fall on a Tuesday, and the end-of-month option replaces the weekly on the last trade
-    date of a month.
+    The series is a Tuesday weekly some days ahead. It is found without the calendar, which takes a second to
+    load: only holidays with a fixed date can fall on a Tuesday, and the end-of-month option replaces the
+    weekly on the last trade date of a month.
     """
     import os
 

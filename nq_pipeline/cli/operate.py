@@ -1,4 +1,4 @@
-"""Commands of the operator: `nq doctor`, `alert`, `retention`, `repair`, `ui`, `sandbox`, `settings`."""
+"""Commands for operators: `nq doctor`, `alert`, `retention`, `repair`, `ui`, `sandbox`, `settings`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nq_pipeline.sources.base import Probe
 
 
-@click.command(short_help="Check every vendor: configured, reachable, entitled, what to fix.")
+@click.command(short_help="Check whether each vendor is configured, reachable and entitled.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @report_errors
 def doctor(as_json: bool) -> None:
@@ -52,7 +52,7 @@ def doctor(as_json: bool) -> None:
             title = name if name in used else f"{name} (not in NQ_SOURCES)"
             table.add_row(title, *facts, printable(probe.detail))
         console().print(table)
-        click.echo("What each plan includes or refuses as far as known, and what each step adds:")
+        click.echo("What each plan is known to include or refuse, and what each step adds:")
         for step in plan_steps(settings):
             shown = {None: "not asked yet", True: "granted", False: "refused"}[step.entitled]
             again = f" ({printable(step.refusal)}); asked again on {step.ask_again}" if step.refusal else ""
@@ -127,7 +127,7 @@ def test_alert() -> None:
 def retention(dry_run: bool, as_json: bool) -> None:
     """Remove old answers, capture segments and reports whose content is proven to be in the lake.
 
-    NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS and NQ_KEEP_REPORT_DAYS set what is old. The tables, the
+    NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS and NQ_KEEP_REPORT_DAYS set the ages. The tables, the
     ledger and purchased history are never touched.
 
     \b
@@ -158,7 +158,7 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     """Read every file of the tables (by default all tables) and rebuild manifests from the intact files.
 
     Use it for a table with a damaged or missing manifest or file. Nothing is deleted: a damaged file
-    is renamed. `nq run --from-raw RUN` or a backup brings back the rows that only it had.
+    is renamed. `nq run --from-raw RUN` or a backup restores the rows that only it had.
 
     \b
     Examples:
@@ -203,8 +203,8 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
 def ui(port: int) -> None:
     """Start the Dagster UI, with its daemon and (in the sandbox) the stand-ins, until Ctrl-C.
 
-    Dagster keeps its history in the folder that DAGSTER_HOME names, else in this folder if it has a
-    dagster.yaml (a checkout has one), else in .dagster of the data folder.
+    Dagster stores its history in DAGSTER_HOME if that is set, or in this folder if it has a
+    dagster.yaml (a checkout has one), or in .dagster in the data folder.
     """
     import signal
     import threading
@@ -259,8 +259,8 @@ def ui(port: int) -> None:
 def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> None:
     """Serve the stand-ins of all four vendors on loopback until Ctrl-C.
 
-    They show one synthetic NQ market that follows the clock and the calendar. `nq run` starts them by
-    itself; use this command to look at them or to watch failover:
+    They show one synthetic NQ market that follows the clock and the calendar. `nq run` starts them
+    itself; use this command to explore them or to watch failover:
 
     \b
       nq sandbox --fault barchart=blocked --fault polygon=slow

@@ -21,7 +21,7 @@ def progress(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that may come from a vendor, without characters that control a terminal."""
+    """Remove terminal control characters from text that may come from a vendor."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -35,12 +35,12 @@ def to_json(value: Any) -> str:
 def console() -> Any:
     from rich.console import Console
 
-    # A vendor's text is shown as it is, never read as markup.
+    # Text from a vendor is never interpreted as markup.
     return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def program() -> str:
-    """How to call this program again: `nq`, or its path when it is not on PATH."""
+    """The command that starts this program: `nq`, or its path if it is not on PATH."""
     import os
     import shutil
     from pathlib import Path

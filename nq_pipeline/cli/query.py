@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 EVERY_COLUMN = 100_000
-"""Characters in a line, more than any result needs."""
+"""A line width, in characters, that no result reaches."""
 
 
 @click.command(short_help="Run a read-only query on the newest data in the lake.")
@@ -55,7 +55,7 @@ def sql(query: str, form: OutputFormat | None) -> None:
                 connection, run_query, seconds=settings.query.timeout_s, memory_mb=memory_mb
             )
         except (duckdb.Error, LakeError) as error:
-            # DuckDB reports a damaged file by these, but does not name it.
+            # DuckDB reports a damaged file with these errors, but does not name it.
             unreadable = type(error) in (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException)
             cause = (lake_damage(error) if unreadable else None) or error
             click.echo(f"nq: the query failed: {cause}\n`nq tables` lists tables and columns.", err=True)
@@ -69,7 +69,7 @@ def sql(query: str, form: OutputFormat | None) -> None:
 
 
 def _shown(relation: duckdb.DuckDBPyRelation) -> str:
-    """The first and last rows as a table, as wide as the terminal, or in full width without one."""
+    """The first and last rows as a table, as wide as the terminal; in full width without a terminal."""
     import io
     import shutil
     from contextlib import redirect_stdout
@@ -88,8 +88,8 @@ def _shown(relation: duckdb.DuckDBPyRelation) -> str:
 def report(moment: str | None, no_open: bool) -> None:
     """Write the report of a snapshot, one HTML page, and open it in the browser.
 
-    It shows smile, term structure, positions, gamma exposure, trades, the sources of the chain, gaps
-    and spend. The page needs no network; you can send or print it as it is.
+    It shows the smile, term structure, positions, gamma exposure, trades, the sources of the chain,
+    gaps and spend. The page needs no network; you can send or print it as it is.
 
     \b
     Examples:
@@ -109,7 +109,7 @@ def report(moment: str | None, no_open: bool) -> None:
 
 
 def _instant(text: str) -> datetime:
-    """An instant in ISO 8601 with a time zone."""
+    """Parse an instant in ISO 8601 with a time zone."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

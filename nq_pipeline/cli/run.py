@@ -30,7 +30,7 @@ _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_int
               "site's own code, e.g. MM1N5. By default all expirations within NQ_HORIZON_DAYS.")  # fmt: skip
 @click.option("--source", multiple=True, metavar="VENDOR",
               help="Ask only this vendor (repeatable): barchart, polygon, tradovate, databento.")  # fmt: skip
-@click.option("--refresh", is_flag=True, help="Ask even where a cached answer is still fresh.")
+@click.option("--refresh", is_flag=True, help="Send requests even if a cached answer is still valid.")
 @click.option("--from-raw", metavar="RUN", help="Ask no vendor: parse the archived answers of this run again "
               "(an id, or `latest`).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
@@ -81,7 +81,7 @@ def run(
 
 
 def _select_sources(settings: Settings, sources: tuple[str, ...]) -> Settings:
-    """The settings with the vendors named on the command line; naming Barchart is the opt-in."""
+    """The settings with only the vendors of `--source`; naming Barchart there is the opt-in."""
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.sources.registry import VENDORS
 
@@ -106,7 +106,7 @@ def _announce(settings: Settings, request: Any) -> None:
 
 
 def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
-    """Price and measure the chosen chain; returns rows by the table's name, none without a chain."""
+    """Price the chosen chain and compute its metrics; returns rows by table name, empty without a chain."""
     if not snapshot.chain.height:
         return {}
     from nq_pipeline.analytics.snapshot import price_and_measure
@@ -114,7 +114,7 @@ def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
 
     try:
         return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
-    finally:  # publish also what reached only some of the tables
+    finally:  # also after an error, for the tables that were written
         catalog.publish(Workspace.of(settings).lake)
 
 
@@ -129,7 +129,7 @@ def _measured_as_json(measured: dict[str, pl.DataFrame]) -> dict[str, Any]:
 
 
 def _gamma_line(level: dict[str, Any]) -> str:
-    """The net gamma exposure of one source's options on one product, and what it leaves out."""
+    """One line with the net gamma exposure of a source and product, and the contracts left out of it."""
     net, zero, left_out = (level[name] for name in ("gex_per_pct", "zero_gamma", "open_interest_left_out"))
     of = f"Gamma exposure of {level['product']} by {level['source']}"
     if net is None:
@@ -175,8 +175,8 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
     click.echo(f"Winner: {winners or 'none; every source failed'}")
     for name, reason in {**loss_reasons(snapshot), **snapshot.skipped}.items():
         click.echo(f"  {name}: {printable(reason)}")
-    for name, asked in snapshot.results.items():
-        if dropped := asked.answer.dropped:
+    for name, result in snapshot.results.items():
+        if dropped := result.answer.dropped:
             parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
             click.echo(f"Dropped rows of {name}: {printable(parts)}")
     new = snapshot.rows["source_chain"]
@@ -209,10 +209,10 @@ def _proxy_note(snapshot: Snapshot, name: str) -> str:
 
 
 def age_of(newest: datetime | None, moment: datetime) -> str:
-    """The age of the newest quote or trade; its date, where the vendor sends only that."""
+    """The age of the newest quote or trade, or its date if the vendor sends no time."""
     if newest is None:
         return "-"
-    if newest.time() == time():  # the lake's form of a date without a time
+    if newest.time() == time():  # the lake stores a date without a time as midnight
         return f"of {newest:%m-%d}"
     minutes = max(0.0, (moment - newest).total_seconds()) / 60
     return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"

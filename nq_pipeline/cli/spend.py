@@ -1,4 +1,4 @@
-"""Commands about money: `nq budget` and `nq backfill`."""
+"""Commands that handle money: `nq budget` and `nq backfill`."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _export_spend(settings: Settings, ledger: Ledger) -> None:
 
 
 def _first_of(month: str, zone: str) -> datetime:
-    """The first moment of a month written YYYY-MM."""
+    """Parse YYYY-MM to the first moment of the month."""
     from zoneinfo import ZoneInfo
 
     try:
@@ -139,7 +139,7 @@ def _first_of(month: str, zone: str) -> datetime:
 @click.option("--symbols", metavar="PARENTS", default="",
               help="Parent symbols, e.g. NQ.OPT,NQ.FUT; by default NQ_BACKFILL_SYMBOLS.")  # fmt: skip
 @click.option("--max-usd", type=usd, default="0", show_default=True, metavar="USD",
-              help="The most it may cost in total, within the budgets of `nq budget`.")  # fmt: skip
+              help="Maximum cost in total; the budgets of `nq budget` apply, too.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what each day would cost, and buy nothing.")
 @click.option("--yes", is_flag=True, help="Spend without asking for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes or --dry-run.")
@@ -156,8 +156,8 @@ def backfill(
 ) -> None:
     """Buy trade dates of Databento's history, after showing what each one costs.
 
-    A day is complete when its records match the vendor's count. A complete day is never bought
-    again, so the same command continues where it stopped.
+    A day is complete when it has as many records as the vendor counts. A complete day is never
+    bought again, so you can repeat the command to continue where it stopped.
 
     \b
     Examples:

@@ -32,9 +32,9 @@ TRADE_DATES_BACK = 10
 
 @dataclass(frozen=True, slots=True)
 class ProductFacts:
-    """The options on one product; frames as in the tables of their names.
+    """The options on one product, as rows of the tables of these names.
 
-    `pressure` is that of the newest trade date with trades of them, which may be before the chain's.
+    `pressure` is from the newest trade date with trades, which may be before that of the chain.
     """
 
     product: Product
@@ -48,22 +48,22 @@ class ProductFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A snapshot and everything that the report shows of it.
+    """A snapshot, and everything that its report shows.
 
     Attributes
     ----------
     snapshot_ts
-        That of the chain's newest rows; a series from the cache may be minutes older.
+        Time of the chain's newest rows; a series from the cache may be minutes older.
     as_of
         Oldest and newest time of its quotes.
     chain, pricing
         Rows of `option_chain`, and their rows of `option_pricing`.
     sources
-        A row per source, by priority: its outcome, the series it won, and why not more.
+        A row per source, by priority: its outcome, the series it won, and why it lost others.
     agreement
         Difference of two sources' mid prices, by contract.
     gaps
-        Gaps of `captured`, in their current state.
+        The gaps of the trade dates in `captured`, in their current state.
     captured
         Trade dates whose trades are shown, oldest first; the chain's trade date when there are none.
     month
@@ -124,13 +124,15 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
 def _pricing(
     lake: duckdb.DuckDBPyConnection, settings: Settings, chain: pl.DataFrame, day: date
 ) -> pl.DataFrame:
-    """The rows of `option_pricing`; the chain priced now where one is missing."""
-    kept: pl.DataFrame = lake.sql("FROM option_pricing WHERE trade_date = $day", params={"day": day}).pl()
+    """The chain's rows of `option_pricing`; if any is missing, the chain priced now."""
+    stored: pl.DataFrame = lake.sql("FROM option_pricing WHERE trade_date = $day", params={"day": day}).pl()
     key = ["source", "snapshot_ts", "contract_key"]
-    kept = kept.with_columns(pl.col("snapshot_ts_ns").cast(chain.schema["snapshot_ts"]).alias("snapshot_ts"))
-    kept = kept.join(chain.select(key), on=key, how="semi")
-    if kept.height == chain.height:
-        return kept
+    stored = stored.with_columns(
+        pl.col("snapshot_ts_ns").cast(chain.schema["snapshot_ts"]).alias("snapshot_ts")
+    )
+    stored = stored.join(chain.select(key), on=key, how="semi")
+    if stored.height == chain.height:
+        return stored
     from nq_pipeline.market.pricing import price_chain
 
     return price_chain(
@@ -144,7 +146,7 @@ class _PressureWindows:
     Parameters
     ----------
     until
-        Windows that were over by then; None for all.
+        Only windows that ended by then; None for all.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Markdown for Dagster's metadata: tables, charts of some kilobytes, and sparklines of some hundred bytes.
+"""Markdown for Dagster's metadata: tables, charts (kilobytes) and sparklines (hundreds of bytes).
 
-Dagster shows a sparkline in the table of an asset's page, and a chart when somebody opens it there.
+The page of an asset shows sparklines in a table, and a chart when you open it there.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from nq_pipeline.charts import Picture
 
 MOST_ROWS = 60
-"""Rows of a table; the lake has them all."""
+"""Maximum of rows of a table; the lake has them all."""
 CHART_WIDTH = 640
 INLINE = 1000
 """Dagster shows Markdown of this many characters or more as a link."""
 POINTS, WIDTH, HEIGHT = 40, 240, 60
-"""Of a sparkline, in points and pixels."""
+"""Points, width and height of a sparkline; the latter in pixels."""
 
 
 def table(frame: pl.DataFrame) -> str:
-    """A frame as a table. Cells come from vendors, so nothing in them is markup."""
+    """A frame as a Markdown table. Cells may come from vendors, so markup in them is escaped."""
     shown = frame.head(MOST_ROWS)
     lines = [_row(shown.columns), _row(["---"] * shown.width), *map(_row, shown.iter_rows())]
     if frame.height > MOST_ROWS:
@@ -101,7 +101,7 @@ def front_open_interest(chain: pl.DataFrame, *, rate: float) -> Picture:
     chain
         Rows of `option_chain`, one snapshot.
     rate
-        NQ_RISK_FREE_RATE; it affects only where the forward is drawn.
+        NQ_RISK_FREE_RATE; it affects only the line at the forward.
     """
     from nq_pipeline import charts
     from nq_pipeline.analytics import metrics
@@ -167,7 +167,7 @@ def pressure_charts(rows: pl.DataFrame, product: str) -> str:
 
 
 def _median_strike(rows: pl.DataFrame) -> float | None:
-    """The strike below which half of the contracts traded: a good enough estimate of the forward."""
+    """The median strike by contracts traded, as an estimate of the forward."""
     traded = rows.sort("strike").with_columns(size=(pl.col("buy_volume") + pl.col("sell_volume")).cum_sum())
     above = traded.filter(pl.col("size") * 2 >= pl.col("size").max())
     return float(above.item(0, "strike")) if above.height else None

@@ -1,1 +1,1 @@
-"""Stand-ins for all four vendors on loopback, showing one synthetic market, with faults on demand."""
+"""Stand-ins for all four vendors on loopback; they serve one synthetic market, with faults on demand."""

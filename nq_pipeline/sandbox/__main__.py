@@ -1,4 +1,4 @@
-"""`python -m nq_pipeline.sandbox FOLDER PORT [exact]`: stand-ins that end with whoever holds stdin."""
+"""`python -m nq_pipeline.sandbox FOLDER PORT [exact]`: stand-ins that end when their owner closes stdin."""
 
 from __future__ import annotations
 

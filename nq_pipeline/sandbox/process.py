@@ -1,8 +1,8 @@
 """The process that serves the stand-ins.
 
-A server started by a run ends once that run has ended, however it ended, and no client holds a lease.
-One started by hand (`nq sandbox`) runs until Ctrl-C. `nq_pipeline.runtime` finds the newest by its port
-in `<data folder>/sandbox/sandbox.json`.
+A server that a run started ends when that run has ended, in whatever way, and no client holds a lease.
+One started by hand (`nq sandbox`) runs until Ctrl-C. `<data folder>/sandbox/sandbox.json` has the port of
+the newest, where `nq_pipeline.runtime` finds it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ HOST = "127.0.0.1"
 
 
 def vendor_options(settings: Settings) -> dict[str, str]:
-    """The options by vendor as `parse_options` reads them; '' where the settings have the defaults."""
+    """The options by vendor as `parse_options` reads them; '' for the defaults."""
     faults = {}
     for pair in settings.sandbox.faults:
         vendor, _, fault = pair.partition("=")
         if vendor not in STAND_INS or fault not in FAULTS:
             raise SettingsError(
-                f"NQ_SANDBOX_FAULTS: {pair!r} is no fault of a stand-in; write VENDOR=FAULT with a vendor "
+                f"NQ_SANDBOX_FAULTS: {pair!r} is not a fault of a stand-in; write VENDOR=FAULT with a vendor "
                 f"of {', '.join(STAND_INS)} and a fault of {', '.join(FAULTS)}"
             )
         faults[vendor] = fault
@@ -99,7 +99,7 @@ def _write_state(environment_dir: Path, port: int, gateway: str) -> None:
 
 
 def _bind(port: int, exact: bool) -> socket.socket:
-    """A loopback socket on the port, or on a free one when it is taken and need not be exact."""
+    """A loopback socket on the port. If the port is taken and not `exact`, on a free one."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

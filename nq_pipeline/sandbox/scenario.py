@@ -1,8 +1,8 @@
-"""A scenario: which market a request sees, at which moment, with which fault. All of it is in the URL.
+"""A scenario: the market, moment and fault that a request sees. The URL holds all of it.
 
 `/with/fault=blocked;now=2025-06-10T15:00:00Z;seed=7/barchart/…` is Barchart's stand-in for the market
 with seed 7 at that instant, while it blocks. `/barchart/…` uses the process's defaults. So one process
-serves every clock and fault, URLs are valid cache keys, and a fault reaches one vendor only.
+serves every clock and fault, URLs are valid cache keys, and a fault affects one vendor only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAULTS: dict[str, str] = {
     "malformed": "some rows have wrong types, missing fields or nonsense",
     "unavailable": "status 500 to every request",
 }
-"""Every fault of a stand-in, and what it does."""
+"""The faults of a stand-in, with descriptions."""
 
 STALE_BY = timedelta(days=10)
 
@@ -79,7 +79,7 @@ def parse_options(text: str, defaults: Scenario) -> Scenario:
                 raise ValueError
         except (ValueError, SettingsError):
             raise SandboxError(
-                f"{part!r} is no sandbox option. Write fault=, now=, seed= or products=, separated by ';', "
+                f"{part!r} is not a sandbox option; write fault=, now=, seed= or products=, joined by ';' "
                 f"with a fault of {', '.join(FAULTS)}, an instant such as 2025-06-10T15:00:00Z and products "
                 f"of {', '.join(PRODUCTS)}."
             ) from None

@@ -39,7 +39,7 @@ VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
 
 
 class Leases:
-    """How many clients hold the server, and whether it is ending and accepts no more."""
+    """Number of clients that keep the server alive, and whether it is ending and accepts no more."""
 
     held = 0
     closed = False

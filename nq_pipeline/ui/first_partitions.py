@@ -1,6 +1,6 @@
-"""The first partitions of chains and of the capture, so that no partition is missing that nobody can fill.
+"""The first partitions of chains and of the capture, chosen so that no partition is missing for good.
 
-`nq ui` works the dates out; `orchestration/partitions.py` reads them in Dagster's processes.
+`nq ui` computes the dates; `orchestration/partitions.py` reads them in Dagster's processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
 EARLIEST = date(2025, 1, 2)
-"""The first partition where no other is given, and of history, which can be bought."""
+"""The first partition by default, and always for history, which can be bought."""
 CHAINS = "DAGSTER_NQ_FIRST_CHAIN"
 CAPTURE = "DAGSTER_NQ_FIRST_CAPTURE"
 
@@ -46,7 +46,7 @@ def first_partition(variable: str) -> date:
 
 
 def _oldest(lake: Lake, table: Table, today: date) -> date:
-    """The oldest trade date of a table, or `today`; `EARLIEST` where the table cannot be read."""
+    """The oldest trade date of a table, or `today` if it is empty; `EARLIEST` if it cannot be read."""
     try:
         return min([today, *(file.trade_date for file in lake.manifest(table).files)])
     except LakeError:

@@ -1,4 +1,4 @@
-"""Find the Dagster instance, hold it, run Dagster over it, and end every process that it started."""
+"""Find and lock the Dagster instance, run Dagster on it, and end every process that Dagster started."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from nq_pipeline.settings import Settings
 
 HOST = "127.0.0.1"
 SHIPPED = Path(__file__).with_name("instance")
-"""The `dagster.yaml` and `workspace.yaml` for a folder without them."""
+"""The `dagster.yaml` and `workspace.yaml` for folders that have none."""
 GRACE_S = 30.0
-"""How long Dagster and its runs may take to end by themselves; a capture flushes its log first."""
+"""How long Dagster and its runs may take to end; a capture flushes its log first."""
 POLL_S = 0.2
 
 
 def instance_folder(settings: Settings) -> Path:
     """The folder of the Dagster instance; a missing `dagster.yaml` is written there.
 
-    It is DAGSTER_HOME where that is set (also in `.env`), else the working directory if it has a
-    `dagster.yaml`, as a checkout does, else `.dagster` in the data folder.
+    It is DAGSTER_HOME if that is set (also in `.env`), or the working directory if it has a `dagster.yaml`
+    (a checkout has one), or `.dagster` in the data folder.
     """
     named = os.environ.get("DAGSTER_HOME") or dotenv_values(".env").get("DAGSTER_HOME")
     if named:
@@ -54,7 +54,7 @@ def dagster_command(port: int) -> list[str]:
     workspace = Path("workspace.yaml") if Path("workspace.yaml").is_file() else SHIPPED / "workspace.yaml"
     return [
         sys.executable,
-        # Dagster recommends another program for this, which needs thirty more packages.
+        # Dagster recommends a program that needs thirty more packages.
         *("-W", "ignore:Function `dev_command` is superseded"),
         *("-m", "dagster", "dev", "--workspace", str(workspace), "--host", HOST, "--port", str(port)),
     ]
@@ -62,7 +62,7 @@ def dagster_command(port: int) -> list[str]:
 
 @contextmanager
 def hold_instance(folder: Path, port: int) -> Iterator[int]:
-    """Hold the instance while the context lasts; yields the descriptor that holds it.
+    """Lock the instance while the context lasts; yields the descriptor that holds the lock.
 
     A second daemon on one instance would launch every scheduled run twice.
 
@@ -112,8 +112,8 @@ def run_dagster(
     environment
         Variables for Dagster, in addition to those of this process.
     hold
-        The descriptor that holds the instance. Dagster inherits it, so that the instance stays held if this
-        process is killed.
+        The descriptor that locks the instance. Dagster inherits it, so that the instance stays locked if
+        this process is killed.
     on_ready
         Called once, when the web server answers on the port.
 
@@ -150,7 +150,7 @@ def _is_serving(port: int) -> bool:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group: Dagster in its own order, then its runs, then what is left."""
+    """End the whole process group: first Dagster in its own order, then its runs, then the rest."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -239,7 +239,7 @@ def test_addresses_contain_clock_seed_and_faults(stand_ins: Settings) -> None:
 
 @pytest.mark.parametrize("pair", ["barchart", "barchart=nonsense", "nobody=blocked"])
 def test_an_unknown_fault_names_the_setting(tmp_path: Path, pair: str) -> None:
-    with pytest.raises(SettingsError, match=r"NQ_SANDBOX_FAULTS: .* is no fault of a stand-in"):
+    with pytest.raises(SettingsError, match="NQ_SANDBOX_FAULTS"):
         endpoints(settings(tmp_path, sandbox_faults=(pair,))).__enter__()
 
 

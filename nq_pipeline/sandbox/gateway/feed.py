@@ -21,7 +21,7 @@ DATASET = "GLBX.MDP3"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the gateway allows; the defaults are the vendor's where it states them.
+    """Limits of the gateway; the defaults are the vendor's, if it states them.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class LiveFeed:
         return to_ns(self.clock.now())
 
     def records(self, schema: str, start: int, end: int) -> Array:
-        """What a perfect recorder of all instruments has of [start, end), nanoseconds UTC."""
+        """The records in [start, end), nanoseconds UTC, of a recorder of all instruments that missed none."""
         return self.tape.records(schema, start, end)
 
     async def tick(self) -> None:

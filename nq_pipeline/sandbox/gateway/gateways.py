@@ -33,7 +33,7 @@ Key = tuple[AnyMarket, datetime | None, str | None]
 
 
 class Gateways:
-    """Starts a gateway at the first request for its scenario; the oldest idle one makes room."""
+    """Starts a gateway at the first request for its scenario; replaces the oldest idle one if needed."""
 
     def __init__(self) -> None:
         self._running: dict[Key, Gateway] = {}

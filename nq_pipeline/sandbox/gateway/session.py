@@ -2,8 +2,8 @@
 
 A subscription is a position on the tape and a set of instruments. Replay and live streaming work
 alike: every round sends what was published since the last one, in pieces of the tape's `step_ns` while
-far behind. A slow `warn` reader therefore loses nothing, because its position just stays behind, and
-skipping is a jump to the present.
+far behind. A slow `warn` reader therefore loses nothing: its position only falls behind. Skipping
+is a jump to the present.
 """
 
 from __future__ import annotations

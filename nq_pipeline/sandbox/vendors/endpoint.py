@@ -1,6 +1,6 @@
-"""How a request becomes an answer, and the faults any HTTP answer can suffer on its way.
+"""Turns functions into endpoints, and injects the faults that any HTTP answer can have.
 
-Faults in a vendor's own words (a 403 page, an error body) live with that vendor.
+Faults in a vendor's own format (a 403 page, an error body) are in that vendor's stand-in.
 """
 
 from __future__ import annotations

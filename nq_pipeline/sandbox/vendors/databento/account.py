@@ -1,4 +1,4 @@
-"""What Databento's stand-in remembers of an account: its requests and batch jobs."""
+"""The accounts of Databento's stand-in: requests and batch jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _lock = Lock()
 
 
 def account_of(key: str) -> Account:
-    """The account of a key. Only the key's hash is stored; the oldest accounts make room for new ones."""
+    """The account of a key. Only the key's hash is stored; new accounts replace the oldest ones."""
     name = hashlib.sha256(key.encode()).hexdigest()
     with _lock:
         account = _accounts.setdefault(name, Account())

@@ -1,7 +1,7 @@
 """The files of a batch job: data in the requested encoding and split, and metadata about it.
 
 Data is split by day, week, month or year (UTC; a week starts on Sunday), as DBN, CSV or JSON, plain
-or in zstd. Beside it lie the days' condition, the job's description, its symbols, and a manifest.
+or in zstd. The job also has files with the days' condition, its description, its symbols and a manifest.
 """
 
 from __future__ import annotations
