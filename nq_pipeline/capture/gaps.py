@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,14 +25,11 @@ from nq_pipeline.dbn.layout import UNDEF_TIMESTAMP
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import Window
 
-if TYPE_CHECKING:
-    pass
-
 GapState = Literal["open", "replayed", "verified", "unfillable"]
 UNRESOLVED: tuple[GapState, ...] = ("open", "replayed")
 
 REPLAY, REPLAY_MARGIN = timedelta(hours=24), timedelta(minutes=1)
-"""How far back the gateway replays; when it is less (at weekends), the gateway says so."""
+"""How far back the gateway replays; at weekends it may be less, and the gateway then reports its limit."""
 WEEKLY = frozenset({"mbo"})
 """Schemas of which the gateway replays the whole weekly CME session, as Databento documents."""
 MAX_REPLAYS = 3

@@ -12,7 +12,6 @@ import threading
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import TYPE_CHECKING
 
 from nq_pipeline.capture import gateway, reconnect_policy
 from nq_pipeline.capture.gap_repair import GapRepairer
@@ -29,9 +28,6 @@ from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.errors import CaptureError, LogFailed, NotEntitled, NqError
 from nq_pipeline.market import sessions
-
-if TYPE_CHECKING:
-    pass
 
 POLL_S = 0.02
 MAX_OVERTIME = timedelta(minutes=30)
