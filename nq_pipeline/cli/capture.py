@@ -11,7 +11,6 @@ import click
 from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
-from nq_pipeline.cli.signals import on_signal
 
 if TYPE_CHECKING:
     from nq_pipeline.capture.stats import CaptureStats
@@ -42,12 +41,13 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from nq_pipeline.configuration import load
     from nq_pipeline.market import sessions
     from nq_pipeline.runtime import endpoints, gateway_clock
+    from nq_pipeline.signals import on_signal
     from nq_pipeline.sources.databento.gap_history import DatabentoHistory
     from nq_pipeline.sources.databento.spec import DatabentoSettings
     from nq_pipeline.workspace import Workspace
 
     stop = threading.Event()
-    with on_signal(stop.set, signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
+    with on_signal(lambda _: stop.set(), signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
         if not as_json:
             note_sandbox(settings)
         clock, workspace = gateway_clock(settings), Workspace.of(settings)

@@ -9,7 +9,6 @@ import click
 
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.output import console, note_sandbox, printable, to_json
-from nq_pipeline.cli.signals import on_signal
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -211,13 +210,14 @@ def ui(port: int) -> None:
 
     from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints
+    from nq_pipeline.signals import on_signal
     from nq_pipeline.ui import supervisor
     from nq_pipeline.ui.first_partitions import first_partitions
 
     settings, stop, url = load(), threading.Event(), f"http://{supervisor.HOST}:{port}"
     home = supervisor.instance_folder(settings)
 
-    def end() -> None:
+    def end(_: int) -> None:
         click.echo("Stopping Dagster and everything it started …")
         stop.set()
 

@@ -33,6 +33,7 @@ from nq_pipeline.orchestration.names import CAPTURE, CAPTURE_HEALTH, KIND, LIVE_
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
+from nq_pipeline.signals import on_signal
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
@@ -169,13 +170,9 @@ def _signals_set(stop: threading.Event) -> Iterator[list[int]]:
         yield received
         return
 
-    def handle(number: int, _: object) -> None:
+    def stop_for(number: int) -> None:
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signal(stop_for, signal.SIGINT, signal.SIGTERM):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
