@@ -1,6 +1,6 @@
 """Options on E-mini Nasdaq-100 futures (NQ): four vendors' chains in one Parquet lake.
 
-`chain()` is the current chain, `chain(as_of=…)` that of any moment; `connect()` opens the lake for SQL:
+`chain()` returns the current chain, `chain(as_of=…)` that of any moment; `connect()` opens the lake for SQL:
 
     import nq_pipeline as nq
     nq.chain()
@@ -27,14 +27,14 @@ def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
     Parameters
     ----------
     settings
-        Those of the environment and `.env` when left out.
+        By default those of the environment and `.env`.
 
     Raises
     ------
     NoLake
         The data folder has no lake.
     SettingsError
-        A setting makes no sense.
+        A setting is invalid.
     """
     from nq_pipeline.configuration import load
     from nq_pipeline.lake import catalog
@@ -49,26 +49,26 @@ def chain(
     newest_per_contract: bool = False,
     settings: Settings | None = None,
 ) -> pl.DataFrame:
-    """The option chain: the current one, or as it stood at a moment.
+    """The current option chain, or the chain as of a moment.
 
     Parameters
     ----------
     as_of
-        An instant with a time zone. Of every series that had not expired it gives the newest snapshot
-        asked for by then whose quotes speak of then or before: nothing later is in it. The current
-        chain when left out.
+        An instant with a time zone. For every series that had not expired, the result has the newest
+        snapshot requested by then, with quotes from then or earlier, and contains nothing later. By
+        default the current chain.
     newest_per_contract
-        The newest row of every contract of that trade date, also of those that a later snapshot left
-        out.
+        Return the newest row of every contract of that trade date, even if a later snapshot left the
+        contract out.
     settings
-        Those of the environment and `.env` when left out.
+        By default those of the environment and `.env`.
 
     Returns
     -------
     polars.DataFrame
-        One row per contract, in the columns and types of the table `option_chain`: prices and strikes
-        in points, instants `Datetime("ns", "UTC")`, missing is null; and whose options they are, `product`.
-        Empty when there was no chain.
+        One row per contract, with the columns and types of the table `option_chain` and the column
+        `product`. Prices and strikes are in points (proxies: index points or dollars), instants are
+        `Datetime("ns", "UTC")`, and missing values are null. Empty when there was no chain.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def chain(
     NoLake
         The data folder has no lake.
     SettingsError
-        A setting makes no sense.
+        A setting is invalid.
     """
     from nq_pipeline.lake import catalog
 

@@ -1,6 +1,6 @@
-"""The one clock; code that needs the time is handed one.
+"""Clocks. Code that needs the time gets a `Clock` as an argument.
 
-`now()` determines sessions, partitions, freshness and cache keys, and `NQ_NOW` may pin it. Timeouts,
+`now()` determines sessions, partitions, freshness and cache keys, and `NQ_NOW` can pin it. Timeouts,
 backoff and deadlines use `monotonic()`, which always runs.
 """
 
@@ -12,8 +12,8 @@ from typing import Protocol
 
 NS_PER_S = 1_000_000_000
 FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2098, 12, 31)
-"""The supported days. Earlier hours and special days are not proven (`market/sessions.py`); later ones
-are beyond any holiday calendar."""
+"""The supported days. Earlier sessions were not checked (`market/sessions.py`); later ones are beyond the
+holiday calendars."""
 
 
 class Clock(Protocol):
@@ -56,7 +56,7 @@ class PinnedClock(SystemClock):
 
 
 class ShiftedClock(SystemClock):
-    """A clock that runs from another instant, at wall speed or another; it never goes back."""
+    """A clock that starts at another instant and runs at `speed` times real time; it never goes back."""
 
     def __init__(self, start: datetime, speed: float = 1.0) -> None:
         if start.tzinfo is None or speed <= 0:
@@ -69,14 +69,14 @@ class ShiftedClock(SystemClock):
 
 
 def unsupported_day(day: date) -> str | None:
-    """Why a day is not supported, as a sentence; None when it is."""
+    """Why a day is not supported, as a sentence; None if it is supported."""
     if FIRST_DAY <= day <= LAST_DAY:
         return None
     return f"{day} is outside the session table; give a day from {FIRST_DAY} to {LAST_DAY}"
 
 
 def to_ns(instant: datetime) -> int:
-    """Nanoseconds since 1970-01-01 UTC of an aware datetime (exact: no float on the way)."""
+    """Nanoseconds since 1970-01-01 UTC of an aware datetime, computed exactly in integers."""
     delta = instant.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * NS_PER_S + delta.microseconds * 1_000
 

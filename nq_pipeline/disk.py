@@ -14,33 +14,35 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS,)
 WORDS_FULL = ("no space left", "disk is full", "disk quota exceeded")
 WORDS_READ_ONLY = ("read-only file system", "readonly database")
-"""What libraries say, in lower case."""
+"""Phrases in libraries' error messages, in lower case."""
 LIBRARIES = ("sqlite3", "sqlalchemy", "polars", "duckdb", "_duckdb", "pyarrow")
 OURS = (OSError, LedgerError, LogFailed, SandboxError)
-"""Errors that a disk may cause without saying so."""
+"""Our errors that a disk may cause without naming it."""
 LEAST = 1024 * 1024
 """A disk with fewer free bytes counts as full."""
 
 
 def explain_disk_error(error: BaseException, folder: Path) -> str | None:
-    """One sentence when a disk caused an error: that of the file it names, of `folder` or of temporary
-    files. None when no disk did, or it is uncertain."""
+    """One sentence if a disk caused the error: that of the file it names, of `folder` or of temporary files.
+
+    None for any other or an uncertain cause.
+    """
     chain = list(_chain(error))
     named = [Path(str(one.filename)) for one in chain if isinstance(one, OSError) and one.filename]
     places = [_there(path) for path in (*named, folder, Path(gettempdir()))]
     maybe = any(isinstance(one, OURS) or type(one).__module__.partition(".")[0] in LIBRARIES for one in chain)
     fullest = next((place for place in places if _free(place) < LEAST), None)
-    if _says(chain, FULL, WORDS_FULL) or (maybe and fullest):
+    if _matches(chain, FULL, WORDS_FULL) or (maybe and fullest):
         disk = fullest or places[0]
         return (
             f"the disk with {disk} is full, {_free(disk) / 2**20:,.1f} MiB are free; `nq retention` removes "
-            "old files, and NQ_DATA_DIR can name a folder on another disk"
+            "old files, or set NQ_DATA_DIR to a folder on another disk"
         )
     locked = next((place for place in places if os.statvfs(place).f_flag & os.ST_RDONLY), None)
-    if _says(chain, READ_ONLY, WORDS_READ_ONLY) or (maybe and locked):
+    if _matches(chain, READ_ONLY, WORDS_READ_ONLY) or (maybe and locked):
         return (
             f"the disk with {locked or places[0]} is read-only, so nothing can be written; make it writable, "
-            "or let NQ_DATA_DIR name another folder"
+            "or set NQ_DATA_DIR to another folder"
         )
     return None
 
@@ -55,9 +57,10 @@ def _free(place: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def _says(chain: list[BaseException], numbers: tuple[int, ...], words: tuple[str, ...]) -> bool:
+def _matches(chain: list[BaseException], numbers: tuple[int, ...], words: tuple[str, ...]) -> bool:
     return any(
-        (isinstance(one, OSError) and one.errno in numbers) or any(said in str(one).lower() for said in words)
+        (isinstance(one, OSError) and one.errno in numbers)
+        or any(phrase in str(one).lower() for phrase in words)
         for one in chain
     )
 

@@ -9,7 +9,7 @@
     │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
     ├── SandboxError               the stand-ins could not be started
     ├── UiError                    Dagster's UI could not be started, or ended
-    ├── CaptureError               the live capture cannot go on
+    ├── CaptureError               the live capture cannot continue
     │   ├── BadStream              the bytes are not DBN records
     │   ├── LogFailed              the capture log cannot be written
     │   └── CaptureBusy            another process is capturing
@@ -66,8 +66,8 @@ class WebhookRefused(AlertError):
     Attributes
     ----------
     retryable
-        Whether the same message may succeed later, and any other would fail now, too: no answer, a server
-        fault, too many requests.
+        Whether the same message may succeed later, and any other message would fail now: no answer, a
+        server fault, too many requests.
     retry_after_s
         Seconds that the webhook asked to wait.
     """
@@ -87,7 +87,7 @@ class UiError(NqError):
 
 
 class CaptureError(NqError):
-    """The live capture cannot go on, or its log cannot be read."""
+    """The live capture cannot continue, or its log cannot be read."""
 
 
 class BadStream(CaptureError):

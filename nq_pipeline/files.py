@@ -19,11 +19,11 @@ from nq_pipeline.clock import NS_PER_S
 TEMPORARY = ".*.tmp"
 """Glob of temporary names."""
 GRACE_NS = 3_600 * NS_PER_S
-"""A file that was not written to for this long has no writer any more."""
+"""A temporary file that was not written to for this long has lost its writer."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or the old one."""
+    """Write a file durably; readers see the whole new file or the old one."""
     make_folder(path.parent)
     with temporary_for(path) as temporary:
         temporary.write_bytes(content)
@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def temporary_for(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; a file that still has it at the end is removed."""
+    """A temporary name in the folder of `path`. A file that still has it at the end is removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -57,7 +57,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or a folder."""
+    """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,17 +68,17 @@ def sync(path: Path) -> None:
 def stale_temporaries(folder: Path, before: int) -> Iterator[Path]:
     """Temporary files below a folder that were last written before an instant (nanoseconds UTC).
 
-    With an instant `GRACE_NS` ago, these are what dead processes left.
+    With `before` set to `GRACE_NS` ago, these are the leftovers of dead processes.
     """
     for path in folder.rglob(TEMPORARY):
-        with suppress(FileNotFoundError):  # put in place meanwhile
+        with suppress(FileNotFoundError):  # renamed meanwhile
             if path.stat().st_mtime_ns < before:
                 yield path
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the operating system's lock on `path`; without `wait`, yield False when another holds it.
+    """Hold an operating system lock on `path`; without `wait`, yield False if another process holds it.
 
     The kernel releases the lock when the process dies, so no stale lock remains.
     """

@@ -1,4 +1,4 @@
-"""A finding: one judgement of data, money or a capture, in words and numbers."""
+"""`Finding`: the result of one check of data, spend or a capture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Severity = Literal["warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One judgement.
+    """The result of one check.
 
     Attributes
     ----------
     severity
-        Of a failure: `error` for unreliable rows, `warn` for information.
+        How bad a failure is: `error` for unreliable rows, `warn` for information.
     numbers
         The numbers behind the sentence, by name.
     table
-        Details, a row per series or source; None where the sentence is enough.
+        Details, a row per series or source; None if the sentence is enough.
     """
 
     passed: bool

@@ -8,7 +8,7 @@ from enum import StrEnum
 class Outcome(StrEnum):
     """The outcome of one request, one series or one whole answer.
 
-    HTTP status 200 proves nothing at three of the four vendors, so the body decides, too.
+    Three of the four vendors also send failures with HTTP status 200, so the body counts, too.
     """
 
     OK = "ok"
@@ -25,5 +25,5 @@ class Outcome(StrEnum):
 
     @property
     def has_rows(self) -> bool:
-        """Whether an answer of this outcome carries usable rows."""
+        """Whether an answer with this outcome has usable rows."""
         return self in (Outcome.OK, Outcome.PARTIAL, Outcome.STALE)

@@ -1,8 +1,8 @@
 """Redacts known secrets in what vendors send, before anyone sees, logs or writes it.
 
-A vendor knows the key of a request and can repeat it anywhere: in a body, a header, a refusal, a name. So
-every session redacts at its edge: `redact` for text, `redact_data` for bytes, `redact_logs` for what
-libraries log. Asterisks keep the length, so that binary records stay valid.
+A vendor knows the key of a request and can repeat it anywhere: in a body, a header, a refusal, a name.
+Therefore every session redacts what it receives: `redact` for text, `redact_data` for bytes, and
+`redact_logs` for the log messages of libraries. Asterisks keep the length, so binary records stay valid.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote
 
 SHORTEST = 4
-"""Shorter values are not redacted: they would blank out half of a text."""
+"""Shorter values are not redacted, because they occur in ordinary text."""
 WORD = 8
 """In data, a shorter secret is not redacted, because ordinary data may contain it."""
 LONG = 16
-"""In data, a secret shorter than this is redacted only as a whole word, a longer one anywhere."""
+"""In data, a shorter secret is redacted only as a whole word, a longer one anywhere."""
 
 Value = TypeVar("Value", str, bytes)
 
@@ -109,7 +109,7 @@ def redact_logs(secrets: Collection[str]) -> None:
 def _redact_record(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
-    except Exception:  # arguments that do not fit: logging itself reports that, without them
+    except Exception:  # the arguments do not fit the format; logging reports that without showing them
         record.msg, record.args = redact(str(record.msg), _log_secrets), None
         return
     if (clean := redact(message, _log_secrets)) != message:

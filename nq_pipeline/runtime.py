@@ -1,8 +1,8 @@
-"""Which endpoints and which clock a run talks to: the vendors', or those of stand-ins.
+"""The endpoints and the clock of a run: those of the vendors or of the stand-ins.
 
-A run in the sandbox takes a lease on the stand-ins that serve its data folder. If none of this version
-answers on the port in `sandbox.json`, it starts one, on the same port when that is free, so that
-cached answers stay valid.
+A run in the sandbox takes a lease on the stand-ins of its data folder. If no stand-ins of this version
+answer on the port in `sandbox.json`, it starts them, on the same port if that is free, so that cached
+answers stay valid.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.registry import STAND_INS
 
 START_S = 30.0
-"""Seconds a server may take until it answers."""
+"""Maximum seconds until a server answers."""
 
 
 @contextmanager
 def endpoints(settings: Settings) -> Iterator[Settings]:
-    """Settings whose vendors answer: unchanged in live, with the stand-ins' addresses in the sandbox.
+    """The settings to use for requests: unchanged in live, with the stand-ins' addresses in the sandbox.
 
-    A vendor whose address was set explicitly keeps it, and its credentials. Raises `SandboxError` when no
+    A vendor whose address was set explicitly keeps its address and credentials. Raises `SandboxError` when no
     server can be started, `SettingsError` for an unknown fault in NQ_SANDBOX_FAULTS.
     """
     chosen = {
@@ -62,18 +62,18 @@ def endpoints(settings: Settings) -> Iterator[Settings]:
 def gateway_clock(settings: Settings) -> Clock:
     """The clock that a capture follows: in the sandbox the stand-in gateway's, which always runs.
 
-    Of settings as `endpoints` gives them. A gateway named by hand has the clock of the machine.
+    Pass settings from `endpoints`. A gateway that was set explicitly has the machine's clock.
     """
     if settings.environment != "sandbox" or urlsplit(settings.vendor(DatabentoSettings).url).hostname != HOST:
         return settings.clock
-    said = _ask_gateway(settings.vendor(DatabentoSettings).url)
-    if said["address"] != settings.vendor(DatabentoSettings).gateway:
+    state = _ask_gateway(settings.vendor(DatabentoSettings).url)
+    if state["address"] != settings.vendor(DatabentoSettings).gateway:
         return settings.clock
-    return ShiftedClock(datetime.fromisoformat(said["now"]))
+    return ShiftedClock(datetime.fromisoformat(state["now"]))
 
 
 def market_clock(settings: Settings) -> Clock:
-    """The clock that a capture started now would follow; asks a server that runs, and starts none."""
+    """The clock that a capture started now would follow; asks a running server and does not start one."""
     given = settings.given & {"databento_url", "databento_gateway"}
     if settings.environment != "sandbox" or given:
         return gateway_clock(settings)
@@ -121,7 +121,7 @@ def _only_one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lease(port: int) -> Iterator[_Server | None]:
-    """Hold the server on a port open; None when what answers there, if anything, is not ours."""
+    """Keep the server on a port alive; yields None if none of ours answers there."""
     connection = HTTPConnection(HOST, port, timeout=5)
     try:
         try:
@@ -141,17 +141,17 @@ def _ask_gateway(url: str) -> dict[str, str]:
     connection = HTTPConnection(HOST, parts.port, timeout=START_S)
     try:
         connection.request("GET", f"{parts.path}/gateway")
-        said = json.loads(connection.getresponse().read())
-        return {name: str(said[name]) for name in ("address", "now")}
+        state = json.loads(connection.getresponse().read())
+        return {name: str(state[name]) for name in ("address", "now")}
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-        raise SandboxError(f"The stand-in of Databento names no live gateway ({error}).") from None
+        raise SandboxError(f"The stand-in of Databento did not report its live gateway ({error}).") from None
     finally:
         connection.close()
 
 
 @contextmanager
 def _started(environment_dir: Path, port: int, *, exact: bool) -> Iterator[int]:
-    """Start a server that ends with this process; gives its port once it answers."""
+    """Start a server that ends with this process; yields its port once it answers."""
     command = [sys.executable, "-m", "nq_pipeline.sandbox", str(environment_dir.resolve()), str(port)]
     with (environment_dir / "sandbox.log").open("w") as log:
         process = subprocess.Popen(
@@ -175,7 +175,7 @@ def _started(environment_dir: Path, port: int, *, exact: bool) -> Iterator[int]:
 
 
 def _merged(defaults: str, options: str) -> str:
-    """One vendor's options: the server's defaults, replaced where the run says otherwise."""
+    """One vendor's options: the server's defaults, overridden by those of the run."""
     merged: dict[str, str] = {}
     for part in filter(None, [*defaults.split(";"), *options.split(";")]):
         name, _, value = part.partition("=")

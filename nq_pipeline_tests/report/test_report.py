@@ -83,7 +83,7 @@ def test_sources_show_who_won_and_why_others_lost(page: html.HtmlElement) -> Non
     assert shown["barchart"][0] == "blocked" and HOSTILE in shown["barchart"][2]
     assert shown["databento"][2] == "healthy, but tradovate has priority"
     assert "proxy" in shown["polygon"][2]
-    assert "Left out of databento's answer: 2 spread." in text(page, '//section[@id="sources"]')
+    assert "databento's answer: 2 spread" in text(page, '//section[@id="sources"]')
 
 
 def test_trades_gaps_and_spend_are_shown(page: html.HtmlElement) -> None:

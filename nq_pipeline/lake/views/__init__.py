@@ -1,7 +1,6 @@
-"""The views of the catalog by subject, and table macros where a view takes parameters.
+"""The views of the catalog by subject. A view with parameters is a table macro.
 
-Each has one SQL file, written against the tables. They are pure SQL, so they work in `nq.duckdb` in any
-tool.
+Each has one SQL file, `<name>.sql`. They are pure SQL, so they work in `nq.duckdb` in any tool.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class View:
     Attributes
     ----------
     parameters
-        Of a macro, as in its definition; empty for a view.
+        The parameters of a macro, as in its definition; empty for a view.
     columns
-        What it returns. Every instant of a table also has a column `<name>_ns`.
+        Its columns. Every instant of a table also has a column `<name>_ns`.
     """
 
     name: str
@@ -81,8 +80,8 @@ _PRICED_AS = {
 _ADDED = tuple(column for column in OPTION_PRICING.columns if column.name not in OPTION_CHAIN.schema)
 
 _IV_SOURCE = (
-    Column("iv_source", TEXT, "where the volatility and the Greeks are from: computed, else vendor"),
-    Column("vendor_implied_volatility", FLOAT, "the vendor's, as a fraction, used or not"),
+    Column("iv_source", TEXT, "source of the volatility and the Greeks: computed or vendor"),
+    Column("vendor_implied_volatility", FLOAT, "the vendor's, as a fraction, whether or not it is used"),
 )
 
 _PRODUCT = Column("product", TEXT, PRODUCT.meaning)
@@ -98,16 +97,16 @@ _CHAIN_VIEWS = (
     View(
         "option_chain_latest",
         "The current chain: for every series of the newest trade date, the rows that its newest decision "
-        "chose, one row per contract. A proxy's rows show only until a native source wins.",
+        "chose, one row per contract. A proxy's rows are shown only until a native source wins.",
         _CHAIN,
     ),
     View(
         "option_chain_asof",
-        "The chain as of `ts`: of every series not yet expired, the newest snapshot requested by then whose "
-        "quotes are of then or before, within the newest trade date that has one; a proxy's only when no "
+        "The chain as of `ts`: for every series not yet expired, the newest snapshot requested by then with "
+        "quotes from then or earlier, within the newest trade date that has one; a proxy's only if no "
         "native source is newer. `newest_per_contract` gives the newest row of every contract of that "
-        "trade date, also where a later snapshot left it out. `lookback` bounds how many days without a "
-        "snapshot are bridged.",
+        "trade date, even if a later snapshot left it out. `lookback` limits how far back a snapshot may "
+        "lie.",
         _CHAIN,
         "ts, newest_per_contract := false, lookback := INTERVAL 7 DAYS",
     ),
@@ -120,7 +119,7 @@ _CHAIN_VIEWS = (
     View(
         "option_chain_priced",
         "The chosen rows with implied volatility and Greeks: ours where the row could be priced, else the "
-        "vendor's. `iv_source` says which, `unpriced` why not ours.",
+        "vendor's. `iv_source` says which, and `unpriced` why a row could not be priced.",
         _PRICED,
     ),
     View(
@@ -148,28 +147,28 @@ _ANALYTICS_VIEWS = (
 _TRADE_VIEWS = (
     View(
         "pressure",
-        "Aggressors in windows of five minutes, one row per window and option that traded, counted from "
-        "`trades` as they are now, filled gaps and the current window included.",
+        "Volume by aggressor in windows of five minutes, one row per window and option that traded, computed "
+        "from the current rows of `trades`, including filled gaps and the current window.",
         (
             *(
                 _one(TRADE_PRESSURE, column.name)
                 for column in TRADE_PRESSURE.columns
                 if column.name != "run_id"
             ),
-            Column("is_whole", BOOL, "whether the window is over and no unfilled gap overlaps it"),
+            Column("is_whole", BOOL, "whether the window has ended and no unfilled gap overlaps it"),
             _PRODUCT,
         ),
     ),
     View(
         "trades_enriched",
         "Option trades with the aggressor and the underlying future's last trade at or before the option's, "
-        "within the trade date. The day's definitions name the future, else CME's rule. Null where the "
-        "future's trades were not captured.",
+        "within the trade date. The future comes from the day's definitions, or else from CME's rule. The "
+        "price is null if the future's trades were not captured.",
         (
             *TRADES.columns,
             Column("aggressor", TEXT, "buy or sell; null when not known"),
             Column("underlying_price", FLOAT, "last trade of the underlying by then, points"),
-            Column("underlying_ts", INSTANT, "when that was"),
+            Column("underlying_ts", INSTANT, "time of that trade"),
             Column("moneyness", FLOAT, "strike ÷ underlying_price"),
             Column("in_the_money", BOOL, "whether the option had intrinsic value"),
             _PRODUCT,
@@ -191,8 +190,8 @@ _TRADE_VIEWS = (
             Column("low", FLOAT, "points"),
             Column("close", FLOAT, "points"),
             Column("volume", INT, "contracts"),
-            Column("buy_volume", INT, "contracts whose aggressor bought"),
-            Column("sell_volume", INT, "contracts whose aggressor sold"),
+            Column("buy_volume", INT, "contracts bought by the aggressor"),
+            Column("sell_volume", INT, "contracts sold by the aggressor"),
             Column("trades", INT, "number of trades"),
             Column("vwap", FLOAT, "volume-weighted average price, points"),
         ),
@@ -203,7 +202,7 @@ _TRADE_VIEWS = (
 _VENDOR_VIEWS = (
     View(
         "contracts",
-        "Every contract that any vendor listed, one row each, as last seen.",
+        "Every contract that any vendor has listed, one row each, as last seen.",
         (
             *_shown(
                 OPTION_CHAIN,
@@ -229,8 +228,8 @@ _VENDOR_VIEWS = (
     ),
     View(
         "source_agreement",
-        "Vendors compared: one row per contract and pair of vendors, from the newest snapshot each has "
-        "of the series on the newest trade date. Gaps are the other vendor's value less the source's. "
+        "Comparison of vendors: one row per contract and pair of vendors, from each vendor's newest snapshot "
+        "of the series on the newest trade date. A gap is the other vendor's value less the source's. "
         "Compare as_of first, because vendors differ in delay.",
         (
             *_shown(OPTION_CHAIN, "trade_date", "series", "contract_key", "source"),
@@ -306,7 +305,7 @@ _SPEND_VIEWS = (
         "The spend ledger by day, vendor and purpose (`plan`: the monthly fee): USD paid and still reserved, "
         "requests, refusals, and the month's total at the end of the day.",
         (
-            Column("day", DATE, "in the zone of the budgets"),
+            Column("day", DATE, "in the time zone of the budgets"),
             Column("vendor", TEXT, "who bills it"),
             Column("purpose", TEXT, "chains, backfill, gap_repair, verify or plan"),
             Column("spent_usd", _SUM, "paid"),
@@ -314,7 +313,7 @@ _SPEND_VIEWS = (
             Column("requests", INT, "reservations made"),
             Column("refused", INT, "reservations refused"),
             Column("month_usd", _SUM, "total of the month at the end of the day"),
-            Column("zone", TEXT, "zone of the budgets"),
+            Column("zone", TEXT, "time zone of the budgets"),
         ),
     ),
 )
@@ -327,4 +326,4 @@ VIEWS = (
     *_TOOL_VIEWS,
     *_SPEND_VIEWS,
 )
-"""In the order in which they are created: _TOOL_VIEWS read option_chain_priced."""
+"""In order of creation, because _TOOL_VIEWS read option_chain_priced."""
