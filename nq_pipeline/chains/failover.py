@@ -35,9 +35,9 @@ SKEW = timedelta(days=1)
 class Gates:
     """Limits of a healthy series; the settings of the same names explain them."""
 
-    stale_after_s: int = 1800
-    min_complete: float = 0.5
-    max_bad_quotes: float = 0.02
+    stale_after_s: int
+    min_complete: float
+    max_bad_quotes: float
 
 
 @dataclass(frozen=True, slots=True)

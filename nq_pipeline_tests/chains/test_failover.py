@@ -18,7 +18,6 @@ from nq_pipeline.chains.failover import (
     oldest_fresh,
     winning_rows,
 )
-from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
@@ -499,11 +498,3 @@ def test_winning_rows_carry_the_reason() -> None:
     assert chain.select(sent.columns).equals(sent)
     assert chain["selected_at"].unique().to_list() == [DECIDED]
     assert chain["selection_reason"].unique().to_list() == decisions["reason"].to_list()
-
-
-def test_gates_have_the_defaults_of_the_settings() -> None:
-
-    settings = build_settings()
-    assert failover.Gates() == Gates(
-        settings.chains.stale_after_s, settings.chains.min_complete, settings.chains.max_bad_quotes
-    )

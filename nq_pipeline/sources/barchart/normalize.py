@@ -4,11 +4,11 @@ What the site's values mean was seen in recorded answers and holds there for eve
 
 - A price with an `s` is a settlement, one without is the last trade. The site forgets the `s` on the
   first call of every series: there `last` is as sent, but has no time.
-- `tradeTime` is the time of a trade only where the row has a volume, or an opening price beside a price
+- `tradeTime` is the time of a trade only where the row has a volume, or an opening price and a price
   without `s`; then it is `last_ts`. A settled row that traded has its session's date, at midnight UTC.
 - The date of a settlement is that of the session `tradeTime` lies in. For a quiet row that may be the time
   of its last quote, so its settlement may be of an earlier session.
-- `volume` is of the session `tradeTime` lies in, and null unless that is the session asked about.
+- `volume` is of the session `tradeTime` lies in, and null unless that is the requested session.
 - Open, high, low and change are as sent, of the session of `tradeTime`.
 """
 

@@ -1,8 +1,7 @@
 """Barchart's options page: what it states about a series besides its rows.
 
-It is read once per series and trade date, as a control of the rows and of the product table: the
-expiration, the value of a point, and open interest below the table. The page belongs to a site: any
-part of it may be missing, and is None then.
+It is read once per series and trade date, to check the rows and the product table: the expiration, the value
+of a point, and the open interest below the table. Any part of a page may be missing, and is None then.
 """
 
 from __future__ import annotations

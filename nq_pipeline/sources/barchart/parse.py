@@ -79,7 +79,7 @@ def parse_chain(
     code
         The series' code as rows carry it, with one digit of the year (`MM1N5`).
     trade_date
-        The session asked about; a row's volume is kept only when it is of this session.
+        The requested session. The volume of a row that belongs to another session is null.
     latest
         No trade can be later, nanoseconds UTC, and no settlement of a later trade date than
         `trade_date`.
@@ -139,7 +139,7 @@ def parse_futures(
 
 
 def _read_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
-    """All rows of an answer, displayed text beside `raw_` numbers, and the total that it states.
+    """All rows of an answer, with displayed text and `raw_` numbers, and the total that it states.
 
     A body of exactly the page's schema is decoded straight into columns, which is faster than
     through Python objects. A body with any other node is decoded tolerantly: what does not fit

@@ -6,8 +6,8 @@ the futures' prices; then, if time remains, the pages themselves as a control.
 Quotes carry no time. A series without a trade in the session counts as quiet, not stale, when all its
 prices are settlements of the session before and something else at the site has traded since.
 
-The site is free to look at; its terms and its bot protection are the user's responsibility. So in live
-it is used only after an explicit opt-in, one request at a time and spaced.
+The site is free to read, but the user must respect its terms and its bot protection. So the live environment
+uses it only after an explicit opt-in, and sends one request at a time, with a pause between them.
 """
 
 from __future__ import annotations

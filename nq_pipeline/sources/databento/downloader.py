@@ -1,7 +1,7 @@
-"""Buy the history that is not on disk yet: counted first, then streamed or as a batch job, then proven.
+"""Buy the history that is not on disk yet: count it, stream it or order a batch job, and check the count.
 
-A download that a crash left behind is counted before anything is bought, and the account's batch jobs, which
-are free to download for 30 days, are looked through before another is submitted.
+Before it buys, it checks whether a crash left a complete download behind, and whether the account already has
+a batch job for the query, which is free to download for 30 days.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Downloader:
     report
         Called with progress messages.
     sleep
-        Called with the seconds to wait between two looks at a batch job.
+        Called with the seconds to wait before the state of a batch job is requested again.
     """
 
     purchases: Purchases

@@ -4,8 +4,8 @@
     raw/databento/history/<schema>/<digest>.json       the proof: the query, count of records, cost
     raw/databento/history/<schema>/<digest>.job        the batch job that is paid for the span
 
-A span is proven when all its records can be read and are as many as `metadata.get_record_count` says. A cut
-body, a zstd frame without an end and a body that is merely short all fail that.
+A span is proven when all its records can be read and their number is that of `metadata.get_record_count`. A
+body that is cut off, even between two records or zstd frames, fails this test.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Purchases:
     Parameters
     ----------
     attempts
-        How often a request is sent at most, where it fails in a transient way.
+        Most attempts of a request that fails for a transient reason.
     max_usd
         Limit for the whole run, in addition to the ledger's budgets; None for no other limit.
 

@@ -40,11 +40,11 @@ class Price:
     usd
         0 where the plan includes it.
     size
-        Bytes it would bill; None where it costs nothing.
+        Billed bytes; None where it costs nothing.
     unit_usd
         The list price per GiB; None where the price is not size times that.
     at
-        When the vendor named it.
+        When the vendor quoted it.
     """
 
     usd: Decimal

@@ -5,9 +5,9 @@
     statistics   settlements, open interest, cleared volume
     trades       last price, volume and range of the session so far
 
-Trades and not OHLCV: by the vendor's price list a minute bar costs as much as three trades, more than a
-contract has in most minutes, and bars of an hour or a day are not cut where the session and the moment are.
-`NQ.FUT` joins definitions and quotes for the price of the underlying, but not the trades, where it would be
+Trades are cheaper than OHLCV: by the vendor's price list a minute bar costs as much as three trades, which is
+more than a contract has in most minutes. Bars of an hour or a day do not end with the session or the moment.
+Definitions and quotes include `NQ.FUT` for the price of the underlying. Trades do not, because it would be
 most of the bytes.
 """
 

@@ -228,7 +228,7 @@ def _to_numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
 
 
 def _drop_foreign(rows: pl.DataFrame, product: Product, dropped: Counter[str]) -> pl.DataFrame:
-    """Rows whose ticker is one of the product's and agrees with the terms beside it."""
+    """Rows whose ticker is one of the product's and agrees with the terms in the same row."""
     rows = rows.with_columns(split_occ_tickers(pl.col("ticker")).alias("term")).unnest("term")
     unreadable = pl.any_horizontal(pl.col("root", "expiration_date", "option_type").is_null()) | ~(
         pl.col("strike") > 0

@@ -1,7 +1,7 @@
 """Polygon.io, now Massive: option chains on an index and on a fund, as proxies for a future's.
 
-The vendor has no options on futures. The index's and the fund's of `market.products.PROXIES` stand in:
-NDX (with its PM-settled NDXP) and QQQ for NQ, SPX (with SPXW) and SPY for ES. Every row says so in
+The vendor has no options on futures. Options on the indices and funds of `market.products.PROXIES` replace
+them: NDX (with its PM-settled NDXP) and QQQ for NQ, SPX (with SPXW) and SPY for ES. Every row says so in
 `underlying_class`, and the failover takes proxies only when no native source is left. Products without
 a proxy are not covered.
 
@@ -91,7 +91,7 @@ class Polygon:
 
     It requests one chain for each underlying of `NQ_POLYGON_UNDERLYINGS` that stands for a requested
     product, over the span of the requested expirations. The nearest expirations come first, so that a
-    plan of few requests a minute still gives the nearest series whole.
+    plan with few requests a minute still gives complete chains of the nearest series.
     """
 
     name = SOURCE

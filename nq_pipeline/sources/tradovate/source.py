@@ -4,8 +4,8 @@ The login, the library and the websocket are documented by the vendor; no answer
 ever recorded. So every assumption is a setting (`NQ_TRADOVATE_*`) or stated where it is made
 (`library.py`, `websocket.py`), and what does not fit it is counted, never guessed.
 
-One chain has more contracts than one may subscribe to: those nearest to the money come first, the
-rest are rows without quotes, and the outcome says `partial`.
+A chain has more contracts than a client may subscribe to. Those nearest the money have quotes, the others are
+rows without quotes, and the outcome is `partial`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the transcript of a conversation with Tradovate's market-data websocket says. Pure.
+"""Read the transcript of a conversation with Tradovate's market-data websocket. Pure.
 
 A transcript has every frame of the server as it came, one a line, and between them our own
 subscriptions on lines that start with `>`. Frames of the server: `o` at the start, `h` heartbeat, `a[…]`
