@@ -97,8 +97,8 @@ class Manifest:
 
     def forget(self, before: int) -> Manifest:
         """The version after this one, without the files superseded before `before`."""
-        kept = tuple(file for file in self.superseded if file.at >= before)
-        return Manifest(self.table, self.version + 1, self.files, kept)
+        remaining = tuple(file for file in self.superseded if file.at >= before)
+        return Manifest(self.table, self.version + 1, self.files, remaining)
 
 
 _FORM = TypeAdapter(Manifest)

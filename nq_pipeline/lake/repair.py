@@ -94,12 +94,12 @@ def repair(lake: Lake, table: Table) -> RepairResult:
             return RepairResult(table.name, (), known.rows, len(known.files))
         aside = [_set_aside(there.pop(name)) for name in faults]
         files = [_describe(stored, path) for path in there.values()]
-        kept, redundant, partial = _select(lake, table, files)
+        current, redundant, partial = _select(lake, table, files)
         at = time.time_ns()
         made = Manifest(
             table=table.name,
             version=1 + max([known.version, *(_number(path) for path in there.values())], default=0),
-            files=tuple(kept),
+            files=tuple(current),
             superseded=tuple(Superseded(file.path, at) for file in redundant),
         )
         stored.publish(made)
@@ -200,18 +200,18 @@ def _select(
 
     Starts with the largest, so that a merged file takes precedence over its parts.
     """
-    kept: list[DataFile] = []
+    current: list[DataFile] = []
     redundant: list[DataFile] = []
     partial: list[DataFile] = []
     for file in sorted(files, key=lambda file: (-file.rows, file.path)):
-        others = [lake.folder(table) / other.path for other in kept if _may_share_keys(table, file, other)]
+        others = [lake.folder(table) / other.path for other in current if _may_share_keys(table, file, other)]
         new = file.rows
         if others:
             own = parquet.scan(table, [lake.folder(table) / file.path]).select(table.key)
             theirs = parquet.scan(table, others).select(table.key)
             new = own.join(theirs, on=table.key, how="anti").select(pl.len()).collect().item()
-        (kept if new == file.rows else partial if new else redundant).append(file)
-    return sorted(kept, key=lambda file: file.path), redundant, partial
+        (current if new == file.rows else partial if new else redundant).append(file)
+    return sorted(current, key=lambda file: file.path), redundant, partial
 
 
 def _may_share_keys(table: Table, one: DataFile, other: DataFile) -> bool:

@@ -1,7 +1,7 @@
-"""What is listed in the synthetic market: series, strikes, instrument ids.
+"""The listed series, strikes and instrument ids of the synthetic market.
 
-Strikes span the closes since a series was listed and grow denser as expiration nears, so a strike
-that was listed stays listed.
+The strikes of a series span the closes since its listing and grow denser towards expiration, so a listed
+strike stays listed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The synthetic market that all stand-ins show: a volatility surface, order books, trades.
+"""The synthetic market that all stand-ins serve: a volatility surface, order books and trades.
 
 `Market` is the market of one product, `Exchange` that of several; stand-ins use them alike. Everything
 is a pure function of (seed, product, instant). `price_path` moves the index. Options are valued on the
@@ -57,7 +57,7 @@ class Market:
     # Time
 
     def moment(self, instant: datetime) -> datetime:
-        """What is shown at an instant: the start of its minute while open, else the last close."""
+        """The instant that is shown: the start of its minute while open, else the last close."""
         if sessions.is_open(instant):
             return instant.replace(second=0, microsecond=0)
         current = sessions.current_session(instant)

@@ -1,6 +1,6 @@
-"""What each product's synthetic market looks like: level, volatility, strikes, names, ids.
+"""The profile of each product's synthetic market: level, volatility, strikes, names, ids.
 
-Round figures near those of 2025, calibrated to no real day. A product of the product table without an
+The numbers are round ones near those of 2025 and match no real day. A product of the product table without an
 entry here gets a plain market on its own ticks.
 """
 

@@ -49,7 +49,7 @@ def api_key(request: Request) -> str:
 
 
 def require_entitlement(scenario: Scenario) -> None:
-    """Raise the vendor's refusal when the plan does not include the data."""
+    """Raise the vendor's refusal if the plan does not include the data."""
     if scenario.fault == "not_entitled":
         raise RequestRefused(
             422,
