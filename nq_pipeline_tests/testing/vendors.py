@@ -1,6 +1,6 @@
 """A vendor whose answers are bytes, asked through its `VendorSession`, for tests of whole snapshots.
 
-python -m nq_pipeline_tests.sources.vendors DATA     takes one snapshot once told to, to be killed by tests
+python -m nq_pipeline_tests.testing.vendors DATA     takes one snapshot on command, for tests that kill it
 """
 
 from __future__ import annotations
