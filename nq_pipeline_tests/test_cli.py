@@ -30,13 +30,7 @@ from nq_pipeline.market.listing import expirations
 from nq_pipeline.market.symbology import parse_barchart_code
 from nq_pipeline.sources.barchart.source import QUOTES
 from nq_pipeline_tests.testing import barchart_boards
-from nq_pipeline_tests.testing.http_server import (
-    FAULTS,
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import FAULTS, Answer, Asked, Server, serve
 
 NOW = "2025-06-10T15:00:00Z"
 SERIES = "Q2C-2025-06-11"

@@ -15,12 +15,7 @@ from nq_pipeline.files import write_atomically
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import (
-    DAY,
-    NOON,
-    TICKS,
-    ticks,
-)
+from nq_pipeline_tests.testing.lake_samples import DAY, NOON, TICKS, ticks
 
 Watched = tuple[str, int]
 """`sync` of an inode, or the inode that was given its name (`name`)."""

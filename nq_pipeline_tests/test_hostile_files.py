@@ -25,12 +25,7 @@ from nq_pipeline.sources.barchart.source import QUOTES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.feeds import DATASET, Feed, market
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 
 NOW, SERIES = "2025-06-10T15:00:00Z", "Q2C-2025-06-11"
 

@@ -28,13 +28,7 @@ from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
-from nq_pipeline_tests.testing.feeds import (
-    DATASET,
-    Feed,
-    market,
-    publisher,
-    rows,
-)
+from nq_pipeline_tests.testing.feeds import DATASET, Feed, market, publisher, rows
 
 GAP = Gap("g", "trades", to_ns(NOON), to_ns(NOON) + 10**9, cause="reset")
 LATER = NOON + timedelta(days=200)

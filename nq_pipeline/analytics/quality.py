@@ -11,13 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from nq_pipeline.finding import Finding
-from nq_pipeline.lake.tables import (
-    GAMMA_LEVELS,
-    IV_SMILE,
-    OPTION_PRICING,
-    SERIES_METRICS,
-    STRIKE_PROFILE,
-)
+from nq_pipeline.lake.tables import GAMMA_LEVELS, IV_SMILE, OPTION_PRICING, SERIES_METRICS, STRIKE_PROFILE
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
 

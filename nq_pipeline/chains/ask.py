@@ -24,14 +24,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.base import (
-    ChainAnswer,
-    ChainRequest,
-    MeteredSource,
-    Source,
-    failed,
-    without_secrets,
-)
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, MeteredSource, Source, failed, without_secrets
 from nq_pipeline.sources.registry import VENDORS
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.breaker import Breaker

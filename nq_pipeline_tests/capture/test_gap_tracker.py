@@ -14,12 +14,7 @@ from nq_pipeline.capture.gateway import SessionState
 from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.dbn_streams import (
-    Clock,
-    begun,
-    one_frame,
-    record,
-)
+from nq_pipeline_tests.testing.dbn_streams import Clock, begun, one_frame, record
 
 NOW = datetime(2025, 6, 13, 17, tzinfo=UTC)
 OPENS = datetime(2025, 6, 13, 13, 30, tzinfo=UTC)

@@ -18,13 +18,7 @@ from nq_pipeline.capture.reconnect_policy import EndReason, SessionEnd
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.dbn_streams import (
-    Clock,
-    begun,
-    one_frame,
-    record,
-    trades,
-)
+from nq_pipeline_tests.testing.dbn_streams import Clock, begun, one_frame, record, trades
 from nq_pipeline_tests.testing.feeds import DATASET, Feed
 
 NOW = datetime(2025, 6, 13, 17, tzinfo=UTC)

@@ -23,13 +23,7 @@ from nq_pipeline.capture.gaps import (
 )
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.lake.store import Lake
-from nq_pipeline_tests.testing.dbn_streams import (
-    NOON,
-    begun,
-    mapping,
-    one_frame,
-    trades,
-)
+from nq_pipeline_tests.testing.dbn_streams import NOON, begun, mapping, one_frame, trades
 
 OPENS, CLOSES = datetime(2025, 6, 10, 13, 30, tzinfo=UTC), datetime(2025, 6, 10, 20, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -22,15 +22,7 @@ from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
 from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.dbn.framer import Framer, SymbolMapping
 from nq_pipeline.errors import CaptureError
-from nq_pipeline_tests.testing.dbn_streams import (
-    Clock,
-    begun,
-    head,
-    mapping,
-    one_frame,
-    record,
-    trades,
-)
+from nq_pipeline_tests.testing.dbn_streams import Clock, begun, head, mapping, one_frame, record, trades
 
 DATASET = "GLBX.MDP3"
 OpenLog = Callable[..., CaptureLog]

@@ -17,12 +17,7 @@ from nq_pipeline.capture.log.recovery import recover
 from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.errors import CaptureBusy, LogFailed
 from nq_pipeline_tests.testing.capture_writer import DATASET
-from nq_pipeline_tests.testing.dbn_streams import (
-    Clock,
-    begun,
-    one_frame,
-    trades,
-)
+from nq_pipeline_tests.testing.dbn_streams import Clock, begun, one_frame, trades
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -15,12 +15,7 @@ from nq_pipeline.lake.tables import MBO, MBP_1, TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline_tests.testing.dbn_streams import Clock, mapping
 from nq_pipeline_tests.testing.feeds import DATASET, Feed, dbn_records, lake_records, publisher, rows
-from nq_pipeline_tests.testing.gateway_client import (
-    NOON,
-    gateway,
-    log_session,
-    unlimited,
-)
+from nq_pipeline_tests.testing.gateway_client import NOON, gateway, log_session, unlimited
 
 
 def test_the_lake_equals_the_market_after_cuts_and_replays(root: Path) -> None:

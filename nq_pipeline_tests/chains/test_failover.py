@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.chains import failover
-from nq_pipeline.chains.failover import (
-    Gates,
-    decide,
-    oldest_fresh,
-    winning_rows,
-)
+from nq_pipeline.chains.failover import Gates, decide, oldest_fresh, winning_rows
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN, conform
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series

@@ -27,12 +27,7 @@ from nq_pipeline.verify.doctor import plan_steps
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.backfill_vendor import STREAM, form, refused
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 from nq_pipeline_tests.testing.polygon_contract import listed
 
 METERED = (STREAM, "/v0/batch.submit_job")

@@ -36,13 +36,7 @@ from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.polygon.spec import PolygonSettings
 from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.vendors import (
-    NOW,
-    Desk,
-    Vendor,
-    down,
-    failing,
-)
+from nq_pipeline_tests.testing.vendors import NOW, Desk, Vendor, down, failing
 
 TODAY, TOMORROW = "Q2B-2025-06-10", "Q2C-2025-06-11"
 PER_SERIES = 42

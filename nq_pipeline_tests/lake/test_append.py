@@ -17,14 +17,7 @@ from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, SOURCE_CHAIN, Column, conform
-from nq_pipeline_tests.testing.lake_samples import (
-    DAY,
-    NOON,
-    TICKS,
-    chain,
-    decision,
-    ticks,
-)
+from nq_pipeline_tests.testing.lake_samples import DAY, NOON, TICKS, chain, decision, ticks
 from nq_pipeline_tests.testing.lake_writer import ROWS_PER_CALL, call
 
 

@@ -18,22 +18,9 @@ from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import (
-    DECISIONS,
-    INSTANT,
-    OPTION_CHAIN,
-    SOURCE_CHAIN,
-    TABLES,
-    conform,
-)
+from nq_pipeline.lake.tables import DECISIONS, INSTANT, OPTION_CHAIN, SOURCE_CHAIN, TABLES, conform
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import (
-    AFTER,
-    DAY,
-    NOON,
-    chain,
-    decision,
-)
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, NOON, chain, decision
 from nq_pipeline_tests.testing.sql_types import SQL_TYPES
 
 MINUTE = 60 * NS_PER_S

@@ -35,15 +35,7 @@ from nq_pipeline.lake.tables import (
 )
 from nq_pipeline.lake.views import VIEWS, View
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import (
-    CALL,
-    DAY,
-    NOON,
-    PUT,
-    chain,
-    decision,
-    trade,
-)
+from nq_pipeline_tests.testing.lake_samples import CALL, DAY, NOON, PUT, chain, decision, trade
 from nq_pipeline_tests.testing.sql_types import SQL_TYPES
 
 MINUTE = 60 * NS_PER_S

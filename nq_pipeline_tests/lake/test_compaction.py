@@ -19,15 +19,7 @@ from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN, USD
-from nq_pipeline_tests.testing.lake_samples import (
-    AFTER,
-    DAY,
-    DURING,
-    NOON,
-    TICKS,
-    chain,
-    ticks,
-)
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
 
 
 def contents(lake: Lake) -> dict[str, bytes]:

@@ -11,14 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nq_pipeline.lake.store import Lake
-from nq_pipeline_tests.testing.lake_samples import (
-    AFTER,
-    DAY,
-    DURING,
-    NOON,
-    TICKS,
-    ticks,
-)
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, TICKS, ticks
 
 KEYS = st.tuples(st.integers(0, 2), st.integers(0, 1_500), st.integers(0, 1))
 ROWS = st.lists(st.tuples(KEYS, st.none() | st.floats(-1e6, 1e6)), max_size=8)

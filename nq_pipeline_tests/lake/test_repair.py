@@ -21,13 +21,7 @@ from nq_pipeline.lake.repair import repair
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import (
-    AFTER,
-    DAY,
-    DURING,
-    NOON,
-    chain,
-)
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, chain
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 """Every grace period is over."""

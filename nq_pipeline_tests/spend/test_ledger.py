@@ -24,12 +24,7 @@ from nq_pipeline.spend import database
 from nq_pipeline.spend.ledger import Ledger, Purpose, open_ledger, read_ledger
 from nq_pipeline.spend.money import GIB, NANO, cost_of, format_usd
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.ledger_machine import (
-    NOON,
-    Machine,
-    charge,
-    size_of,
-)
+from nq_pipeline_tests.testing.ledger_machine import NOON, Machine, charge, size_of
 from nq_pipeline_tests.testing.ledgers import PASSWORD, FreshLedger
 
 

@@ -10,11 +10,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.source import QUOTES, Barchart
 from nq_pipeline_tests.testing import barchart_boards
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server
 from nq_pipeline_tests.testing.source_contract import MARK, SourceContract
 
 EXPIRY = {"MC2M25": "06/11/25", "MM7M25": "06/12/25"}

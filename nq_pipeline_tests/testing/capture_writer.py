@@ -18,14 +18,7 @@ from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.errors import LogFailed
 from nq_pipeline.market import sessions
-from nq_pipeline_tests.testing.dbn_streams import (
-    NOON,
-    Clock,
-    begun,
-    mapping,
-    one_frame,
-    trades,
-)
+from nq_pipeline_tests.testing.dbn_streams import NOON, Clock, begun, mapping, one_frame, trades
 
 DATASET = "GLBX.MDP3"
 

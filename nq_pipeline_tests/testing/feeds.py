@@ -17,13 +17,7 @@ from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TRADES, Table
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.dbn_streams import (
-    NOON,
-    Clock,
-    empty,
-    head,
-    mapping,
-)
+from nq_pipeline_tests.testing.dbn_streams import NOON, Clock, empty, head, mapping
 
 DATASET = "GLBX.MDP3"
 START = to_ns(NOON)

@@ -17,12 +17,7 @@ import polars as pl
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN
-from nq_pipeline_tests.testing.lake_samples import (
-    DAY,
-    NOON,
-    TICKS,
-    ticks,
-)
+from nq_pipeline_tests.testing.lake_samples import DAY, NOON, TICKS, ticks
 
 ROWS_PER_CALL = 40
 LONG_AFTER = datetime(2030, 1, 1, tzinfo=UTC)

@@ -10,17 +10,8 @@ from nq_pipeline.configuration import load
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.polygon.source import REFERENCE, SNAPSHOT, Polygon
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-)
-from nq_pipeline_tests.testing.proxies import (
-    NOON,
-    contract,
-    item,
-    page,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server
+from nq_pipeline_tests.testing.proxies import NOON, contract, item, page
 from nq_pipeline_tests.testing.source_contract import MARK, SourceContract
 
 DAYS = (date(2025, 6, 11), date(2025, 6, 12))

@@ -36,13 +36,7 @@ from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Source
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.http_server import (
-    FAULTS,
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import FAULTS, Answer, Asked, Server, serve
 
 MOMENT = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 """Tuesday, 10:00 in Chicago: the market is open."""

@@ -19,11 +19,7 @@ from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.sources.tradovate.source import Tradovate
 from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline_tests.testing import tradovate_server
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    Server,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server
 from nq_pipeline_tests.testing.source_contract import MARK, SourceContract
 from nq_pipeline_tests.testing.tradovate_server import (
     BOARDS,

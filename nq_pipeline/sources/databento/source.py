@@ -18,13 +18,7 @@ import polars as pl
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.dbn.columns import INSTANT
 from nq_pipeline.dbn.stream import Records, decode
-from nq_pipeline.errors import (
-    LedgerError,
-    NotConfigured,
-    NotEntitled,
-    SourceError,
-    Unavailable,
-)
+from nq_pipeline.errors import LedgerError, NotConfigured, NotEntitled, SourceError, Unavailable
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.sessions import in_chicago

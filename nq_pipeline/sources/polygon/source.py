@@ -36,13 +36,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall
 from nq_pipeline.sources.failures import failed_probe, rejecting
 from nq_pipeline.sources.plausibility import OTHER, within_expirations
-from nq_pipeline.sources.polygon.normalize import (
-    NEW_YORK,
-    SOURCE,
-    UnderlyingChain,
-    build_chain,
-    sum_counts,
-)
+from nq_pipeline.sources.polygon.normalize import NEW_YORK, SOURCE, UnderlyingChain, build_chain, sum_counts
 from nq_pipeline.sources.polygon.parse import (
     NoSuchAddress,
     SnapshotPage,

@@ -23,14 +23,7 @@ from nq_pipeline.market.listing import front_future, underlying_future
 from nq_pipeline.market.products import select_products
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
-from nq_pipeline.sources.base import (
-    ChainAnswer,
-    ChainRequest,
-    Probe,
-    failed,
-    overall,
-    series_failure,
-)
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall, series_failure
 from nq_pipeline.sources.failures import STOP_ERRORS, failed_probe, merge_controls
 from nq_pipeline.sources.plausibility import SKEW_NS
 from nq_pipeline.sources.tradovate.library import ContractLibrary, ListedSeries

@@ -16,14 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from nq_pipeline.errors import (
-    BadPayload,
-    DeadlineReached,
-    NotEntitled,
-    RateLimited,
-    SourceError,
-    Unavailable,
-)
+from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, RateLimited, SourceError, Unavailable
 from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.sources.failures import quoted
 from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER

@@ -11,11 +11,7 @@ from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline.sources.barchart.source import QUOTES
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.barchart_contract import BarchartContract, healthy
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.source_contract import MOMENT
 
 

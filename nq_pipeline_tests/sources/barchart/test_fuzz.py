@@ -18,12 +18,7 @@ from nq_pipeline.sources.barchart import parse as quotes
 from nq_pipeline.sources.barchart.page import parse_page
 from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline_tests.testing import barchart_boards
-from nq_pipeline_tests.testing.barchart_boards import (
-    chain,
-    quote,
-    settled,
-    traded,
-)
+from nq_pipeline_tests.testing.barchart_boards import chain, quote, settled, traded
 
 SERIES, CODE, TODAY = Series("Q2C", date(2025, 6, 11)), "MC2M5", date(2025, 6, 10)
 COLUMNS = parse_chain(chain(barchart_boards.board(CODE)), SERIES, CODE, trade_date=TODAY).rows.schema

@@ -20,30 +20,15 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.barchart.codes import series_of_code
 from nq_pipeline.sources.barchart.parse import BarchartChain, parse_chain
-from nq_pipeline.sources.barchart.source import (
-    FIELDS,
-    QUOTES,
-    Barchart,
-)
+from nq_pipeline.sources.barchart.source import FIELDS, QUOTES, Barchart
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import Scope, VendorSession
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import barchart_boards
-from nq_pipeline_tests.testing.barchart_boards import (
-    chain,
-    quote,
-    settled,
-    traded,
-)
+from nq_pipeline_tests.testing.barchart_boards import chain, quote, settled, traded
 from nq_pipeline_tests.testing.barchart_contract import healthy
-from nq_pipeline_tests.testing.http_server import (
-    FAULTS,
-    Answer,
-    Asked,
-    Server,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import FAULTS, Answer, Asked, Server, serve
 
 NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 TODAY = date(2025, 6, 10)

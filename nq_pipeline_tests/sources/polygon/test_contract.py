@@ -16,17 +16,9 @@ from nq_pipeline.configuration import load
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.polygon.source import REFERENCE, Polygon
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.polygon_contract import BOARD, DAYS, LATER, PolygonContract, healthy, listed
-from nq_pipeline_tests.testing.proxies import (
-    NOON,
-    item,
-    page,
-)
+from nq_pipeline_tests.testing.proxies import NOON, item, page
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT
 
 

@@ -21,19 +21,9 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.products import NDX, QQQ, Product
 from nq_pipeline.sources.base import ChainRequest
 from nq_pipeline.sources.polygon.normalize import chain_rows, regular_session
-from nq_pipeline.sources.polygon.parse import (
-    NoSuchAddress,
-    error_of_reply,
-    next_page,
-    parse_page,
-)
+from nq_pipeline.sources.polygon.parse import NoSuchAddress, error_of_reply, next_page, parse_page
 from nq_pipeline.transport.vendor_session import Reply
-from nq_pipeline_tests.testing.proxies import (
-    NOON,
-    contract,
-    item,
-    page,
-)
+from nq_pipeline_tests.testing.proxies import NOON, contract, item, page
 
 DAY = date(2025, 6, 20)
 REQUEST = ChainRequest(

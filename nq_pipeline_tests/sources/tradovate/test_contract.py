@@ -13,19 +13,10 @@ from websockets.sync.server import ServerConnection
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.tradovate.source import Tradovate
 from nq_pipeline_tests.testing import tradovate_server
-from nq_pipeline_tests.testing.http_server import (
-    Answer,
-    Asked,
-    serve,
-)
+from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.source_contract import MARK
 from nq_pipeline_tests.testing.tradovate_contract import AHEAD, TICKET, TradovateContract, says_nothing
-from nq_pipeline_tests.testing.tradovate_server import (
-    QUOTED_AT,
-    as_json,
-    quote,
-    send,
-)
+from nq_pipeline_tests.testing.tradovate_server import QUOTED_AT, as_json, quote, send
 
 
 class TestTradovateContract(TradovateContract):
