@@ -100,7 +100,7 @@ def test_a_blocked_vendor_is_a_failed_check_beside_a_chain(ui: Watched) -> None:
         "assets/nq/option_chain?view=checks", "chain_checks", "parity_forward", "sources_agree", "no_proxy"
     )
     ui.look("assets/nq/option_chain?view=overview", "chain_overview", "contract_key", "option")
-    ui.look("assets/nq/report?view=overview", "report", "It needs no network", "sketch")
+    ui.look("assets/nq/report?view=overview", "report", "needs no network", "sketch")
     expect(ui.page.locator('img[src^="data:image/svg+xml"]')).to_be_visible()
     ui.look("assets/barchart/option_chain?view=checks", "barchart_checks", "available", "blocked")
     ui.look("assets/databento/option_chain?view=overview", "databento_overview", "Metered unless")
