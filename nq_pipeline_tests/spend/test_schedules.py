@@ -241,8 +241,8 @@ def begin(fresh: FreshLedger) -> Iterator[Begin]:
     engine, numbers = sa.create_engine(url, isolation_level="AUTOCOMMIT"), count()
 
     def model(**more: Any) -> Model:
-        new = {"environment": f"schedule-{next(numbers)}", "ledger_url": SecretStr(url)}
-        return Model(own.with_values(**new, **more), look)
+        values = own.with_values(ledger_url=SecretStr(url), **more)
+        return Model(values.model_copy(update={"environment": f"schedule-{next(numbers)}"}), look)
 
     with engine.connect() as look:
         yield model
