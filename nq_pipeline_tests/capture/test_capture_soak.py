@@ -50,7 +50,7 @@ def disconnect(it: Gateway, data: Path, times: int) -> None:
         running.finish()
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(60, marks=SOAK)])
+@pytest.mark.parametrize("times", [6, pytest.param(60, marks=SOAK)])
 def test_after_disconnects_of_all_kinds_the_lake_is_what_was_sent(times: int, tmp_path: Path) -> None:
     with serve_gateway(limits=unlimited()) as it:
         disconnect(it, tmp_path, times)
@@ -83,7 +83,7 @@ def kill(it: Gateway, data: Path, times: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("times", "load", "records"), [(6, 4_000, 100_000), pytest.param(200, 4_000, 1_000_000, marks=SOAK)]
+    ("times", "load", "records"), [(4, 4_000, 60_000), pytest.param(200, 4_000, 1_000_000, marks=SOAK)]
 )
 def test_after_kills_at_random_moments_the_lake_is_what_was_sent(
     times: int, load: int, records: int, tmp_path: Path

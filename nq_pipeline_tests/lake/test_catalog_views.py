@@ -420,7 +420,7 @@ def test_a_moment_without_a_time_zone_is_refused(lake: Lake) -> None:
     lake.root.mkdir(parents=True, exist_ok=True)
     with pytest.raises(LakeError, match="has no time zone"):
         nq_pipeline.chain(datetime(2025, 7, 1, 12), settings=settings)
-    with pytest.raises(LakeError, match="give as_of, too"):
+    with pytest.raises(LakeError, match="needs as_of"):
         nq_pipeline.chain(newest_per_contract=True, settings=settings)
 
 
