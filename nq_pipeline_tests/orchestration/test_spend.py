@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
-from nq_pipeline.spend.ledger import Charge, open_ledger
+from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.backfill_vendor import vendor
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
+from nq_pipeline_tests.testing.ledgers import charge_of_a_day
 
 DAY, NOW = "2025-06-10", "2025-06-10T15:00:00Z"
 WEBHOOK = "http://127.0.0.1:9/services/marked-path"
@@ -60,23 +61,6 @@ def run(
         f"{evaluation.asset_key.to_user_string()}/{evaluation.check_name}": evaluation
         for evaluation in result.get_asset_check_evaluations()
     }
-
-
-def charge(**more: Any) -> Charge:
-    given = {
-        "vendor": "databento",
-        "purpose": "backfill",
-        "dataset": "GLBX.MDP3",
-        "schema": "trades",
-        "mode": "historical-streaming",
-        "description": "a day",
-        "run_id": "r",
-        "cost_usd": Decimal(1),
-        "unit_price_usd": None,
-        "billable_bytes": None,
-        "priced_at": datetime.now(UTC),
-    }
-    return Charge(**{**given, **more})
 
 
 def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
@@ -134,8 +118,8 @@ def test_without_a_budget_a_snapshot_shows_refusal_and_alert(
 def test_the_hourly_check_shows_numbers_and_a_chart(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     settings = settings_of(tmp_path)
     ledger = open_ledger(settings)
-    ledger.commit(ledger.reserve(charge(cost_usd=Decimal("1.25"))), billed_bytes=100)
-    ledger.reserve(charge(cost_usd=Decimal(2)))
+    ledger.commit(ledger.reserve(charge_of_a_day(cost_usd=Decimal("1.25"))), billed_bytes=100)
+    ledger.reserve(charge_of_a_day(cost_usd=Decimal(2)))
     result, evaluations = run(instance, settings, "spend")
     assert result.success and all(check.passed for check in evaluations.values())
     assert set(evaluations) == {f"spend/ledger/{name}" for name in PROMISES[SPEND_LEDGER]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -15,32 +14,16 @@ from nq_pipeline.configuration import load
 from nq_pipeline.lake.tables import ANSWERS
 from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import Entitlement, Mode
-from nq_pipeline.spend.ledger import Charge, open_ledger
-
-
-def charge(**more: Any) -> Charge:
-    given = {
-        "vendor": "databento",
-        "purpose": "backfill",
-        "dataset": "GLBX.MDP3",
-        "schema": "trades",
-        "mode": "historical-streaming",
-        "description": "a day",
-        "run_id": "r",
-        "cost_usd": Decimal(1),
-        "unit_price_usd": None,
-        "billable_bytes": None,
-        "priced_at": datetime.now(UTC),
-    }
-    return Charge(**{**given, **more})
+from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline_tests.testing.ledgers import charge_of_a_day
 
 
 def test_a_month_near_its_budget_and_old_reservations_warn(tmp_path: Path) -> None:
     settings = load(data_dir=tmp_path / "data", budget_daily_usd=Decimal(21), budget_review_h=1)
     held = open_ledger(settings)
-    held.reserve(charge(cost_usd=Decimal("16.79")))
+    held.reserve(charge_of_a_day(cost_usd=Decimal("16.79")))
     assert quality.judge_projection(held.month()).passed
-    held.reserve(charge(cost_usd=Decimal("0.01")))
+    held.reserve(charge_of_a_day(cost_usd=Decimal("0.01")))
     near = quality.judge_projection(held.month())
     assert not near.passed and near.severity == "warn"
     assert quality.judge_reservations(held.month()).passed

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -63,7 +64,7 @@ DEFAULT_OUTCOMES: Mapping[str, Outcome] = {
 """The outcome of the whole answer by fault of `http_server.FAULTS`, unless the vendor names another."""
 
 
-class SourceContract:
+class SourceContract(ABC):
     """Inherit, name the class `Test…`, fill in.
 
     Attributes
@@ -87,16 +88,17 @@ class SourceContract:
 
     # Each vendor defines these.
 
+    @abstractmethod
     def settings(self, server: Server) -> Settings:
         """Settings that point at the server, with `MARK` in every credential."""
-        raise NotImplementedError
 
+    @abstractmethod
     def source(self, settings: Settings) -> Source:
-        raise NotImplementedError
+        """The source under test."""
 
+    @abstractmethod
     def answer(self, asked: Asked) -> Answer:
         """What a healthy vendor answers."""
-        raise NotImplementedError
 
     def series_asked(self, asked: Asked) -> str | None:
         """The key of the one series a request is about; None where requests are about all."""
