@@ -5,7 +5,7 @@ RUN useradd --create-home nq && install -d -o nq /data
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY nq_pipeline ./nq_pipeline
-RUN pip install --no-cache-dir --constraint constraints.txt ".[postgres]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[cluster]"
 
 USER nq
 WORKDIR /data
