@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from nq_pipeline_tests.testing.recorded import SHARED
+from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_faults, serve_s3
 
 # How long an example takes depends on the machine and is no property of the program. The examples are the
 # same in every run, so that a change is blamed for its own faults; `make soak` looks for new ones.
@@ -42,7 +44,39 @@ def shared() -> Path:
 def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests see neither the developer's environment nor a `.env` of the working directory."""
     for name in list(os.environ):
-        if name.startswith(("NQ_", "TRADOVATE_", "POLYGON_", "MASSIVE_", "DATABENTO_")):
+        if name.startswith(("NQ_", "TRADOVATE_", "POLYGON_", "MASSIVE_", "DATABENTO_", "AWS_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 stand-in in a process of its own."""
+    with serve_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket of the stand-in; the environment leads to it."""
+    bucket = new_bucket(s3)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket
+
+
+@pytest.fixture
+def s3_faults(s3: str) -> Iterator[FaultProxy]:
+    """A proxy before the S3 stand-in that shows faults."""
+    with serve_faults(s3) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def flaky_bucket(s3_faults: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket behind `s3_faults`; the environment leads to the proxy."""
+    bucket = new_bucket(s3_faults.endpoint)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket
