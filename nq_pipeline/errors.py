@@ -48,6 +48,10 @@ class LakeError(NqError):
     """The lake cannot be written or read."""
 
 
+class StaleToken(LakeError):
+    """The writer's lease is older than one under which rows were accepted; it writes nothing more."""
+
+
 class NoLake(LakeError):
     """The data folder has no lake; the message names its absolute path."""
 

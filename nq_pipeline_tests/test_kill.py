@@ -106,7 +106,7 @@ def check_readable(data: Path, complete: Undisturbed) -> None:
         frame = rows(data, table)
         assert frame.select(table.key).is_unique().all(), f"a key is twice in {table.name}"
         assert frame.height == lake_of(data).manifest(table).rows
-        files = lake_of(data).files(table)
+        files = list(map(Path, lake_of(data).files(table)))
         assert [file for file in files if file.match(TEMPORARY) or not file.is_file()] == []
     for table in (SOURCE_CHAIN, OPTION_CHAIN):
         assert rows(data, table).height in (0, complete.rows[table.name].height)

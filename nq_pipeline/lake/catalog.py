@@ -195,7 +195,7 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
     unreadable: dict[date | None, str] = {}
     for file in files:
         try:
-            paths += map(str, stored.checked_paths([file]))
+            paths += stored.check([file])
         except LakeError as error:
             unreadable.setdefault(file.trade_date, str(error))
     older = any(file.schema_version != table.version for file in files)

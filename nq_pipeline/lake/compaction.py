@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from pathlib import Path
 
 import polars as pl
 
@@ -69,38 +68,37 @@ def is_over(trade_date: date, now: datetime) -> bool:
 
 def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> None:
     """Replace files of one trade date by one with the same rows, sorted when it is the `whole` trade date."""
-    table, paths = stored.table, stored.checked_paths(group)
-    sizes = [file.rows for file in group]
+    stored.check(group)
     with stored.stage(group[0].trade_date) as staged:
         if whole:
-            frames, rows = sorted_slices(table, paths, sum(sizes)), parquet.ROW_GROUP_ROWS
+            frames, rows = sorted_slices(stored, group), parquet.ROW_GROUP_ROWS
         else:
-            frames, rows = sorted_pieces(table, paths, sizes), PIECE_ROWS
-        written = parquet.write(staged, table, frames, parquet.read_runs(paths), group_rows=rows)
+            frames, rows = sorted_pieces(stored, group), PIECE_ROWS
+        written = stored.write_staged(staged, frames, stored.read_runs(group), group_rows=rows)
         stored.replace(group, staged, written)
 
 
-def sorted_pieces(table: Table, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """All rows of some files of given sizes in order, sorted within pieces of at most `PIECE_ROWS`."""
+def sorted_pieces(stored: TableFiles, group: Sequence[DataFile]) -> Iterator[pl.DataFrame]:
+    """All rows of some files in order, sorted within pieces of at most `PIECE_ROWS`."""
     piece: list[pl.DataFrame] = []
-    for path, size in zip(paths, sizes, strict=True):
-        for offset in range(0, size, PIECE_ROWS):
-            rows = parquet.scan(table, [path]).slice(offset, PIECE_ROWS).collect()
+    for file in group:
+        for offset in range(0, file.rows, PIECE_ROWS):
+            rows = stored.scan([file]).slice(offset, PIECE_ROWS).collect()
             if piece and sum(each.height for each in piece) + rows.height > PIECE_ROWS:
-                yield _sorted(table, piece)
+                yield _sorted(stored.table, piece)
                 piece = []
             piece.append(rows)
-    yield _sorted(table, piece)
+    yield _sorted(stored.table, piece)
 
 
 def _sorted(table: Table, piece: list[pl.DataFrame]) -> pl.DataFrame:
     return piece[0] if len(piece) == 1 else pl.concat(piece).sort(table.total_order)
 
 
-def sorted_slices(table: Table, paths: Sequence[Path], rows: int) -> Iterator[pl.DataFrame]:
+def sorted_slices(stored: TableFiles, group: Sequence[DataFile]) -> Iterator[pl.DataFrame]:
     """All rows of some files in the table's order, about `SLICE_ROWS` at a time."""
-    frames = parquet.scan(table, paths)
-    if rows <= SLICE_ROWS:
+    table, frames = stored.table, stored.scan(group)
+    if sum(file.rows for file in group) <= SLICE_ROWS:
         yield frames.sort(table.total_order).collect()
         return
     leading = pl.col(table.order[0])

@@ -6,8 +6,8 @@ that a version supersedes stay on disk for an hour (`GRACE_NS`) for readers of o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -63,12 +63,17 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One version of the file list. Version 0 is a table that was never written."""
+    """One version of the file list. Version 0 is a table that was never written.
+
+    `marks` are numbers that a version carries with its rows: how far a capture log is published, and the
+    newest lease under which rows were accepted.
+    """
 
     table: str
     version: Count = 0
     files: tuple[DataFile, ...] = ()
     superseded: tuple[Superseded, ...] = ()
+    marks: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -85,7 +90,14 @@ class Manifest:
         current = {file.path for file in self.files}
         return all(file.path in current for file in files)
 
-    def next(self, *, add: Iterable[DataFile] = (), remove: Iterable[DataFile] = (), at: int) -> Manifest:
+    def next(
+        self,
+        *,
+        add: Iterable[DataFile] = (),
+        remove: Iterable[DataFile] = (),
+        marks: Mapping[str, int] | None = None,
+        at: int,
+    ) -> Manifest:
         """The version after this one, made at `at` (nanoseconds UTC, real time)."""
         gone = [file.path for file in remove]
         return Manifest(
@@ -93,12 +105,13 @@ class Manifest:
             version=self.version + 1,
             files=(*(file for file in self.files if file.path not in gone), *add),
             superseded=(*self.superseded, *(Superseded(path, at) for path in gone)),
+            marks={**self.marks, **(marks or {})},
         )
 
     def forget(self, before: int) -> Manifest:
         """The version after this one, without the files superseded before `before`."""
         remaining = tuple(file for file in self.superseded if file.at >= before)
-        return Manifest(self.table, self.version + 1, self.files, remaining)
+        return Manifest(self.table, self.version + 1, self.files, remaining, self.marks)
 
 
 _FORM = TypeAdapter(Manifest)

@@ -9,7 +9,7 @@ partitioning), so that DuckDB, polars and pyarrow can all read a folder of files
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -108,36 +108,39 @@ def find_fault(path: Path, size: int) -> str:
     return "" if end == MAGIC else "is not a Parquet file"
 
 
-def scan(table: Table, paths: Sequence[Path]) -> pl.LazyFrame:
-    """The rows of some files. Columns that an older file lacks are null; older types are cast."""
+def scan(
+    table: Table, paths: Sequence[str], options: Mapping[str, str] | None = None, older: Collection[str] = ()
+) -> pl.LazyFrame:
+    """The rows of some files. Columns that an older file lacks are null; older types are cast.
+
+    Parameters
+    ----------
+    paths
+        Paths or URIs; for URIs, `options` say how to reach the object store.
+    """
     if not paths:
         return table.empty().lazy()
     was = {column.name: column.was for column in table.columns if column.was is not None}
-    older = [path for path in paths if was and was.items() & pl.read_parquet_schema(path).items()]
+    if was and options is None:
+        older = [path for path in paths if was.items() & pl.read_parquet_schema(path).items()]
     newer = [path for path in paths if path not in older]
-    frames = [_scan(table.schema, newer)] if newer else []
+    frames = [_scan(table.schema, newer, options)] if newer else []
     if older:
-        then = _scan(pl.Schema({**table.schema, **was}), older)
+        then = _scan(pl.Schema({**table.schema, **was}), list(older), options)
         frames.append(then.with_columns(pl.col(name).cast(table.schema[name]) for name in was))
     return pl.concat(frames)
 
 
-def _scan(schema: pl.Schema, paths: Sequence[Path]) -> pl.LazyFrame:
+def _scan(schema: pl.Schema, paths: Sequence[str], options: Mapping[str, str] | None) -> pl.LazyFrame:
     return pl.scan_parquet(
         list(paths),
+        storage_options=dict(options) if options else None,
         schema=schema,
         hive_partitioning=True,
         hive_schema={PARTITION: pl.Date()},
         missing_columns="insert",
         glob=False,
     ).select(schema.names())
-
-
-def count_rows(path: Path) -> int:
-    """The number of rows, from the footer."""
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
 
 
 def read_runs(paths: Iterable[Path]) -> list[str]:

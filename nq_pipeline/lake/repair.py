@@ -20,7 +20,7 @@ from nq_pipeline.files import sync
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.table_files import TableFiles
+from nq_pipeline.lake.table_files import ManifestFiles
 from nq_pipeline.lake.tables import PARTITION, Table
 
 DAMAGED = ".damaged"
@@ -72,9 +72,10 @@ def repair(lake: Lake, table: Table) -> RepairResult:
     It holds the locks of writers and merges, so it may run at any time.
     """
     stored = lake.table_files(table)
-    folder = stored.folder
-    if not folder.is_dir():
+    if not stored.exists():
         return RepairResult(table.name, (), 0, 0)
+    assert isinstance(stored, ManifestFiles)
+    folder = stored.folder
     with stored.merge_lock(), stored.lock():
         known, why = _read_manifest(folder)
         listed = {file.path: file for file in known.files}
@@ -104,7 +105,7 @@ def repair(lake: Lake, table: Table) -> RepairResult:
         )
         stored.publish(made)
     for file in partial:  # unlisted: append their missing rows; garbage collection removes the files
-        lake.recover_rows(table, folder / file.path)
+        lake.recover_rows(table, file)
     now = lake.manifest(table)
     gone = [folder / name for name in listed if name not in there and name not in faults]
     return RepairResult(
@@ -119,18 +120,17 @@ def repair(lake: Lake, table: Table) -> RepairResult:
 
 def find_damage(lake: Lake) -> LakeError | None:
     """The first damage in the lake. Checks sizes and ends of all files first, then reads them completely."""
-    tables = [lake.table_files(table) for table in lake.tables if lake.folder(table).is_dir()]
+    tables = [stored for stored in map(lake.table_files, lake.tables) if stored.exists()]
     for whole in (False, True):
         for stored in tables:
             try:
                 files = stored.manifest().files
-                stored.checked_paths(files)
+                stored.check(files)
             except LakeError as error:
                 return error
             for file in files if whole else ():
-                path = stored.folder / file.path
-                if fault := _read_fault(stored.table, path, file):
-                    return stored.damaged(path, fault)
+                if fault := _read_fault(stored.table, stored.folder / file.path, file):
+                    return stored.damaged(file, fault)
     return None
 
 
@@ -156,7 +156,7 @@ def _read_fault(table: Table, path: Path, listed: DataFile | None) -> str:
                 return f"is not a file of {table.name}"
             rows = sum(batch.num_rows for batch in file.iter_batches())
         orjson.loads(about.get(parquet.RUNS, b"[]"))
-        parquet.scan(table, [path]).select(table.key).head(1).collect()
+        parquet.scan(table, [str(path)]).select(table.key).head(1).collect()
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
         return f"cannot be read ({type(error).__name__})"
     return "" if listed is None or rows == listed.rows else f"has {rows:,} of its {listed.rows:,} rows"
@@ -173,14 +173,14 @@ def _set_aside(path: Path) -> Path:
     return aside
 
 
-def _describe(stored: TableFiles, path: Path) -> DataFile:
+def _describe(stored: ManifestFiles, path: Path) -> DataFile:
     """A file's manifest entry, with level 0."""
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(path)
     table = stored.table
     pruning = pl.col(table.pruning_column).to_physical()
-    instants = parquet.scan(table, [path]).select(pruning).collect().to_series()
+    instants = parquet.scan(table, [str(path)]).select(pruning).collect().to_series()
     return DataFile(
         path=stored.relative(path),
         trade_date=date.fromisoformat(path.parent.name.removeprefix(f"{PARTITION}=")),
@@ -204,10 +204,12 @@ def _select(
     redundant: list[DataFile] = []
     partial: list[DataFile] = []
     for file in sorted(files, key=lambda file: (-file.rows, file.path)):
-        others = [lake.folder(table) / other.path for other in current if _may_share_keys(table, file, other)]
+        others = [
+            str(lake.folder(table) / other.path) for other in current if _may_share_keys(table, file, other)
+        ]
         new = file.rows
         if others:
-            own = parquet.scan(table, [lake.folder(table) / file.path]).select(table.key)
+            own = parquet.scan(table, [str(lake.folder(table) / file.path)]).select(table.key)
             theirs = parquet.scan(table, others).select(table.key)
             new = own.join(theirs, on=table.key, how="anti").select(pl.len()).collect().item()
         (current if new == file.rows else partial if new else redundant).append(file)

@@ -7,8 +7,7 @@ files of the last hour and count their rows twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -16,15 +15,17 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.errors import LakeError
-from nq_pipeline.files import GRACE_NS, stale_temporaries
+from nq_pipeline.errors import LakeError, StaleToken
+from nq_pipeline.files import GRACE_NS
 from nq_pipeline.lake import compaction, parquet
-from nq_pipeline.lake.manifest import Manifest
-from nq_pipeline.lake.table_files import TableFiles
+from nq_pipeline.lake.manifest import DataFile, Manifest
+from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, sweep_temporaries
 from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
 
 RECOVERY_ROWS = 4 * parquet.ROW_GROUP_ROWS
 """Rows of an unlisted file that are read at a time."""
+FENCE = "lease/capture"
+"""The mark of a table with the newest capture's lease token under which rows were accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,14 @@ class AppendResult:
     known
         Rows left out because their key was in the table already or occurred twice in the frame.
     files
-        The files written, one per trade date.
+        The paths or URIs of the files written, one per trade date.
     version
-        The manifest version that contains the rows.
+        The version of the table that contains the rows.
     """
 
     rows: int
     known: int
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     version: int
 
 
@@ -84,15 +85,22 @@ class Lake:
 
     def table_files(self, table: Table) -> TableFiles:
         """The files of one table."""
-        return TableFiles(self.folder(table), table)
+        return ManifestFiles(self.folder(table), table)
 
-    def manifest(self, table: Table) -> Manifest:
-        """The newest manifest version."""
-        return self.table_files(table).manifest()
+    def manifest(self, table: Table, marks: Collection[str] = ()) -> Manifest:
+        """The newest version of a table, with these marks."""
+        return self.table_files(table).manifest(marks)
 
-    def files(self, table: Table, trade_dates: Collection[date] | None = None) -> list[Path]:
-        """The current files of some trade dates, or of all; `LakeError` where one is missing or damaged."""
-        return self.table_files(table).current_paths(trade_dates)
+    def files(self, table: Table, trade_dates: Collection[date] | None = None) -> list[str]:
+        """The paths or URIs of the current files of some trade dates, or of all.
+
+        Raises
+        ------
+        LakeError
+            A file is missing or damaged.
+        """
+        stored = self.table_files(table)
+        return stored.check(stored.manifest().of(trade_dates))
 
     def scan(self, table: Table, trade_dates: Collection[date] | None = None) -> pl.LazyFrame:
         """The rows of some trade dates, or of all, as of now.
@@ -100,10 +108,20 @@ class Lake:
         The frame reads one version of the table. Collect it within an hour; after that its files may be
         removed.
         """
-        return parquet.scan(table, self.files(table, trade_dates))
+        stored = self.table_files(table)
+        files = stored.manifest().of(trade_dates)
+        stored.check(files)
+        return stored.scan(files)
 
     def append(
-        self, table: Table, frame: pl.DataFrame, *, run_id: str, now: datetime | None = None
+        self,
+        table: Table,
+        frame: pl.DataFrame,
+        *,
+        run_id: str,
+        now: datetime | None = None,
+        marks: Mapping[str, int] | None = None,
+        token: int = 0,
     ) -> AppendResult:
         """Add the rows whose key is not in the table, durably and atomically.
 
@@ -114,13 +132,19 @@ class Lake:
         ----------
         now
             Decides which trade dates are over, for merging their files; by default the machine's clock.
+        marks
+            Numbers that the version carries from then on, with the rows or without any.
+        token
+            The fencing token of the capture's lease; 0 for a writer that needs none.
 
         Raises
         ------
         LakeError
             The frame does not fit the table, or the table is damaged at its trade dates.
+        StaleToken
+            Rows were accepted from a capture with a newer lease.
         """
-        return self._append(table, conform(table, frame), [run_id], now)
+        return self._append(table, conform(table, frame), [run_id], now, marks or {}, token)
 
     def append_all(self, frames: Iterable[tuple[Table, pl.DataFrame]], *, run_id: str) -> BatchResult:
         """Append to several tables in this order, skipping damaged ones.
@@ -156,61 +180,78 @@ class Lake:
             Real time; by default the machine's clock.
         """
         before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
-        return sum(self._sweep(table, before) for table in self.tables if self.folder(table).is_dir())
+        return sum(self._sweep(table, before) for table in self.tables if self.table_files(table).exists())
 
-    def recover_rows(self, table: Table, path: Path) -> bool:
+    def recover_rows(self, table: Table, file: DataFile) -> bool:
         """Append the rows of an unlisted file that the table lacks; False if the file cannot be read.
 
-        Such a file is left by an append that died before its manifest, or by an older manifest that was
+        Such a file is left by an append that died before its commit, or by an older manifest that was
         restored from a backup.
         """
+        stored = self.table_files(table)
         try:
-            rows, runs = parquet.count_rows(path), parquet.read_runs([path])
+            runs = stored.read_runs([file])
+            rows = stored.scan([file]).select(pl.len()).collect().item()
             for offset in range(0, rows, RECOVERY_ROWS):
-                part = parquet.scan(table, [path]).slice(offset, RECOVERY_ROWS).collect()
+                part = stored.scan([file]).slice(offset, RECOVERY_ROWS).collect()
                 self._append(table, part, runs)
         except (pl.exceptions.PolarsError, OSError, ValueError):
             return False
         return True
 
     def _append(
-        self, table: Table, frame: pl.DataFrame, runs: Sequence[str], now: datetime | None = None
+        self,
+        table: Table,
+        frame: pl.DataFrame,
+        runs: Sequence[str],
+        now: datetime | None = None,
+        marks: Mapping[str, int] = {},
+        token: int = 0,
     ) -> AppendResult:
         stored, distinct = self.table_files(table), _distinct(table, frame)
+        wanted = {**marks, FENCE: token} if token else dict(marks)
         with stored.lock():
-            current = stored.manifest()
-            new = _without_known(stored, current, distinct)
-            if new.height and not current.version:
-                stored.publish(current)  # so that data files without a manifest mean that it was lost
-            added = [stored.write(current.version + 1, part, runs) for part in _by_trade_date(new)]
-            if added:
-                current = current.next(add=added, at=time.time_ns())
-                stored.publish(current)
+            while True:  # another host's writer may be first: then its rows are known, too
+                current = stored.manifest(wanted)
+                if token < current.marks.get(FENCE, 0) and token:
+                    raise StaleToken(
+                        f"{table.name} has rows of a capture with a newer lease "
+                        f"({current.marks[FENCE]}, this one has {token}); nothing was written"
+                    )
+                new = _without_known(stored, current, distinct)
+                moved = {name: mark for name, mark in wanted.items() if current.marks.get(name) != mark}
+                if (new.height or moved) and not current.version:
+                    current = stored.create(current)
+                added = [stored.write(current, part, runs) for part in _by_trade_date(new)]
+                if not added and not moved:
+                    break
+                if made := stored.commit(current, add=added, marks=moved):
+                    current = made
+                    break
+                if added and stored.manifest().lists(added):
+                    break  # it was ours: the answer was lost
+                stored.remove(added)
         for day in {file.trade_date for file in added}:
             if sum(file.level == 0 for file in current.of({day})) >= compaction.FAN_IN:
                 compaction.compact(stored, day, now=now or datetime.now(UTC), wait=False)
-        files = tuple(stored.folder / file.path for file in added)
+        files = tuple(map(stored.location, added))
         return AppendResult(new.height, frame.height - new.height, files, current.version)
 
     def _sweep(self, table: Table, before: int) -> int:
         stored = self.table_files(table)
-        removed = _remove(stale_temporaries(stored.folder, before))
+        removed = sweep_temporaries(stored.folder, before)
         try:
             with stored.lock():
-                current = stored.manifest()
-                old = [stored.folder / file.path for file in current.superseded if file.at < before]
-                if old:
-                    days = {path.parent.name for path in old}
+                if old := stored.superseded(before):
+                    days = {file.trade_date for file in old}
                     # Only if their successors are intact: else these files have the only copy of the rows.
-                    stored.checked_paths(
-                        file for file in current.files if file.path.partition("/")[0] in days
-                    )
-                    # The files first: after a crash the manifest still names those that are left.
-                    removed += _remove(old)
-                    stored.publish(current.forget(before))
-            for path in stored.unlisted_paths():
-                if path.stat().st_mtime_ns < before and self.recover_rows(table, path):
-                    removed += _remove([path])
+                    stored.check(stored.manifest().of(days))
+                    # The files first: after a crash the versions still name those that are left.
+                    removed += stored.remove(old)
+                    stored.forget(before)
+            for file in stored.unlisted(before):
+                if self.recover_rows(table, file):
+                    removed += stored.remove([file])
         except LakeError:
             # Readers of the table get the error. No file is removed until the table is repaired.
             return removed
@@ -234,8 +275,8 @@ def _without_known(stored: TableFiles, current: Manifest, new: pl.DataFrame) -> 
         )
     if not candidates:
         return new
-    paths = stored.checked_paths(candidates)
-    known = parquet.scan(table, paths).filter(inside).select(table.key).collect()
+    stored.check(candidates)
+    known = stored.scan(candidates).filter(inside).select(table.key).collect()
     return new.join(known, on=table.key, how="anti", maintain_order="left")
 
 
@@ -259,13 +300,3 @@ def _by_trade_date(frame: pl.DataFrame) -> list[pl.DataFrame]:
     if frame.is_empty() or frame[PARTITION].n_unique() == 1:
         return [frame] if len(frame) else []
     return frame.partition_by(PARTITION, maintain_order=True)
-
-
-def _remove(paths: Iterable[Path]) -> int:
-    """Remove existing files; returns how many."""
-    removed = 0
-    for path in paths:
-        with suppress(FileNotFoundError):
-            path.unlink()
-            removed += 1
-    return removed

@@ -1,4 +1,7 @@
-"""One table on disk: its data files, and the manifest that says which of them are current.
+"""One table: its data files, and the versions that say which of them are current.
+
+Two formats keep the same contract. `ManifestFiles` (here) is a folder of this machine with a small JSON
+manifest. `delta.DeltaFiles` is a Delta table, in a folder or in an object store.
 
 <table>/manifest.json
 <table>/trade_date=2025-07-01/00000042.parquet   named after the version that added it
@@ -9,80 +12,113 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import date
 from pathlib import Path
 
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
+from nq_pipeline.files import locked, make_folder, rename_durably, stale_temporaries, temporary_for
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest
 from nq_pipeline.lake.tables import PARTITION, Table
 
 
-class TableFiles:
-    """The files of `table` in `folder`."""
+class TableFiles(ABC):
+    """The files and versions of `table`.
+
+    Parameters
+    ----------
+    folder
+        The table's folder on this host. It holds the locks and files that are being written; without an
+        object store also the table itself.
+    """
+
+    is_delta = False
 
     def __init__(self, folder: Path, table: Table) -> None:
         self.folder = folder
         self.table = table
 
-    def manifest(self) -> Manifest:
-        """The newest version; `LakeError` when the manifest is damaged or lost."""
-        return manifest.read(self.folder)
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether the table was ever written."""
 
-    def publish(self, version: Manifest) -> None:
-        """Make a version the newest one; the caller holds the lock."""
-        manifest.publish(self.folder, version)
+    @abstractmethod
+    def manifest(self, marks: Collection[str] = ()) -> Manifest:
+        """The newest version, with these marks; `LakeError` when it is damaged or lost."""
+
+    @abstractmethod
+    def create(self, empty: Manifest) -> Manifest:
+        """The first version of a table that was never written; it has no files."""
+
+    @abstractmethod
+    def commit(
+        self,
+        base: Manifest,
+        *,
+        add: Sequence[DataFile] = (),
+        remove: Sequence[DataFile] = (),
+        marks: Mapping[str, int] | None = None,
+    ) -> Manifest | None:
+        """Make the version after `base`, durably and all or nothing; None if another writer was first."""
+
+    @abstractmethod
+    def location(self, file: DataFile) -> str:
+        """The path or URI of a file."""
+
+    @abstractmethod
+    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+        """The rows of some files, which need not be current. The files are not checked."""
+
+    @abstractmethod
+    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
+        """The runs that the footers of some files name, sorted."""
+
+    @abstractmethod
+    def find_fault(self, file: DataFile) -> str:
+        """What is wrong with a file, by its size and end; empty if nothing is."""
+
+    @abstractmethod
+    def write_staged(
+        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
+    ) -> parquet.WrittenFile:
+        """Write sorted frames of one trade date to a local file."""
+
+    @abstractmethod
+    def place(
+        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
+    ) -> DataFile:
+        """Move a staged file, durably, to where the version after `base` may list it."""
+
+    @abstractmethod
+    def remove(self, files: Iterable[DataFile]) -> int:
+        """Delete files that no version lists; returns how many there were."""
+
+    @abstractmethod
+    def superseded(self, before: int) -> list[DataFile]:
+        """Files that were replaced before an instant (ns UTC) and are still there."""
+
+    @abstractmethod
+    def forget(self, before: int) -> None:
+        """After `remove`: drop what the versions still say about files replaced before an instant."""
+
+    @abstractmethod
+    def unlisted(self, before: int) -> list[DataFile]:
+        """Data files last written before an instant (ns UTC) that no version lists."""
+
+    # ── the same for every format ───────────────────────────────────────────────────────────────
 
     def lock(self) -> AbstractContextManager[bool]:
-        """Lock out other writers of this table; waits for them."""
+        """Lock out this host's other writers of the table; waits for them."""
         return locked(self.folder / ".lock")
 
     def merge_lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Lock out other merges of this table. Without `wait`, yields False while one runs."""
+        """Lock out this host's other merges of the table. Without `wait`, yields False while one runs."""
         return locked(self.folder / ".compaction.lock", wait=wait)
-
-    def current_paths(self, trade_dates: Collection[date] | None = None) -> list[Path]:
-        """The current files of some trade dates, or of all; `LakeError` where one is damaged."""
-        return self.checked_paths(self.manifest().of(trade_dates))
-
-    def checked_paths(self, files: Iterable[DataFile]) -> list[Path]:
-        """The paths of these files; `LakeError` when one is missing, truncated or not Parquet."""
-        paths = []
-        for file in files:
-            path = self.folder / file.path
-            if fault := parquet.find_fault(path, file.bytes):
-                raise self.damaged(path, fault)
-            paths.append(path)
-        return paths
-
-    def damaged(self, path: Path, fault: str) -> LakeError:
-        """The error for a damaged data file."""
-        return LakeError(
-            f"{path} {fault}; restore it from a backup, or remove it from the manifest with "
-            f"`nq repair {self.table.name}`"
-        )
-
-    def unlisted_paths(self) -> list[Path]:
-        """Data files that the manifest lists neither as current nor as superseded."""
-        current = self.manifest()
-        listed = {file.path for file in current.files} | {file.path for file in current.superseded}
-        return [path for path in sorted(self.folder.glob(DATA_FILES)) if self.relative(path) not in listed]
-
-    def relative(self, path: Path) -> str:
-        """A data file's path as in the manifest."""
-        return path.relative_to(self.folder).as_posix()
-
-    def write(self, version: int, frame: pl.DataFrame, runs: Sequence[str]) -> DataFile:
-        """Write rows of one trade date, sorted, as a file that no version lists yet."""
-        day = frame.item(0, PARTITION)
-        with self.stage(day) as staged:
-            written = parquet.write(staged, self.table, [frame], runs)
-            return self._place(version, day, 0, staged, written)
 
     def stage(self, trade_date: date) -> AbstractContextManager[Path]:
         """A temporary path in the folder of a trade date."""
@@ -90,8 +126,15 @@ class TableFiles:
         make_folder(folder)
         return temporary_for(folder / "staged.parquet")
 
+    def write(self, base: Manifest, frame: pl.DataFrame, runs: Sequence[str]) -> DataFile:
+        """Write rows of one trade date, sorted, as a file that no version lists yet."""
+        day = frame.item(0, PARTITION)
+        with self.stage(day) as staged:
+            written = self.write_staged(staged, [frame], runs, group_rows=parquet.ROW_GROUP_ROWS)
+            return self.place(base, day, 0, staged, written)
+
     def replace(self, group: Sequence[DataFile], staged: Path, written: parquet.WrittenFile) -> None:
-        """Replace files by the staged file into which they were merged, in one manifest version.
+        """Replace files by the staged file into which they were merged, in one version.
 
         Raises
         ------
@@ -101,18 +144,92 @@ class TableFiles:
         name = self.table.name
         if written.rows != sum(file.rows for file in group):
             raise LakeError(f"merging files of {name} changed the number of rows; nothing was replaced")
+        level = 1 + max(file.level for file in group)
+        merged: DataFile | None = None
         with self.lock():
-            current = self.manifest()
-            if not current.lists(group):
-                raise LakeError(f"files of {name} changed while they were merged; nothing was replaced")
-            level = 1 + max(file.level for file in group)
-            merged = self._place(current.version + 1, group[0].trade_date, level, staged, written)
-            self.publish(current.next(add=[merged], remove=group, at=time.time_ns()))
+            while True:
+                current = self.manifest()
+                if not current.lists(group):
+                    if merged:
+                        if current.lists([merged]):  # the answer to our commit was lost
+                            return
+                        self.remove([merged])
+                    raise LakeError(f"files of {name} changed while they were merged; nothing was replaced")
+                merged = merged or self.place(current, group[0].trade_date, level, staged, written)
+                if self.commit(current, add=[merged], remove=group):
+                    return
 
-    def _place(
-        self, version: int, day: date, level: int, staged: Path, written: parquet.WrittenFile
+    def check(self, files: Iterable[DataFile]) -> list[str]:
+        """The locations of these files; `LakeError` when one is missing, truncated or not Parquet."""
+        locations = []
+        for file in files:
+            if fault := self.find_fault(file):
+                raise self.damaged(file, fault)
+            locations.append(self.location(file))
+        return locations
+
+    def damaged(self, file: DataFile, fault: str) -> LakeError:
+        """The error for a damaged data file."""
+        return LakeError(
+            f"{self.location(file)} {fault}; restore it from a backup, or remove it from the manifest with "
+            f"`nq repair {self.table.name}`"
+        )
+
+
+class ManifestFiles(TableFiles):
+    """A table in a folder of this machine, with a manifest. Every writer holds its lock."""
+
+    def exists(self) -> bool:
+        return self.folder.is_dir()
+
+    def manifest(self, marks: Collection[str] = ()) -> Manifest:
+        return manifest.read(self.folder)
+
+    def create(self, empty: Manifest) -> Manifest:
+        # So that data files without a manifest mean that it was lost.
+        manifest.publish(self.folder, empty)
+        return empty
+
+    def commit(
+        self,
+        base: Manifest,
+        *,
+        add: Sequence[DataFile] = (),
+        remove: Sequence[DataFile] = (),
+        marks: Mapping[str, int] | None = None,
+    ) -> Manifest | None:
+        made = base.next(add=add, remove=remove, marks=marks or {}, at=time.time_ns())
+        manifest.publish(self.folder, made)
+        return made
+
+    def publish(self, version: Manifest) -> None:
+        """Make a version the newest one; the caller holds the lock."""
+        manifest.publish(self.folder, version)
+
+    def path(self, file: DataFile) -> Path:
+        return self.folder / file.path
+
+    def location(self, file: DataFile) -> str:
+        return str(self.path(file))
+
+    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+        return parquet.scan(self.table, [self.location(file) for file in files])
+
+    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
+        return parquet.read_runs(map(self.path, files))
+
+    def find_fault(self, file: DataFile) -> str:
+        return parquet.find_fault(self.path(file), file.bytes)
+
+    def write_staged(
+        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
+    ) -> parquet.WrittenFile:
+        return parquet.write(staged, self.table, frames, runs, group_rows=group_rows)
+
+    def place(
+        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
     ) -> DataFile:
-        path = _unused(staged.with_name(f"{version:08d}.parquet"))
+        path = _unused(staged.with_name(f"{base.version + 1:08d}.parquet"))
         rename_durably(staged, path)
         return DataFile(
             path=self.relative(path),
@@ -124,6 +241,53 @@ class TableFiles:
             since_max=written.since_max,
             schema_version=self.table.version,
         )
+
+    def remove(self, files: Iterable[DataFile]) -> int:
+        return remove_paths(map(self.path, files))
+
+    def superseded(self, before: int) -> list[DataFile]:
+        return [_bare(file.path) for file in self.manifest().superseded if file.at < before]
+
+    def forget(self, before: int) -> None:
+        self.publish(self.manifest().forget(before))
+
+    def unlisted(self, before: int) -> list[DataFile]:
+        current = self.manifest()
+        listed = {file.path for file in current.files} | {file.path for file in current.superseded}
+        names = [self.relative(path) for path in sorted(self.folder.glob(DATA_FILES))]
+        return [_bare(name) for name in names if name not in listed and self._written(name) < before]
+
+    def relative(self, path: Path) -> str:
+        """A data file's path as in the manifest."""
+        return path.relative_to(self.folder).as_posix()
+
+    def _written(self, name: str) -> int:
+        return (self.folder / name).stat().st_mtime_ns
+
+
+def day_of(path: str) -> date:
+    """The trade date of a data file, from its path below the table."""
+    return date.fromisoformat(path.partition("/")[0].removeprefix(f"{PARTITION}="))
+
+
+def _bare(path: str) -> DataFile:
+    """A file of which only the path is known."""
+    return DataFile(path, day_of(path), 0, 0, 0, 0, 0, 0)
+
+
+def remove_paths(paths: Iterable[Path]) -> int:
+    """Remove existing files; returns how many."""
+    removed = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def sweep_temporaries(folder: Path, before: int) -> int:
+    """Remove what dead writers left below a folder."""
+    return remove_paths(stale_temporaries(folder, before))
 
 
 def _unused(path: Path) -> Path:

@@ -55,7 +55,7 @@ def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path)
     with Feed(root) as feed:
         feed.session(parts[0])
         published.publish()
-        largest = max(path.stat().st_size for path in lake.files(TRADES))
+        largest = max(Path(path).stat().st_size for path in lake.files(TRADES))
         for part in parts[1:]:
             feed.send(part)
             try:

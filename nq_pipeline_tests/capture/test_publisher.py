@@ -504,7 +504,7 @@ def test_the_same_log_gives_the_same_parquet_however_it_was_published(root: Path
             feed.session(replayed(records, int(records["ts_event"][300])))
             published.publish()
         publisher(there, at=NOON + timedelta(days=1)).tidy()
-        (path,) = Workspace(there.parent).lake.files(TRADES)
+        (path,) = map(Path, Workspace(there.parent).lake.files(TRADES))
         contents.append(path.read_bytes())
     assert contents[0] == contents[1] == contents[2]
 

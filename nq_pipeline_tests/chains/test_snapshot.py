@@ -672,7 +672,8 @@ def test_a_damaged_table_costs_a_run_only_its_own_rows(tmp_path: Path, name: str
     desk = Desk(tmp_path, down("polygon", NotEntitled("not in the plan")), Vendor("databento"))
     first = desk.snap()
     lake = Workspace.of(desk.settings).lake
-    if not (files := lake.files(TABLES[name])):  # nothing was spent, so the manifest is what is damaged
+    files = list(map(Path, lake.files(TABLES[name])))
+    if not files:  # nothing was spent, so the manifest is what is damaged
         files = [lake.root / name / "manifest.json"]
         files[0].parent.mkdir(exist_ok=True)
     files[0].write_bytes(b"PAR1")

@@ -58,13 +58,13 @@ def test_an_append_of_several_trade_dates_is_one_version(lake: Lake) -> None:
     days = [DAY + timedelta(days=i) for i in range(3)]
     added = lake.append(TICKS, ticks([(day, 1, NOON, i, 0.0) for i, day in enumerate(days)]), run_id="run")
     assert added.version == 1
-    assert [path.parent.name for path in added.files] == [f"trade_date={day}" for day in days]
+    assert [Path(path).parent.name for path in added.files] == [f"trade_date={day}" for day in days]
     assert lake.scan(TICKS, [days[1]]).collect()["trade_date"].to_list() == [days[1]]
 
 
 def test_a_footer_names_table_version_and_run(lake: Lake) -> None:
     rows = [(DAY, i % 3, NOON + i, i, None) for i in range(100)]
-    (path,) = lake.append(TICKS, ticks(rows[::-1]), run_id="run-7").files
+    (path,) = map(Path, lake.append(TICKS, ticks(rows[::-1]), run_id="run-7").files)
     file = pq.ParquetFile(path)
     frame = pl.read_parquet(path)
     assert frame.equals(frame.sort(TICKS.order))
@@ -87,7 +87,7 @@ def test_text_that_comes_as_categories_gives_the_same_file(
     files: list[Path] = []
     for note in (plain, plain.cast(pl.Enum(["c", *map(str, range(unused)), "b", "", "é"]))):
         lake = Lake(tmp_path_factory.mktemp("lake"))
-        files += lake.append(table, frame.with_columns(note), run_id="run").files
+        files += map(Path, lake.append(table, frame.with_columns(note), run_id="run").files)
         assert lake.scan(table).collect()["note"].to_list() == texts
     assert files[0].read_bytes() == files[1].read_bytes()
 

@@ -34,7 +34,7 @@ def test_a_trade_date_that_is_over_becomes_one_sorted_file(lake: Lake) -> None:
     for i in range(5):
         lake.append(TICKS, tick(i), run_id=f"run-{i}")
     assert lake.compact(TICKS, DAY, now=AFTER) == 5
-    (path,) = lake.files(TICKS)
+    (path,) = map(Path, lake.files(TICKS))
     frame = lake.scan(TICKS).collect()
     assert frame.equals(pl.concat(tick(i) for i in range(5)).sort(TICKS.order))
     assert pq.read_metadata(path).metadata[b"nq.runs"] == b'["run-0","run-1","run-2","run-3","run-4"]'
@@ -96,7 +96,7 @@ def test_a_large_merge_has_the_bytes_of_one_sorted_write(tmp_path: Path) -> None
         pieces.append(TICKS, frame.gather_every(3, i), run_id="run")
     pieces.compact(TICKS, DAY, now=AFTER)
     whole.append(TICKS, frame, run_id="run")
-    (merged,), (written,) = pieces.files(TICKS), whole.files(TICKS)
+    (merged,), (written,) = (map(Path, one.files(TICKS)) for one in (pieces, whole))
     assert merged.read_bytes() == written.read_bytes()
     groups = pq.read_metadata(merged)
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [
@@ -120,7 +120,7 @@ def test_superseded_files_stay_an_hour_and_then_go(lake: Lake) -> None:
 
 
 def test_garbage_collection_removes_what_dead_processes_left(lake: Lake) -> None:
-    (path,) = lake.append(TICKS, tick(0), run_id="run").files
+    (path,) = map(Path, lake.append(TICKS, tick(0), run_id="run").files)
     orphan = path.with_name("00000009.parquet")
     orphan.write_bytes(path.read_bytes())
     half = path.with_name(".staged.parquet.0123.tmp")
@@ -133,7 +133,7 @@ def test_garbage_collection_removes_what_dead_processes_left(lake: Lake) -> None
 
 
 def test_garbage_collection_survives_a_concurrent_rename(lake: Lake) -> None:
-    (path,) = lake.append(TICKS, tick(0), run_id="run").files
+    (path,) = map(Path, lake.append(TICKS, tick(0), run_id="run").files)
     listed = path.with_name(".staged.parquet.0123.tmp")
     listed.symlink_to("put-in-place-since")  # a name that is found, and nothing is behind it
     assert lake.collect_garbage(datetime.now(UTC) + timedelta(hours=2)) == 0

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -39,5 +40,5 @@ def test_a_lake_survives_kill_9_at_any_moment(
     assert lake.scan(TICKS).sort(TICKS.order).collect().equals(expected)
 
     lake.collect_garbage(datetime.now(UTC) + timedelta(hours=2))
-    assert sorted(lake.root.rglob("*.parquet")) == sorted(lake.files(TICKS))
+    assert sorted(lake.root.rglob("*.parquet")) == sorted(map(Path, lake.files(TICKS)))
     assert not list(lake.root.rglob(".*.tmp"))

@@ -119,7 +119,7 @@ def test_rows_of_an_unlisted_file_come_back_before_it_goes(filled: Lake) -> None
 def test_merged_files_stay_while_their_successor_is_damaged(filled: Lake) -> None:
     before = rows(filled)
     filled.compact(SOURCE_CHAIN, DAY, now=AFTER)
-    (merged,) = filled.files(SOURCE_CHAIN)
+    (merged,) = map(Path, filled.files(SOURCE_CHAIN))
     merged.write_bytes(b"")
     assert filled.collect_garbage(LATER) == 0
     repaired = repair(filled, SOURCE_CHAIN)
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
     other = datetime(2025, 7, 2).date()
     filled.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON, day=other), run_id="run")
     filled.append(OPTION_CHAIN, chain(OPTION_CHAIN, snapshot=NOON), run_id="run")
-    victim = filled.files(SOURCE_CHAIN, [DAY])[0]
+    victim = Path(filled.files(SOURCE_CHAIN, [DAY])[0])
     FAULTS[fault](victim)
     said = rf"{victim.name} .*nq repair source_chain"
     with pytest.raises(LakeError, match=said):
@@ -201,7 +201,7 @@ def test_a_query_names_a_file_with_garbage_of_the_right_size(tmp_path: Path) -> 
     lake = Workspace(tmp_path / "data" / "sandbox").lake
     for frame in snapshots(2):
         lake.append(SOURCE_CHAIN, frame, run_id="run")
-    victim = lake.files(SOURCE_CHAIN)[1]
+    victim = Path(lake.files(SOURCE_CHAIN)[1])
     content = victim.read_bytes()
     victim.write_bytes(content[:4] + b"\xa5" * (len(content) - 8) + content[-4:])
     asked = ["sql", "select sum(strike) from source_chain"]
