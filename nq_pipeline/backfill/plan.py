@@ -32,10 +32,8 @@ class DayPrice:
     size
         Bytes it would bill; None where it costs nothing.
     state
-        `complete` where it is on disk; `pending` while it is not over or not final; None where it would
-        be requested.
-    batch
-        Whether it would be bought as a batch job.
+        `complete` where it is on disk; `pending` while it is not over or not final; None where it would be
+        requested.
     at
         When the vendor named the price; None where it was not requested.
     """
@@ -54,10 +52,7 @@ def plan_backfill(
 ) -> list[DayPrice]:
     """Price each trade date of a span, in order. Free.
 
-    Parameters
-    ----------
-    symbols
-        Parents; by default those of NQ_BACKFILL_SYMBOLS.
+    `symbols` are parents, by default those of NQ_BACKFILL_SYMBOLS.
 
     Raises
     ------

@@ -41,10 +41,7 @@ def history_rows(
 ) -> Iterator[tuple[Table, pl.DataFrame]]:
     """Yield the rows of a trade date's files with their table; `counts` receives what was dropped.
 
-    Raises
-    ------
-    BadStream, LakeError
-        A file is damaged.
+    Raises `BadStream` or `LakeError` for a damaged file.
     """
     if schema in TICKS:
         yield from _tick_rows(files, environment, run_id, counts)

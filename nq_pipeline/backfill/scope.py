@@ -53,10 +53,7 @@ class BackfillScope:
     def of(cls, settings: Settings, schema: str, symbols: Sequence[str]) -> BackfillScope:
         """Return the scope of a schema; `symbols` default to NQ_BACKFILL_SYMBOLS, else to all parents.
 
-        Raises
-        ------
-        SettingsError
-            The schema is none of `SCHEMAS`.
+        Raises `SettingsError` for a schema that is none of `SCHEMAS`.
         """
         if schema not in SCHEMAS:
             raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")

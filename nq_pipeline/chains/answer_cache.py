@@ -1,8 +1,8 @@
 """A cache of parsed answers, so that a repeated snapshot sends and parses nothing.
 
-The raw archive caches single requests; this cache holds whole chains, by the digest of everything that
-affects them. Only `ok` and `partial` answers are cached, and they expire with the first of their requests. A
-hit has the snapshot_ts of the original, so writing it adds no rows.
+The key is the digest of everything that affects a chain. Only `ok` and `partial` answers are cached, and they
+expire with the first of their requests. A hit has the snapshot_ts of the original, so writing it adds no
+rows.
 """
 
 from __future__ import annotations

@@ -49,17 +49,8 @@ def ask_sources(
     """Ask several sources at the same time; takes as long as the slowest one, at most its deadline.
 
     Each has a daemon thread. One that ignores the deadline is abandoned: its result says so and has the
-    fetches until then.
-
-    Parameters
-    ----------
-    free_only
-        Request only the price where an answer costs money.
-
-    Returns
-    -------
-    tuple
-        Results by source, and the fetches of sources that were asked only for their price.
+    fetches until then. With `free_only`, a source whose answer costs money is asked only for its price.
+    Returns the results by source, and the fetches of sources that were asked only for their price.
     """
     results: dict[str, SourceResult] = {}
     priced: dict[str, pl.DataFrame] = {}
@@ -211,12 +202,8 @@ def open_session(
 ) -> VendorSession:
     """Open the session of one source for one request.
 
-    Parameters
-    ----------
-    answers
-        Serve these archived answers (request id by digest of the request), and send no request.
-    original
-        With `answers`: record the fetches as the run's own.
+    With `answers` (request id by digest of the request) it serves archived answers and sends no request; with
+    `original` it records these fetches as the run's own.
     """
     clock = settings.clock
     scope = Scope(

@@ -67,12 +67,7 @@ def decide(
 ) -> pl.DataFrame:
     """One row per series and candidate (`DECISIONS`), at most one winner per series.
 
-    Parameters
-    ----------
-    answers
-        By source, in order of priority.
-    proxies
-        Names of the sources whose options are not on futures.
+    `answers` are in order of priority; `proxies` names the sources whose options are not on futures.
     """
     candidates = [
         candidate

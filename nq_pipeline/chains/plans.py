@@ -31,10 +31,7 @@ def record_entitlements(
 ) -> None:
     """Record which parts of a chain an answer shows as refused by the plan, and which as granted again.
 
-    Raises
-    ------
-    LakeError
-        The table of entitlements cannot be read or written.
+    Raises `LakeError` when the table of entitlements cannot be read or written.
     """
     product = VENDORS[source.name].plan_product
     if product is None:

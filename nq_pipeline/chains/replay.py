@@ -29,12 +29,8 @@ def replay_snapshot(
     The vendors' settings are those of the run, so that the requests are the same. No key and no opt-in is
     needed. The rows have the snapshot_ts of the original, so a lake that has them gains none.
 
-    Raises
-    ------
-    LakeError
-        The run is not in the archive, or an answer there is damaged.
-    NqError
-        A fault of this program in a vendor's code; the other vendors' rows are written.
+    Raises `LakeError` when the run is not in the archive or an answer there is damaged, and `NqError` for a
+    fault of this program in a vendor's code; the other vendors' rows are written.
     """
     archive = Workspace.of(settings).archive
     return _replay(settings, archive.read_run(run_id), uuid.uuid4().hex, opener)
@@ -49,13 +45,9 @@ def finish_killed_runs(
 ) -> list[Snapshot]:
     """Write the rows of runs that died first, from their archived answers; no vendor is asked.
 
-    A vendor that had not answered yet has no rows.
-
-    Parameters
-    ----------
-    before
-        Finish only runs with an earlier snapshot_ts. With a pinned clock, the run that is about to start has
-        the same snapshot_ts as the killed one, and completes it.
+    A vendor that had not answered yet has no rows. Only runs with a snapshot_ts earlier than `before` are
+    finished: with a pinned clock, the run that is about to start has the same one as the killed run, and
+    completes it.
     """
     archive, finished = Workspace.of(settings).archive, []
     with archive.claim_unfinished() as runs:

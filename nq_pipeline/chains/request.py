@@ -35,10 +35,8 @@ def build_request(
     scheduled
         The scheduled time of a scheduled run; the age of its answers counts from there.
 
-    Raises
-    ------
-    SettingsError
-        A series or product is unknown, a series has expired, or nothing expires within the horizon.
+    Raises `SettingsError` when a series or product is unknown, a series has expired, or nothing expires
+    within the horizon.
     """
     now = settings.clock.pinned or scheduled or settings.clock.now()
     session = sessions.current_session(now)

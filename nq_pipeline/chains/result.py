@@ -19,8 +19,6 @@ class SourceResult:
 
     Attributes
     ----------
-    series
-        The requested series.
     elapsed_s
         Wall time of requests and parsing, including cache look-ups.
     fetches
@@ -62,10 +60,8 @@ class Snapshot:
         By source that was asked, in order of priority.
     skipped
         Why a source was not asked, by its name.
-    decisions
-        Rows of `chain_decisions`: who won each series and why.
-    chain
-        The winners' rows, as in `option_chain`.
+    decisions, chain
+        Rows of `chain_decisions` and of `option_chain`: who won each series and why, and the winners' rows.
     rows
         New rows by table.
     """

@@ -1,12 +1,7 @@
 """The main job: one snapshot of the option chains of all sources, into the lake.
 
-    request.py     which series to ask for
-    ask.py         ask the sources: all at once, each within its deadline
-    failover.py    select the winner of each series
-    store.py       write the rows and publish the catalog
-
-A vendor's failure is an outcome in the result. A fault of this program in one vendor's code raises,
-after the other vendors' rows are written.
+`request.py` says which series to ask for, `ask.py` asks the sources, `failover.py` selects the winner of each
+series, `store.py` writes the rows and publishes the catalog.
 """
 
 from __future__ import annotations
@@ -35,8 +30,8 @@ def take_snapshot(
 ) -> Snapshot:
     """Ask the sources, select the chain, write the rows, publish the catalog.
 
-    With NQ_ASK_METERED=missing, a source whose answer costs money is asked last, and only for the series that
-    no other source has.
+    A vendor's failure is an outcome in the result. With NQ_ASK_METERED=missing, a source whose answer costs
+    money is asked last, and only for the series that no other source has.
 
     Parameters
     ----------
@@ -44,8 +39,6 @@ def take_snapshot(
         Ask even where a cached answer is still fresh.
     choose
         Whether to select a chain; without, only what the vendors sent is written.
-    opener
-        Opens a source by its name.
 
     Raises
     ------

@@ -49,17 +49,8 @@ def select_and_store(
 ) -> Snapshot:
     """Select the chain and write the run: its record, then its rows, then the catalog.
 
-    Parameters
-    ----------
-    results
-        By source that was asked.
-    pricing
-        Fetches of sources that were asked only for their price.
-
-    Raises
-    ------
-    LakeError
-        A table cannot be written; all others are, and the catalog is published.
+    `pricing` are fetches of sources that were asked only for their price. Raises `LakeError` when a table
+    cannot be written; all others are, and the catalog is published.
     """
     lake, run_id = Workspace.of(settings).lake, request.run_id
     ordered = {s.name: results[s.name] for s in sources if s.name in results}

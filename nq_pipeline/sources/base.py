@@ -35,12 +35,12 @@ class ChainRequest:
     moment
         The moment of the market: `market.sessions.chain_moment(snapshot_ts, window)`.
     series
-        The requested series in order of expiration; never empty.
+        In order of expiration; never empty.
     vendor_codes
         The vendor's own code by series key where the user gave one (`--series MM1N5`).
     refused
-        The vendor's message for each part of the chain that its plan refused on this trade date. The source
-        does not request these parts again. They have the names of `ChainAnswer.refused`.
+        Parts of the chain that the vendor's plan refused on this trade date, as in `ChainAnswer.refused`. The
+        source does not request them again.
     """
 
     trade_date: date
@@ -67,18 +67,12 @@ class ChainAnswer:
 
     Attributes
     ----------
-    frame
-        Rows of `SOURCE_CHAIN`; empty when there are none.
     series
         Outcome by series key: the requested series, or a proxy's own.
     dropped
-        Count by reason of every row or cell that could not be used (`fractional_size`, `unknown_symbol`,
-        `spread`, …).
+        Count by reason of every row or cell that could not be used (`unknown_symbol`, `spread`, …).
     controls
-        Whether the vendor's control totals held, by name, for the quality check:
-        `{"premium_is_last_times_20": True, "rows_equal_total": True}`.
-    cached
-        Whether the answer came without a request to the vendor.
+        Whether the vendor's control totals held, by name: `{"rows_equal_total": True}`.
     refused
         The vendor's message for each part that the plan does not include, although other parts came. A part
         is a schema, the underlying of a proxy, or `WHOLE_CHAIN` when only a list of contracts came.
@@ -111,16 +105,12 @@ class Source(Protocol):
 
     Attributes
     ----------
-    name
-        The vendor's name in tables and settings.
     underlying_classes
         The kinds of underlying of its options: future, index, etf. A source without `future` is a proxy.
     metered
         Whether a request may cost money; such a source is a `MeteredSource`.
     base_url
-        The vendor's address; paths given to the session are relative to it.
-    policy
-        Timeouts, retries and rate limits of its requests.
+        Paths given to the session are relative to it.
     """
 
     name: str

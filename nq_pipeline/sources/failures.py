@@ -47,12 +47,8 @@ def error_of_status(
 ) -> SourceError:
     """The error of an HTTP status other than 200.
 
-    Parameters
-    ----------
-    known
-        Errors by the statuses that the vendor documents, or that were seen.
-    otherwise
-        The error's class for any other status below 500.
+    `known` has the statuses that the vendor documents, or that were seen; `otherwise` is for others below
+    500.
     """
     if status is not None and status in known:
         return known[status]

@@ -1,14 +1,63 @@
-"""Columns that all sources fill in the same way, and the removal of unusable rows."""
+"""Rows of `source_chain` for all sources: columns they fill in the same way, and limits of what they keep.
+
+An instant in the future would move `as_of` and the freshness of all rows. A row that nobody requested would
+count in the open interest. A count near the end of 64 bits would overflow its sum.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC
+from collections.abc import Iterable, Sequence
+from datetime import UTC, timedelta
 
 import polars as pl
 
+from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.sources.base import ChainRequest
+
+SKEW = timedelta(minutes=5)
+"""Largest difference between a vendor's clock and ours."""
+SKEW_NS = int(SKEW.total_seconds()) * NS_PER_S
+
+MOST_CONTRACTS = 2**40
+"""More than any market trades or holds. Sums of counts up to here are exact in 64 bits and in a float64."""
+
+FUTURE = "future_instant"
+"""Reason of a cell that is null because its instant is later than the request."""
+OTHER = "other_series"
+"""Reason of a row that is dropped because nobody requested it."""
+
+
+def null_future_instants(
+    frame: pl.DataFrame, names: Iterable[str], latest: int, dropped: Counter[str]
+) -> pl.DataFrame:
+    """The frame with null in place of every instant later than `latest`; each is counted.
+
+    `latest` is the moment of the request, or the end of the requested span where there is one, plus `SKEW`;
+    nanoseconds UTC.
+    """
+    late = {name: pl.col(name) > pl.lit(latest).cast(INSTANT) for name in names}
+    found = sum(frame.select(flag.sum() for flag in late.values()).row(0))
+    if not found:
+        return frame
+    dropped[FUTURE] += found
+    return frame.with_columns(pl.when(~flag).then(name).alias(name) for name, flag in late.items())
+
+
+def keep_requested(frame: pl.DataFrame, requested: pl.Expr, dropped: Counter[str]) -> pl.DataFrame:
+    """The rows for which `requested` holds; the others are counted."""
+    rows = frame.filter(requested)
+    if rows.height < frame.height:
+        dropped[OTHER] += frame.height - rows.height
+    return rows
+
+
+def within_expirations(series: Sequence[Series]) -> pl.Expr:
+    """Whether a row expires within the span of the requested series, which is what a proxy is asked for."""
+    days = [one.expiration_date for one in series]
+    return pl.col("expiration_date").is_between(min(days), max(days))
 
 
 def request_columns(source: str, request: ChainRequest) -> dict[str, pl.Expr]:

@@ -14,10 +14,7 @@ from nq_pipeline.settings.base import VendorSettings
 class PlanTier:
     """One kind of data that some of a vendor's plans include.
 
-    Attributes
-    ----------
-    adds
-        What a user gets with it, in one phrase, and the plans that include it. Plans change.
+    `adds` is what a user gets with it, in one phrase, and the plans that include it. Plans change.
     """
 
     mode: Literal["live", "historical"]
@@ -27,14 +24,10 @@ class PlanTier:
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """How a run finds the vendor's stand-in in the sandbox.
+    """How a run finds the vendor's stand-in in the sandbox, by the names of settings.
 
-    Attributes
-    ----------
-    addresses
-        `scheme:path` below the stand-in's mount point, by name of a setting.
-    credentials
-        Values by name of a setting. They replace real credentials, which a stand-in never receives.
+    `addresses` are `scheme:path` below the stand-in's mount point. `credentials` replace real ones, which a
+    stand-in never receives.
     """
 
     addresses: Mapping[str, str]
@@ -55,13 +48,11 @@ class VendorSpec:
     Attributes
     ----------
     name
-        The vendor's name in tables, settings and asset keys.
+        In tables, settings and asset keys.
     source
         `module:Class` of its `Source`; the class takes the settings.
     description
         What its chain holds, for the catalog of assets.
-    underlying
-        `proxy` when its options are on something other than the future.
     cost
         `free`, `plan` (a subscription's fee) or `metered` (a price for each answer).
     plan_product
@@ -71,10 +62,8 @@ class VendorSpec:
         What its plans include, the most first.
     stand_in
         None when the sandbox has none. Then the sandbox, too, uses the vendor's own address.
-    opt_in
-        Settings by name that `--source <vendor>` on the command line implies.
-    replay_settings
-        Settings by name that the source needs, with `opt_in`, to parse archived answers again.
+    opt_in, replay_settings
+        Settings that `--source <vendor>` implies, and that the source needs to parse archived answers again.
     penalty_s
         Seconds without a request after an answer with this outcome, where the vendor demands more than
         `transport.breaker.COOL_DOWN_S`. The first such answer starts the pause.

@@ -42,11 +42,8 @@ AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 class Breaker:
     """The breaker of one vendor at one address.
 
-    Parameters
-    ----------
-    penalty_s
-        Seconds by outcome where the vendor demands more than `cool_down_s`. The first such answer opens the
-        circuit.
+    `penalty_s` has seconds by outcome where the vendor demands more than `COOL_DOWN_S`. The first such answer
+    opens the circuit.
     """
 
     def __init__(

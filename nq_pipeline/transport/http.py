@@ -55,12 +55,7 @@ class _Adapter(HTTPAdapter):
 
 
 def read_whole(response: requests.Response, max_bytes: int, remaining: Callable[[], float]) -> None:
-    """Read a streamed response to its end.
-
-    Raises
-    ------
-    BadPayload, DeadlineReached, TruncatedAnswer
-    """
+    """Read a streamed response to its end; raises `BadPayload`, `DeadlineReached` or `TruncatedAnswer`."""
     try:
         response._content = _read(response.raw, max_bytes, remaining)
     except BaseException:
@@ -117,10 +112,7 @@ def open_http(
 ) -> requests.Session:
     """A session whose rate limit is shared by all processes that use `state_dir`.
 
-    Parameters
-    ----------
-    cookies
-        The set that receives every session cookie.
+    `cookies` is the set that receives every session cookie.
     """
     rates = _rates(policy.per_minute, policy.spacing_s)
     session: Any = requests.Session()
@@ -162,10 +154,7 @@ def send(
 
     A transient status (`TRANSIENT_STATUS`) or a broken connection is retried after `policy.retry_wait`
     and a jittered backoff. The last response is returned whatever its status. POST is sent once.
-
-    Raises
-    ------
-    DeadlineReached, Unavailable, BadPayload
+    Raises `DeadlineReached`, `Unavailable` or `BadPayload`.
     """
 
     def once() -> requests.Response:

@@ -20,21 +20,10 @@ from nq_pipeline.errors import BadPayload
 def decode(body: bytes, shape: pl.DataType, dropped: Counter[str], *, what: str) -> pl.Series:
     """Decode one JSON document into a series of one value of `shape`.
 
-    Parameters
-    ----------
-    shape
-        Structs and lists as the vendor documents them, every scalar as `pl.String`: numbers are
-        cast later by `number()`, so that one bad cell costs one cell. Members a vendor leaves out
-        are null, members that are not in the shape are ignored.
-    dropped
-        Counts `malformed_cell` for every node that had to become null.
-    what
-        Names the answer in the error.
-
-    Raises
-    ------
-    BadPayload
-        The body is not JSON, or its outermost value is not of the shape.
+    Members that are not in the shape are ignored, and missing ones are null. `dropped` counts
+    `malformed_cell` for every node that had to become null. Every scalar of the shape is `pl.String`:
+    `number()` casts later, so that one bad cell costs one cell. Raises `BadPayload`, which names `what`, when
+    the body is not JSON or its outermost value is not of the shape.
     """
     try:
         text = body.decode()

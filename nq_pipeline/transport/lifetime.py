@@ -27,11 +27,8 @@ class Keep(Enum):
 class Lifetime:
     """The market-aware lifetime.
 
-    Attributes
-    ----------
-    open_s, closed_s
-        Seconds that an answer is served for, by whether the market is open when it is requested: the
-        settings NQ_CACHE_OPEN_S and NQ_CACHE_CLOSED_S.
+    An answer is served for `open_s` or `closed_s` seconds, by whether the market is open when it is
+    requested.
     """
 
     clock: Clock

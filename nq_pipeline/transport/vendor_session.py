@@ -1,13 +1,11 @@
 """The requests of a run to one vendor.
 
-A source sends every request through its `VendorSession`: HTTP with `get()` and `post()`, everything else (an
-official client, a websocket) with `call()`. The session retries and limits requests, archives the exact body
-of every answer (after transfer and content decoding), and records one `Fetch` per request. The archive is
-also the cache: it answers a request until the last answer to the same request expires. `ArchivedSession`
+A source sends HTTP with `get()` and `post()`, everything else (an official client, a websocket) with
+`call()`. The session retries and limits requests, archives the exact body of every answer (after transfer and
+content decoding), and records one `Fetch` per request. The archive is also the cache. `ArchivedSession`
 answers only from the archive, so that a parser can run again.
 
-The source decides what an answer means. It calls `reject()` for a bad answer, which the cache then never
-serves again.
+The source decides what an answer means. It calls `reject()` for a bad one, which the cache then never serves.
 """
 
 from __future__ import annotations
@@ -55,10 +53,8 @@ class Reply:
         The exact bytes, with secrets redacted.
     snapshot_ts
         When it was first requested (ns UTC), also on a cache hit.
-    request_id
-        The request that the vendor answered; on a cache hit, that of an earlier run.
-    fetch_id
-        The `Fetch` of this run.
+    request_id, fetch_id
+        The request that the vendor answered, of an earlier run on a cache hit; and the `Fetch` of this run.
     received_at
         When it arrived (ns UTC) by the run's clock. No instant in the answer can be later.
     """
@@ -92,9 +88,8 @@ class Reply:
 
 @dataclass(slots=True)
 class Fetch:
-    """One request and its result; a row of `fetches`.
-
-    It starts as unanswered, because a run may end before the answer arrives.
+    """One request and its result, a row of `fetches`; unanswered at first, because a run may end before the
+    answer.
     """
 
     request_id: str
@@ -116,12 +111,8 @@ class Fetch:
 class Scope:
     """What all requests of one run to one vendor share.
 
-    Attributes
-    ----------
-    snapshot_ts
-        The scheduled time of the run (aware, UTC).
-    secrets
-        Redacted from the vendor's answers, in every spelling (`redaction.secret_spellings`).
+    `snapshot_ts` is the scheduled time of the run (aware, UTC). `secrets` are redacted from the vendor's
+    answers, in every spelling (`redaction.secret_spellings`).
     """
 
     source: str
@@ -137,17 +128,12 @@ class Scope:
 class VendorSession:
     """The session of one run with one vendor. For one thread only, except `frame`.
 
-    Parameters
+    Attributes
     ----------
     deadline
         The value of `clock.monotonic()` after which no request is sent.
-    state_dir
-        Folder of the rate limiter's state.
     refresh
         Send every request, although a cached answer may still be fresh.
-
-    Attributes
-    ----------
     fetches
         Every request so far, including those that the cache answered.
     used
@@ -193,16 +179,10 @@ class VendorSession:
     ) -> Reply:
         """GET `base_url + path`. An answer with any HTTP status is a reply.
 
-        Pass `keep=Keep.NEVER` and `archive=False` for an answer that contains a token.
-
-        Raises
-        ------
-        DeadlineReached
-            No time is left, or the rate limit would not clear in time.
-        Unavailable
-            There was no answer after the retries.
-        BadPayload
-            The body was cut off, or larger than `policy.max_bytes`.
+        Pass `keep=Keep.NEVER` and `archive=False` for an answer that contains a token. Raises
+        `DeadlineReached` when no time is left or the rate limit would not clear in time, `Unavailable`
+        without an answer after the retries, and `BadPayload` for a body that was cut off or is larger than
+        `policy.max_bytes`.
         """
         return self._http("GET", path, operation, params, None, headers, keep, archive=archive)
 
@@ -228,13 +208,8 @@ class VendorSession:
     ) -> Reply:
         """Send a request that is not plain HTTP.
 
-        Parameters
-        ----------
-        parameters
-            Identify the request; no secrets.
-        perform
-            Sends the request and returns the exact bytes of the answer. It may add its cost to
-            `current_fetch`. Its `SourceError` is recorded and raised again.
+        `parameters` identify the request and hold no secrets. `perform` sends it and returns the exact bytes
+        of the answer. It may add its cost to `current_fetch`. Its `SourceError` is recorded and raised again.
         """
         started = self.clock.monotonic()
         cached = self._cached(operation, parameters, keep)
@@ -483,12 +458,8 @@ class VendorSession:
 class ArchivedSession(VendorSession):
     """Answers every request with the archived answer of an earlier run, and sends none.
 
-    Attributes
-    ----------
-    answers
-        The request id of the answer that the run used, by digest of the request.
-    original
-        Whether to record the fetches as those of the earlier run, which died before it wrote them.
+    `answers` has the request id of the answer that the run used, by digest of the request. `original` records
+    the fetches as those of the earlier run, which died before it wrote them.
     """
 
     answers: Mapping[str, str] = field(default_factory=dict)

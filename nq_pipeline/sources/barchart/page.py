@@ -1,7 +1,7 @@
 """Barchart's options page: what it states about a series besides its rows.
 
-It is read once per series and trade date, to check the rows and the product table: the expiration, the value
-of a point, and the open interest below the table. Any part of a page may be missing, and is None then.
+It is read once per series and trade date, to check the rows and the product table. Any part of a page may be
+missing, and is None then.
 """
 
 from __future__ import annotations
@@ -29,14 +29,8 @@ _POINT = re.compile(r"Option point:\s*\$([\d,.]+)")
 class OptionsPage:
     """What a page states.
 
-    Attributes
-    ----------
-    code
-        The site's code of the series, two year digits.
-    point_value
-        Dollars per point.
-    open_interest
-        Totals by side, `C` and `P`.
+    `code` is the site's code of the series, with two year digits; `point_value` is in dollars per point;
+    `open_interest` has the totals by side, `C` and `P`.
     """
 
     code: str | None = None

@@ -1,14 +1,12 @@
 """Barchart's quotes answers: from the exact body to one row per contract. Pure.
 
-Every value comes twice, as displayed and raw, and neither suffices alone: `N/A` is raw 0 for a
-price, and only the `s` behind the displayed price tells a settlement from a trade. So both are
-read and compared cell by cell. A cell whose two values disagree is null and counted.
-`normalize.py` says what the values mean.
+Every value comes twice, as displayed and raw, and neither suffices alone: `N/A` is raw 0 for a price, and
+only the `s` behind the displayed price tells a settlement from a trade. So both are read and compared cell by
+cell. `normalize.py` says what the values mean.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +20,7 @@ from nq_pipeline.errors import BadPayload
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import split_barchart_symbols
 from nq_pipeline.sources.barchart.normalize import chain_columns
-from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER
-from nq_pipeline.sources.rows import drop_faulty
+from nq_pipeline.sources.rows import FUTURE, MOST_CONTRACTS, OTHER, drop_faulty
 from nq_pipeline.transport.json_columns import decode, loads, number
 
 PRICES = ("openPrice", "highPrice", "lowPrice", "lastPrice", "priceChange", "bidPrice", "askPrice", "premium")
@@ -32,9 +29,6 @@ COUNTS = ("volume", "openInterest")
 SIDES = ("Call", "Put")
 _SHOWN = (*PRICES, *COUNTS, "tradeTime", "optionType", "symbol")
 _RAW = (*PRICES, *COUNTS, "strike", "tradeTime")
-_NULL_DOCUMENT = re.compile(rb"}\s*null")
-"""Found in no single JSON document. Arrow's reader crashes on a document that is null."""
-
 _MISSING = ("N/A", "-", "")
 _ROUNDING = 0.005 + 1e-9
 """Displayed numbers have two decimals."""
@@ -49,8 +43,6 @@ class BarchartChain:
 
     Attributes
     ----------
-    rows
-        The columns of `SOURCE_CHAIN` that the body has.
     seen
         Rows in the body, used or not.
     newest
@@ -70,32 +62,23 @@ class BarchartChain:
 def parse_chain(
     body: bytes, series: Series, code: str, *, trade_date: date, latest: int = END_OF_TIME
 ) -> BarchartChain:
-    """Read the answer about one series.
+    """Read the answer about one series: rows grouped by type or by strike, or listed.
+
+    A row that is not a contract of the series is dropped and counted (`unknown_symbol`, `other_series`,
+    `malformed_row`, `duplicate`). A cell that cannot be read, or whose displayed and raw values disagree, is
+    null and counted (`malformed_cell`), as is a time in the future (`future_instant`).
 
     Parameters
     ----------
-    body
-        The JSON as sent: rows grouped by type or by strike, or listed.
     code
         The series' code as rows carry it, with one digit of the year (`MM1N5`).
     trade_date
         The requested session. The volume of a row that belongs to another session is null.
     latest
-        No trade can be later, nanoseconds UTC, and no settlement of a later trade date than
-        `trade_date`.
+        No trade can be later, nanoseconds UTC, and no settlement of a later trade date than `trade_date`.
 
-    Returns
-    -------
-    A row that is not a contract of the series is dropped and counted (`unknown_symbol`,
-    `other_series`, `malformed_row`, `duplicate`). A cell that cannot be read, or whose displayed
-    and raw values disagree, is null and counted (`malformed_cell`), as is a time in the future
-    (`future_instant`).
-
-    Raises
-    ------
-    BadPayload
-        The body is no quotes answer, or one of another product: a premium is the price times the
-        multiplier.
+    Raises `BadPayload` for no quotes answer, or one of another product: a premium is the price times the
+    multiplier.
     """
     cells, total = _read_rows(body)
     if cells.is_empty():
@@ -139,45 +122,10 @@ def parse_futures(
 
 
 def _read_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
-    """All rows of an answer, with displayed text and `raw_` numbers, and the total that it states.
+    """All rows of an answer, calls first, and the total that it states; `BadPayload` without a list of rows.
 
-    A body of exactly the page's schema is decoded straight into columns, which is faster than
-    through Python objects. A body with any other node is decoded tolerantly: what does not fit
-    is null. On a regular body both give the same.
+    Displayed values are text. Raw ones are finite numbers in columns of their own, `raw_<name>`.
     """
-    return _strict_rows(body) or _tolerant_rows(body)
-
-
-def _strict_rows(body: bytes) -> tuple[pl.DataFrame, float | None] | None:
-    """The rows of a regular body; None when it is not one."""
-    import pyarrow as pa
-    from pyarrow import json
-
-    if not body.startswith(b"{") or _NULL_DOCUMENT.search(body):
-        return None
-    raw = pa.struct([(name, pa.float64()) for name in _RAW])
-    rows = pa.list_(pa.struct([*((name, pa.string()) for name in _SHOWN), ("raw", raw)]))
-    schema = pa.schema([("total", pa.float64()), ("data", pa.struct([(side, rows) for side in SIDES]))])
-    try:
-        body.decode()  # Arrow takes any bytes for text
-        table = json.read_json(
-            pa.BufferReader(body),
-            json.ReadOptions(use_threads=False, block_size=len(body) + 1),
-            json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        )
-    except (UnicodeDecodeError, pa.ArrowException):
-        return None
-    data = table.column("data").combine_chunks()
-    sides = [data.field(side) for side in SIDES]
-    if len(data) != 1 or data.null_count or any(side.null_count for side in sides):
-        return None
-    found = pa.concat_arrays([side.flatten() for side in sides])
-    cells = pl.DataFrame(pa.table(dict(zip(found.type.names, found.flatten(), strict=True))))
-    return _with_raw_columns(cells), table.column("total")[0].as_py()
-
-
-def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
-    """The rows of any body that has a list of them; `BadPayload` when it has none."""
     text, uncounted = pl.String(), Counter[str]()  # counted later, as malformed cells
     raw = pl.Struct(dict.fromkeys(_RAW, text))
     rows = pl.List(pl.Struct({**dict.fromkeys(_SHOWN, text), "raw": raw}))
@@ -187,20 +135,15 @@ def _tolerant_rows(body: bytes) -> tuple[pl.DataFrame, float | None]:
     if not sides:
         document = decode(_regrouped(body), schema, uncounted, what="quotes").struct.unnest()
         sides = _sides(document)
-    found = pl.concat([side.explode(empty_as_null=False) for side in sides])
-    return _with_raw_columns(found.struct.unnest()), document.select(number("total")).item()
+    cells = pl.concat([side.explode(empty_as_null=False) for side in sides]).struct.unnest()
+    numbers = cells["raw"].struct.unnest().select(number(name).alias(f"raw_{name}") for name in _RAW)
+    return cells.drop("raw").hstack(numbers), document.select(number("total")).item()
 
 
 def _sides(document: pl.DataFrame) -> list[pl.Series]:
-    """The lists of rows that are there, calls first."""
+    """The lists of rows that are there."""
     sides = [document["data"].struct.field(side) for side in SIDES]
     return [side for side in sides if not side.null_count()]
-
-
-def _with_raw_columns(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells with their raw values as finite numbers in columns of their own."""
-    raw = cells["raw"].struct.unnest()
-    return cells.drop("raw").hstack(raw.select(number(name).alias(f"raw_{name}") for name in _RAW))
 
 
 def _regrouped(body: bytes) -> bytes:

@@ -50,7 +50,7 @@ from nq_pipeline.sources.failures import (
     merge_controls,
     rejecting,
 )
-from nq_pipeline.sources.plausibility import OTHER, SKEW_NS
+from nq_pipeline.sources.rows import OTHER, SKEW_NS
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.transport.vendor_session import Reply, VendorSession

@@ -94,14 +94,7 @@ class BatchFile:
 
 class HistoricalClient:
     """The historical API. Methods raise only `SourceError`, and `LedgerError` for a reservation that is for
-    another query.
-
-    Parameters
-    ----------
-    url
-        Base address; `https://hist.databento.com`, or any other that speaks its protocol.
-    remaining
-        Returns the seconds left for this vendor.
+    another query. `remaining` returns the seconds left for this vendor.
     """
 
     def __init__(self, key: SecretStr, url: str, policy: Policy, remaining: Callable[[], float]) -> None:
@@ -184,11 +177,8 @@ class HistoricalClient:
     def files(self, job_id: str) -> list[BatchFile]:
         """Return the DBN files of a job that is done. Free.
 
-        Raises
-        ------
-        BadPayload
-            A file's name or address is not one of the vendor's: a download sends the key to the address
-            and writes below the name.
+        Raises `BadPayload` when a file's name or address is not one of the vendor's: a download sends the key
+        to the address and writes below the name.
         """
         answer = self._call_free(lambda client: client.batch.list_files(job_id))
         with _parsing("the list of the job's files"):
@@ -335,10 +325,8 @@ class HistoricalClient:
 def official_client(key: SecretStr, url: str, *, timeout_s: float, transport: Transport | None = None) -> Any:
     """Return the official client for `url`, using this transport if one is given.
 
-    Raises
-    ------
-    NotConfigured
-        The address or the key is unusable, or this version of the client has another internal layout.
+    Raises `NotConfigured` when the address or the key is unusable, or this version of the client has another
+    internal layout.
     """
     import databento
 
@@ -475,14 +463,9 @@ def _call_within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def open_client(settings: Settings, remaining: Callable[[], float] | None = None) -> HistoricalClient:
-    """Return the historical API for these settings.
+    """Return the historical API for these settings; raises `NotConfigured` without a key.
 
     A call may take `remaining()` seconds; by default the longer of NQ_BACKFILL_WAIT_S and NQ_HTTP_TIMEOUT_S.
-
-    Raises
-    ------
-    NotConfigured
-        There is no key.
     """
     key = settings.vendor(DatabentoSettings).api_key
     if key is None or not key.get_secret_value().strip():

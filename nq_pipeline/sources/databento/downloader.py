@@ -40,14 +40,8 @@ LISTED_AFTER_S = 600
 class Downloader:
     """Provides the spans that one run needs for one purpose.
 
-    Parameters
-    ----------
-    wait_s
-        How long a batch job may take to be prepared.
-    report
-        Called with progress messages.
-    sleep
-        Called with the seconds to wait before the state of a batch job is requested again.
+    A batch job may take `wait_s` seconds to be prepared. `report` is called with progress messages, `sleep`
+    with the seconds to wait before the state of a job is requested again.
     """
 
     purchases: Purchases
@@ -59,13 +53,9 @@ class Downloader:
     def ensure(self, query: Query, *, batch: bool = False) -> Download:
         """Return a span, buying it (as a batch job, or streamed) unless it is on disk already.
 
-        Raises
-        ------
-        SourceError
-            No answer, a refusal, or an answer that is not complete: its cost is spent or stays reserved,
-            and its bytes stay in the store as `.unproven`.
-        LedgerError
-            The ledger cannot be used, so no paid request was sent.
+        Raises `SourceError` for no answer, a refusal, or an answer that is not complete: its cost is spent or
+        stays reserved, and its bytes stay in the store as `.unproven`. Raises `LedgerError` when the ledger
+        cannot be used, so that no paid request was sent.
         """
         with self.store.locked(query):
             if (proven := self.store.find(query)) is not None:

@@ -46,12 +46,7 @@ class DatabentoHistory:
     ) -> tuple[Path, Decimal]:
         """Buy the records of a span once; returns the file and what this call paid, USD.
 
-        Raises
-        ------
-        NoRecords
-            The span has none.
-        NotEntitled
-            The plan does not include it.
+        Raises `NoRecords` when the span has none, `NotEntitled` when the plan does not include it.
         """
         trade_date = sessions.trade_date(from_ns(start_ns))
         if (refusal := standing_refusal(self._settings, schema, trade_date)) is not None:

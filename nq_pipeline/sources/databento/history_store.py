@@ -38,8 +38,6 @@ class Download:
         DBN, compressed as received, in the order of their records; empty where there are no records.
     size
         Uncompressed bytes of the records, as they are billed.
-    sha256
-        Of each file, in hex.
     request_ids
         The ledger's request, or the batch job.
     cost_usd
@@ -64,10 +62,8 @@ class HistoryStore:
     def find(self, query: Query) -> Download | None:
         """Return a proven span; None for any other.
 
-        Raises
-        ------
-        Unavailable
-            The proof is damaged or its files are gone; a person decides whether to buy them again.
+        Raises `Unavailable` when the proof is damaged or its files are gone; a person decides whether to buy
+        them again.
         """
         proof = self.path(query, "json")
         try:

@@ -26,8 +26,13 @@ from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, STATISTICS, TRADES
 from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE
-from nq_pipeline.sources.plausibility import MOST_CONTRACTS, SKEW_NS, keep_requested, null_future_instants
-from nq_pipeline.sources.rows import drop_faulty
+from nq_pipeline.sources.rows import (
+    MOST_CONTRACTS,
+    SKEW_NS,
+    drop_faulty,
+    keep_requested,
+    null_future_instants,
+)
 
 SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST = 3, 6, 9
 """Values of `stat_type`."""
@@ -41,18 +46,8 @@ UNDEF_FLAGS = 255
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed chain.
-
-    Attributes
-    ----------
-    frame
-        Rows of the chain schema without provenance.
-    dropped
-        Reason to count of records that were not used.
-    controls
-        Control totals and whether they held.
-    holes
-        The answers that lost more than a trace of their records, in words.
+    """A parsed chain: rows of the chain schema without provenance, and the answers that lost more than a
+    trace of their records, in words (`holes`).
     """
 
     frame: pl.DataFrame

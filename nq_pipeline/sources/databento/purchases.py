@@ -35,17 +35,8 @@ T = TypeVar("T")
 class Purchases:
     """The purchases of one run for one purpose.
 
-    Parameters
-    ----------
-    attempts
-        Most attempts of a request that fails for a transient reason.
-    max_usd
-        Limit for the whole run, in addition to the ledger's budgets; None for no other limit.
-
-    Attributes
-    ----------
-    cost_usd
-        Committed, and still reserved for failed requests.
+    `attempts` is for requests that fail for a transient reason. `max_usd` limits the whole run, in addition
+    to the ledger's budgets. `cost_usd` is committed, and still reserved for failed requests.
     """
 
     client: HistoricalClient

@@ -35,16 +35,9 @@ class Query:
 class Price:
     """The vendor's price of a query.
 
-    Attributes
-    ----------
-    usd
-        0 where the plan includes it.
-    size
-        Billed bytes; None where it costs nothing.
-    unit_usd
-        The list price per GiB; None where the price is not size times that.
-    at
-        When the vendor quoted it.
+    `usd` is 0 where the plan includes it; `size` are the billed bytes, None where it costs nothing;
+    `unit_usd` is the list price per GiB, None where the price is not size times that; `at` is when the vendor
+    quoted it.
     """
 
     usd: Decimal

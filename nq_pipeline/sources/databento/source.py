@@ -187,12 +187,8 @@ class Databento:
     ) -> Purchases | None:
         """Open the purchases of the answers that are not cached; None when all are.
 
-        Raises
-        ------
-        OverBudget
-            Together they do not fit the budgets.
-        LedgerError
-            The ledger cannot be used, so nothing is bought.
+        Raises `OverBudget` when together they do not fit the budgets, `LedgerError` when the ledger cannot be
+        used.
         """
         missing = [
             (query, price)

@@ -41,19 +41,9 @@ class RefusedAnswer(BaseException):
 
 @dataclass
 class Transport:
-    """Sends the requests of one client.
+    """Sends the requests of one client, with `secrets` struck out of every answer.
 
-    Parameters
-    ----------
-    remaining
-        Returns the seconds left for this vendor.
-    secrets
-        Struck out of every answer.
-
-    Attributes
-    ----------
-    max_download
-        Bytes that the next download may have.
+    `remaining` returns the seconds left for this vendor; the next download may have `max_download` bytes.
     """
 
     policy: Policy

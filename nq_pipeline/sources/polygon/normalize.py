@@ -25,16 +25,17 @@ from nq_pipeline.market.symbology import contract_keys
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainRequest, SeriesAnswer, chain_frame
 from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE, describe_dropped
-from nq_pipeline.sources.plausibility import (
+from nq_pipeline.sources.polygon.parse import INSTANTS, SnapshotPage
+from nq_pipeline.sources.rows import (
     FUTURE,
     OTHER,
     SKEW_NS,
     keep_requested,
     null_future_instants,
+    request_columns,
+    series_columns,
     within_expirations,
 )
-from nq_pipeline.sources.polygon.parse import INSTANTS, SnapshotPage
-from nq_pipeline.sources.rows import request_columns, series_columns
 from nq_pipeline.transport.vendor_session import Reply
 
 SOURCE = "polygon"
@@ -50,12 +51,8 @@ UNUSABLE = (
 class UnderlyingChain:
     """The chain of one underlying.
 
-    Attributes
-    ----------
-    error
-        What ended its pages early.
-    refusal
-        The vendor's words, where the plan does not include its snapshot.
+    `error` ended its pages early; `refusal` has the vendor's words where the plan does not include its
+    snapshot.
     """
 
     frame: pl.DataFrame = field(default_factory=SOURCE_CHAIN.empty)

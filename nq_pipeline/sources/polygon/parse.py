@@ -1,7 +1,7 @@
 """Polygon's pages: from the exact body to one row per contract, or to the error that it stands for. Pure.
 
-A page is decoded into columns. A bad cell becomes null, a bad row is dropped, and both are counted. An
-error's kind follows from the HTTP status first, then from the vendor's words.
+A bad cell becomes null, a bad row is dropped, and both are counted. An error's kind follows from the HTTP
+status first, then from the vendor's words.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market.products import Product
 from nq_pipeline.market.symbology import split_occ_tickers
 from nq_pipeline.sources.failures import error_of_status, printable, quoted
-from nq_pipeline.sources.plausibility import MOST_CONTRACTS
-from nq_pipeline.sources.rows import drop_faulty
+from nq_pipeline.sources.rows import MOST_CONTRACTS, drop_faulty
 from nq_pipeline.transport.json_columns import decode, number, texts
 from nq_pipeline.transport.vendor_session import SECRET_NAMES, Reply, relative
 
@@ -139,18 +138,12 @@ def error_of_reply(reply: Reply) -> SourceError:
 def parse_page(body: bytes, product: Product, *, what: str) -> SnapshotPage:
     """Read one page of the chain snapshot or of the reference contracts.
 
-    A row is one contract: its terms from the ticker, everything else a number, an instant or null.
-
     Counted as dropped: `malformed_row` (no readable ticker), `malformed_cell`, `fractional_size`,
     `unknown_symbol` (adjusted contracts, other roots), `contradictory_row` (ticker and terms
     disagree), `vendor_error` and `vendor_not_entitled` (an error in place of a contract).
 
-    Raises
-    ------
-    BadPayload
-        The body is not JSON, or has no `results` and no status that explains it.
-    NotEntitled, RateLimited, Unavailable
-        An error in spite of HTTP 200, as the whole body or in place of every row.
+    Raises `BadPayload` for a body that is not JSON, or has no `results` and no status that explains it.
+    Raises `NotEntitled`, `RateLimited` or `Unavailable` for an error in spite of HTTP 200.
     """
     dropped: Counter[str] = Counter()
     page = decode(body, _PAGE, dropped, what=what)

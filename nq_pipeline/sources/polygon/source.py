@@ -2,15 +2,10 @@
 
 The vendor has no options on futures. Options on the indices and funds of `market.products.PROXIES` replace
 them: NDX (with its PM-settled NDXP) and QQQ for NQ, SPX (with SPXW) and SPY for ES. Every row says so in
-`underlying_class`, and the failover takes proxies only when no native source is left. Products without
-a proxy are not covered.
+`underlying_class`. Products without a proxy are not covered.
 
-    GET /v3/snapshot/options/I:NDX            prices, Greeks, open interest; 250 a page
-    GET /v3/reference/options/contracts       listed contracts, without prices; 1,000 a page
-
-The second is requested when the plan does not include the first. The key travels in the
-`Authorization` header, never in a URL, and only to our base address: of a `next_url` only path and
-query are used.
+The reference contracts are requested when the plan does not include the snapshot. The key travels in the
+`Authorization` header, never in a URL, and only to our base address.
 """
 
 from __future__ import annotations
@@ -35,7 +30,6 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall
 from nq_pipeline.sources.failures import failed_probe, rejecting
-from nq_pipeline.sources.plausibility import OTHER, within_expirations
 from nq_pipeline.sources.polygon.normalize import NEW_YORK, SOURCE, UnderlyingChain, build_chain, sum_counts
 from nq_pipeline.sources.polygon.parse import (
     NoSuchAddress,
@@ -45,6 +39,7 @@ from nq_pipeline.sources.polygon.parse import (
     parse_page,
 )
 from nq_pipeline.sources.polygon.spec import PolygonSettings
+from nq_pipeline.sources.rows import OTHER, within_expirations
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
@@ -83,9 +78,8 @@ _PROBE = _Endpoint("probe", SNAPSHOT.path, 1, Keep.NEVER)
 class Polygon:
     """The source `polygon`: proxy chains, keyed by the proxy's own series (`NDXP-2025-07-01`).
 
-    It requests one chain for each underlying of `NQ_POLYGON_UNDERLYINGS` that stands for a requested
-    product, over the span of the requested expirations. The nearest expirations come first, so that a
-    plan with few requests a minute still gives complete chains of the nearest series.
+    It requests the span of the requested expirations. The nearest come first, so that a plan with few
+    requests a minute still gives complete chains of the nearest series.
     """
 
     name = SOURCE

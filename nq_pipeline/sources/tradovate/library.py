@@ -23,7 +23,7 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.failures import rejecting
-from nq_pipeline.sources.plausibility import OTHER
+from nq_pipeline.sources.rows import OTHER
 from nq_pipeline.sources.tradovate.login import Parsed, TradovateLogin, parse_reply
 from nq_pipeline.sources.tradovate.parse import (
     Unlisted,
@@ -41,10 +41,7 @@ from nq_pipeline.transport.vendor_session import Reply, VendorSession
 class ListedSeries:
     """The contracts of one series.
 
-    Attributes
-    ----------
-    contracts
-        contract_id, name (as sent), series, option_type, strike, request_id, raw_sha256.
+    Columns: contract_id, name (as sent), series, option_type, strike, request_id, raw_sha256.
     """
 
     series: Series
@@ -57,10 +54,7 @@ class ListedSeries:
 class ContractLibrary:
     """The contract library as one run requests it.
 
-    Attributes
-    ----------
-    dropped
-        What could not be used of the series that have no usable contract at all.
+    `dropped` counts what could not be used of the series that have no usable contract at all.
     """
 
     def __init__(self, settings: Settings, session: VendorSession) -> None:

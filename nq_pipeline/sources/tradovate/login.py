@@ -52,12 +52,8 @@ class TradovateLogin:
     def token(self) -> Token:
         """The token of this process and user, renewed or new where needed.
 
-        Raises
-        ------
-        NotConfigured
-            A credential is missing or wrong.
-        Blocked, RateLimited
-            A penalty: with a captcha that only a person can answer, or longer than the time left.
+        Raises `NotConfigured` for a missing or wrong credential; `Blocked` or `RateLimited` for a penalty,
+        with a captcha that only a person can answer, or longer than the time left.
         """
         if self._failure is not None:
             raise self._failure  # logins are few and punished: one that failed is not tried again

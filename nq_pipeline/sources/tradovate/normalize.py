@@ -36,12 +36,8 @@ def chain_rows(
     `last_ts` and `settlement_date` are null: the vendor states neither. Volume, open, high and low
     are null when the newest update is of an earlier session.
 
-    Parameters
-    ----------
-    reply
-        The transcript's; None when the time ran out before there was one.
-    futures
-        Contract ids of the underlying futures by name.
+    `reply` is the transcript's, None when the time ran out before there was one; `futures` has the contract
+    ids of the underlying futures by name.
     """
     replies = [*(r for listing in listings for r in listing.replies), *([reply] if reply else [])]
     snapshot_ts = pl.lit(max(r.snapshot_ts for r in replies)).cast(INSTANT)

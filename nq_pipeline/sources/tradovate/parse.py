@@ -28,8 +28,7 @@ from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.symbology import parse_globex_code, split_globex_symbols
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.failures import error_of_status, quoted
-from nq_pipeline.sources.plausibility import OTHER
-from nq_pipeline.sources.rows import drop_faulty
+from nq_pipeline.sources.rows import OTHER, drop_faulty
 from nq_pipeline.transport.json_columns import decode, loads, number, texts
 from nq_pipeline.transport.vendor_session import Reply
 
@@ -149,12 +148,10 @@ def parse_maturities(body: bytes) -> tuple[pl.DataFrame, Counter[str]]:
 
 
 def parse_contracts(body: bytes, series: Series) -> tuple[pl.DataFrame, Counter[str]]:
-    """The contracts of one expiration that are options of the series.
+    """The contracts of one expiration that are options of the series, and the count of the others.
 
-    Returns
-    -------
-    Columns contract_id, name (as sent), series, option_type, strike; and the count of the other
-    contracts: `malformed_row`, `unknown_symbol` (the name cannot be read), `other_series`.
+    Columns: contract_id, name (as sent), series, option_type, strike. Counted: `malformed_row`,
+    `unknown_symbol` (the name cannot be read), `other_series`.
     """
     dropped: Counter[str] = Counter()
     rows = _list(body, _CONTRACT, dropped, "Tradovate's contracts")

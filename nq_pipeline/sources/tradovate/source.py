@@ -25,7 +25,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall, series_failure
 from nq_pipeline.sources.failures import STOP_ERRORS, failed_probe, merge_controls
-from nq_pipeline.sources.plausibility import SKEW_NS
+from nq_pipeline.sources.rows import SKEW_NS
 from nq_pipeline.sources.tradovate.library import ContractLibrary, ListedSeries
 from nq_pipeline.sources.tradovate.normalize import SOURCE, chain_rows, judge_series
 from nq_pipeline.sources.tradovate.spec import TradovateSettings
@@ -218,12 +218,7 @@ def _fetch_futures(library: ContractLibrary, listings: Sequence[ListedSeries]) -
 def select_nearest(contracts: pl.DataFrame, prices: Mapping[str, float | None], limit: int) -> list[int]:
     """Contract ids to subscribe to: from each series in turn, the next nearest to the money.
 
-    Parameters
-    ----------
-    contracts
-        contract_id, series, option_type, strike.
-    prices
-        Price of the underlying by series; None stands for the middle strike.
+    `prices` of the underlying are by series; None stands for the middle strike.
     """
     price = pl.col("series").replace_strict(dict(prices), return_dtype=pl.Float64)
     middle = pl.col("strike").median().over("series")

@@ -19,7 +19,7 @@ import polars as pl
 from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, RateLimited, SourceError, Unavailable
 from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.sources.failures import quoted
-from nq_pipeline.sources.plausibility import FUTURE, MOST_CONTRACTS, OTHER
+from nq_pipeline.sources.rows import FUTURE, MOST_CONTRACTS, OTHER
 from nq_pipeline.sources.tradovate.parse import parse_instant
 from nq_pipeline.transport.json_columns import loads
 
@@ -64,11 +64,10 @@ class Transcript:
     quotes
         Newest value of every cell by contract id.
     error
-        What ended the conversation early; None while nothing did.
+        What ended the conversation early.
     dropped
         `malformed_frame`, `malformed_message`, `malformed_cell`, `fractional_size`, `future_instant`
-        (a time later than `latest`), `other_series` (a quote of a contract that was not subscribed
-        to), `unknown_event`.
+        (later than `latest`), `other_series` (a contract that was not subscribed to), `unknown_event`.
     """
 
     subscribed: dict[int, int] = field(default_factory=dict)

@@ -1,11 +1,8 @@
 """The conversation with Tradovate's market-data websocket.
 
-Frames of the client: endpoint, request id, query and body on four lines, and `[]` every 2.5 seconds.
-`transcript.py` has the frames of the server, and reads the conversation while it grows and again from
-the archive. The token is never part of a transcript.
-
-The protocol is documented by the vendor and was seen in public projects; that options can be subscribed
-to by contract id, like futures, is our assumption.
+Frames of the client: endpoint, request id, query and body on four lines, and `[]` as a heartbeat.
+`transcript.py` has the frames of the server. The protocol is documented by the vendor and was seen in public
+projects; that options can be subscribed to by contract id, like futures, is our assumption.
 """
 
 from __future__ import annotations
@@ -63,18 +60,10 @@ def record_quotes(
         is quoted and no frame comes.
     timeout_s
         Seconds within which the next answer must come.
-    remaining
-        Seconds left until the deadline.
 
-    Returns
-    -------
-    The transcript's bytes. Its last line is `>lost`, `>deadline` or `>unanswered` when the conversation
-    was cut short after something was quoted.
-
-    Raises
-    ------
-    NotEntitled, RateLimited, Blocked, Unavailable, DeadlineReached, BadPayload
-        No contract was quoted at all.
+    Returns the transcript's bytes, without the token. Its last line is `>lost`, `>deadline` or `>unanswered`
+    when the conversation was cut short after something was quoted. When nothing was, raises the
+    `SourceError`.
     """
     from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
     from websockets.sync.client import connect

@@ -14,7 +14,6 @@ from polars.testing import assert_frame_equal
 
 from nq_pipeline.errors import BadPayload
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.sources.barchart import parse as quotes
 from nq_pipeline.sources.barchart.page import parse_page
 from nq_pipeline.sources.barchart.parse import parse_chain, parse_futures
 from nq_pipeline_tests.testing import barchart_boards
@@ -165,18 +164,6 @@ def test_every_value_of_a_regular_board_arrives(rows: list[barchart_boards.Row])
         assert mine["ask"] == (None if row["askPrice"] == "N/A" else raw["askPrice"])
         assert mine["change"] == (None if row["priceChange"] == "N/A" else raw["priceChange"])
         assert (mine["volume"], mine["open_interest"]) == (raw["volume"], raw["openInterest"])
-
-
-@given(regular())
-@settings(max_examples=50, deadline=None)
-def test_the_fast_and_the_tolerant_way_give_equal_cells(rows: list[barchart_boards.Row]) -> None:
-    fast = quotes._strict_rows(chain(rows))
-    slow = quotes._tolerant_rows(chain(rows))
-    if fast is None:  # a board of one side only is not of the page's shape
-        assert len({row["optionType"] for row in rows}) == 1
-    else:
-        assert_frame_equal(fast[0], slow[0])
-        assert fast[1] == slow[1]
 
 
 @given(regular())
