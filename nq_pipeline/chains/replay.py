@@ -10,7 +10,7 @@ from typing import Any
 from nq_pipeline.chains.ask import Progress, ask_source, fault_result, open_session, raise_faults
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.run_record import MALFORMED, recorded_request, recorded_settings, source_request
-from nq_pipeline.chains.store import select_and_store
+from nq_pipeline.chains.snapshot import select_and_store
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.archive import RawArchive, damaged_record

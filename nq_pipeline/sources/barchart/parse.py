@@ -168,8 +168,6 @@ def _to_numbers(cells: pl.DataFrame, names: Sequence[str], trade_date: date, lat
     The raw number counts; the displayed one says whether there is one at all, and must agree.
     `in_future` marks the bad times that are valid but later than can be.
     """
-    # Only roots priced in eighths need the slower parsing, and then all of their rows do.
-    fractions = bool(cells["lastPrice"].str.contains(r"\d-\d").any())
     moment = pl.col("raw_tradeTime")
     stamp = pl.when(moment.is_between(1, END_OF_TIME // NS_PER_S) & (moment % 1 == 0)).then(
         moment.cast(pl.Int64, strict=False) * NS_PER_S
@@ -182,7 +180,7 @@ def _to_numbers(cells: pl.DataFrame, names: Sequence[str], trade_date: date, lat
     return (
         cells.lazy()
         .with_columns(
-            *(_parse_displayed(pl.col(name), fractions=fractions).alias(f"shown_{name}") for name in names),
+            *(_parse_displayed(pl.col(name)).alias(f"shown_{name}") for name in names),
             *(pl.col(name).is_in(_MISSING).alias(f"none_{name}") for name in (*names, "tradeTime")),
             settled=pl.col("lastPrice").str.ends_with("s"),
         )
@@ -197,15 +195,10 @@ def _to_numbers(cells: pl.DataFrame, names: Sequence[str], trade_date: date, lat
     )
 
 
-def _parse_displayed(text: pl.Expr, *, fractions: bool) -> pl.Expr:
-    """A displayed number: `7,534.38s`, `+137.25`, `unch`; with fractions also `539-4`, in eighths."""
+def _parse_displayed(text: pl.Expr) -> pl.Expr:
+    """A displayed number: `7,534.38s`, `+137.25`, `unch`."""
     plain = text.str.strip_chars_end("s").str.replace_all(",", "", literal=True)
-    value = pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
-    if not fractions:
-        return value
-    part = plain.str.extract_groups(r"^([+-]?)(\d+)-([0-7])$").struct
-    size = part[1].cast(pl.Float64) + part[2].cast(pl.Float64) / 8
-    return pl.coalesce(value, pl.when(part[0] == "-").then(-size).otherwise(size))
+    return pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
 
 
 def _agreed(name: str) -> pl.Expr:

@@ -24,7 +24,7 @@ from nq_pipeline.dbn.stream import Records
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
-from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, STATISTICS, TRADES
+from nq_pipeline.sources.databento.query import DEFINITION, QUOTES, STATISTICS, TRADES
 from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE
 from nq_pipeline.sources.rows import (
     MOST_CONTRACTS,

@@ -1,7 +1,7 @@
 """Databento: option chains of CME Globex from the historical API, by the official client.
 
 One snapshot is five requests. The first (`plan`) is free: how far the data reach, and the price of each of
-the other four (`query_plan.py`). No paid request is sent unless the budget covers its worst-case cost: first
+the other four (`query.py`). No paid request is sent unless the budget covers its worst-case cost: first
 all of them together, so that nothing is paid for a chain that cannot be completed, then each when it is sent.
 """
 
@@ -35,7 +35,7 @@ from nq_pipeline.sources.base import (
 )
 from nq_pipeline.sources.databento.client import HistoricalClient, open_client
 from nq_pipeline.sources.databento.parse import Parsed, parse_chain
-from nq_pipeline.sources.databento.query_plan import (
+from nq_pipeline.sources.databento.query import (
     DEFINITION,
     QUOTES,
     SCHEMAS,

@@ -24,7 +24,7 @@ from nq_pipeline.errors import BadPayload
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.sources.databento.parse import Parsed, definitions, parse_chain, quotes, statistics
-from nq_pipeline.sources.databento.query_plan import DEFINITION, TRADES
+from nq_pipeline.sources.databento.query import DEFINITION, TRADES
 from nq_pipeline_tests.testing.databento_answers import (
     SPANS,
     officially,

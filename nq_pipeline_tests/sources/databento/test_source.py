@@ -25,7 +25,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Source
-from nq_pipeline.sources.databento.query_plan import DEFINITION, QUOTES, SCHEMAS, STATISTICS, TRADES
+from nq_pipeline.sources.databento.query import DEFINITION, QUOTES, SCHEMAS, STATISTICS, TRADES
 from nq_pipeline.sources.databento.source import Databento
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind

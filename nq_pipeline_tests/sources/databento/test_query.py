@@ -9,8 +9,7 @@ import pytest
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.errors import BadPayload
-from nq_pipeline.sources.databento.query import Price
-from nq_pipeline.sources.databento.query_plan import QueryPlan, plan_queries
+from nq_pipeline.sources.databento.query import Price, QueryPlan, plan_queries
 from nq_pipeline_tests.testing.source_contract import MOMENT
 
 
