@@ -196,9 +196,12 @@ def _to_numbers(cells: pl.DataFrame, names: Sequence[str], trade_date: date, lat
 
 
 def _parse_displayed(text: pl.Expr) -> pl.Expr:
-    """A displayed number: `7,534.38s`, `+137.25`, `unch`."""
+    """A displayed number: `7,534.38s`, `+137.25`, `unch`; or `539-4`, in eighths."""
     plain = text.str.strip_chars_end("s").str.replace_all(",", "", literal=True)
-    return pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
+    value = pl.when(text == "unch").then(0.0).otherwise(plain.cast(pl.Float64, strict=False))
+    part = plain.str.extract_groups(r"^([+-]?)(\d+)-([0-7])$").struct
+    size = part[1].cast(pl.Float64) + part[2].cast(pl.Float64) / 8
+    return pl.coalesce(value, pl.when(part[0] == "-").then(-size).otherwise(size))
 
 
 def _agreed(name: str) -> pl.Expr:
