@@ -5,6 +5,8 @@
     ├── LakeError                  the lake cannot be written or read
     │   └── NoLake                 6: the data folder has no lake
     ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
+    ├── LeaseHeld                  another process holds the lease
+    ├── LeaseLost                  a lease could not be renewed in time, or another process took it
     ├── AlertError                 the state of the alerts cannot be read
     │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
     ├── SandboxError               the stand-ins could not be started
@@ -58,6 +60,14 @@ class NoLake(LakeError):
 
 class LedgerError(NqError):
     """The spend ledger cannot be opened or written, or an entry is invalid."""
+
+
+class LeaseHeld(NqError):
+    """Another process, perhaps on another machine, holds the lease."""
+
+
+class LeaseLost(NqError):
+    """A lease could not be renewed in time, or another process has taken it: stop the work it protects."""
 
 
 class AlertError(NqError):

@@ -83,6 +83,11 @@ class Workspace:
         return self.root / "ledger.sqlite"
 
     @property
+    def leases(self) -> Path:
+        """Which leases are held by processes of this machine."""
+        return self.root / ".leases"
+
+    @property
     def catalog(self) -> Path:
         """The published DuckDB catalog."""
         return self.root / "nq.duckdb"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 from nq_pipeline_tests.testing.recorded import SHARED
 from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_faults, serve_s3
 
@@ -38,6 +39,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("recorded vendor payloads are not part of the repository (set NQ_SHARED to their folder)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; tests skip where it is not installed."""
+    with run_postgres() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

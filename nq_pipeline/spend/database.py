@@ -6,6 +6,9 @@ write, and the reservation is on disk before the request is sent.
 
 A PostgreSQL that freezes blocks nobody: the server ends a statement that takes too long and a
 transaction whose client is silent, and this side closes a connection that lasts too long.
+
+The same database holds the leases, the proofs of purchases and the state that several machines share. Their
+transactions touch rows of their own and do not wait for the ledger's turn (`row_transaction`).
 """
 
 from __future__ import annotations
@@ -32,13 +35,17 @@ from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
-HEAD = "0002"
+HEAD = "0003"
 """Revision of the newest file in `migrations/versions`."""
 VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for its turn in SQLite, seconds."""
 LIMIT = "nq_limit_s"
 """Execution option: how long a whole transaction may take, seconds."""
+TURN = "nq_turn"
+"""Execution option: whether a transaction waits for the ledger's turn (the default), or only locks the rows
+that it changes (`ROWS`), or changes nothing (`READS`)."""
+ROWS, READS = "rows", "reads"
 COPIED = "nq_copied"
 """Execution option: the file that a database in memory was copied from."""
 CONNECT_S = 10
@@ -64,6 +71,19 @@ def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     if not restoring and settings.spend.ledger_url is None:
         _check_not_lost(engine, settings)
     return _migrated(engine)
+
+
+def open_row_engine(settings: Settings, patience_s: float) -> sa.Engine:
+    """The database of these settings, already migrated, for `row_transaction`.
+
+    Parameters
+    ----------
+    patience_s
+        Most seconds of a statement in PostgreSQL; also for connecting, rounded up.
+    """
+    if _file(settings) is not None:
+        return _engine(settings)
+    return _engine(settings, patience_s)
 
 
 def open_copy(settings: Settings) -> sa.Engine | None:
@@ -130,6 +150,27 @@ def exclusive_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     LedgerError
         The database failed.
     """
+    with _transaction(engine, "no metered request is sent without it") as connection:
+        yield connection
+
+
+@contextmanager
+def row_transaction(engine: sa.Engine, *, writes: bool = True) -> Iterator[sa.Connection]:
+    """A short transaction on rows beside the ledger. In PostgreSQL it never waits for the ledger's turn; in
+    SQLite, where one process writes at a time, it waits only if it writes.
+
+    Raises
+    ------
+    LedgerError
+        The database failed.
+    """
+    engine = engine.execution_options(**{TURN: ROWS if writes else READS})
+    with _transaction(engine, "it also holds the leases") as connection:
+        yield connection
+
+
+@contextmanager
+def _transaction(engine: sa.Engine, needed_for: str) -> Iterator[sa.Connection]:
     started, limit_s = time.monotonic(), engine.get_execution_options().get(LIMIT, math.inf)
     try:
         with engine.begin() as connection:
@@ -145,18 +186,18 @@ def exclusive_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
         if time.monotonic() - started >= limit_s:  # closed by this side, unknown to the driver
             reason = f"it did not answer within {limit_s:g} s"
         raise LedgerError(
-            f"the spend ledger in {_named(engine)} cannot be used: {reason}; no metered "
-            "request is sent without it"
+            f"the spend ledger in {_named(engine)} cannot be used: {reason}; {needed_for}"
         ) from None
 
 
-def _engine(settings: Settings) -> sa.Engine:
+def _engine(settings: Settings, patience_s: float = math.inf) -> sa.Engine:
     if (path := _file(settings)) is not None:
         make_folder(path.parent)
         return _sqlite(path.absolute())
     url = _url(settings)
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return _postgresql(url.set(drivername="postgresql+psycopg"), settings.spend.ledger_timeout_s)
+        patience_s = min(patience_s, settings.spend.ledger_timeout_s)
+        return _postgresql(url.set(drivername="postgresql+psycopg"), patience_s)
     raise LedgerError(
         f"NQ_LEDGER_URL names {url.drivername}, which the ledger does not support; write sqlite:///file or "
         "postgresql://user@host/name"
@@ -201,7 +242,8 @@ def _serialized(engine: sa.Engine) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(TURN) == READS
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -242,6 +284,8 @@ def _postgresql(url: sa.URL, patience_s: float) -> sa.Engine:
         for name, factor in (("lock", 1), ("statement", 1), ("idle_in_transaction_session", 2)):
             connection.exec_driver_sql(f"SET LOCAL {name}_timeout = {round(patience_s * factor * 1000)}")
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+        if TURN in connection.get_execution_options():
+            return
         # Each later statement sees all that was committed before the lock was acquired.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")
 

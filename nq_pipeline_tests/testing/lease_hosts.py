@@ -1,0 +1,81 @@
+"""Hosts that share one database of leases: each has its own data folder, and nothing else in common."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.errors import LeaseHeld, LeaseLost
+from nq_pipeline.leases.leases import Leases
+from nq_pipeline.settings import Settings
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Hosts by name, with their data folders below `folder` and one database at `url`."""
+
+    folder: Path
+    url: str
+
+    def settings(self, host: str, url: str = "") -> Settings:
+        """The settings of a host, which may reach the database by another address."""
+        return build_settings(data_dir=self.folder / host, ledger_url=url or self.url)
+
+    def leases(self, host: str, url: str = "") -> Leases:
+        return Leases.of(self.settings(host, url))
+
+
+def hold(settings: Settings, name: str, ttl_s: float, to_parent: Connection) -> None:
+    """Hold a lease until the process is killed; say its token, and later on request whether it is lost."""
+    lease = Leases.of(settings).acquire(name, ttl_s=ttl_s, run_id="theirs")
+    lease.keep()
+    to_parent.send(lease.token)
+    while True:
+        to_parent.recv()
+        try:
+            lease.check()
+        except LeaseLost as error:
+            to_parent.send(str(error))
+        else:
+            to_parent.send("")
+
+
+@contextmanager
+def holding(settings: Settings, name: str, ttl_s: float) -> Iterator[tuple[BaseProcess, Connection, int]]:
+    """A process that holds a lease, the way to ask it, and its token."""
+    mine, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=hold, args=(settings, name, ttl_s, theirs), daemon=True)
+    process.start()
+    assert mine.poll(60)
+    token = mine.recv()
+    try:
+        yield process, mine, token
+    finally:
+        process.kill()
+        process.join()
+
+
+def take_turns(settings: Settings, name: str, until: float, inside: Path, log: Path) -> None:
+    """Acquire the lease again and again; note every token, and any other process that is inside too."""
+    leases = Leases.of(settings)
+    while time.time() < until:
+        try:
+            with leases.hold(name, ttl_s=20, wait_s=0.2) as lease:
+                handle = os.open(inside, os.O_CREAT | os.O_EXCL)  # fails if another one is inside
+                os.close(handle)
+                with log.open("a") as lines:
+                    lines.write(f"{lease.token}\n")
+                inside.unlink()
+        except LeaseHeld:
+            continue
