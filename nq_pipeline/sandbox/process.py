@@ -125,11 +125,11 @@ def _run(
     import uvicorn
 
     from nq_pipeline.sandbox.gateway.gateways import Gateways
-    from nq_pipeline.sandbox.server import Leases, application, default_scenarios
+    from nq_pipeline.sandbox.server import ClientCount, application, default_scenarios
 
-    leases, gateways = Leases(), Gateways()
+    clients, gateways = ClientCount(), Gateways()
     config = uvicorn.Config(
-        application(defaults, leases, gateways),
+        application(defaults, clients, gateways),
         log_level="error",
         access_log=False,
         lifespan="off",
@@ -145,9 +145,9 @@ def _run(
         warm = asyncio.create_task(asyncio.to_thread(sessions.current_session, datetime.now(UTC)))
         if owner is not None:
             await asyncio.to_thread(_read_to_end, owner)
-            while leases.held:
+            while clients.held:
                 await asyncio.sleep(0.1)
-            leases.closed = server.should_exit = True
+            clients.closed = server.should_exit = True
         await serving
         await warm
 

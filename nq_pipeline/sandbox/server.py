@@ -38,7 +38,7 @@ VENDORS: Mapping[str, Callable[..., list[BaseRoute]]] = {
 }
 
 
-class Leases:
+class ClientCount:
     """Number of clients that keep the server alive, and whether it is ending and accepts no more."""
 
     held = 0
@@ -46,7 +46,7 @@ class Leases:
 
 
 def application(
-    defaults: Mapping[str, str], leases: Leases | None = None, gateways: Gateways | None = None
+    defaults: Mapping[str, str], clients: ClientCount | None = None, gateways: Gateways | None = None
 ) -> Starlette:
     """The stand-ins.
 
@@ -54,12 +54,12 @@ def application(
     ----------
     defaults
         Options by vendor, as `parse_options` reads them. `/with/…` overrides them one by one.
-    leases
+    clients
         Counts the open `/lease` requests.
     gateways
         The live gateways of this process.
     """
-    leases, gateways = leases or Leases(), gateways or Gateways()
+    clients, gateways = clients or ClientCount(), gateways or Gateways()
     scenarios = default_scenarios(defaults)
     identity = {"program": PROGRAM, "version": version("nq_pipeline"), "defaults": dict(defaults)}
 
@@ -72,15 +72,15 @@ def application(
         return JSONResponse(identity)
 
     async def hold() -> AsyncIterator[bytes]:
-        leases.held += 1
+        clients.held += 1
         try:
             yield json.dumps(identity).encode() + b"\n"
             await asyncio.Event().wait()
         finally:
-            leases.held -= 1
+            clients.held -= 1
 
     def lease(request: Request) -> Response:
-        if leases.closed:
+        if clients.closed:
             return PlainTextResponse("ending", 503)
         return StreamingResponse(hold(), media_type="application/json")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nq_pipeline.errors import LeaseHeld, LeaseLost, LedgerError
-from nq_pipeline_tests.testing.ledgers import PASSWORD
 from nq_pipeline_tests.testing.lease_hosts import Hosts
+from nq_pipeline_tests.testing.ledgers import PASSWORD
 from nq_pipeline_tests.testing.network import Link, link_to
 from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 
