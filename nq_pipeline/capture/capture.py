@@ -58,12 +58,7 @@ class Capture:
     stats
         What the capture has done so far; always the same object.
 
-    Raises
-    ------
-    CaptureError
-        The clock is pinned.
-    NotConfigured
-        The key is missing or malformed.
+    Raises `CaptureError` for a pinned clock, `NotConfigured` for a missing or malformed key.
     """
 
     def __init__(
@@ -89,13 +84,9 @@ class Capture:
         self._root, self._lake = workspace.capture, workspace.lake
         address = gateway.gateway_address(databento.gateway, self._dataset)
         check_databento_key(key, address[0])
+        heartbeat_s, late_s = self._timing.heartbeat_s, self._timing.late_s
         self._connector = GatewayConnector(
-            key,
-            self._dataset,
-            address,
-            heartbeat_s=self._timing.heartbeat_s,
-            late_s=self._timing.late_s,
-            zstd=settings.capture.zstd,
+            key, self._dataset, address, heartbeat_s, late_s, settings.capture.zstd
         )
         self._parents = {
             "options": gateway.option_parents(settings.products),
@@ -113,10 +104,8 @@ class Capture:
 
         Parameters
         ----------
-        publish
-            Called about every second during the capture, and once at its end.
-        progress
-            Called with `stats` about every second.
+        publish, progress
+            Called about every second, `publish` also at the end, `progress` with `stats`.
 
         Raises
         ------
@@ -139,15 +128,8 @@ class Capture:
             )
         opens, closes = opened
         store = GapStore(self._lake, dataset=self._dataset, run_id=self.run_id)
-        fallback = SchemaFallback(
-            self._lake,
-            self._dataset,
-            {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema},
-        )
-        comparison, meter = (
-            LakeComparison(store, publish),
-            Meter(self.stats, progress, every_s=self._timing.report_s),
-        )
+        wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
+        comparison = LakeComparison(store, publish)
         with (
             CaptureLog(
                 self._root,
@@ -187,7 +169,7 @@ class Capture:
                     stop=stop,
                     closes=closes,
                     parents=self._parents,
-                    fallback=fallback,
+                    fallback=SchemaFallback(self._lake, self._dataset, wanted),
                     connector=self._connector,
                     log=log,
                     tracker=tracker,
@@ -195,7 +177,7 @@ class Capture:
                     writer=writer,
                     repairer=repairer,
                     comparison=comparison,
-                    meter=meter,
+                    meter=Meter(self.stats, progress, every_s=self._timing.report_s),
                     proven_ns=to_ns(opens),
                 )
                 tracker.load_gaps(log.folder, supervisor.streams)

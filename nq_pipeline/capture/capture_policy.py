@@ -41,7 +41,7 @@ UNFINISHED = ("NOT_STARTED", "MANAGED", "QUEUED", "STARTING", "STARTED", "CANCEL
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A capture run.
+    """A capture run; instants by the machine's clock.
 
     Attributes
     ----------
@@ -51,10 +51,10 @@ class Attempt:
         Among the attempts of its trade date; 0 if it was launched by hand.
     alive
         Whether its process holds its lock.
-    changed, started, ended
-        When its status last changed, when it began and when it ended, by the machine's clock; or None.
+    changed
+        When its status last changed.
     settings
-        The fingerprint of its settings.
+        Their fingerprint.
     stopped
         Why another attempt cannot help, if it ended so; known of the newest attempt only.
     """
@@ -90,11 +90,9 @@ class Situation:
     moved
         Whether those differ: the sandbox has a market at any hour.
     settings
-        The fingerprint of the settings in force.
+        The fingerprint of those in force.
     attempts
         Newest first.
-    holder
-        The process that captures now.
     pinned
         The instant of a pinned clock.
     unconfigured
@@ -140,24 +138,18 @@ def decide_capture(situation: Situation) -> Decision:
 
 def settings_fingerprint(settings: Settings) -> str:
     """A digest that changes with every setting that can make a failed capture succeed; reveals none."""
-    key = settings.vendor(DatabentoSettings).api_key
-    parts = (
-        settings.environment,
-        settings.vendor(DatabentoSettings).dataset,
-        settings.vendor(DatabentoSettings).gateway,
-        settings.capture.window,
-        settings.capture.options_schema,
-        settings.capture.futures_schema,
-        key.get_secret_value() if key else None,
-    )
+    databento, capture = settings.vendor(DatabentoSettings), settings.capture
+    key = databento.api_key.get_secret_value() if databento.api_key else None
+    vendor = (databento.dataset, databento.gateway)
+    wanted = (capture.window, capture.options_schema, capture.futures_schema)
+    parts = (settings.environment, *vendor, *wanted, key)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def _not_wanted(s: Situation) -> str:
     if s.pinned:
-        return (
-            f"NQ_NOW holds the clock at {in_chicago(s.pinned)}, and a capture needs a running clock; unset it"
-        )
+        held = in_chicago(s.pinned)
+        return f"NQ_NOW holds the clock at {held}, and a capture needs a running clock; unset it"
     if s.unconfigured:
         return f"not configured: {s.unconfigured}"
     if s.holder:

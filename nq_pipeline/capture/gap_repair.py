@@ -1,8 +1,7 @@
 """Filling gaps that the live gateway no longer replays, from the historical API.
 
 The host of a capture passes in a `HistoricalRecords`; this package knows neither the vendor's client nor
-the ledger. Prices and counts are free. `fetch` spends money, so it is called only when the operator has
-opted in (`NQ_CAPTURE_REPAIR=paid`).
+the ledger.
 """
 
 from __future__ import annotations
@@ -36,22 +35,16 @@ class HistoricalRecords(Protocol):
     """The historical API of one dataset.
 
     Spans are of `ts_recv`, nanoseconds UTC, end excluded; symbols are parents (`NQ.OPT`). Calls
-    block as long as the vendor takes, and come from one thread at a time.
-
-    Raises
-    ------
-    SourceError
-        From every method: no answer, or a refusal.
-    LedgerError
-        From `fetch`: the ledger cannot be used, so nothing was requested.
+    block as long as the vendor takes, and come from one thread at a time. All raise `SourceError`
+    without an answer or after a refusal.
     """
 
     def price(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> Decimal:
-        """The current price of the records of a span, USD."""
+        """The current price of the records of a span, USD; free."""
         ...
 
     def count(self, schema: str, parents: tuple[str, ...], start_ns: int, end_ns: int) -> int:
-        """The number of records of a span (`metadata.get_record_count`)."""
+        """The number of records of a span (`metadata.get_record_count`); free."""
         ...
 
     def fetch(
@@ -61,8 +54,8 @@ class HistoricalRecords(Protocol):
 
         Raises
         ------
-        OverBudget
-            The ledger refuses; nothing was requested from the vendor.
+        OverBudget, LedgerError
+            The ledger refuses or cannot be used; nothing was requested from the vendor.
         """
         ...
 
@@ -78,7 +71,8 @@ class GapRepairer:
     history
         None without one: gaps stay as they are.
     buys
-        Whether records may be bought; otherwise the price is written to the gap.
+        Whether the operator lets records be bought (`NQ_CAPTURE_REPAIR=paid`); otherwise the price is
+        written to the gap.
     wait_for_publication
         Waits until everything logged is in the lake; raises if publishing fails.
     """
@@ -123,7 +117,7 @@ class GapRepairer:
                 yield request.result()
 
     def _fill(self, history: HistoricalRecords, gap: Gap, parents: tuple[str, ...]) -> Gap:
-        """The next state of a gap, or the same gap if the outcome is the one it already has."""
+        """The next state of a gap, or the gap itself if that would be the same."""
         changed = self._fill_from(history, gap, parents)
         outcome = (changed.state, changed.reason, changed.cost_usd)
         return gap if outcome == (gap.state, gap.reason, gap.cost_usd) else changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime
@@ -15,14 +15,12 @@ from nq_pipeline.market import sessions
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.store import Lake
+    from nq_pipeline.lake.tables import Table
 
 _COLUMN_NAMES = {
-    "first_ns": "first_ts",
-    "last_ns": "last_ts",
-    "replayed": "records_replayed",
-    "counted": "records_counted",
-    "published": "rows_published",
-}
+    "first_ns": "first_ts", "last_ns": "last_ts", "replayed": "records_replayed",
+    "counted": "records_counted", "published": "rows_published",
+}  # fmt: skip
 _COLUMN_OF = {each.name: _COLUMN_NAMES.get(each.name, each.name) for each in fields(Gap)}
 """Field of a gap to its column."""
 _TEXTS = ("detail", "reason", "filled_by")
@@ -40,16 +38,11 @@ class GapStore:
     A new column of `gaps` needs a field in `Gap`, a column in `lake/tables/capture.py` with the table's
     `version` raised by one (so that readers fill the column in older files with nulls), an entry in
     `_COLUMN_NAMES` if the two names differ, and one in `_TEXTS` if an empty text is stored as null.
-
-    Parameters
-    ----------
-    run_id
-        Written to every row.
     """
 
     def __init__(self, lake: Lake, *, dataset: str, run_id: str) -> None:
         self._lake, self._dataset, self._run_id = lake, dataset, run_id
-        self._environment = lake.root.parent.name
+        self._origin = {"environment": lake.root.parent.name, "dataset": dataset, "run_id": run_id}
 
     def gaps(self, since: datetime) -> list[Gap]:
         """The current state of every gap that begins on the trade date of `since` or later."""
@@ -70,27 +63,18 @@ class GapStore:
 
     def write(self, gaps: Iterable[Gap], at: datetime) -> None:
         """Append states, durably; states already stored add nothing."""
-        import polars as pl
+        from nq_pipeline.lake.tables import GAPS
 
-        from nq_pipeline.lake.tables import GAPS, INSTANT
-
-        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
         rows = [
             {
                 **{column: getattr(gap, name) for name, column in _COLUMN_OF.items()},
                 **{name: getattr(gap, name) or None for name in _TEXTS},
                 "changed_at": to_ns(at),
                 "trade_date": sessions.trade_date(from_ns(gap.first_ns)),
-                **origin,
             }
             for gap in gaps
         ]
-        if rows:
-            instants = ("changed_at", "first_ts", "last_ts")
-            frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-                pl.col(instants).cast(pl.Int64).cast(INSTANT)
-            )
-            self._lake.append(GAPS, frame, run_id=self._run_id, now=at)
+        self._append(GAPS, rows, ("changed_at", "first_ts", "last_ts"), at)
 
     def compare(self, gap: Gap, found: RecordCount) -> Gap:
         """A verified gap with the number of its rows in the lake, after they were published.
@@ -137,22 +121,25 @@ class GapStore:
 
     def write_session(self, row: Mapping[str, object], at: datetime) -> None:
         """Append a row of `sessions`; instants in nanoseconds UTC."""
+        from nq_pipeline.lake.tables import SESSIONS
+
+        row = {**row, "trade_date": sessions.trade_date(at)}
+        self._append(SESSIONS, [row], ("started_at", "ended_at", "replay_from", "proven_ts"), at)
+
+    def _append(
+        self, table: Table, rows: Sequence[Mapping[str, object]], instants: Sequence[str], at: datetime
+    ) -> None:
         import polars as pl
 
-        from nq_pipeline.lake.tables import INSTANT, SESSIONS
+        from nq_pipeline.lake.tables import INSTANT
 
-        origin = {"environment": self._environment, "dataset": self._dataset, "run_id": self._run_id}
-        instants = ("started_at", "ended_at", "replay_from", "proven_ts")
-        frame = pl.DataFrame([{**row, **origin, "trade_date": sessions.trade_date(at)}])
+        frame = pl.DataFrame([{**row, **self._origin} for row in rows], infer_schema_length=None)
         frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
-        self._lake.append(SESSIONS, frame, run_id=self._run_id, now=at)
+        self._lake.append(table, frame, run_id=self._run_id, now=at)
 
 
 class BackgroundWriter:
-    """Runs work in order on a thread of its own, so that the event loop never waits for the lake.
-
-    `check` raises the error of work that failed.
-    """
+    """Runs work in order on a thread of its own, so that the event loop never waits for the lake."""
 
     def __init__(self) -> None:
         self._pending: deque[Future[Any]] = deque()

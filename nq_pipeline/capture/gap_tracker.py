@@ -50,28 +50,14 @@ OVERLAP_NS = 5 * NS_PER_S
 
 @dataclass
 class _SessionProgress:
-    """What the current session has brought, by schema; instants in nanoseconds UTC.
+    """What the current session has brought, by schema; instants in nanoseconds UTC."""
 
-    Attributes
-    ----------
-    streams
-        The rtype of each schema.
-    filling
-        Gap ID to the count of what the replay brings.
-    completed
-        When the replay was seen to be complete, seconds of the event loop's clock.
-    replayed
-        When the replay was complete by the gateway's clock, never later than we received its message.
-    last, before_skip
-        `ts_event` of the last record, and what it was when the gateway skipped records.
-    """
-
-    streams: dict[str, int] = field(default_factory=dict)
-    filling: dict[str, RecordCount] = field(default_factory=dict)
-    completed: dict[str, float] = field(default_factory=dict)
-    replayed: dict[str, int] = field(default_factory=dict)
-    last: dict[str, int] = field(default_factory=dict)
-    before_skip: dict[str, int] | None = None
+    streams: dict[str, int] = field(default_factory=dict)  # schema to rtype
+    filling: dict[str, RecordCount] = field(default_factory=dict)  # gap ID to what the replay brings
+    completed: dict[str, float] = field(default_factory=dict)  # when that was seen, event loop's seconds
+    replayed: dict[str, int] = field(default_factory=dict)  # when the replay was complete, gateway's clock
+    last: dict[str, int] = field(default_factory=dict)  # `ts_event` of the last record
+    before_skip: dict[str, int] | None = None  # `last` when the gateway skipped records
 
 
 class GapTracker:
@@ -138,12 +124,7 @@ class GapTracker:
     def load_gaps(self, folder: Path, schemas: Iterable[str]) -> None:
         """Load the gaps of earlier captures, and open those that arose while none was running.
 
-        Parameters
-        ----------
-        folder
-            The capture log, whose last records are proven.
-        schemas
-            Those in force.
+        `folder` is the capture log, whose last records are proven; `schemas` are those in force.
         """
         now, in_force = self._clock.now(), set(schemas)
         known = self._store.gaps(now - LOOK_BACK)
@@ -215,15 +196,15 @@ class GapTracker:
         """Adapt to a session that was refused because a replay would start too early.
 
         The refusal does not name the subscription. A schema that is replayed for the whole week is
-        the last to be suspected.
+        the last to be suspected. If the refusal names no start that helps, the next session requests all
+        there is, and its first record shows where that begins.
 
         Parameters
         ----------
         starts
             Schema to the start of its replay, nanoseconds UTC.
         earliest_ns
-            The earliest start that the refusal names. If it names none that helps, the next session
-            requests all there is, and its first record shows where that begins.
+            The earliest start that the refusal names.
         """
         late = [schema for schema, ns in starts.items() if earliest_ns is not None and ns < earliest_ns]
         late = [schema for schema in late if schema not in WEEKLY] or late
@@ -259,11 +240,10 @@ class GapTracker:
         if last is None and gap.first_ns < self._opens_ns and self._window != "always":
             closed = open_window(from_ns(gap.first_ns), self._window)
             last = to_ns(closed[1]) if closed and closed[1] else self._opens_ns
+        self._gaps[gap.gap_id] = gap
         if (gap.state, gap.last_ns, gap.attempts) != ("open", last, 0):
             reason = "continued by another capture"
-            gap = gap.change(state="open", last_ns=last, reason=reason, attempts=0)
-            self._change(gap)
-        self._gaps[gap.gap_id] = gap
+            self._change(gap.change(state="open", last_ns=last, reason=reason, attempts=0))
 
     def _open(self, schema: str, first: int, last: int | None, *, cause: str, detail: str = "") -> None:
         self._change(Gap(self._new_id(), schema, first, last, cause, detail))
@@ -271,8 +251,7 @@ class GapTracker:
     def _change(self, *gaps: Gap) -> None:
         if not gaps:
             return
-        for gap in gaps:
-            self._gaps[gap.gap_id] = gap
+        self._gaps |= {gap.gap_id: gap for gap in gaps}
         at = self._clock.now()
         self._write(lambda: self._store.write(gaps, at))
 
@@ -319,11 +298,9 @@ class GapTracker:
         return received
 
     def advance(self, state: SessionState, now: float) -> list[Gap]:
-        """Advance the gaps whose replay is complete; `now` is in seconds of a monotonic clock.
+        """Advance the gaps whose replay is complete; returns those to be counted again.
 
-        Returns
-        -------
-        Gaps whose records have all arrived, to be counted again.
+        `now` is in seconds of a monotonic clock. A gap is counted when all its records have arrived.
         """
         session = self._session
         for schema, done_ns in self._update_replayed(state).items():
@@ -353,20 +330,17 @@ class GapTracker:
 
     def mark_uncountable(self, gap: Gap) -> None:
         """Give up a replayed gap that the gateway no longer replays for a count."""
-        if self._gaps[gap.gap_id] is not gap:
-            return
-        replayed = self._awaiting_count.pop(gap.gap_id).total
-        reason = "it was replayed, but the gateway no longer has it for an independent count"
-        changed = gap.change(state="unfillable", reason=reason, replayed=replayed, filled_by=LIVE_REPLAY)
-        self._change(changed)
-        self.beyond_replay.append(changed)
+        if self._gaps[gap.gap_id] is gap:
+            replayed = self._awaiting_count.pop(gap.gap_id).total
+            reason = "it was replayed, but the gateway no longer has it for an independent count"
+            lost = gap.change(state="unfillable", reason=reason, replayed=replayed, filled_by=LIVE_REPLAY)
+            self._change(lost)
+            self.beyond_replay.append(lost)
 
     def end_session(self, state: SessionState, ending: SessionEnd, log: CaptureLog) -> int | None:
         """End the session and open the gap that begins there.
 
-        Returns
-        -------
-        Up to where everything of all schemas has arrived, nanoseconds UTC; None if a replay was not
+        Returns up to where everything of all schemas has arrived, nanoseconds UTC; None if a replay was not
         complete.
         """
         session, proven = self._session, self._proven(state, ending)

@@ -47,8 +47,6 @@ class Gap:
 
     Attributes
     ----------
-    gap_id
-        The same in all states.
     first_ns, last_ns
         The last moment proven before and the first one proven after, nanoseconds UTC; `last_ns` is
         None while nothing has followed.
@@ -62,8 +60,6 @@ class Gap:
         Rows of the counted records in the lake, after publication; None before the comparison.
     attempts
         Replays that disagreed with the count.
-    filled_by, cost_usd
-        Where its records came from, and what they cost.
     """
 
     gap_id: str

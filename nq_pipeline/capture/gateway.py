@@ -53,16 +53,13 @@ _FINISHED = re.compile(r"Finished (\S+) replay")
 
 
 def option_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
-    """The parent symbols of the options of some products, one per Globex root.
-
-    Raises `SettingsError` for an unknown product.
-    """
+    """The parents of the options of some products, one per Globex root; `SettingsError` if one is unknown."""
     families = [family for product in select_products(products) for family in product.families]
     return tuple(f"{root}.OPT" for family in families for root in family.roots)
 
 
 def future_parents(products: Sequence[str] = ("NQ",)) -> tuple[str, ...]:
-    """The parent symbols of the futures of some products; `SettingsError` as above."""
+    """The parents of the futures of some products; `SettingsError` if one is unknown."""
     return tuple(f"{product.code}.FUT" for product in select_products(products))
 
 
@@ -102,24 +99,20 @@ class SessionState:
     Attributes
     ----------
     session_id
-        The gateway's ID of the session.
+        The gateway's.
     last_heard, began
         When bytes last arrived, and the first bytes of the stream, in seconds of the event loop's clock.
     heard_ns
         Up to when the gateway has sent everything: the newest `ts_recv`, or the heartbeat it sends when
         idle. Nanoseconds UTC by its own clock, so a backlog is visible.
-    records, bytes
-        Market data records; bytes of the stream as received.
+    records
+        Of market data.
     mapped
         Parent symbols with at least one instrument named.
     replayed
         Schema to when its replay was completed, nanoseconds UTC by the gateway's clock.
-    skipped
-        The gateway's message when it skipped records.
-    warnings
-        How often it complained of a slow reader.
-    unknown
-        Its messages on symbols it does not know.
+    skipped, unknown
+        The gateway's messages when it skipped records, and on symbols it does not know.
     """
 
     session_id: str = ""
@@ -140,6 +133,38 @@ class SessionState:
         return 0.0 if self.began is None else self.last_heard - self.began
 
 
+@dataclass
+class GatewayConnector:
+    """What sessions of one dataset's gateway share; it also keeps their connections apart.
+
+    The gateway closes connections that follow one another too fast, whatever they are for, so all
+    sessions of a process should share one connector.
+
+    Attributes
+    ----------
+    address
+        Host and port.
+    heartbeat_s, late_s
+        The interval requested of the gateway; silence for both together ends a session.
+    zstd
+        Request a compressed stream.
+    """
+
+    key: SecretStr
+    dataset: str
+    address: tuple[str, int]
+    heartbeat_s: int = HEARTBEAT_S
+    late_s: float = LATE_S
+    zstd: bool = False
+    _connected_at: float = float("-inf")
+
+    async def wait_turn(self) -> None:
+        """Wait until the next connection may be opened, and claim it."""
+        loop = asyncio.get_running_loop()
+        self._connected_at = at = max(loop.time(), self._connected_at + SPACING_S)
+        await asyncio.sleep(at - loop.time())
+
+
 class GatewaySession:
     """A session, from the connection to its end.
 
@@ -148,10 +173,6 @@ class GatewaySession:
     record
         Called with every frame, on the event loop's thread. `LogFailed` ends the session as
         `EndReason.FAILED`; any other exception is raised to whoever awaits `ending`.
-    heartbeat_s, late_s
-        The interval requested of the gateway; silence for both together ends the session.
-    zstd
-        Request a compressed stream.
 
     Attributes
     ----------
@@ -159,23 +180,12 @@ class GatewaySession:
         Completed when the session ends.
     """
 
-    def __init__(
-        self,
-        key: SecretStr,
-        dataset: str,
-        record: Callable[[Frame], None],
-        *,
-        heartbeat_s: int = HEARTBEAT_S,
-        late_s: float = LATE_S,
-        zstd: bool = False,
-    ) -> None:
+    def __init__(self, connector: GatewayConnector, record: Callable[[Frame], None]) -> None:
         self.state = SessionState()
-        self._key, self._dataset = key, dataset
-        self._record = record
-        self._silence_s = heartbeat_s + late_s
-        self._heartbeat_s, self._zstd = heartbeat_s, zstd
+        self._connector, self._record = connector, record
+        self._silence_s = connector.heartbeat_s + connector.late_s
         # The gateway may repeat the key; strike it before anyone sees it.
-        self._secrets = secret_spellings({key.get_secret_value()})
+        self._secrets = secret_spellings({connector.key.get_secret_value()})
         redact_logs(self._secrets)
         self._framer = Framer(secrets=self._secrets)
         self._loop = asyncio.get_running_loop()
@@ -185,9 +195,9 @@ class GatewaySession:
         self._watching: asyncio.TimerHandle | None = None
         self.ending: asyncio.Future[SessionEnd] = self._loop.create_future()
 
-    async def open(self, host: str, port: int, subscriptions: list[Subscription]) -> bool:
-        """Connect, authenticate, subscribe and start; False if the session has ended by then."""
-        protocol = _protocol(self, self._key, self._dataset, self._heartbeat_s, self._zstd)
+    async def open(self, subscriptions: list[Subscription]) -> None:
+        """Connect, authenticate, subscribe and start; the session may have ended by then."""
+        protocol, (host, port) = _protocol(self, self._connector), self._connector.address
         self._authenticated = protocol.authenticated
         assert self._authenticated is not None
         try:
@@ -195,22 +205,19 @@ class GatewaySession:
                 await self._loop.create_connection(lambda: protocol, host, port)
         except OSError as error:  # refused, unreachable, unknown host, no answer in time
             reason = error.strerror or str(error) or "no answer"
-            self._end(SessionEnd(EndReason.UNREACHABLE, f"{host}:{port}: {reason}"))
-            return False
+            self._end(EndReason.UNREACHABLE, f"{host}:{port}: {reason}")
+            return
         self._transport = protocol.transport
         await asyncio.wait(
             {self._authenticated, self.ending}, timeout=AUTH_S, return_when=asyncio.FIRST_COMPLETED
         )
         if refusal := self._refusal():
-            self._end(SessionEnd(EndReason.REFUSED, refusal))
+            self._end(EndReason.REFUSED, refusal)
         elif not self._authenticated.done():
-            self._end(
-                SessionEnd(
-                    EndReason.UNREACHABLE, f"{host}:{port} did not answer the key within {AUTH_S:.0f} seconds"
-                )
-            )
+            late = f"{host}:{port} did not answer the key within {AUTH_S:.0f} seconds"
+            self._end(EndReason.UNREACHABLE, late)
         if self.ending.done():
-            return False
+            return
         self.state.session_id = redact(self._authenticated.result() or "", self._secrets)
         for number, wanted in enumerate(subscriptions):
             protocol.subscribe(
@@ -219,11 +226,12 @@ class GatewaySession:
         protocol.start()
         self.state.last_heard = self._loop.time()
         self._watch()
-        return True
 
     def close(self, ending: SessionEnd) -> None:
-        """End the session from this side."""
-        self._end(ending)
+        """End the session, unless it has ended."""
+        if not self.ending.done():
+            self.ending.set_result(ending)
+            self._disconnect()
 
     # ── called by the protocol ──────────────────────────────────────────────────────────────────
 
@@ -241,9 +249,9 @@ class GatewaySession:
                 self._update_state(frame)
                 self._record(frame)
         except BadStream as error:
-            self._end(SessionEnd(EndReason.GARBAGE, str(error)))
+            self._end(EndReason.GARBAGE, str(error))
         except LogFailed as error:
-            self._end(SessionEnd(EndReason.FAILED, str(error)))
+            self._end(EndReason.FAILED, str(error))
         except Exception as error:
             self._disconnect()
             self.ending.set_exception(error)
@@ -251,27 +259,19 @@ class GatewaySession:
     def lost(self, error: Exception | None) -> None:
         """Process the loss of the connection."""
         if self._error is not None:
-            self._end(SessionEnd(EndReason.ERROR, self._error.text, self._error.code))
+            self._end(EndReason.ERROR, self._error.text, self._error.code)
         elif self._framer.pending:
-            self._end(
-                SessionEnd(EndReason.CUT, f"{self._framer.pending} bytes of an incomplete record had arrived")
-            )
+            self._end(EndReason.CUT, f"{self._framer.pending} bytes of an incomplete record had arrived")
         elif refusal := self._refusal():
-            self._end(SessionEnd(EndReason.REFUSED, refusal))
+            self._end(EndReason.REFUSED, refusal)
         elif isinstance(error, OSError):
-            self._end(SessionEnd(EndReason.RESET, error.strerror or type(error).__name__))
+            self._end(EndReason.RESET, error.strerror or type(error).__name__)
         elif error is not None:
-            self._end(
-                SessionEnd(EndReason.GARBAGE, f"the gateway's answer is malformed ({type(error).__name__})")
-            )
+            self._end(EndReason.GARBAGE, f"the gateway's answer is malformed ({type(error).__name__})")
         elif not self.state.session_id:
-            self._end(
-                SessionEnd(
-                    EndReason.UNREACHABLE, "the gateway closed the connection before it checked the key"
-                )
-            )
+            self._end(EndReason.UNREACHABLE, "the gateway closed the connection before it checked the key")
         else:
-            self._end(SessionEnd(EndReason.CLOSED))
+            self._end(EndReason.CLOSED)
 
     def _refusal(self) -> str:
         """The gateway's refusal of the key or the dataset; empty without one."""
@@ -295,16 +295,15 @@ class GatewaySession:
         for message in frame.control():
             if isinstance(message, ErrorMsg):
                 self._handle_error(message)
-            elif isinstance(message, SystemMsg) and message.code == HEARTBEAT:
-                if message.ts_event != UNDEF_TIMESTAMP:
-                    state.heard_ns = max(state.heard_ns, message.ts_event)
-            elif isinstance(message, SystemMsg) and message.code == SLOW_READER:
+            if not isinstance(message, SystemMsg):
+                continue
+            if message.code == SLOW_READER:
                 state.warnings += 1
-            elif (
-                isinstance(message, SystemMsg)
-                and message.ts_event != UNDEF_TIMESTAMP
-                and (finished := _FINISHED.match(message.text))
-            ):
+            elif message.ts_event == UNDEF_TIMESTAMP:
+                continue
+            elif message.code == HEARTBEAT:
+                state.heard_ns = max(state.heard_ns, message.ts_event)
+            elif finished := _FINISHED.match(message.text):
                 state.replayed[finished[1]] = message.ts_event
 
     def _handle_error(self, message: ErrorMsg) -> None:
@@ -320,15 +319,12 @@ class GatewaySession:
         """End the session when nothing has arrived for too long, counted from the start of the session."""
         quiet = self._loop.time() - self.state.last_heard
         if quiet >= self._silence_s:
-            self._end(SessionEnd(EndReason.SILENT, f"nothing arrived for {quiet:.1f} seconds"))
+            self._end(EndReason.SILENT, f"nothing arrived for {quiet:.1f} seconds")
         elif not self.ending.done():
             self._watching = self._loop.call_later(self._silence_s - quiet, self._watch)
 
-    def _end(self, ending: SessionEnd) -> None:
-        if self.ending.done():
-            return
-        self.ending.set_result(ending)
-        self._disconnect()
+    def _end(self, reason: EndReason, text: str = "", code: int | None = None) -> None:
+        self.close(SessionEnd(reason, text, code))
 
     def _disconnect(self) -> None:
         if self._watching:
@@ -337,7 +333,7 @@ class GatewaySession:
             self._transport.abort()
 
 
-def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s: int, zstd: bool) -> Any:
+def _protocol(session: GatewaySession, connector: GatewayConnector) -> Any:
     """The official client's protocol; it passes `session` the stream and the end of the connection."""
     from databento import Compression
     from databento.live.protocol import DatabentoLiveProtocol
@@ -348,9 +344,8 @@ def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s
         def _process_gateway(self, data: bytes) -> None:
             self.greeted += len(data)
             if self.greeted > MAX_GREETING:
-                session.close(
-                    SessionEnd(EndReason.GARBAGE, f"{self.greeted:,} bytes arrived but no answer to the key")
-                )
+                text = f"{self.greeted:,} bytes arrived but no answer to the key"
+                session.close(SessionEnd(EndReason.GARBAGE, text))
             else:
                 super()._process_gateway(data)
 
@@ -360,53 +355,12 @@ def _protocol(session: GatewaySession, key: SecretStr, dataset: str, heartbeat_s
         def connection_lost(self, exc: Exception | None) -> None:
             session.lost(exc)
 
-    compression: Any = Compression.ZSTD if zstd else Compression.NONE  # typed as str, refused as str
+    # typed as str, refused as str
+    compression: Any = Compression.ZSTD if connector.zstd else Compression.NONE
     return Protocol(
-        key.get_secret_value(),
-        dataset,
-        heartbeat_interval_s=heartbeat_s,
+        connector.key.get_secret_value(),
+        connector.dataset,
+        heartbeat_interval_s=connector.heartbeat_s,
         slow_reader_behavior="warn",
         compression=compression,
     )
-
-
-class GatewayConnector:
-    """Creates sessions of one dataset's gateway and keeps their connections apart.
-
-    The gateway closes connections that follow one another too fast, whatever they are for, so all
-    sessions of a process should share one connector. Parameters as in `GatewaySession`.
-    """
-
-    def __init__(
-        self,
-        key: SecretStr,
-        dataset: str,
-        address: tuple[str, int],
-        *,
-        heartbeat_s: int = HEARTBEAT_S,
-        late_s: float = LATE_S,
-        zstd: bool = False,
-    ) -> None:
-        self._key, self._dataset, self._address = key, dataset, address
-        self._heartbeat_s, self._late_s, self._zstd = heartbeat_s, late_s, zstd
-        self._connected_at = float("-inf")
-
-    async def wait_turn(self) -> None:
-        """Wait until the next connection may be opened, and claim it."""
-        loop = asyncio.get_running_loop()
-        self._connected_at = at = max(loop.time(), self._connected_at + SPACING_S)
-        await asyncio.sleep(at - loop.time())
-
-    def create_session(self, record: Callable[[Frame], None]) -> GatewaySession:
-        return GatewaySession(
-            self._key,
-            self._dataset,
-            record,
-            heartbeat_s=self._heartbeat_s,
-            late_s=self._late_s,
-            zstd=self._zstd,
-        )
-
-    async def open(self, session: GatewaySession, subscriptions: list[Subscription]) -> bool:
-        """Connect a session and subscribe; False if it has ended by then."""
-        return await session.open(*self._address, subscriptions)

@@ -48,8 +48,6 @@ class CaptureDay:
         By the capture's clock.
     window
         The spans of the trade date to capture.
-    gaps
-        The current state of each.
     newest
         `ts_event` of the newest published trade; None without any.
     proven
@@ -155,17 +153,18 @@ def judge_gaps(day: CaptureDay) -> Finding:
     verified = [gap for gap in day.gaps if gap.state == "verified"]
     lost = len(day.gaps) - len(unresolved) - len(verified)
     differ = [gap for gap in verified if gap.is_verified_but_differs]
+    number = lost or len(unresolved) or len(differ) or len(day.gaps)
+    gaps = f"{number} gap{'' if number == 1 else 's'} of {day.trade_date}"
     if not day.gaps:
         sentence = f"{day.trade_date} has no gap"
     elif lost:
-        sentence = f"{_count(lost, 'gap')} of {day.trade_date} cannot be filled"
+        sentence = f"{gaps} cannot be filled"
     elif unresolved:
-        sentence = f"{_count(len(unresolved), 'gap')} of {day.trade_date} not yet proven to be filled"
+        sentence = f"{gaps} not yet proven to be filled"
     elif differ:
-        found = _count(len(differ), "gap")
-        sentence = f"the lake has more or fewer rows than counted in {found} of {day.trade_date}"
+        sentence = f"the lake has more or fewer rows than counted in {gaps}"
     else:
-        sentence = f"{_count(len(day.gaps), 'gap')} of {day.trade_date}, filled and counted"
+        sentence = f"{gaps}, filled and counted"
     return Finding(
         passed=not lost and not unresolved and not differ,
         sentence=sentence,
@@ -188,7 +187,8 @@ def judge_entitlement(day: CaptureDay) -> Finding:
     for what, wanted in day.wanted.items():
         steps = FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]
         given = next((schema for schema in steps if schema not in day.refused), None)
-        table.append({"of": what, "wanted": wanted, "in force": given, "refused": _refusals(steps, day)})
+        texts = dict.fromkeys(day.refused[schema] for schema in steps if schema in day.refused)
+        table.append({"of": what, "wanted": wanted, "in force": given, "refused": "; ".join(texts)})
         if given is None:
             sentence = f"the plan streams no schema of {what}: {day.refused[FALLBACK_ORDER[-1]]}"
             return Finding(passed=False, sentence=sentence, severity="error", table=pl.DataFrame(table))
@@ -206,7 +206,7 @@ def judge_entitlement(day: CaptureDay) -> Finding:
 def judge_freshness(day: CaptureDay) -> Finding:
     """Whether trades arrive while the window is open."""
     if day.newest is None:
-        elapsed = _elapsed(day)
+        elapsed = _total(day.elapsed)
         sentence = f"no trade of {day.trade_date} has been published"
         return Finding(elapsed <= LATE, sentence, severity="error" if elapsed > STALE else "warn")
     newest = f"the newest trade is of {in_chicago(day.newest)}"
@@ -223,12 +223,13 @@ def judge_freshness(day: CaptureDay) -> Finding:
 
 def judge_completeness(day: CaptureDay) -> Finding:
     """How much of the window so far is proven complete, and whether every root was named."""
-    elapsed, holes = day.elapsed, [_span(gap, day.now) for gap in day.gaps if gap.state != "verified"]
+    elapsed, unproven = day.elapsed, [gap for gap in day.gaps if gap.state != "verified"]
+    holes = [(from_ns(g.first_ns), day.now if g.last_ns is None else from_ns(g.last_ns)) for g in unproven]
     reached = max((at for at in (day.newest, day.proven) if at), default=None)
     end = elapsed[-1][1] if elapsed else day.now
-    if _elapsed(day) > BEHIND and (reached is None or end - reached > BEHIND):
+    if _total(elapsed) > BEHIND and (reached is None or end - reached > BEHIND):
         holes.append((reached or day.window[0][0], end))
-    total = sum((b - a).total_seconds() for a, b in elapsed)
+    total = _total(elapsed).total_seconds()
     lost = sum(_covered(span, holes) for span in elapsed)
     share = 1.0 - lost / total if total else 1.0
     sentence = f"{share:.2%} of the window so far is proven complete" if total else "the window just opened"
@@ -246,7 +247,7 @@ def _table(found: Iterable[Gap]) -> pl.DataFrame:
     rows = [
         {
             "from": _chicago_time(gap.first_ns),
-            "to": "" if gap.last_ns is None else _chicago_time(gap.last_ns),
+            "to": _chicago_time(gap.last_ns),
             "schema": gap.schema,
             "state": gap.state,
             "cause": gap.cause,
@@ -261,8 +262,8 @@ def _table(found: Iterable[Gap]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _span(gap: Gap, now: datetime) -> Span:
-    return from_ns(gap.first_ns), now if gap.last_ns is None else from_ns(gap.last_ns)
+def _total(spans: Sequence[Span]) -> timedelta:
+    return sum(((b - a) for a, b in spans), timedelta())
 
 
 def _covered(span: Span, holes: Sequence[Span]) -> float:
@@ -276,17 +277,5 @@ def _covered(span: Span, holes: Sequence[Span]) -> float:
     return seconds
 
 
-def _elapsed(day: CaptureDay) -> timedelta:
-    return sum(((b - a) for a, b in day.elapsed), timedelta())
-
-
-def _refusals(steps: Sequence[str], day: CaptureDay) -> str:
-    return "; ".join(dict.fromkeys(day.refused[schema] for schema in steps if schema in day.refused))
-
-
-def _chicago_time(ns: int) -> str:
-    return from_ns(ns).astimezone(sessions.CHICAGO).strftime("%H:%M:%S CT")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _chicago_time(ns: int | None) -> str:
+    return "" if ns is None else from_ns(ns).astimezone(sessions.CHICAGO).strftime("%H:%M:%S CT")

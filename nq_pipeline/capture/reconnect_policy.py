@@ -20,7 +20,7 @@ SPACING_S = 0.25
 """Between two connections; the gateway closes those beyond five a second per address at once."""
 BASE_S, CAP_S = 0.5, 60.0
 LIVED_S, ADVANCED_S = 5.0, 1.0
-"""A session that lived this long, or moved the proven moment this far, succeeded; see `is_healthy`."""
+"""The limits of `is_healthy`."""
 LIMIT_S, LIMIT_TRIES = 60.0, 10
 """The gateway may take a while to notice that our last session is dead, and counts it until then."""
 
@@ -67,9 +67,9 @@ class SessionEnd:
     text
         The message of the gateway or the operating system.
     code
-        The code of the ErrorMsg, for `EndReason.ERROR`.
+        Of the ErrorMsg, for `EndReason.ERROR`.
     healthy
-        Whether the session succeeded before it ended; see `is_healthy`.
+        See `is_healthy`.
     """
 
     reason: EndReason
@@ -84,15 +84,7 @@ class SessionEnd:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """Attempts since the last healthy session.
-
-    Attributes
-    ----------
-    failed
-        Sessions in a row that were not healthy.
-    limited
-        How many of them the gateway refused for a reason that may pass with time.
-    """
+    """How many sessions in a row failed, and of those, were refused for a reason that may pass with time."""
 
     failed: int = 0
     limited: int = 0
@@ -106,16 +98,10 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Connect again.
+    """Connect again after a pause in seconds.
 
-    Attributes
-    ----------
-    after_s
-        The pause before it, seconds.
-    replay_too_old
-        Whether the requested replay was refused as too old.
-    earliest_ns
-        The earliest start that the refusal names, nanoseconds UTC; None if it names none.
+    If the requested replay was refused as too old, `earliest_ns` is the earliest start that the refusal
+    names, nanoseconds UTC; None if it names none.
     """
 
     after_s: float
@@ -141,14 +127,8 @@ class Stop:
 def is_healthy(lived_s: float, advanced_s: float) -> bool:
     """Whether a session succeeded, so that the next one may follow without a pause.
 
-    Records alone prove nothing: a gateway may send the first ones of a replay again and again.
-
-    Parameters
-    ----------
-    lived_s
-        From the first bytes of the stream to the last, seconds.
-    advanced_s
-        How far the session moved the moment up to which everything is proven, seconds.
+    It did if it sent bytes for long enough, or moved the moment up to which everything is proven. Records
+    alone prove nothing: a gateway may send the first ones of a replay again and again.
     """
     return lived_s >= LIVED_S or advanced_s >= ADVANCED_S
 
@@ -185,10 +165,8 @@ def next_step(
     if ending.code in (AUTH_FAILED, DEACTIVATED):
         return _permanent(ending.text) or Stop(f"Databento refuses the key: {_sentence(ending.text)}")
     if ending.code == BAD_SUBSCRIPTION:
-        return _permanent(ending.text) or Stop(
-            f"the gateway does not accept the subscription: {_sentence(ending.text)} "
-            "Check NQ_CAPTURE_SCHEMA and NQ_DATABENTO_DATASET"
-        )
+        why = f"the gateway does not accept the subscription: {_sentence(ending.text)}"
+        return _permanent(ending.text) or Stop(f"{why} Check NQ_CAPTURE_SCHEMA and NQ_DATABENTO_DATASET")
     return Retry(backoff)
 
 

@@ -15,7 +15,7 @@ from nq_pipeline.capture import reconnect_policy
 from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gap_tracker import GapTracker
 from nq_pipeline.capture.gaps import MAX_REPLAYS, Gap, RecordCount
-from nq_pipeline.capture.gateway import GatewayConnector, Subscription
+from nq_pipeline.capture.gateway import GatewayConnector, GatewaySession, Subscription
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd
 from nq_pipeline.clock import Clock
 from nq_pipeline.dbn.framer import Frame
@@ -26,18 +26,13 @@ MIN_PAUSE_S = 1.0
 
 
 class LakeComparison:
-    """Compares verified gaps with the lake, each after a publication that includes all its records.
-
-    Attributes
-    ----------
-    compared
-        Gaps with the number of their rows in the lake, for the caller to remove.
-    """
+    """Compares verified gaps with the lake, each after a publication that includes all its records."""
 
     def __init__(self, store: GapStore, publish: Callable[[], object] | None) -> None:
         self._store, self._publish = store, publish
         self._waiting: deque[tuple[Gap, RecordCount]] = deque()
         self.compared: deque[Gap] = deque()
+        """Gaps with the number of their rows in the lake, for the caller to remove."""
 
     def add(self, gap: Gap, counted: RecordCount) -> None:
         self._waiting.append((gap, counted))
@@ -47,8 +42,8 @@ class LakeComparison:
         ready = len(self._waiting)  # their records were in the log before this publication
         if self._publish:
             self._publish()
-        for gap, counted in list(self._waiting)[:ready]:
-            self.compared.append(self._store.compare(gap, counted))
+        for _ in range(ready):
+            self.compared.append(self._store.compare(*self._waiting[0]))
             self._waiting.popleft()
 
 
@@ -61,11 +56,6 @@ class Recounter:
         How long a count may take, seconds.
     notify
         Called with a sentence about a count that failed or differs.
-
-    Attributes
-    ----------
-    dispute
-        Why a replay has to be repeated; None while no count differs.
     """
 
     def __init__(
@@ -79,6 +69,7 @@ class Recounter:
         notify: Callable[[str], None],
     ) -> None:
         self.dispute: str | None = None
+        """Why a replay has to be repeated; None while no count differs."""
         self._connector, self._tracker, self._comparison = connector, tracker, comparison
         self._clock, self._verify_s, self._notify = clock, verify_s, notify
         self._task: asyncio.Task[None] | None = None
@@ -94,15 +85,15 @@ class Recounter:
             self._task.result()
             self._task = None
         if gaps and not self._task and self._clock.monotonic() >= self._not_before:
-            self._task = asyncio.create_task(self._recount(gaps, replay_subscriptions(gaps, streams)))
+            self._task = asyncio.create_task(self._recount(gaps, streams))
 
     async def cancel(self) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _recount(self, gaps: list[Gap], subscriptions: list[Subscription]) -> None:
-        counts, ending = await count_replay(self._connector, subscriptions, gaps, give_up_s=self._verify_s)
+    async def _recount(self, gaps: list[Gap], streams: Mapping[str, tuple[str, ...]]) -> None:
+        counts, ending = await count_replay(self._connector, streams, gaps, give_up_s=self._verify_s)
         if ending:
             self._retry_later(gaps, ending)
             return
@@ -132,24 +123,23 @@ class Recounter:
         self._notify(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
 
 
-def replay_subscriptions(gaps: Sequence[Gap], parents: Mapping[str, tuple[str, ...]]) -> list[Subscription]:
-    """The subscriptions whose replay covers some gaps; `parents` by schema."""
-    return [
-        Subscription(schema, parents[schema], min(g.first_ns for g in gaps if g.schema == schema))
-        for schema in sorted({gap.schema for gap in gaps})
-    ]
-
-
 async def count_replay(
-    connector: GatewayConnector, subscriptions: list[Subscription], gaps: Sequence[Gap], *, give_up_s: float
+    connector: GatewayConnector,
+    streams: Mapping[str, tuple[str, ...]],
+    gaps: Sequence[Gap],
+    *,
+    give_up_s: float,
 ) -> tuple[dict[str, RecordCount], SessionEnd | None]:
     """Count the records of some gaps in a replay of at most `give_up_s` seconds.
 
-    Returns
-    -------
-    The count of each gap by its ID, and None; or how the session ended before its replays were complete.
+    Returns the count of each gap by its ID, and None; or how the session ended before its replays were
+    complete.
     """
     counts = {gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns) for gap in gaps}
+    subscriptions = [
+        Subscription(schema, streams[schema], min(g.first_ns for g in gaps if g.schema == schema))
+        for schema in sorted({gap.schema for gap in gaps})
+    ]
 
     def add(frame: Frame) -> None:
         for count in counts.values():
@@ -157,9 +147,9 @@ async def count_replay(
 
     await connector.wait_turn()
     wanted, loop = {s.schema for s in subscriptions}, asyncio.get_running_loop()
-    session, until = connector.create_session(add), loop.time() + give_up_s
+    session, until = GatewaySession(connector, add), loop.time() + give_up_s
     try:
-        await connector.open(session, subscriptions)
+        await session.open(subscriptions)
         while not (session.ending.done() or wanted <= session.state.replayed.keys() or loop.time() > until):
             await asyncio.wait([session.ending], timeout=POLL_S)
     finally:

@@ -4,17 +4,9 @@ A gateway session is read in order, and each row follows from what the session s
 are the same wherever the stream is cut. Records become columns by copying fields; only instruments are
 looked up one by one, once per trade date.
 
-**Ordinals.** One aggressor that meets several resting orders makes trades with the same `ts_event` and
-`sequence`, often equal in every field. The ordinal counts such records as long as they follow one another
-in the stream of their instrument. A replay begins at a `ts_event`, so it counts as the first stream did,
-and a record sent twice has the same key. Two equal records in a row are two trades.
-
-**Trades of other schemas.** mbp-1 and mbo hold every trade as a record with action T, and `trades` is
-documented as exactly those. F records describe the resting side of the same trade and are skipped. A T
-record of size 0 traded nothing and stays in the table of its schema.
-
-**Times.** `ts_event` and `ts_recv` of a record lie close together. Where they do not, the row is kept and
-marked (`is_misdated`), and its trade date is that of `ts_recv`.
+mbp-1 and mbo hold every trade as a record with action T, and `trades` is documented as exactly those. F
+records describe the resting side of the same trade and are skipped. A T record of size 0 traded nothing and
+stays in the table of its schema.
 """
 
 from __future__ import annotations
@@ -65,24 +57,12 @@ _FUTURE = re.compile(rf"([A-Z0-9]{{1,3}})[{MONTH_CODES}][0-9]{{1,2}}")
 
 @dataclass
 class RowCounts:
-    """What became of the records that were read.
-
-    Attributes
-    ----------
-    records
-        Market data of every schema.
-    unmapped
-        Rows without a symbol, because the session sent no mapping before them.
-    unreadable
-        Rows with a symbol that is neither option, future nor spread.
-    left
-        Why records have no row and stay in the log, and how many.
-    """
+    """What became of the records of market data that were read."""
 
     records: int = 0
-    unmapped: int = 0
-    unreadable: int = 0
-    left: Counter[str] = field(default_factory=Counter)
+    unmapped: int = 0  # rows without a symbol, because the session sent no mapping before them
+    unreadable: int = 0  # rows with a symbol that is neither option, future nor spread
+    left: Counter[str] = field(default_factory=Counter)  # why records have no row and stay in the log
 
     def add(self, other: RowCounts) -> None:
         self.records += other.records
@@ -104,17 +84,11 @@ class SessionRows:
 
     Within a batch, records are ordered by instrument, and otherwise as in the stream. That is nearly
     always the table's order, so the lake need not sort wide rows, and each instrument is looked up once.
-
-    Attributes
-    ----------
-    pending_bytes
-        Bytes of records added since the last batch.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.pending_bytes = 0
-        self._passed = 0
+        self.pending_bytes = self._passed = 0
         self._symbols = SymbolTable()
         self._instruments = Instruments(self._symbols.names)
         self._ordinals: dict[tuple[str, int], Ordinals] = {}
@@ -165,7 +139,8 @@ class SessionRows:
         pending, self._pending, self._others = self._pending, {}, Counter()
         self._passed = self.pending_bytes = 0
         for rtype, parts in sorted(pending.items(), reverse=True):
-            records = _concatenate([frame.array(rtype) for _, frame in parts])
+            arrays = [frame.array(rtype) for _, frame in parts]
+            records = np.concatenate([_as_bytes(array) for array in arrays]).view(arrays[0].dtype)
             days = sessions.trade_dates(_filing_instants(records))
             counts.records += len(records)
             undated = np.isnat(days) | ~columns.is_instant(records["ts_event"])
@@ -182,7 +157,7 @@ class SessionRows:
             places = None
             if self._symbols.has_new:
                 places = np.concatenate([passed + frame.starts(rtype) for passed, frame in parts])[order]
-            records, days = _reorder(records, order), days[order]
+            records, days = _as_bytes(records).take(order).view(records.dtype), days[order]
             yield rtype, records, self._described(records["instrument_id"], days, places)
         self._symbols.end_batch()
 
@@ -223,9 +198,8 @@ class SessionRows:
         self, table: Table, layout: RecordLayout, records: Array, shared: pl.DataFrame
     ) -> pl.DataFrame:
         """The shared columns and those that depend on the table."""
-        own = [
-            n for n in table.schema.names() if n in (records.dtype.names or ()) and n not in shared.columns
-        ]
+        fields = records.dtype.names or ()
+        own = [n for n in table.schema.names() if n in fields and n not in shared.columns]
         return shared.with_columns(
             pl.Series("ordinal", self._ordinal(table, layout.rtype, records)),
             *(_column(layout, name, records[name]) for name in own),
@@ -236,7 +210,10 @@ class SessionRows:
 
 
 def is_misdated(records: Array) -> npt.NDArray[np.bool_]:
-    """Whether `ts_event` lies far from a `ts_recv` that is defined and reliable."""
+    """Whether `ts_event` lies far from a `ts_recv` that is defined and reliable.
+
+    Such rows are kept, and filed by `ts_recv`.
+    """
     sound = columns.is_instant(records["ts_recv"]) & (records["flags"] & BAD_TS_RECV == 0)
     far: npt.NDArray[np.bool_] = ~is_near(records["ts_event"], records["ts_recv"]) & sound
     return far
@@ -251,21 +228,9 @@ def _filing_instants(records: Array) -> Array:
     return np.where(misdated & ~np.isnat(sessions.trade_dates(received)), received, records["ts_event"])
 
 
-def _concatenate(parts: list[Array]) -> Array:
-    """Concatenate records as bytes, which is several times faster than field by field."""
-    dtype = parts[0].dtype
-    joined: Array = np.concatenate([part.view(_bytes(dtype)) for part in parts]).view(dtype)
-    return joined
-
-
-def _reorder(records: Array, order: Array) -> Array:
-    """Reorder records as bytes."""
-    reordered: Array = records.view(_bytes(records.dtype)).take(order).view(records.dtype)
-    return reordered
-
-
-def _bytes(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype((np.void, dtype.itemsize))
+def _as_bytes(records: Array) -> Array:
+    """Records as bytes, which are copied several times faster than field by field."""
+    return records.view(np.dtype((np.void, records.dtype.itemsize)))
 
 
 def _by_instrument(ids: Array) -> npt.NDArray[np.intp]:
@@ -298,20 +263,14 @@ def _column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
 class SymbolTable:
     """The symbol of each instrument_id at every place of a session.
 
-    A mapping is in force from its position in the stream on. `add_mappings` adds those of a frame, `find`
-    returns the symbols of the batch's records, `end_batch` keeps the mappings in force at its end.
-
-    Attributes
-    ----------
-    names
-        All symbols, each once; codes are places in this list.
-    has_new
-        Whether the batch has mappings, so that places in it matter.
+    A mapping is in force from its position in the stream on.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        """All symbols, each once; codes are places in this list."""
         self.has_new = False
+        """Whether the batch has mappings, so that places in it matter."""
         self._codes: dict[str, int] = {}
         # instrument_id and place in the batch in one number, in ascending order; and codes.
         self._keys: Array = np.empty(0, np.uint64)
@@ -342,11 +301,11 @@ class SymbolTable:
         return np.where((at >= 0) & (self._keys[at] >= ids), self._values[at], UNKNOWN).astype(np.int32)
 
     def end_batch(self) -> None:
-        if not self.has_new:
-            return
-        ids = self._keys >> 32
-        last = np.append(ids[1:] != ids[:-1], True)
-        self._keys, self._values, self.has_new = ids[last] << 32, self._values[last], False
+        """Keep the mappings in force now, from the beginning of the next batch on."""
+        if self.has_new:
+            ids = self._keys >> 32
+            last = np.append(ids[1:] != ids[:-1], True)
+            self._keys, self._values, self.has_new = ids[last] << 32, self._values[last], False
 
 
 class Instruments:
@@ -365,23 +324,15 @@ class Instruments:
             facts = [_facts(self._symbols[code] if code >= 0 else None, day) for day, code in fresh]
             self._known.extend(pl.DataFrame(facts, schema=_FACTS, orient="row"))
         found = self._known.select(pl.all().gather([self._rows[pair] for pair in pairs]))
-        texts = [column for column in found if column.dtype == pl.String]
-        kinds = [pl.Enum(text.drop_nulls().unique(maintain_order=True)) for text in texts]
-        return found.with_columns(text.cast(kind) for text, kind in zip(texts, kinds, strict=True))
+        texts = [found[name] for name in _TEXTS]
+        return found.with_columns(t.cast(pl.Enum(t.drop_nulls().unique(maintain_order=True))) for t in texts)
 
 
-_FACTS = {
-    "trade_date": pl.Date,
-    "raw_symbol": pl.String,
-    "instrument_kind": pl.String,
-    "underlying_class": pl.String,
-    "underlying": pl.String,
-    "root": pl.String,
-    "series": pl.String,
-    "contract_key": pl.String,
-    "option_type": pl.String,
-    "strike": pl.Float64,
-}
+_TEXTS = (
+    "raw_symbol", "instrument_kind", "underlying_class", "underlying", "root", "series", "contract_key",
+    "option_type",
+)  # fmt: skip
+_FACTS: dict[str, Any] = {"trade_date": pl.Date, **dict.fromkeys(_TEXTS, pl.String), "strike": pl.Float64}
 
 
 @lru_cache(maxsize=1 << 17)
@@ -410,7 +361,9 @@ def _facts(symbol: str | None, day: int) -> tuple[Any, ...]:
 class Ordinals:
     """Counts records of one key that follow one another in the stream of their instrument.
 
-    Remembers each instrument's last key and its count, so that a run continues in the next batch.
+    One aggressor that meets several resting orders makes trades with the same `ts_event` and `sequence`,
+    often equal in every field. A replay begins at a `ts_event`, so it counts as the first stream did, and a
+    record sent twice has the same key. Each instrument's last key and count continue in the next batch.
     """
 
     def __init__(self) -> None:

@@ -26,27 +26,13 @@ FALLBACK_ORDER = ("mbo", "mbp-1", LOWEST_LIVE_SCHEMA)
 
 
 class SchemaFallback:
-    """The schemas in force.
-
-    Parameters
-    ----------
-    lake
-        Where refusals are stored.
-    wanted
-        What is subscribed to (`options`, `futures`) and the schema wanted for it.
-    """
+    """The schemas in force; `wanted` maps `options` and `futures` to the schema wanted for them."""
 
     def __init__(self, lake: Lake, dataset: str, wanted: Mapping[str, str]) -> None:
         self.lake, self.dataset, self.wanted = lake, dataset, dict(wanted)
 
     def in_force(self, day: date) -> dict[str, str]:
-        """The best schema of each subscription that is not refused on a trade date.
-
-        Raises
-        ------
-        NotEntitled
-            All are refused.
-        """
+        """The best schema of each that is not refused on a trade date; `NotEntitled` if all are."""
         refused = self.refused(day)
         return {what: _best_granted(schema, refused) for what, schema in self.wanted.items()}
 

@@ -23,10 +23,8 @@ class CaptureStats:
         Records a second since the last report.
     lag_p99_ms
         From Databento's receipt of a record to our log, over the last few thousand live chunks.
-    reconnects
-        Sessions after the first.
-    open_gaps, verified_gaps, unfillable_gaps
-        Gaps of this capture by state; `open_gaps` includes those replayed but not verified.
+    open_gaps
+        Includes those replayed but not verified.
     disputed_gaps
         Open gaps that were given up because no replay agreed with its count.
     differing_gaps
@@ -34,7 +32,7 @@ class CaptureStats:
     cost_usd
         What was paid to the historical API for gaps.
     schemas
-        The schemas streamed of options and of futures.
+        The schemas streamed of `options` and of `futures`.
     missing
         Parents that are always listed but of which the gateway names no instrument.
     note

@@ -40,14 +40,12 @@ class Timing:
 
     Attributes
     ----------
-    settle_s
-        How long after a replay, by wall time and by market time, earlier records may still arrive.
+    settle_s, aging_s
+        See `GapTracker`.
     verify_s
         Limit of an independent count.
     missing_s
         How long the gateway may take to name an instrument of a root before the root counts as missing.
-    aging_s
-        The gateway's replay window moves with the clock: the time from a replay to its second count.
     publish_s, report_s
         From one publication, or one report of the stats, to the next.
     """
@@ -64,10 +62,7 @@ class Timing:
 
 @dataclass
 class SessionSupervisor:
-    """Holds one gateway session after another.
-
-    The first fields are the parts of the capture; those from `proven_ns` on change while it runs.
-    """
+    """Holds one gateway session after another; `closes` is the window's close, if it has one."""
 
     clock: Clock
     run_id: str
@@ -84,8 +79,7 @@ class SessionSupervisor:
     repairer: GapRepairer
     comparison: LakeComparison
     meter: Meter
-
-    proven_ns: int
+    proven_ns: int  # this and what follows change during the capture
     session: GatewaySession | None = None
     warnings: int = 0
     session_numbers: count[int] = field(default_factory=lambda: count(1))
@@ -141,8 +135,8 @@ class SessionSupervisor:
         self.tracker.begin_session({schema: RTYPES[schema] for schema in self.streams})
         self.recounter.dispute, self.warnings = None, 0
         await self.connector.wait_turn()
-        self.session = session = self.connector.create_session(self._record)
-        await self.connector.open(session, subscriptions)
+        self.session = session = GatewaySession(self.connector, self._record)
+        await session.open(subscriptions)
         while not session.ending.done():
             await asyncio.wait([session.ending], timeout=POLL_S)
             if not session.ending.done() and (end := self._supervise(session)):

@@ -50,21 +50,11 @@ def skipped(reason: str, **facts: Any) -> CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class VerifyTiming:
-    """Intervals in seconds; tests shorten them.
+    """Intervals in seconds; tests shorten them."""
 
-    Attributes
-    ----------
-    settle_s
-        Records whose `ts_event` are this far apart arrive in order.
-    outage_s
-        How long the dropped connection stays down.
-    patience_s
-        The limit of a replay or an answer.
-    """
-
-    settle_s: float = 1.0
-    outage_s: float = 2.0
-    patience_s: float = 60.0
+    settle_s: float = 1.0  # records whose `ts_event` are this far apart arrive in order
+    outage_s: float = 2.0  # how long the dropped connection stays down
+    patience_s: float = 60.0  # the limit of a replay or an answer
 
 
 @dataclass
@@ -77,8 +67,6 @@ class Context:
         The gateway's: wall time, or the stand-in's. Not pinned.
     work
         A folder that is removed at the end; the environment's own lake and log are not touched.
-    stream_s
-        How long to stream, seconds.
     live, resumed, recounted
         The session that was dropped, the one that resumed it, and a replay of both spans.
     span

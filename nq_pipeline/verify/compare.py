@@ -23,22 +23,12 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How some trades differ from those taken to be right.
+    """How some trades differ from those taken to be right; repetitions are counted, too."""
 
-    Attributes
-    ----------
-    records
-        The number of right trades.
-    missing, extra
-        Trades that are lacking, and trades beyond the right ones, repetitions included.
-    examples
-        A few differences, e.g. `{"instrument_id": 7, …, "missing": 1}`.
-    """
-
-    records: int
+    records: int  # the right ones
     missing: int
     extra: int
-    examples: tuple[Mapping[str, Any], ...] = ()
+    examples: tuple[Mapping[str, Any], ...] = ()  # e.g. `{"instrument_id": 7, …, "missing": 1}`
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.extra)
@@ -66,35 +56,24 @@ def compare_records(mine: Array, right: Array) -> Difference:
 
 
 def compare_instruments(mine: pl.DataFrame, right: Array) -> Difference:
-    """Compare the number of trades per instrument; `mine` has a row with `instrument_id` for each trade."""
+    """Compare the number of trades per instrument; `mine` has a row for each trade."""
     own = mine.select(pl.col("instrument_id").cast(pl.UInt32))
     return _difference(own, _columns(right).select("instrument_id"), ["instrument_id"])
 
 
 def _difference(mine: pl.DataFrame, right: pl.DataFrame, on: list[str]) -> Difference:
-    counted = (
-        mine.group_by(on)
-        .agg(pl.len().cast(pl.Int64).alias("mine"))
-        .join(
-            right.group_by(on).agg(pl.len().cast(pl.Int64).alias("right")), on=on, how="full", coalesce=True
-        )
-        .with_columns(lacks=pl.col("right").fill_null(0) - pl.col("mine").fill_null(0))
-        .filter(pl.col("lacks") != 0)
+    lacks = pl.col("lacks").sum()
+    differ = (
+        pl.concat([right.select(*on, lacks=1), mine.select(*on, lacks=-1)])
+        .group_by(on)
+        .agg(missing=lacks.clip(lower_bound=0), extra=(-lacks).clip(lower_bound=0))
+        .filter(pl.col("missing") != pl.col("extra"))
         .sort(on)
-        .with_columns(
-            missing=pl.col("lacks").clip(lower_bound=0), extra=(-pl.col("lacks")).clip(lower_bound=0)
-        )
     )
-    examples = counted.drop("mine", "right", "lacks").head(EXAMPLES).to_dicts()
-    return Difference(
-        right.height, int(counted["missing"].sum()), int(counted["extra"].sum()), tuple(examples)
-    )
+    missing, extra = int(differ["missing"].sum()), int(differ["extra"].sum())
+    return Difference(right.height, missing, extra, tuple(differ.head(EXAMPLES).to_dicts()))
 
 
 def _columns(records: Array) -> pl.DataFrame:
-    return pl.DataFrame({name: _column(records[name]) for name in IDENTITY})
-
-
-def _column(values: Array) -> Array:
-    plain = np.ascontiguousarray(values)
-    return plain.view(np.uint8) if plain.dtype.kind == "S" else plain
+    plain = {name: np.ascontiguousarray(records[name]) for name in IDENTITY}
+    return pl.DataFrame({n: v.view(np.uint8) if v.dtype.kind == "S" else v for n, v in plain.items()})

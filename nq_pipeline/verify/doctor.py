@@ -43,9 +43,7 @@ def probe_sources(
 ) -> Mapping[str, Probe]:
     """Send every vendor its cheapest free request, all at the same time, within the deadline.
 
-    Returns
-    -------
-    The probe of each vendor, by name. `opener` opens a source by name.
+    Returns the probe of each vendor, by name. `opener` opens a source by name.
     """
     probes: dict[str, Probe] = {}
     request = build_request(settings)
@@ -71,13 +69,10 @@ def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
     except SourceError as error:
         probe = _explain_refusal(error)
     except Exception as fault:  # one faulty vendor must not hide the others
+        detail, remedy = f"a fault of this program, {type(fault).__name__}: {fault}", "please report it"
         if isinstance(fault, OSError) and fault.filename is not None:
-            detail, remedy = (
-                f"cannot use {fault.filename}: {fault.strerror}",
-                "set NQ_DATA_DIR to a writable folder",
-            )
-        else:
-            detail, remedy = f"a fault of this program, {type(fault).__name__}: {fault}", "please report it"
+            detail = f"cannot use {fault.filename}: {fault.strerror}"
+            remedy = "set NQ_DATA_DIR to a writable folder"
         probe = Probe(True, None, None, detail, remedy)
     finally:
         session.close()
@@ -94,46 +89,28 @@ def _explain_refusal(error: SourceError) -> Probe:
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """One step of what a vendor sells, and whether the plan has it.
-
-    Attributes
-    ----------
-    adds
-        What the step adds; empty for a schema that is no known step.
-    entitled
-        None if it was never requested.
-    refusal, asked_at
-        The vendor's text if it refused, and when it answered.
-    ask_again
-        The first trade date on which a refused step is requested again.
-    """
+    """One step of what a vendor sells, and whether the plan has it."""
 
     vendor: str
     mode: entitlements.Mode
     schema: str
-    adds: str
-    entitled: bool | None = None
-    refusal: str = ""
-    asked_at: datetime | None = None
-    ask_again: date | None = None
-
-
-def _known_steps() -> list[PlanStep]:
-    """The steps that the vendors' pages and users name, those of metered vendors first."""
-    specs = sorted(VENDORS.values(), key=lambda spec: spec.cost != "metered")
-    return [
-        PlanStep(spec.name, tier.mode, tier.schema, tier.adds) for spec in specs for tier in spec.plan_tiers
-    ]
+    adds: str  # empty for a schema that is no known step
+    entitled: bool | None = None  # None if it was never requested
+    refusal: str = ""  # the vendor's text
+    asked_at: datetime | None = None  # when the vendor answered
+    ask_again: date | None = None  # the first trade date on which a refused step is requested again
 
 
 def plan_steps(settings: Settings) -> list[PlanStep]:
     """What each vendor granted or refused, from stored answers; sends no request.
 
+    The steps that the vendors' pages and users name come first, those of metered vendors before others.
     Refusals in force that are no known step, such as a schema of a backfill, follow.
     """
     lake = Workspace.of(settings).lake
     answers = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}
-    known_steps = _known_steps()
+    specs = sorted(VENDORS.values(), key=lambda spec: spec.cost != "metered")
+    known_steps = [PlanStep(spec.name, t.mode, t.schema, t.adds) for spec in specs for t in spec.plan_tiers]
     known = {(step.vendor, step.mode, step.schema) for step in known_steps}
     today = sessions.trade_date(settings.clock.now())
     others = [
@@ -151,13 +128,8 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     steps = []
     for step in (*known_steps, *others):
         if answer := answers.get((step.vendor, step.mode, step.schema)):
-            step = replace(
-                step,
-                entitled=answer.entitled,
-                refusal=answer.text,
-                asked_at=answer.asked_at,
-                ask_again=answer.ask_again,
-            )
+            step = replace(step, entitled=answer.entitled, refusal=answer.text)
+            step = replace(step, asked_at=answer.asked_at, ask_again=answer.ask_again)
         elif step.mode == "live" and step.schema in live:
             step = replace(step, entitled=True, asked_at=live[step.schema])
         steps.append(step)

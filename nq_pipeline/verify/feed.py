@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def connect(ctx: Context) -> CheckResult:
         return skipped("there is no key; set DATABENTO_API_KEY")
     try:
         check_databento_key(recorder.key, recorder.host)
-        version, connected_s = recorder.read_greeting()
+        version, connected_s = asyncio.run(recorder.read_greeting())
     except NotConfigured as error:
         return failed(str(error))
     except OSError as error:

@@ -19,11 +19,11 @@ import numpy.typing as npt
 from pydantic import SecretStr
 
 from nq_pipeline.capture import gateway, reconnect_policy
-from nq_pipeline.capture.gateway import GatewayConnector, SessionState, Subscription
+from nq_pipeline.capture.gateway import GatewayConnector, GatewaySession, SessionState, Subscription
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.dbn.framer import Frame
-from nq_pipeline.dbn.layout import RTYPES, SYMBOL_MAPPING
+from nq_pipeline.dbn.layout import RTYPES, SYMBOL_MAPPING, VERSIONS, record_dtype
 
 POLL_S = 0.02
 MAX_RECORDS = 2_000_000
@@ -44,18 +44,18 @@ class Recording:
 
     Attributes
     ----------
+    head
+        The header of its DBN stream.
     trades, arrived
         The trades in the order of arrival, and when each arrived, nanoseconds by the recorder's clock.
-    mappings
-        The symbol mappings.
     opened_s, first_s
         From the attempt to connect to the session's start, and from there to the first trade, seconds.
     """
 
     head: bytes = b""
-    trades: Array = field(default_factory=lambda: _no_records("TradeMsg"))
+    trades: Array = field(default_factory=lambda: np.empty(0, record_dtype(TRADE, VERSIONS[-1])))
     arrived: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    mappings: Array = field(default_factory=lambda: _no_records("SymbolMappingMsg"))
+    mappings: Array = field(default_factory=lambda: np.empty(0, record_dtype(SYMBOL_MAPPING, VERSIONS[-1])))
     state: SessionState = field(default_factory=SessionState)
     ending: SessionEnd = field(default_factory=lambda: SessionEnd(EndReason.STOPPED))
     opened_s: float = 0.0
@@ -82,12 +82,6 @@ class Recording:
         return self.head + named.tobytes() + trades.tobytes()
 
 
-def _no_records(struct: str) -> Array:
-    import databento_dbn
-
-    return np.empty(0, np.dtype(getattr(databento_dbn, struct)._dtypes))
-
-
 def explain_end(ending: SessionEnd) -> str:
     """An end in words, with the remedy if another attempt cannot help."""
     if ending.code == reconnect_policy.CONNECTION_LIMIT:
@@ -101,42 +95,18 @@ def _next_step(ending: SessionEnd) -> Retry | StepDown | Stop:
 
 
 class FeedRecorder:
-    """Records sessions of one dataset's gateway.
+    """Records sessions of one dataset's gateway; `clock` dates what arrives."""
 
-    Parameters
-    ----------
-    address
-        Host and port.
-    clock
-        Dates what arrives.
-    heartbeat_s, late_s
-        Silence for both together ends a session.
-    """
-
-    def __init__(
-        self,
-        key: SecretStr | None,
-        dataset: str,
-        address: tuple[str, int],
-        clock: Clock,
-        *,
-        heartbeat_s: int = gateway.HEARTBEAT_S,
-        late_s: float = gateway.LATE_S,
-    ) -> None:
+    def __init__(self, key: SecretStr | None, dataset: str, address: tuple[str, int], clock: Clock) -> None:
         self.key, self.dataset, self.clock = key, dataset, clock
         self.host, self.port = address
-        self._connector = (
-            GatewayConnector(key, dataset, address, heartbeat_s=heartbeat_s, late_s=late_s) if key else None
-        )
+        self._connector = GatewayConnector(key, dataset, address) if key else None
 
-    def read_greeting(self) -> tuple[str, float]:
+    async def read_greeting(self) -> tuple[str, float]:
         """The gateway's version, empty if the server is no gateway, and the seconds to connect.
 
         Raises OSError when nothing answers.
         """
-        return asyncio.run(self._greeting())
-
-    async def _greeting(self) -> tuple[str, float]:
         if self._connector:
             await self._connector.wait_turn()
         began = time.monotonic()
@@ -179,8 +149,8 @@ class FeedRecorder:
         assert self._connector is not None
         await self._connector.wait_turn()
         began = time.monotonic()
-        session = self._connector.create_session(buffer.add)
-        await self._connector.open(session, [subscription])
+        session = GatewaySession(self._connector, buffer.add)
+        await session.open([subscription])
         opened = buffer.opened = time.monotonic()
         while not session.ending.done():
             elapsed = time.monotonic() - opened
@@ -218,15 +188,10 @@ class _SessionBuffer:
             self._arrived.append(np.full(len(self._trades[-1]), now, np.int64))
 
     def recording(self, state: SessionState, ending: SessionEnd, opened_s: float) -> Recording:
-        found = Recording(
-            head=self._head,
-            state=state,
-            ending=ending,
-            opened_s=opened_s,
-            first_s=None if self._first is None else self._first - self.opened,
-            seconds=time.monotonic() - self.opened,
-        )
-        if self._trades:
+        found = Recording(self._head, state=state, ending=ending, opened_s=opened_s)
+        found.seconds = time.monotonic() - self.opened
+        if self._first is not None:
+            found.first_s = self._first - self.opened
             found.trades, found.arrived = np.concatenate(self._trades), np.concatenate(self._arrived)
         if self._mappings:
             found.mappings = np.concatenate(self._mappings)

@@ -125,11 +125,9 @@ def replay_failure(found: Recording) -> str:
     """Why a session did not deliver its whole replay, as far as it reports; empty if it did."""
     if found.failure or found.state.skipped:
         return found.failure or f"the gateway skipped records: {found.state.skipped}"
-    return (
-        ""
-        if LOWEST_LIVE_SCHEMA in found.state.replayed
-        else f"the replay was not complete after {found.seconds:.0f} s"
-    )
+    if LOWEST_LIVE_SCHEMA in found.state.replayed:
+        return ""
+    return f"the replay was not complete after {found.seconds:.0f} s"
 
 
 def _span(ctx: Context) -> tuple[np.uint64, np.uint64]:

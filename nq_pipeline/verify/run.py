@@ -103,27 +103,22 @@ def run_checks(
         How long to stream before the connection is dropped.
     max_usd
         The limit of the check that buys history; the ledger's budgets hold too.
-    on_result
-        Called with every result.
 
-    Raises
-    ------
-    CaptureError
-        The clock is pinned.
+    Raises `CaptureError` for a pinned clock.
     """
     if clock.pinned:
         raise CaptureError("a verification needs a running clock; unset NQ_NOW")
     started, began = datetime.now(UTC), time.monotonic()
     folder = Workspace.of(settings).evidence / f"{started:%Y%m%dT%H%M%S.%fZ}"
-    dataset = settings.vendor(DatabentoSettings).dataset
-    address = gateway.gateway_address(settings.vendor(DatabentoSettings).gateway, dataset)
+    databento = settings.vendor(DatabentoSettings)
+    dataset, address = databento.dataset, gateway.gateway_address(databento.gateway, databento.dataset)
     results: list[CheckResult] = []
     files.make_folder(folder)  # before any request whose evidence could not be stored
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
             settings=settings,
             clock=clock,
-            recorder=FeedRecorder(settings.vendor(DatabentoSettings).api_key, dataset, address, clock),
+            recorder=FeedRecorder(databento.api_key, dataset, address, clock),
             evidence=Evidence(folder, settings),
             work=Path(work) / settings.environment,
             max_usd=max_usd,
@@ -136,20 +131,11 @@ def run_checks(
                 if on_result:
                     on_result(results[-1])
         finally:  # report what was found before Ctrl-C, too
-            report = VerifyReport(
-                started=started,
-                seconds=time.monotonic() - began,
-                environment=settings.environment,
-                results=tuple(results),
-                spent_usd=ctx.spent_usd,
-                folder=folder,
-            )
-            ctx.evidence.report({"dataset": dataset, "versions": _versions(), **report.as_json()})
+            seconds, environment = time.monotonic() - began, settings.environment
+            report = VerifyReport(started, seconds, environment, tuple(results), ctx.spent_usd, folder)
+            versions = {name: version(name) for name in ("nq_pipeline", "databento")}
+            ctx.evidence.report({"dataset": dataset, "versions": versions, **report.as_json()})
     return report
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("nq_pipeline", "databento")}
 
 
 def _run_check(check: Check, ctx: Context, before: Sequence[CheckResult]) -> CheckResult:

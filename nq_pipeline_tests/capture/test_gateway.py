@@ -15,6 +15,7 @@ from databento.live.protocol import DatabentoLiveProtocol
 from pydantic import SecretStr
 
 from nq_pipeline.capture.gateway import (
+    GatewayConnector,
     GatewaySession,
     Subscription,
     future_parents,
@@ -55,9 +56,10 @@ def session(
     """Hold a session until it ends or `until` is true of it."""
 
     async def hold() -> tuple[GatewaySession, SessionEnd]:
-        held = GatewaySession(SecretStr(key), DATASET, record or (lambda frame: None), **more)
         port = it if isinstance(it, int) else it.port
-        await held.open(HOST, port, [Subscription(schema, parents, start_ns)])
+        connector = GatewayConnector(SecretStr(key), DATASET, (HOST, port), **more)
+        held = GatewaySession(connector, record or (lambda frame: None))
+        await held.open([Subscription(schema, parents, start_ns)])
         async with asyncio.timeout(PATIENCE_S):
             while not held.ending.done() and not until(held):
                 await asyncio.sleep(0.005)

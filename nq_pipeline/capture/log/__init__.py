@@ -11,10 +11,4 @@ clock did; the third is the number of the segment with which the session began.
 
 A segment is synced before the next one begins, so only the newest can have a torn tail. A wrong length or
 rtype reveals bytes that were never synced. DBN has no checksums, so damage inside a record goes unnoticed.
-
-    segments    the files, their order, and positions in the log
-    writer      `CaptureLog` appends and syncs; one writer at a time
-    recovery    `recover` cuts a torn tail before the writer appends
-    reader      `tail` reads, also while another process writes
-    locks       who captures
 """

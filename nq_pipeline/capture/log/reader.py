@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nq_pipeline.capture.log.segments import BEGINNING, Position, Segment, list_segments, sync_data
-from nq_pipeline.dbn.framer import Frame, Framer, Head, SymbolMapping
+from nq_pipeline.dbn.framer import Frame, Framer, Head
 from nq_pipeline.errors import BadStream, CaptureError
 
 BLOCK = 1024 * 1024
@@ -56,28 +56,11 @@ def tail(
         if segment.number != number:
             raise _missing(folder, number, is_published=number == position.segment)
         offset = position.offset if number == position.segment else 0
-        if until is not None and number == until.segment:
-            yield from _read(segment, offset, until.offset, block)
-        else:
-            yield from _read(segment, offset, None, block, growing=segment is following[-1])
+        end = until.offset if until is not None and number == until.segment else None
+        yield from _read(segment, offset, end, block, growing=end is None and segment is following[-1])
 
 
-def read_mappings(folder: Path, position: Position) -> dict[int, SymbolMapping]:
-    """instrument_id to its symbol at `position`, for a reader that starts there.
-
-    One segment holds all mappings that its records need.
-    """
-    known = {}
-    for part in tail(folder, Position(position.segment, 0), position):
-        for message in part.frame.control():
-            if isinstance(message, SymbolMapping):
-                known[message.instrument_id] = message
-    return known
-
-
-def _read(
-    segment: Segment, offset: int, end: int | None, block: int, *, growing: bool = False
-) -> Iterator[Block]:
+def _read(segment: Segment, offset: int, end: int | None, block: int, *, growing: bool) -> Iterator[Block]:
     with segment.path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if end is None:

@@ -17,20 +17,12 @@ from nq_pipeline.errors import BadStream
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How the newest segment's tail was repaired.
-
-    Attributes
-    ----------
-    kept, cut
-        Bytes up to the end of the last whole record, and bytes removed behind it.
-    aside
-        Where damaged bytes were kept; None if only the start of a record was removed.
-    """
+    """How the newest segment's tail was repaired."""
 
     segment: Segment
-    kept: int
-    cut: int
-    aside: Path | None
+    kept: int  # bytes up to the end of the last whole record
+    cut: int  # bytes removed behind it
+    aside: Path | None  # where damaged bytes are; None if only the start of a record was removed
 
 
 def recover(folder: Path) -> Recovery | None:

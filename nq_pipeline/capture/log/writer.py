@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, Self
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.locks import hold_capture_lock
-from nq_pipeline.capture.log.reader import Block, tail
 from nq_pipeline.capture.log.recovery import recover
 from nq_pipeline.capture.log.segments import BEGINNING, Position, sync_data
 from nq_pipeline.clock import Clock, SystemClock, to_ns
@@ -76,11 +74,8 @@ class CaptureLog:
         after: int = 0,
     ) -> None:
         self.folder = root / dataset
-        self._after = after
-        self._clock = clock or SystemClock()
-        self._sync_every_s = sync_every_s
-        self._segment_bytes = segment_bytes
-        self._segment_age_s = segment_age_s
+        self._after, self._clock, self._sync_every_s = after, clock or SystemClock(), sync_every_s
+        self._segment_bytes, self._segment_age_s = segment_bytes, segment_age_s
         self._failure: str | None = None
         self._handle: int | None = None
         self._head: Head | None = None
@@ -159,10 +154,6 @@ class CaptureLog:
                 self._seal()
         finally:
             self._release.close()
-
-    def tail(self, position: Position = BEGINNING) -> Iterator[Block]:
-        """The records from `position` up to what is synced now."""
-        return tail(self.folder, position, self._synced)
 
     # ── the open segment ────────────────────────────────────────────────────────────────────────
 
