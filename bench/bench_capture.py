@@ -60,7 +60,7 @@ def gateway(load: int) -> None:
     from nq_pipeline.sandbox.gateway.feed import Limits
     from nq_pipeline.sandbox.gateway.gateway import Gateway
     from nq_pipeline.sandbox.synthetic.market import market
-    from nq_pipeline.sandbox.synthetic.tape import LoadTape
+    from nq_pipeline_tests.testing.load_tape import LoadTape
 
     tape = LoadTape(market(7), load)
     tape.records("trades", to_ns(OPENS), to_ns(OPENS) + 1)  # build the repeated second before the start

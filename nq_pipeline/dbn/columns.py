@@ -7,9 +7,8 @@ cannot hold (from 2262-04-12 on) are null, because the lake's type cannot expres
 that is empty or not ASCII. The official client treats prices and instants the same way; it leaves
 undefined sizes and quantities as numbers.
 
-`convert_field` applies the rule to a field by its layout, for Parquet files (`to_parquet`); `field_column`
-makes a column of it, for the tables of live capture (`capture.rows`) and of history (`backfill.rows`).
-`sources.databento.parse` names the kind of each column itself.
+`convert_field` applies the rule to a field by its layout, and `field_column` makes a column of it. Callers
+that know a field's kind use `prices`, `sizes`, `instants`, `texts` and `letters`.
 """
 
 from __future__ import annotations
@@ -29,14 +28,12 @@ LAST_INSTANT = np.iinfo(np.int64).max
 
 def is_defined(values: Array) -> npt.NDArray[np.bool_]:
     """Whether each price, size or quantity is set."""
-    defined: npt.NDArray[np.bool_] = values != np.iinfo(values.dtype).max
-    return defined
+    return np.asarray(values != np.iinfo(values.dtype).max)
 
 
 def is_instant(values: Array) -> npt.NDArray[np.bool_]:
     """Whether each timestamp (uint64) is set, and can be expressed in int64 nanoseconds."""
-    instant: npt.NDArray[np.bool_] = values <= LAST_INSTANT
-    return instant
+    return np.asarray(values <= LAST_INSTANT)
 
 
 def to_points(values: Array) -> npt.NDArray[np.float64]:
@@ -44,8 +41,7 @@ def to_points(values: Array) -> npt.NDArray[np.float64]:
 
     The quotient is correctly rounded, which a product with 1e-9 is not.
     """
-    points: npt.NDArray[np.float64] = values / 1e9
-    return points
+    return np.asarray(values / 1e9)
 
 
 def convert_field(

@@ -1,8 +1,4 @@
-"""Split a DBN stream that arrives in chunks into whole records, without an object per record.
-
-Chunks from a socket end anywhere. The framer finds the records that are whole, checks that each is one its
-version knows, and shows them in place as numpy arrays.
-"""
+"""Split a DBN stream whose chunks end anywhere into whole records, seen in place as numpy arrays."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from nq_pipeline.dbn.layout import (
     CONTROL,
     DECOMPRESS_STEP,
     SYMBOL_MAPPING,
+    SYSTEM,
     UNDEF_TIMESTAMP,
     ZSTD_MAGIC,
     Array,
@@ -128,18 +125,9 @@ class Tally:
 
 
 class Frame:
-    """Whole records of one stream, seen in place.
+    """Whole records of one stream, seen in place; `records` has their bytes, `tallies` is by rtype.
 
-    Attributes
-    ----------
-    head
-        The header of their stream.
-    offset, end
-        Their span in the stream, in decompressed bytes from its first, end excluded.
-    records
-        Their bytes, back to back.
-    tallies
-        rtype to count and last times.
+    `offset` and `end` (excluded) are their span in the stream, in decompressed bytes from its first.
     """
 
     __slots__ = ("_layout", "_rtypes", "_starts", "head", "offset", "records", "tallies")
@@ -191,10 +179,7 @@ class Frame:
 
     def mappings(self) -> dict[int, bytes]:
         """Return instrument_id to the bytes of its latest symbol mapping."""
-        if SYMBOL_MAPPING not in self.tallies:
-            return {}
-        records = self.array(SYMBOL_MAPPING)
-        return {int(record["instrument_id"]): record.tobytes() for record in records}
+        return {int(one["instrument_id"]): one.tobytes() for one in self.array(SYMBOL_MAPPING)}
 
     def starts(self, rtype: int) -> Array:
         """Return where in `records` those of an rtype begin."""
@@ -202,11 +187,8 @@ class Frame:
         return starts
 
     def _tally(self) -> dict[int, Tally]:
-        first = int(self._rtypes[0])
-        if (self._rtypes == first).all():
-            return {first: self._tally_of(first, self._starts)}
-        present = np.flatnonzero(np.bincount(self._rtypes))
-        return {int(rtype): self._tally_of(int(rtype), self.starts(int(rtype))) for rtype in present}
+        present = np.flatnonzero(np.bincount(self._rtypes)).tolist()
+        return {rtype: self._tally_of(rtype, self.starts(rtype)) for rtype in present}
 
     def first_moment(self, rtype: int) -> int | None:
         """Return the earliest plausible time of trades, books or orders, nanoseconds UTC, if any."""
@@ -215,7 +197,7 @@ class Frame:
 
     def _tally_of(self, rtype: int, starts: Array) -> Tally:
         if rtype in EVENTS:
-            for candidates in (starts[-1:], starts):
+            for candidates in (starts[-1:], starts):  # nearly always the last one is plausible
                 moments, near, received = self._moments(rtype, candidates)
                 if near.any():
                     return Tally(len(starts), int(moments[near][-1]), int(received[near][-1]))
@@ -246,7 +228,8 @@ class Frame:
 class Framer:
     """Finds the whole records in a DBN stream that arrives in chunks.
 
-    A stream that starts with a zstd frame is decompressed as it comes.
+    A stream that starts with a zstd frame is decompressed as it comes. `offset` counts the decompressed
+    bytes that are known to be the header or whole records.
 
     Parameters
     ----------
@@ -256,11 +239,6 @@ class Framer:
         Where in the stream, after the header, the first chunk begins.
     secrets
         Texts to replace by asterisks wherever the stream holds them.
-
-    Attributes
-    ----------
-    offset
-        Decompressed bytes of the stream that are known to be the header or whole records.
     """
 
     def __init__(
@@ -322,8 +300,7 @@ class Framer:
                 raise BadStream(
                     f"the compressed stream is damaged after {reached:,} bytes of DBN", offset=reached
                 ) from None
-            if piece:
-                yield piece
+            yield piece
 
     def _frames(self, data: bytes) -> Iterator[Frame]:
         data = redact_data(data, self._secrets)  # together with the bytes held back: a record is seen whole
@@ -335,9 +312,6 @@ class Framer:
             self.head = Head.parse(data[:length])
             self._layout = stream_layout(self.head.version, self.head.ts_out)
             self.offset, data = length, data[length:]
-        if not data:
-            self._rest = b""
-            return
         starts, kinds, end, bad = walk_records(data, self._layout.known)
         self._rest = data[end:]
         offset, self.offset = self.offset, self.offset + end
@@ -359,22 +333,14 @@ def _header_length(start: bytes) -> int | None:
 
 
 def _decode_control(record: Any) -> ControlMsg:
-    ts_event, names = int(record["ts_event"]), record.dtype.names
-    match int(record["rtype"]):
-        case 21:
-            code = int(record["code"]) if "code" in names else NO_CODE
-            last = bool(record["is_last"]) if "is_last" in names else True
-            return ErrorMsg(ts_event, code, _text(record["err"]), last)
-        case 23:
-            code = int(record["code"]) if "code" in names else NO_CODE
-            return SystemMsg(ts_event, code, _text(record["msg"]))
-        case _:
-            return SymbolMapping(
-                ts_event,
-                int(record["instrument_id"]),
-                _text(record["stype_in_symbol"]),
-                _text(record["stype_out_symbol"]),
-            )
+    ts_event, rtype, names = int(record["ts_event"]), int(record["rtype"]), record.dtype.names
+    if rtype == SYMBOL_MAPPING:
+        symbols = (_text(record[name]) for name in ("stype_in_symbol", "stype_out_symbol"))
+        return SymbolMapping(ts_event, int(record["instrument_id"]), *symbols)
+    code = int(record["code"]) if "code" in names else NO_CODE
+    if rtype == SYSTEM:
+        return SystemMsg(ts_event, code, _text(record["msg"]))
+    return ErrorMsg(ts_event, code, _text(record["err"]), "is_last" not in names or bool(record["is_last"]))
 
 
 def _text(value: bytes) -> str:
@@ -406,12 +372,10 @@ def read_frames(path: Path) -> Iterator[Frame]:
 
 def _mapping_records(head: Head) -> bytes:
     """The mappings of a file's header as the records in which the live gateway sends them."""
-    pairs = [
-        (number, symbol.encode()) for number, _, _, symbol in symbol_intervals(decode_metadata(head.raw))
-    ]
+    mappings = list(symbol_intervals(decode_metadata(head.raw)))
     dtype = record_dtype(SYMBOL_MAPPING, head.version, head.ts_out)
-    records = np.zeros(len(pairs), dtype)
+    records = np.zeros(len(mappings), dtype)
     records["length"], records["rtype"] = dtype.itemsize // 4, SYMBOL_MAPPING
-    if pairs:
-        records["instrument_id"], records["stype_out_symbol"] = zip(*pairs, strict=True)
+    records["instrument_id"] = [number for number, *_ in mappings]
+    records["stype_out_symbol"] = [symbol.encode() for *_, symbol in mappings]
     return records.tobytes()

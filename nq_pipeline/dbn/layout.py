@@ -71,14 +71,9 @@ WELL_FORMED = np.arange(1 << 16) % 256 >= MIN_RECORD_WORDS
 
 
 class HeaderError(ValueError):
-    """Bytes that are no DBN header.
+    """Bytes that are no DBN header, from byte `offset` on.
 
-    Attributes
-    ----------
-    offset
-        The first byte that makes no sense.
-    unsupported
-        Whether the header may be sound, but of a version this program does not read.
+    An `unsupported` header may be sound, but of a version this program does not read.
     """
 
     def __init__(self, message: str, *, offset: int, unsupported: bool = False) -> None:
@@ -108,13 +103,7 @@ def header_length(start: bytes, limit: int) -> int | None:
 
 
 def decode_metadata(header: bytes) -> Any:
-    """Decode a whole header to databento_dbn's `Metadata`, in its own version.
-
-    Raises
-    ------
-    HeaderError
-        databento_dbn cannot read it.
-    """
+    """Decode a whole header to databento_dbn's `Metadata`, in its own version; HeaderError if it cannot."""
     import databento_dbn
 
     as_is: Any = databento_dbn.VersionUpgradePolicy.AS_IS
@@ -136,8 +125,6 @@ class RecordLayout:
 
     Attributes
     ----------
-    dtype
-        The record as it lies in the file.
     columns
         The fields that carry data, in the order of the official client; `ts_out` follows where the
         capture requested it.
@@ -158,12 +145,8 @@ class RecordLayout:
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """By the first two bytes of a record: whether it is one of these."""
-        known = np.zeros(1 << 16, np.bool_)
-        words = self.dtype.itemsize // 4
-        known[words | self.rtype << 8] = True
-        if self.schema.startswith("ohlcv"):
-            known[words | OLD_BARS << 8] = True
-        return known
+        rtypes = [self.rtype, OLD_BARS] if self.schema.startswith("ohlcv") else [self.rtype]
+        return _known_kinds(dict.fromkeys(rtypes, self.dtype))
 
 
 @lru_cache(maxsize=128)
@@ -186,36 +169,28 @@ def record_layout(schema: str, version: int, ts_out: bool = False) -> RecordLayo
 
 @dataclass(frozen=True, slots=True)
 class StreamLayout:
-    """The records of every rtype in one version of DBN.
-
-    Attributes
-    ----------
-    dtypes
-        By rtype.
-    known
-        By a record's first two bytes (length, rtype as a little-endian integer): whether they belong
-        together.
-    ts_recv
-        rtype to the byte offset of its `ts_recv`; rtypes without one are left out.
-    """
+    """The records of every rtype in one version of DBN."""
 
     dtypes: dict[int, np.dtype[Any]]
     known: npt.NDArray[np.bool_]
+    """By a record's first two bytes (length, rtype; little-endian): whether they belong together."""
     ts_recv: dict[int, int]
+    """rtype to the byte offset of its `ts_recv`; rtypes without one are left out."""
 
 
 @lru_cache(maxsize=len(VERSIONS) * 2)
 def stream_layout(version: int, ts_out: bool) -> StreamLayout:
     """Return the layouts of all records of a version."""
     dtypes = {rtype: record_dtype(rtype, version, ts_out) for rtype in STRUCTS}
+    fields: dict[int, Any] = {rtype: dtype.fields or {} for rtype, dtype in dtypes.items()}
+    ts_recv = {rtype: places["ts_recv"][1] for rtype, places in fields.items() if "ts_recv" in places}
+    return StreamLayout(dtypes, _known_kinds(dtypes), ts_recv)
+
+
+def _known_kinds(dtypes: dict[int, np.dtype[Any]]) -> npt.NDArray[np.bool_]:
     known = np.zeros(1 << 16, np.bool_)
     known[[dtype.itemsize // 4 | rtype << 8 for rtype, dtype in dtypes.items()]] = True
-    ts_recv = {
-        rtype: dtype.fields["ts_recv"][1]
-        for rtype, dtype in dtypes.items()
-        if dtype.fields and "ts_recv" in dtype.fields
-    }
-    return StreamLayout(dtypes, known, ts_recv)
+    return known
 
 
 def _struct(rtype: int, version: int) -> Any:
@@ -231,11 +206,8 @@ def walk_records(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Arra
     run of one kind is found by one strided comparison. Only where kinds alternate are records followed one
     by one, for twice as long each time.
 
-    Parameters
-    ----------
-    known
-        By a record's first two bytes (length, rtype as a little-endian integer): whether they may begin
-        one.
+    `known` says by a record's first two bytes (length, rtype as a little-endian integer) whether they may
+    begin one.
 
     Returns
     -------

@@ -1,8 +1,7 @@
-"""DBN as a stream of numpy arrays, without a Python object per record.
+"""DBN files as a stream of numpy arrays, without a Python object per record.
 
-A file is a header (the query, and the symbol of each instrument_id by day) and records, all of it in zstd
-frames or plain. Historical files hold one schema; files from the live gateway hold several and carry their
-symbols in records of their own.
+Historical files hold one schema, and the symbol of each instrument_id by day in their header; files from the
+live gateway hold several schemas and carry their symbols in records of their own. Both may be zstd.
 """
 
 from __future__ import annotations
@@ -69,10 +68,7 @@ class BadCompression(Exception):
 def decompressed(file: BinaryIO) -> Iterator[bytes]:
     """Yield what a file holds from here on, decompressed where it is zstd.
 
-    Raises
-    ------
-    BadCompression
-        After everything that can be decompressed.
+    Raises `BadCompression` after everything that can be decompressed.
     """
     import zstandard
 
@@ -124,10 +120,6 @@ class Stream:
     ----------
     schema
         The schema of all records; None where a live capture may hold several.
-    metadata
-        The header, decoded by databento_dbn.
-    version, ts_out, dataset
-        As in the header.
     symbols
         The mappings of the header, and of the mapping records read so far.
     records
@@ -213,11 +205,9 @@ class Stream:
             raise kind(f"{self.name} is no DBN file this program reads: {error}") from None
 
     def _read_at_least(self, size: int, raw: bytes) -> bytes:
-        parts, have = [raw], len(raw)
-        while have < size and (chunk := next(self._chunks, b"")):
-            parts.append(chunk)
-            have += len(chunk)
-        return b"".join(parts)
+        while len(raw) < size and (chunk := next(self._chunks, b"")):
+            raw += chunk
+        return raw
 
     def _split_single_schema(self, data: bytes) -> tuple[int, list[tuple[RecordLayout, Array]]]:
         """Records of one schema: where the last whole one ends, and all of them."""
@@ -274,34 +264,24 @@ class Stream:
 
 
 def _in_chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    parts, size = [], 0
+    chunk = bytearray()
     for piece in pieces:
-        parts.append(piece)
-        size += len(piece)
-        if size >= CHUNK:
-            yield b"".join(parts)
-            parts, size = [], 0
-    yield b"".join(parts)
+        chunk += piece
+        if len(chunk) >= CHUNK:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A decoded answer.
-
-    Attributes
-    ----------
-    array
-        Its records, as a structured array with the field names of databento_dbn.
-    symbols
-        The symbol of each instrument_id, by day.
-    end
-        End of the query, nanoseconds UTC, exclusive; None where the header does not have it.
-    """
+    """A decoded answer: records as a structured array with the field names of databento_dbn, and symbols."""
 
     schema: str
     array: Array
     symbols: SymbolMap
     end: int | None = None
+    """End of the query, nanoseconds UTC, exclusive; None where the header does not have it."""
 
     @classmethod
     def empty(cls, schema: str) -> Records:

@@ -21,10 +21,7 @@ LAST_DAY = np.iinfo(np.int64).max // DAY_NS
 class SymbolMap:
     """The symbol of each instrument_id, by interval of UTC days (end excluded).
 
-    Attributes
-    ----------
-    names
-        All symbols, each once; `find` returns positions in this list.
+    `names` has all symbols, each once; `find` returns positions in it.
     """
 
     def __init__(self) -> None:
@@ -58,11 +55,8 @@ class SymbolMap:
 
     def _sorted(self) -> tuple[Array, Array, Array]:
         if self._table is None:
-            rows = sorted(
-                (instrument_id << 32 | first, until, code)
-                for (instrument_id, first), (until, code) in self._intervals.items()
-            )
-            keys, untils, codes = zip(*rows, strict=True) if rows else ((), (), ())
+            rows = [(number << 32 | first, *mapped) for (number, first), mapped in self._intervals.items()]
+            keys, untils, codes = zip(*sorted(rows), strict=True) if rows else ((), (), ())
             self._table = (np.array(keys, np.uint64), np.array(untils, np.int64), np.array(codes, np.int32))
         return self._table
 
@@ -71,12 +65,7 @@ def symbol_intervals(metadata: Any) -> Iterator[tuple[int, int, int, str]]:
     """Yield the mappings of a header: instrument_id, first day, day after the last, symbol.
 
     Days count from 1970. The order is always the same for the same file; a header that maps no
-    instrument_id yields nothing.
-
-    Raises
-    ------
-    ValueError, OverflowError
-        A symbol is mapped to something that is no instrument_id.
+    instrument_id yields nothing. ValueError or OverflowError if a symbol is mapped to something else.
     """
     by_id = str(metadata.stype_in) == "instrument_id"
     if not by_id and str(metadata.stype_out) != "instrument_id":

@@ -40,41 +40,27 @@ PLAIN = {"order_id"}
 
 @dataclass(frozen=True, slots=True)
 class ConvertedFile:
-    """A Parquet file.
-
-    Attributes
-    ----------
-    unmapped
-        Rows whose instrument_id has no symbol on their day; their `symbol` is null.
-    """
+    """A Parquet file."""
 
     path: Path
     schema: str
     rows: int
     bytes: int
     unmapped: int
+    """Rows whose instrument_id has no symbol on their day; their `symbol` is null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The result of a conversion.
-
-    Attributes
-    ----------
-    files
-        One Parquet file for a historical file; for a live capture, one per schema.
-    records
-        Records read, of every kind: the rows of all files and what was skipped.
-    skipped
-        Kind to count of records without rows: the gateway's own messages, and unknown rtypes.
-    cut
-        Why the file ended early, where `keep_complete` allowed it; empty for a whole file.
-    """
+    """The result of a conversion: one file for a historical file, for a live capture one per schema."""
 
     files: tuple[ConvertedFile, ...]
     records: int
+    """Records read, of every kind: the rows of all files and what was skipped."""
     skipped: dict[str, int]
+    """Kind to count of records without rows: the gateway's own messages, and unknown rtypes."""
     cut: str
+    """Why the file ended early, where `keep_complete` allowed it; empty for a whole file."""
 
 
 def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = False) -> Converted:

@@ -9,12 +9,11 @@ an interest rate of zero the premium is zero.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize.elementwise import find_root
 from scipy.special import ndtr
 
 from nq_pipeline.market import black76
-from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats, Valuation
+from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats, Input, Valuation
 
 MIN_INTEREST = 1e-7
 """Interest until expiration below which the early exercise premium is smaller than rounding."""
@@ -26,19 +25,14 @@ _BRACKET_MARGIN = 0.05
 
 
 def value(
-    forward: npt.ArrayLike,
-    strike: npt.ArrayLike,
-    years: npt.ArrayLike,
-    volatility: npt.ArrayLike,
-    is_call: npt.ArrayLike,
-    rate: npt.ArrayLike = 0.0,
+    forward: Input, strike: Input, years: Input, volatility: Input, is_call: Input, rate: Input = 0.0
 ) -> Valuation:
     """Prices and Greeks of American options on a future; inputs as for `black76.value`.
 
     The Greeks are central differences. Where immediate exercise is best the price is the
     intrinsic value, delta is 1 or -1, and gamma, vega and theta are 0.
     """
-    f, k, t, vol, call, r = _broadcast(forward, strike, years, volatility, is_call, rate)
+    f, k, t, vol, call, r = black76.broadcast(forward, strike, years, volatility, is_call, rate)
     total_vol = np.clip(vol * np.sqrt(np.maximum(t, 0.0)), 1e-3, 1.0)
     df, dvol, dt = 1e-3 * total_vol * f, 1e-4 * np.maximum(vol, 1e-3), 1e-4 * np.maximum(t, 1e-9)
     price_now, boundary = _price_and_boundary(f, k, t, vol, call, r)
@@ -55,24 +49,14 @@ def value(
 
 
 def price(
-    forward: npt.ArrayLike,
-    strike: npt.ArrayLike,
-    years: npt.ArrayLike,
-    volatility: npt.ArrayLike,
-    is_call: npt.ArrayLike,
-    rate: npt.ArrayLike = 0.0,
+    forward: Input, strike: Input, years: Input, volatility: Input, is_call: Input, rate: Input = 0.0
 ) -> Floats:
     """The price alone, points of premium."""
-    return _price_and_boundary(*_broadcast(forward, strike, years, volatility, is_call, rate))[0]
+    return _price_and_boundary(*black76.broadcast(forward, strike, years, volatility, is_call, rate))[0]
 
 
 def implied_volatility(
-    price: npt.ArrayLike,
-    forward: npt.ArrayLike,
-    strike: npt.ArrayLike,
-    years: npt.ArrayLike,
-    is_call: npt.ArrayLike,
-    rate: npt.ArrayLike = 0.0,
+    price: Input, forward: Input, strike: Input, years: Input, is_call: Input, rate: Input = 0.0
 ) -> Floats:
     """The volatility at which `value` gives the price; inputs as for `black76.implied_volatility`.
 
@@ -80,7 +64,7 @@ def implied_volatility(
     about volatility. An American option is worth at least the European one and at most its undiscounted
     price, so the volatilities of Black-76 with and without the rate bracket the solution.
     """
-    p, f, k, t, call, r = _broadcast(price, forward, strike, years, is_call, rate)
+    p, f, k, t, call, r = black76.broadcast(price, forward, strike, years, is_call, rate)
     least = black76.implied_volatility(p, f, k, t, call, 0.0)
     found = black76.implied_volatility(p, f, k, t, call, r)
     found[np.isnan(least)] = np.nan
@@ -106,18 +90,9 @@ def _price_error(vol: Floats, p: Floats, f: Floats, k: Floats, t: Floats, call: 
     return price(f, k, t, vol, call, r) - p
 
 
-def _solve_by_secants(
-    start: Floats,
-    low: Floats,
-    high: Floats,
-    p: Floats,
-    f: Floats,
-    k: Floats,
-    t: Floats,
-    call: Floats,
-    r: Floats,
-) -> Floats:
+def _solve_by_secants(start: Floats, low: Floats, high: Floats, *terms: Floats) -> Floats:
     """Volatilities by the secant method, starting at the European ones; NaN where it leaves the bracket."""
+    p, f, k, t, call, r = terms
     vol, found, left = start, np.full_like(start, np.nan), np.arange(len(start))
     prices, boundary = _price_and_boundary(f, k, t, vol, call, r)
     miss, slope = prices - p, black76.value(f, k, t, start, call, r).vega
@@ -208,7 +183,3 @@ def _exercise_boundary(
         if (np.abs(step) < 1e-9).all():
             break
     return boundary
-
-
-def _broadcast(*inputs: npt.ArrayLike) -> tuple[Floats, ...]:
-    return np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))

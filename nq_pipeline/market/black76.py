@@ -16,6 +16,7 @@ from scipy.special import erfcx, ndtr
 from nq_pipeline.market.products import Ticks
 
 Floats = npt.NDArray[np.float64]
+Input = npt.ArrayLike
 Rounding = Literal["nearest", "below", "above"]
 DAYS_PER_YEAR = 365.0
 MAX_TOTAL_VOLATILITY = 40.0
@@ -25,18 +26,10 @@ MAX_STEPS = 200
 
 
 class Valuation(NamedTuple):
-    """Prices and Greeks, arrays of the inputs' common shape.
+    """Prices (points of premium) and Greeks, arrays of the inputs' common shape.
 
-    Attributes
-    ----------
-    price
-        Points of premium.
-    delta, gamma
-        First and second derivative with respect to the future's price.
-    vega
-        Per 1.00 of volatility.
-    theta
-        Per calendar day, with the future's price and the volatility unchanged.
+    Delta and gamma are derivatives with respect to the future's price, vega is per 1.00 of volatility, theta
+    per calendar day with price and volatility unchanged.
     """
 
     price: Floats
@@ -47,12 +40,7 @@ class Valuation(NamedTuple):
 
 
 def value(
-    forward: npt.ArrayLike,
-    strike: npt.ArrayLike,
-    years: npt.ArrayLike,
-    volatility: npt.ArrayLike,
-    is_call: npt.ArrayLike,
-    rate: npt.ArrayLike = 0.0,
+    forward: Input, strike: Input, years: Input, volatility: Input, is_call: Input, rate: Input = 0.0
 ) -> Valuation:
     """Prices and Greeks of European options on a future; the inputs are broadcast.
 
@@ -65,15 +53,11 @@ def value(
         value, and gamma, vega and theta are 0.
     volatility
         Fraction per square root of a year. At or below zero the price is the discounted intrinsic value.
-    is_call
-        True for calls, False for puts.
     rate
         Continuously compounded, per year.
     """
-    sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
-    f, k, t, vol, r, sign = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (forward, strike, years, volatility, rate, sign))
-    )
+    f, k, t, vol, call, r = broadcast(forward, strike, years, volatility, is_call, rate)
+    sign = np.where(call > 0, 1.0, -1.0)
     t, vol = np.maximum(t, 0.0), np.maximum(vol, 0.0)
     total_vol = np.minimum(vol * np.sqrt(t), MAX_TOTAL_VOLATILITY)
     random = ~(total_vol <= 0)
@@ -98,12 +82,7 @@ def value(
 
 
 def implied_volatility(
-    price: npt.ArrayLike,
-    forward: npt.ArrayLike,
-    strike: npt.ArrayLike,
-    years: npt.ArrayLike,
-    is_call: npt.ArrayLike,
-    rate: npt.ArrayLike = 0.0,
+    price: Input, forward: Input, strike: Input, years: Input, is_call: Input, rate: Input = 0.0
 ) -> Floats:
     """The volatility at which `value` gives the price; the inputs are broadcast.
 
@@ -114,10 +93,8 @@ def implied_volatility(
     It starts from the inverse of Bachelier's formula, which is tabulated, and usually takes two steps.
     The volatility is as exact as one unit in the last place of the price allows.
     """
-    sign = np.where(np.asarray(is_call, bool), 1.0, -1.0)
-    p, f, k, t, r, sign = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (price, forward, strike, years, rate, sign))
-    )
+    p, f, k, t, call, r = broadcast(price, forward, strike, years, is_call, rate)
+    sign = np.where(call > 0, 1.0, -1.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         root = np.sqrt(f * k)
         excess = (p * np.exp(r * t) - np.maximum(sign * (f - k), 0.0)) / root
@@ -126,6 +103,11 @@ def implied_volatility(
     found = np.full(p.shape, np.nan)
     found[solvable] = _total_volatility(excess[solvable], x[solvable]) / np.sqrt(t[solvable])
     return found
+
+
+def broadcast(*inputs: Input) -> tuple[Floats, ...]:
+    """Arrays of float64 of the inputs' common shape."""
+    return np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
 
 
 def _total_volatility(excess: Floats, x: Floats) -> Floats:
@@ -187,15 +169,8 @@ def _bachelier() -> tuple[Floats, Floats]:
 def round_to_tick(ticks: Ticks, price: npt.ArrayLike, rounding: Rounding = "nearest") -> Floats:
     """Round prices to a product's ticks; a price equal to a bound has the tick below the bound.
 
-    The result is the float nearest to the decimal price (0.15, not 3 × 0.05).
-
-    Parameters
-    ----------
-    ticks
-        As `Product.ticks`.
-    rounding
-        To the nearest tick, or to the one below or above. A price within a billionth of a tick counts
-        as equal to it.
+    The result is the float nearest to the decimal price (0.15, not 3 × 0.05). A price within a billionth
+    of a tick counts as equal to it.
     """
     prices = np.asarray(price, np.float64)
     rounded = np.empty_like(prices)

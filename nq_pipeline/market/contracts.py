@@ -24,21 +24,15 @@ MONTH_CODES = "FGHJKMNQUVXZ"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """One option root, e.g. `Q1B`: Tuesday of week 1 of E-mini NQ.
-
-    Attributes
-    ----------
-    week
-        Week of the month of a weekly, from 1; None for other families.
-    barchart
-        Barchart's root of the same options; None where it is unknown.
-    """
+    """One option root, e.g. `Q1B`: Tuesday of week 1 of E-mini NQ."""
 
     code: str
     product: Product
     family: Family
     week: int | None
+    """Week of the month of a weekly, from 1; None for other families."""
     barchart: str | None = None
+    """Barchart's root of the same options; None where it is unknown."""
 
 
 @dataclass(frozen=True, order=True)

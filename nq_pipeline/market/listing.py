@@ -43,7 +43,8 @@ def expirations(product_code: str, start: date, end: date) -> list[Series]:
     product = PRODUCTS[product_code]
     months = range(start.year * 12 + start.month - 1, end.year * 12 + end.month)
     found = [s for month in months for s in list_month(product, month // 12, month % 12 + 1)]
-    return sorted((s for s in found if start <= s.expiration_date <= end), key=_by_expiration)
+    within = (s for s in found if start <= s.expiration_date <= end)
+    return sorted(within, key=lambda s: (s.expiration, s.root))
 
 
 def expiration_date(root: str, year: int, month: int) -> date | None:
@@ -170,7 +171,3 @@ def _weekdays(year: int, month: int, weekday: int) -> Iterator[date]:
     while day.month == month:
         yield day
         day += timedelta(days=7)
-
-
-def _by_expiration(series: Series) -> tuple[datetime, str]:
-    return series.expiration, series.root

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from nq_pipeline.errors import SettingsError
 
@@ -40,8 +41,6 @@ class Family:
     ----------
     kind
         The rule that lists its expirations (`listing.py`); `vendor` if only vendors list them.
-    roots
-        Product codes; one for quarterly, monthly and end-of-month families.
     weekday
         0 is Monday; None if the family is not tied to a weekday.
     expiry_time
@@ -79,16 +78,8 @@ class Family:
 class DailySettlement:
     """The hours of a product's daily settlement, local to `Product.timezone`.
 
-    Attributes
-    ----------
-    at
-        On a regular day.
-    short_day
-        On a day whose session closes before `at`. If the session closes even earlier, its close counts.
-    month_end
-        On the last trade date of a month; None if it is `at`.
-    since
-        The first trade date of these hours.
+    `short_day` is for a day whose session closes before `at`; if it closes even earlier, its close counts.
+    `month_end` is for the last trade date of a month (None: `at`), `since` the first trade date of the hours.
     """
 
     at: time
@@ -113,10 +104,6 @@ class Product:
         The hours of the daily settlement, oldest first.
     settlement_delay
         Time from the settlement to its first publication.
-    future_months
-        Months of the futures that options exercise into.
-    future_ends
-        The rule for a future's last trading day.
     future_expiry_time
         Local time at which trading in the expiring future ends.
     stands_for
@@ -159,21 +146,11 @@ def _weekly(
     *,
     weeks: int = 5,
     expiry_time: time = _PM,
-    exercises_into: tuple[int, ...] = (),
-    on_quarterly_friday_since: date | None = None,
+    **special: Any,
 ) -> Family:
     """A PM-settled European weekly; `{}` in `roots` is the week of the month."""
-    return Family(
-        kind="weekly",
-        roots=tuple(roots.format(week) for week in range(1, weeks + 1)),
-        weekday=weekday,
-        settlement_style="PM",
-        exercise_style="european",
-        expiry_time=expiry_time,
-        barchart=barchart,
-        exercises_into=exercises_into,
-        on_quarterly_friday_since=on_quarterly_friday_since,
-    )
+    codes = tuple(roots.format(week) for week in range(1, weeks + 1))
+    return Family("weekly", codes, weekday, "PM", "european", expiry_time, barchart, **special)
 
 
 NQ = Product(
@@ -228,10 +205,8 @@ _GOLD_WEEKLY_MONTHS = (2, 4, 6, 8, 12)
 """Weeklies that we saw skip the October future; whether they always do is uncertain."""
 
 
-def _gold_weekly(weekday: int, roots: str, barchart: tuple[str | None, ...]) -> Family:
-    # CME says that they are only exercised automatically, so they are European; it does not use the word.
-    months = _GOLD_WEEKLY_MONTHS
-    return _weekly(weekday, roots, barchart, expiry_time=_GOLD_FIXING, exercises_into=months)
+# CME says that they are only exercised automatically, so they are European; it does not use the word.
+_gold_weekly = partial(_weekly, expiry_time=_GOLD_FIXING, exercises_into=_GOLD_WEEKLY_MONTHS)
 
 
 GC = Product(
@@ -279,44 +254,29 @@ _STOCK_OPEN, _STOCK_CLOSE = time(9, 30), time(16, 0)
 _STOCK_SETTLEMENTS = (DailySettlement(at=_STOCK_CLOSE, short_day=time(13)),)
 
 
-def _proxy(
-    code: str,
-    name: str,
-    underlying_class: UnderlyingClass,
-    ticks: Ticks,
-    families: tuple[Family, ...],
-    of: str,
-) -> Product:
-    return Product(
-        code=code,
-        name=name,
-        underlying_class=underlying_class,
-        multiplier=100.0,
-        ticks=ticks,
-        timezone="America/New_York",
-        settlements=_STOCK_SETTLEMENTS,
-        families=families,
-        stands_for=of,
-    )
-
-
-def _index(code: str, pm_root: str) -> tuple[Family, ...]:
-    return (
+def _index(code: str, pm_root: str, name: str, of: str) -> Product:
+    families = (
         Family("vendor", (code,), None, "AM", "european", _STOCK_OPEN),
         Family("vendor", (pm_root,), None, "PM", "european", _STOCK_CLOSE),
     )
+    ticks = ((3.0, 0.05), (_INF, 0.10))
+    return Product(
+        code, name, "index", 100.0, ticks, "America/New_York", _STOCK_SETTLEMENTS, families, stands_for=of
+    )
 
 
-def _fund(code: str) -> tuple[Family, ...]:
-    return (Family("vendor", (code,), None, "PM", "american", _STOCK_CLOSE),)
+def _fund(code: str, name: str, of: str) -> Product:
+    families = (Family("vendor", (code,), None, "PM", "american", _STOCK_CLOSE),)
+    ticks = ((_INF, 0.01),)
+    return Product(
+        code, name, "etf", 100.0, ticks, "America/New_York", _STOCK_SETTLEMENTS, families, stands_for=of
+    )
 
 
-_INDEX_TICKS, _FUND_TICKS = ((3.0, 0.05), (_INF, 0.10)), ((_INF, 0.01),)
-
-NDX = _proxy("NDX", "Nasdaq-100 index", "index", _INDEX_TICKS, _index("NDX", "NDXP"), "NQ")
-QQQ = _proxy("QQQ", "Invesco QQQ Trust", "etf", _FUND_TICKS, _fund("QQQ"), "NQ")
-SPX = _proxy("SPX", "S&P 500 index", "index", _INDEX_TICKS, _index("SPX", "SPXW"), "ES")
-SPY = _proxy("SPY", "SPDR S&P 500 ETF Trust", "etf", _FUND_TICKS, _fund("SPY"), "ES")
+NDX = _index("NDX", "NDXP", "Nasdaq-100 index", "NQ")
+QQQ = _fund("QQQ", "Invesco QQQ Trust", "NQ")
+SPX = _index("SPX", "SPXW", "S&P 500 index", "ES")
+SPY = _fund("SPY", "SPDR S&P 500 ETF Trust", "ES")
 
 PROXIES: dict[str, Product] = {product.code: product for product in (NDX, QQQ, SPX, SPY)}
 

@@ -76,10 +76,9 @@ class Session:
 
 def session(trade_date: date) -> Session:
     """The session of a trade date; KeyError if the day is not one."""
-    found = _year(trade_date.year).by_date.get(trade_date) if trade_date.year in YEARS else None
-    if found is None:
+    if not is_trade_date(trade_date):
         raise KeyError(f"{trade_date} is no CME trade date; take one from `sessions(start, end)`")
-    return found
+    return _year(trade_date.year).by_date[trade_date]
 
 
 def sessions(start: date, end: date) -> list[Session]:
@@ -106,21 +105,13 @@ def trade_date(instant: datetime) -> date:
 
 
 def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.NDArray[np.datetime64]:
-    """The trade date of each instant, as `trade_date` gives it, for whole columns.
+    """The trade date (datetime64[D]) of each instant (nanoseconds UTC), as `trade_date` gives it.
 
-    Parameters
-    ----------
-    ts_ns
-        Nanoseconds since 1970-01-01 UTC. Instants outside `YEARS`, including DBN's undefined timestamp,
-        give NaT.
-
-    Returns
-    -------
-    Array of datetime64[D], same shape.
+    Instants outside `YEARS`, including DBN's undefined timestamp, give NaT.
     """
     import numpy as np
 
-    lowest, highest = _bound_ns(YEARS.start), _bound_ns(YEARS.stop)
+    lowest, highest = (to_ns(datetime(year, 1, 1, tzinfo=UTC)) for year in (YEARS.start, YEARS.stop))
     known = (ts_ns >= lowest) & (ts_ns < highest)
     dates = np.full(ts_ns.shape, np.datetime64("NaT"), dtype="datetime64[D]")
     if known.any():
@@ -132,8 +123,7 @@ def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.ND
 
 def current_session(instant: datetime) -> Session:
     """The session that is open at the instant, or the last one before it."""
-    year, now = _at(instant)
-    return year.sessions[bisect_right(year.opens, now) - 1]
+    return _sessions_from(instant)[0][0]
 
 
 def captured_until(trade_date: date, captured: Collection[date]) -> list[date]:
@@ -155,16 +145,14 @@ def is_open(instant: datetime, window: Window = "globex") -> bool:
 
 def next_open(instant: datetime, window: Window = "globex") -> datetime:
     """The first opening of the window strictly after the instant (`always` counts as `globex`)."""
-    year, now = _at(instant)
-    first = bisect_right(year.opens, now) - 1
-    return next(start for s in year.sessions[first:] for start, _ in _spans(s, window) if start > now)
+    following, now = _sessions_from(instant)
+    return next(start for s in following for start, _ in _spans(s, window) if start > now)
 
 
 def next_boundary(instant: datetime) -> datetime:
     """The next instant at which the market opens or closes (any segment edge), strictly after."""
-    year, now = _at(instant)
-    first = bisect_right(year.opens, now) - 1
-    return next(edge for s in year.sessions[first:] for span in s.segments for edge in span if edge > now)
+    following, now = _sessions_from(instant)
+    return next(edge for s in following for span in s.segments for edge in span if edge > now)
 
 
 def chain_moment(instant: datetime, window: Window = "rth") -> datetime:
@@ -196,13 +184,15 @@ class _Year:
     by_date: dict[date, Session]
 
 
-def _at(instant: datetime) -> tuple[_Year, datetime]:
+def _sessions_from(instant: datetime) -> tuple[tuple[Session, ...], datetime]:
+    """The session that `current_session` returns and those after it in its year, and the instant in UTC."""
     if instant.tzinfo is None:
         raise ValueError(f"{instant} has no time zone, so its trade date is unknown; pass an aware datetime")
     now = instant.astimezone(UTC)
     if now.year not in YEARS:
         raise ValueError(unsupported_day(now.date()))
-    return _year(now.year), now
+    year = _year(now.year)
+    return year.sessions[bisect_right(year.opens, now) - 1 :], now
 
 
 def _spans(s: Session, window: Window) -> tuple[tuple[datetime, datetime], ...]:
@@ -265,10 +255,6 @@ def _april_payrolls(year: int) -> date:
 
 def _chicago(day: date, at: time) -> datetime:
     return datetime.combine(day, at, CHICAGO).astimezone(UTC)
-
-
-def _bound_ns(year: int) -> int:
-    return to_ns(datetime(year, 1, 1, tzinfo=UTC))
 
 
 @lru_cache(maxsize=8)

@@ -26,7 +26,8 @@ def settled_at(trade_date: date, product: Product) -> datetime:
 
     if session.close < instant(hours.at):
         return min(instant(hours.short_day), session.close)
-    if hours.month_end and _next(session).trade_date.month != trade_date.month:
+    following = sessions.current_session(sessions.next_open(session.close))
+    if hours.month_end and following.trade_date.month != trade_date.month:
         return instant(hours.month_end)
     return instant(hours.at)
 
@@ -42,7 +43,3 @@ def newest_published(moment: datetime, product: Product) -> date:
     while published_at(session.trade_date, product) > moment:
         session = sessions.current_session(session.open - timedelta(seconds=1))
     return session.trade_date
-
-
-def _next(session: sessions.Session) -> sessions.Session:
-    return sessions.current_session(sessions.next_open(session.close))

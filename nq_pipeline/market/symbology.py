@@ -111,13 +111,9 @@ def barchart_code(
 ) -> str | Unparsed:
     """Barchart's code of a series: `MM1N25`; for the quarterly one that of the future, `NQM25`.
 
-    Parameters
-    ----------
-    year_digits
-        Barchart accepts both and answers with one.
-    codes
-        Barchart roots by Globex root; they extend or replace those of the product table, which lacks the
-        fifth Monday and Thursday (`Q5A`, `Q5D`).
+    Barchart accepts one and two year digits and answers with one. `codes` are Barchart roots by Globex
+    root; they extend or replace those of the product table, which lacks the fifth Monday and Thursday
+    (`Q5A`, `Q5D`).
     """
     root = _barchart_roots(codes).get(series.root)
     if root is None:
@@ -126,11 +122,7 @@ def barchart_code(
 
 
 def parse_barchart_code(
-    code: str,
-    *,
-    on: date | None = None,
-    expiration: date | None = None,
-    codes: Mapping[str, str] = NO_CODES,
+    code: str, *, on: date | None = None, expiration: date | None = None, codes: Mapping[str, str] = NO_CODES
 ) -> Series | Unparsed:
     """The series of a Barchart code, `MM1N25`, `MM1N5` or `NQM25`.
 
@@ -148,8 +140,8 @@ def parse_barchart_code(
 
 def _barchart_roots(codes: Mapping[str, str]) -> dict[str, str]:
     """Barchart's root by Globex root; `codes` take precedence over the product table."""
-    known = {code: root.barchart for code, root in ROOTS.items() if root.barchart}
-    return dict(codes) | {ours: theirs for ours, theirs in known.items() if ours not in codes}
+    known = {code: root.barchart for code, root in ROOTS.items() if root.barchart and code not in codes}
+    return {**codes, **known}
 
 
 # ── common to all ───────────────────────────────────────────────────────────────────────────────

@@ -28,7 +28,6 @@ from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
 from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
 from nq_pipeline.sandbox.synthetic.market import Market
-from nq_pipeline.sandbox.synthetic.tape import LoadTape
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.capture_runs import (
     CLOSES,
@@ -48,6 +47,7 @@ from nq_pipeline_tests.testing.capture_runs import (
     session_ends,
 )
 from nq_pipeline_tests.testing.gateway_client import gateway
+from nq_pipeline_tests.testing.load_tape import LoadTape
 
 LONG_SKIP = 2 * LOAD + LOAD * OVERLAP_NS // 10**9
 BACKLOG_S = OVERLAP_NS / 1e9 + 2

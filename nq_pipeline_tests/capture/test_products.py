@@ -16,9 +16,9 @@ from nq_pipeline.market.symbology import globex_code
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.gateway import Gateway
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.tape import LoadTape
 from nq_pipeline_tests.testing.capture_runs import NOW, RunningCapture, capture_settings
 from nq_pipeline_tests.testing.feeds import publisher, rows
+from nq_pipeline_tests.testing.load_tape import LoadTape
 
 CHOSEN = tuple(PRODUCTS)
 

@@ -14,7 +14,8 @@ from websockets.sync.client import connect
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.sandbox.synthetic.market import market
-from nq_pipeline.sandbox.synthetic.tape import LoadTape, tape
+from nq_pipeline.sandbox.synthetic.tape import tape
+from nq_pipeline_tests.testing.load_tape import LoadTape
 
 OPEN, CLOSED = "2025-06-10T15:00:00Z", "2025-06-10T22:30:00Z"
 NOON_NS = to_ns(datetime(2025, 6, 10, 15, tzinfo=UTC))

@@ -75,7 +75,7 @@ def test_polygons_index_and_barcharts_future_differ_by_the_carry(at: Callable[..
         timeout=10,
     ).json()["data"]
     moment = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
-    fair = [float(market(7).future(name, to_ns(moment))[0]) for name in ("NQM5", "NQU5")]
+    fair = [float(market(7).markets[0].future(name, to_ns(moment))[0]) for name in ("NQM5", "NQU5")]
     assert [row["raw"]["lastPrice"] for row in quotes] == pytest.approx(fair, abs=0.125)
     assert np.array(fair) / value == pytest.approx([1.001, 1.010], abs=0.002)
 

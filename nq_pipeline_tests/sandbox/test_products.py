@@ -76,7 +76,7 @@ def test_put_call_parity_gives_the_future(product: Product) -> None:
 @EVERY
 def test_each_products_price_stays_near_its_level(product: Product) -> None:
     level = PROFILES[product.code].level
-    assert 0.5 * level < of(product).underlying(OPEN) < 2 * level
+    assert 0.5 * level < of(product).futures(OPEN)["last"][0] < 2 * level
 
 
 def test_products_move_apart() -> None:

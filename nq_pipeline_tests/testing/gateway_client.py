@@ -23,7 +23,7 @@ from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.records import blank_records
-from nq_pipeline.sandbox.synthetic.tape import LoadTape
+from nq_pipeline_tests.testing.load_tape import LoadTape
 
 NOON = datetime(2025, 6, 10, 15, tzinfo=UTC)
 """The middle of a session, as the stand-ins' other tests have it."""

@@ -63,10 +63,6 @@ class Market:
         current = sessions.current_session(instant)
         return max(close for _, close in current.segments if close <= instant)
 
-    def settled(self, instant: datetime) -> date:
-        """The newest trade date whose settlements are published at an instant."""
-        return newest_published(instant, self.product)
-
     # Prices
 
     def index(self, ts_ns: Any) -> Floats:
@@ -78,19 +74,13 @@ class Market:
         first = from_ns(int(np.min(ts_ns))).date()
         return self._forward(ts_ns, to_ns(listings.future_expirations(self.product, first)[symbol]))
 
-    def underlying(self, instant: datetime) -> float:
-        """The last price of the front future at an instant, on its tick."""
-        front = self.futures(instant).row(0, named=True)
-        return float(front["last"])
-
     def futures(self, instant: datetime) -> pl.DataFrame:
         """The listed futures that options exercise into, nearest first.
 
-        Columns: product, symbol, expiration, bid, bid_size, ask, ask_size, last, last_ts, open, high,
-        low, volume, settlement (the newest published) with settlement_date, previous_settlement,
-        open_interest.
+        Columns: product, symbol, expiration, the book, last, last_ts, open, high, low, volume, settlement
+        (the newest published) with settlement_date, previous_settlement, open_interest.
         """
-        moment, settled = self.moment(instant), self.settled(instant)
+        moment, settled = self.moment(instant), newest_published(instant, self.product)
         return self._cached(("futures", moment, settled), lambda: self._futures(moment, settled))
 
     # Options on the futures
@@ -117,17 +107,21 @@ class Market:
         of the session before; settlement (the newest published) with settlement_date,
         previous_settlement; open_interest; expired.
         """
-        moment, settled = self.moment(instant), self.settled(instant)
-        return self._cached(("chain", moment, settled), lambda: self._chain(moment, settled))
+        moment, settled = self.moment(instant), newest_published(instant, self.product)
+
+        def state() -> pl.DataFrame:
+            listed = self.listed(sessions.trade_date(moment))
+            return self._state(listed, moment, self.trades, self.product.ticks, settled)
+
+        return self._cached(("chain", moment, settled), state)
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
         """Books of contracts (rows of `listed`) at one instant each (or one for all).
 
         Columns: bid, bid_size, ask, ask_size, value, implied_volatility, forward.
         """
-        return self._quotes(
-            contracts, np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height), self.product.ticks
-        )
+        ts = np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height)
+        return self._quotes(contracts, ts, self.product.ticks)
 
     def trades(self, trade_date: date) -> pl.DataFrame:
         """All option trades of a session in time order.
@@ -135,10 +129,8 @@ class Market:
         Columns: row (index into `listed`), instrument_id, ts_event (ns UTC), price, size, side
         ('A': a seller hit the bid, 'B': a buyer lifted the ask).
         """
-        return self._cached(
-            ("trades", trade_date),
-            lambda: self._trades(self.listed(trade_date), trade_date, self.product.ticks),
-        )
+        day, ticks = trade_date, self.product.ticks
+        return self._cached(("trades", day), lambda: self._trades(self.listed(day), day, ticks))
 
     # Options on the index and the fund
 
@@ -178,35 +170,33 @@ class Market:
 
     def _closes(self, first: date, last: date) -> Floats:
         days = np.arange(price_path.day_number(first) - 1, price_path.day_number(last))
-        return np.asarray(
-            np.exp(price_path.log_close(self.seed, days)) * (self.profile.level / LEVEL), np.float64
-        )
+        closes = np.exp(price_path.log_close(self.seed, days))
+        return np.asarray(closes * (self.profile.level / LEVEL), np.float64)
 
-    def _forward(self, ts: Any, until: Any) -> Floats:
+    def _forward(self, ts: Any, until: Any, index: Floats | None = None) -> Floats:
+        """The index at instants with its carry; `index` where it is known already."""
         ts = np.asarray(ts, np.int64)
-        return self._carried(self.index(ts), ts, until)
-
-    def _carried(self, index: Floats, ts: Any, until: Any) -> Floats:
         years = np.maximum(np.asarray(until, np.int64) - ts, 0) / YEAR_NS
-        return np.asarray(index * np.exp(self.profile.carry * years), np.float64)
+        spot = self.index(ts) if index is None else index
+        return np.asarray(spot * np.exp(self.profile.carry * years), np.float64)
 
     def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
         today = sessions.current_session(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
-        closes = np.array([self._settle_ns(day) for day in (settled, previous_trade_date(settled))])
+        days = (settled, previous_trade_date(settled))
+        closes = np.array([to_ns(settled_at(day, self.product)) for day in days])
         index, index_at_close = self.index(minutes), self.index(closes)  # the same for every future
-        rows = []
-        tick = self.profile.future_tick
+        rows, tick = [], self.profile.future_tick
         listed = listings.futures(self.product, today.trade_date, listings.STANDARDS + 1)
         for rank, (symbol, expiration) in enumerate(listed):
             until = to_ns(expiration)
             if until <= to_ns(moment):
                 continue
-            walk = round_to_tick(self._ticks, self._carried(index, minutes, until))
+            walk = round_to_tick(self._ticks, self._forward(minutes, until, index))
             key = mix(self.seed, _SIZE, until, to_ns(moment))
             gap, sizes = (1, 2, 8, 20, 20)[rank] * tick, 1 + mix(key, np.arange(2)) % 12
             share, weight = min(len(minutes) / 1380, 1.0), (0.97, 0.03, 0.0004, 0.0001, 0.0001)[rank]
-            settle = round_to_tick(self._ticks, self._carried(index_at_close, closes, until)).tolist()
+            settle = round_to_tick(self._ticks, self._forward(closes, until, index_at_close)).tolist()
             bid = float(round_to_tick(self._ticks, walk[-1:] - gap / 2, "below")[0])
             ask = float(round_to_tick(self._ticks, np.array([bid + gap]))[0])
             rows.append(
@@ -232,9 +222,6 @@ class Market:
             )
         return pl.DataFrame(rows).with_columns(listings.utc("expiration", "last_ts"))
 
-    def _settle_ns(self, day: date) -> int:
-        return to_ns(settled_at(day, self.product))
-
     def _model(self, contracts: pl.DataFrame, ts: Any) -> dict[str, Floats]:
         """Fair price and Greeks of contracts at instants, on the surface.
 
@@ -248,30 +235,20 @@ class Market:
         sigma = self._surface(np.log(strike / forward), years, ts)
         is_call = (contracts["option_type"] == "C").to_numpy()
         fair = black76.value(forward, strike, years, sigma, is_call, RATE)
-        early = (contracts["exercise_style"] == "american").to_numpy() & (
-            contracts["scale"] == 1.0
-        ).to_numpy()
+        american_style, on_future = contracts["exercise_style"] == "american", contracts["scale"] == 1.0
+        early = (american_style & on_future).to_numpy()
         if early.any():
             f, k, t, vol, call = (x[early] for x in (forward, strike, years, sigma, is_call))
             for column, values in zip(fair, american.value(f, k, t, vol, call, RATE), strict=True):
                 column[early] = values
-        return {
-            "forward": forward,
-            "value": np.maximum(fair.price, 0.0),
-            "implied_volatility": sigma,
-            "delta": fair.delta,
-            "gamma": fair.gamma,
-            "theta": fair.theta,
-            "vega": fair.vega,
-        }
+        greeks = {name: getattr(fair, name) for name in ("delta", "gamma", "theta", "vega")}
+        value = np.maximum(fair.price, 0.0)
+        return {"forward": forward, "value": value, "implied_volatility": sigma, **greeks}
 
     def _surface(self, moneyness: Floats, years: Floats, ts: Any) -> Floats:
         """Volatility by log-moneyness and time: higher for near expirations, skewed to the downside."""
-        level = (
-            self.profile.volatility
-            * price_path.volatility(self.seed, ts)
-            * (1 + 0.12 * np.exp(-years / 0.05))
-        )
+        far = self.profile.volatility * price_path.volatility(self.seed, ts)
+        level = far * (1 + 0.12 * np.exp(-years / 0.05))
         deviations = moneyness / (level * np.sqrt(years + 0.001))
         return np.asarray(level * (1 - 0.075 * deviations + 0.055 * (np.sqrt(1 + deviations**2) - 1)))
 
@@ -333,12 +310,7 @@ class Market:
                 "side": np.where(buys, "B", "A"),
             }
         )
-        frame = frame.with_columns(pl.col("price").fill_nan(None)).drop_nulls("price")
-        return frame.sort("ts_event", "instrument_id", maintain_order=True)
-
-    def _chain(self, moment: datetime, settled: date) -> pl.DataFrame:
-        listed = self.listed(sessions.trade_date(moment))
-        return self._state(listed, moment, self.trades, self.product.ticks, settled)
+        return frame.drop_nans("price").sort("ts_event", "instrument_id", maintain_order=True)
 
     def _state(
         self,
@@ -374,21 +346,22 @@ class Market:
         An expired contract settles at its intrinsic value to the cent when in the money, as the
         exchange's fixing does. Out of the money it keeps the previous settlement.
         """
-        value = round_to_tick(ticks, self._model(contracts, self._settle_ns(day))["value"])
-        value = np.maximum(value, ticks[0][1])
+        value = self._closing_value(contracts, day, ticks)
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         expired = expiration <= now
-        if expired.any():
+        if expired.any() and day == sessions.trade_date(from_ns(now)):
             past = contracts.filter(pl.Series(expired))
             fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
-            day_before = self._model(past, self._settle_ns(previous_trade_date(day)))["value"]
-            previous = np.maximum(round_to_tick(ticks, day_before), ticks[0][1])
-            if day == sessions.trade_date(from_ns(now)):
-                value[expired] = np.where(intrinsic > 0, intrinsic, previous)
+            previous = self._closing_value(past, previous_trade_date(day), ticks)
+            value[expired] = np.where(intrinsic > 0, intrinsic, previous)
         unlisted = (contracts["listed_on"] > day).to_numpy()
         return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
+
+    def _closing_value(self, contracts: pl.DataFrame, day: date, ticks: Ticks) -> Floats:
+        fair = self._model(contracts, to_ns(settled_at(day, self.product)))["value"]
+        return np.maximum(round_to_tick(ticks, fair), ticks[0][1])
 
     def _open_interest(self, contracts: pl.DataFrame, trade_date: date) -> Ints:
         """Open interest of the previous trade date: more at round strikes, growing with age, often 0."""
@@ -413,7 +386,8 @@ class Market:
 class Exchange:
     """The markets of several products, with the methods of one.
 
-    A frame holds the rows of one product after the other.
+    A frame has the rows of one product after the other; trades are in time order, quotes in that of the
+    contracts. All products open and close together.
     """
 
     def __init__(self, seed: int, products: Sequence[str]) -> None:
@@ -421,35 +395,21 @@ class Exchange:
         self.markets: tuple[Market, ...] = tuple(market(seed, (code,)).markets[0] for code in products)
 
     def moment(self, instant: datetime) -> datetime:
-        """As `Market.moment`; all products open and close together."""
         return self.markets[0].moment(instant)
 
     def rth_moment(self, instant: datetime) -> datetime:
-        """As `Market.rth_moment`."""
         return self.markets[0].rth_moment(instant)
 
-    def future(self, symbol: str, ts_ns: Any) -> Floats:
-        """The fair price of a listed future of any product."""
-        return self._of(symbol[:-2]).future(symbol, ts_ns)
-
-    def underlying(self, instant: datetime) -> float:
-        """The last price of the first product's front future."""
-        return self.markets[0].underlying(instant)
-
     def futures(self, instant: datetime) -> pl.DataFrame:
-        """As `Market.futures`, product by product."""
         return pl.concat([one.futures(instant) for one in self.markets])
 
     def listed(self, trade_date: date) -> pl.DataFrame:
-        """As `Market.listed`, product by product."""
         return pl.concat([one.listed(trade_date) for one in self.markets])
 
     def chain(self, instant: datetime) -> pl.DataFrame:
-        """As `Market.chain`, product by product."""
         return pl.concat([one.chain(instant) for one in self.markets])
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
-        """As `Market.quotes`, for contracts of any products, in their order."""
         ts = np.broadcast_to(np.asarray(ts_ns, np.int64), contracts.height)
         of = contracts["root"].replace_strict({root: info.product.code for root, info in ROOTS.items()})
         places = [(of == one.product.code).arg_true() for one in self.markets]
@@ -461,7 +421,6 @@ class Exchange:
         return pl.concat(books)[np.argsort(np.concatenate([place.to_numpy() for place in places]))]
 
     def trades(self, trade_date: date) -> pl.DataFrame:
-        """As `Market.trades`, in time order over all products."""
         done, first = [], 0
         for one in self.markets:
             done.append(one.trades(trade_date).with_columns(pl.col("row") + first))
@@ -469,11 +428,9 @@ class Exchange:
         return pl.concat(done).sort("ts_event", "instrument_id", maintain_order=True)
 
     def proxy_chain(self, underlying: str, instant: datetime) -> pl.DataFrame:
-        """The chain of a proxy of any product."""
         return self._of(PROXIES[underlying].stands_for).proxy_chain(underlying, instant)
 
     def proxy_price(self, underlying: str, instant: datetime) -> float:
-        """The price of a proxy of any product."""
         return self._of(PROXIES[underlying].stands_for).proxy_price(underlying, instant)
 
     def _of(self, code: str) -> Market:
@@ -500,15 +457,15 @@ def previous_trade_date(day: date) -> date:
 
 
 def _session_so_far(trades: pl.DataFrame, prefix: str) -> pl.DataFrame:
-    summary = trades.group_by("instrument_id").agg(
-        pl.col("price").last().alias("last"),
-        pl.col("ts_event").last().cast(pl.Datetime("ns", "UTC")).alias("last_ts"),
-        pl.col("price").first().alias("open"),
-        pl.col("price").max().alias("high"),
-        pl.col("price").min().alias("low"),
-        pl.col("size").sum().alias("volume"),
+    price = pl.col("price")
+    return trades.group_by("instrument_id").agg(
+        price.last().alias(f"{prefix}last"),
+        pl.col("ts_event").last().cast(pl.Datetime("ns", "UTC")).alias(f"{prefix}last_ts"),
+        price.first().alias(f"{prefix}open"),
+        price.max().alias(f"{prefix}high"),
+        price.min().alias(f"{prefix}low"),
+        pl.col("size").sum().alias(f"{prefix}volume"),
     )
-    return summary.rename({name: prefix + name for name in summary.columns if name != "instrument_id"})
 
 
 def _roundness(contracts: pl.DataFrame) -> Floats:

@@ -54,9 +54,8 @@ INTERVALS_NS = {
 FUTURE_EVENTS = 60_000
 """Aggressors in the futures per session, at activity 1."""
 QUOTES_PER_TRADE = 2
-_TICK = 0.25
 # Streams of random numbers, apart from those of the market (10 to 12) and the path (below 10).
-_FUTURES, _FILLS, _LATENCY, _QUOTES, _LOAD = range(20, 25)
+_FUTURES, _FILLS, _LATENCY, _QUOTES = range(20, 24)
 
 
 class Tape:
@@ -86,15 +85,12 @@ class Tape:
         """
         if schema == "bbo-1m":  # of every contract: too many for a session at once
             return minute_quote_records(self.market, None, start, end)
-        parts = []
+        parts = [blank_records(schema)]
         for block in self.blocks(start, end):
             array, times = self._block(schema, block)
             first, last = np.searchsorted(times, np.array([start, end], np.uint64))
-            if first < last:
-                parts.append(array[first:last])
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else blank_records(schema)
+            parts.append(array[first:last])
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
 
     def resting_orders(self, at: int) -> Array:
         """The orders at the top of every book just before an instant, as an mbo snapshot."""
@@ -123,9 +119,9 @@ class Tape:
     def _build(self, schema: str, block: int) -> Array:
         day = sessions.trade_date(from_ns(block))
         if schema == "mbp-1":
-            return _in_order(_session_events(self.market, day, self.activity))
+            return _session_events(self.market, day, self.activity)
         if schema == "definition":
-            return definition_records(_new_instruments(self.market, day), ts_event=block, ts_recv=block)
+            return definition_records(new_instruments(self.market, day), ts_event=block, ts_recv=block)
         following = to_ns(sessions.next_open(sessions.session(day).close))
         if schema == "statistics":
             return statistics_records(self.market, universe(self.market, day), block, following)
@@ -137,38 +133,7 @@ class Tape:
         if schema == "bbo-1s":
             return _last_books(schema, book)
         trades = book[book["action"] == b"T"]
-        return _bars(schema, trades) if schema in INTERVALS_NS else _as_schema(schema, trades)
-
-
-class LoadTape(Tape):
-    """A tape with a fixed rate at any hour: one second of records, repeated with new times.
-
-    It offers trades, mbo and books. About twenty records share each instant; sequence numbers and
-    times tell the seconds apart.
-    """
-
-    schemas = frozenset({"trades", "mbp-1", "mbo", "definition"})
-    step_ns = NS_PER_S
-    max_blocks = 4
-
-    def __init__(self, market: AnyMarket, records_per_s: int) -> None:
-        super().__init__(market)
-        self.records_per_s = records_per_s
-
-    def blocks(self, start: int, end: int) -> Iterable[int]:
-        return range(start - start % NS_PER_S, end, NS_PER_S)
-
-    def _build(self, schema: str, block: int) -> Array:
-        day = sessions.trade_date(from_ns(block))
-        if schema == "definition":
-            opens = to_ns(sessions.session(day).open)
-            whole = definition_records(_new_instruments(self.market, day), ts_event=opens, ts_recv=opens)
-            return whole if block == opens else whole[:0]
-        array = _load_second(self.market, day, self.records_per_s, schema).copy()
-        array["ts_event"] += np.uint64(block)
-        array["ts_recv"] += np.uint64(block)
-        array["sequence"] += np.uint32(block // NS_PER_S * self.records_per_s % 2**32)
-        return array
+        return _bars(schema, trades) if schema in INTERVALS_NS else as_schema(schema, trades)
 
 
 @lru_cache(maxsize=4)
@@ -184,24 +149,20 @@ def publication_times(schema: str, array: Array) -> Array:
     return np.ascontiguousarray(array["ts_recv"])
 
 
-def filter_instruments(array: Array, ids: Any) -> Array:
-    """The records of some instruments; `ids` in ascending order."""
-    wanted = np.asarray(ids, np.int64)
-    if not len(wanted):
-        return array[:0]
-    found = array["instrument_id"].astype(np.int64)
-    place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
-    return np.asarray(array[wanted[place] == found])
+def filter_instruments(array: Array, ids: Array | pl.Series) -> Array:
+    """The records of some instruments."""
+    return np.asarray(array[np.isin(array["instrument_id"], ids)])
 
 
 # ── events of a session ────────────────────────────────────────────────────────────
 
 
 def _session_events(market: AnyMarket, day: date, activity: float) -> Array:
-    """Trades and book changes of options, then of futures, each channel in its own order."""
+    """Trades and book changes of options and futures, which number their events separately."""
     options = np.concatenate([_option_trades(market, day), _option_quotes(market, day)])
     futures = np.concatenate([_future_events(one, day, activity) for one in market.markets])
-    return np.concatenate([_number_events(options, day, 0), _number_events(futures, day, 1)])
+    events = np.concatenate([_number_events(options, day, 0), _number_events(futures, day, 1)])
+    return events[np.argsort(events["ts_recv"], kind="stable")]
 
 
 def _option_trades(market: AnyMarket, day: date) -> Array:
@@ -212,10 +173,8 @@ def _option_trades(market: AnyMarket, day: date) -> Array:
     fills = np.where(key % 3 == 0, np.minimum(size, 1 + (key >> np.uint64(8)) % 4), 1).astype(np.int64)
     row, ordinal = _repeat_rows(fills)
     a = _option_books(market.quotes(market.listed(day)[done["row"][row]], done["ts_event"].to_numpy()[row]))
-    a["instrument_id"], a["ts_event"] = (
-        done["instrument_id"].to_numpy()[row],
-        done["ts_event"].to_numpy()[row],
-    )
+    a["instrument_id"] = done["instrument_id"].to_numpy()[row]
+    a["ts_event"] = done["ts_event"].to_numpy()[row]
     a["price"], a["side"] = fixed_prices(done["price"])[row], encode_text(done["side"])[row]
     # Every fill but the last takes an equal share; the last takes the rest.
     share = size[row] // fills[row]
@@ -319,11 +278,7 @@ def _number_events(a: Array, day: date, channel: int) -> Array:
     return a
 
 
-def _in_order(a: Array) -> Array:
-    return a[np.argsort(a["ts_recv"], kind="stable")]
-
-
-def _new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
+def new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
     """All instruments on the first trade date of a week, on later ones those that are new."""
     before, today = previous_trade_date(day), universe(market, day)
     if before.isocalendar().week != day.isocalendar().week:
@@ -334,7 +289,7 @@ def _new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
 # ── other schemas of the same session ────────────────────────────────────────────────────────────
 
 
-def _as_schema(schema: str, book: Array) -> Array:
+def as_schema(schema: str, book: Array) -> Array:
     """Records of another schema with the fields it shares with mbp-1; in mbo each trade has its own order."""
     a = blank_records(schema, book["instrument_id"])
     for name in set(a.dtype.names or ()) & set(book.dtype.names or ()) - {"length", "rtype"}:
@@ -353,14 +308,14 @@ def _snapshot(books: Array, at: int) -> Array:
     for side, letter in (("bid", b"B"), ("ask", b"A")):
         size, orders = (books[f"{side}_{what}_00"].astype(np.int64) for what in ("sz", "ct"))
         row, ordinal = _repeat_rows(np.where(books[f"{side}_px_00"] == UNDEF_PRICE, 0, orders))
-        a = _as_schema("mbo", books[row])
+        a = as_schema("mbo", books[row])
         a["price"], a["side"] = books[f"{side}_px_00"][row], letter
         # Every order but the first has an equal share of the size; the first has the rest.
         share = size[row] // orders[row]
         a["size"] = np.where(ordinal == 0, size[row] - share * (orders[row] - 1), share)
         a["order_id"] = mix(a["instrument_id"], a["price"], row, ordinal)
         adds.append(a)
-    clears = _as_schema("mbo", books)
+    clears = as_schema("mbo", books)
     clears["price"], clears["side"], clears["action"] = UNDEF_PRICE, b"N", b"R"
     for name in ("size", "order_id", "sequence", "ts_in_delta"):
         clears[name] = 0
@@ -399,17 +354,17 @@ def _last_books(schema: str, book: Array) -> Array:
     first = _first_of_each(book["instrument_id"], ends)
     last = np.append(first[1:], len(book)).astype(np.int64) - 1
     position = np.arange(len(book))
-    trade = np.maximum.accumulate(np.where(book["action"] == b"T", position, -1))[last] if len(book) else last
-    opening = np.repeat(*_runs(book["instrument_id"]))[last] if len(book) else last
-    traded = trade >= opening
-    a = _as_schema(schema, book[last])
+    trade = np.maximum.accumulate(np.where(book["action"] == b"T", position, -1))[last]
+    opening = _first_of_each(book["instrument_id"])
+    traded = trade >= opening[np.searchsorted(opening, last, side="right") - 1]
+    a = as_schema(schema, book[last])
     a["ts_recv"] = ends[last]
     a["ts_event"] = np.where(traded, book["ts_event"][trade], np.uint64(UNDEF_TIMESTAMP))
     a["price"] = np.where(traded, book["price"][trade], UNDEF_PRICE)
     a["size"] = np.where(traded, book["size"][trade], 0)
     a["side"] = np.where(traded, book["side"][trade], b"N")
     a["flags"] = LAST | DEPTH_ONLY
-    return _in_order(a)
+    return a[np.argsort(a["ts_recv"], kind="stable")]
 
 
 def _first_of_each(*keys: Array) -> Any:
@@ -417,40 +372,3 @@ def _first_of_each(*keys: Array) -> Any:
     new = np.ones(len(keys[0]), bool)
     new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     return np.flatnonzero(new)
-
-
-def _runs(key: Array) -> tuple[Any, Any]:
-    """Start and length of each run of equal keys."""
-    first = _first_of_each(key)
-    return first, np.diff(np.append(first, len(key)))
-
-
-# ── load ────────────────────────────────────────────────────────────
-
-
-@lru_cache(maxsize=4)
-def _load_second(market: AnyMarket, day: date, n: int, schema: str) -> Array:
-    """One second of load, with times from its start."""
-    contracts, ordinal = market.listed(day), np.arange(n)
-    key = (market.seed, _LOAD, price_path.day_number(day))
-    traded = np.unique(market.trades(day)["row"].to_numpy())
-    row = traded[(mix(*key, 0, ordinal) % len(traded)).astype(np.int64)]
-    slots = max(n // 20, 1)
-    slot = np.sort(mix(*key, 1, ordinal) % slots).astype(np.int64)
-    value = market.quotes(contracts[row], to_ns(sessions.session(day).open))["value"].to_numpy()
-    a = blank_records("mbp-1", contracts["instrument_id"].to_numpy()[row])
-    tick = int(_TICK * NS_PER_S)
-    a["bid_px_00"] = np.maximum(np.floor(value / _TICK), 1).astype(np.int64) * tick
-    a["ask_px_00"] = a["bid_px_00"] + tick
-    draw = mix(*key, 2, ordinal)
-    buys = draw % 2 == 0
-    a["price"] = np.where(buys, a["ask_px_00"], a["bid_px_00"])
-    a["side"], a["action"], a["flags"] = np.where(buys, b"B", b"A"), b"T", LAST
-    a["size"] = 1 + (draw >> np.uint64(8)) % 9
-    a["bid_sz_00"], a["ask_sz_00"] = 10, 10
-    a["bid_ct_00"], a["ask_ct_00"] = 3, 3
-    # The last tenth of a millisecond stays free, so that all records are received within the second.
-    a["ts_event"] = slot * ((NS_PER_S - 100_000) // slots)
-    a["ts_recv"], a["ts_in_delta"] = a["ts_event"] + np.uint64(40_000), 11_000
-    a["sequence"] = ordinal
-    return a if schema == "mbp-1" else _as_schema(schema, a)

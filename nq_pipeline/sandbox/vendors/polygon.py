@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -48,10 +49,7 @@ def snapshot(request: Request, body: bytes, scenario: Scenario) -> Response:
         return _error(request, 404, "NOT_FOUND", message="Ticker not found.")
     price = scenario.market.proxy_price(underlying, scenario.shown)
     at_ns = to_ns(scenario.market.rth_moment(scenario.shown))
-
-    def item(row: dict[str, Any]) -> dict[str, Any]:
-        return _snapshot_item(row, underlying, price, at_ns)
-
+    item = partial(_snapshot_item, underlying=underlying, price=price, at_ns=at_ns)
     return _page(request, scenario, _live_contracts(scenario, underlying), item, max_limit=250)
 
 
@@ -102,15 +100,11 @@ def _refuse(request: Request, scenario: Scenario, *, entitled: bool = False) -> 
 
 def _underlying(scenario: Scenario, ticker: str, *, prefixed: bool) -> str | None:
     """The proxy of a ticker. An index is `I:NDX` in the snapshot, `NDX` in the reference; a fund is `QQQ`."""
-    shown = set(scenario.products)
-    names = {
-        _ticker(code) if prefixed else code: code for code, p in PROXIES.items() if p.stands_for in shown
-    }
-    return names.get(ticker)
+    shown = [code for code, proxy in PROXIES.items() if proxy.stands_for in scenario.products]
+    return next((code for code in shown if ticker == (_ticker(code) if prefixed else code)), None)
 
 
 def _ticker(underlying: str) -> str:
-    """The vendor's ticker of an underlying: an index has a prefix."""
     return f"I:{underlying}" if PROXIES[underlying].underlying_class == "index" else underlying
 
 
@@ -240,7 +234,8 @@ def _page(
         rows = [_corrupt_row(start + position, row) for position, row in enumerate(rows)]
     reply: dict[str, Any] = {"request_id": _request_id(request), "results": rows, "status": "OK"}
     if start + limit < chosen.height:
-        cursor = base64.urlsafe_b64encode(f"{_without_key(params)}#{start + limit}".encode()).decode()
+        query = QueryParams([item for item in params.multi_items() if item[0] != "apiKey"])
+        cursor = base64.urlsafe_b64encode(f"{query}#{start + limit}".encode()).decode()
         reply["next_url"] = f"{str(request.url).partition('?')[0]}?cursor={cursor}"
     return json_response(reply)
 
@@ -287,7 +282,3 @@ def _error(request: Request, status: int, word: str, **text: str) -> Response:
 
 def _request_id(request: Request) -> str:
     return hashlib.md5(str(request.url).encode(), usedforsecurity=False).hexdigest()
-
-
-def _without_key(params: QueryParams) -> str:
-    return str(QueryParams([(name, value) for name, value in params.multi_items() if name != "apiKey"]))

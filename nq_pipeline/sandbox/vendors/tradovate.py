@@ -23,8 +23,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series
-from nq_pipeline.market.products import NQ, Product
+from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series, roots_of
+from nq_pipeline.market.products import NQ
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 from nq_pipeline.sandbox.vendors.endpoint import Answer, ScenarioOf, endpoint, json_response
@@ -34,22 +34,14 @@ TOKEN_LIFETIME = timedelta(minutes=80)
 HEARTBEAT_S = 2.5
 SILENCE_S = 15.0
 """A client that sends no frame for this long is disconnected."""
-LIBRARY = (
-    "product/find",
-    "product/list",
-    "product/suggest",
-    "contractMaturity/deps",
-    "contractMaturity/items",
-    "contract/deps",
-    "contract/ldeps",
-    "contract/find",
-    "contract/suggest",
-    "contract/item",
-    "contract/items",
-)
-"""Addresses of the contract library: an entity and an operation."""
+LIBRARY = {
+    "product": ("find", "list", "suggest"),
+    "contractMaturity": ("deps", "items"),
+    "contract": ("deps", "ldeps", "find", "suggest", "item", "items"),
+}
+"""Operations of the contract library by entity; `/contract/find` is an address."""
 EMPTIED = ("product/list", "contract/deps", "contract/ldeps")
-"""Those without rows under the fault `empty`."""
+"""Addresses whose answer has no rows under the fault `empty`."""
 FUTURE_PRODUCTS = {code: 900 + profile.number for code, profile in PROFILES.items()}
 _FIRST_DAY = date(2015, 1, 1)
 _QUOTE_COLUMNS = (
@@ -64,16 +56,12 @@ def tradovate_routes(scenario_of: ScenarioOf) -> list[BaseRoute]:
     async def socket(connection: WebSocket) -> None:
         await market_data(connection, scenario_of(connection))
 
-    answers: dict[str, Answer] = {path: partial(library, path) for path in LIBRARY}
-    answers["auth/renewaccesstoken"] = renew
-    return [
-        Route("/v1/auth/accesstokenrequest", endpoint(login, scenario_of), methods=["POST"]),
-        *(
-            Route(f"/v1/{path}", endpoint(_require_token(answer), scenario_of))
-            for path, answer in answers.items()
-        ),
-        WebSocketRoute("/v1/websocket", socket),
-    ]
+    answers: dict[str, Answer] = {"auth/renewaccesstoken": renew}
+    for entity, operations in LIBRARY.items():
+        answers |= {f"{entity}/{operation}": partial(library, entity, operation) for operation in operations}
+    routes = [Route(f"/v1/{path}", endpoint(_require_token(a), scenario_of)) for path, a in answers.items()]
+    login_route = Route("/v1/auth/accesstokenrequest", endpoint(login, scenario_of), methods=["POST"])
+    return [login_route, *routes, WebSocketRoute("/v1/websocket", socket)]
 
 
 # Login
@@ -94,27 +82,24 @@ def login(request: Request, body: bytes, scenario: Scenario) -> Response:
         return json_response({"p-ticket": "sandbox-ticket", "p-time": 1, "p-captcha": False})
     if not name or password in ("", "wrong"):
         return json_response({"errorText": "Incorrect username or password. Please try again."})
-    return json_response(_token(scenario, name))
+    return _token(scenario, name)
 
 
 def renew(request: Request, body: bytes, scenario: Scenario) -> Response:
     """`auth/renewaccesstoken`: the same session for longer."""
-    return json_response(_token(scenario, "sandbox"))
+    return _token(scenario, "sandbox")
 
 
-def _token(scenario: Scenario, name: str) -> dict[str, Any]:
+def _token(scenario: Scenario, name: str) -> Response:
     # A token lives in real time, even where the market's clock stands still.
     expires = max(datetime.now(UTC), scenario.now) + TOKEN_LIFETIME
-    return {
+    token = {
         "accessToken": TOKEN,
         "mdAccessToken": TOKEN,
         "expirationTime": f"{expires:%Y-%m-%dT%H:%M:%S}.000Z",
         "passwordExpirationTime": f"{expires + timedelta(days=365):%Y-%m-%dT%H:%M:%S}.000Z",
-        "userStatus": "Active",
-        "userId": 1,
-        "name": name,
-        "hasLive": True,
     }
+    return json_response(token | {"userStatus": "Active", "userId": 1, "name": name, "hasLive": True})
 
 
 def _require_token(answer: Answer) -> Answer:
@@ -131,16 +116,14 @@ def _require_token(answer: Answer) -> Answer:
 # Contract library
 
 
-def library(path: str, request: Request, body: bytes, scenario: Scenario) -> Response:
+def library(entity: str, operation: str, request: Request, body: bytes, scenario: Scenario) -> Response:
     """One address of `LIBRARY`.
 
     `find?name=` gives one row, `list` all, `suggest?t=&l=` those whose name starts with a text,
     `item?id=` and `items?ids=` those with given ids, `deps?masterid=` and `ldeps?masterids=` those of
     given parents.
     """
-    entity, operation = path.split("/")
-    params = request.query_params
-    rows = list(_ROWS[entity](scenario))
+    params, rows = request.query_params, list(_ROWS[entity](scenario))
     if operation == "find":
         return _first_or_404(row for row in rows if row["name"] == params.get("name", ""))
     if operation == "suggest":
@@ -155,7 +138,8 @@ def library(path: str, request: Request, body: bytes, scenario: Scenario) -> Res
         rows = [row for row in rows if str(row[_MASTER[entity]]) in masters]
         if scenario.fault == "malformed" and entity == "contract":
             rows = [{"id": "?", "name": None} if i % 10 == 0 else row for i, row in enumerate(rows)]
-    return json_response([] if scenario.fault == "empty" and path in EMPTIED else rows)
+    emptied = scenario.fault == "empty" and f"{entity}/{operation}" in EMPTIED
+    return json_response([] if emptied else rows)
 
 
 def _first_or_404(rows: Iterable[dict[str, Any]]) -> Response:
@@ -164,32 +148,27 @@ def _first_or_404(rows: Iterable[dict[str, Any]]) -> Response:
 
 
 def _products(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    for market in scenario.market.markets:
-        yield from _products_of(market.product)
-
-
-def _products_of(product: Product) -> Iterator[dict[str, Any]]:
-    name = "E-mini NASDAQ 100" if product is NQ else product.name
-    common = {
-        "currencyId": 1,
-        "exchangeId": 2,
-        "status": "Verified",
-        "valuePerPoint": int(product.multiplier),
-        "priceFormatType": "Decimal",
-        "priceFormat": -2,
-    }
-    yield {
-        "id": FUTURE_PRODUCTS[product.code],
-        "name": product.code,
-        "productType": "Futures",
-        "description": name,
-        "contractGroupId": 1,
-        "months": "".join(MONTH_CODES[month - 1] for month in product.future_months),
-        "tickSize": PROFILES[product.code].future_tick,
-        **common,
-    }
-    for root, info in ROOTS.items():
-        if info.product is product:
+    for product in (market.product for market in scenario.market.markets):
+        name = "E-mini NASDAQ 100" if product is NQ else product.name
+        common = {
+            "currencyId": 1,
+            "exchangeId": 2,
+            "status": "Verified",
+            "valuePerPoint": int(product.multiplier),
+            "priceFormatType": "Decimal",
+            "priceFormat": -2,
+        }
+        yield {
+            "id": FUTURE_PRODUCTS[product.code],
+            "name": product.code,
+            "productType": "Futures",
+            "description": name,
+            "contractGroupId": 1,
+            "months": "".join(MONTH_CODES[month - 1] for month in product.future_months),
+            "tickSize": PROFILES[product.code].future_tick,
+            **common,
+        }
+        for root in roots_of([product]):
             yield {
                 "id": _product_id(root),
                 "name": f"{root} Options" if root == product.code else root,

@@ -38,7 +38,7 @@ def test_the_order_of_requests_does_not_matter() -> None:
 
 
 def test_another_seed_is_another_market() -> None:
-    assert Market(8).underlying(OPEN) != MARKET.underlying(OPEN)
+    assert Market(8).futures(OPEN)["last"][0] != MARKET.futures(OPEN)["last"][0]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_strikes_once_listed_stay_listed() -> None:
 
 
 def test_strikes_are_dense_near_the_money_and_reach_far() -> None:
-    price = MARKET.underlying(OPEN)
+    price = MARKET.futures(OPEN)["last"][0]
     for key, contracts in MARKET.chain(OPEN).group_by("series"):
         strikes = contracts["strike"].unique().sort()
-        assert strikes.min() < 0.72 * price and strikes.max() > 1.1 * price, key  # type: ignore[operator]
+        assert strikes.min() < 0.72 * price and strikes.max() > 1.1 * price, key
         near = strikes.filter(strikes.is_between(price * 0.98, price * 1.02)).diff().drop_nulls()
         assert near.max() <= 50, key  # type: ignore[operator]
     steps = set(MARKET.listed(date(2025, 6, 10))["strike"].unique().sort().diff().drop_nulls())

@@ -21,13 +21,13 @@ from nq_pipeline.sandbox.synthetic.market import Market, market
 from nq_pipeline.sandbox.synthetic.records import SCHEMAS
 from nq_pipeline.sandbox.synthetic.tape import (
     INTERVALS_NS,
-    LoadTape,
     Tape,
     filter_instruments,
     publication_times,
     tape,
 )
 from nq_pipeline.sources.databento.client import official_client
+from nq_pipeline_tests.testing.load_tape import LoadTape
 
 DAY = date(2025, 6, 10)
 OPEN, CLOSE = (to_ns(edge) for edge in sessions.session(DAY).segments[0])

@@ -27,10 +27,15 @@ from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.instruments import ALL_SYMBOLS, resolve_symbols
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.records import blank_records
-from nq_pipeline.sandbox.vendors.databento.access import Handler, api_key, api_route, require_entitlement
-from nq_pipeline.sandbox.vendors.databento.account import Account, account_of
-from nq_pipeline.sandbox.vendors.databento.batch import batch_routes
-from nq_pipeline.sandbox.vendors.databento.batch_files import day_conditions
+from nq_pipeline.sandbox.vendors.databento.account import (
+    Account,
+    Handler,
+    account_of,
+    api_key,
+    api_route,
+    require_entitlement,
+)
+from nq_pipeline.sandbox.vendors.databento.batch import batch_routes, day_conditions
 from nq_pipeline.sandbox.vendors.databento.history import (
     Intervals,
     encode_dbn,
@@ -41,6 +46,7 @@ from nq_pipeline.sandbox.vendors.databento.history import (
 from nq_pipeline.sandbox.vendors.databento.request import (
     AVAILABLE_START,
     DATASET,
+    START_AFTER_END,
     USD_PER_GB,
     Params,
     RequestRefused,
@@ -143,9 +149,7 @@ def resolve(params: Params, scenario: Scenario) -> Any:
     first = parse_date(params.get("start_date", ""))
     last = parse_date(params.get("end_date", (first + timedelta(1)).isoformat()))
     if first >= last:
-        raise RequestRefused(
-            422, "data_date_range_start_on_or_after_end", "The start is on or after the end."
-        )
+        raise RequestRefused(422, "data_date_range_start_on_or_after_end", START_AFTER_END)
     symbols = parse_symbols(params)
     found = resolve_symbols(scenario.market, symbols, stype_in, midnight_ns(first), midnight_ns(last))
     intervals: Intervals = {symbol: [] for symbol in symbols if symbol != ALL_SYMBOLS}

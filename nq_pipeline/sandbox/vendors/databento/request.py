@@ -34,6 +34,7 @@ USD_PER_GB = {
 """The available schemas and the vendor's price list of June 2026, as a third party recorded it."""
 STYPE_PAIRS = frozenset({(stype, "instrument_id") for stype in STYPES} | {("instrument_id", "raw_symbol")})
 MAX_QUOTE_MINUTES = 240
+START_AFTER_END = "The start is on or after the end."
 
 Params = Mapping[str, str]
 
@@ -73,9 +74,7 @@ def parse_query(params: Params, scenario: Scenario) -> RangeQuery:
     start = parse_instant(params.get("start", ""))
     end = parse_instant(params["end"]) if "end" in params else start // DAY_NS * DAY_NS + DAY_NS
     if start >= end:
-        raise RequestRefused(
-            422, "data_time_range_start_on_or_after_end", "The start is on or after the end."
-        )
+        raise RequestRefused(422, "data_time_range_start_on_or_after_end", START_AFTER_END)
     if end > available:
         raise RequestRefused(
             422, "data_end_after_available_end", "The end is after the available end.", dataset=DATASET,
