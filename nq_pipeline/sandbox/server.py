@@ -48,17 +48,7 @@ class ClientCount:
 def application(
     defaults: Mapping[str, str], clients: ClientCount | None = None, gateways: Gateways | None = None
 ) -> Starlette:
-    """The stand-ins.
-
-    Parameters
-    ----------
-    defaults
-        Options by vendor, as `parse_options` reads them. `/with/…` overrides them one by one.
-    clients
-        Counts the open `/lease` requests.
-    gateways
-        The live gateways of this process.
-    """
+    """The stand-ins; `defaults` are options by vendor, which `/with/…` overrides one by one."""
     clients, gateways = clients or ClientCount(), gateways or Gateways()
     scenarios = default_scenarios(defaults)
     identity = {"program": PROGRAM, "version": version("nq_pipeline"), "defaults": dict(defaults)}

@@ -27,7 +27,7 @@ def informed(price: Floats, vega: Floats) -> npt.NDArray[np.bool_]:
 
 
 @given(deviations, lives, volatilities, rates, sides)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_the_volatility_of_a_price_is_that_it_was_made_with(
     z: float, t: float, vol: float, r: float, is_call: bool
 ) -> None:

@@ -71,7 +71,7 @@ def test_every_root_has_a_series_to_round_trip() -> None:
 
 
 @given(contracts, st.integers(-300, 3000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_globex_symbols_round_trip_from_any_trade_date_near_them(contract: Contract, days: int) -> None:
     on = contract.series.expiration_date - timedelta(days)
     symbol = symbology.globex_symbol(contract)
@@ -81,7 +81,7 @@ def test_globex_symbols_round_trip_from_any_trade_date_near_them(contract: Contr
 
 
 @given(contracts, st.sampled_from([1, 2]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_barchart_codes_round_trip_with_one_year_digit_or_two(contract: Contract, digits: Any) -> None:
     on = contract.series.expiration_date
     unknown = [root for root, facts in ROOTS.items() if facts.barchart is None]
@@ -269,7 +269,7 @@ def test_what_is_no_series_key_is_refused_in_one_sentence(text: str) -> None:
 
 
 @given(anything, st.none() | st.dates(date(1990, 1, 1), date(2150, 1, 1)), st.sampled_from(PARSERS))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_text_makes_a_parser_raise(text: str, on: date | None, parser: Parser) -> None:
     found = parser(text, on=on)
     assert isinstance(found, Contract | Series | Unparsed)

@@ -50,18 +50,10 @@ _FORM = re.compile(r"([a-z_]+)(?:=(\d+))?(?:@(\d+)|@(\d+(?:\.\d+)?)s)?")
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that happens once.
+    """A fault that happens once, after a session has sent records and lasted seconds.
 
-    Attributes
-    ----------
-    kind
-        One of `GATEWAY_FAULTS`.
-    after_records, after_s
-        Data records a session must have sent, and seconds since its start.
-    records
-        How many records are omitted, skipped or duplicated.
-    code, text
-        Of an `error`; `text` also of `refuse_auth`.
+    `records` are omitted, skipped or duplicated; `code` and `text` are of an `error`, `text` also of
+    `refuse_auth`.
     """
 
     kind: str

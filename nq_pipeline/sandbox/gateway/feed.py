@@ -21,49 +21,30 @@ DATASET = "GLBX.MDP3"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the gateway; the defaults are the vendor's, if it states them.
-
-    Attributes
-    ----------
-    connections_per_s
-        New connections a second; those beyond are closed at once.
-    sessions
-        Sessions that stream at once; those beyond get ErrorMsg 3.
-    too_old_code
-        ErrorMsg code for a start before the replay window: 5 was observed, 8 is the newer documented one.
-    slow_after_s
-        A reader that blocks the gateway this long counts as slow.
-    tick_s
-        Interval between publications.
-    linger_s
-        How long the gateway waits for the client to close after its own clean close.
-    auth_s
-        How long a client may take to authenticate.
-    """
+    """Limits of the gateway; the defaults are the vendor's, if it states them."""
 
     connections_per_s: int = 5
+    """New connections beyond it are closed at once."""
     sessions: int = 10
+    """Sessions that stream at once; those beyond get ErrorMsg 3."""
     replay_window_s: float = 86_400.0
     too_old_code: int = 5
+    """ErrorMsg code for a start before the window: 5 was observed, 8 is the newer documented one."""
     slow_after_s: float = 1.0
+    """A reader that blocks the gateway this long counts as slow."""
     tick_s: float = 0.01
+    """Interval between publications."""
     linger_s: float = 1.0
+    """How long the gateway waits for the client to close after its own clean close."""
     auth_s: float = 30.0
 
 
 class LiveFeed:
     """The tape as its clock reaches it; `published` is how far it has come, in nanoseconds UTC.
 
-    Parameters
-    ----------
-    recording
-        What is published; by default the tape of the market with seed 7.
-    clock
-        Where the market is; must run.
-    not_entitled
-        Schemas the plan lacks: refused in the stream, as the vendor does.
-    truth
-        A file that receives every trade published since the start as DBN, before any client does.
+    It publishes `recording`, by default the tape of the market with seed 7, and refuses `not_entitled`
+    schemas in the stream, as the vendor does. A `truth` file receives every trade published since the start
+    as DBN, before any client does. The clock must run.
     """
 
     def __init__(

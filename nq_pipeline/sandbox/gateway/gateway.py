@@ -42,16 +42,8 @@ log = logging.getLogger(__name__)
 class Gateway(LiveFeed):
     """The stand-in; `start` and `stop` within an event loop, or `serve_in_thread` without one.
 
-    Parameters
-    ----------
-    keys
-        Valid API keys.
-    refusal
-        The text with which every authentication is refused; None admits valid keys.
-    port
-        Port on loopback; 0 for a free one.
-    recording, **feed
-        Those of `LiveFeed`.
+    `refusal` is the text with which every authentication is refused; None admits valid `keys`. Port 0 is a
+    free one. Other parameters are those of `LiveFeed`.
     """
 
     def __init__(

@@ -69,10 +69,8 @@ def parse_line(line: bytes) -> dict[str, str]:
 def parse_credentials(line: bytes) -> Credentials:
     values = parse_line(line)
     try:
-        if values.get("encoding", "dbn") != "dbn" or values.get("compression", "none") not in (
-            "none",
-            "zstd",
-        ):
+        plain_or_zstd = values.get("compression", "none") in ("none", "zstd")
+        if values.get("encoding", "dbn") != "dbn" or not plain_or_zstd:
             raise GatewayRefusal("Only DBN, plain or zstd, is available here")
         if values.get("slow_reader_behavior") not in (None, "skip", "warn"):
             raise GatewayRefusal("slow_reader_behavior is skip or warn")
@@ -202,14 +200,9 @@ class EncodedBlock:
 def encode_records(
     *arrays: Array, times: list[Array] | None = None, ts_out: int | None = None
 ) -> EncodedBlock:
-    """Arrays of records as bytes, one array after the other or in the order of their times.
+    """Arrays of records as bytes, one after the other or by times of publication (the arrays' order at ties).
 
-    Parameters
-    ----------
-    times
-        When each record of each array was published; at equal times the arrays' order decides.
-    ts_out
-        The time of sending, appended to every record when given.
+    `ts_out` is the time of sending, appended to every record when given.
     """
     rows = [_rows(array, ts_out) for array in arrays if len(array)]
     if not rows:

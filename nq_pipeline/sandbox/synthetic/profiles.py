@@ -16,7 +16,7 @@ Span = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One product's market.
+    """One product's market; names are Barchart's, exchanges market identifier codes.
 
     Attributes
     ----------
@@ -26,18 +26,10 @@ class Profile:
         Typical price in points.
     volatility
         Relative to the first product's.
-    future_tick, future_volume
-        Tick of the future; contracts traded in a usual session.
-    strikes, near_strikes, last_strikes
-        Strikes of every series, and those added two weeks and six days before expiration.
-    proxy_strikes
-        Strikes of each proxy.
+    near_strikes, last_strikes
+        Strikes added two weeks and six days before expiration.
     proxy_scale
         Price of a proxy that is a fund, per index point.
-    name
-        Barchart's name.
-    exchange
-        Market identifier code.
     """
 
     number: int

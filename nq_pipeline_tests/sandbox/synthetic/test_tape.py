@@ -52,7 +52,7 @@ def test_every_schema_is_in_order_of_publication(schema: str) -> None:
 
 
 @given(cuts=st.lists(st.integers(OPEN - NS_PER_S, CLOSE + NS_PER_S), max_size=4))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 def test_pieces_of_a_span_are_the_span(cuts: list[int]) -> None:
     edges = sorted([OPEN, *(min(max(cut, OPEN), CLOSE) for cut in cuts), CLOSE])
 
@@ -62,7 +62,7 @@ def test_pieces_of_a_span_are_the_span(cuts: list[int]) -> None:
 
 
 @given(start=st.integers(0, 20 * NS_PER_S), length=st.integers(0, 3 * NS_PER_S))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 def test_load_is_the_same_at_every_request(start: int, length: int) -> None:
     begin = OPEN + start
     whole = LOAD.records("trades", OPEN, OPEN + 24 * NS_PER_S)
