@@ -14,16 +14,9 @@ Severity = Literal["warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
+    """The result of one check; `numbers` and `table` (a row per series or source) are behind the sentence.
 
-    Attributes
-    ----------
-    severity
-        How bad a failure is: `error` for unreliable rows, `warn` for information.
-    numbers
-        The numbers behind the sentence, by name.
-    table
-        Details, a row per series or source; None if the sentence is enough.
+    `severity` is how bad a failure is: `error` for unreliable rows, `warn` for information.
     """
 
     passed: bool

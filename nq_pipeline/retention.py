@@ -14,7 +14,7 @@ evidence of `nq verify` or the log of alerts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -41,18 +41,10 @@ SETTLED = ("verified", "unfillable")
 
 @dataclass
 class SweepResult:
-    """The result for one kind of files.
+    """The result for one kind of files: `raw`, `capture`, `reports` or `cache`.
 
-    Attributes
-    ----------
-    what
-        `raw`, `capture`, `reports` or `cache`.
-    before
-        Earlier trade dates are old; None if age does not matter.
-    files, bytes
-        Removed, or in a dry run: would be removed.
-    kept
-        Which old files stay and why; empty if none do.
+    Files from `before` an earlier trade date are old; None if age does not matter. `files` and `bytes` count
+    those removed, or in a dry run those to remove. `kept` says which old files stay and why.
     """
 
     what: str
@@ -77,16 +69,14 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
     The next call completes one that was killed; concurrent calls take turns. It is safe while others write:
     nothing writes to an old trade date of the archive, and the newest capture segment always stays.
     """
-    with locked(Workspace.of(settings).root / ".retention.lock"):
-        _remove(
-            SweepResult("temporary", None),
-            stale_temporaries(Workspace.of(settings).root, time.time_ns() - GRACE_NS),
-            dry_run,
-        )
+    root, ages = Workspace.of(settings).root, settings.retention
+    with locked(root / ".retention.lock"):
+        leftovers = stale_temporaries(root, time.time_ns() - GRACE_NS)
+        _remove(SweepResult("temporary", None), leftovers, dry_run)
         return [
-            _sweep_raw(settings, _before(now, settings.retention.raw_days), dry_run),
-            _sweep_capture(settings, now, _before(now, settings.retention.capture_days), dry_run),
-            _sweep_reports(settings, _before(now, settings.retention.report_days), dry_run),
+            _sweep_raw(settings, _before(now, ages.raw_days), dry_run),
+            _sweep_capture(settings, now, _before(now, ages.capture_days), dry_run),
+            _sweep_reports(settings, _before(now, ages.report_days), dry_run),
             _sweep_cache(settings, dry_run),
         ]
 
@@ -100,11 +90,10 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
     swept = SweepResult("raw", before)
     if before is None:
         return swept
-    archive = Workspace.of(settings).archive
-    lake = Workspace.of(settings).lake
-    unwritten, unwritten_days = 0, set[date]()
-    unfinished = archive.unfinished_dates()
-    for folder, day in _days(archive.root, "*"):
+    archive, lake = Workspace.of(settings).archive, Workspace.of(settings).lake
+    unwritten, unwritten_days, unfinished = 0, set[date](), archive.unfinished_dates()
+    for folder in sorted(archive.root.glob(f"*/{PARTITION}=*/")):
+        day = date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
         if day >= before:
             continue
         written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
@@ -206,11 +195,6 @@ def _sweep_cache(settings: Settings, dry_run: bool) -> SweepResult:
     swept, cache = SweepResult("cache", None), Workspace.of(settings).cache
     _remove(swept, [*cache.glob("*-http.sqlite*"), *AnswerCache(cache / "answers").old_files()], dry_run)
     return swept
-
-
-def _days(root: Path, source: str) -> Iterator[tuple[Path, date]]:
-    for folder in sorted(root.glob(f"{source}/{PARTITION}=*/")):
-        yield folder, date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
 
 
 def _remove(swept: SweepResult, paths: Iterable[Path], dry_run: bool) -> None:

@@ -7,7 +7,6 @@ answers stay valid.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import select
 import subprocess
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from nq_pipeline.clock import Clock, ShiftedClock
 from nq_pipeline.errors import SandboxError
+from nq_pipeline.files import locked
 from nq_pipeline.sandbox.process import HOST, remembered_port, vendor_options
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
@@ -96,9 +96,8 @@ class _Server:
 @contextmanager
 def _server(environment_dir: Path, wanted: int) -> Iterator[_Server]:
     """A server that lives at least as long as this context."""
-    environment_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        with _only_one_at_a_time(environment_dir / "sandbox.lock"):
+        with locked(environment_dir / "sandbox.lock"):
             port = wanted or remembered_port(environment_dir)
             server = stack.enter_context(_lease(port)) if port else None
             if server is None:
@@ -110,13 +109,6 @@ def _server(environment_dir: Path, wanted: int) -> Iterator[_Server]:
                 f"see {environment_dir / 'sandbox.log'}."
             )
         yield server
-
-
-@contextmanager
-def _only_one_at_a_time(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -35,17 +35,9 @@ class Tick:
 def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: datetime | None = None) -> Tick:
     """Run at each tick while the market is open within the window.
 
-    Parameters
-    ----------
-    scheduled
-        The instant of the tick, with a time zone.
-    now
-        The machine's time. A scheduler that was down catches up on missed ticks, but no vendor has the quotes
-        of an hour ago.
-    window
-        `always` counts as `globex`, because nothing changes while the market is closed.
-    pinned
-        The instant of a pinned clock.
+    A scheduler that was down catches up on missed ticks, but no vendor has the quotes of an hour ago, so a
+    tick `scheduled` long before `now` (the machine's time) is skipped. The window `always` counts as
+    `globex`, because nothing changes while the market is closed. `pinned` is the instant of a pinned clock.
     """
     if pinned is not None:
         return Tick(None, _pinned(pinned))
@@ -63,13 +55,7 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
 def first_tick(
     now: datetime, *, environment: str, chosen: bool, window: Window, pinned: datetime | None = None
 ) -> Tick:
-    """Take one snapshot on a new instance of the sandbox, at any hour, so that there is a chain to see.
-
-    Parameters
-    ----------
-    chosen
-        Whether this instance has ever chosen a chain.
-    """
+    """Take one snapshot on an instance of the sandbox that has never chosen a chain, at any hour."""
     if chosen:
         return Tick(None, "there is a chain; the schedules fetch the next ones")
     if environment != "sandbox":
@@ -105,14 +91,8 @@ def pressure_tick(
 ) -> PressureTick:
     """Compute at each tick while trades may arrive, and early in the next session once more.
 
-    Parameters
-    ----------
-    now
-        The capture's clock, which may differ from the machine's in the sandbox.
-    captured
-        The trade dates with captured trades.
-    pinned
-        The instant of a pinned clock.
+    `now` is the capture's clock, which may differ from the machine's in the sandbox; `captured` are the trade
+    dates with captured trades.
     """
     if pinned is not None:
         return PressureTick(reason=_pinned(pinned))

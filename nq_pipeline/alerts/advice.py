@@ -55,14 +55,9 @@ CHECK_REMEDY = {
 def failed_run(
     job: str, reason: str, *, kind: str, trade_date: str | None, by_hand: bool, where: Sequence[str]
 ) -> Alert:
-    """The alert for a failed run.
+    """The alert for a failed run; `kind` is its tag `nq/kind`, empty without one.
 
-    Parameters
-    ----------
-    kind
-        The run's tag `nq/kind`; empty without one.
-    by_hand
-        Whether a person launched it from an asset's page, so that its job has no name of ours.
+    A run launched `by_hand` from an asset's page has a job without a name of ours.
     """
     name = "a run launched by hand" if by_hand else job
     return Alert(
@@ -75,15 +70,7 @@ def failed_run(
 
 
 def failed_check(name: str, reason: str, *, promise: str, where: Sequence[str]) -> Alert:
-    """The alert for a failed check.
-
-    Parameters
-    ----------
-    name
-        The asset's key and the check's name, e.g. `databento/trades/gaps`.
-    promise
-        The check's description: what holds when it passes.
-    """
+    """The alert for a failed check, e.g. `databento/trades/gaps`; its `promise` holds when it passes."""
     check = name.rpartition("/")[2]
     broken = f"This does not hold: {promise.partition('. ')[0].rstrip('.')}." if promise else ""
     return Alert(

@@ -18,16 +18,9 @@ _ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A condition that needs a person's attention.
+    """A condition that needs a person's attention: what happened, what it means, what to do, and links.
 
-    Attributes
-    ----------
-    key
-        Identifies the condition, e.g. `check/databento/trades/gaps`.
-    what, so_what, what_to_do
-        A sentence each: what happened, what it means, what to do.
-    where
-        Links and ids.
+    `key` identifies the condition, e.g. `check/databento/trades/gaps`.
     """
 
     key: str
@@ -40,16 +33,9 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message about an alert.
+    """One message about an alert that was raised `times` times `since` it began to fire.
 
-    Attributes
-    ----------
-    at
-        By the machine's clock, UTC.
-    since
-        When the alert began to fire.
-    times
-        How often it was raised since then, this time included.
+    Instants are UTC, by the machine's clock.
     """
 
     id: str

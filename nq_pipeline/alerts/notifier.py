@@ -73,13 +73,7 @@ class Delivery:
 
 
 class Notifier:
-    """The alerts of the settings' environment.
-
-    Parameters
-    ----------
-    clock
-        The machine's, never a pinned one: repeats are timed in real time.
-    """
+    """The alerts of the settings' environment. The clock is the machine's, never a pinned one."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         folder = Workspace.of(settings).root
@@ -100,9 +94,8 @@ class Notifier:
                 self._record(saved, "firing", alert, since=now, times=1)
                 return True
             # A clock that was set back must not silence an alert.
-            silent = (
-                timedelta() <= now - before.message.at < timedelta(seconds=self._settings.alerts.repeat_s)
-            )
+            age_s = (now - before.message.at).total_seconds()
+            silent = 0 <= age_s < self._settings.alerts.repeat_s
             if silent and before.message.alert.severity == alert.severity:
                 before.times += 1
                 return False

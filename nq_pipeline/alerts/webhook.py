@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import tenacity
 
 from nq_pipeline.errors import WebhookRefused
+from nq_pipeline.transport.policy import parse_retry_after
 
 TIMEOUT_S = 5.0
 """Timeout of one attempt, for connecting and for the answer each."""
@@ -47,11 +48,10 @@ def _post(url: str, body: bytes) -> None:
         connection.close()
     if 200 <= response.status < 300:
         return
-    wait = response.headers.get("Retry-After", "").strip()
     raise WebhookRefused(
         f"the webhook answered HTTP {response.status}",
         retryable=response.status in (408, 429) or response.status >= 500,
-        retry_after_s=float(wait) if wait.isdecimal() else 0.0,
+        retry_after_s=parse_retry_after(response.headers.get("Retry-After", "")) or 0.0,
     )
 
 

@@ -30,18 +30,10 @@ def windows_over(lake: duckdb.DuckDBPyConnection, trade_date: date, until: datet
 
 
 def measure_pressure(settings: Settings, trade_date: date, *, until: datetime, run_id: str) -> pl.DataFrame:
-    """Append the ended windows of a trade date to `trade_pressure`.
+    """Append the windows of a trade date that ended by `until` (the capture's time, UTC) to `trade_pressure`.
 
-    A window is appended when it has ended, and again with more trades after a gap in it was filled.
-
-    Parameters
-    ----------
-    until
-        The capture's time, UTC.
-
-    Returns
-    -------
-    The current rows of `trade_pressure`, one per window and contract.
+    A window is appended again, with more trades, after a gap in it was filled. Returns the current rows, one
+    per window and contract.
     """
     with catalog.connect(Workspace.of(settings).lake) as lake:
         windows = windows_over(lake, trade_date, until).drop("is_whole", "product")

@@ -34,19 +34,10 @@ MOST_UNDEFINED = 0.2
 def judge_snapshot(
     chain: pl.DataFrame, measured: Mapping[str, pl.DataFrame], *, tolerance: float
 ) -> dict[str, dict[str, Finding | None]]:
-    """Judge the pricing and metrics of one snapshot.
+    """Judge what `price_and_measure` returned for one snapshot.
 
-    Parameters
-    ----------
-    measured
-        Rows by the table's name, as `price_and_measure` returns them.
-    tolerance
-        Largest difference between a parity forward and the vendor's underlying, as a fraction.
-
-    Returns
-    -------
-    dict
-        Findings by the table's name and the check's name; None where there was nothing to judge.
+    `tolerance` is the largest difference between a parity forward and the vendor's underlying, as a fraction.
+    Returns findings by the table's name and the check's name; None where there was nothing to judge.
     """
     pricing, series = measured[OPTION_PRICING.name], measured[SERIES_METRICS.name]
     return {

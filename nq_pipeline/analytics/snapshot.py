@@ -1,4 +1,8 @@
-"""Prices a snapshot, computes its metrics, and writes both to the lake."""
+"""Prices a snapshot, computes its metrics, and writes both to the lake.
+
+Rows that are already in the tables stay unchanged, even if the interest rate has changed. Publish the catalog
+afterwards, so that its views show the new rows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from datetime import date
 import polars as pl
 
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
-from nq_pipeline.analytics.pricing import price_snapshot
 from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
@@ -19,6 +22,7 @@ from nq_pipeline.lake.tables import (
     STRIKE_PROFILE,
     conform,
 )
+from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
@@ -34,9 +38,6 @@ METRICS = (
 def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> dict[str, pl.DataFrame]:
     """Price a chain, compute its metrics, append both to the lake, and return the rows by table name.
 
-    Rows already in the tables stay unchanged. Publish the catalog afterwards, so that its views show the
-    new rows.
-
     Parameters
     ----------
     chain
@@ -48,22 +49,23 @@ def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -
         The chain does not have the columns of `option_chain`, or the lake cannot be written.
     """
     pricing = price_snapshot(settings, chain, run_id=run_id)
-    return {
-        OPTION_PRICING.name: pricing,
-        **measure_snapshot(settings, chain, pricing, run_id=run_id),
-    }
+    return {OPTION_PRICING.name: pricing, **measure_snapshot(settings, chain, pricing, run_id=run_id)}
+
+
+def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
+    """Price rows of `option_chain`, append the result to `option_pricing`, and return it."""
+    priced = price_chain(
+        chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
+    )
+    rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
+    Workspace.of(settings).lake.append(OPTION_PRICING, rows, run_id=run_id)
+    return rows
 
 
 def measure_snapshot(
     settings: Settings, chain: pl.DataFrame, pricing: pl.DataFrame, *, run_id: str
 ) -> dict[str, pl.DataFrame]:
-    """Compute the metrics of a chain, append them to the lake, and return the rows by table name.
-
-    Parameters
-    ----------
-    chain, pricing
-        Rows of `option_chain`, whole snapshots, and the result of `price_snapshot` for them.
-    """
+    """Compute the metrics of a priced chain, append them to the lake, and return the rows by table name."""
     priced = priced_chain(chain, pricing)
     measured = {
         table: conform(table, metric(priced).with_columns(run_id=pl.lit(run_id))) for table, metric in METRICS

@@ -25,12 +25,8 @@ NAMES = 76
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
     """Open contracts by strike, calls up and puts down, with the forward and max pain.
 
-    Parameters
-    ----------
-    profile, metrics
-        Rows of `strike_profile` and `series_metrics`, one snapshot.
-    series
-        The series to draw; by default the sum of all, which has no max pain.
+    Takes rows of `strike_profile` and `series_metrics`, one snapshot. Draws one series, or the sum of all,
+    which has no max pain.
     """
     return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "open contracts")
 
@@ -43,10 +39,7 @@ def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = No
 def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     """Net gamma exposure of all series by strike, with the forward and the zero-gamma level.
 
-    Parameters
-    ----------
-    profile, levels
-        Rows of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
+    Takes rows of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
     """
     forward = _first(levels, "forward")
     if forward is None:
@@ -85,13 +78,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
 
 
 def put_call(metrics: pl.DataFrame) -> Picture:
-    """Put/call ratio of every series, by open interest and by the session's volume, on a log scale.
-
-    Parameters
-    ----------
-    metrics
-        Rows of `series_metrics`, one snapshot.
-    """
+    """Put/call ratio of every series by open interest and volume, from `series_metrics` of one snapshot."""
     held, traded = pl.col("put_call_open_interest"), pl.col("put_call_volume")
     drawn = metrics.filter((held > 0) | (traded > 0)).sort("expiration", "series")
     if drawn.is_empty():

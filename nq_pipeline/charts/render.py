@@ -20,17 +20,10 @@ def svg(
     title: bool = True,
     described: bool = True,
 ) -> str:
-    """The chart as SVG of `width` by `height` pixels. The renderer escapes the chart's texts.
+    """The chart as SVG, in pixels; its texts are escaped. A page that shows the `title` itself leaves it out.
 
-    Parameters
-    ----------
-    height
-        By default the chart's own.
-    title
-        Whether to draw the title. A page that shows the title itself leaves it out.
-    described
-        Whether to keep the marks' tooltips and descriptions. In an `<img>` neither browsers nor screen
-        readers can use them.
+    Unless `described`, the marks lose their tooltips and descriptions. In an `<img>` neither browsers nor
+    screen readers can use them.
     """
     (picture,) = svgs(chart, palette=palette, widths=[width], height=height, title=title)
     if not described:

@@ -12,15 +12,9 @@ PAIRS = 138
 
 
 def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture:
-    """Cumulative spend of the month by day, including the plan's fee, against the budget.
+    """Cumulative spend of the month by day, including the plan's fee, against NQ_BUDGET_MONTHLY_USD.
 
-    Parameters
-    ----------
-    days
-        A row per day of the month: `day`, `metered_usd`, `cumulative_usd` and `projected` (whether the
-        day is still to come). Amounts in USD.
-    budget_usd
-        `NQ_BUDGET_MONTHLY_USD`.
+    Takes the days of the month as in `spend.statement`, amounts in USD.
     """
     if days.is_empty():
         return "No spend: the ledger has no entry yet."
@@ -66,13 +60,7 @@ def spend(days: pl.DataFrame, *, budget_usd: float, environment: str) -> Picture
 
 
 def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
-    """Difference of two sources' mid prices of the same contracts: median, and 5th to 95th percentile.
-
-    Parameters
-    ----------
-    rows
-        Rows of the view `source_agreement`.
-    """
+    """Median and 5th to 95th percentile of the difference of two sources' mid prices (`source_agreement`)."""
     gaps = rows.filter(pl.col("mid_gap").is_not_null())
     if gaps.is_empty():
         return "No comparison: no two sources quoted the same contract."

@@ -19,14 +19,8 @@ NAMES = {"C": "calls", "P": "puts"}
 def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = None) -> Picture:
     """Contracts that aggressors bought less those they sold, by strike and five-minute window.
 
-    Parameters
-    ----------
-    rows
-        Rows of `pressure` or `trade_pressure`, one trade date.
-    option_type
-        C or P.
-    forward
-        Price of the future. Strikes more than 5 % away from it are not drawn; the subtitle counts them.
+    Takes rows of `pressure` or `trade_pressure`, one trade date, and draws calls (C) or puts (P). Strikes
+    more than 5 % away from `forward`, the price of the future, are not drawn; the subtitle counts them.
     """
     name = NAMES[option_type]
     traded = rows.filter(pl.col("option_type") == option_type)

@@ -20,12 +20,9 @@ PER_DEVIATION, DOTS_PER_DEVIATION = 40, 8
 
 
 def smile(rows: pl.DataFrame) -> Picture:
-    """Implied volatility by moneyness: a line per expiration, with the spread as a band.
+    """Implied volatility by moneyness, from `iv_smile` of one snapshot; the spread is a band.
 
-    Parameters
-    ----------
-    rows
-        Rows of `iv_smile`, one snapshot. The nearest expiration and up to three later ones are drawn.
+    The nearest expiration and up to three later ones are drawn.
     """
     width = pl.col("iv_uncertainty")
     # In a series with quotes, the volatility of a last trade is noise.
@@ -90,13 +87,7 @@ def smile(rows: pl.DataFrame) -> Picture:
 
 
 def term_structure(rows: pl.DataFrame) -> Picture:
-    """At-the-money implied volatility (ATM IV) by days to expiration.
-
-    Parameters
-    ----------
-    rows
-        Rows of `series_metrics`, one snapshot.
-    """
+    """At-the-money implied volatility by days to expiration, from `series_metrics` of one snapshot."""
     drawn = rows.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
     if drawn.is_empty():
         return "No term structure: no series has an ATM IV."
@@ -140,13 +131,7 @@ def term_structure(rows: pl.DataFrame) -> Picture:
 
 
 def expected_move(rows: pl.DataFrame) -> Picture:
-    """The expected move to each expiration: a cone of one standard deviation.
-
-    Parameters
-    ----------
-    rows
-        Rows of `series_metrics`, one snapshot.
-    """
+    """The expected move (one standard deviation) to each expiration, by `series_metrics` of one snapshot."""
     move, straddle = pl.col("expected_move_iv"), pl.col("expected_move_straddle")
     drawn = rows.filter(move.is_not_null(), pl.col("years") > 0).sort("years")
     if drawn.is_empty():

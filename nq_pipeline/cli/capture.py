@@ -10,7 +10,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
-from nq_pipeline.cli.output import note_sandbox, printable, program, to_json
+from nq_pipeline.cli.output import load, note_sandbox, printable, program, to_json
 
 if TYPE_CHECKING:
     from nq_pipeline.capture.stats import CaptureStats
@@ -38,7 +38,6 @@ def capture(minutes: float | None, as_json: bool) -> None:
 
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.publisher import Publisher
-    from nq_pipeline.configuration import load
     from nq_pipeline.market import sessions
     from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.signals import on_signal
@@ -120,7 +119,6 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
     Example:
       nq verify --minutes 0.2 --max-usd 1
     """
-    from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.verify.check import CheckResult
     from nq_pipeline.verify.run import run_checks

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from nq_pipeline.cli.output import load
 from nq_pipeline.workspace import Workspace
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
@@ -24,41 +25,39 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from nq_pipeline.errors import NoLake, NqError, SettingsError
-
         _warn_of_misspelled_settings()
         try:
             return command(*args, **kwargs)
-        except SettingsError as error:
-            click.echo(f"nq: {error}", err=True)
-            sys.exit(USAGE)
-        except NoLake as error:
-            click.echo(f"nq: {error}", err=True)
-            sys.exit(NO_LAKE)
-        except NqError as error:
-            click.echo(f"nq: {disk_trouble(error) or error}", err=True)
-            sys.exit(FAULT)
-        except OSError as error:
-            if problem := disk_trouble(error):
-                click.echo(f"nq: {problem}", err=True)
-                sys.exit(FAULT)
-            if error.filename is None:  # not about a file, so a fault of this program
-                raise
-            where = f"{error.filename}: {error.strerror}"
-            click.echo(f"nq: cannot use {where}; `nq settings` shows what NQ_DATA_DIR is", err=True)
-            sys.exit(FAULT)
         except Exception as error:
-            if (cause := disk_trouble(error) or lake_damage(error)) is None:
+            if (sentence := _explain(error)) is None:
                 raise
-            click.echo(f"nq: {cause}", err=True)
-            sys.exit(FAULT)
+            click.echo(f"nq: {sentence}", err=True)
+            sys.exit(_EXIT_CODES.get(type(error).__name__, FAULT))
 
     return wrapped
 
 
+_EXIT_CODES = {"SettingsError": USAGE, "NoLake": NO_LAKE}
+
+
+def _explain(error: Exception) -> object | None:
+    """The sentence for a person; None for a fault of this program, which shows its traceback."""
+    from nq_pipeline.errors import NqError
+
+    if type(error).__name__ in _EXIT_CODES:
+        return error
+    if problem := disk_trouble(error):
+        return problem
+    if isinstance(error, NqError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: {error.strerror}"
+        return error.filename and f"cannot use {where}; `nq settings` shows what NQ_DATA_DIR is"
+    return lake_damage(error)
+
+
 def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the data's disk, if that caused the error; else None."""
-    from nq_pipeline.configuration import load
     from nq_pipeline.disk import explain_disk_error
     from nq_pipeline.errors import SettingsError
 
@@ -72,7 +71,6 @@ def lake_damage(error: Exception) -> Exception | None:
     """The error of the damaged file in the lake that caused a reader's error; None for any other cause."""
     if type(error).__module__.partition(".")[0] not in ("polars", "duckdb", "_duckdb", "pyarrow"):
         return None
-    from nq_pipeline.configuration import load
     from nq_pipeline.lake.repair import find_damage
 
     return find_damage(Workspace.of(load()).lake)

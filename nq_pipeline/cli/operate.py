@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
-from nq_pipeline.cli.output import console, note_sandbox, printable, to_json
+from nq_pipeline.cli.output import console, load, note_sandbox, printable, to_json
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def doctor(as_json: bool) -> None:
     """Check whether every vendor is configured, reachable and entitled, and say what to fix."""
     from dataclasses import asdict
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints
     from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources
 
@@ -89,7 +88,6 @@ def alert(context: click.Context) -> None:
     if context.invoked_subcommand:
         return
     from nq_pipeline.alerts.notifier import Notifier
-    from nq_pipeline.configuration import load
 
     settings = load()
     note_sandbox(settings)
@@ -109,7 +107,6 @@ def alert(context: click.Context) -> None:
 def test_alert() -> None:
     """Send a test message and report whether it arrived."""
     from nq_pipeline.alerts.notifier import Notifier
-    from nq_pipeline.configuration import load
 
     settings = load()
     notifier = Notifier(settings)
@@ -135,7 +132,6 @@ def retention(dry_run: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.retention import sweep
 
     settings = load()
@@ -166,7 +162,6 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as repair_table
@@ -208,7 +203,6 @@ def ui(port: int) -> None:
     import signal
     import threading
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints
     from nq_pipeline.signals import on_signal
     from nq_pipeline.ui import supervisor
@@ -265,7 +259,6 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
     \b
       nq sandbox --fault barchart=blocked --fault polygon=slow
     """
-    from nq_pipeline.configuration import load
     from nq_pipeline.sandbox.process import serve
     from nq_pipeline.sandbox.scenario import FAULTS
 
@@ -288,6 +281,5 @@ def sandbox(port: int | None, faults: tuple[str, ...], list_faults: bool) -> Non
 def settings(markdown: bool) -> None:
     """Show every setting, its current value and what it means; secrets stay hidden."""
     from nq_pipeline import configuration
-    from nq_pipeline.configuration import load
 
     click.echo(configuration.markdown() if markdown else configuration.in_force(load()))

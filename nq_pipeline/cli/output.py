@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from nq_pipeline.settings import Settings
 
 
+def load(**overrides: Any) -> Settings:
+    """The settings; read late, because the modules of all vendors take long to import."""
+    from nq_pipeline import configuration
+
+    return configuration.load(**overrides)
+
+
 def note_sandbox(settings: Settings) -> None:
     if settings.environment == "sandbox":
         click.echo("SANDBOX: stand-ins on this machine serve a synthetic market; no price is real.")

@@ -10,7 +10,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import SQL_FAILED, lake_damage, report_errors
 from nq_pipeline.cli.help import DatedHelp
-from nq_pipeline.cli.output import note_sandbox
+from nq_pipeline.cli.output import load, note_sandbox
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def sql(query: str, form: OutputFormat | None) -> None:
     """
     import duckdb
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.errors import LakeError
     from nq_pipeline.lake import catalog, results
 
@@ -98,7 +97,6 @@ def report(moment: str | None, no_open: bool) -> None:
     """
     import webbrowser
 
-    from nq_pipeline.configuration import load
     from nq_pipeline.report.page import write_report
 
     settings, snapshot_ts = load(), _instant(moment) if moment else None

@@ -10,7 +10,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import NO_CHAIN, OK, report_errors
 from nq_pipeline.cli.help import DatedHelp
-from nq_pipeline.cli.output import console, note_sandbox, printable, program, progress, to_json
+from nq_pipeline.cli.output import console, load, note_sandbox, printable, program, progress, to_json
 from nq_pipeline.market.sessions import in_chicago
 from nq_pipeline.workspace import Workspace
 
@@ -51,7 +51,6 @@ def run(
     from nq_pipeline.chains.request import build_request
     from nq_pipeline.chains.snapshot import take_snapshot
     from nq_pipeline.chains.summary import as_json as snapshot_json
-    from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints
 
     if from_raw and (series or source or refresh):

@@ -11,7 +11,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, disk_trouble, report_errors
 from nq_pipeline.cli.options import usd
-from nq_pipeline.cli.output import note_sandbox, printable, progress, to_json
+from nq_pipeline.cli.output import load, note_sandbox, printable, progress, to_json
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ def budget(context: click.Context, named: str | None, as_json: bool) -> None:
       nq budget --month 2026-10
       nq budget reconcile 1f0c9a7be2d4 --usd 1.25 --reason "the vendor's usage page"
     """
-    from nq_pipeline.configuration import load
     from nq_pipeline.spend import report
     from nq_pipeline.spend.ledger import read_ledger
 
@@ -64,7 +63,6 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 
     For a closed reservation the difference is booked as a correction.
     """
-    from nq_pipeline.configuration import load
     from nq_pipeline.spend.ledger import Ledger
     from nq_pipeline.spend.money import format_usd
 
@@ -80,7 +78,6 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 @report_errors
 def restore_ledger() -> None:
     """Rebuild a lost spend ledger from its copy in the lake, the table spend."""
-    from nq_pipeline.configuration import load
     from nq_pipeline.spend.restore import restore_ledger
 
     lines, newest = restore_ledger(load())
@@ -95,7 +92,6 @@ def restore_ledger() -> None:
 @report_errors
 def trust_clock(reason: str) -> None:
     """Trust this machine's clock again after it was wrong and the budgets stopped following it."""
-    from nq_pipeline.configuration import load
     from nq_pipeline.spend.ledger import Ledger
 
     ledger = Ledger(load())
@@ -169,7 +165,6 @@ def backfill(
 
     from nq_pipeline.backfill.day import backfill_day
     from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
-    from nq_pipeline.configuration import load
     from nq_pipeline.runtime import endpoints
     from nq_pipeline.spend.export import publish_spend
     from nq_pipeline.spend.money import format_usd

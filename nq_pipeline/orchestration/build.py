@@ -26,25 +26,11 @@ from nq_pipeline.sources.registry import load_source
 def build_defs(
     settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = load_source
 ) -> dg.Definitions:
-    """The definitions. Building them asks, reads and writes nothing.
-
-    Parameters
-    ----------
-    settings
-        Fixed settings; None reads them anew for every run and tick.
-    opener
-        Opens a source by its name; tests pass their own.
-    """
+    """The definitions. Building them asks, reads and writes nothing; `Vendors` explains the parameters."""
     return dg.Definitions(
         assets=[
-            option_chains,
-            chain_analytics,
-            report,
-            trades,
-            trade_pressure,
+            *(option_chains, chain_analytics, report, spend_ledger, trades, trade_pressure, *HISTORIES),
             CAPTURE_HEALTH_SPEC,
-            *HISTORIES,
-            spend_ledger,
         ],
         asset_checks=[capture_state],
         jobs=JOBS,

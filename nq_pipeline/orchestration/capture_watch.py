@@ -30,19 +30,9 @@ log = logging.getLogger(__name__)
 class CaptureWatch:
     """A context manager around `Capture.run`, whose `progress` is `update`.
 
-    Parameters
-    ----------
-    stop
-        Set when the run has to end.
-    end_reason
-        Returns why the capture has to end by itself; empty while it may go on.
-    observe
-        Called with the statistics and the records a second since the last call.
-
-    Attributes
-    ----------
-    abandoned
-        Whether Dagster no longer counts the run as started, because it was cancelled, failed or deleted.
+    It sets `stop` when the run has to end: when `end_reason` returns one, or when Dagster no longer counts
+    the run as started, because it was cancelled, failed or deleted (`abandoned`). It calls `observe` with the
+    statistics and the records a second since the last call.
     """
 
     def __init__(

@@ -160,11 +160,7 @@ def delete_old_runs(instance: dg.DagsterInstance, before: datetime) -> dict[str,
     """Delete the finished runs created before an instant, except the last success of each trade date.
 
     A trade date has 78 snapshots, each close to a megabyte of history. Runs of backfills and of daily jobs
-    are few and stay.
-
-    Returns
-    -------
-    The number of deleted runs by kind.
+    are few and stay. Returns the number of deleted runs by kind.
     """
     deleted = {}
     for kind in ("chains", "pressure", "spend", CAPTURE):

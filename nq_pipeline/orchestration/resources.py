@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 class Vendors:
     """The settings and vendors of a run or tick.
 
-    Attributes
-    ----------
-    given
-        Settings to use. None reads them anew for every run and tick, so that a change of `.env` needs no
-        reload and a wrong setting fails a run in one sentence instead of the code location.
-    opener
-        Opens a source by its name.
+    Unless settings are `given`, they are read anew for every run and tick, so that a change of `.env` needs
+    no reload and a wrong setting fails a run in one sentence instead of the code location. `opener` opens a
+    source by its name.
     """
 
     given: Settings | None = None

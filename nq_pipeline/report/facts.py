@@ -56,18 +56,8 @@ class Facts:
         Time of the chain's newest rows; a series from the cache may be minutes older.
     as_of
         Oldest and newest time of its quotes.
-    chain, pricing
-        Rows of `option_chain`, and their rows of `option_pricing`.
-    sources
-        A row per source, by priority: its outcome, the series it won, and why it lost others.
-    agreement
-        Difference of two sources' mid prices, by contract.
-    gaps
-        The gaps of the trade dates in `captured`, in their current state.
     captured
-        Trade dates whose trades are shown, oldest first; the chain's trade date when there are none.
-    month
-        The running month of the ledger.
+        Trade dates whose trades and gaps are shown, oldest first; the chain's if there are none.
     """
 
     environment: str
@@ -87,10 +77,7 @@ class Facts:
 def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
     """Load the facts of the newest snapshot, or of the chain as it stood at a moment.
 
-    Raises
-    ------
-    LakeError
-        The lake has no chain at that moment.
+    Raises `LakeError` when the lake has no chain at that moment.
     """
     with catalog.connect(Workspace.of(settings).existing_lake) as lake:
         chain = catalog.chain(lake, snapshot_ts)
@@ -141,13 +128,7 @@ def _pricing(
 
 
 class _PressureWindows:
-    """Windows of trade pressure by trade date, each computed once.
-
-    Parameters
-    ----------
-    until
-        Only windows that ended by then; None for all.
-    """
+    """Windows of trade pressure that ended by `until` (None for all) by trade date, each computed once."""
 
     def __init__(
         self, lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None

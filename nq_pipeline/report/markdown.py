@@ -94,14 +94,9 @@ def front_smile(smile: pl.DataFrame) -> str:
 
 
 def front_open_interest(chain: pl.DataFrame, *, rate: float) -> Picture:
-    """Open interest by strike of the first series to expire that has any.
+    """Open interest by strike of the first series to expire that has any, from one snapshot.
 
-    Parameters
-    ----------
-    chain
-        Rows of `option_chain`, one snapshot.
-    rate
-        NQ_RISK_FREE_RATE; it affects only the line at the forward.
+    `rate` is NQ_RISK_FREE_RATE; it affects only the line at the forward.
     """
     from nq_pipeline import charts
     from nq_pipeline.analytics import metrics
@@ -117,13 +112,7 @@ def front_open_interest(chain: pl.DataFrame, *, rate: float) -> Picture:
 
 
 def metric_charts(measured: Mapping[str, pl.DataFrame], product: str) -> dict[str, Picture]:
-    """A chart of each table of a snapshot's metrics, for the options on one product, by the table's name.
-
-    Parameters
-    ----------
-    measured
-        Rows of `iv_smile`, `strike_profile`, `series_metrics` and `gamma_levels` by these names.
-    """
+    """A chart of each table of a snapshot's metrics, for the options on one product, by the table's name."""
     from nq_pipeline import charts
 
     smile, profile, series = _of_product(measured, product)

@@ -63,22 +63,10 @@ class Tile:
 
 
 def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> Path:
-    """Write the report of a snapshot atomically, over an earlier report of the same snapshot.
+    """Write the report of the newest snapshot, or of the chain as of an instant with a time zone.
 
-    Parameters
-    ----------
-    snapshot_ts
-        Report the chain as of this instant (with a time zone); by default the newest snapshot.
-
-    Returns
-    -------
-    `<data>/<environment>/reports/<snapshot in UTC>.html`, or a temporary folder when the data's disk is full
-    or read-only.
-
-    Raises
-    ------
-    LakeError
-        The lake has no chain at that moment.
+    The file is `<data>/<environment>/reports/<snapshot in UTC>.html`, or in a temporary folder when the
+    data's disk is full or read-only. Raises `LakeError` when the lake has no chain at that moment.
     """
     facts = load_facts(settings, snapshot_ts)
     path = Workspace.of(settings).reports / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
@@ -105,14 +93,8 @@ def html(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters |= {
-        "count": _count,
-        "number": _number,
-        "share": _share,
-        "usd": _usd,
-        "local": _local,
-        "total": _total,
-    }
+    formatters = (_count, _number, _share, _usd, _local, _total)
+    page.filters |= {formatter.__name__.removeprefix("_"): formatter for formatter in formatters}
     style, script = _colours() + _text("page.css"), _text("page.js")
     return page.get_template("page.html").render(
         facts=facts,

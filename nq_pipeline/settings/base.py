@@ -55,16 +55,9 @@ def setting(
 
 
 class Declared(NamedTuple):
-    """A setting as its group declares it.
+    """A setting as its group declares it; `variables` set it, and the reference shows those `documented`.
 
-    Attributes
-    ----------
-    name
-        Unique among all settings: the variable without `NQ_`, in lower case.
-    variables
-        Environment variables that set it, the documented ones first.
-    documented
-        The variables that the reference shows.
+    `name` is unique among all settings: the variable without `NQ_`, in lower case.
     """
 
     name: str
@@ -92,21 +85,15 @@ class SettingsGroup(BaseModel):
             name = str(extra["name"] or f"{cls.prefix}{attribute}")
             theirs: tuple[str, ...] = tuple(extra["variables"])  # type: ignore[arg-type]
             variables = (*theirs, f"NQ_{name.upper()}")
+            shapes_chain = bool(extra["shapes_chain"])
             yield Declared(
-                name,
-                attribute,
-                variables,
-                theirs or variables,
-                field,
-                extra["sandbox"],
-                bool(extra["shapes_chain"]),
+                name, attribute, variables, theirs or variables, field, extra["sandbox"], shapes_chain
             )
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """A validated copy with other values, by attribute; explicitly set values stay explicit."""
-        return self.model_validate(
-            {**{name: getattr(self, name) for name in self.model_fields_set}, **values}
-        )
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return self.model_validate({**given, **values})
 
     def secret_texts(self) -> Iterator[str]:
         """Every secret of the group. A URL with a password yields both the URL and the password."""
@@ -133,18 +120,10 @@ class VendorSettings(SettingsGroup):
 
 
 def bare_url(value: str, *, plain: str = "http") -> str:
-    """The address without a final slash.
+    """The address without a final slash; `plain` is the scheme without encryption, `http` or `ws`.
 
-    Parameters
-    ----------
-    plain
-        The scheme without encryption, `http` or `ws`.
-
-    Raises
-    ------
-    ValueError
-        It is no address, may hold a secret (user, query, fragment), or would send a key unencrypted to
-        another machine.
+    Raises `ValueError` when it is no address, may hold a secret (user, query, fragment), or would send a key
+    unencrypted to another machine.
     """
     secure = f"{plain}s"
     form = f"write an address like {secure}://host/path"

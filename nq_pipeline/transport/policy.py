@@ -8,6 +8,8 @@ from typing import Self
 
 from nq_pipeline.settings.groups import HttpSettings
 
+_DEFAULTS = HttpSettings()
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -15,12 +17,8 @@ class Policy:
 
     Attributes
     ----------
-    timeout_s
-        Seconds without a byte after which a request fails.
-    attempts
-        Most attempts of a request that fails for a transient reason, the first included.
-    retry_after_cap_s
-        Longest Retry-After, seconds, that is waited for.
+    timeout_s, attempts, retry_after_cap_s
+        As in the settings (`NQ_HTTP_TIMEOUT_S` and so on).
     per_minute
         Most requests per minute; 0 is no limit. Like `spacing_s` it holds across processes that share a
         state folder.
@@ -33,9 +31,9 @@ class Policy:
         Largest answer in binary form.
     """
 
-    timeout_s: float = 10.0
-    attempts: int = 3
-    retry_after_cap_s: float = 30.0
+    timeout_s: float = _DEFAULTS.timeout_s
+    attempts: int = _DEFAULTS.attempts
+    retry_after_cap_s: float = _DEFAULTS.retry_after_cap_s
     per_minute: int = 0
     spacing_s: float = 0.0
     max_bytes: int = 8 * 1024 * 1024
@@ -60,10 +58,13 @@ def retry_wait(
     status
         HTTP status of the failed attempt; None when there was no answer.
     headers
-        Headers of the answer. A Retry-After that is a date counts as none.
+        Headers of the answer.
     """
-    text = headers.get("Retry-After", "").strip()
-    if not text.isdecimal():
+    if (wait_s := parse_retry_after(headers.get("Retry-After", ""))) is None:
         return None if status == 429 else 0.0
-    wait_s = float(text)
     return wait_s if wait_s <= min(policy.retry_after_cap_s, remaining_s) else None
+
+
+def parse_retry_after(header: str) -> float | None:
+    """The seconds of a Retry-After header; None when it is empty or a date."""
+    return float(header) if header.strip().isdecimal() else None

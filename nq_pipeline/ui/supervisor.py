@@ -64,12 +64,8 @@ def dagster_command(port: int) -> list[str]:
 def hold_instance(folder: Path, port: int) -> Iterator[int]:
     """Lock the instance while the context lasts; yields the descriptor that holds the lock.
 
-    A second daemon on one instance would launch every scheduled run twice.
-
-    Raises
-    ------
-    UiError
-        The instance or the port is in use.
+    A second daemon on one instance would launch every scheduled run twice. Raises `UiError` when the instance
+    or the port is in use.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -105,22 +101,9 @@ def run_dagster(
 ) -> None:
     """Run Dagster until `stop` is set, then end every process of its group.
 
-    Parameters
-    ----------
-    command
-        Starts Dagster, in the working directory.
-    environment
-        Variables for Dagster, in addition to those of this process.
-    hold
-        The descriptor that locks the instance. Dagster inherits it, so that the instance stays locked if
-        this process is killed.
-    on_ready
-        Called once, when the web server answers on the port.
-
-    Raises
-    ------
-    UiError
-        Dagster ended by itself.
+    `environment` adds variables to those of this process. Dagster inherits `hold`, the descriptor that locks
+    the instance, so that the instance stays locked if this process is killed. `on_ready` is called once, when
+    the web server answers on the port. Raises `UiError` when Dagster ends by itself.
     """
     variables = {**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"}
     inherited = () if hold is None else (hold,)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
-from nq_pipeline.analytics.pricing import price_snapshot
-from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot
+from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot, price_snapshot
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import INSTANT, conform
 from nq_pipeline.market import black76

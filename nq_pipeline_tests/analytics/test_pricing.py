@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nq_pipeline.analytics.pricing import price_snapshot
+from nq_pipeline.analytics.snapshot import price_snapshot
 from nq_pipeline.clock import NS_PER_S, from_ns
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
