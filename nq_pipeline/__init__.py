@@ -44,10 +44,7 @@ def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
 
 
 def chain(
-    as_of: datetime | None = None,
-    *,
-    newest_per_contract: bool = False,
-    settings: Settings | None = None,
+    as_of: datetime | None = None, *, newest_per_contract: bool = False, settings: Settings | None = None
 ) -> pl.DataFrame:
     """The current option chain, or the chain as of a moment.
 

@@ -37,20 +37,9 @@ in the working directory. The environment takes precedence.
 def load(**overrides: Any) -> Settings:
     """Read the settings from the environment and `.env`.
 
-    Parameters
-    ----------
-    overrides
-        Values that take precedence over both, by name: the variable without `NQ_`, in lower case.
-
-    Raises
-    ------
-    SettingsError
-        Names the variable, what is wrong and what to write.
-
-    Warns
-    -----
-    SettingsWarning
-        A variable looks like a setting but is not one.
+    `overrides` take precedence over both, by name: the variable without `NQ_`, in lower case. Raises
+    `SettingsError`, which names the variable, what is wrong and what to write. Warns with `SettingsWarning`
+    of a variable that looks like a setting but is not one.
     """
     for sentence in misspelled():
         warnings.warn(sentence, SettingsWarning, stacklevel=2)

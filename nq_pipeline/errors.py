@@ -75,15 +75,10 @@ class AlertError(NqError):
 
 
 class WebhookRefused(AlertError):
-    """The webhook did not accept a message. The message never contains its address.
+    """The webhook did not accept a message, and asked to wait `retry_after_s`. Never contains its address.
 
-    Attributes
-    ----------
-    retryable
-        Whether the same message may succeed later, and any other message would fail now: no answer, a
-        server fault, too many requests.
-    retry_after_s
-        Seconds that the webhook asked to wait.
+    If `retryable`, the same message may succeed later, and any other message would fail now: no answer, a
+    server fault, too many requests.
     """
 
     def __init__(self, message: str, *, retryable: bool, retry_after_s: float = 0.0) -> None:

@@ -38,13 +38,7 @@ class Workspace:
 
     @property
     def existing_lake(self) -> Lake:
-        """The lake, for commands that only read.
-
-        Raises
-        ------
-        NoLake
-            Nothing was ever written here, which a person should not take for an empty lake.
-        """
+        """The lake, for commands that only read; `NoLake` if nothing was ever written here."""
         lake = self.lake
         try:
             lake.root.stat()

@@ -106,8 +106,7 @@ def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
     for part in (_forwards(priced), _at_the_money(priced), _straddles(priced), pain, exposure):
         metrics = metrics.join(part, on=SERIES, how="left")
     return metrics.with_columns(
-        *_ratios(),
-        expected_move_iv=pl.col("forward") * pl.col("atm_iv") * pl.col("years").sqrt(),
+        *_ratios(), expected_move_iv=pl.col("forward") * pl.col("atm_iv") * pl.col("years").sqrt()
     ).sort(SERIES)
 
 

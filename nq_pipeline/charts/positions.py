@@ -52,7 +52,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     bars = bars.with_columns(
         label=pl.format(
             "{} · {} million dollars per 1 %", _span(width), (pl.col("net") / 1e6).round(2).cast(pl.String)
-        ),
+        )
     )
     y = alt.Y(
         "net:Q",

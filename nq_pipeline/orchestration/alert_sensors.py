@@ -69,8 +69,7 @@ def alerts(
     sent = notifier.deliver()
     status = f"{len(notifier.firing())} firing, {sent.delivered} sent, {sent.waiting} waiting"
     return dg.SensorResult(
-        cursor=json.dumps(before | seen),
-        skip_reason=f"{status}: {sent.reason}" if sent.reason else status,
+        cursor=json.dumps(before | seen), skip_reason=f"{status}: {sent.reason}" if sent.reason else status
     )
 
 

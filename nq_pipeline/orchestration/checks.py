@@ -65,7 +65,7 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
     SERIES: {"term_structure": "Every series with a forward has an at-the-money volatility."},
     LEVELS: {
         "exposure_complete": f"At most {analytics.MOST_LEFT_OUT:.0%} of the open contracts are missing from "
-        "the gamma exposure because their rows could not be priced.",
+        "the gamma exposure because their rows could not be priced."
     },
     PRESSURE: {
         "windows_whole": "No window overlaps an unfilled gap of the capture.",

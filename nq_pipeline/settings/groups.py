@@ -206,8 +206,7 @@ class SpendSettings(SettingsGroup):
         Decimal(179), description="The data plan's flat fee per calendar month, USD."
     )
     budget_monthly_usd: Usd = setting(
-        Decimal(200),
-        description="Most to spend in a calendar month, including the plan's fee, USD.",
+        Decimal(200), description="Most to spend in a calendar month, including the plan's fee, USD."
     )
     budget_daily_usd: Usd = setting(
         Decimal(10), description="Most to spend on metered requests in a calendar day, USD."
@@ -306,9 +305,7 @@ class AlertSettings(SettingsGroup):
         3600, ge=0, description="Least seconds before an alert that is still active is sent again."
     )
     ui_url: str = setting(
-        "http://127.0.0.1:3000",
-        description="Address of the Dagster UI for links in alerts.",
-        name="ui_url",
+        "http://127.0.0.1:3000", description="Address of the Dagster UI for links in alerts.", name="ui_url"
     )
 
     @field_validator("webhook")

@@ -52,24 +52,13 @@ class Dev:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # A parent in the background leaves SIGINT ignored, and dagster would not end on it.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self._wait_until_served()
 
-    def stop(self) -> None:
-        """End the whole group, first by SIGINT."""
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=20)
-        self.kill()
-
     def kill(self) -> None:
         """Kill the whole group (daemons, code server, runs), as a power cut would."""
-        assert self._process
+        if self._process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -149,4 +138,4 @@ def dagster_dev(folder: Path, settings: Mapping[str, str]) -> Iterator[Dev]:
         dev.start()
         yield dev
     finally:
-        dev.stop()
+        dev.kill()
