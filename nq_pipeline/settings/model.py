@@ -56,7 +56,10 @@ class Settings(SettingsGroup):
         description="Fixed instant (ISO 8601 with a time zone) to use as the current time, for sessions, "
         "partitions and freshness.",
     )
-    products: CommaList = setting(("NQ",), description=f"Products to fetch and capture: {list_names()}.")
+    products: CommaList = setting(
+        ("NQ",),
+        description=f"Products to fetch and capture: {list_names()}.",
+    )
     chains: ChainSettings = Field(default_factory=ChainSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     pricing: PricingSettings = Field(default_factory=PricingSettings)
