@@ -11,6 +11,7 @@ from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.orchestration.names import (
     CAPTURE,
+    CAPTURE_HOST,
     CHOSEN_CHAIN,
     HISTORY,
     KIND,
@@ -71,7 +72,7 @@ capture_job = dg.define_asset_job(
     description="Capture options and futures live from Databento's gateway until the window closes. The "
     "sensor live_capture launches it. A run launched by hand needs the partition of the current trade date.",
     # The longest session is that of a holiday before a weekend, from Thursday evening to Monday.
-    tags={KIND: CAPTURE, MAX_RUNTIME: str(5 * 24 * 3600), PRIORITY: "10"},
+    tags={KIND: CAPTURE, MAX_RUNTIME: str(5 * 24 * 3600), PRIORITY: "10", **CAPTURE_HOST},
 )
 
 
@@ -150,7 +151,7 @@ def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors
     description="Remove old data that is proven to be in the lake: answers, capture segments, reports, "
     "expired cache entries, runs. Settings: NQ_KEEP_RAW_DAYS, NQ_KEEP_CAPTURE_DAYS, NQ_KEEP_REPORT_DAYS, "
     "NQ_KEEP_RUN_DAYS. `nq retention --dry-run` shows what it would remove.",
-    tags={KIND: "retention", MAX_RUNTIME: "3600"},
+    tags={KIND: "retention", MAX_RUNTIME: "3600", **CAPTURE_HOST},
 )
 def retention_job() -> None:
     remove_old()

@@ -34,3 +34,6 @@ PRIORITY = "dagster/priority"
 MAX_RUNTIME = "dagster/max_runtime"
 """Seconds after which Dagster ends a run, as a string. Without it a run whose process died in a power cut
 counts as started for ever and holds its place in the queue."""
+CAPTURE_HOST = {"dagster-celery/queue": "capture"}
+"""Tags of jobs that work on the capture log, which stays on the disk of the host that captures. In a cluster
+only that host takes runs from this queue (`deploy/dagster.yaml`); on one machine nothing reads the tag."""
