@@ -1,7 +1,6 @@
 """What a backfill covers: a schema and its parents, and how a trade date becomes queries.
 
-A trade date is the span from its session's open to the next session's, as everywhere in the lake. What still
-comes after the close (settlements, the definitions of a weekend, bars of UTC days) needs all of it. Trading
+A trade date is the span from its session's open to the next session's, as everywhere in the lake. Trading
 itself is over an hour after the close, so a Friday can be bought on a Friday.
 """
 

@@ -92,7 +92,7 @@ def _ask_one(
 ) -> SourceResult | None:
     """Return a cached answer that is fresh; else ask through the breaker, and cache a whole answer.
 
-    None when `free_only` is set and the answer would cost money or the price is unknown.
+    None with `free_only` when the answer would cost money or the price is unknown.
     """
     started = settings.clock.monotonic()
 
@@ -243,8 +243,8 @@ def _answer_key(source: Source, settings: Settings, request: ChainRequest) -> st
 def known_refusals(source: Source, settings: Settings, request: ChainRequest) -> Mapping[str, Entitlement]:
     """The refusals of the vendor's plan that hold on this trade date, by part of the chain.
 
-    Empty while the table is damaged: a useless request costs less than a missing chain.
-    `record_entitlements` reports the damage.
+    Empty while the table is damaged: a useless request costs less than a missing chain, and the damage is
+    reported by `record_entitlements`.
     """
     try:
         return _refusals(source, settings, request)

@@ -1,14 +1,11 @@
 """Which source wins each series, and why the others did not. Pure.
 
-Each series is decided alone, so that a missing series does not cost a vendor the whole chain. A
-candidate is *sound* when it has rows with prices, its newest quote or trade is fresh and not in the
-future, and its quotes are plausible. It is *healthy* when it is also complete: its vendor says so, and
-it has about as many contracts as the fullest sound native answer. The first healthy source by priority
-wins; where none is healthy, the sound one with the most quotes. A stale or failed source never wins. A
-proxy (index or fund options) wins only when no native source won a series of the product it stands for.
-
-The table `decisions` has a reason for every series. Where a summary needs one reason per source, it takes the
-reason of the source's own answer first (`chains.summary.loss_reasons`).
+Each series is decided alone, so that a missing series does not cost a vendor the whole chain. A candidate is
+*sound* when it has rows with prices, its newest quote or trade is fresh and not in the future, and its quotes
+are plausible. It is *healthy* when it is also complete: its vendor says so, and it has about as many
+contracts as the fullest sound native answer. The first healthy source by priority wins; where none is
+healthy, the sound one with the most quotes. A stale or failed source never wins. A proxy (index or fund
+options) wins only when no native source won a series of the product it stands for.
 """
 
 from __future__ import annotations
@@ -27,6 +24,10 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, SeriesAnswer
 
 NATIVE = "future"
+_BID, _ASK = pl.col("bid"), pl.col("ask")
+QUOTED = _BID.is_not_null() | _ASK.is_not_null()
+BAD_QUOTE = (_BID > _ASK) | (_BID < 0) | (_ASK < 0) | ~_BID.is_finite() | ~_ASK.is_finite()
+"""Crossed, negative or not finite."""
 SKEW = timedelta(days=1)
 """How far a vendor's clock or time zone may run ahead of the request."""
 
@@ -47,14 +48,14 @@ class _Candidate:
     series: str
     proxy: bool
     answer: SeriesAnswer
-    contracts: int
-    priced: int
-    quoted: int
-    bad: int
-    newest: datetime | None
-    premature: bool
-    timed: bool
     snapshot_ts: datetime
+    contracts: int = 0
+    priced: int = 0
+    quoted: int = 0
+    bad: int = 0
+    newest: datetime | None = None
+    timed: bool = False
+    premature: bool = False
 
 
 def decide(
@@ -106,56 +107,32 @@ _Verdict = tuple[_Candidate, bool, Outcome, str]
 def _candidates(
     source: str, rank: int, answer: ChainAnswer, request: ChainRequest, *, proxy: bool
 ) -> list[_Candidate]:
-    bid, ask = pl.col("bid"), pl.col("ask")
-    quote = bid.is_not_null() | ask.is_not_null()
-    price = quote | pl.col("last").is_not_null() | pl.col("settlement").is_not_null()
-    bad = (bid > ask) | (bid < 0) | (ask < 0) | ~bid.is_finite() | ~ask.is_finite()
-    latest = latest_plausible(request)
-    stats = {
-        row["series"]: row | {"premature": row["newest"] is not None and row["newest"] > latest}
-        for row in answer.frame.group_by("series")
-        .agg(
-            contracts=pl.len(),
-            priced=price.sum(),
-            quoted=quote.sum(),
-            bad=bad.fill_null(False).sum(),
-            newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
-            timed=pl.col("quote_ts").is_not_null().any(),
-            snapshot_ts=pl.col("snapshot_ts").max(),
-        )
-        .iter_rows(named=True)
-    }
-    nothing = {
-        **dict.fromkeys(("contracts", "priced", "quoted", "bad"), 0),
-        "newest": None,
-        "premature": False,
-        "timed": False,
-        "snapshot_ts": request.snapshot_ts,
-    }
-    return [
-        _Candidate(
-            source=source,
-            rank=rank,
-            series=key,
-            proxy=proxy,
-            answer=series,
-            **{name: stats.get(key, nothing)[name] for name in nothing},
-        )
-        for key, series in _by_series(answer, request).items()
-    ]
-
-
-def _by_series(answer: ChainAnswer, request: ChainRequest) -> Mapping[str, SeriesAnswer]:
-    """The answer for each series; a proxy that names none failed all requested ones for its one reason."""
+    priced = QUOTED | pl.col("last").is_not_null() | pl.col("settlement").is_not_null()
+    counts = answer.frame.group_by("series").agg(
+        contracts=pl.len(),
+        priced=priced.sum(),
+        quoted=QUOTED.sum(),
+        bad=BAD_QUOTE.fill_null(False).sum(),
+        newest=pl.max_horizontal(pl.col("quote_ts").max(), pl.col("last_ts").max()),
+        timed=pl.col("quote_ts").is_not_null().any(),
+        snapshot_ts=pl.col("snapshot_ts").max(),
+    )
+    premature = (pl.col("newest") > latest_plausible(request)).fill_null(False)
+    stats = {row.pop("series"): row for row in counts.with_columns(premature=premature).iter_rows(named=True)}
+    # A proxy that names no series failed all requested ones for its one reason.
     whole = SeriesAnswer(answer.outcome, answer.reason)
-    return answer.series or {series.key: whole for series in request.series}
+    series = answer.series or {one.key: whole for one in request.series}
+    nothing = {"snapshot_ts": request.snapshot_ts}
+    return [
+        _Candidate(source, rank, key, proxy, own, **stats.get(key, nothing)) for key, own in series.items()
+    ]
 
 
 def _limits(candidates: list[_Candidate], request: ChainRequest, gates: Gates) -> dict[str, _Limit]:
     """The newest quote or trade of each source and the oldest that is fresh.
 
-    All series of the source count together, because one quiet series does not make a source stale. Series
-    with instants in the future do not count, because they would make any source fresh.
+    All series count together, because one quiet series does not make a source stale; those in the future do
+    not.
     """
     limits: dict[str, _Limit] = {}
     for source in dict.fromkeys(c.source for c in candidates):
@@ -238,9 +215,8 @@ def latest_plausible(request: ChainRequest) -> datetime:
 def oldest_fresh(request: ChainRequest, stale_after_s: int, *, timed: bool = True) -> datetime:
     """Quotes and trades before this instant are stale.
 
-    In regular hours a source with quote times has `stale_after_s`. One that only reports when a
-    contract last traded (`timed` false) is held to the session, because a quiet series may not trade
-    for an hour. Before regular hours the limit is the previous session, after them this one.
+    In regular hours a source with quote times has `stale_after_s`. One that only reports when a contract last
+    traded (`timed` false) is held to the session. Before regular hours the limit is the previous session.
     """
     session = sessions.session(request.trade_date)
     if sessions.is_open(request.moment, "rth"):

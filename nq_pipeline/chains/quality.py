@@ -11,7 +11,7 @@ from datetime import datetime
 
 import polars as pl
 
-from nq_pipeline.chains.failover import NATIVE, latest_plausible, oldest_fresh
+from nq_pipeline.chains.failover import BAD_QUOTE, NATIVE, QUOTED, latest_plausible, oldest_fresh
 from nq_pipeline.finding import Finding
 from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS
 from nq_pipeline.market.products import PRODUCTS
@@ -107,11 +107,11 @@ def no_bad_quotes(frame: pl.DataFrame, max_share: float) -> Finding | None:
     """No bid above its ask, no negative or infinite price; up to `max_share` is only a warning."""
     bid, ask = pl.col("bid"), pl.col("ask")
     counts = frame.select(
-        quoted=(bid.is_not_null() | ask.is_not_null()).sum(),
+        quoted=QUOTED.sum(),
         crossed=(bid > ask).sum(),
         negative=((bid < 0) | (ask < 0)).sum(),
         not_finite=(~bid.is_finite() | ~ask.is_finite()).sum(),
-        bad=((bid > ask) | (bid < 0) | (ask < 0) | ~bid.is_finite() | ~ask.is_finite()).sum(),
+        bad=BAD_QUOTE.sum(),
     ).row(0, named=True)
     quoted, bad = counts["quoted"], counts["bad"]
     if not quoted:
@@ -274,9 +274,9 @@ def sources_agree(
 ) -> Finding | None:
     """Native sources quote the contracts they share alike, and see the same underlying.
 
-    The moments of sources are minutes apart. An option moves no more than its underlying, so two
-    mids agree when they differ by no more than their two half spreads and what lies between the
-    two prices of the underlying (`tolerance` of it where one of them is not known).
+    Two mids agree when they differ by no more than their two half spreads and what lies between the two
+    prices of the underlying (`tolerance` of it where one of them is not known): an option moves no more than
+    its underlying.
     """
     own = _quotes(chain)
     compared = [

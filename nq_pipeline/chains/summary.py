@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from nq_pipeline.chains.failover import QUOTED
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def by_series(frame: pl.DataFrame) -> pl.DataFrame:
         .agg(
             pl.col("source").unique().sort().str.join(", "),
             pl.len().alias("contracts"),
-            (pl.col("bid").is_not_null() | pl.col("ask").is_not_null()).sum().alias("quoted"),
+            QUOTED.sum().alias("quoted"),
             pl.col("volume").sum(),
             pl.col("open_interest").sum(),
             pl.col("underlying").first(),

@@ -1,8 +1,4 @@
-"""The HTTP session of a vendor: rate-limited, and bounded in time and size.
-
-requests-ratelimiter spaces the requests, an adapter reads each body within the deadline and a size limit,
-and tenacity retries transient failures.
-"""
+"""The HTTP session of a vendor: rate-limited, retried after transient failures, bounded in time and size."""
 
 from __future__ import annotations
 

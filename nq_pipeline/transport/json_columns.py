@@ -1,8 +1,7 @@
 """JSON from a vendor to typed columns, without a Python object per row.
 
-polars decodes a body directly into columns, but rejects the whole body if one value has the wrong type. Only
-then the body is decoded in Python, which makes such values null and counts them. Both ways give the same
-columns.
+polars rejects a whole body if one value has the wrong type. Only then it is decoded in Python, which makes
+such values null and counts them. Both ways give the same columns.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class Lifetime:
     def expires(self, keep: Keep, scheduled: datetime) -> datetime | None:
         """When an answer requested at `scheduled` expires (UTC, real time); None when it is never cached.
 
-        Under a pinned clock the market's state is that of the frozen instant and no boundary
-        comes, while the age runs in real time.
+        Under a pinned clock the market's state is that of the frozen instant, no boundary comes, and the age
+        runs in real time.
         """
         if keep is Keep.NEVER:
             return None

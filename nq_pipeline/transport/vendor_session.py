@@ -71,16 +71,12 @@ class Reply:
     fetch_id: str = ""
     received_at: int = 0
 
-    @property
-    def content_type(self) -> str:
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
     def json(self) -> Any:
         """The decoded body. Raises `BadPayload`, which never quotes the body, when it is not JSON."""
         try:
             return loads(self.body)
         except ValueError:
-            kind = self.content_type or "nothing that says what it is"
+            kind = self.headers.get("content-type", "nothing that says what it is").partition(";")[0]
             raise BadPayload(
                 f"{self.operation}: expected JSON, got {kind} of {len(self.body)} bytes (HTTP {self.status})"
             ) from None
@@ -193,10 +189,9 @@ class VendorSession:
         operation: str,
         json: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        archive: bool = False,
     ) -> Reply:
-        """POST a JSON body once. The answer is never cached; do not archive one that contains a token."""
-        return self._http("POST", path, operation, None, json, headers, Keep.NEVER, archive=archive)
+        """POST a JSON body once. The answer, which may contain a token, is neither cached nor archived."""
+        return self._http("POST", path, operation, None, json, headers, Keep.NEVER, archive=False)
 
     def call(
         self,

@@ -37,6 +37,8 @@ def test_every_series_of_three_products_has_a_winner(tmp_path: Path) -> None:
     assert {s.root for s in request.series} == {"Q2B", "Q2C", "E2B", "E2C", "G2T", "G2W"}
     won = snapshot.decisions.filter("won")
     assert sorted(won["series"]) == sorted(s.key for s in request.series)
+    # Barchart's codes of these roots are not known.
+    assert "barchart" not in set(won.filter(pl.col("series").str.starts_with("E2"))["source"])
     told = snapshot.chain.select("root", "multiplier", "underlying_class").unique()
     for root, multiplier, kind in told.iter_rows():
         assert (multiplier, kind) == (ROOTS[root].product.multiplier, "future")
@@ -56,14 +58,14 @@ def test_deadline_grows_with_the_number_of_products(tmp_path: Path) -> None:
         session.close()
 
 
-def test_series_without_a_vendor_code_is_won_by_another(tmp_path: Path) -> None:
-    with endpoints(settings(tmp_path, "ES", sources=("barchart", "databento"))) as served:
-        snapshot = take_snapshot(served, build_request(served))
+def test_barchart_names_the_setting_for_a_code_that_it_lacks(tmp_path: Path) -> None:
+    own = settings(tmp_path, "ES", sources=("barchart",))
+    snapshot = take_snapshot(own, build_request(own))
     barchart = snapshot.results["barchart"].answer
     assert barchart.outcome is Outcome.NOT_CONFIGURED
     assert "not covered" in barchart.reason
     assert "NQ_BARCHART_CODES" in barchart.reason
-    assert snapshot.winners == {"databento": snapshot.chain.height}
+    assert snapshot.results["barchart"].fetches.is_empty()
 
 
 def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None:
@@ -80,8 +82,8 @@ def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None
 
 
 def test_polygon_says_that_it_does_not_cover_gold(tmp_path: Path) -> None:
-    with endpoints(settings(tmp_path, "GC", sources=("barchart", "polygon"))) as served:
-        snapshot = take_snapshot(served, build_request(served))
+    own = settings(tmp_path, "GC", sources=("polygon",))
+    snapshot = take_snapshot(own, build_request(own))
     polygon = snapshot.results["polygon"].answer
     assert polygon.outcome is Outcome.NOT_CONFIGURED
     assert "stands for GC" in polygon.reason

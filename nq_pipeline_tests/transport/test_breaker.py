@@ -225,7 +225,7 @@ NONSENSE = st.none() | st.booleans() | INTEGERS | st.text(max_size=9) | st.lists
     name=st.sampled_from(["state", "outcome", "failures", "successes", "opened_at"]),
     value=NONSENSE,
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_memory_with_one_senseless_value_never_stops_a_run(
     vendor: Vendor, name: str, value: object
 ) -> None:

@@ -43,7 +43,7 @@ class SiteLogin:
 
     def __init__(self, settings: Settings, session: VendorSession) -> None:
         self._strategy = settings.vendor(BarchartSettings).session
-        self._session = session
+        self.session = session
         cookies = settings.vendor(BarchartSettings).cookies
         self._cookies = cookies.get_secret_value() if cookies and self._strategy == "browser" else ""
         self._visited = self._renewed = False
@@ -56,7 +56,7 @@ class SiteLogin:
 
     def api_headers(self, referer: str) -> dict[str, str]:
         """The headers of an API request; the first one may visit the page `referer` for a session."""
-        headers = {**BROWSER, "Referer": self._session.scope.base_url + referer}
+        headers = {**BROWSER, "Referer": self.session.scope.base_url + referer}
         if self._strategy == "browser":
             pairs = dict(pair.strip().partition("=")[::2] for pair in self._cookies.split(";"))
             token: str | None = pairs.get("XSRF-TOKEN", "")
@@ -64,7 +64,7 @@ class SiteLogin:
         elif self._strategy == "cookies":
             if not self._visited:
                 self._visit(referer)
-            token = self._session.cookie("XSRF-TOKEN") or None  # the site replaces it with every answer
+            token = self.session.cookie("XSRF-TOKEN") or None  # the site replaces it with every answer
         else:
             token = None
         return headers if token is None else headers | {"X-XSRF-TOKEN": unquote(token)}
@@ -85,10 +85,10 @@ class SiteLogin:
         """Open a page for its cookies. A refusal here decides nothing: the API's answer does."""
         self._visited = True
         try:
-            reply = self._session.get(
+            reply = self.session.get(
                 referer, operation="session", headers=self.page_headers(), keep=Keep.NEVER, archive=False
             )
-            check_status(reply, self._session)
+            check_status(reply, self.session)
         except DeadlineReached:
             raise
         except SourceError:

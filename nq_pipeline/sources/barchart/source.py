@@ -1,10 +1,9 @@
 """Barchart: the quotes API behind the site's own options pages.
 
-One request per series to `/proxies/core-api/v1/quotes/get`, as the page itself sends it; then one for
-the futures' prices; then, if time remains, the pages themselves as a control.
-
-Quotes carry no time. A series without a trade in the session counts as quiet, not stale, when all its
-prices are settlements of the session before and something else at the site has traded since.
+One request per series, as the page itself sends it; then one for the futures' prices; then, if time remains,
+the pages themselves as a control. Quotes carry no time. A series without a trade in the session counts as
+quiet, not stale, when all its prices are settlements of the session before and something else at the site has
+traded since.
 
 The site is free to read, but the user must respect its terms and its bot protection. So the live environment
 uses it only after an explicit opt-in, and sends one request at a time, with a pause between them.
@@ -109,14 +108,14 @@ class Barchart:
                 answers[series.key] = stop
             else:
                 try:
-                    chains[series] = self._fetch_chain(series, code, request, session, login)
+                    chains[series] = self._fetch_chain(series, code, request, login)
                 except SourceError as error:
                     answers[series.key] = series_failure(error)
                     stop = series_failure(error) if isinstance(error, STOP_ERRORS) else None
-        futures = self._fetch_futures(chains, request, session, login) if chains and stop is None else {}
+        futures = self._fetch_futures(chains, request, login) if chains and stop is None else {}
         pages: list[Mapping[str, bool]] = []
         if self._settings.vendor(BarchartSettings).pages and stop is None:
-            pages = self._fetch_pages(chains, request, session, login)
+            pages = self._fetch_pages(chains, request, login)
         return self._answer(request, chains, answers, futures, pages)
 
     def probe(self, session: VendorSession) -> Probe:
@@ -129,7 +128,7 @@ class Barchart:
         future = front_future(select_products(self._settings.products)[0], day, 2)
         try:
             params = {"symbols": future, **FUTURE_FIELDS}
-            reply = self._fetch_quotes(params, "underlying", _page_path(future), session, login)
+            reply = self._fetch_quotes(params, "underlying", _page_path(future), login)
         except SourceError as error:
             remedy = REMEDIES.get(error.outcome, "is NQ_BARCHART_URL right?")
             return Probe(True, not isinstance(error, Unavailable), None, str(error), remedy)
@@ -152,15 +151,15 @@ class Barchart:
         return given.strip().upper() if given else barchart_code(series, codes=self._codes)
 
     def _fetch_chain(
-        self, series: Series, code: str, request: ChainRequest, session: VendorSession, login: SiteLogin
+        self, series: Series, code: str, request: ChainRequest, login: SiteLogin
     ) -> tuple[BarchartChain, Reply]:
         params = {
             "symbol": code, "list": "futures.options", "fields": FIELDS, "groupBy": "optionType",
             "orderBy": "strike", "orderDir": "asc", "raw": 1,
             "meta": "field.shortName,field.description,field.type",
         }  # fmt: skip
-        reply = self._fetch_quotes(params, "chain", _page_path(code, series), session, login)
-        latest = reply.received_at + SKEW_NS
+        reply = self._fetch_quotes(params, "chain", _page_path(code, series), login)
+        session, latest = login.session, reply.received_at + SKEW_NS
         with rejecting(session, reply):
             chain = parse_chain(
                 reply.body, series, one_digit(code), trade_date=request.trade_date, latest=latest
@@ -174,27 +173,24 @@ class Barchart:
         return chain, reply
 
     def _fetch_futures(
-        self, requested: Iterable[Series], request: ChainRequest, session: VendorSession, login: SiteLogin
+        self, requested: Iterable[Series], request: ChainRequest, login: SiteLogin
     ) -> FuturePrices:
         """Prices of the underlying futures; a chain is complete without them."""
         symbols = list(dict.fromkeys(underlying_future(series, 2) for series in requested))
         params = {"symbols": ",".join(symbols), **FUTURE_FIELDS}
         try:
-            reply = self._fetch_quotes(params, "underlying", _page_path(symbols[0]), session, login)
+            reply = self._fetch_quotes(params, "underlying", _page_path(symbols[0]), login)
         except SourceError:
             return {}  # the fetch has the reason
-        return _read_futures(reply, symbols, request.trade_date, session)
+        return _read_futures(reply, symbols, request.trade_date, login.session)
 
     def _fetch_pages(
-        self, chains: Chains, request: ChainRequest, session: VendorSession, login: SiteLogin
+        self, chains: Chains, request: ChainRequest, login: SiteLogin
     ) -> list[Mapping[str, bool]]:
-        """The controls of each series' page, which is read once per trade date.
-
-        The first page that fails ends the reading: pages are a control, not a source.
-        """
+        """The controls of each series' page; the first page that fails ends the reading."""
         from nq_pipeline.sources.barchart.page import parse_page
 
-        controls: list[Mapping[str, bool]] = []
+        session, controls = login.session, list[Mapping[str, bool]]()
         for series, (chain, reply) in chains.items():
             if chain.rows.is_empty():
                 continue
@@ -223,15 +219,14 @@ class Barchart:
         params: Mapping[str, Any],
         operation: str,
         referer: str,
-        session: VendorSession,
         login: SiteLogin,
     ) -> Reply:
         """One request to the API; a refused session is renewed once per run."""
         while True:
             headers = login.api_headers(referer)
-            reply = session.get(QUOTES, operation=operation, params=params, headers=headers)
+            reply = login.session.get(QUOTES, operation=operation, params=params, headers=headers)
             if reply.status not in (401, 419) or not login.renew(referer):
-                check_status(reply, session)
+                check_status(reply, login.session)
                 return reply
 
     def _answer(

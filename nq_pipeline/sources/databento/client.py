@@ -1,17 +1,13 @@
 """The only place that calls Databento's historical API, through its official client.
 
-Free requests may be sent at any time. A paid one (`download`, `download_to`, `submit`) takes a reservation of
-the spend ledger and is sent exactly once: a refusal releases the money at once, any other failure leaves it
-reserved, since the vendor may have billed what it sent. Whoever retries reserves again (`purchases.py`).
+Free requests may be sent at any time. A paid one takes a reservation of the spend ledger and is sent exactly
+once: a refusal releases the money at once, any other failure leaves it reserved, since the vendor may have
+billed what it sent. Whoever retries reserves again (`purchases.py`).
 
-`databento.Historical` itself is used unmodified. Around it: an address of plain http on loopback, bounds in
-time and size (`transport.py`), a few retries, and one kind of error (`vendor_errors.py`). The client forces
-https and has no parameter for it, so its private base address is set for a plain-http URL, after checking the
-layout this relies on. Its calls block without an overall time limit, so each runs on a thread of its own that
-is abandoned when the time is up; an abandoned thread ends with the next bytes, or after `Policy.timeout_s`
-without any.
-
-Importing databento takes a second, so nothing of it is imported before the first request.
+`databento.Historical` is used unmodified, within bounds in time and size (`transport.py`). It forces https,
+so for plain http on loopback its private base address is set, after checking the layout this relies on. Its
+calls block without an overall time limit, so each runs on a thread of its own that is abandoned when the time
+is up. Importing databento takes a second, so nothing of it is imported before the first request.
 """
 
 from __future__ import annotations
@@ -114,9 +110,8 @@ class HistoricalClient:
 
     def cost(self, query: Query) -> Decimal:
         """Return what the query would cost, USD. Free. `BadPayload` for anything that is no amount."""
-        return _parse_usd(
-            self._call_free(lambda client: client.metadata.get_cost(**query.arguments)), query.schema
-        )
+        cost = self._call_free(lambda client: client.metadata.get_cost(**query.arguments))
+        return _parse_usd(cost, query.schema)
 
     def size(self, query: Query) -> int:
         """Return the bytes the query would be billed for. Free."""
@@ -211,8 +206,8 @@ class HistoricalClient:
         """Return the exact body of an answer of moderate size. Paid, whether or not it can be read.
 
         A body that was cut off is a `BadPayload`. A whole one is returned as received, so that it can be
-        archived before it is parsed; one that repeats the key is returned decompressed, with the key
-        struck out.
+        archived before it is parsed; one that repeats the key is returned decompressed, with the key struck
+        out.
         """
 
         def get(client: Any) -> bytes:
@@ -235,16 +230,11 @@ class HistoricalClient:
 
     def submit(self, query: Query, spending: Spending) -> BatchJob:
         """Submit a batch job for the query, as DBN split by UTC day. Paid when it is accepted."""
-        return _parse_job(
-            self._call_metered(
-                lambda client: client.batch.submit_job(
-                    **query.arguments, encoding="dbn", compression="zstd", split_duration="day"
-                ),
-                query,
-                spending,
-                "historical",
-            )
+        form = {"encoding": "dbn", "compression": "zstd", "split_duration": "day"}
+        job = self._call_metered(
+            lambda client: client.batch.submit_job(**query.arguments, **form), query, spending, "historical"
         )
+        return _parse_job(job)
 
     @cached_property
     def _client(self) -> Any:

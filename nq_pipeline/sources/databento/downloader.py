@@ -1,7 +1,7 @@
 """Buy the history that is not on disk yet: count it, stream it or order a batch job, and check the count.
 
-Before it buys, it checks whether a crash left a complete download behind, and whether the account already has
-a batch job for the query, which is free to download for 30 days.
+Nothing is bought twice: a crash may have left a complete download, and a batch job is free to download for 30
+days.
 """
 
 from __future__ import annotations

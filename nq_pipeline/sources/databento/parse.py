@@ -169,10 +169,9 @@ def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
 def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Counter[str]) -> pl.DataFrame:
     """The contracts of the requested series, with the lake's column names.
 
-    Queries go by root, so other expirations of a requested root are expected. Contracts of other roots are
-    counted as dropped, and so are those whose symbol names a requested series and whose expiration is
-    another's. An expiration stamped midnight UTC is a date without a time (no option on a future ends then,
-    and in Chicago it would be the day before): it is read as its date, with the time by rule, and counted
+    Contracts of other roots are counted as dropped, and so are those whose symbol names a requested series
+    and whose expiration is another's. An expiration stamped midnight UTC is a date without a time (in Chicago
+    it would be the day before): it is read as its date, with the time by rule, and counted
     (`expiration_without_time`).
     """
     roots = pl.DataFrame(
@@ -223,9 +222,8 @@ def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Count
 
 
 def _count_undefined(quoted: Records, defined: Records, dropped: Counter[str]) -> None:
-    """Count instruments with quotes but no definition: listed after the definitions were cached.
-
-    User-defined spreads are created all day and are not counted.
+    """Count instruments with quotes but no definition, except user-defined spreads, which are created all
+    day.
     """
     names = pl.Series(quoted.symbols.names, dtype=pl.String)
     new = ~names.is_in(texts(defined.array["raw_symbol"]).implode()) & ~names.str.starts_with("UD:")
@@ -273,14 +271,13 @@ def statistics(
 ) -> pl.DataFrame:
     """Return settlement, open interest and cleared volume, each of its newest trade date (`ts_ref`).
 
-    Each is published more than once, preliminary and then final; the last final value counts, else the
-    last. `stat_flags` says which, for settlements only; the meaning of its bits, among them that bit 3
-    marks an intraday settlement (left out here), is a third party's reading of real files. A deleted
-    statistic is null. None is of a later trade date than `trade_date` or was received after `latest`
-    (nanoseconds UTC).
+    Each is published more than once: the last final value counts, else the last. `stat_flags` says which, for
+    settlements only; what its bits mean, among them that bit 3 marks an intraday settlement (left out here),
+    is a third party's reading of real files. A deleted statistic is null. None is of a later trade date than
+    `trade_date` or was received after `latest` (nanoseconds UTC).
 
-    Columns: raw_symbol, settlement, settlement_date (null where `ts_ref` is no trade date),
-    open_interest, cleared_volume, volume_date.
+    Columns: raw_symbol, settlement, settlement_date (null where `ts_ref` is no trade date), open_interest,
+    cleared_volume, volume_date.
     """
     a = records.array
     a = a[np.isin(a["stat_type"], (SETTLEMENT, CLEARED_VOLUME, OPEN_INTEREST))]
@@ -370,9 +367,8 @@ def _named(
 ) -> pl.DataFrame:
     """The rows with their raw symbol in place of their id, by the mapping of their own answer and day.
 
-    Rows of instruments that are not in use (spreads, for the most part) are dropped without a count, since
-    the instruments themselves were counted. Ids without a mapping are counted, and so are rows without a
-    time or with one later than `latest`.
+    Rows of other instruments are dropped without a count; ids without a mapping are counted, and rows without
+    a time.
     """
     if undefined := frame[stamp].null_count():
         dropped["undefined_time"] += undefined

@@ -96,10 +96,9 @@ class Purchases:
         *,
         records: int,
     ) -> None:
-        """Write an answer to `path`.
+        """Write an answer to `path`; `records` is the vendor's count of its records.
 
         `billed_bytes` measures the records of the file; if it raises `BadPayload`, the cost stays reserved.
-        `records` is the vendor's count of them.
         """
 
         def send(spending: Spending) -> None:

@@ -5,10 +5,9 @@
     statistics   settlements, open interest, cleared volume
     trades       last price, volume and range of the session so far
 
-Trades are cheaper than OHLCV: by the vendor's price list a minute bar costs as much as three trades, which is
-more than a contract has in most minutes. Bars of an hour or a day do not end with the session or the moment.
-Definitions and quotes include `NQ.FUT` for the price of the underlying. Trades do not, because it would be
-most of the bytes.
+Trades are cheaper than OHLCV: by the vendor's price list a minute bar costs as much as three trades. Bars of
+an hour or a day do not end with the session or the moment. Definitions and quotes include `NQ.FUT` for the
+price of the underlying; trades do not, because it would be most of the bytes.
 """
 
 from __future__ import annotations

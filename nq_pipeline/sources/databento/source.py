@@ -1,8 +1,8 @@
 """Databento: option chains of CME Globex from the historical API, by the official client.
 
 One snapshot is five requests. The first (`plan`) is free: how far the data reach, and the price of each of
-the other four (`query.py`). No paid request is sent unless the budget covers its worst-case cost: first
-all of them together, so that nothing is paid for a chain that cannot be completed, then each when it is sent.
+the other four (`query.py`). The budget must cover all of them together, so that nothing is paid for a chain
+that cannot be completed, and then each when it is sent.
 """
 
 from __future__ import annotations
@@ -117,9 +117,8 @@ class Databento:
         return self._plan_request(request, vendor_session)[1].total
 
     def probe(self, vendor_session: VendorSession) -> Probe:
-        """Ask how far the data reach: free, and answered only for a valid key.
-
-        It does not show what the plan includes; only a request for data does.
+        """Ask how far the data reach: free, and answered for a valid key. It does not show what the plan
+        includes.
         """
         if self._vendor.api_key is None:
             return Probe(False, None, None, "no API key", "set DATABENTO_API_KEY")
@@ -185,10 +184,8 @@ class Databento:
     def _purchases(
         self, client: HistoricalClient, plan: QueryPlan, request: ChainRequest, vendor_session: VendorSession
     ) -> Purchases | None:
-        """Open the purchases of the answers that are not cached; None when all are.
-
-        Raises `OverBudget` when together they do not fit the budgets, `LedgerError` when the ledger cannot be
-        used.
+        """Open the purchases of the answers that are not cached; None when all are. Raises `OverBudget` or
+        `LedgerError`.
         """
         missing = [
             (query, price)

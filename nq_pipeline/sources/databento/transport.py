@@ -2,8 +2,8 @@
 
 The client calls `requests.get` and `requests.post` in its own modules and has no parameter for a session. So
 those modules get a `requests` of ours, which sends through the transport that a client's headers carry, and
-through the real one where they carry none: other clients in the process are not affected. A bad answer passes
-the client as a `RefusedAnswer`, which is no `Exception`, because the client retries or renames those.
+through the real one for other clients. A bad answer passes the client as a `RefusedAnswer`, which is no
+`Exception`, because the client retries or renames those.
 """
 
 from __future__ import annotations

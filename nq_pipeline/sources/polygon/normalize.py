@@ -13,6 +13,7 @@ from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
 import polars as pl
+import polars.selectors as cs
 
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.errors import BadPayload, SourceError
@@ -117,10 +118,10 @@ def chain_rows(
 ) -> pl.DataFrame:
     """Contracts as rows of the chain schema.
 
-    Every row's `as_of` is the time of the newest quote: now on a real-time plan, fifteen minutes ago
-    on a delayed one. Volume, open, high, low and change come from the day bar, and are null
-    when that is of another day than `session_date`. Where the plan shows no trades, `last` is
-    the close of the day bar. Prices and sizes of 0 are null: the vendor writes 0 for no quote.
+    Every row's `as_of` is the time of the newest quote: now on a real-time plan, fifteen minutes ago on a
+    delayed one. The day bar's columns are null when it is of another day than `session_date`. Where the plan
+    shows no trades, `last` is the close of the day bar. Prices and sizes of 0 are null: the vendor writes 0
+    for no quote.
     """
     keys = contracts.select("root", "expiration_date").unique().iter_rows()
     series = pl.DataFrame([series_columns(Series(*key)) for key in keys])
@@ -133,22 +134,7 @@ def chain_rows(
     stated_style = pl.col("term_style")
     newest = (pl.col(name).max() for name in ("quote_ts", "last_ts", "underlying_ts"))
     return chain_frame(
-        rows.select(
-            "root",
-            "series",
-            "expiration",
-            "expiration_date",
-            "settlement_style",
-            "strike",
-            "option_type",
-            "quote_ts",
-            "open_interest",
-            "implied_volatility",
-            "delta",
-            "gamma",
-            "theta",
-            "request_id",
-            "raw_sha256",
+        rows.with_columns(
             **request_columns(SOURCE, request),
             snapshot_ts=snapshot_ts,
             as_of=pl.coalesce(*newest, snapshot_ts),
@@ -171,6 +157,14 @@ def chain_rows(
             is_settlement=pl.lit(False),
             vega=pl.col("vega") * VEGA_PER_UNIT,
             **{name: pl.when(today).then(name) for name in ("open", "high", "low", "change", "volume")},
+        ).drop(
+            "ticker",
+            "close",
+            "day_ts",
+            "underlying_ts",
+            "has_quote",
+            "multiplier_of_series",
+            cs.starts_with("term_"),
         )
     )
 

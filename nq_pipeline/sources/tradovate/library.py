@@ -1,13 +1,8 @@
-"""Tradovate's contract library over REST.
+"""Tradovate's contract library over REST: a product, its expirations, and the contracts of each.
 
-    GET  /product/find?name=                 one product
-    GET  /contractMaturity/deps?masterid=    its expirations
-    GET  /contract/deps?masterid=            the contracts of an expiration
-    GET  /contract/find?name=                one contract
-
-Documented by the vendor: these endpoints and their fields. Not confirmed by any recorded answer: that
-options are contracts of this library, what their products are called, that contracts are named as on
-Globex. So names are settings, or counted when they cannot be read.
+The vendor documents the endpoints and their fields. Not confirmed by any recorded answer: that options are
+contracts of this library, what their products are called, that contracts are named as on Globex. So names are
+settings, or counted when they cannot be read.
 """
 
 from __future__ import annotations
@@ -114,9 +109,8 @@ class ContractLibrary:
     def _fetch(
         self, path: str, parse: Callable[[bytes], Parsed], **params: str | int
     ) -> tuple[Parsed, Reply]:
-        """One request to the library; its answers hold for the trade date.
-
-        It is sent once more with a new token when the vendor no longer accepts that of an earlier run.
+        """One request to the library; sent again with a new token when that of an earlier run is no longer
+        accepted.
         """
         reply = self._send(path, params)
         if reply.status == 401 and self.login.forget():

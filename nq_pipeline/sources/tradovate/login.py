@@ -1,7 +1,4 @@
-"""Tradovate's login.
-
-    POST /auth/accesstokenrequest            a token, a penalty ticket or an error text, all HTTP 200
-    GET  /auth/renewaccesstoken              the same session for longer
+"""Tradovate's login. It answers with a token, a penalty ticket or an error text, all HTTP 200.
 
 Tokens are kept in the memory of the process: a new login can end the session of the one before.
 """
@@ -44,7 +41,7 @@ class TradovateLogin:
     """The token of one run. It logs in when the first request really leaves."""
 
     def __init__(self, settings: Settings, session: VendorSession) -> None:
-        self._settings, self._session = settings, session
+        self._own, self._session = settings.vendor(TradovateSettings), session
         self._token: Token | None = None
         self._reused = False
         self._failure: SourceError | None = None
@@ -70,13 +67,13 @@ class TradovateLogin:
         """Drop a token of an earlier run that the vendor rejects; False when the token is of this run."""
         if not self._reused:
             return False
-        _tokens.pop((self._settings.vendor(TradovateSettings).url, self._credentials()["name"]), None)
+        _tokens.pop((self._own.url, self._credentials()["name"]), None)
         self._token, self._reused = None, False
         return True
 
     def _current_token(self) -> Token:
         credentials = self._credentials()
-        key = self._settings.vendor(TradovateSettings).url, credentials["name"]
+        key = self._own.url, credentials["name"]
         with _login_lock:
             known = _tokens.get(key)
             left = known.expires - datetime.now(UTC) if known else timedelta()
@@ -89,21 +86,17 @@ class TradovateLogin:
         return known
 
     def _credentials(self) -> dict[str, str]:
-        settings = self._settings
+        own = self._own
         required = {
-            "TRADOVATE_USERNAME": ("name", settings.vendor(TradovateSettings).username),
-            "TRADOVATE_PASSWORD": ("password", settings.vendor(TradovateSettings).password),
-            "TRADOVATE_CID": ("cid", settings.vendor(TradovateSettings).cid),
-            "TRADOVATE_SEC": ("sec", settings.vendor(TradovateSettings).sec),
+            "TRADOVATE_USERNAME": ("name", own.username),
+            "TRADOVATE_PASSWORD": ("password", own.password),
+            "TRADOVATE_CID": ("cid", own.cid),
+            "TRADOVATE_SEC": ("sec", own.sec),
         }
         missing = [variable for variable, (_, secret) in required.items() if secret is None]
         if missing:
             raise NotConfigured(f"set {', '.join(missing)} to use Tradovate")
-        optional = {
-            "appId": settings.vendor(TradovateSettings).app_id,
-            "appVersion": settings.vendor(TradovateSettings).app_version,
-            "deviceId": settings.vendor(TradovateSettings).device_id,
-        }
+        optional = {"appId": own.app_id, "appVersion": own.app_version, "deviceId": own.device_id}
         return {
             name: secret.get_secret_value() for name, secret in required.values() if secret is not None
         } | {name: text for name, text in optional.items() if text is not None}

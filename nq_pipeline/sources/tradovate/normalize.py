@@ -50,26 +50,7 @@ def chain_rows(
     is_quoted = pl.col("contract_id").is_in(quotes["contract_id"].implode())
     request_id, sha256 = (reply.request_id, reply.sha256) if reply else ("", "")
     return chain_frame(
-        rows.select(
-            "root",
-            "series",
-            "expiration",
-            "expiration_date",
-            "settlement_style",
-            "exercise_style",
-            "multiplier",
-            "underlying",
-            "underlying_price",
-            "strike",
-            "option_type",
-            "bid",
-            "bid_size",
-            "ask",
-            "ask_size",
-            "quote_ts",
-            "last",
-            "settlement",
-            "open_interest",
+        rows.with_columns(
             **request_columns(SOURCE, request),
             snapshot_ts=snapshot_ts,
             as_of=pl.coalesce(pl.col("quote_ts").max(), snapshot_ts),
@@ -81,7 +62,7 @@ def chain_rows(
             request_id=pl.when(is_quoted).then(pl.lit(request_id)).otherwise("request_id"),
             raw_sha256=pl.when(is_quoted).then(pl.lit(sha256)).otherwise("raw_sha256"),
             **{name: pl.when(today).then(name) for name in ("open", "high", "low", "volume")},
-        )
+        ).drop("contract_id", "name", "code")
     )
 
 

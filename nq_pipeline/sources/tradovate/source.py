@@ -1,8 +1,8 @@
 """Tradovate: contracts from its library, quotes from its websocket. Experimental.
 
-The login, the library and the websocket are documented by the vendor; no answer about an option was
-ever recorded. So every assumption is a setting (`NQ_TRADOVATE_*`) or stated where it is made
-(`library.py`, `websocket.py`), and what does not fit it is counted, never guessed.
+The vendor documents both, but no answer about an option was ever recorded. So every assumption is a setting
+(`NQ_TRADOVATE_*`) or stated where it is made (`library.py`, `websocket.py`), and what does not fit it is
+counted, never guessed.
 
 A chain has more contracts than a client may subscribe to. Those nearest the money have quotes, the others are
 rows without quotes, and the outcome is `partial`.
