@@ -26,7 +26,7 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
 def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
     own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products}
-    own |= {"source_deadline_s": 90.0, **more}
+    own |= {"source_deadline_s": 90.0, "http_timeout_s": 60.0, **more}
     return build_settings(**own)
 
 
