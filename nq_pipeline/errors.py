@@ -4,6 +4,7 @@
     ├── SettingsError              2: a setting is missing, contradictory or out of range
     ├── LakeError                  the lake cannot be written or read
     │   └── NoLake                 6: the data folder has no lake
+    ├── StoreError                 the object store does not answer or refuses
     ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
     ├── LeaseHeld                  another process holds the lease
     ├── LeaseLost                  a lease could not be renewed in time, or another process took it
@@ -56,6 +57,10 @@ class StaleToken(LakeError):
 
 class NoLake(LakeError):
     """The data folder has no lake; the message names its absolute path."""
+
+
+class StoreError(NqError):
+    """The object store does not answer or refuses; the message names the bucket and no secret."""
 
 
 class LedgerError(NqError):

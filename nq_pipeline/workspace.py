@@ -1,11 +1,15 @@
-"""The folder of one environment, `<NQ_DATA_DIR>/<environment>`, and the paths and stores in it.
+"""The data of one environment: its folder `<NQ_DATA_DIR>/<environment>`, and the paths and stores in it.
 
-Nothing here creates a folder or opens a file; the first writer does. Sandbox and live data never
+With NQ_LAKE_URL, the lake, the raw archive, purchased history, reports and evidence are objects below
+`<NQ_LAKE_URL>/<environment>`; the capture log, the caches, the SQLite ledger and the catalog stay in the
+folder. Nothing here creates a folder or opens a file; the first writer does. Sandbox and live data never
 share a workspace.
 """
 
 from __future__ import annotations
 
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +18,56 @@ from nq_pipeline.errors import NoLake
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.archive import RawArchive
+    from nq_pipeline.lake.objects import Objects, RemoteObjects
     from nq_pipeline.lake.store import Lake
     from nq_pipeline.settings import Settings
+
+LAKE_ID = "lake_id"
+"""The name of the object that identifies a lake; it lies beside `lake/`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The paths and stores of one environment below `root`."""
+    """The paths and stores of one environment.
+
+    Attributes
+    ----------
+    root
+        The environment's folder on this machine.
+    remote
+        The environment's objects in an object store; None if they are files below `root`.
+    """
 
     root: Path
+    remote: RemoteObjects | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Workspace:
         """The workspace of the environment that the settings name."""
-        return cls(settings.environment_dir)
+        if settings.store.url is None:
+            return cls(settings.environment_dir)
+        from nq_pipeline.lake.objects import RemoteObjects
+
+        remote = RemoteObjects(f"{settings.store.url}/{settings.environment}", settings.store)
+        return cls(settings.environment_dir, remote)
+
+    @property
+    def objects(self) -> Objects:
+        """Everything that several machines can share, by name, such as `raw/runs/<run_id>.json`."""
+        from nq_pipeline.lake.objects import LocalObjects
+
+        return self.remote or LocalObjects(self.root)
+
+    def identify_lake(self) -> str:
+        """The identity of this environment's lake, made at first use; the same for all that see this lake.
+
+        Raises `StoreError` or `OSError` when it can be neither read nor written.
+        """
+        objects = self.objects
+        with suppress(FileNotFoundError):
+            return objects.get(LAKE_ID).decode().strip()
+        objects.put_if_absent(LAKE_ID, f"{uuid.uuid4().hex}\n".encode())
+        return objects.get(LAKE_ID).decode().strip()
 
     @property
     def lake(self) -> Lake:

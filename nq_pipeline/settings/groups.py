@@ -9,9 +9,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr, ValidationInfo, field_validator
 
-from nq_pipeline.settings.base import LOOPBACK, CommaList, SettingsGroup, Usd, setting
+from nq_pipeline.settings.base import LOOPBACK, CommaList, SettingsGroup, Usd, bare_url, setting
 
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
 """Purposes of metered requests, each of which may have a budget."""
@@ -248,6 +248,88 @@ class SpendSettings(SettingsGroup):
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("write a zone of the IANA database, e.g. UTC or America/Chicago") from None
         return value
+
+
+class StoreSettings(SettingsGroup):
+    """Where the lake, the raw archive and the reports are kept, if not in NQ_DATA_DIR."""
+
+    prefix = "store_"
+
+    endpoint_url: str | None = setting(
+        None,
+        description="Address of an S3-compatible store other than Amazon's; http:// on this machine only.",
+        variables=("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    )
+    access_key_id: SecretStr | None = setting(
+        None, description="Name of the store's key.", variables=("AWS_ACCESS_KEY_ID",)
+    )
+    secret_access_key: SecretStr | None = setting(
+        None, description="The store's key.", variables=("AWS_SECRET_ACCESS_KEY",)
+    )
+    session_token: SecretStr | None = setting(
+        None, description="Token of a temporary key.", variables=("AWS_SESSION_TOKEN",)
+    )
+    region: str = setting(
+        "us-east-1", description="Region of the bucket.", variables=("AWS_REGION", "AWS_DEFAULT_REGION")
+    )
+    timeout_s: float = setting(
+        60.0,
+        gt=0,
+        le=300,
+        description="Seconds that one request to the store may take, with its retries.",
+    )
+    url: str | None = setting(
+        None,
+        description="Object store for the lake, the raw archive, reports and sealed capture segments: "
+        "`s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, the same on every machine. "
+        "By default they are in NQ_DATA_DIR. The AWS_ variables are for `s3://`; Google's and Azure's own "
+        "variables are read from the environment.",
+        name="lake_url",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _store_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if not re.fullmatch(r"(s3|gs|az)://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w-][\w.-]*)*/?", value, re.ASCII):
+            raise ValueError(
+                "write an address like s3://bucket/prefix (or gs://, az://) of letters, digits, . - and _, "
+                "without keys: those have variables of their own"
+            )
+        if endpoint := info.data.get("endpoint_url"):
+            try:
+                bare_url(endpoint)
+            except ValueError as error:
+                raise ValueError(f"its AWS_ENDPOINT_URL cannot be used: {error}") from None
+        return value.rstrip("/")
+
+    @property
+    def plain_http(self) -> bool:
+        """Whether the store is asked without encryption, which only a store on this machine may be."""
+        return (self.endpoint_url or "").startswith("http://")
+
+    def s3_config(self) -> dict[str, str]:
+        """The endpoint, region and credentials by the names that obstore uses. Secret: never show them."""
+        given = {
+            "endpoint": self.endpoint_url and bare_url(self.endpoint_url),
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+            "session_token": self.session_token,
+            "region": self.region,
+        }
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in given.items()
+            if value
+        }
+
+    def storage_options(self) -> dict[str, str]:
+        """The same by the names that deltalake and polars use. Secret: never show them."""
+        if not self.url or not self.url.startswith("s3://"):
+            return {}
+        plain = {"aws_allow_http": "true"} if self.plain_http else {}
+        return {f"aws_{name}": value for name, value in self.s3_config().items()} | plain
 
 
 class RetentionSettings(SettingsGroup):

@@ -26,6 +26,7 @@ from nq_pipeline.settings.groups import (
     RetentionSettings,
     SandboxSettings,
     SpendSettings,
+    StoreSettings,
 )
 
 UNSAFE_IN_PATH = ("=", "*", "?", "[", "]", "{", "}", "\\")
@@ -60,6 +61,7 @@ class Settings(SettingsGroup):
         ("NQ",),
         description=f"Products to fetch and capture: {list_names()}.",
     )
+    store: StoreSettings = Field(default_factory=StoreSettings)
     chains: ChainSettings = Field(default_factory=ChainSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     pricing: PricingSettings = Field(default_factory=PricingSettings)
