@@ -18,7 +18,9 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError, StaleToken
 from nq_pipeline.files import GRACE_NS
 from nq_pipeline.lake import compaction, parquet
-from nq_pipeline.lake.manifest import DataFile, Manifest
+from nq_pipeline.lake.delta import LOG, DeltaFiles
+from nq_pipeline.lake.manifest import NAME, DataFile, Manifest
+from nq_pipeline.lake.objects import LocalObjects, Objects
 from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, sweep_temporaries
 from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
 
@@ -72,20 +74,50 @@ class Lake:
 
     Parameters
     ----------
+    root
+        The lake's folder on this host: the tables, or with `objects` only locks and files being written.
     tables
         The tables of the lake.
+    objects
+        Where the tables are, if not below `root`; then they are Delta tables.
+    delta
+        Whether new tables below `root` are Delta tables. Existing tables are read as they are.
     """
 
-    def __init__(self, root: Path, tables: Iterable[Table] = TABLES.values()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        tables: Iterable[Table] = TABLES.values(),
+        *,
+        objects: Objects | None = None,
+        delta: bool = False,
+    ) -> None:
         self.root = root
         self.tables = tuple(tables)
+        self.objects = objects
+        self.delta = delta
+
+    @property
+    def uri(self) -> str:
+        """Where the tables are, for people and other programs: a path, or an address."""
+        return self.objects.uri() if self.objects else str(self.root)
+
+    @property
+    def environment(self) -> str:
+        """sandbox or live."""
+        return self.root.absolute().parent.name
 
     def folder(self, table: Table) -> Path:
         return self.root / table.name
 
     def table_files(self, table: Table) -> TableFiles:
         """The files of one table."""
-        return ManifestFiles(self.folder(table), table)
+        folder = self.folder(table)
+        if self.objects:
+            return DeltaFiles(folder, table, self.objects.within(table.name))
+        if (self.delta or (folder / LOG).is_dir()) and not (folder / NAME).exists():
+            return DeltaFiles(folder, table, LocalObjects(folder))
+        return ManifestFiles(folder, table)
 
     def manifest(self, table: Table, marks: Collection[str] = ()) -> Manifest:
         """The newest version of a table, with these marks."""
@@ -180,7 +212,7 @@ class Lake:
             Real time; by default the machine's clock.
         """
         before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
-        return sum(self._sweep(table, before) for table in self.tables if self.table_files(table).exists())
+        return sum(self._sweep(table, before) for table in self.tables)
 
     def recover_rows(self, table: Table, file: DataFile) -> bool:
         """Append the rows of an unlisted file that the table lacks; False if the file cannot be read.
@@ -239,8 +271,10 @@ class Lake:
 
     def _sweep(self, table: Table, before: int) -> int:
         stored = self.table_files(table)
-        removed = sweep_temporaries(stored.folder, before)
+        removed = sweep_temporaries(stored.folder, before) if stored.folder.is_dir() else 0
         try:
+            if not stored.exists():
+                return removed
             with stored.lock():
                 if old := stored.superseded(before):
                     days = {file.trade_date for file in old}
@@ -252,6 +286,7 @@ class Lake:
             for file in stored.unlisted(before):
                 if self.recover_rows(table, file):
                     removed += stored.remove([file])
+            stored.tidy()
         except LakeError:
             # Readers of the table get the error. No file is removed until the table is repaired.
             return removed

@@ -110,6 +110,10 @@ class TableFiles(ABC):
     def unlisted(self, before: int) -> list[DataFile]:
         """Data files last written before an instant (ns UTC) that no version lists."""
 
+    def tidy(self) -> None:
+        """Remove what the format itself no longer needs."""
+        return
+
     # ── the same for every format ───────────────────────────────────────────────────────────────
 
     def lock(self) -> AbstractContextManager[bool]:

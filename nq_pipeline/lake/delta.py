@@ -1,0 +1,553 @@
+"""A table of the lake as a Delta table, in a folder or in an object store.
+
+Polars, DuckDB, Spark and other engines read it in place. Delta's instants have microseconds, so a file has
+`ts` in microseconds for people and `ts_ns` with the exact nanoseconds; rows are compared, sorted and pruned
+by `ts_ns`. Unsigned integers are stored in the next wider signed type. `scan` gives the table's own types.
+
+A commit is one JSON file in `_delta_log`, created only if there is none of its number. It and its data
+files are durable before any reader can see them (the deltalake library does not sync files), so a power cut
+leaves no torn commit. The library reads the log, writes its checkpoints and removes its old files.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import orjson
+import polars as pl
+
+from nq_pipeline.errors import LakeError
+from nq_pipeline.files import make_folder, rename_durably, sync, temporary_for
+from nq_pipeline.lake import parquet
+from nq_pipeline.lake.manifest import DataFile, Manifest
+from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects
+from nq_pipeline.lake.table_files import TableFiles, day_of
+from nq_pipeline.lake.tables import INSTANT, PARTITION, USD, Column, Table
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+LOG = "_delta_log"
+CHECKPOINT_EVERY = 20
+"""Commits between checkpoints. A reader that opens the table reads the commits since the last one."""
+KEEP_LOG, KEEP_REMOVED = "interval 1 hours", "interval 2 hours"
+"""For how long the log keeps its old files, and the names of removed data files."""
+OPEN_TABLES = 64
+"""Tables that a process keeps open."""
+PLACED_NS = 1_800_000_000_000
+"""A file placed longer ago is no longer committed: another host may take it for a leftover soon."""
+EXACT = "_ns"
+MICROS = pl.Datetime("us", "UTC")
+_SIGNED: dict[pl.DataType, pl.DataType] = {
+    pl.UInt8(): pl.Int16(),
+    pl.UInt16(): pl.Int32(),
+    pl.UInt32(): pl.Int64(),
+    pl.UInt64(): pl.Int64(),
+}
+_DELTA: dict[pl.DataType, str] = {
+    pl.String(): "string",
+    pl.Float64(): "double",
+    pl.Int64(): "long",
+    pl.Int32(): "integer",
+    pl.Int16(): "short",
+    pl.Int8(): "byte",
+    pl.Boolean(): "boolean",
+    pl.Date(): "date",
+    MICROS: "timestamp",
+    USD: "decimal(18,9)",
+}
+_NAME = re.compile(r"trade_date=\d{4}-\d\d-\d\d/\d{8,}-(?P<level>\d+)-v(?P<schema>\d+)-[0-9a-f]{8}\.parquet")
+_COMMIT = re.compile(r"\d{20}\.json")
+_CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.parquet")
+
+
+class DeltaFiles(TableFiles):
+    """A Delta table below `objects`.
+
+    Writers on different hosts need no lock: of two that make the same version, one succeeds, and the other
+    reads the table again.
+    """
+
+    is_delta = True
+
+    def __init__(self, folder: Path, table: Table, objects: Objects) -> None:
+        super().__init__(folder, table)
+        self.objects = objects
+        self._stored = stored_table(table)
+        self._placed: dict[str, int] = {}
+
+    @property
+    def _options(self) -> dict[str, str] | None:
+        return self.objects.storage_options if isinstance(self.objects, RemoteObjects) else None
+
+    def exists(self) -> bool:
+        return self._opened() is not None
+
+    def manifest(self, marks: Collection[str] = ()) -> Manifest:
+        opened = self._opened()
+        if opened is None:
+            return Manifest(self.table.name)
+        with opened.lock:
+            found = {name: opened.table.transaction_version(name) for name in marks}
+            return Manifest(
+                table=self.table.name,
+                version=opened.table.version() + 1,
+                files=opened.files(),
+                marks={name: mark for name, mark in found.items() if mark is not None},
+            )
+
+    def create(self, empty: Manifest) -> Manifest:
+        protocol = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}
+        self._commit(0, "CREATE TABLE", [protocol, self._metadata(str(uuid.uuid4()))])
+        return self.manifest()
+
+    def commit(
+        self,
+        base: Manifest,
+        *,
+        add: Sequence[DataFile] = (),
+        remove: Sequence[DataFile] = (),
+        marks: Mapping[str, int] | None = None,
+    ) -> Manifest | None:
+        now = time.time_ns()
+        if any(now - self._placed.get(file.path, now) > PLACED_NS for file in add):
+            raise LakeError(f"writing to {self.table.name} took too long; nothing was written, repeat it")
+        actions = [
+            *self._new_schema(),
+            *(self._add(file, now, is_new=not remove) for file in add),
+            *(self._remove(file, now) for file in remove),
+            *({"txn": {"appId": name, "version": to}} for name, to in (marks or {}).items()),
+        ]
+        if not self._commit(base.version, "OPTIMIZE" if remove else "WRITE", actions):
+            return None
+        made = self.manifest(marks or ())
+        if base.version % CHECKPOINT_EVERY == 0:
+            self._checkpoint()
+        return made
+
+    def location(self, file: DataFile) -> str:
+        return self.objects.uri(file.path)
+
+    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+        older = [self.location(file) for file in files if file.schema_version != self.table.version]
+        frames = parquet.scan(self._stored, [*map(self.location, files)], self._options, older)
+        return frames.select(decoded(self.table))
+
+    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
+        if isinstance(self.objects, LocalObjects):
+            return parquet.read_runs([self.objects.path(file.path) for file in files])
+        footers = [pl.read_parquet_metadata(self.location(f), storage_options=self._options) for f in files]
+        key = parquet.RUNS.decode()
+        return sorted({run for footer in footers for run in orjson.loads(footer.get(key, "[]"))})
+
+    def find_fault(self, file: DataFile) -> str:
+        # An object store has whole objects only; one that is gone shows when it is read.
+        if isinstance(self.objects, LocalObjects):
+            return parquet.find_fault(self.objects.path(file.path), file.bytes)
+        return ""
+
+    def stage(self, trade_date: date) -> AbstractContextManager[Path]:
+        if isinstance(self.objects, LocalObjects):
+            return super().stage(trade_date)
+        make_folder(self.folder)
+        return temporary_for(self.folder / "staged.parquet")
+
+    def write_staged(
+        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
+    ) -> parquet.WrittenFile:
+        encoded = (encode(self.table, frame) for frame in frames)
+        return parquet.write(staged, self._stored, encoded, runs, group_rows=group_rows)
+
+    def place(
+        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
+    ) -> DataFile:
+        version, unique = self.table.version, uuid.uuid4().hex[:8]
+        name = f"{PARTITION}={day.isoformat()}/{base.version:08d}-{level}-v{version}-{unique}.parquet"
+        if isinstance(self.objects, LocalObjects):
+            rename_durably(staged, self.objects.path(name))
+        else:
+            self.objects.put_file(name, staged)
+        self._placed[name] = time.time_ns()
+        return DataFile(
+            path=name,
+            trade_date=day,
+            rows=written.rows,
+            bytes=written.bytes,
+            level=level,
+            since_min=written.since_min,
+            since_max=written.since_max,
+            schema_version=version,
+        )
+
+    def remove(self, files: Iterable[DataFile]) -> int:
+        names = [file.path for file in files]
+        self.objects.delete(names)
+        return len(names)
+
+    def superseded(self, before: int) -> list[DataFile]:
+        removed = self._removed(before)
+        return [file for name, _, file in self._stored_files() if name in removed]
+
+    def forget(self, before: int) -> None:
+        pass  # the checkpoints forget what was removed two hours ago
+
+    def unlisted(self, before: int) -> list[DataFile]:
+        found = [(name, at, file) for name, at, file in self._stored_files() if at < before]
+        if not found:
+            return []
+        listed = {file.path for file in self.manifest().files} | self._removed(time.time_ns())
+        return [file for name, _, file in found if name not in listed]
+
+    def tidy(self) -> None:
+        if opened := self._opened():
+            with opened.lock, self._failing():
+                opened.table.cleanup_metadata()
+
+    # ── the log ─────────────────────────────────────────────────────────────────────────────────
+
+    def _commit(self, version: int, operation: str, actions: Sequence[Mapping[str, Any]]) -> bool:
+        """Write the log's file of a version; False if there is one."""
+        at = time.time_ns() // 1_000_000
+        about = {
+            "timestamp": at,
+            "operation": operation,
+            "operationParameters": {},
+            "engineInfo": "nq_pipeline",
+        }
+        lines = [{"commitInfo": {**about, "commit": uuid.uuid4().hex}}, *actions]
+        body = b"\n".join(map(orjson.dumps, lines)) + b"\n"
+        return self.objects.put_if_absent(f"{LOG}/{version:020d}.json", body)
+
+    def _add(self, file: DataFile, now: int, *, is_new: bool) -> dict[str, Any]:
+        pruning = self._stored.pruning_column
+        stats = {
+            "numRecords": file.rows,
+            "minValues": {pruning: file.since_min},
+            "maxValues": {pruning: file.since_max},
+            "nullCount": {pruning: 0},
+        }
+        return {
+            "add": {
+                "path": file.path,
+                "partitionValues": {PARTITION: file.trade_date.isoformat()},
+                "size": file.bytes,
+                "modificationTime": now // 1_000_000,
+                "dataChange": is_new,
+                "stats": orjson.dumps(stats).decode(),
+            }
+        }
+
+    def _remove(self, file: DataFile, now: int) -> dict[str, Any]:
+        return {
+            "remove": {
+                "path": file.path,
+                "deletionTimestamp": now // 1_000_000,
+                "dataChange": False,
+                "extendedFileMetadata": True,
+                "partitionValues": {PARTITION: file.trade_date.isoformat()},
+                "size": file.bytes,
+            }
+        }
+
+    def _metadata(self, identity: str) -> dict[str, Any]:
+        return {
+            "metaData": {
+                "id": identity,
+                "name": self.table.name,
+                "description": self.table.meaning,
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": delta_schema(self.table),
+                "partitionColumns": [PARTITION],
+                "configuration": {
+                    "delta.dataSkippingStatsColumns": self._stored.pruning_column,
+                    "delta.logRetentionDuration": KEEP_LOG,
+                    "delta.deletedFileRetentionDuration": KEEP_REMOVED,
+                },
+                "createdTime": time.time_ns() // 1_000_000,
+            }
+        }
+
+    def _new_schema(self) -> Iterator[dict[str, Any]]:
+        """The table's columns, if the log has those of an older version."""
+        opened = self._opened()
+        if opened and opened.columns != tuple(self._stored.schema.names()):
+            yield self._metadata(str(opened.table.metadata().id))
+
+    def _checkpoint(self) -> None:
+        """Write a checkpoint, durably. Failing is no harm: the commits are there."""
+        if opened := self._opened():
+            with opened.lock, self._failing():
+                opened.table.create_checkpoint()
+                version = opened.table.version()
+            if isinstance(self.objects, LocalObjects):
+                sync(self.objects.path(f"{LOG}/{version:020d}.checkpoint.parquet"))
+                sync(self.objects.path(f"{LOG}/_last_checkpoint"))
+                sync(self.objects.path(LOG))
+
+    def _removed(self, before: int) -> set[str]:
+        """Paths that the log names as removed before an instant."""
+        opened = self._opened()
+        if opened is None:
+            return set()
+        hours = max(0, round((time.time_ns() - before) / 3_600_000_000_000))
+        with opened.lock, self._failing():
+            paths = opened.table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
+        return {unquote(path) for path in paths}
+
+    def _stored_files(self) -> Iterator[tuple[str, int, DataFile]]:
+        """Every data file that is there: its name, when it was written, and what its name says."""
+        for name, size, at in self.objects.list():
+            if named := _NAME.fullmatch(name):
+                schema = int(named["schema"])
+                yield name, at, DataFile(name, day_of(name), 0, size, int(named["level"]), 0, 0, schema)
+
+    def _opened(self) -> _Open | None:
+        """The table at its newest version; None if it was never written."""
+        place = self.objects.uri()
+        with _opening:
+            opened = _tables.get(place)
+            if opened is None:
+                opened = _tables[place] = _Open(self._options)
+            _tables.move_to_end(place)
+            while len(_tables) > OPEN_TABLES:
+                _tables.popitem(last=False)
+        with opened.lock:
+            log = self.objects.path(LOG) if isinstance(self.objects, LocalObjects) else None
+            with self._failing():
+                return opened if opened.refresh(place, log) else None
+
+    def _failing(self) -> _Failing:
+        return _Failing(self)
+
+
+class _Failing:
+    """Turns the library's errors into one sentence; they quote paths, requests and worse."""
+
+    def __init__(self, stored: DeltaFiles) -> None:
+        self._stored = stored
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from deltalake.exceptions import DeltaError
+
+        if isinstance(error, (DeltaError, OSError)) or (kind and kind.__module__.startswith("deltalake")):
+            place, name = self._stored.objects.uri(), self._stored.table.name
+            raise LakeError(
+                f"the Delta table {place} cannot be read ({type(error).__name__}); restore its {LOG} from a "
+                f"backup, or rebuild it from the data files with `nq repair {name}`"
+            ) from None
+
+
+class _Open:
+    """A Delta table that stays open; use it while holding `lock`."""
+
+    def __init__(self, options: dict[str, str] | None) -> None:
+        self.lock = threading.RLock()
+        self._options = options
+        self._table: DeltaTable | None = None
+        self._files: tuple[int, tuple[DataFile, ...]] = (-1, ())
+        self._seen: tuple[int, int] = (0, 0)
+        self.columns: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> DeltaTable:
+        assert self._table is not None
+        return self._table
+
+    def refresh(self, place: str, log: Path | None) -> bool:
+        """Read new commits; False if there is no table. `log` is a local table's log."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        if self._table is not None and log and self._seen != _identity(log, self._table.version()):
+            self._table = None  # the table was moved away, or an older log was restored
+        if self._table is not None:
+            try:
+                self._table.update_incremental()
+            except DeltaError:  # not used for so long that commits it needs are gone
+                self._table = None
+        if self._table is None:
+            if log:
+                cut_torn_log(log)
+            try:
+                self._table = DeltaTable(place, storage_options=self._options)
+            except TableNotFoundError:
+                return False
+            self._files = (-1, ())
+        version = self._table.version()
+        if log:
+            self._seen = _identity(log, version)
+        if version != self._files[0]:
+            self.columns = tuple(field.name for field in self._table.schema().fields)
+            reader, writer, *_ = self._table.protocol()
+            if reader > 1 or writer > 2:
+                raise LakeError(
+                    f"the Delta table {place} uses features of Delta that nq_pipeline does not write "
+                    f"(reader version {reader}, writer version {writer}); copy it to a new table without them"
+                )
+        return True
+
+    def files(self) -> tuple[DataFile, ...]:
+        """The files of the newest version, in the order in which they were written."""
+        version = self.table.version()
+        if self._files[0] != version:
+            self._files = (version, tuple(_read_files(self.table)))
+        return self._files[1]
+
+
+_tables: OrderedDict[str, _Open] = OrderedDict()
+_opening = threading.Lock()
+
+
+def _identity(log: Path, version: int) -> tuple[int, int]:
+    """Tells a commit from another with its number, after the table was replaced; zeros without one."""
+    try:
+        found = (log / f"{version:020d}.json").stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_files(table: DeltaTable) -> Iterator[DataFile]:
+    listed = pl.DataFrame(table.get_add_actions(flatten=True))
+    ranges = [name for name in listed.columns if name.startswith(("min.", "max."))]
+    names = {name.partition(".")[0]: name for name in ranges if name.endswith(EXACT)}
+    for row in listed.sort("path").iter_rows(named=True):
+        path = unquote(row["path"])
+        named = _NAME.fullmatch(path)
+        low, high = (row.get(names.get(side, "")) for side in ("min", "max"))
+        yield DataFile(
+            path=path,
+            trade_date=row[f"partition.{PARTITION}"],
+            rows=row["num_records"],
+            bytes=row["size_bytes"],
+            level=int(named["level"]) if named else 0,
+            since_min=-(2**63) if low is None else low,
+            since_max=2**63 - 1 if high is None else high,
+            schema_version=int(named["schema"]) if named else 0,
+        )
+
+
+def cut_torn_log(log: Path) -> list[Path]:
+    """Set aside a last commit or checkpoint that a power cut left empty or torn; returns the new names.
+
+    Its rows were not acknowledged, so their writer brings them again.
+    """
+    try:
+        names = sorted(path.name for path in log.iterdir())
+    except FileNotFoundError:
+        return []
+    torn = []
+    commits = [name for name in names if _COMMIT.fullmatch(name)]
+    checkpoints = [name for name in names if _CHECKPOINT.fullmatch(name)]
+    if commits and not _is_whole_commit((log / commits[-1]).read_bytes()):
+        torn.append(log / commits[-1])
+    if checkpoints and parquet.find_fault(path := log / checkpoints[-1], path.stat().st_size):
+        torn += [path, log / "_last_checkpoint"]
+    aside = [path.with_name(f"{path.name}.torn") for path in torn if path.exists()]
+    for path in torn:
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.torn"))
+    if torn:
+        sync(log)
+    return aside
+
+
+def _is_whole_commit(body: bytes) -> bool:
+    try:
+        return bool([orjson.loads(line) for line in body.splitlines() if line.strip()])
+    except orjson.JSONDecodeError:
+        return False
+
+
+# ── rows as Delta stores them ───────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=64)
+def stored_table(table: Table) -> Table:
+    """The table as its files have it: microseconds beside exact nanoseconds, and no unsigned types."""
+    columns: list[Column] = []
+    for column in table.columns:
+        if column.dtype == INSTANT:
+            exact = f"{column.name} in nanoseconds since 1970-01-01 UTC"
+            columns.append(replace(column, dtype=MICROS))
+            columns.append(Column(column.name + EXACT, pl.Int64(), exact, column.nullable))
+        else:
+            was = column.was and _SIGNED.get(column.was, column.was)
+            columns.append(replace(column, dtype=_SIGNED.get(column.dtype, column.dtype), was=was))
+    exact_names = {column.name: column.name + EXACT for column in table.columns if column.dtype == INSTANT}
+    return replace(
+        table,
+        columns=tuple(columns),
+        key=tuple(exact_names.get(name, name) for name in table.key),
+        order=tuple(exact_names.get(name, name) for name in table.order),
+        pruning_column=exact_names[table.pruning_column],
+    )
+
+
+def encode(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the table in the types of its files.
+
+    Raises
+    ------
+    LakeError
+        An unsigned integer is too large for a signed one; it never wraps.
+    """
+    columns = []
+    for column in table.columns:
+        value = pl.col(column.name)
+        if column.dtype == INSTANT:
+            columns.append(value.cast(MICROS))
+            columns.append(value.to_physical().alias(column.name + EXACT))
+        elif signed := _SIGNED.get(column.dtype):
+            columns.append(value.cast(signed, strict=True))
+        else:
+            columns.append(value)
+    try:
+        return frame.select(columns)
+    except pl.exceptions.InvalidOperationError:
+        raise LakeError(
+            f"rows for {table.name} have an unsigned number from 2**63, which Delta has no type for"
+        ) from None
+
+
+def decoded(table: Table) -> list[pl.Expr]:
+    """Expressions for the table's columns over the columns of its files."""
+    columns = []
+    for column in table.columns:
+        if column.dtype == INSTANT:
+            columns.append(pl.col(column.name + EXACT).cast(INSTANT).alias(column.name))
+        elif column.dtype in _SIGNED:
+            columns.append(pl.col(column.name).cast(column.dtype))
+        else:
+            columns.append(pl.col(column.name))
+    return columns
+
+
+@lru_cache(maxsize=64)
+def delta_schema(table: Table) -> str:
+    """The schema of the Delta table, as its log has it."""
+    fields = [
+        {
+            "name": column.name,
+            "type": _DELTA[column.dtype],
+            "nullable": column.nullable,
+            "metadata": {"comment": column.meaning},
+        }
+        for column in stored_table(table).columns
+    ]
+    return orjson.dumps({"type": "struct", "fields": fields}).decode()
