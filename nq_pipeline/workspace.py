@@ -36,16 +36,19 @@ class Workspace:
         The environment's folder on this machine.
     remote
         The environment's objects in an object store; None if they are files below `root`.
+    delta
+        Whether the lake's tables below `root` are Delta tables.
     """
 
     root: Path
     remote: RemoteObjects | None = None
+    delta: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Workspace:
         """The workspace of the environment that the settings name."""
         if settings.store.url is None:
-            return cls(settings.environment_dir)
+            return cls(settings.environment_dir, delta=settings.store.format == "delta")
         from nq_pipeline.lake.objects import RemoteObjects
 
         remote = RemoteObjects(f"{settings.store.url}/{settings.environment}", settings.store)
@@ -74,12 +77,20 @@ class Workspace:
         """The Parquet tables."""
         from nq_pipeline.lake.store import Lake
 
-        return Lake(self.root / "lake")
+        objects = self.remote and self.remote.within("lake")
+        return Lake(self.root / "lake", objects=objects, delta=self.delta)
 
     @property
     def existing_lake(self) -> Lake:
         """The lake, for commands that only read; `NoLake` if nothing was ever written here."""
         lake = self.lake
+        if self.remote:
+            if not self.remote.folders("lake"):
+                raise NoLake(
+                    f"there is no lake in {self.remote.uri()}; create one with `nq run`, or set NQ_LAKE_URL "
+                    "to the address that has one"
+                )
+            return lake
         try:
             lake.root.stat()
         except FileNotFoundError:

@@ -32,7 +32,7 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import parquet
 from nq_pipeline.lake.manifest import DataFile, Manifest
-from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects
+from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects, store_error
 from nq_pipeline.lake.table_files import TableFiles, day_of
 from nq_pipeline.lake.tables import INSTANT, PARTITION, USD, Column, Table
 
@@ -345,7 +345,10 @@ class _Failing:
         from deltalake.exceptions import DeltaError
 
         if isinstance(error, (DeltaError, OSError)) or (kind and kind.__module__.startswith("deltalake")):
-            place, name = self._stored.objects.uri(), self._stored.table.name
+            objects, name = self._stored.objects, self._stored.table.name
+            place = objects.uri()
+            if isinstance(error, OSError) and not objects.is_local:
+                raise store_error(error, place) from None
             raise LakeError(
                 f"the Delta table {place} cannot be read ({type(error).__name__}); restore its {LOG} from a "
                 f"backup, or rebuild it from the data files with `nq repair {name}`"

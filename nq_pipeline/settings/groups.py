@@ -286,6 +286,12 @@ class StoreSettings(SettingsGroup):
         "variables are read from the environment.",
         name="lake_url",
     )
+    format: Literal["manifest", "delta"] = setting(
+        "manifest",
+        description="Format of a lake in NQ_DATA_DIR: `manifest`, or `delta`, which other engines read in "
+        "place. A lake with NQ_LAKE_URL is always `delta`.",
+        name="lake_format",
+    )
 
     @field_validator("url")
     @classmethod
