@@ -20,6 +20,8 @@ import polars as pl
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
+from nq_pipeline.lake.delta import MICROS, stored_table
+from nq_pipeline.lake.objects import RemoteObjects
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, INSTANT, OPTION_CHAIN, PARTITION, TABLES, USD, Table, conform
 from nq_pipeline.lake.views import VIEWS
@@ -49,6 +51,7 @@ _TYPES: dict[pl.DataType, str] = {
     pl.Date(): "DATE",
     USD: "DECIMAL(18, 9)",
     INSTANT: "TIMESTAMPTZ_NS",
+    MICROS: "TIMESTAMPTZ",
 }
 
 
@@ -72,6 +75,7 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
 
     tables = _resolve(lake)
     connection = duckdb.connect()
+    _reach(connection, lake)
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(";\n".join(_views_sql(lake, tables)))
     if memory_mb is not None:
@@ -149,6 +153,7 @@ def publish(lake: Lake) -> Path:
         for leftover in path.parent.glob(f".{NAME}.*"):  # left by a killed process, with DuckDB's log
             leftover.unlink()
         with duckdb.connect(temporary) as connection:
+            _reach(connection, lake)
             script = [*_views_sql(lake, _resolve(lake)), *_column_comments_sql()]
             connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
         # A reader that opened the old file for writing may have left a log, which DuckDB would replay
@@ -156,6 +161,12 @@ def publish(lake: Lake) -> Path:
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
         rename_durably(temporary, path)
     return path
+
+
+def _reach(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """Let a connection read an object store, without an extension to download or a secret that SQL sees."""
+    if isinstance(lake.objects, RemoteObjects):
+        connection.register_filesystem(lake.objects.filesystem())
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +177,15 @@ class _Resolved:
     ----------
     older
         Whether any file has an older version of the schema.
+    is_delta
+        Whether the files have rows as Delta stores them.
     unreadable
         The error for readers of a trade date; the key None means every trade date.
     """
 
     paths: tuple[str, ...] = ()
     older: bool = False
+    is_delta: bool = False
     unreadable: Mapping[date | None, str] = field(default_factory=dict)
 
 
@@ -180,7 +194,7 @@ def _resolve(lake: Lake) -> dict[str, _Resolved]:
 
     Decisions are written last, so they are resolved first: the rows to which they refer then exist.
     """
-    lake = Lake(lake.root.resolve())
+    lake = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta)
     tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)
     return {table.name: _resolved(lake, table) for table in tables}
 
@@ -199,12 +213,12 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
         except LakeError as error:
             unreadable.setdefault(file.trade_date, str(error))
     older = any(file.schema_version != table.version for file in files)
-    return _Resolved(tuple(paths), older, unreadable)
+    return _Resolved(tuple(paths), older, stored.is_delta, unreadable)
 
 
 def _views_sql(lake: Lake, tables: Mapping[str, _Resolved]) -> Iterator[str]:
     """All views, each with its comment."""
-    label = "Synthetic data of the sandbox. " if lake.root.absolute().parent.name == "sandbox" else ""
+    label = "Synthetic data of the sandbox. " if lake.environment == "sandbox" else ""
     for name, resolved in tables.items():
         yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
         yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"
@@ -217,17 +231,25 @@ def _views_sql(lake: Lake, tables: Mapping[str, _Resolved]) -> Iterator[str]:
 
 
 def _view_sql(table: Table, resolved: _Resolved) -> str:
+    stored = stored_table(table) if resolved.is_delta else table
     shown, exact = [], []
     for column in table.columns:
-        if column.dtype == INSTANT:
-            shown.append(f"make_timestamptz(epoch_ns({column.name}) // 1000) AS {column.name}")
-            exact.append(f"epoch_ns({column.name}) AS {column.name}_ns")
+        name = column.name
+        if column.dtype == INSTANT and resolved.is_delta:
+            shown.append(name)
+            exact.append(f"{name}_ns")
+        elif column.dtype == INSTANT:
+            shown.append(f"make_timestamptz(epoch_ns({name}) // 1000) AS {name}")
+            exact.append(f"epoch_ns({name}) AS {name}_ns")
+        elif stored.schema[name] != column.dtype:
+            shown.append(f'"{name}"::{_TYPES[column.dtype]} AS "{name}"')
         else:
-            shown.append(f'"{column.name}"')
-    return f"SELECT {', '.join(shown + exact)} FROM ({_rows_sql(table, resolved)})"
+            shown.append(f'"{name}"')
+    return f"SELECT {', '.join(shown + exact)} FROM ({_rows_sql(stored, resolved)})"
 
 
 def _rows_sql(table: Table, resolved: _Resolved) -> str:
+    """The rows as they are stored; `table` has the types of the files."""
     parts = []
     if resolved.paths:
         parts.append(

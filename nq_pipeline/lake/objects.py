@@ -215,6 +215,15 @@ class RemoteObjects(Objects):
         """The endpoint and the credentials as deltalake and polars take them. Secret: never show them."""
         return self._settings.storage_options()
 
+    def filesystem(self) -> Any:
+        """The store as an fsspec filesystem, for DuckDB."""
+        from obstore.fsspec import FsspecStore
+
+        scheme = self._base.partition(":")[0]
+        config = self._settings.s3_config() if scheme == "s3" else {}
+        client = {"allow_http": self._settings.plain_http}
+        return FsspecStore(scheme, config=config, client_options=client)  # type: ignore[call-overload]
+
     def get(self, name: str) -> bytes:
         return bytes(self._object(name, lambda library, store, path: library.get(store, path).bytes()))
 
