@@ -172,7 +172,7 @@ class GapRepairer:
 
         def append_batch() -> int:
             now = self._clock.now()
-            tables, counts = rows.build(Origin(self._lake.root.parent.name, self._run_id, to_ns(now)))
+            tables, counts = rows.build(Origin(self._lake.environment, self._run_id, to_ns(now)))
             for table, frame in tables:
                 self._lake.append(table, frame, run_id=self._run_id, now=now)
             return counts.records

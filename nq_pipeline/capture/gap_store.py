@@ -42,7 +42,7 @@ class GapStore:
 
     def __init__(self, lake: Lake, *, dataset: str, run_id: str) -> None:
         self._lake, self._dataset, self._run_id = lake, dataset, run_id
-        self._origin = {"environment": lake.root.parent.name, "dataset": dataset, "run_id": run_id}
+        self._origin = {"environment": lake.environment, "dataset": dataset, "run_id": run_id}
 
     def gaps(self, since: datetime) -> list[Gap]:
         """The current state of every gap that begins on the trade date of `since` or later."""

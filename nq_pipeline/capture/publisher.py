@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nq_pipeline.capture.log.reader import tail
-from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
+from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments, log_id
 from nq_pipeline.capture.rows import Origin, RowCounts, SessionRows
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
 from nq_pipeline.errors import CaptureError, LakeError
-from nq_pipeline.files import locked, write_atomically
+from nq_pipeline.files import locked
 from nq_pipeline.lake.maintenance import maintain
-from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.objects import LocalObjects, Objects
+from nq_pipeline.lake.store import FENCE, Lake
 from nq_pipeline.lake.tables import MBO, MBP_1, TRADES, Table
 from nq_pipeline.market import sessions
 
@@ -76,6 +77,8 @@ class Publisher:
         Marks the rows and the files' footers.
     batch_bytes
         Bytes of the log per append.
+    token
+        That of the lease `capture`: rows are refused where a newer capture has published. 0 without a lease.
     """
 
     def __init__(
@@ -86,13 +89,15 @@ class Publisher:
         run_id: str,
         clock: Clock | None = None,
         batch_bytes: int = BATCH_BYTES,
+        token: int = 0,
     ) -> None:
         self.log_folder = log_folder
         self.lake = lake
         self._clock = clock or SystemClock()
         self._run_id = run_id
         self._batch_bytes = batch_bytes
-        self._cursor = lake.folder(TRADES) / f"{log_folder.name}.published"
+        self.token = token
+        self._objects, self._cursor = _cursor_of(log_folder, lake)
         self._reached = BEGINNING
         self._session: SessionRows | None = None
         self._tidied = self._clock.monotonic()
@@ -102,13 +107,13 @@ class Publisher:
     def position(self) -> Position:
         """Up to where the log is published."""
         try:
-            return Position.parse(self._cursor.read_bytes().decode())
+            return Position.parse(self._objects.get(self._cursor).decode())
         except FileNotFoundError:
             return BEGINNING
         except ValueError:
             raise CaptureError(
-                f"{self._cursor} holds no position in the log; delete it: the log is then read from its "
-                "beginning, and rows that the lake has are skipped"
+                f"{self._objects.uri(self._cursor)} holds no position in the log; delete it: the log is then "
+                "read from its beginning, and rows that the lake has are skipped"
             ) from None
 
     def publish(self, until: Position | None = None) -> PublishResult:
@@ -126,18 +131,19 @@ class Publisher:
         except OSError as error:
             raise LakeError(
                 f"rows cannot be published ({error.strerror or error}); free some space, or make "
-                f"{self.lake.root} writable: the capture log has them, and they are published later"
+                f"{self.lake.uri} writable: the capture log has them, and they are published later"
             ) from error
 
     def _publish(self, until: Position | None) -> PublishResult:
-        with locked(self._cursor.with_suffix(".lock")), ThreadPoolExecutor(1, "publish") as behind:
+        lock = self.lake.folder(TRADES) / f"{self.log_folder.name}.lock"
+        with locked(lock), ThreadPoolExecutor(1, "publish") as behind:
             done = PublishResult(self.position)
             # One batch is written while the next one is built; batches never overlap.
             writing: Future[None] | None = None
             try:
                 for session, end in self._batches(done.position, until):
                     now = self._clock.now()
-                    origin = Origin(self.lake.root.parent.name, self._run_id, to_ns(now))
+                    origin = Origin(self.lake.environment, self._run_id, to_ns(now))
                     tables, counts = session.build(origin)
                     if writing:
                         writing.result()
@@ -194,11 +200,11 @@ class Publisher:
     ) -> None:
         """Append rows, then move the cursor behind them."""
         for table, rows in tables:
-            added = self.lake.append(table, rows, run_id=self._run_id, now=now)
+            added = self.lake.append(table, rows, run_id=self._run_id, now=now, token=self.token)
             done.rows[table.name] = done.rows.get(table.name, 0) + added.rows
             done.known += added.known
         done.counts.add(counts)
-        write_atomically(self._cursor, str(end).encode())
+        self._objects.put(self._cursor, str(end).encode())
         self._reached = done.position = end
 
     def _resume(self, position: Position) -> SessionRows | None:
@@ -217,6 +223,22 @@ class Publisher:
                 session.skip()
         session.skip()
         return session
+
+
+def newest_token(lake: Lake) -> int:
+    """The newest lease token under which rows of a capture were accepted; 0 without any."""
+    return max(lake.manifest(table, [FENCE]).marks.get(FENCE, 0) for table in TABLES)
+
+
+def _cursor_of(log_folder: Path, lake: Lake) -> tuple[Objects, str]:
+    """Where it is written how far a log is published.
+
+    It lies with the trades. In an object store, where several hosts may have captured, it has the log's
+    identity in its name.
+    """
+    if lake.objects is None:
+        return LocalObjects(lake.root), f"{TRADES.name}/{log_folder.name}.published"
+    return lake.objects, f"{TRADES.name}/_published/{log_folder.name}-{log_id(log_folder)}"
 
 
 class _PublishLoop:

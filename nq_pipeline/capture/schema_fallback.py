@@ -54,7 +54,7 @@ class SchemaFallback:
                 dataset=self.dataset,
                 schema=schema,
                 mode="live",
-                environment=self.lake.root.parent.name,
+                environment=self.lake.environment,
                 trade_date=day,
                 entitled=False,
                 text=text,

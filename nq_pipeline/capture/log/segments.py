@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from nq_pipeline.lake.objects import LocalObjects
+
 sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+LOG_ID = "log_id"
+"""The file with the log's identity."""
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.dbn")
 
 
@@ -48,6 +54,15 @@ class Segment:
     start_ns: int
     trade_date: date
     path: Path
+
+
+def log_id(folder: Path) -> str:
+    """The identity of a dataset's log, made at first use. Hosts that captured the same have different logs."""
+    path = folder / LOG_ID
+    with suppress(FileNotFoundError):
+        return path.read_text().strip()
+    LocalObjects(folder).put_if_absent(LOG_ID, f"{uuid.uuid4().hex}\n".encode())
+    return path.read_text().strip()
 
 
 def list_segments(folder: Path) -> list[Segment]:
