@@ -114,5 +114,5 @@ def as_json(settings: Settings, snapshot: Snapshot) -> dict[str, Any]:
         "winners": snapshot.winners,
         "lost": loss_reasons(snapshot),
         "rows": dict(snapshot.rows),
-        "lake": Workspace.of(settings).lake.root,
+        "lake": Workspace.of(settings).lake.uri,
     }

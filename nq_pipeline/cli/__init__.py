@@ -24,7 +24,7 @@ for command in (
     *(query.sql, query.report, query.tables),
     *(capture.capture, capture.verify, capture.convert),
     *(spend.budget, spend.backfill),
-    *(operate.doctor, operate.alert, operate.retention, operate.repair),
+    *(operate.doctor, operate.alert, operate.retention, operate.repair, operate.lake),
     *(operate.ui, operate.sandbox, operate.settings),
 ):
     main.add_command(command)

@@ -69,7 +69,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(asdict(totals)))
         return
-    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {workspace.lake.root}. Next, paste:")
+    click.echo(f"\nLog: {log}; tables trades, gaps, sessions in {workspace.lake.uri}. Next, paste:")
     click.echo(
         f'  {program()} sql "select instrument_kind, count(*) as trades, sum(size)::bigint as contracts '
         'from trades group by all"'

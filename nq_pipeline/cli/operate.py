@@ -9,6 +9,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.output import console, load, note_sandbox, printable, to_json
+from nq_pipeline.errors import SettingsError
 from nq_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -145,6 +146,39 @@ def retention(dry_run: bool, as_json: bool) -> None:
         click.echo(f"  {part.sentence}")
 
 
+@click.group()
+def lake() -> None:
+    """Maintain the lake itself."""
+
+
+@lake.command(short_help="Take over the tables of an older format.")
+@report_errors
+def migrate() -> None:
+    """Take over a lake with manifests in NQ_DATA_DIR.
+
+    With NQ_LAKE_FORMAT=delta its tables become Delta tables in their folders; the first write to a table does
+    that, too. With NQ_LAKE_URL their rows are copied into the object store, and the folder stays as it is.
+    Rows and values stay the same. A call that was interrupted may be repeated.
+    """
+    from nq_pipeline.lake import catalog
+    from nq_pipeline.lake.store import Lake
+    from nq_pipeline.lake.tables import TABLES
+
+    settings = load()
+    note_sandbox(settings)
+    target = Workspace.of(settings).lake
+    if not (target.objects or target.delta):
+        raise SettingsError("set NQ_LAKE_FORMAT=delta, or NQ_LAKE_URL, which say where to")
+    source, total = Lake(target.root), 0
+    for table in TABLES.values():
+        rows = target.copy_from(source, table) if target.objects else target.take_over(table)
+        total += rows
+        if rows:
+            click.echo(f"{table.name}: {rows:,} rows taken over")
+    catalog.publish(target)
+    click.echo(f"{total:,} rows taken over into {target.uri}.")
+
+
 @click.command(short_help="Repair tables with a damaged or missing manifest or file.")
 @click.argument("tables", nargs=-1, metavar="[TABLE]…")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -162,7 +196,6 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from nq_pipeline.errors import SettingsError
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as repair_table
     from nq_pipeline.lake.tables import TABLES

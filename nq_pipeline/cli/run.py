@@ -179,7 +179,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
             parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
             click.echo(f"Dropped rows of {name}: {printable(parts)}")
     new = snapshot.rows["source_chain"]
-    click.echo(f"Lake: {Workspace.of(settings).lake.root}, {new:,} new rows; catalog nq.duckdb published.")
+    click.echo(f"Lake: {Workspace.of(settings).lake.uri}, {new:,} new rows; catalog nq.duckdb published.")
     if snapshot.chain.height:
         click.echo(
             f"Priced: {_count_priced(measured):,} of {snapshot.chain.height:,} contracts; "

@@ -33,7 +33,7 @@ from nq_pipeline.files import make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import parquet
 from nq_pipeline.lake.manifest import DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects, store_error
-from nq_pipeline.lake.table_files import TableFiles, day_of
+from nq_pipeline.lake.table_files import DAMAGED, TableFiles, day_of, set_path_aside
 from nq_pipeline.lake.tables import INSTANT, PARTITION, USD, Column, Table
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ _DELTA: dict[pl.DataType, str] = {
     MICROS: "timestamp",
     USD: "decimal(18,9)",
 }
-_NAME = re.compile(r"trade_date=\d{4}-\d\d-\d\d/\d{8,}-(?P<level>\d+)-v(?P<schema>\d+)-[0-9a-f]{8}\.parquet")
+DATA_FILE = re.compile(
+    r"trade_date=\d{4}-\d\d-\d\d/\d{8,}-(?P<level>\d+)-v(?P<schema>\d+)-[0-9a-f]{8}\.parquet"
+)
 _COMMIT = re.compile(r"\d{20}\.json")
 _CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.parquet")
 
@@ -210,6 +212,45 @@ class DeltaFiles(TableFiles):
         listed = {file.path for file in self.manifest().files} | self._removed(time.time_ns())
         return [file for name, _, file in found if name not in listed]
 
+    def data_files(self) -> list[DataFile]:
+        return [file for _, _, file in self._stored_files()]
+
+    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
+        return self.objects.local_copy(file.path)
+
+    def set_aside(self, file: DataFile) -> str:
+        if isinstance(self.objects, LocalObjects):
+            return set_path_aside(self.objects.path(file.path))
+        return self.objects.uri(self._move_aside(file.path))
+
+    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+        try:
+            current = self.manifest()
+        except LakeError:
+            if isinstance(self.objects, LocalObjects):
+                if (log := self.objects.path(LOG)).exists():
+                    set_path_aside(log)
+            else:
+                for stored in list(self.objects.list(LOG)):
+                    self._move_aside(stored.name)
+            _tables.pop(self.objects.uri(), None)
+            current = Manifest(self.table.name)
+        if not current.version:
+            current = self.create(current)
+        listed, wanted = {file.path for file in current.files}, {file.path for file in files}
+        gone = [file for file in current.files if file.path not in wanted]
+        new = [file for file in files if file.path not in listed]
+        if (new or gone) and not self.commit(current, add=new, remove=gone):
+            raise LakeError(f"{self.table.name} was written to while it was repaired; repeat it")
+
+    def _move_aside(self, name: str) -> str:
+        number, aside = 0, f"{name}{DAMAGED}"
+        while not self.objects.put_if_absent(aside, self.objects.get(name)):
+            number += 1
+            aside = f"{name}{DAMAGED}-{number}"
+        self.objects.delete([name])
+        return aside
+
     def tidy(self) -> None:
         if opened := self._opened():
             with opened.lock, self._failing():
@@ -309,7 +350,7 @@ class DeltaFiles(TableFiles):
     def _stored_files(self) -> Iterator[tuple[str, int, DataFile]]:
         """Every data file that is there: its name, when it was written, and what its name says."""
         for name, size, at in self.objects.list():
-            if named := _NAME.fullmatch(name):
+            if named := DATA_FILE.fullmatch(name):
                 schema = int(named["schema"])
                 yield name, at, DataFile(name, day_of(name), 0, size, int(named["level"]), 0, 0, schema)
 
@@ -326,7 +367,15 @@ class DeltaFiles(TableFiles):
         with opened.lock:
             log = self.objects.path(LOG) if isinstance(self.objects, LocalObjects) else None
             with self._failing():
-                return opened if opened.refresh(place, log) else None
+                if opened.refresh(place, log):
+                    return opened
+        if any(name.startswith(f"{PARTITION}=") for name in self.objects.folders()):
+            # A writer makes the log before its first data file.
+            raise LakeError(
+                f"the log {self.objects.uri(LOG)} is missing, but there are data files; restore it from a "
+                f"backup, or rebuild it from the data files with `nq repair {self.table.name}`"
+            )
+        return None
 
     def _failing(self) -> _Failing:
         return _Failing(self)
@@ -431,7 +480,7 @@ def _read_files(table: DeltaTable) -> Iterator[DataFile]:
     names = {name.partition(".")[0]: name for name in ranges if name.endswith(EXACT)}
     for row in listed.sort("path").iter_rows(named=True):
         path = unquote(row["path"])
-        named = _NAME.fullmatch(path)
+        named = DATA_FILE.fullmatch(path)
         low, high = (row.get(names.get(side, "")) for side in ("min", "max"))
         yield DataFile(
             path=path,

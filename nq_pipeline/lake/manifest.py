@@ -129,7 +129,7 @@ def read(folder: Path) -> Manifest:
     path = folder / NAME
     remedy = f"restore it from a backup, or rebuild it from the data files with `nq repair {folder.name}`"
     try:
-        return _FORM.validate_json(path.read_bytes(), strict=True)
+        return parse(path.read_bytes())
     except FileNotFoundError:
         if next(folder.glob(DATA_FILES), None) is None:
             return Manifest(folder.name)
@@ -140,6 +140,11 @@ def read(folder: Path) -> Manifest:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
         raise LakeError(f"the manifest {path} is damaged ({reason}); {remedy}") from None
+
+
+def parse(content: bytes) -> Manifest:
+    """A version from its JSON; raises `ValidationError` when it is damaged."""
+    return _FORM.validate_json(content, strict=True)
 
 
 def publish(folder: Path, manifest: Manifest) -> None:

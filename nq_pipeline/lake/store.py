@@ -17,9 +17,9 @@ import polars as pl
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError, StaleToken
 from nq_pipeline.files import GRACE_NS
-from nq_pipeline.lake import compaction, parquet
-from nq_pipeline.lake.delta import LOG, DeltaFiles
-from nq_pipeline.lake.manifest import NAME, DataFile, Manifest
+from nq_pipeline.lake import compaction, migration, parquet
+from nq_pipeline.lake.delta import DATA_FILE, LOG, DeltaFiles
+from nq_pipeline.lake.manifest import DATA_FILES, NAME, DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects
 from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, sweep_temporaries
 from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
@@ -115,9 +115,14 @@ class Lake:
         folder = self.folder(table)
         if self.objects:
             return DeltaFiles(folder, table, self.objects.within(table.name))
-        if (self.delta or (folder / LOG).is_dir()) and not (folder / NAME).exists():
-            return DeltaFiles(folder, table, LocalObjects(folder))
-        return ManifestFiles(folder, table)
+        is_delta = self.delta
+        if (folder / NAME).exists():
+            is_delta = False
+        elif (folder / LOG).is_dir():
+            is_delta = True
+        elif first := next(folder.glob(DATA_FILES), None):  # its manifest or log is lost
+            is_delta = DATA_FILE.fullmatch(first.relative_to(folder).as_posix()) is not None
+        return DeltaFiles(folder, table, LocalObjects(folder)) if is_delta else ManifestFiles(folder, table)
 
     def manifest(self, table: Table, marks: Collection[str] = ()) -> Manifest:
         """The newest version of a table, with these marks."""
@@ -197,6 +202,7 @@ class Lake:
 
     def compact(self, table: Table, trade_date: date, *, now: datetime, wait: bool = True) -> int:
         """Merge the files of one trade date; see `compaction.compact`."""
+        self.take_over(table)
         return compaction.compact(self.table_files(table), trade_date, now=now, wait=wait)
 
     def collect_garbage(self, now: datetime | None = None) -> int:
@@ -213,6 +219,24 @@ class Lake:
         """
         before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
         return sum(self._sweep(table, before) for table in self.tables)
+
+    def take_over(self, table: Table) -> int:
+        """Make a table with a manifest a Delta table, if this lake writes those; returns its rows.
+
+        The first write to the table does it, too.
+        """
+        is_wanted = self.delta and self.objects is None
+        return migration.migrate(self.folder(table), table) if is_wanted else 0
+
+    def copy_from(self, other: Lake, table: Table) -> int:
+        """Append the rows of another lake's table that this lake lacks; returns how many."""
+        stored, added = other.table_files(table), 0
+        files = stored.manifest().files
+        stored.check(files)
+        for file in files:
+            runs = stored.read_runs([file])
+            added += sum(self._append(table, rows, runs).rows for rows in migration.slices(stored, file))
+        return added
 
     def recover_rows(self, table: Table, file: DataFile) -> bool:
         """Append the rows of an unlisted file that the table lacks; False if the file cannot be read.
@@ -240,6 +264,7 @@ class Lake:
         marks: Mapping[str, int] = {},
         token: int = 0,
     ) -> AppendResult:
+        self.take_over(table)
         stored, distinct = self.table_files(table), _distinct(table, frame)
         wanted = {**marks, FENCE: token} if token else dict(marks)
         with stored.lock():
@@ -286,6 +311,7 @@ class Lake:
             for file in stored.unlisted(before):
                 if self.recover_rows(table, file):
                     removed += stored.remove([file])
+            removed += migration.sweep(stored.folder, before)
             stored.tidy()
         except LakeError:
             # Readers of the table get the error. No file is removed until the table is repaired.

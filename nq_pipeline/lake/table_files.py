@@ -14,17 +14,20 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import date
 from pathlib import Path
 
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, make_folder, rename_durably, stale_temporaries, temporary_for
+from nq_pipeline.files import locked, make_folder, rename_durably, stale_temporaries, sync, temporary_for
 from nq_pipeline.lake import manifest, parquet
-from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest
+from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
 from nq_pipeline.lake.tables import PARTITION, Table
+
+DAMAGED = ".damaged"
+"""Suffix of a damaged file's new name."""
 
 
 class TableFiles(ABC):
@@ -109,6 +112,25 @@ class TableFiles(ABC):
     @abstractmethod
     def unlisted(self, before: int) -> list[DataFile]:
         """Data files last written before an instant (ns UTC) that no version lists."""
+
+    @abstractmethod
+    def data_files(self) -> list[DataFile]:
+        """Every data file that is there, ordered by path; only paths, and what they say, are known."""
+
+    @abstractmethod
+    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
+        """A local file with the content of a data file; `FileNotFoundError` if it is not there."""
+
+    @abstractmethod
+    def set_aside(self, file: DataFile) -> str:
+        """Rename a damaged file so that nothing reads it; returns the new path or URI."""
+
+    @abstractmethod
+    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+        """Make a version with exactly these files, whatever the newest one is, or if it cannot be read.
+
+        All rows of the `redundant` files are in others; they go after an hour.
+        """
 
     def tidy(self) -> None:
         """Remove what the format itself no longer needs."""
@@ -261,6 +283,27 @@ class ManifestFiles(TableFiles):
         names = [self.relative(path) for path in sorted(self.folder.glob(DATA_FILES))]
         return [_bare(name) for name in names if name not in listed and self._written(name) < before]
 
+    def data_files(self) -> list[DataFile]:
+        return [_bare(self.relative(path)) for path in sorted(self.folder.glob(DATA_FILES))]
+
+    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
+        path = self.path(file)
+        path.stat()
+        return nullcontext(path)
+
+    def set_aside(self, file: DataFile) -> str:
+        return set_path_aside(self.path(file))
+
+    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+        try:
+            known = self.manifest()
+        except LakeError:
+            known = Manifest(self.table.name)
+        at, there = time.time_ns(), self.data_files()
+        version = max([known.version, *(_number(file.path) for file in there)], default=0)
+        gone = tuple(Superseded(file.path, at) for file in redundant)
+        self.publish(Manifest(self.table.name, version + 1, tuple(files), gone, known.marks))
+
     def relative(self, path: Path) -> str:
         """A data file's path as in the manifest."""
         return path.relative_to(self.folder).as_posix()
@@ -289,6 +332,17 @@ def remove_paths(paths: Iterable[Path]) -> int:
     return removed
 
 
+def set_path_aside(path: Path) -> str:
+    """Rename a damaged file or folder so that nothing reads it; never replaces another. The new path."""
+    number, aside = 0, path.with_name(path.name + DAMAGED)
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}{DAMAGED}-{number}")
+    path.rename(aside)
+    sync(path.parent)
+    return str(aside)
+
+
 def sweep_temporaries(folder: Path, before: int) -> int:
     """Remove what dead writers left below a folder."""
     return remove_paths(stale_temporaries(folder, before))
@@ -301,3 +355,9 @@ def _unused(path: Path) -> Path:
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
+
+
+def _number(path: str) -> int:
+    """The version in a file's name; 0 for any other name."""
+    number = Path(path).stem.partition("-")[0]
+    return int(number) if number.isdecimal() else 0

@@ -225,9 +225,13 @@ def _of_rows(frame: pl.DataFrame, moment: datetime) -> Metadata:
 def of_partition(table: Table, trade_date: date, settings: Settings, *, rows: int | None = None) -> Metadata:
     """Where the rows of a trade date are and how many there are: `rows`, or all of the table."""
     lake = Workspace.of(settings).lake
-    folder = (lake.root / table.name / f"trade_date={trade_date}").resolve()
+    part = f"{table.name}/trade_date={trade_date}"
     if rows is None:
         rows = sum(file.rows for file in lake.manifest(table).of({trade_date}))
+    if lake.objects:
+        uri = lake.objects.uri(part)
+        return {"dagster/partition_row_count": rows, "dagster/uri": uri, "folder": uri}
+    folder = (lake.root / part).resolve()
     return {
         "dagster/partition_row_count": rows,
         "dagster/uri": f"file://{quote(str(folder), safe='/=')}",

@@ -176,7 +176,7 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
 
     repaired = repair(filled, SOURCE_CHAIN)
     assert (repaired.rows, repaired.lost) == (18, ((DAY, 5),))
-    assert [path.exists() for path in repaired.damaged] == [fault != "missing"]
+    assert [Path(path).exists() for path in repaired.damaged] == [fault != "missing"]
     assert rows(filled).height == 18
     assert filled.append(SOURCE_CHAIN, snapshots(1)[0], run_id="again").rows == 5
 

@@ -57,7 +57,7 @@ class Segment:
 
 
 def log_id(folder: Path) -> str:
-    """The identity of a dataset's log, made at first use. Hosts that captured the same have different logs."""
+    """The identity of a dataset's log, made at first use. Each host that captured has a log of its own."""
     path = folder / LOG_ID
     with suppress(FileNotFoundError):
         return path.read_text().strip()
