@@ -13,11 +13,13 @@ evidence of `nq verify` or the log of alerts.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import polars as pl
 
@@ -30,8 +32,9 @@ from nq_pipeline.chains.answer_cache import AnswerCache
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import GRACE_NS, locked, stale_temporaries
 from nq_pipeline.lake import compaction
+from nq_pipeline.lake.objects import LocalObjects, Objects, StoredObject
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import FETCHES, GAPS, PARTITION, Table
+from nq_pipeline.lake.tables import FETCHES, GAPS, Table
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
@@ -92,32 +95,34 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
         return swept
     archive, lake = Workspace.of(settings).archive, Workspace.of(settings).lake
     unwritten, unwritten_days, unfinished = 0, set[date](), archive.unfinished_dates()
-    for folder in sorted(archive.root.glob(f"*/{PARTITION}=*/")):
-        day = date.fromisoformat(folder.name.removeprefix(f"{PARTITION}="))
-        if day >= before:
-            continue
+    for day, folder, answers in archive.old_answers(before):
         written = set(lake.scan(FETCHES, {day}).select("request_id").collect()["request_id"])
-        for path in sorted(folder.glob("*.zst")):
-            if path.stem in written and day not in unfinished:
-                # The body last, because the next call finds the leftovers of a killed call by it.
-                _remove(swept, [path.with_suffix(".json"), path], dry_run)
-            else:
-                unwritten += 1
-                unwritten_days.add(day)
-        if not dry_run and not any(folder.iterdir()):
-            folder.rmdir()
+        if day in unfinished:
+            written.clear()
+        bodies = {PurePosixPath(one.name).stem: one for one in answers if one.name.endswith(".zst")}
+        entries = {PurePosixPath(one.name).stem: one for one in answers if one.name.endswith(".json")}
+        old = sorted(bodies.keys() & written)
+        # The bodies last, because the next call finds the leftovers of a killed call by them.
+        _delete(swept, archive.objects, [entries[name] for name in old if name in entries], dry_run)
+        _delete(swept, archive.objects, [bodies[name] for name in old], dry_run)
+        if kept := len(bodies) - len(old):
+            unwritten += kept
+            unwritten_days.add(day)
+        if isinstance(archive.objects, LocalObjects) and not dry_run:
+            with suppress(OSError):  # it is not empty
+                archive.objects.path(folder).rmdir()
     if unwritten:
         swept.kept = f"{unwritten:,} answers whose run never wrote its rows"
-    for path in archive.old_runs(before):
-        if archive.run_date(path) not in unwritten_days:
+    for record in archive.old_runs(before):
+        if archive.run_date(record.name) not in unwritten_days:
             if not dry_run:
                 try:
-                    archive.note_removed(path)
+                    archive.note_removed(record.name)
                 except OSError as error:
                     swept.kept = f"records of runs that cannot be noted as removed: {error.strerror}"
                     break
-            _remove(swept, [path], dry_run)
-    _remove(swept, archive.old_pointers(before), dry_run)
+            _delete(swept, archive.objects, [record], dry_run)
+    _delete(swept, archive.objects, archive.old_pointers(before), dry_run)
     return swept
 
 
@@ -186,8 +191,9 @@ def _unsettled(lake: Lake) -> date | None:
 def _sweep_reports(settings: Settings, before: date | None, dry_run: bool) -> SweepResult:
     swept = SweepResult("reports", before)
     if before is not None:
-        pages = sorted(Workspace.of(settings).reports.glob("????-??-??T*.html"))
-        _remove(swept, [path for path in pages if path.name[:10] < before.isoformat()], dry_run)
+        reports = Workspace.of(settings).reports
+        pages = (one for one in reports.list() if re.fullmatch(r"\d{4}-\d\d-\d\dT[^/]*\.html", one.name))
+        _delete(swept, reports, [one for one in pages if one.name[:10] < before.isoformat()], dry_run)
     return swept
 
 
@@ -195,6 +201,13 @@ def _sweep_cache(settings: Settings, dry_run: bool) -> SweepResult:
     swept, cache = SweepResult("cache", None), Workspace.of(settings).cache
     _remove(swept, [*cache.glob("*-http.sqlite*"), *AnswerCache(cache / "answers").old_files()], dry_run)
     return swept
+
+
+def _delete(swept: SweepResult, objects: Objects, old: Sequence[StoredObject], dry_run: bool) -> None:
+    swept.files += len(old)
+    swept.bytes += sum(one.size for one in old)
+    if not dry_run:
+        objects.delete(one.name for one in old)
 
 
 def _remove(swept: SweepResult, paths: Iterable[Path], dry_run: bool) -> None:

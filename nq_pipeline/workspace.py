@@ -105,12 +105,17 @@ class Workspace:
         """The vendors' answers, unchanged."""
         from nq_pipeline.lake.archive import RawArchive
 
-        return RawArchive(self.root / "raw")
+        return RawArchive(self.objects.within("raw"), self.root / "raw" / "begun")
 
     @property
     def history(self) -> Path:
-        """Purchased historical data, unchanged."""
+        """Purchased historical data, unchanged; with an object store, copies of what this machine used."""
         return self.root / "raw" / "databento" / "history"
+
+    @property
+    def shared_history(self) -> Objects | None:
+        """Purchased historical data of all machines; None if `history` has it."""
+        return self.remote and self.remote.within("raw/databento/history")
 
     @property
     def capture(self) -> Path:
@@ -138,11 +143,11 @@ class Workspace:
         return self.root / "nq.duckdb"
 
     @property
-    def reports(self) -> Path:
+    def reports(self) -> Objects:
         """One HTML page per snapshot."""
-        return self.root / "reports"
+        return self.objects.within("reports")
 
     @property
-    def evidence(self) -> Path:
+    def evidence(self) -> Objects:
         """One folder per run of `nq verify`."""
-        return self.root / "evidence"
+        return self.objects.within("evidence")

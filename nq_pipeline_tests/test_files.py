@@ -13,7 +13,7 @@ import pytest
 
 from nq_pipeline.files import write_atomically
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.archive import RawArchive, RawEntry
+from nq_pipeline.lake.archive import RawEntry
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import DAY, NOON, TICKS, ticks
 
@@ -52,7 +52,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a file": lambda root: write_atomically(root / "folder" / "file", b"content"),
     "rows": lambda root: Workspace(root).lake.append(TICKS, ticks([(DAY, 1, NOON, 0, 1.0)]), run_id="run"),
     "the catalog": lambda root: catalog.publish(Workspace(root).lake),
-    "an archived answer": lambda root: RawArchive(root).put(entry(b"answer"), b"answer"),
+    "an archived answer": lambda root: Workspace(root).archive.put(entry(b"answer"), b"answer"),
 }
 
 

@@ -100,7 +100,7 @@ def test_sweeps_at_the_same_time_take_turns(settings: Settings) -> None:
     with ThreadPoolExecutor(3) as threads:
         parts = list(threads.map(lambda _: swept(settings, "raw").files, range(3)))
     assert sorted(parts) == [0, 0, 100]
-    assert len((archive.root / "removed.jsonl").read_bytes().splitlines()) == 100
+    assert len((settings.environment_dir / "raw/removed.jsonl").read_bytes().splitlines()) == 100
 
 
 def test_the_next_sweep_completes_a_killed_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_temporary_files_go_everywhere_after_a_grace_period(settings: Settings) 
 
 
 def test_old_reports_go_and_other_files_stay(settings: Settings) -> None:
-    folder = Workspace.of(settings).reports
+    folder = settings.environment_dir / "reports"
     folder.mkdir(parents=True)
     for name in ("2025-06-10T15-00-00Z.html", "2025-12-20T15-00-00Z.html", "mine.html"):
         (folder / name).write_text("page")

@@ -58,10 +58,8 @@ class BackfillScope:
             raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")
         every = (*option_parents(settings.products), *future_parents(settings.products))
         chosen = tuple(sorted(symbols or settings.backfill.symbols or every))
-        workspace = Workspace.of(settings)
-        return cls(
-            settings, schema, chosen, open_client(settings), HistoryStore(workspace.history), workspace.lake
-        )
+        store = HistoryStore.of(settings)
+        return cls(settings, schema, chosen, open_client(settings), store, Workspace.of(settings).lake)
 
     @property
     def dataset(self) -> str:

@@ -82,7 +82,7 @@ def _unfinished_record(archive: RawArchive, run_id: str) -> dict[str, Any]:
         for name, part in record["sources"].items():
             part["used"] = {**archive.run_answers(run_id, name, day), **part["used"]}
     except MALFORMED:
-        raise damaged_record(archive.root / "begun" / f"{run_id}.json") from None
+        raise damaged_record(archive.objects.uri(f"begun/{run_id}.json")) from None
     return record
 
 
@@ -100,7 +100,7 @@ def _replay(
         request = recorded_request(record, settings, run_id)
         parts = {name: source_request(request, part) for name, part in record["sources"].items()}
     except MALFORMED:
-        raise damaged_record(Workspace.of(settings).archive.root / "runs") from None
+        raise damaged_record(Workspace.of(settings).archive.objects.uri("runs")) from None
     sources = [opener(name, settings) for name in parts]
     results = {}
     for source in sources:

@@ -137,9 +137,9 @@ def verify(minutes: float, max_usd: Decimal, as_json: bool) -> None:
             on_result=None if as_json else show,
         )
     if as_json:
-        click.echo(to_json({**report.as_json(), "evidence": report.folder}))
+        click.echo(to_json({**report.as_json(), "evidence": report.evidence}))
     else:
-        click.echo(f"{report.summary}; ${report.spent_usd:.4f} spent; evidence in {report.folder}")
+        click.echo(f"{report.summary}; ${report.spent_usd:.4f} spent; evidence in {report.evidence}")
     sys.exit(OK if report.sound else UNHEALTHY)
 
 

@@ -96,14 +96,21 @@ def report(moment: str | None, no_open: bool) -> None:
       nq report --snapshot 2025-06-10T15:00:00Z --no-open
     """
     import webbrowser
+    from pathlib import Path
+    from tempfile import mkdtemp
 
     from nq_pipeline.report.page import write_report
 
     settings, snapshot_ts = load(), _instant(moment) if moment else None
     note_sandbox(settings)
-    page = write_report(settings, snapshot_ts=snapshot_ts).resolve()
-    opened = not no_open and webbrowser.open(page.as_uri())
-    click.echo(f"Report: {page}{'' if opened else '; open it in any browser'}")
+    written = write_report(settings, snapshot_ts=snapshot_ts)
+    path = written.path
+    if path is None and not no_open:  # a browser needs a file
+        path = Path(mkdtemp(prefix="nq-report-")) / "report.html"
+        path.write_bytes(written.page)
+    opened = path is not None and not no_open and webbrowser.open(path.as_uri())
+    where = written.uri if path is None or path == written.path else f"{written.uri}, a copy in {path}"
+    click.echo(f"Report: {where}{'' if opened else '; open it in any browser'}")
 
 
 def _instant(text: str) -> datetime:

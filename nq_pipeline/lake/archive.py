@@ -6,20 +6,23 @@
     raw/begun/<run_id>.json                                the record of a run whose rows are not written yet
     raw/runs/<run_id>.json                                 the record of a run: its request and its answers
     raw/removed.jsonl                                      runs whose answers retention removed, and when
+                                                           (in an object store: raw/removed/<run_id>.json)
 
-The body is written before its entry, and the entry before the pointer to it, so a crash leaves only
-complete or unreferenced files. No secret is stored: callers pass redacted parameters.
+These are files of the data folder, or objects of the same names below NQ_LAKE_URL. The body is written before
+its entry, and the entry before the pointer to it, so a crash leaves only complete or unreferenced objects. No
+secret is stored: callers pass redacted parameters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -27,7 +30,9 @@ import zstandard
 from pydantic import TypeAdapter, ValidationError
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, write_atomically
+from nq_pipeline.files import locked
+from nq_pipeline.lake.objects import LocalObjects, Objects, StoredObject
+from nq_pipeline.lake.tables import PARTITION
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +72,50 @@ class RawEntry:
 
 
 class RawArchive:
-    """The archive below `root` (`<data>/<environment>/raw`)."""
+    """The archive of one environment.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Parameters
+    ----------
+    objects
+        The objects below `raw`.
+    locks
+        A folder of this machine for the locks of running runs.
+    """
+
+    def __init__(self, objects: Objects, locks: Path) -> None:
+        self.objects = objects
+        self._locks = locks
 
     def put(self, entry: RawEntry, body: bytes) -> RawEntry:
         """Store a body and its entry durably; the entry becomes the newest of its request."""
-        folder = self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
-        write_atomically(folder / f"{entry.request_id}.zst", zstandard.compress(body, 3))
-        self._publish(entry, folder)
+        self.objects.put(_answer(entry, "zst"), zstandard.compress(body, 3))
+        self._publish(entry)
         return entry
 
     def get(self, entry: RawEntry) -> bytes:
         """The exact body; `LakeError` when it is missing or differs from what was stored."""
-        path = self._folder(entry) / f"{entry.request_id}.zst"
+        name = _answer(entry, "zst")
         try:
-            body = zstandard.decompress(path.read_bytes())
+            body = zstandard.decompress(self.objects.get(name))
         except (OSError, zstandard.ZstdError) as error:
             raise LakeError(
-                f"the archived answer {path} cannot be read ({error}); fetch it again with --refresh"
+                f"the archived answer {self.objects.uri(name)} cannot be read ({error}); fetch it again with "
+                "--refresh"
             ) from None
         if hashlib.sha256(body).hexdigest() != entry.sha256:
             raise LakeError(
-                f"the archived answer {path} is not what was stored; fetch it again with --refresh"
+                f"the archived answer {self.objects.uri(name)} is not what was stored; fetch it again with "
+                "--refresh"
             )
         return body
 
     def find(self, source: str, digest: str) -> RawEntry | None:
         """The newest entry of a request, or None."""
-        return _read(self.root / source / "newest" / f"{digest}.json")
+        return self._read(f"{source}/newest/{digest}.json")
 
     def expire(self, entry: RawEntry) -> None:
         """Never serve this answer from the cache again; it stays archived."""
-        self._publish(replace(entry, expires=0), self._folder(entry))
+        self._publish(replace(entry, expires=0))
 
     @contextmanager
     def begin_run(
@@ -110,138 +125,177 @@ class RawArchive:
 
         If the block raises or the process dies, the record stays and the run counts as unfinished.
         """
-        path = self.root / "begun" / f"{run_id}.json"
 
         def update(record: Mapping[str, Any]) -> None:
-            write_atomically(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+            self.objects.put(f"begun/{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
-        with locked(path.with_suffix(".lock")):
+        with locked(self._lock(run_id)):
             update(record)
             yield update
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+            self.forget_unfinished(run_id)
 
     @contextmanager
     def claim_unfinished(self) -> Iterator[list[str]]:
-        """Lock and list the runs that started, wrote no rows and no longer run."""
+        """Lock and list the runs that started, wrote no rows and no longer run.
+
+        With an object store, these are only runs of this machine: whether another's still runs is not known.
+        """
         with ExitStack() as held:
-            paths = sorted((self.root / "begun").glob("*.json"))
-            locks = (held.enter_context(locked(path.with_suffix(".lock"), wait=False)) for path in paths)
-            yield [path.stem for path, free in zip(paths, locks, strict=True) if free and path.exists()]
+            begun = [PurePosixPath(one.name).stem for one in self._records("begun")]
+            if not self.objects.is_local:
+                begun = [run_id for run_id in begun if self._lock(run_id).exists()]
+            locks = (held.enter_context(locked(self._lock(run_id), wait=False)) for run_id in begun)
+            yield [
+                run_id
+                for run_id, free in zip(begun, locks, strict=True)
+                if free and self.objects.exists(f"begun/{run_id}.json")
+            ]
 
     def read_unfinished(self, run_id: str) -> dict[str, Any]:
         """The record of an unfinished run, with the answers received so far."""
-        if (self.root / "runs" / f"{run_id}.json").exists():
+        if self.objects.exists(f"runs/{run_id}.json"):
             return self.read_run(run_id)
-        return _record(self.root / "begun" / f"{run_id}.json")
+        return self._record(f"begun/{run_id}.json")
 
     def unfinished_dates(self) -> set[date]:
         """The trade dates of unfinished runs."""
-        return {self.run_date(path) for path in (self.root / "begun").glob("*.json")}
+        return {self.run_date(one.name) for one in self._records("begun")}
 
     def forget_unfinished(self, run_id: str) -> None:
         """Remove the record of a run that is finished or has no archived answer."""
-        for suffix in (".json", ".lock"):
-            (self.root / "begun" / f"{run_id}{suffix}").unlink(missing_ok=True)
+        self.objects.delete([f"begun/{run_id}.json"])
+        self._lock(run_id).unlink(missing_ok=True)
 
     def run_answers(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
         """The request ids of a run's archived answers, by digest."""
-        folder = self.root / source / f"trade_date={trade_date.isoformat()}"
-        entries = (_read(path) for path in sorted(folder.glob("*.json")))
+        entries = (self._read(one.name) for one in self._records(_day(source, trade_date)))
         return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
 
     def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Store the record of a run."""
-        write_atomically(
-            self.root / "runs" / f"{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
-        )
+        self.objects.put(f"runs/{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
     def read_run(self, run_id: str) -> dict[str, Any]:
         """The record of a run (`latest` for the newest); `LakeError` when there is none."""
-        runs = self.root / "runs"
         if run_id == "latest":
-            newest = max(runs.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            newest = max(self._records("runs"), key=lambda one: one.modified, default=None)
+            name = newest.name if newest else "runs/latest.json"
         else:
-            newest = runs / f"{run_id}.json"
-        if newest is None or newest.parent != runs or not newest.is_file():
+            name = f"runs/{run_id}.json"
+        try:
+            archived = self.objects.exists(name)
+        except ValueError:  # no name of an object
+            archived = False
+        if not archived:
             if gone := self._removed(run_id):
                 raise LakeError(
                     f"the answers of run {run_id}, trade date {gone['trade_date']}, were removed on "
                     f"{gone['removed_on']} (NQ_KEEP_RAW_DAYS); its rows are in the lake"
                 )
-            raise LakeError(f"no run {run_id!r} is archived in {runs}; the file names there are the run ids")
-        return _record(newest)
+            raise LakeError(
+                f"no run {run_id!r} is archived in {self.objects.uri('runs')}; the file names there are the "
+                "run ids"
+            )
+        return self._record(name)
 
-    def old_runs(self, before: date) -> list[Path]:
+    def old_runs(self, before: date) -> list[StoredObject]:
         """The records of runs of earlier trade dates."""
-        return [path for path in sorted((self.root / "runs").glob("*.json")) if self.run_date(path) < before]
+        return [one for one in self._records("runs") if self.run_date(one.name) < before]
 
-    def run_date(self, path: Path) -> date:
-        """The trade date of a run, from the path of its record."""
+    def run_date(self, name: str) -> date:
+        """The trade date of a run, from the name of its record."""
         try:
-            return date.fromisoformat(_record(path)["request"]["trade_date"])
+            return date.fromisoformat(self._record(name)["request"]["trade_date"])
         except (KeyError, TypeError, ValueError):
-            raise damaged_record(path) from None
+            raise damaged_record(self.objects.uri(name)) from None
 
-    def old_pointers(self, before: date) -> list[Path]:
+    def old_pointers(self, before: date) -> list[StoredObject]:
         """Pointers to newest entries from before this trade date."""
-        pointers = ((path, _read(path)) for path in sorted(self.root.glob("*/newest/*.json")))
-        return [path for path, entry in pointers if entry and entry.trade_date < before]
+        pointers = [one for source in self.objects.folders() for one in self._records(f"{source}/newest")]
+        entries = ((one, self._read(one.name)) for one in pointers)
+        return [one for one, entry in entries if entry and entry.trade_date < before]
 
-    def note_removed(self, path: Path) -> None:
+    def old_answers(self, before: date) -> Iterator[tuple[date, str, list[StoredObject]]]:
+        """The trade date, the folder and the objects of each source's earlier trade dates."""
+        for source in self.objects.folders():
+            for folder in self.objects.folders(source):
+                if folder.startswith(f"{PARTITION}="):
+                    day = date.fromisoformat(folder.removeprefix(f"{PARTITION}="))
+                    if day < before:
+                        name = f"{source}/{folder}"
+                        yield day, name, list(self.objects.list(name))
+
+    def note_removed(self, name: str) -> None:
         """Note durably that a run cannot be parsed again; call it before removing its record."""
+        run_id = PurePosixPath(name).stem
         note = {
-            "run_id": path.stem,
-            "trade_date": self.run_date(path),
+            "run_id": run_id,
+            "trade_date": self.run_date(name),
             "removed_on": datetime.now(UTC).date(),
         }
-        with (self.root / "removed.jsonl").open("ab") as file:
-            file.write(orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE))
+        line = orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)
+        if not isinstance(self.objects, LocalObjects):
+            self.objects.put(f"removed/{run_id}.json", line)
+            return
+        with self.objects.path(REMOVED).open("ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def _removed(self, run_id: str) -> dict[str, str] | None:
+        name = REMOVED if self.objects.is_local else f"removed/{run_id}.json"
         try:
-            notes = (self.root / "removed.jsonl").read_bytes().splitlines()
-        except FileNotFoundError:
+            notes = self.objects.get(name).splitlines()
+        except (FileNotFoundError, ValueError):
             return None
         return next((note for note in map(orjson.loads, notes) if note["run_id"] == run_id), None)
 
     def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
         """The entry of one request, or None."""
-        return _read(self.root / source / f"trade_date={trade_date.isoformat()}" / f"{request_id}.json")
+        return self._read(f"{_day(source, trade_date)}/{request_id}.json")
 
-    def _folder(self, entry: RawEntry) -> Path:
-        return self.root / entry.source / f"trade_date={entry.trade_date.isoformat()}"
+    def _lock(self, run_id: str) -> Path:
+        return self._locks / f"{run_id}.lock"
 
-    def _publish(self, entry: RawEntry, folder: Path) -> None:
+    def _publish(self, entry: RawEntry) -> None:
         text = orjson.dumps(asdict(entry))
-        write_atomically(folder / f"{entry.request_id}.json", text)
-        write_atomically(self.root / entry.source / "newest" / f"{entry.digest}.json", text)
+        self.objects.put(_answer(entry, "json"), text)
+        self.objects.put(f"{entry.source}/newest/{entry.digest}.json", text)
+
+    def _records(self, folder: str) -> list[StoredObject]:
+        """The JSON objects directly in a folder."""
+        return [one for one in self.objects.list(folder) if re.fullmatch(rf"{folder}/[^/]+\.json", one.name)]
+
+    def _record(self, name: str) -> dict[str, Any]:
+        """The record of a run; `LakeError` when it is damaged."""
+        try:
+            return dict(orjson.loads(self.objects.get(name)))
+        except (ValueError, TypeError):
+            raise damaged_record(self.objects.uri(name)) from None
+
+    def _read(self, name: str) -> RawEntry | None:
+        """An entry; None if it is missing or unreadable, so that the request is sent again."""
+        try:
+            return _ENTRY.validate_json(self.objects.get(name), strict=True)
+        except (FileNotFoundError, ValidationError):
+            return None
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """The record of a run; `LakeError` when it is damaged."""
-    try:
-        return dict(orjson.loads(path.read_bytes()))
-    except (ValueError, TypeError):
-        raise damaged_record(path) from None
-
-
-def damaged_record(path: Path) -> LakeError:
+def damaged_record(where: str) -> LakeError:
     """The error of an unusable run record."""
     return LakeError(
-        f"the run record {path} is damaged; restore it from a backup or delete it: the run's answers stay "
+        f"the run record {where} is damaged; restore it from a backup or delete it: the run's answers stay "
         "in the archive, and only parsing them again needs the record"
     )
 
 
-def _read(path: Path) -> RawEntry | None:
-    """An entry; None if it is missing or unreadable, so that the request is sent again."""
-    try:
-        return _ENTRY.validate_json(path.read_bytes(), strict=True)
-    except (FileNotFoundError, ValidationError):
-        return None
+def _day(source: str, trade_date: date) -> str:
+    return f"{source}/{PARTITION}={trade_date.isoformat()}"
 
 
+def _answer(entry: RawEntry, suffix: str) -> str:
+    return f"{_day(entry.source, entry.trade_date)}/{entry.request_id}.{suffix}"
+
+
+REMOVED = "removed.jsonl"
 _ENTRY = TypeAdapter(RawEntry)

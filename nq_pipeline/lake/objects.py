@@ -80,6 +80,13 @@ class Objects(ABC):
         """
 
     @abstractmethod
+    def fetch_file(self, name: str, path: Path) -> None:
+        """Write the content, of any size, to a local file, durably and atomically.
+
+        Raises `FileNotFoundError` if there is no such object.
+        """
+
+    @abstractmethod
     def list(self, folder: str = "") -> Iterator[StoredObject]:
         """All objects below a folder, at any depth, ordered by name."""
 
@@ -144,16 +151,15 @@ class LocalObjects(Objects):
         return True
 
     def put_file(self, name: str, path: Path) -> None:
-        target = self.path(name)
-        files.make_folder(target.parent)
-        with files.temporary_for(target) as temporary:
-            shutil.copyfile(path, temporary)
-            files.rename_durably(temporary, target)
+        _copy(path, self.path(name))
 
     def local_copy(self, name: str) -> AbstractContextManager[Path]:
         path = self.path(name)
         path.stat()
         return nullcontext(path)
+
+    def fetch_file(self, name: str, path: Path) -> None:
+        _copy(self.path(name), path)
 
     def list(self, folder: str = "") -> Iterator[StoredObject]:
         top = self.path(folder) if folder else self.root
@@ -252,13 +258,19 @@ class RemoteObjects(Objects):
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        size: int = self._object(name, lambda library, store, path: library.head(store, path))["size"]
         with tempfile.TemporaryDirectory(prefix="nq-") as folder:
             copy = Path(folder) / name.rpartition("/")[2]
-            with copy.open("wb") as file:
+            self.fetch_file(name, copy)
+            yield copy
+
+    def fetch_file(self, name: str, path: Path) -> None:
+        size: int = self._object(name, lambda library, store, path: library.head(store, path))["size"]
+        files.make_folder(path.parent)
+        with files.temporary_for(path) as temporary:
+            with temporary.open("wb") as file:
                 for start in range(0, size, CHUNK_BYTES):
                     file.write(self._range(name, start, min(start + CHUNK_BYTES, size)))
-            yield copy
+            files.rename_durably(temporary, path)
 
     def _range(self, name: str, start: int, end: int) -> bytes:
         def read(library: Any, store: ObjectStore, path: str) -> bytes:
@@ -337,6 +349,15 @@ class RemoteObjects(Objects):
 
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 """How stores name the fault of an address, not of a name."""
+
+
+def _copy(source: Path, target: Path) -> None:
+    files.make_folder(target.parent)
+    with files.temporary_for(target) as temporary:
+        shutil.copyfile(source, temporary)
+        files.rename_durably(temporary, target)
+
+
 CREATE_ATTEMPTS = 4
 """How often to try to create an object when it is unknown whether the last attempt did."""
 

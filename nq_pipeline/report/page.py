@@ -21,7 +21,7 @@ from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -31,6 +31,7 @@ from nq_pipeline.charts import render
 from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
 from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
+from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.report.facts import Facts, ProductFacts, load_facts
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
@@ -62,24 +63,36 @@ class Tile:
     note: str = ""
 
 
-def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> Path:
+class WrittenReport(NamedTuple):
+    """A report that was written: where it is, its file if that is on this machine, and the page."""
+
+    uri: str
+    path: Path | None
+    page: bytes
+
+
+def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> WrittenReport:
     """Write the report of the newest snapshot, or of the chain as of an instant with a time zone.
 
-    The file is `<data>/<environment>/reports/<snapshot in UTC>.html`, or in a temporary folder when the
-    data's disk is full or read-only. Raises `LakeError` when the lake has no chain at that moment.
+    The page is `reports/<snapshot in UTC>.html` of the environment, or in a temporary folder when the data's
+    disk is full or read-only. Raises `LakeError` when the lake has no chain at that moment.
     """
     facts = load_facts(settings, snapshot_ts)
-    path = Workspace.of(settings).reports / f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
+    reports, name = Workspace.of(settings).reports, f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
     page = html(facts).encode()
     try:
-        write_atomically(path, page)
+        reports.put(name, page)
     except OSError as error:
         if (reason := explain_disk_error(error, settings.environment_dir)) is None:
             raise
         log.warning("the report cannot be written with the data: %s", reason)
-        path = Path(mkdtemp(prefix="nq-report-")) / path.name
+        path = Path(mkdtemp(prefix="nq-report-")) / name
         write_atomically(path, page)
-    return path
+        return WrittenReport(str(path), path, page)
+    if isinstance(reports, LocalObjects):
+        path = reports.path(name).resolve()
+        return WrittenReport(str(path), path, page)
+    return WrittenReport(reports.uri(name), None, page)
 
 
 def html(facts: Facts) -> str:

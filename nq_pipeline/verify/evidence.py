@@ -7,12 +7,11 @@ anything is shown or written. In samples, asterisks keep the length of the recor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from nq_pipeline import files
+from nq_pipeline.lake.objects import Objects
 from nq_pipeline.redaction import redact_all
 from nq_pipeline.settings import Settings
 
@@ -20,9 +19,15 @@ from nq_pipeline.settings import Settings
 class Evidence:
     """A folder of evidence, without the secrets of some settings."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.folder = folder
+    def __init__(self, objects: Objects, name: str, settings: Settings) -> None:
+        self.name = name
+        self._objects = objects.within(name)
         self._secrets = settings.secrets
+
+    @property
+    def uri(self) -> str:
+        """Where the evidence is."""
+        return self._objects.uri()
 
     def redact(self, value: Any) -> Any:
         """A copy of text, bytes or containers of them, without secrets."""
@@ -30,7 +35,7 @@ class Evidence:
 
     def save(self, name: str, content: bytes) -> None:
         """Write a sample, whole or not at all."""
-        files.write_atomically(self.folder / name, self.redact(content))
+        self._objects.put(name, self.redact(content))
 
     def report(self, content: Mapping[str, Any]) -> None:
         """Write `report.json`: instants as ISO 8601, money as text."""

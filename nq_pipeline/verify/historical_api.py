@@ -91,7 +91,7 @@ def history(ctx: Context) -> CheckResult:
     if ctx.span is None:
         return skipped("needs the replay of `count`, which failed")
     query, replayed = ctx.span
-    client, run_id = _client(ctx), ctx.evidence.folder.name
+    client, run_id = _client(ctx), ctx.evidence.name
     purchases = Purchases(client, open_ledger(ctx.settings), "verify", run_id, max_usd=ctx.max_usd)
     try:
         body = purchases.buy_body(query, client.price(query), request_id=run_id)

@@ -146,7 +146,7 @@ def _published(ctx: Context, first: np.uint64, last: np.uint64) -> pl.DataFrame:
     """The rows of the span in a lake that is published from the log of both sessions."""
     lake = Lake(ctx.work / "lake")
     Publisher(
-        ctx.work / "capture" / ctx.recorder.dataset, lake, clock=ctx.clock, run_id=ctx.evidence.folder.name
+        ctx.work / "capture" / ctx.recorder.dataset, lake, clock=ctx.clock, run_id=ctx.evidence.name
     ).publish()
     ts = pl.col("ts_event").dt.epoch("ns")
     return lake.scan(TRADES).filter(ts >= int(first), ts < int(last)).select("instrument_id").collect()

@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nq_pipeline import files
 from nq_pipeline.capture import gateway
 from nq_pipeline.clock import Clock
 from nq_pipeline.errors import CaptureError, NotConfigured, NqError
@@ -51,14 +50,14 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The results of a verification; `folder` holds the evidence."""
+    """The results of a verification; `evidence` is where the evidence is."""
 
     started: datetime
     seconds: float
     environment: str
     results: tuple[CheckResult, ...]
     spent_usd: Decimal
-    folder: Path
+    evidence: str
 
     @property
     def sound(self) -> bool:
@@ -109,17 +108,18 @@ def run_checks(
     if clock.pinned:
         raise CaptureError("a verification needs a running clock; unset NQ_NOW")
     started, began = datetime.now(UTC), time.monotonic()
-    folder = Workspace.of(settings).evidence / f"{started:%Y%m%dT%H%M%S.%fZ}"
+    evidence = Evidence(Workspace.of(settings).evidence, f"{started:%Y%m%dT%H%M%S.%fZ}", settings)
     databento = settings.vendor(DatabentoSettings)
     dataset, address = databento.dataset, gateway.gateway_address(databento.gateway, databento.dataset)
     results: list[CheckResult] = []
-    files.make_folder(folder)  # before any request whose evidence could not be stored
+    # Before any request whose evidence could not be stored.
+    evidence.report({"dataset": dataset, "started": started, "results": ()})
     with TemporaryDirectory(prefix="nq-verify-") as work:
         ctx = Context(
             settings=settings,
             clock=clock,
             recorder=FeedRecorder(databento.api_key, dataset, address, clock),
-            evidence=Evidence(folder, settings),
+            evidence=evidence,
             work=Path(work) / settings.environment,
             max_usd=max_usd,
             stream_s=minutes * 60,
@@ -132,7 +132,7 @@ def run_checks(
                     on_result(results[-1])
         finally:  # report what was found before Ctrl-C, too
             seconds, environment = time.monotonic() - began, settings.environment
-            report = VerifyReport(started, seconds, environment, tuple(results), ctx.spent_usd, folder)
+            report = VerifyReport(started, seconds, environment, tuple(results), ctx.spent_usd, evidence.uri)
             versions = {name: version(name) for name in ("nq_pipeline", "databento")}
             ctx.evidence.report({"dataset": dataset, "versions": versions, **report.as_json()})
     return report

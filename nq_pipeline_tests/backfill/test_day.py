@@ -63,7 +63,7 @@ def lake(settings: Settings) -> Lake:
 
 
 def history_store(settings: Settings) -> HistoryStore:
-    return HistoryStore(Workspace.of(settings).history)
+    return HistoryStore.of(settings)
 
 
 def backfill(settings: Settings, schema: str = "trades", day: date = MONDAY, **more: Any) -> BackfillDay:

@@ -438,7 +438,7 @@ def test_a_run_that_is_not_archived_is_an_error_in_one_sentence(tmp_path: Path, 
 def test_an_archived_body_that_was_tampered_with_is_not_parsed(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Vendor("barchart"))
     desk.snap()
-    (body,) = Workspace.of(desk.settings).archive.root.rglob("*.zst")
+    (body,) = (desk.settings.environment_dir / "raw").rglob("*.zst")
     body.write_bytes(b"something else")
     with pytest.raises(LakeError, match="cannot be read"):
         desk.replay()
@@ -595,7 +595,7 @@ def test_the_record_of_a_run_holds_no_secret(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if b"marked-secret" in path.read_bytes()] == []
-    (record,) = (Workspace.of(desk.settings).archive.root / "runs").glob("*.json")
+    (record,) = (desk.settings.environment_dir / "raw" / "runs").glob("*.json")
     assert set(orjson.loads(record.read_bytes())["sources"]) == set(desk.vendors)
 
 
@@ -641,7 +641,7 @@ def test_a_killed_run_is_finished_from_its_archived_answers(
             rows(desk, table).drop(volatile, strict=False).drop("reason", strict=False),
             rows(whole, table).drop(volatile, strict=False).drop("reason", strict=False),
         )
-    archived = {path.stem for path in Workspace.of(desk.settings).archive.root.glob("*/trade_date=*/*.zst")}
+    archived = {path.stem for path in (desk.settings.environment_dir / "raw").glob("*/trade_date=*/*.zst")}
     fetched = rows(desk, FETCHES).filter(pl.col("raw_sha256").is_not_null())
     assert set(fetched["request_id"]) <= archived and set(fetched["run_id"]) == {finished.request.run_id}
     assert finish(desk, told) == [] and len(told) == 1

@@ -25,7 +25,7 @@ def archive(tmp_path: Path) -> RawArchive:
 @settings(max_examples=25)
 @given(body=st.binary(max_size=2_000))
 def test_the_exact_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
-    archive = RawArchive(tmp_path_factory.mktemp("raw"))
+    archive = Workspace(tmp_path_factory.mktemp("data")).archive
     stored = archive.put(raw_entry(body), body)
     assert archive.get(stored) == body
     assert archive.entry("barchart", DAY, "r1") == stored
@@ -48,9 +48,9 @@ def test_an_expired_answer_stays_archived(archive: RawArchive) -> None:
     assert archive.get(found) == BODY
 
 
-def test_a_damaged_body_is_one_clear_error(archive: RawArchive) -> None:
+def test_a_damaged_body_is_one_clear_error(archive: RawArchive, tmp_path: Path) -> None:
     stored = archive.put(raw_entry(), BODY)
-    (path,) = archive.root.rglob("*.zst")
+    (path,) = tmp_path.rglob("*.zst")
     archive.put(raw_entry(request_id="r1", sha256="0" * 64), b"another answer")
     with pytest.raises(LakeError, match="is not what was stored"):
         archive.get(stored)
@@ -62,9 +62,9 @@ def test_a_damaged_body_is_one_clear_error(archive: RawArchive) -> None:
         archive.get(stored)
 
 
-def test_a_run_s_record_is_found_by_name_and_as_the_latest(archive: RawArchive) -> None:
+def test_a_run_s_record_is_found_by_name_and_as_the_latest(archive: RawArchive, tmp_path: Path) -> None:
     archive.write_run("run-1", {"asked": 1})
-    os.utime(archive.root / "runs" / "run-1.json", (0, 0))
+    os.utime(tmp_path / "raw" / "runs" / "run-1.json", (0, 0))
     archive.write_run("run-2", {"asked": 2})
     assert archive.read_run("run-1") == {"asked": 1}
     assert archive.read_run("latest") == {"asked": 2}

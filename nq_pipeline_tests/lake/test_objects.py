@@ -44,11 +44,14 @@ def test_an_object_is_read_as_it_was_put(objects: Objects) -> None:
     assert objects.exists(name) and not objects.exists("barchart")
 
 
-def test_a_missing_object_is_file_not_found(objects: Objects) -> None:
+def test_a_missing_object_is_file_not_found(objects: Objects, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         objects.get("none")
+    with pytest.raises(FileNotFoundError):
+        objects.fetch_file("none", tmp_path / "copy")
     with pytest.raises(FileNotFoundError), objects.local_copy("none"):
         pass
+    assert not (tmp_path / "copy").exists()
     assert not objects.exists("none") and list(objects.list()) == [] and objects.folders() == ()
     objects.delete(["none"])
 
@@ -111,7 +114,8 @@ def test_a_file_is_stored_and_copied(objects: Objects, tmp_path: Path) -> None:
     with objects.local_copy("history/large.dbn") as copy:
         assert copy.read_bytes() == BODY * 2000 and copy.name == "large.dbn"
     assert copy.exists() == objects.is_local
-    assert source.exists()
+    objects.fetch_file("history/large.dbn", tmp_path / "folder" / "copy")
+    assert (tmp_path / "folder" / "copy").read_bytes() == source.read_bytes() == BODY * 2000
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a\\b", "a\0", "a%2e"])

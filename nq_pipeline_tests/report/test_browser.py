@@ -41,7 +41,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def address(sandbox: Settings) -> str:
-    return write_report(sandbox).resolve().as_uri()
+    path = write_report(sandbox).path
+    assert path
+    return path.as_uri()
 
 
 class Watched:

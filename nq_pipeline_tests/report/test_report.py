@@ -30,7 +30,9 @@ from nq_pipeline_tests.testing.report_lake import HOSTILE, NOW, store_snapshot, 
 
 @pytest.fixture(scope="module")
 def written(sandbox: Settings) -> Path:
-    return write_report(sandbox)
+    path = write_report(sandbox).path
+    assert path
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def tiles(page: html.HtmlElement) -> dict[str, str]:
 
 def test_file_is_named_after_its_snapshot(sandbox: Settings, written: Path) -> None:
     before = written.read_bytes()
-    assert written == Workspace.of(sandbox).reports / "2025-06-10T15-00-00Z.html"
+    assert written == (sandbox.environment_dir / "reports/2025-06-10T15-00-00Z.html").resolve()
     assert before.startswith(b"<!doctype html>") and before.rstrip().endswith(b"</html>")
 
 
@@ -108,7 +110,7 @@ def test_trades_gaps_and_spend_are_shown(page: html.HtmlElement) -> None:
 def test_report_shows_the_newest_captured_trades(tmp_path: Path, began: str, when: str) -> None:
     settings, snapshot = store_snapshot(tmp_path)
     store_trades(settings, snapshot, datetime.fromisoformat(began))
-    page = html.fromstring(write_report(settings).read_bytes())
+    page = html.fromstring(write_report(settings).page)
     trades = text(page, '//section[@id="1-trades"]')
     assert f"5 bought (green), 2 sold (purple) by aggressors, {when}" in trades
     assert "captured" not in trades
@@ -120,7 +122,7 @@ def test_report_of_a_moment_has_no_later_trades(tmp_path: Path) -> None:
     for began in ("2025-06-09T15:00:00Z", "2025-06-10T15:01:00Z", "2025-06-11T15:00:00Z"):
         store_trades(settings, snapshot, datetime.fromisoformat(began))
     asked = datetime.fromisoformat(NOW)
-    page = html.fromstring(write_report(settings, snapshot_ts=asked).read_bytes())
+    page = html.fromstring(write_report(settings, snapshot_ts=asked).page)
     assert "by aggressors, 2025-06-09" in text(page, '//section[@id="1-trades"]')
 
 
@@ -149,18 +151,18 @@ def test_sandbox_data_is_marked_at_top_and_every_chart(page: html.HtmlElement, t
     assert len(figures) >= 8
     assert all(figure.xpath('.//span[@class="badge"]/text()') == ["SANDBOX"] for figure in figures)
     settings, _ = store_snapshot(tmp_path, environment="live")
-    live = html.fromstring(write_report(settings).read_bytes())
+    live = html.fromstring(write_report(settings).page)
     assert live.xpath('//div[@class="sandbox"]') == [] and "SANDBOX" not in live.text_content()
 
 
 def test_earlier_snapshot_has_its_own_report(tmp_path: Path) -> None:
     settings, _ = store_snapshot(tmp_path)
     store_snapshot(tmp_path, now="2025-06-10T15:05:00Z")
-    assert write_report(settings).stem == "2025-06-10T15-05-00Z"
+    assert write_report(settings).uri.endswith("/2025-06-10T15-05-00Z.html")
     asked = datetime(2025, 6, 10, 15, 3, tzinfo=UTC)
     earlier = write_report(settings, snapshot_ts=asked)
-    assert earlier.stem == "2025-06-10T15-00-00Z"
-    assert "10:00 CT" in html.fromstring(earlier.read_bytes()).text_content()
+    assert earlier.uri.endswith("/2025-06-10T15-00-00Z.html")
+    assert "10:00 CT" in html.fromstring(earlier.page).text_content()
 
 
 def test_missing_chain_is_an_error_and_writes_no_file(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_missing_chain_is_an_error_and_writes_no_file(tmp_path: Path) -> None:
     store_snapshot(tmp_path)
     with pytest.raises(LakeError, match="no chain as of 2025-06-09 15:00 UTC"):
         write_report(settings, snapshot_ts=datetime(2025, 6, 9, 15, tzinfo=UTC))
-    assert not Workspace.of(settings).reports.exists()
+    assert not (settings.environment_dir / "reports").exists()
 
 
 def test_unquoted_chain_has_sentences_for_charts(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_unquoted_chain_has_sentences_for_charts(tmp_path: Path) -> None:
     chain = snapshot.chain.with_columns(pl.lit(None).cast(snapshot.chain.schema[n]).alias(n) for n in unknown)
     lake.append(OPTION_CHAIN, chain, run_id="run")
     lake.append(DECISIONS, snapshot.decisions, run_id="run")
-    page = html.fromstring(write_report(silent).read_bytes())
+    page = html.fromstring(write_report(silent).page)
     sentences = [" ".join(part.text_content().split()) for part in page.xpath('//p[@class="none"]')]
     assert any(one.startswith("No smile") for one in sentences)
     assert any(one.startswith("No open interest of all series") for one in sentences)

@@ -73,4 +73,4 @@ def archive_answer(settings: Settings, request_id: str, *, written: bool = True)
         }
         frame = pl.DataFrame([row]).cast(dict(FETCHES.empty().schema))  # type: ignore[arg-type]
         Workspace.of(settings).lake.append(FETCHES, frame, run_id="run")
-    return archive.root / "barchart" / f"trade_date={DAY}" / f"{request_id}.zst"
+    return settings.environment_dir / "raw" / "barchart" / f"trade_date={DAY}" / f"{request_id}.zst"

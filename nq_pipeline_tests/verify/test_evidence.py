@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.verify.check import CheckResult
 from nq_pipeline.verify.evidence import Evidence
@@ -42,8 +43,9 @@ def said(report: VerifyReport) -> str:
 def test_the_report_has_every_line_and_its_figures(tmp_path: Path) -> None:
     with serve_feed() as it:
         report = run_verification(it, tmp_path, "connect", "stream", "symbols", "reconnect", "replay")
-    assert report.folder.parent == tmp_path / "sandbox" / "evidence"
-    kept = json.loads((report.folder / "report.json").read_text())
+    folder = Path(report.evidence)
+    assert folder.parent == tmp_path / "sandbox" / "evidence"
+    kept = json.loads((folder / "report.json").read_text())
     assert [line["check"] for line in kept["checks"]] == [result.check for result in report.results]
     assert kept["dataset"] == "GLBX.MDP3" and kept["versions"]["databento"] and kept["sound"] is True
     stream = next(line for line in kept["checks"] if line["check"] == "stream")
@@ -54,7 +56,7 @@ def test_samples_are_small_files_for_the_official_reader(tmp_path: Path) -> None
     with serve_feed() as it:
         report = run_verification(it, tmp_path, "connect", "stream", "reconnect")
     for name in ("stream.dbn", "replay.dbn"):
-        sample = report.folder / name
+        sample = Path(report.evidence) / name
         assert sample.stat().st_size < 1 << 20
         frame = databento.DBNStore.from_file(sample).to_df(schema="trades", map_symbols=False)
         assert 0 < len(frame) <= 1_000 and (frame["price"] > 0).all()
@@ -89,7 +91,7 @@ def test_an_unusable_evidence_folder_fails_before_any_request(tmp_path: Path) ->
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
 def test_bytes_keep_their_length_and_lose_the_secret(before: bytes, after: bytes) -> None:
-    evidence = Evidence(Path(), verify_settings(None, Path(), databento_api_key=MARK))
+    evidence = Evidence(LocalObjects(Path()), "run", verify_settings(None, Path(), databento_api_key=MARK))
     kept = evidence.redact(before + MARK.encode() + after)
     assert len(kept) == len(before) + len(MARK) + len(after)
     assert MARK.encode() not in kept and kept.startswith(before[:0]) and kept.endswith(after[len(after) :])
@@ -97,7 +99,8 @@ def test_bytes_keep_their_length_and_lose_the_secret(before: bytes, after: bytes
 
 def test_secrets_are_found_at_any_depth_and_the_longer_ones_first() -> None:
     evidence = Evidence(
-        Path(),
+        LocalObjects(Path()),
+        "run",
         verify_settings(None, Path(), databento_api_key=MARK, polygon_api_key=MARK[:10], tradovate_sec="abc"),
     )
     redacted = evidence.redact({"a": [f"{MARK}!", {MARK[:10]: 1}], "b": 2, "c": None, "d": "abc"})

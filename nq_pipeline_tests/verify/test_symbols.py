@@ -9,6 +9,7 @@ import numpy as np
 
 from nq_pipeline.capture.gateway import option_parents
 from nq_pipeline.clock import ShiftedClock
+from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.verify.check import CheckResult, Context
 from nq_pipeline.verify.evidence import Evidence
 from nq_pipeline.verify.feed import symbols
@@ -35,7 +36,7 @@ def found(names: dict[str, list[str]]) -> CheckResult:
         settings=own,
         clock=clock,
         recorder=FeedRecorder(None, "GLBX.MDP3", ("127.0.0.1", 9), clock),
-        evidence=Evidence(Path(), own),
+        evidence=Evidence(LocalObjects(Path()), "run", own),
         work=Path(),
         max_usd=Decimal(0),
         stream_s=1.0,

@@ -47,7 +47,7 @@ def report(
             f"The lake has no chain of {day} to report on; materialize nq/option_chain.", allow_retries=False
         )
     try:
-        page = write_report(settings, snapshot_ts=newest).resolve()
+        page = write_report(settings, snapshot_ts=newest)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     first = list(roots_of([PRODUCTS[settings.products[0]]]))
@@ -58,9 +58,9 @@ def report(
             **({"sketch": dg.MetadataValue.md(sparkline)} if sparkline else {}),
             "environment": settings.environment,
             "snapshot_ts": dg.MetadataValue.timestamp(newest),
-            "page": dg.MetadataValue.path(str(page)),
-            "dagster/uri": page.as_uri(),
-            "bytes": page.stat().st_size,
+            "page": dg.MetadataValue.path(page.uri),
+            "dagster/uri": page.path.as_uri() if page.path else page.uri,
+            "bytes": len(page.page),
             "elapsed_s": round(time.monotonic() - started, 3),
         }
     )

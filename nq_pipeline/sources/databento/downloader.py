@@ -6,7 +6,6 @@ days.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable
@@ -15,14 +14,17 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-import orjson
-
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn, UnsupportedDbn, open_dbn
 from nq_pipeline.errors import BadPayload, LedgerError, SourceError, Unavailable
-from nq_pipeline.files import make_folder, rename_durably, write_atomically
+from nq_pipeline.files import make_folder, rename_durably
 from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
-from nq_pipeline.sources.databento.history_store import Download, HistoryStore, with_sorted_symbols
+from nq_pipeline.sources.databento.history_store import (
+    Download,
+    HistoryStore,
+    file_sha256,
+    with_sorted_symbols,
+)
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.sources.databento.vendor_errors import NoRecords
@@ -65,7 +67,7 @@ class Downloader:
             if not expected:  # without a proof, since the vendor may have records later
                 return Download((), 0, 0, (), (), "historical-streaming", ZERO)
             part = self.store.path(query, "part")
-            if batch or self.store.path(query, "job").exists():
+            if batch or self.store.stored_job(query):
                 return self._ensure_by_job(query, expected)
             if (
                 found := self._recover_file(query, expected) or self._recover_part(query, expected)
@@ -99,7 +101,7 @@ class Downloader:
             path.rename(self.store.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
             return None
         self.report("the file is complete and only its proof was lost; it is not bought again")
-        download = Download((path,), records, size, (_sha256(path),), (), "historical-streaming", ZERO)
+        download = Download((path,), records, size, (file_sha256(path),), (), "historical-streaming", ZERO)
         return self.store.write_proof(query, download)
 
     def _recover_part(self, query: Query, expected: int) -> Download | None:
@@ -116,9 +118,11 @@ class Downloader:
     def _finish(self, query: Query, records: int, size: int, request_id: str, cost_usd: Decimal) -> Download:
         part, path = self.store.path(query, "part"), self.store.path(query, "dbn.zst")
         ids = (request_id,) if request_id else ()
-        download = Download((path,), records, size, (_sha256(part),), ids, "historical-streaming", cost_usd)
+        download = Download(
+            (path,), records, size, (file_sha256(part),), ids, "historical-streaming", cost_usd
+        )
         # The proof first: a file in its place without one would be bought again.
-        self.store.write_proof(query, download)
+        self.store.write_proof(query, download, part=part)
         rename_durably(part, path)
         return download
 
@@ -132,7 +136,7 @@ class Downloader:
         for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
             self.report(f"downloading {file.name}, {file.size:,} bytes")
             path = self.purchases.client.download_file(job.id, file, folder)
-            digest = _sha256(path)
+            digest = file_sha256(path)
             if path.stat().st_size != file.size or digest != file.sha256:
                 path.unlink()  # free to download again
                 raise BadPayload(
@@ -150,11 +154,11 @@ class Downloader:
         cost = self.purchases.cost_usd - before
         download = Download(tuple(paths), records, size, tuple(digests), (job.id,), "historical", cost)
         self.store.write_proof(query, download)
-        self.store.path(query, "job").unlink(missing_ok=True)
+        self.store.delete_job(query)
         return download
 
     def _find_or_submit_job(self, query: Query) -> BatchJob:
-        path, client = self.store.path(query, "job"), self.purchases.client
+        client = self.purchases.client
         stored = self.store.stored_job(query)
         if "id" in stored:
             return client.job(stored["id"])
@@ -171,15 +175,15 @@ class Downloader:
                     f"{LISTED_AFTER_S // 60} minutes, so that it is not paid twice"
                 )
             price, before = client.price(query, "historical"), self.purchases.cost_usd
-            write_atomically(path, orjson.dumps({"submitted_at": to_ns(datetime.now(UTC))}))
+            self.store.write_job(query, {"submitted_at": to_ns(datetime.now(UTC))})
             try:
                 job = self.purchases.buy_job(query, price)
             except (SourceError, LedgerError):
                 if self.purchases.cost_usd == before:  # refused; otherwise it may have been accepted
-                    path.unlink()
+                    self.store.delete_job(query)
                 raise
             self.report(f"job {job.id} is submitted")
-        write_atomically(path, orjson.dumps({"id": job.id}))
+        self.store.write_job(query, {"id": job.id})
         return job
 
     def _wait_for(self, job: BatchJob) -> BatchJob:
@@ -229,8 +233,3 @@ def _measure_or_none(path: Path, query: Query) -> tuple[int, int]:
         return measure(path, query)
     except BadPayload:
         return -1, 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

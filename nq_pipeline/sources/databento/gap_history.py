@@ -20,7 +20,6 @@ from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import ZERO
-from nq_pipeline.workspace import Workspace
 
 
 class DatabentoHistory:
@@ -53,7 +52,7 @@ class DatabentoHistory:
             raise NotEntitled(f"{refusal.text} (not requested again before {refusal.ask_again})")
         ledger, attempts = open_ledger(self._settings), self._settings.http.attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
-        downloader = Downloader(purchases, HistoryStore(Workspace.of(self._settings).history))
+        downloader = Downloader(purchases, HistoryStore.of(self._settings))
         try:
             download = downloader.ensure(self._query(schema, parents, start_ns, end_ns))
         except NotEntitled as error:
