@@ -2,7 +2,7 @@
 
     raw/<source>/trade_date=…/   answers whose rows are in the lake, after NQ_KEEP_RAW_DAYS
     capture/<dataset>/…/*.dbn    segments that are published, compacted and without an open gap, after
-                                 NQ_KEEP_CAPTURE_DAYS
+                                 NQ_KEEP_CAPTURE_DAYS; with NQ_LAKE_URL only those with a proven copy there
     reports/*.html               after NQ_KEEP_REPORT_DAYS; `nq report --snapshot` writes them again
     cache/answers/*              expired parsed answers, after a day
     cache/*-http.sqlite          HTTP caches of versions before 0.2, which nothing reads any more, at once
@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from nq_pipeline.capture.log.copies import copy_sealed_segments, has_proven_copy
 from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.capture.log.segments import Position, Segment, list_segments
 from nq_pipeline.capture.publisher import TABLES as PUBLISHED
@@ -128,17 +129,22 @@ def _sweep_raw(settings: Settings, before: date | None, dry_run: bool) -> SweepR
 
 def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_run: bool) -> SweepResult:
     """Remove the oldest segments up to the first that is needed; segment numbers must stay consecutive."""
-    swept = SweepResult("capture", before)
+    swept, workspace = SweepResult("capture", before), Workspace.of(settings)
+    lake, copies = workspace.lake, workspace.segment_copies
+    if copies and not dry_run:
+        copy_sealed_segments(workspace.capture, copies)
     if before is None:
         return swept
-    lake = Workspace.of(settings).lake
     unsettled = _unsettled(lake)
-    for folder in sorted(Workspace.of(settings).capture.glob("*/")):
+    for folder in sorted(workspace.capture.glob("[!.]*/")):
         published = Publisher(folder, lake, run_id="retention").position.segment
         for segment in list_segments(folder)[:-1]:
             if segment.trade_date >= before:
                 break
-            if reason := _needed(lake, segment, published, unsettled, now):
+            reason = _needed(lake, segment, published, unsettled, now)
+            if not reason and copies and not has_proven_copy(segment, copies):
+                reason = "it is not copied to the object store"
+            if reason:
                 swept.kept = f"from segment {segment.number} of {segment.trade_date} on: {reason}"
                 break
             _remove(swept, [segment.path], dry_run)

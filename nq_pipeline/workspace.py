@@ -123,6 +123,11 @@ class Workspace:
         return self.root / "capture"
 
     @property
+    def segment_copies(self) -> Objects | None:
+        """Copies of the capture logs of all machines; None without an object store."""
+        return self.remote and self.remote.within("capture")
+
+    @property
     def cache(self) -> Path:
         """The caches of answers, and the state of the vendors' circuit breakers."""
         return self.root / "cache"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import to_ns
-from nq_pipeline.configuration import build_settings
+from nq_pipeline.configuration import build_settings, load
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.retention import SweepResult, sweep
@@ -29,14 +30,16 @@ from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.feeds import DATASET, Feed, market, publisher, rows
+from nq_pipeline_tests.testing.s3 import Bucket
 
 GAP = Gap("g", "trades", to_ns(NOON), to_ns(NOON) + 10**9, cause="reset")
+GIVEN: dict[str, Any] = {"now": NOON, "horizon_days": 0, "sources": ("barchart",)}
 LATER = NOON + timedelta(days=200)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return build_settings(data_dir=tmp_path, now=NOON, horizon_days=0, sources=("barchart",))
+    return build_settings(data_dir=tmp_path, **GIVEN)
 
 
 def swept(settings: Settings, what: str, *, now: datetime = LATER, dry_run: bool = False) -> SweepResult:
@@ -127,6 +130,27 @@ def test_a_killed_writes_remains_go_with_their_trade_date(settings: Settings) ->
     os.utime(begun, (0, 0))
     sweep(settings, LATER)
     assert not folder.exists()
+
+
+def test_answers_in_an_object_store_go_as_in_a_folder(settings: Settings, bucket: Bucket) -> None:
+    remote = load(**{**GIVEN, "data_dir": settings.data_dir, "lake_url": bucket.url})
+    archive_answer(remote, "a")
+    archive_answer(remote, "b", written=False)
+    Workspace.of(remote).archive.write_run("old", {"request": {"trade_date": NOON.date().isoformat()}})
+    assert swept(remote, "raw", dry_run=True).files == swept(remote, "raw").files
+    answers = {name.rpartition("/")[2] for name in bucket.names() if "/raw/barchart/trade_date=" in name}
+    assert answers == {"b.json", "b.zst"}
+    Workspace.of(remote).archive.read_run("old")  # an answer of its trade date is still there
+
+
+def test_a_removed_run_is_noted_in_an_object_store(settings: Settings, bucket: Bucket) -> None:
+    remote = load(**{**GIVEN, "data_dir": settings.data_dir, "lake_url": bucket.url})
+    archive = Workspace.of(remote).archive
+    archive.write_run("old", {"request": {"trade_date": NOON.date().isoformat()}})
+    assert swept(remote, "raw").files == 1
+    with pytest.raises(LakeError, match=r"2025-06-10, were removed on .* \(NQ_KEEP_RAW_DAYS\)"):
+        archive.read_run("old")
+    assert "lakes/nq/sandbox/raw/removed/old.json" in bucket.names()
 
 
 # ── the capture log ─────────────────────────────────────────────────────────────────────────────
@@ -231,3 +255,12 @@ def test_old_reports_go_and_other_files_stay(settings: Settings) -> None:
     part = swept(settings, "reports", now=datetime(2025, 12, 21, tzinfo=UTC))
     assert part.files == 1
     assert sorted(p.name for p in folder.iterdir()) == ["2025-12-20T15-00-00Z.html", "mine.html"]
+
+
+def test_old_reports_in_an_object_store_go(settings: Settings, bucket: Bucket) -> None:
+    remote = load(**{**GIVEN, "data_dir": settings.data_dir, "lake_url": bucket.url})
+    reports = Workspace.of(remote).reports
+    for name in ("2025-06-10T15-00-00Z.html", "2025-12-20T15-00-00Z.html", "mine.html"):
+        reports.put(name, b"page")
+    assert swept(remote, "reports", now=datetime(2025, 12, 21, tzinfo=UTC)).files == 1
+    assert [one.name for one in reports.list()] == ["2025-12-20T15-00-00Z.html", "mine.html"]

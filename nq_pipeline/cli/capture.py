@@ -37,6 +37,7 @@ def capture(minutes: float | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from nq_pipeline.capture.capture import Capture
+    from nq_pipeline.capture.log.copies import copy_after_capture
     from nq_pipeline.capture.publisher import Publisher
     from nq_pipeline.market import sessions
     from nq_pipeline.runtime import endpoints, gateway_clock
@@ -64,6 +65,9 @@ def capture(minutes: float | None, as_json: bool) -> None:
             stop, publish=publisher.publish, progress=None if as_json else _ProgressLine().show
         )
         publisher.tidy()
+        copy_after_capture(
+            workspace.capture, workspace.segment_copies, lambda line: click.echo(f"nq: {line}", err=True)
+        )
     for alert in totals.alerts():
         click.echo(f"nq: ALERT: {alert}", err=True)
     if as_json:

@@ -24,19 +24,25 @@ def doctor(as_json: bool) -> None:
     from dataclasses import asdict
 
     from nq_pipeline.runtime import endpoints
-    from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources
+    from nq_pipeline.sources.registry import VENDORS
+    from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources, probe_store
 
     settings = load()
     with endpoints(settings) as settings:
-        probes = probe_sources(settings)
+        probes = dict(probe_sources(settings))
+    if store := probe_store(settings):
+        probes["store"] = store
     market = market_state(settings.clock.now())
-    used = {name: probe for name, probe in probes.items() if name in settings.chains.sources}
+    used = {name: probe for name, probe in probes.items() if name in (*settings.chains.sources, "store")}
     healthy = all(probe.configured and probe.reachable and probe.entitled for probe in used.values())
     if as_json:
         report = {
             "environment": settings.environment,
             "market": market,
-            "sources": {name: _probe_as_json(probe, name in used) for name, probe in probes.items()},
+            "sources": {
+                name: _probe_as_json(probe, name in used) for name, probe in probes.items() if name in VENDORS
+            },
+            **({"store": _probe_as_json(store, True)} if store else {}),
             "ladder": [asdict(step) for step in plan_steps(settings)],
         }
         click.echo(to_json(report))

@@ -31,7 +31,7 @@ from nq_pipeline.orchestration.names import (
     SPEND_LEDGER,
 )
 from nq_pipeline.orchestration.resources import Vendors
-from nq_pipeline.verify.doctor import probe_sources
+from nq_pipeline.verify.doctor import probe_sources, probe_store
 from nq_pipeline.workspace import Workspace
 
 chain_job = dg.define_asset_job(
@@ -107,9 +107,10 @@ def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendor
 
     with endpoints(vendors.settings()) as settings:
         probes = probe_sources(settings)
-    problems = []
-    for name in settings.chains.sources:
-        probe = probes[name]
+    problems, used = [], {name: probes[name] for name in settings.chains.sources}
+    if store := probe_store(settings):
+        used["store"] = store
+    for name, probe in used.items():
         ready = all((probe.configured, probe.reachable, probe.entitled))
         context.log.info(f"{name}: {'ready' if ready else 'not ready'}: {probe.detail}")
         if not ready:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -11,7 +12,7 @@ import polars as pl
 
 from nq_pipeline.chains.ask import GRACE_S, open_session
 from nq_pipeline.chains.request import build_request
-from nq_pipeline.errors import SourceError
+from nq_pipeline.errors import SourceError, StoreError
 from nq_pipeline.lake.tables import SESSIONS
 from nq_pipeline.market import sessions
 from nq_pipeline.market.sessions import in_chicago
@@ -60,6 +61,28 @@ def probe_sources(
         thread.join(max(0.0, end - settings.clock.monotonic()))
     silent = Probe(True, False, None, "no answer in time", REMEDIES[Outcome.PARTIAL])
     return {name: probes.get(name, silent) for name in SOURCE_NAMES}
+
+
+def probe_store(settings: Settings) -> Probe | None:
+    """Write, read and remove an object of NQ_LAKE_URL; None without an object store.
+
+    Also checks that the store refuses to create an object twice, on which the commits of tables depend.
+    """
+    workspace = Workspace.of(settings)
+    if workspace.remote is None:
+        return None
+    name, where = f"probe/{uuid.uuid4().hex}", workspace.remote.uri()
+    try:
+        workspace.remote.put_if_absent(name, b"first")
+        created_twice = workspace.remote.put_if_absent(name, b"second")
+        workspace.remote.delete([name])
+    except StoreError as error:
+        refused = "refuses access" in str(error)
+        return Probe(True, refused, False if refused else None, str(error), REMEDIES[Outcome.UNAVAILABLE])
+    if created_twice:
+        detail = f"{where} creates an object that exists already: commits of two machines would be lost"
+        return Probe(True, True, False, detail, "use a store with conditional writes (If-None-Match)")
+    return Probe(True, True, True, f"{where} is writable")
 
 
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:

@@ -10,16 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.errors import LakeError
+from nq_pipeline.configuration import load
+from nq_pipeline.errors import LakeError, StoreError
 from nq_pipeline.lake.archive import RawArchive
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.archive_samples import BODY, raw_entry
 from nq_pipeline_tests.testing.lake_samples import DAY, NOON
+from nq_pipeline_tests.testing.s3 import Bucket, Fault, FaultProxy
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> RawArchive:
     return Workspace(tmp_path).archive
+
+
+@pytest.fixture(params=["folder", "object store"])
+def any_archive(request: pytest.FixtureRequest, tmp_path: Path) -> RawArchive:
+    url = request.getfixturevalue("bucket").url if request.param == "object store" else ""
+    return Workspace.of(load(data_dir=tmp_path, **({"lake_url": url} if url else {}))).archive
 
 
 @settings(max_examples=25)
@@ -31,7 +39,8 @@ def test_the_exact_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, bod
     assert archive.entry("barchart", DAY, "r1") == stored
 
 
-def test_the_newest_answer_of_a_question_is_found(archive: RawArchive) -> None:
+def test_the_newest_answer_of_a_question_is_found(any_archive: RawArchive) -> None:
+    archive = any_archive
     assert archive.find("barchart", "d" * 64) is None
     archive.put(raw_entry(), BODY)
     newer = archive.put(raw_entry(request_id="r2", snapshot_ts=NOON + 1), BODY)
@@ -40,7 +49,8 @@ def test_the_newest_answer_of_a_question_is_found(archive: RawArchive) -> None:
     assert archive.find("polygon", "d" * 64) is None
 
 
-def test_an_expired_answer_stays_archived(archive: RawArchive) -> None:
+def test_an_expired_answer_stays_archived(any_archive: RawArchive) -> None:
+    archive = any_archive
     stored = archive.put(raw_entry(), BODY)
     archive.expire(stored)
     found = archive.find("barchart", "d" * 64)
@@ -72,3 +82,53 @@ def test_a_run_s_record_is_found_by_name_and_as_the_latest(archive: RawArchive, 
         archive.read_run("run-9")
     with pytest.raises(LakeError, match="no run"):
         archive.read_run("../runs/../../outside")
+
+
+def test_an_unfinished_run_is_claimed_by_one_and_only_when_it_died(any_archive: RawArchive) -> None:
+    record = {"request": {"trade_date": DAY.isoformat()}, "sources": {}}
+    with any_archive.begin_run("finished", record) as update:
+        update({**record, "more": 1})
+        with any_archive.claim_unfinished() as runs:
+            assert runs == [], "it still runs"
+        assert any_archive.read_unfinished("finished")["more"] == 1
+    with pytest.raises(RuntimeError), any_archive.begin_run("died", record):
+        raise RuntimeError
+    assert any_archive.unfinished_dates() == {DAY}
+    with any_archive.claim_unfinished() as runs, any_archive.claim_unfinished() as others:
+        assert (runs, others) == (["died"], [])
+    any_archive.forget_unfinished("died")
+    assert any_archive.unfinished_dates() == set()
+
+
+def test_another_machine_s_unfinished_run_is_not_claimed(tmp_path: Path, bucket: Bucket) -> None:
+    here, there = (Workspace.of(load(data_dir=tmp_path / name, lake_url=bucket.url)).archive for name in "ab")
+    with pytest.raises(RuntimeError), there.begin_run("there", {"request": {}}):
+        raise RuntimeError
+    with here.claim_unfinished() as runs:
+        assert runs == []
+    with there.claim_unfinished() as runs:
+        assert runs == ["there"]
+
+
+def test_machines_with_one_store_see_one_archive(tmp_path: Path, bucket: Bucket) -> None:
+    here, there = (Workspace.of(load(data_dir=tmp_path / name, lake_url=bucket.url)).archive for name in "ab")
+    stored = here.put(raw_entry(), BODY)
+    here.write_run("run-1", {"request": {"trade_date": DAY.isoformat()}})
+    assert there.get(stored) == BODY and there.find("barchart", "d" * 64) == stored
+    assert there.read_run("latest") == there.read_run("run-1")
+    assert there.run_answers("run", "barchart", DAY) == {"d" * 64: "r1"}
+    names = {name.removeprefix("lakes/nq/sandbox/raw/") for name in bucket.names()}
+    day = f"barchart/trade_date={DAY}"
+    assert names == {f"{day}/r1.zst", f"{day}/r1.json", f"barchart/newest/{'d' * 64}.json", "runs/run-1.json"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_store_that_is_away_is_not_a_missing_answer(
+    tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
+) -> None:
+    archive = Workspace.of(load(data_dir=tmp_path, lake_url=flaky_bucket.url, store_timeout_s=1)).archive
+    archive.put(raw_entry(), BODY)
+    s3_faults.show(Fault(status=503, times=1000))
+    for operation in (lambda: archive.find("barchart", "d" * 64), lambda: archive.get(raw_entry())):
+        with pytest.raises(StoreError):
+            operation()

@@ -46,6 +46,8 @@ class Fault:
         Pass the request on, then reset the connection instead of sending the answer.
     cuts_answer
         Send half of the answer's body, then reset the connection.
+    ignores_conditions
+        Pass the request on without its conditions, as stores do that have no conditional writes.
     method, path
         Only requests of this method (empty: any) and with this text in the path.
     times
@@ -57,6 +59,7 @@ class Fault:
     dies_mid_upload: bool = False
     loses_answer: bool = False
     cuts_answer: bool = False
+    ignores_conditions: bool = False
     method: str = ""
     path: str = ""
     times: int = 1
@@ -75,6 +78,11 @@ class FaultProxy:
         """Show these faults next, each to as many requests as it says."""
         with self._lock:
             self._faults += [fault for fault in faults for _ in range(fault.times)]
+
+    def clear(self) -> None:
+        """Show no more faults."""
+        with self._lock:
+            self._faults.clear()
 
     @property
     def left(self) -> int:
@@ -175,7 +183,8 @@ def serve_faults(endpoint: str) -> Iterator[FaultProxy]:
                 self._send(fault.status, {}, SLOW_DOWN)
                 return
             upstream = http.client.HTTPConnection(host, timeout=60)
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            left_out = {"connection", "if-none-match"} if fault.ignores_conditions else {"connection"}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
             upstream.request(self.command, self.path, body, headers)
             reply = upstream.getresponse()
             answer = reply.read()

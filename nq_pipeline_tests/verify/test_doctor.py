@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.configuration import build_settings
+from nq_pipeline.configuration import build_settings, load
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
@@ -26,7 +26,8 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.sources.base import Probe
 from nq_pipeline.sources.registry import SOURCE_NAMES
-from nq_pipeline.verify.doctor import market_state, probe_sources
+from nq_pipeline.verify.doctor import market_state, probe_sources, probe_store
+from nq_pipeline_tests.testing.s3 import Bucket, Fault, FaultProxy
 from nq_pipeline_tests.testing.vendors import NOW, Vendor, failing
 
 HEALTHY = Probe(True, True, True, "a vendor of the tests")
@@ -139,3 +140,20 @@ def test_an_unusable_data_folder_names_the_setting(tmp_path: Path) -> None:
     probe = examined(tmp_path, {"barchart": failing(denied)})["barchart"]
     assert probe.detail == "cannot use /data/live: Permission denied"
     assert "NQ_DATA_DIR" in probe.remedy
+
+
+def test_the_object_store_is_examined(
+    tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert probe_store(load(data_dir=tmp_path)) is None
+    settings = load(data_dir=tmp_path, lake_url=flaky_bucket.url, store_timeout_s=1)
+    good = probe_store(settings)
+    assert good and (good.reachable, good.entitled, good.remedy) == (True, True, "")
+    assert flaky_bucket.names() == []
+    s3_faults.show(Fault(ignores_conditions=True, method="PUT", times=9))
+    careless = probe_store(settings)
+    assert careless and careless.entitled is False and "conditional writes" in careless.remedy
+    s3_faults.clear()
+    s3_faults.show(Fault(status=503, times=1000))
+    away = probe_store(settings)
+    assert away and away.reachable is False and "SlowDown" in away.detail

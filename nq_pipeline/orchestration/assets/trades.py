@@ -19,6 +19,7 @@ from nq_pipeline.capture.capture_policy import (
     STOPPED_TAG,
     settings_fingerprint,
 )
+from nq_pipeline.capture.log.copies import copy_after_capture
 from nq_pipeline.capture.log.locks import claim_run
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
@@ -135,6 +136,7 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
         ):
             capture.run(stop, publish=publisher.publish, progress=watch.update)
             publisher.tidy()
+        copy_after_capture(workspace.capture, workspace.segment_copies, context.log.warning)
     except NotEntitled as error:
         refusal = str(error)
         raise

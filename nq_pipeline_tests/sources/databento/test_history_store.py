@@ -14,14 +14,16 @@ import pytest
 from nq_pipeline.capture.gap_repair import HistoricalRecords
 from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import load
-from nq_pipeline.errors import NotConfigured, OverBudget
+from nq_pipeline.errors import NotConfigured, OverBudget, Unavailable
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import Server, serve
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
+from nq_pipeline_tests.testing.s3 import Bucket
 
 OPTIONS = ("Q2C.OPT", "Q2D.OPT")
 FROM, TO = (to_ns(datetime(2025, 6, 10, hour, tzinfo=UTC)) for hour in (13, 14))
@@ -101,3 +103,32 @@ def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:
 def test_without_a_key_there_is_no_history(tmp_path: Path) -> None:
     with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
         DatabentoHistory(load(environment="live", data_dir=tmp_path))
+
+
+# Several machines with one object store
+
+
+def test_a_span_bought_on_one_machine_is_read_on_another(tmp_path: Path, bucket: Bucket) -> None:
+    with serve(standin.relay) as server:
+        here, there = (settings_for(server, tmp_path / name, lake_url=bucket.url) for name in "ab")
+        path, cost = DatabentoHistory(here).fetch(*SPAN, run_id="run")
+        copy, nothing = DatabentoHistory(there).fetch(*SPAN, run_id="another")
+        assert (bought(server), nothing) == (1, Decimal(0)) and cost > 0
+    assert copy != path and copy.read_bytes() == path.read_bytes()
+    assert copy.is_relative_to(tmp_path / "b")
+
+
+def test_a_purchased_object_that_changed_is_not_used(tmp_path: Path, bucket: Bucket) -> None:
+    with serve(standin.relay) as server:
+        here, there = (settings_for(server, tmp_path / name, lake_url=bucket.url) for name in "ab")
+        DatabentoHistory(here).fetch(*SPAN, run_id="run")
+        store = Workspace.of(here).shared_history
+        assert store
+        (name,) = (one.name for one in store.list() if one.name.endswith(".zst"))
+        store.put(name, store.get(name)[:-1])
+        with pytest.raises(Unavailable, match="is not what was bought"):
+            DatabentoHistory(there).fetch(*SPAN, run_id="another")
+        store.delete([name])
+        with pytest.raises(Unavailable, match="is missing"):
+            DatabentoHistory(there).fetch(*SPAN, run_id="another")
+        assert bought(server) == 1

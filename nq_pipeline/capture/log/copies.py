@@ -1,0 +1,100 @@
+"""Copies of sealed log segments in the object store, for the day that the capturing machine is lost.
+
+    capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn           the exact bytes
+    capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.sha256    proof that the copy was read back
+
+A segment is sealed when a newer one exists, or when nobody captures. The proof is written after the copy was
+read back and its digest compared; without it a segment is copied again, and retention does not remove it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nq_pipeline import files
+from nq_pipeline.capture.log.locks import hold_capture_lock
+from nq_pipeline.capture.log.segments import Segment, list_segments, log_id
+from nq_pipeline.errors import CaptureBusy, StoreError
+from nq_pipeline.lake.objects import Objects
+
+
+def copy_sealed_segments(capture: Path, objects: Objects) -> int:
+    """Copy the sealed segments of every dataset that have no proven copy yet; returns how many.
+
+    Parameters
+    ----------
+    capture
+        The capture folder of this machine.
+    objects
+        The objects below `capture` in the store.
+
+    Raises
+    ------
+    StoreError
+        The store does not answer, or a copy is not what was written; the segments stay.
+    """
+    folders = sorted(path for path in capture.glob("*/") if list_segments(path))
+    newest = {folder: list_segments(folder)[-1] for folder in folders}
+    try:
+        with hold_capture_lock(capture):
+            open_segments: Sequence[Segment] = ()
+    except CaptureBusy:
+        open_segments = tuple(newest.values())
+    copied = 0
+    for folder in folders:
+        proven = {one.name for one in objects.list(_log(folder))}
+        for segment in list_segments(folder):
+            # A segment that begins after the lock was tested is newer than all of these.
+            if segment > newest[folder] or segment in open_segments:
+                break
+            name = copy_name(segment)
+            if f"{name}.sha256" not in proven:
+                _copy(segment, name, objects)
+                copied += 1
+    return copied
+
+
+def copy_after_capture(capture: Path, objects: Objects | None, warn: Callable[[str], object]) -> None:
+    """Copy what a capture has sealed, if there is an object store; a failure is only a warning."""
+    try:
+        if objects is not None:
+            copy_sealed_segments(capture, objects)
+    except StoreError as error:
+        warn(f"{error}; `nq retention` copies the capture log again")
+
+
+def has_proven_copy(segment: Segment, objects: Objects) -> bool:
+    """Whether the store has all of a segment, proven by its digest."""
+    try:
+        return objects.get(f"{copy_name(segment)}.sha256").decode().strip() == _digest(segment.path)
+    except FileNotFoundError:
+        return False
+
+
+def copy_name(segment: Segment) -> str:
+    """The name of a segment's copy, relative to `capture`."""
+    return f"{_log(segment.path.parents[1])}/{segment.path.parent.name}/{segment.path.name}"
+
+
+def _log(folder: Path) -> str:
+    return f"{folder.name}/{log_id(folder)}"
+
+
+def _copy(segment: Segment, name: str, objects: Objects) -> None:
+    digest = _digest(segment.path)
+    objects.put_file(name, segment.path)
+    with files.temporary_for(segment.path) as back:
+        objects.fetch_file(name, back)
+        if _digest(back) != digest:
+            raise StoreError(
+                f"the copy {objects.uri(name)} is not what was written; the segment stays here, and the next "
+                "run copies it again"
+            )
+    objects.put(f"{name}.sha256", f"{digest}\n".encode())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
