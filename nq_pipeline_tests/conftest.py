@@ -15,8 +15,13 @@ from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_f
 
 # How long an example takes depends on the machine and is no property of the program. The examples are the
 # same in every run, so that a change is blamed for its own faults; `make soak` looks for new ones.
-settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("nq", settings.get_profile("search"), derandomize=True)
+settings.register_profile(
+    "search",
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("nq", settings.get_profile("search"), max_examples=40, derandomize=True)
 settings.load_profile("nq")
 
 LONG = {

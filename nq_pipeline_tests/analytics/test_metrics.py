@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -218,7 +218,6 @@ CONTRACTS = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(CONTRACTS)
 def test_max_pain_equals_brute_force(held: dict[tuple[float, str], tuple[int, float]]) -> None:
     rows = [(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()]
@@ -234,7 +233,6 @@ def test_max_pain_equals_brute_force(held: dict[tuple[float, str], tuple[int, fl
     assert found == (least if any(size for size, _ in held.values()) else None)
 
 
-@settings(max_examples=60, deadline=None)
 @given(CONTRACTS)
 def test_exposure_adds_up_from_strike_to_series_to_market(
     held: dict[tuple[float, str], tuple[int, float]],

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.analytics.pressure import measure_pressure
@@ -90,7 +90,6 @@ def test_futures_and_spreads_are_not_counted() -> None:
     assert pressure(trades([(0, "B", 1)], kind="spread"), trades([(0, "B", 1)], kind="future")).is_empty()
 
 
-@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 1_799), st.sampled_from("BAN"), st.integers(1, 2**31)), max_size=30))
 def test_every_trade_is_in_one_window_on_one_side(made: list[tuple[int, str, int]]) -> None:
     rows = pressure(trades(made))

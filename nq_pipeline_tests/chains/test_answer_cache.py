@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.chains.answer_cache import AnswerCache, answer_key
@@ -104,7 +104,6 @@ def test_a_file_that_is_gone_is_a_miss(cache: AnswerCache, suffix: str) -> None:
 
 
 @given(position=st.integers(0), bit=st.integers(0, 7))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_flipped_bit_of_the_rows_is_a_miss(cache: AnswerCache, position: int, bit: int) -> None:
     keep(cache)
     path = the(cache, ".parquet")
@@ -122,7 +121,6 @@ JSON = st.recursive(
 
 
 @given(head=JSON)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_in_the_place_of_a_head_is_a_miss(cache: AnswerCache, head: object) -> None:
     keep(cache)
     the(cache, ".json").write_bytes(orjson.dumps(head))
@@ -130,7 +128,6 @@ def test_any_json_in_the_place_of_a_head_is_a_miss(cache: AnswerCache, head: obj
 
 
 @given(name=st.sampled_from(["frame", "outcome", "series", "dropped", "version", "expires"]), value=JSON)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_head_with_a_wrong_value_never_crashes(cache: AnswerCache, name: str, value: object) -> None:
     keep(cache)
     path = the(cache, ".json")

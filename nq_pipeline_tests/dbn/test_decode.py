@@ -12,7 +12,7 @@ import databento
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import to_ns
@@ -66,7 +66,6 @@ def test_several_frames_are_one_answer() -> None:
     assert np.array_equal(decode(split, "trades").array, decode(raw, "trades").array)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_compressed_answer_cut_anywhere_is_noticed(data: st.DataObject) -> None:
     body = synthetic("statistics")
@@ -112,7 +111,6 @@ def test_an_answer_of_another_schema_is_refused() -> None:
         decode(synthetic("trades"), "statistics")
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(list(SCHEMAS)))
 def test_noise_is_a_bad_payload(noise: bytes, schema: str) -> None:
     for body in (noise, b"DBN\x03" + noise, zstandard.compress(b"DBN\x03" + noise)):

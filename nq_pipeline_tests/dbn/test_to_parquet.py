@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.cli import main
@@ -81,7 +81,6 @@ def test_every_recorded_file_converts_with_every_field_equal(path: Path, tmp_pat
         assert mine.equals(other)
 
 
-@settings(max_examples=35, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_records_convert_like_the_official_client(data: st.DataObject, tmp_path: Path) -> None:
     schema = data.draw(st.sampled_from(sorted(layout.RTYPES)))
@@ -261,7 +260,6 @@ def test_ts_out_is_a_column_where_the_gateway_sent_it(tmp_path: Path) -> None:
     assert sent.dt.epoch("ns").to_list() == [NOON, NOON + 1, NOON + 2]
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     lengths=st.lists(
         st.one_of(st.integers(4, 255), st.sampled_from([12, 14, 20])).flatmap(
@@ -285,7 +283,6 @@ def test_the_walk_finds_every_record_whatever_their_lengths(lengths: list[list[i
 # ── cut off and damaged ─────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), compressed=st.booleans(), mixed=st.booleans())
 def test_a_cut_file_is_refused_or_its_whole_records_converted(
     data: st.DataObject, compressed: bool, mixed: bool, tmp_path: Path

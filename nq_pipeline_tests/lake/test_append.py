@@ -10,7 +10,7 @@ import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import NS_PER_S
@@ -76,7 +76,6 @@ def test_a_footer_names_table_version_and_run(lake: Lake) -> None:
     assert file.schema_arrow.field("price").nullable
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.none() | st.sampled_from(["é", "b", "", "c"]), min_size=1), st.sampled_from([0, 300]))
 def test_text_that_comes_as_categories_gives_the_same_file(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str | None], unused: int
@@ -92,7 +91,6 @@ def test_text_that_comes_as_categories_gives_the_same_file(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))))
 def test_a_file_is_sorted_and_has_each_key_once(
     tmp_path_factory: pytest.TempPathFactory, keys: list[tuple[int, int, int]]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.configuration import load
@@ -30,7 +30,6 @@ def any_archive(request: pytest.FixtureRequest, tmp_path: Path) -> RawArchive:
     return Workspace.of(load(data_dir=tmp_path, **({"lake_url": url} if url else {}))).archive
 
 
-@settings(max_examples=25)
 @given(body=st.binary(max_size=2_000))
 def test_the_exact_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     archive = Workspace(tmp_path_factory.mktemp("data")).archive

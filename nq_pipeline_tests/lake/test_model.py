@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.lake.store import Lake
@@ -25,7 +25,6 @@ def day_of(instant: int) -> int:
     return int(instant >= 1_000)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(APPEND, APPEND, MERGE, SWEEP), max_size=10))
 def test_a_lake_holds_the_first_row_of_every_key(steps) -> None:  # type: ignore[no-untyped-def]
     model: dict[tuple[int, int, int], float | None] = {}

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.market.black76 import DAYS_PER_YEAR, round_to_tick, value
@@ -37,7 +37,6 @@ def test_call_less_put_is_the_discounted_distance(f: float, m: float, t: float, 
 
 
 @given(forwards, moneyness, st.floats(0.02, 2.0), volatilities, rates, st.booleans())
-@settings(max_examples=100)
 def test_greeks_are_the_derivatives_of_the_price(
     f: float, m: float, t: float, vol: float, r: float, is_call: bool
 ) -> None:

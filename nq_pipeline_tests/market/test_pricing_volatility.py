@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.market import american, black76
@@ -27,7 +27,6 @@ def informed(price: Floats, vega: Floats) -> npt.NDArray[np.bool_]:
 
 
 @given(deviations, lives, volatilities, rates, sides)
-@settings(max_examples=80)
 def test_the_volatility_of_a_price_is_that_it_was_made_with(
     z: float, t: float, vol: float, r: float, is_call: bool
 ) -> None:

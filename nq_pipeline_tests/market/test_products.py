@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.errors import SettingsError
@@ -82,7 +82,6 @@ def test_a_proxy_stands_for_a_product_of_the_table() -> None:
 
 @EVERY
 @given(start=DAYS)
-@settings(max_examples=40, deadline=None)
 def test_every_series_expires_on_its_own_weekday(product: Product, start: date) -> None:
     found = series_from(product, start)
     assert [s.expiration for s in found] == sorted(s.expiration for s in found)
@@ -97,7 +96,6 @@ def test_every_series_expires_on_its_own_weekday(product: Product, start: date) 
 
 @EVERY
 @given(start=DAYS)
-@settings(max_examples=40, deadline=None)
 def test_no_two_options_end_at_the_same_time(product: Product, start: date) -> None:
     """A day has one weekly; beside it at most the quarterly option, at another hour."""
     ends = [s.expiration for s in series_from(product, start) if s.expiration_date != MOURNING]
@@ -106,7 +104,6 @@ def test_no_two_options_end_at_the_same_time(product: Product, start: date) -> N
 
 @EVERY
 @given(start=DAYS)
-@settings(max_examples=40, deadline=None)
 def test_names_go_to_the_exchange_and_back(product: Product, start: date) -> None:
     for s in series_from(product, start, 30):
         contract = Contract(s, "C", 4210.5)
@@ -119,7 +116,6 @@ def test_names_go_to_the_exchange_and_back(product: Product, start: date) -> Non
 
 @EVERY
 @given(start=DAYS)
-@settings(max_examples=40, deadline=None)
 def test_barchart_codes_come_back_or_are_known_to_be_unknown(product: Product, start: date) -> None:
     for s in series_from(product, start, 30):
         code = barchart_code(s)
@@ -131,7 +127,6 @@ def test_barchart_codes_come_back_or_are_known_to_be_unknown(product: Product, s
 
 @EVERY
 @given(start=DAYS)
-@settings(max_examples=40, deadline=None)
 def test_the_future_is_listed_and_outlives_the_option(product: Product, start: date) -> None:
     for s in series_from(product, start):
         future = underlying_future(s, 2)

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import numpy as np
 import pandas_market_calendars as mcal
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import to_ns
@@ -210,7 +210,6 @@ def test_the_first_day_still_has_a_session_before_it() -> None:
 
 
 @given(st.lists(instants, min_size=2, max_size=40))
-@settings(max_examples=50, deadline=None)
 def test_trade_dates_are_monotonic_and_agree_with_columns(moments: list[datetime]) -> None:
     moments.sort()
     dates = [sessions.trade_date(moment) for moment in moments]
@@ -220,7 +219,6 @@ def test_trade_dates_are_monotonic_and_agree_with_columns(moments: list[datetime
 
 
 @given(instants)
-@settings(max_examples=60, deadline=None)
 def test_a_trade_date_is_constant_from_its_open_to_the_next_open(moment: datetime) -> None:
     current = sessions.current_session(moment)
     assert current.open <= moment
@@ -234,7 +232,6 @@ def test_a_trade_date_is_constant_from_its_open_to_the_next_open(moment: datetim
 
 
 @given(instants)
-@settings(max_examples=60, deadline=None)
 def test_a_session_is_open_exactly_within_its_segments(moment: datetime) -> None:
     edges = [edge for span in sessions.current_session(moment).segments for edge in span]
     assert edges == sorted(set(edges))
@@ -247,7 +244,6 @@ def test_a_session_is_open_exactly_within_its_segments(moment: datetime) -> None
 
 
 @given(instants, windows)
-@settings(max_examples=60, deadline=None)
 def test_a_chain_moment_is_stable_within_its_session(moment: datetime, window: sessions.Window) -> None:
     chain = sessions.chain_moment(moment, window)
     assert chain <= moment
@@ -260,7 +256,6 @@ def test_a_chain_moment_is_stable_within_its_session(moment: datetime, window: s
 
 
 @given(instants, st.integers(-14, 14))
-@settings(max_examples=50, deadline=None)
 def test_the_zone_an_instant_is_written_in_does_not_matter(moment: datetime, hours: int) -> None:
     elsewhere = moment.astimezone(timezone(timedelta(hours=hours)))
     assert sessions.trade_date(elsewhere) == sessions.trade_date(moment)

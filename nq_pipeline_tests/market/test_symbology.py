@@ -71,7 +71,6 @@ def test_every_root_has_a_series_to_round_trip() -> None:
 
 
 @given(contracts, st.integers(-300, 3000))
-@settings(max_examples=100, deadline=None)
 def test_globex_symbols_round_trip_from_any_trade_date_near_them(contract: Contract, days: int) -> None:
     on = contract.series.expiration_date - timedelta(days)
     symbol = symbology.globex_symbol(contract)
@@ -81,7 +80,6 @@ def test_globex_symbols_round_trip_from_any_trade_date_near_them(contract: Contr
 
 
 @given(contracts, st.sampled_from([1, 2]))
-@settings(max_examples=100, deadline=None)
 def test_barchart_codes_round_trip_with_one_year_digit_or_two(contract: Contract, digits: Any) -> None:
     on = contract.series.expiration_date
     unknown = [root for root, facts in ROOTS.items() if facts.barchart is None]
@@ -296,7 +294,6 @@ def test_columns_of_anything_split_or_are_null(texts: list[str | None]) -> None:
 
 
 @given(st.lists(contracts, min_size=1, max_size=20))
-@settings(max_examples=50, deadline=None)
 def test_columns_of_contracts_are_named_as_single_ones(some: list[Contract]) -> None:
     frame = pl.DataFrame(
         {

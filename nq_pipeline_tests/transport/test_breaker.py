@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.errors import SourceError
@@ -225,7 +225,6 @@ NONSENSE = st.none() | st.booleans() | INTEGERS | st.text(max_size=9) | st.lists
     name=st.sampled_from(["state", "outcome", "failures", "successes", "opened_at"]),
     value=NONSENSE,
 )
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_memory_with_one_senseless_value_never_stops_a_run(
     vendor: Vendor, name: str, value: object
 ) -> None:

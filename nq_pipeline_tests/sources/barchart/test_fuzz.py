@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -85,13 +85,11 @@ def check(body: bytes) -> None:
 
 
 @given(spoilt())
-@settings(max_examples=25, deadline=None)
 def test_a_spoilt_answer_gives_an_error_or_full_counts(body: bytes) -> None:
     check(body)
 
 
 @given(spoilt(), st.data())
-@settings(max_examples=25, deadline=None)
 def test_a_damaged_body_gives_an_error_or_full_counts(body: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(body)))
     insert = data.draw(st.binary(max_size=6))
@@ -99,7 +97,6 @@ def test_a_damaged_body_gives_an_error_or_full_counts(body: bytes, data: st.Data
 
 
 @given(st.binary(max_size=200) | anything.map(lambda value: json.dumps(value).encode()))
-@settings(max_examples=25, deadline=None)
 def test_arbitrary_bytes_and_json_never_crash_a_parser(body: bytes) -> None:
     for parse in (lambda: check(body), lambda: parse_futures(body, ["NQM25"], trade_date=TODAY)):
         try:
@@ -150,7 +147,6 @@ def regular(draw: st.DrawFn) -> list[barchart_boards.Row]:
 
 
 @given(regular())
-@settings(max_examples=25, deadline=None)
 def test_every_value_of_a_regular_board_arrives(rows: list[barchart_boards.Row]) -> None:
     board = parse_chain(chain(rows), SERIES, CODE, trade_date=TODAY)
     assert not board.dropped
@@ -167,7 +163,6 @@ def test_every_value_of_a_regular_board_arrives(rows: list[barchart_boards.Row])
 
 
 @given(regular())
-@settings(max_examples=25, deadline=None)
 def test_one_irregular_row_changes_nothing_for_the_others(rows: list[barchart_boards.Row]) -> None:
     odd = quote(CODE, 100_000, "C") | {"symbol": 7, "bidPrice": ["?"]}
     alone = parse_chain(chain(rows), SERIES, CODE, trade_date=TODAY).rows.sort("contract_key")
@@ -177,7 +172,6 @@ def test_one_irregular_row_changes_nothing_for_the_others(rows: list[barchart_bo
 
 
 @given(st.text(max_size=300), st.text(max_size=30))
-@settings(max_examples=25, deadline=None)
 def test_a_page_of_any_text_is_read_as_far_as_it_goes(text: str, inner: str) -> None:
     html = barchart_boards.page("MC2M25", "06/11/25", put=8, call=8).decode()
     for damaged in (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -370,7 +370,6 @@ def sound_height() -> int:
     return chain_of(sound_records()).frame.height
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_flipped_bytes_never_break_the_parser(data: st.DataObject) -> None:
     schema = data.draw(st.sampled_from(list(SPANS)))
