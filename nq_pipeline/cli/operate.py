@@ -249,6 +249,13 @@ def ui(port: int) -> None:
 
     settings, stop, url = load(), threading.Event(), f"http://{supervisor.HOST}:{port}"
     home = supervisor.instance_folder(settings)
+    if supervisor.uses_postgres(home):  # else loading Dagster here would only cost time
+        from dotenv import load_dotenv
+
+        from nq_pipeline.orchestration.cluster.instance import check_instance
+
+        load_dotenv(".env")
+        check_instance(home)
 
     def end(_: int) -> None:
         click.echo("Stopping Dagster and everything it started …")

@@ -50,7 +50,7 @@ POLL_S = 0.1, 1.0
 """Seconds between two attempts to acquire a lease: short at first, then longer."""
 RESTARTED_US = 1_000_000
 """A renewal that is this far ahead of the monotonic clock is from before the machine was restarted."""
-ONE_TIME = ("run/", "purchase/")
+ONE_TIME = ("run/", "purchase/", "worker/")
 """Names that are never used again: their rows are removed, so their tokens do not grow."""
 NAME = re.compile(r"[a-z_]+(/[\w.:-]+)?")
 

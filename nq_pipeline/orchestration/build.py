@@ -15,7 +15,7 @@ from nq_pipeline.orchestration.assets.spend import spend_ledger
 from nq_pipeline.orchestration.assets.trades import CAPTURE_HEALTH_SPEC, trades
 from nq_pipeline.orchestration.checks import capture_state
 from nq_pipeline.orchestration.jobs import JOBS
-from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.resources import Vendors, vendors_resource
 from nq_pipeline.orchestration.schedules import SCHEDULES
 from nq_pipeline.orchestration.sensors import capture_checks, first_snapshot, live_capture
 from nq_pipeline.settings import Settings
@@ -24,9 +24,16 @@ from nq_pipeline.sources.registry import load_source
 
 
 def build_defs(
-    settings: Settings | None = None, *, opener: Callable[[str, Settings], Source] = load_source
+    settings: Settings | None = None,
+    *,
+    opener: Callable[[str, Settings], Source] = load_source,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
 ) -> dg.Definitions:
-    """The definitions. Building them asks, reads and writes nothing; `Vendors` explains the parameters."""
+    """The definitions. Building them asks, reads and writes nothing; `Vendors` explains the parameters.
+
+    `executor` executes the steps of a run. By default they follow one another in the run's process, because a
+    process costs seconds and the steps are few. Where runs execute is up to the launcher in `dagster.yaml`.
+    """
     return dg.Definitions(
         assets=[
             *(option_chains, chain_analytics, report, spend_ledger, trades, trade_pressure, *HISTORIES),
@@ -36,7 +43,6 @@ def build_defs(
         jobs=JOBS,
         schedules=SCHEDULES,
         sensors=[first_snapshot, live_capture, capture_checks, run_failures, alerts],
-        resources={"vendors": Vendors(settings, opener)},
-        # A step in a process of its own costs seconds; one run is one step here.
-        executor=dg.in_process_executor,
+        resources={"vendors": vendors_resource(Vendors(settings, opener))},
+        executor=executor,
     )

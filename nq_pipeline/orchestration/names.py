@@ -29,6 +29,8 @@ READS_LEDGER = "nq/looks_at_ledger"
 """One run that checks the spend ledger goes at a time (`dagster.yaml`). Where two overlap, Dagster shows the
 checks as not evaluated, because the later materialization is not the one they judged."""
 ENVIRONMENT = "nq/environment"
+LEASED = "nq/lease"
+"""The environment of a run that holds a lease while its process lives (`cluster.run_leases`)."""
 PARTITION = "dagster/partition"
 PRIORITY = "dagster/priority"
 MAX_RUNTIME = "dagster/max_runtime"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import dagster as dg
+
 from nq_pipeline.configuration import load
+from nq_pipeline.errors import SettingsError
+from nq_pipeline.orchestration.cluster.run_leases import claim_lease
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.registry import load_source
 
@@ -52,3 +57,15 @@ class Vendors:
 
         with endpoints(settings.with_values(sources=tuple(sources))) as reachable:
             return take_snapshot(reachable, request, refresh=refresh, choose=choose, opener=self.opener)
+
+
+def vendors_resource(vendors: Vendors) -> dg.ResourceDefinition:
+    """The vendors as a resource; a run that initializes it claims its lease (`cluster.run_leases`)."""
+
+    def initialize(context: dg.InitResourceContext) -> Vendors:
+        if context.run and context.instance:
+            with suppress(SettingsError):  # the run itself fails for it, in one sentence
+                claim_lease(context.instance, context.run, vendors.settings())
+        return vendors
+
+    return dg.ResourceDefinition(initialize)

@@ -5,6 +5,7 @@ launches nothing says why.
 """
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -18,6 +19,7 @@ from nq_pipeline.capture.capture_policy import (
     decide_capture,
     settings_fingerprint,
 )
+from nq_pipeline.errors import LedgerError
 from nq_pipeline.finding import Finding
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration.capture_runs import (
@@ -29,6 +31,7 @@ from nq_pipeline.orchestration.capture_runs import (
     situation,
 )
 from nq_pipeline.orchestration.checks import capture_evaluations
+from nq_pipeline.orchestration.cluster.run_leases import fail_lost_runs
 from nq_pipeline.orchestration.jobs import capture_job, chain_job
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, ENVIRONMENT
 from nq_pipeline.orchestration.resources import Vendors
@@ -69,12 +72,14 @@ def first_snapshot(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Keeps exactly one capture going while the market is open within NQ_CAPTURE_WINDOW, and "
-    "reports runs whose process has died.",
+    "reports runs of any kind whose process has died.",
 )
 def live_capture(
     context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
+    with suppress(LedgerError):  # a run whose lease cannot be read may well be alive
+        fail_lost_runs(context.instance, settings)
     decision = decide_capture(situation(context.instance, vendors))
     for run_id in decision.dead:
         run = context.instance.get_run_by_id(run_id)

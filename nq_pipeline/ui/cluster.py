@@ -201,7 +201,7 @@ def worker(environment: Mapping[str, str], *, queue: str, slots: int = 1) -> Pro
     """A worker of a host; its log is in the host's folder."""
     host = Path(environment["DAGSTER_HOME"])
     command = [
-        *(sys.executable, "-m", "celery", "-A", "nq_pipeline.orchestration.worker", "worker"),
+        *(sys.executable, "-m", "celery", "-A", "nq_pipeline.orchestration.cluster.worker", "worker"),
         *("--hostname", f"{host.name}@%h", "--queues", queue, "--concurrency", str(slots)),
         *("--loglevel", "INFO", "--without-gossip", "--without-mingle"),
     ]

@@ -49,6 +49,12 @@ def instance_folder(settings: Settings) -> Path:
     return folder
 
 
+def uses_postgres(folder: Path) -> bool:
+    """Whether the instance of a folder keeps its history in PostgreSQL, where other hosts can share it."""
+    file = folder / "dagster.yaml"
+    return file.is_file() and "postgres" in file.read_text()
+
+
 def dagster_command(port: int) -> list[str]:
     """The command that starts Dagster's web server and daemon."""
     workspace = Path("workspace.yaml") if Path("workspace.yaml").is_file() else SHIPPED / "workspace.yaml"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nq_pipeline.errors import UiError
-from nq_pipeline.orchestration.instance import check_instance
+from nq_pipeline.orchestration.cluster.instance import check_instance
 from nq_pipeline.orchestration.jobs import JOBS
 from nq_pipeline.orchestration.names import CAPTURE_HOST
 from nq_pipeline.ui.cluster import Shared
@@ -78,7 +78,7 @@ def test_an_instance_of_one_machine_is_not_opened(tmp_path: Path) -> None:
 
 def test_a_worker_without_redis_says_what_is_missing() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import nq_pipeline.orchestration.worker"],
+        [sys.executable, "-c", "import nq_pipeline.orchestration.cluster.worker"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

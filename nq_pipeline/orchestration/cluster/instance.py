@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from nq_pipeline.errors import UiError
+from nq_pipeline.ui.supervisor import uses_postgres
 
 DRIVER = "postgresql+psycopg2"
 
@@ -31,7 +32,7 @@ def check_instance(home: Path | None = None) -> None:
     """
     folder = home or Path(os.environ.get("DAGSTER_HOME") or ".")
     file = folder / "dagster.yaml"
-    if not file.is_file() or "postgres" not in file.read_text():
+    if not uses_postgres(folder):
         return
     try:
         with dg.DagsterInstance.from_config(str(folder)) as instance:

@@ -1,9 +1,10 @@
 """The Celery application of a cluster's workers.
 
-    celery -A nq_pipeline.orchestration.worker worker --queues dagster --concurrency 2
+    celery -A nq_pipeline.orchestration.cluster.worker worker --queues dagster --concurrency 2
 
 Needs `nq_pipeline[cluster]`, the `dagster.yaml` of the cluster in DAGSTER_HOME, and the addresses of Redis in
-DAGSTER_CELERY_BROKER_URL and DAGSTER_CELERY_BACKEND_URL.
+DAGSTER_CELERY_BROKER_URL and DAGSTER_CELERY_BACKEND_URL. The variables may be in `.env` of the working
+directory.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import os
 import sys
 
 from dagster_celery.app import app
+from dotenv import load_dotenv
 
 from nq_pipeline.errors import NqError
-from nq_pipeline.orchestration.instance import check_instance
+from nq_pipeline.orchestration.cluster.instance import check_instance
 
 BROKER, BACKEND = "DAGSTER_CELERY_BROKER_URL", "DAGSTER_CELERY_BACKEND_URL"
 LONGEST_RUN_S = 8 * 86_400
 """Longer than any `MAX_RUNTIME`: a result that expired would count as a dead task."""
 
+load_dotenv(".env")
 if unset := [name for name in (BROKER, BACKEND) if not os.environ.get(name)]:
     sys.exit(f"nq: {' and '.join(unset)} must name a Redis database, e.g. redis://host:6379/0")
 try:

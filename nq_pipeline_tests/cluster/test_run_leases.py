@@ -1,0 +1,87 @@
+"""A run whose process died on any host is reported as failed; one that lives is left alone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.errors import LedgerError
+from nq_pipeline.orchestration.cluster.run_leases import claim_lease, fail_lost_runs
+from nq_pipeline.orchestration.names import CAPTURE, KIND, LEASED
+from nq_pipeline.orchestration.resources import Vendors, vendors_resource
+from nq_pipeline.settings import Settings
+from nq_pipeline.ui.cluster import Shared
+from nq_pipeline_tests.testing.cluster_hosts import new_hosts
+
+STARTED = dg.DagsterRunStatus.STARTED
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def settings(shared: Shared, tmp_path: Path) -> Settings:
+    return build_settings(data_dir=tmp_path / "data", ledger_url=new_hosts(shared, tmp_path).ledger)
+
+
+@pytest.fixture
+def begin(instance: dg.DagsterInstance) -> Callable[..., dg.DagsterRun]:
+    """A run that Dagster counts as started."""
+    return lambda **tags: create_run_for_test(instance, status=STARTED, tags=tags)
+
+
+def test_only_a_run_without_its_lease_has_died(
+    instance: dg.DagsterInstance, settings: Settings, begin: Callable[..., dg.DagsterRun]
+) -> None:
+    alive, unleased = begin(), begin()
+    claim_lease(instance, alive, settings)
+    dead = create_run_for_test(instance, status=STARTED, tags={LEASED: "sandbox"})
+    elsewhere = create_run_for_test(instance, status=STARTED, tags={LEASED: "live"})
+    assert fail_lost_runs(instance, settings) == [dead.run_id]
+    assert fail_lost_runs(instance, settings) == []
+    states = {one.run_id: one.status for one in instance.get_runs()}
+    assert states.pop(dead.run_id) is dg.DagsterRunStatus.FAILURE
+    assert states == {one.run_id: STARTED for one in (alive, unleased, elsewhere)}
+
+
+def test_a_database_that_does_not_answer_kills_nobody(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    run = create_run_for_test(instance, status=STARTED, tags={LEASED: "sandbox"})
+    gone = settings.with_values(ledger_url="postgresql://nq:no@127.0.0.1:1/ledger", ledger_timeout_s=1)
+    with pytest.raises(LedgerError):
+        fail_lost_runs(instance, gone)
+    claim_lease(instance, create_run_for_test(instance, status=STARTED), gone)
+    now = instance.get_run_by_id(run.run_id)
+    assert now and now.status is STARTED
+
+
+def test_a_capture_and_a_single_machine_claim_nothing(
+    instance: dg.DagsterInstance, settings: Settings, tmp_path: Path
+) -> None:
+    capture = create_run_for_test(instance, status=STARTED, tags={KIND: CAPTURE})
+    claim_lease(instance, capture, settings)
+    run = create_run_for_test(instance, status=STARTED)
+    claim_lease(instance, run, build_settings(data_dir=tmp_path / "alone"))
+    assert all(LEASED not in one.tags for one in instance.get_runs())
+    assert not (tmp_path / "alone").exists()
+
+
+def test_a_run_that_uses_the_vendors_has_a_lease(instance: dg.DagsterInstance, settings: Settings) -> None:
+    @dg.op(required_resource_keys={"vendors"})
+    def work(context: dg.OpExecutionContext) -> None:
+        assert context.resources.vendors.settings() is settings
+
+    @dg.job(resource_defs={"vendors": vendors_resource(Vendors(settings))})
+    def one_job() -> None:
+        work()
+
+    result = one_job.execute_in_process(instance=instance)
+    run = instance.get_run_by_id(result.run_id)
+    assert run and run.tags[LEASED] == "sandbox"
