@@ -32,6 +32,7 @@ from nq_pipeline.capture.stats import CaptureStats, Meter
 from nq_pipeline.capture.supervisor import SessionSupervisor, Timing
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import CaptureError, NotConfigured
+from nq_pipeline.leases.leases import Lease
 from nq_pipeline.market import sessions
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
 from nq_pipeline.workspace import Workspace
@@ -99,6 +100,7 @@ class Capture:
         *,
         publish: Callable[[], object] | None = None,
         progress: Callable[[CaptureStats], None] | None = None,
+        lease: Lease | None = None,
     ) -> CaptureStats:
         """Capture until the window closes and its gaps are filled, or `stop` is set.
 
@@ -106,9 +108,13 @@ class Capture:
         ----------
         publish, progress
             Called about every second, `publish` also at the end, `progress` with `stats`.
+        lease
+            The lease `capture`, which sets `stop` when it is lost; nothing is published without it.
 
         Raises
         ------
+        LeaseLost
+            The lease is lost: another machine may capture now.
         CaptureError
             The window is closed, or continuing cannot help; the message says what to do.
         CaptureBusy
@@ -127,6 +133,8 @@ class Capture:
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
         opens, closes = opened
+        if publish is not None and lease is not None:
+            publish = _while_held(lease, publish)
         store = GapStore(self._lake, dataset=self._dataset, run_id=self.run_id)
         wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
         comparison = LakeComparison(store, publish)
@@ -183,6 +191,8 @@ class Capture:
                 tracker.load_gaps(log.folder, supervisor.streams)
                 with repairer:
                     asyncio.run(supervisor.run())
+                if lease:
+                    lease.check()
                 supervisor.collect_repairs()
             supervisor.collect_repairs()  # also what the last publication was compared with
         supervisor.report()
@@ -194,3 +204,13 @@ class Capture:
             return Publisher(self._root / self._dataset, self._lake, run_id=self.run_id).position.segment
         except CaptureError:  # the publisher meets the same error and reports it
             return 0
+
+
+def _while_held(lease: Lease, publish: Callable[[], object]) -> Callable[[], object]:
+    """`publish`, unless the lease is lost."""
+
+    def publish_if_held() -> object:
+        lease.check()
+        return publish()
+
+    return publish_if_held

@@ -1,8 +1,8 @@
 """Whether to start a capture now: a pure decision, with a reason in words when not.
 
 `orchestration/sensors.py` gathers the situation and acts on the decision. Three safeguards prevent a
-second capture: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the lock of
-the capture log, which alone also holds against a terminal or another Dagster.
+second capture: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the lease
+`capture` with the lock of the capture log, which alone also holds against a terminal or another Dagster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTINGS_TAG, STOPPED_TAG = "nq/settings", "nq/stopped"
 """Run tags: the fingerprint of the settings; the error after which another attempt cannot help."""
 
 STARTING_UP = timedelta(seconds=60)
-"""How long a run may take from Dagster's "started" to its lock; without the lock it is dead afterwards."""
+"""How long a run may take from Dagster's "started" to its lease; without it, it is dead afterwards."""
 NOT_BEGUN, TO_BEGIN = ("NOT_STARTED", "MANAGED", "STARTING"), timedelta(minutes=5)
 """How long a run may stay in these states before its launcher counts as gone. Dagster's own monitoring,
 if enabled, ends most of them after three minutes. A queued run waits for a slot as long as it takes."""
@@ -50,7 +50,7 @@ class Attempt:
     number
         Among the attempts of its trade date; 0 if it was launched by hand.
     alive
-        Whether its process holds its lock.
+        Whether its process holds its lease, on whichever machine.
     changed
         When its status last changed.
     settings
@@ -156,6 +156,7 @@ def _not_wanted(s: Situation) -> str:
         grew = s.holder.grew
         age = "" if grew is None else f", the log grew {_seconds(s.now - grew)} ago"
         process = f"process {s.holder.process}" if s.holder.process else "a process that is starting"
+        process += f" on {s.holder.host}" if s.holder.host else ""
         return f"capturing since {in_chicago(s.holder.since)}, {process}{age}"
     if sessions.is_open(s.market, s.window):
         return ""

@@ -25,7 +25,7 @@ from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments,
 from nq_pipeline.capture.rows import Origin, RowCounts, SessionRows
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.clock import Clock, SystemClock, to_ns
-from nq_pipeline.errors import CaptureError, LakeError
+from nq_pipeline.errors import CaptureError, LakeError, StoreError
 from nq_pipeline.files import locked
 from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.objects import LocalObjects, Objects
@@ -226,8 +226,14 @@ class Publisher:
 
 
 def newest_token(lake: Lake) -> int:
-    """The newest lease token under which rows of a capture were accepted; 0 without any."""
-    return max(lake.manifest(table, [FENCE]).marks.get(FENCE, 0) for table in TABLES)
+    """The newest lease token under which rows of a capture were accepted; 0 without any.
+
+    Also 0 if a table cannot be read, which is no reason not to capture: publishing meets the same error.
+    """
+    try:
+        return max(lake.manifest(table, [FENCE]).marks.get(FENCE, 0) for table in TABLES)
+    except (LakeError, StoreError):
+        return 0
 
 
 def _cursor_of(log_folder: Path, lake: Lake) -> tuple[Objects, str]:

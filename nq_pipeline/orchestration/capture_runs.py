@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import dagster as dg
 
@@ -15,7 +14,7 @@ from nq_pipeline.capture.capture_policy import (
     Situation,
     settings_fingerprint,
 )
-from nq_pipeline.capture.log.locks import is_run_alive, read_lock_holder
+from nq_pipeline.capture.log.locks import is_run_alive, read_capture_holder, runs_alive
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.orchestration.jobs import capture_job
 from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
@@ -46,9 +45,11 @@ def has_any_ended(instance: dg.DagsterInstance) -> bool:
 
 
 def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
-    """What the decision to start a capture rests on: the locks, the runs Dagster knows, the market."""
+    """What the decision to start a capture rests on: the leases, the runs Dagster knows, the market.
+
+    Raises `LedgerError` when the leases cannot be read.
+    """
     settings, now = vendors.settings(), datetime.now(UTC)
-    folder = Workspace.of(settings).capture
     unconfigured = missing_key(settings)
     return Situation(
         now=now,
@@ -57,7 +58,7 @@ def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
         window=settings.capture.window,
         settings=settings_fingerprint(settings),
         attempts=_attempts(instance, settings),
-        holder=read_lock_holder(folder, settings.vendor(DatabentoSettings).dataset),
+        holder=read_capture_holder(settings, settings.vendor(DatabentoSettings).dataset),
         pinned=settings.now,
         unconfigured=unconfigured,
     )
@@ -74,16 +75,21 @@ def missing_key(settings: Settings) -> str:
 def _attempts(instance: dg.DagsterInstance, settings: Settings) -> list[Attempt]:
     """The latest captures of this environment, newest first."""
     records = instance.get_run_records(dg.RunsFilter(tags={KIND: CAPTURE}), limit=ATTEMPTS_READ)
-    folder, environment = Workspace.of(settings).capture, settings.environment
+    environment, folder = settings.environment, Workspace.of(settings).capture
+    leased = runs_alive(settings)
+
+    def is_alive(run_id: str) -> bool:
+        return run_id in leased or is_run_alive(folder, run_id)
+
     # A run launched by hand has the tag only once it runs.
     ours = [r for r in records if r.dagster_run.tags.get(LIVE_CAPTURE_TAG, environment) == environment]
-    attempts = [_attempt(record, folder) for record in ours]
+    attempts = [_attempt(record, is_alive(record.dagster_run.run_id)) for record in ours]
     if ours and STOPPED_TAG in ours[0].dagster_run.tags:
         attempts[0] = replace(attempts[0], stopped=_failure(instance, ours[0].dagster_run))
     return attempts
 
 
-def _attempt(record: dg.RunRecord, folder: Path) -> Attempt:
+def _attempt(record: dg.RunRecord, alive: bool) -> Attempt:
     run = record.dagster_run
     number = run.tags.get(ATTEMPT_TAG, "0")
     return Attempt(
@@ -91,7 +97,7 @@ def _attempt(record: dg.RunRecord, folder: Path) -> Attempt:
         status=run.status.value,
         trade_date=run.tags.get(PARTITION, ""),
         number=int(number) if number.isdecimal() else 0,
-        alive=is_run_alive(folder, run.run_id),
+        alive=alive,
         changed=record.update_timestamp,
         started=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
         ended=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None,

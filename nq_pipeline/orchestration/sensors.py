@@ -78,9 +78,11 @@ def live_capture(
     context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
-    with suppress(LedgerError):  # a run whose lease cannot be read may well be alive
+    try:
         fail_lost_runs(context.instance, settings)
-    decision = decide_capture(situation(context.instance, vendors))
+        decision = decide_capture(situation(context.instance, vendors))
+    except LedgerError as error:  # a run whose lease cannot be read may well be alive
+        return dg.SkipReason(f"no capture is started or ended: {error}")
     for run_id in decision.dead:
         run = context.instance.get_run_by_id(run_id)
         if run is None or run.status.value not in (*NOT_BEGUN, "STARTED"):  # it has just ended by itself

@@ -174,6 +174,13 @@ class CaptureSettings(SettingsGroup):
         le=60_000,
         description="Milliseconds after which received bytes are synced to the disk; 0 syncs every chunk.",
     )
+    lease_s: float = setting(
+        30.0,
+        ge=1,
+        le=3600,
+        description="Seconds after which a capture that gives no sign of life may be replaced from another "
+        "machine. Within this time it stops itself if it cannot reach the ledger's PostgreSQL.",
+    )
     zstd: bool = setting(False, description="Request a zstd-compressed stream from the live gateway.")
     repair: Literal["replay", "paid"] = setting(
         "replay",

@@ -73,6 +73,11 @@ def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     return _migrated(engine)
 
 
+def is_shared(settings: Settings) -> bool:
+    """Whether the ledger's database serves several machines: it is not a file on this one."""
+    return _file(settings) is None
+
+
 def open_row_engine(settings: Settings, patience_s: float) -> sa.Engine:
     """The database of these settings, already migrated, for `row_transaction`.
 

@@ -1,30 +1,39 @@
-"""Who is capturing: operating-system locks, which the kernel releases when a process dies.
+"""Who is capturing: leases, which every machine sees, and the operating system's locks on this one.
 
 Dagster's run status cannot tell. After a power cut a run counts as started for ever, and a cancelled
-one may still be running. So each capture run holds a lock named after it while its process lives, and
-whoever writes the capture log holds the lock of the capture folder.
+one may still be running. So each capture run holds the lease `run/<run_id>` while its process lives, and
+the one capture of an environment holds the lease `capture`. As a second belt, both hold a lock of the kernel,
+which releases it when the process dies; whoever writes the capture log holds that of the capture folder.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.segments import list_segments
-from nq_pipeline.errors import CaptureBusy
+from nq_pipeline.errors import CaptureBusy, LeaseHeld, LedgerError
+from nq_pipeline.leases.leases import Lease, Leases
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.database import is_shared
+from nq_pipeline.workspace import Workspace
 
+LEASE, RUN_LEASE = "capture", "run/"
 LOCK = ".lock"
 LOCK_PATIENCE_S = 0.5
 """`lock_pid` takes the lock for a moment to test it; a capture that starts just then waits this long."""
 RUN_LOCK = ".run-"
 _held: list[int] = []
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class LockHolder:
     ----------
     process
         Its process ID; 0 until it has written it.
+    host
+        Its machine; empty for this one.
     since, grew
         When it started, and when its log last grew; UTC by the machine's clock.
     """
@@ -42,6 +53,86 @@ class LockHolder:
     process: int
     since: datetime
     grew: datetime | None = None
+    host: str = ""
+
+
+@contextmanager
+def hold_capture_lease(
+    settings: Settings, *, run_id: str, on_lost: Callable[[], object], above: int = 0
+) -> Iterator[Lease]:
+    """Hold the lease by which one process on any machine captures an environment; `on_lost` must stop it.
+
+    On a single machine, where the locks of the capture folder do the same, a capture also goes on without the
+    ledger's database.
+
+    Parameters
+    ----------
+    above
+        The newest token under which rows were published.
+
+    Raises
+    ------
+    CaptureBusy
+        Another process holds it.
+    LedgerError
+        The database that several machines share cannot be used.
+    """
+    try:
+        acquired = Leases.of(settings).acquire(
+            LEASE, ttl_s=settings.capture.lease_s, run_id=run_id, above=above
+        )
+    except LeaseHeld as error:
+        raise CaptureBusy(f"another capture is running: {error}; stop it before you start this one") from None
+    except LedgerError as error:
+        if is_shared(settings):
+            raise
+        log.warning("the capture goes on without a lease: %s", error)
+        acquired = Lease.without_database(LEASE, above)
+    try:
+        acquired.keep(on_lost)
+        yield acquired
+    finally:
+        acquired.release()
+
+
+@contextmanager
+def hold_run_lease(settings: Settings, run_id: str) -> Iterator[None]:
+    """Show every machine that the process of a capture run is alive.
+
+    Raises `LedgerError` when the database that several machines share cannot be used.
+    """
+    with ExitStack() as held:
+        try:
+            leases, ttl_s = Leases.of(settings), settings.capture.lease_s
+            held.enter_context(leases.hold(f"{RUN_LEASE}{run_id}", ttl_s=ttl_s, run_id=run_id))
+        except LedgerError as error:
+            if is_shared(settings):
+                raise
+            log.warning("the run goes on without a lease: %s", error)
+        yield
+
+
+def runs_alive(settings: Settings) -> frozenset[str]:
+    """The capture runs whose lease has not lapsed, on any machine. `LedgerError` if that cannot be read."""
+    try:
+        names = Leases.of(settings).holders(RUN_LEASE)
+    except LedgerError:
+        if is_shared(settings):
+            raise
+        return frozenset()  # `is_run_alive` knows those of this machine
+    return frozenset(name.removeprefix(RUN_LEASE) for name in names)
+
+
+def read_capture_holder(settings: Settings, dataset: str) -> LockHolder | None:
+    """The process that captures the environment, here or elsewhere; None without one.
+
+    Raises `LedgerError` when the database that several machines share cannot be used.
+    """
+    here = read_lock_holder(Workspace.of(settings).capture, dataset)
+    if here or not is_shared(settings):
+        return here
+    holder = Leases.of(settings).holder(LEASE)
+    return LockHolder(holder.process, holder.since, host=holder.host) if holder else None
 
 
 @contextmanager

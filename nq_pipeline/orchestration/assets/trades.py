@@ -20,8 +20,8 @@ from nq_pipeline.capture.capture_policy import (
     settings_fingerprint,
 )
 from nq_pipeline.capture.log.copies import copy_after_capture
-from nq_pipeline.capture.log.locks import claim_run
-from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.capture.log.locks import claim_run, hold_capture_lease, hold_run_lease
+from nq_pipeline.capture.publisher import Publisher, newest_token
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.lake.tables import TRADES
@@ -92,7 +92,7 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
     }
     context.instance.add_run_tags(context.run.run_id, tags)
     try:
-        with endpoints(settings) as reachable:
+        with hold_run_lease(settings, context.run.run_id), endpoints(settings) as reachable:
             capture = Capture(
                 reachable,
                 clock=gateway_clock(reachable),
@@ -127,14 +127,17 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
         context.log_event(dg.AssetObservation(CAPTURE_HEALTH, metadata=state))
 
     log = workspace.capture / settings.vendor(DatabentoSettings).dataset
-    publisher = Publisher(log, workspace.lake, clock=clock, run_id=capture.run_id)
     stop, refusal = threading.Event(), ""
     try:
         with (
             _signals_set(stop) as signals,
             CaptureWatch(context, stop, end_reason=end_reason, observe=observe) as watch,
+            hold_capture_lease(
+                settings, run_id=capture.run_id, on_lost=stop.set, above=newest_token(workspace.lake)
+            ) as lease,
         ):
-            capture.run(stop, publish=publisher.publish, progress=watch.update)
+            publisher = Publisher(log, workspace.lake, clock=clock, run_id=capture.run_id, token=lease.token)
+            capture.run(stop, publish=publisher.publish, progress=watch.update, lease=lease)
             publisher.tidy()
         copy_after_capture(workspace.capture, workspace.segment_copies, context.log.warning)
     except NotEntitled as error:
