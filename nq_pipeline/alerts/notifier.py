@@ -3,16 +3,20 @@
     alerts.jsonl    every message and the result of each attempt to send it; append-only, for people
     alerts.json     the state: which alerts are firing, and which messages are not sent yet
 
+Where several machines share a database, the state is there (`SharedStates`), and the file only bridges the
+time in which the database is out of reach: the next change takes over what it holds.
+
 `fire` and `resolve` only write files, under a lock that all processes share, so callers never wait for
 the network or fail because of it. `deliver` sends the pending messages. After a crash between sending a
 message and recording that, it is sent twice, never lost.
 """
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,13 +28,19 @@ from nq_pipeline.alerts.advice import TEST_ALERT
 from nq_pipeline.alerts.message import Alert, Message, State, one_line, slack_body
 from nq_pipeline.alerts.webhook import post
 from nq_pipeline.clock import Clock, SystemClock
-from nq_pipeline.errors import AlertError, WebhookRefused
+from nq_pipeline.errors import AlertError, LeaseHeld, LedgerError, WebhookRefused
+from nq_pipeline.leases.leases import Leases
+from nq_pipeline.leases.states import SharedState, SharedStates
 from nq_pipeline.redaction import redact
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
+NAME = "alerts"
+"""Of the shared state, and of the lease of the process that sends."""
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
 """After a refusal, messages wait for pauses that double."""
+log = logging.getLogger(__name__)
+
 LONGEST_DELIVERY_S = 20.0
 """A delivery starts no further message after this time: a sensor tick may take a minute."""
 
@@ -84,6 +94,7 @@ class Notifier:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._webhook = settings.alerts.webhook
+        self._states = SharedStates.of(settings)
 
     def fire(self, alert: Alert) -> bool:
         """Record that an alert fires. False when it was reported recently, so that it is only counted."""
@@ -126,7 +137,7 @@ class Notifier:
         at least as long as the webhook asked for.
         """
         delivered, reason, began = 0, "", self._clock.monotonic()
-        with files.locked(self._sending, wait=False) as ours:
+        with self._sole_sender() as ours:
             saved = self._read()
             if not ours or self._webhook is None:
                 return Delivery(0, len(_waiting(saved)), "" if ours else "another process is sending")
@@ -216,7 +227,26 @@ class Notifier:
     def _text(self, text: str) -> str:
         return one_line(redact(text, self._settings.secrets))
 
+    @contextmanager
+    def _sole_sender(self) -> Iterator[bool]:
+        """Whether no other process sends meanwhile, on this machine or another."""
+        with files.locked(self._sending, wait=False) as ours, ExitStack() as held:
+            if ours and self._states:
+                try:
+                    held.enter_context(Leases.of(self._settings).hold(NAME))
+                except LeaseHeld:
+                    ours = False
+                except LedgerError as error:  # a message sent twice is better than one that is not sent
+                    log.warning("other machines may send the same alerts: %s", error)
+            yield ours
+
     def _read(self) -> _State:
+        if not self._states:
+            return self._file_state()
+        with self._locked_state() as saved:
+            return saved
+
+    def _file_state(self) -> _State:
         try:
             return _State.model_validate_json(self._state_file.read_bytes())
         except FileNotFoundError:
@@ -231,12 +261,46 @@ class Notifier:
     def _locked_state(self) -> Iterator[_State]:
         """The state, locked for this process; changes are saved at the end."""
         with files.locked(self._lock):
-            saved = self._read()
-            before = saved.model_dump_json(by_alias=True)
-            yield saved
-            after = saved.model_dump_json(by_alias=True)
-            if after != before:
+            with ExitStack() as opened:
+                shared = self._open_shared(opened)
+                saved = self._file_state()
+                before = saved.model_dump_json(by_alias=True)
+                if shared:
+                    before, saved = shared.body, self._joined(shared, saved)
+                yield saved
+                after = saved.model_dump_json(by_alias=True)
+                if shared:
+                    shared.body = after
+                    try:
+                        opened.close()
+                        self._state_file.unlink(missing_ok=True)
+                    except LedgerError as error:
+                        log.warning("the state of the alerts is kept on this machine: %s", error)
+                        shared = None
+            if not shared and after != before:
                 files.write_atomically(self._state_file, after.encode())
+
+    def _open_shared(self, opened: ExitStack) -> SharedState | None:
+        """The state of all machines, locked; None where there is one machine or the database is away."""
+        if not self._states:
+            return None
+        try:
+            return opened.enter_context(self._states.changing(NAME))
+        except LedgerError as error:
+            log.warning("the state of the alerts is kept on this machine: %s", error)
+            return None
+
+    def _joined(self, shared: SharedState, here: _State) -> _State:
+        """The shared state, with the alerts that only this machine's file knows."""
+        try:
+            saved = _State.model_validate_json(shared.body) if shared.body else _State()
+        except ValidationError:
+            raise AlertError(
+                "the state of the alerts in the ledger's database is damaged; remove the row 'alerts' of "
+                "nq_states, and alerts that still fire are sent again"
+            ) from None
+        saved.active = {**here.active, **saved.active}
+        return saved
 
     def _write(self, message: Message) -> None:
         row = asdict(message)

@@ -21,6 +21,7 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
+from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, MeteredSource, Source, failed, without_secrets
@@ -117,7 +118,13 @@ def _ask_one(
         return result(failed(source.name, request, error))
     request = replace(request, refused={part: refusal.text for part, refusal in refused.items()})
     penalty_s = VENDORS[source.name].penalty_s
-    breaker = Breaker(Workspace.of(settings).cache, source.name, source.base_url, penalty_s=penalty_s)
+    breaker = Breaker(
+        Workspace.of(settings).cache,
+        source.name,
+        source.base_url,
+        penalty_s=penalty_s,
+        states=SharedStates.of(settings),
+    )
     if session.refresh:
         breaker.close()
     asked = ask_source(source, request, session, through=breaker)
@@ -220,7 +227,7 @@ def open_session(
     archive, state_dir = Workspace.of(settings).archive, Workspace.of(settings).cache
     parts = (scope, source.policy, clock, archive, lifetime, state_dir, deadline)
     if answers is None:
-        return VendorSession(*parts, refresh=refresh)
+        return VendorSession(*parts, refresh=refresh, states=SharedStates.of(settings))
     return ArchivedSession(*parts, answers=answers, original=original)
 
 

@@ -20,3 +20,30 @@ LEASES = sa.Table(
     sa.Column("ttl_us", sa.BigInteger, comment="how long a renewal lasts, microseconds"),
     sa.Column("renewed_us", sa.BigInteger, comment="the last renewal by the database's clock, microseconds"),
 )
+
+STATES = sa.Table(
+    "nq_states",
+    metadata,
+    sa.Column("environment", sa.String, primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("body", sa.Text),
+    sa.Column("changed_at", sa.DateTime(timezone=True)),
+)
+
+PURCHASES = sa.Table(
+    "nq_purchases",
+    metadata,
+    sa.Column("environment", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, primary_key=True, comment="of the span: dataset, schema, symbols, times"),
+    sa.Column("dataset", sa.String),
+    sa.Column("schema", sa.String),
+    sa.Column("first_ns", sa.BigInteger),
+    sa.Column("last_ns", sa.BigInteger),
+    sa.Column("state", sa.String),
+    sa.Column("host", sa.String),
+    sa.Column("run_id", sa.String),
+    sa.Column("request_id", sa.String, comment="the ledger's request of a stream"),
+    sa.Column("job_id", sa.String, comment="the vendor's batch job"),
+    sa.Column("proof", sa.Text, comment="the proof as it is beside the files"),
+    sa.Column("changed_at", sa.DateTime(timezone=True)),
+)

@@ -2,12 +2,14 @@
 
 Requests pause for 15 minutes after a vendor blocked us, for a minute after it failed in three runs in a
 row, and for as long as the vendor demands (`penalty_s`). A refusal by the plan does not open the circuit.
-pybreaker decides; this file stores its state on disk, because a run lasts only seconds.
+pybreaker decides; this file stores its state, because a run lasts only seconds: in the database that several
+machines share, or on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,14 +19,19 @@ from typing import Any, Protocol, TypeVar
 import orjson
 import pybreaker
 
-from nq_pipeline.errors import SourceError, Unavailable
+from nq_pipeline.errors import LedgerError, SourceError, Unavailable
 from nq_pipeline.files import write_atomically
+from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.outcome import Outcome
 
 FAILURES_TO_OPEN = 3
 COOL_DOWN_S = {Outcome.BLOCKED: 900, Outcome.RATE_LIMITED: 60, Outcome.UNAVAILABLE: 60}
 """Seconds without a request after the circuit opened, by the outcome that opened it. Any other outcome
 resets the count of failures."""
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""How far ahead of this machine's clock another machine may have opened the circuit."""
+
+log = logging.getLogger(__name__)
 
 
 class Answer(Protocol):
@@ -43,7 +50,7 @@ class Breaker:
     """The breaker of one vendor at one address.
 
     `penalty_s` has seconds by outcome where the vendor demands more than `COOL_DOWN_S`. The first such answer
-    opens the circuit.
+    opens the circuit. `states` has the state where machines share it.
     """
 
     def __init__(
@@ -53,17 +60,18 @@ class Breaker:
         base_url: str,
         cool_down_s: Mapping[Outcome, float] = COOL_DOWN_S,
         penalty_s: Mapping[Outcome, float] = MappingProxyType({}),
+        states: SharedStates | None = None,
     ) -> None:
-        place = hashlib.sha256(base_url.encode()).hexdigest()[:12]
-        self._state_file = _StateFile(state_dir / f"{source}-{place}-breaker.json")
+        name = f"{source}-{hashlib.sha256(base_url.encode()).hexdigest()[:12]}-breaker"
+        self._state = _StoredState(state_dir / f"{name}.json", states, name)
         self._source = source
         self._cool_down_s = cool_down_s = {**cool_down_s, **penalty_s}
         self._at_once = {Outcome.BLOCKED, *penalty_s}
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=FAILURES_TO_OPEN,
-            reset_timeout=cool_down_s[self._state_file.outcome],
+            reset_timeout=cool_down_s[self._state.outcome],
             exclude=[lambda error: not isinstance(error, _FailureError)],
-            state_storage=self._state_file,
+            state_storage=self._state,
             throw_new_error_on_trip=False,
         )
 
@@ -86,19 +94,19 @@ class Breaker:
     def _raise_failure(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
         answer = ask()
         if answer.outcome in self._cool_down_s:
-            self._state_file.outcome = answer.outcome
+            self._state.outcome = answer.outcome
             self._breaker.reset_timeout = self._cool_down_s[answer.outcome]
             raise _FailureError(answer)
         return answer
 
     def _open_error(self) -> SourceError:
-        opened = self._state_file.opened_at or datetime.now(UTC)
-        again = opened + timedelta(seconds=self._cool_down_s[self._state_file.outcome])
+        opened = self._state.opened_at or datetime.now(UTC)
+        again = opened + timedelta(seconds=self._cool_down_s[self._state.outcome])
         error = Unavailable(
-            f"not asked: {self._source} was {self._state_file.outcome} at {opened:%H:%M:%S} UTC "
+            f"not asked: {self._source} was {self._state.outcome} at {opened:%H:%M:%S} UTC "
             f"and is not asked before {again:%H:%M:%S}; `--refresh` asks now"
         )
-        error.outcome = self._state_file.outcome
+        error.outcome = self._state.outcome
         return error
 
 
@@ -113,24 +121,49 @@ class _FailureError(Exception):
 _STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
 
 
-class _StateFile(pybreaker.CircuitBreakerStorage):
-    """pybreaker's state in one small JSON file; a damaged file is ignored."""
+class _StoredState(pybreaker.CircuitBreakerStorage):
+    """pybreaker's state as small JSON: in `states`, or in a file of this machine where there are none or they
+    cannot be reached. A damaged text is ignored."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, states: SharedStates | None, name: str) -> None:
         super().__init__("file")
-        self._path = path
+        self._path, self._states, self._name = path, states, name
         self._values: dict[str, Any] = {}
+        self._load(self._read())
+
+    def _read(self) -> bytes | str:
         try:
-            self._values = orjson.loads(path.read_bytes())
+            return self._states.read(self._name) if self._states else self._path.read_bytes()
+        except LedgerError as error:
+            log.warning("the breakers of other machines are not known: %s", error)
+            self._states = None
+            return self._read()
+        except OSError:
+            return b""
+
+    def _load(self, text: bytes | str) -> None:
+        try:
+            self._values = orjson.loads(text)
             known = self.outcome in COOL_DOWN_S and self.state in _STATES
-            past = self.opened_at is None or self.opened_at <= datetime.now(UTC)
+            past = self.opened_at is None or self.opened_at <= datetime.now(UTC) + CLOCKS_DIFFER
             if not (known and past and self.counter >= 0 and self.success_counter >= 0):
                 self._values = {}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             self._values = {}
 
-    def _set(self, name: str, value: Any) -> None:
-        self._values[name] = value
+    def _set(self, name: str, value: Any, *, add: bool = False) -> None:
+        """Set a value, or add to it, in what all machines have written so far."""
+        if self._states:
+            try:
+                with self._states.changing(self._name) as shared:
+                    self._load(shared.body)
+                    self._values[name] = value + self._values.get(name, 0) if add else value
+                    shared.body = orjson.dumps(self._values).decode()
+                return
+            except LedgerError as error:
+                log.warning("the breaker is not shared with other machines: %s", error)
+                self._states = None
+        self._values[name] = value + self._values.get(name, 0) if add else value
         write_atomically(self._path, orjson.dumps(self._values))
 
     @property
@@ -155,7 +188,7 @@ class _StateFile(pybreaker.CircuitBreakerStorage):
         return int(self._values.get("failures", 0))
 
     def increment_counter(self) -> None:
-        self._set("failures", self.counter + 1)
+        self._set("failures", 1, add=True)
 
     def reset_counter(self) -> None:
         if self.counter:
@@ -166,7 +199,7 @@ class _StateFile(pybreaker.CircuitBreakerStorage):
         return int(self._values.get("successes", 0))
 
     def increment_success_counter(self) -> None:
-        self._set("successes", self.success_counter + 1)
+        self._set("successes", 1, add=True)
 
     def reset_success_counter(self) -> None:
         if self.success_counter:

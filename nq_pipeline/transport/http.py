@@ -21,8 +21,10 @@ from requests_ratelimiter.buckets import HostBucketFactory
 from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
 
 from nq_pipeline.errors import BadPayload, DeadlineReached, Unavailable
+from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.redaction import LONG, redact, redact_data
 from nq_pipeline.transport.policy import Policy, retry_wait
+from nq_pipeline.transport.shared_bucket import SharedBucket
 
 KEPT_HEADERS = ("content-type", "x-amzn-waf-action", "retry-after", "x-warning", "request-id")
 
@@ -104,20 +106,30 @@ class _LimitedSession(LimiterMixin, requests.Session):
 
 
 def open_http(
-    source: str, policy: Policy, *, state_dir: Path, remaining: Callable[[], float], cookies: set[str]
+    source: str,
+    policy: Policy,
+    *,
+    state_dir: Path,
+    remaining: Callable[[], float],
+    cookies: set[str],
+    states: SharedStates | None = None,
 ) -> requests.Session:
-    """A session whose rate limit is shared by all processes that use `state_dir`.
+    """A session whose rate limit is shared by all processes that use `state_dir`, or by all machines in `states`.
 
     `cookies` is the set that receives every session cookie.
     """
     rates = _rates(policy.per_minute, policy.spacing_s)
     session: Any = requests.Session()
     if rates:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        path = state_dir / f"{source}-rate.sqlite"
-        _drop_if_damaged(path)
-        memory = {"path": path, "use_file_lock": True}
-        buckets = HostBucketFactory(rates, SQLiteBucket, memory, bucket_name=source)
+        if states is not None:
+            shared = {"states": states, "name": f"{source}-rate"}
+            buckets = HostBucketFactory(rates, SharedBucket, shared, bucket_name=source)
+        else:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            path = state_dir / f"{source}-rate.sqlite"
+            _drop_if_damaged(path)
+            memory = {"path": path, "use_file_lock": True}
+            buckets = HostBucketFactory(rates, SQLiteBucket, memory, bucket_name=source)
         session = _LimitedSession(limiter=Limiter(buckets, buffer_ms=50), bucket_name=source)
     adapter = _Adapter(remaining, policy.max_bytes, cookies)
     session.mount("https://", adapter)

@@ -28,6 +28,7 @@ from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.lake.tables import FETCHES
+from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import redact, redact_data, redact_logs, secret_spellings
 from nq_pipeline.transport.json_columns import loads
@@ -148,6 +149,7 @@ class VendorSession:
     state_dir: Path
     deadline: float
     refresh: bool = False
+    states: SharedStates | None = None
     fetches: list[Fetch] = field(default_factory=list)
     used: dict[str, str] = field(default_factory=dict)
     fresh_until: int | None = None
@@ -351,6 +353,7 @@ class VendorSession:
                 state_dir=self.state_dir,
                 remaining=self.remaining,
                 cookies=self._cookies,
+                states=self.states,
             )
         return self._http_session
 
