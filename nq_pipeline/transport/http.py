@@ -114,7 +114,7 @@ def open_http(
     cookies: set[str],
     states: SharedStates | None = None,
 ) -> requests.Session:
-    """A session whose rate limit is shared by all processes that use `state_dir`, or by all machines in `states`.
+    """A session whose rate limit all processes that use `state_dir` share, or all machines by `states`.
 
     `cookies` is the set that receives every session cookie.
     """
