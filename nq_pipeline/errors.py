@@ -6,6 +6,7 @@
     │   └── NoLake                 6: the data folder has no lake
     ├── StoreError                 the object store does not answer or refuses
     ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
+    ├── OtherLake                  the shared ledger belongs to another lake than this machine sees
     ├── LeaseHeld                  another process holds the lease
     ├── LeaseLost                  a lease could not be renewed in time, or another process took it
     ├── AlertError                 the state of the alerts cannot be read
@@ -65,6 +66,10 @@ class StoreError(NqError):
 
 class LedgerError(NqError):
     """The spend ledger cannot be opened or written, or an entry is invalid."""
+
+
+class OtherLake(NqError):
+    """The ledger that several machines share belongs to another lake than the one this machine sees."""
 
 
 class LeaseHeld(NqError):

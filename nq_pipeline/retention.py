@@ -30,15 +30,18 @@ from nq_pipeline.capture.publisher import TABLES as PUBLISHED
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.rows import TABLE_OF
 from nq_pipeline.chains.answer_cache import AnswerCache
-from nq_pipeline.errors import LakeError
+from nq_pipeline.errors import LakeError, LeaseHeld, LedgerError
 from nq_pipeline.files import GRACE_NS, locked, stale_temporaries
 from nq_pipeline.lake import compaction
 from nq_pipeline.lake.objects import LocalObjects, Objects, StoredObject
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import FETCHES, GAPS, Table
+from nq_pipeline.leases.leases import Leases, hold_if_shared
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
+LONGEST_SWEEP_S = 600.0
+"""How long to wait for another machine that removes old files."""
 SETTLED = ("verified", "unfillable")
 """States of a gap that no longer needs the log."""
 
@@ -74,7 +77,15 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
     nothing writes to an old trade date of the archive, and the newest capture segment always stays.
     """
     root, ages = Workspace.of(settings).root, settings.retention
-    with locked(root / ".retention.lock"):
+    with (
+        locked(root / ".retention.lock"),
+        hold_if_shared(settings, "retention", wait_s=LONGEST_SWEEP_S) as ours,
+    ):
+        if not ours:
+            raise LeaseHeld("another machine removes old files; try again when it is done")
+        if not dry_run:
+            with suppress(LedgerError):
+                Leases.of(settings).prune()
         leftovers = stale_temporaries(root, time.time_ns() - GRACE_NS)
         _remove(SweepResult("temporary", None), leftovers, dry_run)
         return [

@@ -24,6 +24,7 @@ from nq_pipeline.capture.rows import RowCounts
 from nq_pipeline.clock import from_ns, unsupported_day
 from nq_pipeline.errors import LedgerError, NotEntitled, OverBudget, SourceError
 from nq_pipeline.lake.tables import BACKFILLS
+from nq_pipeline.leases.purchase_records import PurchaseRecords
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.downloader import Downloader
@@ -166,7 +167,9 @@ def _download(scope: BackfillScope, trade_date: date, purchases: Purchases, repo
             f"it costs {format_usd(price.usd)}, and {format_usd(limit)} is left of what this run may spend; "
             "raise --max-usd (max_usd in Dagster's launchpad)"
         )
-    downloader = Downloader(purchases, scope.store, scope.settings.backfill.wait_s, report)
+    records = PurchaseRecords.of(scope.settings)
+    wait_s = scope.settings.backfill.wait_s
+    downloader = Downloader(purchases, scope.store, wait_s, report, records=records)
     whole = scope.day_query(trade_date)
     # A day begun as a whole is not bought again in hours.
     if price.batch or scope.store.stored_job(whole) or scope.store.find(whole):

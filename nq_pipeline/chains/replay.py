@@ -9,7 +9,13 @@ from typing import Any
 
 from nq_pipeline.chains.ask import Progress, ask_source, fault_result, open_session, raise_faults
 from nq_pipeline.chains.result import Snapshot
-from nq_pipeline.chains.run_record import MALFORMED, recorded_request, recorded_settings, source_request
+from nq_pipeline.chains.run_record import (
+    MALFORMED,
+    recorded_request,
+    recorded_settings,
+    run_claims,
+    source_request,
+)
 from nq_pipeline.chains.snapshot import select_and_store
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
@@ -50,7 +56,7 @@ def finish_killed_runs(
     completes it.
     """
     archive, finished = Workspace.of(settings).archive, []
-    with archive.claim_unfinished() as runs:
+    with archive.claim_unfinished(run_claims(settings, archive)) as runs:
         for run_id in runs:
             try:
                 record = _unfinished_record(archive, run_id)

@@ -7,13 +7,17 @@ sources    by vendor: series, settings, refused, used (request id by digest of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from nq_pipeline.chains.result import SourceResult
 from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.lake.archive import RawArchive
+from nq_pipeline.leases.leases import hold_if_shared
+from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
@@ -88,3 +92,24 @@ def recorded_settings(record: Mapping[str, Any], settings: Settings) -> Settings
         for name, value in {**spec.opt_in, **spec.replay_settings}.items()
     }
     return settings.with_values(**{**own, **needed})
+
+
+def hold_run(settings: Settings, run_id: str, archive: RawArchive) -> AbstractContextManager[bool]:
+    """Show the machines that share the archive that a run is alive; it runs also if they cannot be told."""
+    if archive.objects.is_local:
+        return nullcontext(True)
+    return hold_if_shared(settings, f"run/{run_id}", run_id=run_id, unknown=True)
+
+
+def run_claims(
+    settings: Settings, archive: RawArchive
+) -> Callable[[str], AbstractContextManager[bool]] | None:
+    """A function that holds the lease of a dead run, to finish it, and yields False if the run lives; None if
+    no other machine's runs are in the archive, or their leases are not shared."""
+    if archive.objects.is_local or SharedStates.of(settings) is None:
+        return None
+
+    def claim(run_id: str) -> AbstractContextManager[bool]:
+        return hold_if_shared(settings, f"run/{run_id}", run_id=run_id, unknown=False)
+
+    return claim

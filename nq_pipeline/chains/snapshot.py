@@ -17,7 +17,7 @@ import polars as pl
 from nq_pipeline.chains import failover
 from nq_pipeline.chains.ask import Progress, ask_sources, raise_faults
 from nq_pipeline.chains.result import Snapshot, SourceResult
-from nq_pipeline.chains.run_record import answered_record, planned_record
+from nq_pipeline.chains.run_record import answered_record, hold_run, planned_record
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
@@ -60,7 +60,10 @@ def take_snapshot(
     free_only = settings.chains.ask_metered == "missing"
     plan = dict.fromkeys(settings.chains.sources, request.series)
     archive = Workspace.of(settings).archive
-    with archive.begin_run(request.run_id, planned_record(settings, request, plan, choose)) as update_record:
+    with (
+        hold_run(settings, request.run_id, archive),
+        archive.begin_run(request.run_id, planned_record(settings, request, plan, choose)) as update_record,
+    ):
         results, priced = ask_sources(
             sources, settings, request, refresh=refresh, free_only=free_only, progress=progress
         )

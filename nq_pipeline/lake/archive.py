@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
@@ -135,21 +135,25 @@ class RawArchive:
             self.forget_unfinished(run_id)
 
     @contextmanager
-    def claim_unfinished(self) -> Iterator[list[str]]:
+    def claim_unfinished(
+        self, claim: Callable[[str], AbstractContextManager[bool]] | None = None
+    ) -> Iterator[list[str]]:
         """Lock and list the runs that started, wrote no rows and no longer run.
 
-        With an object store, these are only runs of this machine: whether another's still runs is not known.
+        With an object store, runs of other machines are among them only if `claim` says of a run's id that it
+        no longer runs, and keeps others from claiming it.
         """
         with ExitStack() as held:
             begun = [PurePosixPath(one.name).stem for one in self._records("begun")]
-            if not self.objects.is_local:
-                begun = [run_id for run_id in begun if self._lock(run_id).exists()]
-            locks = (held.enter_context(locked(self._lock(run_id), wait=False)) for run_id in begun)
-            yield [
-                run_id
-                for run_id, free in zip(begun, locks, strict=True)
-                if free and self.objects.exists(f"begun/{run_id}.json")
-            ]
+
+            def is_free(run_id: str) -> bool:
+                if self.objects.is_local or self._lock(run_id).exists():
+                    free = held.enter_context(locked(self._lock(run_id), wait=False))
+                else:  # of another machine
+                    free = claim is not None
+                return free and (claim is None or held.enter_context(claim(run_id)))
+
+            yield [r for r in begun if is_free(r) and self.objects.exists(f"begun/{r}.json")]
 
     def read_unfinished(self, run_id: str) -> dict[str, Any]:
         """The record of an unfinished run, with the answers received so far."""

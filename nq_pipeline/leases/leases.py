@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from nq_pipeline.errors import LeaseHeld, LeaseLost, LedgerError
 from nq_pipeline.leases.presence import Presence
 from nq_pipeline.leases.tables import LEASES
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.database import open_engine, open_row_engine, row_transaction
+from nq_pipeline.spend.database import is_shared, open_engine, open_row_engine, row_transaction
 from nq_pipeline.workspace import Workspace
 
 TTL_S = 30.0
@@ -453,3 +453,27 @@ class Leases:
     def _held_by(self, name: str) -> str:
         holder = self.holder(name)
         return f"the lease {name!r} is held by {holder or 'a process that has just released it'}"
+
+
+@contextmanager
+def hold_if_shared(
+    settings: Settings, name: str, *, wait_s: float = 0.0, run_id: str = "", unknown: bool | None = None
+) -> Iterator[bool]:
+    """Hold a lease for the block where several machines share the ledger; one machine has its own locks.
+
+    Yields whether it is held or not needed; False if another process has it. If the database cannot be used,
+    yields `unknown` or raises `LedgerError`.
+    """
+    with ExitStack() as held:
+        try:
+            if is_shared(settings):
+                held.enter_context(Leases.of(settings).hold(name, wait_s=wait_s, run_id=run_id))
+            ours = True
+        except LeaseHeld:
+            ours = False
+        except LedgerError as error:
+            if unknown is None:
+                raise
+            log.warning("the lease %r is not known: %s", name, error)
+            ours = unknown
+        yield ours

@@ -7,6 +7,8 @@ that a job was ordered for it, or that another machine has paid for it and has n
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,7 +16,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from nq_pipeline.leases.leases import PATIENCE_S
+from nq_pipeline.leases.leases import PATIENCE_S, Lease, Leases
 from nq_pipeline.leases.tables import PURCHASES
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import open_engine, open_row_engine, row_transaction
@@ -34,6 +36,8 @@ class PurchaseRecord:
         its files are in the store.
     first_ns, last_ns
         The span, nanoseconds UTC, the end exclusive.
+    request_id
+        The ledger's request, or the batch job.
     proof
         The proof as it is beside the files, JSON; empty until it is stored.
     """
@@ -46,7 +50,6 @@ class PurchaseRecord:
     state: PurchaseState
     run_id: str
     request_id: str | None = None
-    job_id: str | None = None
     proof: str | None = None
     host: str = ""
     changed_at: datetime | None = None
@@ -55,17 +58,32 @@ class PurchaseRecord:
 class PurchaseRecords:
     """The purchases of one environment. `LedgerError` from every method when the database fails."""
 
-    def __init__(self, engine: sa.Engine, environment: str) -> None:
-        self._engine, self._environment = engine, environment
+    def __init__(self, engine: sa.Engine, environment: str, leases: Leases) -> None:
+        self._engine, self._environment, self._leases = engine, environment, leases
 
     @classmethod
     def of(cls, settings: Settings) -> PurchaseRecords:
         open_engine(settings)  # creates the tables
-        return cls(open_row_engine(settings, PATIENCE_S), settings.environment)
+        return cls(open_row_engine(settings, PATIENCE_S), settings.environment, Leases.of(settings))
+
+    @property
+    def shared(self) -> bool:
+        """Whether other machines may buy, too."""
+        return self._leases.shared
+
+    @contextmanager
+    def hold(self, digest: str, *, run_id: str, wait_s: float) -> Iterator[Lease]:
+        """Hold the lease to buy a span, where other machines may; `LeaseHeld` after waiting in vain."""
+        name = f"purchase/{digest}"
+        if not self.shared:
+            yield Lease.without_database(name)
+            return
+        with self._leases.hold(name, run_id=run_id, wait_s=wait_s) as lease:
+            yield lease
 
     def find(self, digest: str) -> PurchaseRecord | None:
         """The record of a span; None without one."""
-        columns = [column for column in PURCHASES.c if column.name != "environment"]
+        columns = [column for column in PURCHASES.c if column.name not in ("environment", "job_id")]
         query = sa.select(*columns).where(
             PURCHASES.c.environment == self._environment, PURCHASES.c.digest == digest
         )

@@ -33,6 +33,7 @@ from nq_pipeline.errors import LedgerError
 from nq_pipeline.files import make_folder
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
+from nq_pipeline.spend.lake_identity import adopt_lake, check_lake
 from nq_pipeline.workspace import Workspace
 
 HEAD = "0003"
@@ -50,6 +51,8 @@ COPIED = "nq_copied"
 """Execution option: the file that a database in memory was copied from."""
 CONNECT_S = 10
 """Timeout of connecting, seconds."""
+_checked: set[tuple[str, str]] = set()
+"""Databases and lakes that were found to belong together."""
 POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
@@ -66,11 +69,31 @@ def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     ------
     LedgerError
         It cannot be reached, or a newer release of this program has migrated it.
+    OtherLake
+        Several machines share it, and it belongs to another lake than this one sees.
     """
     engine = _engine(settings)
     if not restoring and settings.spend.ledger_url is None:
         _check_not_lost(engine, settings)
-    return _migrated(engine)
+    _migrated(engine)
+    if is_shared(settings) and not restoring:
+        lake = engine.url.render_as_string(hide_password=True), Workspace.of(settings).objects.uri()
+        if lake not in _checked:
+            with row_transaction(engine) as connection:
+                check_lake(connection, settings)
+            _checked.add(lake)
+    return engine
+
+
+def adopt_this_lake(settings: Settings) -> str:
+    """Make the lake that this machine sees that of the shared ledger; returns where it is.
+
+    Raises `LedgerError` where the ledger is a file of this machine, which has no other lake.
+    """
+    if not is_shared(settings):
+        raise LedgerError("the ledger is a file beside its lake; only a ledger in PostgreSQL adopts a lake")
+    with row_transaction(_migrated(_engine(settings))) as connection:
+        return adopt_lake(connection, settings)
 
 
 def is_shared(settings: Settings) -> bool:

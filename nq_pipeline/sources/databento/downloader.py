@@ -1,14 +1,15 @@
 """Buy the history that is not on disk yet: count it, stream it or order a batch job, and check the count.
 
-Nothing is bought twice: a crash may have left a complete download, and a batch job is free to download for 30
-days.
+Nothing is bought twice: a crash may have left a complete download, a batch job is free to download for 30
+days, one process on all machines buys a span at a time, and the ledger's database knows of every purchase.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,13 +17,16 @@ from pathlib import Path
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn, UnsupportedDbn, open_dbn
-from nq_pipeline.errors import BadPayload, LedgerError, SourceError, Unavailable
+from nq_pipeline.errors import BadPayload, LeaseHeld, LeaseLost, LedgerError, SourceError, Unavailable
 from nq_pipeline.files import make_folder, rename_durably
+from nq_pipeline.leases.leases import Lease
+from nq_pipeline.leases.purchase_records import PurchaseRecord, PurchaseRecords, PurchaseState
 from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
 from nq_pipeline.sources.databento.history_store import (
     Download,
     HistoryStore,
     file_sha256,
+    span_digest,
     with_sorted_symbols,
 )
 from nq_pipeline.sources.databento.purchases import Purchases
@@ -51,6 +55,7 @@ class Downloader:
     wait_s: float = 3600.0
     report: Callable[[str], None] = lambda message: None
     sleep: Callable[[float], None] = time.sleep
+    records: PurchaseRecords | None = None
 
     def ensure(self, query: Query, *, batch: bool = False) -> Download:
         """Return a span, buying it (as a batch job, or streamed) unless it is on disk already.
@@ -59,20 +64,20 @@ class Downloader:
         stays reserved, and its bytes stay in the store as `.unproven`. Raises `LedgerError` when the ledger
         cannot be used, so that no paid request was sent.
         """
-        with self.store.locked(query):
-            if (proven := self.store.find(query)) is not None:
-                return proven
+        with self._sole_buyer(query) as lease:
+            if (proven := self.store.find(query) or self._recorded(query)) is not None:
+                return self._recording(query, proven)
             client, before = self.purchases.client, self.purchases.cost_usd
             expected = count_records(client, query)
             if not expected:  # without a proof, since the vendor may have records later
                 return Download((), 0, 0, (), (), "historical-streaming", ZERO)
             part = self.store.path(query, "part")
             if batch or self.store.stored_job(query):
-                return self._ensure_by_job(query, expected)
+                return self._recording(query, self._ensure_by_job(query, expected, lease))
             if (
                 found := self._recover_file(query, expected) or self._recover_part(query, expected)
             ) is not None:
-                return found
+                return self._recording(query, found)
             price = client.price(query)
             request_id, measured = uuid.uuid4().hex, []
 
@@ -81,15 +86,87 @@ class Downloader:
                 return measured[-1][1]
 
             make_folder(part.parent)
+            lease.check()
+            self._record(query, "sent", request_id=request_id)
             self.purchases.buy_file(query, price, part, billed_bytes, request_id, records=expected)
             records, size = measured[-1]
             if records != expected:
                 part.replace(self.store.path(query, f"{request_id[:8]}.unproven"))
+                if self.records:
+                    self.records.forget(span_digest(query))
                 raise BadPayload(
                     f"{query.schema}: received {records:,} records, but the vendor counts {expected:,}; they "
                     "are paid for and kept aside"
                 )
-            return self._finish(query, records, size, request_id, self.purchases.cost_usd - before)
+            cost_usd = self.purchases.cost_usd - before
+            return self._recording(query, self._finish(query, records, size, request_id, cost_usd))
+
+    # ── other machines ──────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _sole_buyer(self, query: Query) -> Iterator[Lease]:
+        """Keep every other process from buying the span; the lease is to be checked before money is spent."""
+        digest, run_id = span_digest(query), self.purchases.run_id
+        with self.store.locked(query):
+            if self.records is None:
+                yield Lease.without_database(f"purchase/{digest}")
+                return
+            try:
+                with self.records.hold(digest, run_id=run_id, wait_s=self.wait_s) as lease:
+                    yield lease
+            except LeaseHeld as error:
+                raise Unavailable(f"another machine is buying the same records: {error}; try again") from None
+            except LeaseLost as error:
+                raise Unavailable(f"{error}; nothing more was requested, try again") from None
+
+    def _recorded(self, query: Query) -> Download | None:
+        """A span whose proof was lost, but not its files; None for any other.
+
+        Raises `Unavailable` when another machine has paid for the span and has it on its own disk.
+        """
+        record = self.records.find(span_digest(query)) if self.records else None
+        if record is None or self.records is None:
+            return None
+        if record.state == "stored" and record.proof:
+            return self.store.restore_proof(query, record.proof)
+        here = any(self.store.path(query, suffix).exists() for suffix in ("part", "dbn.zst"))
+        elsewhere = self.records.shared and not here and record.state == "sent"
+        if elsewhere and record.request_id and self.records.is_paid(record.request_id):
+            raise Unavailable(
+                f"{record.host} has paid for these records and died before it stored them; run this again "
+                f"there. If that disk is lost, delete the row {record.digest} of nq_purchases to pay again"
+            )
+        return None
+
+    def _recording(self, query: Query, download: Download) -> Download:
+        """The download, recorded as stored for all machines; also one from before there were records."""
+        if self.records and download.files:
+            try:
+                known = self.records.find(span_digest(query))
+                if known is None or known.state != "stored":
+                    ids = ",".join(download.request_ids)
+                    self._record(query, "stored", request_id=ids, proof=self.store.proof_of(query))
+            except LedgerError as error:  # the proof beside the files counts, and the next call records it
+                self.report(f"the purchase is not recorded for other machines yet: {error}")
+        return download
+
+    def _record(
+        self, query: Query, state: PurchaseState, *, request_id: str, proof: str | None = None
+    ) -> None:
+        if self.records:
+            self.records.write(
+                PurchaseRecord(
+                    digest=span_digest(query),
+                    dataset=query.dataset,
+                    schema=query.schema,
+                    first_ns=query.start,
+                    last_ns=query.end,
+                    state=state,
+                    run_id=self.purchases.run_id,
+                    request_id=request_id or None,
+                    proof=proof,
+                )
+            )
 
     def _recover_file(self, query: Query, expected: int) -> Download | None:
         """A complete file without its proof; an incomplete one is set aside."""
@@ -128,9 +205,9 @@ class Downloader:
 
     # ── batch jobs ──────────────────────────────────────────────────────────────────────────────
 
-    def _ensure_by_job(self, query: Query, expected: int) -> Download:
+    def _ensure_by_job(self, query: Query, expected: int, lease: Lease) -> Download:
         before = self.purchases.cost_usd
-        job = self._wait_for(self._find_or_submit_job(query))
+        job = self._wait_for(self._find_or_submit_job(query, lease))
         folder = self.store.path(query, "files")
         paths, size, records, digests = [], 0, 0, []
         for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
@@ -157,7 +234,7 @@ class Downloader:
         self.store.delete_job(query)
         return download
 
-    def _find_or_submit_job(self, query: Query) -> BatchJob:
+    def _find_or_submit_job(self, query: Query, lease: Lease) -> BatchJob:
         client = self.purchases.client
         stored = self.store.stored_job(query)
         if "id" in stored:
@@ -175,6 +252,7 @@ class Downloader:
                     f"{LISTED_AFTER_S // 60} minutes, so that it is not paid twice"
                 )
             price, before = client.price(query, "historical"), self.purchases.cost_usd
+            lease.check()
             self.store.write_job(query, {"submitted_at": to_ns(datetime.now(UTC))})
             try:
                 job = self.purchases.buy_job(query, price)
@@ -184,6 +262,7 @@ class Downloader:
                 raise
             self.report(f"job {job.id} is submitted")
         self.store.write_job(query, {"id": job.id})
+        self._record(query, "ordered", request_id=job.id)
         return job
 
     def _wait_for(self, job: BatchJob) -> BatchJob:

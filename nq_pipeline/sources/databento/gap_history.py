@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NotEntitled
+from nq_pipeline.leases.purchase_records import PurchaseRecords
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.client import open_client
@@ -52,7 +53,8 @@ class DatabentoHistory:
             raise NotEntitled(f"{refusal.text} (not requested again before {refusal.ask_again})")
         ledger, attempts = open_ledger(self._settings), self._settings.http.attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
-        downloader = Downloader(purchases, HistoryStore.of(self._settings))
+        records = PurchaseRecords.of(self._settings)
+        downloader = Downloader(purchases, HistoryStore.of(self._settings), records=records)
         try:
             download = downloader.ensure(self._query(schema, parents, start_ns, end_ns))
         except NotEntitled as error:

@@ -176,12 +176,23 @@ class HistoryStore:
         self._objects.put(self._name(query, "json"), orjson.dumps(proof, option=orjson.OPT_INDENT_2))
         return download
 
+    def proof_of(self, query: Query) -> str:
+        """Return the proof of a proven span, JSON."""
+        return self._objects.get(self._name(query, "json")).decode()
+
+    def restore_proof(self, query: Query, proof: str) -> Download | None:
+        """Write a lost proof again if its files are there, and return the span; None if one is gone."""
+        if not all(self._objects.exists(name) for name in orjson.loads(proof)["files"]):
+            return None
+        self._objects.put(self._name(query, "json"), proof.encode())
+        return self.find(query)
+
     def path(self, query: Query, suffix: str) -> Path:
         """Return the place of one of a span's files on this machine."""
         return self.folder / self._name(query, suffix)
 
     def _name(self, query: Query, suffix: str) -> str:
-        return f"{query.schema}/{_digest(query)}.{suffix}"
+        return f"{query.schema}/{span_digest(query)}.{suffix}"
 
     @contextmanager
     def locked(self, query: Query) -> Iterator[None]:
@@ -201,7 +212,8 @@ def with_sorted_symbols(query: Query) -> Query:
     return replace(query, symbols=tuple(sorted(query.symbols)))
 
 
-def _digest(query: Query) -> str:
+def span_digest(query: Query) -> str:
+    """Return what identifies a span, whatever the order of its symbols."""
     ordered = with_sorted_symbols(query)
     whole = [ordered.dataset, ordered.schema, ordered.symbols, ordered.start, ordered.end]
     return hashlib.sha256(orjson.dumps(whole)).hexdigest()[:24]
