@@ -73,6 +73,7 @@ def test_a_capture_without_its_database_stops_before_another_begins(
 ) -> None:
     with serve_gateway() as served, link_to(postgres.port) as link:
         url = hosts.url.replace(f":{postgres.port}/", f":{link.port}/")
+        hosts.settings("a")  # makes its lake that of all
         settings = capture_settings(
             served, tmp_path / "a", ledger_url=url, capture_lease_s=TTL_S, ledger_timeout_s=1
         )

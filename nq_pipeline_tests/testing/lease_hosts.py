@@ -1,4 +1,4 @@
-"""Hosts that share one database of leases: each has its own data folder, and nothing else in common."""
+"""Hosts that share one database of leases: each has a data folder of its own; their lakes count as one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LeaseHeld, LeaseLost
+from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.leases.leases import Leases
 from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import LAKE_ID, Workspace
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
@@ -30,7 +32,9 @@ class Hosts:
 
     def settings(self, host: str, url: str = "") -> Settings:
         """The settings of a host, which may reach the database by another address."""
-        return build_settings(data_dir=self.folder / host, ledger_url=url or self.url)
+        settings = build_settings(data_dir=self.folder / host, ledger_url=url or self.url)
+        LocalObjects(Workspace.of(settings).root).put(LAKE_ID, b"one lake")  # as if they shared it
+        return settings
 
     def leases(self, host: str, url: str = "") -> Leases:
         return Leases.of(self.settings(host, url))

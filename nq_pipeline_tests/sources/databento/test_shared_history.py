@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -66,7 +67,7 @@ class Company:
 
 
 @pytest.fixture
-def company(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Company:
+def company(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Company]:
     with serve(standin.relay) as server:
         made = Company(server, tmp_path, postgres.new_database())
         monkeypatch.setattr(
