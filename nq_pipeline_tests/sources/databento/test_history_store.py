@@ -110,7 +110,8 @@ def test_without_a_key_there_is_no_history(tmp_path: Path) -> None:
 
 def test_a_span_bought_on_one_machine_is_read_on_another(tmp_path: Path, bucket: Bucket) -> None:
     with serve(standin.relay) as server:
-        here, there = (settings_for(server, tmp_path / name, lake_url=bucket.url) for name in "ab")
+        shared = {"lake_url": bucket.url, "ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite"}
+        here, there = (settings_for(server, tmp_path / name, **shared) for name in "ab")
         path, cost = DatabentoHistory(here).fetch(*SPAN, run_id="run")
         copy, nothing = DatabentoHistory(there).fetch(*SPAN, run_id="another")
         assert (bought(server), nothing) == (1, Decimal(0)) and cost > 0
@@ -120,7 +121,8 @@ def test_a_span_bought_on_one_machine_is_read_on_another(tmp_path: Path, bucket:
 
 def test_a_purchased_object_that_changed_is_not_used(tmp_path: Path, bucket: Bucket) -> None:
     with serve(standin.relay) as server:
-        here, there = (settings_for(server, tmp_path / name, lake_url=bucket.url) for name in "ab")
+        shared = {"lake_url": bucket.url, "ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite"}
+        here, there = (settings_for(server, tmp_path / name, **shared) for name in "ab")
         DatabentoHistory(here).fetch(*SPAN, run_id="run")
         store = Workspace.of(here).shared_history
         assert store
