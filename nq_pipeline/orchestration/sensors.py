@@ -5,7 +5,6 @@ launches nothing says why.
 """
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import dagster as dg
