@@ -102,12 +102,12 @@ class DeltaFiles(TableFiles):
         if opened is None:
             return Manifest(self.table.name)
         with opened.lock:
-            found = {name: opened.table.transaction_version(name) for name in marks}
+            version = opened.table.version()
             return Manifest(
                 table=self.table.name,
-                version=opened.table.version() + 1,
-                files=opened.files(),
-                marks={name: mark for name, mark in found.items() if mark is not None},
+                version=version + 1,
+                files=opened.files(version),
+                marks=opened.marks(version, marks),
             )
 
     def create(self, empty: Manifest) -> Manifest:
@@ -134,7 +134,10 @@ class DeltaFiles(TableFiles):
         ]
         if not self._commit(base.version, "OPTIMIZE" if remove else "WRITE", actions):
             return None
-        made = self.manifest(marks or ())
+        made = base.next(add=add, remove=remove, marks=marks, at=now)
+        made = replace(made, superseded=())
+        if opened := _tables.get(self.objects.uri()):
+            opened.expect(base.version, made)  # so that the next call reads the log only
         if base.version % CHECKPOINT_EVERY == 0:
             self._checkpoint()
         return made
@@ -322,8 +325,8 @@ class DeltaFiles(TableFiles):
 
     def _new_schema(self) -> Iterator[dict[str, Any]]:
         """The table's columns, if the log has those of an older version."""
-        opened = self._opened()
-        if opened and opened.columns != tuple(self._stored.schema.names()):
+        opened = _tables.get(self.objects.uri())
+        if opened and opened.columns != _names(self.table):
             yield self._metadata(str(opened.table.metadata().id))
 
     def _checkpoint(self) -> None:
@@ -412,7 +415,9 @@ class _Open:
         self._options = options
         self._table: DeltaTable | None = None
         self._files: tuple[int, tuple[DataFile, ...]] = (-1, ())
+        self._marks: tuple[int, dict[str, int]] = (-1, {})
         self._seen: tuple[int, int] = (0, 0)
+        self._read = -1
         self.columns: tuple[str, ...] = ()
 
     @property
@@ -439,11 +444,12 @@ class _Open:
                 self._table = DeltaTable(place, storage_options=self._options)
             except TableNotFoundError:
                 return False
-            self._files = (-1, ())
+            self._files, self._marks = (-1, ()), (-1, {})
         version = self._table.version()
         if log:
             self._seen = _identity(log, version)
-        if version != self._files[0]:
+        if version != self._read:
+            self._read = version
             self.columns = tuple(field.name for field in self._table.schema().fields)
             reader, writer, *_ = self._table.protocol()
             if reader > 1 or writer > 2:
@@ -453,12 +459,26 @@ class _Open:
                 )
         return True
 
-    def files(self) -> tuple[DataFile, ...]:
+    def files(self, version: int) -> tuple[DataFile, ...]:
         """The files of the newest version, in the order in which they were written."""
-        version = self.table.version()
         if self._files[0] != version:
             self._files = (version, tuple(_read_files(self.table)))
         return self._files[1]
+
+    def marks(self, version: int, names: Collection[str]) -> dict[str, int]:
+        """Those of these marks that the newest version has."""
+        if self._marks[0] != version:
+            self._marks = (version, {})
+        known = self._marks[1]
+        for name in names:
+            if name not in known and (mark := self.table.transaction_version(name)) is not None:
+                known[name] = mark
+        return {name: known[name] for name in names if name in known}
+
+    def expect(self, version: int, made: Manifest) -> None:
+        """Take what this process has just committed as that version."""
+        with self.lock:
+            self._files, self._marks = (version, made.files), (version, dict(made.marks))
 
 
 _tables: OrderedDict[str, _Open] = OrderedDict()
@@ -559,6 +579,21 @@ def encode(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     LakeError
         An unsigned integer is too large for a signed one; it never wraps.
     """
+    try:
+        return frame.select(_encoded(table))
+    except pl.exceptions.InvalidOperationError:
+        raise LakeError(
+            f"rows for {table.name} have an unsigned number from 2**63, which Delta has no type for"
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def _names(table: Table) -> tuple[str, ...]:
+    return tuple(column.name for column in stored_table(table).columns)
+
+
+@lru_cache(maxsize=64)
+def _encoded(table: Table) -> list[pl.Expr]:
     columns = []
     for column in table.columns:
         value = pl.col(column.name)
@@ -569,14 +604,10 @@ def encode(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
             columns.append(value.cast(signed, strict=True))
         else:
             columns.append(value)
-    try:
-        return frame.select(columns)
-    except pl.exceptions.InvalidOperationError:
-        raise LakeError(
-            f"rows for {table.name} have an unsigned number from 2**63, which Delta has no type for"
-        ) from None
+    return columns
 
 
+@lru_cache(maxsize=64)
 def decoded(table: Table) -> list[pl.Expr]:
     """Expressions for the table's columns over the columns of its files."""
     columns = []

@@ -63,6 +63,10 @@ class Table:
     order: tuple[str, ...]
     pruning_column: str
 
+    def __hash__(self) -> int:
+        """Few tables share a name and version; the hash of all columns would take longer than a look-up."""
+        return hash((self.name, self.version))
+
     @property
     def schema(self) -> pl.Schema:
         return pl.Schema({column.name: column.dtype for column in self.columns})
