@@ -11,6 +11,7 @@ leaves no torn commit. The library reads the log, writes its checkpoints and rem
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -345,7 +346,8 @@ class DeltaFiles(TableFiles):
         opened = self._opened()
         if opened is None:
             return set()
-        hours = max(0, round((time.time_ns() - before) / 3_600_000_000_000))
+        # The library counts whole hours; the hundredth is for the time since the caller's look at the clock.
+        hours = max(0, math.ceil((time.time_ns() - before) / 3_600_000_000_000 - 0.01))
         with opened.lock, self._failing():
             paths = opened.table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
         return {unquote(path) for path in paths}

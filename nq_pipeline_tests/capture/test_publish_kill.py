@@ -47,8 +47,19 @@ def publish_in_steps(root: Path, steps: list[Position], says: Connection) -> Non
         says.send_bytes(b".")
 
 
+def make_delta(root: Path) -> None:
+    """Make the table of trades a Delta table, which its writers then find."""
+    lake = Workspace(root.parent, delta=True).lake
+    lake.append(TRADES, TRADES.empty(), run_id="made", marks={"made": 1})
+
+
+@pytest.mark.parametrize("delta", [False, True], ids=["manifest", "delta"])
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(root: Path, kills: int) -> None:
+def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(
+    root: Path, kills: int, delta: bool
+) -> None:
+    if delta:
+        make_delta(root)
     chance = random.Random(kills)
     records = market(250 * kills)
     steps = []

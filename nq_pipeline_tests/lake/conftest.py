@@ -16,9 +16,17 @@ from nq_pipeline_tests.testing.lake_samples import TICKS
 REPOSITORY = Path(__file__).parents[2]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that names FORMATS runs its tests of `lake` in each of them."""
+    formats = getattr(metafunc.module, "FORMATS", None)
+    if formats and "lake" in metafunc.fixturenames:
+        metafunc.parametrize("lake", formats, indirect=True)
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake(tmp_path / "data" / "sandbox" / "lake", tables=[TICKS, *TABLES.values()])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    root = tmp_path / "data" / "sandbox" / "lake"
+    return Lake(root, tables=[TICKS, *TABLES.values()], delta=getattr(request, "param", "") == "delta")
 
 
 @pytest.fixture
@@ -28,6 +36,7 @@ def writer(lake: Lake) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(*arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "nq_pipeline_tests.testing.lake_writer", str(lake.root)]
+        command += ["delta"] if lake.delta else []
         process = subprocess.Popen(
             [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
         )

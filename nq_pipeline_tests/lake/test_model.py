@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +26,12 @@ def day_of(instant: int) -> int:
     return int(instant >= 1_000)
 
 
+@pytest.mark.parametrize("delta", [False, True], ids=["manifest", "delta"])
 @given(st.lists(st.one_of(APPEND, APPEND, MERGE, SWEEP), max_size=10))
-def test_a_lake_holds_the_first_row_of_every_key(steps) -> None:  # type: ignore[no-untyped-def]
+def test_a_lake_holds_the_first_row_of_every_key(delta: bool, steps) -> None:  # type: ignore[no-untyped-def]
     model: dict[tuple[int, int, int], float | None] = {}
     with TemporaryDirectory() as folder:
-        lake = Lake(Path(folder), tables=[TICKS])
+        lake = Lake(Path(folder), tables=[TICKS], delta=delta)
         for kind, detail in steps:
             version = lake.manifest(TICKS).version
             if kind == "append":

@@ -1,7 +1,7 @@
 """A process that writes to a lake, to be watched or killed by tests.
 
-python -m nq_pipeline_tests.lake.writer LAKE append START STOP     ticks, one file a call, merged now and then
-python -m nq_pipeline_tests.lake.writer LAKE compact DAYS          merge trade date after trade date
+python -m nq_pipeline_tests.testing.lake_writer LAKE [delta] append START STOP   ticks, a file a call, merged
+python -m nq_pipeline_tests.testing.lake_writer LAKE [delta] compact DAYS         merge date after date
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ def merge(lake: Lake, days: int) -> None:
 
 
 def main() -> None:
-    lake = Lake(Path(sys.argv[1]), tables=[TICKS])
+    root, *words = sys.argv[1:]
+    delta = words[0] == "delta"
+    lake = Lake(Path(root), tables=[TICKS], delta=delta)
     print("ready", flush=True)
-    match sys.argv[2:]:
+    match words[delta:]:
         case ["append", start, stop]:
             append(lake, range(int(start), int(stop)), alone=False)
         case ["alone", start]:
