@@ -223,12 +223,9 @@ class RemoteObjects(Objects):
 
     def filesystem(self) -> Any:
         """The store as an fsspec filesystem, for DuckDB."""
-        from obstore.fsspec import FsspecStore
+        from nq_pipeline.lake.object_files import DataFiles
 
-        scheme = self._base.partition(":")[0]
-        config = self._settings.s3_config() if scheme == "s3" else {}
-        client = {"allow_http": self._settings.plain_http}
-        return FsspecStore(scheme, config=config, client_options=client)  # type: ignore[call-overload]
+        return DataFiles(self._base.partition(":")[0], self._settings)
 
     def get(self, name: str) -> bytes:
         return bytes(self._object(name, lambda library, store, path: library.get(store, path).bytes()))

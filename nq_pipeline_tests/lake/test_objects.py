@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
+import polars as pl
 import pytest
 
 from nq_pipeline.configuration import build_settings, load
@@ -174,6 +177,20 @@ def test_an_address_that_cannot_be_used_is_refused(values: dict[str, str], word:
 
 def test_the_store_variables_of_other_programs_do_no_harm() -> None:
     assert build_settings(store_endpoint_url="http://10.0.0.1:9000", store_region="nowhere").store.url is None
+
+
+def test_duckdb_asks_for_the_size_of_a_file_once(flaky_bucket: Bucket, s3_faults: FaultProxy) -> None:
+    objects = RemoteObjects(flaky_bucket.url, load().store)
+    frame = pl.DataFrame({"a": range(1000)})
+    body = io.BytesIO()
+    frame.write_parquet(body)
+    objects.put("table/one.parquet", body.getvalue())
+    with duckdb.connect() as connection:
+        connection.register_filesystem(objects.filesystem())
+        connection.sql(f"create view t as select * from read_parquet('{objects.uri('table/one.parquet')}')")
+        for _ in range(3):
+            assert connection.sql("select sum(a) from t").fetchall() == [(499_500,)]
+    assert sum(method == "HEAD" for method, _ in s3_faults.requests) == 1
 
 
 # ── an object store's faults ──────────────────────────────────────────────────────
