@@ -7,6 +7,7 @@ from bench import (
     bench_barchart,
     bench_capture,
     bench_capture_log,
+    bench_cluster,
     bench_convert,
     bench_pricing,
     bench_publish,
@@ -24,6 +25,7 @@ for benchmark in (
     bench_capture,
     bench_run,
     bench_report,
+    bench_cluster,
 ):
     title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")
     print(f"\n== {title} ==")

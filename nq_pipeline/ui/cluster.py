@@ -197,6 +197,12 @@ def shared(folder: Path) -> Iterator[Shared]:
         yield pieces
 
 
+def ui(environment: Mapping[str, str], port: int) -> Program:
+    """Dagster's web server and daemon on a host; its log is in the host's folder."""
+    command = [sys.executable, "-m", "nq_pipeline", "ui", "--port", str(port)]
+    return Program(command, Path(environment["DAGSTER_HOME"]) / "ui.log", environment=environment)
+
+
 def worker(environment: Mapping[str, str], *, queue: str, slots: int = 1) -> Program:
     """A worker of a host; its log is in the host's folder."""
     host = Path(environment["DAGSTER_HOME"])
@@ -236,11 +242,7 @@ def run_cluster(folder: Path, port: int, say: Callable[[str], None]) -> None:
         for name, environment in hosts.items():
             prepare_host(folder / name, environment)
         say("Starting Dagster and three workers …")
-        control = Program(
-            [sys.executable, "-m", "nq_pipeline", "ui", "--port", str(port)],
-            folder / "control" / "ui.log",
-            environment=hosts["control"],
-        )
+        control = ui(hosts["control"], port)
         running.callback(control.stop)
         control.start("Dagster is ready")
         workers = [worker(hosts[name], queue=queue, slots=2) for name, queue in QUEUES.items()]

@@ -18,7 +18,7 @@ from nq_pipeline.errors import UiError
 from nq_pipeline.orchestration.cluster.instance import check_instance
 from nq_pipeline.orchestration.jobs import JOBS
 from nq_pipeline.orchestration.names import CAPTURE_HOST
-from nq_pipeline.ui.cluster import Shared
+from nq_pipeline.ui.cluster import BUCKET, Shared
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -68,6 +68,32 @@ def test_a_database_that_does_not_answer_is_one_sentence(home: Path, monkeypatch
     with pytest.raises(UiError, match="cannot be opened") as refused:
         check_instance()
     assert "\n" not in str(refused.value)
+
+
+def test_a_host_with_another_lake_is_refused(
+    home: Path, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the load of the code, which every code server and every run begins with."""
+    with dg.DagsterInstance.get() as instance:  # other tests share the database
+        instance.run_storage.set_cursor_values({"nq/lake/sandbox": ""})
+    for name, folder in (("first", "a"), ("first", "b"), ("another", "b")):
+        monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / folder))
+        monkeypatch.setenv("NQ_LAKE_URL", f"s3://{BUCKET}/{tmp_path.name}/{name}")
+        for variable, value in shared.environment(tmp_path).items():
+            if variable.startswith("AWS_"):
+                monkeypatch.setenv(variable, value)
+        if name == "first":
+            check_instance()
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", "import nq_pipeline.definitions"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        [sentence] = [line for line in done.stderr.splitlines() if line.startswith("nq_pipeline.errors.")]
+        assert "NQ_LAKE_URL" in sentence and f"{tmp_path.name}/first" in sentence
 
 
 def test_an_instance_of_one_machine_is_not_opened(tmp_path: Path) -> None:

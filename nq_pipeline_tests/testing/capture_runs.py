@@ -183,14 +183,20 @@ def published_and_sent(
     served: Gateway, data: Path, last_ns: int, *, first: datetime = OPENS
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The trades of the lake and of the tape between two instants, sorted, with repetitions."""
+    rows = Workspace(data / "sandbox").lake.scan(TRADES)
+    return rows_and_tape(served, rows, last_ns, first=first)
+
+
+def rows_and_tape(
+    served: Gateway, rows: pl.LazyFrame, last_ns: int, *, first: datetime = OPENS
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The trades of a frame and of the tape between two instants, sorted, with repetitions."""
     first_ns = to_ns(first)
     tape = served.records("trades", first_ns - 10**9, last_ns + 10**9)
     tape = tape[(tape["ts_event"] >= first_ns) & (tape["ts_event"] < last_ns)]
     sent = pl.DataFrame({name: tape[name].astype("i8") for name in KEY_COLUMNS})
-    published_and_sent = (
-        Workspace(data / "sandbox")
-        .lake.scan(TRADES)
-        .select(
+    found = (
+        rows.select(
             pl.col("instrument_id", "sequence", "size").cast(pl.Int64),
             pl.col("ts_event").dt.epoch("ns"),
             (pl.col("price") * 1e9).round().cast(pl.Int64),
@@ -199,4 +205,4 @@ def published_and_sent(
         .filter(pl.col("ts_event").is_between(first_ns, last_ns, closed="left"))
         .collect()
     )
-    return published_and_sent.sort(KEY_COLUMNS), sent.sort(KEY_COLUMNS)
+    return found.sort(KEY_COLUMNS), sent.sort(KEY_COLUMNS)

@@ -6,13 +6,16 @@ a host that wrote another lake would split the data without anyone noticing.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import dagster as dg
 
-from nq_pipeline.errors import UiError
+from nq_pipeline.configuration import load
+from nq_pipeline.errors import NqError, SettingsError, UiError
 from nq_pipeline.ui.supervisor import uses_postgres
+from nq_pipeline.workspace import Workspace
 
 DRIVER = "postgresql+psycopg2"
 
@@ -28,7 +31,8 @@ def check_instance(home: Path | None = None) -> None:
     Raises
     ------
     UiError
-        It cannot be opened, or its storage lacks the driver that dagster-postgres needs.
+        It cannot be opened, its storage lacks the driver that dagster-postgres needs, or it belongs to a
+        lake that this host does not see.
     """
     folder = home or Path(os.environ.get("DAGSTER_HOME") or ".")
     file = folder / "dagster.yaml"
@@ -37,7 +41,8 @@ def check_instance(home: Path | None = None) -> None:
     try:
         with dg.DagsterInstance.from_config(str(folder)) as instance:
             _check_driver(instance, file)
-    except UiError:
+            _check_lake(instance, file)
+    except NqError:
         raise
     except Exception as error:  # the libraries below have no common class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -52,4 +57,23 @@ def _check_driver(instance: dg.DagsterInstance, file: Path) -> None:
             f"the PostgreSQL storage of {file} is addressed as `{scheme}://`, for which SQLAlchemy takes a "
             f"driver that dagster-postgres cannot use; write `{DRIVER}://…` as its postgres_url, or "
             f"`scheme: {DRIVER}` beside its hostname"
+        )
+
+
+def _check_lake(instance: dg.DagsterInstance, file: Path) -> None:
+    """Remember the lake of the first host, and refuse a host that sees another."""
+    try:
+        settings = load()
+    except SettingsError:  # every run and tick says it in one sentence
+        return
+    workspace, key = Workspace.of(settings), f"nq/lake/{settings.environment}"
+    here = {"lake": workspace.identify_lake(), "place": workspace.objects.uri("lake")}
+    storage = instance.run_storage
+    if not storage.get_cursor_values({key}).get(key):
+        storage.set_cursor_values({key: json.dumps(here)})
+    known = json.loads(storage.get_cursor_values({key})[key])
+    if known["lake"] != here["lake"]:
+        raise UiError(
+            f"the Dagster instance of {file} belongs to the lake {known['place']}, and this host would write "
+            f"to {here['place']}; set NQ_LAKE_URL to the same store on every host, or use another database"
         )
