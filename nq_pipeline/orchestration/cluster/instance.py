@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -77,3 +78,10 @@ def _check_lake(instance: dg.DagsterInstance, file: Path) -> None:
             f"the Dagster instance of {file} belongs to the lake {known['place']}, and this host would write "
             f"to {here['place']}; set NQ_LAKE_URL to the same store on every host, or use another database"
         )
+
+
+if __name__ == "__main__":
+    try:
+        check_instance()
+    except NqError as error:
+        sys.exit(f"nq: {error}")

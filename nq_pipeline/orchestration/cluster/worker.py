@@ -10,14 +10,13 @@ directory.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 from dagster_celery.app import app
 from dotenv import load_dotenv
 
-from nq_pipeline.errors import NqError
-from nq_pipeline.orchestration.cluster.instance import check_instance
-
+CHECK = "nq_pipeline.orchestration.cluster.instance"
 BROKER, BACKEND = "DAGSTER_CELERY_BROKER_URL", "DAGSTER_CELERY_BACKEND_URL"
 LONGEST_RUN_S = 8 * 86_400
 """Longer than any `MAX_RUNTIME`: a result that expired would count as a dead task."""
@@ -25,10 +24,10 @@ LONGEST_RUN_S = 8 * 86_400
 load_dotenv(".env")
 if unset := [name for name in (BROKER, BACKEND) if not os.environ.get(name)]:
     sys.exit(f"nq: {' and '.join(unset)} must name a Redis database, e.g. redis://host:6379/0")
-try:
-    check_instance()
-except NqError as error:
-    sys.exit(f"nq: {error}")
+# In a process of its own, because runs are forked from this one: the object store's threads, which the check
+# starts, would be missing in them.
+if subprocess.run([sys.executable, "-m", CHECK]).returncode:
+    sys.exit(1)
 
 app.conf.update(
     broker_url=os.environ[BROKER],
