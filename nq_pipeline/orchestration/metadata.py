@@ -5,8 +5,10 @@ Dagster plots single numbers over time, so they are numbers, not text.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import asdict
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -125,7 +127,8 @@ def of_progress(stats: CaptureStats, rate: float, *, trade_date: date, settings:
 
 def of_trades(stats: CaptureStats, *, trade_date: date, settings: Settings) -> Metadata:
     """A captured trade date: the last attempt, and the rows of the whole partition."""
-    lake = Workspace.of(settings).lake
+    workspace = Workspace.of(settings)
+    lake = workspace.lake
     rows = {
         table.name: sum(file.rows for file in lake.manifest(table).of({trade_date}))
         for table in (TRADES, MBP_1, MBO)
@@ -140,9 +143,7 @@ def of_trades(stats: CaptureStats, *, trade_date: date, settings: Settings) -> M
             settings=settings,
         ),
         "captured_s": round(stats.seconds, 3),
-        "log": dg.MetadataValue.path(
-            str((Workspace.of(settings).capture / settings.vendor(DatabentoSettings).dataset).resolve())
-        ),
+        "log": _on_this_host(workspace, workspace.capture / settings.vendor(DatabentoSettings).dataset),
         "catalog": catalog(settings),
     }
 
@@ -199,7 +200,14 @@ def markdown_table(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
 
 def catalog(settings: Settings) -> dg.PathMetadataValue:
     """The path of the DuckDB catalog."""
-    return dg.MetadataValue.path(str(Workspace.of(settings).catalog.resolve()))
+    workspace = Workspace.of(settings)
+    return _on_this_host(workspace, workspace.catalog)
+
+
+def _on_this_host(workspace: Workspace, path: Path) -> dg.PathMetadataValue:
+    """A file that stays on the host; where hosts share a lake, with the host's name."""
+    here = str(path.resolve())
+    return dg.MetadataValue.path(f"file://{socket.gethostname()}{here}" if workspace.remote else here)
 
 
 def _of_rows(frame: pl.DataFrame, moment: datetime) -> Metadata:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 from datetime import UTC, datetime
+from pathlib import Path
 from xml.etree import ElementTree
 
 import polars as pl
@@ -18,6 +20,7 @@ from nq_pipeline.chains.request import build_request
 from nq_pipeline.charts import series_label_text
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.orchestration.metadata import catalog
 from nq_pipeline.report.markdown import (
     INLINE,
     MOST_ROWS,
@@ -105,3 +108,11 @@ def test_pressure_shows_calls_and_puts() -> None:
     rows = chart_frames.pressure().with_columns(root=pl.lit("Q1B"))
     assert pressure_charts(rows, "NQ").count("![Pressure, ") == 2
     assert "![" not in pressure_charts(rows, "ES")
+
+
+def test_a_file_of_a_host_has_its_name_where_hosts_share_a_lake(tmp_path: Path) -> None:
+    alone = build_settings(data_dir=tmp_path)
+    shared = build_settings(data_dir=tmp_path, lake_url="s3://bucket/lakes")
+    file = tmp_path / "sandbox" / "nq.duckdb"
+    assert catalog(alone).value == str(file)
+    assert catalog(shared).value == f"file://{socket.gethostname()}{file}"
