@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from nq_pipeline.capture.log.copies import copy_sealed_segments, has_proven_copy
 from nq_pipeline.capture.log.segments import list_segments
@@ -37,8 +38,10 @@ def test_sealed_segments_are_copied_once_and_exactly(capture: Path, bucket: Buck
     segments, store = list_segments(capture / DATASET), copies(bucket.url)
     assert copy_sealed_segments(capture, store) == len(segments)
     assert copy_sealed_segments(capture, store) == 0
-    copied = {name.rpartition("/")[2]: bucket.read(name) for name in bucket.names() if name.endswith(".dbn")}
-    assert copied == {segment.path.name: segment.path.read_bytes() for segment in segments}
+    packed = {name.rpartition("/")[2]: bucket.read(name) for name in bucket.names() if name.endswith(".zst")}
+    unpack = zstandard.ZstdDecompressor().decompressobj
+    copied = {name: unpack().decompress(body) for name, body in packed.items()}
+    assert copied == {f"{segment.path.name}.zst": segment.path.read_bytes() for segment in segments}
     assert all(has_proven_copy(segment, store) for segment in segments)
     assert not list(capture.rglob(".*.tmp"))
 
@@ -92,6 +95,6 @@ def test_an_upload_that_dies_is_repeated_by_the_next_call(
     s3_faults.show(Fault(dies_mid_upload=True, path="partNumber=2", times=1000))
     with pytest.raises(StoreError):
         copy_sealed_segments(capture, store)
-    assert not [name for name in flaky_bucket.names() if name.endswith(".dbn")]
+    assert not [name for name in flaky_bucket.names() if name.endswith(".zst")]
     s3_faults.clear()
     assert copy_sealed_segments(capture, store) == len(list_segments(capture / DATASET))

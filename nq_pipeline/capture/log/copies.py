@@ -1,10 +1,11 @@
 """Copies of sealed log segments in the object store, for the day that the capturing machine is lost.
 
-    capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn           the exact bytes
+    capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.zst       the segment, zstd
     capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.sha256    proof that the copy was read back
 
 A segment is sealed when a newer one exists, or when nobody captures. The proof is written after the copy was
-read back and its digest compared; without it a segment is copied again, and retention does not remove it.
+read back and the digest of its content compared; without it a segment is copied again, and retention does not
+remove it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import zstandard
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.locks import hold_capture_lock
@@ -49,9 +53,8 @@ def copy_sealed_segments(capture: Path, objects: Objects) -> int:
             # A segment that begins after the lock was tested is newer than all of these.
             if segment > newest[folder] or segment in open_segments:
                 break
-            name = copy_name(segment)
-            if f"{name}.sha256" not in proven:
-                _copy(segment, name, objects)
+            if f"{copy_name(segment)}.sha256" not in proven:
+                _copy(segment, objects)
                 copied += 1
     return copied
 
@@ -74,7 +77,7 @@ def has_proven_copy(segment: Segment, objects: Objects) -> bool:
 
 
 def copy_name(segment: Segment) -> str:
-    """The name of a segment's copy, relative to `capture`."""
+    """The name of a segment's copy, relative to `capture` and without `.zst`."""
     return f"{_log(segment.path.parents[1])}/{segment.path.parent.name}/{segment.path.name}"
 
 
@@ -82,15 +85,17 @@ def _log(folder: Path) -> str:
     return f"{folder.name}/{log_id(folder)}"
 
 
-def _copy(segment: Segment, name: str, objects: Objects) -> None:
-    digest = _digest(segment.path)
-    objects.put_file(name, segment.path)
-    with files.temporary_for(segment.path) as back:
-        objects.fetch_file(name, back)
-        if _digest(back) != digest:
+def _copy(segment: Segment, objects: Objects) -> None:
+    name, digest = copy_name(segment), _digest(segment.path)
+    with files.temporary_for(segment.path) as packed, files.temporary_for(segment.path) as back:
+        with segment.path.open("rb") as source, packed.open("wb") as target:
+            zstandard.ZstdCompressor(3).copy_stream(source, target)
+        objects.put_file(f"{name}.zst", packed)
+        objects.fetch_file(f"{name}.zst", back)
+        if _unpacked_digest(back) != digest:
             raise StoreError(
-                f"the copy {objects.uri(name)} is not what was written; the segment stays here, and the next "
-                "run copies it again"
+                f"the copy {objects.uri(name)}.zst is not what was written; the segment stays here, and the "
+                "next run copies it again"
             )
     objects.put(f"{name}.sha256", f"{digest}\n".encode())
 
@@ -98,3 +103,13 @@ def _copy(segment: Segment, name: str, objects: Objects) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpacked_digest(path: Path) -> str:
+    """The digest of what a zstd file holds; empty for a damaged one."""
+    with path.open("rb") as file:
+        try:
+            content: Any = zstandard.ZstdDecompressor().stream_reader(file)
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        except zstandard.ZstdError:
+            return ""
