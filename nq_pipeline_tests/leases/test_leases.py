@@ -84,8 +84,8 @@ def test_a_lapsed_lease_that_nobody_took_is_renewed(hosts: Hosts) -> None:
 
 def test_a_kept_lease_outlives_its_time(hosts: Hosts) -> None:
     a, b = hosts.leases("a"), hosts.leases("b")
-    with a.hold("retention", ttl_s=SHORT_S) as lease:
-        time.sleep(2.5 * SHORT_S)
+    with a.hold("retention", ttl_s=5) as lease:
+        time.sleep(6)
         lease.check()
         with pytest.raises(LeaseHeld):
             b.acquire("retention")
@@ -127,14 +127,14 @@ def test_a_successor_here_follows_kill_9_at_once(hosts: Hosts) -> None:
 
 
 def test_a_successor_elsewhere_waits_until_the_lease_lapses(hosts: Hosts) -> None:
-    with holding(hosts.settings("a"), "run/one", 3) as (process, _, token):
+    with holding(hosts.settings("a"), "run/one", 6) as (process, _, token):
         leases = hosts.leases("b")
         process.kill()
         process.join()
         killed = time.monotonic()
         assert leases.holder("run/one")
-        lease = leases.acquire("run/one", wait_s=30)
-        assert time.monotonic() - killed > 1.5
+        lease = leases.acquire("run/one", wait_s=60)
+        assert time.monotonic() - killed > 2
         assert lease.token == token + 1
 
 
@@ -164,10 +164,9 @@ def test_a_suspended_holder_keeps_others_of_its_machine_away(hosts: Hosts) -> No
 
 
 def test_racing_processes_hold_it_one_after_another(hosts: Hosts) -> None:
-    until = time.time() + 3
     inside, log = hosts.folder / "inside", hosts.folder / "tokens"
     racers = [
-        PROCESSES.Process(target=take_turns, args=(hosts.settings(host), "capture", until, inside, log))
+        PROCESSES.Process(target=take_turns, args=(hosts.settings(host), "capture", 4, inside, log))
         for host in ("a", "a", "b", "c")
     ]
     for racer in racers:
@@ -176,7 +175,7 @@ def test_racing_processes_hold_it_one_after_another(hosts: Hosts) -> None:
         racer.join(60)
     assert [racer.exitcode for racer in racers] == [0, 0, 0, 0]
     tokens = [int(line) for line in log.read_text().split()]
-    assert len(tokens) > 1 and tokens == sorted(set(tokens))
+    assert tokens == list(range(1, 17))
 
 
 @pytest.mark.parametrize("jump", [timedelta(days=-1), timedelta(days=1)], ids=["back", "ahead"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from nq_pipeline.configuration import build_settings
-from nq_pipeline.errors import LeaseHeld, LeaseLost
+from nq_pipeline.errors import LeaseLost
 from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.leases.leases import Leases
 from nq_pipeline.settings import Settings
@@ -70,16 +69,12 @@ def holding(settings: Settings, name: str, ttl_s: float) -> Iterator[tuple[BaseP
         process.join()
 
 
-def take_turns(settings: Settings, name: str, until: float, inside: Path, log: Path) -> None:
-    """Acquire the lease again and again; note every token, and any other process that is inside too."""
+def take_turns(settings: Settings, name: str, turns: int, inside: Path, log: Path) -> None:
+    """Acquire the lease so many times and note the tokens; fails if another process is inside, too."""
     leases = Leases.of(settings)
-    while time.time() < until:
-        try:
-            with leases.hold(name, ttl_s=20, wait_s=0.2) as lease:
-                handle = os.open(inside, os.O_CREAT | os.O_EXCL)  # fails if another one is inside
-                os.close(handle)
-                with log.open("a") as lines:
-                    lines.write(f"{lease.token}\n")
-                inside.unlink()
-        except LeaseHeld:
-            continue
+    for _ in range(turns):
+        with leases.hold(name, ttl_s=60, wait_s=60) as lease:
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            with log.open("a") as lines:
+                lines.write(f"{lease.token}\n")
+            inside.unlink()

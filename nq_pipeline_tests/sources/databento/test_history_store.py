@@ -33,7 +33,7 @@ SPAN = ("trades", OPTIONS, FROM, TO)
 def settings_for(server: Server, data: Path, **more: Any) -> Settings:
     given: dict[str, Any] = {
         "environment": "live", "data_dir": data, "databento_url": server.url, "databento_api_key": "db-gaps",
-        "now": standin.NOW,
+        "now": standin.NOW, "http_timeout_s": 120,  # a busy machine is no fault of the vendor
     }  # fmt: skip
     return load(**{**given, **more})
 

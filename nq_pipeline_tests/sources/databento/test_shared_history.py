@@ -45,6 +45,7 @@ class Company:
             data_dir=self.folder / host,
             databento_url=self.server.url,
             databento_api_key="db-gaps",
+            http_timeout_s=120,  # a busy machine is no fault of the vendor
             now=standin.NOW,
             ledger_url=self._ledger_url,
         )
@@ -141,6 +142,7 @@ def test_a_machine_alone_records_its_purchases(tmp_path: Path) -> None:
             data_dir=tmp_path,
             databento_url=server.url,
             databento_api_key="db-gaps",
+            http_timeout_s=120,  # a busy machine is no fault of the vendor
             now=standin.NOW,
         )
         DatabentoHistory(settings).fetch(*SPAN, run_id="run")
