@@ -55,6 +55,17 @@ def test_a_snapshot_is_written_on_one_machine_and_read_on_another(tmp_path: Path
         assert {name for name in kept if not name.endswith("lock")} == set(), "all that is shared is there"
 
 
+def test_a_capture_copies_its_log(tmp_path: Path, bucket: Bucket) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    done = nq("capture", "--minutes", "0.1", "--json", folder=here, url=bucket.url)
+    assert done.exit_code == 0, done.output
+    trades = nq("sql", "select count(*) as n from trades", "--json", folder=there, url=bucket.url)
+    assert json.loads(trades.stdout)[0]["n"] > 0
+    copies = {name.rpartition("/")[2] for name in bucket.names() if "/sandbox/capture/" in name}
+    segments = {path.name for path in here.rglob("*.dbn")}
+    assert segments and copies == {f"{name}.{suffix}" for name in segments for suffix in ("zst", "sha256")}
+
+
 def test_a_snapshot_survives_a_store_that_is_busy(
     tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
 ) -> None:

@@ -22,7 +22,7 @@ from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import build_settings, load
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.tables import TRADES
+from nq_pipeline.lake.tables import GAPS, TRADES
 from nq_pipeline.retention import SweepResult, sweep
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
@@ -228,6 +228,22 @@ def test_segments_stay_while_their_tables_rows_are_missing(settings: Settings, c
         "the table trades is empty, and the segment holds records of it"
     )
     assert swept(settings, "capture").files == 0
+
+
+def test_segments_go_only_with_a_copy_in_the_object_store(settings: Settings, bucket: Bucket) -> None:
+    remote = load(**{**GIVEN, "data_dir": settings.data_dir, "lake_url": bucket.url})
+    root, lake = Workspace.of(remote).capture, Workspace.of(remote).lake
+    with Feed(root, segment_bytes=20_000) as feed:
+        feed.session(*np.array_split(market(500), 4))
+    publisher(root, lake=lake).publish()
+    for table in (TRADES, GAPS):
+        lake.compact(table, NOON.date(), now=LATER)
+    segments = list_segments(root / DATASET)
+    assert swept(remote, "capture", dry_run=True).kept.endswith("it is not copied to the object store")
+    part = swept(remote, "capture")
+    assert (part.files, part.kept) == (len(segments) - 1, "")
+    copies = {name.rpartition("/")[2] for name in bucket.names() if "/sandbox/capture/" in name}
+    assert copies >= {f"{segment.path.name}.zst" for segment in segments}
 
 
 def test_temporary_files_go_everywhere_after_a_grace_period(settings: Settings) -> None:

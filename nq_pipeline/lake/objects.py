@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 16 << 20
 """Bytes that one request of a large object reads; each request has its own retries."""
+PARTS = 4
+"""Parts of 5 MiB that are uploaded at a time: few, so that a slow line sends each within its time limit."""
 Value = TypeVar("Value")
 Operation = Callable[[Any, "ObjectStore", str], Value]
 """What to do with the obstore module, a store and a path in it."""
@@ -231,7 +233,7 @@ class RemoteObjects(Objects):
         return bytes(self._object(name, lambda library, store, path: library.get(store, path).bytes()))
 
     def put(self, name: str, body: bytes) -> None:
-        self._object(name, lambda library, store, path: library.put(store, path, body))
+        self._object(name, lambda library, store, path: library.put(store, path, body, max_concurrency=PARTS))
 
     def put_if_absent(self, name: str, body: bytes) -> bool:
         def create(library: Any, store: ObjectStore, path: str) -> bool:
@@ -251,7 +253,9 @@ class RemoteObjects(Objects):
         return self._object(name, create)
 
     def put_file(self, name: str, path: Path) -> None:
-        self._object(name, lambda library, store, target: library.put(store, target, path))
+        self._object(
+            name, lambda library, store, target: library.put(store, target, path, max_concurrency=PARTS)
+        )
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
@@ -409,7 +413,7 @@ def _store(base: str, settings: StoreSettings) -> ObjectStore:
         "retry_config": {"max_retries": 10, "retry_timeout": limit},
         "client_options": {
             "allow_http": settings.plain_http,
-            "timeout": min(limit, timedelta(seconds=30)),
+            "timeout": limit / 2,
         },
     }
     if scheme == "gs":
