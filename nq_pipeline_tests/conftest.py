@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nq_pipeline.lake import catalog
 from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 from nq_pipeline_tests.testing.recorded import SHARED
 from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_faults, serve_s3
@@ -34,6 +36,10 @@ LONG = {
 """Files that take longest: a file stays with one worker, so these begin first and none is left at the end."""
 
 
+# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
@@ -51,6 +57,17 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server; tests skip where it is not installed."""
     with run_postgres() as server:
         yield server
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _column_comments() -> Iterator[None]:
+    """Publish catalogs without comments on columns, which take most of the time.
+
+    A module or folder whose subject they are overrides this fixture.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "_column_comments_sql", lambda: iter(()))
+        yield
 
 
 @pytest.fixture(autouse=True)

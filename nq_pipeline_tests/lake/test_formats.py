@@ -149,7 +149,7 @@ def test_rows_under_a_stale_lease_are_refused(lake: Lake, opened: Open) -> None:
 
 def test_racing_writers_lose_and_double_nothing(lake: Lake, opened: Open) -> None:
     """Every writer appends the same ticks, in its own order, and one tick of the next day per call."""
-    writers, calls = 4, 12
+    writers, calls = 3, 6
     failures = list[BaseException]()
 
     def write(number: int) -> None:
@@ -226,8 +226,8 @@ def test_rows_of_a_file_without_a_commit_come_back(lake: Lake, monkeypatch: pyte
 
 
 def test_readers_count_right_during_merges(lake: Lake, opened: Open) -> None:
-    for number in range(40):
-        lake.append(TICKS, tick(number, DAY + timedelta(days=number % 10)), run_id="run")
+    for number in range(12):
+        lake.append(TICKS, tick(number, DAY + timedelta(days=number % 4)), run_id="run")
     counts, stop = list[int](), threading.Event()
 
     def read() -> None:
@@ -238,14 +238,14 @@ def test_readers_count_right_during_merges(lake: Lake, opened: Open) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for day in range(10):
+        for day in range(4):
             lake.compact(TICKS, DAY + timedelta(days=day), now=LATER)
             lake.collect_garbage()
     finally:
         stop.set()
         reader.join()
-    assert len(lake.files(TICKS)) == 10
-    assert counts and set(counts) == {40}
+    assert len(lake.files(TICKS)) == 4
+    assert counts and set(counts) == {12}
 
 
 def test_a_new_column_is_null_in_older_rows(lake: Lake) -> None:
