@@ -20,12 +20,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner, Result
 from polars.testing import assert_frame_equal
 
 from nq_pipeline.chains import quality
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
 from nq_pipeline.chains.snapshot import take_snapshot
+from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings, load
 from nq_pipeline.lake import catalog
 from nq_pipeline.outcome import Outcome
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExce
 NOW = "2025-06-10T15:00:00Z"
 """Tuesday, 10:00 in Chicago: regular hours."""
 LATER = "2025-06-10T15:05:00Z"
-SERIES = ["Q2B-2025-06-10", "Q2C-2025-06-11", "Q2D-2025-06-12"]
+SERIES = ["Q2B-2025-06-10"]
 
 FALLBACK = {**dict.fromkeys(SOURCE_NAMES, "databento"), "databento": "barchart"}
 """The healthy vendor beside each faulty one."""
@@ -147,7 +149,7 @@ def snap(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         settings = load(
             data_dir=stand_ins,
             now=NOW,
-            horizon_days=2,
+            horizon_days=0,
             sources=tuple(faults),
             sandbox_faults=tuple(f"{vendor}={fault}" for vendor, fault in faults.items()),
             source_deadline_s=10 if "slow" in faults.values() else 30,
@@ -294,37 +296,33 @@ PROGRESS = re.compile(r"  (barchart|polygon|tradovate|databento): [a-z_]+, [\d,]
 
 
 @pytest.fixture
-def nq(stand_ins: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `nq` as a process of its own, with the sandbox of this file."""
+def variables(stand_ins: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a user whose stand-ins are those of this file."""
     port = json.loads((stand_ins / "sandbox" / "sandbox.json").read_text())["port"]
-
-    def run(*words: str, **settings: object) -> subprocess.CompletedProcess[str]:
-        own = {"data_dir": tmp_path / "data", "sandbox_port": port, "now": NOW, "horizon_days": 2}
-        names = {f"NQ_{name.upper()}": str(value) for name, value in {**own, **settings}.items()}
-        command = [sys.executable, "-m", "nq_pipeline", *words]
-        environment = {**os.environ, **names}
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100
-        )
-
-    return run
+    return {
+        "NQ_DATA_DIR": str(tmp_path / "data"),
+        "NQ_SANDBOX_PORT": str(port),
+        "NQ_NOW": NOW,
+        "NQ_HORIZON_DAYS": "0",
+    }
 
 
-def test_all_vendors_fail_and_the_last_good_chain_stays(
-    nq: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_all_vendors_fail_and_the_last_good_chain_stays(variables: dict[str, str], tmp_path: Path) -> None:
+    def nq(**more: str) -> Result:
+        return CliRunner().invoke(main, ["run"], env={**variables, **more})
+
     def latest() -> pl.DataFrame:
         with catalog.connect(Workspace(tmp_path / "data" / "sandbox").lake) as lake:
             frame: pl.DataFrame = lake.sql("from option_chain_latest order by contract_key").pl()
             return frame
 
-    assert nq("run").returncode == 0
+    assert nq().exit_code == 0
     before = latest()
     assert before["snapshot_ts"].unique().to_list() == [datetime.fromisoformat(NOW)]
 
     faults = "barchart=blocked,polygon=not_entitled,tradovate=truncated,databento=unavailable"
-    failed = nq("run", now=LATER, sandbox_faults=faults)
-    assert failed.returncode == 3
+    failed = nq(NQ_NOW=LATER, NQ_SANDBOX_FAULTS=faults)
+    assert failed.exit_code == 3
     assert "Winner: none; every source failed" in failed.stdout.splitlines()
     said = failed.stderr.splitlines()
     assert len(said) == 4 and all(PROGRESS.fullmatch(line) for line in said)
@@ -333,12 +331,16 @@ def test_all_vendors_fail_and_the_last_good_chain_stays(
     assert_frame_equal(latest(), before)
 
 
-def test_a_run_of_slow_vendors_ends_with_json(
-    nq: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
+def test_a_run_of_slow_vendors_ends_with_json(variables: dict[str, str]) -> None:
     """Threads that are left behind print nothing when the process ends."""
     slow = ",".join(f"{vendor}=slow" for vendor in SOURCE_NAMES)
-    ended = nq("run", "--json", sandbox_faults=slow, source_deadline_s=1)
+    ended = subprocess.run(
+        [sys.executable, "-m", "nq_pipeline", "run", "--json"],
+        env={**os.environ, **variables, "NQ_SANDBOX_FAULTS": slow, "NQ_SOURCE_DEADLINE_S": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert (ended.returncode, ended.stderr) == (3, "")
     report = json.loads(ended.stdout)
     assert {name: part["outcome"] for name, part in report["sources"].items()} == dict.fromkeys(

@@ -25,7 +25,7 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
 
 def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
-    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 1, "products": products}
+    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 0, "products": products}
     own |= {"source_deadline_s": 90.0, "http_timeout_s": 60.0, **more}
     return build_settings(**own)
 
@@ -34,7 +34,7 @@ def test_every_series_of_three_products_has_a_winner(tmp_path: Path) -> None:
     with endpoints(settings(tmp_path, "NQ", "ES", "GC")) as served:
         request = build_request(served)
         snapshot = take_snapshot(served, request)
-    assert {s.root for s in request.series} == {"Q2B", "Q2C", "E2B", "E2C", "G2T", "G2W"}
+    assert {s.root for s in request.series} == {"Q2B", "E2B", "G2T"}
     won = snapshot.decisions.filter("won")
     assert sorted(won["series"]) == sorted(s.key for s in request.series)
     # Barchart's codes of these roots are not known.
@@ -75,9 +75,9 @@ def test_a_proxy_wins_only_for_the_product_it_stands_for(tmp_path: Path) -> None
         snapshot = take_snapshot(served, build_request(served))
         shown = connect(served).sql("SELECT DISTINCT root FROM option_chain_latest").fetchall()
     won = snapshot.decisions.filter("won")
-    assert {root for (root,) in shown} == {"G2T", "G2W", "SPXW"}
+    assert {root for (root,) in shown} == {"G2T", "SPXW"}
     roots = {source: {s.partition("-")[0] for s in of["series"]} for (source,), of in won.group_by("source")}
-    assert roots == {"barchart": {"G2T", "G2W"}, "polygon": {"SPXW"}}
+    assert roots == {"barchart": {"G2T"}, "polygon": {"SPXW"}}
     assert "not ES options" in won.filter(source="polygon")["reason"][0]
 
 

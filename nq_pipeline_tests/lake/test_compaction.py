@@ -177,7 +177,7 @@ def test_files_with_an_older_column_type_are_read_and_merged(lake: Lake) -> None
     assert lake.scan(newer).collect().equals(expected)
 
 
-@pytest.mark.parametrize("days", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("days", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_counts_are_right_at_every_moment_of_many_compactions(
     days: int, lake: Lake, writer: Callable[..., subprocess.Popen[str]]
 ) -> None:

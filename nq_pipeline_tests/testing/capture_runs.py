@@ -31,7 +31,7 @@ from nq_pipeline_tests.testing.gateway_client import gateway
 OPENS = datetime(2025, 6, 10, 13, 30, tzinfo=UTC)
 CLOSES = datetime(2025, 6, 10, 20, tzinfo=UTC)
 NOW = OPENS + timedelta(seconds=20)
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 LOAD = 500
 """Records a second of the stand-in's tape."""
 QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, aging_s=5.0, publish_s=0.2, report_s=0.05)

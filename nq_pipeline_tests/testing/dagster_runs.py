@@ -19,7 +19,7 @@ from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline_tests.testing.capture_market import DAY, CaptureMarket
 from nq_pipeline_tests.testing.capture_runs import QUICK
 
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 
 
 def materialized(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, dict[str, Any]]:

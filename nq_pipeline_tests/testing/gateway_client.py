@@ -27,7 +27,7 @@ from nq_pipeline_tests.testing.load_tape import LoadTape
 
 NOON = datetime(2025, 6, 10, 15, tzinfo=UTC)
 """The middle of a session, as the stand-ins' other tests have it."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LISTED = universe(market(7), NOON.date())
 EVERYTHING = LISTED["parent"].unique().sort().to_list()
 """The parents that have instruments at that time: all options and the futures."""

@@ -30,12 +30,12 @@ class LoadTape(Tape):
     """
 
     schemas = frozenset({"trades", "mbp-1", "mbo", "definition"})
-    step_ns = NS_PER_S
     max_blocks = 4
 
     def __init__(self, market: AnyMarket, records_per_s: int) -> None:
         super().__init__(market)
         self.records_per_s = records_per_s
+        self.step_ns = max(300 // records_per_s, 1) * NS_PER_S  # no round for a handful of records
 
     def blocks(self, start: int, end: int) -> Iterable[int]:
         return range(start - start % NS_PER_S, end, NS_PER_S)

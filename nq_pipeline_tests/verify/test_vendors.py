@@ -6,12 +6,15 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
@@ -33,6 +36,8 @@ def examined(data: Path, *names: str, **more: Any) -> VerifyReport:
         "polygon_url": vendor("polygon"),
         "polygon_api_key": "sandbox-polygon-key",
         "databento_url": vendor("databento"),
+        "http_timeout_s": 120,  # an answer that comes late is not kept
+        "source_deadline_s": 240,
     }
     with serve_feed() as it:
         return run_verification(it, data, *names, **{**own, **more})
@@ -96,9 +101,17 @@ def test_where_nobody_answers_the_price_fails(tmp_path: Path) -> None:
     assert verdicts(report) == {"cost": "FAIL"}
 
 
-def nq(data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in the sandbox, with stand-ins it starts itself."""
-    pairs = {"NQ_DATA_DIR": str(data), "NQ_ENVIRONMENT": "sandbox", "NQ_NOW": NOW, **settings}
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the sandbox's stand-ins serve all commands of this file."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    with endpoints(build_settings(data_dir=folder)):
+        yield str(json.loads((folder / "sandbox" / "sandbox.json").read_text())["port"])
+
+
+def nq(port: str, data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in the sandbox."""
+    pairs = {"NQ_DATA_DIR": str(data), "NQ_NOW": NOW, "NQ_SANDBOX_PORT": port, **settings}
     return subprocess.run(
         ["env", *(f"{n}={v}" for n, v in pairs.items()), sys.executable, "-m", "nq_pipeline", *words],
         capture_output=True,
@@ -107,8 +120,8 @@ def nq(data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_command_prints_a_line_for_every_check_and_ends_well(tmp_path: Path) -> None:
-    done = nq(tmp_path, "verify", "--minutes", "0.05", "--max-usd", "1")
+def test_the_command_prints_a_line_for_every_check_and_ends_well(port: str, tmp_path: Path) -> None:
+    done = nq(port, tmp_path, "verify", "--minutes", "0.05", "--max-usd", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     first, *checks, last = done.stdout.splitlines()
     assert first.startswith("SANDBOX") and "0 failed" in last
@@ -117,8 +130,8 @@ def test_the_command_prints_a_line_for_every_check_and_ends_well(tmp_path: Path)
     assert len(list((tmp_path / "sandbox" / "evidence").glob("*/report.json"))) == 1
 
 
-def test_the_command_fails_when_a_line_does_and_speaks_json(tmp_path: Path) -> None:
-    done = nq(tmp_path, "verify", "--minutes", "0.05", "--json", NQ_SANDBOX_FAULTS="databento=blocked")
+def test_the_command_fails_when_a_line_does_and_speaks_json(port: str, tmp_path: Path) -> None:
+    done = nq(port, tmp_path, "verify", "--minutes", "0.05", "--json", NQ_SANDBOX_FAULTS="databento=blocked")
     assert done.returncode == 5, done.stdout + done.stderr
     shown = json.loads(done.stdout)
     assert shown["sound"] is False
