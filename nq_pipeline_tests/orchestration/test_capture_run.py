@@ -290,7 +290,7 @@ def test_a_capture_that_reaches_the_close_seals_its_partition(
     assert shown["dagster/partition_row_count"] == shown["rows_trades"]
     assert shown["rows_trades"] > 20_000
     assert shown["open_gaps"] == 0 and shown["verified_gaps"] == gaps.height
-    # One of the options, one of the futures. A connection lost on the way adds gaps with a cause of their own.
+    # One of the options, one of the futures. A lost connection adds gaps with a cause of their own.
     assert gaps["cause"].to_list().count("late start") == 2
     assert (shown["schema_options"], shown["schema_futures"]) == ("trades", "trades")
     assert shown["missing_roots"] == "none" and shown["lag_p99_ms"] > 0
