@@ -20,7 +20,6 @@ for benchmark in (
     bench_asof,
     bench_barchart,
     bench_capture_log,
-    bench_commits,
     bench_convert,
     bench_pricing,
     bench_publish,

@@ -11,6 +11,7 @@ nanoseconds with a zone. `<name>_ns` holds the exact nanoseconds UTC as BIGINT.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import duckdb
 
 NAME = "nq.duckdb"
+AT_ONCE = 8
+"""Tables whose files are asked of an object store at the same time."""
 LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
 CHAIN_ORDER = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
@@ -195,8 +198,15 @@ def _resolve(lake: Lake) -> dict[str, _Resolved]:
     Decisions are written last, so they are resolved first: the rows to which they refer then exist.
     """
     lake = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta)
-    tables = sorted(TABLES.values(), key=lambda table: table is not DECISIONS)
-    return {table.name: _resolved(lake, table) for table in tables}
+    first = {DECISIONS.name: _resolved(lake, DECISIONS)}
+    others = [table for table in TABLES.values() if table is not DECISIONS]
+    if not lake.objects:
+        return first | {table.name: _resolved(lake, table) for table in others}
+    written = lake.objects.folders()
+    there = [table for table in others if table.name in written]
+    with ThreadPoolExecutor(AT_ONCE) as threads:  # an object store takes its time for each
+        found = dict(zip(there, threads.map(lambda table: _resolved(lake, table), there), strict=True))
+    return first | {table.name: found.get(table, _Resolved(is_delta=True)) for table in others}
 
 
 def _resolved(lake: Lake, table: Table) -> _Resolved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from io import BytesIO
 from typing import Any
 
 from obstore.fsspec import FsspecStore
@@ -12,12 +13,16 @@ from nq_pipeline.settings.groups import StoreSettings
 MOST_KNOWN = 100_000
 """Files whose size is remembered; then all are forgotten."""
 
+SMALL_BYTES = 4 << 20
+"""Files up to this size are fetched whole."""
+
 
 class DataFiles(FsspecStore):
     """The data files of the lake's tables.
 
     DuckDB asks several times for the size of each file while it binds a view over it. A data file never
-    changes under its name, so the first answer is remembered.
+    changes under its name, so the first answer is remembered. A small file is fetched whole: one request
+    instead of one for each of its columns.
     """
 
     def __init__(self, scheme: str, settings: StoreSettings) -> None:
@@ -37,6 +42,11 @@ class DataFiles(FsspecStore):
                 self._known.clear()
             self._known[path] = await super()._info(path, **options)
         return self._known[path]
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
+        if mode == "rb" and self.info(path)["size"] <= SMALL_BYTES:
+            return BytesIO(self.cat_file(path))
+        return super()._open(path, mode, **options)
 
     def modified(self, path: str) -> datetime:
         """When the file was written."""
