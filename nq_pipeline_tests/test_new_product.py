@@ -67,7 +67,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "NQ_SOURCE_DEADLINE_S": "60",
     }
     command = [sys.executable, "-c", STORY]
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NOW = "2025-06-10T13:31:00Z"
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 
 @pytest.fixture

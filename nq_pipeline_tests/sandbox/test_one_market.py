@@ -72,7 +72,7 @@ def test_polygons_index_and_barcharts_future_differ_by_the_carry(at: Callable[..
         at("barchart", now=TEN_MINUTES_LATER) + BARCHART_API,
         params={"symbols": "NQM25,NQU25", "fields": "symbol,lastPrice", "raw": "1"},
         headers=BARCHART_HEADERS,
-        timeout=10,
+        timeout=60,
     ).json()["data"]
     moment = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
     fair = [float(market(7).markets[0].future(name, to_ns(moment))[0]) for name in ("NQM5", "NQU5")]

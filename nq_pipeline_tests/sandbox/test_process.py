@@ -57,9 +57,9 @@ def health(number: int) -> dict[str, object] | None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "nothing changed within 20 seconds"
+        assert time.monotonic() < deadline, "nothing changed within 2 minutes"
         time.sleep(0.05)
 
 
@@ -73,7 +73,7 @@ def owner(folder: Path) -> tuple[subprocess.Popen[str], int]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    process.communicate("\n", timeout=20)
+    process.communicate("\n", timeout=60)
 
 
 def test_the_market_clock_starts_no_server(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_shared_server_outlives_its_owner(tmp_path: Path) -> None:
 def test_the_process_ends_even_when_its_owner_is_killed(tmp_path: Path) -> None:
     first, number = owner(tmp_path)
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=20)
+    first.communicate(timeout=60)
     wait_until(lambda: health(number) is None)
 
 
@@ -227,7 +227,7 @@ def test_addresses_contain_clock_seed_and_faults(stand_ins: Settings) -> None:
         status = requests.get(
             served.vendor(PolygonSettings).url + "/v1/marketstatus/now",
             headers={"Authorization": "Bearer x"},
-            timeout=10,
+            timeout=60,
         )
         assert status.json()["serverTime"] == "2025-06-10T11:00:00-04:00"
 
@@ -257,7 +257,7 @@ def test_a_server_started_by_hand_is_shared_and_keeps_running(tmp_path: Path) ->
         assert health(port(served.vendor(BarchartSettings).url)) is not None
     finally:
         by_hand.send_signal(signal.SIGINT)
-        by_hand.communicate(timeout=20)
+        by_hand.communicate(timeout=60)
     assert by_hand.returncode == 0
 
 

@@ -104,7 +104,7 @@ def get_tradovate(base: str, path: str, **params: Any) -> Any:
 def tradovate_socket(base: str) -> Iterator[ClientConnection]:
     """An open market-data websocket."""
     with connect(base.replace("http:", "ws:") + "/v1/websocket") as connection:
-        assert connection.recv(timeout=10) == "o"
+        assert connection.recv(timeout=60) == "o"
         yield connection
 
 
@@ -112,7 +112,7 @@ def receive_messages(connection: ClientConnection, count: int) -> list[dict[str,
     """The next messages, without heartbeats."""
     found: list[dict[str, Any]] = []
     while len(found) < count:
-        frame = str(connection.recv(timeout=10))
+        frame = str(connection.recv(timeout=60))
         if frame != "h":
             found += json.loads(frame.removeprefix("a"))
     return found

@@ -49,7 +49,7 @@ def test_every_vendor_is_examined_also_those_that_are_not_used(tmp_path: Path) -
 
 
 def test_vendors_are_examined_at_the_same_time(tmp_path: Path) -> None:
-    together = threading.Barrier(len(SOURCE_NAMES), timeout=10)
+    together = threading.Barrier(len(SOURCE_NAMES), timeout=60)
     probes = examined(tmp_path, dict.fromkeys(SOURCE_NAMES, together.wait))
     assert set(probes.values()) == {HEALTHY}
 
@@ -98,7 +98,7 @@ def never() -> Iterator[threading.Event]:
 
 
 def test_a_vendor_that_hangs_is_reported_and_not_waited_for(tmp_path: Path, never: threading.Event) -> None:
-    probes = examined(tmp_path, {"tradovate": lambda: never.wait(60)}, source_deadline_s=0.1)
+    probes = examined(tmp_path, {"tradovate": lambda: never.wait(60)}, source_deadline_s=2.0)
     assert not never.is_set()
     assert probes["tradovate"] == Probe(
         True, False, None, "no answer in time", "try again, or raise NQ_SOURCE_DEADLINE_S"

@@ -20,7 +20,7 @@ from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
 from nq_pipeline_tests.testing.verify_standins import reason, run_verification, serve_feed, verdicts
 
-PATIENCE_S = 100
+PATIENCE_S = 240
 
 
 def vendor(name: str, fault: str = "ok") -> str:

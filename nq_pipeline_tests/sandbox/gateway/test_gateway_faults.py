@@ -316,7 +316,7 @@ def read_slowly(schema: str, more: str) -> tuple[list[Any], Any]:
         time.sleep(0.8)
         decoder = databento_dbn.DBNDecoder()
         heard: list[Any] = list(decoder.write_and_decode(head))
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + 120
         while not {2, 7} & {int(r.code) for r in heard if int(getattr(r, "rtype", 0)) in (21, 23)}:
             assert time.monotonic() < give_up
             heard += decoder.write_and_decode(client.read(1_000_000))

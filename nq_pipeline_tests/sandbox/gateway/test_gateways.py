@@ -31,7 +31,7 @@ def gateway_at(address: str) -> Any:
 
 
 def of_scenario(url: str) -> Any:
-    return gateway_at(requests.get(f"{url}/gateway", timeout=20).json()["address"])
+    return gateway_at(requests.get(f"{url}/gateway", timeout=60).json()["address"])
 
 
 def test_the_sandboxs_gateway_moves_at_any_hour(stand_ins: Settings) -> None:
@@ -86,11 +86,11 @@ def test_a_fault_can_be_posted_to_a_gateway(at: Address) -> None:
     url = at("databento", seed=9)
     with recorder(of_scenario(url)) as client:
         client.wait_for(1)
-        assert requests.post(f"{url}/gateway", data="error=6", timeout=20).ok
+        assert requests.post(f"{url}/gateway", data="error=6", timeout=60).ok
 
         assert client.end() == "Internal error"
 
-    refused = requests.post(f"{url}/gateway", data="explode", timeout=20)
+    refused = requests.post(f"{url}/gateway", data="explode", timeout=60)
     assert refused.status_code == 400
     assert "is no fault of the gateway" in refused.text
 

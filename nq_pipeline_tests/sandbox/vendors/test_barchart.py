@@ -61,7 +61,7 @@ def test_the_futures_list_has_the_recorded_keys_and_types(at: Callable[..., str]
     fields = ",".join(recorded["meta"]["field"]["shortName"])
     params = {"symbol": "NQ^F", "fields": fields, "raw": "1", "meta": BARCHART_PARAMS["meta"]}
     ours = requests.get(
-        at("barchart") + BARCHART_API, params=params, headers=BARCHART_HEADERS, timeout=10
+        at("barchart") + BARCHART_API, params=params, headers=BARCHART_HEADERS, timeout=60
     ).json()
     assert set(types(ours)) == set(types(recorded))
     assert ours["count"] == ours["total"] == len(ours["data"])
@@ -158,7 +158,7 @@ def test_fields_and_raw_values_are_sent_on_request_only(at: Callable[..., str]) 
         at("barchart") + BARCHART_API,
         params={"symbol": "MC2M25", "fields": "symbol,optImpliedVolatility,delta,unheardOf"},
         headers=BARCHART_HEADERS,
-        timeout=10,
+        timeout=60,
     ).json()
     row = reply["data"][200]
     assert set(row) == {"symbol", "optImpliedVolatility", "delta", "unheardOf", "symbolCode", "symbolType"}
@@ -166,13 +166,13 @@ def test_fields_and_raw_values_are_sent_on_request_only(at: Callable[..., str]) 
 
 
 def test_the_api_requires_the_header_or_the_token(at: Callable[..., str]) -> None:
-    reply = requests.get(at("barchart") + BARCHART_API, params={"symbol": "MC2M25"}, timeout=10)
+    reply = requests.get(at("barchart") + BARCHART_API, params={"symbol": "MC2M25"}, timeout=60)
     assert reply.status_code == 403 and "text/html" in reply.headers["content-type"]
 
 
 def test_a_page_visit_gives_the_token_for_one_api_request(at: Callable[..., str]) -> None:
     with requests.Session() as session:
-        page = session.get(at("barchart") + "/futures/quotes/NQM25/options", timeout=10)
+        page = session.get(at("barchart") + "/futures/quotes/NQM25/options", timeout=60)
         assert {"XSRF-TOKEN", "laravel_session"} <= set(page.cookies.keys())
         token = unquote(session.cookies["XSRF-TOKEN"])
         request: dict[str, Any] = {"params": {"symbol": "MC2M25"}, "headers": {"x-xsrf-token": token}}
@@ -183,7 +183,7 @@ def test_a_page_visit_gives_the_token_for_one_api_request(at: Callable[..., str]
 
 def test_the_page_has_expiration_underlying_and_totals(at: Callable[..., str]) -> None:
     url = at("barchart") + "/futures/quotes/NQM25/options/MC2M25"
-    page = BeautifulSoup(requests.get(url, timeout=10).text, "lxml")
+    page = BeautifulSoup(requests.get(url, timeout=60).text, "lxml")
     toolbar = page.select_one(".bc-options-toolbar__second-row")
     assert toolbar is not None
     assert " ".join(toolbar.get_text().split()).startswith("1 Days to expiration on 06/11/25")
@@ -214,17 +214,17 @@ def test_the_page_has_expiration_underlying_and_totals(at: Callable[..., str]) -
 
 def test_the_dropdowns_lead_to_every_family_and_week(at: Callable[..., str]) -> None:
     url = at("barchart") + "/futures/quotes/NQM25/options/MC2M25"
-    page = BeautifulSoup(requests.get(url, timeout=10).text, "lxml")
+    page = BeautifulSoup(requests.get(url, timeout=60).text, "lxml")
     families = page.select("select#bc-options-toolbar__dropdown-type option")
     assert len(families) == 7
     weeks = page.select("select#bc-options-toolbar__dropdown-month option")
     assert "Week 2: Jun 2025" in {week.text for week in weeks}
     assert [o.text for o in families if o.has_attr("selected")] == ["Wednesday Weekly Options"]
     for option in [*families, *weeks]:
-        assert requests.get(at("barchart") + str(option["value"]), timeout=10).status_code == 200
+        assert requests.get(at("barchart") + str(option["value"]), timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("code", ["MC2F01", "XX", "MM1"])
 def test_a_page_of_an_unknown_series_is_not_found(at: Callable[..., str], code: str) -> None:
     url = f"{at('barchart')}/futures/quotes/NQM25/options/{code}"
-    assert requests.get(url, timeout=10).status_code == 404
+    assert requests.get(url, timeout=60).status_code == 404

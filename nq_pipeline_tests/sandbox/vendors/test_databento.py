@@ -188,7 +188,7 @@ def test_a_day_of_quotes_times_out(at: Address) -> None:
 
 
 def test_requests_need_a_key(at: Address) -> None:
-    reply = requests.get(at("databento") + "/v0/metadata.list_datasets", timeout=10)
+    reply = requests.get(at("databento") + "/v0/metadata.list_datasets", timeout=60)
     assert (reply.status_code, reply.json()) == (401, {"detail": "Authentication failed."})
 
 

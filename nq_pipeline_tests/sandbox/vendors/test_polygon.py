@@ -45,14 +45,14 @@ def test_without_a_limit_a_page_has_ten_rows(at: Callable[..., str]) -> None:
 
 def test_a_limit_beyond_250_is_refused(at: Callable[..., str]) -> None:
     url = at("polygon") + POLYGON_CHAIN
-    assert requests.get(url, params={"limit": 251}, headers=POLYGON_HEADERS, timeout=10).status_code == 400
+    assert requests.get(url, params={"limit": 251}, headers=POLYGON_HEADERS, timeout=60).status_code == 400
 
 
 def test_the_next_url_has_a_cursor_and_no_key(at: Callable[..., str]) -> None:
-    reply = requests.get(at("polygon") + POLYGON_CHAIN, params={"apiKey": "top-secret"}, timeout=10).json()
+    reply = requests.get(at("polygon") + POLYGON_CHAIN, params={"apiKey": "top-secret"}, timeout=60).json()
     following = reply["next_url"]
     assert "cursor=" in following and "top-secret" not in following
-    assert requests.get(following, timeout=10).status_code == 401
+    assert requests.get(following, timeout=60).status_code == 401
     assert "top-secret" not in json.dumps(get_polygon(following))
 
 
@@ -68,9 +68,9 @@ def test_filters_narrow_the_chain(at: Callable[..., str]) -> None:
 
 
 def test_no_key_and_unknown_tickers_get_the_vendors_bodies(at: Callable[..., str]) -> None:
-    refused = requests.get(at("polygon") + POLYGON_CHAIN, timeout=10)
+    refused = requests.get(at("polygon") + POLYGON_CHAIN, timeout=60)
     assert refused.status_code == 401 and refused.json()["status"] == "ERROR"
-    missing = requests.get(at("polygon") + "/v3/snapshot/options/NDX", headers=POLYGON_HEADERS, timeout=10)
+    missing = requests.get(at("polygon") + "/v3/snapshot/options/NDX", headers=POLYGON_HEADERS, timeout=60)
     assert missing.status_code == 404 and missing.json()["message"] == "Ticker not found."
 
 
@@ -107,7 +107,7 @@ def test_there_are_no_options_on_the_future(at: Callable[..., str]) -> None:
 def test_a_plan_without_the_snapshot_gets_the_observed_error(at: Callable[..., str], shared: Path) -> None:
     observed = json.loads((shared / "polygon/errors_observed_verbatim.json").read_text())[0]
     url = at("polygon", fault="not_entitled")
-    reply = requests.get(url + POLYGON_CHAIN, headers=POLYGON_HEADERS, timeout=10)
+    reply = requests.get(url + POLYGON_CHAIN, headers=POLYGON_HEADERS, timeout=60)
     assert reply.status_code == observed["http_status"]
     assert {**reply.json(), "request_id": 0} == {**observed["body"], "request_id": 0}
     assert len(get_polygon(url + CONTRACTS, underlying_ticker="NDX")["results"]) == 10
