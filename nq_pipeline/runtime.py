@@ -27,6 +27,7 @@ from nq_pipeline.sandbox.process import HOST, remembered_port, vendor_options
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.registry import STAND_INS
+from nq_pipeline.spend.database import refuse_other_lake
 
 START_S = 30.0
 """Maximum seconds until a server answers."""
@@ -37,8 +38,10 @@ def endpoints(settings: Settings) -> Iterator[Settings]:
     """The settings to use for requests: unchanged in live, with the stand-ins' addresses in the sandbox.
 
     A vendor whose address was set explicitly keeps its address and credentials. Raises `SandboxError` when no
-    server can be started, `SettingsError` for an unknown fault in NQ_SANDBOX_FAULTS.
+    server can be started, `SettingsError` for an unknown fault in NQ_SANDBOX_FAULTS, `OtherLake` when the
+    ledger that machines share belongs to another lake.
     """
+    refuse_other_lake(settings)
     chosen = {
         vendor: stand_in
         for vendor, stand_in in STAND_INS.items()

@@ -85,6 +85,16 @@ def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     return engine
 
 
+def refuse_other_lake(settings: Settings) -> None:
+    """Raise `OtherLake`, before anything is requested or written, if the shared ledger has another lake.
+
+    While the database is out of reach that is not known, and nothing is raised.
+    """
+    with suppress(LedgerError):
+        if is_shared(settings):
+            open_engine(settings)
+
+
 def adopt_this_lake(settings: Settings) -> str:
     """Make the lake that this machine sees that of the shared ledger; returns where it is.
 
