@@ -238,18 +238,18 @@ class Lake:
             added += sum(self._append(table, rows, runs).rows for rows in migration.slices(stored, file))
         return added
 
-    def recover_rows(self, table: Table, file: DataFile) -> bool:
-        """Append the rows of an unlisted file that the table lacks; False if the file cannot be read.
+    def recover_rows(self, table: Table, *files: DataFile) -> bool:
+        """Append the rows of unlisted files that the table lacks; False if a file cannot be read.
 
-        Such a file is left by an append that died before its commit, or by an older manifest that was
-        restored from a backup.
+        They come back together, because an append may have written several. Such files are left by an append
+        that died before its commit, or by an older manifest that was restored from a backup.
         """
         stored = self.table_files(table)
         try:
-            runs = stored.read_runs([file])
-            rows = stored.scan([file]).select(pl.len()).collect().item()
+            runs = stored.read_runs(files)
+            rows = stored.scan(files).select(pl.len()).collect().item()
             for offset in range(0, rows, RECOVERY_ROWS):
-                part = stored.scan([file]).slice(offset, RECOVERY_ROWS).collect()
+                part = stored.scan(files).slice(offset, RECOVERY_ROWS).collect()
                 self._append(table, part, runs)
         except (pl.exceptions.PolarsError, OSError, ValueError):
             return False
@@ -308,9 +308,11 @@ class Lake:
                     # The files first: after a crash the versions still name those that are left.
                     removed += stored.remove(old)
                     stored.forget(before)
-            for file in stored.unlisted(before):
-                if self.recover_rows(table, file):
-                    removed += stored.remove([file])
+            unlisted = stored.unlisted(before)
+            if unlisted and self.recover_rows(table, *unlisted):
+                removed += stored.remove(unlisted)
+            else:
+                removed += sum(stored.remove([f]) for f in unlisted if self.recover_rows(table, f))
             removed += migration.sweep(stored.folder, before)
             stored.tidy()
         except LakeError:
