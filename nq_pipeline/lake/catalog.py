@@ -21,7 +21,7 @@ import polars as pl
 
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
-from nq_pipeline.lake.delta import MICROS, stored_table
+from nq_pipeline.lake.delta.types import MICROS, stored_table
 from nq_pipeline.lake.objects import RemoteObjects
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, INSTANT, OPTION_CHAIN, PARTITION, TABLES, USD, Table, conform

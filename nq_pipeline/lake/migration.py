@@ -16,7 +16,7 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import sync
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.compaction import PIECE_ROWS
-from nq_pipeline.lake.delta import LOG, DeltaFiles
+from nq_pipeline.lake.delta.files import LOG, DeltaFiles
 from nq_pipeline.lake.manifest import NAME, DataFile
 from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, remove_paths

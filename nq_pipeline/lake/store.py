@@ -18,7 +18,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError, StaleToken
 from nq_pipeline.files import GRACE_NS
 from nq_pipeline.lake import compaction, migration, parquet
-from nq_pipeline.lake.delta import DATA_FILE, LOG, DeltaFiles
+from nq_pipeline.lake.delta.files import DATA_FILE, LOG, DeltaFiles
 from nq_pipeline.lake.manifest import DATA_FILES, NAME, DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects
 from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, sweep_temporaries

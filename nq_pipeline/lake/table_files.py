@@ -1,7 +1,7 @@
 """One table: its data files, and the versions that say which of them are current.
 
 Two formats keep the same contract. `ManifestFiles` (here) is a folder of this machine with a small JSON
-manifest. `delta.DeltaFiles` is a Delta table, in a folder or in an object store.
+manifest. `delta.files.DeltaFiles` is a Delta table, in a folder or in an object store.
 
 <table>/manifest.json
 <table>/trade_date=2025-07-01/00000042.parquet   named after the version that added it

@@ -15,7 +15,7 @@ import pytest
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import sync
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.delta import CHECKPOINT_EVERY, LOG
+from nq_pipeline.lake.delta.files import CHECKPOINT_EVERY, LOG
 from nq_pipeline.lake.repair import find_damage, repair
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN, TABLES

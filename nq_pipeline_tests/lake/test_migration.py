@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from nq_pipeline.cli import main
 from nq_pipeline.configuration import load
 from nq_pipeline.errors import LakeError
-from nq_pipeline.lake.delta import DeltaFiles
+from nq_pipeline.lake.delta.files import DeltaFiles
 from nq_pipeline.lake.manifest import NAME
 from nq_pipeline.lake.migration import OLD
 from nq_pipeline.lake.store import Lake

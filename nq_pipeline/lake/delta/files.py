@@ -1,8 +1,7 @@
 """A table of the lake as a Delta table, in a folder or in an object store.
 
-Polars, DuckDB, Spark and other engines read it in place. Delta's instants have microseconds, so a file has
-`ts` in microseconds for people and `ts_ns` with the exact nanoseconds; rows are compared, sorted and pruned
-by `ts_ns`. Unsigned integers are stored in the next wider signed type. `scan` gives the table's own types.
+Polars, DuckDB, Spark and other engines read it in place. Files have the types of `delta.types`; rows are
+compared, sorted and pruned by exact nanoseconds, and `scan` gives the table's own types.
 
 A commit is one JSON file in `_delta_log`, created only if there is none of its number. It and its data
 files are durable before any reader can see them (the deltalake library does not sync files), so a power cut
@@ -21,7 +20,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -32,10 +30,11 @@ import polars as pl
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import parquet
+from nq_pipeline.lake.delta.types import EXACT, column_names, decoded, delta_schema, encode, stored_table
 from nq_pipeline.lake.manifest import DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects, store_error
 from nq_pipeline.lake.table_files import DAMAGED, TableFiles, day_of, set_path_aside
-from nq_pipeline.lake.tables import INSTANT, PARTITION, USD, Column, Table
+from nq_pipeline.lake.tables import PARTITION, Table
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -49,26 +48,6 @@ OPEN_TABLES = 64
 """Tables that a process keeps open."""
 PLACED_NS = 1_800_000_000_000
 """A file placed longer ago is no longer committed: another host may take it for a leftover soon."""
-EXACT = "_ns"
-MICROS = pl.Datetime("us", "UTC")
-_SIGNED: dict[pl.DataType, pl.DataType] = {
-    pl.UInt8(): pl.Int16(),
-    pl.UInt16(): pl.Int32(),
-    pl.UInt32(): pl.Int64(),
-    pl.UInt64(): pl.Int64(),
-}
-_DELTA: dict[pl.DataType, str] = {
-    pl.String(): "string",
-    pl.Float64(): "double",
-    pl.Int64(): "long",
-    pl.Int32(): "integer",
-    pl.Int16(): "short",
-    pl.Int8(): "byte",
-    pl.Boolean(): "boolean",
-    pl.Date(): "date",
-    MICROS: "timestamp",
-    USD: "decimal(18,9)",
-}
 DATA_FILE = re.compile(
     r"trade_date=\d{4}-\d\d-\d\d/\d{8,}-(?P<level>\d+)-v(?P<schema>\d+)-[0-9a-f]{8}\.parquet"
 )
@@ -327,7 +306,7 @@ class DeltaFiles(TableFiles):
     def _new_schema(self) -> Iterator[dict[str, Any]]:
         """The table's columns, if the log has those of an older version."""
         opened = _tables.get(self.objects.uri())
-        if opened and opened.columns != _names(self.table):
+        if opened and opened.columns != column_names(self.table):
             yield self._metadata(str(opened.table.metadata().id))
 
     def _checkpoint(self) -> None:
@@ -546,93 +525,3 @@ def _is_whole_commit(body: bytes) -> bool:
         return bool([orjson.loads(line) for line in body.splitlines() if line.strip()])
     except orjson.JSONDecodeError:
         return False
-
-
-# ── rows as Delta stores them ───────────────────────────────────────────────────────────────────
-
-
-@lru_cache(maxsize=64)
-def stored_table(table: Table) -> Table:
-    """The table as its files have it: microseconds beside exact nanoseconds, and no unsigned types."""
-    columns: list[Column] = []
-    for column in table.columns:
-        if column.dtype == INSTANT:
-            exact = f"{column.name} in nanoseconds since 1970-01-01 UTC"
-            columns.append(replace(column, dtype=MICROS))
-            columns.append(Column(column.name + EXACT, pl.Int64(), exact, column.nullable))
-        else:
-            was = column.was and _SIGNED.get(column.was, column.was)
-            columns.append(replace(column, dtype=_SIGNED.get(column.dtype, column.dtype), was=was))
-    exact_names = {column.name: column.name + EXACT for column in table.columns if column.dtype == INSTANT}
-    return replace(
-        table,
-        columns=tuple(columns),
-        key=tuple(exact_names.get(name, name) for name in table.key),
-        order=tuple(exact_names.get(name, name) for name in table.order),
-        pruning_column=exact_names[table.pruning_column],
-    )
-
-
-def encode(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the table in the types of its files.
-
-    Raises
-    ------
-    LakeError
-        An unsigned integer is too large for a signed one; it never wraps.
-    """
-    try:
-        return frame.select(_encoded(table))
-    except pl.exceptions.InvalidOperationError:
-        raise LakeError(
-            f"rows for {table.name} have an unsigned number from 2**63, which Delta has no type for"
-        ) from None
-
-
-@lru_cache(maxsize=64)
-def _names(table: Table) -> tuple[str, ...]:
-    return tuple(column.name for column in stored_table(table).columns)
-
-
-@lru_cache(maxsize=64)
-def _encoded(table: Table) -> list[pl.Expr]:
-    columns = []
-    for column in table.columns:
-        value = pl.col(column.name)
-        if column.dtype == INSTANT:
-            columns.append(value.cast(MICROS))
-            columns.append(value.to_physical().alias(column.name + EXACT))
-        elif signed := _SIGNED.get(column.dtype):
-            columns.append(value.cast(signed, strict=True))
-        else:
-            columns.append(value)
-    return columns
-
-
-@lru_cache(maxsize=64)
-def decoded(table: Table) -> list[pl.Expr]:
-    """Expressions for the table's columns over the columns of its files."""
-    columns = []
-    for column in table.columns:
-        if column.dtype == INSTANT:
-            columns.append(pl.col(column.name + EXACT).cast(INSTANT).alias(column.name))
-        elif column.dtype in _SIGNED:
-            columns.append(pl.col(column.name).cast(column.dtype))
-        else:
-            columns.append(pl.col(column.name))
-    return columns
-
-
-@lru_cache(maxsize=64)
-def delta_schema(table: Table) -> str:
-    """The schema of the Delta table, as its log has it."""
-    fields = [
-        {
-            "name": column.name,
-            "type": _DELTA[column.dtype],
-            "nullable": column.nullable,
-            "metadata": {"comment": column.meaning},
-        }
-        for column in stored_table(table).columns
-    ]
-    return orjson.dumps({"type": "struct", "fields": fields}).decode()
