@@ -93,6 +93,7 @@ def test_a_killed_capture_has_one_successor(made: HostFactory, market: CaptureMa
     check_whole(market, b)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_cut_off_ends_and_publishes_nothing_more(
     made: HostFactory, market: CaptureMarket, shared: Shared
 ) -> None:

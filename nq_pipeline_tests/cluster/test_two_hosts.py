@@ -99,6 +99,7 @@ def test_a_host_with_another_lake_is_refused(hosts: Hosts) -> None:
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_store_with_passing_faults_changes_no_row(hosts: Hosts, shared: Shared) -> None:
     """It answers 503, is slow, and dies in the middle of uploads."""
     made = hosts(**PINNED)
@@ -116,6 +117,7 @@ def test_a_store_with_passing_faults_changes_no_row(hosts: Hosts, shared: Shared
     assert b.digests(CHAINS) == alone.digests(CHAINS)
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_broken_is_one_sentence(hosts: Hosts, shared: Shared) -> None:
     made = hosts(**PINNED, NQ_STORE_TIMEOUT_S="2")
     a, b = made.host("a"), made.host("b")
@@ -131,6 +133,7 @@ def test_a_store_that_stays_broken_is_one_sentence(hosts: Hosts, shared: Shared)
     assert b.digests(CHAINS) == before
 
 
+@pytest.mark.slow
 def test_postgres_restarts_in_the_middle_of_a_purchase(hosts: Hosts, shared: Shared) -> None:
     made = hosts(**PINNED)
     a, b = made.host("a"), made.host("b")

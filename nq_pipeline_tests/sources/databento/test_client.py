@@ -279,7 +279,7 @@ def test_free_methods_send_no_paid_request() -> None:
 
 def test_only_one_module_uses_the_official_client() -> None:
     package = Path(nq_pipeline.__file__).parent
-    makers = {"Historical", "timeseries", "submit_job", "get_range"}
+    makers = {"Historical", "timeseries", "submit_job"}
     texts = {path: path.read_text() for path in package.rglob("*.py")}
     found = {
         path.relative_to(package).as_posix()
