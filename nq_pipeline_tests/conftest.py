@@ -32,6 +32,11 @@ LONG = {
     "test_capture_run.py",
     "test_vendors.py",
     "test_faults.py",
+    "test_feed.py",
+    "test_kill.py",
+    "test_object_store.py",
+    "test_snapshot.py",
+    "test_two_hosts.py",
 }
 """Files that take longest: a file stays with one worker, so these begin first and none is left at the end."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
@@ -66,6 +67,7 @@ def test_a_capture_copies_its_log(tmp_path: Path, bucket: Bucket) -> None:
     assert segments and copies == {f"{name}.{suffix}" for name in segments for suffix in ("zst", "sha256")}
 
 
+@pytest.mark.slow
 def test_a_snapshot_survives_a_store_that_is_busy(
     tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
 ) -> None:

@@ -20,7 +20,7 @@ from nq_pipeline.dbn.framer import Head
 from nq_pipeline_tests.testing.capture_writer import DATASET, capture, parse_report
 from nq_pipeline_tests.testing.dbn_streams import Clock, trades
 
-KILLS = [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+KILLS = [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 
 
 @pytest.mark.parametrize("kills", KILLS)

@@ -54,7 +54,7 @@ def make_delta(root: Path) -> None:
 
 
 @pytest.mark.parametrize("delta", [False, True], ids=["manifest", "delta"])
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_a_publisher_killed_at_any_moment_loses_and_doubles_nothing(
     root: Path, kills: int, delta: bool
 ) -> None:

@@ -71,6 +71,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_a_killed_capture_has_one_successor(made: HostFactory, market: CaptureMarket) -> None:
     a, b, c = (made.host(name) for name in "abc")
     first = b.start("capture", "--json")

@@ -54,6 +54,7 @@ def commits(hosts: HostFactory) -> list[tuple[str, str]]:
 # ── one lake ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_two_hosts_fill_the_lake_of_one_machine(hosts: Hosts) -> None:
     """Chains, and the settlements of two trade dates, each bought by another host at the same time."""
     made = hosts(**PINNED)
