@@ -83,7 +83,7 @@ class PurchaseRecords:
 
     def find(self, digest: str) -> PurchaseRecord | None:
         """The record of a span; None without one."""
-        columns = [column for column in PURCHASES.c if column.name not in ("environment", "job_id")]
+        columns = [column for column in PURCHASES.c if column.name != "environment"]
         query = sa.select(*columns).where(
             PURCHASES.c.environment == self._environment, PURCHASES.c.digest == digest
         )

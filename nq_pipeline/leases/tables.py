@@ -42,8 +42,7 @@ PURCHASES = sa.Table(
     sa.Column("state", sa.String),
     sa.Column("host", sa.String),
     sa.Column("run_id", sa.String),
-    sa.Column("request_id", sa.String, comment="the ledger's request of a stream"),
-    sa.Column("job_id", sa.String, comment="the vendor's batch job"),
+    sa.Column("request_id", sa.String, comment="the ledger's request, or the vendor's batch job"),
     sa.Column("proof", sa.Text, comment="the proof as it is beside the files"),
     sa.Column("changed_at", sa.DateTime(timezone=True)),
 )

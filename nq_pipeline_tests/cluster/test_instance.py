@@ -70,6 +70,20 @@ def test_a_database_that_does_not_answer_is_one_sentence(home: Path, monkeypatch
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("quoted", ["postgresql+psycopg2://nq:hush-p@ss@db/nq", "host hush-env"])
+def test_a_driver_that_quotes_the_password_is_redacted(
+    home: Path, monkeypatch: pytest.MonkeyPatch, quoted: str
+) -> None:
+    def fail(_: str) -> None:
+        raise ValueError(f"invalid dsn: {quoted}")
+
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", "hush-env")
+    monkeypatch.setattr("dagster.DagsterInstance.from_config", fail)
+    with pytest.raises(UiError, match="invalid dsn") as refused:
+        check_instance()
+    assert "hush" not in str(refused.value)
+
+
 def test_a_host_with_another_lake_is_refused(
     home: Path, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import dagster as dg
 
 from nq_pipeline.configuration import load
 from nq_pipeline.errors import NqError, SettingsError, UiError
+from nq_pipeline.redaction import redact, secret_spellings
 from nq_pipeline.ui.supervisor import uses_postgres
 from nq_pipeline.workspace import Workspace
 
@@ -46,8 +48,14 @@ def check_instance(home: Path | None = None) -> None:
     except NqError:
         raise
     except Exception as error:  # the libraries below have no common class
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = _without_password(str(error).strip().partition("\n")[0]) or type(error).__name__
         raise UiError(f"the Dagster instance of {file} cannot be opened: {reason}") from None
+
+
+def _without_password(text: str) -> str:
+    """A driver's sentence without what it may quote of the database's address."""
+    secrets = [value for name, value in os.environ.items() if name.startswith("DAGSTER_") and "PASS" in name]
+    return re.sub(r"://\S*@", "://***@", redact(text, secret_spellings(secrets)))
 
 
 def _check_driver(instance: dg.DagsterInstance, file: Path) -> None:

@@ -38,7 +38,6 @@ def upgrade() -> None:
         sa.Column("host", sa.String(), nullable=False),
         sa.Column("run_id", sa.String(), nullable=False),
         sa.Column("request_id", sa.String()),
-        sa.Column("job_id", sa.String()),
         sa.Column("proof", sa.Text()),
         sa.Column("changed_at", INSTANT, nullable=False),
     )
