@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from contextlib import suppress
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -80,29 +81,41 @@ def _shown(relation: duckdb.DuckDBPyRelation) -> str:
 
 
 @click.command(cls=DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
-@click.option("--snapshot", "moment", metavar="INSTANT",
-              help="The chain as of this instant (ISO 8601); by default the newest.")  # fmt: skip
+@click.option("--snapshot", "moment", metavar="DATE|INSTANT",
+              help="The newest snapshot of this trade date, or the chain as of this instant.")  # fmt: skip
+@click.option("--list", "only_list", is_flag=True, help="Only list the snapshots of the lake or trade date.")
 @click.option("--no-open", is_flag=True, help="Only write the page.")
 @report_errors
-def report(moment: str | None, no_open: bool) -> None:
+def report(moment: str | None, only_list: bool, no_open: bool) -> None:
     """Write the report of a snapshot, one HTML page, and open it in the browser.
 
-    It shows the smile, term structure, positions, gamma exposure, trades, the sources of the chain,
-    gaps and spend. The page needs no network; you can send or print it as it is.
+    It shows volatility, positions, gamma exposure, trades, what changed since earlier snapshots, the sources
+    of the chain, gaps and spend. The page needs no network; you can send or print it as it is.
 
     \b
     Examples:
       nq report
+      nq report --list
+      nq report --snapshot 2025-06-10 --no-open
       nq report --snapshot 2025-06-10T15:00:00Z --no-open
     """
     import webbrowser
     from pathlib import Path
     from tempfile import mkdtemp
 
+    from nq_pipeline.report import snapshots
     from nq_pipeline.report.page import write_report
 
-    settings, snapshot_ts = load(), _instant(moment) if moment else None
+    day, instant = _day_or_instant(moment)
+    if only_list and instant:
+        raise click.UsageError(f"--list --snapshot {moment}: write a trade date like 2025-06-10")
+    settings = load()
     note_sandbox(settings)
+    if only_list:
+        for row in snapshots.find_snapshots(settings, day).iter_rows(named=True):
+            click.echo(_snapshot_line(**row))
+        return
+    snapshot_ts = snapshots.newest_snapshot(settings, day) if day else instant
     written = write_report(settings, snapshot_ts=snapshot_ts)
     path = written.path
     if path is None and not no_open:  # a browser needs a file
@@ -113,15 +126,31 @@ def report(moment: str | None, no_open: bool) -> None:
     click.echo(f"Report: {where}{'' if opened else '; open it in any browser'}")
 
 
-def _instant(text: str) -> datetime:
-    """Parse an instant in ISO 8601 with a time zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise click.UsageError(f"--snapshot {text}: write an instant like 2025-06-10T15:00:00Z")
-    return moment
+def _day_or_instant(text: str | None) -> tuple[date | None, datetime | None]:
+    """Parse a trade date, or an instant in ISO 8601 with a time zone."""
+    if text is None:
+        return None, None
+    with suppress(ValueError):
+        return date.fromisoformat(text), None
+    with suppress(ValueError):
+        if (instant := datetime.fromisoformat(text)).tzinfo:
+            return None, instant
+    raise click.UsageError(
+        f"--snapshot {text}: write a trade date like 2025-06-10 or an instant like 2025-06-10T15:00:00Z"
+    )
+
+
+def _snapshot_line(
+    snapshot_ts: datetime, trade_date: date, contracts: int, series: int, sources: list[str]
+) -> str:
+    """A line of `nq report --list`; it begins with the instant as `--snapshot` takes it."""
+    from nq_pipeline.market.sessions import CHICAGO
+
+    instant = snapshot_ts.isoformat().replace("+00:00", "Z")
+    return (
+        f"{instant:<27}  {snapshot_ts.astimezone(CHICAGO):%a %d %b %H:%M} CT  trade date {trade_date}  "
+        f"{contracts:>6,} contracts in {series} series from {', '.join(sources)}"
+    )
 
 
 @click.command()

@@ -201,4 +201,4 @@ def test_command_prints_the_path_and_overwrites(sandbox: Settings, written: Path
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     result = CliRunner().invoke(cli.main, ["report", "--snapshot", "2025-06-10 15:00"], env=environment)
     assert result.exit_code == exit_codes.USAGE
-    assert "write an instant like" in result.stderr
+    assert "2025-06-10T15:00:00Z" in result.stderr

@@ -1,0 +1,69 @@
+"""`nq report --list` and `--snapshot`: which snapshots there are, and which one is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nq_pipeline import cli
+from nq_pipeline.cli import exit_codes
+from nq_pipeline_tests.testing.report_lake import NOW, store_snapshot
+
+TIMES = ("2025-06-09T20:30:00Z", "2025-06-10T14:55:00Z", NOW)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_dir = tmp_path_factory.mktemp("data")
+    for now in TIMES:
+        store_snapshot(data_dir, now=now)
+    return data_dir
+
+
+def report(data_dir: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli.main, ["report", *words], env={"NQ_DATA_DIR": str(data_dir), "NQ_NOW": NOW})
+
+
+def test_list_shows_every_snapshot_newest_first(lake: Path) -> None:
+    result = report(lake, "--list")
+    assert result.exit_code == exit_codes.OK, result.output
+    lines = result.stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(reversed(TIMES))
+    assert "Tue 10 Jun 10:00 CT  trade date 2025-06-10" in lines[0]
+    assert lines[0].endswith("contracts in 4 series from tradovate")
+
+
+def test_list_can_be_of_one_trade_date(lake: Path) -> None:
+    lines = report(lake, "--list", "--snapshot", "2025-06-09").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [TIMES[0]]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "page"),
+    [
+        ("2025-06-09", "2025-06-09T20-30-00Z.html"),
+        ("2025-06-10", "2025-06-10T15-00-00Z.html"),
+        ("2025-06-10T14:58:00Z", "2025-06-10T14-55-00Z.html"),
+    ],
+)
+def test_a_date_or_an_instant_chooses_the_snapshot(lake: Path, snapshot: str, page: str) -> None:
+    result = report(lake, "--snapshot", snapshot, "--no-open")
+    assert result.exit_code == exit_codes.OK, result.output
+    assert f"/{page};" in result.stdout
+
+
+def test_a_trade_date_without_a_chain_says_how_to_find_one(lake: Path) -> None:
+    result = report(lake, "--snapshot", "2025-06-06", "--no-open")
+    assert result.exit_code != exit_codes.OK
+    assert "2025-06-06" in result.stderr and "nq report --list" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--snapshot", "2025-06-10 15:00"], ["--snapshot", "Tuesday"], ["--list", "--snapshot", NOW]]
+)
+def test_another_form_is_a_usage_error(lake: Path, words: list[str]) -> None:
+    result = report(lake, *words)
+    assert result.exit_code == exit_codes.USAGE
+    assert "2025-06-10" in result.stderr
