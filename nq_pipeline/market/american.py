@@ -30,21 +30,33 @@ def value(
     """Prices and Greeks of American options on a future; inputs as for `black76.value`.
 
     The Greeks are central differences. Where immediate exercise is best the price is the
-    intrinsic value, delta is 1 or -1, and gamma, vega and theta are 0.
+    intrinsic value, delta is 1 or -1, and all other Greeks are 0.
     """
     f, k, t, vol, call, r = black76.broadcast(forward, strike, years, volatility, is_call, rate)
     total_vol = np.clip(vol * np.sqrt(np.maximum(t, 0.0)), 1e-3, 1.0)
-    df, dvol, dt = 1e-3 * total_vol * f, 1e-4 * np.maximum(vol, 1e-3), 1e-4 * np.maximum(t, 1e-9)
-    price_now, boundary = _price_and_boundary(f, k, t, vol, call, r)
-    up, down = (_price_and_boundary(f + move, k, t, vol, call, r, boundary)[0] for move in (df, -df))
-    more, less = (_price_and_boundary(f, k, t, vol + move, call, r, boundary)[0] for move in (dvol, -dvol))
-    later, sooner = (_price_and_boundary(f, k, t - move, vol, call, r, boundary)[0] for move in (dt, -dt))
+    df, dvol = 1e-3 * total_vol * f, 1e-3 * np.maximum(vol, 1e-3)
+    dt, dr = 1e-4 * np.maximum(t, 1e-9), 1e-3 * np.maximum(np.abs(r), 1e-3)
+    now, boundary = _price_and_boundary(f, k, t, vol, call, r)
+
+    def moved(of_f: float = 0, of_vol: float = 0, of_t: float = 0, of_r: float = 0) -> Floats:
+        inputs = (f + of_f * df, k, t + of_t * dt, vol + of_vol * dvol, call, r + of_r * dr)
+        return _price_and_boundary(*inputs, boundary)[0]
+
+    up, down, more, less = moved(of_f=1), moved(of_f=-1), moved(of_vol=1), moved(of_vol=-1)
+    sooner, later = moved(of_t=1), moved(of_t=-1)
+    # A mixed derivative from the two corners that need no more than two further prices.
+    by_vol = moved(of_f=1, of_vol=1) + moved(of_f=-1, of_vol=-1) - up - down - more - less + 2 * now
+    by_time = moved(of_f=1, of_t=1) + moved(of_f=-1, of_t=-1) - up - down - sooner - later + 2 * now
     return Valuation(
-        price=price_now,
+        price=now,
         delta=(up - down) / (2 * df),
-        gamma=(up - 2 * price_now + down) / df**2,
+        gamma=(up - 2 * now + down) / df**2,
         vega=(more - less) / (2 * dvol),
         theta=(later - sooner) / (2 * dt) / DAYS_PER_YEAR,
+        rho=(moved(of_r=1) - moved(of_r=-1)) / (2 * dr),
+        vanna=by_vol / (2 * df * dvol),
+        charm=-by_time / (2 * df * dt) / DAYS_PER_YEAR,
+        volga=(more - 2 * now + less) / dvol**2,
     )
 
 

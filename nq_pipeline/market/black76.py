@@ -1,7 +1,7 @@
 """Black-76: European options on a future, for whole arrays, and rounding to ticks.
 
 Units are the lake's: volatility and delta are fractions, vega is per 1.00 of volatility, theta per
-calendar day. American options are in `american.py`.
+calendar day; `Valuation` has the rest. American options are in `american.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,22 @@ MAX_STEPS = 200
 class Valuation(NamedTuple):
     """Prices (points of premium) and Greeks, arrays of the inputs' common shape.
 
-    Delta and gamma are derivatives with respect to the future's price, vega is per 1.00 of volatility, theta
-    per calendar day with price and volatility unchanged.
+    Each Greek is a derivative with everything else unchanged, the future's price included.
+
+    Attributes
+    ----------
+    delta, gamma
+        First and second derivative with respect to the future's price, per point.
+    vega, volga
+        First and second derivative with respect to volatility, per 1.00.
+    theta
+        Change of the price per calendar day that passes.
+    rho
+        Change of the price per 1.00 of interest rate.
+    vanna
+        Change of delta per 1.00 of volatility.
+    charm
+        Change of delta per calendar day that passes.
     """
 
     price: Floats
@@ -37,6 +51,10 @@ class Valuation(NamedTuple):
     gamma: Floats
     vega: Floats
     theta: Floats
+    rho: Floats
+    vanna: Floats
+    charm: Floats
+    volga: Floats
 
 
 def value(
@@ -50,7 +68,7 @@ def value(
         Points, above zero.
     years
         Time to expiration in years of 365 days. At or below zero the option is worth its intrinsic
-        value, and gamma, vega and theta are 0.
+        value, and all Greeks but delta are 0.
     volatility
         Fraction per square root of a year. At or below zero the price is the discounted intrinsic value.
     rate
@@ -78,7 +96,16 @@ def value(
     vega = alive * discount * f * density * np.sqrt(t)
     gamma = alive * discount * density / (f * safe_total_vol)
     theta = np.where(t > 0, (r * price - vega * vol / (2 * safe_t)) / DAYS_PER_YEAR, 0.0)
-    return Valuation(price, delta, gamma, vega, theta)
+    # Haug, "The Complete Guide to Option Pricing Formulas", 2nd ed. (2007), chapter 2. A density of 0 makes
+    # the products 0 where d1 is infinite.
+    d1 = np.where(density > 0, d1, 0.0)
+    d2 = d1 - total_vol
+    vanna = -vega * d2 / (f * safe_total_vol)
+    charm = np.where(
+        t > 0, (r * delta + vega * vol * d2 / (2 * f * safe_total_vol * safe_t)) / DAYS_PER_YEAR, 0.0
+    )
+    volga = vega * d1 * d2 * np.sqrt(t) / safe_total_vol
+    return Valuation(price, delta, gamma, vega, theta, 0.0 - t * price, vanna, charm, volga)
 
 
 def implied_volatility(

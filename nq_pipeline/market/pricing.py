@@ -37,7 +37,7 @@ _KEYS = ("source", "environment", "snapshot_ts", "trade_date", "series", "contra
 _PRICE = ("valued_at", "price", "price_used", "price_age_s")
 _FORWARD = ("forward", "forward_source", "parity_forward", "parity_spread", "parity_pairs", "parity_gap")
 _MODEL = ("rate", "years", "model")
-_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega")
+_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega", "rho", "vanna", "charm", "volga")
 PRICED = (*_KEYS, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpriced")
 """The columns of `price_chain`."""
 
@@ -267,7 +267,9 @@ def _value_rows(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
         price, forward, strike, years = (column[at] for column in inputs)
         volatility = model.implied_volatility(price, forward, strike, years, is_call[at], rate)
         of = model.value(forward, strike, years, volatility, is_call[at], rate)
-        greeks[:, at] = volatility, of.delta, of.gamma, of.theta, of.vega
+        greeks[0, at] = volatility
+        for row, greek in enumerate(_GREEKS[1:], 1):
+            greeks[row, at] = getattr(of, greek)
     rows = rows.with_columns(
         *(pl.Series(name, values).fill_nan(None) for name, values in zip(_GREEKS, greeks, strict=True)),
         rate=pl.lit(rate, pl.Float64),

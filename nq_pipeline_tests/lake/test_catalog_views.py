@@ -21,7 +21,9 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import (
+    CONSTANT_MATURITY,
     DECISIONS,
+    GAMMA_LEVELS,
     GAPS,
     INSTANT,
     IV_SMILE,
@@ -129,7 +131,9 @@ def _computed(lake: Lake) -> None:
     for table, rows in {
         OPTION_PRICING: call | priced | {"model": "black76", "implied_volatility": 0.2},
         IV_SMILE: call | smile | {"years": 0.02, "implied_volatility": 0.2},
-        SERIES_METRICS: given | {"expiration": NOON},
+        SERIES_METRICS: given | {"expiration": NOON, "forward": 21_010.0, "atm_iv": 0.2},
+        CONSTANT_MATURITY: given | {"product": "NQ", "days": 30, "atm_iv": 0.19},
+        GAMMA_LEVELS: given | {"product": "NQ", "contracts": 1, "open_interest_left_out": 0},
     }.items():
         append(lake, table, pl.DataFrame([{k: v for k, v in rows.items() if k in table.schema}]))
 
@@ -153,6 +157,11 @@ def test_views_and_macros_say_what_they_are(opened: duckdb.DuckDBPyConnection) -
     assert {view.name: said[view.name] for view in VIEWS} == {
         view.name: f"Synthetic data of the sandbox. {view.meaning}" for view in VIEWS
     }
+
+
+def test_history_joins_levels_front_series_and_maturities(opened: duckdb.DuckDBPyConnection) -> None:
+    shown = "SELECT product, front_series, contracts, atm_iv, atm_iv_30, atm_iv_90 FROM market_history"
+    assert opened.sql(shown).fetchall() == [("NQ", A, 1, 0.2, 0.19, None)]
 
 
 def test_what_was_computed_shows_with_the_current_chain(opened: duckdb.DuckDBPyConnection) -> None:

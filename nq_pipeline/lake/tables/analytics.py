@@ -28,7 +28,7 @@ _IV_UNCERTAINTY = nullable(
 
 OPTION_PRICING = Table(
     name="option_pricing",
-    version=1,
+    version=2,
     meaning="Implied volatility and Greeks computed from option_chain: one row for each of its rows.",
     columns=(
         required("source", TEXT, "vendor whose quote was priced"),
@@ -55,6 +55,10 @@ OPTION_PRICING = Table(
         nullable("gamma", FLOAT, "per point"),
         nullable("theta", FLOAT, "per calendar day"),
         nullable("vega", FLOAT, "per 1.00 of volatility"),
+        nullable("rho", FLOAT, "per 1.00 of interest rate, with the future's price unchanged"),
+        nullable("vanna", FLOAT, "change of delta per 1.00 of volatility"),
+        nullable("charm", FLOAT, "change of delta per calendar day that passes"),
+        nullable("volga", FLOAT, "change of vega per 1.00 of volatility"),
         _IV_UNCERTAINTY,
         nullable(
             "unpriced",
@@ -104,6 +108,27 @@ _GEX = (
     nullable("gex_per_pct", FLOAT, "the same, dollars per 1 % of the forward"),
 )
 
+_RISK_REVERSAL_25 = nullable(
+    "risk_reversal_25", FLOAT, "iv_25_call − iv_25_put, as a fraction; below 0 where puts cost more"
+)
+_BUTTERFLY_25 = nullable("butterfly_25", FLOAT, "mean of iv_25_call and iv_25_put, less atm_iv")
+
+_SKEW = (
+    nullable("iv_25_call", FLOAT, "volatility of the call with a forward delta of 0.25, as a fraction"),
+    nullable("iv_25_put", FLOAT, "volatility of the put with a forward delta of −0.25"),
+    _RISK_REVERSAL_25,
+    _BUTTERFLY_25,
+    nullable("iv_10_call", FLOAT, "volatility of the call with a forward delta of 0.10"),
+    nullable("iv_10_put", FLOAT, "volatility of the put with a forward delta of −0.10"),
+    nullable("risk_reversal_10", FLOAT, "iv_10_call − iv_10_put"),
+    nullable("butterfly_10", FLOAT, "mean of iv_10_call and iv_10_put, less atm_iv"),
+    nullable(
+        "skew_slope",
+        FLOAT,
+        "risk_reversal_25 over the distance of the two strikes: volatility per 1.00 of ln(strike)",
+    ),
+)
+
 IV_SMILE = Table(
     name="iv_smile",
     version=1,
@@ -146,8 +171,9 @@ STRIKE_PROFILE = Table(
 
 SERIES_METRICS = Table(
     name="series_metrics",
-    version=1,
-    meaning="Term structure, expected move, put/call ratios, max pain: one row per snapshot and series.",
+    version=2,
+    meaning="Term structure, skew, expected move, put/call ratios, max pain: one row per snapshot and "
+    "series.",
     columns=(
         *_SERIES,
         required("expiration", INSTANT, "the instant trading ends"),
@@ -165,6 +191,7 @@ SERIES_METRICS = Table(
             "max_pain", FLOAT, "strike of least payout, the lowest of equals; null without open interest"
         ),
         *_GEX,
+        *_SKEW,
         RUN_ID,
     ),
     key=("source", "snapshot_ts", "series"),
@@ -172,9 +199,31 @@ SERIES_METRICS = Table(
     pruning_column="snapshot_ts",
 )
 
+CONSTANT_MATURITY = Table(
+    name="constant_maturity",
+    version=1,
+    meaning="Volatility at fixed numbers of days, between the two expirations around each: one row per "
+    "source, snapshot, product and number of days.",
+    columns=(
+        *_SNAPSHOT,
+        PRODUCT,
+        required("days", INT, "calendar days to expiration: 7, 14, 30, 60 or 90"),
+        nullable(
+            "atm_iv", FLOAT, "ATM implied volatility, as a fraction; null unless two expirations bracket it"
+        ),
+        _RISK_REVERSAL_25,
+        _BUTTERFLY_25,
+        nullable("forward", FLOAT, "the forward at that time, points"),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "product", "days"),
+    order=("snapshot_ts", "source", "product", "days"),
+    pruning_column="snapshot_ts",
+)
+
 GAMMA_LEVELS = Table(
     name="gamma_levels",
-    version=1,
+    version=2,
     meaning="All series of a product together: one row per source, snapshot and product.",
     columns=(
         *_SNAPSHOT,
@@ -186,6 +235,17 @@ GAMMA_LEVELS = Table(
         nullable("zero_gamma", FLOAT, "level where net exposure changes sign; null when none is within 10 %"),
         required("contracts", INT, "contracts in the exposure"),
         required("open_interest_left_out", INT, "open contracts without a price, not in the exposure"),
+        nullable("open_interest_left_out_share", FLOAT, "the same over all open contracts; null without any"),
+        nullable("gamma_regime", TEXT, "sign of the net gamma exposure: positive or negative; null at 0"),
+        nullable("call_wall", FLOAT, "strike with the largest gamma exposure of calls, the lowest of equals"),
+        nullable("put_wall", FLOAT, "strike with the largest gamma exposure of puts, the lowest of equals"),
+        nullable("delta_exposure", FLOAT, "net delta exposure (dealers long calls, short puts), dollars"),
+        nullable("vanna_exposure", FLOAT, "change of delta_exposure per 0.01 of volatility, dollars"),
+        nullable("charm_exposure", FLOAT, "change of delta_exposure per calendar day that passes, dollars"),
+        nullable("term_slope", FLOAT, "atm_iv at 30 days less atm_iv at 7 days (constant_maturity)"),
+        nullable(
+            "underlying_price", FLOAT, "the vendor's price of the first contract's future, index or fund"
+        ),
         RUN_ID,
     ),
     key=("source", "snapshot_ts", "product"),

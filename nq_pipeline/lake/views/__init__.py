@@ -11,6 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.lake.tables import (
+    CONSTANT_MATURITY,
+    GAMMA_LEVELS,
     INSTANT,
     IV_SMILE,
     OPTION_CHAIN,
@@ -141,6 +143,22 @@ _ANALYTICS_VIEWS = (
         "The current chain by series: ATM volatility, expected move, put/call ratios, max pain, gamma "
         "exposure. Ordered by `expiration` it is the term structure.",
         (*SERIES_METRICS.columns, _PRODUCT),
+    ),
+    View(
+        "market_history",
+        "The market over time: one row per source, snapshot and product, from gamma_levels, the front series "
+        "and the constant maturities. The front series is the first to expire that has a forward.",
+        (
+            *(replace(column, nullable=True) for column in GAMMA_LEVELS.columns),
+            _one(SERIES_METRICS, "series", "front_series"),
+            _one(SERIES_METRICS, "atm_iv"),
+            *(
+                replace(_one(CONSTANT_MATURITY, "atm_iv", f"atm_iv_{days}"), meaning=f"ATM IV at {days} days")
+                for days in (7, 14, 30, 60, 90)
+            ),
+            _one(SERIES_METRICS, "expected_move_straddle", "expected_move"),
+            *_shown(SERIES_METRICS, "risk_reversal_25", "butterfly_25", "skew_slope"),
+        ),
     ),
 )
 
