@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
+    from nq_pipeline.market.surface import VolatilitySurface
     from nq_pipeline.settings import Settings
 
-__all__ = ["chain", "connect"]
+__all__ = ["chain", "connect", "surface"]
 
 
 def connect(settings: Settings | None = None) -> duckdb.DuckDBPyConnection:
@@ -80,3 +81,38 @@ def chain(
 
     with connect(settings) as connection:
         return catalog.chain(connection, as_of, newest_per_contract=newest_per_contract)
+
+
+def surface(
+    as_of: datetime | None = None, *, product: str | None = None, settings: Settings | None = None
+) -> VolatilitySurface:
+    """The fitted volatility surface of the current chain, or of the chain as of a moment.
+
+    `surface().implied_volatility(21_500, date(2025, 6, 20))` gives a volatility with an error band, null
+    outside the quotes. The surface is fitted from `iv_smile`, so chains older than the table
+    `surface_slices` have one, too. It is empty when there was no chain with quotes.
+
+    Parameters
+    ----------
+    as_of
+        An instant with a time zone, as for `chain`. By default the current chain.
+    product
+        What the options are on: `NQ`, or a proxy such as `NDX`. By default the first of the settings.
+    settings
+        By default those of the environment and `.env`.
+
+    Raises
+    ------
+    LakeError
+        `as_of` has no time zone.
+    NoLake
+        The data folder has no lake.
+    SettingsError
+        A setting is invalid.
+    """
+    from nq_pipeline.analytics.surface import load_surface
+    from nq_pipeline.configuration import load
+
+    settings = settings or load()
+    with connect(settings) as connection:
+        return load_surface(connection, as_of, product or settings.products[0])

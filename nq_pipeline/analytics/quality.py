@@ -11,7 +11,15 @@ from collections.abc import Mapping
 import polars as pl
 
 from nq_pipeline.finding import Finding
-from nq_pipeline.lake.tables import GAMMA_LEVELS, IV_SMILE, OPTION_PRICING, SERIES_METRICS, STRIKE_PROFILE
+from nq_pipeline.lake.tables import (
+    GAMMA_LEVELS,
+    IV_SMILE,
+    OPTION_PRICING,
+    SERIES_METRICS,
+    STRIKE_PROFILE,
+    SURFACE_ARBITRAGE,
+    SURFACE_SLICES,
+)
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
 
@@ -25,6 +33,8 @@ LEAST_STRIKES = 5
 """Strikes on either side of the forward; fewer do not make a smile."""
 MOST_ARBITRAGE = 0.01
 """Fraction of butterflies. Quotes of different moments may cross; more of it is a broken feed."""
+LEAST_INSIDE = 0.95
+"""Fraction of quotes. A surface that misses more of them does not describe the market."""
 MOST_LEFT_OUT = 0.25
 """Fraction of open contracts. Deep strikes without a bid have a tenth of them and hardly any gamma."""
 MOST_UNDEFINED = 0.2
@@ -48,6 +58,12 @@ def judge_snapshot(
         IV_SMILE.name: {
             "front_smile": front_smile(measured[IV_SMILE.name], series),
             "no_butterfly_arbitrage": no_butterfly_arbitrage(chain),
+        },
+        SURFACE_SLICES.name: {"quotes_inside": quotes_inside(measured[SURFACE_SLICES.name])},
+        SURFACE_ARBITRAGE.name: {
+            "no_surface_arbitrage": no_surface_arbitrage(
+                measured[SURFACE_ARBITRAGE.name], measured[SURFACE_SLICES.name]
+            )
         },
         STRIKE_PROFILE.name: {"open_interest_known": open_interest_known(measured[STRIKE_PROFILE.name])},
         SERIES_METRICS.name: {"term_structure": term_structure(series)},
@@ -164,6 +180,51 @@ def no_butterfly_arbitrage(chain: pl.DataFrame) -> Finding | None:
         sentence=f"{free.height} of {flies.height:,} butterflies cost less than nothing.",
         numbers={"negative": free.height, "butterflies": flies.height, "negative_share": share},
         table=free.select("series", "option_type", "strike", "cost") if free.height else None,
+    )
+
+
+def inside_share(slices: pl.DataFrame) -> float:
+    """The share of all quotes between whose bid and ask the surface passes; rows of `surface_slices`."""
+    weighted = (pl.col("inside_share") * pl.col("quotes")).sum() / pl.col("quotes").sum()
+    return float(slices.select(weighted).item())
+
+
+def quotes_inside(slices: pl.DataFrame) -> Finding | None:
+    """Check that the surface passes between bid and ask of most quotes; None without a surface."""
+    if slices.is_empty():
+        return None
+    share, quotes = inside_share(slices), int(slices["quotes"].sum())
+    poor = slices.filter(pl.col("inside_share") < LEAST_INSIDE).select("source", "series", "inside_share")
+    return Finding(
+        passed=share >= LEAST_INSIDE,
+        severity="warn",
+        sentence=f"The surface passes between bid and ask of {share:.1%} of {quotes:,} quotes in "
+        f"{slices.height} series.",
+        numbers={"inside_share": share, "quotes": quotes, "series": slices.height},
+        table=poor if poor.height else None,
+    )
+
+
+def no_surface_arbitrage(arbitrage: pl.DataFrame, slices: pl.DataFrame) -> Finding | None:
+    """Check the fitted surface for arbitrage that the width of the quotes does not explain.
+
+    A butterfly of the curve counts only as information: `no_butterfly_arbitrage` judges the quotes. None
+    without a surface.
+    """
+    if slices.is_empty():
+        return None
+    calendars = arbitrage.filter(kind="calendar")
+    beyond = calendars.filter(pl.col("volatility_drop") > pl.col("iv_uncertainty"))
+    butterflies = arbitrage.height - calendars.height
+    return Finding(
+        passed=beyond.is_empty(),
+        severity="warn",
+        sentence=f"{beyond.height} of {calendars.height} ranges of calendar arbitrage exceed the width of "
+        f"the quotes; the density is negative in {butterflies} ranges of strikes.",
+        numbers={"beyond": beyond.height, "calendars": calendars.height, "butterflies": butterflies},
+        table=arbitrage.drop("environment", "snapshot_ts", "trade_date", "underlying_class", "run_id")
+        if arbitrage.height
+        else None,
     )
 
 

@@ -12,6 +12,7 @@ from datetime import date
 import polars as pl
 
 from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
+from nq_pipeline.analytics.surface import surface_rows
 from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
@@ -67,8 +68,9 @@ def measure_snapshot(
 ) -> dict[str, pl.DataFrame]:
     """Compute the metrics of a priced chain, append them to the lake, and return the rows by table name."""
     priced = priced_chain(chain, pricing)
+    rows = surface_rows(priced) | {table: metric(priced) for table, metric in METRICS}
     measured = {
-        table: conform(table, metric(priced).with_columns(run_id=pl.lit(run_id))) for table, metric in METRICS
+        table: conform(table, frame.with_columns(run_id=pl.lit(run_id))) for table, frame in rows.items()
     }
     Workspace.of(settings).lake.append_all(measured.items(), run_id=run_id).check()
     return {table.name: rows for table, rows in measured.items()}

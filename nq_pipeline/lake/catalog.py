@@ -126,20 +126,31 @@ def chain(
     LakeError
         `as_of` has no time zone, or `newest_per_contract` is given without `as_of`.
     """
-    if as_of is None:
-        if newest_per_contract:
-            raise LakeError("newest_per_contract needs as_of; give both")
-        relation = connection.sql(f"FROM {LATEST}")
-    elif as_of.tzinfo is None:
-        raise LakeError(f"{as_of.isoformat()} has no time zone; pass an aware datetime as as_of")
-    else:
-        sql = "FROM option_chain_asof($as_of, newest_per_contract := $newest)"
-        relation = connection.sql(sql, params={"as_of": as_of, "newest": newest_per_contract})
-    rows = relation.pl()
+    rows = chain_relation(connection, as_of, newest_per_contract=newest_per_contract).pl()
     exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
     names = OPTION_CHAIN.schema.names()
     typed = conform(OPTION_CHAIN, rows.with_columns(**exact).select(names))
     return typed.with_columns(rows["product"]).sort(CHAIN_ORDER)
+
+
+def chain_relation(
+    connection: duckdb.DuckDBPyConnection, as_of: datetime | None, *, newest_per_contract: bool = False
+) -> duckdb.DuckDBPyRelation:
+    """The rows of `chain` as a relation, in the types of the views.
+
+    Raises
+    ------
+    LakeError
+        `as_of` has no time zone, or `newest_per_contract` is given without `as_of`.
+    """
+    if as_of is None:
+        if newest_per_contract:
+            raise LakeError("newest_per_contract needs as_of; give both")
+        return connection.sql(f"FROM {LATEST}")
+    if as_of.tzinfo is None:
+        raise LakeError(f"{as_of.isoformat()} has no time zone; pass an aware datetime as as_of")
+    sql = "FROM option_chain_asof($as_of, newest_per_contract := $newest)"
+    return connection.sql(sql, params={"as_of": as_of, "newest": newest_per_contract})
 
 
 def publish(lake: Lake) -> Path:

@@ -14,6 +14,7 @@ from nq_pipeline.capture import quality as capture
 from nq_pipeline.finding import Finding
 from nq_pipeline.orchestration.metadata import markdown_table
 from nq_pipeline.orchestration.names import (
+    ARBITRAGE,
     CHOSEN_CHAIN,
     LEVELS,
     LIVE_TRADES,
@@ -24,6 +25,7 @@ from nq_pipeline.orchestration.names import (
     SMILE,
     SOURCE_CHAINS,
     SPEND_LEDGER,
+    SURFACE,
 )
 from nq_pipeline.orchestration.resources import Vendors
 
@@ -60,6 +62,14 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "on either side of the forward, and an at-the-money volatility.",
         "no_butterfly_arbitrage": "No butterfly of neighbouring strikes costs less than nothing at the "
         f"quotes; a warning up to {analytics.MOST_ARBITRAGE:.0%} of them.",
+    },
+    SURFACE: {
+        "quotes_inside": f"The surface passes between bid and ask of at least {analytics.LEAST_INSIDE:.0%} "
+        "of the out-of-the-money quotes."
+    },
+    ARBITRAGE: {
+        "no_surface_arbitrage": "Nowhere does total variance fall from one expiration to the next by more "
+        "than the width of the quotes. Butterflies of the fitted curve are listed."
     },
     PROFILE: {"open_interest_known": "The vendor sent open interest for some strikes."},
     SERIES: {"term_structure": "Every series with a forward has an at-the-money volatility."},

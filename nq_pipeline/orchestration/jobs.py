@@ -10,6 +10,7 @@ from nq_pipeline import retention
 from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.orchestration.names import (
+    ARBITRAGE,
     CAPTURE,
     CAPTURE_HOST,
     CHOSEN_CHAIN,
@@ -29,6 +30,7 @@ from nq_pipeline.orchestration.names import (
     SMILE,
     SOURCE_CHAINS,
     SPEND_LEDGER,
+    SURFACE,
 )
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.verify.doctor import probe_sources, probe_store
@@ -39,7 +41,7 @@ chain_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         *SOURCE_CHAINS.values(),
         CHOSEN_CHAIN,
-        *(PRICING, SMILE, PROFILE, SERIES, LEVELS),
+        *(PRICING, SMILE, SURFACE, ARBITRAGE, PROFILE, SERIES, LEVELS),
         SPEND_LEDGER,
         REPORT,
     ),

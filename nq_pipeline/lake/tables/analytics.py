@@ -149,6 +149,63 @@ IV_SMILE = Table(
     pruning_column="snapshot_ts",
 )
 
+SURFACE_SLICES = Table(
+    name="surface_slices",
+    version=1,
+    meaning="The fitted smile of every series with enough quotes: raw SVI, w(k) = a + b (ρ (k − m) + "
+    "√((k − m)² + σ²)) for the total variance w = iv² × years at k = ln(strike / forward), with a second "
+    "hyperbola of the same ρ where one leaves quotes outside bid and ask; and how well it fits.",
+    columns=(
+        *_SERIES,
+        required("expiration", INSTANT, "the instant trading ends"),
+        required("years", FLOAT, "to expiration, in years of 365 days"),
+        required("forward", FLOAT, "the future's price used to value it"),
+        required("a", FLOAT, "SVI's level"),
+        required("rho", FLOAT, "SVI's slope ρ, from −1 to 1"),
+        required("b", FLOAT, "SVI's scale, above 0"),
+        required("m", FLOAT, "log-moneyness of the hyperbola's centre"),
+        required("sigma", FLOAT, "width of the hyperbola's bend, in log-moneyness"),
+        nullable("b_2", FLOAT, "scale of the second hyperbola; null for raw SVI"),
+        nullable("m_2", FLOAT, "its centre; null for raw SVI"),
+        nullable("sigma_2", FLOAT, "its bend; null for raw SVI"),
+        required("quotes", INT, "out-of-the-money quotes that were fitted"),
+        required("strike_min", FLOAT, "lowest strike quoted; the curve has no meaning below"),
+        required("strike_max", FLOAT, "highest strike quoted; the curve has no meaning above"),
+        nullable("atm_iv", FLOAT, "the curve's volatility at the forward; null outside the strikes"),
+        required("inside_share", FLOAT, "share of the quotes between whose bid and ask the curve passes"),
+        required("rms_error", FLOAT, "root mean square of curve less mid, in volatility"),
+        required("max_error", FLOAT, "largest distance of the curve from a mid, in volatility"),
+        required("durrleman_min", FLOAT, "least value of Durrleman's g; below 0 is butterfly arbitrage"),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "series"),
+    order=("snapshot_ts", "series"),
+    pruning_column="snapshot_ts",
+)
+
+SURFACE_ARBITRAGE = Table(
+    name="surface_arbitrage",
+    version=1,
+    meaning="Where the fitted surface admits arbitrage: one row per range of strikes. A fit inside bid and "
+    "ask can have some; compare its size with `iv_uncertainty`.",
+    columns=(
+        *_SERIES,
+        required("kind", TEXT, "butterfly (a negative density) or calendar (total variance falls with time)"),
+        nullable("earlier_series", TEXT, "calendar: the expiration before; null for a butterfly"),
+        required("strike_from", FLOAT, "lowest strike of the range"),
+        required("strike_to", FLOAT, "highest strike of the range"),
+        required("strike", FLOAT, "where it is worst"),
+        required("log_moneyness", FLOAT, "ln(strike / forward) there"),
+        nullable("durrleman_g", FLOAT, "butterfly: Durrleman's g there, below 0"),
+        nullable("volatility_drop", FLOAT, "calendar: volatility that the later expiration lacks there"),
+        required("iv_uncertainty", FLOAT, "half the width of the quotes there, in volatility; both series'"),
+        RUN_ID,
+    ),
+    key=("source", "snapshot_ts", "series", "kind", "strike_from"),
+    order=("snapshot_ts", "series", "kind", "strike_from"),
+    pruning_column="snapshot_ts",
+)
+
 STRIKE_PROFILE = Table(
     name="strike_profile",
     version=1,

@@ -139,6 +139,19 @@ _ANALYTICS_VIEWS = (
         (*IV_SMILE.columns, _PRODUCT),
     ),
     View(
+        "surface_fit",
+        "Fit of the surface by strike: every quote of the smile beside the fitted curve of its series. "
+        "`inside` is false where the quote disagrees with the curve by more than half its width.",
+        (
+            *IV_SMILE.columns,
+            Column("fitted_volatility", FLOAT, "the curve's, as a fraction; null where the series has none"),
+            Column("error", FLOAT, "fitted less quoted volatility"),
+            Column("error_widths", FLOAT, "error in half-widths of the quote; null without quote"),
+            Column("inside", BOOL, "whether the curve passes between bid and ask; null without quote"),
+            _PRODUCT,
+        ),
+    ),
+    View(
         "term_structure",
         "The current chain by series: ATM volatility, expected move, put/call ratios, max pain, gamma "
         "exposure. Ordered by `expiration` it is the term structure.",

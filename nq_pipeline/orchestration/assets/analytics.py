@@ -25,11 +25,14 @@ from nq_pipeline.lake.tables import (
     OPTION_PRICING,
     SERIES_METRICS,
     STRIKE_PROFILE,
+    SURFACE_ARBITRAGE,
+    SURFACE_SLICES,
     TRADE_PRESSURE,
 )
 from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import checks, freshness, metadata
 from nq_pipeline.orchestration.names import (
+    ARBITRAGE,
     CHOSEN_CHAIN,
     LEVELS,
     LIVE_TRADES,
@@ -38,6 +41,7 @@ from nq_pipeline.orchestration.names import (
     PROFILE,
     SERIES,
     SMILE,
+    SURFACE,
 )
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
@@ -55,6 +59,8 @@ WINDOW = timedelta(minutes=5)
 TABLES = {
     PRICING: OPTION_PRICING,
     SMILE: IV_SMILE,
+    SURFACE: SURFACE_SLICES,
+    ARBITRAGE: SURFACE_ARBITRAGE,
     PROFILE: STRIKE_PROFILE,
     SERIES: SERIES_METRICS,
     LEVELS: GAMMA_LEVELS,
@@ -64,6 +70,8 @@ DESCRIPTIONS = {
     "on the parity forward, plus the early exercise premium for American quarterlies. `unpriced` says why a "
     "row has none.",
     SMILE: "Implied volatility by strike of every series, with its uncertainty (`iv_uncertainty`).",
+    SURFACE: "The volatility surface: a curve fitted to the quotes of every series, weighted by their width.",
+    ARBITRAGE: "Strikes where the fitted surface admits butterfly or calendar arbitrage; often none.",
     PROFILE: "Positions by strike: open interest, volume, payout and gamma exposure.",
     SERIES: "A row per series: at-the-money implied volatility (the term structure), expected move, put/call "
     "ratios, max pain.",
@@ -213,6 +221,9 @@ def _figures(
         name = first.item(0, "series")
         shown |= {"front": name, "strikes_front": rows.filter(series=name).height}
         shown |= _numbers(first, "atm_iv")
+    elif key == SURFACE and rows.height:
+        shown |= {"series": rows.height, "quotes": int(rows["quotes"].sum())}
+        shown["inside_share"] = round(quality.inside_share(rows), 6)
     elif key == SERIES and first.height:
         shown |= {"front": first.item(0, "series")}
         shown |= _numbers(

@@ -1,0 +1,317 @@
+"""The volatility surface of a chain: a curve for each expiration, and what lies between them.
+
+Each expiration has a curve of `svi.py`. Between two expirations, total variance is linear in time at equal
+log-moneyness, and so is the logarithm of the forward. The surface ends where the quotes end: before the
+first and after the last expiration, and outside the strikes that both neighbouring expirations quote, there
+is no volatility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nq_pipeline.market import sessions, svi
+from nq_pipeline.market.svi import Floats
+
+INSTANT = pl.Datetime("ns", "UTC")
+Expiration = datetime | date
+QUOTE = (
+    "series",
+    "expiration",
+    "years",
+    "forward",
+    "strike",
+    "log_moneyness",
+    "implied_volatility",
+    "iv_uncertainty",
+)
+"""Columns of the smile that a surface needs."""
+SLICE = pl.Schema(
+    {"series": pl.String(), "expiration": INSTANT, "years": pl.Float64(), "forward": pl.Float64()}
+    | dict.fromkeys(svi.PARAMETERS, pl.Float64())
+    | {"quotes": pl.Int64()}
+    | dict.fromkeys(
+        ("strike_min", "strike_max", "atm_iv", "inside_share", "rms_error", "max_error", "durrleman_min"),
+        pl.Float64(),
+    )
+)
+ARBITRAGE = pl.Schema(
+    {"series": pl.String(), "kind": pl.String(), "earlier_series": pl.String()}
+    | dict.fromkeys(
+        (
+            "strike_from",
+            "strike_to",
+            "strike",
+            "log_moneyness",
+            "durrleman_g",
+            "volatility_drop",
+            "iv_uncertainty",
+        ),
+        pl.Float64(),
+    )
+)
+POINTS = 201
+"""Points of a curve that are examined for arbitrage."""
+_ROUNDING = 1e-9
+
+
+class VolatilitySurface:
+    """The implied volatility of one product at any strike and expiration within its quotes.
+
+    Parameters
+    ----------
+    smile
+        Rows of `iv_smile` of one product with the columns `QUOTE`, one snapshot of each series. Rows without
+        `iv_uncertainty` have no quote and are left out.
+
+    Attributes
+    ----------
+    slices
+        One row per series that has enough quotes, by expiration: the columns of the table `surface_slices`
+        from `series` on.
+    quotes
+        The rows that were fitted, with `fitted_volatility`.
+    """
+
+    def __init__(self, smile: pl.DataFrame) -> None:
+        quoted = smile.filter(pl.col("iv_uncertainty") > 0, pl.col("years") > 0)
+        quoted = quoted.with_columns(pl.col("expiration").cast(INSTANT)).sort(
+            "expiration", "series", "strike"
+        )
+        by_series = quoted.partition_by("series", maintain_order=True)
+        curves = svi.fit([_smile(rows) for rows in by_series])
+        fitted = [
+            rows.with_columns(fitted_volatility=_volatility(curve, rows["log_moneyness"].to_numpy(), rows))
+            for rows, curve in zip(by_series, curves, strict=True)
+        ]
+        kept = [i for i in range(len(curves)) if not np.isnan(curves[i, 0])]
+        self._curves = curves[kept]
+        self._by_series = [fitted[i] for i in kept]
+        self.quotes = (
+            pl.concat(self._by_series) if kept else quoted.clear().with_columns(fitted_volatility=0.0)
+        )
+        rows = [_slice(rows, curve) for rows, curve in zip(self._by_series, self._curves, strict=True)]
+        self.slices = pl.DataFrame(rows, SLICE, orient="row").with_columns(
+            pl.col(*svi.PARAMETERS, "atm_iv").fill_nan(None)
+        )
+
+    def implied_volatility(
+        self, strike: npt.ArrayLike, expiration: Expiration | Sequence[Expiration]
+    ) -> pl.DataFrame:
+        """The implied volatility, with an error band, at strikes and expirations; the two are broadcast.
+
+        Parameters
+        ----------
+        strike
+            Points (proxies: index points or dollars).
+        expiration
+            Instants with a time zone. A date means the last listed expiration of that date, or 15:00 in
+            Chicago where none is listed.
+
+        Returns
+        -------
+        polars.DataFrame
+            `strike`, `expiration`, `forward`, `log_moneyness`, `implied_volatility` as a fraction, `lower`
+            and `upper`: the bid's and the ask's volatility, interpolated between the strikes, and widened
+            where the curve lies outside them. Null outside the quotes. One row per pair.
+
+        Raises
+        ------
+        ValueError
+            An expiration has no time zone.
+        """
+        given = [expiration] if isinstance(expiration, date) else list(expiration)
+        instants = np.array([self._instant(one) for one in given], np.int64)
+        k, e = np.broadcast_arrays(
+            np.asarray(strike, np.float64), instants if len(given) > 1 else instants[0]
+        )
+        return self._at(k.ravel(), e.ravel())
+
+    def grid(self, strikes: int = 41) -> pl.DataFrame:
+        """`implied_volatility` at evenly spaced strikes of every listed expiration, within its quotes."""
+        parts = [
+            self._at(np.linspace(low, high, strikes), np.full(strikes, instant))
+            for low, high, instant in self.slices.select(
+                "strike_min", "strike_max", pl.col("expiration").to_physical()
+            ).iter_rows()
+        ]
+        return pl.concat(parts) if parts else self._at(np.empty(0), np.empty(0, np.int64))
+
+    def arbitrage(self) -> pl.DataFrame:
+        """Where the curves admit arbitrage: the columns of `surface_arbitrage` from `series` on.
+
+        `butterfly`: strikes where Durrleman's function is negative. `calendar`: strikes where total variance
+        at equal log-moneyness is less than at the expiration before. Neighbouring points are one row.
+        """
+        found = [*self._butterflies(), *self._calendars()]
+        return pl.DataFrame(found, ARBITRAGE, orient="row")
+
+    def _instant(self, expiration: Expiration) -> int:
+        """Nanoseconds since 1970 UTC."""
+        if not isinstance(expiration, datetime):
+            listed = self.slices.filter(
+                pl.col("expiration").dt.convert_time_zone("America/Chicago").dt.date() == expiration
+            )
+            if listed.height:
+                return int(listed["expiration"].to_physical()[-1])
+            expiration = datetime.combine(expiration, time(15), sessions.CHICAGO)
+        if expiration.tzinfo is None:
+            raise ValueError(f"{expiration.isoformat()} has no time zone; pass an aware datetime or a date")
+        return int(pl.Series([expiration], dtype=INSTANT).to_physical()[0])
+
+    def _at(self, strike: Floats, instant: npt.NDArray[np.int64]) -> pl.DataFrame:
+        forward, years = np.full((2, len(strike)), np.nan)
+        variances = np.full((3, len(strike)), np.nan)
+        listed = self.slices["expiration"].to_physical().to_numpy()
+        log_forwards, times = np.log(self.slices["forward"].to_numpy()), self.slices["years"].to_numpy()
+        if len(listed):
+            within = (instant >= listed[0]) & (instant <= listed[-1])
+            before = np.clip(np.searchsorted(listed, instant, "right") - 1, 0, len(listed) - 1)
+            after = np.where(listed[before] == instant, before, np.minimum(before + 1, len(listed) - 1))
+            gap = np.maximum(listed[after] - listed[before], 1)
+            share = np.where(after > before, (instant - listed[before]) / gap, 0.0)
+
+            def between(values: Floats) -> Floats:
+                return np.asarray((1 - share) * values[before] + share * values[after])
+
+            forward, years = (
+                np.where(within, x, np.nan) for x in (np.exp(between(log_forwards)), between(times))
+            )
+            k = np.log(strike / forward)
+            sides = np.zeros((2, *variances.shape))
+            for i in range(len(listed)):
+                for side, which in zip(sides, (before, after), strict=True):
+                    side[:, which == i] = self._variances(i, k[which == i])
+            variances = np.where(share > 0, (1 - share) * sides[0] + share * sides[1], sides[0])
+        with np.errstate(invalid="ignore"):
+            middle, lower, upper = np.sqrt(np.maximum(variances, 0.0) / years)
+            known = np.isfinite(middle)
+            columns = {
+                "strike": strike,
+                "expiration": pl.Series(instant, dtype=pl.Int64).cast(INSTANT),
+                "forward": forward,
+                "log_moneyness": np.where(known, np.log(strike / forward), np.nan),
+                "implied_volatility": middle,
+                "lower": lower,
+                "upper": upper,
+            }
+        return pl.DataFrame(columns).with_columns(pl.selectors.float().fill_nan(None))
+
+    def _variances(self, i: int, k: Floats) -> Floats:
+        """Total variance of a slice: of the curve, and of the lower and upper end of its band."""
+        rows = self._by_series[i]
+        at, volatility, half_width, fitted = (
+            rows[name].to_numpy()
+            for name in ("log_moneyness", "implied_volatility", "iv_uncertainty", "fitted_volatility")
+        )
+        curve = _volatility(self._curves[i], k, rows)
+        low = curve + np.minimum(np.interp(k, at, volatility - half_width - fitted), 0.0)
+        high = curve + np.maximum(np.interp(k, at, volatility + half_width - fitted), 0.0)
+        inside = (k >= at[0] - _ROUNDING) & (k <= at[-1] + _ROUNDING)
+        square = np.maximum(np.stack([curve, low, high]), 0.0) ** 2
+        return np.where(inside, square, np.nan) * float(rows["years"][0])
+
+    def _range(self, i: int) -> tuple[float, float]:
+        at = self._by_series[i]["log_moneyness"]
+        return float(at[0]), float(at[-1])
+
+    def _uncertainty(self, i: int, k: Floats) -> Floats:
+        rows = self._by_series[i]
+        return np.asarray(np.interp(k, rows["log_moneyness"].to_numpy(), rows["iv_uncertainty"].to_numpy()))
+
+    def _butterflies(self) -> Iterator[tuple[Any, ...]]:
+        for i, (series, forward) in enumerate(self.slices.select("series", "forward").iter_rows()):
+            k = np.linspace(*self._range(i), POINTS)
+            g = svi.durrleman(self._curves[i], k)
+            for span, worst in _runs(g < -_ROUNDING, g):
+                first, last, at = (float(forward * np.exp(k[n])) for n in (*span, worst))
+                width = float(self._uncertainty(i, k[worst]))
+                yield (
+                    series,
+                    "butterfly",
+                    None,
+                    first,
+                    last,
+                    at,
+                    float(k[worst]),
+                    float(g[worst]),
+                    None,
+                    width,
+                )
+
+    def _calendars(self) -> Iterator[tuple[Any, ...]]:
+        named = self.slices.select("series", "forward", "years", "expiration").rows()
+        for i, (earlier, later) in enumerate(pairwise(named)):
+            low, high = (
+                pick(x, y) for pick, x, y in zip((max, min), self._range(i), self._range(i + 1), strict=True)
+            )
+            if low >= high or earlier[3] == later[3]:
+                continue
+            k = np.linspace(low, high, POINTS)
+            before, after = (svi.total_variance(self._curves[n], k) for n in (i, i + 1))
+            drop = (np.sqrt(np.maximum(before, 0)) - np.sqrt(np.maximum(after, 0))) / np.sqrt(later[2])
+            for span, worst in _runs(drop > _ROUNDING, -drop):
+                first, last, at = (float(later[1] * np.exp(k[n])) for n in (*span, worst))
+                width = float(
+                    self._uncertainty(i, k[worst]) * np.sqrt(earlier[2] / later[2])
+                    + self._uncertainty(i + 1, k[worst])
+                )
+                yield (
+                    later[0],
+                    "calendar",
+                    earlier[0],
+                    first,
+                    last,
+                    at,
+                    float(k[worst]),
+                    None,
+                    float(drop[worst]),
+                    width,
+                )
+
+
+def _smile(rows: pl.DataFrame) -> svi.Smile:
+    volatility, years = rows["implied_volatility"].to_numpy(), float(rows["years"][0])
+    half_width = 2 * volatility * rows["iv_uncertainty"].to_numpy() * years
+    return svi.Smile(rows["log_moneyness"].to_numpy(), volatility**2 * years, half_width)
+
+
+def _volatility(curve: Floats, k: Floats, rows: pl.DataFrame) -> Floats:
+    variance = svi.total_variance(curve, k) / float(rows["years"][0])
+    return np.sqrt(np.maximum(variance, 0.0))
+
+
+def _slice(rows: pl.DataFrame, curve: Floats) -> tuple[Any, ...]:
+    """A row of `slices`."""
+    error = (rows["fitted_volatility"] - rows["implied_volatility"]).to_numpy()
+    k = rows["log_moneyness"]
+    atm = float(_volatility(curve, np.zeros(1), rows)[0]) if k[0] <= 0 <= k[-1] else np.nan
+    inside = np.abs(error) <= rows["iv_uncertainty"].to_numpy() * (1 + _ROUNDING)
+    g = svi.durrleman(curve, np.linspace(k[0], k[-1], POINTS))
+    return (
+        *(rows[name][0] for name in ("series", "expiration", "years", "forward")),
+        *curve.tolist(),
+        rows.height,
+        *(rows["strike"][i] for i in (0, -1)),
+        *(
+            atm,
+            float(inside.mean()),
+            float(np.sqrt(np.mean(error**2))),
+            float(np.abs(error).max()),
+            float(g.min()),
+        ),
+    )
+
+
+def _runs(bad: npt.NDArray[np.bool_], size: Floats) -> Iterator[tuple[tuple[int, int], int]]:
+    """The first and last index of every run of true values, and where `size` is least in it."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(np.int8), [0]])))
+    for first, end in zip(edges[::2], edges[1::2], strict=True):
+        yield (int(first), int(end) - 1), int(first + np.argmin(size[first:end]))
