@@ -310,7 +310,7 @@ def test_archived_answers_are_parsed_again_without_an_opt_in(barchart: Server, f
 
 def test_a_proxy_that_wins_is_named_one() -> None:
     """In the sandbox: no other vendor is asked, so the stand-in for NDX is all there is."""
-    result = nq("run", "--source", "polygon", NQ_HORIZON_DAYS="1")
+    result = nq("run", "--source", "polygon", NQ_HORIZON_DAYS="1", NQ_FAR_EXPIRATIONS="0")
     assert result.exit_code == exit_codes.OK, result.output
     (winner,) = [line for line in result.stdout.splitlines() if line.startswith("Winner: ")]
     assert winner.startswith("Winner: polygon (") and winner.endswith(", a proxy: options on NDX, not on NQ)")

@@ -150,6 +150,7 @@ def snap(stand_ins: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             data_dir=stand_ins,
             now=NOW,
             horizon_days=0,
+            far_expirations=False,
             sources=tuple(faults),
             sandbox_faults=tuple(f"{vendor}={fault}" for vendor, fault in faults.items()),
             source_deadline_s=10 if "slow" in faults.values() else 30,
@@ -304,6 +305,7 @@ def variables(stand_ins: Path, tmp_path: Path) -> dict[str, str]:
         "NQ_SANDBOX_PORT": str(port),
         "NQ_NOW": NOW,
         "NQ_HORIZON_DAYS": "0",
+        "NQ_FAR_EXPIRATIONS": "0",
     }
 
 

@@ -42,7 +42,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     folder = tmp_path_factory.mktemp("stand-ins")
 
     def begin(data: Path) -> subprocess.Popen[bytes]:
-        settings = {"NQ_NOW": NOW, "NQ_HORIZON_DAYS": "0", "NQ_DATA_DIR": str(data), "NQ_SANDBOX_PORT": port}
+        settings = {
+            "NQ_NOW": NOW,
+            "NQ_HORIZON_DAYS": "0",
+            "NQ_FAR_EXPIRATIONS": "0",
+            "NQ_DATA_DIR": str(data),
+            "NQ_SANDBOX_PORT": port,
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "nq_pipeline", "run"],
             env={**os.environ, **settings},

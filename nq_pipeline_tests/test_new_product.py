@@ -64,6 +64,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "NQ_PRODUCTS": "TOY",
         "NQ_SOURCES": "databento",
         "NQ_HORIZON_DAYS": "1",
+        "NQ_FAR_EXPIRATIONS": "0",
         "NQ_SOURCE_DEADLINE_S": "60",
     }
     command = [sys.executable, "-c", STORY]

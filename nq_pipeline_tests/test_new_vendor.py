@@ -122,6 +122,7 @@ def story(program: Path) -> Any:
             "NQ_DATA_DIR": str(program / "data"),
             "NQ_NOW": "2025-06-10T15:00:00Z",
             "NQ_HORIZON_DAYS": "0",
+            "NQ_FAR_EXPIRATIONS": "0",
             "NQ_SOURCES": "example,barchart",
             "NQ_HTTP_ATTEMPTS": "1",
             "NQ_MIN_COMPLETE": "0",  # the example sends fewer strikes than the stand-in lists

@@ -17,7 +17,8 @@ COUNT = "select source, count(*) as n, count(distinct snapshot_ts) as snapshots 
 def nq(*words: str, folder: Path, url: str) -> Result:
     """Run one command of a machine whose data folder is `folder`."""
     variables = {
-        "NQ_NOW": "2025-06-10T15:00:00Z", "NQ_HORIZON_DAYS": "1", "NQ_SOURCES": "barchart,databento",
+        "NQ_NOW": "2025-06-10T15:00:00Z", "NQ_HORIZON_DAYS": "1", "NQ_FAR_EXPIRATIONS": "0",
+        "NQ_SOURCES": "barchart,databento",
         "NQ_DATA_DIR": str(folder), "NQ_LAKE_URL": url, "NQ_STORE_TIMEOUT_S": "10",
         "NQ_LEDGER_URL": f"sqlite:///{folder.parent}/ledger.sqlite",
     }  # fmt: skip

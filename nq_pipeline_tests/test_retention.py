@@ -33,7 +33,7 @@ from nq_pipeline_tests.testing.feeds import DATASET, Feed, market, publisher, ro
 from nq_pipeline_tests.testing.s3 import Bucket
 
 GAP = Gap("g", "trades", to_ns(NOON), to_ns(NOON) + 10**9, cause="reset")
-GIVEN: dict[str, Any] = {"now": NOON, "horizon_days": 0, "sources": ("barchart",)}
+GIVEN: dict[str, Any] = {"now": NOON, "horizon_days": 0, "far_expirations": False, "sources": ("barchart",)}
 LATER = NOON + timedelta(days=200)
 
 

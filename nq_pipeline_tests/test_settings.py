@@ -40,6 +40,7 @@ FIXED = {
     "NQ_DATABENTO_GATEWAY": ("127.0.0.1:6", "databento_gateway", "127.0.0.1:6"),
     "NQ_CHAIN_WINDOW": ("globex", "chain_window", "globex"),
     "NQ_HORIZON_DAYS": ("30", "horizon_days", 30),
+    "NQ_FAR_EXPIRATIONS": ("false", "far_expirations", False),
     "NQ_SOURCE_DEADLINE_S": ("7.5", "source_deadline_s", 7.5),
     "NQ_POLYGON_RPM": ("100", "polygon_rpm", 100),
     "NQ_BARCHART_ENABLED": ("true", "barchart_enabled", True),

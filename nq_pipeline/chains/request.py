@@ -1,4 +1,4 @@
-"""Build the request of a snapshot: the given series, or every expiration within the horizon."""
+"""Build the request of a snapshot: the given series, or those that the settings choose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import count
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
-from nq_pipeline.market.listing import expiration_date, expirations
+from nq_pipeline.market.listing import expiration_date, expirations, far_expirations
 from nq_pipeline.market.products import select_products
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
@@ -27,6 +27,8 @@ def build_request(
     source: str | None = None,
 ) -> ChainRequest:
     """Build the request for the given series, or for all expirations within the horizon.
+
+    With NQ_FAR_EXPIRATIONS the default also has the next monthly and quarterly ones beyond it.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ def _within_horizon(settings: Settings, trade_date: date) -> set[Series]:
     products = select_products(settings.products)
     last_day = trade_date + timedelta(days=settings.chains.horizon_days)
     found = {s for product in products for s in expirations(product.code, trade_date, last_day)}
+    if settings.chains.far_expirations:
+        found |= {s for product in products for s in far_expirations(product.code, last_day)}
     if not found:
         raise SettingsError(f"nothing expires from {trade_date} to {last_day}; raise NQ_HORIZON_DAYS")
     return found

@@ -27,7 +27,8 @@ _GAMMA = ("source", "product", "forward", "zero_gamma", "gex_per_pct", "open_int
 @click.command(cls=DatedHelp, short_help="Ask the vendors for chains now; write and price the best.")
 @click.option("--series", "-s", multiple=True, metavar="SERIES",
               help="Only this series, e.g. Q1B-2025-07-01 (repeatable). With --source barchart also the "
-              "site's own code, e.g. MM1N5. By default all expirations within NQ_HORIZON_DAYS.")  # fmt: skip
+              "site's own code, e.g. MM1N5. By default those that NQ_HORIZON_DAYS and "
+              "NQ_FAR_EXPIRATIONS choose.")  # fmt: skip
 @click.option("--source", multiple=True, metavar="VENDOR",
               help="Ask only this vendor (repeatable): barchart, polygon, tradovate, databento.")  # fmt: skip
 @click.option("--refresh", is_flag=True, help="Send requests even if a cached answer is still valid.")

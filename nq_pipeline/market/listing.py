@@ -47,6 +47,21 @@ def expirations(product_code: str, start: date, end: date) -> list[Series]:
     return sorted(within, key=lambda s: (s.expiration, s.root))
 
 
+def far_expirations(product_code: str, after: date) -> list[Series]:
+    """The next monthly series that expires after a day, and the standard ones up to the first after it.
+
+    Monthly is the end-of-month option of equity indices (the standard one is quarterly) and gold's standard
+    option. Together with the expirations of the next two weeks they bracket 30 days on every day.
+
+    Raises KeyError for a product that is not in the product table.
+    """
+    later = expirations(product_code, after + timedelta(days=1), after + timedelta(days=150))
+    monthly = next(s for s in later if s.root_info.family.kind in ("monthly", "end_of_month"))
+    standard = [s for s in later if s.root_info.family.is_standard]
+    last = next(s for s in standard if s.expiration > monthly.expiration)
+    return [s for s in later if s == monthly or (s in standard and s.expiration <= last.expiration)]
+
+
 def expiration_date(root: str, year: int, month: int) -> date | None:
     """The day on which a root of `ROOTS` expires in the month of its code; None when it is not listed."""
     info = ROOTS[root]

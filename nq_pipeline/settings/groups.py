@@ -42,6 +42,12 @@ class ChainSettings(SettingsGroup):
     horizon_days: int = setting(
         14, ge=0, le=400, description="Request expirations up to this many days ahead."
     )
+    far_expirations: bool = setting(
+        True,
+        description="Whether to request also the next monthly expiration beyond NQ_HORIZON_DAYS, and the "
+        "quarterly ones up to the first after that, so that 30-day volatility can be interpolated on every "
+        "day.",
+    )
     source_deadline_s: float = setting(
         20.0,
         gt=0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, timedelta
+from datetime import UTC, date, timedelta
 
 import polars as pl
 
@@ -28,6 +28,8 @@ FUTURE = "future_instant"
 """Reason of a cell that is null because its instant is later than the request."""
 OTHER = "other_series"
 """Reason of a row that is dropped because nobody requested it."""
+LONGEST_PAUSE = timedelta(days=4)
+"""A weekend and two holidays: the most days between two daily expirations."""
 
 
 def null_future_instants(
@@ -54,10 +56,25 @@ def keep_requested(frame: pl.DataFrame, requested: pl.Expr, dropped: Counter[str
     return rows
 
 
+def expiration_spans(series: Sequence[Series]) -> list[tuple[date, date]]:
+    """The spans of the requested expirations, which are what a proxy is asked for, the nearest first.
+
+    Expirations more than `LONGEST_PAUSE` apart are in two spans, so that the weeks between are not requested.
+    """
+    spans: list[tuple[date, date]] = []
+    for day in sorted(one.expiration_date for one in series):
+        if spans and day - spans[-1][1] <= LONGEST_PAUSE:
+            spans[-1] = (spans[-1][0], day)
+        else:
+            spans.append((day, day))
+    return spans
+
+
 def within_expirations(series: Sequence[Series]) -> pl.Expr:
-    """Whether a row expires within the span of the requested series, which is what a proxy is asked for."""
-    days = [one.expiration_date for one in series]
-    return pl.col("expiration_date").is_between(min(days), max(days))
+    """Whether a row expires within one of the `expiration_spans` of the requested series."""
+    return pl.any_horizontal(
+        pl.col("expiration_date").is_between(first, last) for first, last in expiration_spans(series)
+    )
 
 
 def request_columns(source: str, request: ChainRequest) -> dict[str, pl.Expr]:

@@ -25,7 +25,13 @@ NOW = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 
 
 def settings(tmp_path: Path, *products: str, **more: object) -> Settings:
-    own = {"data_dir": tmp_path / "data", "now": NOW, "horizon_days": 0, "products": products}
+    own = {
+        "data_dir": tmp_path / "data",
+        "now": NOW,
+        "horizon_days": 0,
+        "far_expirations": False,
+        "products": products,
+    }
     own |= {"source_deadline_s": 90.0, "http_timeout_s": 60.0, **more}
     return build_settings(**own)
 

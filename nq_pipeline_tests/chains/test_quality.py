@@ -19,7 +19,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 from nq_pipeline_tests.testing.fake_vendors import UNDERLYING, chain
 
-SETTINGS = build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2)
+SETTINGS = build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2, far_expirations=False)
 REQUEST = build_request(SETTINGS)
 CHAIN = chain(REQUEST, "barchart")
 SECOND = REQUEST.series[1].key

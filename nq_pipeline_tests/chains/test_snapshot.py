@@ -209,7 +209,7 @@ def test_failure_is_asked_again_and_not_cached(tmp_path: Path) -> None:
 def test_another_question_is_not_served_from_the_cache(tmp_path: Path) -> None:
     vendor = Vendor("barchart")
     Desk(tmp_path, vendor).snap()
-    Desk(tmp_path, vendor, horizon_days=2).snap()
+    Desk(tmp_path, vendor, horizon_days=2, far_expirations=False).snap()
     Desk(tmp_path, vendor, now=datetime(2025, 6, 10, 15, 1, tzinfo=UTC)).snap()
     Desk(tmp_path, vendor, barchart_delay_s=0).snap()
     assert vendor.answered == 4
@@ -299,7 +299,7 @@ def test_cached_answer_is_served_while_the_breaker_is_open(tmp_path: Path) -> No
     vendor = Vendor("barchart")
     desk = Desk(tmp_path, vendor)
     desk.snap()
-    other = Desk(tmp_path, vendor, horizon_days=2)
+    other = Desk(tmp_path, vendor, horizon_days=2, far_expirations=False)
     vendor.perform = failing(Blocked("a captcha"))
     assert other.snap().results["barchart"].answer.outcome is Outcome.BLOCKED
     assert desk.snap().results["barchart"].answer.cached
@@ -497,11 +497,17 @@ AT_NOW = build_settings(now=NOW)
 
 
 def test_default_request_is_every_expiration_in_the_horizon() -> None:
-    request = build_request(AT_NOW.with_values(horizon_days=2))
+    request = build_request(AT_NOW.with_values(horizon_days=2, far_expirations=False))
     assert [s.key for s in request.series] == [TODAY, TOMORROW, "Q2D-2025-06-12"]
     assert request.trade_date == date(2025, 6, 10)
     assert request.snapshot_ts == request.moment == NOW
     assert request.vendor_codes == {}
+
+
+def test_default_request_has_the_next_monthly_and_quarterly_expiration() -> None:
+    within = build_request(AT_NOW.with_values(far_expirations=False)).series
+    beyond = [s.key for s in build_request(AT_NOW).series if s not in within]
+    assert beyond == ["QNE-2025-06-30", "NQ-2025-09-19"]
 
 
 @pytest.mark.parametrize("text", ["Q1B-2025-07-01", "q1b-2025-07-01", " Q1B-2025-07-01 "])
@@ -559,7 +565,10 @@ def test_any_text_is_a_series_or_an_error_of_ours(text: str, source: str | None)
     [
         (AT_NOW.with_values(products=("NQ", "XX")), "NQ_PRODUCTS: XX is not in the product table"),
         (AT_NOW.with_values(products=()), "NQ_PRODUCTS: nothing is not in"),
-        (build_settings(now=datetime(2026, 4, 3, 13, tzinfo=UTC), horizon_days=0), "raise NQ_HORIZON_DAYS"),
+        (
+            build_settings(now=datetime(2026, 4, 3, 13, tzinfo=UTC), horizon_days=0, far_expirations=False),
+            "raise NQ_HORIZON_DAYS",
+        ),
     ],
 )
 def test_settings_without_any_series_are_an_error(settings: Settings, words: str) -> None:

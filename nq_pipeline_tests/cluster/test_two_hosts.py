@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 PINNED = {
     "NQ_NOW": NOW,
     "NQ_HORIZON_DAYS": "0",
+    "NQ_FAR_EXPIRATIONS": "0",
     "NQ_SOURCE_DEADLINE_S": "100",
     "NQ_HTTP_TIMEOUT_S": "60",
     "NQ_BUDGET_DAILY_USD": "100",

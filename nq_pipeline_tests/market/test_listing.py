@@ -11,7 +11,13 @@ import pytest
 
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
-from nq_pipeline.market.listing import expiration_date, expirations, future_expiration, underlying_future
+from nq_pipeline.market.listing import (
+    expiration_date,
+    expirations,
+    far_expirations,
+    future_expiration,
+    underlying_future,
+)
 from nq_pipeline.market.products import NQ, PRODUCTS
 from nq_pipeline.market.symbology import Unparsed, parse_barchart_code, parse_globex
 
@@ -32,6 +38,28 @@ def test_there_are_26_roots() -> None:
     }
     every = {s.root for s in expirations("NQ", date(2025, 1, 1), date(2026, 12, 31))}
     assert every == {code for code, root in ROOTS.items() if root.product is NQ}
+
+
+@pytest.mark.parametrize(
+    ("product", "after", "series"),
+    [
+        ("NQ", "2025-06-24", ["QNE-2025-06-30", "NQ-2025-09-19"]),
+        ("NQ", "2025-06-16", ["NQ-2025-06-20", "QNE-2025-06-30", "NQ-2025-09-19"]),
+        ("GC", "2025-06-24", ["OG-2025-06-25", "OG-2025-07-28"]),
+    ],
+)
+def test_far_expirations_are_monthly_and_quarterly(product: str, after: str, series: list[str]) -> None:
+    assert [s.key for s in far_expirations(product, date.fromisoformat(after))] == series
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_two_weeks_and_far_expirations_bracket_30_days(product: str) -> None:
+    for n in range(365):
+        day = date(2026, 1, 1) + timedelta(n)
+        near = expirations(product, day, day + timedelta(14))
+        found = [*near, *far_expirations(product, day + timedelta(14))]
+        days = [(s.expiration_date - day).days for s in found]
+        assert min(days) <= 30 <= max(days), day
 
 
 def test_june_2025_is_listed_day_by_day() -> None:

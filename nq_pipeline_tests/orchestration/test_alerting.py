@@ -45,6 +45,7 @@ class Desk:
             data_dir=data,
             now=NOW,
             horizon_days=1,
+            far_expirations=False,
             alert_webhook=hook.url,
             databento_api_key="db-marked-key",
         )

@@ -50,7 +50,12 @@ DAY = "2025-06-10"
 
 def at(now: datetime, data_dir: Path) -> Settings:
     return build_settings(
-        environment="live", data_dir=data_dir, now=now, horizon_days=1, sources=("barchart",)
+        environment="live",
+        data_dir=data_dir,
+        now=now,
+        horizon_days=1,
+        far_expirations=False,
+        sources=("barchart",),
     )
 
 

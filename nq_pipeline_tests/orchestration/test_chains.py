@@ -51,7 +51,14 @@ class Desk:
         vendors["polygon"] = next(
             (f for f in fakes if f.name == "polygon"), FakeVendor("polygon", underlying_class="index")
         )
-        chosen = {"environment": "live", "data_dir": self.data_dir, "now": NOW, "horizon_days": 1, **settings}
+        chosen = {
+            "environment": "live",
+            "data_dir": self.data_dir,
+            "now": NOW,
+            "horizon_days": 1,
+            "far_expirations": False,
+            **settings,
+        }
         resource = Vendors(build_settings(**chosen), lambda name, _: vendors[name])
         return dg.materialize(
             [option_chains],

@@ -27,6 +27,7 @@ def test_a_closed_trade_date_becomes_one_file_per_table(tmp_path: Path) -> None:
             data_dir=tmp_path,
             now=first + timedelta(minutes=minutes),
             horizon_days=0,
+            far_expirations=False,
             sources=("barchart", "databento"),
         )
         defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
@@ -57,6 +58,7 @@ def test_old_runs_are_deleted_except_the_last_of_a_trade_date(tmp_path: Path) ->
         data_dir=tmp_path,
         now=datetime(2025, 6, 10, 15, 0, tzinfo=UTC),
         horizon_days=0,
+        far_expirations=False,
         sources=("barchart",),
     )
     defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))

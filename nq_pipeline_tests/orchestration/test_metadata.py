@@ -36,7 +36,9 @@ from nq_pipeline_tests.testing import chart_frames
 from nq_pipeline_tests.testing.fake_vendors import STRIKES, chain
 
 SVG = "{http://www.w3.org/2000/svg}"
-REQUEST = build_request(build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1))
+REQUEST = build_request(
+    build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=1, far_expirations=False)
+)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))

@@ -45,7 +45,14 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def settings_of(folder: Path, **more: object) -> Settings:
     patient = {"http_timeout_s": 120, "source_deadline_s": 240}
-    given = {"data_dir": folder / "data", "now": NOW, "horizon_days": 0, **patient, **more}
+    given = {
+        "data_dir": folder / "data",
+        "now": NOW,
+        "horizon_days": 0,
+        "far_expirations": False,
+        **patient,
+        **more,
+    }
     return load(**given)
 
 

@@ -13,7 +13,8 @@ from nq_pipeline.sources.base import ChainAnswer, SeriesAnswer
 from nq_pipeline_tests.testing.fake_vendors import chain
 
 REQUEST = build_request(
-    build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2), run_id="run-1"
+    build_settings(now=datetime(2025, 6, 10, 15, tzinfo=UTC), horizon_days=2, far_expirations=False),
+    run_id="run-1",
 )
 FRAME = chain(REQUEST, "barchart")
 KEY = answer_key({"question": 1})

@@ -40,6 +40,7 @@ def store_snapshot(
         data_dir=data_dir,
         now=datetime.fromisoformat(now),
         horizon_days=3,
+        far_expirations=False,
         ask_metered="always",
     )
     request = build_request(settings)

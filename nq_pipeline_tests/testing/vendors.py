@@ -153,6 +153,7 @@ class Desk:
             "data_dir": data_dir,
             "now": NOW,
             "horizon_days": 1,
+            "far_expirations": False,
             "sources": tuple(self.vendors),
             **settings,
         }

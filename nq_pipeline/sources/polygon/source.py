@@ -11,6 +11,7 @@ The reference contracts are requested when the plan does not include the snapsho
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -39,7 +40,7 @@ from nq_pipeline.sources.polygon.parse import (
     parse_page,
 )
 from nq_pipeline.sources.polygon.spec import PolygonSettings
-from nq_pipeline.sources.rows import OTHER, within_expirations
+from nq_pipeline.sources.rows import OTHER, expiration_spans, within_expirations
 from nq_pipeline.spend.entitlements import WHOLE_CHAIN
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
@@ -78,7 +79,7 @@ _PROBE = _Endpoint("probe", SNAPSHOT.path, 1, Keep.NEVER)
 class Polygon:
     """The source `polygon`: proxy chains, keyed by the proxy's own series (`NDXP-2025-07-01`).
 
-    It requests the span of the requested expirations. The nearest come first, so that a plan with few
+    It requests the spans of the requested expirations. The nearest come first, so that a plan with few
     requests a minute still gives complete chains of the nearest series.
     """
 
@@ -93,7 +94,7 @@ class Polygon:
         self._key = settings.vendor(PolygonSettings).api_key
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
-        """Request the proxy chains over the span of the requested expirations.
+        """Request the proxy chains over the spans of the requested expirations.
 
         Outcomes of a series: `ok`; `stale` when its newest quote or trade is older than the last
         session with regular hours; `partial` when its pages were cut short, when the plan shows
@@ -173,26 +174,19 @@ class Polygon:
             return UnderlyingChain(
                 error=NotConfigured(f"NQ_POLYGON_UNDERLYINGS names {code!r}; it can hold {known}")
             )
-        days = [series.expiration_date for series in request.series]
-        span: dict[str, object] = {
-            "expiration_date.gte": min(days).isoformat(),
-            "expiration_date.lte": max(days).isoformat(),
-            "sort": "expiration_date",
-            "order": "asc",
-        }
         pages: Pages = []
         error: SourceError | None
         if (refusal := request.refused.get(code)) is not None:
             error = NotEntitled(refusal)
         else:
-            pages, error = self._fetch_pages(product, SNAPSHOT, _snapshot_path(product), span, session)
+            pages, error = self._fetch_spans(product, SNAPSHOT, _snapshot_path(product), {}, request, session)
         refusal = str(error) if not pages and isinstance(error, NotEntitled) else ""
         unpriced = ""
         if not pages and isinstance(error, NotEntitled | NoSuchAddress):
             unpriced = f"contracts without prices: {error}"
             today = request.snapshot_ts.astimezone(NEW_YORK).date()
-            params = {"underlying_ticker": code, "as_of": today.isoformat(), **span}
-            pages, error = self._fetch_pages(product, REFERENCE, REFERENCE.path, params, session)
+            params = {"underlying_ticker": code, "as_of": today.isoformat()}
+            pages, error = self._fetch_spans(product, REFERENCE, REFERENCE.path, params, request, session)
         for reply, page in pages:
             # In the cache, one bad page of the vendor's would hold all day.
             if page.rows.is_empty():
@@ -201,6 +195,30 @@ class Polygon:
             elif page.rows.filter(within_expirations(request.series)).is_empty():
                 session.reject(reply, Outcome.EMPTY, "a page without a single requested contract")
         return build_chain(product, pages, error, refusal, request, unpriced=unpriced)
+
+    def _fetch_spans(
+        self,
+        product: Product,
+        endpoint: _Endpoint,
+        path: str,
+        params: Mapping[str, object],
+        request: ChainRequest,
+        session: VendorSession,
+    ) -> tuple[Pages, SourceError | None]:
+        """The pages of every span of expirations, and the error that ended them early, if any."""
+        pages: Pages = []
+        for first, last in expiration_spans(request.series):
+            span = {
+                "expiration_date.gte": first.isoformat(),
+                "expiration_date.lte": last.isoformat(),
+                "sort": "expiration_date",
+                "order": "asc",
+            }
+            found, error = self._fetch_pages(product, endpoint, path, {**params, **span}, session)
+            pages += found
+            if error is not None:
+                return pages, error
+        return pages, None
 
     def _fetch_pages(
         self,

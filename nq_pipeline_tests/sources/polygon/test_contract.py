@@ -60,6 +60,15 @@ class TestPolygonContract(PolygonContract):
             "limit": "250",
         }
 
+    def test_the_weeks_before_a_far_expiration_are_not_asked_for(self, tmp_path: Path) -> None:
+        far = replace(self.request(), series=(*self.request().series, Series("NQ", date(2025, 9, 19))))
+        with self.vendor() as server:
+            source = self.source(self.settings(server))
+            source.ask(far, self.session(source, tmp_path))
+        first = [asked.query for asked in server.asked if "cursor" not in asked.query]
+        spans = [(query["expiration_date.gte"], query["expiration_date.lte"]) for query in first]
+        assert spans == [("2025-06-11", "2025-06-12"), ("2025-09-19", "2025-09-19")]
+
     def test_series_are_the_proxys_own(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             answer, _ = self.ask(server, tmp_path)
