@@ -17,6 +17,9 @@
     │   ├── BadStream              the bytes are not DBN records
     │   ├── LogFailed              the capture log cannot be written
     │   └── CaptureBusy            another process is capturing
+    ├── StreamError                a subscription to the stream cannot begin or go on
+    │   ├── BadCursor              the cursor is damaged, foreign or too old
+    │   └── TooSlow                the subscriber does not keep up
     └── SourceError                a vendor failed; becomes an outcome
         ├── Blocked                blocked: bot protection or a ban; do not retry
         ├── NotEntitled            not_entitled: the plan does not include it
@@ -123,6 +126,18 @@ class LogFailed(CaptureError):
 
 class CaptureBusy(CaptureError):
     """Another process is capturing."""
+
+
+class StreamError(NqError):
+    """A subscription cannot begin or go on."""
+
+
+class BadCursor(StreamError):
+    """A cursor is damaged, of another stream, or older than the capture log."""
+
+
+class TooSlow(StreamError):
+    """A subscriber does not keep up; it can subscribe again with its last cursor."""
 
 
 class SourceError(NqError):

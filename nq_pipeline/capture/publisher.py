@@ -44,6 +44,75 @@ LOOK_BACK = 4 * 1024 * 1024
 TIDY_EVERY_S = 60.0
 
 
+class LogReader:
+    """Reads the log of one dataset from any position, as sessions with records to build rows of.
+
+    The rows do not depend on where the log is cut into batches.
+
+    Parameters
+    ----------
+    batch_bytes
+        Bytes of the log per batch.
+    """
+
+    def __init__(self, folder: Path, batch_bytes: int = BATCH_BYTES) -> None:
+        self._folder, self._batch_bytes = folder, batch_bytes
+        self._session: SessionRows | None = None
+        self._reached = BEGINNING
+
+    def forget(self) -> None:
+        """Read the next batches without what was read before, because some of it was not used."""
+        self._session = None
+
+    def batches(
+        self, start: Position, until: Position | None = None
+    ) -> Iterator[tuple[SessionRows, Position]]:
+        """Sessions with pending records, and how far the log has been read.
+
+        Build the rows of each session before the next one is read. Raises `CaptureError` when the log cannot
+        be read; what was whole before is yielded first.
+        """
+        if self._session is None or self._reached != start:
+            self._session = self._resume(start)
+        session, given, end = self._session, start, start
+        failure: CaptureError | None = None
+        try:
+            for block in tail(self._folder, start, until):
+                if session is None or block.segment.session != session.number:
+                    if session and end != given:
+                        yield session, end
+                    session, given = SessionRows(block.segment.session), end
+                    self._session = session
+                session.add(block.frame)
+                self._reached = end = block.end
+                if session.pending_bytes >= self._batch_bytes:
+                    yield session, end
+                    given = end
+        except CaptureError as error:
+            failure = error
+        if session and end != given:
+            yield session, end
+        if failure:
+            raise failure
+
+    def _resume(self, position: Position) -> SessionRows | None:
+        """The session as it was at a position, by reading the records before it again."""
+        found = {s.number: s for s in list_segments(self._folder)}
+        if position.segment not in found:
+            return None
+        first, size = position.segment, position.offset
+        while size < LOOK_BACK and first > found[position.segment].session and first - 1 in found:
+            first -= 1
+            size += found[first].path.stat().st_size
+        session = SessionRows(found[position.segment].session)
+        for block in tail(self._folder, Position(first, 0), position):
+            session.add(block.frame)
+            if session.pending_bytes >= self._batch_bytes:
+                session.skip()
+        session.skip()
+        return session
+
+
 @dataclass
 class PublishResult:
     """What one call did.
@@ -95,11 +164,9 @@ class Publisher:
         self.lake = lake
         self._clock = clock or SystemClock()
         self._run_id = run_id
-        self._batch_bytes = batch_bytes
         self.token = token
         self._objects, self._cursor = _cursor_of(log_folder, lake)
-        self._reached = BEGINNING
-        self._session: SessionRows | None = None
+        self._reader = LogReader(log_folder, batch_bytes)
         self._tidied = self._clock.monotonic()
         sessions.trade_date(self._clock.now())  # loads the calendar, which takes a while
 
@@ -141,7 +208,7 @@ class Publisher:
             # One batch is written while the next one is built; batches never overlap.
             writing: Future[None] | None = None
             try:
-                for session, end in self._batches(done.position, until):
+                for session, end in self._reader.batches(done.position, until):
                     now = self._clock.now()
                     origin = Origin(self.lake.environment, self._run_id, to_ns(now))
                     tables, counts = session.build(origin)
@@ -151,7 +218,7 @@ class Publisher:
                 if writing:
                     writing.result()
             except BaseException:
-                self._session = None  # it has read ahead: resume it from the log
+                self._reader.forget()  # it has read ahead
                 raise
         if self._clock.monotonic() - self._tidied >= TIDY_EVERY_S:
             self.tidy()
@@ -164,31 +231,6 @@ class Publisher:
         """
         self._tidied = self._clock.monotonic()
         maintain(self.lake, TABLES, now=self._clock.now(), wait=False)
-
-    def _batches(self, start: Position, until: Position | None) -> Iterator[tuple[SessionRows, Position]]:
-        """Sessions with records to write, and how far the log has been read."""
-        if self._session is None or self._reached != start:
-            self._session = self._resume(start)
-        session, given, end = self._session, start, start
-        failure: CaptureError | None = None
-        try:
-            for block in tail(self.log_folder, start, until):
-                if session is None or block.segment.session != session.number:
-                    if session and end != given:
-                        yield session, end
-                    session, given = SessionRows(block.segment.session), end
-                    self._session = session
-                session.add(block.frame)
-                end = block.end
-                if session.pending_bytes >= self._batch_bytes:
-                    yield session, end
-                    given = end
-        except CaptureError as error:
-            failure = error
-        if session and end != given:
-            yield session, end
-        if failure:
-            raise failure
 
     def _write(
         self,
@@ -205,24 +247,7 @@ class Publisher:
             done.known += added.known
         done.counts.add(counts)
         self._objects.put(self._cursor, str(end).encode())
-        self._reached = done.position = end
-
-    def _resume(self, position: Position) -> SessionRows | None:
-        """The session as it was at a position, by reading the records before it again."""
-        found = {s.number: s for s in list_segments(self.log_folder)}
-        if position.segment not in found:
-            return None
-        first, size = position.segment, position.offset
-        while size < LOOK_BACK and first > found[position.segment].session and first - 1 in found:
-            first -= 1
-            size += found[first].path.stat().st_size
-        session = SessionRows(found[position.segment].session)
-        for block in tail(self.log_folder, Position(first, 0), position):
-            session.add(block.frame)
-            if session.pending_bytes >= self._batch_bytes:
-                session.skip()
-        session.skip()
-        return session
+        done.position = end
 
 
 def newest_token(lake: Lake) -> int:

@@ -141,7 +141,7 @@ class SessionRows:
         for rtype, parts in sorted(pending.items(), reverse=True):
             arrays = [frame.array(rtype) for _, frame in parts]
             records = np.concatenate([_as_bytes(array) for array in arrays]).view(arrays[0].dtype)
-            days = sessions.trade_dates(_filing_instants(records))
+            days = sessions.trade_dates(filing_instants(records))
             counts.records += len(records)
             undated = np.isnat(days) | ~columns.is_instant(records["ts_event"])
             repeats = np.zeros(len(records), np.bool_)
@@ -219,13 +219,22 @@ def is_misdated(records: Array) -> npt.NDArray[np.bool_]:
     return far
 
 
-def _filing_instants(records: Array) -> Array:
+def filing_instants(records: Array) -> Array:
     """The instant that decides each record's trade date."""
     misdated = is_misdated(records)
     if not misdated.any():
         return records["ts_event"]
     received = records["ts_recv"]
     return np.where(misdated & ~np.isnat(sessions.trade_dates(received)), received, records["ts_event"])
+
+
+def record_keys(records: Array) -> pl.DataFrame:
+    """The key of each record of one session and table; the records are in the order of the stream."""
+    ordered = _as_bytes(records).take(_by_instrument(records["instrument_id"])).view(records.dtype)
+    keys = {name: np.ascontiguousarray(ordered[name]) for name in _KEY}
+    return pl.DataFrame({**keys, "ordinal": Ordinals().count(ordered)}).with_columns(
+        pl.col("ts_event").cast(pl.Int64).cast(columns.INSTANT)
+    )
 
 
 def _as_bytes(records: Array) -> Array:

@@ -58,8 +58,10 @@ def replayed(records: Array, ts_event: int) -> Array:
 class Feed:
     """A capture: sessions that are logged piece by piece."""
 
-    def __init__(self, root: Path, *, segment_bytes: int = 1 << 20) -> None:
-        self.log = CaptureLog(root, DATASET, clock=Clock(), sync_every_s=0, segment_bytes=segment_bytes)
+    def __init__(self, root: Path, *, segment_bytes: int = 1 << 20, clock: Clock | None = None) -> None:
+        self.log = CaptureLog(
+            root, DATASET, clock=clock or Clock(), sync_every_s=0, segment_bytes=segment_bytes
+        )
         self.framer = Framer()
 
     def __enter__(self) -> Feed:
