@@ -11,29 +11,12 @@ from datetime import date
 
 import polars as pl
 
-from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
+from nq_pipeline.analytics.metrics import measure, priced_chain
 from nq_pipeline.analytics.surface import surface_rows
-from nq_pipeline.lake.tables import (
-    GAMMA_LEVELS,
-    INSTANT,
-    IV_SMILE,
-    OPTION_CHAIN,
-    OPTION_PRICING,
-    SERIES_METRICS,
-    STRIKE_PROFILE,
-    conform,
-)
+from nq_pipeline.lake.tables import GAMMA_LEVELS, INSTANT, OPTION_CHAIN, OPTION_PRICING, conform
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-
-METRICS = (
-    (IV_SMILE, iv_smile),
-    (STRIKE_PROFILE, strike_profile),
-    (SERIES_METRICS, series_metrics),
-    (GAMMA_LEVELS, gamma_levels),
-)
-"""Each table and its function, in the order of writing: the last table marks a snapshot as done."""
 
 
 def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> dict[str, pl.DataFrame]:
@@ -68,7 +51,7 @@ def measure_snapshot(
 ) -> dict[str, pl.DataFrame]:
     """Compute the metrics of a priced chain, append them to the lake, and return the rows by table name."""
     priced = priced_chain(chain, pricing)
-    rows = surface_rows(priced) | {table: metric(priced) for table, metric in METRICS}
+    rows = surface_rows(priced) | measure(priced)
     measured = {
         table: conform(table, frame.with_columns(run_id=pl.lit(run_id))) for table, frame in rows.items()
     }

@@ -13,10 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from nq_pipeline.analytics.metrics import gamma_levels, iv_smile, priced_chain, series_metrics, strike_profile
-from nq_pipeline.analytics.snapshot import METRICS, measure_snapshot, price_snapshot
+from nq_pipeline.analytics.metrics import (
+    gamma_levels,
+    iv_smile,
+    measure,
+    priced_chain,
+    series_metrics,
+    strike_profile,
+)
+from nq_pipeline.analytics.snapshot import measure_snapshot, price_snapshot
 from nq_pipeline.configuration import build_settings
-from nq_pipeline.lake.tables import INSTANT, conform
+from nq_pipeline.lake.tables import INSTANT, TABLES, conform
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.workspace import Workspace
@@ -46,6 +53,7 @@ def priced(rows: Sequence[Row], forward: float = 100.0, years: float = 0.25) -> 
         series=pl.lit("Q1B-2025-07-01"),
         expiration=pl.lit(datetime(2025, 7, 1, 20, tzinfo=UTC)).cast(INSTANT),
         multiplier=pl.lit(20.0),
+        underlying_price=pl.lit(forward),
         price_used=pl.when(pl.col("price").is_not_null()).then(pl.lit("mid")),
         valued_at=pl.lit(NOON).cast(INSTANT),
         forward=pl.lit(forward),
@@ -251,9 +259,9 @@ def test_snapshot_is_measured_once(tmp_path: Path) -> None:
     pricing = price_snapshot(config, chain, run_id="first")
     measured = measure_snapshot(config, chain, pricing, run_id="first")
     measure_snapshot(config, chain, pricing, run_id="again")
-    for table, _ in METRICS:
-        stored = Workspace.of(config).lake.scan(table).collect()
-        assert stored.height == measured[table.name].height > 0
+    for name, rows in measured.items():
+        stored = Workspace.of(config).lake.scan(TABLES[name]).collect()
+        assert stored.height == rows.height > 0
         assert set(stored["run_id"]) == {"first"}
     series = measured["series_metrics"].row(0, named=True)
     assert series["atm_iv"] == pytest.approx(0.2, abs=1e-5)
@@ -271,5 +279,5 @@ def test_chain_from_duckdb_joins_its_pricing() -> None:
 
 
 def test_an_empty_chain_has_no_metrics() -> None:
-    for table, metric in METRICS:
-        assert conform(table, metric(CHAIN.clear()).with_columns(run_id=pl.lit("run"))).is_empty()
+    for table, rows in measure(CHAIN.clear()).items():
+        assert conform(table, rows.with_columns(run_id=pl.lit("run"))).is_empty()

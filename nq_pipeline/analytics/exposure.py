@@ -1,0 +1,96 @@
+"""Exposures of open contracts in dollars, and the level at which the gamma exposure changes sign.
+
+Dealers are assumed to be long every open call and short every open put. No data here confirms that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nq_pipeline.analytics.priced import CALL, ONE_SERIES
+from nq_pipeline.market import black76
+
+GAMMA_RANGE = 0.10
+"""The zero-gamma level is searched within this fraction of the forward, up and down."""
+GAMMA_STEPS = 81
+"""Levels at which the exposure is computed; two sign changes between neighbouring levels go unnoticed."""
+BISECTIONS = 20
+"""Bisections of a step; they give the level to a thousandth of a point."""
+EXPOSURES = ("gex_per_point", "gex_per_pct", "delta_exposure", "vanna_exposure", "charm_exposure")
+
+Floats = npt.NDArray[np.float64]
+
+
+def with_exposures(priced: pl.DataFrame, forwards: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns `EXPOSURES`, dollars of futures that dealers hold or trade to stay hedged.
+
+    Null without open interest or volatility. `forward` and `years` become those of the series
+    (`series_forwards`), so that a row priced by an earlier settlement keeps its volatility but uses the
+    current forward. The Greeks are Black-76's, also for American options, so that totals and the zero-gamma
+    level come from one curve.
+    """
+    rows = priced.drop("forward", "years").join(
+        forwards.select(*ONE_SERIES, "forward", "years"), on=ONE_SERIES, how="left", maintain_order="left"
+    )
+    forward, strike, years, iv, rate = _numbers(rows, "forward", "strike", "years", "iv", "rate")
+    greeks = black76.value(forward, strike, years, iv, _is_call(rows), rate)
+    dollars = _signed_contracts(rows) * forward
+    computed = {
+        "gex_per_point": dollars * greeks.gamma,
+        "gex_per_pct": dollars * greeks.gamma * forward / 100,
+        "delta_exposure": dollars * greeks.delta,
+        "vanna_exposure": dollars * greeks.vanna / 100,
+        "charm_exposure": dollars * greeks.charm,
+    }
+    return rows.with_columns(pl.Series(name, values).fill_nan(None) for name, values in computed.items())
+
+
+def zero_gamma_shift(rows: pl.DataFrame) -> float | None:
+    """The factor nearest 1 on all forwards at which net gamma exposure changes sign; None if there is none.
+
+    `rows` have open interest and exposures. Contracts keep their volatility (sticky strike).
+    """
+    forward, strike, years, iv, rate = _numbers(rows, "forward", "strike", "years", "iv", "rate")
+    total_vol = iv * np.sqrt(years)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = _signed_contracts(rows) * np.exp(-rate * years) / total_vol
+        d1 = np.log(forward / strike) / total_vol + total_vol / 2
+    # Gamma times the forward is the density of d1 over σ√t: an expired contract has none.
+    alive = np.isfinite(weight) & (total_vol > 0)
+    weight, d1, total_vol = weight[alive], d1[alive], total_vol[alive]
+
+    def net(shift: float) -> float:
+        moved = d1 + np.log(shift) / total_vol
+        return float(np.dot(weight, np.exp(-moved * moved / 2)))
+
+    grid = np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS)
+    exposure = np.array([net(shift) for shift in grid])
+    changes = np.flatnonzero(exposure[:-1] * exposure[1:] < 0)
+    if not changes.size:
+        return None
+    nearest = changes[np.argmin(np.abs((grid[changes] + grid[changes + 1]) / 2 - 1))]
+    low, high = float(grid[nearest]), float(grid[nearest + 1])
+    rises = exposure[nearest] < 0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if (net(middle) < 0) == rises:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _numbers(rows: pl.DataFrame, *names: str) -> tuple[Floats, ...]:
+    return tuple(rows[name].cast(pl.Float64).to_numpy() for name in names)
+
+
+def _is_call(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    return rows.select(CALL).to_series().to_numpy()
+
+
+def _signed_contracts(rows: pl.DataFrame) -> Floats:
+    """Open contracts times the multiplier; below 0 for puts, which dealers are short."""
+    held, multiplier = _numbers(rows, "open_interest", "multiplier")
+    return np.where(_is_call(rows), held, -held) * multiplier
