@@ -12,6 +12,7 @@ import polars as pl
 
 from nq_pipeline.finding import Finding
 from nq_pipeline.lake.tables import (
+    CONSTANT_MATURITY,
     GAMMA_LEVELS,
     IV_SMILE,
     OPTION_PRICING,
@@ -31,6 +32,8 @@ LEAST_FORWARDS = 0.9
 """Fraction of series. One that was just listed or is about to expire may lack put-call pairs."""
 LEAST_STRIKES = 5
 """Strikes on either side of the forward; fewer do not make a smile."""
+LEAST_WINGS = 0.9
+"""Fraction of series. In its last minutes a series may have no strike as far out as 25 delta."""
 MOST_ARBITRAGE = 0.01
 """Fraction of butterflies. Quotes of different moments may cross; more of it is a broken feed."""
 LEAST_INSIDE = 0.95
@@ -66,7 +69,10 @@ def judge_snapshot(
             )
         },
         STRIKE_PROFILE.name: {"open_interest_known": open_interest_known(measured[STRIKE_PROFILE.name])},
-        SERIES_METRICS.name: {"term_structure": term_structure(series)},
+        SERIES_METRICS.name: {"term_structure": term_structure(series), "wings_known": wings_known(series)},
+        CONSTANT_MATURITY.name: {
+            "total_variance_rises": total_variance_rises(measured[CONSTANT_MATURITY.name])
+        },
         GAMMA_LEVELS.name: {"exposure_complete": exposure_complete(measured[GAMMA_LEVELS.name])},
     }
 
@@ -251,6 +257,46 @@ def term_structure(series: pl.DataFrame) -> Finding:
         "at-the-money volatility.",
         numbers={"series": valued.height, "without": without.height},
         table=without.select("source", "series", "forward") if without.height else None,
+    )
+
+
+def wings_known(series: pl.DataFrame) -> Finding | None:
+    """Check the fraction of series with a 25-delta put and call; None when none has an ATM volatility."""
+    known = series.filter(pl.col("atm_iv").is_not_null())
+    if known.is_empty():
+        return None
+    without = known.filter(pl.col("risk_reversal_25").is_null())
+    share = 1 - without.height / known.height
+    return Finding(
+        passed=share >= LEAST_WINGS,
+        severity="warn",
+        sentence=f"{known.height - without.height} of {known.height} series with an at-the-money volatility "
+        "have a 25-delta put and call.",
+        numbers={"series": known.height, "without": without.height},
+        table=without.select("source", "series", "forward") if without.height else None,
+    )
+
+
+def total_variance_rises(fixed: pl.DataFrame) -> Finding | None:
+    """Check that total variance at the money rises with the maturity; None with fewer than two known."""
+    market = ["source", "snapshot_ts", "product"]
+    variance = pl.col("atm_iv") ** 2 * pl.col("days")
+    steps = (
+        fixed.drop_nulls("atm_iv")
+        .sort(*market, "days")
+        .select(*market, "days", "atm_iv", change=variance.diff().over(market))
+        .drop_nulls("change")
+    )
+    if steps.is_empty():
+        return None
+    falls = steps.filter(pl.col("change") < 0)
+    return Finding(
+        passed=falls.is_empty(),
+        severity="warn",
+        sentence=f"Total variance at the money falls at {falls.height} of {steps.height} steps between "
+        "maturities.",
+        numbers={"falls": falls.height, "steps": steps.height},
+        table=falls.select("source", "product", "days", "atm_iv") if falls.height else None,
     )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nq_pipeline.analytics.metrics import MARKET, SERIES, iv_smile
+from nq_pipeline.analytics.metrics import iv_smile
+from nq_pipeline.analytics.priced import MARKET, PRODUCT, SERIES
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import SURFACE_ARBITRAGE, SURFACE_SLICES, Table
-from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.surface import VolatilitySurface
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def surface_rows(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:
     `surface_arbitrage`, without `run_id`.
     """
     expirations = priced.group_by(SERIES).agg(pl.col("expiration").first())
-    product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root")).alias("product")
-    smile = iv_smile(priced).join(expirations, on=SERIES).with_columns(product)
+    smile = iv_smile(priced).join(expirations, on=SERIES).with_columns(PRODUCT)
     found: dict[Table, list[pl.DataFrame]] = {SURFACE_SLICES: [], SURFACE_ARBITRAGE: []}
     for rows in smile.partition_by(MARKET, maintain_order=True) or [smile]:
         surface, keys = VolatilitySurface(rows), rows.select(SERIES).unique()

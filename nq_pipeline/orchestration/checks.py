@@ -18,6 +18,7 @@ from nq_pipeline.orchestration.names import (
     CHOSEN_CHAIN,
     LEVELS,
     LIVE_TRADES,
+    MATURITIES,
     PRESSURE,
     PRICING,
     PROFILE,
@@ -72,7 +73,15 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "than the width of the quotes. Butterflies of the fitted curve are listed."
     },
     PROFILE: {"open_interest_known": "The vendor sent open interest for some strikes."},
-    SERIES: {"term_structure": "Every series with a forward has an at-the-money volatility."},
+    SERIES: {
+        "term_structure": "Every series with a forward has an at-the-money volatility.",
+        "wings_known": f"At least {analytics.LEAST_WINGS:.0%} of the series with an at-the-money volatility "
+        "have a 25-delta put and call.",
+    },
+    MATURITIES: {
+        "total_variance_rises": "The total variance at the money does not fall from one maturity to the "
+        "next. One that falls is a calendar arbitrage, or an error of the quotes."
+    },
     LEVELS: {
         "exposure_complete": f"At most {analytics.MOST_LEFT_OUT:.0%} of the open contracts are missing from "
         "the gamma exposure because their rows could not be priced."

@@ -18,6 +18,7 @@ from nq_pipeline.orchestration.names import (
     KIND,
     LEVELS,
     LIVE_TRADES,
+    MATURITIES,
     MAX_RUNTIME,
     PARTITION,
     PRESSURE,
@@ -41,7 +42,7 @@ chain_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         *SOURCE_CHAINS.values(),
         CHOSEN_CHAIN,
-        *(PRICING, SMILE, SURFACE, ARBITRAGE, PROFILE, SERIES, LEVELS),
+        *(PRICING, SMILE, SURFACE, ARBITRAGE, PROFILE, SERIES, MATURITIES, LEVELS),
         SPEND_LEDGER,
         REPORT,
     ),

@@ -1,7 +1,7 @@
 """What we compute from chains and trades: pricing and metrics of a snapshot, pressure of a trade date.
 
 The step follows the chain's in the same run. When it fails, the chain is in the lake and materialized, and
-the next run prices what this one left. One step computes all five tables from one frame, in a fraction of a
+the next run prices what this one left. One step computes all tables from one frame, in a fraction of a
 second.
 """
 
@@ -19,6 +19,7 @@ from nq_pipeline.clock import from_ns
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import (
+    CONSTANT_MATURITY,
     GAMMA_LEVELS,
     IV_SMILE,
     OPTION_CHAIN,
@@ -36,6 +37,7 @@ from nq_pipeline.orchestration.names import (
     CHOSEN_CHAIN,
     LEVELS,
     LIVE_TRADES,
+    MATURITIES,
     PRESSURE,
     PRICING,
     PROFILE,
@@ -63,6 +65,7 @@ TABLES = {
     ARBITRAGE: SURFACE_ARBITRAGE,
     PROFILE: STRIKE_PROFILE,
     SERIES: SERIES_METRICS,
+    MATURITIES: CONSTANT_MATURITY,
     LEVELS: GAMMA_LEVELS,
 }
 DESCRIPTIONS = {
@@ -73,10 +76,12 @@ DESCRIPTIONS = {
     SURFACE: "The volatility surface: a curve fitted to the quotes of every series, weighted by their width.",
     ARBITRAGE: "Strikes where the fitted surface admits butterfly or calendar arbitrage; often none.",
     PROFILE: "Positions by strike: open interest, volume, payout and gamma exposure.",
-    SERIES: "A row per series: at-the-money implied volatility (the term structure), expected move, put/call "
-    "ratios, max pain.",
-    LEVELS: "Net gamma exposure if dealers are long calls and short puts, and the level at which it changes "
-    "sign.",
+    SERIES: "A row per series: at-the-money implied volatility (the term structure), 25-delta and 10-delta "
+    "skew, expected move, put/call ratios, max pain.",
+    MATURITIES: "At-the-money volatility and 25-delta skew at 7, 14, 30, 60 and 90 days, interpolated in "
+    "total variance; null where no two expirations bracket the maturity.",
+    LEVELS: "Net gamma, delta, vanna and charm exposure if dealers are long calls and short puts, the call "
+    "wall and the put wall, and the level at which the gamma exposure changes sign.",
 }
 SPECS = [
     dg.AssetSpec(
@@ -232,6 +237,12 @@ def _figures(
         columns = ("forward", "atm_iv", "expected_move_straddle", "put_call_open_interest", "max_pain")
         by_series = rows.sort("expiration", "series").select("source", "series", *columns)
         shown["by_series"] = metadata.markdown_table(by_series)
+    elif key == MATURITIES and rows.height:
+        known = rows.filter(product=settings.products[0]).drop_nulls("atm_iv").select("days", "atm_iv")
+        shown |= {f"atm_iv_{days}": round(iv, 6) for days, iv in known.iter_rows()}
+        shown["by_days"] = metadata.markdown_table(
+            rows.select("source", "product", "days", "atm_iv", "risk_reversal_25", "butterfly_25", "forward")
+        )
     elif key == LEVELS and rows.height:
         own = pl.col("product") != settings.products[0]
         shown |= _numbers(
@@ -239,6 +250,11 @@ def _figures(
             "forward",
             "zero_gamma",
             "gex_per_pct",
+            "call_wall",
+            "put_wall",
+            "delta_exposure",
+            "vanna_exposure",
+            "charm_exposure",
             "put_call_open_interest",
             "put_call_volume",
             "open_interest_left_out",
