@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def surface_rows(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:
-    """Fit a surface for each source, snapshot and product.
-
-    `priced` is the result of `metrics.priced_chain`. Returns the rows of `surface_slices` and
-    `surface_arbitrage`, without `run_id`.
-    """
+def surface_quotes(priced: pl.DataFrame) -> pl.DataFrame:
+    """The smile of a priced chain (`metrics.priced_chain`) with `expiration` and `product`."""
     expirations = priced.group_by(SERIES).agg(pl.col("expiration").first())
-    smile = iv_smile(priced).join(expirations, on=SERIES).with_columns(PRODUCT)
+    return iv_smile(priced).join(expirations, on=SERIES).with_columns(PRODUCT)
+
+
+def surface_rows(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:
+    """Fit a surface for each source, snapshot and product of a priced chain.
+
+    Returns the rows of `surface_slices` and `surface_arbitrage`, without `run_id`.
+    """
+    quotes = surface_quotes(priced)
     found: dict[Table, list[pl.DataFrame]] = {SURFACE_SLICES: [], SURFACE_ARBITRAGE: []}
-    for rows in smile.partition_by(MARKET, maintain_order=True) or [smile]:
+    for rows in quotes.partition_by(MARKET, maintain_order=True) or [quotes]:
         surface, keys = VolatilitySurface(rows), rows.select(SERIES).unique()
         for table, frame in ((SURFACE_SLICES, surface.slices), (SURFACE_ARBITRAGE, surface.arbitrage())):
             found[table].append(frame.join(keys, on="series", how="left", maintain_order="left"))

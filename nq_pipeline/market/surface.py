@@ -120,7 +120,9 @@ class VolatilitySurface:
         polars.DataFrame
             `strike`, `expiration`, `forward`, `log_moneyness`, `implied_volatility` as a fraction, `lower`
             and `upper`: the bid's and the ask's volatility, interpolated between the strikes, and widened
-            where the curve lies outside them. Null outside the quotes. One row per pair.
+            where the curve lies outside them. Between two expirations the band also holds the volatility
+            of both at as many ATM standard deviations from the forward. Null outside the quotes. One row
+            per pair.
 
         Raises
         ------
@@ -170,53 +172,57 @@ class VolatilitySurface:
         forward, years = np.full((2, len(strike)), np.nan)
         variances = np.full((3, len(strike)), np.nan)
         listed = self.slices["expiration"].to_physical().to_numpy()
-        log_forwards, times = np.log(self.slices["forward"].to_numpy()), self.slices["years"].to_numpy()
         if len(listed):
             within = (instant >= listed[0]) & (instant <= listed[-1])
             before = np.clip(np.searchsorted(listed, instant, "right") - 1, 0, len(listed) - 1)
             after = np.where(listed[before] == instant, before, np.minimum(before + 1, len(listed) - 1))
             gap = np.maximum(listed[after] - listed[before], 1)
-            share = np.where(after > before, (instant - listed[before]) / gap, 0.0)
+            share = np.where(within, instant - listed[before], 0) / gap
 
-            def between(values: Floats) -> Floats:
-                return np.asarray((1 - share) * values[before] + share * values[after])
+            def between(earlier: Floats, later: Floats) -> Floats:
+                return np.asarray(np.where(share > 0, (1 - share) * earlier + share * later, earlier))
 
-            forward, years = (
-                np.where(within, x, np.nan) for x in (np.exp(between(log_forwards)), between(times))
-            )
+            sides = before, after
+            log_forward, time = np.log(self.slices["forward"].to_numpy()), self.slices["years"].to_numpy()
+            forward = np.where(within, np.exp(between(*(log_forward[side] for side in sides))), np.nan)
+            years = between(*(time[side] for side in sides))
             k = np.log(strike / forward)
-            sides = np.zeros((2, *variances.shape))
-            for i in range(len(listed)):
-                for side, which in zip(sides, (before, after), strict=True):
-                    side[:, which == i] = self._variances(i, k[which == i])
-            variances = np.where(share > 0, (1 - share) * sides[0] + share * sides[1], sides[0])
-        with np.errstate(invalid="ignore"):
-            middle, lower, upper = np.sqrt(np.maximum(variances, 0.0) / years)
-            known = np.isfinite(middle)
-            columns = {
-                "strike": strike,
-                "expiration": pl.Series(instant, dtype=pl.Int64).cast(INSTANT),
-                "forward": forward,
-                "log_moneyness": np.where(known, np.log(strike / forward), np.nan),
-                "implied_volatility": middle,
-                "lower": lower,
-                "upper": upper,
-            }
+            variances = between(*(self._variances(side, k) for side in sides))
+            level = svi.total_variance(self._curves, 0.0)
+            at_level = between(*(level[side] for side in sides))
+            for side in sides:
+                neighbour = self._variances(side, k * np.sqrt(level[side] / at_level))[0] * years / time[side]
+                variances[1] = np.fmin(variances[1], neighbour)
+                variances[2] = np.fmax(variances[2], neighbour)
+        known = np.isfinite(variances[0])
+        middle, lower, upper = np.where(known, np.sqrt(np.maximum(variances, 0.0) / years), np.nan)
+        columns = {
+            "strike": strike,
+            "expiration": pl.Series(instant, dtype=pl.Int64).cast(INSTANT),
+            "forward": forward,
+            "log_moneyness": np.log(strike / forward),
+            "implied_volatility": middle,
+            "lower": lower,
+            "upper": upper,
+        }
         return pl.DataFrame(columns).with_columns(pl.selectors.float().fill_nan(None))
 
-    def _variances(self, i: int, k: Floats) -> Floats:
-        """Total variance of a slice: of the curve, and of the lower and upper end of its band."""
-        rows = self._by_series[i]
-        at, volatility, half_width, fitted = (
-            rows[name].to_numpy()
-            for name in ("log_moneyness", "implied_volatility", "iv_uncertainty", "fitted_volatility")
-        )
-        curve = _volatility(self._curves[i], k, rows)
-        low = curve + np.minimum(np.interp(k, at, volatility - half_width - fitted), 0.0)
-        high = curve + np.maximum(np.interp(k, at, volatility + half_width - fitted), 0.0)
-        inside = (k >= at[0] - _ROUNDING) & (k <= at[-1] + _ROUNDING)
-        square = np.maximum(np.stack([curve, low, high]), 0.0) ** 2
-        return np.where(inside, square, np.nan) * float(rows["years"][0])
+    def _variances(self, which: npt.NDArray[np.int64], k: Floats) -> Floats:
+        """Total variance of slices at a log-moneyness each: of the curve, and of both ends of its band."""
+        variances = np.full((3, len(k)), np.nan)
+        for i in np.unique(which):
+            rows, here = self._by_series[i], which == i
+            at, volatility, half_width, fitted = (
+                rows[name].to_numpy()
+                for name in ("log_moneyness", "implied_volatility", "iv_uncertainty", "fitted_volatility")
+            )
+            curve = _volatility(self._curves[i], k[here], rows)
+            low = curve + np.minimum(np.interp(k[here], at, volatility - half_width - fitted), 0.0)
+            high = curve + np.maximum(np.interp(k[here], at, volatility + half_width - fitted), 0.0)
+            inside = (k[here] >= at[0] - _ROUNDING) & (k[here] <= at[-1] + _ROUNDING)
+            square = np.maximum(np.stack([curve, low, high]), 0.0) ** 2 * float(rows["years"][0])
+            variances[:, here] = np.where(inside, square, np.nan)
+        return variances
 
     def _range(self, i: int) -> tuple[float, float]:
         at = self._by_series[i]["log_moneyness"]

@@ -252,8 +252,8 @@ def _improve(quotes: _Quotes, curves: _Curves) -> _Curves:
             np.clip(now.log_sigma + np.clip(by_sigma, -1, 1), *np.log(_SIGMA)),
             robust,
         )
-        gain = now.cost - trial.cost
-        better = gain > 0
+        better = trial.cost < now.cost
+        gain = np.where(better, now.cost, 0.0) - np.where(better, trial.cost, 0.0)
         for kept, tried in zip(best, trial, strict=True):
             kept[left[better]] = tried[better]
         damping[left] *= np.where(better, 0.2, 5.0)
