@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run ui cluster report notebook test coverage lint soak bench docs site clean
+.PHONY: help install tools run ui cluster report notebook test coverage lint soak bench docs site clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,15 @@ test: install ## Run the whole test suite
 
 coverage: install ## Run the test suite and print which lines of the package it does not reach
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+
+tools: .venv/tools/.installed ## Install the tools whose exports the tests open: NautilusTrader, OpenBB, optopsy
+
+.venv/tools/.installed: .venv/.installed
+	@$(BIN)/python -m venv .venv/tools
+	@.venv/tools/bin/python -m pip install --quiet --disable-pip-version-check openbb-core==2.0.1 optopsy==2.2.0
+	@.venv/tools/bin/python -m pip install --quiet --disable-pip-version-check --only-binary nautilus_trader \
+		'nautilus_trader==1.221.0; python_version < "3.12"' 'nautilus_trader==1.231.0; python_version >= "3.12"'
+	@touch $@
 
 lint: install ## Style, types and the layers of imports
 	@$(BIN)/ruff check .

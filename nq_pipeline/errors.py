@@ -4,6 +4,7 @@
     ├── SettingsError              2: a setting is missing, contradictory or out of range
     ├── LakeError                  the lake cannot be written or read
     │   └── NoLake                 6: the data folder has no lake
+    ├── ExportError                an export cannot hold what was selected
     ├── StoreError                 the object store does not answer or refuses
     ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
     ├── OtherLake                  the shared ledger belongs to another lake than this machine sees
@@ -61,6 +62,10 @@ class StaleToken(LakeError):
 
 class NoLake(LakeError):
     """The data folder has no lake; the message names its absolute path."""
+
+
+class ExportError(NqError):
+    """The format of an export cannot hold what was selected, or there is nothing to export."""
 
 
 class StoreError(NqError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nq_pipeline.cli import capture, operate, query, run, spend
+from nq_pipeline.cli import capture, export, operate, query, run, spend
 from nq_pipeline.cli.exit_codes import EXIT_CODES
 
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 for command in (
     run.run,
-    *(query.sql, query.report, query.tables),
+    *(query.sql, query.report, query.tables, export.export),
     *(capture.capture, capture.verify, capture.convert),
     *(spend.budget, spend.backfill),
     *(operate.doctor, operate.alert, operate.retention, operate.repair, operate.lake),

@@ -28,6 +28,7 @@ ExerciseStyle = Literal["american", "european"]
 FamilyKind = Literal["quarterly", "monthly", "end_of_month", "weekly", "vendor"]
 FutureEnd = Literal["third_friday", "third_last_trade_date"]
 UnderlyingClass = Literal["future", "index", "etf"]
+AssetClass = Literal["index", "commodity"]
 Ticks = tuple[tuple[float, float], ...]
 
 MONDAY, TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = range(5)
@@ -108,6 +109,10 @@ class Product:
         Local time at which trading in the expiring future ends.
     stands_for
         The product for which a proxy stands in; empty for options on futures.
+    asset_class
+        What the future is on.
+    exchange
+        Market identifier code (ISO 10383) of the exchange that lists the future.
     """
 
     code: str
@@ -123,6 +128,8 @@ class Product:
     future_expiry_time: time = time(8, 30)
     settlement_delay: timedelta = timedelta(minutes=30)
     stands_for: str = ""
+    asset_class: AssetClass = "index"
+    exchange: str = "XCME"
 
 
 _PM = time(15, 0)
@@ -231,6 +238,8 @@ GC = Product(
     future_months=(2, 4, 6, 8, 10, 12),
     future_ends="third_last_trade_date",
     future_expiry_time=_GOLD_FIXING,
+    asset_class="commodity",
+    exchange="XCEC",
 )
 
 PRODUCTS: dict[str, Product] = {product.code: product for product in (NQ, ES, GC)}

@@ -9,7 +9,8 @@ from typing import Literal
 import polars as pl
 
 from nq_pipeline.errors import SourceError
-from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.contracts import ROOTS, Contract, Series
+from nq_pipeline.market.symbology import globex_symbol
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, SeriesAnswer, chain_frame
 from nq_pipeline.transport.policy import Policy
@@ -52,6 +53,7 @@ def chain(
                         "underlying_price": underlying,
                         "root": s.root,
                         "series": s.key,
+                        "raw_symbol": globex_symbol(Contract(s, side, strike)) if s.root in ROOTS else None,
                         "vendor_symbol": s.contract_key(side, strike),
                         "contract_key": s.contract_key(side, strike),
                         "expiration": s.expiration,

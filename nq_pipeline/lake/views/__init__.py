@@ -281,35 +281,46 @@ _VENDOR_VIEWS = (
     ),
 )
 
+_OPENBB = (
+    Column("underlying_symbol", TEXT, "underlying future, index or fund"),
+    _one(OPTION_CHAIN, "underlying_price"),
+    Column("contract_symbol", TEXT, "exchange symbol, or contract_key where there is none"),
+    _one(OPTION_CHAIN, "trade_date", "eod_date"),
+    _one(OPTION_CHAIN, "expiration_date", "expiration"),
+    Column("dte", INT, "calendar days from eod_date to expiration"),
+    _one(OPTION_CHAIN, "strike"),
+    Column("option_type", TEXT, "call or put"),
+    _one(OPTION_CHAIN, "multiplier", "contract_size"),
+    *_shown(OPTION_CHAIN, "open_interest", "volume"),
+    _one(OPTION_CHAIN, "last", "last_trade_price"),
+    _one(OPTION_CHAIN, "last_ts", "last_trade_time"),
+    *_shown(OPTION_CHAIN, "bid", "bid_size"),
+    _one(OPTION_CHAIN, "quote_ts", "bid_time"),
+    *_shown(OPTION_CHAIN, "ask", "ask_size"),
+    _one(OPTION_CHAIN, "quote_ts", "ask_time"),
+    Column("mark", FLOAT, "mid of bid and ask; null when one is missing or they are crossed"),
+    *_shown(OPTION_CHAIN, "open", "high", "low"),
+    Column("close", FLOAT, "settlement of eod_date; null until the vendor has it"),
+    Column("prev_close", FLOAT, "settlement of an earlier trade date"),
+    _one(OPTION_CHAIN, "change"),
+    *(_PRICED_AS[name] for name in _GREEKS),
+)
+
 _TOOL_VIEWS = (
     View(
-        "openbb_chain",
-        "option_chain_latest in the columns of OpenBB's standard model OptionsChainsData. contract_size is "
-        "the multiplier (20 for NQ). Columns of the model that no vendor fills are left out.",
+        "openbb_history",
+        "option_chain_priced in the columns of OpenBB's standard model OptionsChainsData, after those that "
+        "say which snapshot a row is of. contract_size is the multiplier (20 for NQ). Columns of the model "
+        "that no vendor fills are left out.",
         (
-            Column("underlying_symbol", TEXT, "underlying future, index or fund"),
-            _one(OPTION_CHAIN, "underlying_price"),
-            Column("contract_symbol", TEXT, "exchange symbol, or contract_key where there is none"),
-            _one(OPTION_CHAIN, "trade_date", "eod_date"),
-            _one(OPTION_CHAIN, "expiration_date", "expiration"),
-            Column("dte", INT, "calendar days from eod_date to expiration"),
-            _one(OPTION_CHAIN, "strike"),
-            Column("option_type", TEXT, "call or put"),
-            _one(OPTION_CHAIN, "multiplier", "contract_size"),
-            *_shown(OPTION_CHAIN, "open_interest", "volume"),
-            _one(OPTION_CHAIN, "last", "last_trade_price"),
-            _one(OPTION_CHAIN, "last_ts", "last_trade_time"),
-            *_shown(OPTION_CHAIN, "bid", "bid_size"),
-            _one(OPTION_CHAIN, "quote_ts", "bid_time"),
-            *_shown(OPTION_CHAIN, "ask", "ask_size"),
-            _one(OPTION_CHAIN, "quote_ts", "ask_time"),
-            Column("mark", FLOAT, "mid of bid and ask; null when one is missing or they are crossed"),
-            *_shown(OPTION_CHAIN, "open", "high", "low"),
-            Column("close", FLOAT, "settlement of eod_date; null until the vendor has it"),
-            Column("prev_close", FLOAT, "settlement of an earlier trade date"),
-            _one(OPTION_CHAIN, "change"),
-            *(_PRICED_AS[name] for name in _GREEKS),
+            *_from(OPTION_CHAIN, "trade_date", "snapshot_ts", "source", "series", "contract_key"),
+            *_OPENBB,
         ),
+    ),
+    View(
+        "openbb_chain",
+        "option_chain_latest in the columns of OpenBB's standard model OptionsChainsData.",
+        _OPENBB,
     ),
     View(
         "optopsy_chain",
