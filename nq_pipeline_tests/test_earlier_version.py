@@ -76,6 +76,16 @@ def test_the_values_are_as_they_were_written(data: Path) -> None:
     assert nq(data, "sql", SUMS) == CHAINS
 
 
+def test_columns_added_since_are_filled(data: Path) -> None:
+    environment = {"NQ_DATA_DIR": str(data), "NQ_NOW": NOW}
+    assert CliRunner().invoke(main, ["lake", "recompute"], env=environment).exit_code == 0
+    counts = "select count(vega)::int as vega, count(volga)::int as volga from option_pricing"
+    assert nq(data, "sql", counts) == [{"vega": 837, "volga": 837}]
+    history = "select gamma_regime, call_wall, put_wall, round(skew_slope, 3) as skew from market_history"
+    known = {"gamma_regime": "negative", "call_wall": 22400.0, "put_wall": 23000.0, "skew": -0.768}
+    assert nq(data, "sql", history) == [known]
+
+
 def test_the_ledger_keeps_its_lines(data: Path) -> None:
     month = nq(data, "budget", "--month", "2026-11")
     assert Decimal(month["metered_usd"]) == Decimal("0.074995593")

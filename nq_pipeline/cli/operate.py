@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -183,6 +184,32 @@ def migrate() -> None:
             click.echo(f"{table.name}: {rows:,} rows taken over")
     catalog.publish(target)
     click.echo(f"{total:,} rows taken over into {target.uri}.")
+
+
+@lake.command(short_help="Compute what the tables of analytics lack.")
+@click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), help="First trade date; default: all.")
+@click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), help="Last trade date; default: all.")
+@report_errors
+def recompute(since: datetime | None, until: datetime | None) -> None:
+    """Price and measure snapshots that have no metrics yet, and fill columns that older rows do not have.
+
+    Use it once after an upgrade, for snapshots taken before it. Values already in the tables stay as they
+    are. A call that was interrupted may be repeated.
+    """
+    import uuid
+
+    from nq_pipeline.analytics.recompute import recompute as recompute_days
+    from nq_pipeline.lake import catalog
+
+    settings = load()
+    note_sandbox(settings)
+    first, last = since and since.date(), until and until.date()
+    for day in recompute_days(settings, since=first, until=last, run_id=uuid.uuid4().hex):
+        if day.snapshots:
+            done = f"{day.snapshots} snapshots computed, columns of {day.filled:,} rows filled"
+            click.echo(f"{day.trade_date}: {done}")
+    catalog.publish(Workspace.of(settings).lake)
+    click.echo("The tables are complete.")
 
 
 @click.command(short_help="Repair tables with a damaged or missing manifest or file.")

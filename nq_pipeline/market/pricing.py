@@ -9,13 +9,16 @@ futures by `american.py`. `unpriced` says why a row has no volatility.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date, datetime
+from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from nq_pipeline.market import american, black76, sessions
-from nq_pipeline.market.black76 import DAYS_PER_YEAR
+from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats
 from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES
 from nq_pipeline.market.settlements import newest_published, settled_at
@@ -37,8 +40,8 @@ _KEYS = ("source", "environment", "snapshot_ts", "trade_date", "series", "contra
 _PRICE = ("valued_at", "price", "price_used", "price_age_s")
 _FORWARD = ("forward", "forward_source", "parity_forward", "parity_spread", "parity_pairs", "parity_gap")
 _MODEL = ("rate", "years", "model")
-_GREEKS = ("implied_volatility", "delta", "gamma", "theta", "vega", "rho", "vanna", "charm", "volga")
-PRICED = (*_KEYS, *_PRICE, *_FORWARD, *_MODEL, *_GREEKS, "iv_uncertainty", "unpriced")
+_GREEKS = ("delta", "gamma", "theta", "vega", "rho", "vanna", "charm", "volga")
+PRICED = (*_KEYS, *_PRICE, *_FORWARD, *_MODEL, "implied_volatility", *_GREEKS, "iv_uncertainty", "unpriced")
 """The columns of `price_chain`."""
 
 PARITY_STRIKES = 10
@@ -50,7 +53,10 @@ MAX_PARITY_SPREAD = 0.002
 MAX_LAST_AGE_S = 900
 """Largest age of a last trade that is used as a price, seconds."""
 
+_TERMS = ("forward", "strike", "years")
 _INSTANT = pl.Datetime("ns", "UTC")
+Rows = npt.NDArray[np.intp]
+Sides = npt.NDArray[np.bool_]
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
 _QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
@@ -255,25 +261,41 @@ def _add_model(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     return rows.with_columns(pl.when(pl.col("unpriced").is_null()).then("model").alias("model"))
 
 
-def _value_rows(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
-    """Add implied volatility and Greeks to every row that has a model."""
-    inputs = [rows[name].to_numpy() for name in ("price", "forward", "strike", "years")]
+def greeks(rows: pl.DataFrame) -> list[pl.Series]:
+    """The Greeks of rows that have a model and a volatility, by that model; null in other rows.
+
+    Parameters
+    ----------
+    rows
+        Rows of `option_pricing` with the contract's `strike` and `option_type`.
+    """
+    found = np.full((len(_GREEKS), rows.height), np.nan)
+    for model, at, is_call, (vol, rate, *terms) in _by_model(rows, "implied_volatility", "rate", *_TERMS):
+        of = model.value(*terms, vol, is_call, rate)
+        for row, greek in enumerate(_GREEKS):
+            found[row, at] = getattr(of, greek)
+    return [pl.Series(name, values).fill_nan(None) for name, values in zip(_GREEKS, found, strict=True)]
+
+
+def _by_model(rows: pl.DataFrame, *names: str) -> Iterator[tuple[ModuleType, Rows, Sides, list[Floats]]]:
+    """For each model: the module, the places of its rows, which are calls, and these columns of them."""
+    columns = [rows[name].cast(pl.Float64).to_numpy() for name in names]
     is_call = (rows["option_type"] == "C").to_numpy()
-    greeks = np.full((len(_GREEKS), rows.height), np.nan)
     for name, model in (("black76", black76), ("ju_zhong", american)):
         at = np.flatnonzero(rows["model"].eq_missing(name))
-        if not at.size:
-            continue
-        price, forward, strike, years = (column[at] for column in inputs)
-        volatility = model.implied_volatility(price, forward, strike, years, is_call[at], rate)
-        of = model.value(forward, strike, years, volatility, is_call[at], rate)
-        greeks[0, at] = volatility
-        for row, greek in enumerate(_GREEKS[1:], 1):
-            greeks[row, at] = getattr(of, greek)
+        if at.size:
+            yield model, at, is_call[at], [column[at] for column in columns]
+
+
+def _value_rows(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Add implied volatility and Greeks to every row that has a model."""
+    volatilities = np.full(rows.height, np.nan)
+    for model, at, is_call, (price, forward, strike, years) in _by_model(rows, "price", *_TERMS):
+        volatilities[at] = model.implied_volatility(price, forward, strike, years, is_call, rate)
     rows = rows.with_columns(
-        *(pl.Series(name, values).fill_nan(None) for name, values in zip(_GREEKS, greeks, strict=True)),
-        rate=pl.lit(rate, pl.Float64),
+        pl.Series("implied_volatility", volatilities).fill_nan(None), rate=pl.lit(rate, pl.Float64)
     )
+    rows = rows.with_columns(greeks(rows))
     failed = pl.col("model").is_not_null() & pl.col("implied_volatility").is_null()
     return rows.with_columns(
         unpriced=pl.when(failed).then(pl.lit("no_solution")).otherwise("unpriced"),
