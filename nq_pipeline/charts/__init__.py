@@ -7,15 +7,19 @@ Charts have the light theme. `render.svg` and `render.png` turn them into images
     charts.smile(nq.connect().sql("select * from iv_smile").pl())
 """
 
-from nq_pipeline.charts.positions import gamma_exposure, open_interest, put_call, volume
+from nq_pipeline.charts.explorer import AXES, smile_explorer
+from nq_pipeline.charts.positions import REACHES, first_reach, gamma_exposure, open_interest, put_call, volume
 from nq_pipeline.charts.spend_and_sources import source_agreement, spend
 from nq_pipeline.charts.theme import Picture, series_label, series_label_text
 from nq_pipeline.charts.trade_pressure import pressure
 from nq_pipeline.charts.volatility import expected_move, smile, term_structure
 
 __all__ = [
+    "AXES",
     "Picture",
+    "REACHES",
     "expected_move",
+    "first_reach",
     "gamma_exposure",
     "open_interest",
     "pressure",
@@ -23,6 +27,7 @@ __all__ = [
     "series_label",
     "series_label_text",
     "smile",
+    "smile_explorer",
     "source_agreement",
     "spend",
     "term_structure",

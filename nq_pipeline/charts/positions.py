@@ -1,79 +1,100 @@
-"""Open interest, volume and gamma exposure by strike, and the put/call ratio."""
+"""Open interest, volume and gamma exposure by strike, and the put/call ratio.
+
+The charts by strike group and sum their rows themselves, so that a reader of a page can change what they
+show: `shown` (series; none: all of them), `reach` (largest distance of a strike from the future, as a fraction
+of it; 0: no limit), `sides` (both, C or P) and `against` (the earlier moment that is outlined).
+"""
 
 from __future__ import annotations
 
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import Picture, axis, compose, described, series_label, series_label_text
+from nq_pipeline.charts.theme import (
+    Picture,
+    axis,
+    compose,
+    described,
+    of_moments,
+    series_label,
+    series_label_text,
+)
 
 NEAR = 0.05
-"""Largest distance of a strike from the forward in a chart of all series, as a fraction of the forward."""
-DEVIATIONS = 3.0
-"""The same in a chart of one series, in standard deviations (expected moves)."""
-MOST_BARS = 56
-"""Maximum of bars; neighbouring strikes are grouped to stay within it."""
+"""Largest distance of a strike from the future in a chart of trades, as a fraction of the future's price."""
+REACHES = (0.02, 0.05, 0.1, 0.2)
+"""Distances that a reader can choose, besides all strikes."""
+WITHIN = 0.9
+"""Share of the contracts that the first view of a chart shows at least."""
+BAR = 9
+"""Least width of a bar and its gap, pixels; neighbouring strikes are grouped to keep to it."""
 WIDTHS = (5, 10, 25, 50, 100, 250, 500, 1000)
 """Possible widths of a group of strikes, points."""
+EDGE = 0.55
+"""Where the label of a line turns to its other side, as a share of `reach`."""
+ROW = 14
+"""Height of the label of a line, pixels."""
 ROUND_RATIOS = [0.1, 0.25, 0.5, 1, 2, 4, 10]
-LABEL_WIDTH = 0.3
-"""Fraction of the chart's width that the label of a line needs."""
 NAMES = 76
 """Left margin for the names of series, pixels."""
 
 
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
-    """Open contracts by strike, calls up and puts down, with the forward and max pain.
+    """Open contracts by strike, calls up and puts down, with the future, and max pain of a single series.
 
-    Takes rows of `strike_profile` and `series_metrics`, one snapshot. Draws one series, or the sum of all,
-    which has no max pain.
+    Takes rows of `strike_profile` and `series_metrics`, one snapshot, or several with a column `moment`. Draws
+    one series, or the sum of all.
     """
-    return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "open contracts")
+    return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "Open contracts")
 
 
 def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
     """Contracts traded by strike in the session, calls up, puts down; parameters as for `open_interest`."""
-    return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "contracts traded")
+    return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "Contracts traded")
 
 
 def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
-    """Net gamma exposure of all series by strike, with the forward and the zero-gamma level.
+    """Net gamma exposure by strike; of all series with the zero-gamma level and the walls.
 
     Takes rows of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
     """
     forward = _first(levels, "forward")
     if forward is None:
         return "No gamma exposure: no series has a forward price."
-    net = pl.col("gex_per_pct").sum()
-    near = profile.filter((pl.col("strike") / forward - 1).abs() <= NEAR, pl.col("gex_per_pct").is_not_null())
-    if near.filter(pl.col("gex_per_pct") != 0).is_empty():
+    rows = _sides(profile, "gex_per_pct")
+    if rows.is_empty():
         return "No gamma exposure: no contract has both a gamma and open interest."
-    bars, width = _bars(near, [net.alias("net")])
-    bars = bars.with_columns(
-        label=pl.format(
-            "{} · {} million dollars per 1 %", _span(width), (pl.col("net") / 1e6).round(2).cast(pl.String)
-        )
-    )
-    y = alt.Y(
-        "net:Q",
-        scale=_scale_with_headroom(bars["net"]),
-        axis=axis("dollars of futures per 1 % move", format="$.2~s", tickCount=6),
-    )
-    zero = _first(levels, "zero_gamma")
-    return compose(
+    marks = [("future", forward, "spot", ",.2f")]
+    for words in ("zero gamma", "call wall", "put wall"):
+        if (level := _first(levels, words.replace(" ", "_"))) is not None:
+            marks.append((words, level, "level", ",.0f"))
+    lines = pl.DataFrame(
         [
-            *(
-                alt.Chart(bars.filter(where))
-                .mark_rect(style=style)
-                .encode(x=_x(), x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **described())
-                for style, where in (("call", pl.col("net") > 0), ("put", pl.col("net") < 0))
-            ),
-            *_zero_line(),
-            *_levels(bars, spot=forward, words="zero gamma", level=zero),
+            {
+                "at": at,
+                "words": f"{words} {at:{form}}",
+                "style": style,
+                "row": ROW * row,
+                "series": None if style == "spot" else "",
+            }
+            for row, (words, at, style, form) in enumerate(marks)
         ],
-        "Net gamma exposure",
-        "Assumes that dealers are long every open call and short every open put",
-        profile,
+        schema_overrides={"series": pl.String},
+    )
+    net = "datum.calls + datum.puts"
+    words = "'net ' + format(datum.net / 1e6, '+,.1f') + ' million dollars per 1 %'"
+    return _by_strike(
+        rows,
+        lines,
+        forward,
+        [alt.Y("net:Q", axis=axis(None, format="$.2~s", tickCount=6))],
+        [("call", "net", "datum.net > 0"), ("put", "net", "datum.net < 0")],
+        calculated={"net": net, "head": f"1.3 * max(0, {net})"},
+        label=f"{_SPAN} + format(datum.net / 1e6, '+,.2f') + ' million dollars per 1 %'",
+        summary=words,
+        title="Net gamma exposure",
+        subtitle="Dollars of futures per 1 % move, if dealers are long every open call and short every open put",
+        profile=profile,
     )
 
 
@@ -129,134 +150,202 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     )
 
 
+def first_reach(profile: pl.DataFrame, forward: float | None) -> float:
+    """The smallest of `REACHES` that holds most of the open contracts; 0, for all strikes, if none does."""
+    return _reach_of(_sides(profile, "open_interest"), forward)
+
+
+def _reach_of(rows: pl.DataFrame, forward: float | None) -> float:
+    held = pl.col("calls").abs() + pl.col("puts").abs()
+    away = (pl.col("strike") / (forward or 1.0) - 1).abs()
+    total = rows.select(held.sum()).item()
+    return next((r for r in REACHES if rows.filter(away <= r).select(held.sum()).item() >= WITHIN * total), 0)
+
+
+_SPAN = "(datum.step > 5 ? 'around ' : 'strike ') + format(datum.bar, ',') + ' · '"
+"""The strikes of a bar, in its label."""
+
+
 def _calls_up_puts_down(
     profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None, what: str, title: str, unit: str
 ) -> Picture:
-    if series is not None:
-        profile, metrics = (rows.filter(pl.col("series") == series) for rows in (profile, metrics))
-    front = metrics.filter(pl.col("forward").is_not_null()).sort("expiration").head(1)
-    forward = _first(front, "forward")
-    calls, puts = pl.col(f"call_{what}"), pl.col(f"put_{what}")
-    held = profile.filter((calls.fill_null(0) + puts.fill_null(0)) > 0)
     whose = "all series" if series is None else series_label_text(series)
-    if held.is_empty() or forward is None:
+    rows = _sides(profile, what)
+    own = rows if series is None else rows.filter(pl.col("series") == series)
+    of = metrics.filter(pl.col("forward").is_not_null()).sort("expiration")
+    if series is not None:
+        of = of.filter(pl.col("series") == series)
+    forward = _first(of, "forward")
+    if own.is_empty() or forward is None:
         return f"No {title.lower()} of {whose}: no vendor reports it."
-    reach = NEAR
-    if series is not None and (move := _first(front, "expected_move_iv")):
-        reach = min(0.25, DEVIATIONS * move / forward)
-    near = held.filter((pl.col("strike") / forward - 1).abs() <= reach)
-    if near.is_empty():
-        return f"No {title.lower()} of {whose} within {reach:.1%} of the future."
-    bars, width = _bars(near, [calls.sum().alias("calls"), puts.sum().alias("puts")])
-    bars = bars.with_columns(
-        below=-pl.col("puts"),
-        label=pl.format("{} · {} calls · {} puts", _span(width), pl.col("calls"), pl.col("puts")),
-    )
-    total = {side: int(held[f"{side}_{what}"].sum()) for side in ("call", "put")}
-    shown = {side: int(near[f"{side}_{what}"].sum()) for side in ("call", "put")}
-    beyond = sum(total.values()) - sum(shown.values())
-    y = alt.Y(
-        "calls:Q",
-        scale=_scale_with_headroom(bars["calls"]),
-        axis=axis(f"{unit}: calls up, puts down", labelExpr="format(abs(datum.value), ',')", tickCount=6),
-    )
-    sides = (("call", y), ("put", alt.Y("below:Q")))
-    pain = _first(metrics, "max_pain") if series is not None and what == "open_interest" else None
-    subtitle = [f"{total['call']:,} calls, {total['put']:,} puts"]
-    if beyond:
-        subtitle.append(f"{beyond:,} of them outside the chart")
-    if pain:
-        subtitle.append(f"max pain {pain:,.0f}")
-    return compose(
+    future = {"at": forward, "words": f"future {forward:,.2f}", "style": "spot", "row": 0, "series": None}
+    lines = pl.DataFrame([future], schema_overrides={"row": pl.Int32, "series": pl.String})
+    if what == "open_interest":
+        pain = pl.col("max_pain")
+        words = pl.format("max pain {}", pain.round(0).cast(pl.Int64).map_elements("{:,}".format, pl.String))
+        level = {"style": pl.lit("level"), "row": pl.lit(ROW, pl.Int32)}
+        pains = metrics.filter(pain.is_not_null()).select(at=pain, words=words, **level, series="series")
+        lines = pl.concat([lines, pains])
+    calls = "(sides == 'P' ? 0 : datum.calls)"
+    return _by_strike(
+        rows,
+        lines,
+        forward,
         [
-            *(
-                alt.Chart(bars)
-                .mark_rect(style=style)
-                .encode(x=_x(), x2=alt.X2("high:Q"), y=side, y2=alt.Y2Datum(0), **described())
-                for style, side in sides
-            ),
-            *_zero_line(),
-            *_levels(bars, spot=forward, words="max pain", level=pain),
+            alt.Y("up:Q", axis=axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)),
+            alt.Y("down:Q"),
         ],
-        f"{title}, {whose}",
-        "; ".join(subtitle),
-        profile,
+        [("call", "up", "datum.up > 0"), ("put", "down", "datum.down < 0")],
+        calculated={"up": calls, "down": "(sides == 'C' ? 0 : -datum.puts)", "head": f"1.15 * {calls}"},
+        label=f"{_SPAN} + format(datum.calls, ',') + ' calls · ' + format(datum.puts, ',') + ' puts'",
+        summary="format(datum.all_calls, ',') + ' calls, ' + format(datum.all_puts, ',') + ' puts' "
+        "+ (datum.beyond > 0 ? '; ' + format(datum.beyond, ',') + ' of them outside the chart' : '')",
+        title=f"{title}, {whose}",
+        subtitle=f"{unit}: calls up, puts down",
+        profile=profile,
+        shown=[] if series is None else [series],
+        reach=_reach_of(own, forward),
     )
 
 
-def _bars(near: pl.DataFrame, sums: list[pl.Expr]) -> tuple[pl.DataFrame, float]:
-    """The sums by group of neighbouring strikes, and the width of a group in points."""
-    strikes = near["strike"]
-    span = float(strikes.max()) - float(strikes.min())  # type: ignore[arg-type]
-    gaps = strikes.unique().sort().diff().drop_nulls()
-    least = float(gaps.min()) if len(gaps) else 1.0  # type: ignore[arg-type]
-    width = next((w for w in WIDTHS if w >= least and span / w <= MOST_BARS), max(least, span / MOST_BARS))
-    centre = (pl.col("strike") / width).round() * width
-    bars = near.group_by(centre.alias("strike")).agg(sums).sort("strike")
-    half = 0.42 * width
-    return bars.with_columns(low=pl.col("strike") - half, high=pl.col("strike") + half), width
+def _sides(profile: pl.DataFrame, what: str) -> pl.DataFrame:
+    """The calls and puts of every series and strike that has either."""
+    calls, puts = (pl.col(f"{side}_{what}").fill_null(0) for side in ("call", "put"))
+    rows = of_moments(profile).select("moment", "series", "strike", calls=calls, puts=puts)
+    if what == "gex_per_pct":
+        rows = rows.with_columns(pl.col("calls", "puts").round(0).cast(pl.Int64))
+    return rows.filter((pl.col("calls") != 0) | (pl.col("puts") != 0))
 
 
-def _span(width: float) -> pl.Expr:
-    """The label of a bar's strikes."""
-    middle = pl.col("strike").round(2)
-    return pl.format("around {}", middle) if width > WIDTHS[0] else pl.format("strike {}", middle)
+def _by_strike(
+    rows: pl.DataFrame,
+    lines: pl.DataFrame,
+    forward: float,
+    heights: list[alt.Y],
+    sides: list[tuple[str, str, str]],
+    *,
+    calculated: dict[str, str],
+    label: str,
+    summary: str,
+    title: str,
+    subtitle: str,
+    profile: pl.DataFrame,
+    shown: list[str] | None = None,
+    reach: float | None = None,
+) -> Picture:
+    """Bars by group of strikes, an outline of the earlier moment, and lines with labels.
 
-
-def _x() -> alt.X:
-    return alt.X(
+    `sides` are the style, height and condition of each kind of bar. `calculated` are fields of a bar, and
+    `head` the height below which the labels of the lines find space.
+    """
+    now = "datum.moment == 'now'"
+    x = alt.X(
         "low:Q",
         scale=alt.Scale(zero=False, nice=False, padding=4),
         axis=axis("strike", format=",d", tickCount=7),
     )
+    bars = [
+        alt.Chart()
+        .mark_rect(style=style)
+        .transform_filter(f"{now} && {where}")
+        .encode(x=x, x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **described())
+        for (style, _, where), y in zip(sides, heights * len(sides), strict=False)
+    ]
+    earlier = [
+        alt.Chart()
+        .mark_rect(style="earlier")
+        .transform_filter(f"!({now})")
+        .encode(x=x, x2=alt.X2("high:Q"), y=alt.Y(f"{field}:Q"), y2=alt.Y2Datum(0), **described())
+        for field in dict.fromkeys(field for _, field, _ in sides)
+    ]
+    head = alt.Chart().mark_point(opacity=0, aria=False).transform_filter(now).encode(y=alt.Y("head:Q"))
+    total = (
+        alt.Chart()
+        .transform_filter(now)
+        .transform_aggregate(
+            net="sum(net)" if "net" in calculated else "count()",
+            all_calls="max(all_calls)",
+            all_puts="max(all_puts)",
+            seen="sum(both)",
+        )
+        .transform_calculate(beyond="datum.all_calls + datum.all_puts - datum.seen")
+        .transform_calculate(words=summary)
+        .mark_text(style="label", align="right", baseline="bottom", x=alt.ExprRef("width"), y=-8)
+        .encode(text=alt.Text("words:N"))
+    )
+    return compose(
+        [*bars, *earlier, *_zero_line(), head, total, *_lines(lines, forward)],
+        title,
+        subtitle,
+        profile,
+        data=rows,
+        transform=_grouped(calculated | {"label": label}),
+        params={
+            "shown": shown or [],
+            "reach": _reach_of(rows, forward) if reach is None else reach,
+            "sides": "both",
+            "against": "",
+            "future": forward,
+        },
+    )
 
 
-def _scale_with_headroom(values: pl.Series) -> alt.Scale:
-    """Leave space above the highest bar for the labels of the lines."""
-    highest = max(values.to_list())
-    return alt.Scale(domainMax=highest * 1.15) if highest > 0 else alt.Scale()
+def _grouped(calculated: dict[str, str]) -> list[alt.Transform]:
+    """The chosen rows by group of neighbouring strikes: `bar` is its middle, from `low` to `high`."""
+    widths = " : ".join(f"datum.least <= {width} ? {width}" for width in WIDTHS[:-1])
+    of = ["moment", "bar", "step", "all_calls", "all_puts"]
+    base = (
+        alt.Chart()
+        .transform_filter(f"datum.moment == 'now' || datum.moment == against")
+        .transform_filter(f"!length(shown) || indexof(shown, datum.series) >= 0")
+        .transform_joinaggregate(all_calls="sum(calls)", all_puts="sum(puts)", groupby=["moment"])
+        .transform_filter("!reach || abs(datum.strike / future - 1) <= reach")
+        .transform_joinaggregate(first="min(strike)", last="max(strike)")
+        .transform_calculate(least=f"(datum.last - datum.first) * {BAR} / width")
+        .transform_calculate(step=f"{widths} : {WIDTHS[-1]}")
+        .transform_calculate(bar="round(datum.strike / datum.step) * datum.step")
+        .transform_aggregate(calls="sum(calls)", puts="sum(puts)", groupby=of)
+        .transform_calculate(
+            low="datum.bar - 0.42 * datum.step",
+            high="datum.bar + 0.42 * datum.step",
+            both="datum.calls + datum.puts",
+            **calculated,
+        )
+    )
+    return list(base.transform)
 
 
 def _zero_line() -> list[alt.Chart]:
     return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q"))]
 
 
-def _levels(bars: pl.DataFrame, *, spot: float, words: str, level: float | None) -> list[alt.Chart]:
-    """Lines at the future's price and, if in the chart, at `level`; their labels are on opposite sides."""
-    low, high = bars.select(pl.col("low").min(), pl.col("high").max()).row(0)
-    lines = [(spot, "spot", f"future {spot:,.2f}")]
-    if level is not None and low <= level <= high:
-        lines.append((level, "level", f"{words} {level:,.0f}"))
-    # By position, not by value, so that the labels of two lines at one strike do not overlap either.
-    return [
-        layer
-        for place, (value, style, name) in enumerate(sorted(lines))
-        for layer in _line(value, style, name, to_left=len(lines) > 1 and place == 0, range_=(low, high))
-    ]
+def _lines(lines: pl.DataFrame, forward: float) -> list[alt.Chart]:
+    """Lines at levels, each with its label in a row of its own, on the side that the future is not.
 
-
-def _line(
-    value: float, style: str, words: str, *, to_left: bool, range_: tuple[float, float]
-) -> list[alt.Chart]:
-    """A line and its label. A label that would leave the chart moves to the other side, a line lower."""
-    low, high = range_
-    share = (value - low) / (high - low)
-    turned = (share if to_left else 1 - share) < LABEL_WIDTH
-    to_left ^= turned
-    at = alt.Chart(pl.DataFrame({"at": [value], "words": [words]}))
-    return [
-        at.mark_rule(style=style).encode(x=alt.X("at:Q")),
-        at.mark_text(
-            style=f"label_of_{style}",
-            align="right" if to_left else "left",
-            dx=-5 if to_left else 5,
-            baseline="top",
-            y=14 if turned else 0,
-        ).encode(x=alt.X("at:Q"), text=alt.Text("words:N")),
-    ]
+    A line with a `series` is drawn if that is the only one shown; with the empty one, if all are.
+    """
+    only = "datum.series == null || (length(shown) ? length(shown) == 1 && shown[0] == datum.series : datum.series == '')"
+    away = "(datum.at / future - 1)"
+    right = f"({away} >= 0 ? !(reach && {away} > {EDGE} * reach) : reach && -{away} > {EDGE} * reach)"
+    drawn = []
+    for style in ("spot", "level"):
+        base = (
+            alt.Chart(lines.filter(pl.col("style") == style))
+            .transform_filter(only)
+            .transform_filter(f"!reach || abs{away} <= reach")
+            .encode(x=alt.X("at:Q"))
+        )
+        drawn.append(base.mark_rule(style=style))
+        for align, dx, where in (("left", 5, right), ("right", -5, f"!{right}")):
+            drawn.append(
+                base.transform_filter(where)
+                .mark_text(style=f"label_of_{style}", align=align, dx=dx, baseline="top")
+                .encode(y=alt.Y("row:Q", scale=None), text=alt.Text("words:N"))
+            )
+    return drawn
 
 
 def _first(rows: pl.DataFrame, name: str) -> float | None:
-    """The first known value of a column."""
-    known = rows[name].drop_nulls()
-    return float(known[0]) if len(known) else None
+    """The first known value of a column; None without the column."""
+    known = rows[name].drop_nulls().to_list() if name in rows.columns else []
+    return float(known[0]) if known else None

@@ -10,7 +10,7 @@ for a plain string.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -86,6 +86,37 @@ DARK = Palette(
 )
 PAGE = Palette(**{name: f"var(--{name})" for name in asdict(LIGHT)})
 """Colours as CSS variables of the page that contains the SVG."""
+SHADES = 16
+"""Colours of expirations, from the nearest to the furthest."""
+
+
+def shades(palette: Palette) -> list[str]:
+    """The colours of expirations: `first` to `fourth`, and colours between them."""
+    if palette is PAGE:
+        return [f"var(--shade-{shade})" for shade in range(SHADES)]
+    stops = [
+        [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        for colour in (palette.first, palette.second, palette.third, palette.fourth)
+    ]
+    mixed = []
+    for shade in range(SHADES):
+        stop, share = divmod(shade * (len(stops) - 1) / (SHADES - 1), 1)
+        low, high = stops[int(stop)], stops[min(int(stop) + 1, len(stops) - 1)]
+        mixed.append("#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(low, high, strict=True)))
+    return mixed
+
+
+def with_shade(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the column `shade`: which of the colours of expirations a row's series has, by its expiration."""
+    order = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")
+    step = (SHADES - 1) / max(1, order.height - 1)
+    order = order.select("series", shade=(pl.int_range(pl.len()) * step).round().cast(pl.Int64))
+    return rows.join(order, on="series", how="left", maintain_order="left")
+
+
+def shade() -> alt.Color:
+    """The colour of a row's series, from the column `shade`."""
+    return alt.Color("shade:O", scale=alt.Scale(domain=list(range(SHADES))), legend=None)
 
 
 def config(palette: Palette) -> dict[str, Any]:
@@ -141,7 +172,7 @@ def config(palette: Palette) -> dict[str, Any]:
         "legend": {"disable": True},
         # Screen readers would read out the column names of marks without a description.
         **{mark: {"aria": False} for mark in ("area", "line", "rule", "text")},
-        "range": {"category": [palette.first, palette.second, palette.third, palette.fourth]},
+        "range": {"category": shades(palette), "ordinal": shades(palette)},
         "style": {
             "call": {"color": palette.call},
             "put": {"color": palette.put},
@@ -154,6 +185,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "ahead": {"color": palette.call, "strokeDash": [3, 4], **line},
             "cap": {"color": palette.warn, "strokeWidth": 1.25},
             "zero": {"color": palette.muted, "strokeWidth": 1},
+            "earlier": {"fill": "transparent", "stroke": palette.ink, "strokeWidth": 1},
             "spot": {"color": palette.ink, "strokeWidth": 1.25},
             "level": {"color": palette.warn, "strokeWidth": 1.25, "strokeDash": [4, 3]},
             "label": {"color": palette.muted, **words},
@@ -171,13 +203,21 @@ def compose(
     *,
     height: int = HEIGHT,
     left: int = LEFT,
+    params: Mapping[str, Any] | None = None,
+    **shared: Any,
 ) -> alt.LayerChart:
-    """Layer marks into one chart with titles, size and the light theme; sandbox data is labelled as such."""
+    """Layer marks into one chart with titles, size and the light theme; sandbox data is labelled as such.
+
+    `params` are the names and first values of what a page lets its reader change. `shared` has the `data` and
+    the `transform` of all layers that have none of their own.
+    """
     lines = [subtitle]
     if "environment" in rows.columns and (rows["environment"] == "sandbox").any():
         lines.append(SANDBOX)
     top = TITLED + SUBTITLED * len(lines)
-    chart = alt.LayerChart(layer=list(layers)).properties(
+    if params:
+        shared["params"] = [alt.VariableParameter(name=name, value=value) for name, value in params.items()]
+    chart = alt.LayerChart(layer=list(layers), **shared).properties(
         width=WIDTH - left - RIGHT,
         height=height,
         padding={"left": left, "right": RIGHT, "top": top, "bottom": BOTTOM},
@@ -188,7 +228,12 @@ def compose(
     return chart
 
 
-def axis(title: str, **more: Any) -> alt.Axis:
+def of_moments(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows with the column `moment`: `now`, or the name of an earlier snapshot."""
+    return rows if "moment" in rows.columns else rows.with_columns(moment=pl.lit("now"))
+
+
+def axis(title: str | None, **more: Any) -> alt.Axis:
     return alt.Axis(title=title, **more)
 
 
@@ -206,6 +251,13 @@ def series_label(series: pl.Expr) -> pl.Expr:
 def series_label_text(series: str) -> str:
     """`series_label` for a single string."""
     return str(pl.select(series_label(pl.lit(series))).item())
+
+
+def spaced(rows: pl.DataFrame, most: int) -> list[str]:
+    """At most so many series, the nearest first, evenly spaced by rank of expiration."""
+    series = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")["series"].to_list()
+    most = min(most, len(series))
+    return [series[round(i * (len(series) - 1) / max(1, most - 1))] for i in range(most)]
 
 
 def spread_labels(values: list[float], gap: float) -> list[float]:

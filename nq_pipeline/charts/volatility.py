@@ -5,7 +5,17 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described, series_label, spread_labels
+from nq_pipeline.charts.theme import (
+    SIGNED,
+    Picture,
+    axis,
+    compose,
+    described,
+    of_moments,
+    series_label,
+    spaced,
+    spread_labels,
+)
 
 SMILES = 4
 """Maximum of series in one chart; more lines would need colours that cannot be told apart."""
@@ -28,7 +38,7 @@ def smile(rows: pl.DataFrame) -> Picture:
     # In a series with quotes, the volatility of a last trade is noise.
     unquoted = width.is_null().all().over("series")
     usable = rows.filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
-    drawn = usable.join(_spaced(usable), on="series").sort("years", "deviations")
+    drawn = usable.filter(pl.col("series").is_in(spaced(usable, SMILES))).sort("years", "deviations")
     if drawn.is_empty():
         return "No smile: no out-of-the-money option of this snapshot has a volatility."
     width, iv = width.fill_null(0.0), pl.col("implied_volatility")
@@ -87,13 +97,17 @@ def smile(rows: pl.DataFrame) -> Picture:
 
 
 def term_structure(rows: pl.DataFrame) -> Picture:
-    """At-the-money implied volatility by days to expiration, from `series_metrics` of one snapshot."""
-    drawn = rows.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
-    if drawn.is_empty():
+    """At-the-money implied volatility by days to expiration, from `series_metrics` of one snapshot.
+
+    Of several, with a column `moment`, the one that the parameter `against` names is dashed.
+    """
+    drawn = of_moments(rows).filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
+    now = pl.col("moment") == "now"
+    if drawn.filter(now).is_empty():
         return "No term structure: no series has an ATM IV."
     drawn = drawn.select(
+        "moment",
         "atm_iv",
-        "environment",
         days=pl.col("years") * 365,
         name=series_label(pl.col("series")),
         label=pl.format(
@@ -113,20 +127,25 @@ def term_structure(rows: pl.DataFrame) -> Picture:
         scale=alt.Scale(domain=_about(drawn["atm_iv"])),
         axis=axis("ATM implied volatility", format=".1%", tickCount=5),
     )
+    current, earlier = drawn.filter(now), drawn.filter(~now)
     first, last = (
-        alt.Chart(end).encode(x=x, y=y, text=alt.Text("name:N")) for end in (drawn.head(1), drawn.tail(1))
+        alt.Chart(end).encode(x=x, y=y, text=alt.Text("name:N")) for end in (current.head(1), current.tail(1))
     )
-    base = alt.Chart(drawn).encode(x=x, y=y)
+    base = alt.Chart(current).encode(x=x, y=y)
+    before = alt.Chart(earlier).transform_filter("datum.moment == against").encode(x=x, y=y)
     return compose(
         [
+            before.mark_line(style="ahead", strokeWidth=1.5),
+            before.mark_point(style="ring").encode(**described()),
             base.mark_line(style="line"),
             base.mark_point(style="dots").encode(**described()),
             first.mark_text(style="label", align="left", dx=8, dy=-6),
-            *([last.mark_text(style="label", align="right", dx=4, dy=14)] if len(drawn) > 1 else []),
+            *([last.mark_text(style="label", align="right", dx=4, dy=14)] if len(current) > 1 else []),
         ],
         "Term structure",
         "ATM implied volatility by expiration; the axis does not start at zero",
         rows,
+        params={"against": ""},
     )
 
 
@@ -187,14 +206,6 @@ def _about(volatilities: pl.Series) -> list[float]:
     low, high = float(volatilities.min()), float(volatilities.max())  # type: ignore[arg-type]
     margin = max(0.15 * (high - low), 0.005)
     return [max(low - margin, 0.0), high + margin]
-
-
-def _spaced(rows: pl.DataFrame) -> pl.DataFrame:
-    """The nearest series and up to three later ones, evenly spaced by rank of expiration."""
-    series = rows.group_by("series").agg(pl.col("years").median()).sort("years", "series")["series"]
-    most = min(SMILES, len(series))
-    picked = [round(i * (len(series) - 1) / max(1, most - 1)) for i in range(most)]
-    return pl.DataFrame({"series": [series[i] for i in picked]}, schema={"series": pl.String})
 
 
 def _thinned(drawn: pl.DataFrame, per_deviation: int) -> pl.DataFrame:
