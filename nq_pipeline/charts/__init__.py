@@ -16,8 +16,8 @@ from nq_pipeline.charts.volatility import expected_move, smile, term_structure
 
 __all__ = [
     "AXES",
-    "Picture",
     "REACHES",
+    "Picture",
     "expected_move",
     "first_reach",
     "gamma_exposure",

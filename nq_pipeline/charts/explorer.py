@@ -78,7 +78,9 @@ def smile_explorer(rows: pl.DataFrame) -> Picture:
     chosen = alt.Chart().encode(x=x, color=shade(), detail=alt.Detail("series:N"))
     return compose(
         [
-            chosen.transform_filter(now).mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+            chosen.transform_filter(now)
+            .mark_area(opacity=0.15)
+            .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
             chosen.transform_filter(now).mark_line(strokeWidth=1.75).encode(y=y),
             chosen.transform_filter(f"!({now})").mark_line(strokeWidth=1.5, strokeDash=[4, 3]).encode(y=y),
             chosen.mark_circle(size=70, opacity=0.001).encode(y=y, **described()),

@@ -1,11 +1,13 @@
 """Open interest, volume and gamma exposure by strike, and the put/call ratio.
 
 The charts by strike group and sum their rows themselves, so that a reader of a page can change what they
-show: `shown` (series; none: all of them), `reach` (largest distance of a strike from the future, as a fraction
-of it; 0: no limit), `sides` (both, C or P) and `against` (the earlier moment that is outlined).
+show: `shown` (series; none: all of them), `reach` (largest distance of a strike from the future, as a
+fraction of it; 0: no limit), `sides` (both, C or P) and `against` (the earlier moment that is outlined).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -24,7 +26,7 @@ NEAR = 0.05
 """Largest distance of a strike from the future in a chart of trades, as a fraction of the future's price."""
 REACHES = (0.02, 0.05, 0.1, 0.2)
 """Distances that a reader can choose, besides all strikes."""
-WITHIN = 0.9
+WITHIN = 0.8
 """Share of the contracts that the first view of a chart shows at least."""
 BAR = 9
 """Least width of a bar and its gap, pixels; neighbouring strikes are grouped to keep to it."""
@@ -42,8 +44,8 @@ NAMES = 76
 def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
     """Open contracts by strike, calls up and puts down, with the future, and max pain of a single series.
 
-    Takes rows of `strike_profile` and `series_metrics`, one snapshot, or several with a column `moment`. Draws
-    one series, or the sum of all.
+    Takes rows of `strike_profile` and `series_metrics`, one snapshot, or several with a column `moment`.
+    Draws one series, or the sum of all.
     """
     return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "Open contracts")
 
@@ -65,9 +67,10 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     if rows.is_empty():
         return "No gamma exposure: no contract has both a gamma and open interest."
     marks = [("future", forward, "spot", ",.2f")]
-    for words in ("zero gamma", "call wall", "put wall"):
-        if (level := _first(levels, words.replace(" ", "_"))) is not None:
-            marks.append((words, level, "level", ",.0f"))
+    named = {
+        words: _first(levels, words.replace(" ", "_")) for words in ("zero gamma", "call wall", "put wall")
+    }
+    marks += [(words, level, "level", ",.0f") for words, level in named.items() if level is not None]
     lines = pl.DataFrame(
         [
             {
@@ -82,7 +85,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
         schema_overrides={"series": pl.String},
     )
     net = "datum.calls + datum.puts"
-    words = "'net ' + format(datum.net / 1e6, '+,.1f') + ' million dollars per 1 %'"
+    words = "'net ' + format((datum.all_calls + datum.all_puts) / 1e6, '+,.1f') + ' million dollars per 1 %'"
     return _by_strike(
         rows,
         lines,
@@ -93,7 +96,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
         label=f"{_SPAN} + format(datum.net / 1e6, '+,.2f') + ' million dollars per 1 %'",
         summary=words,
         title="Net gamma exposure",
-        subtitle="Dollars of futures per 1 % move, if dealers are long every open call and short every open put",
+        subtitle="Dollars of futures per 1 % move; assumes that dealers are long calls and short puts",
         profile=profile,
     )
 
@@ -196,7 +199,7 @@ def _calls_up_puts_down(
             alt.Y("down:Q"),
         ],
         [("call", "up", "datum.up > 0"), ("put", "down", "datum.down < 0")],
-        calculated={"up": calls, "down": "(sides == 'C' ? 0 : -datum.puts)", "head": f"1.15 * {calls}"},
+        calculated={"up": calls, "down": "(sides == 'C' ? 0 : -datum.puts)", "head": f"1.25 * {calls}"},
         label=f"{_SPAN} + format(datum.calls, ',') + ' calls · ' + format(datum.puts, ',') + ' puts'",
         summary="format(datum.all_calls, ',') + ' calls, ' + format(datum.all_puts, ',') + ' puts' "
         "+ (datum.beyond > 0 ? '; ' + format(datum.beyond, ',') + ' of them outside the chart' : '')",
@@ -258,12 +261,16 @@ def _by_strike(
         .encode(x=x, x2=alt.X2("high:Q"), y=alt.Y(f"{field}:Q"), y2=alt.Y2Datum(0), **described())
         for field in dict.fromkeys(field for _, field, _ in sides)
     ]
-    head = alt.Chart().mark_point(opacity=0, aria=False).transform_filter(now).encode(y=alt.Y("head:Q"))
+    head = (
+        alt.Chart()
+        .mark_point(style="zero", opacity=0, aria=False)
+        .transform_filter(now)
+        .encode(y=alt.Y("head:Q"))
+    )
     total = (
         alt.Chart()
         .transform_filter(now)
         .transform_aggregate(
-            net="sum(net)" if "net" in calculated else "count()",
             all_calls="max(all_calls)",
             all_puts="max(all_puts)",
             seen="sum(both)",
@@ -293,11 +300,11 @@ def _by_strike(
 def _grouped(calculated: dict[str, str]) -> list[alt.Transform]:
     """The chosen rows by group of neighbouring strikes: `bar` is its middle, from `low` to `high`."""
     widths = " : ".join(f"datum.least <= {width} ? {width}" for width in WIDTHS[:-1])
-    of = ["moment", "bar", "step", "all_calls", "all_puts"]
+    of: list[str | alt.FieldName] = ["moment", "bar", "step", "all_calls", "all_puts"]
     base = (
         alt.Chart()
-        .transform_filter(f"datum.moment == 'now' || datum.moment == against")
-        .transform_filter(f"!length(shown) || indexof(shown, datum.series) >= 0")
+        .transform_filter("datum.moment == 'now' || datum.moment == against")
+        .transform_filter("!length(shown) || indexof(shown, datum.series) >= 0")
         .transform_joinaggregate(all_calls="sum(calls)", all_puts="sum(puts)", groupby=["moment"])
         .transform_filter("!reach || abs(datum.strike / future - 1) <= reach")
         .transform_joinaggregate(first="min(strike)", last="max(strike)")
@@ -324,7 +331,8 @@ def _lines(lines: pl.DataFrame, forward: float) -> list[alt.Chart]:
 
     A line with a `series` is drawn if that is the only one shown; with the empty one, if all are.
     """
-    only = "datum.series == null || (length(shown) ? length(shown) == 1 && shown[0] == datum.series : datum.series == '')"
+    of_shown = "length(shown) ? length(shown) == 1 && shown[0] == datum.series : datum.series == ''"
+    only = f"datum.series == null || ({of_shown})"
     away = "(datum.at / future - 1)"
     right = f"({away} >= 0 ? !(reach && {away} > {EDGE} * reach) : reach && -{away} > {EDGE} * reach)"
     drawn = []
@@ -336,12 +344,12 @@ def _lines(lines: pl.DataFrame, forward: float) -> list[alt.Chart]:
             .encode(x=alt.X("at:Q"))
         )
         drawn.append(base.mark_rule(style=style))
-        for align, dx, where in (("left", 5, right), ("right", -5, f"!{right}")):
-            drawn.append(
-                base.transform_filter(where)
-                .mark_text(style=f"label_of_{style}", align=align, dx=dx, baseline="top")
-                .encode(y=alt.Y("row:Q", scale=None), text=alt.Text("words:N"))
-            )
+        labelled = base.encode(y=alt.Y("row:Q", scale=None), text=alt.Text("words:N"))
+        words: dict[str, Any] = {"style": f"label_of_{style}", "baseline": "top"}
+        drawn += [
+            labelled.transform_filter(right).mark_text(align="left", dx=5, **words),
+            labelled.transform_filter(f"!{right}").mark_text(align="right", dx=-5, **words),
+        ]
     return drawn
 
 

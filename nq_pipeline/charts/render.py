@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,30 @@ def for_page(chart: alt.LayerChart) -> tuple[dict[str, Any], dict[str, dict[str,
     return spec, columns
 
 
-def vega_embed(cache: Path) -> str:
+def vega_embed(folder: Path) -> str:
     """Vega, Vega-Lite and vega-embed as one script, which sets `window.vegaEmbed`.
 
-    It comes from vl-convert, which takes seconds to bundle it; `cache` is the folder that keeps it. The script
-    has no `</script`, so that a page can contain it.
+    It comes from vl-convert, which takes seconds to bundle it; `folder` is the one that keeps it. The
+    script has no `</script`, so that a page can contain it.
     """
     from importlib.metadata import version
 
-    path = cache / f"vega-embed-{version('vl-convert-python')}.js"
+    path = folder / f"vega-embed-{version('vl-convert-python')}.js"
     with suppress(OSError):
         return path.read_text()
-    import vl_convert
-
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    script = _bundle()
     with suppress(OSError):  # a full or read-only disk costs only the time
-        make_folder(cache)
+        make_folder(folder)
         write_atomically(path, script.encode())
     return script
+
+
+@cache
+def _bundle() -> str:
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script.replace("</script", "<\\/script")
 
 
 def _spec(

@@ -102,7 +102,9 @@ def shades(palette: Palette) -> list[str]:
     for shade in range(SHADES):
         stop, share = divmod(shade * (len(stops) - 1) / (SHADES - 1), 1)
         low, high = stops[int(stop)], stops[min(int(stop) + 1, len(stops) - 1)]
-        mixed.append("#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(low, high, strict=True)))
+        mixed.append(
+            "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(low, high, strict=True))
+        )
     return mixed
 
 
@@ -185,7 +187,7 @@ def config(palette: Palette) -> dict[str, Any]:
             "ahead": {"color": palette.call, "strokeDash": [3, 4], **line},
             "cap": {"color": palette.warn, "strokeWidth": 1.25},
             "zero": {"color": palette.muted, "strokeWidth": 1},
-            "earlier": {"fill": "transparent", "stroke": palette.ink, "strokeWidth": 1},
+            "earlier": {"filled": False, "color": palette.muted, "strokeWidth": 1.25},
             "spot": {"color": palette.ink, "strokeWidth": 1.25},
             "level": {"color": palette.warn, "strokeWidth": 1.25, "strokeDash": [4, 3]},
             "label": {"color": palette.muted, **words},

@@ -17,6 +17,7 @@ from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import captured_until
+from nq_pipeline.report import snapshots
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import read_ledger
 from nq_pipeline.spend.statement import Statement
@@ -31,19 +32,50 @@ TRADE_DATES_BACK = 10
 
 
 @dataclass(frozen=True, slots=True)
-class ProductFacts:
-    """The options on one product, as rows of the tables of these names.
+class Moment:
+    """A snapshot with which the page compares its own.
 
-    `pressure` is from the newest trade date with trades, which may be before that of the chain.
+    `name` is `previous` (the snapshot before), or `close` (the last one of the trade date before).
+    """
+
+    name: str
+    snapshot_ts: datetime
+    trade_date: date
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The options on one product at one moment, as rows of the tables of these names.
+
+    `quotes` are the priced contracts, with `is_otm` for the contracts of `iv_smile`.
+    """
+
+    quotes: pl.DataFrame
+    profile: pl.DataFrame
+    series: pl.DataFrame
+    levels: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class ProductFacts:
+    """The options on one product, now and at the earlier moments that have any.
+
+    `pressure` is from the newest trade date with trades, which may be before that of the chain. `history` has
+    rows of `market_history`.
     """
 
     product: Product
     underlying: str
-    smile: pl.DataFrame
-    profile: pl.DataFrame
-    series: pl.DataFrame
-    levels: pl.DataFrame
+    now: Measures
+    earlier: dict[str, Measures]
     pressure: pl.DataFrame
+    history: pl.DataFrame
+
+    def of_moments(self, name: str) -> pl.DataFrame:
+        """Rows of all moments of one field of `Measures`, by the column `moment`."""
+        moments = {"now": self.now, **self.earlier}
+        rows: dict[str, pl.DataFrame] = {moment: getattr(own, name) for moment, own in moments.items()}
+        return pl.concat(own.with_columns(moment=pl.lit(moment)) for moment, own in rows.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +98,7 @@ class Facts:
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
+    moments: tuple[Moment, ...]
     products: tuple[ProductFacts, ...]
     sources: pl.DataFrame
     agreement: pl.DataFrame
@@ -87,8 +120,13 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
+        moments = tuple(Moment(*row) for row in snapshots.earlier(lake, newest, day).iter_rows())
+        earlier = {moment.name: _measures(*_priced(lake, settings, moment)) for moment in moments}
+        windows = _PressureWindows(lake, settings, day, snapshot_ts and newest)
+        history = lake.sql(_HISTORY, params={"day": day, "until": newest}).pl()
         products = tuple(
-            _product_facts(chain, pricing, _PressureWindows(lake, settings, day, snapshot_ts and newest))
+            _product_facts(product, chain, measures, earlier, windows, history)
+            for product, measures in _measures(chain, pricing).items()
         )
         captured = {one.pressure.item(0, "trade_date") for one in products if one.pressure.height} or {day}
         run = _run(lake, chain, day)
@@ -99,6 +137,7 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
             trade_date=day,
             chain=chain,
             pricing=pricing,
+            moments=moments,
             products=products,
             sources=lake.sql(_SOURCES, params={"run": run, "day": day}).pl(),
             agreement=lake.sql(_AGREEMENT, params={"run": run, "day": day}).pl(),
@@ -112,7 +151,8 @@ def _pricing(
     lake: duckdb.DuckDBPyConnection, settings: Settings, chain: pl.DataFrame, day: date
 ) -> pl.DataFrame:
     """The chain's rows of `option_pricing`; if any is missing, the chain priced now."""
-    stored: pl.DataFrame = lake.sql("FROM option_pricing WHERE trade_date = $day", params={"day": day}).pl()
+    asked = chain["snapshot_ts"].unique().to_physical().to_list()
+    stored: pl.DataFrame = lake.sql(_PRICING, params={"day": day, "asked": asked}).pl()
     key = ["source", "snapshot_ts", "contract_key"]
     stored = stored.with_columns(
         pl.col("snapshot_ts_ns").cast(chain.schema["snapshot_ts"]).alias("snapshot_ts")
@@ -125,6 +165,59 @@ def _pricing(
     return price_chain(
         chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
     )
+
+
+def _priced(
+    lake: duckdb.DuckDBPyConnection, settings: Settings, moment: Moment
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The chain of an earlier moment, and its pricing."""
+    chain = catalog.chain(lake, moment.snapshot_ts)
+    return chain, _pricing(lake, settings, chain, moment.trade_date)
+
+
+def _measures(chain: pl.DataFrame, pricing: pl.DataFrame) -> dict[Product, Measures]:
+    """What a chain says of each product that it has, in the order of the product table."""
+    priced, quoted = metrics.priced_chain(chain, pricing), _quotes(chain, pricing)
+    found = {}
+    for product in (*PRODUCTS.values(), *PROXIES.values()):
+        own = pl.col("root").is_in(list(roots_of([product])))
+        rows = priced.filter(own)
+        if rows.height:
+            found[product] = Measures(
+                quotes=_with_otm(quoted.filter(own), metrics.iv_smile(rows)),
+                profile=metrics.strike_profile(rows),
+                series=metrics.series_metrics(rows).sort("expiration", "series"),
+                levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
+            )
+    return found
+
+
+def _quotes(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
+    """The contracts that could be priced, in the columns of `iv_smile` and with their delta."""
+    key = ["source", "snapshot_ts", "contract_key"]
+    instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
+    of_chain = ("environment", "root", "series", "strike", "option_type")
+    of_pricing = ("price_used", "forward", "years", "implied_volatility", "iv_uncertainty", "delta")
+    moneyness = (pl.col("strike") / pl.col("forward")).log()
+    return (
+        chain.select(*key, *of_chain)
+        .with_columns(instant)
+        .join(pricing.select(*key, *of_pricing).with_columns(instant), on=key)
+        .filter(pl.col("implied_volatility").is_not_null())
+        .with_columns(
+            log_moneyness=moneyness,
+            deviations=moneyness / (pl.col("implied_volatility") * pl.col("years").sqrt()),
+        )
+    )
+
+
+def _with_otm(quotes: pl.DataFrame, smile: pl.DataFrame) -> pl.DataFrame:
+    """The quotes that are of the smile's kind (quoted, settled or traded), and whether they are in it."""
+    key = ["source", "snapshot_ts", "series", "strike", "option_type"]
+    of_smile = smile.select(*key, is_otm=pl.lit(True))
+    quotes = quotes.join(of_smile, on=key, how="left").with_columns(pl.col("is_otm").fill_null(False))
+    kind = ["series", "price_used"]
+    return quotes.join(quotes.filter("is_otm").select(kind).unique(), on=kind, how="semi")
 
 
 class _PressureWindows:
@@ -145,29 +238,24 @@ class _PressureWindows:
 
 
 def _product_facts(
-    chain: pl.DataFrame, pricing: pl.DataFrame, windows: _PressureWindows
-) -> list[ProductFacts]:
-    """One per product in the chain, in the order of the product table."""
-    priced = metrics.priced_chain(chain, pricing)
-    found = []
-    for product in (*PRODUCTS.values(), *PROXIES.values()):
-        own = pl.col("root").is_in(list(roots_of([product])))
-        rows = priced.filter(own)
-        if rows.is_empty():
-            continue
-        front = chain.filter(own).sort("expiration", "series")
-        found.append(
-            ProductFacts(
-                product=product,
-                underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
-                smile=metrics.iv_smile(rows),
-                profile=metrics.strike_profile(rows),
-                series=metrics.series_metrics(rows).sort("expiration", "series"),
-                levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
-                pressure=windows.newest(own),
-            )
-        )
-    return found
+    product: Product,
+    chain: pl.DataFrame,
+    now: Measures,
+    earlier: dict[str, dict[Product, Measures]],
+    windows: _PressureWindows,
+    history: pl.DataFrame,
+) -> ProductFacts:
+    own = pl.col("root").is_in(list(roots_of([product])))
+    front = chain.filter(own).sort("expiration", "series")
+    source = now.levels.item(0, "source")
+    return ProductFacts(
+        product=product,
+        underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
+        now=now,
+        earlier={name: measures[product] for name, measures in earlier.items() if product in measures},
+        pressure=windows.newest(own),
+        history=history.filter(pl.col("product") == product.code, pl.col("source") == source),
+    )
 
 
 def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str:
@@ -177,6 +265,14 @@ def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str
     runs = decisions.join(chosen, on=chosen.columns, how="semi").sort("decided_at_ns")["run_id"]
     return str(runs[-1]) if len(runs) else ""
 
+
+_PRICING = """
+FROM option_pricing WHERE trade_date = $day AND list_contains($asked, snapshot_ts_ns)
+"""
+
+_HISTORY = """
+FROM market_history WHERE trade_date = $day AND snapshot_ts <= $until ORDER BY snapshot_ts
+"""
 
 _SOURCES = """
 WITH decided AS (

@@ -4,8 +4,8 @@ To add a chart, write a function in `charts/`, export it in `charts/__init__.py`
 `_product` under its section. A chart that is not of one product goes into `html` and `page.html`.
 
 Jinja escapes all text, because some of it comes from vendors. The Content-Security-Policy allows only
-the page's own script and style, by their digests. Each chart is embedded as SVG in two widths, of which
-CSS shows one. Their colours are CSS variables of the page, so they follow its light and dark theme.
+the page's own scripts and style, by their digests. Charts are Vega-Lite specifications that the page's own
+copy of Vega draws; their colours are CSS variables of the page, so they follow its light and dark theme.
 """
 
 from __future__ import annotations
@@ -14,53 +14,92 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
+import orjson
 import polars as pl
 
 from nq_pipeline import charts
 from nq_pipeline.charts import render
-from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, ZONE, Palette, Picture
+from nq_pipeline.charts.theme import (
+    DARK,
+    LIGHT,
+    PAGE,
+    SANDBOX,
+    SHADES,
+    Palette,
+    Picture,
+    config,
+    shades,
+    spaced,
+    with_shade,
+)
 from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
 from nq_pipeline.lake.objects import LocalObjects
-from nq_pipeline.report.facts import Facts, ProductFacts, load_facts
+from nq_pipeline.report.facts import Facts, Measures, Moment, ProductFacts, load_facts
+from nq_pipeline.report.formats import count, local, number, share, total, usd
+from nq_pipeline.report.headline import tiles
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.statement import Statement
 from nq_pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-WIDE, NARROW = 560, 358
-"""Width of a chart on a desktop screen and on a phone, pixels."""
-NONE = "–"
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with its title and caption; without a chart, `caption` says why."""
+    """A chart with its title and caption; without a chart, `caption` says why.
+
+    `chart` is its place in the specifications of the page, None without a chart.
+    """
 
     title: str
     caption: str
-    wide: str = ""
-    narrow: str = ""
+    chart: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """A headline number."""
+class Choice:
+    """A control that sets a parameter of the charts in its section: one of the options, or any of them.
 
-    name: str
-    value: str
-    note: str = ""
+    `options` has the words by value, and `chosen` the values of the beginning.
+    """
+
+    parameter: str
+    words: str
+    options: dict[str, str]
+    chosen: tuple[str, ...]
+    many: bool = False
+    shades: dict[str, int] = field(default_factory=dict)
+
+
+class _Charts:
+    """The charts of a page: their specifications, and their data by name, each once."""
+
+    def __init__(self) -> None:
+        self._specs: list[dict[str, Any]] = []
+        self._datasets: dict[str, Any] = {}
+
+    def figure(self, picture: Picture) -> Figure:
+        if isinstance(picture, str):
+            return Figure("", picture)
+        spec, datasets = render.for_page(picture)
+        self._specs.append(spec)
+        self._datasets |= datasets
+        title = picture.title
+        return Figure(str(title.text), str(title.subtitle[0]), len(self._specs) - 1)
+
+    def json(self) -> str:
+        """All charts as JSON that a script element can contain."""
+        page = {"config": config(PAGE), "specs": self._specs, "datasets": self._datasets}
+        return orjson.dumps(page).decode().replace("<", "\\u003c")
 
 
 class WrittenReport(NamedTuple):
@@ -79,7 +118,7 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
     """
     facts = load_facts(settings, snapshot_ts)
     reports, name = Workspace.of(settings).reports, f"{facts.snapshot_ts:%Y-%m-%dT%H-%M-%SZ}.html"
-    page = html(facts).encode()
+    page = html(facts, render.vega_embed(Workspace.of(settings).cache)).encode()
     try:
         reports.put(name, page)
     except OSError as error:
@@ -95,8 +134,8 @@ def write_report(settings: Settings, *, snapshot_ts: datetime | None = None) -> 
     return WrittenReport(reports.uri(name), None, page)
 
 
-def html(facts: Facts) -> str:
-    """The whole page as HTML."""
+def html(facts: Facts, vega_embed: str) -> str:
+    """The whole page as HTML; `vega_embed` is the script of `render.vega_embed`."""
     import jinja2
 
     page = jinja2.Environment(
@@ -106,43 +145,53 @@ def html(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formatters = (_count, _number, _share, _usd, _local, _total)
-    page.filters |= {formatter.__name__.removeprefix("_"): formatter for formatter in formatters}
-    style, script = _colours() + _text("page.css"), _text("page.js")
+    page.filters |= {one.__name__: one for one in (count, number, share, usd, local, total)}
+    style, scripts, drawn = _colours() + _text("page.css"), (vega_embed, _text("page.js")), _Charts()
+    digests = " ".join(f"'{_digest(script)}'" for script in scripts)
+    moments = {moment.name: _moment_words(moment, facts) for moment in facts.moments}
     return page.get_template("page.html").render(
         facts=facts,
         sandbox=SANDBOX if facts.environment == "sandbox" else "",
         style=style,
-        script=script,
-        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        scripts=scripts,
+        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src {digests}; "
         "img-src data:; base-uri 'none'; form-action 'none'",
-        products=[_product(one) for one in facts.products],
+        against=Choice("against", "Compare with", {"": "nothing", **moments}, (next(reversed(moments), ""),)),
+        products=[_product(one, drawn) for one in facts.products],
         unpriced=_unpriced(facts.pricing),
-        agreement=_figure(charts.source_agreement(facts.agreement, environment=facts.environment)),
-        spend=_figure(_spend(facts.month)),
+        agreement=drawn.figure(charts.source_agreement(facts.agreement, environment=facts.environment)),
+        spend=drawn.figure(_spend(facts.month)),
         dropped=_dropped(facts.sources),
         version=version("nq_pipeline"),
+        charts=drawn.json(),
     )
 
 
-def _product(product: ProductFacts) -> dict[str, Any]:
+def _moment_words(moment: Moment, facts: Facts) -> str:
+    """`09:55` of the same trade date, or `Mon 9 Jun 15:50` of an earlier one."""
+    if moment.trade_date == facts.trade_date:
+        return f"previous snapshot, {local(moment.snapshot_ts, '%H:%M')}"
+    return f"last close, {local(moment.snapshot_ts, '%a %-d %b %H:%M')}"
+
+
+def _product(product: ProductFacts, drawn: _Charts) -> dict[str, Any]:
     """The template's data for the options on one product."""
-    front = product.series.row(0, named=True)
+    now, forward = product.now, product.now.levels["forward"].drop_nulls().first()
+    profiles = product.of_moments("profile")
     pictures = {
         "Volatility": [
-            charts.smile(product.smile),
-            charts.term_structure(product.series),
-            charts.expected_move(product.series),
-            charts.put_call(product.series),
+            charts.smile_explorer(product.of_moments("quotes")),
+            charts.term_structure(product.of_moments("series")),
+            charts.expected_move(now.series),
+            charts.put_call(now.series),
         ],
         "Positions": [
-            charts.open_interest(product.profile, product.series),
-            charts.gamma_exposure(product.profile, product.levels),
-            charts.open_interest(product.profile, product.series, front["series"]),
-            charts.volume(product.profile, product.series, front["series"]),
+            charts.open_interest(profiles, now.series),
+            charts.gamma_exposure(profiles, now.levels),
+            charts.volume(profiles, now.series),
         ],
         "Trades": [
-            charts.pressure(product.pressure, side, forward=product.levels["forward"].drop_nulls().first())  # type: ignore[arg-type]
+            charts.pressure(product.pressure, side, forward=forward)  # type: ignore[arg-type]
             for side in "CP"
         ]
         if product.pressure.height
@@ -153,62 +202,47 @@ def _product(product: ProductFacts) -> dict[str, Any]:
     return {
         "code": product.product.code,
         "name": product.product.name,
-        "tiles": list(_tiles(product, front)),
-        "sections": {title: _distinct([_figure(one) for one in own]) for title, own in pictures.items()},
-        "series": product.series.with_columns(
+        "tiles": list(tiles(product)),
+        "sections": {title: _distinct(map(drawn.figure, own)) for title, own in pictures.items()},
+        "choices": _choices(now, forward),  # type: ignore[arg-type]
+        "series": now.series.with_columns(
             name=charts.series_label(pl.col("series")), days=pl.col("years") * 365
         ).to_dicts(),
     }
 
 
-def _tiles(product: ProductFacts, front: dict[str, Any]) -> Iterator[Tile]:
-    name, forward = charts.series_label_text(front["series"]), front["forward"]
-    yield Tile(f"Future {product.underlying}", _number(forward), f"by parity of {name}" if forward else "")
-    far = product.series.filter(pl.col("atm_iv").is_not_null()).tail(1).to_dicts()
-    later = [f"{_share(one['atm_iv'])} by {charts.series_label_text(one['series'])}" for one in far]
-    yield Tile("ATM IV", _share(front["atm_iv"]), "; ".join([name, *later]))
-    move = front["expected_move_iv"]
-    straddle = f"straddle {_number(front['expected_move_straddle'], 1)}"
-    yield Tile(
-        "Expected move",
-        f"±{_number(move, 0)}" if move else NONE,
-        f"{_share(move / forward, 2)} by {name}; {straddle}" if move else name,
-    )
-    level = product.levels.row(0, named=True)  # of the source with the most contracts, if there are several
-    zero = level["zero_gamma"]
-    whose = f", of {level['source']}'s series" if product.levels.height > 1 else ""
-    net, left_out = level["gex_per_pct"], level["open_interest_left_out"]
-    away = (
-        f"{zero / level['forward'] - 1:+.2%} from the future".replace("-", "−")
-        if zero
-        else "none within 10 %"
-    )
-    yield Tile(
-        "Zero gamma",
-        _number(zero, 0),
-        f"{away}{whose}; net gamma exposure {_signed_millions(net)}, {left_out:,} open contracts left out",
-    )
-    calls, puts, calls_traded, puts_traded = (
-        _known(product.series[f"{side}_{what}"])
-        for what in ("open_interest", "volume")
-        for side in ("call", "put")
-    )
-    yield Tile(
-        "Put/call ratio", _ratio(puts, calls), f"open interest; {_ratio(puts_traded, calls_traded)} by volume"
-    )
-    traded = f"{_total([calls_traded, puts_traded])} traded in the session"
-    yield Tile("Open interest", _total([calls, puts]), f"contracts; {traded}")
+def _choices(now: Measures, forward: float | None) -> dict[str, list[Choice]]:
+    """The controls of each section."""
+    of_chain = with_shade(now.series).sort("expiration", "series")
+    names = dict(of_chain.select("series", charts.series_label(pl.col("series")).alias("name")).iter_rows())
+    shades = dict(of_chain.select("series", "shade").iter_rows())
+    shown = Choice("shown", "Expirations", names, (), many=True, shades=shades)
+    quoted = with_shade(now.quotes).sort("years", "series")
+    in_smile = dict(quoted.select("series", "shade").unique(maintain_order=True).iter_rows())
+    axes = {"deviations": "σ", "strike": "strike", "delta": "delta", "log_moneyness": "log-moneyness"}
+    sides = {"otm": "out of the money", "C": "calls", "P": "puts"}
+    reaches = {f"{reach:g}": f"±{reach:.0%}" for reach in charts.REACHES}
+    first = charts.first_reach(now.profile, forward)
+    return {
+        "Volatility": [
+            replace(
+                shown,
+                options={series: names[series] for series in in_smile if series in names},
+                shades=in_smile,
+                chosen=tuple(spaced(now.quotes, 4)),
+            ),
+            Choice("axis", "Axis", axes, ("deviations",)),
+            Choice("sides", "Options", sides, ("otm",)),
+        ],
+        "Positions": [
+            shown,
+            Choice("reach", "Strikes", {**reaches, "0": "all"}, (f"{first:g}",)),
+            Choice("sides", "Options", {"both": "calls and puts", "C": "calls", "P": "puts"}, ("both",)),
+        ],
+    }
 
 
-def _figure(picture: Picture) -> Figure:
-    if isinstance(picture, str):
-        return Figure("", picture)
-    wide, narrow = render.svgs(picture, palette=PAGE, widths=[WIDE, NARROW], title=False)
-    title = picture.title
-    return Figure(str(title.text), str(title.subtitle[0]), wide, narrow)
-
-
-def _distinct(figures: list[Figure]) -> list[Figure]:
+def _distinct(figures: Iterable[Figure]) -> list[Figure]:
     """Remove repeated figures: several charts may have the same reason for being empty."""
     return list(dict.fromkeys(figures))
 
@@ -237,10 +271,12 @@ def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
 
 def _colours() -> str:
     def variables(palette: Palette) -> str:
-        return "".join(f"--{name}:{value};" for name, value in asdict(palette).items())
+        named = asdict(palette) | {f"shade-{at}": colour for at, colour in enumerate(shades(palette))}
+        return "".join(f"--{name}:{value};" for name, value in named.items())
 
     dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
-    return f":root{{{variables(LIGHT)}}}\n{dark}\n"
+    swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(SHADES))
+    return f":root{{{variables(LIGHT)}}}\n{dark}\n{swatches}\n"
 
 
 def _text(name: str) -> str:
@@ -249,43 +285,3 @@ def _text(name: str) -> str:
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _count(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}"
-
-
-def _share(value: float | None, digits: int = 1) -> str:
-    return NONE if value is None else f"{value:.{digits}%}"
-
-
-def _usd(value: float | Decimal | None, digits: int = 2) -> str:
-    return NONE if value is None else f"${value:,.{digits}f}"
-
-
-def _signed_millions(usd: float | None) -> str:
-    """Dollars per 1 % move, with their sign."""
-    return "unknown" if usd is None else f"{usd / 1e6:+,.1f} million dollars per 1 %".replace("-", "−")
-
-
-def _local(moment: datetime | None, form: str = "%H:%M:%S") -> str:
-    """An instant in Chicago time."""
-    return NONE if moment is None else moment.astimezone(ZoneInfo(ZONE)).strftime(form)
-
-
-def _known(counts: pl.Series) -> int | None:
-    """The sum of the known counts; None when all are unknown."""
-    return int(counts.sum()) if counts.count() else None
-
-
-def _ratio(part: int | None, whole: int | None) -> str:
-    return NONE if part is None or not whole else _number(part / whole)
-
-
-def _total(parts: list[int | None]) -> str:
-    known = [part for part in parts if part is not None]
-    return _count(sum(known)) if known else NONE

@@ -26,6 +26,19 @@ QUALIFY row_number() OVER (PARTITION BY snapshot_ts ORDER BY contracts DESC, run
 ORDER BY snapshot_ts DESC
 """
 
+_EARLIER = """
+WITH before AS (
+    SELECT run_id, trade_date, max(snapshot_ts) AS snapshot_ts FROM decisions
+    WHERE won AND trade_date <= $day AND trade_date >= $day - INTERVAL 14 DAYS
+    GROUP BY ALL HAVING max(snapshot_ts) < $ts
+)
+SELECT CASE WHEN trade_date = $day THEN 'previous' ELSE 'close' END AS name, snapshot_ts, trade_date
+FROM before
+QUALIFY snapshot_ts = max(snapshot_ts) OVER (PARTITION BY name)
+    AND row_number() OVER (PARTITION BY snapshot_ts) = 1
+ORDER BY snapshot_ts DESC
+"""
+
 
 def find_snapshots(settings: Settings, trade_date: date | None = None) -> pl.DataFrame:
     """The snapshots of the lake, or of a trade date, newest first.
@@ -34,13 +47,8 @@ def find_snapshots(settings: Settings, trade_date: date | None = None) -> pl.Dat
     snapshot counts from its newest rows; two runs that chose the same rows are one snapshot.
     """
     with catalog.connect(Workspace.of(settings).existing_lake) as lake:
-        return snapshots(lake, trade_date)
-
-
-def snapshots(lake: duckdb.DuckDBPyConnection, trade_date: date | None = None) -> pl.DataFrame:
-    """As `find_snapshots`, on an open connection."""
-    rows: pl.DataFrame = lake.sql(_SNAPSHOTS, params={"day": trade_date}).pl()
-    return rows
+        rows: pl.DataFrame = lake.sql(_SNAPSHOTS, params={"day": trade_date}).pl()
+        return rows
 
 
 def newest_snapshot(settings: Settings, trade_date: date) -> datetime:
@@ -53,3 +61,13 @@ def newest_snapshot(settings: Settings, trade_date: date) -> datetime:
         )
     newest: datetime = found.item(0, "snapshot_ts")
     return newest
+
+
+def earlier(lake: duckdb.DuckDBPyConnection, snapshot_ts: datetime, trade_date: date) -> pl.DataFrame:
+    """The snapshots with which a report compares: `name`, `snapshot_ts` and `trade_date`, the newest first.
+
+    `previous` is the snapshot before, `close` the last one of the newest trade date before. If the snapshot
+    before is that one, it is the `close` only.
+    """
+    rows: pl.DataFrame = lake.sql(_EARLIER, params={"ts": snapshot_ts, "day": trade_date}).pl()
+    return rows

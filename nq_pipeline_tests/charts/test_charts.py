@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 from xml.etree import ElementTree
 
 import altair as alt
@@ -21,6 +22,7 @@ from nq_pipeline_tests.testing import chart_frames
 FIRST = chart_frames.SERIES[0]
 PICTURES: dict[str, Callable[[str], Picture]] = {
     "smile": lambda env: charts.smile(chart_frames.smile(env)),
+    "smile_explorer": lambda env: charts.smile_explorer(chart_frames.quotes(env)),
     "term_structure": lambda env: charts.term_structure(chart_frames.metrics(env)),
     "expected_move": lambda env: charts.expected_move(chart_frames.metrics(env)),
     "open_interest": lambda env: charts.open_interest(chart_frames.profile(env), chart_frames.metrics(env)),
@@ -57,7 +59,8 @@ def test_chart_is_complete_and_marks_sandbox_data(name: str) -> None:
         assert 'width="560" height="320"' in svg
         assert "NaN" not in svg and "undefined" not in svg and "null" not in svg
         assert not [word for word in words(svg) if re.search(r"[a-z]_[a-z]+: ", word)], "a column's name"
-        assert any(label.startswith("X-axis titled") for label in words(svg)), "an axis has a title"
+        axes = [label for label in words(svg) if label.startswith("X-axis")]
+        assert axes and (axes[0].startswith("X-axis titled") or name == "smile_explorer"), "it has a title"
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -81,11 +84,12 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
         lambda: charts.expected_move(chart_frames.metrics().clear()),
         lambda: charts.open_interest(chart_frames.profile().clear(), chart_frames.metrics()),
         lambda: charts.open_interest(chart_frames.profile(), chart_frames.metrics(), "Q9Z-2025-07-01"),
-        lambda: charts.open_interest(chart_frames.profile().with_columns(strike=1.0), chart_frames.metrics()),
+        lambda: charts.smile_explorer(chart_frames.quotes().clear()),
         lambda: charts.volume(chart_frames.profile().with_columns(call_volume=0), chart_frames.metrics()),
         lambda: charts.gamma_exposure(chart_frames.profile(), chart_frames.levels().clear()),
         lambda: charts.gamma_exposure(
-            chart_frames.profile().with_columns(gex_per_pct=0.0), chart_frames.levels()
+            chart_frames.profile().with_columns(call_gex_per_pct=0.0, put_gex_per_pct=None),
+            chart_frames.levels(),
         ),
         lambda: charts.put_call(chart_frames.metrics().clear()),
         lambda: charts.pressure(chart_frames.pressure().clear(), "C"),
@@ -99,18 +103,76 @@ def test_empty_frames_give_a_sentence(picture: Callable[[], Picture]) -> None:
     assert isinstance(sentence, str) and sentence.startswith("No ") and sentence.endswith(".")
 
 
-def test_bars_cover_near_strikes_and_title_counts_the_rest() -> None:
+def rendered(chart: alt.LayerChart, **params: object) -> list[str]:
+    """The words of a chart after a reader has set some of its parameters."""
+    changed: Any = chart.copy()
+    for one in changed.params:
+        one.value = params.get(one.name, one.value)
+    return words(render.svg(changed, width=600, height=320))
+
+
+def counts(texts: list[str]) -> tuple[int, int]:
+    """Calls and puts of all bars; a bar has both, and is there twice: up and down."""
+    bars = {text for text in texts if re.search(r"calls · .* puts$", text)}
+    found = [
+        tuple(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:calls|puts)", bar)) for bar in bars
+    ]
+    return sum(calls for calls, _ in found), sum(puts for _, puts in found)
+
+
+def test_reader_chooses_how_far_the_strikes_go() -> None:
     far = chart_frames.profile().with_columns(strike=pl.col("strike") + 9_000)
-    both = pl.concat([chart_frames.profile(), far])
-    svg = render.svg(drawn(charts.open_interest(both, chart_frames.metrics())), width=600, height=320)
-    bars = [text for text in words(svg) if text.endswith("puts") and "calls ·" in text]
-    counts = [tuple(map(int, re.findall(r"(\d+) (?:calls|puts)", text))) for text in bars]
+    both = pl.concat([*[chart_frames.profile()] * 4, far])
+    chart = drawn(charts.open_interest(both, chart_frames.metrics()))
     near = 2 * sum(range(1, 6))
-    assert sum(calls for calls, _ in counts) == 2 * near, "each bar is there twice: up and down"
-    assert sum(puts for _, puts in counts) == 4 * near
-    assert any(
-        f"{2 * near:,} calls, {4 * near:,} puts; {3 * near:,} of them outside" in t for t in words(svg)
+    first = rendered(chart)
+    assert counts(first) == (4 * near, 8 * near)
+    assert f"{5 * near:,} calls, {10 * near:,} puts; {3 * near:,} of them outside the chart" in first
+    everything = rendered(chart, reach=0)
+    assert counts(everything) == (5 * near, 10 * near)
+    assert f"{5 * near:,} calls, {10 * near:,} puts" in everything
+
+
+def test_reader_chooses_series_and_sides_of_the_bars() -> None:
+    chart = drawn(charts.open_interest(chart_frames.profile(), chart_frames.metrics()))
+    one = rendered(chart, shown=[FIRST])
+    assert counts(one) == (15, 30)
+    assert "max pain 22,050" in one and "max pain 22,050" not in rendered(chart)
+    puts = rendered(chart, sides="P")
+    assert not any("calls ·" in text and "role-calls" in text for text in puts)
+    assert "future 22,110.00" in puts
+
+
+def test_gamma_of_one_series_has_no_levels_of_all() -> None:
+    chart = drawn(charts.gamma_exposure(chart_frames.profile(), chart_frames.levels()))
+    levels = {"zero gamma 22,060", "call wall 22,200", "put wall 22,000"}
+    assert levels <= set(rendered(chart))
+    assert not levels & set(rendered(chart, shown=[FIRST]))
+
+
+def test_an_earlier_moment_is_outlined_when_chosen() -> None:
+    both = pl.concat(
+        chart_frames.profile().with_columns(moment=pl.lit(moment), call_open_interest=calls)
+        for moment, calls in (("now", 7), ("close", 9))
     )
+    chart = drawn(charts.open_interest(both, chart_frames.metrics()))
+    assert not any("9 calls" in text for text in rendered(chart, reach=0))
+    assert any("18 calls" in text for text in rendered(chart, reach=0, against="close"))
+
+
+def test_smile_explorer_shows_the_chosen_axis_side_and_moment() -> None:
+    chart = drawn(charts.smile_explorer(chart_frames.quotes(moments=("now", "close"))))
+    first = rendered(chart)
+    assert any(re.search(r"call · IV .* · delta \+0\.", text) for text in first)
+    assert any(re.search(r"put · IV .* · delta −0\.", text) for text in first)
+    assert not any(", earlier" in text for text in first)
+    assert any(", earlier" in text for text in rendered(chart, against="close"))
+    assert not any(" put ·" in text for text in rendered(chart, sides="C"))
+    assert "ATM" in rendered(chart, axis="delta") and "22,000" in rendered(chart, axis="strike")
+    assert {"strike", "standard deviations from the forward, σ√t"} <= {
+        *rendered(chart, axis="strike"),
+        *first,
+    }
 
 
 def test_smile_shows_four_expirations_with_the_nearest() -> None:
@@ -130,30 +192,15 @@ def test_smile_of_a_quoted_series_has_no_lone_last_trade() -> None:
     assert not any("90.0 %" in text for text in words(svg))
 
 
-def test_future_and_level_are_labelled() -> None:
-    gamma = words(
-        render.svg(
-            drawn(charts.gamma_exposure(chart_frames.profile(), chart_frames.levels())), width=600, height=320
-        )
-    )
-    assert "future 22,110.00" in gamma and "zero gamma 22,060" in gamma
-    pain = words(
-        render.svg(
-            drawn(charts.open_interest(chart_frames.profile(), chart_frames.metrics(), FIRST)),
-            width=600,
-            height=320,
-        )
-    )
-    assert "max pain 22,050" in pain
-
-
 def test_names_of_lines_at_one_strike_do_not_overlap() -> None:
     level = chart_frames.metrics().with_columns(max_pain=pl.col("forward"))
     picture = drawn(charts.open_interest(chart_frames.profile(), level, FIRST))
     root = ElementTree.fromstring(render.svg(picture, width=600, height=320))
-    texts = root.iter("{http://www.w3.org/2000/svg}text")
-    side = {"".join(node.itertext()): node.get("text-anchor", "start") for node in texts}
-    assert {side["future 22,110.00"], side["max pain 22,110"]} == {"start", "end"}
+    places = {
+        "".join(node.itertext()): node.get("transform")
+        for node in root.iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert places["future 22,110.00"] != places["max pain 22,110"]
 
 
 def test_flat_term_structure_repeats_no_tick() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,10 +19,10 @@ from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS
-from nq_pipeline_tests.testing.report_lake import NOTEBOOK
+from nq_pipeline_tests.testing.report_lake import NOTEBOOK, store_snapshot
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
 
@@ -62,6 +63,23 @@ class Watched:
         self.page.goto(address)
 
 
+def drawn(browser: Browser, address: str, scheme: str = "light", width: int = 1280) -> Watched:
+    """The report on a screen, once all its charts are drawn."""
+    watched = Watched(browser, address, scheme, width)
+    watched.page.wait_for_function("document.body.dataset.drawn")
+    return watched
+
+
+def figure(page: Page, heading: str) -> Locator:
+    return page.locator("figure", has=page.get_by_role("heading", name=heading))
+
+
+def marks(figure: Locator) -> list[str]:
+    """What the marks of a chart say."""
+    found = figure.locator('[role="graphics-symbol"][aria-label]:not(.role-axis)').all()
+    return [mark.get_attribute("aria-label") or "" for mark in found]
+
+
 def rgb(colour: str) -> str:
     """A colour of the palette as the browser names it."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -74,7 +92,7 @@ def test_page_opens_from_disk_without_network(
 ) -> None:
     from playwright.sync_api import expect
 
-    watched = Watched(browser, address, scheme, width)
+    watched = drawn(browser, address, scheme, width)
     page = watched.page
     expect(page.get_by_role("heading", name="NQ options")).to_be_visible()
     expect(page.get_by_text(SANDBOX, exact=True).first).to_be_visible()
@@ -85,17 +103,18 @@ def test_page_opens_from_disk_without_network(
         "Net gamma exposure",
         "Pressure, calls",
     ):
-        figure = page.locator("figure", has=page.get_by_role("heading", name=heading))
-        expect(figure.get_by_role("heading")).to_be_visible()
-        expect(figure.locator("svg").locator("visible=true")).to_have_count(1)
+        chart = figure(page, heading)
+        expect(chart.get_by_role("heading")).to_be_visible()
+        expect(chart.locator("svg")).to_have_count(1)
+        across = chart.locator("svg").bounding_box()
+        assert across and 300 < across["width"] <= width
     palette = LIGHT if scheme == "light" else DARK
     style = "getComputedStyle(document.body)"
     assert page.evaluate(f"[{style}.backgroundColor, {style}.color]") == [
         rgb(palette.paper),
         rgb(palette.ink),
     ]
-    bars = page.locator("figure", has=page.get_by_role("heading", name="Open interest, all series"))
-    bar = bars.locator("svg").locator("visible=true").locator('path[aria-label*="calls"]').first
+    bar = figure(page, "Open interest, all series").locator('path[aria-label*="calls"]').first
     assert bar.evaluate("bar => getComputedStyle(bar).fill") == rgb(palette.call)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
     assert watched.asked == [address] and watched.complaints == []
@@ -105,15 +124,11 @@ def test_page_opens_from_disk_without_network(
 def test_pointing_at_a_mark_shows_its_numbers(browser: Browser, address: str) -> None:
     from playwright.sync_api import expect
 
-    page = Watched(browser, address, "light", 1280).page
+    page = drawn(browser, address).page
     tip = page.locator("#tip")
     expect(tip).to_be_hidden()
-    figure = page.locator("figure", has=page.get_by_role("heading", name="Term structure"))
-    mark = figure.locator('.wide [role="graphics-symbol"][aria-label*="days"]:not(.role-axis)').first
-    mark.scroll_into_view_if_needed()
-    box = mark.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] - 8, box["y"] + 2)
+    mark = figure(page, "Term structure").locator('path[aria-label*="days"]').first
+    mark.hover()
     expect(tip).to_be_visible()
     expect(tip).to_have_text(mark.get_attribute("aria-label") or "")
     page.get_by_role("heading", name="NQ options").hover()
@@ -121,8 +136,76 @@ def test_pointing_at_a_mark_shows_its_numbers(browser: Browser, address: str) ->
     page.close()
 
 
+def test_a_finger_on_a_mark_shows_its_numbers(browser: Browser, address: str) -> None:
+    from playwright.sync_api import expect
+
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_function("document.body.dataset.drawn")
+    mark = figure(page, "Term structure").locator('path[aria-label*="days"]').first
+    mark.tap()
+    expect(page.locator("#tip")).to_have_text(mark.get_attribute("aria-label") or "")
+    context.close()
+
+
+def test_controls_change_the_charts_of_their_section(browser: Browser, address: str) -> None:
+    from playwright.sync_api import expect
+
+    watched = drawn(browser, address)
+    page = watched.page
+    volatility, positions = (page.get_by_role("region", name=name) for name in ("Volatility", "Positions"))
+    smile, interest = figure(page, "Volatility smile"), figure(page, "Open interest, all series")
+    assert any(" put ·" in mark for mark in marks(smile))
+    volatility.get_by_text("calls", exact=True).click()
+    expect(smile.locator('path[aria-label*=" put ·"]')).to_have_count(0)
+    volatility.get_by_text("delta", exact=True).click()
+    expect(smile.get_by_text(re.compile("^[1-4][05]P$")).first).to_be_visible()
+    both = len(marks(interest))
+    positions.get_by_text("calls", exact=True).click()
+    expect(interest.locator('path[aria-label*="calls"]')).not_to_have_count(both)
+    positions.locator("label:has([type=checkbox])").first.click()
+    expect(interest.get_by_text("max pain")).to_be_visible()
+    positions.get_by_role("button", name="all").click()
+    expect(interest.get_by_text("max pain")).to_have_count(0)
+    assert watched.complaints == []
+    page.close()
+
+
+def test_a_page_compares_with_earlier_snapshots(browser: Browser, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    for now in ("2025-06-09T20:30:00Z", "2025-06-10T14:30:00Z"):
+        store_snapshot(tmp_path, now=now)
+    settings, _ = store_snapshot(tmp_path)
+    path = write_report(settings).path
+    assert path
+    page = drawn(browser, path.as_uri()).page
+    smile, tile = figure(page, "Volatility smile"), page.locator(".tiles div", has_text="ATM IV")
+    earlier = smile.locator('path[aria-label*=", earlier"]')
+    expect(tile.locator(".change.close")).to_be_visible()
+    assert earlier.count() > 0
+    page.get_by_text("previous snapshot, 09:30").click()
+    expect(tile.locator(".change.previous")).to_be_visible()
+    expect(tile.locator(".change.close")).to_be_hidden()
+    page.get_by_text("nothing", exact=True).click()
+    expect(earlier).to_have_count(0)
+    page.close()
+
+
+def test_tables_scroll_on_a_phone_and_charts_fill_a_wide_screen(browser: Browser, address: str) -> None:
+    page = drawn(browser, address, width=390).page
+    table = page.locator(".scroll").first
+    assert table.evaluate("one => one.scrollWidth > one.clientWidth")
+    page.set_viewport_size({"width": 2200, "height": 900})
+    page.wait_for_timeout(200)
+    last = page.locator("[id='1-volatility'] figure svg").nth(2).bounding_box()
+    assert last and last["x"] + last["width"] > 1200, "three charts or more in a row"
+    page.close()
+
+
 def test_printed_page_is_light_and_complete(browser: Browser, address: str) -> None:
-    page = Watched(browser, address, "dark", 1280).page
+    page = drawn(browser, address, "dark").page
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT.paper)
     assert page.locator("nav").is_hidden()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,19 +59,24 @@ def test_file_is_named_after_its_snapshot(sandbox: Settings, written: Path) -> N
 def test_headline_shows_the_metrics_of_the_chain(sandbox: Settings, page: html.HtmlElement) -> None:
     with catalog.connect(Workspace.of(sandbox).lake) as lake:
         chain = catalog.chain(lake)
-    priced = metrics.priced_chain(chain, price_chain(chain, rate=sandbox.pricing.risk_free_rate))
+    pricing = sandbox.pricing
+    priced = price_chain(chain, rate=pricing.risk_free_rate, max_last_age_s=pricing.max_last_age_s)
+    priced = metrics.priced_chain(chain, priced)
     front = metrics.series_metrics(priced).sort("expiration").row(0, named=True)
     levels = metrics.gamma_levels(priced).row(0, named=True)
     shown = tiles(page)
     assert shown["Future NQM5"] == f"{front['forward']:,.2f}"
     assert shown["ATM IV"] == f"{front['atm_iv']:.1%}"
     assert shown["Expected move"] == f"±{front['expected_move_iv']:,.0f}"
-    zero = text(page, '//dl[@class="tiles"]/div[dt="Zero gamma"]')
-    net = f"{levels['gex_per_pct'] / 1e6:+,.1f}".replace("-", "−")
-    assert f"net gamma exposure {net} million dollars per 1 %" in zero
-    assert f"{levels['open_interest_left_out']:,} open contracts left out" in zero
+    net = levels["gex_per_pct"]
+    sign = "Positive" if net > 0 else "Negative"
+    assert shown["Net gamma"] == f"{sign} ${abs(net) / 1e6:,.1f}M"
+    gamma = text(page, '//dl[@class="tiles"]/div[dt="Net gamma"]')
+    assert f"{levels['open_interest_left_out']:,} open contracts left out" in gamma
+    assert re.fullmatch(r"21,\d{3}|–", shown["Zero gamma"]), "calls and puts cancel out: rounding decides"
     assert shown["Put/call ratio"] == f"{levels['put_call_open_interest']:.2f}"
-    assert shown["Open interest"] == f"{levels['call_open_interest'] + levels['put_open_interest']:,}"
+    ratio = text(page, '//dl[@class="tiles"]/div[dt="Put/call ratio"]')
+    assert f"of {levels['call_open_interest'] + levels['put_open_interest']:,} open contracts" in ratio
     assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
 
 
@@ -126,8 +132,16 @@ def test_report_of_a_moment_has_no_later_trades(tmp_path: Path) -> None:
     assert "by aggressors, 2025-06-09" in text(page, '//section[@id="1-trades"]')
 
 
+def test_page_contains_the_data_of_its_charts_once(page: html.HtmlElement) -> None:
+    (charts,) = page.xpath('//script[@id="charts"]/text()')
+    drawn = json.loads(charts)
+    named = set(re.findall(r'"data": ?\{"name": ?"([^"]+)"', json.dumps(drawn["specs"])))
+    assert named == set(drawn["datasets"])
+    assert len(page.xpath("//*[@data-chart]")) == len(drawn["specs"]) >= 8
+
+
 def test_vendor_text_is_never_markup(page: html.HtmlElement) -> None:
-    assert len(page.xpath("//script")) == 1
+    assert len(page.xpath("//script")) == 3, "the charts, Vega, and the page's own"
     assert page.xpath("//img") == [] and page.xpath("//*[@onerror]") == []
 
 
@@ -135,14 +149,18 @@ def test_page_loads_and_runs_nothing_foreign(written: Path, page: html.HtmlEleme
     source = written.read_text()
     links = page.xpath("//@href | //@src | //@srcset | //@action | //@data")
     assert links and all(link.startswith("#") for link in links)
-    assert "@import" not in source and "url(" not in source
     (policy,) = page.xpath('//meta[@http-equiv="Content-Security-Policy"]/@content')
     assert policy.startswith("default-src 'none';")
-    for kind in ("script", "style"):
-        (body,) = re.findall(rf"<{kind}>(.*?)</{kind}>", source, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert not re.search(r"<[^>]+ (?:style|on\w+)=", source), "the policy would refuse them"
+    run = re.findall(r'<script type="module">(.*?)</script>', source, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
+    assert (len(run), len(styles)) == (2, 1)
+    assert "@import" not in styles[0] and "url(" not in styles[0]
+    for kind, bodies in (("script", run), ("style", styles)):
+        digests = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies]
+        assert f"{kind}-src " + " ".join(f"'sha256-{digest}'" for digest in digests) + ";" in policy
+    assert "unsafe" not in policy
+    for element in page.iter():
+        assert not [name for name in element.attrib if name == "style" or name.startswith("on")]
 
 
 def test_sandbox_data_is_marked_at_top_and_every_chart(page: html.HtmlElement, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def profile(environment: str = "sandbox") -> pl.DataFrame:
             "put_open_interest": 2 * i,
             "call_volume": 10 * i,
             "put_volume": None,
+            "call_gex_per_pct": i * 1e6,
+            "put_gex_per_pct": -2e6,
             "gex_per_pct": (i - 2) * 1e6,
         }
         for series in SERIES
@@ -71,9 +73,32 @@ def smile(environment: str = "sandbox", series: tuple[str, ...] = SERIES) -> pl.
     return pl.DataFrame(rows)
 
 
+def quotes(environment: str = "sandbox", moments: tuple[str, ...] = ("now",)) -> pl.DataFrame:
+    """Priced contracts as the report has them: a call and a put of every strike, at several moments."""
+    calls = pl.col("strike") >= FORWARD
+    rows = smile(environment).with_columns(
+        log_moneyness=(pl.col("strike") / FORWARD).log(), delta=pl.lit(0.5) - pl.col("deviations") / 8
+    )
+    sides = pl.concat(
+        [
+            rows.with_columns(option_type=pl.lit("C"), is_otm=calls),
+            rows.with_columns(option_type=pl.lit("P"), is_otm=~calls, delta=pl.col("delta") - 1),
+        ]
+    )
+    return pl.concat(sides.with_columns(moment=pl.lit(moment)) for moment in moments)
+
+
 def levels(environment: str = "sandbox") -> pl.DataFrame:
     """Of `gamma_levels`."""
-    return pl.DataFrame({"environment": [environment], "forward": [FORWARD], "zero_gamma": [22_060.0]})
+    return pl.DataFrame(
+        {
+            "environment": [environment],
+            "forward": [FORWARD],
+            "zero_gamma": [22_060.0],
+            "call_wall": [22_200.0],
+            "put_wall": [22_000.0],
+        }
+    )
 
 
 def pressure(environment: str = "sandbox") -> pl.DataFrame:
