@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from nq_pipeline.lake.tables import OPTION_CHAIN, TABLES, Table
-from nq_pipeline.lake.views import VIEWS, View
+from nq_pipeline.lake.views import VIEWS
+from nq_pipeline.lake.views.view import View
 
 HEADER = """# Tables
 

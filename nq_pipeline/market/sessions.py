@@ -91,6 +91,12 @@ def sessions(start: date, end: date) -> list[Session]:
     ]
 
 
+def previous_trade_date(day: date, *, with_rth: bool = False) -> date:
+    """The trade date before a day; `with_rth` leaves out those without regular trading hours."""
+    before = sessions(day - timedelta(days=12), day - timedelta(days=1))
+    return next(s.trade_date for s in reversed(before) if s.rth or not with_rth)
+
+
 def is_trade_date(day: date) -> bool:
     return day.year in YEARS and day in _year(day.year).by_date
 

@@ -23,6 +23,7 @@ from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import (
     CONSTANT_MATURITY,
     DECISIONS,
+    FUTURE_BARS,
     GAMMA_LEVELS,
     GAPS,
     INSTANT,
@@ -35,8 +36,11 @@ from nq_pipeline.lake.tables import (
     Table,
     conform,
 )
-from nq_pipeline.lake.views import VIEWS, View
+from nq_pipeline.lake.views import VIEWS
+from nq_pipeline.lake.views.view import View
+from nq_pipeline.market import sessions
 from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing.bars import future_bars
 from nq_pipeline_tests.testing.lake_samples import CALL, DAY, NOON, PUT, chain, decision, trade
 from nq_pipeline_tests.testing.sql_types import SQL_TYPES
 
@@ -128,6 +132,10 @@ def _computed(lake: Lake) -> None:
     call = given | CALL
     priced = {"valued_at": NOON, "parity_pairs": 0, "rate": 0.0, "years": 0.02, "delta": 0.5}
     smile = {"forward": 21_010.0, "log_moneyness": 0.0}
+    days = [s.trade_date for s in sessions.sessions(date(2025, 6, 9), date(2025, 6, 20))]
+    for symbol, volume, traded in (("NQM5", 9, days[:-1]), ("NQU5", 5, days)):
+        bars = {day: (20_000.0 + day.day, 20_100.0, 19_900.0, 20_050.0 - day.day, volume) for day in traded}
+        append(lake, FUTURE_BARS, future_bars(symbol, bars))
     for table, rows in {
         OPTION_PRICING: call | priced | {"model": "black76", "implied_volatility": 0.2},
         IV_SMILE: call | smile | {"years": 0.02, "implied_volatility": 0.2},

@@ -5,8 +5,7 @@ Each has one SQL file, `<name>.sql`. They are pure SQL, so they work in `nq.duck
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import polars as pl
 
@@ -24,33 +23,8 @@ from nq_pipeline.lake.tables import (
     Table,
 )
 from nq_pipeline.lake.tables.table import BOOL, DATE, FLOAT, INT, PRODUCT, TEXT
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A view, or a table macro.
-
-    Attributes
-    ----------
-    parameters
-        The parameters of a macro, as in its definition; empty for a view.
-    columns
-        Its columns. Every instant of a table also has a column `<name>_ns`.
-    """
-
-    name: str
-    meaning: str
-    columns: tuple[Column, ...]
-    parameters: str = ""
-
-    @property
-    def is_macro(self) -> bool:
-        return bool(self.parameters)
-
-    @property
-    def sql(self) -> str:
-        return (Path(__file__).parent / f"{self.name}.sql").read_text()
-
+from nq_pipeline.lake.views.daily import DAILY_VIEWS
+from nq_pipeline.lake.views.view import View
 
 _SHOWN = pl.Datetime("us", "UTC")
 """An instant without a `<name>_ns` column."""
@@ -364,6 +338,7 @@ VIEWS = (
     *_CHAIN_VIEWS,
     *_ANALYTICS_VIEWS,
     *_TRADE_VIEWS,
+    *DAILY_VIEWS,
     *_VENDOR_VIEWS,
     *_TOOL_VIEWS,
     *_SPEND_VIEWS,

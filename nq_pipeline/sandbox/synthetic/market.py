@@ -13,7 +13,7 @@ and of contracts without a bid resemble the real market.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from functools import lru_cache
 from threading import RLock
 from typing import Any
@@ -150,7 +150,7 @@ class Market:
             rth = sessions.session(day).rth
             if rth is not None and rth[0] <= instant:
                 return min(instant, rth[1]).replace(second=0, microsecond=0)
-            day = previous_trade_date(day)
+            day = sessions.previous_trade_date(day)
 
     def proxy_price(self, underlying: str, instant: datetime) -> float:
         """The index, or the fund's price, as last computed in regular hours."""
@@ -183,7 +183,7 @@ class Market:
     def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
         today = sessions.current_session(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
-        days = (settled, previous_trade_date(settled))
+        days = (settled, sessions.previous_trade_date(settled))
         closes = np.array([to_ns(settled_at(day, self.product)) for day in days])
         index, index_at_close = self.index(minutes), self.index(closes)  # the same for every future
         rows, tick = [], self.profile.future_tick
@@ -329,12 +329,13 @@ class Market:
             open_interest=pl.Series(self._open_interest(contracts, trade_date)),
         )
         today = trades(trade_date).filter(pl.col("ts_event") <= now)
-        before = trades(previous_trade_date(trade_date))
+        before = trades(sessions.previous_trade_date(trade_date))
         for prefix, done in (("", today), ("prior_", before)):
             frame = frame.join(
                 _session_so_far(done, prefix), on="instrument_id", how="left", maintain_order="left"
             )
-        for name, day in (("settlement", settled), ("previous_settlement", previous_trade_date(settled))):
+        day_before = sessions.previous_trade_date(settled)
+        for name, day in (("settlement", settled), ("previous_settlement", day_before)):
             frame = frame.with_columns(self._settlement(contracts, day, now, ticks).alias(name))
         return frame.with_columns(
             pl.lit(settled).alias("settlement_date"), pl.col("volume", "prior_volume").fill_null(0)
@@ -354,7 +355,7 @@ class Market:
             fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
-            previous = self._closing_value(past, previous_trade_date(day), ticks)
+            previous = self._closing_value(past, sessions.previous_trade_date(day), ticks)
             value[expired] = np.where(intrinsic > 0, intrinsic, previous)
         unlisted = (contracts["listed_on"] > day).to_numpy()
         return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
@@ -380,7 +381,7 @@ class Market:
             done = self._trades(frame, day, ticks)
             return done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
 
-        return self._state(frame, moment, trades, ticks, previous_trade_date(trade_date))
+        return self._state(frame, moment, trades, ticks, sessions.previous_trade_date(trade_date))
 
 
 class Exchange:
@@ -449,11 +450,6 @@ def market(seed: int, products: tuple[str, ...] = (NQ.code,)) -> AnyMarket:
     if len(products) == 1:
         return Market(seed, PRODUCTS[products[0]])
     return Exchange(seed, products)
-
-
-def previous_trade_date(day: date) -> date:
-    """The trade date before a trade date."""
-    return sessions.trade_date(sessions.session(day).open - timedelta(seconds=1))
 
 
 def _session_so_far(trades: pl.DataFrame, prefix: str) -> pl.DataFrame:

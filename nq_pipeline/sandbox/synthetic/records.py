@@ -18,7 +18,7 @@ from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.settlements import published_at
 from nq_pipeline.sandbox.synthetic import price_path
 from nq_pipeline.sandbox.synthetic.instruments import PRODUCT_OF_ROOT, sessions_between, universe
-from nq_pipeline.sandbox.synthetic.market import MINUTE_NS, AnyMarket, previous_trade_date
+from nq_pipeline.sandbox.synthetic.market import MINUTE_NS, AnyMarket
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 
@@ -177,7 +177,7 @@ def _option_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, ends
     rows = books[(now[minute] * listed.height + contract)].with_columns(
         instrument_id=listed["instrument_id"].gather(contract).cast(pl.Int64), t=pl.Series(ends[minute])
     )
-    done = pl.concat([market.trades(previous_trade_date(day)), market.trades(day)]).select(
+    done = pl.concat([market.trades(sessions.previous_trade_date(day)), market.trades(day)]).select(
         pl.col("instrument_id").cast(pl.Int64), pl.col("ts_event").cast(pl.Int64), last="price"
     )
     done = done.with_columns(last_ts=pl.col("ts_event").cast(pl.Datetime("ns", "UTC"))).sort("ts_event")

@@ -29,7 +29,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.synthetic import price_path
 from nq_pipeline.sandbox.synthetic.hashed_random import mix, normal, uniform
 from nq_pipeline.sandbox.synthetic.instruments import future_ids, universe
-from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market, previous_trade_date
+from nq_pipeline.sandbox.synthetic.market import AnyMarket, Market
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
 from nq_pipeline.sandbox.synthetic.records import (
     SCHEMAS,
@@ -280,7 +280,7 @@ def _number_events(a: Array, day: date, channel: int) -> Array:
 
 def new_instruments(market: AnyMarket, day: date) -> pl.DataFrame:
     """All instruments on the first trade date of a week, on later ones those that are new."""
-    before, today = previous_trade_date(day), universe(market, day)
+    before, today = sessions.previous_trade_date(day), universe(market, day)
     if before.isocalendar().week != day.isocalendar().week:
         return today
     return today.join(universe(market, before), on="instrument_id", how="anti", maintain_order="left")

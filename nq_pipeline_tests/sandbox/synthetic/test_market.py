@@ -12,7 +12,7 @@ from nq_pipeline.clock import to_ns
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.listing import expirations
-from nq_pipeline.sandbox.synthetic.market import RATE, Market, previous_trade_date
+from nq_pipeline.sandbox.synthetic.market import RATE, Market
 
 OPEN = datetime(2025, 6, 10, 15, 0, tzinfo=UTC)
 MARKET = Market(7)
@@ -212,7 +212,7 @@ def test_a_short_days_settlement_follows_its_close() -> None:
 def test_strikes_once_listed_stay_listed() -> None:
     day = date(2025, 6, 16)
     while day > date(2025, 5, 27):
-        before = previous_trade_date(day)
+        before = sessions.previous_trade_date(day)
         gone = MARKET.listed(before).join(MARKET.listed(day), on="contract_key", how="anti")
         assert set(gone["expiration_date"]) <= {before}
         day = before
