@@ -14,6 +14,7 @@ from bench import (
     bench_publish,
     bench_report,
     bench_run,
+    bench_surface,
 )
 
 for benchmark in (
@@ -22,6 +23,7 @@ for benchmark in (
     bench_capture_log,
     bench_convert,
     bench_pricing,
+    bench_surface,
     bench_publish,
     bench_commits,
     bench_capture,

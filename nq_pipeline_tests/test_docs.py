@@ -36,6 +36,8 @@ MAY_BE_EMPTY = (
     "from bars",
     "from gaps",
     "from backfills",
+    "from surface_arbitrage",
+    "from surface_fit\nwhere not inside",
 )
 """Queries on what one run of the chains does not bring; the catalog's own tests give them rows."""
 
