@@ -84,8 +84,10 @@ def misspelled() -> Iterator[str]:
     vendors = tuple({f"{name.partition('_')[0]}_" for name in known} - {"NQ_"})
     for place, names in ((".env", dotenv_values(".env", interpolate=False)), ("the environment", os.environ)):
         for name in sorted({name.upper() for name in names} - known):
+            if not name.startswith(("NQ_", *vendors)):
+                continue
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-            if name.startswith("NQ_") or (near and name.startswith(vendors)):
+            if name.startswith("NQ_") or near:
                 remedy = f"did you mean {near[0]}?" if near else "`nq settings` lists those that are"
                 yield f"{name}, in {place}, is no setting and has no effect; {remedy}"
 

@@ -7,6 +7,7 @@ integers keep their width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import polars as pl
 
@@ -69,7 +70,7 @@ class Table:
 
     @property
     def schema(self) -> pl.Schema:
-        return pl.Schema({column.name: column.dtype for column in self.columns})
+        return _schema(self)
 
     @property
     def total_order(self) -> list[str]:
@@ -78,6 +79,11 @@ class Table:
 
     def empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self.schema)
+
+
+@lru_cache(maxsize=None)
+def _schema(table: Table) -> pl.Schema:
+    return pl.Schema({column.name: column.dtype for column in table.columns})
 
 
 def required(name: str, dtype: pl.DataType, meaning: str, *, was: pl.DataType | None = None) -> Column:
