@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cache
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -30,6 +33,7 @@ from nq_pipeline.market.contracts import PRODUCT_OF
 
 if TYPE_CHECKING:
     import duckdb
+    from fsspec.implementations.memory import MemoryFileSystem
 
 NAME = "nq.duckdb"
 AT_ONCE = 8
@@ -80,7 +84,7 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
     connection = duckdb.connect()
     _reach(connection, lake)
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(";\n".join(_views_sql(lake, tables)))
+    _create_views(connection, lake, tables)
     if memory_mb is not None:
         connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
     if guarded:
@@ -168,8 +172,8 @@ def publish(lake: Lake) -> Path:
             leftover.unlink()
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
-            script = [*_views_sql(lake, _resolve(lake)), *_column_comments_sql()]
-            connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
+            _create_views(connection, lake, _resolve(lake))
+            connection.execute(";\n".join(["BEGIN", *_column_comments_sql(), "COMMIT"]))
         # A reader that opened the old file for writing may have left a log, which DuckDB would replay
         # into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
@@ -237,12 +241,58 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
     return _Resolved(tuple(paths), older, stored.is_delta, unreadable)
 
 
-def _views_sql(lake: Lake, tables: Mapping[str, _Resolved]) -> Iterator[str]:
-    """All views, each with its comment."""
+def _create_views(connection: duckdb.DuckDBPyConnection, lake: Lake, tables: Mapping[str, _Resolved]) -> None:
+    """Create all views, each with its comment.
+
+    DuckDB reads files and views to create a view, but not to copy one. So from a process's second call on,
+    views on empty tables are copied, and only tables with rows are created.
+    """
     label = "Synthetic data of the sandbox. " if lake.environment == "sandbox" else ""
+    if next(_CALLS) == 0:
+        script = [*_tables_sql(tables, label), *_views_sql(label)]
+    else:
+        (database,) = connection.sql("SELECT current_database()").fetchall()[0]
+        connection.register_filesystem(_empty_views(label))
+        connection.execute(f"ATTACH 'memory://{_path(label)}' AS empty_views (READ_ONLY)")
+        connection.execute(f'COPY FROM DATABASE empty_views TO "{database}"')
+        connection.execute("DETACH empty_views")
+        connection.unregister_filesystem("memory")
+        filled = {name: table for name, table in tables.items() if table.paths or table.unreadable}
+        script = list(_tables_sql(filled, label))
+    connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
+
+
+_CALLS = count()
+
+
+@cache
+def _empty_views(label: str) -> MemoryFileSystem:
+    """A file system with a DuckDB database of all views, whose tables have no files."""
+    import duckdb
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    script = [*_tables_sql({name: _Resolved() for name in TABLES}, label), *_views_sql(label)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / NAME
+        with duckdb.connect(path) as connection:
+            connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
+        files = MemoryFileSystem()
+        files.pipe_file(_path(label), path.read_bytes())
+    return files
+
+
+def _path(label: str) -> str:
+    return f"/nq_pipeline/{'sandbox' if label else 'live'}.duckdb"
+
+
+def _tables_sql(tables: Mapping[str, _Resolved], label: str) -> Iterator[str]:
     for name, resolved in tables.items():
-        yield f"CREATE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
+        yield f"CREATE OR REPLACE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
         yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"
+
+
+def _views_sql(label: str) -> Iterator[str]:
+    """The views on the tables, in an order in which each exists before it is used."""
     products = ", ".join(f"{_text(root)}: {_text(product)}" for root, product in PRODUCT_OF.items())
     yield f"CREATE MACRO product_of(root) AS coalesce(MAP {{{products}}}[root], root)"
     for view in VIEWS:

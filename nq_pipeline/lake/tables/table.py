@@ -7,7 +7,7 @@ integers keep their width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import polars as pl
 
@@ -81,7 +81,7 @@ class Table:
         return pl.DataFrame(schema=self.schema)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(table: Table) -> pl.Schema:
     return pl.Schema({column.name: column.dtype for column in table.columns})
 
