@@ -80,8 +80,9 @@ def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
 def _strike_profile(rows: pl.DataFrame) -> pl.DataFrame:
     sides = {"call": CALL, "put": ~CALL}
     measures = ("open_interest", "volume", "gex_per_point", "gex_per_pct")
-    profile = rows.group_by(STRIKE).agg(
-        pl.col("multiplier").first(),
+    one = (*ONE_SERIES, "strike")
+    profile = rows.group_by(one).agg(
+        pl.col("multiplier", *(name for name in STRIKE if name not in one)).first(),
         *(
             pl.col(m).filter(is_side).first().alias(f"{side}_{m}")
             for side, is_side in sides.items()
@@ -89,7 +90,7 @@ def _strike_profile(rows: pl.DataFrame) -> pl.DataFrame:
         ),
     )
     return (
-        profile.sort(STRIKE)
+        profile.sort(STRIKE_PROFILE.total_order)
         .with_columns(
             payout=_payout() * pl.col("multiplier"),
             gex_per_point=_sum("call_gex_per_point", "put_gex_per_point"),

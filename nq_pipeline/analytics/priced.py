@@ -16,7 +16,11 @@ PRODUCT = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root")).alia
 ONE_SERIES = ("source", "snapshot_ts", "series")
 """What tells one series of one snapshot from others; `SERIES` says more about it."""
 
-_CONTRACT = ("expiration", "option_type", "multiplier", "open_interest", "volume", "underlying_price")
+CHAIN_COLUMNS = (
+    *(*STRIKE, "contract_key"),
+    *("expiration", "option_type", "multiplier", "open_interest", "volume", "underlying_price"),
+)
+"""The columns of `option_chain` that metrics use."""
 _PRICING = ("valued_at", "price", "price_used", "forward", "years", "rate", "iv", "iv_uncertainty")
 
 
@@ -25,7 +29,7 @@ def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
     key = ["source", "snapshot_ts", "contract_key"]
     # DuckDB returns instants in microseconds, the lake in nanoseconds.
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
-    rows = chain.select(*STRIKE, "contract_key", *_CONTRACT).with_columns(instant)
+    rows = chain.select(CHAIN_COLUMNS).with_columns(instant)
     computed = pricing.rename({"implied_volatility": "iv"}).select(*key, *_PRICING).with_columns(instant)
     return rows.join(computed, on=key, how="left", maintain_order="left")
 

@@ -11,6 +11,7 @@ from datetime import date
 
 import polars as pl
 
+from nq_pipeline.analytics.priced import CHAIN_COLUMNS
 from nq_pipeline.analytics.snapshot import measure_snapshot, price_snapshot
 from nq_pipeline.lake.filling import fill
 from nq_pipeline.lake.store import Lake
@@ -21,9 +22,10 @@ from nq_pipeline.lake.tables import (
     OPTION_PRICING,
     PARTITION,
     SERIES_METRICS,
+    SURFACE_SLICES,
     Table,
 )
-from nq_pipeline.market.pricing import greeks
+from nq_pipeline.market.pricing import INPUTS, greeks
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
@@ -55,13 +57,18 @@ class Recomputed:
 
 
 def recompute(
-    settings: Settings, *, since: date | None = None, until: date | None = None, run_id: str
+    settings: Settings,
+    *,
+    since: date | None = None,
+    until: date | None = None,
+    surfaces: bool = True,
+    run_id: str,
 ) -> Iterator[Recomputed]:
     """Complete the computed tables of every trade date with a chain, oldest first.
 
     A trade date that is complete costs a look at its keys and no more, so a call that was interrupted may be
     repeated. Publish the catalog afterwards. Needs memory for `SNAPSHOTS_AT_ONCE` snapshots and for the new
-    Greeks of one trade date.
+    Greeks of one trade date. Without `surfaces` no volatility surface is fitted; a later call adds them.
 
     Raises
     ------
@@ -72,42 +79,54 @@ def recompute(
     days = sorted({file.trade_date for file in lake.manifest(OPTION_CHAIN).files})
     for day in days:
         if (since is None or day >= since) and (until is None or day <= until):
-            yield _recompute_day(settings, lake, day, run_id)
+            yield _recompute_day(settings, lake, day, surfaces, run_id)
 
 
-def _recompute_day(settings: Settings, lake: Lake, day: date, run_id: str) -> Recomputed:
+def _recompute_day(settings: Settings, lake: Lake, day: date, surfaces: bool, run_id: str) -> Recomputed:
     older = [table for table in _ADDED if _has_older_files(lake, table, day)]
-    snapshots = lake.scan(OPTION_CHAIN, [day]).select(_KEY).unique().collect()
-    measured = lake.scan(GAMMA_LEVELS, [day]).select(_KEY).unique().collect()
-    left = snapshots if older else snapshots.join(measured, on=_KEY, how="anti")
+    left = snapshots = _snapshots(lake, OPTION_CHAIN, day)
+    if not older:
+        for table in (GAMMA_LEVELS, SURFACE_SLICES) if surfaces else (GAMMA_LEVELS,):
+            snapshots = snapshots.join(_snapshots(lake, table, day), on=_KEY, how="semi")
+        left = left.join(snapshots, on=_KEY, how="anti")
     given: dict[Table, list[pl.DataFrame]] = {table: [] for table in older}
     instants = left["snapshot_ts"].unique().sort()
     for start in range(0, len(instants), SNAPSHOTS_AT_ONCE):
-        rows = _compute(settings, lake, day, instants[start : start + SNAPSHOTS_AT_ONCE], run_id)
+        chain, pricing = _priced(settings, lake, day, instants[start : start + SNAPSHOTS_AT_ONCE], run_id)
+        rows = measure_snapshot(settings, chain, pricing, run_id=run_id, surfaces=surfaces)
         for table in older:
-            given[table].append(rows[table.name].select(*table.key, PARTITION, *_ADDED[table]))
+            whole = _with_greeks(chain, pricing) if table is OPTION_PRICING else rows[table.name]
+            given[table].append(whole.select(*table.key, PARTITION, *_ADDED[table]))
     filled = sum(
         fill(lake, table, pl.concat(parts), run_id=run_id) for table, parts in given.items() if parts
     )
     return Recomputed(day, len(instants), filled)
 
 
+def _snapshots(lake: Lake, table: Table, day: date) -> pl.DataFrame:
+    return lake.scan(table, [day]).select(_KEY).unique().collect()
+
+
 def _has_older_files(lake: Lake, table: Table, day: date) -> bool:
     return any(file.schema_version < table.version for file in lake.manifest(table).of({day}))
 
 
-def _compute(
+def _priced(
     settings: Settings, lake: Lake, day: date, instants: pl.Series, run_id: str
-) -> dict[str, pl.DataFrame]:
-    """The rows of all computed tables of some snapshots; those that the lake lacks are appended."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The chain of some snapshots and its pricing; what is not priced yet is priced and stored."""
     low, high = (pl.lit(at).cast(INSTANT) for at in (instants.to_physical()[0], instants.to_physical()[-1]))
-    chain, pricing = (
-        lake.scan(table, [day]).filter(pl.col("snapshot_ts").is_between(low, high)).collect()
-        for table in (OPTION_CHAIN, OPTION_PRICING)
-    )
+    within = pl.col("snapshot_ts").is_between(low, high)
+    columns = list(dict.fromkeys((*INPUTS, *CHAIN_COLUMNS)))
+    chain = lake.scan(OPTION_CHAIN, [day]).filter(within).select(columns).collect()
+    pricing = lake.scan(OPTION_PRICING, [day]).filter(within).collect()
     if (unpriced := chain.join(pricing, on=_KEY, how="anti")).height:
         pricing = pl.concat([pricing, price_snapshot(settings, unpriced, run_id=run_id)])
-    contract = chain.select(*_KEY, "contract_key", "strike", "option_type")
-    whole = pricing.join(contract, on=[*_KEY, "contract_key"], how="left", maintain_order="left")
-    measured = measure_snapshot(settings, chain, pricing, run_id=run_id)
-    return {OPTION_PRICING.name: pricing.with_columns(greeks(whole)), **measured}
+    return chain, pricing
+
+
+def _with_greeks(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
+    """The pricing with all Greeks, by the volatility, forward and rate that it has."""
+    key = [*_KEY, "contract_key"]
+    contract = chain.select(*key, "strike", "option_type")
+    return pricing.with_columns(greeks(pricing.join(contract, on=key, how="left", maintain_order="left")))

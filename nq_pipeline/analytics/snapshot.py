@@ -47,11 +47,14 @@ def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> p
 
 
 def measure_snapshot(
-    settings: Settings, chain: pl.DataFrame, pricing: pl.DataFrame, *, run_id: str
+    settings: Settings, chain: pl.DataFrame, pricing: pl.DataFrame, *, run_id: str, surfaces: bool = True
 ) -> dict[str, pl.DataFrame]:
-    """Compute the metrics of a priced chain, append them to the lake, and return the rows by table name."""
+    """Compute the metrics of a priced chain, append them to the lake, and return the rows by table name.
+
+    `surfaces` says whether to fit volatility surfaces, too, which takes longer than all metrics.
+    """
     priced = priced_chain(chain, pricing)
-    rows = surface_rows(priced) | measure(priced)
+    rows = (surface_rows(priced) if surfaces else {}) | measure(priced)
     measured = {
         table: conform(table, frame.with_columns(run_id=pl.lit(run_id))) for table, frame in rows.items()
     }

@@ -189,8 +189,9 @@ def migrate() -> None:
 @lake.command(short_help="Compute what the tables of analytics lack.")
 @click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), help="First trade date; default: all.")
 @click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), help="Last trade date; default: all.")
+@click.option("--no-surfaces", is_flag=True, help="Fit no volatility surfaces; a later call adds them.")
 @report_errors
-def recompute(since: datetime | None, until: datetime | None) -> None:
+def recompute(since: datetime | None, until: datetime | None, no_surfaces: bool) -> None:
     """Price and measure snapshots that have no metrics yet, and fill columns that older rows do not have.
 
     Use it once after an upgrade, for snapshots taken before it. Values already in the tables stay as they
@@ -203,8 +204,14 @@ def recompute(since: datetime | None, until: datetime | None) -> None:
 
     settings = load()
     note_sandbox(settings)
-    first, last = since and since.date(), until and until.date()
-    for day in recompute_days(settings, since=first, until=last, run_id=uuid.uuid4().hex):
+    days = recompute_days(
+        settings,
+        since=since and since.date(),
+        until=until and until.date(),
+        surfaces=not no_surfaces,
+        run_id=uuid.uuid4().hex,
+    )
+    for day in days:
         if day.snapshots:
             done = f"{day.snapshots} snapshots computed, columns of {day.filled:,} rows filled"
             click.echo(f"{day.trade_date}: {done}")

@@ -60,7 +60,8 @@ Sides = npt.NDArray[np.bool_]
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
 _QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
-_INPUTS = (*_KEYS, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
+INPUTS = (*_KEYS, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
+"""The columns of a chain that `price_chain` uses."""
 _FORWARD_OF = ("source", "snapshot_ts", "series", "_basis", "valued_at")
 """The key of a forward. It uses prices of one moment, so settlements of two trade dates have two forwards."""
 _SETTLEMENT = ("root", "as_of", "settlement_date")
@@ -94,7 +95,7 @@ def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX
 def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     """Add the price of every row, which price that is, and the moment it is valued at."""
     instants = ("snapshot_ts", "as_of", "expiration", "last_ts")
-    rows = chain.select(_INPUTS).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
+    rows = chain.select(INPUTS).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
     bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
     has_bid, has_ask = _is_price(bid), _is_price(ask)
     age = (pl.col("as_of") - pl.col("last_ts")).dt.total_microseconds() / 1e6
