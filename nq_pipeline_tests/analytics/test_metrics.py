@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -251,6 +251,88 @@ def test_exposure_adds_up_from_strike_to_series_to_market(
     )
     for rows in (strike_profile(chain), series_metrics(chain), gamma_levels(chain)):
         assert rows["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
+
+
+@given(CONTRACTS)
+def test_exposures_equal_differences_of_delta_in_a_plain_loop(
+    held: dict[tuple[float, str], tuple[int, float]],
+) -> None:
+    """Delta exposure, and its change with volatility and time, contract by contract."""
+    chain = priced([(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()])
+    h = 1e-5
+
+    def dollars(vol: float = 0.0, years: float = 0.25) -> float:
+        total = 0.0
+        for (k, side), (size, iv) in held.items():
+            spread = (iv + vol) * math.sqrt(years)
+            d1 = math.log(100 / k) / spread + spread / 2
+            upper = math.erfc(-d1 / math.sqrt(2)) / 2
+            total += (upper if side == "C" else 1 - upper) * size * 20 * 100  # short puts, as long calls
+        return total
+
+    row = gamma_levels(chain).row(0, named=True)
+    scale = sum(size for size, _ in held.values()) * 2000
+    assert row["delta_exposure"] == pytest.approx(dollars(), rel=1e-9, abs=1e-6)
+    vanna = (dollars(vol=h) - dollars(vol=-h)) / (2 * h) / 100
+    assert row["vanna_exposure"] == pytest.approx(vanna, abs=1e-6 * scale + 1e-9)
+    charm = (dollars(years=0.25 - h) - dollars(years=0.25 + h)) / (2 * h) / 365
+    assert row["charm_exposure"] == pytest.approx(charm, abs=1e-6 * scale + 1e-9)
+    net = row["gex_per_pct"]
+    assert row["gamma_regime"] == ("positive" if net > 0 else "negative" if net < 0 else None)
+
+
+@given(CONTRACTS, CONTRACTS)
+def test_walls_are_the_strikes_with_most_gamma_exposure(
+    near: dict[tuple[float, str], tuple[int, float]], far: dict[tuple[float, str], tuple[int, float]]
+) -> None:
+    """Over both series together."""
+    series = [[(k, side, size, 0, 1.0, iv) for (k, side), (size, iv) in held.items()] for held in (near, far)]
+    later = priced(series[1], years=0.5).with_columns(
+        series=pl.lit("Q1B-2025-10-01"), expiration=pl.col("expiration").dt.offset_by("92d")
+    )
+    row = gamma_levels(pl.concat([priced(series[0]), later])).row(0, named=True)
+    for side, name in (("C", "call_wall"), ("P", "put_wall")):
+        at: dict[float, float] = {}
+        for held, years in ((near, 0.25), (far, 0.5)):
+            for (k, kind), (size, iv) in held.items():
+                if kind == side:
+                    at[k] = at.get(k, 0.0) + gamma(k, iv, years=years) * size * 20 * 100
+        most = max(at.values(), default=0.0)
+        if most == 0:
+            assert row[name] is None
+        else:
+            assert at[row[name]] == pytest.approx(most, rel=1e-12)
+
+
+def test_share_left_out_and_prices_of_the_front() -> None:
+    rows = priced([(100.0, "C", 30, 1, 1.0, 0.2), (100.0, "P", 10, 1, None, None)])
+    later = rows.with_columns(
+        series=pl.lit("Q1B-2025-10-01"),
+        expiration=pl.col("expiration").dt.offset_by("92d"),
+        underlying_price=pl.lit(103.0),
+    )
+    row = gamma_levels(pl.concat([later, rows])).row(0, named=True)
+    assert row["open_interest_left_out_share"] == pytest.approx(20 / 80)
+    assert (row["underlying_price"], row["gamma_regime"], row["call_wall"]) == (100.0, "positive", 100.0)
+    assert row["put_wall"] is None
+    unknown = gamma_levels(rows.with_columns(open_interest=pl.lit(None, pl.Int64))).row(0, named=True)
+    assert (
+        unknown["open_interest_left_out_share"]
+        is unknown["gamma_regime"]
+        is unknown["delta_exposure"]
+        is None
+    )
+
+
+def test_term_slope_is_the_month_less_the_week() -> None:
+    def at(days: int, iv: float) -> pl.DataFrame:
+        rows = [(strike, side, 5, 1, 1.0, iv) for strike in (99.0, 101.0) for side in "CP"]
+        expires = pl.lit(NOON + timedelta(days=days)).cast(INSTANT)
+        return priced(rows, years=days / 365).with_columns(series=pl.lit(f"S{days}"), expiration=expires)
+
+    row = gamma_levels(pl.concat([at(7, 0.2), at(30, 0.25), at(90, 0.3)])).row(0, named=True)
+    assert row["term_slope"] == pytest.approx(0.05)
+    assert gamma_levels(at(7, 0.2))["term_slope"].to_list() == [None]
 
 
 def test_snapshot_is_measured_once(tmp_path: Path) -> None:

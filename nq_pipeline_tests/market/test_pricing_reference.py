@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,33 @@ def test_prices_and_greeks_are_quantlibs() -> None:
         assert FAIR.gamma[i] == pytest.approx(theirs.gammaForward(), rel=1e-8, abs=1e-12)
 
 
+def test_higher_greeks_are_differences_of_quantlibs() -> None:
+    def theirs(i: int, vol: float = 0.0, time: float = 0.0, rate: float = 0.0) -> Any:
+        """QuantLib's calculator with inputs moved: volatility and rate by amounts, time by a fraction."""
+        t, r = float(T[i]) * (1 + time), R + rate
+        payoff = ql.PlainVanillaPayoff(ql.Option.Call if CALL[i] else ql.Option.Put, float(K[i]))
+        return ql.BlackCalculator(payoff, F, (float(VOL[i]) + vol) * t**0.5, float(np.exp(-r * t)))
+
+    h = 1e-5
+    for i in range(0, len(K), 3):
+        t = float(T[i])
+        rho = (theirs(i, rate=h).value() - theirs(i, rate=-h).value()) / (2 * h)
+        vanna = (theirs(i, vol=h).deltaForward() - theirs(i, vol=-h).deltaForward()) / (2 * h)
+        volga = (theirs(i, vol=h).vega(t) - theirs(i, vol=-h).vega(t)) / (2 * h)
+        decay = (theirs(i, time=-h).deltaForward() - theirs(i, time=h).deltaForward()) / (2 * h)
+        assert FAIR.rho[i] == pytest.approx(rho, rel=1e-6, abs=1e-6)
+        assert FAIR.vanna[i] == pytest.approx(vanna, rel=1e-5, abs=1e-7)
+        assert FAIR.volga[i] == pytest.approx(volga, rel=1e-5, abs=1e-4)
+        assert FAIR.charm[i] * 365 * t == pytest.approx(decay, rel=1e-5, abs=1e-8)
+
+
+def test_rho_is_py_vollibs() -> None:
+    theirs = pytest.importorskip("py_vollib.black.greeks.analytical", reason="py_vollib is not installed")
+    for i in range(0, len(K), 7):
+        per_cent = theirs.rho("c" if CALL[i] else "p", F, K[i], T[i], R, VOL[i])
+        assert FAIR.rho[i] / 100 == pytest.approx(per_cent, rel=1e-9, abs=1e-12)
+
+
 def test_volatilities_agree_with_quantlib() -> None:
     found = black76.implied_volatility(FAIR.price, F, K, T, CALL, R)
     assert INFORMED.mean() > 0.7
@@ -62,21 +91,59 @@ def test_volatilities_are_those_of_py_vollib() -> None:
         assert found[i] == pytest.approx(expected, abs=1e-8)
 
 
-@pytest.mark.parametrize(("days", "points"), [(7, 0.1), (29, 0.15), (91, 0.65), (183, 1.8), (365, 4.3)])
-def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
+def american_process(future: float = F, vol: float = 0.2, rate: float = R) -> Any:
     today = ql.Date(2, 1, 2025)
     ql.Settings.instance().evaluationDate = today
-    flat = ql.YieldTermStructureHandle(ql.FlatForward(today, R, ql.Actual365Fixed()))
-    vol = ql.BlackVolTermStructureHandle(ql.BlackConstantVol(today, ql.TARGET(), 0.2, ql.Actual365Fixed()))
-    process = ql.BlackScholesMertonProcess(ql.QuoteHandle(ql.SimpleQuote(F)), flat, flat, vol)
-    exact = ql.QdFpAmericanEngine(process, ql.QdFpAmericanEngine.highPrecisionScheme())
+    flat = ql.YieldTermStructureHandle(ql.FlatForward(today, rate, ql.Actual365Fixed()))
+    of_vol = ql.BlackVolTermStructureHandle(ql.BlackConstantVol(today, ql.TARGET(), vol, ql.Actual365Fixed()))
+    return ql.BlackScholesMertonProcess(ql.QuoteHandle(ql.SimpleQuote(future)), flat, flat, of_vol)
+
+
+def american_option(k: float, is_call: bool, days: int) -> Any:
+    payoff = ql.PlainVanillaPayoff(ql.Option.Call if is_call else ql.Option.Put, k)
+    today = ql.Date(2, 1, 2025)
+    return ql.VanillaOption(payoff, ql.AmericanExercise(today, today + days))
+
+
+def exact(process: Any) -> Any:
+    return ql.QdFpAmericanEngine(process, ql.QdFpAmericanEngine.highPrecisionScheme())
+
+
+@pytest.mark.parametrize(("days", "points"), [(7, 0.1), (29, 0.15), (91, 0.65), (183, 1.8), (365, 4.3)])
+def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
+    process = american_process()
     for z in (-1.5, -0.5, 0.0, 0.5, 1.5):
         for is_call in (True, False):
             k = float(F * np.exp(z * 0.2 * np.sqrt(days / 365)))
-            payoff = ql.PlainVanillaPayoff(ql.Option.Call if is_call else ql.Option.Put, k)
-            option = ql.VanillaOption(payoff, ql.AmericanExercise(today, today + days))
+            option = american_option(k, is_call, days)
             ours = float(american.price(F, k, days / 365, 0.2, is_call, R))
             option.setPricingEngine(ql.JuQuadraticApproximationEngine(process))
             assert ours == pytest.approx(option.NPV(), abs=0.003)
-            option.setPricingEngine(exact)
+            option.setPricingEngine(exact(process))
             assert ours == pytest.approx(option.NPV(), abs=points)
+
+
+@pytest.mark.parametrize("days", [29, 91, 183])
+def test_american_higher_greeks_are_differences_of_quantlibs_prices(days: int) -> None:
+    for z in (-1.5, 0.0, 1.5):
+        for is_call in (True, False):
+            k = float(F * np.exp(z * 0.2 * np.sqrt(days / 365)))
+
+            def theirs(
+                *moves: float, late: int = 0, dr: float = 0.0, k: float = k, is_call: bool = is_call
+            ) -> float:
+                """QuantLib's price after moves of the future and the volatility, some days later."""
+                df, dvol = (*moves, 0.0, 0.0)[:2]
+                option = american_option(k, is_call, days - late)
+                option.setPricingEngine(exact(american_process(F + df, 0.2 + dvol, R + dr)))
+                return float(option.NPV())
+
+            ours = american.value(F, k, days / 365, 0.2, is_call, R)
+            df, dvol, dr = F * 0.2 * (days / 365) ** 0.5 / 100, 0.002, 0.0005
+            corners = theirs(df, dvol) - theirs(df, -dvol) - theirs(-df, dvol) + theirs(-df, -dvol)
+            bend = theirs(0, dvol) - 2 * theirs() + theirs(0, -dvol)
+            decay = sum(late * (theirs(df, late=late) - theirs(-df, late=late)) for late in (1, -1))
+            assert ours.vanna == pytest.approx(corners / (4 * df * dvol), rel=0.01)
+            assert ours.volga == pytest.approx(bend / dvol**2, rel=0.01)
+            assert ours.charm == pytest.approx(decay / (4 * df), rel=0.02, abs=5e-6)
+            assert ours.rho == pytest.approx((theirs(dr=dr) - theirs(dr=-dr)) / (2 * dr), rel=0.1)
