@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install tools run ui cluster report notebook test coverage lint soak bench docs site clean
+.PHONY: help install tools run ui board cluster report notebook test coverage lint soak bench docs site clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,6 +24,9 @@ run: install ## Ask all sources for option chains, write the lake, show the winn
 
 ui: install ## Start the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/nq ui
+
+board: install ## Show the live capture on http://127.0.0.1:3001; in the sandbox with a capture
+	@$(BIN)/nq board
 
 cluster: install ## Start a cluster of several workers on this machine, in the sandbox
 	@$(BIN)/python -m nq_pipeline.ui.cluster

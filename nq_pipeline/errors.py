@@ -14,6 +14,7 @@
     │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
     ├── SandboxError               the stand-ins could not be started
     ├── UiError                    Dagster's UI could not be started, or ended
+    ├── BoardError                 the live board could not be started
     ├── CaptureError               the live capture cannot continue
     │   ├── BadStream              the bytes are not DBN records
     │   ├── LogFailed              the capture log cannot be written
@@ -111,6 +112,10 @@ class SandboxError(NqError):
 
 class UiError(NqError):
     """Dagster's UI could not be started, or ended."""
+
+
+class BoardError(NqError):
+    """The live board could not be started."""
 
 
 class CaptureError(NqError):

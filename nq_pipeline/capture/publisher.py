@@ -183,6 +183,12 @@ class Publisher:
                 "read from its beginning, and rows that the lake has are skipped"
             ) from None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Hold back publishing in every process: the lake has exactly the rows before `position`."""
+        with locked(self.lake.folder(TRADES) / f"{self.log_folder.name}.lock"):
+            yield
+
     def publish(self, until: Position | None = None) -> PublishResult:
         """Append everything in the log, or everything before `until`, and move the cursor.
 
@@ -202,8 +208,7 @@ class Publisher:
             ) from error
 
     def _publish(self, until: Position | None) -> PublishResult:
-        lock = self.lake.folder(TRADES) / f"{self.log_folder.name}.lock"
-        with locked(lock), ThreadPoolExecutor(1, "publish") as behind:
+        with self.paused(), ThreadPoolExecutor(1, "publish") as behind:
             done = PublishResult(self.position)
             # One batch is written while the next one is built; batches never overlap.
             writing: Future[None] | None = None

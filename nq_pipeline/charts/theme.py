@@ -197,6 +197,16 @@ def config(palette: Palette) -> dict[str, Any]:
     }
 
 
+def page_colours() -> str:
+    """CSS that defines the variables of `PAGE` for light and, on a screen that prefers it, dark."""
+
+    def variables(palette: Palette) -> str:
+        return "".join(f"--{name}:{value};" for name, value in asdict(palette).items())
+
+    dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
+    return f":root{{{variables(LIGHT)}}}\n{dark}\n"
+
+
 def compose(
     layers: Sequence[alt.Chart],
     title: str,

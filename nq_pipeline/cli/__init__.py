@@ -25,6 +25,6 @@ for command in (
     *(capture.capture, capture.verify, capture.convert),
     *(spend.budget, spend.backfill),
     *(operate.doctor, operate.alert, operate.retention, operate.repair, operate.lake),
-    *(operate.ui, operate.sandbox, operate.settings),
+    *(operate.ui, operate.board, operate.sandbox, operate.settings),
 ):
     main.add_command(command)

@@ -315,6 +315,45 @@ def ui(port: int) -> None:
         )
 
 
+@click.command(short_help="Show the live capture on one page that moves, until Ctrl-C.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=3001, show_default=True, help="Port of the page."
+)
+@report_errors
+def board(port: int) -> None:
+    """Show the live capture on one page that moves: trades, price, volatility, gaps, spend.
+
+    It shows the capture of this environment, whoever runs it: `nq capture` or Dagster. In the
+    sandbox it starts a capture if none runs.
+
+    \b
+    Example:
+      nq board --port 3001
+    """
+    import asyncio
+    import signal
+    from contextlib import nullcontext
+
+    from nq_pipeline.board.run import needs_capture, sandbox_capture, serve_board
+    from nq_pipeline.runtime import endpoints, gateway_clock
+    from nq_pipeline.signals import on_signal
+
+    def ready(address: str) -> None:
+        click.echo(f"The board is ready: open {address} in a browser. Ctrl-C stops it.")
+
+    with endpoints(load()) as settings, on_signal(lambda _: None, signal.SIGINT, signal.SIGTERM):
+        note_sandbox(settings)
+        starts = needs_capture(settings)
+        note = "no capture was running, so this board runs one" if starts else ""
+        if starts:
+            click.echo(f"{note[0].upper()}{note[1:]}.")
+        with sandbox_capture(settings) if starts else nullcontext():
+            clock = gateway_clock(settings)
+            asyncio.run(
+                serve_board(settings, clock=clock, host="127.0.0.1", port=port, note=note, on_ready=ready)
+            )
+
+
 @click.command(short_help="Serve the stand-ins of all vendors, until Ctrl-C.")
 @click.option(
     "--port",

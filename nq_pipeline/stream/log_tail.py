@@ -31,7 +31,7 @@ READ_BYTES = 1_000_000
 _CONTRACT = ("raw_symbol", "instrument_kind", "root", "series", "contract_key", "option_type", "strike")
 _TICK = ("ts_event", "ts_recv", "trade_date", "instrument_id", *_CONTRACT)
 COLUMNS: dict[BatchType, tuple[str, ...]] = {
-    "trades": (*_TICK, "side", "price", "size", "sequence", "ordinal"),
+    "trades": (*_TICK, "side", "price", "size", "sequence", "ordinal", "source_schema"),
     "quotes": (*_TICK, "bid_px_00", "ask_px_00", "bid_sz_00", "ask_sz_00", "sequence", "ordinal"),
 }
 """The columns of the tables `trades` and `mbp_1` that are streamed."""

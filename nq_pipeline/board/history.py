@@ -1,0 +1,162 @@
+"""What the lake knows when the board starts, and again when something rare has happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from nq_pipeline.board.trades import POINT, WINDOW
+from nq_pipeline.capture.log.segments import Position
+from nq_pipeline.capture.publisher import Publisher
+from nq_pipeline.charts.theme import series_label_text
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.store import Lake
+
+if TYPE_CHECKING:
+    import duckdb
+
+GAPS_SHOWN = 6
+TAPE_BEGINS_WITH = 200
+
+
+@dataclass(frozen=True)
+class PublishedTrades:
+    """The trades of a trade date that the lake has, summed, and how far the capture log was published then.
+
+    `windows`, `days` and `points` are as `StrikeVolumes.add_windows`, `FuturePrices.add_days` and
+    `FuturePrices.add_points` take them; `quotes` has the newest quote of each option, as `LiveQuotes.add`
+    takes them, and `newest` the last rows of the table `trades`.
+    """
+
+    position: Position
+    windows: pl.DataFrame
+    days: pl.DataFrame
+    points: pl.DataFrame
+    quotes: pl.DataFrame
+    newest: pl.DataFrame
+
+
+def read_published_trades(log_folder: Path, lake: Lake, trade_date: date) -> PublishedTrades:
+    """The trades of a trade date in the lake. Raises `LakeError` if the lake cannot be read."""
+    publisher = Publisher(log_folder, lake, run_id="board")
+    with publisher.paused():
+        position = publisher.position
+        connection = catalog.connect(lake)
+    with connection as lake_now:
+        found = {name: lake_now.sql(sql, params={"day": trade_date}).pl() for name, sql in _PUBLISHED.items()}
+    return PublishedTrades(position, **found)
+
+
+_TRADES = """
+WITH traded AS (
+    SELECT *, product_of(root) AS product,
+           (CASE WHEN is_misdated THEN ts_recv_ns ELSE ts_event_ns END) // 1000000 AS moment
+    FROM trades WHERE trade_date = $day AND size > 0 AND price IS NOT NULL
+)
+"""
+
+_WINDOWS = f"""{_TRADES}
+SELECT product, moment // {WINDOW} * {WINDOW} AS "window", option_type, strike,
+       coalesce(sum(size) FILTER (side = 'B'), 0)::BIGINT AS bought,
+       coalesce(sum(size) FILTER (side = 'A'), 0)::BIGINT AS sold,
+       coalesce(sum(size) FILTER (side = 'N'), 0)::BIGINT AS undefined
+FROM traded WHERE instrument_kind = 'option' AND strike IS NOT NULL GROUP BY ALL
+"""
+
+_DAYS = f"""{_TRADES}
+SELECT product, raw_symbol AS symbol, arg_min(price, moment) AS first, min(price) AS low, max(price) AS high,
+       arg_max(price, (moment, sequence, ordinal)) AS last, min(moment) AS began, max(moment) AS time,
+       sum(size)::BIGINT AS volume
+FROM traded WHERE instrument_kind = 'future' GROUP BY ALL
+"""
+
+_POINTS = f"""{_TRADES}
+SELECT raw_symbol AS symbol, moment // {POINT} * {POINT} AS time,
+       arg_max(price, (moment, sequence, ordinal)) AS price
+FROM traded WHERE instrument_kind = 'future' GROUP BY ALL ORDER BY time
+"""
+
+_QUOTES = """
+SELECT series, contract_key, root, option_type, strike,
+       arg_max(bid_px_00, (ts_recv_ns, sequence, ordinal)) AS bid,
+       arg_max(ask_px_00, (ts_recv_ns, sequence, ordinal)) AS ask,
+       max(ts_recv_ns) // 1000000 AS time
+FROM mbp_1 WHERE trade_date = $day AND contract_key IS NOT NULL GROUP BY ALL
+"""
+
+
+_NEWEST = f"""
+FROM (FROM trades WHERE trade_date = $day ORDER BY ts_recv_ns DESC, sequence DESC LIMIT {TAPE_BEGINS_WITH})
+ORDER BY ts_recv_ns, sequence, ordinal
+"""
+
+_PUBLISHED = {
+    "windows": _WINDOWS,
+    "days": _DAYS,
+    "points": _POINTS,
+    "quotes": _QUOTES,
+    "newest": _NEWEST,
+}
+
+
+def read_gaps(lake: duckdb.DuckDBPyConnection, trade_date: date) -> dict[str, Any]:
+    """The gaps of a trade date: how many are open, their number by state, and the newest ones."""
+    rows = lake.sql(_GAPS, params={"day": trade_date}).pl()
+    return {
+        "open": rows.filter(pl.col("state").is_in(["open", "replayed"])).height,
+        "states": dict(rows["state"].value_counts(sort=True).iter_rows()),
+        "newest": rows.head(GAPS_SHOWN).to_dicts(),
+    }
+
+
+_GAPS = """
+SELECT epoch_ms(first_ts) AS "from", epoch_ms(last_ts) AS "to", schema, state, cause, reason
+FROM gaps WHERE trade_date = $day
+QUALIFY row_number() OVER (PARTITION BY gap_id ORDER BY revision DESC) = 1
+ORDER BY first_ts DESC
+"""
+
+
+def read_last_chain(lake: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """By product: who won the last chain, when it was fetched, and why the others lost."""
+    rows = lake.sql(_CHAIN).pl()
+    return {
+        product: {
+            "snapshot": own["snapshot"].max(),
+            "winners": own.filter("won").select("source", "series").to_dicts(),
+            "losers": own.filter(~pl.col("won")).select("source", "reason").to_dicts(),
+        }
+        for (product,), own in rows.partition_by("product", as_dict=True, maintain_order=True).items()
+    }
+
+
+_CHAIN = """
+WITH decided AS (
+    SELECT *, product_of(split_part(series, '-', 1)) AS product FROM decisions
+    WHERE trade_date = (SELECT max(trade_date) FROM decisions WHERE won)
+), newest AS (
+    SELECT product, arg_max(run_id, decided_at_ns) AS run_id FROM decided WHERE won GROUP BY product
+)
+SELECT product, source, bool_or(won) AS won, count(*) FILTER (won) AS series, mode(reason) AS reason,
+       epoch_ms(max(snapshot_ts) FILTER (won)) AS snapshot
+FROM decided JOIN newest USING (product, run_id)
+GROUP BY product, source ORDER BY product, won DESC, min(rank)
+"""
+
+
+def read_chain_volatility(lake: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """By product: the front series of the last chain, as `LiveQuotes.measure` describes one."""
+    rows = lake.sql(_VOLATILITY).pl()
+    return {row.pop("product"): {**row, "label": series_label_text(row["series"])} for row in rows.to_dicts()}
+
+
+_VOLATILITY = """
+SELECT product, series, epoch_ms(expiration)::DOUBLE AS expiration, atm_iv, expected_move_iv AS expected_move,
+       expected_move_straddle AS straddle, forward, epoch_ms(snapshot_ts) AS newest, source
+FROM term_structure WHERE atm_iv IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY product ORDER BY expiration, series) = 1
+"""
