@@ -38,6 +38,7 @@ FORMATS: dict[str, Format] = {
     "excel": Format("an Excel workbook, one sheet per table", of_moment=True, of_dates=True),
     "openbb": Format("a JSON file that OpenBB's OptionsChainsData reads", of_moment=True),
     "optopsy": Format("a CSV file that optopsy reads", of_dates=True),
+    "quantlib": Format("a JSON file of the surface for QuantLib's BlackVarianceSurface", of_moment=True),
     "nautilus": Format("a folder that is NautilusTrader's Parquet catalog", of_dates=True),
 }
 """The formats by name, in the order of the help."""
