@@ -8,8 +8,10 @@ Charts have the light theme. `render.svg` and `render.png` turn them into images
 """
 
 from nq_pipeline.charts.explorer import AXES, smile_explorer
+from nq_pipeline.charts.history import gamma_history, level_history, volatility_history
 from nq_pipeline.charts.positions import REACHES, first_reach, gamma_exposure, open_interest, put_call, volume
 from nq_pipeline.charts.spend_and_sources import source_agreement, spend
+from nq_pipeline.charts.surface import surface
 from nq_pipeline.charts.theme import Picture, series_label, series_label_text
 from nq_pipeline.charts.trade_pressure import pressure
 from nq_pipeline.charts.volatility import expected_move, smile, term_structure
@@ -21,6 +23,8 @@ __all__ = [
     "expected_move",
     "first_reach",
     "gamma_exposure",
+    "gamma_history",
+    "level_history",
     "open_interest",
     "pressure",
     "put_call",
@@ -30,6 +34,8 @@ __all__ = [
     "smile_explorer",
     "source_agreement",
     "spend",
+    "surface",
     "term_structure",
+    "volatility_history",
     "volume",
 ]

@@ -47,7 +47,7 @@ def smile_explorer(rows: pl.DataFrame) -> Picture:
     shown = spaced(usable.filter(pl.col("moment") == "now"), SMILES)
     is_call = pl.col("option_type") == "C"
     line = ["moment", "series", "option_type", "is_otm"]
-    place = (pl.col("deviations") * PER_DEVIATION).floor()
+    place = (pl.col("deviations") * PER_DEVIATION).floor().alias("place")
     drawn = (
         with_shade(usable)
         .sort("series", "strike")

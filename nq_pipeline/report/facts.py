@@ -7,16 +7,19 @@ from datetime import date, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import windows_over
+from nq_pipeline.analytics.priced import of_one_moment, priced_chain
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.tables import TRADES
+from nq_pipeline.lake.tables import GAMMA_LEVELS, SERIES_METRICS, STRIKE_PROFILE, TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
 from nq_pipeline.market.sessions import captured_until
+from nq_pipeline.market.surface import VolatilitySurface
 from nq_pipeline.report import snapshots
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.ledger import read_ledger
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     import duckdb
 
 
+SURFACE_REACH = 0.15
+"""Largest distance of a strike from the future in the surface, as a fraction of the future's price."""
+SURFACE_STRIKES = 61
 TRADE_DATES_BACK = 10
 """Captured trade dates that are searched for the newest trades of a product."""
 
@@ -61,7 +67,8 @@ class ProductFacts:
     """The options on one product, now and at the earlier moments that have any.
 
     `pressure` is from the newest trade date with trades, which may be before that of the chain. `history` has
-    rows of `market_history`.
+    the rows of `market_history` of the trade date so far, of the source with the most contracts. `surface`
+    has the fitted volatility at evenly spaced strikes of every series.
     """
 
     product: Product
@@ -70,6 +77,7 @@ class ProductFacts:
     earlier: dict[str, Measures]
     pressure: pl.DataFrame
     history: pl.DataFrame
+    surface: pl.DataFrame
 
     def of_moments(self, name: str) -> pl.DataFrame:
         """Rows of all moments of one field of `Measures`, by the column `moment`."""
@@ -177,47 +185,56 @@ def _priced(
 
 def _measures(chain: pl.DataFrame, pricing: pl.DataFrame) -> dict[Product, Measures]:
     """What a chain says of each product that it has, in the order of the product table."""
-    priced, quoted = metrics.priced_chain(chain, pricing), _quotes(chain, pricing)
+    priced = priced_chain(chain, pricing)
+    rows, quoted = metrics.measure(priced), _quotes(priced, pricing)
     found = {}
     for product in (*PRODUCTS.values(), *PROXIES.values()):
         own = pl.col("root").is_in(list(roots_of([product])))
-        rows = priced.filter(own)
-        if rows.height:
+        series = rows[SERIES_METRICS].filter(own).sort("expiration", "series")
+        if series.height:
+            levels = rows[GAMMA_LEVELS].filter(pl.col("product") == product.code)
             found[product] = Measures(
-                quotes=_with_otm(quoted.filter(own), metrics.iv_smile(rows)),
-                profile=metrics.strike_profile(rows),
-                series=metrics.series_metrics(rows).sort("expiration", "series"),
-                levels=metrics.gamma_levels(rows).sort("contracts", descending=True),
+                quotes=quoted.filter(own),
+                profile=rows[STRIKE_PROFILE].filter(own),
+                series=series,
+                levels=levels.sort("contracts", descending=True),
             )
     return found
 
 
-def _quotes(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
-    """The contracts that could be priced, in the columns of `iv_smile` and with their delta."""
+def _quotes(priced: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
+    """The contracts with a volatility, as `iv_smile` has those that are out of the money; and their delta."""
     key = ["source", "snapshot_ts", "contract_key"]
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
-    of_chain = ("environment", "root", "series", "strike", "option_type")
-    of_pricing = ("price_used", "forward", "years", "implied_volatility", "iv_uncertainty", "delta")
-    moneyness = (pl.col("strike") / pl.col("forward")).log()
+    strike, forward, is_call = pl.col("strike"), pl.col("forward"), pl.col("option_type") == "C"
+    moneyness = (strike / forward).log()
     return (
-        chain.select(*key, *of_chain)
-        .with_columns(instant)
-        .join(pricing.select(*key, *of_pricing).with_columns(instant), on=key)
-        .filter(pl.col("implied_volatility").is_not_null())
+        of_one_moment(priced)
+        .filter(pl.col("iv").is_not_null())
+        .join(pricing.select(*key, "delta").with_columns(instant), on=key)
         .with_columns(
+            implied_volatility="iv",
             log_moneyness=moneyness,
-            deviations=moneyness / (pl.col("implied_volatility") * pl.col("years").sqrt()),
+            deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
+            is_otm=pl.when(is_call).then(strike >= forward).otherwise(strike < forward),
         )
     )
 
 
-def _with_otm(quotes: pl.DataFrame, smile: pl.DataFrame) -> pl.DataFrame:
-    """The quotes that are of the smile's kind (quoted, settled or traded), and whether they are in it."""
-    key = ["source", "snapshot_ts", "series", "strike", "option_type"]
-    of_smile = smile.select(*key, is_otm=pl.lit(True))
-    quotes = quotes.join(of_smile, on=key, how="left").with_columns(pl.col("is_otm").fill_null(False))
-    kind = ["series", "price_used"]
-    return quotes.join(quotes.filter("is_otm").select(kind).unique(), on=kind, how="semi")
+def _surface(quotes: pl.DataFrame, forward: float | None) -> pl.DataFrame:
+    """The fitted surface at `SURFACE_STRIKES` strikes near the future, for every listed expiration."""
+    fitted = VolatilitySurface(quotes.filter("is_otm"))
+    slices = fitted.slices
+    if forward is None or slices.is_empty():
+        return pl.DataFrame()
+    low, high = slices.select(pl.col("strike_min").min(), pl.col("strike_max").max()).row(0)
+    low, high = max(low, forward * (1 - SURFACE_REACH)), min(high, forward * (1 + SURFACE_REACH))
+    strikes = np.linspace(low, high, SURFACE_STRIKES).reshape(-1, 1)
+    listed = slices.select("series", "expiration")
+    rows = fitted.implied_volatility(strikes, listed["expiration"].to_list())
+    # The order of the pairs is that of `listed`, over and over: two series may expire at one instant.
+    series = listed["series"].to_list() * SURFACE_STRIKES
+    return rows.with_columns(series=pl.Series(series), environment=pl.lit(quotes.item(0, "environment")))
 
 
 class _PressureWindows:
@@ -247,14 +264,15 @@ def _product_facts(
 ) -> ProductFacts:
     own = pl.col("root").is_in(list(roots_of([product])))
     front = chain.filter(own).sort("expiration", "series")
-    source = now.levels.item(0, "source")
+    of_product = history.filter(pl.col("product") == product.code).sort("contracts", descending=True)
     return ProductFacts(
         product=product,
         underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
         now=now,
         earlier={name: measures[product] for name, measures in earlier.items() if product in measures},
         pressure=windows.newest(own),
-        history=history.filter(pl.col("product") == product.code, pl.col("source") == source),
+        history=of_product.unique("snapshot_ts", keep="first", maintain_order=True).sort("snapshot_ts"),
+        surface=_surface(now.quotes, now.levels["forward"].drop_nulls().first()),  # type: ignore[arg-type]
     )
 
 

@@ -72,9 +72,9 @@ def tiles(product: ProductFacts) -> Iterator[Tile]:
     yield Tile("Zero gamma", number(zero, 0), away, _changes(level, of_all, "zero_gamma", _points))
     call_wall, put_wall = level.get("call_wall"), level.get("put_wall")
     yield Tile(
-        "Walls",
-        f"{number(put_wall, 0)} / {number(call_wall, 0)}",
-        "strikes of the largest gamma of puts and of calls",
+        "Call wall / put wall",
+        f"{number(call_wall, 0)} / {number(put_wall, 0)}",
+        "strikes with the largest gamma exposure of calls and of puts",
     )
     reversal = front.get("risk_reversal_25")
     yield Tile(

@@ -183,12 +183,18 @@ def _product(product: ProductFacts, drawn: _Charts) -> dict[str, Any]:
             charts.smile_explorer(product.of_moments("quotes")),
             charts.term_structure(product.of_moments("series")),
             charts.expected_move(now.series),
-            charts.put_call(now.series),
+            charts.surface(product.surface),
+        ],
+        "Intraday": [
+            charts.volatility_history(product.history),
+            charts.level_history(product.history),
+            charts.gamma_history(product.history),
         ],
         "Positions": [
             charts.open_interest(profiles, now.series),
             charts.gamma_exposure(profiles, now.levels),
             charts.volume(profiles, now.series),
+            charts.put_call(now.series),
         ],
         "Trades": [
             charts.pressure(product.pressure, side, forward=forward)  # type: ignore[arg-type]

@@ -23,6 +23,10 @@ FIRST = chart_frames.SERIES[0]
 PICTURES: dict[str, Callable[[str], Picture]] = {
     "smile": lambda env: charts.smile(chart_frames.smile(env)),
     "smile_explorer": lambda env: charts.smile_explorer(chart_frames.quotes(env)),
+    "surface": lambda env: charts.surface(chart_frames.surface(env)),
+    "volatility_history": lambda env: charts.volatility_history(chart_frames.history(env)),
+    "level_history": lambda env: charts.level_history(chart_frames.history(env)),
+    "gamma_history": lambda env: charts.gamma_history(chart_frames.history(env)),
     "term_structure": lambda env: charts.term_structure(chart_frames.metrics(env)),
     "expected_move": lambda env: charts.expected_move(chart_frames.metrics(env)),
     "open_interest": lambda env: charts.open_interest(chart_frames.profile(env), chart_frames.metrics(env)),
@@ -85,6 +89,10 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
         lambda: charts.open_interest(chart_frames.profile().clear(), chart_frames.metrics()),
         lambda: charts.open_interest(chart_frames.profile(), chart_frames.metrics(), "Q9Z-2025-07-01"),
         lambda: charts.smile_explorer(chart_frames.quotes().clear()),
+        lambda: charts.surface(chart_frames.surface().clear()),
+        lambda: charts.surface(chart_frames.surface().with_columns(implied_volatility=None)),
+        lambda: charts.volatility_history(chart_frames.history(snapshots=1)),
+        lambda: charts.level_history(chart_frames.history().clear()),
         lambda: charts.volume(chart_frames.profile().with_columns(call_volume=0), chart_frames.metrics()),
         lambda: charts.gamma_exposure(chart_frames.profile(), chart_frames.levels().clear()),
         lambda: charts.gamma_exposure(
@@ -160,6 +168,21 @@ def test_an_earlier_moment_is_outlined_when_chosen() -> None:
     assert any("18 calls" in text for text in rendered(chart, reach=0, against="close"))
 
 
+def test_history_has_chicago_time_and_names_of_known_lines() -> None:
+    shown = words(render.svg(drawn(charts.level_history(chart_frames.history())), width=600, height=320))
+    assert {"future", "zero gamma", "call wall"} <= set(shown) and "put wall" not in shown
+    assert "10:05 CT · future 22,111" in shown
+    net = words(render.svg(drawn(charts.gamma_history(chart_frames.history())), width=600, height=320))
+    assert "10:10 CT · net gamma −$1M" in net
+
+
+def test_surface_has_no_cell_outside_the_quotes() -> None:
+    rows = chart_frames.surface()
+    shown = words(render.svg(drawn(charts.surface(rows)), width=600, height=320))
+    cells = [text for text in shown if re.search(r"strike .* · IV .*%, quotes .*% to .*%$", text)]
+    assert len(cells) == rows.height - 1
+
+
 def test_smile_explorer_shows_the_chosen_axis_side_and_moment() -> None:
     chart = drawn(charts.smile_explorer(chart_frames.quotes(moments=("now", "close"))))
     first = rendered(chart)
@@ -168,6 +191,7 @@ def test_smile_explorer_shows_the_chosen_axis_side_and_moment() -> None:
     assert not any(", earlier" in text for text in first)
     assert any(", earlier" in text for text in rendered(chart, against="close"))
     assert not any(" put ·" in text for text in rendered(chart, sides="C"))
+    assert {"−0.2", "+0.2"} <= set(first)
     assert "ATM" in rendered(chart, axis="delta") and "22,000" in rendered(chart, axis="strike")
     assert {"strike", "standard deviations from the forward, σ√t"} <= {
         *rendered(chart, axis="strike"),

@@ -101,6 +101,43 @@ def levels(environment: str = "sandbox") -> pl.DataFrame:
     )
 
 
+def history(environment: str = "sandbox", snapshots: int = 3) -> pl.DataFrame:
+    """Of `market_history`: five minutes apart, from 10:00 in Chicago; no put wall is known."""
+    return pl.DataFrame(
+        {
+            "environment": [environment] * snapshots,
+            "snapshot_ts": [datetime(2025, 6, 30, 15, 5 * n, tzinfo=UTC) for n in range(snapshots)],
+            "atm_iv": [IV + n / 100 for n in range(snapshots)],
+            "atm_iv_30": [IV] * snapshots,
+            "forward": [FORWARD + n for n in range(snapshots)],
+            "zero_gamma": [FORWARD] * snapshots,
+            "call_wall": [22_200.0] * snapshots,
+            "put_wall": [None] * snapshots,
+            "gex_per_pct": [1e6 - n * 1e6 for n in range(snapshots)],
+        },
+        schema_overrides={"put_wall": pl.Float64},
+    )
+
+
+def surface(environment: str = "sandbox") -> pl.DataFrame:
+    """As the report has it: the lowest strike of the first series is outside its quotes."""
+    rows = [
+        {
+            "environment": environment,
+            "series": series,
+            "expiration": datetime(2025, 7, 1 + place, 20, tzinfo=UTC),
+            "strike": strike,
+            "forward": FORWARD,
+            "implied_volatility": None if place == i == 0 else IV + i / 100,
+            "lower": IV,
+            "upper": IV + 0.06,
+        }
+        for place, series in enumerate(SERIES)
+        for i, strike in enumerate(STRIKES)
+    ]
+    return pl.DataFrame(rows)
+
+
 def pressure(environment: str = "sandbox") -> pl.DataFrame:
     """Of `trade_pressure`."""
     return pl.DataFrame(
