@@ -303,7 +303,7 @@ def _views_sql(label: str) -> Iterator[str]:
 
 def _view_sql(table: Table, resolved: _Resolved) -> str:
     stored = stored_table(table) if resolved.is_delta else table
-    shown, exact = [], []
+    schema, shown, exact = stored.schema, [], []
     for column in table.columns:
         name = column.name
         if column.dtype == INSTANT and resolved.is_delta:
@@ -312,7 +312,7 @@ def _view_sql(table: Table, resolved: _Resolved) -> str:
         elif column.dtype == INSTANT:
             shown.append(f"make_timestamptz(epoch_ns({name}) // 1000) AS {name}")
             exact.append(f"epoch_ns({name}) AS {name}_ns")
-        elif stored.schema[name] != column.dtype:
+        elif schema[name] != column.dtype:
             shown.append(f'"{name}"::{_TYPES[column.dtype]} AS "{name}"')
         else:
             shown.append(f'"{name}"')
