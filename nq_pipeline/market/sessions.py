@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
-from zoneinfo import ZoneInfo
 
 from nq_pipeline.clock import FIRST_DAY, LAST_DAY, from_ns, to_ns, unsupported_day
+from nq_pipeline.market.trading_hours import CHICAGO as CHICAGO
+from nq_pipeline.market.trading_hours import SESSION_CLOSE, in_utc, trading_days
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
 
 Window = Literal["rth", "globex", "always"]
 
-CHICAGO = ZoneInfo("America/Chicago")
 RTH_OPEN, RTH_CLOSE = time(8, 30), time(15, 0)
-SESSION_CLOSE = time(16, 0)
 YEARS = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
 """Years with sessions: the supported ones, and one more at either end for the neighbouring sessions."""
 
@@ -209,7 +208,7 @@ def _spans(s: Session, window: Window) -> tuple[tuple[datetime, datetime], ...]:
 
 @lru_cache(maxsize=len(YEARS))
 def _year(year: int) -> _Year:
-    """A year of the calendar library, with a few weeks on either side to find the neighbouring sessions."""
+    """A year of sessions, with a few weeks on either side to find the neighbouring sessions."""
     around = list(_load(date(year - 1, 12, 1), date(year + 1, 1, 31)))
     inside = [i for i, s in enumerate(around) if s.trade_date.year == year]
     loaded = tuple(around[inside[0] - 1 : inside[-1] + 2])
@@ -217,34 +216,28 @@ def _year(year: int) -> _Year:
 
 
 def _load(start: date, end: date) -> Iterator[Session]:
-    import pandas_market_calendars as mcal
-
-    hours = mcal.get_calendar("CME Globex Equity").schedule(start, end)
-    counted = set(mcal.get_calendar("CME_TradeDate").valid_days(start, end).date)
     rolled: list[tuple[datetime, datetime]] = []
-    for stamp, opens, closes in hours[["market_open", "market_close"]].itertuples():
-        day = stamp.date()
-        open_, close = opens.to_pydatetime().astimezone(UTC), closes.to_pydatetime().astimezone(UTC)
+    for day, open_, close, is_counted in trading_days(start, end):
         if day in _EARLY_CLOSES:
-            close = _chicago(day, _EARLY_CLOSES[day])
-        good_friday = close == _chicago(day, _GOOD_FRIDAY_CLOSE)
+            close = in_utc(day, _EARLY_CLOSES[day])
+        good_friday = close == in_utc(day, _GOOD_FRIDAY_CLOSE)
         if good_friday and day != _april_payrolls(day.year):
             continue
         rolled += _without_pause(day, open_, close)
-        if day in counted or good_friday or day in _EARLY_CLOSES:
+        if is_counted or good_friday or day in _EARLY_CLOSES:
             yield Session(day, tuple(rolled), _rth(day, open_, close))
             rolled = []
 
 
 def _without_pause(day: date, open_: datetime, close: datetime) -> list[tuple[datetime, datetime]]:
-    pause, resume = (_chicago(day, edge) for edge in _AFTERNOON_PAUSE)
+    pause, resume = (in_utc(day, edge) for edge in _AFTERNOON_PAUSE)
     if day > _LAST_AFTERNOON_PAUSE or close <= pause:
         return [(open_, close)]
     return [(open_, pause), (resume, close)]
 
 
 def _rth(day: date, open_: datetime, close: datetime) -> tuple[datetime, datetime] | None:
-    start, end = max(open_, _chicago(day, RTH_OPEN)), min(close, _chicago(day, RTH_CLOSE))
+    start, end = max(open_, in_utc(day, RTH_OPEN)), min(close, in_utc(day, RTH_CLOSE))
     return (start, end) if start < end else None
 
 
@@ -257,10 +250,6 @@ def _april_payrolls(year: int) -> date:
     twelfth = date(year, 3, 12)
     saturday = twelfth + timedelta(days=(5 - twelfth.weekday()) % 7)
     return saturday + timedelta(days=20)
-
-
-def _chicago(day: date, at: time) -> datetime:
-    return datetime.combine(day, at, CHICAGO).astimezone(UTC)
 
 
 @lru_cache(maxsize=8)

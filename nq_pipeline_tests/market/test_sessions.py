@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.market import sessions
+from nq_pipeline.market import sessions, trading_hours
 from nq_pipeline_tests.market import sessions_golden
 
 with sessions_golden.PATH.open() as file:
@@ -62,6 +62,15 @@ def test_sessions_are_those_of_the_golden_file(year: int) -> None:
             assert as_row(sessions.session(day)) == expected
         else:
             assert not sessions.is_trade_date(day)
+
+
+def test_the_table_of_hours_is_what_the_calendar_library_has() -> None:
+    table = list(trading_hours.tabulated_days(trading_hours.FIRST, trading_hours.LAST))
+    assert table == list(trading_hours.library_days(trading_hours.FIRST, trading_hours.LAST))
+
+
+def test_years_after_the_table_come_from_the_calendar_library() -> None:
+    assert sessions.session(date(2040, 7, 3)).close == chicago("2040-07-03T12:15")
 
 
 def test_differences_to_the_calendar_library_are_the_stated_ones() -> None:
