@@ -15,6 +15,7 @@ from bench import (
     bench_publish,
     bench_report,
     bench_run,
+    bench_serve,
     bench_surface,
 )
 
@@ -31,6 +32,7 @@ for benchmark in (
     bench_capture,
     bench_run,
     bench_report,
+    bench_serve,
     bench_cluster,
 ):
     title = (benchmark.__doc__ or benchmark.__name__).splitlines()[0].rstrip(".")

@@ -13,6 +13,7 @@
     ├── AlertError                 the state of the alerts cannot be read
     │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
     ├── SandboxError               the stand-ins could not be started
+    ├── ServeError                 `nq serve` cannot listen
     ├── UiError                    Dagster's UI could not be started, or ended
     ├── BoardError                 the live board could not be started
     ├── CaptureError               the live capture cannot continue
@@ -108,6 +109,10 @@ class WebhookRefused(AlertError):
 
 class SandboxError(NqError):
     """The stand-ins could not be started or found."""
+
+
+class ServeError(NqError):
+    """A server cannot listen, or may not without a token."""
 
 
 class UiError(NqError):

@@ -118,7 +118,7 @@ def test_every_command_in_the_documentation_works(lake: Path, line: str) -> None
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
     elif words[0] in ("git", "cd", "cp", "dagster", "ls"):
         return  # not ours to test
-    elif words in (["nq", "sandbox"], ["nq", "board"]):
+    elif words[:2] in (["nq", "sandbox"], ["nq", "board"], ["nq", "serve"]):
         assert words[1] in main.commands  # serves until it is stopped; its own tests start it
     elif words[:2] == ["nq", "verify"]:  # judges clock and latency, too; the tests of `proof` run it
         main.commands["verify"].make_context("nq verify", words[2:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nq_pipeline.cli import capture, export, operate, query, run, spend
+from nq_pipeline.cli import capture, export, operate, query, run, serve, spend
 from nq_pipeline.cli.exit_codes import EXIT_CODES
 
 
@@ -23,6 +23,7 @@ for command in (
     run.run,
     *(query.sql, query.report, query.tables, export.export),
     *(capture.capture, capture.verify, capture.convert),
+    serve.serve,
     *(spend.budget, spend.backfill),
     *(operate.doctor, operate.alert, operate.retention, operate.repair, operate.lake),
     *(operate.ui, operate.board, operate.sandbox, operate.settings),

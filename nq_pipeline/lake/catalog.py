@@ -18,6 +18,8 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from fsspec.implementations.memory import MemoryFileSystem
 
 NAME = "nq.duckdb"
+RECHECK_S = 1.0
+"""How long the versions of tables in an object store are believed."""
 AT_ONCE = 8
 """Tables whose files are asked of an object store at the same time."""
 LATEST = "option_chain_latest"
@@ -95,6 +99,48 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
     return connection
+
+
+class LiveCatalog:
+    """One connection for many queries, whose views follow the tables; safe for threads.
+
+    To connect anew takes longer than most queries. Here only the views of tables that changed are made again.
+
+    Parameters
+    ----------
+    memory_mb
+        DuckDB's memory limit in MiB, for all queries together.
+    """
+
+    def __init__(self, lake: Lake, *, memory_mb: int | None = None) -> None:
+        self._lake = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta)
+        self._versions = dict(self._read_versions())
+        self._read_at = monotonic()
+        self._connection = connect(self._lake, memory_mb=memory_mb)
+        self._lock = Lock()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one query at a time, as of now; of an object store, at most a second old."""
+        with self._lock:
+            if not self._lake.objects or monotonic() - self._read_at > RECHECK_S:
+                self._read_at = monotonic()
+                for name, version in self._read_versions():
+                    if version != self._versions[name]:
+                        resolved = _resolved(self._lake, TABLES[name])
+                        sql = _view_sql(TABLES[name], resolved)
+                        self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {sql}")
+                        self._versions[name] = version
+            cursor = self._connection.cursor()
+        cursor.execute("SET TimeZone = 'UTC'")
+        return cursor
+
+    def _read_versions(self) -> Iterator[tuple[str, object]]:
+        """What changes with each version of a table; decisions first, as in `_resolve`."""
+        for table in (DECISIONS, *(table for table in TABLES.values() if table is not DECISIONS)):
+            try:
+                yield table.name, self._lake.table_files(table).stamp()
+            except LakeError as error:
+                yield table.name, str(error)
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:

@@ -132,6 +132,10 @@ class TableFiles(ABC):
         All rows of the `redundant` files are in others; they go after an hour.
         """
 
+    def stamp(self) -> object:
+        """A value that is different for each version, cheaper to read than the version."""
+        return self.manifest().version
+
     def tidy(self) -> None:
         """Remove what the format itself no longer needs."""
         return
@@ -210,6 +214,13 @@ class ManifestFiles(TableFiles):
 
     def manifest(self, marks: Collection[str] = ()) -> Manifest:
         return manifest.read(self.folder)
+
+    def stamp(self) -> object:
+        try:
+            found = (self.folder / manifest.NAME).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
 
     def create(self, empty: Manifest) -> Manifest:
         # So that data files without a manifest mean that it was lost.

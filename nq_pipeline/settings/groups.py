@@ -392,6 +392,19 @@ class QuerySettings(SettingsGroup):
     )
 
 
+class ServeSettings(SettingsGroup):
+    """`nq serve` and `nq board`."""
+
+    prefix = "serve_"
+
+    token: SecretStr | None = setting(
+        None,
+        min_length=16,
+        description="Secret of at least 16 characters that clients of `nq serve` and `nq board` must send. "
+        "Required when they listen beyond this machine. Use it behind TLS there.",
+    )
+
+
 class AlertSettings(SettingsGroup):
     """Where alerts go, and how often."""
 

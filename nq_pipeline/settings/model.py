@@ -25,6 +25,7 @@ from nq_pipeline.settings.groups import (
     QuerySettings,
     RetentionSettings,
     SandboxSettings,
+    ServeSettings,
     SpendSettings,
     StoreSettings,
 )
@@ -71,6 +72,7 @@ class Settings(SettingsGroup):
     spend: SpendSettings = Field(default_factory=SpendSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     query: QuerySettings = Field(default_factory=QuerySettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
     alerts: AlertSettings = Field(default_factory=AlertSettings)
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
 

@@ -43,17 +43,12 @@ class Cursor:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of `str()`; raises `BadCursor` for any other text."""
-        try:
-            found = _CURSOR.fullmatch(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii"))
-        except (binascii.Error, UnicodeError, ValueError):
-            found = None
-        if found is None:
+        if (found := _CURSOR.fullmatch(decode(text))) is None:
             raise BadCursor("this is not a cursor; send one that came with a message, or none")
         return cls(found[1], int(found[2]), Position.parse(found[3]), Position.parse(found[4]))
 
     def __str__(self) -> str:
-        plain = f"{self.stream}.{self.event}.{self.trades}.{self.quotes}"
-        return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
+        return encode(f"{self.stream}.{self.event}.{self.trades}.{self.quotes}")
 
     def __le__(self, other: Cursor) -> bool:
         return self.event <= other.event and self.trades <= other.trades and self.quotes <= other.quotes
@@ -67,28 +62,41 @@ class Cursor:
 class Batch:
     """Rows of one type, in order of time, and the cursor after them.
 
-    `message` is serialised once, however many subscribers it is sent to.
+    `text` is serialised once, however many subscribers it is sent to. The cursor of a replay is of another
+    kind; for sending, any object will do whose `str()` is the cursor.
     """
 
     type: BatchType
-    cursor: Cursor | None
+    cursor: Any
     frame: pl.DataFrame
 
     @cached_property
-    def message(self) -> bytes:
+    def text(self) -> str:
         """The message of the batch: `{"type": …, "cursor": …, "rows": […]}`. Instants have nanoseconds."""
         cursor = f'"{self.cursor}"' if self.cursor else "null"
-        rows = to_json(self.frame)
-        return b'{"type":"%s","cursor":%s,"rows":%s}' % (self.type.encode(), cursor.encode(), rows)
+        return f'{{"type":"{self.type}","cursor":{cursor},"rows":{to_json(self.frame)}}}'
 
 
-def to_json(frame: pl.DataFrame) -> bytes:
+def encode(plain: str) -> str:
+    """Opaque text for URLs."""
+    return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
+
+
+def decode(text: str) -> str:
+    """The inverse of `encode`; empty for text that does not come from it."""
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError):
+        return ""
+
+
+def to_json(frame: pl.DataFrame) -> str:
     """The rows as a JSON array of objects; instants in ISO 8601 with nanoseconds, exact decimals as text."""
     instants = pl.selectors.datetime().dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ")
-    return frame.with_columns(instants, pl.selectors.decimal().cast(pl.String)).write_json().encode()
+    return frame.with_columns(instants, pl.selectors.decimal().cast(pl.String)).write_json()
 
 
-def from_json(type_: BatchType, cursor: Cursor, rows: Sequence[bytes]) -> Batch:
+def from_json(type_: BatchType, cursor: Cursor, rows: Sequence[str]) -> Batch:
     """A batch of rows that are JSON objects."""
     parsed = [orjson.loads(row) for row in rows]
     return Batch(type_, cursor, pl.DataFrame(parsed, infer_schema_length=None))

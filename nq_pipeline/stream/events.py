@@ -48,7 +48,7 @@ class EventLog:
             database.execute("CREATE TABLE IF NOT EXISTS stream (one INTEGER PRIMARY KEY, id TEXT)")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS events "
-                "(number INTEGER PRIMARY KEY, type TEXT, key TEXT UNIQUE, row BLOB)"
+                "(number INTEGER PRIMARY KEY, type TEXT, key TEXT UNIQUE, row TEXT)"
             )
             database.execute("INSERT OR IGNORE INTO stream VALUES (1, ?)", [uuid.uuid4().hex[:8]])
             (self.id,) = database.execute("SELECT id FROM stream").fetchone()
@@ -65,7 +65,7 @@ class EventLog:
         self._collect(lake, GAPS, "gaps")
         self._collect(lake, DECISIONS, "snapshot")
 
-    def read(self, after: int, until: int) -> Iterator[tuple[BatchType, int, list[bytes]]]:
+    def read(self, after: int, until: int) -> Iterator[tuple[BatchType, int, list[str]]]:
         """Events after one number, up to and with another: type, last number, and rows as JSON objects."""
         with self._open() as database:
             rows = database.execute(
@@ -85,7 +85,7 @@ class EventLog:
         if not fresh:
             return
         rows = lake.scan(table, fresh).collect()
-        rows = rows.sort(table.total_order) if table is GAPS else _snapshots(rows)
+        rows = rows.sort(table.total_order) if table is GAPS else snapshots_won(rows)
         key = pl.concat_str([pl.col(name) for name in _KEYS[kind]], separator="|").alias("key")
         keys = rows.select(pl.lit(kind) + "|" + key).to_series()
         texts = [to_json(rows[i])[1:-1] for i in range(len(rows))]
@@ -109,7 +109,7 @@ _KEYS: dict[BatchType, tuple[str, ...]] = {
 }
 
 
-def _snapshots(decisions: pl.DataFrame) -> pl.DataFrame:
+def snapshots_won(decisions: pl.DataFrame) -> pl.DataFrame:
     """What won in each run: one row per snapshot, product and source."""
     root = pl.col("series").str.split("-").list.first()
     return (

@@ -8,7 +8,7 @@ subscriber waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +27,7 @@ from nq_pipeline.stream.events import NAME, EventLog
 from nq_pipeline.stream.log_tail import LogTail, end_of_log
 from nq_pipeline.workspace import Workspace
 
-POLL_S = 0.03
+POLL_S = 0.05
 """How often the log is looked at."""
 LIST_S = 0.2
 """How often a new segment is looked for."""
@@ -57,6 +57,8 @@ class Hub:
         Everything up to here was sent.
     failure
         Why the log or the lake cannot be read now; empty if they can.
+    sent
+        Rows sent since the hub began, by type.
     lag_ms
         From Databento's receipt of the newest record to the hub, milliseconds; None without records.
     """
@@ -73,6 +75,7 @@ class Hub:
         self._subscribers: set[_Queue] = set()
         self._events_due = 0.0
         self.failure = ""
+        self.sent: Counter[BatchType] = Counter()
         self.lag_ms: float | None = None
 
     @asynccontextmanager
@@ -128,13 +131,18 @@ class Hub:
                 raise BadCursor("the cursor belongs to another stream; subscribe without one")
             await asyncio.sleep(POLL_S)
 
+    @property
+    def subscribers(self) -> int:
+        """How many follow the stream now."""
+        return len(self._subscribers)
+
     def status(self) -> Batch:
         """What the stream is doing now."""
         row = {
             "environment": self._workspace.root.name,
             "is_capturing": lock_pid(self._workspace.capture) is not None,
             "lag_ms": self.lag_ms,
-            "subscribers": len(self._subscribers),
+            "subscribers": self.subscribers,
             "failure": self.failure or None,
         }
         return Batch("status", self.head, pl.DataFrame([row]))
@@ -192,7 +200,7 @@ class Hub:
         loop, status_due = asyncio.get_running_loop(), 0.0
 
         def send(batch: Batch) -> None:
-            _ = batch.message  # serialised here, not on the event loop
+            _ = batch.text  # serialised here, not on the event loop
             loop.call_soon_threadsafe(self._send, batch)
 
         while True:
@@ -210,6 +218,7 @@ class Hub:
 
     def _send(self, batch: Batch) -> None:
         self.head = batch.cursor or self.head
+        self.sent[batch.type] += batch.frame.height
         for queue in self._subscribers:
             queue.put(batch)
 
@@ -244,10 +253,10 @@ class _Queue:
         self._changed = asyncio.Event()
 
     def put(self, batch: Batch) -> None:
-        self._is_full = self._is_full or self._bytes + len(batch.message) > self._most
+        self._is_full = self._is_full or self._bytes + len(batch.text) > self._most
         if not self._is_full:
             self._batches.append(batch)
-            self._bytes += len(batch.message)
+            self._bytes += len(batch.text)
         self._changed.set()
 
     async def get(self) -> Batch:
@@ -259,5 +268,5 @@ class _Queue:
             self._changed.clear()
             await self._changed.wait()
         batch = self._batches.popleft()
-        self._bytes -= len(batch.message)
+        self._bytes -= len(batch.text)
         return batch

@@ -65,7 +65,7 @@ def test_a_subscriber_gets_what_comes_after_it(workspace: Workspace) -> None:
                 feed.send(records[20:])
                 found = await until_rows(batches, len(records) - 20)
                 assert len(keys(found)) == len(set(keys(found))) == len(records) - 20
-                assert found[-1].message.startswith(b'{"type":"trades","cursor":"')
+                assert found[-1].text.startswith('{"type":"trades","cursor":"')
 
     run(work)
 

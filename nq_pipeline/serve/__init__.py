@@ -1,0 +1,1 @@
+"""`nq serve`: the lake and the live stream over HTTP and WebSocket, read-only."""

@@ -1,0 +1,161 @@
+"""Recorded spans as the batches of the live stream, in order of time and at a chosen speed.
+
+A batch has what one type of rows brought in a slice of a tenth of a second, as the live stream has it. Trades
+come at their `ts_event`, gaps at `changed_at`, snapshots at `snapshot_ts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from nq_pipeline.clock import NS_PER_S, from_ns
+from nq_pipeline.errors import BadCursor
+from nq_pipeline.lake.tables import DECISIONS, GAPS, INSTANT, MBP_1, TRADES, Table
+from nq_pipeline.market import sessions
+from nq_pipeline.stream.batch import Batch, BatchType, decode, encode
+from nq_pipeline.stream.events import snapshots_won
+from nq_pipeline.stream.log_tail import COLUMNS
+
+if TYPE_CHECKING:
+    import duckdb
+
+SLICE_NS = NS_PER_S // 10
+ROWS = 65_536
+"""Rows that are read at a time."""
+_TICKS: dict[BatchType, Table] = {"quotes": MBP_1, "trades": TRADES}
+ORDER: tuple[BatchType, ...] = ("quotes", "trades", "gaps", "snapshot")
+"""The order of the types within a slice."""
+_CURSOR = re.compile(r"replay\.(\d+)\.(\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayCursor:
+    """A place in a replay: everything before an instant (nanoseconds UTC) was sent. As text it is opaque.
+
+    `kinds` is how many types of the slice that begins there were sent, too, in the order of `ORDER`.
+    """
+
+    at_ns: int
+    kinds: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> ReplayCursor:
+        """The inverse of `str()`; raises `BadCursor` for any other text."""
+        if (found := _CURSOR.fullmatch(decode(text))) is None:
+            raise BadCursor("this is not a cursor of a replay; send one that came with a message, or none")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return encode(f"replay.{self.at_ns}.{self.kinds}")
+
+
+@dataclass
+class _Source:
+    """Rows of one type in order of time, read as they are needed."""
+
+    kind: BatchType
+    frames: Iterator[tuple[pl.DataFrame, str]]
+    rows: pl.DataFrame = field(default_factory=pl.DataFrame)
+    at: np.ndarray[tuple[int], np.dtype[np.int64]] = field(default_factory=lambda: np.empty(0, np.int64))
+    done: int = 0
+
+    def next_ns(self) -> int | None:
+        """The time of the next row; None at the end."""
+        while self.done == len(self.at):
+            found = next(self.frames, None)
+            if found is None:
+                return None
+            self.rows, self.done = found[0], 0
+            self.at = self.rows[found[1]].dt.epoch("ns").to_numpy()
+        return int(self.at[self.done])
+
+    def take(self, before_ns: int) -> Iterator[pl.DataFrame]:
+        """The next rows before an instant."""
+        while (following := self.next_ns()) is not None and following < before_ns:
+            end = int(np.searchsorted(self.at, before_ns))
+            yield self.rows.slice(self.done, end - self.done)
+            self.done = end
+
+
+def replay(
+    connect: Callable[[], duckdb.DuckDBPyConnection],
+    start: ReplayCursor,
+    end_ns: int,
+    types: Collection[BatchType],
+) -> Iterator[tuple[int, Batch]]:
+    """Batches from a place to before an instant (nanoseconds UTC), each with the end of its slice.
+
+    Each type is read from a connection of its own to the catalog. DuckDB sorts a trade date at a time, on
+    disk if it must.
+    """
+    first_ns = start.at_ns
+    sources = [_Source(kind, _ticks(connect(), kind, first_ns, end_ns)) for kind in _TICKS if kind in types]
+    for kind, read in _EVENTS.items():
+        if kind in types:
+            rows, instant = read(connect())
+            within = pl.col(instant).dt.epoch("ns").is_between(first_ns, end_ns, closed="left")
+            sources.append(_Source(kind, iter([(rows.filter(within).sort(instant), instant)])))
+    while upcoming := [ns for source in sources if (ns := source.next_ns()) is not None]:
+        begin = min(upcoming) // SLICE_NS * SLICE_NS
+        end = begin + SLICE_NS
+        found = [(source.kind, pl.concat(parts)) for source in sources if (parts := list(source.take(end)))]
+        begin = max(begin, first_ns)
+        for kind, rows in found:
+            number = ORDER.index(kind)
+            if begin == first_ns and number < start.kinds:
+                continue
+            yield end, Batch(kind, ReplayCursor(begin, number + 1), rows)
+
+
+def _days(start_ns: int, end_ns: int) -> list[date]:
+    """The trade dates of a span."""
+    first, last = (sessions.trade_date(from_ns(ns)) for ns in (start_ns, end_ns))
+    return sorted({first, last, *(s.trade_date for s in sessions.sessions(first, last))})
+
+
+def _ticks(
+    connection: duckdb.DuckDBPyConnection, kind: BatchType, start_ns: int, end_ns: int
+) -> Iterator[tuple[pl.DataFrame, str]]:
+    table = _TICKS[kind]
+    instants = [name for name in COLUMNS[kind] if table.schema[name] == INSTANT]
+    shown = ", ".join(f"{name}_ns AS {name}" if name in instants else name for name in COLUMNS[kind])
+    sql = (
+        f"SELECT {shown} FROM {table.name} WHERE trade_date = $day AND ts_event_ns >= $start AND "
+        "ts_event_ns < $end ORDER BY ts_event_ns, sequence, instrument_id, ordinal"
+    )
+    for day in _days(start_ns, end_ns):
+        values = {"day": day, "start": start_ns, "end": end_ns}
+        for batch in connection.sql(sql, params=values).to_arrow_reader(ROWS):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame.with_columns(pl.col(instants).cast(INSTANT)), "ts_event"
+
+
+def _gaps(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
+    return _whole(connection, GAPS).sort("gap_id", "revision"), "changed_at"
+
+
+def _snapshots(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
+    return snapshots_won(_whole(connection, DECISIONS)), "snapshot_ts"
+
+
+_EVENTS: dict[BatchType, Callable[[duckdb.DuckDBPyConnection], tuple[pl.DataFrame, str]]] = {
+    "gaps": _gaps,
+    "snapshot": _snapshots,
+}
+
+
+def _whole(connection: duckdb.DuckDBPyConnection, table: Table) -> pl.DataFrame:
+    """A small table, in its own columns and types."""
+    rows: pl.DataFrame = connection.sql(f"FROM {table.name}").pl()
+    exact = [
+        pl.col(f"{name}_ns").cast(INSTANT).alias(name) for name, t in table.schema.items() if t == INSTANT
+    ]
+    return rows.with_columns(exact).select(table.schema.names())

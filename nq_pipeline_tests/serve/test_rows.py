@@ -1,0 +1,153 @@
+"""The endpoints of rows, as a client sees them: formats, points in time, parameters, SQL."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+import requests
+
+from nq_pipeline.lake import catalog
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import TRADES, conform
+from nq_pipeline.serve.queries import METRICS
+from nq_pipeline.settings import Settings
+from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing.lake_samples import trade
+
+ARROW, CSV, JSON = "application/vnd.apache.arrow.stream", "text/csv; charset=utf-8", "application/json"
+SNAPSHOT = "2025-06-10T15:00:00Z"
+Get = Callable[..., requests.Response]
+
+
+@pytest.fixture
+def get(address: str) -> Get:
+    def ask(path: str, accept: str = "*/*", **parameters: str) -> requests.Response:
+        return requests.get(
+            f"http://{address}{path}", params=parameters, headers={"Accept": accept}, timeout=60
+        )
+
+    return ask
+
+
+def rows(answer: requests.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_chain_is_the_same_in_every_format(get: Get, settings: Settings) -> None:
+    as_arrow = pl.read_ipc_stream(io.BytesIO(get("/chain", ARROW).content))
+    as_csv = pl.read_csv(get("/chain", "text/csv").content, infer_schema_length=None)
+    as_json = rows(get("/chain"))
+    with catalog.connect(Workspace.of(settings).lake) as connection:
+        expected = catalog.chain(connection)
+    assert expected.height > 100
+    for name in ("contract_key", "strike", "bid", "open_interest"):
+        wanted = expected[name].to_list()
+        assert as_arrow[name].to_list() == as_csv[name].to_list() == [row[name] for row in as_json] == wanted
+    assert as_arrow["snapshot_ts_ns"].to_list() == expected["snapshot_ts"].dt.epoch("ns").to_list()
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("text/csv", CSV),
+        ("text/html, application/*;q=0.8", JSON),
+        (f"text/csv;q=0.2, {ARROW};q=0.9", ARROW),
+        ("text/csv;q=0, */*;q=0.1", JSON),
+    ],
+)
+def test_the_header_accept_chooses_the_format(get: Get, accept: str, media: str) -> None:
+    assert get("/gaps", accept).headers["Content-Type"] == media
+
+
+def test_the_parameter_format_wins(get: Get) -> None:
+    assert get("/gaps", "text/csv", format="arrow").headers["Content-Type"] == ARROW
+    assert get("/gaps", format="xml").status_code == 406
+    assert get("/gaps", "image/png").status_code == 406
+
+
+def test_a_chain_has_nothing_later_than_its_moment(get: Get) -> None:
+    assert rows(get("/chain", as_of="2025-06-10T14:59:59Z")) == []
+    whole = rows(get("/chain", as_of=SNAPSHOT))
+    assert len(whole) == len(rows(get("/chain")))
+    assert len(rows(get("/chain", as_of=SNAPSHOT, newest_per_contract="true"))) == len(whole)
+    series = whole[0]["series"]
+    assert {row["series"] for row in rows(get("/chain", series=series))} == {series}
+    assert len(rows(get("/chain", limit="3"))) == 3
+
+
+def test_trades_of_the_newest_day_and_of_a_span(get: Get) -> None:
+    assert [row["size"] for row in rows(get("/trades"))] == [5, 2, 1]
+    late = rows(get("/trades", **{"from": "2025-06-10T14:41:00Z", "to": "2025-06-10T15:00:00Z"}))
+    assert [row["size"] for row in late] == [1]
+    assert len(rows(get("/trades", as_of="2025-06-10T14:41:00Z"))) == 2
+    assert rows(get("/trades", trade_date="2025-06-09")) == []
+
+
+def test_gaps_have_their_state_of_a_moment(get: Get) -> None:
+    assert [row["state"] for row in rows(get("/gaps"))] == ["verified", "open"]
+    assert rows(get("/gaps", as_of="2025-06-30T00:00:00Z")) == []
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_computed_table_is_served(get: Get, name: str) -> None:
+    newest = rows(get(f"/metrics/{name}"))
+    assert rows(get(f"/metrics/{name}", as_of="2025-06-10T14:59:59Z")) == []
+    assert rows(get(f"/metrics/{name}", **{"from": SNAPSHOT, "to": "2025-06-10T15:00:01Z"})) == newest
+    assert newest or name == "surface_arbitrage"
+
+
+def test_the_surface_is_the_fitted_slices(get: Get) -> None:
+    assert rows(get("/surface")) == rows(get("/metrics/surface_slices")) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "word"),
+    [
+        ("/chain", {"as_of": "yesterday"}, "as_of"),
+        ("/chain", {"as_of": "2025-06-10T15:00:00"}, "time zone"),
+        ("/chain", {"newest_per_contract": "true"}, "as_of"),
+        ("/chain", {"strike": "1"}, "strike"),
+        ("/chain", {"limit": "many"}, "limit"),
+        ("/metrics/gamma_levels", {"series": "x"}, "series"),
+        ("/metrics/gamma_levels", {"as_of": SNAPSHOT, "from": SNAPSHOT}, "from"),
+        ("/chain", {"series": "x' OR 'a'='a"}, ""),
+    ],
+)
+def test_a_wrong_parameter_is_named(get: Get, path: str, parameters: dict[str, str], word: str) -> None:
+    answer = get(path, **parameters)
+    if word:
+        assert answer.status_code == 400 and word in answer.json()["error"]
+    else:
+        assert answer.json() == []
+
+
+def test_sql_is_read_only(get: Get, address: str) -> None:
+    query = "select count(*) as n from option_chain"
+    (row,) = rows(get("/sql", query=query))
+    posted = requests.post(f"http://{address}/sql", data=query, headers={"Accept": ARROW}, timeout=60)
+    assert pl.read_ipc_stream(io.BytesIO(posted.content))["n"].to_list() == [row["n"]]
+    for statement in (
+        "drop view option_chain",
+        "select * from read_csv('/etc/passwd')",
+        "copy (select 1) to '/tmp/x.csv'",
+        "select 1; select 2",
+        "select nothing",
+        "",
+    ):
+        assert get("/sql", query=statement).status_code == 400, statement
+    assert requests.post(f"http://{address}/sql", data="x" * 200_000, timeout=60).status_code == 413
+    assert requests.put(f"http://{address}/sql", data=query, timeout=60).status_code == 405
+
+
+def test_answers_follow_the_lake(get: Get, settings: Settings) -> None:
+    before = len(rows(get("/trades", trade_date="2025-07-01")))
+    lake: Lake = Workspace.of(settings).lake
+    lake.append(TRADES, conform(TRADES, pl.DataFrame([trade(1, "NQM5", 21_500.0)])), run_id="run")
+    assert len(rows(get("/trades", trade_date="2025-07-01"))) == before + 1
