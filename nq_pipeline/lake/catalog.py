@@ -117,6 +117,8 @@ class LiveCatalog:
         self._versions = dict(self._read_versions())
         self._read_at = monotonic()
         self._connection = connect(self._lake, memory_mb=memory_mb)
+        overflow = self._lake.root.with_name("cache") / "duckdb"  # by default it is the working directory
+        self._connection.execute(f"SET temp_directory = {_text(str(overflow))}")
         self._lock = Lock()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:

@@ -31,8 +31,8 @@ POLL_S = 0.05
 """How often the log is looked at."""
 LIST_S = 0.2
 """How often a new segment is looked for."""
-EVENTS_S = 0.5
-"""How often the lake is looked at."""
+EVENTS_S, REMOTE_EVENTS_S = 0.5, 5.0
+"""How often the lake is looked at, in the folder and in an object store, where each look is a request."""
 STATUS_S = 1.0
 """How often subscribers get a `status`."""
 PATIENCE_S = 3.0
@@ -73,6 +73,7 @@ class Hub:
         self._events = EventLog(workspace.root / NAME)
         self._growth = _Growth(self._folder)
         self._subscribers: set[_Queue] = set()
+        self._events_every_s = REMOTE_EVENTS_S if workspace.remote else EVENTS_S
         self._events_due = 0.0
         self.failure = ""
         self.sent: Counter[BatchType] = Counter()
@@ -164,7 +165,7 @@ class Hub:
             for batch in self._new_events(reached, self._events.newest):
                 send(batch)
                 reached = batch.cursor or reached
-            self._events_due = monotonic() + EVENTS_S
+            self._events_due = monotonic() + self._events_every_s
         if self._growth.is_new():
             for kind, end, rows in self._tail.read():
                 reached = reached.move(**{kind: end})

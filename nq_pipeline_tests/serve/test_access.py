@@ -48,6 +48,8 @@ def test_a_short_token_is_refused() -> None:
         ({"Host": "[::1"}, 421),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 200),
     ],
 )
 def test_other_names_and_origins_are_refused(address: str, headers: dict[str, str], status: int) -> None:
