@@ -23,7 +23,7 @@ from nq_pipeline.analytics.metrics import (
 )
 from nq_pipeline.analytics.snapshot import measure_snapshot, price_snapshot
 from nq_pipeline.configuration import build_settings
-from nq_pipeline.lake.tables import INSTANT, TABLES, conform
+from nq_pipeline.lake.tables import GAMMA_LEVELS, INSTANT, SERIES_METRICS, STRIKE_PROFILE, TABLES, conform
 from nq_pipeline.market import black76
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.workspace import Workspace
@@ -234,11 +234,11 @@ def test_max_pain_equals_brute_force(held: dict[tuple[float, str], tuple[int, fl
         pays = ((settled - k if side == "C" else k - settled, size) for (k, side), (size, _) in held.items())
         return sum(max(each, 0.0) * size for each, size in pays)
 
-    profile = strike_profile(priced(rows))
+    measured = measure(priced(rows))
+    profile, series = measured[STRIKE_PROFILE], measured[SERIES_METRICS]
     assert profile["payout"].to_list() == pytest.approx([20 * payout(k) for k in profile["strike"]])
     least = min(sorted({k for k, _ in held}), key=payout)
-    found = series_metrics(priced(rows))["max_pain"].item()
-    assert found == (least if any(size for size, _ in held.values()) else None)
+    assert series["max_pain"].item() == (least if any(size for size, _ in held.values()) else None)
 
 
 @given(CONTRACTS)
@@ -249,8 +249,9 @@ def test_exposure_adds_up_from_strike_to_series_to_market(
     total = sum(
         (1 if side == "C" else -1) * gamma(k, iv) * size * 20 * 100 for (k, side), (size, iv) in held.items()
     )
-    for rows in (strike_profile(chain), series_metrics(chain), gamma_levels(chain)):
-        assert rows["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
+    measured = measure(chain)
+    for table in (STRIKE_PROFILE, SERIES_METRICS, GAMMA_LEVELS):
+        assert measured[table]["gex_per_point"].sum() == pytest.approx(total, abs=1e-6)
 
 
 @given(CONTRACTS)
