@@ -78,16 +78,15 @@ def total_variance(parameters: npt.ArrayLike, log_moneyness: npt.ArrayLike, deri
 
 
 def durrleman(parameters: npt.ArrayLike, log_moneyness: npt.ArrayLike) -> Floats:
-    """Durrleman's function g; where it is below 0, the implied density is, too.
+    """Durrleman's function g; where it is below 0, the implied density is, too. −∞ where w is not above 0.
 
     g = (1 − k w′ / 2w)² − (w′² / 4) (1 / w + 1 / 4) + w″ / 2 (Gatheral and Jacquier 2014, eq. 2.1).
     """
     k = np.asarray(log_moneyness, np.float64)
     w, first, second = (total_variance(parameters, k, order) for order in range(3))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(
-            (1 - k * first / (2 * w)) ** 2 - first**2 / 4 * (1 / w + 0.25) + second / 2, np.float64
-        )
+        g = (1 - k * first / (2 * w)) ** 2 - first**2 / 4 * (1 / w + 0.25) + second / 2
+    return np.asarray(np.where(w > 0, g, -np.inf), np.float64)
 
 
 def fit(smiles: Sequence[Smile]) -> Floats:

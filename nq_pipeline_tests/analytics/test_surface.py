@@ -11,6 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import nq_pipeline as nq
+from nq_pipeline.analytics import quality
 from nq_pipeline.analytics.metrics import priced_chain
 from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.analytics.surface import surface_rows
@@ -113,3 +114,19 @@ def test_a_chain_without_quotes_has_no_surface(chain: pl.DataFrame) -> None:
         found = surface_rows(priced_chain(rows, price_chain(rows, rate=0.043)))
         for table, frame in found.items():
             assert conform(table, frame.with_columns(run_id=pl.lit("run"))).is_empty()
+
+
+def test_a_good_surface_passes_its_checks(chain: pl.DataFrame) -> None:
+    """And one that misses quotes, or falls with time by more than their width, does not."""
+    front = chain.filter(pl.col("series").is_in(["Q2C-2025-06-11", "Q2D-2025-06-12"]))
+    rows = surface_rows(priced_chain(front, price_chain(front, rate=0.043)))
+    slices, arbitrage = rows[SURFACE_SLICES], rows[SURFACE_ARBITRAGE]
+    inside = quality.quotes_inside(slices)
+    free = quality.no_surface_arbitrage(arbitrage.with_columns(run_id=pl.lit("run")), slices)
+    assert inside is not None and inside.passed and inside.numbers["series"] == 2
+    assert free is not None and free.passed and free.table is None
+    missed = quality.quotes_inside(slices.with_columns(inside_share=pl.Series([0.99, 0.5])))
+    assert missed is not None and not missed.passed and missed.severity == "warn"
+    assert missed.table is not None and missed.table["series"].to_list() == ["Q2D-2025-06-12"]
+    empty = slices.clear()
+    assert quality.quotes_inside(empty) is None is quality.no_surface_arbitrage(arbitrage, empty)

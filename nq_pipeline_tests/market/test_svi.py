@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
 from nq_pipeline.market import black76, svi
@@ -73,6 +75,18 @@ def test_quote_that_disagrees_does_not_move_the_curve() -> None:
     (found,) = svi.fit([smile._replace(variance=wrong)])
     error = np.abs(svi.total_variance(found, K) - smile.variance) / smile.half_width
     assert error.max() < 0.25
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-0.5, 0.5), st.floats(1e-8, 4), st.floats(1e-12, 4)), min_size=6, max_size=40
+    )
+)
+def test_any_quotes_have_a_convex_curve_or_none(quotes: list[tuple[float, float, float]]) -> None:
+    (found,) = svi.fit([Smile(*np.array(quotes).T)])
+    _, rho, b, _, sigma, b_2, _, sigma_2 = found
+    assert np.isnan(found).all() or (abs(rho) <= 1 and b > 0 and sigma > 0)
+    assert np.isnan(b_2) or (b_2 > 0 and sigma_2 > 0)
 
 
 def test_derivatives_are_finite_differences() -> None:
