@@ -109,11 +109,15 @@ def _price(settings: Settings, snapshot: Snapshot) -> dict[str, pl.DataFrame]:
     """Price the chosen chain and compute its metrics; returns rows by table name, empty without a chain."""
     if not snapshot.chain.height:
         return {}
+    from nq_pipeline.analytics.daily import measure_days
     from nq_pipeline.analytics.snapshot import price_and_measure
     from nq_pipeline.lake import catalog
 
+    run_id = snapshot.request.run_id
     try:
-        return price_and_measure(settings, snapshot.chain, run_id=snapshot.request.run_id)
+        measured = price_and_measure(settings, snapshot.chain, run_id=run_id)
+        measure_days(settings, run_id=run_id)
+        return measured
     finally:  # also after an error, for the tables that were written
         catalog.publish(Workspace.of(settings).lake)
 

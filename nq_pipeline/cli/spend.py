@@ -173,6 +173,7 @@ def backfill(
     import uuid
     from dataclasses import asdict
 
+    from nq_pipeline.analytics.daily import measure_days
     from nq_pipeline.backfill.day import backfill_day
     from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
     from nq_pipeline.runtime import endpoints
@@ -223,6 +224,7 @@ def backfill(
                 if not as_json:
                     click.echo(f"{day.trade_date}  {schema}  {day.state}: {printable(day.summary)}")
         finally:  # also after Ctrl-C
+            measure_days(settings, [day.trade_date for day in done], run_id=run_id)
             publish_spend(settings, run_id=run_id)
     if as_json:
         spent = sum((day.cost_usd for day in done), Decimal(0))

@@ -134,6 +134,16 @@ def future_expiration(product: Product, year: int, month: int) -> datetime:
     return datetime.combine(day, product.future_expiry_time, ZoneInfo(product.timezone))
 
 
+def expiration_of_future(symbol: str, product: Product, day: date) -> datetime:
+    """When trading in a future (`NQM5`, `NQM25`) ends that is listed on a day; as `future_expiration`.
+
+    Raises ValueError for a symbol without a month or a year.
+    """
+    letter, digits = symbol[len(product.code)], symbol[len(product.code) + 1 :]
+    year = day.year + (int(digits) - day.year) % 10 ** len(digits)
+    return future_expiration(product, year, MONTH_CODES.index(letter) + 1)
+
+
 def _last_exercise(product: Product, year: int, month: int) -> datetime:
     """When the standard option of a future's month expires."""
     root = product.families[0].roots[0]

@@ -10,6 +10,7 @@ from nq_pipeline.orchestration.alert_sensors import alerts, run_failures
 from nq_pipeline.orchestration.assets.analytics import chain_analytics, trade_pressure
 from nq_pipeline.orchestration.assets.backfill import HISTORIES
 from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.assets.daily import daily_analytics
 from nq_pipeline.orchestration.assets.report import report
 from nq_pipeline.orchestration.assets.spend import spend_ledger
 from nq_pipeline.orchestration.assets.trades import CAPTURE_HEALTH_SPEC, trades
@@ -36,7 +37,8 @@ def build_defs(
     """
     return dg.Definitions(
         assets=[
-            *(option_chains, chain_analytics, report, spend_ledger, trades, trade_pressure, *HISTORIES),
+            *(option_chains, chain_analytics, daily_analytics, report, spend_ledger),
+            *(trades, trade_pressure, *HISTORIES),
             CAPTURE_HEALTH_SPEC,
         ],
         asset_checks=[capture_state],

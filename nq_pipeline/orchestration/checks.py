@@ -15,10 +15,12 @@ from nq_pipeline.finding import Finding
 from nq_pipeline.orchestration.metadata import markdown_table
 from nq_pipeline.orchestration.names import (
     ARBITRAGE,
+    BARS,
     CHOSEN_CHAIN,
     LEVELS,
     LIVE_TRADES,
     MATURITIES,
+    OPEN_INTEREST,
     PRESSURE,
     PRICING,
     PROFILE,
@@ -85,6 +87,13 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
     LEVELS: {
         "exposure_complete": f"At most {analytics.MOST_LEFT_OUT:.0%} of the open contracts are missing from "
         "the gamma exposure because their rows could not be priced."
+    },
+    OPEN_INTEREST: {
+        "figures_continue": "Open interest starts from the figures with which the trade date before ended."
+    },
+    BARS: {
+        "bars_consistent": "Open and close of every bar lie between its low and high.",
+        "bars_unbroken": "No trade date of the last 30 days lacks bars, counted from the first one.",
     },
     PRESSURE: {
         "windows_whole": "No window overlaps an unfilled gap of the capture.",

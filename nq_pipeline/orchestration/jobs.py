@@ -11,6 +11,7 @@ from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.orchestration.names import (
     ARBITRAGE,
+    BARS,
     CAPTURE,
     CAPTURE_HOST,
     CHOSEN_CHAIN,
@@ -20,6 +21,7 @@ from nq_pipeline.orchestration.names import (
     LIVE_TRADES,
     MATURITIES,
     MAX_RUNTIME,
+    OPEN_INTEREST,
     PARTITION,
     PRESSURE,
     PRICING,
@@ -43,6 +45,7 @@ chain_job = dg.define_asset_job(
         *SOURCE_CHAINS.values(),
         CHOSEN_CHAIN,
         *(PRICING, SMILE, SURFACE, ARBITRAGE, PROFILE, SERIES, MATURITIES, LEVELS),
+        *(OPEN_INTEREST, BARS),
         SPEND_LEDGER,
         REPORT,
     ),

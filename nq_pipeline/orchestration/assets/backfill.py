@@ -92,6 +92,7 @@ def _history(schema: str) -> dg.AssetsDefinition:
 def _backfill(
     context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str
 ) -> BackfillDay:
+    from nq_pipeline.analytics.daily import measure_days
     from nq_pipeline.runtime import endpoints
 
     run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()
@@ -101,6 +102,7 @@ def _backfill(
                 settings, schema, trade_date, max_usd=max_usd, run_id=run_id, report=context.log.info
             )
             if not day.already:
+                measure_days(settings, [trade_date], run_id=run_id)
                 publish_spend(settings, run_id=run_id)
     except NqError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
