@@ -34,7 +34,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
 RECENT_DAYS = 8
-"""Trade dates that `recent_dates` returns: gaps of the live capture are filled within ten days."""
+"""Trade dates that are measured by default: gaps of the live capture are filled within ten days."""
 FINAL_OPEN_INTEREST = time(10)
 """Chicago time from which a chain shows the final open interest of the trade date before. The exchange
 publishes preliminary figures in the evening and final ones in the morning; the hour is uncertain."""
@@ -68,7 +68,7 @@ def measure_days(
     ----------
     trade_dates
         Dates of the data: bars are of the same date, open interest is of the one before. By default
-        `recent_dates`.
+        the newest `RECENT_DAYS` that have data.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def measure_days(
         A table cannot be read or written.
     """
     lake = Workspace.of(settings).lake
-    days = recent_dates(lake) if trade_dates is None else _with_next(trade_dates)
+    days = dates_with_data(lake)[-RECENT_DAYS:] if trade_dates is None else _with_next(trade_dates)
     parts: dict[Table, list[pl.DataFrame]] = {OPEN_INTEREST_CHANGE: [], FUTURE_BARS: []}
     for day in filter(sessions.is_trade_date, days):
         parts[OPEN_INTEREST_CHANGE].append(open_interest_changes(lake, day))
@@ -98,10 +98,10 @@ def _with_next(trade_dates: Iterable[date]) -> list[date]:
     return sorted(days | {following[0].trade_date for following in later})
 
 
-def recent_dates(lake: Lake) -> list[date]:
-    """The newest trade dates that have chains, trades or purchased history, oldest first."""
+def dates_with_data(lake: Lake) -> list[date]:
+    """The trade dates that have chains, trades or purchased history, oldest first."""
     tables = (SOURCE_CHAIN, TRADES, OHLCV_1M, STATISTICS)
-    return sorted({file.trade_date for table in tables for file in lake.manifest(table).files})[-RECENT_DAYS:]
+    return sorted({file.trade_date for table in tables for file in lake.manifest(table).files})
 
 
 def future_bars(lake: Lake, trade_date: date) -> pl.DataFrame:

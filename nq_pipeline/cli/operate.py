@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -199,23 +199,27 @@ def recompute(since: datetime | None, until: datetime | None, no_surfaces: bool)
     """
     import uuid
 
+    from nq_pipeline.analytics.daily import dates_with_data, measure_days
     from nq_pipeline.analytics.recompute import recompute as recompute_days
     from nq_pipeline.lake import catalog
 
-    settings = load()
+    settings, run_id = load(), uuid.uuid4().hex
     note_sandbox(settings)
+    lake = Workspace.of(settings).lake
     days = recompute_days(
         settings,
         since=since and since.date(),
         until=until and until.date(),
         surfaces=not no_surfaces,
-        run_id=uuid.uuid4().hex,
+        run_id=run_id,
     )
     for day in days:
         if day.snapshots:
             done = f"{day.snapshots} snapshots computed, columns of {day.filled:,} rows filled"
             click.echo(f"{day.trade_date}: {done}")
-    catalog.publish(Workspace.of(settings).lake)
+    first, last = since.date() if since else date.min, until.date() if until else date.max
+    measure_days(settings, [d for d in dates_with_data(lake) if first <= d <= last], run_id=run_id)
+    catalog.publish(lake)
     click.echo("The tables are complete.")
 
 

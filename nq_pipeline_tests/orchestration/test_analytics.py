@@ -15,19 +15,24 @@ from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import (
     GAMMA_LEVELS,
     INSTANT,
+    OPEN_INTEREST_CHANGE,
     OPTION_CHAIN,
     OPTION_PRICING,
+    SOURCE_CHAIN,
     TRADE_PRESSURE,
     TRADES,
 )
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.orchestration.assets.analytics import TABLES, chain_analytics, trade_pressure
+from nq_pipeline.orchestration.assets.daily import daily_analytics
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.names import (
     ARBITRAGE,
+    BARS,
     CHOSEN_CHAIN,
     LEVELS,
     MATURITIES,
+    OPEN_INTEREST,
     PRESSURE,
     PRICING,
     REPORT,
@@ -112,6 +117,19 @@ def test_the_next_run_prices_a_chain_left_unpriced(tmp_path: Path) -> None:
         priced = lake.scan(OPTION_PRICING).collect()
         assert priced["snapshot_ts"].n_unique() == 2 and priced.height == 2 * snapshot.chain.height
         assert lake.scan(GAMMA_LEVELS).collect().height == 2
+
+
+def test_bars_and_changes_of_open_interest_are_assets_with_checks(tmp_path: Path) -> None:
+    settings = at(NOW, tmp_path)
+    lake, days = Workspace.of(settings).lake, [date(2025, 6, n) for n in (9, 10)]
+    for day, hour in ((days[0], 15), (days[1], 16)):
+        moment = int(datetime(day.year, day.month, day.day, hour, tzinfo=UTC).timestamp()) * 10**9
+        rows = sample(SOURCE_CHAIN, snapshot=moment, day=day).with_columns(open_interest=pl.lit(day.day))
+        lake.append(SOURCE_CHAIN, rows, run_id="run")
+    result = dg.materialize([daily_analytics], partition_key=DAY, resources={"vendors": Vendors(settings)})
+    assert materialized(result)[OPEN_INTEREST]["rows"] == 3
+    assert lake.scan(OPEN_INTEREST_CHANGE).collect()["open_interest_change"].to_list() == [1] * 3
+    assert BARS not in materialized(result), "there are neither trades nor minute bars"
 
 
 def test_analytics_of_a_trade_date_without_a_chain_succeed(tmp_path: Path) -> None:
