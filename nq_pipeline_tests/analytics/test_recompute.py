@@ -7,8 +7,10 @@ from datetime import date
 from pathlib import Path
 
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 
+from nq_pipeline.analytics import recompute as module
 from nq_pipeline.analytics.recompute import Recomputed, recompute
 from nq_pipeline.analytics.snapshot import price_and_measure
 from nq_pipeline.configuration import build_settings
@@ -74,15 +76,16 @@ def test_columns_of_an_earlier_version_are_filled(tmp_path: Path) -> None:
     assert list(recompute(later, run_id="again")) == [Recomputed(DAY, 0, 0)]
 
 
-def test_snapshots_without_metrics_are_computed(tmp_path: Path) -> None:
+def test_snapshots_without_metrics_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = at_rate(tmp_path, 0.03)
     lake = Workspace.of(settings).lake
-    for snapshot in range(20):
+    for snapshot in range(12):
         lake.append(OPTION_CHAIN, conform(OPTION_CHAIN, chain(snapshot)), run_id="run")
     known = price_and_measure(settings, chain(3), run_id="run")
+    monkeypatch.setattr(module, "SNAPSHOTS_AT_ONCE", 8)
     assert list(recompute(settings, since=date(2025, 7, 2), run_id="after")) == []
-    assert list(recompute(settings, until=DAY, run_id="after")) == [Recomputed(DAY, 19, 0)]
+    assert list(recompute(settings, until=DAY, run_id="after")) == [Recomputed(DAY, 11, 0)]
     levels = lake.scan(GAMMA_LEVELS).sort("snapshot_ts").collect()
-    assert levels["run_id"].to_list() == [*["after"] * 3, "run", *["after"] * 16]
+    assert levels["run_id"].to_list() == [*["after"] * 3, "run", *["after"] * 8]
     assert_frame_equal(levels.slice(3, 1), known["gamma_levels"])
-    assert lake.scan(OPTION_PRICING).collect().height == 20 * chain().height
+    assert lake.scan(OPTION_PRICING).collect().height == 12 * chain().height
