@@ -36,8 +36,11 @@ def main() -> None:
     print(f"`nq --help`: {median(wall('--help') for _ in range(REPEATS)):.2f} s wall")
 
 
-def run(data: Path) -> tuple[dict[str, Any], float, float]:
-    """One `nq run`: its report, wall seconds, and the peak memory of that process in MB (Linux)."""
+def run(data: Path, **settings: str) -> tuple[dict[str, Any], float, float]:
+    """One `nq run`: its report, wall seconds, and the peak memory of that process in MB (Linux).
+
+    `settings` are variables by name.
+    """
     # Not ru_maxrss, which a process inherits from its parent.
     code = (
         "import sys; from pathlib import Path; from nq_pipeline.cli import main\n"
@@ -48,7 +51,11 @@ def run(data: Path) -> tuple[dict[str, Any], float, float]:
     )
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(data), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=environment(data, **settings),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     seconds = time.perf_counter() - started
     if done.returncode:
@@ -62,9 +69,9 @@ def wall(*words: str) -> float:
     return time.perf_counter() - started
 
 
-def environment(data: Path) -> dict[str, str]:
+def environment(data: Path, **settings: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("NQ_")}
-    return {**inherited, "NQ_DATA_DIR": str(data), "NQ_NOW": NOW}
+    return {**inherited, "NQ_DATA_DIR": str(data), "NQ_NOW": NOW, **settings}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ Charts have the light theme. `render.svg` and `render.png` turn them into images
 
 from nq_pipeline.charts.explorer import AXES, smile_explorer
 from nq_pipeline.charts.history import gamma_history, level_history, volatility_history
-from nq_pipeline.charts.positions import REACHES, first_reach, gamma_exposure, open_interest, put_call, volume
+from nq_pipeline.charts.positions import (
+    REACHES,
+    first_reach,
+    gamma_exposure,
+    open_interest,
+    open_interest_change,
+    put_call,
+    volume,
+)
 from nq_pipeline.charts.spend_and_sources import source_agreement, spend
 from nq_pipeline.charts.surface import surface
 from nq_pipeline.charts.theme import Picture, series_label, series_label_text
@@ -26,6 +34,7 @@ __all__ = [
     "gamma_history",
     "level_history",
     "open_interest",
+    "open_interest_change",
     "pressure",
     "put_call",
     "series_label",

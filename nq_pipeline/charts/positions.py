@@ -7,12 +7,13 @@ fraction of it; 0: no limit), `sides` (both, C or P) and `against` (the earlier 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import polars as pl
 
 from nq_pipeline.charts.theme import (
+    SIGNED,
     Picture,
     axis,
     compose,
@@ -85,13 +86,13 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
         schema_overrides={"series": pl.String},
     )
     net = "datum.calls + datum.puts"
+    height = alt.Y("net:Q", axis=axis(None, format="$.2~s", tickCount=6))
     words = "'net ' + format((datum.all_calls + datum.all_puts) / 1e6, '+,.1f') + ' million dollars per 1 %'"
     return _by_strike(
         rows,
         lines,
         forward,
-        [alt.Y("net:Q", axis=axis(None, format="$.2~s", tickCount=6))],
-        [("call", "net", "datum.net > 0"), ("put", "net", "datum.net < 0")],
+        [_Bars("call", height, "datum.net > 0"), _Bars("put", height, "datum.net < 0")],
         calculated={"net": net, "head": f"1.3 * max(0, {net})"},
         label=f"{_SPAN} + format(datum.net / 1e6, '+,.2f') + ' million dollars per 1 %'",
         summary=words,
@@ -153,6 +154,41 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     )
 
 
+def open_interest_change(rows: pl.DataFrame, forward: float | None) -> Picture:
+    """Contracts opened less those closed by strike: calls in the left half of a bar, puts in the right.
+
+    Takes rows of `open_interest_change`, one trade date and vendor.
+    """
+    if rows.is_empty() or forward is None:
+        return "No open-interest change: it needs the settled figures of two trade dates from one vendor."
+    is_call, change = pl.col("option_type") == "C", pl.col("open_interest_change")
+    by_strike = rows.group_by("series", "strike", maintain_order=True).agg(
+        call_change=change.filter(is_call).sum(), put_change=change.filter(~is_call).sum()
+    )
+    changed = _sides(by_strike, "change")
+    day, source = rows.item(0, "trade_date"), rows.item(0, "source")
+    if changed.is_empty():
+        return f"No open-interest change: nothing changed on {day}."
+    calls, puts = "(sides == 'P' ? 0 : datum.calls)", "(sides == 'C' ? 0 : datum.puts)"
+    signed = axis(None, labelExpr=SIGNED, tickCount=6)
+    words = [f"format(datum.{name}, '+,') + ' {name}'" for name in ("calls", "puts")]
+    return _by_strike(
+        changed,
+        _future(forward),
+        forward,
+        [
+            _Bars("call", alt.Y("up:Q", axis=signed), "datum.up != 0", right="bar"),
+            _Bars("put", alt.Y("down:Q", axis=signed), "datum.down != 0", left="bar"),
+        ],
+        calculated={"up": calls, "down": puts, "head": f"1.25 * max(0, {calls}, {puts})"},
+        label=f"{_SPAN} + {words[0]} + ' · ' + {words[1]}",
+        summary="format(datum.all_calls, '+,') + ' calls, ' + format(datum.all_puts, '+,') + ' puts'",
+        title="Open-interest change",
+        subtitle=f"Contracts opened less closed on {day}, by {source}: calls left, puts right",
+        profile=rows,
+    )
+
+
 def first_reach(profile: pl.DataFrame, forward: float | None) -> float:
     """The smallest of `REACHES` that holds most of the open contracts; 0, for all strikes, if none does."""
     return _reach_of(_sides(profile, "open_interest"), forward)
@@ -181,8 +217,7 @@ def _calls_up_puts_down(
     forward = _first(of, "forward")
     if own.is_empty() or forward is None:
         return f"No {title.lower()} of {whose}: no vendor reports it."
-    future = {"at": forward, "words": f"future {forward:,.2f}", "style": "spot", "row": 0, "series": None}
-    lines = pl.DataFrame([future], schema_overrides={"row": pl.Int32, "series": pl.String})
+    lines = _future(forward)
     if what == "open_interest":
         pain = pl.col("max_pain")
         words = pl.format("max pain {}", pain.round(0).cast(pl.Int64).map_elements("{:,}".format, pl.String))
@@ -190,15 +225,15 @@ def _calls_up_puts_down(
         pains = metrics.filter(pain.is_not_null()).select(at=pain, words=words, **level, series="series")
         lines = pl.concat([lines, pains])
     calls = "(sides == 'P' ? 0 : datum.calls)"
+    unsigned = axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)
     return _by_strike(
         rows,
         lines,
         forward,
         [
-            alt.Y("up:Q", axis=axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)),
-            alt.Y("down:Q"),
+            _Bars("call", alt.Y("up:Q", axis=unsigned), "datum.up > 0"),
+            _Bars("put", alt.Y("down:Q", axis=unsigned), "datum.down < 0"),
         ],
-        [("call", "up", "datum.up > 0"), ("put", "down", "datum.down < 0")],
         calculated={"up": calls, "down": "(sides == 'C' ? 0 : -datum.puts)", "head": f"1.25 * {calls}"},
         label=f"{_SPAN} + format(datum.calls, ',') + ' calls · ' + format(datum.puts, ',') + ' puts'",
         summary="format(datum.all_calls, ',') + ' calls, ' + format(datum.all_puts, ',') + ' puts' "
@@ -209,6 +244,22 @@ def _calls_up_puts_down(
         shown=[] if series is None else [series],
         reach=_reach_of(own, forward),
     )
+
+
+class _Bars(NamedTuple):
+    """A kind of bar: its style, height and condition, and the fields of its two sides."""
+
+    style: str
+    y: alt.Y
+    where: str
+    left: str = "low"
+    right: str = "high"
+
+
+def _future(forward: float) -> pl.DataFrame:
+    """The line at the future's price, which every chart by strike has."""
+    line = {"at": forward, "words": f"future {forward:,.2f}", "style": "spot", "row": 0, "series": None}
+    return pl.DataFrame([line], schema_overrides={"row": pl.Int32, "series": pl.String})
 
 
 def _sides(profile: pl.DataFrame, what: str) -> pl.DataFrame:
@@ -224,8 +275,7 @@ def _by_strike(
     rows: pl.DataFrame,
     lines: pl.DataFrame,
     forward: float,
-    heights: list[alt.Y],
-    sides: list[tuple[str, str, str]],
+    kinds: list[_Bars],
     *,
     calculated: dict[str, str],
     label: str,
@@ -238,29 +288,19 @@ def _by_strike(
 ) -> Picture:
     """Bars by group of strikes, an outline of the earlier moment, and lines with labels.
 
-    `sides` are the style, height and condition of each kind of bar. `calculated` are fields of a bar, and
-    `head` the height below which the labels of the lines find space.
+    `calculated` are fields of a bar, and `head` the height below which the labels of the lines find space.
     """
     now = "datum.moment == 'now'"
-    x = alt.X(
-        "low:Q",
-        scale=alt.Scale(zero=False, nice=False, padding=4),
-        axis=axis("strike", format=",d", tickCount=7),
-    )
-    bars = [
-        alt.Chart()
-        .mark_rect(style=style)
-        .transform_filter(f"{now} && {where}")
-        .encode(x=x, x2=alt.X2("high:Q"), y=y, y2=alt.Y2Datum(0), **described())
-        for (style, _, where), y in zip(sides, heights * len(sides), strict=False)
-    ]
-    earlier = [
-        alt.Chart()
-        .mark_rect(style="earlier")
-        .transform_filter(f"!({now})")
-        .encode(x=x, x2=alt.X2("high:Q"), y=alt.Y(f"{field}:Q"), y2=alt.Y2Datum(0), **described())
-        for field in dict.fromkeys(field for _, field, _ in sides)
-    ]
+    near = alt.Scale(zero=False, nice=False, padding=4)
+    strike = axis("strike", format=",d", tickCount=7)
+
+    def drawn(kind: _Bars, style: str, where: str) -> alt.Chart:
+        x = alt.X(f"{kind.left}:Q", scale=near, axis=strike)
+        bars: alt.Chart = alt.Chart().mark_rect(style=style).transform_filter(where)
+        return bars.encode(x=x, x2=alt.X2(f"{kind.right}:Q"), y=kind.y, y2=alt.Y2Datum(0), **described())
+
+    bars = [drawn(kind, kind.style, f"{now} && {kind.where}") for kind in kinds]
+    earlier = [drawn(kind, "earlier", f"!({now}) && {kind.where}") for kind in kinds]
     head = (
         alt.Chart()
         .mark_point(style="zero", opacity=0, aria=False)

@@ -67,8 +67,9 @@ class ProductFacts:
     """The options on one product, now and at the earlier moments that have any.
 
     `pressure` is from the newest trade date with trades, which may be before that of the chain. `history` has
-    the rows of `market_history` of the trade date so far, of the source with the most contracts. `surface`
-    has the fitted volatility at evenly spaced strikes of every series.
+    the rows of `market_history` of the trade date so far, of the source with the most contracts. `changes`
+    has those of `open_interest_change` of the newest trade date that has any, from one vendor. `surface` has
+    the fitted volatility at evenly spaced strikes of every series.
     """
 
     product: Product
@@ -77,6 +78,7 @@ class ProductFacts:
     earlier: dict[str, Measures]
     pressure: pl.DataFrame
     history: pl.DataFrame
+    changes: pl.DataFrame
     surface: pl.DataFrame
 
     def of_moments(self, name: str) -> pl.DataFrame:
@@ -132,8 +134,9 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         earlier = {moment.name: _measures(*_priced(lake, settings, moment)) for moment in moments}
         windows = _PressureWindows(lake, settings, day, snapshot_ts and newest)
         history = lake.sql(_HISTORY, params={"day": day, "until": newest}).pl()
+        changes = lake.sql(_CHANGES, params={"day": day, "until": newest}).pl()
         products = tuple(
-            _product_facts(product, chain, measures, earlier, windows, history)
+            _product_facts(product, chain, measures, earlier, windows, history, changes)
             for product, measures in _measures(chain, pricing).items()
         )
         captured = {one.pressure.item(0, "trade_date") for one in products if one.pressure.height} or {day}
@@ -221,6 +224,13 @@ def _quotes(priced: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _newest(changes: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the newest trade date, and of the vendor with the most of them."""
+    key = ["trade_date", "source"]
+    newest = changes.group_by(key).len().sort("trade_date", "len", "source").tail(1)
+    return changes.join(newest.select(key), on=key, how="semi")
+
+
 def _surface(quotes: pl.DataFrame, forward: float | None) -> pl.DataFrame:
     """The fitted surface at `SURFACE_STRIKES` strikes near the future, for every listed expiration."""
     fitted = VolatilitySurface(quotes.filter("is_otm"))
@@ -261,6 +271,7 @@ def _product_facts(
     earlier: dict[str, dict[Product, Measures]],
     windows: _PressureWindows,
     history: pl.DataFrame,
+    changes: pl.DataFrame,
 ) -> ProductFacts:
     own = pl.col("root").is_in(list(roots_of([product])))
     front = chain.filter(own).sort("expiration", "series")
@@ -272,6 +283,7 @@ def _product_facts(
         earlier={name: measures[product] for name, measures in earlier.items() if product in measures},
         pressure=windows.newest(own),
         history=of_product.unique("snapshot_ts", keep="first", maintain_order=True).sort("snapshot_ts"),
+        changes=_newest(changes.filter(own)),
         surface=_surface(now.quotes, now.levels["forward"].drop_nulls().first()),  # type: ignore[arg-type]
     )
 
@@ -290,6 +302,11 @@ FROM option_pricing WHERE trade_date = $day AND list_contains($asked, snapshot_t
 
 _HISTORY = """
 FROM market_history WHERE trade_date = $day AND snapshot_ts <= $until ORDER BY snapshot_ts
+"""
+
+_CHANGES = """
+FROM open_interest_change
+WHERE trade_date BETWEEN $day - INTERVAL 14 DAYS AND $day AND known_at <= $until
 """
 
 _SOURCES = """

@@ -194,6 +194,7 @@ def _product(product: ProductFacts, drawn: _Charts) -> dict[str, Any]:
             charts.open_interest(profiles, now.series),
             charts.gamma_exposure(profiles, now.levels),
             charts.volume(profiles, now.series),
+            charts.open_interest_change(product.changes, forward),  # type: ignore[arg-type]
             charts.put_call(now.series),
         ],
         "Trades": [

@@ -23,6 +23,9 @@ FIRST = chart_frames.SERIES[0]
 PICTURES: dict[str, Callable[[str], Picture]] = {
     "smile": lambda env: charts.smile(chart_frames.smile(env)),
     "smile_explorer": lambda env: charts.smile_explorer(chart_frames.quotes(env)),
+    "open_interest_change": lambda env: charts.open_interest_change(
+        chart_frames.changes(env), chart_frames.FORWARD
+    ),
     "surface": lambda env: charts.surface(chart_frames.surface(env)),
     "volatility_history": lambda env: charts.volatility_history(chart_frames.history(env)),
     "level_history": lambda env: charts.level_history(chart_frames.history(env)),
@@ -89,6 +92,11 @@ def test_every_colour_comes_from_the_palette(name: str) -> None:
         lambda: charts.open_interest(chart_frames.profile().clear(), chart_frames.metrics()),
         lambda: charts.open_interest(chart_frames.profile(), chart_frames.metrics(), "Q9Z-2025-07-01"),
         lambda: charts.smile_explorer(chart_frames.quotes().clear()),
+        lambda: charts.open_interest_change(chart_frames.changes().clear(), chart_frames.FORWARD),
+        lambda: charts.open_interest_change(chart_frames.changes(), None),
+        lambda: charts.open_interest_change(
+            chart_frames.changes().with_columns(open_interest_change=0), chart_frames.FORWARD
+        ),
         lambda: charts.surface(chart_frames.surface().clear()),
         lambda: charts.surface(chart_frames.surface().with_columns(implied_volatility=None)),
         lambda: charts.volatility_history(chart_frames.history(snapshots=1)),
@@ -166,6 +174,14 @@ def test_an_earlier_moment_is_outlined_when_chosen() -> None:
     chart = drawn(charts.open_interest(both, chart_frames.metrics()))
     assert not any("9 calls" in text for text in rendered(chart, reach=0))
     assert any("18 calls" in text for text in rendered(chart, reach=0, against="close"))
+
+
+def test_change_of_open_interest_has_its_sign_day_and_vendor() -> None:
+    chart = drawn(charts.open_interest_change(chart_frames.changes(), chart_frames.FORWARD))
+    shown = rendered(chart, reach=0)
+    assert "+15 calls, −30 puts" in shown
+    assert any("+5 calls · −10 puts" in text for text in shown)
+    assert any("2025-06-27, by barchart" in text for text in shown)
 
 
 def test_history_has_chicago_time_and_names_of_known_lines() -> None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import polars as pl
@@ -21,12 +21,12 @@ from nq_pipeline.cli import exit_codes
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
+from nq_pipeline.lake.tables import DECISIONS, OPEN_INTEREST_CHANGE, OPTION_CHAIN, conform
 from nq_pipeline.market.pricing import price_chain
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.report_lake import HOSTILE, NOW, store_snapshot, store_trades
+from nq_pipeline_tests.testing.report_lake import HOSTILE, NOW, price_and_store, store_snapshot, store_trades
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,36 @@ def test_page_contains_the_data_of_its_charts_once(page: html.HtmlElement) -> No
     named = set(re.findall(r'"data": ?\{"name": ?"([^"]+)"', json.dumps(drawn["specs"])))
     assert named == set(drawn["datasets"])
     assert len(page.xpath("//*[@data-chart]")) == len(drawn["specs"]) >= 8
+
+
+def test_page_shows_open_interest_changes_and_the_trade_date_so_far(tmp_path: Path) -> None:
+    for now in ("2025-06-10T14:30:00Z", NOW):
+        settings, snapshot = store_snapshot(tmp_path, now=now)
+        price_and_store(settings, snapshot)
+    chain = snapshot.chain
+    when = datetime.fromisoformat("2025-06-10T14:50:00Z")
+    changes = chain.with_columns(
+        trade_date=pl.lit(date(2025, 6, 9)),
+        previous_trade_date=pl.lit(date(2025, 6, 6)),
+        open_interest=pl.lit(12),
+        previous_open_interest=pl.lit(9),
+        open_interest_change=pl.lit(3),
+        figure=pl.lit("chain"),
+        known_at=pl.lit(when),
+        run_id=pl.lit("run"),
+    ).select(OPEN_INTEREST_CHANGE.schema.names())
+    lake = Workspace.of(settings).lake
+    lake.append(OPEN_INTEREST_CHANGE, conform(OPEN_INTEREST_CHANGE, changes), run_id="run")
+    found = html.fromstring(write_report(settings).page)
+    positions = text(found, '//section[@id="1-positions"]')
+    assert "Contracts opened less closed on 2025-06-09, by tradovate" in positions
+    intraday = text(found, '//section[@id="1-intraday"]//figcaption')
+    assert "ATM IV" in intraday and "Future and levels" in intraday
+    before = html.fromstring(
+        write_report(settings, snapshot_ts=datetime.fromisoformat("2025-06-10T14:40:00Z")).page
+    )
+    assert "No open-interest change" in text(before, '//section[@id="1-positions"]')
+    assert "it needs two snapshots" in text(before, '//section[@id="1-intraday"]')
 
 
 def test_vendor_text_is_never_markup(page: html.HtmlElement) -> None:

@@ -101,6 +101,23 @@ def levels(environment: str = "sandbox") -> pl.DataFrame:
     )
 
 
+def changes(environment: str = "sandbox") -> pl.DataFrame:
+    """Of `open_interest_change`: the i-th strike of the first series gained i calls and lost 2i puts."""
+    return pl.DataFrame(
+        {
+            "environment": environment,
+            "source": "barchart",
+            "trade_date": date(2025, 6, 27),
+            "series": SERIES[0],
+            "option_type": side,
+            "strike": strike,
+            "open_interest_change": i if side == "C" else -2 * i,
+        }
+        for i, strike in enumerate(STRIKES, start=1)
+        for side in "CP"
+    )
+
+
 def history(environment: str = "sandbox", snapshots: int = 3) -> pl.DataFrame:
     """Of `market_history`: five minutes apart, from 10:00 in Chicago; no put wall is known."""
     return pl.DataFrame(
