@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench import (
     bench_asof,
     bench_barchart,
+    bench_board,
     bench_capture,
     bench_capture_log,
     bench_cluster,
@@ -30,6 +31,7 @@ for benchmark in (
     bench_publish,
     bench_commits,
     bench_capture,
+    bench_board,
     bench_run,
     bench_report,
     bench_serve,

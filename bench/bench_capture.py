@@ -135,9 +135,10 @@ def report(**facts: Any) -> None:
 class ChildProcess:
     """A measured process; `reports` are the JSON lines it printed."""
 
-    def __init__(self, *words: object) -> None:
-        command = [sys.executable, "-m", "bench.bench_capture", *map(str, words)]
+    def __init__(self, *words: object, module: str = "bench.bench_capture") -> None:
+        command = [sys.executable, "-m", module, *map(str, words)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
         self.reports: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -160,6 +161,10 @@ class ChildProcess:
                 raise SystemExit(f"the process ended or timed out; its last report: {self.reports[-1:]}")
             time.sleep(0.005)
         return self.reports[-1]
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._reader.join()
 
     def end(self) -> None:
         assert self._process.stdin

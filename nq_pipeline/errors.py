@@ -15,7 +15,6 @@
     ├── SandboxError               the stand-ins could not be started
     ├── ServeError                 `nq serve` cannot listen
     ├── UiError                    Dagster's UI could not be started, or ended
-    ├── BoardError                 the live board could not be started
     ├── CaptureError               the live capture cannot continue
     │   ├── BadStream              the bytes are not DBN records
     │   ├── LogFailed              the capture log cannot be written
@@ -117,10 +116,6 @@ class ServeError(NqError):
 
 class UiError(NqError):
     """Dagster's UI could not be started, or ended."""
-
-
-class BoardError(NqError):
-    """The live board could not be started."""
 
 
 class CaptureError(NqError):

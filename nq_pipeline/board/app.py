@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -13,7 +16,14 @@ from starlette.routing import Route
 
 from nq_pipeline.board.charts import ChartFiles
 from nq_pipeline.board.feed import Feed
+from nq_pipeline.board.live import LiveBoard
 from nq_pipeline.charts.theme import page_colours
+from nq_pipeline.clock import Clock
+from nq_pipeline.serve.access import AccessGuard
+from nq_pipeline.settings import Settings
+from nq_pipeline.sources.databento.spec import DatabentoSettings
+from nq_pipeline.stream.hub import Hub
+from nq_pipeline.workspace import Workspace
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -25,8 +35,40 @@ HEADERS = {
 }
 
 
-def build_app(feed: Feed, middleware: list[Middleware] | None = None) -> Starlette:
-    """The application; `middleware` decides who may use it."""
+def build_app(
+    settings: Settings,
+    *,
+    clock: Clock,
+    host: str,
+    note: str = "",
+    on_failure: Callable[[], object] = lambda: None,
+) -> Starlette:
+    """The application for a server bound to `host`.
+
+    Parameters
+    ----------
+    clock
+        The clock of the capture: in the sandbox the stand-in gateway's.
+    note
+        What else to say at the top of the page.
+    on_failure
+        Called when the board cannot go on; the application raises the error when it is shut down.
+    """
+    feed = Feed(uuid.uuid4().hex[:8])
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        hub = Hub(Workspace.of(settings), settings.vendor(DatabentoSettings).dataset, clock=clock)
+        async with hub.running():
+            running = asyncio.create_task(LiveBoard(settings, hub, feed, clock=clock, note=note).run())
+            running.add_done_callback(lambda _: on_failure())
+            try:
+                yield
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+            if not running.cancelled():
+                running.result()
 
     def events(request: Request) -> Response:
         last = request.headers.get("last-event-id") or request.query_params.get("after", "")
@@ -40,8 +82,14 @@ def build_app(feed: Feed, middleware: list[Middleware] | None = None) -> Starlet
         "/vega.js": ("text/javascript", files.library),
         "/charts.json": ("application/json", files.specifications),
     }
-    routes = [Route(path, _part(kind, content)) for path, (kind, content) in parts.items()]
-    return Starlette(routes=[*routes, Route("/events", events)], middleware=middleware)
+    return Starlette(
+        routes=[
+            *(Route(path, _part(kind, content)) for path, (kind, content) in parts.items()),
+            Route("/events", events),
+        ],
+        middleware=[Middleware(AccessGuard, host=host, token=settings.serve.token)],
+        lifespan=lifespan,
+    )
 
 
 def _part(kind: str, content: Callable[[], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:

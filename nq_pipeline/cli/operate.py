@@ -323,8 +323,10 @@ def ui(port: int) -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=3001, show_default=True, help="Port of the page."
 )
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on; one that other machines reach needs NQ_SERVE_TOKEN.")  # fmt: skip
 @report_errors
-def board(port: int) -> None:
+def board(port: int, host: str) -> None:
     """Show the live capture on one page that moves: trades, price, volatility, gaps, spend.
 
     It shows the capture of this environment, whoever runs it: `nq capture` or Dagster. In the
@@ -334,28 +336,33 @@ def board(port: int) -> None:
     Example:
       nq board --port 3001
     """
-    import asyncio
     import signal
-    from contextlib import nullcontext
+    import threading
 
-    from nq_pipeline.board.run import needs_capture, sandbox_capture, serve_board
+    from nq_pipeline.board.app import build_app
+    from nq_pipeline.board.own_capture import own_capture
     from nq_pipeline.runtime import endpoints, gateway_clock
+    from nq_pipeline.serve.access import check_access
+    from nq_pipeline.serve.server import run_server
     from nq_pipeline.signals import on_signal
 
-    def ready(address: str) -> None:
-        click.echo(f"The board is ready: open {address} in a browser. Ctrl-C stops it.")
+    stop = threading.Event()
 
-    with endpoints(load()) as settings, on_signal(lambda _: None, signal.SIGINT, signal.SIGTERM):
+    def ready(bound: int) -> None:
+        click.echo(f"The board is ready: open http://{host}:{bound} in a browser. Ctrl-C stops it.")
+
+    with on_signal(lambda _: stop.set(), signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
+        token = settings.serve.token
+        check_access(host, token)
         note_sandbox(settings)
-        starts = needs_capture(settings)
-        note = "no capture was running, so this board runs one" if starts else ""
-        if starts:
-            click.echo(f"{note[0].upper()}{note[1:]}.")
-        with sandbox_capture(settings) if starts else nullcontext():
-            clock = gateway_clock(settings)
-            asyncio.run(
-                serve_board(settings, clock=clock, host="127.0.0.1", port=port, note=note, on_ready=ready)
+        with own_capture(settings) as own:
+            note = "no capture was running, so this board runs one" if own else ""
+            if own:
+                click.echo("No capture was running, so this board runs one.")
+            app = build_app(
+                settings, clock=gateway_clock(settings), host=host, note=note, on_failure=stop.set
             )
+            run_server(app, host=host, port=port, token=token, stop=stop, on_ready=ready)
 
 
 @click.command(short_help="Serve the stand-ins of all vendors, until Ctrl-C.")

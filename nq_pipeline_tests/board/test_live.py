@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import polars as pl
 import pytest
+import requests
 
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import ShiftedClock
@@ -40,8 +41,8 @@ PATIENCE_S = 60.0
 class Reader:
     """Reads a board's messages: the newest sections, and all trades of the tape by their number."""
 
-    def __init__(self, address: str, after: str = "") -> None:
-        self.messages = board_messages(address, after)
+    def __init__(self, address: str, **headers: str) -> None:
+        self.messages = board_messages(address, **headers)
         self.sections: dict[str, Any] = {}
         self.trades: dict[int, tuple[float, int]] = {}
 
@@ -119,6 +120,20 @@ def test_gaps_come_when_they_are_committed(workspace: Workspace, settings: Setti
         commit(gap_row(1, revision=1, state="verified"))
         reader.until(lambda: reader.sections["gaps"]["states"] == {"verified": 1})
         reader.until(lambda: reader.sections["capture"]["running"])
+
+
+def test_whoever_has_no_token_or_another_name_sees_nothing(tmp_path: Path) -> None:
+    settings = build_settings(data_dir=tmp_path, serve_token="a-token-of-tests")
+    with live_board(settings, ShiftedClock(NOON), host="0.0.0.0") as address:
+        for path in ("/", "/board.js", "/events"):
+            assert requests.get(address + path, timeout=10, auth=("", "wrong")).status_code == 401
+        assert requests.get(address, timeout=10, auth=("any", "a-token-of-tests")).status_code == 200
+        reader = Reader(address, Authorization="Bearer a-token-of-tests")
+        reader.until(lambda: "clock" in reader.sections)
+        assert "a-token-of-tests" not in str(reader.sections)
+    with live_board(build_settings(data_dir=tmp_path), ShiftedClock(NOON)) as address:
+        for foreign in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            assert requests.get(f"{address}/events", headers=foreign, timeout=10).status_code in (403, 421)
 
 
 def test_a_board_without_any_data_shows_the_market_and_what_is_missing(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -12,48 +11,43 @@ from typing import Any
 import orjson
 import requests
 
-from nq_pipeline.board.run import serve_board
+from nq_pipeline.board.app import build_app
 from nq_pipeline.clock import Clock
+from nq_pipeline.serve.server import run_server
 from nq_pipeline.settings import Settings
 
 START_S = 120.0
 
 
 @contextmanager
-def live_board(settings: Settings, clock: Clock, **more: Any) -> Iterator[str]:
-    """Serve a board on a free port of loopback; yields its address, and raises what it raised."""
-    ready: Future[str] = Future()
-    loop = asyncio.new_event_loop()
-    begun: list[asyncio.Task[None]] = []
+def live_board(settings: Settings, clock: Clock, *, host: str = "127.0.0.1", note: str = "") -> Iterator[str]:
+    """Serve a board on a free port; yields its address on loopback, and raises what it raised."""
+    ready: Future[int] = Future()
+    stop = threading.Event()
 
-    async def main() -> None:
-        chosen = {"host": "127.0.0.1", "port": 0, **more}
-        begun.append(
-            asyncio.ensure_future(serve_board(settings, clock=clock, on_ready=ready.set_result, **chosen))
-        )
+    def serve() -> None:
+        app = build_app(settings, clock=clock, host=host, note=note, on_failure=stop.set)
         try:
-            await begun[0]
-        except asyncio.CancelledError:
-            pass
+            run_server(
+                app, host=host, port=0, token=settings.serve.token, stop=stop, on_ready=ready.set_result
+            )
         except BaseException as error:
             if ready.done():
                 raise
             ready.set_exception(error)
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield ready.result(START_S)
+        yield f"http://127.0.0.1:{ready.result(START_S)}"
     finally:
-        if begun:
-            loop.call_soon_threadsafe(begun[0].cancel)
+        stop.set()
         thread.join(START_S)
-        loop.close()
 
 
-def board_messages(address: str, after: str = "") -> Iterator[dict[str, Any]]:
+def board_messages(address: str, **headers: str) -> Iterator[dict[str, Any]]:
     """The messages of a board, as a program would read them."""
-    with requests.get(f"{address}/events", params={"after": after}, stream=True, timeout=60) as answer:
+    with requests.get(f"{address}/events", headers=headers, stream=True, timeout=60) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines(chunk_size=None):
             if line.startswith(b"data: "):
