@@ -80,13 +80,15 @@ def write(selection: Selection, to: Path) -> Exported:
     expirations = pl.concat(selection.read("series_metrics", f"{', '.join(keys)}, expiration"))
     smile = pl.concat(selection.read("iv_smile")).join(expirations, on=keys)
     product = pl.col("root").replace_strict(PRODUCT_OF, default=pl.col("root"))
-    surfaces = {
-        str(name): variance_grid(VolatilitySurface(rows))
-        for (name,), rows in smile.group_by(product, maintain_order=True)
-    }
-    found = {name: grid for name, grid in surfaces.items() if grid}
+    found: dict[str, BlackVarianceGrid] = {}
+    for (name,), rows in smile.group_by(product, maintain_order=True):
+        if grid := variance_grid(VolatilitySurface(rows)):
+            found[str(name)] = grid
     if not found:
         raise ExportError("no expiration after the day of the snapshot has enough quotes for a surface")
     as_objects = {name: grid._asdict() for name, grid in found.items()}
     write_atomically(to, orjson.dumps(as_objects, option=orjson.OPT_SERIALIZE_NUMPY))
-    return Exported(to, {name: len(grid.dates) for name, grid in found.items()}, {})
+    dates = {f"{name} expirations": len(grid.dates) for name, grid in found.items()}
+    left_out = smile["series"].n_unique() - sum(dates.values())
+    reason = "series that expire within the day or before another of their date, or with few quotes"
+    return Exported(to, dates, {reason: left_out} if left_out else {})

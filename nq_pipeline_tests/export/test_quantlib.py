@@ -60,7 +60,8 @@ def test_export_is_read_by_quantlib(settings: Settings, tmp_path: Path) -> None:
     written = export(settings, "quantlib", tmp_path / "surface.json", as_of=moment)
     grids = json.loads((tmp_path / "surface.json").read_text())
     surface = nq.surface(moment, settings=settings)
-    assert written.rows == {"NQ": len(grids["NQ"]["dates"])}
+    assert written.rows == {"NQ expirations": len(grids["NQ"]["dates"])}
+    assert sum((*written.rows.values(), *written.left_out.values())) == surface.slices.height
     last = grids["NQ"]["dates"][-1]
     theirs = as_quantlib(grids["NQ"])
     row = surface.implied_volatility(21_500, date.fromisoformat(last)).row(0, named=True)
