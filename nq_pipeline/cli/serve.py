@@ -7,9 +7,6 @@ import click
 from nq_pipeline.cli.exit_codes import report_errors
 from nq_pipeline.cli.output import load, note_sandbox
 
-NICENESS = 5
-"""So that a capture on a busy machine runs first."""
-
 
 @click.command(short_help="Serve the lake and the live stream over HTTP, until Ctrl-C.")
 @click.option("--port", type=click.IntRange(0, 65535), default=3100, show_default=True,
@@ -27,7 +24,6 @@ def serve(port: int, host: str) -> None:
     Example:
       nq serve --port 3100
     """
-    import os
     import signal
     import threading
 
@@ -37,7 +33,6 @@ def serve(port: int, host: str) -> None:
     from nq_pipeline.serve.server import run_server
     from nq_pipeline.signals import on_signal
 
-    os.nice(NICENESS)
     settings, stop = load(), threading.Event()
     check_access(host, settings.serve.token)
     note_sandbox(settings)

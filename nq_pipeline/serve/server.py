@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -14,6 +15,8 @@ from starlette.types import ASGIApp
 from nq_pipeline.errors import ServeError
 from nq_pipeline.serve.access import check_access
 
+NICENESS = 5
+"""So that a capture on a busy machine runs first."""
 LINGER_S = 3
 """How long open requests may take after the stop."""
 
@@ -36,6 +39,7 @@ def run_server(
     """
     check_access(host, token)
     with closing(_listen(host, port)) as listening:
+        os.nice(NICENESS)  # on Linux, of this thread and those it starts
         config = uvicorn.Config(
             app,
             log_level="warning",
