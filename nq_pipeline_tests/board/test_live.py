@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from nq_pipeline.capture.publisher import Publisher
-from nq_pipeline.clock import ShiftedClock
+from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import GAPS, TRADES, conform
@@ -175,6 +175,37 @@ def test_a_client_that_does_not_read_costs_nobody_anything(workspace: Workspace,
                 received += piece
                 firsts += map(int, re.findall(rb'"first":(\d+),', received[-len(piece) - 40 :]))
             assert sum(b - a > 10_000 for a, b in pairwise(firsts)) == 1, "one hole"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_memory_is_flat_over_an_hour_of_trades(workspace: Workspace, settings: Settings) -> None:
+    """As many trades as 2,000 a second make in an hour, as fast as the board shows them."""
+    piece, pieces = 10_000, 720
+    records = np.tile(market(1)[:1], piece)
+    memory = []
+    with (
+        Feed(workspace.capture, segment_bytes=1 << 28) as feed,
+        live_board(settings, ShiftedClock(NOON)) as at,
+    ):
+        feed.session(market(1))
+        reader = Reader(at)
+        for number in range(pieces):
+            numbers = number * piece + np.arange(1, piece + 1)
+            records["sequence"], records["instrument_id"] = numbers, 1 + numbers % 3
+            records["ts_event"] = to_ns(NOON) + numbers * 500_000
+            records["ts_recv"] = records["ts_event"] + 40_000
+            feed.send(records)
+            reader.until(partial(lambda most: max(reader.trades, default=0) >= most, numbers[-1]))
+            reader.trades.clear()
+            memory.append(resident_mb())
+    assert memory[-1] - memory[pieces // 6] < 60, memory[:: pieces // 12]
+
+
+def resident_mb() -> float:
+    """The resident memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 @pytest.mark.slow
