@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -76,8 +77,10 @@ class SettingsGroup(BaseModel):
     prefix: ClassVar[str] = ""
 
     @classmethod
-    def declared(cls) -> Iterator[Declared]:
+    @cache
+    def declared(cls) -> tuple[Declared, ...]:
         """Every setting of the group."""
+        settings = list[Declared]()
         for attribute, field in cls.model_fields.items():
             extra = field.json_schema_extra
             if not isinstance(extra, Mapping):  # a group, not a setting
@@ -86,9 +89,12 @@ class SettingsGroup(BaseModel):
             theirs: tuple[str, ...] = tuple(extra["variables"])  # type: ignore[arg-type]
             variables = (*theirs, f"NQ_{name.upper()}")
             shapes_chain = bool(extra["shapes_chain"])
-            yield Declared(
-                name, attribute, variables, theirs or variables, field, extra["sandbox"], shapes_chain
+            settings.append(
+                Declared(
+                    name, attribute, variables, theirs or variables, field, extra["sandbox"], shapes_chain
+                )
             )
+        return tuple(settings)
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """A validated copy with other values, by attribute; explicitly set values stay explicit."""
