@@ -238,7 +238,7 @@ def _calls_up_puts_down(
         label=f"{_SPAN} + format(datum.calls, ',') + ' calls · ' + format(datum.puts, ',') + ' puts'",
         summary="format(datum.all_calls, ',') + ' calls, ' + format(datum.all_puts, ',') + ' puts' "
         "+ (datum.beyond > 0 ? '; ' + format(datum.beyond, ',') + ' of them outside the chart' : '')",
-        title=f"{title}, {whose}",
+        title=title if series is None else f"{title}, {whose}",
         subtitle=f"{unit}: calls up, puts down",
         profile=profile,
         shown=[] if series is None else [series],

@@ -11,6 +11,7 @@ copy of Vega draws; their colours are CSS variables of the page, so they follow 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import logging
@@ -96,10 +97,10 @@ class _Charts:
         title = picture.title
         return Figure(str(title.text), str(title.subtitle[0]), len(self._specs) - 1)
 
-    def json(self) -> str:
-        """All charts as JSON that a script element can contain."""
+    def packed(self) -> str:
+        """All charts as JSON, compressed with gzip, in base64."""
         page = {"config": config(PAGE), "specs": self._specs, "datasets": self._datasets}
-        return orjson.dumps(page).decode().replace("<", "\\u003c")
+        return base64.b64encode(gzip.compress(orjson.dumps(page), 6, mtime=0)).decode()
 
 
 class WrittenReport(NamedTuple):
@@ -163,7 +164,7 @@ def html(facts: Facts, vega_embed: str) -> str:
         spend=drawn.figure(_spend(facts.month)),
         dropped=_dropped(facts.sources),
         version=version("nq_pipeline"),
-        charts=drawn.json(),
+        charts=drawn.packed(),
     )
 
 

@@ -114,7 +114,7 @@ def test_page_opens_from_disk_without_network(
         rgb(palette.paper),
         rgb(palette.ink),
     ]
-    bar = figure(page, "Open interest, all series").locator('path[aria-label*="calls"]').first
+    bar = figure(page, "Open interest").locator('path[aria-label*="calls"]').first
     assert bar.evaluate("bar => getComputedStyle(bar).fill") == rgb(palette.call)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
     assert watched.asked == [address] and watched.complaints == []
@@ -155,7 +155,7 @@ def test_controls_change_the_charts_of_their_section(browser: Browser, address: 
     watched = drawn(browser, address)
     page = watched.page
     volatility, positions = (page.get_by_role("region", name=name) for name in ("Volatility", "Positions"))
-    smile, interest = figure(page, "Volatility smile"), figure(page, "Open interest, all series")
+    smile, interest = figure(page, "Volatility smile"), figure(page, "Open interest")
     assert any(" put ·" in mark for mark in marks(smile))
     volatility.get_by_text("calls", exact=True).click()
     expect(smile.locator('path[aria-label*=" put ·"]')).to_have_count(0)

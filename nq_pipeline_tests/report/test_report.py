@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -134,7 +135,7 @@ def test_report_of_a_moment_has_no_later_trades(tmp_path: Path) -> None:
 
 def test_page_contains_the_data_of_its_charts_once(page: html.HtmlElement) -> None:
     (charts,) = page.xpath('//script[@id="charts"]/text()')
-    drawn = json.loads(charts)
+    drawn = json.loads(gzip.decompress(base64.b64decode(charts)))
     named = set(re.findall(r'"data": ?\{"name": ?"([^"]+)"', json.dumps(drawn["specs"])))
     assert named == set(drawn["datasets"])
     assert len(page.xpath("//*[@data-chart]")) == len(drawn["specs"]) >= 8
