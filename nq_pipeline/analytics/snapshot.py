@@ -38,9 +38,9 @@ def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -
 
 def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
     """Price rows of `option_chain`, append the result to `option_pricing`, and return it."""
-    priced = price_chain(
-        chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
-    )
+    day = chain["trade_date"].max() if chain.height else None
+    rate = settings.pricing.rate_on(day) if isinstance(day, date) else settings.pricing.risk_free_rate
+    priced = price_chain(chain, rate=rate, max_last_age_s=settings.pricing.max_last_age_s)
     rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
     Workspace.of(settings).lake.append(OPTION_PRICING, rows, run_id=run_id)
     return rows

@@ -21,6 +21,7 @@ from nq_pipeline.market import american, black76, sessions
 from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats
 from nq_pipeline.market.contracts import PROXY_ROOTS, ROOTS, roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES
+from nq_pipeline.market.rates import RateCurve
 from nq_pipeline.market.settlements import newest_published, settled_at
 
 UNPRICED = (
@@ -69,7 +70,9 @@ _ROUNDING = 2e-15
 """Time value below this fraction of the price is rounding error."""
 
 
-def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX_LAST_AGE_S) -> pl.DataFrame:
+def price_chain(
+    chain: pl.DataFrame, *, rate: float | RateCurve, max_last_age_s: float = MAX_LAST_AGE_S
+) -> pl.DataFrame:
     """Price every row of a chain; one row per row, in its order.
 
     Parameters
@@ -77,7 +80,7 @@ def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX
     chain
         Rows of `option_chain` or `source_chain`, of any number of sources and snapshots.
     rate
-        Continuously compounded, per year; the same for all expirations.
+        Continuously compounded, per year: one for all expirations, or by the time to each.
     max_last_age_s
         A last trade that is older, or whose time is unknown, is not used.
 
@@ -86,10 +89,13 @@ def price_chain(chain: pl.DataFrame, *, rate: float, max_last_age_s: float = MAX
     The columns of the lake's `option_pricing` without `run_id`. What does not apply is null.
     """
     rows = _add_price(chain, max_last_age_s)
+    years = rows["years"].to_numpy()
+    rates = rate.at(years) if isinstance(rate, RateCurve) else np.full(len(years), rate)
+    rows = rows.with_columns(pl.Series("rate", rates, pl.Float64))
     rows = rows.join(
-        _parity_forwards(rows, rate), on=_FORWARD_OF, how="left", nulls_equal=True, maintain_order="left"
+        _parity_forwards(rows), on=_FORWARD_OF, how="left", nulls_equal=True, maintain_order="left"
     )
-    return _value_rows(_add_model(_add_forward(rows), rate), rate).select(PRICED)
+    return _value_rows(_add_model(_add_forward(rows))).select(PRICED)
 
 
 def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
@@ -179,7 +185,7 @@ def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
     return settled_at(day, product)
 
 
-def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+def _parity_forwards(rows: pl.DataFrame) -> pl.DataFrame:
     """The forward of each series by put-call parity, one row per series, snapshot and kind of price.
 
     It is the weighted median of strike + (call - put) / discount over the strikes nearest the
@@ -191,7 +197,7 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     usable = rows.lazy().filter((pl.col("price_used") != "last") & (pl.col("years") > 0))
     calls, puts = (usable.filter(pl.col("option_type") == side) for side in "CP")
     pairs = (
-        calls.select(*terms, "years", call="price", call_width=width)
+        calls.select(*terms, "years", "rate", call="price", call_width=width)
         .join(puts.select(*terms, put="price", put_width=width), on=terms)
         .collect()
     )
@@ -199,7 +205,7 @@ def _parity_forwards(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     near = pairs.sort(apart.abs()).group_by(_FORWARD_OF, maintain_order=True).head(PARITY_STRIKES)
     implied = near.select(
         *_FORWARD_OF,
-        implied=pl.col("strike") + apart * (rate * pl.col("years")).exp(),
+        implied=pl.col("strike") + apart * (pl.col("rate") * pl.col("years")).exp(),
         weight=1 / (pl.col("call_width") + pl.col("put_width") + 0.05),
     ).sort("implied")
     below = pl.col("weight").cum_sum() < pl.col("weight").sum() / 2
@@ -237,14 +243,16 @@ def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _add_model(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+def _add_model(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the model that values a row, or in `unpriced` why none does."""
     early = (pl.col("exercise_style") == "american") & (pl.col("underlying_class") == "future")
-    model = pl.when(early & pl.lit(rate > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
+    model = pl.when(early & (pl.col("rate") > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
     price, forward, strike = (pl.col(name) for name in ("price", "forward", "strike"))
     is_call = pl.col("option_type") == "C"
     # An American option is compared with its undiscounted exercise value.
-    undiscounted = pl.when(model == "ju_zhong").then(price).otherwise(price * (rate * pl.col("years")).exp())
+    undiscounted = (
+        pl.when(model == "ju_zhong").then(price).otherwise(price * (pl.col("rate") * pl.col("years")).exp())
+    )
     intrinsic = pl.when(is_call).then(forward - strike).otherwise(strike - forward).clip(lower_bound=0.0)
     rows = rows.with_columns(
         model=model,
@@ -288,14 +296,12 @@ def _by_model(rows: pl.DataFrame, *names: str) -> Iterator[tuple[ModuleType, Row
             yield model, at, is_call[at], [column[at] for column in columns]
 
 
-def _value_rows(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+def _value_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """Add implied volatility and Greeks to every row that has a model."""
     volatilities = np.full(rows.height, np.nan)
-    for model, at, is_call, (price, forward, strike, years) in _by_model(rows, "price", *_TERMS):
-        volatilities[at] = model.implied_volatility(price, forward, strike, years, is_call, rate)
-    rows = rows.with_columns(
-        pl.Series("implied_volatility", volatilities).fill_nan(None), rate=pl.lit(rate, pl.Float64)
-    )
+    for model, at, is_call, (price, rate, *terms) in _by_model(rows, "price", "rate", *_TERMS):
+        volatilities[at] = model.implied_volatility(price, *terms, is_call, rate)
+    rows = rows.with_columns(pl.Series("implied_volatility", volatilities).fill_nan(None))
     rows = rows.with_columns(greeks(rows))
     failed = pl.col("model").is_not_null() & pl.col("implied_volatility").is_null()
     return rows.with_columns(

@@ -173,9 +173,8 @@ def _pricing(
         return stored
     from nq_pipeline.market.pricing import price_chain
 
-    return price_chain(
-        chain, rate=settings.pricing.risk_free_rate, max_last_age_s=settings.pricing.max_last_age_s
-    )
+    rate = settings.pricing.rate_on(chain.item(0, "trade_date"))
+    return price_chain(chain, rate=rate, max_last_age_s=settings.pricing.max_last_age_s)
 
 
 def _priced(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import SecretStr, ValidationInfo, field_validator
 
+from nq_pipeline.errors import SettingsError
+from nq_pipeline.market.rates import RateCurve, parse_curve, read_curve
 from nq_pipeline.settings.base import LOOPBACK, CommaList, SettingsGroup, Usd, bare_url, setting
 
 PURPOSES = ("chains", "backfill", "gap_repair", "verify")
@@ -125,12 +129,40 @@ class PricingSettings(SettingsGroup):
         "the synthetic market).",
         sandbox=0.043,
     )
+    rate_curve: str | None = setting(
+        None,
+        description="Interest rates by time to expiration instead of NQ_RISK_FREE_RATE: days and rates like "
+        "`30=0.043,90=0.0425`, or the path of a CSV file as the US Treasury offers it (Daily Treasury Par "
+        "Yield Curve Rates). Of the file counts the newest row up to the trade date, converted to continuous "
+        "compounding.",
+    )
     max_last_age_s: float = setting(
         900.0,
         ge=0,
         description="Price a contract without a two-sided quote from its last trade if that is at most this "
         "many seconds old.",
     )
+
+    @field_validator("rate_curve")
+    @classmethod
+    def _readable_curve(cls, value: str | None) -> str | None:
+        if value and "=" in value:
+            parse_curve(value)
+        return value or None
+
+    def rate_on(self, day: date) -> float | RateCurve:
+        """The rate of a trade date: the curve, or `risk_free_rate` without one or before its first row.
+
+        Raises `SettingsError` for a file that cannot be used.
+        """
+        if self.rate_curve is None:
+            return self.risk_free_rate
+        if "=" in self.rate_curve:
+            return parse_curve(self.rate_curve)
+        try:
+            return read_curve(Path(self.rate_curve), day) or self.risk_free_rate
+        except ValueError as error:
+            raise SettingsError(f"NQ_RATE_CURVE: {error}") from None
 
 
 class BackfillSettings(SettingsGroup):

@@ -47,7 +47,11 @@ OPTION_PRICING = Table(
         nullable("parity_spread", FLOAT, "interquartile range of the pairs' forwards, points"),
         required("parity_pairs", INT, "put-call pairs it was computed from"),
         nullable("parity_gap", FLOAT, "parity_forward less the vendor's underlying; null for settlements"),
-        required("rate", FLOAT, "interest rate per year, continuously compounded (NQ_RISK_FREE_RATE)"),
+        required(
+            "rate",
+            FLOAT,
+            "interest rate until expiration, per year, continuously compounded",
+        ),
         required("years", FLOAT, "from valued_at to expiration, in years of 365 days"),
         nullable("model", TEXT, "black76, or ju_zhong (American); null when not priced"),
         nullable("implied_volatility", FLOAT, "as a fraction"),
