@@ -37,6 +37,10 @@ MAY_BE_EMPTY = (
     "from gaps",
     "from backfills",
     "from surface_arbitrage",
+    "from open_interest_change",
+    "from continuous",
+    "from volatility_cone",
+    "from iv_rank",
     "from surface_fit\nwhere not inside",
 )
 """Queries on what one run of the chains does not bring; the catalog's own tests give them rows."""
