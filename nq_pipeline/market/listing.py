@@ -56,9 +56,11 @@ def far_expirations(product_code: str, after: date) -> list[Series]:
     Raises KeyError for a product that is not in the product table.
     """
     later = expirations(product_code, after + timedelta(days=1), after + timedelta(days=150))
-    monthly = next(s for s in later if s.root_info.family.kind in ("monthly", "end_of_month"))
+    monthly = next((s for s in later if s.root_info.family.kind in ("monthly", "end_of_month")), None)
     standard = [s for s in later if s.root_info.family.is_standard]
-    last = next(s for s in standard if s.expiration > monthly.expiration)
+    if monthly is None:  # a product without monthly options
+        return standard[:1]
+    last = next((s for s in standard if s.expiration > monthly.expiration), monthly)
     return [s for s in later if s == monthly or (s in standard and s.expiration <= last.expiration)]
 
 
