@@ -201,7 +201,8 @@ def page_colours() -> str:
     """CSS that defines the variables of `PAGE` for light and, on a screen that prefers it, dark."""
 
     def variables(palette: Palette) -> str:
-        return "".join(f"--{name}:{value};" for name, value in asdict(palette).items())
+        named = asdict(palette) | {f"shade-{at}": colour for at, colour in enumerate(shades(palette))}
+        return "".join(f"--{name}:{value};" for name, value in named.items())
 
     dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
     return f":root{{{variables(LIGHT)}}}\n{dark}\n"

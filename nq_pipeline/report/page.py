@@ -29,15 +29,12 @@ import polars as pl
 from nq_pipeline import charts
 from nq_pipeline.charts import render
 from nq_pipeline.charts.theme import (
-    DARK,
-    LIGHT,
     PAGE,
     SANDBOX,
     SHADES,
-    Palette,
     Picture,
     config,
-    shades,
+    page_colours,
     spaced,
     with_shade,
 )
@@ -278,13 +275,8 @@ def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _colours() -> str:
-    def variables(palette: Palette) -> str:
-        named = asdict(palette) | {f"shade-{at}": colour for at, colour in enumerate(shades(palette))}
-        return "".join(f"--{name}:{value};" for name, value in named.items())
-
-    dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
     swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(SHADES))
-    return f":root{{{variables(LIGHT)}}}\n{dark}\n{swatches}\n"
+    return f"{page_colours()}{swatches}\n"
 
 
 def _text(name: str) -> str:
