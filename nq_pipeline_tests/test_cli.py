@@ -502,11 +502,18 @@ def test_the_sandbox_says_that_no_price_is_real() -> None:
     assert "SANDBOX" not in live("sql", "select 1").stdout
 
 
+def test_recompute_refuses_trade_dates_in_the_wrong_order() -> None:
+    result = nq("lake", "recompute", "--from", "2025-06-10", "--to", "2025-06-09")
+    assert result.exit_code == exit_codes.USAGE
+    assert "2025-06-10 is after" in result.stderr
+
+
 def test_a_folder_without_a_lake_has_its_own_exit_code(tmp_path: Path) -> None:
     for words in (
         ["sql", "from option_chain_latest"],
         ["sql", "select 1", "--json"],
         ["report", "--no-open"],
+        ["lake", "recompute"],
     ):
         result = live(*words, NQ_DATA_DIR="nowhere")
         assert (result.exit_code, result.stdout) == (exit_codes.NO_LAKE, ""), words

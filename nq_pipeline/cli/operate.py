@@ -187,8 +187,10 @@ def migrate() -> None:
 
 
 @lake.command(short_help="Compute what the tables of analytics lack.")
-@click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), help="First trade date; default: all.")
-@click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), help="Last trade date; default: all.")
+@click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="First trade date; default: all.")  # fmt: skip
+@click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="Last trade date, inclusive; default: all.")  # fmt: skip
 @click.option("--no-surfaces", is_flag=True, help="Fit no volatility surfaces; a later call adds them.")
 @report_errors
 def recompute(since: datetime | None, until: datetime | None, no_surfaces: bool) -> None:
@@ -203,9 +205,11 @@ def recompute(since: datetime | None, until: datetime | None, no_surfaces: bool)
     from nq_pipeline.analytics.recompute import recompute as recompute_days
     from nq_pipeline.lake import catalog
 
+    if since and until and since > until:
+        raise click.UsageError(f"--from {since:%Y-%m-%d} is after --to {until:%Y-%m-%d}")
     settings, run_id = load(), uuid.uuid4().hex
+    lake = Workspace.of(settings).existing_lake
     note_sandbox(settings)
-    lake = Workspace.of(settings).lake
     days = recompute_days(
         settings,
         since=since and since.date(),

@@ -112,8 +112,11 @@ def report(moment: str | None, only_list: bool, no_open: bool) -> None:
     settings = load()
     note_sandbox(settings)
     if only_list:
-        for row in snapshots.find_snapshots(settings, day).iter_rows(named=True):
+        found = snapshots.find_snapshots(settings, day)
+        for row in found.iter_rows(named=True):
             click.echo(_snapshot_line(**row))
+        if found.is_empty():
+            click.echo(f"nq: the lake has no snapshots{f' of trade date {day}' if day else ''}", err=True)
         return
     snapshot_ts = snapshots.newest_snapshot(settings, day) if day else instant
     written = write_report(settings, snapshot_ts=snapshot_ts)

@@ -26,20 +26,23 @@ class Format:
         Whether it can hold the chain of one moment.
     of_dates
         Whether it can hold trade dates.
+    is_folder
+        Whether it is a folder, not one file.
     """
 
     meaning: str
     of_moment: bool = False
     of_dates: bool = False
+    is_folder: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    "csv": Format("a folder of CSV files, one per table", of_moment=True, of_dates=True),
+    "csv": Format("a folder of CSV files, one per table", of_moment=True, of_dates=True, is_folder=True),
     "excel": Format("an Excel workbook, one sheet per table", of_moment=True, of_dates=True),
     "openbb": Format("a JSON file that OpenBB's OptionsChainsData reads", of_moment=True),
     "optopsy": Format("a CSV file that optopsy reads", of_dates=True),
     "quantlib": Format("a JSON file of the surface for QuantLib's BlackVarianceSurface", of_moment=True),
-    "nautilus": Format("a folder that is NautilusTrader's Parquet catalog", of_dates=True),
+    "nautilus": Format("a folder that is NautilusTrader's Parquet catalog", of_dates=True, is_folder=True),
 }
 """The formats by name, in the order of the help."""
 
@@ -109,6 +112,9 @@ def export(
         raise ExportError(f"{name} holds the chain of one moment; use --as-of instead of --from and --until")
     if tables and name not in ("csv", "excel"):
         raise ExportError(f"{name} has tables of its own; leave out --table, or export csv or excel")
+    if to.exists() and to.is_dir() != form.is_folder:
+        kind, needed = ("file", "a folder") if form.is_folder else ("folder", "a file")
+        raise ExportError(f"{to} is a {kind}, but {name} is {form.meaning}; give --to {needed}")
     lake = Workspace.of(settings).existing_lake
     with select(
         lake,

@@ -124,7 +124,12 @@ def select(
             connection.execute(query, {} if as_of is None else {"as_of": as_of})
             days = [day for (day,) in connection.sql(f"SELECT DISTINCT {PARTITION} FROM moment").fetchall()]
             if not days:
-                raise ExportError("there was no chain at that moment; `nq run` brings one")
+                raise ExportError(
+                    "the lake has no current chain; `nq run` fetches one"
+                    if as_of is None
+                    else f"the lake has no chain as of {as_of.isoformat()}; `nq report --list` shows the "
+                    "snapshots that it has"
+                )
         else:
             days = [
                 day
@@ -132,7 +137,9 @@ def select(
                 if (first is None or first <= day) and (last is None or day <= last)
             ]
             if not days:
-                raise ExportError("the lake has no rows on those trade dates")
+                raise ExportError(
+                    "the lake has no rows on those trade dates; `nq report --list` lists its snapshots"
+                )
         names = tuple(dict.fromkeys(tables)) or DEFAULT
         yield Selection(connection, lake.environment, names, tuple(sorted(days)), is_moment)
 

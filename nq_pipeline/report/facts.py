@@ -125,8 +125,12 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
     with catalog.connect(Workspace.of(settings).existing_lake) as lake:
         chain = catalog.chain(lake, snapshot_ts)
         if chain.is_empty():
-            when = f" as of {snapshot_ts:%Y-%m-%d %H:%M} UTC" if snapshot_ts else ""
-            raise LakeError(f"the lake has no chain{when} to report on; `nq run` fetches one")
+            if snapshot_ts is None:
+                raise LakeError("the lake has no chain to report on; `nq run` fetches one")
+            raise LakeError(
+                f"the lake has no chain as of {snapshot_ts:%Y-%m-%d %H:%M %Z} to report on; "
+                "`nq report --list` shows the snapshots that it has"
+            )
         newest: datetime = chain["snapshot_ts"].max()  # type: ignore[assignment]
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)

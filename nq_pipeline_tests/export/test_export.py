@@ -91,7 +91,7 @@ def test_a_table_that_is_too_long_for_a_sheet_is_refused(
         ("csv", {"tables": ["trades"]}, "has no snapshots"),
         ("csv", {"tables": ["contracts"], "first": MONDAY}, "has no trade dates"),
         ("csv", {"first": date(2024, 1, 2), "last": date(2024, 1, 2)}, "no rows"),
-        ("csv", {"as_of": datetime(2025, 1, 2, tzinfo=UTC)}, "no chain"),
+        ("csv", {"as_of": datetime(2025, 1, 2, tzinfo=UTC)}, "as of 2025-01-02.*nq report --list"),
         ("csv", {"as_of": datetime(2025, 1, 2)}, "time zone"),
         ("csv", {"as_of": SNAPSHOT, "first": TUESDAY}, "instead of --as-of"),
     ],
@@ -101,6 +101,15 @@ def test_what_a_format_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(ExportError, match=words):
         export(settings, name, tmp_path / "to", **options)  # type: ignore[arg-type]
+
+
+def test_a_file_is_not_taken_for_a_folder(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "chain.xlsx"
+    file.touch()
+    with pytest.raises(ExportError, match=r"chain\.xlsx is a file, but csv is a folder"):
+        export(settings, "csv", file)
+    with pytest.raises(ExportError, match="is a folder, but excel is an Excel workbook"):
+        export(settings, "excel", tmp_path)
 
 
 def test_the_command_says_what_it_wrote_and_left_out(settings: Settings, tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_list_can_be_of_one_trade_date(lake: Path) -> None:
     assert [line.split()[0] for line in lines] == [TIMES[0]]
 
 
+def test_an_empty_list_says_so(lake: Path) -> None:
+    result = report(lake, "--list", "--snapshot", "2025-06-08")
+    assert result.exit_code == exit_codes.OK
+    assert "no snapshots of trade date 2025-06-08" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("snapshot", "page"),
     [
@@ -54,8 +60,9 @@ def test_a_date_or_an_instant_chooses_the_snapshot(lake: Path, snapshot: str, pa
     assert f"/{page};" in result.stdout
 
 
-def test_a_trade_date_without_a_chain_says_how_to_find_one(lake: Path) -> None:
-    result = report(lake, "--snapshot", "2025-06-06", "--no-open")
+@pytest.mark.parametrize("snapshot", ["2025-06-06", "2025-06-06T15:00:00Z"])
+def test_a_moment_without_a_chain_says_how_to_find_one(lake: Path, snapshot: str) -> None:
+    result = report(lake, "--snapshot", snapshot, "--no-open")
     assert result.exit_code != exit_codes.OK
     assert "2025-06-06" in result.stderr and "nq report --list" in result.stderr
 
