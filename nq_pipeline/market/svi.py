@@ -36,7 +36,7 @@ ENOUGH_INSIDE = 0.99
 
 _MAX_STEPS = 40
 _STARTS = 40
-"""Quotes of a smile that the grid looks at."""
+"""Quotes of a smile that the grid looks at; a smile with fewer has some of them twice."""
 _NODES = 9, (0.3, 1.0, 3.0)
 """The grid: how many m over the range of the quotes, and σ, in ATM standard deviations."""
 _SIGMA = 0.02, 20.0
@@ -115,7 +115,11 @@ def fit(smiles: Sequence[Smile]) -> Floats:
 
 
 class _Quotes(NamedTuple):
-    """Smiles side by side, padded with quotes of no weight, in units of the ATM standard deviation."""
+    """Smiles side by side, in units of the ATM standard deviation.
+
+    They are padded with quotes of no weight at the last strike, so that a curve does not depend on the other
+    smiles.
+    """
 
     z: Floats
     y: Floats
@@ -133,7 +137,8 @@ class _Quotes(NamedTuple):
         for i, (k, w, half_width) in enumerate(smiles):
             at = w[np.argmin(np.abs(k))]
             scale[i], order = np.sqrt(at), np.argsort(k)
-            z[i, : len(k)], y[i, : len(k)] = k[order] / scale[i], w[order] / at
+            z[i], y[i, : len(k)] = k[order[-1]] / scale[i], w[order] / at
+            z[i, : len(k)] = k[order] / scale[i]
             weight[i, : len(k)] = at / np.maximum(half_width[order], 1e-9 * at)
         return cls(z, y, weight, scale, count)
 
@@ -198,7 +203,7 @@ def _solve(terms: Floats, y: Floats) -> Floats:
 
 def _start(quotes: _Quotes, hyperbolas: int) -> _Curves:
     """The best curves with the hyperbolas of a grid."""
-    pick = np.linspace(0, 1, min(_STARTS, quotes.z.shape[1])) * (quotes.strikes[:, None] - 1)
+    pick = np.linspace(0, 1, _STARTS) * (quotes.strikes[:, None] - 1)
     z, y, weight = (np.take_along_axis(x, np.round(pick).astype(np.int64), axis=1) for x in quotes[:3])
     steps, widths = _NODES
     low, high = z.min(axis=1)[:, None], z.max(axis=1)[:, None]

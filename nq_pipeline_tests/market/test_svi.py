@@ -51,6 +51,18 @@ def test_fits_of_many_smiles_are_those_of_each_alone() -> None:
     assert svi.fit([]).shape == (0, 8)
 
 
+def test_fit_of_few_noisy_quotes_does_not_depend_on_longer_smiles() -> None:
+    random, long = np.random.default_rng(3), quoted(raw(*SKEWED), K)
+    for _ in range(20):
+        z = np.sort(random.uniform(0.2, 4.0, 25))
+        volatility = 0.22 * (1 - 0.12 * z + 0.05 * z * z / (1 + 0.1 * z * z))
+        half_width = 0.002 * (1 + z)
+        volatility = volatility + random.uniform(-0.8, 0.8, len(z)) * half_width
+        smile = Smile(0.02 * z, volatility**2 / 120, volatility * half_width / 60)
+        alone, together = (svi.total_variance(svi.fit(s)[0], 0.02 * z) for s in ([smile], [smile, long]))
+        assert (np.abs(together - alone) < 1e-4 * smile.half_width).all()
+
+
 def test_fit_of_noisy_quotes_is_as_good_as_scipys() -> None:
     random = np.random.default_rng(5)
     for parameters in (SKEWED, (0.01, 0.3, 0.04, -0.05, 0.2)):
