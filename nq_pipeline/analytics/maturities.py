@@ -9,6 +9,8 @@ from nq_pipeline.market.black76 import DAYS_PER_YEAR
 
 MATURITIES = (7, 14, 30, 60, 90)
 """Calendar days."""
+_DAY = 86_400
+"""Seconds."""
 _LEVELS = ("atm_iv", "iv_25_call", "iv_25_put")
 
 
@@ -19,23 +21,25 @@ def constant_maturity(series: pl.DataFrame) -> pl.DataFrame:
     before the maturity and one at or after it; without both the values are null. The 25-delta volatilities
     are interpolated in the same way. The forward is linear in its logarithm.
     """
+    # Whole seconds, because two computations of the same number of years may differ by rounding.
+    seconds = (pl.col("years") * DAYS_PER_YEAR * _DAY).round().cast(pl.Int64)
     known = (
         series.filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0)
         .sort("expiration", "series")
-        .select(*MARKET[:-1], PRODUCT, "years", "forward", *_LEVELS)
-        .unique([*MARKET, "years"], keep="first", maintain_order=True)
-        .sort("years")
+        .select(*MARKET[:-1], PRODUCT, "years", "forward", *_LEVELS, seconds=seconds)
+        .unique([*MARKET, "seconds"], keep="first", maintain_order=True)
+        .sort("seconds")
     )
     markets = series.select(*MARKET[:-1], PRODUCT).unique(maintain_order=True)
     at = markets.join(pl.DataFrame({"days": MATURITIES}), how="cross").with_columns(
-        at=pl.col("days") / DAYS_PER_YEAR
+        at=pl.col("days") / DAYS_PER_YEAR, seconds=pl.col("days").cast(pl.Int64) * _DAY
     )
     of = pl.struct("years", "forward", *_LEVELS)
-    near, far = (known.select(*MARKET, at="years", **{side: of}) for side in ("near", "far"))
+    near, far = (known.select(*MARKET, "seconds", **{side: of}) for side in ("near", "far"))
     around = (
-        at.sort("at")
-        .join_asof(near, on="at", by=MARKET, strategy="backward", check_sortedness=False)
-        .join_asof(far, on="at", by=MARKET, strategy="forward", check_sortedness=False)
+        at.sort("seconds")
+        .join_asof(near, on="seconds", by=MARKET, strategy="backward", check_sortedness=False)
+        .join_asof(far, on="seconds", by=MARKET, strategy="forward", check_sortedness=False)
     )
     values = {name: _interpolated(name) for name in _LEVELS}
     found = around.with_columns(weight=_weight()).with_columns(**values, forward=_forward())

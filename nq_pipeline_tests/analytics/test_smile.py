@@ -180,6 +180,13 @@ def test_a_series_without_volatility_does_not_bracket() -> None:
     assert constant_maturity(term([5.0], [None]))["atm_iv"].to_list() == [None] * 5
 
 
+@pytest.mark.parametrize("days", MATURITIES)
+def test_an_expiration_at_a_maturity_is_enough(days: int) -> None:
+    for years in (math.nextafter(days / 365, 0), days / 365, math.nextafter(days / 365, 1)):
+        only = term([float(days)], [0.2]).with_columns(years=pl.lit(years))
+        assert constant_maturity(only).filter(days=days)["atm_iv"].item() == pytest.approx(0.2)
+
+
 def test_checks_of_wings_and_of_total_variance() -> None:
     series = term([2.0, 10.0, 40.0], [0.3, 0.2, 0.2]).with_columns(risk_reversal_25=pl.lit(-0.02))
     assert wings_known(series).passed  # type: ignore[union-attr]
