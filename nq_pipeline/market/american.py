@@ -47,7 +47,7 @@ def value(
     # A mixed derivative from the two corners that need no more than two further prices.
     by_vol = moved(of_f=1, of_vol=1) + moved(of_f=-1, of_vol=-1) - up - down - more - less + 2 * now
     by_time = moved(of_f=1, of_t=1) + moved(of_f=-1, of_t=-1) - up - down - sooner - later + 2 * now
-    return Valuation(
+    found = Valuation(
         price=now,
         delta=(up - down) / (2 * df),
         gamma=(up - 2 * now + down) / df**2,
@@ -58,6 +58,9 @@ def value(
         charm=-by_time / (2 * df * dt) / DAYS_PER_YEAR,
         volga=(more - 2 * now + less) / dvol**2,
     )
+    # After expiration a difference across the kink at the strike is no Greek.
+    others = (np.where(t <= 0, 0.0, greek) for greek in found[2:])
+    return Valuation(found.price, found.delta, *others)
 
 
 def price(

@@ -147,6 +147,14 @@ def test_the_volatility_of_an_american_price_gives_that_price(
         assert american.price(F, k, t, found, is_call, r) == pytest.approx(float(made.price), abs=1e-4)
 
 
+@pytest.mark.parametrize("years", [0.0, -1.0])
+def test_an_expired_american_option_has_no_greeks_but_delta(years: float) -> None:
+    expired = american.value(100.0, [90.0, 100.0, 110.0], years, 0.2, [[True], [False]], 0.04)
+    assert expired.price.tolist() == [[10, 0, 0], [0, 0, 10]]
+    assert expired.delta == pytest.approx(np.array([[1, 0.5, 0], [0, -0.5, -1]]))
+    assert not any(greek.any() for greek in expired[2:])
+
+
 def test_without_interest_an_american_option_is_the_european_one() -> None:
     k = F * np.linspace(0.8, 1.2, 21)
     for is_call in (True, False):
