@@ -53,7 +53,7 @@ def zero_gamma_shift(rows: pl.DataFrame) -> float | None:
     `rows` have open interest and exposures. Contracts keep their volatility (sticky strike).
     """
     forward, strike, years, iv, rate = _numbers(rows, "forward", "strike", "years", "iv", "rate")
-    total_vol = iv * np.sqrt(years)
+    total_vol = iv * np.sqrt(np.maximum(years, 0.0))
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = _signed_contracts(rows) * np.exp(-rate * years) / total_vol
         d1 = np.log(forward / strike) / total_vol + total_vol / 2

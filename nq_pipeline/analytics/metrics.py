@@ -135,9 +135,10 @@ def _gamma_levels(
 ) -> pl.DataFrame:
     rows = rows.with_columns(PRODUCT)
     unknown = pl.col("gex_per_point").is_null()
+    expired = (pl.col("years") <= 0).fill_null(False)
     front = (
         forwards.with_columns(PRODUCT)
-        .sort("expiration", "series")
+        .sort(expired, "expiration", "series")
         .group_by(MARKET)
         .agg(pl.col("forward", "underlying_price").drop_nulls().first())
     )

@@ -325,6 +325,14 @@ def test_share_left_out_and_prices_of_the_front() -> None:
     )
 
 
+def test_an_expired_series_is_not_the_front() -> None:
+    rows = [(100.0, side, 5, 1, 1.0, 0.2) for side in "CP"]
+    later = priced(rows).with_columns(expiration=pl.col("expiration").dt.offset_by("7d"))
+    past = priced(rows, forward=98.0, years=-0.001).with_columns(series=pl.lit("Q5A-2025-06-30"))
+    row = gamma_levels(pl.concat([past, later])).row(0, named=True)
+    assert (row["forward"], row["underlying_price"]) == (100.0, 100.0)
+
+
 def test_term_slope_is_the_month_less_the_week() -> None:
     def at(days: int, iv: float) -> pl.DataFrame:
         rows = [(strike, side, 5, 1, 1.0, iv) for strike in (99.0, 101.0) for side in "CP"]

@@ -139,7 +139,7 @@ def _computed(lake: Lake) -> None:
     for table, rows in {
         OPTION_PRICING: call | priced | {"model": "black76", "implied_volatility": 0.2},
         IV_SMILE: call | smile | {"years": 0.02, "implied_volatility": 0.2},
-        SERIES_METRICS: given | {"expiration": NOON, "forward": 21_010.0, "atm_iv": 0.2},
+        SERIES_METRICS: given | {"expiration": NOON, "forward": 21_010.0, "years": 0.02, "atm_iv": 0.2},
         CONSTANT_MATURITY: given | {"product": "NQ", "days": 30, "atm_iv": 0.19},
         GAMMA_LEVELS: given | {"product": "NQ", "contracts": 1, "open_interest_left_out": 0},
     }.items():
@@ -170,6 +170,16 @@ def test_views_and_macros_say_what_they_are(opened: duckdb.DuckDBPyConnection) -
 def test_history_joins_levels_front_series_and_maturities(opened: duckdb.DuckDBPyConnection) -> None:
     shown = "SELECT product, front_series, contracts, atm_iv, atm_iv_30, atm_iv_90 FROM market_history"
     assert opened.sql(shown).fetchall() == [("NQ", A, 1, 0.2, 0.19, None)]
+
+
+def test_an_expired_series_is_not_the_front_of_the_market(filled: Lake) -> None:
+    past = {"source": "barchart", "snapshot_ts": NOON + 5 * MINUTE, "series": "Q5A-2025-06-30", "root": "Q5A"}
+    past |= {"underlying_class": "future", "environment": "sandbox", "trade_date": DAY, "run_id": "run"}
+    past |= {"expiration": NOON - MINUTE, "years": -0.00001, "forward": 20_000.0}
+    append(filled, SERIES_METRICS, pl.DataFrame([past]))
+    with catalog.connect(filled) as connection:
+        shown = connection.sql("SELECT front_series, atm_iv FROM market_history").fetchall()
+    assert shown == [(A, 0.2)]
 
 
 def test_what_was_computed_shows_with_the_current_chain(opened: duckdb.DuckDBPyConnection) -> None:

@@ -289,7 +289,7 @@ GAMMA_LEVELS = Table(
     columns=(
         *_SNAPSHOT,
         PRODUCT,
-        nullable("forward", FLOAT, "of the first contract to expire; the scale of zero_gamma"),
+        nullable("forward", FLOAT, "of the next contract to expire; the scale of zero_gamma"),
         *_TOTALS,
         *_RATIOS,
         *_GEX,
@@ -305,7 +305,7 @@ GAMMA_LEVELS = Table(
         nullable("charm_exposure", FLOAT, "change of delta_exposure per calendar day that passes, dollars"),
         nullable("term_slope", FLOAT, "atm_iv at 30 days less atm_iv at 7 days (constant_maturity)"),
         nullable(
-            "underlying_price", FLOAT, "the vendor's price of the first contract's future, index or fund"
+            "underlying_price", FLOAT, "the vendor's price of the next contract's future, index or fund"
         ),
         RUN_ID,
     ),

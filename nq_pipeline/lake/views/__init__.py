@@ -134,7 +134,7 @@ _ANALYTICS_VIEWS = (
     View(
         "market_history",
         "The market over time: one row per source, snapshot and product, from gamma_levels, the front series "
-        "and the constant maturities. The front series is the first to expire that has a forward.",
+        "and the constant maturities. The front series is the next to expire that has a forward.",
         (
             *(replace(column, nullable=True) for column in GAMMA_LEVELS.columns),
             _one(SERIES_METRICS, "series", "front_series"),

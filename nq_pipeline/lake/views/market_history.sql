@@ -6,7 +6,7 @@ WITH front AS (
              risk_reversal_25: risk_reversal_25, butterfly_25: butterfly_25, skew_slope: skew_slope},
             (expiration, series)
         ) AS first
-    FROM series_metrics WHERE forward IS NOT NULL
+    FROM series_metrics WHERE forward IS NOT NULL AND years > 0
     GROUP BY ALL
 ),
 fixed AS (
