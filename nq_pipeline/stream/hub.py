@@ -8,6 +8,7 @@ subscriber waits for it.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ PATIENCE_S = 3.0
 """How long this hub may be behind another one."""
 QUEUE_BYTES = 16_000_000
 """Most bytes of messages that wait for one subscriber."""
+_UNREADABLE = (LakeError, StoreError, OSError, sqlite3.Error, pl.exceptions.PolarsError)
+"""Errors of the lake and of the numbers of its events."""
 
 
 class Hub:
@@ -75,6 +78,7 @@ class Hub:
         self._subscribers: set[_Queue] = set()
         self._events_every_s = REMOTE_EVENTS_S if workspace.remote else EVENTS_S
         self._events_due = 0.0
+        self._events_failure = ""
         self.failure = ""
         self.sent: Counter[BatchType] = Counter()
         self.lag_ms: float | None = None
@@ -151,7 +155,7 @@ class Hub:
     # ── reading, on the thread ──────────────────────────────────────────────────────────────────
 
     def _begin(self) -> None:
-        with suppress(LakeError, StoreError):  # `_read` meets the same error and shows it
+        with suppress(*_UNREADABLE):  # `_read` meets the same error and shows it
             self._events.collect(self._workspace.lake)
         end = end_of_log(self._folder)
         self.head = Cursor(self._events.id, self._events.newest, end, end)
@@ -161,10 +165,14 @@ class Hub:
         """Send what is new, each batch as soon as it is read; returns the cursor after it."""
         reached = self.head
         if monotonic() >= self._events_due:
-            self._events.collect(self._workspace.lake)
-            for batch in self._new_events(reached, self._events.newest):
-                send(batch)
-                reached = batch.cursor or reached
+            try:
+                self._events.collect(self._workspace.lake)
+                for batch in self._new_events(reached, self._events.newest):
+                    send(batch)
+                    reached = batch.cursor or reached
+                self._events_failure = ""
+            except _UNREADABLE as error:  # trades come all the same
+                self._events_failure = str(error)
             self._events_due = monotonic() + self._events_every_s
         if self._growth.is_new():
             for kind, end, rows in self._tail.read():
@@ -207,8 +215,8 @@ class Hub:
         while True:
             try:
                 reached = await loop.run_in_executor(thread, self._read, send)
-                self.head, self.failure = reached, ""
-            except (CaptureError, LakeError, StoreError, OSError) as error:
+                self.head, self.failure = reached, self._events_failure
+            except (CaptureError, OSError) as error:
                 self.failure = str(error)
                 self._growth = _Growth(self._folder)  # so that the same bytes are read again
                 await asyncio.sleep(STATUS_S)

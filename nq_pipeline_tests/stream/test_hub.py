@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.errors import BadCursor, TooSlow
 from nq_pipeline.lake.tables import GAPS, conform
 from nq_pipeline.stream.batch import Batch, Cursor
+from nq_pipeline.stream.events import NAME
 from nq_pipeline.stream.hub import Hub
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import Clock
@@ -194,3 +196,28 @@ def test_a_damaged_cursor_is_refused(text: str) -> None:
 def test_a_cursor_survives_as_text() -> None:
     cursor = Cursor("0a1b2c3d", 7, Position(3, 400), Position(3, 200))
     assert Cursor.parse(str(cursor)) == cursor
+
+
+@pytest.mark.parametrize("broken", ["lake", "numbers"])
+def test_trades_come_while_gaps_cannot_be_read(workspace: Workspace, broken: str) -> None:
+    records = market(50)
+    workspace.lake.append(GAPS, conform(GAPS, pl.DataFrame([gap_row(1)])), run_id="run")
+
+    async def work() -> None:
+        with Feed(workspace.capture) as feed:
+            feed.session(records[:20])
+            async with hub_of(workspace).running() as hub, aclosing(hub.subscribe()) as batches:
+                if broken == "lake":
+                    for file in workspace.lake.root.glob("gaps/**/*"):
+                        if file.is_file():
+                            file.write_bytes(b"damaged")
+                else:
+                    with closing(sqlite3.connect(workspace.root / NAME)) as database:
+                        database.execute("DROP TABLE events")
+                while not hub.failure:
+                    await anext(batches)
+                feed.send(records[20:])
+                assert len(keys(await until_rows(batches, len(records) - 20))) == len(records) - 20
+                assert hub.failure
+
+    run(work)
