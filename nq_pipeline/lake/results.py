@@ -11,6 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from math import inf
+from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import polars as pl
@@ -24,6 +27,8 @@ OutputFormat = Literal["csv", "json"]
 T = TypeVar("T")
 
 BATCH_ROWS = 2_048
+LOOK_S = 0.1
+"""How often a query looks whether its result is still wanted."""
 _MIB = 1024 * 1024
 _AS_IS = {
     "boolean", "tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint",
@@ -36,7 +41,12 @@ _USUAL = "BETWEEN '0001-01-01' AND '9999-12-31 23:59:59'"
 
 
 def run_within_limits(
-    connection: duckdb.DuckDBPyConnection, work: Callable[[], T], *, seconds: float, memory_mb: int
+    connection: duckdb.DuckDBPyConnection,
+    work: Callable[[], T],
+    *,
+    seconds: float,
+    memory_mb: int,
+    unwanted: Event | None = None,
 ) -> T:
     """Run `work` and return its result; Ctrl-C interrupts its query. Nothing else may use the connection.
 
@@ -46,11 +56,13 @@ def run_within_limits(
         Timeout of the query; 0 for none.
     memory_mb
         The memory limit of the connection, for the error message.
+    unwanted
+        Set, from another thread, when nobody waits for the result any more.
 
     Raises
     ------
     LakeError
-        The query exceeded a limit.
+        The query exceeded a limit, or nobody waits for it.
     """
     import duckdb
 
@@ -58,12 +70,19 @@ def run_within_limits(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
-            wait([running], timeout=seconds or None)
+            if unwanted is None:
+                wait([running], timeout=seconds or None)
+            else:
+                ends = monotonic() + seconds if seconds else inf
+                while not running.done() and not unwanted.is_set() and (left := ends - monotonic()) > 0:
+                    wait([running], timeout=min(left, LOOK_S))
         finally:
             late = not running.done()
             while not running.done():  # repeatedly, because an interrupt between two batches is lost
                 connection.interrupt()
                 wait([running], timeout=0.05)
+    if late and unwanted is not None and unwanted.is_set():
+        raise LakeError("nobody waits for the result")
     if late:
         raise LakeError(
             f"it takes longer than NQ_SQL_TIMEOUT_S allows ({seconds:g} s); "

@@ -70,7 +70,7 @@ class AccessGuard:
         if self._names is not None and _name(host) not in self._names:
             return _refuse(421, "this server answers to localhost only")
         is_foreign = headers.get("sec-fetch-site") == "cross-site"  # as for an image, which sends no origin
-        if is_foreign or (origin is not None and urlsplit(origin).netloc != host):
+        if is_foreign or (origin is not None and origin.partition("://")[2] != host):
             return _refuse(403, "requests from pages of other sites are refused")
         if self._token is not None and not self._is_sent(headers.get("authorization", "")):
             refusal = _refuse(401, "send the token: Authorization: Bearer TOKEN")

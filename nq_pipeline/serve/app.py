@@ -6,6 +6,7 @@ import hashlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from threading import Event
 
 import anyio
 from starlette.applications import Starlette
@@ -62,7 +63,16 @@ def build_app(settings: Settings, *, clock: Clock, host: str) -> Starlette:
             query = request.query_params.get("query")
         if not query:
             return refuse(ValueError("send the query as ?query= or as the body of a POST"))
-        return await anyio.to_thread.run_sync(run_sql, request, query, lake, settings, limiter=turns)
+        unwanted = Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_watch, request, unwanted)
+            try:
+                return await anyio.to_thread.run_sync(
+                    run_sql, request, query, lake, settings, unwanted, limiter=turns
+                )
+            finally:  # also when the server stops
+                unwanted.set()
+                group.cancel_scope.cancel()
 
     async def scrape(_: Request) -> Response:
         return PlainTextResponse(await run_in_threadpool(metrics.text))
@@ -98,6 +108,13 @@ def _constant(response: Response) -> Callable[[Request], Awaitable[Response]]:
         return response
 
     return respond
+
+
+async def _watch(request: Request, gone: Event) -> None:
+    """Set `gone` when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 async def _body(request: Request) -> str | None:

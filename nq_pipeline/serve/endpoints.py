@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -102,22 +103,22 @@ def answer(endpoint: Endpoint, live: LiveCatalog, settings: Settings) -> Callabl
             form, query = wanted_format(request), endpoint.query(dict(request.query_params))
         except ValueError as error:
             return refuse(error)
-        relation = live.cursor().sql(query.sql, params=query.values)
-        if form == "arrow":
-            parts = arrow_stream(relation)
-            first = next(parts)  # so that a query that fails is an error, not half an answer
-            return StreamingResponse(_chained(first, parts), media_type=MEDIA_TYPES[form])
         try:
+            relation = live.cursor().sql(query.sql, params=query.values)
+            if form == "arrow":
+                parts = arrow_stream(relation)
+                first = next(parts)  # so that a query that fails is an error, not half an answer
+                return StreamingResponse(_chained(first, parts), media_type=MEDIA_TYPES[form])
             texts = results.format_result(relation, form, memory_mb=settings.query.memory_mb)
-        except LakeError as error:
+        except (duckdb.Error, LakeError) as error:
             return refuse(error)
         return Response("".join(texts), media_type=MEDIA_TYPES[form])
 
     return handle
 
 
-def run_sql(request: Request, sql: str, lake: Lake, settings: Settings) -> Response:
-    """One SELECT under the guard and the limits of `nq sql`."""
+def run_sql(request: Request, sql: str, lake: Lake, settings: Settings, unwanted: Event) -> Response:
+    """One SELECT under the guard and the limits of `nq sql`; `unwanted` stops it."""
     try:
         form = wanted_format(request)
     except NotAcceptable as error:
@@ -139,7 +140,7 @@ def run_sql(request: Request, sql: str, lake: Lake, settings: Settings) -> Respo
 
         try:
             body = results.run_within_limits(
-                connection, run, seconds=settings.query.timeout_s, memory_mb=memory_mb
+                connection, run, seconds=settings.query.timeout_s, memory_mb=memory_mb, unwanted=unwanted
             )
         except (duckdb.Error, LakeError) as error:
             return refuse(error)

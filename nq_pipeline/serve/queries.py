@@ -43,6 +43,8 @@ class Parameter:
                 return moment
             if self.kind is bool:
                 return {"true": True, "false": False}[text.lower()]
+            if self.kind is int and not 0 <= int(text) < 1 << 63:
+                raise ValueError
             return date.fromisoformat(text) if self.kind is date else self.kind(text)
         except (ValueError, KeyError):
             raise ValueError(f"{self.name}={text}: write {FORMS[self.kind]}") from None
@@ -52,7 +54,7 @@ FORMS = {
     datetime: "an instant with its time zone like 2025-06-10T15:00:00Z",
     date: "a date like 2025-06-10",
     bool: "true or false",
-    int: "a whole number",
+    int: "a whole number, 0 or more",
     float: "a number",
     str: "text",
 }

@@ -64,6 +64,8 @@ async def send_replay(socket: WebSocket, live: LiveCatalog) -> None:
         if not 0 <= speed < float("inf"):
             raise ValueError("speed is 0 or more")
         start = ReplayCursor.parse(given["cursor"]) if "cursor" in given else ReplayCursor(begin)
+        if start.at_ns > end:
+            raise BadCursor("the cursor is later than the span; send one that came with a message of it")
         types = _types(given)
         batches, began = replay(live.cursor, start, end, types), monotonic()
         while found := await asyncio.to_thread(next, batches, None):

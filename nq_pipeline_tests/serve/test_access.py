@@ -48,6 +48,7 @@ def test_a_short_token_is_refused() -> None:
         ({"Host": "[::1"}, 421),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "none"}, 200),
     ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from socket import create_connection
+from time import monotonic, sleep
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 import pytest
@@ -13,10 +16,12 @@ import requests
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import TRADES, conform
+from nq_pipeline.serve.app import SQL_AT_ONCE
 from nq_pipeline.serve.queries import METRICS
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import trade
+from nq_pipeline_tests.testing.served import serve
 
 ARROW, CSV, JSON = "application/vnd.apache.arrow.stream", "text/csv; charset=utf-8", "application/json"
 SNAPSHOT = "2025-06-10T15:00:00Z"
@@ -117,6 +122,8 @@ def test_the_surface_is_the_fitted_slices(get: Get) -> None:
         ("/chain", {"newest_per_contract": "true"}, "as_of"),
         ("/chain", {"strike": "1"}, "strike"),
         ("/chain", {"limit": "many"}, "limit"),
+        ("/chain", {"limit": "-1"}, "limit"),
+        ("/chain", {"limit": str(1 << 63)}, "limit"),
         ("/metrics/gamma_levels", {"series": "x"}, "series"),
         ("/metrics/gamma_levels", {"as_of": SNAPSHOT, "from": SNAPSHOT}, "from"),
         ("/chain", {"series": "x' OR 'a'='a"}, ""),
@@ -146,6 +153,23 @@ def test_sql_is_read_only(get: Get, address: str) -> None:
         assert get("/sql", query=statement).status_code == 400, statement
     assert requests.post(f"http://{address}/sql", data="x" * 200_000, timeout=60).status_code == 413
     assert requests.put(f"http://{address}/sql", data=query, timeout=60).status_code == 405
+
+
+def test_a_query_ends_when_its_client_leaves(get: Get, address: str) -> None:
+    endless = "select count(*) from range(1000000000) a, range(1000000000) b"
+    for _ in range(SQL_AT_ONCE):
+        with pytest.raises(requests.Timeout):
+            requests.get(f"http://{address}/sql", params={"query": endless}, timeout=1)
+    assert rows(get("/sql", query="select 1 as one")) == [{"one": 1}]
+
+
+def test_a_server_stops_although_a_query_runs(settings: Settings) -> None:
+    endless = "select count(*) from range(1000000000) a, range(1000000000) b"
+    with serve(settings) as address, create_connection(address.split(":")) as client:
+        client.sendall(f"GET /sql?query={quote(endless)} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        sleep(1)
+        began = monotonic()
+    assert monotonic() - began < 15
 
 
 def test_answers_follow_the_lake(get: Get, settings: Settings) -> None:

@@ -13,12 +13,14 @@ import pytest
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import GAPS, conform
+from nq_pipeline.stream.replay import ReplayCursor
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.feeds import Feed, market, publisher
 from nq_pipeline_tests.testing.served import messages, serve
 from nq_pipeline_tests.testing.stream_samples import gap_row
 
 KEY = ("ts_event", "instrument_id", "sequence", "ordinal")
+LATE = ReplayCursor(10**30)
 SPAN = "from=2025-06-10T16:59:00Z&to=2025-06-10T17:30:00Z"
 
 
@@ -120,7 +122,15 @@ def test_a_replay_keeps_its_speed(recorded: tuple[str, Lake]) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "from=2025-06-10T17:00:00Z", f"{SPAN}&speed=-1", f"{SPAN}&speed=nan", f"{SPAN}&cursor=x"]
+    "query",
+    [
+        "",
+        "from=2025-06-10T17:00:00Z",
+        f"{SPAN}&speed=-1",
+        f"{SPAN}&speed=nan",
+        f"{SPAN}&cursor=x",
+        f"{SPAN}&cursor={LATE}",
+    ],
 )
 def test_a_replay_refuses_what_it_cannot_do(recorded: tuple[str, Lake], query: str) -> None:
     (said,) = messages(f"{recorded[0]}/replay?{query}")
