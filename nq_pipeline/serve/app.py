@@ -67,12 +67,13 @@ def build_app(settings: Settings, *, clock: Clock, host: str) -> Starlette:
         async with anyio.create_task_group() as group:
             group.start_soon(_watch, request, unwanted)
             try:
-                return await anyio.to_thread.run_sync(
+                response = await anyio.to_thread.run_sync(
                     run_sql, request, query, lake, settings, unwanted, limiter=turns
                 )
             finally:  # also when the server stops
                 unwanted.set()
                 group.cancel_scope.cancel()
+        return response
 
     async def scrape(_: Request) -> Response:
         return PlainTextResponse(await run_in_threadpool(metrics.text))

@@ -155,6 +155,11 @@ def test_sql_is_read_only(get: Get, address: str) -> None:
     assert requests.put(f"http://{address}/sql", data=query, timeout=60).status_code == 405
 
 
+def _pair(address: str) -> tuple[str, int]:
+    host, port = address.split(":")
+    return host, int(port)
+
+
 def test_a_query_ends_when_its_client_leaves(get: Get, address: str) -> None:
     endless = "select count(*) from range(1000000000) a, range(1000000000) b"
     for _ in range(SQL_AT_ONCE):
@@ -165,7 +170,7 @@ def test_a_query_ends_when_its_client_leaves(get: Get, address: str) -> None:
 
 def test_a_server_stops_although_a_query_runs(settings: Settings) -> None:
     endless = "select count(*) from range(1000000000) a, range(1000000000) b"
-    with serve(settings) as address, create_connection(address.split(":")) as client:
+    with serve(settings) as address, create_connection(_pair(address)) as client:
         client.sendall(f"GET /sql?query={quote(endless)} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
         sleep(1)
         began = monotonic()
