@@ -25,13 +25,19 @@ _PRICING = ("valued_at", "price", "price_used", "forward", "years", "rate", "iv"
 
 
 def priced_chain(chain: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
-    """Join rows of `option_chain` with their `option_pricing`; `iv` is our volatility, not the vendor's."""
+    """Join rows of `option_chain` with their `option_pricing`; `iv` is our volatility, not the vendor's.
+
+    A contract that has expired by the time of the snapshot has no pricing here, even if an earlier
+    settlement of it was priced.
+    """
     key = ["source", "snapshot_ts", "contract_key"]
     # DuckDB returns instants in microseconds, the lake in nanoseconds.
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
     rows = chain.select(CHAIN_COLUMNS).with_columns(instant)
     computed = pricing.rename({"implied_volatility": "iv"}).select(*key, *_PRICING).with_columns(instant)
-    return rows.join(computed, on=key, how="left", maintain_order="left")
+    joined = rows.join(computed, on=key, how="left", maintain_order="left")
+    alive = pl.col("expiration") > pl.col("snapshot_ts")
+    return joined.with_columns(pl.when(alive).then(pl.col(name)).alias(name) for name in _PRICING)
 
 
 def of_one_moment(priced: pl.DataFrame) -> pl.DataFrame:

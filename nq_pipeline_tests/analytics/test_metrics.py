@@ -369,6 +369,30 @@ def test_chain_from_duckdb_joins_its_pricing() -> None:
     assert priced_chain(in_microseconds, pricing)["iv"].count() > 0
 
 
+def test_an_expired_series_with_an_old_settlement_counts_in_no_metric() -> None:
+    chain = lake_chain()
+    old = chain.with_columns(
+        series=pl.lit("QNE-2025-06-30"),
+        root=pl.lit("QNE"),
+        contract_key=pl.col("contract_key").str.replace("Q1B-2025-07-01", "QNE-2025-06-30"),
+        expiration=pl.col("snapshot_ts").dt.offset_by("-5m"),
+        settlement=(pl.col("bid") + pl.col("ask")) / 2,
+        settlement_date=pl.lit(date(2025, 6, 27)),
+        is_settlement=pl.lit(True),
+        bid=pl.lit(None, pl.Float64),
+        ask=pl.lit(None, pl.Float64),
+    )
+    both = pl.concat([old, chain])
+    pricing = price_chain(both, rate=0.03)
+    settled = pricing.filter(series="QNE-2025-06-30")
+    assert settled["implied_volatility"].count() > 0, "the settlement was made when the option was alive"
+    rows, alone = (measure(priced_chain(rows, pricing)) for rows in (both, chain))
+    exposures = ("forward", "gex_per_pct", "delta_exposure", "charm_exposure", "zero_gamma", "contracts")
+    assert_frame_equal(rows[GAMMA_LEVELS].select(exposures), alone[GAMMA_LEVELS].select(exposures))
+    of = rows[SERIES_METRICS].filter(series="QNE-2025-06-30").row(0, named=True)
+    assert of["forward"] is of["atm_iv"] is of["years"] is of["expected_move_straddle"] is None
+
+
 def test_an_empty_chain_has_no_metrics() -> None:
     for table, rows in measure(CHAIN.clear()).items():
         assert conform(table, rows.with_columns(run_id=pl.lit("run"))).is_empty()
