@@ -8,6 +8,7 @@ from datetime import datetime
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import anyio
 import polars as pl
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -55,8 +56,21 @@ async def stream(socket: WebSocket, hub: Hub) -> None:
 
 
 async def send_replay(socket: WebSocket, live: LiveCatalog) -> None:
-    """Send a recorded span, then close normally."""
+    """Send a recorded span, then close normally; a client that leaves between two messages ends it."""
     await socket.accept()
+    async with anyio.create_task_group() as group:
+        group.start_soon(_cancel_when_gone, socket, group.cancel_scope)
+        await _play(socket, live)
+        group.cancel_scope.cancel()
+
+
+async def _cancel_when_gone(socket: WebSocket, scope: anyio.CancelScope) -> None:
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _play(socket: WebSocket, live: LiveCatalog) -> None:
     try:
         given = socket.query_params
         begin, end = (to_ns(_instant(given, parameter)) for parameter in (FROM, TO))

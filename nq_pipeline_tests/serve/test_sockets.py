@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import Any
 
 import polars as pl
 import pytest
+from websockets.sync.client import connect
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import GAPS, conform
+from nq_pipeline.serve import sockets
 from nq_pipeline.stream.replay import ReplayCursor
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.feeds import Feed, market, publisher
@@ -119,6 +123,23 @@ def test_a_replay_keeps_its_speed(recorded: tuple[str, Lake]) -> None:
     began = monotonic()
     assert keys(list(messages(f"{address}/replay?{span}&speed=0.5&types=trades")))
     assert 0.75 <= monotonic() - began < 10
+
+
+def test_a_replay_ends_when_its_client_leaves(
+    recorded: tuple[str, Lake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Event()
+
+    async def play(*_: object) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(sockets, "_play", play)
+    with connect(f"ws://{recorded[0]}/replay?{SPAN}"):
+        assert not ended.wait(0.2)
+    assert ended.wait(10)
 
 
 @pytest.mark.parametrize(
