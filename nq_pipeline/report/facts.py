@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -80,6 +80,11 @@ class ProductFacts:
     history: pl.DataFrame
     changes: pl.DataFrame
     surface: pl.DataFrame
+
+    @property
+    def front(self) -> dict[str, Any]:
+        """The row of the first series to expire that has a forward, as in `market_history`."""
+        return front_row(self.now.series)
 
     def of_moments(self, name: str) -> pl.DataFrame:
         """Rows of all moments of one field of `Measures`, by the column `moment`."""
@@ -267,6 +272,12 @@ class _PressureWindows:
         return next((rows for rows in counted if rows.height), self._windows(self._days[0]).clear())
 
 
+def front_row(series: pl.DataFrame) -> dict[str, Any]:
+    """The row of `series_metrics` of the first series to expire that has a forward; else the first row."""
+    with_forward = series.filter(pl.col("forward").is_not_null())
+    return (with_forward if with_forward.height else series).sort("expiration", "series").row(0, named=True)
+
+
 def _product_facts(
     product: Product,
     chain: pl.DataFrame,
@@ -277,11 +288,11 @@ def _product_facts(
     changes: pl.DataFrame,
 ) -> ProductFacts:
     own = pl.col("root").is_in(list(roots_of([product])))
-    front = chain.filter(own).sort("expiration", "series")
+    series = pl.col("series") == front_row(now.series)["series"]
     of_product = history.filter(pl.col("product") == product.code).sort("contracts", descending=True)
     return ProductFacts(
         product=product,
-        underlying=front["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
+        underlying=chain.filter(own, series)["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
         now=now,
         earlier={name: measures[product] for name, measures in earlier.items() if product in measures},
         pressure=windows.newest(own),

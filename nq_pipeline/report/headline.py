@@ -24,10 +24,9 @@ class Tile:
 
 
 def tiles(product: ProductFacts) -> Iterator[Tile]:
-    """The headline numbers of the next series to expire that has a forward and of all series together."""
+    """The headline numbers of the front series and of all series together."""
     now = product.now
-    alive = now.series.filter(pl.col("forward").is_not_null())
-    front, level = (alive if alive.height else now.series).row(0, named=True), now.levels.row(0, named=True)
+    front, level = product.front, now.levels.row(0, named=True)
     name, forward = charts.series_label_text(front["series"]), front["forward"]
     # A change is that of the same series, and of all series together.
     of_series = {

@@ -81,6 +81,17 @@ def test_headline_shows_the_metrics_of_the_chain(sandbox: Settings, page: html.H
     assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
 
 
+def test_headline_after_an_expiration_is_of_the_next_series(tmp_path: Path) -> None:
+    settings, snapshot = store_snapshot(tmp_path, now="2025-06-10T20:30:00Z")
+    assert snapshot.chain.select((pl.col("expiration") < pl.col("snapshot_ts")).any()).item(), (
+        "one series ended"
+    )
+    path = write_report(settings).path
+    assert path
+    shown = tiles(html.fromstring(path.read_bytes()))
+    assert "–" not in (shown["Future NQM5"], shown["ATM IV"], shown["Expected move"])
+
+
 def test_sources_show_who_won_and_why_others_lost(page: html.HtmlElement) -> None:
     rows = [
         [" ".join(cell.text_content().split()) for cell in row.xpath("./td")]
