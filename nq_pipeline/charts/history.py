@@ -92,4 +92,4 @@ def _over_time(
         layers.insert(
             0, alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q"))
         )
-    return compose(layers, title, subtitle, rows)
+    return compose(layers, title, subtitle if zero else f"{subtitle}; the axis does not start at zero", rows)

@@ -67,7 +67,7 @@ def tiles(product: ProductFacts) -> Iterator[Tile]:
     )
     zero = level["zero_gamma"]
     away = (
-        f"{signed(100 * (zero / level['forward'] - 1), 2)} % from the future" if zero else "none within 10 %"
+        f"{signed(100 * (zero / level['forward'] - 1), 2)}% from the future" if zero else "none within 10 %"
     )
     yield Tile("Zero gamma", number(zero, 0), away, _changes(level, of_all, "zero_gamma", _points))
     call_wall, put_wall = level.get("call_wall"), level.get("put_wall")
