@@ -55,7 +55,7 @@ def board(data: Path, market: int, monotonic: float) -> None:
         stop.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    app = build_app(build_settings(data_dir=data), clock=clock, host=HOST, on_failure=stop.set)
+    app = build_app(build_settings(data_dir=data), clock=clock, host=HOST, stop=stop)
     run_server(
         app,
         host=HOST,

@@ -6,14 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from nq_pipeline.lake import catalog
+from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS, require_browser
 from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 from nq_pipeline_tests.testing.recorded import SHARED
 from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_faults, serve_s3
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # How long an example takes depends on the machine and is no property of the program. The examples are the
 # same in every run, so that a change is blamed for its own faults; `make soak` looks for new ones.
@@ -115,3 +120,15 @@ def flaky_bucket(s3_faults: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Buck
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     return bucket
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, of the tests of one module."""
+    require_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Event
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -41,7 +42,7 @@ def build_app(
     clock: Clock,
     host: str,
     note: str = "",
-    on_failure: Callable[[], object] = lambda: None,
+    stop: Event,
 ) -> Starlette:
     """The application for a server bound to `host`.
 
@@ -51,8 +52,9 @@ def build_app(
         The clock of the capture: in the sandbox the stand-in gateway's.
     note
         What else to say at the top of the page.
-    on_failure
-        Called when the board cannot go on; the application raises the error when it is shut down.
+    stop
+        Ends the streams to browsers, for which the server would wait. Set when the board cannot go on; the
+        application raises the error when it is shut down.
     """
     feed = Feed(uuid.uuid4().hex[:8])
 
@@ -61,12 +63,14 @@ def build_app(
         hub = Hub(Workspace.of(settings), settings.vendor(DatabentoSettings).dataset, clock=clock)
         async with hub.running():
             running = asyncio.create_task(LiveBoard(settings, hub, feed, clock=clock, note=note).run())
-            running.add_done_callback(lambda _: on_failure())
+            running.add_done_callback(lambda _: stop.set())
+            ending = asyncio.create_task(_close(feed, stop))
             try:
                 yield
             finally:
                 running.cancel()
-                await asyncio.wait([running])
+                stop.set()
+                await asyncio.wait([running, ending])
             if not running.cancelled():
                 running.result()
 
@@ -90,6 +94,12 @@ def build_app(
         middleware=[Middleware(AccessGuard, host=host, token=settings.serve.token)],
         lifespan=lifespan,
     )
+
+
+async def _close(feed: Feed, stop: Event) -> None:
+    """Close the feed as soon as `stop` is set."""
+    await asyncio.to_thread(stop.wait)
+    feed.close()
 
 
 def _part(kind: str, content: Callable[[], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:

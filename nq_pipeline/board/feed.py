@@ -39,6 +39,12 @@ class Feed:
         self._tape: deque[tuple[int, int, bytes]] = deque()  # first trade, number of trades, JSON
         self._version = self._trades = 0
         self._changed = asyncio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the messages of every browser."""
+        self._closed = True
+        self._wake()
 
     def set(self, section: str, value: Any) -> None:
         """Replace the value of a section; browsers get it if it differs."""
@@ -58,7 +64,7 @@ class Feed:
         self._wake()
 
     async def messages(self, last_event_id: str = "") -> AsyncIterator[bytes]:
-        """Server-sent events for one browser, without end.
+        """Server-sent events for one browser, until the feed is closed.
 
         `last_event_id` is what a browser that reconnects sends: its tape continues there.
         """
@@ -66,7 +72,7 @@ class Feed:
         epoch, _, number = last_event_id.partition(":")
         if epoch == self.epoch and number.isdecimal() and int(number) <= self._trades:
             trades = int(number)
-        while True:
+        while not self._closed:
             changed = self._changed
             parts = [
                 b'"%s":%s' % (n.encode(), text) for n, (v, text) in self._sections.items() if v > version

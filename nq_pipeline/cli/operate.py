@@ -363,9 +363,7 @@ def board(port: int, host: str) -> None:
             note = "no capture was running, so this board runs one" if own else ""
             if own:
                 click.echo("No capture was running, so this board runs one.")
-            app = build_app(
-                settings, clock=gateway_clock(settings), host=host, note=note, on_failure=stop.set
-            )
+            app = build_app(settings, clock=gateway_clock(settings), host=host, note=note, stop=stop)
             run_server(app, host=host, port=port, token=token, stop=stop, on_ready=ready)
 
 

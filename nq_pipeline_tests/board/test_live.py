@@ -136,6 +136,13 @@ def test_whoever_has_no_token_or_another_name_sees_nothing(tmp_path: Path) -> No
             assert requests.get(f"{address}/events", headers=foreign, timeout=10).status_code in (403, 421)
 
 
+def test_a_stop_ends_the_events_of_an_open_page(settings: Settings) -> None:
+    with live_board(settings, ShiftedClock(NOON)) as address:
+        messages = board_messages(address)
+        next(messages)
+    list(messages)  # a connection that is cut raises an error
+
+
 def test_a_board_without_any_data_shows_the_market_and_what_is_missing(settings: Settings) -> None:
     with live_board(settings, ShiftedClock(NOON), note="a note") as address:
         reader = Reader(address)

@@ -15,7 +15,6 @@ from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.boards import live_board
-from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS
 from nq_pipeline_tests.testing.dbn_streams import NOON
 from nq_pipeline_tests.testing.feeds import Feed, market
 from nq_pipeline_tests.testing.report_lake import HOSTILE, store_snapshot
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install)")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import pytest
 from nq_pipeline.charts.theme import DARK, LIGHT, SANDBOX
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
-from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS
 from nq_pipeline_tests.testing.report_lake import NOTEBOOK, store_snapshot
 
 if TYPE_CHECKING:
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 SCREENS = [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install)")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def live_board(settings: Settings, clock: Clock, *, host: str = "127.0.0.1", not
     stop = threading.Event()
 
     def serve() -> None:
-        app = build_app(settings, clock=clock, host=host, note=note, on_failure=stop.set)
+        app = build_app(settings, clock=clock, host=host, note=note, stop=stop)
         try:
             run_server(
                 app, host=host, port=0, token=settings.serve.token, stop=stop, on_ready=ready.set_result
