@@ -6,7 +6,8 @@ trade date is over, files keep the order of arrival and are sorted within small 
 read twice and readers can skip by time. Afterwards all become one sorted file.
 
 A merge reads immutable files, writes a new one and then swaps them in one manifest version, all or
-nothing. Appends continue meanwhile.
+nothing. Appends continue meanwhile. Of two hosts that merge the same files, the first one replaces them, and
+the other drops its file.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def compact(stored: TableFiles, trade_date: date, *, now: datetime, wait: bool =
     with stored.merge_lock(wait=wait) as locked:
         over = is_over(trade_date, now)
         while locked and (group := select_merge(stored.manifest().of({trade_date}), over)):
-            _merge(stored, group, whole=over)
-            merged += len(group)
+            if _merge(stored, group, whole=over):  # else another host was first
+                merged += len(group)
     return merged
 
 
@@ -66,8 +67,11 @@ def is_over(trade_date: date, now: datetime) -> bool:
     return now >= datetime.combine(trade_date, time(), UTC) + timedelta(days=1)
 
 
-def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> None:
-    """Replace files of one trade date by one with the same rows, sorted when it is the `whole` trade date."""
+def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> bool:
+    """Replace files of one trade date by one with the same rows, sorted when it is the `whole` trade date.
+
+    False if another host has replaced one of them meanwhile.
+    """
     stored.check(group)
     with stored.stage(group[0].trade_date) as staged:
         if whole:
@@ -75,7 +79,7 @@ def _merge(stored: TableFiles, group: Sequence[DataFile], *, whole: bool) -> Non
         else:
             frames, rows = sorted_pieces(stored, group), PIECE_ROWS
         written = stored.write_staged(staged, frames, stored.read_runs(group), group_rows=rows)
-        stored.replace(group, staged, written)
+        return stored.replace(group, staged, written)
 
 
 def sorted_pieces(stored: TableFiles, group: Sequence[DataFile]) -> Iterator[pl.DataFrame]:

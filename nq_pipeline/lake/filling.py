@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import parquet
 from nq_pipeline.lake.compaction import sorted_slices
 from nq_pipeline.lake.store import Lake
@@ -39,7 +40,11 @@ def fill(lake: Lake, table: Table, rows: pl.DataFrame, *, run_id: str) -> int:
             runs = sorted({*stored.read_runs(group), run_id})
             with stored.stage(day) as staged:
                 written = stored.write_staged(staged, frames, runs, group_rows=parquet.ROW_GROUP_ROWS)
-                stored.replace(group, staged, written)
+                if not stored.replace(group, staged, written):
+                    raise LakeError(
+                        f"files of {table.name} were merged while their columns were filled; nothing was "
+                        "replaced, repeat it"
+                    )
             done += written.rows
     return done
 

@@ -163,31 +163,29 @@ class TableFiles(ABC):
             written = self.write_staged(staged, [frame], runs, group_rows=parquet.ROW_GROUP_ROWS)
             return self.place(base, day, 0, staged, written)
 
-    def replace(self, group: Sequence[DataFile], staged: Path, written: parquet.WrittenFile) -> None:
+    def replace(self, group: Sequence[DataFile], staged: Path, written: parquet.WrittenFile) -> bool:
         """Replace files by the staged file into which they were merged, in one version.
 
-        Raises
-        ------
-        LakeError
-            The row counts differ, or one of the files is no longer current.
+        False, with nothing replaced, if another host has replaced one of them meanwhile. Raises `LakeError`
+        when the row counts differ.
         """
-        name = self.table.name
         if written.rows != sum(file.rows for file in group):
-            raise LakeError(f"merging files of {name} changed the number of rows; nothing was replaced")
+            raise LakeError(
+                f"merging files of {self.table.name} changed the number of rows; nothing was replaced"
+            )
         level = 1 + max(file.level for file in group)
         merged: DataFile | None = None
         with self.lock():
             while True:
                 current = self.manifest()
                 if not current.lists(group):
-                    if merged:
-                        if current.lists([merged]):  # the answer to our commit was lost
-                            return
-                        self.remove([merged])
-                    raise LakeError(f"files of {name} changed while they were merged; nothing was replaced")
+                    if merged and current.lists([merged]):  # the answer to our commit was lost
+                        return True
+                    self.remove([merged] if merged else [])
+                    return False
                 merged = merged or self.place(current, group[0].trade_date, level, staged, written)
                 if self.commit(current, add=[merged], remove=group):
-                    return
+                    return True
 
     def check(self, files: Iterable[DataFile]) -> list[str]:
         """The locations of these files; `LakeError` when one is missing, truncated or not Parquet."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,6 +17,7 @@ from nq_pipeline.errors import LakeError, StaleToken
 from nq_pipeline.lake.compaction import FAN_IN
 from nq_pipeline.lake.objects import RemoteObjects
 from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.table_files import TableFiles
 from nq_pipeline.lake.tables import MBO, TABLES, TRADES, Table
 from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, TICKS, ticks
 from nq_pipeline_tests.testing.s3 import Bucket
@@ -187,6 +189,25 @@ def test_a_day_that_is_over_becomes_one_sorted_file(lake: Lake, opened: Open) ->
     stored = lake.table_files(TICKS)
     assert stored.read_runs(stored.manifest().files) == [f"run-{number}" for number in range(5)]
     assert lake.append(TICKS, tick(3), run_id="again").rows == 0
+
+
+def test_of_two_hosts_that_merge_the_same_files_one_does(
+    lake: Lake, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        lake.append(TICKS, tick(number), run_id="run")
+    merged, other, replace_files = list[int](), opened(), TableFiles.replace
+
+    def replace_late(self: TableFiles, *args: Any) -> bool:
+        monkeypatch.setattr(TableFiles, "replace", replace_files)
+        merged.append(other.compact(TICKS, DAY, now=AFTER, wait=False))
+        return replace_files(self, *args)
+
+    monkeypatch.setattr(TableFiles, "replace", replace_late)
+    merged.append(lake.compact(TICKS, DAY, now=AFTER))
+    assert sorted(merged) == [0, 3]
+    assert len(lake.files(TICKS)) == 1 and rows(opened()).equals(pl.concat(map(tick, range(3))))
+    assert lake.collect_garbage(LATER) == 3 and rows(lake).height == 3
 
 
 def test_a_day_under_way_never_has_many_files(lake: Lake) -> None:
