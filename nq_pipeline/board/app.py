@@ -42,6 +42,7 @@ def build_app(
     clock: Clock,
     host: str,
     note: str = "",
+    capture_end: Callable[[], str] | None = None,
     stop: Event,
 ) -> Starlette:
     """The application for a server bound to `host`.
@@ -52,6 +53,8 @@ def build_app(
         The clock of the capture: in the sandbox the stand-in gateway's.
     note
         What else to say at the top of the page.
+    capture_end
+        Why the capture that this board started has ended; empty while it runs.
     stop
         Ends the streams to browsers, for which the server would wait. Set when the board cannot go on; the
         application raises the error when it is shut down.
@@ -62,7 +65,8 @@ def build_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         hub = Hub(Workspace.of(settings), settings.vendor(DatabentoSettings).dataset, clock=clock)
         async with hub.running():
-            running = asyncio.create_task(LiveBoard(settings, hub, feed, clock=clock, note=note).run())
+            board = LiveBoard(settings, hub, feed, clock=clock, note=note, capture_end=capture_end)
+            running = asyncio.create_task(board.run())
             running.add_done_callback(lambda _: stop.set())
             ending = asyncio.create_task(_close(feed, stop))
             try:

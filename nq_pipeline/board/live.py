@@ -53,10 +53,22 @@ class LiveBoard:
         The clock of the capture: in the sandbox the stand-in gateway's.
     note
         What else to say at the top of the page.
+    capture_end
+        Why the capture that this board started has ended; empty while it runs. None without such a capture.
     """
 
-    def __init__(self, settings: Settings, hub: Hub, feed: Feed, *, clock: Clock, note: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hub: Hub,
+        feed: Feed,
+        *,
+        clock: Clock,
+        note: str = "",
+        capture_end: Callable[[], str] | None = None,
+    ) -> None:
         self._settings, self._hub, self._feed, self._clock = settings, hub, feed, clock
+        self._capture_end = capture_end
         self._workspace = Workspace.of(settings)
         self._log = self._workspace.capture / settings.vendor(DatabentoSettings).dataset
         self._day = sessions.trade_date(clock.now())
@@ -194,6 +206,7 @@ class LiveBoard:
             "capture",
             {
                 "running": self._status.get("is_capturing", False),
+                "ended": self._capture_end() if self._capture_end else "",
                 "trades": self._trades,
                 "rate": sum(trades for _, trades, _ in recent) / RATE_S,
                 "quotes": sum(quotes for _, _, quotes in recent) / RATE_S,

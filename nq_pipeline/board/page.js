@@ -156,7 +156,7 @@ const show = {
     write("move-note", `${percent(own.expected_move / own.forward, 2)} in the ${ago(own.expiration - marketNow())} to expiration`);
   },
 
-  capture({ running, note, trades, rate, quotes, lag, newest, schemas, failure }) {
+  capture({ running, ended, trades, rate, quotes, lag, newest, schemas, failure }) {
     const perSecond = (value) => `${value < 10 ? one(value) : whole(value)}/s`;
     write("rate", perSecond(rate));
     write("rate-note", `${perSecond(quotes)} quotes; ${whole(trades)} trades seen by this board`);
@@ -165,7 +165,7 @@ const show = {
       ? `median of a minute, from Databento's receipt to this board; p99 ${whole(lag.p99)} ms`
       : "no live trades in the last minute");
     const rows = [["state", running ? "running" : "No capture is running.", running ? "" : "bad"]];
-    if (note) rows.push(["", note]);
+    if (ended) rows.push(["the board's own ended", ended, "bad"]);
     rows.push(
       ...Object.entries(schemas).map(([kind, schema]) => [`schema of ${kind}s`, schema]),
       ["newest trade", newest ? `${time(newest)} CT, ${ago(marketNow() - newest)} ago` : "–"],

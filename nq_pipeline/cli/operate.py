@@ -360,10 +360,16 @@ def board(port: int, host: str) -> None:
         check_access(host, token)
         note_sandbox(settings)
         with own_capture(settings) as own:
-            note = "no capture was running, so this board runs one" if own else ""
             if own:
                 click.echo("No capture was running, so this board runs one.")
-            app = build_app(settings, clock=gateway_clock(settings), host=host, note=note, stop=stop)
+            app = build_app(
+                settings,
+                clock=gateway_clock(settings),
+                host=host,
+                note="no capture was running, so this board started one" if own else "",
+                capture_end=own.describe_end if own else None,
+                stop=stop,
+            )
             run_server(app, host=host, port=port, token=token, stop=stop, on_ready=ready)
 
 

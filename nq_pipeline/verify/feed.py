@@ -71,12 +71,19 @@ def connect(ctx: Context) -> CheckResult:
 
 
 def stream(ctx: Context) -> CheckResult:
-    """Records arrive, until we drop the connection; `reconnect` resumes it."""
+    """Records arrive, until we drop the connection; `reconnect` resumes it.
+
+    An open market may take longer than the stream was to last until its first trade.
+    """
     opened = sessions.is_open(ctx.clock.now())
     seconds = ctx.stream_s if opened else min(ctx.stream_s, NAMING_S)
+
+    def enough(state: SessionState, elapsed: float) -> bool:
+        return elapsed >= seconds and (state.records > 0 or not opened)
+
     with CaptureLog(ctx.work / "capture", ctx.recorder.dataset, clock=ctx.clock) as log:
         ctx.live = found = ctx.recorder.record(
-            LOWEST_LIVE_SCHEMA, ctx.parents, lambda _, elapsed: elapsed >= seconds, patience_s=seconds,
+            LOWEST_LIVE_SCHEMA, ctx.parents, enough, patience_s=max(seconds, ctx.timing.patience_s),
             sink=log.append,
         )  # fmt: skip
     ctx.evidence.save("stream.dbn", found.sample())

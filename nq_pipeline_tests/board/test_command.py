@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from nq_pipeline.board.own_capture import OwnCapture
 from nq_pipeline.capture.log.locks import lock_pid
 from nq_pipeline.cli import main
+from nq_pipeline.configuration import build_settings
 from nq_pipeline_tests.testing.boards import board_messages
 
 pytestmark = pytest.mark.timeout(400)
@@ -29,6 +31,18 @@ def environment(folder: Path) -> Mapping[str, str]:
 def test_a_board_for_other_machines_needs_a_token(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["board", "--host", "0.0.0.0"], env=environment(tmp_path))
     assert done.exit_code == 1 and "NQ_SERVE_TOKEN" in done.output
+
+
+def test_an_own_capture_that_ended_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NQ_CAPTURE_WINDOW", "never")
+    log = tmp_path / "capture.log"
+    capture = OwnCapture(build_settings(data_dir=tmp_path), log)
+    give_up = time.monotonic() + 60
+    while not (why := capture.describe_end()):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    capture.stop()
+    assert "NQ_CAPTURE_WINDOW" in why and str(log) in why
 
 
 @pytest.mark.slow
@@ -48,7 +62,7 @@ def test_in_the_sandbox_the_board_brings_a_capture_and_takes_it_away(tmp_path: P
         if trades and sections["capture"]["running"] and sections["future"] and "spend" in sections:
             break
         assert time.monotonic() < deadline, sections
-    assert "runs one" in sections["board"]["note"]
+    assert "started one" in sections["board"]["note"]
     board.send_signal(signal.SIGINT)
     assert board.wait(60) == 0
     assert lock_pid(tmp_path / "sandbox" / "capture") is None, "the capture has ended, too"

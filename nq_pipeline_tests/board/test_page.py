@@ -40,7 +40,7 @@ def feed(settings: Settings) -> Iterator[Feed]:
 
 @pytest.fixture(scope="module")
 def address(settings: Settings, feed: Feed) -> Iterator[str]:
-    with live_board(settings, ShiftedClock(NOON)) as address:
+    with live_board(settings, ShiftedClock(NOON), capture_end=lambda: "the disk is full") as address:
         yield address
 
 
@@ -89,6 +89,7 @@ def test_the_page_shows_the_market(
     expect(page.locator("#clock")).to_contain_text("next open Tue 17:00 CT")
     expect(page.locator("#future-name")).to_have_text("Future NQM5")
     expect(page.locator("#capture")).to_contain_text("running")
+    expect(page.locator("#capture")).to_contain_text("the disk is full")
     expect(page.locator("#open-gaps")).to_have_text("0")
     expect(page.locator("#chain")).to_contain_text("tradovate")
     expect(page.locator("#chain")).to_contain_text(HOSTILE)

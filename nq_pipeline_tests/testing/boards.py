@@ -20,13 +20,13 @@ START_S = 120.0
 
 
 @contextmanager
-def live_board(settings: Settings, clock: Clock, *, host: str = "127.0.0.1", note: str = "") -> Iterator[str]:
+def live_board(settings: Settings, clock: Clock, *, host: str = "127.0.0.1", **more: Any) -> Iterator[str]:
     """Serve a board on a free port; yields its address on loopback, and raises what it raised."""
     ready: Future[int] = Future()
     stop = threading.Event()
 
     def serve() -> None:
-        app = build_app(settings, clock=clock, host=host, note=note, stop=stop)
+        app = build_app(settings, clock=clock, host=host, stop=stop, **more)
         try:
             run_server(
                 app, host=host, port=0, token=settings.serve.token, stop=stop, on_ready=ready.set_result

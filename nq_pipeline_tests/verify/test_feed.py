@@ -143,9 +143,17 @@ def test_records_that_the_gateway_skipped_fail(tmp_path: Path) -> None:
 def test_an_open_market_without_a_trade_fails(tmp_path: Path) -> None:
     """The gateway is at the weekend, while the clock says that the market is open."""
     with serve_feed(now=SATURDAY, load=None) as it:
-        report = run_verification(it, tmp_path, "connect", "stream", clock=ShiftedClock(NOON))
+        report = run_verification(
+            it, tmp_path, "connect", "stream", clock=ShiftedClock(NOON), timing=replace(QUICK, patience_s=1.5)
+        )
     assert verdicts(report) == {"connect": "PASS", "stream": "FAIL"}
     assert "no trade arrived" in reason(report, "stream")
+
+
+def test_a_first_trade_after_the_stream_was_to_end_is_waited_for(tmp_path: Path) -> None:
+    with serve_feed() as it:
+        report = run_verification(it, tmp_path, "connect", "stream", stream_s=0.01)
+    assert verdicts(report) == {"connect": "PASS", "stream": "PASS"}
 
 
 def test_a_closed_market_skips_the_stream_but_checks_symbols(
