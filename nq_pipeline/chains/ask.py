@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from nq_pipeline.transport.breaker import Breaker
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import ArchivedSession, Scope, VendorSession
 from nq_pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 GRACE_S = 2.0
@@ -108,25 +111,27 @@ def _ask_one(
         answer, used = cached
         session.note_hit("kept answer", answer.frame["snapshot_ts"].max() or request.snapshot_ts)  # type: ignore[arg-type]
         return result(answer, used)
-    if free_only and source.metered and not _is_free(cast(MeteredSource, source), request, session):
-        session.close()
-        return None
     refused = {} if session.refresh else known_refusals(source, settings, request)
     if refused.keys() == {WHOLE_CHAIN}:
         refusal = refused[WHOLE_CHAIN]
         error = NotEntitled(f"{refusal.text}; not asked again before {refusal.ask_again}, or with --refresh")
         return result(failed(source.name, request, error))
     request = replace(request, refused={part: refusal.text for part, refusal in refused.items()})
-    penalty_s = VENDORS[source.name].penalty_s
     breaker = Breaker(
         Workspace.of(settings).cache,
         source.name,
         source.base_url,
-        penalty_s=penalty_s,
+        penalty_s=VENDORS[source.name].penalty_s,
         states=SharedStates.of(settings),
     )
     if session.refresh:
         breaker.close()
+    if free_only and source.metered:
+        if (pause := breaker.pause()) is not None:
+            return result(failed(source.name, request, pause))
+        if not _is_free(cast(MeteredSource, source), request, session):
+            session.close()
+            return None
     asked = ask_source(source, request, session, through=breaker)
     whole = _is_whole(asked.answer, session)
     try:
@@ -134,7 +139,10 @@ def _ask_one(
     except LakeError as damage:  # raised at the end of the run: the answer is worth more than this record
         asked = replace(asked, fault=damage)
     if whole and session.fresh_until is not None:
-        cache.put(key, asked.answer, asked.used, session.fresh_until)
+        try:
+            cache.put(key, asked.answer, asked.used, session.fresh_until)
+        except OSError as error:  # the next run asks again; this one has its answer
+            log.warning("the answer of %s is not cached: %s", source.name, error)
     return asked
 
 

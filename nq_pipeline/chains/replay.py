@@ -18,7 +18,7 @@ from nq_pipeline.chains.run_record import (
 )
 from nq_pipeline.chains.snapshot import select_and_store
 from nq_pipeline.clock import from_ns
-from nq_pipeline.errors import NqError
+from nq_pipeline.errors import LakeError, NqError
 from nq_pipeline.lake.archive import RawArchive, damaged_record
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.settings import Settings
@@ -107,7 +107,10 @@ def _replay(
         parts = {name: source_request(request, part) for name, part in record["sources"].items()}
     except MALFORMED:
         raise damaged_record(Workspace.of(settings).archive.objects.uri("runs")) from None
-    sources = [opener(name, settings) for name in parts]
+    try:
+        sources = [opener(name, settings) for name in parts]
+    except KeyError as unknown:
+        raise LakeError(f"the run asked {unknown}, which is no vendor of this version") from None
     results = {}
     for source in sources:
         part, used = parts[source.name], record["sources"][source.name]["used"]

@@ -28,7 +28,7 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
 def planned_record(
-    settings: Settings, request: ChainRequest, series: Mapping[str, Sequence[Series]], choose: bool = True
+    settings: Settings, request: ChainRequest, series: Mapping[str, Sequence[Series]], choose: bool
 ) -> dict[str, Any]:
     """The record of a run before any answer; `series` are those that each source will request."""
     return {
@@ -53,10 +53,11 @@ def planned_record(
 
 
 def answered_record(
-    settings: Settings, request: ChainRequest, results: Mapping[str, SourceResult]
+    settings: Settings, request: ChainRequest, results: Mapping[str, SourceResult], choose: bool
 ) -> dict[str, Any]:
     """The record of a run with its answers."""
-    record = planned_record(settings, request, {name: result.series for name, result in results.items()})
+    series = {name: result.series for name, result in results.items()}
+    record = planned_record(settings, request, series, choose)
     for name, result in results.items():
         record["sources"][name] |= {"refused": dict(result.answer.refused), "used": dict(result.used)}
     return record

@@ -132,7 +132,7 @@ def select_and_store(
     # The record comes before the rows: a run that is killed after it can be completed from the archive.
     if record_run:
         archive = Workspace.of(settings).archive
-        archive.write_run(run_id, answered_record(settings, request, ordered))
+        archive.write_run(run_id, answered_record(settings, request, ordered, choose))
     written = lake.append_all(tables.items(), run_id=run_id)
     try:
         export_spend(settings, lake, run_id=run_id)

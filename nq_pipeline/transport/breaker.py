@@ -76,7 +76,9 @@ class Breaker:
         )
 
     def ask(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
-        """Return what `ask` returns; while the circuit is open, raise a `SourceError` with its outcome."""
+        """Return what `ask` returns; while the circuit is open, raise the error of `pause`."""
+        if (error := self.pause()) is not None:
+            raise error
         try:
             answer: AnyAnswer = self._breaker.call(self._raise_failure, ask)
             return answer
@@ -84,8 +86,6 @@ class Breaker:
             if fault.answer.outcome in self._at_once:
                 self._breaker.open()
             return fault.answer  # type: ignore[return-value]  # what `ask` gave
-        except pybreaker.CircuitBreakerError:
-            raise self._open_error() from None
 
     def close(self) -> None:
         """Forget past failures: the next request is sent."""
@@ -99,9 +99,14 @@ class Breaker:
             raise _FailureError(answer)
         return answer
 
-    def _open_error(self) -> SourceError:
-        opened = self._state.opened_at or datetime.now(UTC)
+    def pause(self) -> SourceError | None:
+        """The error of a request while the circuit is open, with the outcome that opened it; else None."""
+        opened = self._state.opened_at if self._state.state == pybreaker.STATE_OPEN else None
+        if opened is None:
+            return None
         again = opened + timedelta(seconds=self._cool_down_s[self._state.outcome])
+        if again <= datetime.now(UTC):
+            return None
         error = Unavailable(
             f"not asked: {self._source} was {self._state.outcome} at {opened:%H:%M:%S} UTC "
             f"and is not asked before {again:%H:%M:%S}; `--refresh` asks now"

@@ -46,7 +46,9 @@ class _Adapter(HTTPAdapter):
         self._remaining, self._max_bytes, self._cookies = remaining, max_bytes, cookies
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        response = super().send(request, **{**kwargs, "stream": True})
+        # Only now, because the wait for the rate limit is over.
+        timeout = max(0.05, min(kwargs["timeout"], self._remaining()))
+        response = super().send(request, **{**kwargs, "stream": True, "timeout": timeout})
         self._cookies |= set(_session_cookies(request, response))
         read_whole(response, self._max_bytes, self._remaining)
         return response
@@ -168,9 +170,14 @@ def send(
     def once() -> requests.Response:
         if hasattr(session, "max_delay"):
             session.max_delay = remaining()
-        timeout = max(0.05, min(policy.timeout_s, remaining()))
         return session.request(  # type: ignore[no-any-return]
-            method, url, params=params, json=json, headers=headers, timeout=timeout, allow_redirects=False
+            method,
+            url,
+            params=params,
+            json=json,
+            headers=headers,
+            timeout=policy.timeout_s,
+            allow_redirects=False,
         )
 
     def pause(state: tenacity.RetryCallState) -> float:

@@ -269,8 +269,8 @@ class VendorSession:
             )
 
     def cookie(self, name: str) -> str | None:
-        """The value of a cookie that the vendor set in this run; None without one."""
-        return self._open_http().cookies.get(name)  # type: ignore[no-any-return]
+        """The value of a cookie that the vendor set in this run, on whatever path; None without one."""
+        return dict(self._open_http().cookies.items()).get(name)
 
     def close(self) -> None:
         if self._http_session is not None:

@@ -305,6 +305,25 @@ def test_cached_answer_is_served_while_the_breaker_is_open(tmp_path: Path) -> No
     assert desk.snap().results["barchart"].answer.cached
 
 
+def test_an_answer_that_cannot_be_cached_is_written_all_the_same(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, Vendor("barchart"))
+    cache = Workspace.of(desk.settings).cache
+    cache.mkdir(parents=True)
+    (cache / "answers").write_text("in the way of the folder")
+    assert desk.snap().winners == {"barchart": 2 * PER_SERIES}
+
+
+def test_a_blocked_metered_vendor_is_not_asked_for_its_price(tmp_path: Path) -> None:
+    metered = Vendor("databento", metered=True, perform=failing(Blocked("a captcha")))
+    desk = Desk(tmp_path, down("barchart", NotEntitled("not in the plan")), metered)
+    desk.snap()
+    assert len(metered.requests) == 1
+    snapshot = desk.snap()
+    assert len(metered.requests) == 1
+    assert "not asked before" in snapshot.results["databento"].answer.reason
+    assert rows(desk, FETCHES).filter(source="databento", operation="price").height == 1
+
+
 class Listing(Vendor):
     """Gives part of what is asked, and has something to say of the rest."""
 
@@ -654,6 +673,33 @@ def test_a_killed_run_is_finished_from_its_archived_answers(
     fetched = rows(desk, FETCHES).filter(pl.col("raw_sha256").is_not_null())
     assert set(fetched["request_id"]) <= archived and set(fetched["run_id"]) == {finished.request.run_id}
     assert finish(desk, told) == [] and len(told) == 1
+
+
+def test_a_killed_run_that_selects_no_chain_is_finished_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, Vendor("barchart"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nq_pipeline.lake.store.Lake.append_all", die)
+        desk.snap(choose=False)
+    (finished,) = finish(desk, [])
+    assert finished.rows["source_chain"] == 84
+    assert finished.chain.is_empty() and finished.decisions.is_empty()
+
+
+def test_a_killed_run_of_an_unknown_vendor_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, Vendor("barchart"), Vendor("databento"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nq_pipeline.lake.store.Lake.append_all", die)
+        desk.snap()
+    del desk.vendors["databento"]
+    told: list[str] = []
+    assert finish(desk, told) == []
+    assert "'databento'" in told[0] and "cannot be finished" in told[0]
+    with pytest.raises(LakeError, match="'databento'"):
+        desk.replay()
 
 
 def test_a_run_that_goes_on_or_got_no_answer_is_not_finished(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
+from requests.adapters import HTTPAdapter
 
 from nq_pipeline.clock import Clock, PinnedClock, SystemClock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, NotEntitled, SourceError, Unavailable
@@ -337,6 +338,15 @@ def test_cookies_last_for_a_run_and_are_not_kept(tmp_path: Path) -> None:
     assert not found_in_files(tmp_path, MARK)
 
 
+def test_a_cookie_of_two_paths_has_the_value_that_came_last(tmp_path: Path) -> None:
+    answer = Answer(b"{}", headers={"Set-Cookie": "XSRF-TOKEN=a; Path=/\nXSRF-TOKEN=b; Path=/x"})
+    with serve(lambda asked: answer) as server:
+        session = new_session(server.url, tmp_path)
+        get(session)
+        assert session.cookie("XSRF-TOKEN") == "b"
+        session.close()
+
+
 # ── rates ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -380,6 +390,24 @@ def test_a_rate_that_clears_in_time_is_waited_for(tmp_path: Path) -> None:
             get(session, path)
         session.close()
     assert len(server.asked) == 3
+
+
+def test_the_wait_for_a_rate_shortens_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spare: list[float] = []
+    send = HTTPAdapter.send
+
+    def recorded(self: HTTPAdapter, request: Any, **options: Any) -> Any:
+        spare.append(session.remaining() - options["timeout"])
+        return send(self, request, **options)
+
+    monkeypatch.setattr(HTTPAdapter, "send", recorded)
+    policy = Policy(timeout_s=60, spacing_s=0.5)
+    with serve(counting()) as server:
+        session = new_session(server.url, tmp_path, policy=policy, allowed_s=30)
+        get(session, "/a")
+        get(session, "/b")
+        session.close()
+    assert len(spare) == 2 and min(spare) > -0.25, "an answer may come after the deadline"
 
 
 # ── secrets ─────────────────────────────────────────────────────────────────────────────────────

@@ -35,6 +35,7 @@ from pydantic import SecretStr
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConfigured, SourceError
 from nq_pipeline.redaction import redact_data, secret_spellings
+from nq_pipeline.settings.base import LOOPBACK
 from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
 from nq_pipeline.sources.databento.transport import Redirected, RefusedAnswer, Transport, use_transport
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GROUPS = ("metadata", "timeseries", "symbology", "batch")
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 PIECE, MAX_PIECES = 2**20, 512
 """An answer is decompressed in pieces of so many bytes, and in at most so many of them."""
 LONGEST_RECORD = 528

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -21,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.redaction import redact_logs
+from nq_pipeline.settings.base import LOOPBACK
 from nq_pipeline.transport.policy import Policy, retry_wait
 
 MODULES = ("databento.common.http", "databento.historical.api.batch")
@@ -67,6 +69,7 @@ class Transport:
     def request(self, method: str, url: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", self.policy.timeout_s)  # the client's downloads of files have none
         with requests.Session() as session:
+            session.trust_env = urlsplit(url).hostname not in LOOPBACK  # a proxy does not reach this machine
             adapter = _Adapter(self)
             session.mount("https://", adapter)
             session.mount("http://", adapter)

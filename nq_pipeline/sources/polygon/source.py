@@ -30,7 +30,7 @@ from nq_pipeline.market.products import NDX, PROXIES, Product
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall
-from nq_pipeline.sources.failures import failed_probe, rejecting
+from nq_pipeline.sources.failures import failed_probe, merge_controls, rejecting
 from nq_pipeline.sources.polygon.normalize import NEW_YORK, SOURCE, UnderlyingChain, build_chain, sum_counts
 from nq_pipeline.sources.polygon.parse import (
     NoSuchAddress,
@@ -123,7 +123,7 @@ class Polygon:
             others = f"; it sent {dropped[OTHER]} other contracts" if dropped[OTHER] else ""
             reasons = [f"Polygon lists no options for the requested expirations{others}"]
         refused = {code: chain.refusal for code, chain in chains.items() if chain.refusal}
-        if refused.keys() == chains.keys():
+        if refused.keys() == set(underlyings):
             refused[WHOLE_CHAIN] = next(iter(refused.values()))
         return ChainAnswer(
             source=self.name,
@@ -132,7 +132,7 @@ class Polygon:
             frame=frame,
             series=series,
             dropped=dropped,
-            controls={name: held for chain in chains.values() for name, held in chain.controls.items()},
+            controls=merge_controls(chain.controls for chain in chains.values()),
             cached=all(chain.cached for chain in chains.values()),
             refused=refused,
         )

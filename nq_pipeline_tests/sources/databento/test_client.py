@@ -136,6 +136,13 @@ def test_what_is_no_key_is_told_before_the_vendor_is_asked(key: str) -> None:
     assert key not in str(no.value)
 
 
+def test_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY")
+    with serve(lambda asked: Answer(b"7")) as server:
+        assert client(server.url, attempts=1).count(QUERY) == 7
+
+
 @pytest.mark.parametrize(
     "url", ["http://hist.databento.com", "ftp://127.0.0.1", "hist.databento.com", "https://"]
 )

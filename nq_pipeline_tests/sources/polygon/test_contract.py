@@ -18,7 +18,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.polygon.source import REFERENCE, Polygon
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.polygon_contract import BOARD, DAYS, LATER, PolygonContract, healthy, listed
-from nq_pipeline_tests.testing.proxies import NOON, item, page
+from nq_pipeline_tests.testing.proxies import NOON, contract, item, page
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT
 
 
@@ -159,6 +159,35 @@ class TestPolygonContract(PolygonContract):
         assert answer.outcome is Outcome.PARTIAL
         assert set(answer.series) == {"QQQ-2025-06-11"}
         assert set(answer.frame["underlying_class"]) == {"etf"}
+
+    def test_a_control_of_one_underlying_is_not_hidden_by_the_other(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            if asked.path.endswith("/QQQ"):
+                return Answer(page([item("QQQ", DAYS[0], "C", 530.0)]))
+            odd = item(*BOARD[0])
+            odd = odd | {"details": odd["details"] | {"strike_price": 9}}
+            return Answer(page([odd, *(item(*terms) for terms in BOARD)]))
+
+        with serve(respond) as server:
+            source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
+        assert answer.dropped == {"contradictory_row": 1}
+        assert answer.controls == {"terms_agree_with_ticker": False}
+
+    def test_prices_of_an_underlying_not_requested_are_not_called_refused(self, tmp_path: Path) -> None:
+        def respond(asked: Asked) -> Answer:
+            return Answer(status=429) if "cursor" in asked.query else listed_in_pages(asked)
+
+        def listed_in_pages(asked: Asked) -> Answer:
+            if asked.path != REFERENCE.path:
+                return listed(asked)
+            return Answer(page([contract(*BOARD[0])], next_url=f"{asked.path}?cursor=1"))
+
+        with serve(respond) as server:
+            source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "QQQ")))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
+        assert answer.outcome is Outcome.PARTIAL
+        assert set(answer.refused) == {"NDX"}
 
     def test_a_refused_key_is_not_sent_for_the_next_underlying(self, tmp_path: Path) -> None:
         with self.vendor("http_401") as server:
