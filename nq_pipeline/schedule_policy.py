@@ -41,8 +41,8 @@ def chain_tick(scheduled: datetime, now: datetime, *, window: Window, pinned: da
     """
     if pinned is not None:
         return Tick(None, _pinned(pinned))
-    if (late := lateness(scheduled, now)) is not None:
-        return Tick(None, f"this tick is {late:.0f} min late, and vendors show only the current chain")
+    if late := _too_late(scheduled, now):
+        return Tick(None, late)
     window = "globex" if window == "always" else window
     if sessions.is_open(scheduled, window):
         return Tick(sessions.trade_date(scheduled))
@@ -65,11 +65,18 @@ def first_tick(
     return Tick(sessions.current_session(now).trade_date)
 
 
-def trade_date_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
-    """Run if the calendar day of the tick in Chicago is a trade date.
+def reference_tick(scheduled: datetime, now: datetime, *, pinned: datetime | None = None) -> Tick:
+    """Run for settlements and open interest: once on each trade date, for the session of that moment."""
+    tick = trade_date_tick(scheduled, pinned=pinned)
+    if tick.trade_date is None:
+        return tick
+    if late := _too_late(scheduled, now):
+        return Tick(None, late)
+    return Tick(sessions.trade_date(scheduled))
 
-    For settlements and open interest, the check of the vendors, compaction and retention.
-    """
+
+def trade_date_tick(scheduled: datetime, *, pinned: datetime | None = None) -> Tick:
+    """Run if the calendar day of the tick in Chicago is a trade date."""
     if pinned is not None:
         return Tick(None, _pinned(pinned))
     day = scheduled.astimezone(CHICAGO).date()
@@ -111,10 +118,12 @@ def pressure_tick(
     return PressureTick(reason=f"no trade of {due[0]} was captured")
 
 
-def lateness(scheduled: datetime, now: datetime) -> float | None:
-    """How many minutes late a scheduled instant is; None within one interval of `CADENCE`."""
+def _too_late(scheduled: datetime, now: datetime) -> str:
+    """Why a chain is no longer taken for a scheduled instant; empty within one interval of `CADENCE`."""
     late = now - scheduled
-    return late.total_seconds() / 60 if late > CADENCE else None
+    if late <= CADENCE:
+        return ""
+    return f"this tick is {late.total_seconds() / 60:.0f} min late, and vendors show only the current chain"
 
 
 def scheduled_for(tag: str | None, now: datetime) -> datetime | None:
@@ -123,7 +132,7 @@ def scheduled_for(tag: str | None, now: datetime) -> datetime | None:
     A run that waited in the queue, or that repeats an old one, fetches the current chain.
     """
     scheduled = datetime.fromisoformat(tag) if tag else None
-    return None if scheduled is None or lateness(scheduled, now) is not None else scheduled
+    return None if scheduled is None or _too_late(scheduled, now) else scheduled
 
 
 def _pinned(instant: datetime) -> str:

@@ -12,24 +12,8 @@ import dagster as dg
 from nq_pipeline.analytics import quality as analytics
 from nq_pipeline.capture import quality as capture
 from nq_pipeline.finding import Finding
+from nq_pipeline.orchestration import names
 from nq_pipeline.orchestration.metadata import markdown_table
-from nq_pipeline.orchestration.names import (
-    ARBITRAGE,
-    BARS,
-    CHOSEN_CHAIN,
-    LEVELS,
-    LIVE_TRADES,
-    MATURITIES,
-    OPEN_INTEREST,
-    PRESSURE,
-    PRICING,
-    PROFILE,
-    SERIES,
-    SMILE,
-    SOURCE_CHAINS,
-    SPEND_LEDGER,
-    SURFACE,
-)
 from nq_pipeline.orchestration.resources import Vendors
 
 _SOURCE_CHAIN = {
@@ -43,8 +27,8 @@ _SOURCE_CHAIN = {
 }
 
 PROMISES: dict[dg.AssetKey, dict[str, str]] = {
-    **dict.fromkeys(SOURCE_CHAINS.values(), _SOURCE_CHAIN),
-    CHOSEN_CHAIN: {
+    **dict.fromkeys(names.SOURCE_CHAINS.values(), _SOURCE_CHAIN),
+    names.CHOSEN_CHAIN: {
         "available": "At least one source has a usable chain.",
         "series_covered": "Every requested series has a winner, or no vendor lists it.",
         "no_proxy": "The contracts are options on futures, not on an index or fund that stands in for them.",
@@ -53,53 +37,53 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "NQ_PARITY_TOLERANCE of the underlying.",
         "sources_agree": "Native sources agree on the quotes of shared contracts and on the underlying.",
     },
-    PRICING: {
+    names.PRICING: {
         "quotes_priced": f"At least {analytics.LEAST_PRICED:.0%} of the out-of-the-money rows with a price "
         "and a forward have an implied volatility. Many quotes deep in the money have no time value, and "
         "rightly none.",
         "forwards_agree": f"At least {analytics.LEAST_FORWARDS:.0%} of the series with a price have a "
         "forward by put-call parity, and it lies within NQ_PARITY_TOLERANCE of the vendor's underlying.",
     },
-    SMILE: {
+    names.SMILE: {
         "front_smile": f"The first series to expire has a smile: at least {analytics.LEAST_STRIKES} strikes "
         "on either side of the forward, and an at-the-money volatility.",
         "no_butterfly_arbitrage": "No butterfly of neighbouring strikes costs less than nothing at the "
         f"quotes; a warning up to {analytics.MOST_ARBITRAGE:.0%} of them.",
     },
-    SURFACE: {
+    names.SURFACE: {
         "quotes_inside": f"The surface passes between bid and ask of at least {analytics.LEAST_INSIDE:.0%} "
         "of the out-of-the-money quotes."
     },
-    ARBITRAGE: {
+    names.ARBITRAGE: {
         "no_surface_arbitrage": "Nowhere does total variance fall from one expiration to the next by more "
         "than the width of the quotes. Butterflies of the fitted curve are listed."
     },
-    PROFILE: {"open_interest_known": "The vendor sent open interest for some strikes."},
-    SERIES: {
+    names.PROFILE: {"open_interest_known": "The vendor sent open interest for some strikes."},
+    names.SERIES: {
         "term_structure": "Every series with a forward has an at-the-money volatility.",
         "wings_known": f"At least {analytics.LEAST_WINGS:.0%} of the series with an at-the-money volatility "
         "have a 25-delta put and call.",
     },
-    MATURITIES: {
+    names.MATURITIES: {
         "total_variance_rises": "The total variance at the money does not fall from one maturity to the "
         "next. One that falls is a calendar arbitrage, or an error of the quotes."
     },
-    LEVELS: {
+    names.LEVELS: {
         "exposure_complete": f"At most {analytics.MOST_LEFT_OUT:.0%} of the open contracts are missing from "
         "the gamma exposure because their rows could not be priced."
     },
-    OPEN_INTEREST: {
+    names.OPEN_INTEREST: {
         "figures_continue": "Open interest starts from the figures with which the trade date before ended."
     },
-    BARS: {
+    names.BARS: {
         "bars_consistent": "Open and close of every bar lie between its low and high.",
         "bars_unbroken": "No trade date of the last 30 days lacks bars, counted from the first one.",
     },
-    PRESSURE: {
+    names.PRESSURE: {
         "windows_whole": "No window overlaps an unfilled gap of the capture.",
         "aggressors_known": f"At most {analytics.MOST_UNDEFINED:.0%} of the volume has no known aggressor.",
     },
-    LIVE_TRADES: {
+    names.LIVE_TRADES: {
         "gaps": "Every gap in the capture of the trade date was filled, and an independent count agrees. "
         "A warning while one is open, an error where one cannot be filled.",
         "entitlement": "The plan streams the wanted schemas (NQ_CAPTURE_SCHEMA, NQ_CAPTURE_FUTURES_SCHEMA). "
@@ -109,7 +93,7 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "completeness": "The share of the window so far that is proven complete, and whether the gateway "
         "named instruments of every root that is always listed, NQ above all.",
     },
-    SPEND_LEDGER: {
+    names.SPEND_LEDGER: {
         "budget": "No metered request was refused today. A refused request was never sent; the rest of its "
         "run went on, with the outcome over_budget.",
         "projection": "The month stays below NQ_BUDGET_WARN of what the plan leaves of "
@@ -145,7 +129,7 @@ def results(
 def capture_evaluations(findings: Mapping[str, Finding]) -> list[dg.AssetCheckEvaluation]:
     """Findings about the capture as events that belong to no step."""
     return [
-        dg.AssetCheckEvaluation(asset_key=LIVE_TRADES, check_name=name, **_fields(finding))
+        dg.AssetCheckEvaluation(asset_key=names.LIVE_TRADES, check_name=name, **_fields(finding))
         for name, finding in findings.items()
     ]
 
@@ -162,7 +146,7 @@ def _fields(finding: Finding) -> dict[str, Any]:
     }
 
 
-@dg.multi_asset_check(name="capture_state", specs=specs(LIVE_TRADES), can_subset=True)
+@dg.multi_asset_check(name="capture_state", specs=specs(names.LIVE_TRADES), can_subset=True)
 def capture_state(
     context: dg.AssetCheckExecutionContext, vendors: dg.ResourceParam[Vendors]
 ) -> Iterator[dg.AssetCheckResult]:
@@ -174,4 +158,4 @@ def capture_state(
     """
     settings, now = vendors.settings(), vendors.market_now()
     day = capture.read_capture_day(settings, now, capture.last_opened(now, settings.capture.window))
-    yield from results(LIVE_TRADES, capture.judge_capture(day), context.selected_asset_check_keys)
+    yield from results(names.LIVE_TRADES, capture.judge_capture(day), context.selected_asset_check_keys)

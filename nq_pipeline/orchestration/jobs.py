@@ -9,31 +9,21 @@ import dagster as dg
 from nq_pipeline import retention
 from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
+from nq_pipeline.orchestration.assets.analytics import chain_analytics, trade_pressure
+from nq_pipeline.orchestration.assets.backfill import HISTORIES
+from nq_pipeline.orchestration.assets.chains import option_chains
+from nq_pipeline.orchestration.assets.daily import daily_analytics
+from nq_pipeline.orchestration.assets.report import report
+from nq_pipeline.orchestration.assets.spend import spend_ledger
+from nq_pipeline.orchestration.assets.trades import trades
 from nq_pipeline.orchestration.names import (
-    ARBITRAGE,
-    BARS,
     CAPTURE,
     CAPTURE_HOST,
-    CHOSEN_CHAIN,
-    HISTORY,
     KIND,
-    LEVELS,
-    LIVE_TRADES,
-    MATURITIES,
     MAX_RUNTIME,
-    OPEN_INTEREST,
     PARTITION,
-    PRESSURE,
-    PRICING,
     PRIORITY,
-    PROFILE,
     READS_LEDGER,
-    REPORT,
-    SERIES,
-    SMILE,
-    SOURCE_CHAINS,
-    SPEND_LEDGER,
-    SURFACE,
 )
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.verify.doctor import probe_sources, probe_store
@@ -41,40 +31,33 @@ from nq_pipeline.workspace import Workspace
 
 chain_job = dg.define_asset_job(
     "chain_snapshot",
-    selection=dg.AssetSelection.assets(
-        *SOURCE_CHAINS.values(),
-        CHOSEN_CHAIN,
-        *(PRICING, SMILE, SURFACE, ARBITRAGE, PROFILE, SERIES, MATURITIES, LEVELS),
-        *(OPEN_INTEREST, BARS),
-        SPEND_LEDGER,
-        REPORT,
-    ),
+    selection=[option_chains, chain_analytics, daily_analytics, spend_ledger, report],
     description="Ask all vendors for option chains, choose, write and check; then price the chosen chain, "
     "measure it, write the report and check the spend ledger.",
     tags={KIND: "chains", READS_LEDGER: "chains", MAX_RUNTIME: "600"},
 )
 pressure_job = dg.define_asset_job(
     "pressure",
-    selection=dg.AssetSelection.assets(PRESSURE),
+    selection=[trade_pressure],
     description="Compute who was the aggressor, from the trades captured so far.",
     tags={KIND: "pressure", MAX_RUNTIME: "300"},
 )
 spend_job = dg.define_asset_job(
     "spend",
-    selection=dg.AssetSelection.assets(SPEND_LEDGER),
+    selection=[spend_ledger],
     description="Check the spend ledger: what the month has cost so far and is projected to cost.",
     tags={KIND: "spend", READS_LEDGER: "spend", MAX_RUNTIME: "300"},
 )
 backfill_job = dg.define_asset_job(
     "backfill",
-    selection=dg.AssetSelection.assets(*HISTORY.values()),
+    selection=HISTORIES,
     description="Buy a trade date of Databento's history. "
     "Choose the schemas and set max_usd in the launchpad.",
     tags={KIND: "backfill", MAX_RUNTIME: str(6 * 3600), PRIORITY: "-10"},
 )
 capture_job = dg.define_asset_job(
     "capture",
-    selection=dg.AssetSelection.assets(LIVE_TRADES).without_checks(),
+    selection=dg.AssetSelection.assets(trades).without_checks(),
     description="Capture options and futures live from Databento's gateway until the window closes. The "
     "sensor live_capture launches it. A run launched by hand needs the partition of the current trade date.",
     # The longest session is that of a holiday before a weekend, from Thursday evening to Monday.

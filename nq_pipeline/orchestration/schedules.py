@@ -1,12 +1,12 @@
 """Schedules. `schedule_policy.py` decides whether a tick runs; a tick that launches nothing says why."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, time
+from functools import partial
+from typing import Any
 
 import dagster as dg
 
 from nq_pipeline.lake.tables import TRADES
-from nq_pipeline.market import sessions
 from nq_pipeline.orchestration.jobs import (
     chain_job,
     health_job,
@@ -20,14 +20,15 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.schedule_policy import (
     CADENCE,
     SCHEDULED,
+    Tick,
     chain_tick,
-    lateness,
     pressure_tick,
+    reference_tick,
     trade_date_tick,
 )
+from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
-TIMEZONE = "America/Chicago"
 EVERY_FIVE_MINUTES = f"*/{int(CADENCE.total_seconds() // 60)} * * * *"
 SETTLEMENT_TIME, OPEN_INTEREST_TIME = time(16, 30), time(8, 15)
 """Settlements are fetched in the daily pause, while the trade date that closed at 16:00 is still the current
@@ -39,17 +40,32 @@ COMPACTION_TIME = time(19, 15)
 RETENTION_TIME = time(19, 45)
 """After the compaction."""
 
+RUNNING: dict[str, Any] = {
+    "execution_timezone": "America/Chicago",
+    "default_status": dg.DefaultScheduleStatus.RUNNING,
+}
+_scheduled = partial(dg.schedule, **RUNNING)
+
 
 def _cron(at: time) -> str:
     """The cron expression of every day at a time."""
     return f"{at.minute} {at.hour} * * *"
 
 
-@dg.schedule(
+def _chains(key: str, scheduled: datetime, tick: Tick, settings: Settings) -> dg.RunRequest | dg.SkipReason:
+    """The run of the chains of a tick, or why there is none."""
+    if tick.trade_date is None:
+        return dg.SkipReason(tick.reason)
+    return dg.RunRequest(
+        run_key=key,
+        partition_key=tick.trade_date.isoformat(),
+        tags={SCHEDULED: scheduled.isoformat(), ENVIRONMENT: settings.environment},
+    )
+
+
+@_scheduled(
     job=chain_job,
     cron_schedule=EVERY_FIVE_MINUTES,
-    execution_timezone=TIMEZONE,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every five minutes while the market is open within NQ_CHAIN_WINDOW.",
 )
 def chains_while_open(
@@ -57,20 +73,12 @@ def chains_while_open(
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
     tick = chain_tick(scheduled, datetime.now(UTC), window=settings.chains.window, pinned=settings.now)
-    if tick.trade_date is None:
-        return dg.SkipReason(tick.reason)
-    return dg.RunRequest(
-        run_key=scheduled.isoformat(),
-        partition_key=tick.trade_date.isoformat(),
-        tags={SCHEDULED: scheduled.isoformat(), ENVIRONMENT: settings.environment},
-    )
+    return _chains(scheduled.isoformat(), scheduled, tick, settings)
 
 
-@dg.schedule(
+@_scheduled(
     job=chain_job,
     cron_schedule=[_cron(SETTLEMENT_TIME), _cron(OPEN_INTEREST_TIME)],
-    execution_timezone=TIMEZONE,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
     description=f"Settlements in the daily pause ({SETTLEMENT_TIME:%H:%M} CT), as the last snapshot of the "
     f"trade date that closed; open interest before the regular open ({OPEN_INTEREST_TIME:%H:%M} CT), as the "
     "first of the one that is open.",
@@ -79,23 +87,13 @@ def settlements_and_open_interest(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    tick = trade_date_tick(scheduled, pinned=settings.now)
-    if tick.trade_date is None:
-        return dg.SkipReason(tick.reason)
-    if (late := lateness(scheduled, datetime.now(UTC))) is not None:
-        return dg.SkipReason(f"this tick is {late:.0f} min late, and vendors show only the current chain")
-    return dg.RunRequest(
-        run_key=f"reference:{scheduled.isoformat()}",
-        partition_key=sessions.trade_date(scheduled).isoformat(),
-        tags={SCHEDULED: scheduled.isoformat(), ENVIRONMENT: settings.environment},
-    )
+    tick = reference_tick(scheduled, datetime.now(UTC), pinned=settings.now)
+    return _chains(f"reference:{scheduled.isoformat()}", scheduled, tick, settings)
 
 
-@dg.schedule(
+@_scheduled(
     job=pressure_job,
     cron_schedule=EVERY_FIVE_MINUTES,
-    execution_timezone=TIMEZONE,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every five minutes while NQ_CAPTURE_WINDOW is open and for an hour after it; an hour into "
     "the next session once more for the trade date before it. Chains have a schedule of their own, because "
     "their window is another: the capture goes on all night.",
@@ -123,15 +121,8 @@ def _daily(name: str, job: dg.JobDefinition, at: time, note: str = "") -> dg.Sch
             return dg.SkipReason(tick.reason)
         return dg.RunRequest(run_key=tick.trade_date.isoformat())
 
-    schedule: Callable[..., dg.ScheduleDefinition] = dg.schedule(
-        name=name,
-        job=job,
-        cron_schedule=_cron(at),
-        execution_timezone=TIMEZONE,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"At {at:%H:%M} CT on each trade date{note}.",
-    )
-    return schedule(evaluate)
+    description = f"At {at:%H:%M} CT on each trade date{note}."
+    return _scheduled(name=name, job=job, cron_schedule=_cron(at), description=description)(evaluate)
 
 
 health_before_open = _daily(
@@ -145,8 +136,7 @@ spend_hourly = dg.ScheduleDefinition(
     name="spend_hourly",
     job=spend_job,
     cron_schedule="7 * * * *",  # between the ticks of the chains
-    execution_timezone=TIMEZONE,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+    **RUNNING,
     description="Every hour, whether the market is open or not: days and months end, reservations age.",
 )
 

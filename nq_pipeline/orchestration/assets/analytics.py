@@ -16,7 +16,6 @@ import polars as pl
 from nq_pipeline.analytics import quality
 from nq_pipeline.capture import quality as capture_quality
 from nq_pipeline.clock import from_ns
-from nq_pipeline.errors import NqError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import (
     CONSTANT_MATURITY,
@@ -47,6 +46,7 @@ from nq_pipeline.orchestration.names import (
 )
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES, CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import Event, computed_spec, failing_in_one_sentence
 from nq_pipeline.report import markdown
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
@@ -54,8 +54,6 @@ from nq_pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from nq_pipeline.charts import Picture
 
-GROUP = "analytics"
-OWNERS = ["team:research"]
 WINDOW = timedelta(minutes=5)
 
 TABLES = {
@@ -68,38 +66,25 @@ TABLES = {
     MATURITIES: CONSTANT_MATURITY,
     LEVELS: GAMMA_LEVELS,
 }
-DESCRIPTIONS = {
-    PRICING: "Implied volatility and Greeks of every row of the chosen chain with a usable price: Black-76 "
-    "on the parity forward, plus the early exercise premium for American quarterlies. `unpriced` says why a "
-    "row has none.",
-    SMILE: "Implied volatility by strike of every series, with its uncertainty (`iv_uncertainty`).",
-    SURFACE: "The volatility surface: a curve fitted to the quotes of every series, weighted by their width.",
-    ARBITRAGE: "Strikes where the fitted surface admits butterfly or calendar arbitrage; often none.",
-    PROFILE: "Positions by strike: open interest, volume, payout and gamma exposure.",
-    SERIES: "A row per series: at-the-money implied volatility (the term structure), 25-delta and 10-delta "
-    "skew, expected move, put/call ratios, max pain.",
-    MATURITIES: "At-the-money volatility and 25-delta skew at 7, 14, 30, 60 and 90 days, interpolated in "
-    "total variance; null where no two expirations bracket the maturity.",
+DETAILS = {
+    PRICING: "Black-76 on the parity forward, plus the early exercise premium for American quarterlies. "
+    "`unpriced` says why a row has no volatility. ",
+    MATURITIES: "At-the-money volatility and 25-delta skew, interpolated in total variance; null where no "
+    "two expirations bracket the maturity. ",
     LEVELS: "Net gamma, delta, vanna and charm exposure if dealers are long calls and short puts, the call "
-    "wall and the put wall, and the level at which the gamma exposure changes sign.",
+    "wall and the put wall, and the level at which the gamma exposure changes sign. ",
 }
+"""What the meaning of the table does not say."""
 SPECS = [
-    dg.AssetSpec(
+    computed_spec(
         key,
-        deps=[CHOSEN_CHAIN] if key == PRICING else [CHOSEN_CHAIN, PRICING],
-        skippable=True,
-        description=f"{DESCRIPTIONS[key]} Computed after every chain, in the same run.\n\n{table.meaning}",
-        metadata=metadata.of_table(table),
-        group_name=GROUP,
-        owners=OWNERS,
+        table,
+        *([CHOSEN_CHAIN] if key == PRICING else [CHOSEN_CHAIN, PRICING]),
+        description=f"{DETAILS.get(key, '')}Computed after every chain, in the same run.",
         freshness_policy=freshness.SNAPSHOT,
-        tags={"nq/layer": "computed"},
-        kinds={"polars", "parquet"},
     )
     for key, table in TABLES.items()
 ]
-
-Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 
 @dg.multi_asset(specs=SPECS, check_specs=checks.specs(*TABLES), partitions_def=CHAIN_DATES, can_subset=True)
@@ -108,7 +93,7 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
     from nq_pipeline.analytics.snapshot import price_and_measure, to_measure
 
     started = time.perf_counter()
-    try:
+    with failing_in_one_sentence():
         settings = vendors.settings()
         day = _day(context, settings)
         chain, measured, snapshots = OPTION_CHAIN.empty(), {}, 0
@@ -119,8 +104,6 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
             context.log.info(f"There is no chain of {day} to price.")
             return
         catalog.publish(Workspace.of(settings).lake)
-    except NqError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
 
     charts = markdown.metric_charts(measured, settings.products[0])
     sparklines = markdown.metric_sparklines(measured, settings.products[0])
@@ -140,20 +123,13 @@ def chain_analytics(context: dg.AssetExecutionContext, vendors: dg.ResourceParam
         yield from checks.results(key, findings[table.name], context.selected_asset_check_keys)
 
 
-PRESSURE_SPEC = dg.AssetSpec(
+PRESSURE_SPEC = computed_spec(
     PRESSURE,
-    deps=[LIVE_TRADES],
-    skippable=True,
-    description="Who was the aggressor: bought and sold volume of every option in windows of five minutes, "
-    "from the live trades. Computed every five minutes while the capture's window is open and for an hour "
-    "after it, and once more early in the next session. A window that overlapped a gap is written again once "
-    f"the gap is filled.\n\n{TRADE_PRESSURE.meaning}",
-    metadata=metadata.of_table(TRADE_PRESSURE),
-    group_name=GROUP,
-    owners=OWNERS,
+    TRADE_PRESSURE,
+    LIVE_TRADES,
+    description="Computed from the live trades every five minutes while the capture's window is open and for "
+    "an hour after it, and once more early in the next session.",
     freshness_policy=freshness.SEALED,
-    tags={"nq/layer": "computed"},
-    kinds={"polars", "parquet"},
 )
 
 
@@ -164,13 +140,11 @@ def trade_pressure(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[
     """Measure the closed windows of the trade date."""
     from nq_pipeline.analytics.pressure import measure_pressure
 
-    try:
+    with failing_in_one_sentence():
         settings, now = vendors.settings(), vendors.market_now()
         day = _day(context, settings) if context.has_partition_key else sessions.trade_date(now)
         rows = measure_pressure(settings, day, until=now, run_id=context.run.run_id)
         catalog.publish(Workspace.of(settings).lake)
-    except NqError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
     if rows.is_empty():
         context.log.info(f"No closed window of {day} has a captured trade of an option.")
         return

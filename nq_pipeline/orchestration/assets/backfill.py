@@ -9,18 +9,16 @@ from decimal import Decimal
 import dagster as dg
 from pydantic import Field
 
-from nq_pipeline.backfill.day import BackfillDay, backfill_day
+from nq_pipeline.backfill.day import backfill_day
 from nq_pipeline.backfill.rows import TABLES
 from nq_pipeline.backfill.scope import SCHEMAS
-from nq_pipeline.errors import NqError
 from nq_pipeline.lake.tables import MBO, TRADES
 from nq_pipeline.orchestration import metadata
 from nq_pipeline.orchestration.names import HISTORY
 from nq_pipeline.orchestration.partitions import TRADE_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import MARKET_DATA, Event, failing_in_one_sentence
 from nq_pipeline.spend.export import publish_spend
-
-Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 POOL = "databento_history"
 """Runs of these assets go one after the other, whether the job or an asset's page launches them: the pools of
@@ -55,7 +53,7 @@ def _history(schema: str) -> dg.AssetsDefinition:
         f"`{table.name}`.\n\n{table.meaning}",
         metadata=metadata.of_table(table),
         group_name="history",
-        owners=["team:market-data"],
+        owners=MARKET_DATA,
         tags={"nq/underlying": "future", "nq/cost": "metered"},
         kinds={"databento", "parquet"},
         pool=POOL,
@@ -71,7 +69,18 @@ def _history(schema: str) -> dg.AssetsDefinition:
     def one_day(
         context: dg.AssetExecutionContext, config: BackfillConfig, vendors: dg.ResourceParam[Vendors]
     ) -> Iterator[Event]:
-        day = _backfill(context, Decimal(str(config.max_usd)), vendors, schema)
+        from nq_pipeline.analytics.daily import measure_days
+        from nq_pipeline.runtime import endpoints
+
+        run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()
+        most = Decimal(str(config.max_usd))
+        with failing_in_one_sentence(), endpoints(vendors.settings()) as settings:
+            day = backfill_day(
+                settings, schema, trade_date, max_usd=most, run_id=run_id, report=context.log.info
+            )
+            if not day.already:
+                measure_days(settings, [trade_date], run_id=run_id)
+                publish_spend(settings, run_id=run_id)
         final = day.state in FINAL
         yield dg.AssetCheckResult(
             passed=final,
@@ -87,26 +96,6 @@ def _history(schema: str) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_day(day))
 
     return one_day
-
-
-def _backfill(
-    context: dg.AssetExecutionContext, max_usd: Decimal, vendors: Vendors, schema: str
-) -> BackfillDay:
-    from nq_pipeline.analytics.daily import measure_days
-    from nq_pipeline.runtime import endpoints
-
-    run_id, trade_date = context.run.run_id, context.partition_time_window.start.date()
-    try:
-        with endpoints(vendors.settings()) as settings:
-            day = backfill_day(
-                settings, schema, trade_date, max_usd=max_usd, run_id=run_id, report=context.log.info
-            )
-            if not day.already:
-                measure_days(settings, [trade_date], run_id=run_id)
-                publish_spend(settings, run_id=run_id)
-    except NqError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    return day
 
 
 HISTORIES = [_history(schema) for schema in SCHEMAS]

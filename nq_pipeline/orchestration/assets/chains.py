@@ -12,19 +12,18 @@ from pydantic import Field
 from nq_pipeline.chains import quality
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.chains.result import Snapshot
-from nq_pipeline.errors import NqError
 from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.orchestration import checks, freshness, metadata
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.orchestration.partitions import CHAIN_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import MARKET_DATA, Event, failing_in_one_sentence
 from nq_pipeline.schedule_policy import SCHEDULED, scheduled_for
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest
 from nq_pipeline.sources.registry import VENDORS
 
 GROUP = "chains"
-OWNERS = ["team:market-data"]
 CADENCE = "Every product in NQ_PRODUCTS, every five minutes while NQ_CHAIN_WINDOW is open."
 
 SPECS = [
@@ -35,7 +34,7 @@ SPECS = [
             description=f"{VENDORS[name].description}\n\n{SOURCE_CHAIN.meaning} {CADENCE}",
             metadata=metadata.of_table(SOURCE_CHAIN),
             group_name=GROUP,
-            owners=OWNERS,
+            owners=MARKET_DATA,
             tags={"nq/underlying": VENDORS[name].underlying, "nq/cost": VENDORS[name].cost},
             kinds={name, "parquet"},
         )
@@ -49,15 +48,12 @@ SPECS = [
         f"(NQ_SOURCES); a proxy only when every native source failed.\n\n{OPTION_CHAIN.meaning} {CADENCE}",
         metadata=metadata.of_table(OPTION_CHAIN),
         group_name=GROUP,
-        owners=OWNERS,
+        owners=MARKET_DATA,
         tags={"nq/layer": "chosen"},
         freshness_policy=freshness.SNAPSHOT,
         kinds={"duckdb", "parquet"},
     ),
 ]
-
-
-Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 
 class ChainConfig(dg.Config):
@@ -79,14 +75,11 @@ def option_chains(
     # A check selected without its asset still needs the vendor's answer.
     selected = context.selected_asset_keys | {check.asset_key for check in context.selected_asset_check_keys}
     choose = CHOSEN_CHAIN in selected
-    try:
+    with failing_in_one_sentence():
         settings = vendors.settings()
         names = [name for name in settings.chains.sources if choose or SOURCE_CHAINS[name] in selected]
         request = _request(context, settings)
         snapshot = vendors.snapshot(settings, request, sources=names, choose=choose, refresh=config.refresh)
-    except NqError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-
     for name, key in SOURCE_CHAINS.items():
         if key in selected:
             yield from _source_events(context, name, snapshot, settings)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from nq_pipeline.errors import LedgerError, NqError
+from nq_pipeline.errors import LedgerError
 from nq_pipeline.finding import Finding
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import ANSWERS, SPEND
@@ -15,13 +15,12 @@ from nq_pipeline.market import sessions
 from nq_pipeline.orchestration import checks, freshness, metadata
 from nq_pipeline.orchestration.names import SPEND_LEDGER
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import MARKET_DATA, Event, failing_in_one_sentence
 from nq_pipeline.spend import quality
 from nq_pipeline.spend.entitlements import newest_entitlements
 from nq_pipeline.spend.export import export_lines
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
-
-Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 
 
 @dg.multi_asset(
@@ -36,7 +35,7 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
             "and after every snapshot of the chains.",
             metadata={**metadata.of_table(SPEND), "documentation": dg.MetadataValue.path("docs/cost.md")},
             group_name="spend",
-            owners=["team:market-data"],
+            owners=MARKET_DATA,
             freshness_policy=freshness.HOURLY,
             tags={"nq/layer": "ledger"},
             kinds={"sqlite", "parquet"},
@@ -50,13 +49,13 @@ Event = dg.MaterializeResult[None] | dg.AssetCheckResult
 def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]) -> Iterator[Event]:
     """Check the current month; a ledger that cannot be used is a failed check, not a failed run."""
     selected = context.selected_asset_check_keys
-    try:
+    with failing_in_one_sentence():
         settings, now = vendors.settings(), vendors.market_now()
         lake = Workspace.of(settings).lake
         try:
             ledger = open_ledger(settings)
             if export_lines(ledger, lake, run_id=context.run.run_id):
-                catalog.publish(Workspace.of(settings).lake)
+                catalog.publish(lake)
             month = ledger.month()
         except LedgerError as error:
             yield from checks.results(SPEND_LEDGER, {"budget": Finding(False, str(error))}, selected)
@@ -66,8 +65,6 @@ def spend_ledger(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Ve
             settings.chains.sources, lake.scan(ANSWERS, [today]).collect()
         )
         findings = quality.judge_month(month, newest_entitlements(lake), today, vendors_left)
-    except NqError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
     if SPEND_LEDGER in context.selected_asset_keys:
         yield dg.MaterializeResult(asset_key=SPEND_LEDGER, metadata=metadata.of_month(month))
     yield from checks.results(SPEND_LEDGER, findings, selected)

@@ -33,13 +33,13 @@ from nq_pipeline.orchestration.checks import capture_evaluations
 from nq_pipeline.orchestration.names import CAPTURE, CAPTURE_HEALTH, KIND, LIVE_TRADES
 from nq_pipeline.orchestration.partitions import CAPTURE_DATES
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import MARKET_DATA
 from nq_pipeline.settings import Settings
 from nq_pipeline.signals import on_signal
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 GROUP = "capture"
-OWNERS = ["team:market-data"]
 
 Sealed = dg.MaterializeResult[None]
 
@@ -51,7 +51,7 @@ CAPTURE_HEALTH_SPEC = dg.AssetSpec(
     "Databento's receipt to our log (99th percentile), reconnects, gaps by state and the schemas in use. See "
     "*Plots* on this page.",
     group_name=GROUP,
-    owners=OWNERS,
+    owners=MARKET_DATA,
     tags={"nq/layer": "health"},
     kinds={"databento"},
 )
@@ -72,7 +72,7 @@ CAPTURE_HEALTH_SPEC = dg.AssetSpec(
         ),
     },
     group_name=GROUP,
-    owners=OWNERS,
+    owners=MARKET_DATA,
     freshness_policy=freshness.SEALED,
     tags={"nq/underlying": "future", "nq/cost": "plan"},
     kinds={"databento", "parquet"},
