@@ -151,7 +151,7 @@ def _as_chain(quotes: pl.DataFrame, front: list[Series], points: pl.DataFrame, n
     absent: dict[str, pl.DataType | type[pl.DataType]] = {
         **dict.fromkeys(("last", "settlement"), pl.Float64),
         **dict.fromkeys(("open_interest", "volume"), pl.Int64),
-        "last_ts": _INSTANT,
+        **dict.fromkeys(("last_ts", "quote_ts"), _INSTANT),
         "settlement_date": pl.Date,
     }
     return rows.with_columns(

@@ -1,10 +1,11 @@
 """Implied volatility and Greeks of whole chains, and the forward of every series.
 
 A row's price is the mid of its quote, or else its settlement (valued at the time of settlement), or else
-a recent last trade. The forward comes from put-call parity near the money, because those quotes are from
-the same moment as the prices and always belong to the right month. With too few pairs, the price of the
-vendor's underlying future is used. European rows are valued by Black-76, American ones on
-futures by `american.py`. `unpriced` says why a row has no volatility.
+a recent last trade. Quotes and trades are valued at `as_of`, or while the market is closed at its close. The
+forward comes from put-call parity near the money, because those quotes are from the same moment as the
+prices and always belong to the right month. With too few pairs, the price of the vendor's underlying future
+is used. European rows are valued by Black-76, American ones on futures by `american.py`. `unpriced` says why
+a row has no volatility.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ _INSTANT = pl.Datetime("ns", "UTC")
 Rows = npt.NDArray[np.intp]
 Sides = npt.NDArray[np.bool_]
 _YEAR_NS = DAYS_PER_YEAR * 86_400 * 10**9
-_QUOTE = ("bid", "ask", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
+_QUOTE = ("bid", "ask", "quote_ts", "last", "last_ts", "is_settlement", "settlement", "settlement_date")
 _CONTRACT = ("expiration", "exercise_style", "strike", "option_type")
 INPUTS = (*_KEYS, "root", "as_of", "underlying_class", "underlying_price", *_CONTRACT, *_QUOTE)
 """The columns of a chain that `price_chain` uses."""
 _FORWARD_OF = ("source", "snapshot_ts", "series", "_basis", "valued_at")
 """The key of a forward. It uses prices of one moment, so settlements of two trade dates have two forwards."""
+_QUOTED = ("source", "snapshot_ts", "underlying_class", "as_of")
 _SETTLEMENT = ("root", "as_of", "settlement_date")
 _ROUNDING = 2e-15
 """Time value below this fraction of the price is rounding error."""
@@ -82,7 +84,7 @@ def price_chain(
     rate
         Continuously compounded, per year: one for all expirations, or by the time to each.
     max_last_age_s
-        A last trade that is older, or whose time is unknown, is not used.
+        A last trade that is this much older than the quotes, or of unknown time, is not used.
 
     Returns
     -------
@@ -100,11 +102,12 @@ def price_chain(
 
 def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     """Add the price of every row, which price that is, and the moment it is valued at."""
-    instants = ("snapshot_ts", "as_of", "expiration", "last_ts")
+    instants = ("snapshot_ts", "as_of", "expiration", "last_ts", "quote_ts")
     rows = chain.select(INPUTS).with_columns(pl.col(name).cast(_INSTANT) for name in instants)
+    rows = rows.join(_quote_instants(rows), on=_QUOTED, how="left", maintain_order="left")
     bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
     has_bid, has_ask = _is_price(bid), _is_price(ask)
-    age = (pl.col("as_of") - pl.col("last_ts")).dt.total_microseconds() / 1e6
+    age = (pl.col("_quoted_at") - pl.col("last_ts")).dt.total_microseconds() / 1e6
     used = (
         pl.when(has_bid & has_ask & (bid <= ask))
         .then(pl.lit("mid"))
@@ -129,13 +132,7 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .then(settlement)
         .when(pl.col("price_used") == "last")
         .then(last),
-        valued_at=pl.when(settles).then("_settled_at").otherwise("as_of"),
-        price_age_s=pl.when(settles)
-        .then(((pl.col("as_of") - pl.col("_settled_at")).dt.total_microseconds() / 1e6).clip(lower_bound=0.0))
-        .when(pl.col("price_used") == "last")
-        .then(age.clip(lower_bound=0.0))
-        .when(pl.col("price_used") == "mid")
-        .then(0.0),
+        valued_at=pl.when(settles).then("_settled_at").otherwise("_quoted_at"),
         _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
         # A price is known only to its tick, even where bid and ask are equal.
         _half_width=pl.when(pl.col("price_used") == "mid").then(
@@ -151,9 +148,27 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .then(pl.lit("stale_last"))
         .otherwise(pl.lit("no_quote")),
     )
+    made = pl.when(pl.col("price_used") == "last").then("last_ts").otherwise("valued_at")
+    age = (pl.col("as_of") - made).dt.total_microseconds() / 1e6
     return rows.with_columns(
-        years=(pl.col("expiration") - pl.col("valued_at")).dt.total_nanoseconds() / _YEAR_NS
+        price_age_s=pl.when(pl.col("price_used").is_not_null()).then(age.clip(lower_bound=0.0)),
+        years=(pl.col("expiration") - pl.col("valued_at")).dt.total_nanoseconds() / _YEAR_NS,
     )
+
+
+def _quote_instants(rows: pl.DataFrame) -> pl.DataFrame:
+    """The moment that the quotes of a snapshot speak of: `as_of`, but on a closed market its last close.
+
+    A quote of the snapshot that a vendor stamps after the close moves it to the quote's time. Only options on
+    futures have our sessions.
+    """
+    which = rows.group_by(_QUOTED).agg(newest=pl.col("quote_ts").max())
+    closes = [
+        sessions.chain_moment(as_of, "globex") if underlying_class == "future" else as_of
+        for underlying_class, as_of in which.select("underlying_class", "as_of").iter_rows()
+    ]
+    quoted = pl.min_horizontal(pl.max_horizontal(pl.Series(closes, dtype=_INSTANT), "newest"), "as_of")
+    return which.select(_QUOTED, _quoted_at=quoted)
 
 
 def _tick(price: pl.Expr) -> pl.Expr:

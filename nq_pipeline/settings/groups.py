@@ -140,7 +140,7 @@ class PricingSettings(SettingsGroup):
         900.0,
         ge=0,
         description="Price a contract without a two-sided quote from its last trade if that is at most this "
-        "many seconds old.",
+        "many seconds older than the quotes.",
     )
 
     @field_validator("rate_curve")

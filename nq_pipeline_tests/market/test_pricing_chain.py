@@ -121,6 +121,53 @@ def test_minutes_before_expiration_the_volatility_is_still_found(seconds: int) -
 # Which price
 
 
+WEDNESDAY_CLOSE, FRIDAY_CLOSE = (datetime(2025, 6, day, 21, tzinfo=UTC) for day in (18, 13))
+"""16:00 in Chicago."""
+
+
+SUNDAY = datetime(2025, 6, 15, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("as_of", "quoted", "valued_at"),
+    [
+        (SUNDAY, None, FRIDAY_CLOSE),
+        (SUNDAY, FRIDAY_CLOSE - timedelta(hours=1), FRIDAY_CLOSE),
+        (SUNDAY, FRIDAY_CLOSE + timedelta(hours=1), FRIDAY_CLOSE + timedelta(hours=1)),
+        (SUNDAY, SUNDAY + timedelta(hours=1), SUNDAY),
+        (SUNDAY.replace(hour=23), None, SUNDAY.replace(hour=23)),  # open again
+        (WEDNESDAY_CLOSE + timedelta(minutes=30), None, WEDNESDAY_CLOSE),  # the daily pause
+        (datetime(2025, 6, 19, 18, tzinfo=UTC), None, datetime(2025, 6, 19, 17, tzinfo=UTC)),  # a halt
+    ],
+)
+def test_quotes_of_a_closed_market_are_valued_at_its_close(
+    as_of: datetime, quoted: datetime | None, valued_at: datetime
+) -> None:
+    expiration = NOON + timedelta(days=30)
+    stamp = pl.lit(quoted, pl.Datetime("ns", "UTC"))
+    chain = quoted_series(expiration=expiration, as_of=as_of)
+    priced = price_chain(chain.with_columns(quote_ts=pl.when(strike=19_000.0).then(stamp)), rate=0.04)
+    assert set(priced["valued_at"]) == {valued_at} and set(priced["forward_source"]) == {"parity"}
+    assert priced["years"].to_numpy() == pytest.approx((expiration - valued_at) / timedelta(days=365))
+    assert set(priced["price_age_s"]) == {(as_of - valued_at).total_seconds()}
+
+
+def test_a_trade_before_the_close_is_recent_all_weekend() -> None:
+    chain = changed(
+        quoted_series(), 21_500.0, bid=None, last=180.0, last_ts=FRIDAY_CLOSE - timedelta(seconds=60)
+    )
+    row = price_chain(chain.with_columns(as_of=FRIDAY_CLOSE + timedelta(days=1)), rate=0.04).filter(
+        contract_key="QN2-2025-07-10-C-21500"
+    )
+    assert row.select("price_used", "valued_at", "price_age_s").row(0) == ("last", FRIDAY_CLOSE, 86_460.0)
+
+
+def test_options_on_an_index_have_other_hours() -> None:
+    saturday = FRIDAY_CLOSE + timedelta(hours=5)
+    proxy = quoted_series(as_of=saturday, underlying_class="index", root="NDXP")
+    assert set(price_chain(proxy, rate=0.04)["valued_at"]) == {saturday}
+
+
 def test_a_recent_last_trade_is_valued_with_its_age() -> None:
     row = price_one(bid=None, last=180.0, last_ts=NOON - timedelta(seconds=120))
     assert (row["price_used"], row["price"], row["price_age_s"]) == ("last", 180.0, 120.0)

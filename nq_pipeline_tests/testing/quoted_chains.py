@@ -64,8 +64,7 @@ def quoted_series(
             "option_type": np.where(call, "C", "P"),
             "bid": fair - half_width,
             "ask": fair + half_width,
-            "last": None,
-            "last_ts": None,
+            **dict.fromkeys(("quote_ts", "last", "last_ts")),
             "is_settlement": False,
             "settlement": None,
             "settlement_date": None,
@@ -74,7 +73,7 @@ def quoted_series(
             "last": pl.Float64,
             "settlement": pl.Float64,
             "settlement_date": pl.Date,
-            "last_ts": pl.Datetime("ns", "UTC"),
+            **dict.fromkeys(("quote_ts", "last_ts"), pl.Datetime("ns", "UTC")),
         },
     )
     return frame.with_columns(
