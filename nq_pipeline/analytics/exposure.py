@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from scipy.optimize import brentq
 
 from nq_pipeline.analytics.priced import CALL, ONE_SERIES
 from nq_pipeline.market import black76
@@ -16,8 +17,6 @@ GAMMA_RANGE = 0.10
 """The zero-gamma level is searched within this fraction of the forward, up and down."""
 GAMMA_STEPS = 81
 """Levels at which the exposure is computed; two sign changes between neighbouring levels go unnoticed."""
-BISECTIONS = 20
-"""Bisections of a step; they give the level to a thousandth of a point."""
 EXPOSURES = ("gex_per_point", "gex_per_pct", "delta_exposure", "vanna_exposure", "charm_exposure")
 
 Floats = npt.NDArray[np.float64]
@@ -66,20 +65,17 @@ def zero_gamma_shift(rows: pl.DataFrame) -> float | None:
         return float(np.dot(weight, np.exp(-moved * moved / 2)))
 
     grid = np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS)
-    exposure = np.array([net(shift) for shift in grid])
-    changes = np.flatnonzero(exposure[:-1] * exposure[1:] < 0)
-    if not changes.size:
+    sign = np.sign([net(shift) for shift in grid])
+    # Two steps at once where the exposure at the level between them is exactly 0.
+    changes = [
+        (float(grid[at]), float(grid[at + steps]))
+        for steps in (1, 2)
+        for at in np.flatnonzero(sign[:-steps] * sign[steps:] < 0)
+        if steps == 1 or sign[at + 1] == 0
+    ]
+    if not changes:
         return None
-    nearest = changes[np.argmin(np.abs((grid[changes] + grid[changes + 1]) / 2 - 1))]
-    low, high = float(grid[nearest]), float(grid[nearest + 1])
-    rises = exposure[nearest] < 0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if (net(middle) < 0) == rises:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return float(brentq(net, *min(changes, key=lambda change: abs(sum(change) / 2 - 1))))
 
 
 def _numbers(rows: pl.DataFrame, *names: str) -> tuple[Floats, ...]:

@@ -57,8 +57,11 @@ def parse_curve(text: str) -> RateCurve:
     return curve
 
 
-def read_curve(path: Path, day: date) -> RateCurve | None:
-    """The newest curve of the Treasury's file that is not later than a day; None if all are later.
+def read_curve(path: Path, trade_date: date) -> RateCurve | None:
+    """The newest curve of the Treasury's file before a trade date; None if there is none.
+
+    The Treasury takes prices at about 15:30 in New York and publishes the row of the day by about 18:00, when
+    the session of the next trade date opens.
 
     Raises ValueError for a file that cannot be read or has another form.
     """
@@ -69,7 +72,7 @@ def read_curve(path: Path, day: date) -> RateCurve | None:
         raise ValueError(f"{path} cannot be read ({error}); {_FORM}") from None
     if not rows:
         raise ValueError(f"{path} has no rates; it needs a column Date and columns like `1 Mo`, in per cent")
-    known = {at: curve for at, curve in rows if at <= day}
+    known = {at: curve for at, curve in rows if at < trade_date}
     return known[max(known)] if known else None
 
 

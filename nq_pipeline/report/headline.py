@@ -12,6 +12,8 @@ from nq_pipeline import charts
 from nq_pipeline.report.facts import ProductFacts
 from nq_pipeline.report.formats import NONE, known, number, ratio, share, signed, total
 
+_WALLS = ("call_wall", "put_wall")
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -70,13 +72,14 @@ def tiles(product: ProductFacts) -> Iterator[Tile]:
         f"{signed(100 * (zero / level['forward'] - 1), 2)}% from the future" if zero else "none within 10 %"
     )
     yield Tile("Zero gamma", number(zero, 0), away, _changes(level, of_all, "zero_gamma", _points))
-    call_wall, put_wall = level.get("call_wall"), level.get("put_wall")
+    walls = [_changes(level, of_all, wall, lambda points: signed(points, 0)) for wall in _WALLS]
     yield Tile(
         "Call wall / put wall",
-        f"{number(call_wall, 0)} / {number(put_wall, 0)}",
+        " / ".join(number(level[wall], 0) for wall in _WALLS),
         "strikes with the largest gamma exposure of calls and of puts",
+        {moment: " / ".join(side.get(moment, NONE) for side in walls) for moment in walls[0] | walls[1]},
     )
-    reversal = front.get("risk_reversal_25")
+    reversal = front["risk_reversal_25"]
     yield Tile(
         "25-delta risk reversal",
         NONE if reversal is None else f"{signed(100 * reversal, 1)} points",

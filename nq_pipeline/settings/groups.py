@@ -133,8 +133,8 @@ class PricingSettings(SettingsGroup):
         None,
         description="Interest rates by time to expiration instead of NQ_RISK_FREE_RATE: days and rates like "
         "`30=0.043,90=0.0425`, or the path of a CSV file as the US Treasury offers it (Daily Treasury Par "
-        "Yield Curve Rates). Of the file counts the newest row up to the trade date, converted to continuous "
-        "compounding.",
+        "Yield Curve Rates). Of the file counts the newest row before the trade date (the Treasury publishes "
+        "a row about when the next session opens), converted to continuous compounding.",
     )
     max_last_age_s: float = setting(
         900.0,
@@ -151,7 +151,7 @@ class PricingSettings(SettingsGroup):
         return value or None
 
     def rate_on(self, day: date) -> float | RateCurve:
-        """The rate of a trade date: the curve, or `risk_free_rate` without one or before its first row.
+        """The rate of a trade date: the curve, or `risk_free_rate` without one or up to its first row.
 
         Raises `SettingsError` for a file that cannot be used.
         """

@@ -84,6 +84,16 @@ def test_the_continuous_future_rolls_by_expiry_and_by_volume(
         assert row["adjusted_close"] == pytest.approx(bar[3] + (gaps[row["roll_rule"]] if is_old else 0.0))
 
 
+def test_no_roll_knows_the_volume_of_its_own_day(lake: Lake) -> None:
+    for symbol, volumes in (("NQM5", (10.0, 10.0, 10.0)), ("NQU5", (90.0, 5.0, 90.0))):
+        days = zip(DAYS, volumes, strict=False)
+        lake.append(
+            FUTURE_BARS, future_bars(symbol, {day: (*[100.0] * 4, v) for day, v in days}), run_id="run"
+        )
+    held = query(lake, "SELECT raw_symbol FROM continuous WHERE roll_rule = 'volume' ORDER BY trade_date")
+    assert held["raw_symbol"].to_list() == ["NQM5", "NQU5", "NQU5"]
+
+
 def test_minute_bars_are_preferred_to_trades(lake: Lake) -> None:
     for made_from, close in (("trades", 101.0), ("ohlcv-1m", 102.0)):
         bars = future_bars("NQM5", {DAYS[0]: (100.0, 103.0, 99.0, close, 5)}, made_from=made_from)

@@ -164,6 +164,13 @@ def test_exposure_vanishes_at_the_zero_gamma_level() -> None:
     assert gammas[0] == pytest.approx(gammas[1], rel=1e-4)
 
 
+def test_zero_gamma_is_found_where_the_exposure_is_exactly_zero_now() -> None:
+    at = 100 * math.exp(0.2**2 * 0.25 / 2)  # d1 is 0, so that both gammas are equal to the last bit
+    row = gamma_levels(priced([(at * (1 - 1e-10), "P", 100, 1, 1.0, 0.2), (at, "C", 100, 1, 1.0, 0.2)]))
+    assert row["gex_per_point"].item() == pytest.approx(0.0, abs=1e-9)
+    assert row["zero_gamma"].item() == pytest.approx(100.0, abs=1e-6)
+
+
 def test_a_settlement_counts_at_the_forward_of_now() -> None:
     """Its own forward lies 3 % away: the total there had the other sign than at the level's forward."""
     calls = priced([(100.0, "C", 100, 1, 1.0, 0.2)])

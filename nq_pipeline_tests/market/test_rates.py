@@ -38,14 +38,19 @@ def test_a_curve_that_is_none_is_refused(text: str) -> None:
 def test_the_treasurys_file_is_converted_to_continuous_compounding(tmp_path: Path) -> None:
     file = tmp_path / "daily-treasury-rates.csv"
     file.write_text(TREASURY)
-    curve = read_curve(file, date(2025, 11, 28))
+    curve = read_curve(file, date(2025, 12, 1))
     assert curve is not None
     assert curve.days == pytest.approx((365 / 12, 547.5 / 12, 91.25, 365, 3650))
     # A dollar at 4.05 % twice a year grows as at the continuous rate.
     assert math.exp(curve.rates[0]) == pytest.approx((1 + 0.0405 / 2) ** 2)
-    earlier = read_curve(file, date(2025, 11, 27))
+
+
+def test_the_treasurys_row_of_a_day_counts_from_the_next_session(tmp_path: Path) -> None:
+    file = tmp_path / "daily-treasury-rates.csv"
+    file.write_text(TREASURY)
+    earlier = read_curve(file, date(2025, 11, 28))
     assert earlier is not None and math.exp(earlier.rates[0]) == pytest.approx((1 + 0.041 / 2) ** 2)
-    assert read_curve(file, date(2025, 11, 25)) is None
+    assert read_curve(file, date(2025, 11, 26)) is None
 
 
 def test_a_file_that_has_no_curve_names_the_setting(tmp_path: Path) -> None:

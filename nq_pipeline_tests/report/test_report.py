@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import DECISIONS, OPEN_INTEREST_CHANGE, OPTION_CHAIN, conform
 from nq_pipeline.market.pricing import price_chain
+from nq_pipeline.report import headline
+from nq_pipeline.report.facts import load_facts
 from nq_pipeline.report.page import write_report
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
@@ -79,6 +82,17 @@ def test_headline_shows_the_metrics_of_the_chain(sandbox: Settings, page: html.H
     ratio = text(page, '//dl[@class="tiles"]/div[dt="Put/call ratio"]')
     assert f"of {levels['call_open_interest'] + levels['put_open_interest']:,} open contracts" in ratio
     assert len(page.xpath('//section[@id="1-series"]//tbody/tr')) == chain["series"].n_unique()
+
+
+def test_headline_shows_how_the_walls_moved(tmp_path: Path) -> None:
+    store_snapshot(tmp_path, now="2025-06-10T14:30:00Z")
+    settings, _ = store_snapshot(tmp_path)
+    (product,) = load_facts(settings, None).products
+    before = product.earlier["previous"]
+    levels = product.now.levels.with_columns(pl.col("call_wall") - 50, put_wall=None)
+    earlier = {"previous": replace(before, levels=levels), "close": before}
+    shown = {tile.name: tile.changes for tile in headline.tiles(replace(product, earlier=earlier))}
+    assert shown["Call wall / put wall"] == {"previous": "+50 / –", "close": "+0 / +0"}
 
 
 def test_headline_after_an_expiration_is_of_the_next_series(tmp_path: Path) -> None:

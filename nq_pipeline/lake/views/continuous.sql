@@ -10,7 +10,7 @@ WITH bars AS (
 ), held AS (
     SELECT product, trade_date, 'expiry' AS roll_rule, nearest AS expiration_ns FROM days
     UNION ALL
-    SELECT product, trade_date, 'volume', greatest(nearest, coalesce(max(most_traded) OVER before, most_traded))
+    SELECT product, trade_date, 'volume', greatest(nearest, max(most_traded) OVER before)
     FROM days
     WINDOW before AS (
         PARTITION BY product ORDER BY trade_date ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING

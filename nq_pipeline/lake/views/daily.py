@@ -11,7 +11,7 @@ _ROLL_RULE = Column(
     "roll_rule",
     TEXT,
     "expiry: the nearest future until the day before it expires; volume: the future that traded most on the "
-    "trade date before, never an earlier one again",
+    "trade date before (on the first one the nearest), never an earlier one again",
 )
 _ESTIMATOR = Column("estimator", TEXT, "close_to_close, parkinson or yang_zhang")
 _WINDOW = Column("window_days", INT, "trade dates in the window: 5, 10, 20, 30 or 60")
