@@ -80,6 +80,6 @@ def _as_chain(rows: pl.DataFrame, at: datetime, trade_date: date) -> pl.DataFram
         "underlying_class": "future",
         "multiplier": 20.0,
     }
-    absent = {"is_settlement": False, "implied_volatility": None, "volume": None}
+    absent = {"is_settlement": False, "implied_volatility": None, "volume": None, "quote_ts": None}
     absent = {name: value for name, value in absent.items() if name not in rows.columns}
     return rows.with_columns(pl.lit(value).alias(name) for name, value in (given | absent).items())
