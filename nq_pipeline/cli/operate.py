@@ -100,13 +100,14 @@ def alert(context: click.Context) -> None:
     settings = load()
     note_sandbox(settings)
     notifier = Notifier(settings)
-    for message in notifier.firing():
+    firing = notifier.firing()
+    for message in firing:
         click.echo(
             f"{message.since:%Y-%m-%d %H:%M} UTC  {message.alert.what}\n    {message.alert.what_to_do}"
         )
         for place in message.alert.where:
             click.echo(f"    {place}")
-    if not notifier.firing():
+    if not firing:
         click.echo(f"No alert is firing; earlier ones are in {notifier.log}")
 
 

@@ -31,7 +31,7 @@ import sqlalchemy as sa
 
 from nq_pipeline.errors import LeaseHeld, LeaseLost, LedgerError
 from nq_pipeline.leases.presence import Presence
-from nq_pipeline.leases.tables import LEASES
+from nq_pipeline.leases.tables import LEASES, insert_into
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import is_shared, open_engine, open_row_engine, row_transaction
 from nq_pipeline.workspace import Workspace
@@ -346,12 +346,6 @@ class Leases:
         found = (self._alive(row) for row in rows)
         return {holder.name: holder for holder in found if holder}
 
-    def current_token(self, name: str) -> int:
-        """The token of the newest holder, also after it has released the lease; 0 before the first."""
-        query = sa.select(LEASES.c.token).where(*self._is(name))
-        with row_transaction(self._engine, writes=False) as connection:
-            return connection.scalar(query) or 0
-
     def prune(self, after_s: float = 86_400.0) -> int:
         """Remove the one-time leases that lapsed long ago; returns how many."""
         with row_transaction(self._engine) as connection:
@@ -392,9 +386,6 @@ class Leases:
         over
             Holders that count as gone: this one, should its last attempt have succeeded unheard.
         """
-        from sqlalchemy.dialects import postgresql, sqlite
-
-        insert: Any = postgresql.insert if self.shared else sqlite.insert
         highest: Any = sa.func.greatest if self.shared else sa.func.max
         with row_transaction(self._engine) as connection:
             given: dict[str, Any] = {
@@ -409,7 +400,7 @@ class Leases:
             free = sa.or_(LEASES.c.holder.is_(None), LEASES.c.holder.in_(over), self._lapsed)
             token = highest(LEASES.c.token, sa.literal(above, sa.BigInteger)) + 1
             statement = (
-                insert(LEASES)
+                insert_into(LEASES, self._engine)
                 .values(environment=self._environment, name=name, token=above + 1, **given)
                 .on_conflict_do_update(
                     index_elements=[LEASES.c.environment, LEASES.c.name],

@@ -14,10 +14,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from nq_pipeline.leases.leases import PATIENCE_S, Lease, Leases
-from nq_pipeline.leases.tables import PURCHASES
+from nq_pipeline.leases.tables import PURCHASES, insert_into
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import open_engine, open_row_engine, row_transaction
 from nq_pipeline.spend.tables import LINES, Kind
@@ -84,9 +83,7 @@ class PurchaseRecords:
     def find(self, digest: str) -> PurchaseRecord | None:
         """The record of a span; None without one."""
         columns = [column for column in PURCHASES.c if column.name != "environment"]
-        query = sa.select(*columns).where(
-            PURCHASES.c.environment == self._environment, PURCHASES.c.digest == digest
-        )
+        query = sa.select(*columns).where(*self._is(digest))
         with row_transaction(self._engine, writes=False) as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -96,9 +93,8 @@ class PurchaseRecords:
 
     def write(self, record: PurchaseRecord) -> None:
         """Replace the record of a span; its host and time are this machine's and now."""
-        insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
         given = {**asdict(record), "host": socket.gethostname(), "changed_at": datetime.now(UTC)}
-        statement = insert(PURCHASES).values(environment=self._environment, **given)
+        statement = insert_into(PURCHASES, self._engine).values(environment=self._environment, **given)
         key = [PURCHASES.c.environment, PURCHASES.c.digest]
         with row_transaction(self._engine) as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=key, set_=given))
@@ -106,11 +102,7 @@ class PurchaseRecords:
     def forget(self, digest: str) -> None:
         """Remove the record of a purchase that provably did not take place."""
         with row_transaction(self._engine) as connection:
-            connection.execute(
-                sa.delete(PURCHASES).where(
-                    PURCHASES.c.environment == self._environment, PURCHASES.c.digest == digest
-                )
-            )
+            connection.execute(sa.delete(PURCHASES).where(*self._is(digest)))
 
     def is_paid(self, request_id: str) -> bool:
         """Whether the ledger has committed a request: all its bytes had arrived."""
@@ -121,3 +113,6 @@ class PurchaseRecords:
         )
         with row_transaction(self._engine, writes=False) as connection:
             return bool(connection.scalar(query))
+
+    def _is(self, digest: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return PURCHASES.c.environment == self._environment, PURCHASES.c.digest == digest

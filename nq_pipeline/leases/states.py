@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.leases.leases import PATIENCE_S
-from nq_pipeline.leases.tables import STATES
+from nq_pipeline.leases.tables import STATES, insert_into
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.database import is_shared, open_engine, open_row_engine, row_transaction
 
@@ -37,7 +36,10 @@ class SharedState:
 
 
 class SharedStates:
-    """The states of one environment. `LedgerError` from every method when the database cannot be used."""
+    """The states of one environment, in PostgreSQL.
+
+    `LedgerError` from every method when the database cannot be used.
+    """
 
     _failed: ClassVar[dict[str, tuple[float, str]]] = {}
     """When each database failed last, and how."""
@@ -74,14 +76,12 @@ class SharedStates:
         initial
             Gives the text of a new state.
         """
-        now: sa.ColumnElement[int] = sa.literal(time.time_ns() // 1_000_000, sa.BigInteger)
-        insert = sqlite.insert
-        if self._engine.dialect.name != "sqlite":
-            now = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-            insert = postgresql.insert  # type: ignore[assignment]
+        now: sa.ColumnElement[int] = sa.literal_column(
+            "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+        )
         given = {"environment": self._environment, "name": name, "body": "", "changed_at": sa.func.now()}
         with self._opened(), row_transaction(self._engine) as connection:
-            connection.execute(insert(STATES).values(given).on_conflict_do_nothing())
+            connection.execute(insert_into(STATES, self._engine).values(given).on_conflict_do_nothing())
             locked = sa.select(STATES.c.body).where(*self._is(name)).with_for_update()
             before = connection.scalar(locked) or ""
             state = SharedState(before or initial(), connection.scalar(sa.select(now)) or 0)

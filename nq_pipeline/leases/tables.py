@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 metadata = sa.MetaData()
 
@@ -46,3 +49,8 @@ PURCHASES = sa.Table(
     sa.Column("proof", sa.Text, comment="the proof as it is beside the files"),
     sa.Column("changed_at", sa.DateTime(timezone=True)),
 )
+
+
+def insert_into(table: sa.Table, engine: sa.Engine) -> Any:
+    """An INSERT that can say what to do on a conflict, in the words of the engine's database."""
+    return (sqlite if engine.dialect.name == "sqlite" else postgresql).insert(table)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from nq_pipeline.alerts.advice import failed_check, failed_run
-from nq_pipeline.alerts.message import one_line
+from nq_pipeline.alerts.message import Alert, one_line
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.orchestration.names import CAPTURE, KIND, PARTITION
 from nq_pipeline.orchestration.resources import Vendors
@@ -59,12 +59,16 @@ def alerts(
     assert context.repository_def is not None
     graph = context.repository_def.asset_graph
     promises = {key: graph.get_check_spec(key).description or "" for key in graph.asset_check_keys}
-    seen = {}
+    firing, seen = {message.alert.key for message in notifier.firing()}, {}
     for key, record_id, run_id, evaluation in _newest_evaluations(context.instance, promises):
         name = f"{key.asset_key.to_user_string()}/{key.name}"
         seen[name] = record_id
-        if record_id != before.get(name):
-            _report(notifier, settings, name, promises[key], run_id, evaluation)
+        alert = _alert(settings, name, promises[key], run_id, evaluation)
+        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+            if record_id != before.get(name):
+                notifier.fire(alert)
+        elif alert.key in firing:  # also when it ended while the state of the alerts was out of reach
+            notifier.resolve(alert.key, alert.what)
     _resolve_runs(notifier, context.instance)
     sent = notifier.deliver()
     status = f"{len(notifier.firing())} firing, {sent.delivered} sent, {sent.waiting} waiting"
@@ -85,24 +89,16 @@ def _newest_evaluations(
             yield key, record.id, record.run_id, event.asset_check_evaluation_data
 
 
-def _report(
-    notifier: Notifier,
-    settings: Settings,
-    name: str,
-    promise: str,
-    run_id: str,
-    evaluation: dg.AssetCheckEvaluation,
-) -> None:
-    """Raise an alert for a check at ERROR; a check that passes or only warns ends it."""
+def _alert(
+    settings: Settings, name: str, promise: str, run_id: str, evaluation: dg.AssetCheckEvaluation
+) -> Alert:
+    """What an evaluation of a check would alert of."""
     page = _page(settings, f"assets/{evaluation.asset_key.to_user_string()}?view=checks")
     # The sensor capture_checks evaluates outside any run.
     run = [_page(settings, f"runs/{run_id}")] if run_id else []
-    reason = evaluation.description or "no reason given"
-    alert = failed_check(name, reason, promise=promise, where=[page, *run])
-    if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
-        notifier.resolve(alert.key, alert.what)
-    else:
-        notifier.fire(alert)
+    return failed_check(
+        name, evaluation.description or "no reason given", promise=promise, where=[page, *run]
+    )
 
 
 def _resolve_runs(notifier: Notifier, instance: dg.DagsterInstance) -> None:

@@ -27,9 +27,9 @@ class Failed:
         self.outcome, self.reason = outcome, "as the test says"
 
 
-def test_changes_follow_one_another(hosts: Hosts) -> None:
+def test_changes_follow_one_another(distant: Hosts) -> None:
     def count() -> None:
-        states = SharedStates(hosts.settings("a"))
+        states = SharedStates(distant.settings("a"))
         for _ in range(10):
             with states.changing("counter", initial=lambda: "100") as state:
                 state.body = str(int(state.body) + 1)
@@ -39,12 +39,12 @@ def test_changes_follow_one_another(hosts: Hosts) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    states = SharedStates(hosts.settings("b"))
+    states = SharedStates(distant.settings("b"))
     assert states.read("counter") == "130" and states.read("another") == ""
     with pytest.raises(ZeroDivisionError), states.changing("counter") as state:
         state.body = str(1 // 0)
     assert states.read("counter") == "130"
-    assert SharedStates(hosts.settings("b").with_values(environment="live")).read("counter") == ""
+    assert SharedStates(distant.settings("b").with_values(environment="live")).read("counter") == ""
 
 
 def test_one_machine_shares_nothing(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_breaker_without_its_database_uses_a_file(tmp_path: Path) -> None:
         Breaker(tmp_path, "barchart", "https://site").ask(lambda: Failed(Outcome.OK))
 
 
-def test_machines_share_a_rate_limit(hosts: Hosts) -> None:
+def test_machines_share_a_rate_limit(distant: Hosts) -> None:
     a, b = (
-        SharedBucket([Rate(3, 60_000)], SharedStates(hosts.settings(host)), "polygon-rate") for host in "ab"
+        SharedBucket([Rate(3, 60_000)], SharedStates(distant.settings(host)), "polygon-rate") for host in "ab"
     )
     now = time.time_ns() // 1_000_000
     assert [bucket.put(RateItem("polygon", now)) for bucket in (a, b, a, b)] == [True, True, True, False]

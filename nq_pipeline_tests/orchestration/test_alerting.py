@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from nq_pipeline.alerts.message import Alert
 from nq_pipeline.alerts.notifier import Notifier
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import Unavailable
@@ -138,6 +139,9 @@ def test_a_check_that_warns_alerts_nobody(desk: Desk) -> None:
     )
     desk.instance.report_runless_asset_event(evaluation)
     assert desk.tick() == "0 firing, 0 sent, 0 waiting"
+    # Its alert ends also where the state of the alerts was out of reach when the result was new.
+    Notifier(desk.settings).fire(Alert("check/databento/trades/entitlement", "refused", "so", "do"))
+    assert desk.tick() == "0 firing, 1 sent, 0 waiting"
 
 
 def test_checks_of_the_capture_sensor_alert_without_a_run(desk: Desk) -> None:
