@@ -141,7 +141,7 @@ def settings_fingerprint(settings: Settings) -> str:
     databento, capture = settings.vendor(DatabentoSettings), settings.capture
     key = databento.api_key.get_secret_value() if databento.api_key else None
     vendor = (databento.dataset, databento.gateway)
-    wanted = (capture.window, capture.options_schema, capture.futures_schema)
+    wanted = (capture.window, capture.options_schema, capture.futures_schema, settings.products)
     parts = (settings.environment, *vendor, *wanted, key)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from nq_pipeline.capture.gap_store import GapStore
-from nq_pipeline.capture.gaps import UNRESOLVED, Gap, session_windows
+from nq_pipeline.capture.gaps import LOOK_BACK, UNRESOLVED, Gap, session_windows
 from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER, SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
@@ -101,7 +101,8 @@ def read_capture_day(
     """
     dataset = settings.vendor(DatabentoSettings).dataset
     lake, session = Workspace.of(settings).lake, sessions.session(trade_date)
-    store = GapStore(lake, dataset=dataset, run_id="")
+    gaps = GapStore(lake, dataset=dataset, run_id="").gaps(session.open - LOOK_BACK)
+    endless = settings.capture.window == "always"
     wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
     ended = (
         lake.scan(SESSIONS, [trade_date])
@@ -116,7 +117,7 @@ def read_capture_day(
         trade_date=trade_date,
         now=now,
         window=session_windows(session, settings.capture.window),
-        gaps=[g for g in store.gaps(session.open) if sessions.trade_date(from_ns(g.first_ns)) == trade_date],
+        gaps=[gap for gap in gaps if _touches(gap, session, endless=endless)],
         newest=_newest(lake, trade_date, now),
         proven=from_ns(proven) if isinstance(proven, int) else None,
         missing=tuple(missing) or tuple(str(last_missing).split(",") if last_missing else ()),
@@ -124,6 +125,13 @@ def read_capture_day(
         refused=SchemaFallback(lake, dataset, wanted).refused(trade_date),
         refusal=refusal,
     )
+
+
+def _touches(gap: Gap, session: sessions.Session, *, endless: bool) -> bool:
+    """Whether a gap has a part of a session. One without an end lasts until its window closes, if it does."""
+    begins = sessions.trade_date(from_ns(gap.first_ns))
+    goes_on = endless if gap.last_ns is None else from_ns(gap.last_ns) > session.open
+    return begins == session.trade_date or (begins < session.trade_date and goes_on)
 
 
 def _newest(lake: Lake, trade_date: date, now: datetime) -> datetime | None:

@@ -216,7 +216,13 @@ def test_no_start_beside_a_living_run_and_no_number_twice(attempts: list[Attempt
 
 def test_the_fingerprint_changes_with_settings_and_hides_secrets() -> None:
     before = build_settings(environment="live", databento_api_key="db-one")
-    for change in ({"databento_api_key": "db-two"}, {"capture_schema": "mbo"}, {"capture_window": "globex"}):
+    changes: list[dict[str, Any]] = [
+        {"databento_api_key": "db-two"},
+        {"capture_schema": "mbo"},
+        {"capture_window": "globex"},
+        {"products": ("NQ", "ES")},
+    ]
+    for change in changes:
         other = build_settings(**{"environment": "live", "databento_api_key": "db-one", **change})
         assert settings_fingerprint(other) != settings_fingerprint(before)
     unrelated = build_settings(environment="live", databento_api_key="db-one", horizon_days=3)

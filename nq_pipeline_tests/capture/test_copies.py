@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from nq_pipeline.capture.log.copies import copy_sealed_segments, has_proven_copy
+from nq_pipeline.capture.log.copies import copy_after_capture, copy_sealed_segments, has_proven_copy
 from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.configuration import load
 from nq_pipeline.errors import StoreError
@@ -75,6 +76,18 @@ def test_a_copy_that_is_not_the_segment_proves_nothing(capture: Path, tmp_path: 
     with pytest.raises(StoreError, match="is not what was written"):
         copy_sealed_segments(capture, store)
     assert not any(has_proven_copy(segment, store) for segment in list_segments(capture / DATASET))
+
+
+def test_after_a_capture_a_copy_that_fails_is_a_warning(capture: Path, tmp_path: Path) -> None:
+    class Full(LocalObjects):
+        def put_file(self, name: str, path: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    said: list[str] = []
+    for store in (Full(tmp_path / "full"), Forgetful(tmp_path / "store")):
+        copy_after_capture(capture, store, said.append)
+    assert ["No space" in said[0], "is not what was written" in said[1]] == [True, True]
+    assert all("nq retention" in one for one in said)
 
 
 def test_a_changed_segment_has_no_proven_copy(capture: Path, tmp_path: Path) -> None:

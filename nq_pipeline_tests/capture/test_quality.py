@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gaps import Gap
 from nq_pipeline.capture.quality import (
     CaptureDay,
@@ -19,8 +21,11 @@ from nq_pipeline.capture.quality import (
     judge_freshness,
     judge_gaps,
     last_opened,
+    read_capture_day,
 )
 from nq_pipeline.clock import to_ns
+from nq_pipeline.configuration import build_settings
+from nq_pipeline.workspace import Workspace
 
 OPENS = datetime(2025, 6, 10, 13, 30, tzinfo=UTC)
 CLOSES = datetime(2025, 6, 10, 20, 0, tzinfo=UTC)
@@ -146,6 +151,28 @@ def test_a_root_that_the_gateway_does_not_name_is_an_error() -> None:
     finding = judge_completeness(replace(DAY, missing=["NQ"]))
     assert (finding.passed, finding.severity) == (False, "error")
     assert "names no instrument of NQ" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("window", "last", "dates"),
+    [
+        ("always", OPENS + timedelta(days=2), [10, 11, 12]),
+        ("always", None, [10, 11, 12, 13]),
+        ("rth", None, [10]),  # it ends with its window
+        ("always", datetime(2025, 6, 10, 22, tzinfo=UTC), [10]),  # when the next session opens
+    ],
+)
+def test_a_gap_counts_on_every_trade_date_it_reaches(
+    window: str, last: datetime | None, dates: list[int], tmp_path: Path
+) -> None:
+    settings = build_settings(data_dir=tmp_path, capture_window=window)
+    lake = Workspace.of(settings).lake
+    lost = Gap("g", "trades", to_ns(OPENS), to_ns(last) if last else None, "not running", state="unfillable")
+    GapStore(lake, dataset="GLBX.MDP3", run_id="run").write([lost], NOW)
+    days = {
+        day: read_capture_day(settings, NOW + timedelta(days=9), date(2025, 6, day)) for day in range(9, 14)
+    }
+    assert [day for day, found in days.items() if found.gaps] == dates
 
 
 @given(

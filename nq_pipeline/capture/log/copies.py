@@ -64,7 +64,7 @@ def copy_after_capture(capture: Path, objects: Objects | None, warn: Callable[[s
     try:
         if objects is not None:
             copy_sealed_segments(capture, objects)
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         warn(f"{error}; `nq retention` copies the capture log again")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nq_pipeline.capture.log.segments import BEGINNING, Position, Segment, list_segments, sync_data
+from nq_pipeline.capture.log.segments import BEGINNING, Position, Segment, list_segments, log_id, sync_data
 from nq_pipeline.dbn.framer import Frame, Framer, Head
 from nq_pipeline.errors import BadStream, CaptureError
 
@@ -88,8 +88,9 @@ def _missing(folder: Path, number: int, *, is_published: bool) -> CaptureError:
     sentence = f"segment {number} of the capture log in {folder} is missing; restore it"
     if is_published:
         sentence += (
-            f", or if it is lost delete lake/trades/{folder.name}.published: the log is then read from its "
-            "beginning, and rows that the lake has are skipped"
+            f", or if it is lost delete lake/trades/{folder.name}.published (in an object store "
+            f"trades/_published/{folder.name}-{log_id(folder)}): the log is then read from its beginning, "
+            "and rows that the lake has are skipped"
         )
     return CaptureError(sentence)
 

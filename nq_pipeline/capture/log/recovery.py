@@ -36,8 +36,6 @@ def recover(folder: Path) -> Recovery | None:
     CaptureError
         The header of the segment cannot be read.
     """
-    for leftover in folder.rglob(files.TEMPORARY):
-        leftover.unlink()
     found = list_segments(folder)
     if not found:
         return None
