@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import orjson
+import polars as pl
 
-from nq_pipeline.dbn.columns import convert_field
+from nq_pipeline.dbn.columns import field_column, nulled
 from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import TruncatedDbn, open_dbn
 from nq_pipeline.dbn.symbols import SymbolMap
@@ -194,92 +195,29 @@ class _Table:
 def arrow(layout: RecordLayout, records: Array, symbols: SymbolMap) -> pa.Table:
     """Return records as a table with the names, order and values of the official client's Parquet.
 
-    Text of one letter and symbols are dictionary-encoded, as Parquet stores them.
-
-    Raises
-    ------
-    LakeError
-        A text is not UTF-8.
+    Raises `LakeError` for a text that is not UTF-8.
     """
-    import pyarrow as pa
-
-    arrays = {}
-    for name in layout.columns:
-        values = records[name].copy()  # records lie side by side, columns in one piece
-        if values.dtype.kind == "S":
-            arrays[name] = _letters(name, values) if values.dtype.itemsize == 1 else _texts(name, values)
-            continue
-        converted, defined = convert_field(layout, name, values)
-        instant = name in layout.instants
-        kind = pa.timestamp("ns", "UTC") if instant else pa.from_numpy_dtype(converted.dtype)
-        arrays[name] = _array(kind, converted, defined)
-    arrays["symbol"] = _symbols(records["instrument_id"], records[layout.index], symbols)
-    return pa.table([arrays[name] for name in _order(layout)], names=_order(layout))
+    columns = {name: _column(layout, name, records[name]) for name in layout.columns}
+    codes = symbols.find(records["instrument_id"], records[layout.index] // DAY_NS)
+    names = pl.Series(symbols.names or [""])
+    columns["symbol"] = names.gather(nulled(codes, codes >= 0)).alias("symbol")
+    order = [*(name for name in layout.columns if name != layout.index), "symbol", layout.index]
+    # The order in which pandas writes a frame: the client's added column, then the index.
+    return pl.DataFrame([columns[name] for name in order]).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _order(layout: RecordLayout) -> list[str]:
-    """The order in which pandas writes a frame: the client's added column, then the index."""
-    return [*(name for name in layout.columns if name != layout.index), "symbol", layout.index]
-
-
-def _array(kind: pa.DataType, values: Array, defined: Array | None = None) -> pa.Array:
-    # Not pa.array(), which loads pandas (a third of the memory) to inspect its argument.
-    import pyarrow as pa
-
-    nulls = None
-    if defined is not None and not defined.all():
-        nulls = pa.py_buffer(np.packbits(defined, bitorder="little"))
-    return pa.Array.from_buffers(kind, len(values), [nulls, pa.py_buffer(values)])
-
-
-def _values(array: pa.Array, dtype: type[Any]) -> Array:
-    return np.frombuffer(array.buffers()[1], dtype, len(array))
-
-
-def _texts(name: str, values: Array) -> pa.Array:
-    """Fixed-width text without its padding."""
-    import pyarrow as pa
-
-    lengths = np.char.str_len(values)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    bytes_ = values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
-    within = np.arange(bytes_.shape[1]) < lengths[:, None]
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(bytes_[within])]
-    texts = pa.Array.from_buffers(pa.large_string(), len(values), buffers)
+def _column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
+    if values.dtype.kind != "S":
+        return field_column(layout, name, values)
+    distinct, places = np.unique(values, return_inverse=True)
     try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
+        texts = pl.Series(name, distinct.tolist(), pl.Binary).cast(pl.String)
+    except pl.exceptions.PolarsError:
         raise LakeError(f"a {name} is not UTF-8; the file is damaged") from None
-    return texts
-
-
-def _letters(name: str, values: Array) -> pa.Array:
-    """Text of one letter, dictionary-encoded."""
-    import pyarrow as pa
-
-    coded = _array(pa.uint8(), values.view(np.uint8)).dictionary_encode()
-    distinct = _values(coded.dictionary, np.uint8).view("S1")
-    return pa.DictionaryArray.from_arrays(coded.indices, _texts(name, distinct))
-
-
-def _symbols(instrument_ids: Array, instants: Array, symbols: SymbolMap) -> pa.Array:
-    """The symbol of every row; null where none is known on its day."""
-    import pyarrow as pa
-
-    # Many rows share a pair of day and instrument: each pair is looked up once.
-    pairs = (instants // DAY_NS) << np.uint64(32) | instrument_ids
-    coded = _array(pa.uint64(), pairs).dictionary_encode()
-    distinct = _values(coded.dictionary, np.uint64)
-    codes = symbols.find(distinct & np.uint64(0xFFFF_FFFF), distinct >> np.uint64(32))
-    used = np.unique(codes[codes >= 0])
-    names = np.array([symbols.names[code].encode() for code in used.tolist()], np.bytes_)
-    at = _values(coded.indices, np.int32)
-    rows, known = np.searchsorted(used, codes).astype(np.int32)[at], (codes >= 0)[at]
-    return pa.DictionaryArray.from_arrays(_array(pa.int32(), rows, known), _texts("symbol", names))
+    return texts.gather(pl.Series(places.astype(np.uint32)))
 
 
 def _open_writer(path: Path, layout: RecordLayout) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     empty = arrow(layout, np.empty(0, layout.dtype), SymbolMap())
@@ -295,7 +233,7 @@ def _open_writer(path: Path, layout: RecordLayout) -> Any:
         max_rows_per_page=ROW_GROUP_ROWS,
         store_schema=False,
     )
-    # Dictionaries are only storage: the schema shows readers plain text, and pandas its index.
+    # The client's files name their index for pandas.
     index = {
         "name": layout.index,
         "field_name": layout.index,
@@ -304,10 +242,6 @@ def _open_writer(path: Path, layout: RecordLayout) -> Any:
         "metadata": {"timezone": "UTC"},
     }
     note = {"index_columns": [layout.index], "column_indexes": [], "columns": [index], "pandas_version": None}
-    plain = [
-        field.with_type(pa.large_string()) if pa.types.is_dictionary(field.type) else field
-        for field in empty.schema
-    ]
-    schema = pa.schema(plain, metadata={"pandas": orjson.dumps(note)})
+    schema = empty.schema.with_metadata({"pandas": orjson.dumps(note)})
     writer.add_key_value_metadata({"ARROW:schema": b64encode(schema.serialize().to_pybytes())})
     return writer
