@@ -425,7 +425,7 @@ def last_moments(folder: Path, wanted: dict[str, int], until: Position | None = 
 def _until_skip(folder: Path, start: Position, end: Position) -> Iterator[Frame]:
     """The frames of a segment, up to the gateway's message that it skipped records."""
     for block in tail(folder, start, end):
-        errors = (message for message in block.frame.control() if isinstance(message, ErrorMsg))
+        errors = (message for message in block.frame.messages() if isinstance(message, ErrorMsg))
         for offset, error in zip(block.frame.starts(ERROR).tolist(), errors, strict=True):
             if error.code == SKIPPED_RECORDS:
                 skip = Position(start.segment, block.frame.offset + offset)

@@ -24,7 +24,7 @@ from nq_pipeline.capture.reconnect_policy import (
     EndReason,
     SessionEnd,
 )
-from nq_pipeline.dbn.framer import ErrorMsg, Frame, Framer, SystemMsg
+from nq_pipeline.dbn.framer import ErrorMsg, Frame, Framer
 from nq_pipeline.dbn.layout import CONTROL, ERROR, SYMBOL_MAPPING, SYSTEM, UNDEF_TIMESTAMP
 from nq_pipeline.errors import BadStream, LogFailed
 from nq_pipeline.market.contracts import ROOTS
@@ -292,12 +292,10 @@ class GatewaySession:
             state.mapped.update(name.decode("utf-8", "replace") for name in named.tolist())
         if ERROR not in tallies and SYSTEM not in tallies:
             return
-        for message in frame.control():
+        for message in frame.messages():
             if isinstance(message, ErrorMsg):
                 self._handle_error(message)
-            if not isinstance(message, SystemMsg):
-                continue
-            if message.code == SLOW_READER:
+            elif message.code == SLOW_READER:
                 state.warnings += 1
             elif message.ts_event == UNDEF_TIMESTAMP:
                 continue

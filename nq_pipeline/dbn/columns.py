@@ -7,8 +7,8 @@ cannot hold (from 2262-04-12 on) are null, because the lake's type cannot expres
 that is empty or not ASCII. The official client treats prices and instants the same way; it leaves
 undefined sizes and quantities as numbers.
 
-`convert_field` applies the rule to a field by its layout, and `field_column` makes a column of it. Callers
-that know a field's kind use `prices`, `sizes`, `instants`, `texts` and `letters`.
+`field_column` knows a field's kind by its layout. Callers that know it themselves use `prices`, `sizes`,
+`instants`, `texts` and `letters`.
 """
 
 from __future__ import annotations
@@ -44,27 +44,17 @@ def to_points(values: Array) -> npt.NDArray[np.float64]:
     return np.asarray(values / 1e9)
 
 
-def convert_field(
-    layout: RecordLayout, name: str, values: Array
-) -> tuple[Array, npt.NDArray[np.bool_] | None]:
-    """Return a field's values in our units, and which of them are defined; None when all are.
+def field_column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
+    """Return a field that is no text as a column, named after it.
 
-    Prices become points (float64) and instants int64 nanoseconds. Other fields stay as they are: only a
-    caller that knows a field as a size or quantity can treat its highest value as undefined.
+    Prices become points, and instants nanoseconds UTC. Other fields stay as they are: only a caller that
+    knows a field as a size or quantity can treat its highest value as undefined.
     """
     if name in layout.instants:
-        return values.view(np.int64), is_instant(values)
+        return instants(values).alias(name)
     if name in layout.prices:
-        return to_points(values), is_defined(values)
-    return values, None
-
-
-def field_column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
-    """Return a field that is no text as a column, named after it; see `convert_field`."""
-    converted, defined = convert_field(layout, name, values)
-    converted = np.ascontiguousarray(converted)
-    column = pl.Series(converted) if defined is None else nulled(converted, defined)
-    return (column.cast(INSTANT) if name in layout.instants else column).alias(name)
+        return prices(values).alias(name)
+    return pl.Series(name, np.ascontiguousarray(values))
 
 
 def prices(values: Array) -> pl.Series:

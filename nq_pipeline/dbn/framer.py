@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nq_pipeline.dbn.layout import (
-    CONTROL,
     DECOMPRESS_STEP,
+    ERROR,
     SYMBOL_MAPPING,
     SYSTEM,
     UNDEF_TIMESTAMP,
     ZSTD_MAGIC,
     Array,
-    HeaderError,
     StreamLayout,
     decode_metadata,
     header_length,
@@ -31,7 +30,6 @@ from nq_pipeline.dbn.symbols import symbol_intervals
 from nq_pipeline.errors import BadStream
 from nq_pipeline.redaction import redact_data
 
-CONTROL_RTYPES = tuple(CONTROL)
 NO_CODE = 255
 """Code of an error or system message that has none (DBN version 1)."""
 MAX_HEADER_BYTES = 16 * 1024 * 1024
@@ -62,7 +60,7 @@ class Head:
     def read(cls, file: BinaryIO) -> Head:
         """Read the header that a file begins with; `BadStream` when there is none."""
         start = file.read(8)
-        length = _header_length(start)
+        length = header_length(start, MAX_HEADER_BYTES)
         if length is None:
             raise BadStream("the DBN header is cut off", offset=len(start))
         return cls.parse(start + file.read(length - len(start)))
@@ -70,10 +68,7 @@ class Head:
     @classmethod
     def parse(cls, raw: bytes) -> Head:
         """Read a whole header; `BadStream` when it is none."""
-        try:
-            metadata = decode_metadata(raw)
-        except HeaderError as error:
-            raise BadStream(str(error), offset=error.offset) from None
+        metadata = decode_metadata(raw)
         return cls(raw, metadata.version, bool(metadata.ts_out), metadata.dataset)
 
 
@@ -84,7 +79,6 @@ class ErrorMsg:
     ts_event: int
     code: int
     text: str
-    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +88,6 @@ class SystemMsg:
     ts_event: int
     code: int
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolMapping:
-    """The symbol of an instrument_id in this session."""
-
-    ts_event: int
-    instrument_id: int
-    stype_in_symbol: str
-    stype_out_symbol: str
-
-
-ControlMsg = ErrorMsg | SystemMsg | SymbolMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +144,15 @@ class Frame:
         records: Array = gathered.view(dtype)[:, 0]
         return records
 
-    def instruments(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """Return the instrument_ids of the market data in ascending order, and their counts of records."""
-        data = self._starts[~np.isin(self._rtypes, CONTROL_RTYPES)]
-        ids, counts = np.unique(np.frombuffer(self.records, "<u4")[(data >> 2) + 1], return_counts=True)
-        return ids, counts
-
-    def control(self) -> Iterator[ControlMsg]:
-        """Yield the gateway's own messages, decoded, in the order of the stream."""
-        if self.tallies.keys().isdisjoint(CONTROL):
-            return
-        for at in np.flatnonzero(np.isin(self._rtypes, CONTROL_RTYPES)):
+    def messages(self) -> Iterator[ErrorMsg | SystemMsg]:
+        """Yield the gateway's errors and reports, decoded, in the order of the stream."""
+        for at in np.flatnonzero(np.isin(self._rtypes, (ERROR, SYSTEM))):
             dtype = self._layout.dtypes[int(self._rtypes[at])]
-            yield _decode_control(np.frombuffer(self.records, dtype, 1, int(self._starts[at]))[0])
+            record = np.frombuffer(self.records, dtype, 1, int(self._starts[at]))[0]
+            kind, field = (ErrorMsg, "err") if self._rtypes[at] == ERROR else (SystemMsg, "msg")
+            code = int(record["code"]) if "code" in record.dtype.names else NO_CODE
+            text = record[field].split(b"\0", 1)[0].decode("utf-8", "replace")
+            yield kind(int(record["ts_event"]), code, text)
 
     def mappings(self) -> dict[int, bytes]:
         """Return instrument_id to the bytes of its latest symbol mapping."""
@@ -305,7 +282,7 @@ class Framer:
     def _frames(self, data: bytes) -> Iterator[Frame]:
         data = redact_data(data, self._secrets)  # together with the bytes held back: a record is seen whole
         if self.head is None or self._layout is None:
-            length = _header_length(data)
+            length = header_length(data, MAX_HEADER_BYTES)
             if length is None or len(data) < length:
                 self._rest = data
                 return
@@ -323,28 +300,6 @@ class Framer:
                 f"{data[end + 1]}, DBN version {self.head.version})",
                 offset=self.offset,
             )
-
-
-def _header_length(start: bytes) -> int | None:
-    try:
-        return header_length(start, MAX_HEADER_BYTES)
-    except HeaderError as error:
-        raise BadStream(str(error), offset=error.offset) from None
-
-
-def _decode_control(record: Any) -> ControlMsg:
-    ts_event, rtype, names = int(record["ts_event"]), int(record["rtype"]), record.dtype.names
-    if rtype == SYMBOL_MAPPING:
-        symbols = (_text(record[name]) for name in ("stype_in_symbol", "stype_out_symbol"))
-        return SymbolMapping(ts_event, int(record["instrument_id"]), *symbols)
-    code = int(record["code"]) if "code" in names else NO_CODE
-    if rtype == SYSTEM:
-        return SystemMsg(ts_event, code, _text(record["msg"]))
-    return ErrorMsg(ts_event, code, _text(record["err"]), "is_last" not in names or bool(record["is_last"]))
-
-
-def _text(value: bytes) -> str:
-    return value.split(b"\0", 1)[0].decode("utf-8", errors="replace")
 
 
 def read_frames(path: Path) -> Iterator[Frame]:

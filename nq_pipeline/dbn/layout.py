@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nq_pipeline.errors import BadStream
+
 Array = npt.NDArray[Any]
 
 ERROR, SYMBOL_MAPPING, SYSTEM = 21, 22, 23
@@ -70,16 +72,8 @@ WELL_FORMED = np.arange(1 << 16) % 256 >= MIN_RECORD_WORDS
 """By the first two bytes of a record: whether a record of any kind can begin with them."""
 
 
-class HeaderError(ValueError):
-    """Bytes that are no DBN header, from byte `offset` on.
-
-    An `unsupported` header may be sound, but of a version this program does not read.
-    """
-
-    def __init__(self, message: str, *, offset: int, unsupported: bool = False) -> None:
-        super().__init__(message)
-        self.offset = offset
-        self.unsupported = unsupported
+class UnsupportedVersion(BadStream):
+    """The header may be sound, but is of a version that this program does not read."""
 
 
 def header_length(start: bytes, limit: int) -> int | None:
@@ -87,23 +81,23 @@ def header_length(start: bytes, limit: int) -> int | None:
 
     Raises
     ------
-    HeaderError
+    BadStream
         It is no DBN, of an unknown version, or claims to be longer than `limit`.
     """
     if not b"DBN".startswith(start[:3]):
-        raise HeaderError("the stream does not begin with DBN", offset=0)
+        raise BadStream("the stream does not begin with DBN", offset=0)
     if len(start) > 3 and start[3] not in VERSIONS:
-        raise HeaderError(f"DBN version {start[3]} is not supported", offset=3, unsupported=True)
+        raise UnsupportedVersion(f"DBN version {start[3]} is not supported", offset=3)
     if len(start) < 8:
         return None
     length = 8 + int.from_bytes(start[4:8], "little")
     if length > limit:
-        raise HeaderError(f"the DBN header claims {length:,} bytes, which was refused", offset=4)
+        raise BadStream(f"the DBN header claims {length:,} bytes, which was refused", offset=4)
     return length
 
 
 def decode_metadata(header: bytes) -> Any:
-    """Decode a whole header to databento_dbn's `Metadata`, in its own version; HeaderError if it cannot."""
+    """Decode a whole header to databento_dbn's `Metadata`, in its own version; `BadStream` if it cannot."""
     import databento_dbn
 
     as_is: Any = databento_dbn.VersionUpgradePolicy.AS_IS
@@ -111,7 +105,7 @@ def decode_metadata(header: bytes) -> Any:
         return databento_dbn.Metadata.decode(header, upgrade_policy=as_is)
     except Exception as error:  # DBNError, ValueError: whatever the compiled part makes of damage
         name = type(error).__name__
-        raise HeaderError(f"the DBN header cannot be read ({name})", offset=0) from None
+        raise BadStream(f"the DBN header cannot be read ({name})", offset=0) from None
 
 
 def record_dtype(rtype: int, version: int, ts_out: bool = False) -> np.dtype[Any]:

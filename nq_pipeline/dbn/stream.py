@@ -28,8 +28,8 @@ from nq_pipeline.dbn.layout import (
     WELL_FORMED,
     ZSTD_MAGIC,
     Array,
-    HeaderError,
     RecordLayout,
+    UnsupportedVersion,
     decode_metadata,
     header_length,
     record_dtype,
@@ -37,7 +37,7 @@ from nq_pipeline.dbn.layout import (
     walk_records,
 )
 from nq_pipeline.dbn.symbols import SymbolMap, symbol_intervals
-from nq_pipeline.errors import BadPayload, LakeError
+from nq_pipeline.errors import BadPayload, BadStream, LakeError
 
 CHUNK = 1 << 20
 """Bytes of records looked at together: enough to be fast, few enough to stay in the processor's cache."""
@@ -200,8 +200,8 @@ class Stream:
             if length is None or len(raw) < max(length, 9):
                 raise TruncatedDbn(f"{self.name} ends within its header, before the first record", records=0)
             return decode_metadata(raw[:length]), raw[length:]
-        except HeaderError as error:
-            kind = UnsupportedDbn if error.unsupported else DamagedDbn
+        except BadStream as error:
+            kind = UnsupportedDbn if isinstance(error, UnsupportedVersion) else DamagedDbn
             raise kind(f"{self.name} is no DBN file this program reads: {error}") from None
 
     def _read_at_least(self, size: int, raw: bytes) -> bytes:

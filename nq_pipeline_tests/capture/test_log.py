@@ -20,7 +20,7 @@ from nq_pipeline.capture.log.reader import Block, tail
 from nq_pipeline.capture.log.recovery import recover
 from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments
 from nq_pipeline.capture.log.writer import CaptureLog
-from nq_pipeline.dbn.framer import Framer, SymbolMapping
+from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.errors import CaptureError
 from nq_pipeline_tests.testing.dbn_streams import Clock, begun, head, mapping, one_frame, record, trades
 
@@ -46,10 +46,10 @@ def synced_blocks(log: CaptureLog, position: Position = BEGINNING) -> list[Block
     return list(tail(log.folder, position, log.synced))
 
 
-def last_mappings(log: CaptureLog) -> dict[int, SymbolMapping]:
-    """instrument_id to its symbol, from the newest segment alone."""
-    messages = [m for b in synced_blocks(log, Position(log.synced.segment, 0)) for m in b.frame.control()]
-    return {message.instrument_id: message for message in messages if isinstance(message, SymbolMapping)}
+def last_mappings(log: CaptureLog) -> dict[int, bytes]:
+    """instrument_id to its mapping, from the newest segment alone."""
+    blocks = synced_blocks(log, Position(log.synced.segment, 0))
+    return {number: record for b in blocks for number, record in b.frame.mappings().items()}
 
 
 # ── what is written ─────────────────────────────────────────────────────────────────────────────
@@ -133,8 +133,8 @@ def test_a_continued_segment_begins_with_its_symbols(open_log: OpenLog) -> None:
         symbols = databento.DBNStore.from_file(last.path).to_df(schema="trades")["symbol"]
         assert set(symbols[:7]) >= {"NQU5 C21500", "NQZ5"}
         assert last_mappings(log) == {
-            1: SymbolMapping(0, 1, "NQ.OPT", "NQU5 C21500"),
-            2: SymbolMapping(0, 2, "NQ.OPT", "NQZ5"),
+            1: mapping(1, "NQU5 C21500"),
+            2: mapping(2, "NQZ5"),
         }
 
 

@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nq_pipeline.dbn.framer import EVENTS, NEAR_NS, ErrorMsg, Frame, Framer, Head, SymbolMapping, SystemMsg
-from nq_pipeline.dbn.layout import CONTROL, STRUCTS, ZSTD_MAGIC
+from nq_pipeline.dbn.framer import EVENTS, NEAR_NS, ErrorMsg, Frame, Framer, Head, SystemMsg
+from nq_pipeline.dbn.layout import STRUCTS, ZSTD_MAGIC
 from nq_pipeline.errors import BadStream
 from nq_pipeline_tests.testing.dbn_streams import (
     UNDEF_TIMESTAMP,
@@ -177,19 +177,18 @@ def test_the_gateways_own_words_are_decoded_in_order() -> None:
         + record(21, ts_event=3, err=b"Not authorized for mbo schema \xff", code=5, is_last=1)
     )
     frame = one_frame(body, begun())
-    assert list(frame.control()) == [
+    assert list(frame.messages()) == [
         SystemMsg(1, 1, "Subscription request 0 for trades data succeeded"),
-        SymbolMapping(0, 42, "NQ.OPT", "NQU5 C21500"),
-        ErrorMsg(3, 5, "Not authorized for mbo schema \N{REPLACEMENT CHARACTER}", True),
+        ErrorMsg(3, 5, "Not authorized for mbo schema \N{REPLACEMENT CHARACTER}"),
     ]
     assert frame.mappings() == {42: mapping(42, "NQU5 C21500")}
-    assert not list(one_frame(trades(0, 2), begun()).control())
+    assert not list(one_frame(trades(0, 2), begun()).messages())
 
 
 def test_words_of_version_1_have_no_code() -> None:
     stream = head(1) + record(21, 1, err=b"Internal error") + record(23, 1, msg=b"Heartbeat")
     (frame,) = frames(stream)
-    assert list(frame.control()) == [ErrorMsg(0, 255, "Internal error", True), SystemMsg(0, 255, "Heartbeat")]
+    assert list(frame.messages()) == [ErrorMsg(0, 255, "Internal error"), SystemMsg(0, 255, "Heartbeat")]
 
 
 def test_an_undefined_time_is_not_a_last_time() -> None:
@@ -243,14 +242,8 @@ def assert_equal_to_official(framed: list[Frame], data: bytes) -> None:
         else:
             assert times[-1:] == [r.ts_event for r in mine if r.ts_event != UNDEF_TIMESTAMP][-1:]
             assert received[-1:] == [r.ts_recv for r in mine[-1:] if hasattr(r, "ts_recv")]
-    instruments: Counter[int] = Counter()
-    for frame in framed:
-        instruments.update(dict(zip(*(a.tolist() for a in frame.instruments()), strict=True)))
-    assert instruments == Counter(
-        r.instrument_id for r, k in zip(expected, kinds, strict=True) if k not in CONTROL
-    )
-    assert [type(m).__name__ for f in framed for m in f.control()] == [
-        {21: "ErrorMsg", 22: "SymbolMapping", 23: "SystemMsg"}[k] for k in kinds if k in CONTROL
+    assert [type(m).__name__ for f in framed for m in f.messages()] == [
+        {21: "ErrorMsg", 23: "SystemMsg"}[k] for k in kinds if k in (21, 23)
     ]
 
 
