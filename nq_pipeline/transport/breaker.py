@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import orjson
 import pybreaker
@@ -39,8 +40,6 @@ class Answer(Protocol):
 
     @property
     def outcome(self) -> Outcome: ...
-    @property
-    def reason(self) -> str: ...
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
@@ -62,79 +61,55 @@ class Breaker:
         penalty_s: Mapping[Outcome, float] = MappingProxyType({}),
         states: SharedStates | None = None,
     ) -> None:
-        name = f"{source}-{hashlib.sha256(base_url.encode()).hexdigest()[:12]}-breaker"
-        self._state = _StoredState(state_dir / f"{name}.json", states, name)
-        self._source = source
-        self._cool_down_s = cool_down_s = {**cool_down_s, **penalty_s}
+        self._name = f"{source}-{hashlib.sha256(base_url.encode()).hexdigest()[:12]}-breaker"
+        self._path, self._states, self._source = state_dir / f"{self._name}.json", states, source
+        self._cool_down_s = {**cool_down_s, **penalty_s}
         self._at_once = {Outcome.BLOCKED, *penalty_s}
-        self._breaker = pybreaker.CircuitBreaker(
-            fail_max=FAILURES_TO_OPEN,
-            reset_timeout=cool_down_s[self._state.outcome],
-            exclude=[lambda error: not isinstance(error, _FailureError)],
-            state_storage=self._state,
-            throw_new_error_on_trip=False,
-        )
+        self._state = _State(self._read())
 
     def ask(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
         """Return what `ask` returns; while the circuit is open, raise the error of `pause`."""
         if (error := self.pause()) is not None:
             raise error
-        try:
-            answer: AnyAnswer = self._breaker.call(self._raise_failure, ask)
-            return answer
-        except _FailureError as fault:
-            if fault.answer.outcome in self._at_once:
-                self._breaker.open()
-            return fault.answer  # type: ignore[return-value]  # what `ask` gave
+        answer = ask()
+        if answer.outcome in self._cool_down_s or not self._state.is_good:
+            self._change(lambda state: self._judge(answer.outcome, state))
+        return answer
 
     def close(self) -> None:
         """Forget past failures: the next request is sent."""
-        self._breaker.close()
-
-    def _raise_failure(self, ask: Callable[[], AnyAnswer]) -> AnyAnswer:
-        answer = ask()
-        if answer.outcome in self._cool_down_s:
-            self._state.outcome = answer.outcome
-            self._breaker.reset_timeout = self._cool_down_s[answer.outcome]
-            raise _FailureError(answer)
-        return answer
+        if not self._state.is_good:
+            self._change(lambda state: _State())
 
     def pause(self) -> SourceError | None:
         """The error of a request while the circuit is open, with the outcome that opened it; else None."""
-        opened = self._state.opened_at if self._state.state == pybreaker.STATE_OPEN else None
-        if opened is None:
+        outcome, opened = self._state.outcome, self._state.opened_at
+        if self._state.state != pybreaker.STATE_OPEN or opened is None:
             return None
-        again = opened + timedelta(seconds=self._cool_down_s[self._state.outcome])
+        again = opened + timedelta(seconds=self._cool_down_s[outcome])
         if again <= datetime.now(UTC):
             return None
         error = Unavailable(
-            f"not asked: {self._source} was {self._state.outcome} at {opened:%H:%M:%S} UTC "
+            f"not asked: {self._source} was {outcome} at {opened:%H:%M:%S} UTC "
             f"and is not asked before {again:%H:%M:%S}; `--refresh` asks now"
         )
-        error.outcome = self._state.outcome
+        error.outcome = outcome
         return error
 
-
-class _FailureError(Exception):
-    """Carries a failed answer through pybreaker."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.reason)
-        self.answer = answer
-
-
-_STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
-
-
-class _StoredState(pybreaker.CircuitBreakerStorage):
-    """pybreaker's state as small JSON: in `states`, or in a file of this machine where there are none or they
-    cannot be reached. A damaged text is ignored."""
-
-    def __init__(self, path: Path, states: SharedStates | None, name: str) -> None:
-        super().__init__("file")
-        self._path, self._states, self._name = path, states, name
-        self._values: dict[str, Any] = {}
-        self._load(self._read())
+    def _judge(self, outcome: Outcome, state: _State) -> _State:
+        """The state after an answer with this outcome."""
+        circuit = pybreaker.CircuitBreaker(
+            FAILURES_TO_OPEN, self._cool_down_s[state.outcome], state_storage=state
+        )
+        failed = outcome in self._cool_down_s
+        # pybreaker counts calls. Another machine may have opened the circuit in the meantime.
+        with suppress(_FailureError, pybreaker.CircuitBreakerError):
+            circuit.call(_raise_if, failed)
+        if failed:
+            state.outcome = outcome
+        if outcome in self._at_once:
+            circuit.open()
+        return state
 
     def _read(self) -> bytes | str:
         try:
@@ -146,75 +121,73 @@ class _StoredState(pybreaker.CircuitBreakerStorage):
         except OSError:
             return b""
 
-    def _load(self, text: bytes | str) -> None:
-        try:
-            self._values = orjson.loads(text)
-            known = self.outcome in COOL_DOWN_S and self.state in _STATES
-            past = self.opened_at is None or self.opened_at <= datetime.now(UTC) + CLOCKS_DIFFER
-            if not (known and past and self.counter >= 0 and self.success_counter >= 0):
-                self._values = {}
-        except (ValueError, TypeError, AttributeError):
-            self._values = {}
-
-    def _set(self, name: str, value: Any, *, add: bool = False) -> None:
-        """Set a value, or add to it, in what all machines have written so far."""
+    def _change(self, change: Callable[[_State], _State]) -> None:
+        """Change the state that all machines have written so far, or that of this machine."""
         if self._states:
             try:
                 with self._states.changing(self._name) as shared:
-                    self._load(shared.body)
-                    self._values[name] = value + self._values.get(name, 0) if add else value
-                    shared.body = orjson.dumps(self._values).decode()
+                    self._state = change(_State(shared.body))
+                    shared.body = self._state.dump().decode()
                 return
             except LedgerError as error:
                 log.warning("the breaker is not shared with other machines: %s", error)
                 self._states = None
-        self._values[name] = value + self._values.get(name, 0) if add else value
-        write_atomically(self._path, orjson.dumps(self._values))
+        self._state = change(self._state)
+        write_atomically(self._path, self._state.dump())
+
+
+class _FailureError(Exception):
+    """Tells pybreaker of a failed answer."""
+
+
+def _raise_if(failed: bool) -> None:
+    if failed:
+        raise _FailureError
+
+
+class _State(pybreaker.CircuitBreakerStorage):
+    """pybreaker's state and the outcome of the last failure, as small JSON; a damaged text is ignored."""
+
+    state: str = pybreaker.STATE_CLOSED
+    counter: int = 0
+    success_counter: int = 0
+    opened_at: datetime | None = None
+    outcome = Outcome.UNAVAILABLE
+
+    def __init__(self, text: bytes | str = b"") -> None:
+        super().__init__("json")
+        try:
+            values = orjson.loads(text)
+            state, failures = str(values.get("state", self.state)), int(values.get("failures", 0))
+            opened, outcome = values.get("opened_at"), Outcome(values.get("outcome", self.outcome))
+            opened_at = datetime.fromisoformat(opened) if opened else None
+            known = outcome in COOL_DOWN_S and state in _STATES and failures >= 0
+            past = opened_at is None or opened_at <= datetime.now(UTC) + CLOCKS_DIFFER
+        except (ValueError, TypeError, AttributeError):
+            return
+        if known and past:
+            self.state, self.counter, self.opened_at, self.outcome = state, failures, opened_at, outcome
 
     @property
-    def outcome(self) -> Outcome:
-        return Outcome(self._values.get("outcome", Outcome.UNAVAILABLE))
+    def is_good(self) -> bool:
+        """Whether no failure is remembered."""
+        return self.state == pybreaker.STATE_CLOSED and not self.counter
 
-    @outcome.setter
-    def outcome(self, value: Outcome) -> None:
-        self._set("outcome", str(value))
-
-    @property
-    def state(self) -> str:
-        return str(self._values.get("state", pybreaker.STATE_CLOSED))
-
-    @state.setter
-    def state(self, state: str) -> None:
-        if state != self.state:
-            self._set("state", state)
-
-    @property
-    def counter(self) -> int:
-        return int(self._values.get("failures", 0))
+    def dump(self) -> bytes:
+        values = {"outcome": str(self.outcome), "state": self.state, "failures": self.counter}
+        return orjson.dumps(values | ({"opened_at": self.opened_at} if self.opened_at else {}))
 
     def increment_counter(self) -> None:
-        self._set("failures", 1, add=True)
+        self.counter += 1
 
     def reset_counter(self) -> None:
-        if self.counter:
-            self._set("failures", 0)
-
-    @property
-    def success_counter(self) -> int:
-        return int(self._values.get("successes", 0))
+        self.counter = 0
 
     def increment_success_counter(self) -> None:
-        self._set("successes", 1, add=True)
+        self.success_counter += 1
 
     def reset_success_counter(self) -> None:
-        if self.success_counter:
-            self._set("successes", 0)
+        self.success_counter = 0
 
-    @property
-    def opened_at(self) -> datetime | None:
-        text = self._values.get("opened_at")
-        return datetime.fromisoformat(text) if text else None
 
-    @opened_at.setter
-    def opened_at(self, instant: datetime) -> None:
-        self._set("opened_at", instant.isoformat())
+_STATES = (pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN)
