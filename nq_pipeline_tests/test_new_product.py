@@ -52,7 +52,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What a copy of the package with the row says of a snapshot that it took."""
     folder = tmp_path_factory.mktemp("toy")
     package = Path(__file__).parents[1] / "nq_pipeline"
-    shutil.copytree(package, folder / "nq_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, folder / "nq_pipeline")  # with its byte code, which is still valid
     table = folder / "nq_pipeline/market/products.py"
     text = table.read_text()
     assert text.count("for product in (NQ, ES, GC)}") == 1

@@ -29,9 +29,7 @@ QUOTED_NS = 1_749_567_540_000_000_000
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the program and the vendor of the page."""
     folder = tmp_path_factory.mktemp("program")
-    shutil.copytree(
-        ROOT / "nq_pipeline", folder / "nq_pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "nq_pipeline", folder / "nq_pipeline")  # with its byte code, which is still valid
     blocks = dict(
         re.findall(r'^```python title="(.*?)"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
     )
