@@ -156,9 +156,9 @@ def send(
     policy: Policy,
     *,
     remaining: Callable[[], float],
-    params: Mapping[str, Any],
-    json: Mapping[str, Any] | None,
-    headers: Mapping[str, str] | None,
+    params: Mapping[str, Any] | None = None,
+    json: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> requests.Response:
     """Send one request; repeat it after transient faults while time is left.
 

@@ -41,6 +41,9 @@ SECRET_NAMES = frozenset(
 )  # fmt: skip
 """Parameters (lower case) that are left out of cache keys, recorded addresses and files."""
 
+_Received = tuple[bytes, int | None, Mapping[str, str]]
+"""A body with secrets redacted, and an HTTP status and headers if there are some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -182,18 +185,26 @@ class VendorSession:
         without an answer after the retries, and `BadPayload` for a body that was cut off or is larger than
         `policy.max_bytes`.
         """
-        return self._http("GET", path, operation, params, None, headers, keep, archive=archive)
+        query = _with_values(params)
+        return self._request(
+            operation,
+            {"path": path, **query},
+            self._address(path, query),
+            lambda: self._http("GET", path, archive, params=query, headers=headers),
+            keep,
+            archive=archive,
+        )
 
-    def post(
-        self,
-        path: str,
-        *,
-        operation: str,
-        json: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Reply:
+    def post(self, path: str, *, operation: str, json: Mapping[str, Any]) -> Reply:
         """POST a JSON body once. The answer, which may contain a token, is neither cached nor archived."""
-        return self._http("POST", path, operation, None, json, headers, Keep.NEVER, archive=False)
+        return self._request(
+            operation,
+            {"path": path},
+            self._address(path),
+            lambda: self._http("POST", path, archive=False, json=json),
+            Keep.NEVER,
+            archive=False,
+        )
 
     def call(
         self,
@@ -208,23 +219,11 @@ class VendorSession:
         `parameters` identify the request and hold no secrets. `perform` sends it and returns the exact bytes
         of the answer. It may add its cost to `current_fetch`. Its `SourceError` is recorded and raised again.
         """
-        started = self.clock.monotonic()
-        cached = self._cached(operation, parameters, keep)
-        fetch = self._fetch(operation, self._address(operation))
-        if cached:
-            self._finish(fetch, started)
-            return self._reply(fetch, *cached, cached=True)
-        try:
-            self.check_deadline()
-            body = redact_data(perform(), self.secrets)
-        except Exception as error:
-            outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
-            detail = str(error) if isinstance(error, SourceError) else type(error).__name__
-            self._finish(fetch, started, outcome=outcome, detail=detail)
-            raise
-        self._finish(fetch, started)
-        entry = self.archive.put(self._entry(fetch, operation, parameters, body, keep), body)
-        return self._reply(fetch, entry, body, cached=False)
+
+        def received() -> _Received:
+            return redact_data(perform(), self.secrets), None, {}
+
+        return self._request(operation, parameters, self._address(operation), received, keep)
 
     @property
     def current_fetch(self) -> Fetch:
@@ -240,7 +239,8 @@ class VendorSession:
         path: str | None = None,
     ) -> bool:
         """Whether the cache would answer `call` (or `get`, with `path`) without a login or a payment."""
-        return self._cached(operation, _identity(path, parameters), keep) is not None
+        identity = parameters or {} if path is None else {"path": path, **_with_values(parameters)}
+        return self._cached(operation, identity, keep) is not None
 
     def note_hit(self, operation: str, snapshot_ts: datetime) -> None:
         """Record that a whole chain was served from the cache of parsed answers."""
@@ -293,55 +293,48 @@ class VendorSession:
         raw = pl.DataFrame(rows, infer_schema_length=None) if rows else FETCHES.empty()
         return raw.select([pl.col(name).cast(dtype) for name, dtype in FETCHES.schema.items()])
 
-    def _http(
+    def _request(
         self,
-        method: str,
-        path: str,
         operation: str,
-        params: Mapping[str, Any] | None,
-        json: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
+        identity: Mapping[str, Any],
+        url: str,
+        send: Callable[[], _Received],
         keep: Keep,
         *,
-        archive: bool,
+        archive: bool = True,
     ) -> Reply:
-        from nq_pipeline.transport import http
-
+        """The cached answer, or what `send` receives; it is recorded, and archived if it may be."""
         started = self.clock.monotonic()
-        query, identity = _with_values(params), _identity(path, params)
         cached = self._cached(operation, identity, keep)
         if not cached:
             self.check_deadline()
-        fetch = self._fetch(operation, self._address(path, query))
+        fetch = self._fetch(operation, url)
         if cached:
             self._finish(fetch, started)
             return self._reply(fetch, *cached, cached=True)
         try:
-            response = http.send(
-                self._open_http(),
-                method,
-                self.scope.base_url + path,
-                self.policy,
-                remaining=self.remaining,
-                params=query,
-                json=json,
-                headers=headers,
-            )
-        except SourceError as error:
-            self._finish(fetch, started, outcome=error.outcome, detail=str(error))
+            body, status, headers = send()
+        except Exception as error:
+            outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
+            detail = str(error) if isinstance(error, SourceError) else type(error).__name__
+            self._finish(fetch, started, outcome=outcome, detail=detail)
             raise
         self._finish(fetch, started)
+        entry = self._entry(fetch, operation, identity, body, keep)
+        entry = replace(entry, status=status, headers=headers)
+        if archive:
+            self.archive.put(entry, body)
+        return self._reply(fetch, entry, body, cached=False, archived=archive)
+
+    def _http(self, method: str, path: str, archive: bool, **options: Any) -> _Received:
+        from nq_pipeline.transport import http
+
+        url = self.scope.base_url + path
+        response = http.send(self._open_http(), method, url, self.policy, remaining=self.remaining, **options)
         # An answer that is not archived keeps learnt secrets: a login may return the same token again.
         secrets = self.secrets if archive else secret_spellings(self.scope.secrets)
         http.redact_response(response, (*secrets, *secret_spellings(self._cookies)))
-        entry = replace(
-            self._entry(fetch, operation, identity, response.content, keep),
-            status=response.status_code,
-            headers=dict(response.headers),
-        )
-        if archive:
-            self.archive.put(entry, response.content)
-        return self._reply(fetch, entry, response.content, cached=False, archived=archive)
+        return response.content, response.status_code, dict(response.headers)
 
     def _open_http(self) -> Any:
         if self._http_session is None:
@@ -409,7 +402,7 @@ class VendorSession:
             source=scope.source,
             operation=operation,
             digest=digest(scope.source, operation, parameters),
-            parameters={k: str(v) for k, v in public(parameters).items()},
+            parameters=_public(parameters),
             url=fetch.url,
             base_url=scope.base_url,
             pinned=self._pinned,
@@ -417,14 +410,11 @@ class VendorSession:
             snapshot_ts=fetch.snapshot_ts,
             requested_at=fetch.requested_at,
             expires=to_ns(expires) if expires else 0,
-            received_at=self._received(self.clock.now()),
+            # With a frozen clock, that is when it was requested.
+            received_at=to_ns(max(scope.snapshot_ts, self.clock.pinned or self.clock.now())),
             sha256=hashlib.sha256(body).hexdigest(),
             bytes=len(body),
         )
-
-    def _received(self, now: datetime) -> int:
-        """When an answer arrived. With a frozen clock, that is when it was requested."""
-        return to_ns(max(self.scope.snapshot_ts, self.clock.pinned or now))
 
     @property
     def _pinned(self) -> str | None:
@@ -447,7 +437,7 @@ class VendorSession:
             return None
 
     def _address(self, path: str, params: Mapping[str, Any] | None = None) -> str:
-        shown = {k: v for k, v in (params or {}).items() if k.lower() not in SECRET_NAMES}
+        shown = _public(params or {})
         base = self.scope.base_url + (path if path.startswith("/") else f"/{path}")
         return f"{base}?{urlencode(shown)}" if shown else base
 
@@ -463,30 +453,9 @@ class ArchivedSession(VendorSession):
     answers: Mapping[str, str] = field(default_factory=dict)
     original: bool = False
 
-    def _http(
-        self, method: str, path: str, operation: str, params: Mapping[str, Any] | None, *_: Any, **__: Any
-    ) -> Reply:
-        return self._archived(operation, _identity(path, params))
-
-    def call(
-        self,
-        operation: str,
-        parameters: Mapping[str, Any],
-        perform: Callable[[], bytes],
-        *,
-        keep: Keep = Keep.MARKET,
-    ) -> Reply:
-        return self._archived(operation, parameters)
-
-    def is_cached(self, *_: Any, **__: Any) -> bool:
-        return True
-
-    def cookie(self, name: str) -> str | None:
-        return None
-
-    def _archived(self, operation: str, parameters: Mapping[str, Any]) -> Reply:
-        scope, fetch = self.scope, self._fetch(operation, self._address(operation))
-        request_id = self.answers.get(digest(scope.source, operation, parameters))
+    def _request(self, operation: str, identity: Mapping[str, Any], url: str, *_: Any, **__: Any) -> Reply:
+        scope, fetch = self.scope, self._fetch(operation, url)
+        request_id = self.answers.get(digest(scope.source, operation, identity))
         entry = self.archive.entry(scope.source, scope.trade_date, request_id) if request_id else None
         if entry is None:
             fetch.detail = "the archived run has no answer to this request"
@@ -498,31 +467,29 @@ class ArchivedSession(VendorSession):
         self._finish(fetch, self.clock.monotonic())
         return self._reply(fetch, entry, body, cached=not own)
 
+    def is_cached(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def cookie(self, name: str) -> str | None:
+        return None
+
 
 def _arrival(entry: RawEntry) -> int:
     """When an archived answer was requested, for entries that do not say when it arrived."""
     return entry.snapshot_ts if entry.pinned else max(entry.snapshot_ts, entry.requested_at)
 
 
-def _identity(path: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What identifies a request: its parameters; for HTTP, the path and the parameters with a value."""
-    return dict(parameters or {}) if path is None else {"path": path, **_with_values(parameters)}
-
-
 def _with_values(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (params or {}).items() if value is not None}
 
 
-def public(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters without secrets."""
-    return {k: v for k, v in parameters.items() if k.lower() not in SECRET_NAMES}
+def _public(parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items() if name.lower() not in SECRET_NAMES}
 
 
 def digest(source: str, operation: str, parameters: Mapping[str, Any]) -> str:
     """The SHA-256, in hex, of a request's canonical JSON without secrets."""
-    canonical = orjson.dumps(
-        [source, operation, {k: str(v) for k, v in public(parameters).items()}], option=orjson.OPT_SORT_KEYS
-    )
+    canonical = orjson.dumps([source, operation, _public(parameters)], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()
 
 
