@@ -169,7 +169,7 @@ def _download(scope: BackfillScope, trade_date: date, purchases: Purchases, repo
         )
     records = PurchaseRecords.of(scope.settings)
     wait_s = scope.settings.backfill.wait_s
-    downloader = Downloader(purchases, scope.store, wait_s, report, records=records)
+    downloader = Downloader(purchases, scope.store, records, wait_s, report)
     whole = scope.day_query(trade_date)
     # A day begun as a whole is not bought again in hours.
     if price.batch or scope.store.stored_job(whole) or scope.store.find(whole):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -24,6 +24,32 @@ def _split(value: object) -> object:
 
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9, decimal_places=9)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+def bare_url(value: str, *, plain: str = "http") -> str:
+    """The address without a final slash; `plain` is the scheme without encryption, `http` or `ws`.
+
+    Raises `ValueError` when it is no address, may hold a secret (user, query, fragment), or would send a key
+    unencrypted to another machine.
+    """
+    secure = f"{plain}s"
+    form = f"write an address like {secure}://host/path"
+    try:
+        parts = urlsplit(value)
+        known = parts.scheme in (plain, secure) and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        raise ValueError(form) from None
+    if not known:
+        raise ValueError(form)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{form}, without user, password, query or fragment: it is written to tables")
+    if parts.scheme == plain and parts.hostname not in LOOPBACK:
+        raise ValueError(f"{plain}:// is for this machine only, since keys travel with it; use {secure}://")
+    return value.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(bare_url)]
+WebsocketUrl = Annotated[str, AfterValidator(partial(bare_url, plain="ws"))]
 
 
 def setting(
@@ -123,25 +149,3 @@ class VendorSettings(SettingsGroup):
             for one in self.declared()
             if one.shapes_chain and not isinstance(getattr(self, one.attribute), SecretStr)
         }
-
-
-def bare_url(value: str, *, plain: str = "http") -> str:
-    """The address without a final slash; `plain` is the scheme without encryption, `http` or `ws`.
-
-    Raises `ValueError` when it is no address, may hold a secret (user, query, fragment), or would send a key
-    unencrypted to another machine.
-    """
-    secure = f"{plain}s"
-    form = f"write an address like {secure}://host/path"
-    try:
-        parts = urlsplit(value)
-        known = parts.scheme in (plain, secure) and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
-        raise ValueError(form) from None
-    if not known:
-        raise ValueError(form)
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError(f"{form}, without user, password, query or fragment: it is written to tables")
-    if parts.scheme == plain and parts.hostname not in LOOPBACK:
-        raise ValueError(f"{plain}:// is for this machine only, since keys travel with it; use {secure}://")
-    return value.rstrip("/")

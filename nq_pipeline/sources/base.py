@@ -15,8 +15,8 @@ from typing import Protocol
 
 import polars as pl
 
-from nq_pipeline.errors import SourceError
-from nq_pipeline.lake.tables import SOURCE_CHAIN
+from nq_pipeline.errors import LakeError, SourceError
+from nq_pipeline.lake.tables import SOURCE_CHAIN, conform
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import redact
@@ -172,21 +172,10 @@ def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:
     Raises `ValueError` for an unknown column, and when a column that may not be null is missing or holds a
     null: the parser must drop and count such rows itself.
     """
-    schema = SOURCE_CHAIN.schema
-    unknown = set(columns.columns) - set(schema)
-    if unknown:
-        raise ValueError(f"columns not in the chain schema: {sorted(unknown)}")
-    frame = columns.select(
-        [
-            (pl.col(name) if name in columns.columns else pl.lit(None)).cast(dtype).alias(name)
-            for name, dtype in schema.items()
-        ]
-    )
-    required = [c.name for c in SOURCE_CHAIN.columns if not c.nullable]
-    holes = [name for name in required if frame[name].null_count()]
-    if holes:
-        raise ValueError(f"columns that may not be null hold nulls: {holes}")
-    return frame
+    try:
+        return conform(SOURCE_CHAIN, columns)
+    except LakeError as error:
+        raise ValueError(str(error)) from None  # the fault is in the source's code, not in the lake
 
 
 def overall(outcomes: Sequence[Outcome]) -> Outcome:

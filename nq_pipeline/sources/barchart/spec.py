@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr
 
 from nq_pipeline.redaction import LONG
-from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.settings.base import CommaList, Url, VendorSettings, setting
 from nq_pipeline.sources.spec import StandIn, VendorSpec
 
 
@@ -22,7 +22,7 @@ class BarchartSettings(VendorSettings):
         description="Opt-in without which the live environment does not ask barchart.com; `--source "
         "barchart` implies it.",
     )
-    url: str = setting("https://www.barchart.com", description="Base address of Barchart's site.")
+    url: Url = setting("https://www.barchart.com", description="Base address of Barchart's site.")
     session: Literal["api", "cookies", "browser"] = setting(
         "api",
         description="How to authorise requests: `api` with headers only, `cookies` with the XSRF-TOKEN of a "
@@ -46,11 +46,6 @@ class BarchartSettings(VendorSettings):
     codes: CommaList = setting(
         (), description="Extra Barchart root codes as CODE=ROOT pairs, e.g. a fifth Monday's."
     )
-
-    @field_validator("url")
-    @classmethod
-    def _bare_url(cls, value: str) -> str:
-        return bare_url(value)
 
     def secret_texts(self) -> Iterator[str]:
         yield from super().secret_texts()

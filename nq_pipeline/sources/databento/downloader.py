@@ -52,10 +52,10 @@ class Downloader:
 
     purchases: Purchases
     store: HistoryStore
+    records: PurchaseRecords
     wait_s: float = 3600.0
     report: Callable[[str], None] = lambda message: None
     sleep: Callable[[float], None] = time.sleep
-    records: PurchaseRecords | None = None
 
     def ensure(self, query: Query, *, batch: bool = False) -> Download:
         """Return a span, buying it (as a batch job, or streamed) unless it is on disk already.
@@ -92,8 +92,7 @@ class Downloader:
             records, size = measured[-1]
             if records != expected:
                 part.replace(self.store.path(query, f"{request_id[:8]}.unproven"))
-                if self.records:
-                    self.records.forget(span_digest(query))
+                self.records.forget(span_digest(query))
                 raise BadPayload(
                     f"{query.schema}: received {records:,} records, but the vendor counts {expected:,}; they "
                     "are paid for and kept aside"
@@ -108,9 +107,6 @@ class Downloader:
         """Keep every other process from buying the span; the lease is to be checked before money is spent."""
         digest, run_id = span_digest(query), self.purchases.run_id
         with self.store.locked(query):
-            if self.records is None:
-                yield Lease.without_database(f"purchase/{digest}")
-                return
             try:
                 with self.records.hold(digest, run_id=run_id, wait_s=self.wait_s) as lease:
                     yield lease
@@ -124,8 +120,8 @@ class Downloader:
 
         Raises `Unavailable` when another machine has paid for the span and has it on its own disk.
         """
-        record = self.records.find(span_digest(query)) if self.records else None
-        if record is None or self.records is None:
+        record = self.records.find(span_digest(query))
+        if record is None:
             return None
         if record.state == "stored" and record.proof:
             return self.store.restore_proof(query, record.proof)
@@ -140,7 +136,7 @@ class Downloader:
 
     def _recording(self, query: Query, download: Download) -> Download:
         """The download, recorded as stored for all machines; also one from before there were records."""
-        if self.records and download.files:
+        if download.files:
             try:
                 known = self.records.find(span_digest(query))
                 if known is None or known.state != "stored":
@@ -153,20 +149,19 @@ class Downloader:
     def _record(
         self, query: Query, state: PurchaseState, *, request_id: str, proof: str | None = None
     ) -> None:
-        if self.records:
-            self.records.write(
-                PurchaseRecord(
-                    digest=span_digest(query),
-                    dataset=query.dataset,
-                    schema=query.schema,
-                    first_ns=query.start,
-                    last_ns=query.end,
-                    state=state,
-                    run_id=self.purchases.run_id,
-                    request_id=request_id or None,
-                    proof=proof,
-                )
+        self.records.write(
+            PurchaseRecord(
+                digest=span_digest(query),
+                dataset=query.dataset,
+                schema=query.schema,
+                first_ns=query.start,
+                last_ns=query.end,
+                state=state,
+                run_id=self.purchases.run_id,
+                request_id=request_id or None,
+                proof=proof,
             )
+        )
 
     def _recover_file(self, query: Query, expected: int) -> Download | None:
         """A complete file without its proof; an incomplete one is set aside."""

@@ -54,7 +54,7 @@ class DatabentoHistory:
         ledger, attempts = open_ledger(self._settings), self._settings.http.attempts
         purchases = Purchases(self._client, ledger, "gap_repair", run_id, attempts=attempts)
         records = PurchaseRecords.of(self._settings)
-        downloader = Downloader(purchases, HistoryStore.of(self._settings), records=records)
+        downloader = Downloader(purchases, HistoryStore.of(self._settings), records)
         try:
             download = downloader.ensure(self._query(schema, parents, start_ns, end_ns))
         except NotEntitled as error:

@@ -7,7 +7,7 @@ import re
 from pydantic import SecretStr, field_validator
 
 from nq_pipeline.errors import NotConfigured
-from nq_pipeline.settings.base import VendorSettings, bare_url, setting
+from nq_pipeline.settings.base import Url, VendorSettings, setting
 from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
@@ -16,7 +16,7 @@ class DatabentoSettings(VendorSettings):
 
     prefix = "databento_"
 
-    url: str = setting("https://hist.databento.com", description="Base address of the historical API.")
+    url: Url = setting("https://hist.databento.com", description="Base address of the historical API.")
     gateway: str | None = setting(
         None, description="host:port of the live gateway; by default Databento's own.", shapes_chain=False
     )
@@ -31,11 +31,6 @@ class DatabentoSettings(VendorSettings):
     api_key: SecretStr | None = setting(
         None, description="API key of Databento.", variables=("DATABENTO_API_KEY",)
     )
-
-    @field_validator("url")
-    @classmethod
-    def _bare_url(cls, value: str) -> str:
-        return bare_url(value)
 
     @field_validator("gateway")
     @classmethod

@@ -11,7 +11,7 @@ The reference contracts are requested when the plan does not include the snapsho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -100,11 +100,11 @@ class Polygon:
         session with regular hours; `partial` when its pages were cut short, when the plan shows
         contracts or prices without quotes, or when more than a hundredth of the rows was unusable.
         """
-        chains: dict[str, UnderlyingChain] = {}
         try:
             underlyings = self._select_underlyings({s.root_info.product.code for s in request.series})
         except NotConfigured as error:
             return failed(self.name, request, error)
+        chains: dict[str, UnderlyingChain] = {}
         for code in underlyings:
             chains[code] = chain = self._fetch_chain(code, request, session)
             if isinstance(chain.error, ACCOUNT_ERRORS):
@@ -179,14 +179,14 @@ class Polygon:
         if (refusal := request.refused.get(code)) is not None:
             error = NotEntitled(refusal)
         else:
-            pages, error = self._fetch_spans(product, SNAPSHOT, _snapshot_path(product), {}, request, session)
+            pages, error = self._fetch_pages(product, SNAPSHOT, _snapshot_path(product), {}, request, session)
         refusal = str(error) if not pages and isinstance(error, NotEntitled) else ""
         unpriced = ""
         if not pages and isinstance(error, NotEntitled | NoSuchAddress):
             unpriced = f"contracts without prices: {error}"
             today = request.snapshot_ts.astimezone(NEW_YORK).date()
             params = {"underlying_ticker": code, "as_of": today.isoformat()}
-            pages, error = self._fetch_spans(product, REFERENCE, REFERENCE.path, params, request, session)
+            pages, error = self._fetch_pages(product, REFERENCE, REFERENCE.path, params, request, session)
         for reply, page in pages:
             # In the cache, one bad page of the vendor's would hold all day.
             if page.rows.is_empty():
@@ -196,7 +196,7 @@ class Polygon:
                 session.reject(reply, Outcome.EMPTY, "a page without a single requested contract")
         return build_chain(product, pages, error, refusal, request, unpriced=unpriced)
 
-    def _fetch_spans(
+    def _fetch_pages(
         self,
         product: Product,
         endpoint: _Endpoint,
@@ -207,44 +207,41 @@ class Polygon:
     ) -> tuple[Pages, SourceError | None]:
         """The pages of every span of expirations, and the error that ended them early, if any."""
         pages: Pages = []
-        for first, last in expiration_spans(request.series):
-            span = {
-                "expiration_date.gte": first.isoformat(),
-                "expiration_date.lte": last.isoformat(),
-                "sort": "expiration_date",
-                "order": "asc",
-            }
-            found, error = self._fetch_pages(product, endpoint, path, {**params, **span}, session)
-            pages += found
-            if error is not None:
-                return pages, error
+        try:
+            for first, last in expiration_spans(request.series):
+                span = {
+                    "expiration_date.gte": first.isoformat(),
+                    "expiration_date.lte": last.isoformat(),
+                    "sort": "expiration_date",
+                    "order": "asc",
+                    "limit": endpoint.limit,
+                }
+                for page in self._follow_pages(product, endpoint, path, {**params, **span}, session):
+                    pages.append(page)
+        except SourceError as error:
+            return pages, error
         return pages, None
 
-    def _fetch_pages(
+    def _follow_pages(
         self,
         product: Product,
         endpoint: _Endpoint,
         path: str,
         params: dict[str, object],
         session: VendorSession,
-    ) -> tuple[Pages, SourceError | None]:
-        """The pages from an address on, and the error that ended them early, if any."""
-        pages: Pages = []
+    ) -> Iterator[tuple[Reply, SnapshotPage]]:
+        """The pages from an address on; raises the error that ends them early."""
         seen: set[str] = set()
-        params = {**params, "limit": endpoint.limit}
-        while len(pages) < MAX_PAGES:
-            try:
-                reply, page = self._fetch_page(product, endpoint, path, params, session)
-            except SourceError as error:
-                return pages, error
-            pages.append((reply, page))
+        for _ in range(MAX_PAGES):
+            reply, page = self._fetch_page(product, endpoint, path, params, session)
+            yield reply, page
             if page.next_url is None:
-                return pages, None
+                return
             if page.next_url in seen:
-                return pages, BadPayload("Polygon's pages run in a circle, so the chain may be incomplete")
+                raise BadPayload("Polygon's pages run in a circle, so the chain may be incomplete")
             seen.add(page.next_url)
             path, params = next_page(page.next_url, self.base_url)
-        return pages, BadPayload(f"Polygon's pages did not end after {MAX_PAGES}")
+        raise BadPayload(f"Polygon's pages did not end after {MAX_PAGES}")
 
     def _fetch_page(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr
 
-from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.settings.base import CommaList, Url, VendorSettings, setting
 from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
@@ -13,7 +13,7 @@ class PolygonSettings(VendorSettings):
 
     prefix = "polygon_"
 
-    url: str = setting("https://api.massive.com", description="Base address of Polygon (now Massive).")
+    url: Url = setting("https://api.massive.com", description="Base address of Polygon (now Massive).")
     rpm: int = setting(
         5,
         ge=0,
@@ -33,11 +33,6 @@ class PolygonSettings(VendorSettings):
             "MASSIVE_API_KEY",
         ),
     )
-
-    @field_validator("url")
-    @classmethod
-    def _bare_url(cls, value: str) -> str:
-        return bare_url(value)
 
 
 SPEC = VendorSpec(

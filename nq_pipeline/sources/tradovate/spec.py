@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr
 
 from nq_pipeline.outcome import Outcome
-from nq_pipeline.settings.base import CommaList, VendorSettings, bare_url, setting
+from nq_pipeline.settings.base import CommaList, Url, VendorSettings, WebsocketUrl, setting
 from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
 
@@ -14,8 +14,8 @@ class TradovateSettings(VendorSettings):
 
     prefix = "tradovate_"
 
-    url: str = setting("https://live.tradovateapi.com/v1", description="Base address of the REST API.")
-    md_url: str = setting(
+    url: Url = setting("https://live.tradovateapi.com/v1", description="Base address of the REST API.")
+    md_url: WebsocketUrl = setting(
         "wss://md.tradovateapi.com/v1/websocket", description="Address of the market-data websocket."
     )
     products: CommaList = setting(
@@ -43,16 +43,6 @@ class TradovateSettings(VendorSettings):
     device_id: str | None = setting(
         None, description="A stable id of this device.", variables=("TRADOVATE_DEVICE_ID",)
     )
-
-    @field_validator("url")
-    @classmethod
-    def _bare_url(cls, value: str) -> str:
-        return bare_url(value)
-
-    @field_validator("md_url")
-    @classmethod
-    def _bare_websocket_url(cls, value: str) -> str:
-        return bare_url(value, plain="ws")
 
 
 SPEC = VendorSpec(
