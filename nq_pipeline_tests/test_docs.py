@@ -90,7 +90,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def stand_in_for_the_user(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("NQ_DATA_DIR", str(folder))
     patch.setenv("NQ_NOW", NOW)
-    patch.setenv("NQ_HORIZON_DAYS", "3")
+    patch.setenv("NQ_HORIZON_DAYS", "1")
     patch.setenv("NQ_FAR_EXPIRATIONS", "0")
     patch.setenv("NQ_SOURCE_DEADLINE_S", "100")  # whatever else the machine has to do
     patch.chdir(folder)

@@ -111,7 +111,7 @@ def test_a_cancelled_run_stops_by_itself_and_flushes(instance: dg.DagsterInstanc
 def test_a_permanent_refusal_is_not_tried_again(
     instance: dg.DagsterInstance, tmp_path: Path, text: str
 ) -> None:
-    with capture_market(tmp_path, Fault("refuse_auth", text=text), load=300) as it:
+    with capture_market(tmp_path, Fault("refuse_auth", text=text), load=1) as it:
         run = run_capture(it, instance)
         assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED_TAG in run.tags
         why = run_failure(instance, run)
@@ -126,7 +126,7 @@ def test_a_permanent_refusal_is_not_tried_again(
 
 
 def test_a_second_capture_fails_and_may_be_tried_again(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    with capture_market(tmp_path, load=300) as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
+    with capture_market(tmp_path, load=1) as it, hold_capture_lock(tmp_path / "sandbox" / "capture"):
         run = run_capture(it, instance)
         assert run.status is dg.DagsterRunStatus.FAILURE and STOPPED_TAG not in run.tags
         assert f"process {os.getpid()}" in run_failure(instance, run)
@@ -136,10 +136,10 @@ def test_a_second_capture_fails_and_may_be_tried_again(instance: dg.DagsterInsta
 def test_another_trade_date_and_a_closed_window_are_refused(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    with capture_market(tmp_path / "a", load=300) as it:
+    with capture_market(tmp_path / "a", load=1) as it:
         run = run_capture(it, instance, partition_key="2025-06-09")
         assert run_failure(instance, run).endswith("launch the partition 2025-06-10.")
-    with capture_market(tmp_path / "b", load=300, now=CLOSES + timedelta(minutes=5)) as it:
+    with capture_market(tmp_path / "b", load=1, now=CLOSES + timedelta(minutes=5)) as it:
         run = run_capture(it, instance)
         assert run_failure(instance, run) == "The capture window is closed: 2025-06-10 closed at 15:00 CT."
         assert STOPPED_TAG not in run.tags
@@ -150,7 +150,7 @@ def test_another_trade_date_and_a_closed_window_are_refused(
 
 
 def test_the_sensor_launches_the_market_s_trade_date(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    with capture_market(tmp_path, load=300) as it:
+    with capture_market(tmp_path, load=1) as it:
         request = tick(live_capture, it, instance)
     assert isinstance(request, dg.RunRequest)
     assert (request.run_key, request.partition_key) == (f"sandbox:{DAY}:1", DAY)
@@ -194,7 +194,7 @@ def test_a_check_is_recorded_when_it_changes(instance: dg.DagsterInstance, tmp_p
 
 
 def test_the_checks_run_at_any_time(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    with capture_market(tmp_path, load=300) as it:
+    with capture_market(tmp_path, load=1) as it:
         defs = build_defs(it.vendors.given)
         result = dg.materialize(
             [*defs.assets, *defs.asset_checks],  # type: ignore[misc]
@@ -237,7 +237,7 @@ def test_a_killed_run_is_found_dead_and_completed_by_the_next(tmp_path: Path) ->
             give_up = time.monotonic() + PATIENCE_S
             while not (it.capturing and it.gaps_are_verified()):
                 assert time.monotonic() < give_up and worker.poll() is None
-                time.sleep(0.1)
+                time.sleep(0.3)
             assert skip_message(tick(live_capture, it, instance)).startswith("capturing since")
         finally:
             worker.send_signal(signal.SIGKILL)
@@ -267,7 +267,7 @@ def test_a_run_that_never_began_is_ended_and_replaced(
     assert isinstance(storage, SqlRunStorage)
     with storage.connect() as rows:
         rows.execute(RunsTable.update().values(update_timestamp=long_ago.replace(tzinfo=None)))
-    with capture_market(tmp_path, load=300) as it:
+    with capture_market(tmp_path, load=1) as it:
         request = tick(live_capture, it, instance)
     assert isinstance(request, dg.RunRequest) and request.tags[ATTEMPT_TAG] == "2"
     ended = instance.get_run_by_id(left.run_id)

@@ -105,7 +105,7 @@ def cancel_when(
     def wait() -> None:
         give_up = time.monotonic() + patience_s
         while not condition() and time.monotonic() < give_up:
-            time.sleep(0.05)
+            time.sleep(0.2)  # the condition may read the lake
         instance.report_run_canceled(instance.get_runs()[0])
 
     thread = threading.Thread(target=wait)
