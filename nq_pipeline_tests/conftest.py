@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nq_pipeline.lake import catalog
 from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS, require_browser
 from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 from nq_pipeline_tests.testing.recorded import SHARED
@@ -67,17 +66,6 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server; tests skip where it is not installed."""
     with run_postgres() as server:
         yield server
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _column_comments() -> Iterator[None]:
-    """Publish catalogs without comments on columns, which take most of the time.
-
-    A module or folder whose subject they are overrides this fixture.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "_column_comments_sql", lambda: iter(()))
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ nanoseconds with a zone. `<name>_ns` holds the exact nanoseconds UTC as BIGINT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
-from itertools import count
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -23,9 +23,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import polars as pl
+import zstandard
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for
+from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for, write_atomically
 from nq_pipeline.lake.delta.types import MICROS, stored_table
 from nq_pipeline.lake.objects import RemoteObjects
 from nq_pipeline.lake.store import Lake
@@ -35,7 +36,6 @@ from nq_pipeline.market.contracts import PRODUCT_OF
 
 if TYPE_CHECKING:
     import duckdb
-    from fsspec.implementations.memory import MemoryFileSystem
 
 NAME = "nq.duckdb"
 RECHECK_S = 1.0
@@ -70,9 +70,8 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
     """An in-memory connection with a view of every table, as of the newest manifests.
 
     It neither waits for writers nor blocks them. The views name the current files, which stay for at least
-    an hour; connect again for newer rows. Views have comments, but only `nq.duckdb` has comments on
-    columns, because creating those takes two thirds of the time. A query that needs rows of a damaged
-    file fails with an error that names the file; all other rows can be read.
+    an hour; connect again for newer rows. A query that needs rows of a damaged file fails with an error
+    that names the file; all other rows can be read.
 
     Parameters
     ----------
@@ -88,12 +87,18 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
     connection = duckdb.connect()
     _reach(connection, lake)
     connection.execute("SET TimeZone = 'UTC'")
-    _create_views(connection, lake, tables)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.duckdb"
+        path.write_bytes(_empty_views(lake))
+        connection.execute(f"ATTACH {_text(str(path))} AS empty (READ_ONLY)")
+        connection.execute("COPY FROM DATABASE empty TO memory")
+        connection.execute("DETACH empty")
+    _fill(connection, tables)
     if memory_mb is not None:
         connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
     if guarded:
-        files = [path for resolved in tables.values() for path in resolved.paths]
-        connection.execute(f"SET allowed_paths = {_list(files)}")
+        files = [_text(path) for resolved in tables.values() for path in resolved.paths]
+        connection.execute(f"SET allowed_paths = [{', '.join(files)}]")
         connection.execute("SET temp_directory = ''")
         connection.execute("SET python_enable_replacements = false")
         connection.execute("SET enable_external_access = false")
@@ -128,9 +133,7 @@ class LiveCatalog:
                 self._read_at = monotonic()
                 for name, version in self._read_versions():
                     if version != self._versions[name]:
-                        resolved = _resolved(self._lake, TABLES[name])
-                        sql = _view_sql(TABLES[name], resolved)
-                        self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {sql}")
+                        _fill(self._connection, {name: _resolved(self._lake, TABLES[name])})
                         self._versions[name] = version
             cursor = self._connection.cursor()
         cursor.execute("SET TimeZone = 'UTC'")
@@ -218,10 +221,15 @@ def publish(lake: Lake) -> Path:
     with locked(path.with_name(".catalog.lock")), temporary_for(path) as temporary:
         for leftover in path.parent.glob(f".{NAME}.*"):  # left by a killed process, with DuckDB's log
             leftover.unlink()
+        empty, kept = _empty_views(lake), _kept(lake)
+        if not kept.exists():
+            for old in kept.parent.glob("views-*.duckdb.zst"):
+                old.unlink(missing_ok=True)
+            write_atomically(kept, zstandard.ZstdCompressor(write_checksum=True).compress(empty))
+        temporary.write_bytes(empty)
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
-            _create_views(connection, lake, _resolve(lake))
-            connection.execute(";\n".join(["BEGIN", *_column_comments_sql(), "COMMIT"]))
+            _fill(connection, _resolve(lake))
         # A reader that opened the old file for writing may have left a log, which DuckDB would replay
         # into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
@@ -256,20 +264,22 @@ class _Resolved:
 
 
 def _resolve(lake: Lake) -> dict[str, _Resolved]:
-    """The newest version of every table.
+    """The newest version of every table that has rows.
 
     Decisions are written last, so they are resolved first: the rows to which they refer then exist.
     """
     lake = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta)
-    first = {DECISIONS.name: _resolved(lake, DECISIONS)}
+    found = {DECISIONS.name: _resolved(lake, DECISIONS)}
     others = [table for table in TABLES.values() if table is not DECISIONS]
-    if not lake.objects:
-        return first | {table.name: _resolved(lake, table) for table in others}
-    written = lake.objects.folders()
-    there = [table for table in others if table.name in written]
-    with ThreadPoolExecutor(AT_ONCE) as threads:  # an object store takes its time for each
-        found = dict(zip(there, threads.map(lambda table: _resolved(lake, table), there), strict=True))
-    return first | {table.name: found.get(table, _Resolved(is_delta=True)) for table in others}
+    if lake.objects:
+        written = lake.objects.folders()
+        others = [table for table in others if table.name in written]
+        with ThreadPoolExecutor(AT_ONCE) as threads:  # an object store takes its time for each
+            resolved = list(threads.map(lambda table: _resolved(lake, table), others))
+    else:
+        resolved = [_resolved(lake, table) for table in others]
+    found |= dict(zip([table.name for table in others], resolved, strict=True))
+    return {name: table for name, table in found.items() if table.paths or table.unreadable}
 
 
 def _resolved(lake: Lake, table: Table) -> _Resolved:
@@ -281,62 +291,78 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
     paths: list[str] = []
     unreadable: dict[date | None, str] = {}
     for file in files:
-        try:
-            paths += stored.check([file])
-        except LakeError as error:
-            unreadable.setdefault(file.trade_date, str(error))
+        if fault := stored.find_fault(file):
+            unreadable.setdefault(file.trade_date, str(stored.damaged(file, fault)))
+        else:
+            paths.append(stored.location(file))
     older = any(file.schema_version != table.version for file in files)
     return _Resolved(tuple(paths), older, stored.is_delta, unreadable)
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, lake: Lake, tables: Mapping[str, _Resolved]) -> None:
-    """Create all views, each with its comment.
+def _fill(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, _Resolved]) -> None:
+    """Show the rows of these tables in the views of `_empty_views`, in which no table has rows."""
+    connection.execute(";\n".join(["BEGIN", *_rows_sql(tables), "COMMIT"]))
 
-    DuckDB reads files and views to create a view, but not to copy one. So from a process's second call on,
-    views on empty tables are copied, and only tables with rows are created.
+
+def _label(lake: Lake) -> str:
+    return "Synthetic data of the sandbox. " if lake.environment == "sandbox" else ""
+
+
+def _kept(lake: Lake) -> Path:
+    """The compressed file of `_empty_views`, for this version of the views and of DuckDB."""
+    import duckdb
+
+    script = duckdb.__version__ + _script(_label(lake))
+    return lake.root.with_name("cache") / f"views-{sha256(script.encode()).hexdigest()[:16]}.duckdb.zst"
+
+
+def _empty_views(lake: Lake) -> bytes:
+    """A DuckDB database of all views with their comments, whose tables have no rows.
+
+    DuckDB takes half a second to make it, so a process makes it once, and `publish` keeps it on disk.
     """
-    label = "Synthetic data of the sandbox. " if lake.environment == "sandbox" else ""
-    if next(_CALLS) == 0:
-        script = [*_tables_sql(tables, label), *_views_sql(label)]
-    else:
-        (database,) = connection.sql("SELECT current_database()").fetchall()[0]
-        connection.register_filesystem(_empty_views(label))
-        connection.execute(f"ATTACH 'memory://{_path(label)}' AS empty_views (READ_ONLY)")
-        connection.execute(f'COPY FROM DATABASE empty_views TO "{database}"')
-        connection.execute("DETACH empty_views")
-        connection.unregister_filesystem("memory")
-        filled = {name: table for name, table in tables.items() if table.paths or table.unreadable}
-        script = list(_tables_sql(filled, label))
-    connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
+    import duckdb
+
+    kept = _kept(lake)
+    if kept.name not in _made:
+        try:
+            _made[kept.name] = zstandard.decompress(kept.read_bytes())
+        except (OSError, zstandard.ZstdError):
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / NAME
+                with duckdb.connect(path) as connection:
+                    connection.execute(_script(_label(lake)))
+                _made[kept.name] = path.read_bytes()
+    return _made[kept.name]
 
 
-_CALLS = count()
+_made: dict[str, bytes] = {}
 
 
 @cache
-def _empty_views(label: str) -> MemoryFileSystem:
-    """A file system with a DuckDB database of all views, whose tables have no files."""
-    import duckdb
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    script = [*_tables_sql({name: _Resolved() for name in TABLES}, label), *_views_sql(label)]
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / NAME
-        with duckdb.connect(path) as connection:
-            connection.execute(";\n".join(["BEGIN", *script, "COMMIT"]))
-        files = MemoryFileSystem()
-        files.pipe_file(_path(label), path.read_bytes())
-    return files
+def _script(label: str) -> str:
+    empty = {name: _Resolved() for name in TABLES}
+    views = [*_rows_sql(empty), *_tables_sql(label), *_views_sql(label), *_column_comments_sql()]
+    return ";\n".join(["BEGIN", *views, "COMMIT"])
 
 
-def _path(label: str) -> str:
-    return f"/nq_pipeline/{'sandbox' if label else 'live'}.duckdb"
+def _rows_sql(tables: Mapping[str, _Resolved]) -> Iterator[str]:
+    """The macros on which the views of tables are: the current files, and the rows in them.
 
-
-def _tables_sql(tables: Mapping[str, _Resolved], label: str) -> Iterator[str]:
+    To replace a view takes longer, and its comments would go. DuckDB opens the files of a macro with rows, so
+    that has only the first at that time: a table of many trade dates takes no longer than one of few.
+    """
     for name, resolved in tables.items():
-        yield f"CREATE OR REPLACE VIEW {name} AS {_view_sql(TABLES[name], resolved)}"
-        yield f"COMMENT ON VIEW {name} IS {_text(label + TABLES[name].meaning)}"
+        files = f"CREATE OR REPLACE MACRO {name}_files() AS"
+        yield f"{files} {_list(resolved.paths[:1])}"
+        yield f"CREATE OR REPLACE MACRO {name}_rows() AS TABLE {_shown_sql(TABLES[name], resolved)}"
+        yield f"{files} {_list(resolved.paths)}"
+
+
+def _tables_sql(label: str) -> Iterator[str]:
+    for name, table in TABLES.items():
+        yield f"CREATE VIEW {name} AS FROM {name}_rows()"
+        yield f"COMMENT ON VIEW {name} IS {_text(label + table.meaning)}"
 
 
 def _views_sql(label: str) -> Iterator[str]:
@@ -349,7 +375,7 @@ def _views_sql(label: str) -> Iterator[str]:
         yield f"COMMENT ON {kind} {view.name} IS {_text(label + view.meaning)}"
 
 
-def _view_sql(table: Table, resolved: _Resolved) -> str:
+def _shown_sql(table: Table, resolved: _Resolved) -> str:
     stored = stored_table(table) if resolved.is_delta else table
     schema, shown, exact = stored.schema, [], []
     for column in table.columns:
@@ -360,19 +386,19 @@ def _view_sql(table: Table, resolved: _Resolved) -> str:
         elif column.dtype == INSTANT:
             shown.append(f"make_timestamptz(epoch_ns({name}) // 1000) AS {name}")
             exact.append(f"epoch_ns({name}) AS {name}_ns")
-        elif schema[name] != column.dtype:
+        elif schema[name] != column.dtype or column.was:  # always of one type
             shown.append(f'"{name}"::{_TYPES[column.dtype]} AS "{name}"')
         else:
             shown.append(f'"{name}"')
-    return f"SELECT {', '.join(shown + exact)} FROM ({_rows_sql(stored, resolved)})"
+    return f"SELECT {', '.join(shown + exact)} FROM ({_stored_sql(stored, resolved)})"
 
 
-def _rows_sql(table: Table, resolved: _Resolved) -> str:
+def _stored_sql(table: Table, resolved: _Resolved) -> str:
     """The rows as they are stored; `table` has the types of the files."""
     parts = []
     if resolved.paths:
         parts.append(
-            f"SELECT * FROM read_parquet({_list(resolved.paths)}, hive_partitioning = true, "
+            f"SELECT * FROM read_parquet({table.name}_files(), hive_partitioning = true, "
             f"hive_types = {{'{PARTITION}': DATE}}, union_by_name = {resolved.older})"
         )
     if resolved.older or not resolved.paths:
@@ -404,8 +430,10 @@ def _column_comments_sql() -> Iterator[str]:
                 yield f"COMMENT ON COLUMN {name}.{column.name}_ns IS {exact}"
 
 
-def _list(paths: Iterable[str]) -> str:
-    return f"[{', '.join(_text(path) for path in paths)}]"
+def _list(paths: Sequence[str]) -> str:
+    """A list in SQL, from one text: DuckDB takes longer for a text of each path."""
+    between = "//\n"  # no path has this
+    return f"string_split({_text(between.join(paths))}, {_text(between)})"
 
 
 def _text(value: str) -> str:

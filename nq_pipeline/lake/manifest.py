@@ -22,6 +22,9 @@ NAME = "manifest.json"
 DATA_FILES = "trade_date=*/*.parquet"
 """Glob of the files a manifest may list, below the table's folder."""
 
+MOST_KNOWN = 64
+"""Tables whose newest version a process remembers; then all are forgotten."""
+
 # A path cannot lead out of the table's folder.
 RelativePath = Annotated[str, Field(pattern=r"^trade_date=\d{4}-\d{2}-\d{2}/[\w-]+\.parquet$")]
 Count = Annotated[int, Field(ge=0)]
@@ -115,6 +118,8 @@ class Manifest:
 
 
 _FORM = TypeAdapter(Manifest)
+_known: dict[Path, tuple[bytes, Manifest]] = {}
+"""The contents that this process read or published last, so that it parses none twice."""
 
 
 def read(folder: Path) -> Manifest:
@@ -129,7 +134,10 @@ def read(folder: Path) -> Manifest:
     path = folder / NAME
     remedy = f"restore it from a backup, or rebuild it from the data files with `nq repair {folder.name}`"
     try:
-        return parse(path.read_bytes())
+        content = path.read_bytes()
+        if (known := _known.get(path)) and known[0] == content:
+            return known[1]
+        manifest = parse(content)
     except FileNotFoundError:
         if next(folder.glob(DATA_FILES), None) is None:
             return Manifest(folder.name)
@@ -140,6 +148,8 @@ def read(folder: Path) -> Manifest:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
         raise LakeError(f"the manifest {path} is damaged ({reason}); {remedy}") from None
+    _remember(path, content, manifest)
+    return manifest
 
 
 def parse(content: bytes) -> Manifest:
@@ -149,4 +159,12 @@ def parse(content: bytes) -> Manifest:
 
 def publish(folder: Path, manifest: Manifest) -> None:
     """Make a version the newest one; the caller holds the table's lock."""
-    write_atomically(folder / NAME, orjson.dumps(manifest))
+    content = orjson.dumps(manifest)
+    write_atomically(folder / NAME, content)
+    _remember(folder / NAME, content, manifest)
+
+
+def _remember(path: Path, content: bytes, manifest: Manifest) -> None:
+    if len(_known) >= MOST_KNOWN:
+        _known.clear()
+    _known[path] = content, manifest

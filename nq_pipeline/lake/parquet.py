@@ -93,12 +93,15 @@ def write(
     return WrittenFile(rows, path.stat().st_size, min(lows), max(highs))  # type: ignore[type-var, arg-type]
 
 
-def find_fault(path: Path, size: int) -> str:
+def find_fault(path: str | Path, size: int) -> str:
     """What is wrong with a file that should have `size` bytes; empty if its size and end are right."""
     try:
-        with path.open("rb") as file:
-            there = os.fstat(file.fileno()).st_size
-            end = os.pread(file.fileno(), len(MAGIC), max(0, there - len(MAGIC)))
+        handle = os.open(path, os.O_RDONLY)  # a third of the time of `open`, and the catalog has many files
+        try:
+            there = os.fstat(handle).st_size
+            end = os.pread(handle, len(MAGIC), max(0, there - len(MAGIC)))
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

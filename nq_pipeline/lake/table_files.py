@@ -245,7 +245,7 @@ class ManifestFiles(TableFiles):
         return self.folder / file.path
 
     def location(self, file: DataFile) -> str:
-        return str(self.path(file))
+        return f"{self.folder}/{file.path}"
 
     def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
         return parquet.scan(self.table, [self.location(file) for file in files])
@@ -254,7 +254,7 @@ class ManifestFiles(TableFiles):
         return parquet.read_runs(map(self.path, files))
 
     def find_fault(self, file: DataFile) -> str:
-        return parquet.find_fault(self.path(file), file.bytes)
+        return parquet.find_fault(self.location(file), file.bytes)
 
     def write_staged(
         self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int

@@ -78,11 +78,6 @@ def test_unpriced_chain_shows_the_vendors_numbers(settings: Settings) -> None:
     assert set(shown) == {("vendor", 9.0, None)} and len(shown) == 22
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _column_comments() -> None:
-    """Publish whole catalogs, with the comments on columns."""
-
-
 def test_every_view_column_has_a_comment(settings: Settings) -> None:
     with duckdb.connect(catalog.publish(Workspace.of(settings).lake), read_only=True) as connection:
         silent = connection.execute(

@@ -23,11 +23,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("lake", formats, indirect=True)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _column_comments() -> None:
-    """Publish whole catalogs, with the comments on columns."""
-
-
 @pytest.fixture
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     root = tmp_path / "data" / "sandbox" / "lake"

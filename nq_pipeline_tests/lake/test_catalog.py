@@ -56,9 +56,7 @@ def test_views_have_the_documented_columns_types_and_comments(
             comments = connection.execute(
                 "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = ?", [name]
             ).fetchall()
-            assert dict(comments) == {
-                column: meaning if published else None for column, _, meaning in expected
-            }
+            assert dict(comments) == {column: meaning for column, _, meaning in expected}
         said = connection.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'fetches'").fetchone()
     assert said == (f"Synthetic data of the sandbox. {TABLES['fetches'].meaning}",)
 
@@ -211,6 +209,30 @@ def test_a_reader_that_wrote_to_the_catalog_hurts_only_itself(lake: Lake) -> Non
         assert count(reader) == 3
         assert reader.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
     assert not list(lake.root.parent.glob(".*.tmp*"))
+
+
+def test_views_are_made_once_for_all_processes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(lake)
+    catalog.publish(lake)
+    (kept,) = lake.root.with_name("cache").glob("views-*")
+    for content in (kept.read_bytes(), b"damaged"):
+        kept.write_bytes(content)
+        monkeypatch.setattr(catalog, "_made", {})  # as in a new process
+        with catalog.connect(lake) as connection:
+            assert count(connection) == 3
+
+
+def test_publishing_reads_one_file_of_a_table(lake: Lake) -> None:
+    for i in range(3):
+        rows = chain(SOURCE_CHAIN, snapshot=NOON + i, day=DAY + timedelta(days=i))
+        lake.append(SOURCE_CHAIN, rows, run_id="run")
+    for path in map(Path, lake.files(SOURCE_CHAIN)[1:]):  # of the right size and end, and nothing between
+        path.write_bytes(bytes(path.stat().st_size - 4) + b"PAR1")
+    with duckdb.connect(catalog.publish(lake), read_only=True) as reader:
+        days = "SELECT count(*) FROM source_chain WHERE trade_date {} '2025-07-01'"
+        assert reader.sql(days.format("=")).fetchall() == [(3,)]
+        with pytest.raises(duckdb.Error):
+            reader.sql(days.format(">")).fetchall()
 
 
 def test_an_older_file_shows_null_in_a_newer_column(lake: Lake) -> None:

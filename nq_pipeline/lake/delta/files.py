@@ -67,6 +67,7 @@ class DeltaFiles(TableFiles):
     def __init__(self, folder: Path, table: Table, objects: Objects) -> None:
         super().__init__(folder, table)
         self.objects = objects
+        self._place = objects.uri()
         self._stored = stored_table(table)
         self._placed: dict[str, int] = {}
 
@@ -123,7 +124,7 @@ class DeltaFiles(TableFiles):
         return made
 
     def location(self, file: DataFile) -> str:
-        return self.objects.uri(file.path)
+        return f"{self._place}/{file.path}"
 
     def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
         older = [self.location(file) for file in files if file.schema_version != self.table.version]
@@ -140,7 +141,7 @@ class DeltaFiles(TableFiles):
     def find_fault(self, file: DataFile) -> str:
         # An object store has whole objects only; one that is gone shows when it is read.
         if isinstance(self.objects, LocalObjects):
-            return parquet.find_fault(self.objects.path(file.path), file.bytes)
+            return parquet.find_fault(self.location(file), file.bytes)
         return ""
 
     def stage(self, trade_date: date) -> AbstractContextManager[Path]:
