@@ -10,8 +10,10 @@ nanoseconds with a zone. `<name>_ns` holds the exact nanoseconds UTC as BIGINT.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
@@ -19,12 +21,13 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from time import monotonic
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING
 
 import polars as pl
 import zstandard
 
+from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for, write_atomically
 from nq_pipeline.lake.delta.types import MICROS, stored_table
@@ -227,9 +230,15 @@ def publish(lake: Lake) -> Path:
                 old.unlink(missing_ok=True)
             write_atomically(kept, zstandard.ZstdCompressor(write_checksum=True).compress(empty))
         temporary.write_bytes(empty)
+        began, tables = time_ns(), _resolve(lake)
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
-            _fill(connection, _resolve(lake))
+            _fill(connection, tables)
+        if any(resolved.unreadable for resolved in tables.values()):
+            _whole(lake).unlink(missing_ok=True)
+        else:
+            _whole(lake).touch()
+            os.utime(_whole(lake), ns=(began, began - NS_PER_S))
         # A reader that opened the old file for writing may have left a log, which DuckDB would replay
         # into the new file.
         path.with_name(f"{NAME}.wal").unlink(missing_ok=True)
@@ -268,21 +277,23 @@ def _resolve(lake: Lake) -> dict[str, _Resolved]:
 
     Decisions are written last, so they are resolved first: the rows to which they refer then exist.
     """
-    lake = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta)
-    found = {DECISIONS.name: _resolved(lake, DECISIONS)}
+    lake, whole_at = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta), 0
+    with suppress(FileNotFoundError):
+        whole_at = _whole(lake).stat().st_mtime_ns
+    found = {DECISIONS.name: _resolved(lake, DECISIONS, whole_at)}
     others = [table for table in TABLES.values() if table is not DECISIONS]
     if lake.objects:
         written = lake.objects.folders()
         others = [table for table in others if table.name in written]
         with ThreadPoolExecutor(AT_ONCE) as threads:  # an object store takes its time for each
-            resolved = list(threads.map(lambda table: _resolved(lake, table), others))
+            resolved = list(threads.map(lambda table: _resolved(lake, table, whole_at), others))
     else:
-        resolved = [_resolved(lake, table) for table in others]
+        resolved = [_resolved(lake, table, whole_at) for table in others]
     found |= dict(zip([table.name for table in others], resolved, strict=True))
     return {name: table for name, table in found.items() if table.paths or table.unreadable}
 
 
-def _resolved(lake: Lake, table: Table) -> _Resolved:
+def _resolved(lake: Lake, table: Table, whole_at: int = 0) -> _Resolved:
     stored = lake.table_files(table)
     try:
         files = stored.manifest().files
@@ -291,7 +302,7 @@ def _resolved(lake: Lake, table: Table) -> _Resolved:
     paths: list[str] = []
     unreadable: dict[date | None, str] = {}
     for file in files:
-        if fault := stored.find_fault(file):
+        if fault := stored.find_fault(file, whole_at):
             unreadable.setdefault(file.trade_date, str(stored.damaged(file, fault)))
         else:
             paths.append(stored.location(file))
@@ -314,6 +325,11 @@ def _kept(lake: Lake) -> Path:
 
     script = duckdb.__version__ + _script(_label(lake))
     return lake.root.with_name("cache") / f"views-{sha256(script.encode()).hexdigest()[:16]}.duckdb.zst"
+
+
+def _whole(lake: Lake) -> Path:
+    """A file whose time is when a publication found all files of the lake whole."""
+    return lake.root.with_name("cache") / "whole"
 
 
 def _empty_views(lake: Lake) -> bytes:

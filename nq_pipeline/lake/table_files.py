@@ -82,8 +82,8 @@ class TableFiles(ABC):
         """The runs that the footers of some files name, sorted."""
 
     @abstractmethod
-    def find_fault(self, file: DataFile) -> str:
-        """What is wrong with a file, by its size and end; empty if nothing is."""
+    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
+        """What is wrong with a file, as `parquet.find_fault` says."""
 
     @abstractmethod
     def write_staged(
@@ -253,8 +253,8 @@ class ManifestFiles(TableFiles):
     def read_runs(self, files: Sequence[DataFile]) -> list[str]:
         return parquet.read_runs(map(self.path, files))
 
-    def find_fault(self, file: DataFile) -> str:
-        return parquet.find_fault(self.location(file), file.bytes)
+    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
+        return parquet.find_fault(self.location(file), file.bytes, whole_at)
 
     def write_staged(
         self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int

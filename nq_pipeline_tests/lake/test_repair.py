@@ -155,7 +155,9 @@ def test_a_damaged_file_is_named_and_everything_else_is_read(filled: Lake, fault
     filled.append(SOURCE_CHAIN, chain(SOURCE_CHAIN, snapshot=NOON, day=other), run_id="run")
     filled.append(OPTION_CHAIN, chain(OPTION_CHAIN, snapshot=NOON), run_id="run")
     victim = Path(filled.files(SOURCE_CHAIN, [DAY])[0])
+    catalog.publish(filled)
     FAULTS[fault](victim)
+    catalog.publish(filled)
     said = rf"{victim.name} .*nq repair source_chain"
     with pytest.raises(LakeError, match=said):
         filled.scan(SOURCE_CHAIN)

@@ -138,10 +138,10 @@ class DeltaFiles(TableFiles):
         key = parquet.RUNS.decode()
         return sorted({run for footer in footers for run in orjson.loads(footer.get(key, "[]"))})
 
-    def find_fault(self, file: DataFile) -> str:
+    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
         # An object store has whole objects only; one that is gone shows when it is read.
         if isinstance(self.objects, LocalObjects):
-            return parquet.find_fault(self.location(file), file.bytes)
+            return parquet.find_fault(self.location(file), file.bytes, whole_at)
         return ""
 
     def stage(self, trade_date: date) -> AbstractContextManager[Path]:
