@@ -5,18 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import (
-    SIGNED,
-    Picture,
-    axis,
-    compose,
-    described,
-    of_moments,
-    series_label,
-    shade,
-    spaced,
-    with_shade,
-)
+from nq_pipeline.charts import theme
 from nq_pipeline.charts.volatility import REACH, SMILES, WIDEST
 
 AXES = {
@@ -30,7 +19,7 @@ PER_DEVIATION = 15
 """Most points of a line per standard deviation."""
 
 
-def smile_explorer(rows: pl.DataFrame) -> Picture:
+def smile_explorer(rows: pl.DataFrame) -> theme.Picture:
     """Implied volatility of chosen series; the spread is a band, an earlier moment is dashed.
 
     Its parameters are `shown` (series), `axis` (one of `AXES`), `sides` (otm: the out-of-the-money option of
@@ -41,15 +30,15 @@ def smile_explorer(rows: pl.DataFrame) -> Picture:
     """
     width = pl.col("iv_uncertainty")
     unquoted = width.is_null().all().over("series")  # else the volatility of a last trade is noise
-    usable = of_moments(rows).filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
+    usable = theme.of_moments(rows).filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
     if usable.is_empty():
         return "No smile: no option of this snapshot has a volatility."
-    shown = spaced(usable.filter(pl.col("moment") == "now"), SMILES)
+    shown = theme.spaced(usable.filter(pl.col("moment") == "now"), SMILES)
     is_call = pl.col("option_type") == "C"
     line = ["moment", "series", "option_type", "is_otm"]
     place = (pl.col("deviations") * PER_DEVIATION).floor().alias("place")
     drawn = (
-        with_shade(usable)
+        theme.with_shade(usable)
         .sort("series", "strike")
         .group_by(*line, place, maintain_order=True)
         .first()
@@ -57,7 +46,7 @@ def smile_explorer(rows: pl.DataFrame) -> Picture:
             *line,
             "strike",
             "shade",
-            name=series_label(pl.col("series")),
+            name=theme.series_label(pl.col("series")),
             deviations=pl.col("deviations").round(3),
             log_moneyness=pl.col("log_moneyness").round(5),
             # 0 at the money, −0.4 at the put of delta −0.1, 0.4 at the call of delta 0.1
@@ -67,23 +56,25 @@ def smile_explorer(rows: pl.DataFrame) -> Picture:
         )
     )
     now = "datum.moment == 'now'"
-    x = alt.X("x:Q", scale=alt.Scale(zero=False, nice=False, padding=8), axis=axis(None, labelExpr=_LABELS))
+    x = alt.X(
+        "x:Q", scale=alt.Scale(zero=False, nice=False, padding=8), axis=theme.axis(None, labelExpr=_LABELS)
+    )
     y = alt.Y(
         "iv:Q",
         scale=alt.Scale(zero=False, padding=6),
-        axis=axis("implied volatility", format=".0%", tickCount=6),
+        axis=theme.axis("implied volatility", format=".0%", tickCount=6),
     )
     title = " : ".join(f"axis == '{name}' ? '{words}'" for name, words in AXES.items()) + " : ''"
     # The put and the call of the two sides of an out-of-the-money smile are one line.
-    chosen = alt.Chart().encode(x=x, color=shade(), detail=alt.Detail("series:N"))
-    return compose(
+    chosen = alt.Chart().encode(x=x, color=theme.shade(), detail=alt.Detail("series:N"))
+    return theme.compose(
         [
             chosen.transform_filter(now)
             .mark_area(opacity=0.15)
             .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
             chosen.transform_filter(now).mark_line(strokeWidth=1.75).encode(y=y),
             chosen.transform_filter(f"!({now})").mark_line(strokeWidth=1.5, strokeDash=[4, 3]).encode(y=y),
-            chosen.mark_circle(size=70, opacity=0.001).encode(y=y, **described()),
+            chosen.mark_circle(size=70, opacity=0.001).encode(y=y, **theme.described()),
             alt.Chart(pl.DataFrame({"one": [1]})).mark_text(
                 style="label",
                 text=alt.ExprRef(title),
@@ -104,7 +95,7 @@ _LABELS = (
     "axis == 'strike' ? format(datum.value, ',') : axis == 'log_moneyness' ? format(datum.value, '+.1%') : "
     "axis == 'delta' ? (datum.value == 0 ? 'ATM' : "
     "format(50 - 100 * abs(datum.value), '.0f') + (datum.value < 0 ? 'P' : 'C')) : "
-) + SIGNED
+) + theme.SIGNED
 
 
 def _chosen() -> list[alt.Transform]:

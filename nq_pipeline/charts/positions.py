@@ -12,16 +12,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import (
-    SIGNED,
-    Picture,
-    axis,
-    compose,
-    described,
-    of_moments,
-    series_label,
-    series_label_text,
-)
+from nq_pipeline.charts import theme
 
 NEAR = 0.05
 """Largest distance of a strike from the future in a chart of trades, as a fraction of the future's price."""
@@ -42,7 +33,7 @@ NAMES = 76
 """Left margin for the names of series, pixels."""
 
 
-def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
+def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> theme.Picture:
     """Open contracts by strike, calls up and puts down, with the future, and max pain of a single series.
 
     Takes rows of `strike_profile` and `series_metrics`, one snapshot, or several with a column `moment`.
@@ -51,12 +42,12 @@ def open_interest(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | No
     return _calls_up_puts_down(profile, metrics, series, "open_interest", "Open interest", "Open contracts")
 
 
-def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> Picture:
+def volume(profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None = None) -> theme.Picture:
     """Contracts traded by strike in the session, calls up, puts down; parameters as for `open_interest`."""
     return _calls_up_puts_down(profile, metrics, series, "volume", "Volume", "Contracts traded")
 
 
-def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
+def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> theme.Picture:
     """Net gamma exposure by strike; of all series with the zero-gamma level and the walls.
 
     Takes rows of `strike_profile` and `gamma_levels`, one snapshot and one class of underlying.
@@ -86,7 +77,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
         schema_overrides={"series": pl.String},
     )
     net = "datum.calls + datum.puts"
-    height = alt.Y("net:Q", axis=axis(None, format="$.2~s", tickCount=6))
+    height = alt.Y("net:Q", axis=theme.axis(None, format="$.2~s", tickCount=6))
     words = "'net ' + format((datum.all_calls + datum.all_puts) / 1e6, '+,.1f') + ' million dollars per 1 %'"
     return _by_strike(
         rows,
@@ -102,7 +93,7 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> Picture:
     )
 
 
-def put_call(metrics: pl.DataFrame) -> Picture:
+def put_call(metrics: pl.DataFrame) -> theme.Picture:
     """Put/call ratio of every series by open interest and volume, from `series_metrics` of one snapshot."""
     held, traded = pl.col("put_call_open_interest"), pl.col("put_call_volume")
     drawn = metrics.filter((held > 0) | (traded > 0)).sort("expiration", "series")
@@ -110,12 +101,12 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         return "No put/call ratio: no series has known calls and puts."
     drawn = drawn.select(
         "environment",
-        name=series_label(pl.col("series")),
+        name=theme.series_label(pl.col("series")),
         open_interest=pl.when(held > 0).then(held),
         volume=pl.when(traded > 0).then(traded),
         label=pl.format(
             "{} · open interest {} · volume {}",
-            series_label(pl.col("series")),
+            theme.series_label(pl.col("series")),
             held.round(2).cast(pl.String).fill_null("unknown"),
             traded.round(2).cast(pl.String).fill_null("unknown"),
         ),
@@ -125,7 +116,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     x = alt.X(
         "open_interest:Q",
         scale=alt.Scale(type="log", domain=[1 / reach, reach], nice=False),
-        axis=axis(
+        axis=theme.axis(
             "put/call ratio, log scale",
             values=[v for v in ROUND_RATIOS if 1 / reach <= v <= reach],
             format="~r",
@@ -139,12 +130,12 @@ def put_call(metrics: pl.DataFrame) -> Picture:
         scale=alt.Scale(paddingOuter=0.4),
     )
     base = alt.Chart(drawn).encode(y=y)
-    return compose(
+    return theme.compose(
         [
-            alt.Chart(pl.DataFrame({"at": [1.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
+            theme.rule(1.0, "zero", alt.X),
             base.mark_rule(style="zero", opacity=0.35).encode(x=x, x2=alt.X2("volume:Q")),
-            base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **described()),
-            base.mark_point(style="dots", size=46).encode(x=x, **described()),
+            base.mark_point(style="ring", size=46).encode(x=alt.X("volume:Q"), **theme.described()),
+            base.mark_point(style="dots", size=46).encode(x=x, **theme.described()),
         ],
         "Put/call ratio",
         "Dots: open interest of the day before; rings: this session's volume",
@@ -154,7 +145,7 @@ def put_call(metrics: pl.DataFrame) -> Picture:
     )
 
 
-def open_interest_change(rows: pl.DataFrame, forward: float | None) -> Picture:
+def open_interest_change(rows: pl.DataFrame, forward: float | None) -> theme.Picture:
     """Contracts opened less those closed by strike: calls in the left half of a bar, puts in the right.
 
     Takes rows of `open_interest_change`, one trade date and vendor.
@@ -170,7 +161,7 @@ def open_interest_change(rows: pl.DataFrame, forward: float | None) -> Picture:
     if changed.is_empty():
         return f"No open-interest change: nothing changed on {day}."
     calls, puts = "(sides == 'P' ? 0 : datum.calls)", "(sides == 'C' ? 0 : datum.puts)"
-    signed = axis(None, labelExpr=SIGNED, tickCount=6)
+    signed = theme.axis(None, labelExpr=theme.SIGNED, tickCount=6)
     words = [f"format(datum.{name}, '+,') + ' {name}'" for name in ("calls", "puts")]
     return _by_strike(
         changed,
@@ -207,8 +198,8 @@ _SPAN = "(datum.step > 5 ? 'around ' : 'strike ') + format(datum.bar, ',') + ' �
 
 def _calls_up_puts_down(
     profile: pl.DataFrame, metrics: pl.DataFrame, series: str | None, what: str, title: str, unit: str
-) -> Picture:
-    whose = "all series" if series is None else series_label_text(series)
+) -> theme.Picture:
+    whose = "all series" if series is None else theme.series_label_text(series)
     rows = _sides(profile, what)
     own = rows if series is None else rows.filter(pl.col("series") == series)
     of = metrics.filter(pl.col("forward").is_not_null()).sort("expiration")
@@ -225,7 +216,7 @@ def _calls_up_puts_down(
         pains = metrics.filter(pain.is_not_null()).select(at=pain, words=words, **level, series="series")
         lines = pl.concat([lines, pains])
     calls = "(sides == 'P' ? 0 : datum.calls)"
-    unsigned = axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)
+    unsigned = theme.axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)
     return _by_strike(
         rows,
         lines,
@@ -265,7 +256,7 @@ def _future(forward: float) -> pl.DataFrame:
 def _sides(profile: pl.DataFrame, what: str) -> pl.DataFrame:
     """The calls and puts of every series and strike that has either."""
     calls, puts = (pl.col(f"{side}_{what}").fill_null(0) for side in ("call", "put"))
-    rows = of_moments(profile).select("moment", "series", "strike", calls=calls, puts=puts)
+    rows = theme.of_moments(profile).select("moment", "series", "strike", calls=calls, puts=puts)
     if what == "gex_per_pct":
         rows = rows.with_columns(pl.col("calls", "puts").round(0).cast(pl.Int64))
     return rows.filter((pl.col("calls") != 0) | (pl.col("puts") != 0))
@@ -285,19 +276,21 @@ def _by_strike(
     profile: pl.DataFrame,
     shown: list[str] | None = None,
     reach: float | None = None,
-) -> Picture:
+) -> theme.Picture:
     """Bars by group of strikes, an outline of the earlier moment, and lines with labels.
 
     `calculated` are fields of a bar, and `head` the height below which the labels of the lines find space.
     """
     now = "datum.moment == 'now'"
     near = alt.Scale(zero=False, nice=False, padding=4)
-    strike = axis("strike", format=",d", tickCount=7)
+    strike = theme.axis("strike", format=",d", tickCount=7)
 
     def drawn(kind: _Bars, style: str, where: str) -> alt.Chart:
         x = alt.X(f"{kind.left}:Q", scale=near, axis=strike)
         bars: alt.Chart = alt.Chart().mark_rect(style=style).transform_filter(where)
-        return bars.encode(x=x, x2=alt.X2(f"{kind.right}:Q"), y=kind.y, y2=alt.Y2Datum(0), **described())
+        return bars.encode(
+            x=x, x2=alt.X2(f"{kind.right}:Q"), y=kind.y, y2=alt.Y2Datum(0), **theme.described()
+        )
 
     bars = [drawn(kind, kind.style, f"{now} && {kind.where}") for kind in kinds]
     earlier = [drawn(kind, "earlier", f"!({now}) && {kind.where}") for kind in kinds]
@@ -320,8 +313,8 @@ def _by_strike(
         .mark_text(style="label", align="right", baseline="bottom", x=alt.ExprRef("width"), y=-8)
         .encode(text=alt.Text("words:N"))
     )
-    return compose(
-        [*bars, *earlier, *_zero_line(), head, total, *_lines(lines, forward)],
+    return theme.compose(
+        [*bars, *earlier, theme.rule(0.0, "zero"), head, total, *_lines(lines, forward)],
         title,
         subtitle,
         profile,
@@ -360,10 +353,6 @@ def _grouped(calculated: dict[str, str]) -> list[alt.Transform]:
         )
     )
     return list(base.transform)
-
-
-def _zero_line() -> list[alt.Chart]:
-    return [alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q"))]
 
 
 def _lines(lines: pl.DataFrame, forward: float) -> list[alt.Chart]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described
+from nq_pipeline.charts.theme import SIGNED, Picture, axis, compose, described, rule
 
 PAIRS = 138
 """Left margin for the names of two sources, pixels."""
@@ -105,7 +105,7 @@ def source_agreement(rows: pl.DataFrame, *, environment: str) -> Picture:
     base = alt.Chart(drawn).encode(y=y)
     return compose(
         [
-            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(x=alt.X("at:Q")),
+            rule(0.0, "zero", alt.X),
             base.mark_rule(style="call", strokeWidth=5, opacity=0.35, strokeCap="round").encode(
                 x=x, x2=alt.X2("high:Q")
             ),

@@ -11,11 +11,11 @@ for a plain string.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 Picture = alt.LayerChart | str
@@ -35,56 +35,25 @@ ZONE = "America/Chicago"
 """Time zone of the times of day in charts and reports."""
 
 
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """Colours by meaning; `first` to `fourth` are expirations, the nearest first."""
-
-    paper: str
-    ink: str
-    muted: str
-    line: str
-    call: str
-    put: str
-    buy: str
-    sell: str
-    warn: str
-    first: str
-    second: str
-    third: str
-    fourth: str
-
-
-LIGHT = Palette(
-    paper="#ffffff",
-    ink="#1c2127",
-    muted="#5c6672",
-    line="#e4e7ea",
-    call="#2166ac",
-    put="#c75a12",
-    buy="#1b7f5c",
-    sell="#8e4585",
-    warn="#b3261e",
-    first="#16324f",
-    second="#2f7fc1",
-    third="#2a9d8f",
-    fourth="#c98a1b",
-)
-DARK = Palette(
-    paper="#15181c",
-    ink="#e6e9ec",
-    muted="#98a2ad",
-    line="#2b3138",
-    call="#6aaee8",
-    put="#f0985a",
-    buy="#56c596",
-    sell="#d08bc7",
-    warn="#ff8a80",
-    first="#f2f5f8",
-    second="#6aaee8",
-    third="#4cc4b4",
-    fourth="#e6b450",
-)
-PAGE = Palette(**{name: f"var(--{name})" for name in asdict(LIGHT)})
+_COLOURS = {
+    "paper": ("#ffffff", "#15181c"),
+    "ink": ("#1c2127", "#e6e9ec"),
+    "muted": ("#5c6672", "#98a2ad"),
+    "line": ("#e4e7ea", "#2b3138"),
+    "call": ("#2166ac", "#6aaee8"),
+    "put": ("#c75a12", "#f0985a"),
+    "buy": ("#1b7f5c", "#56c596"),
+    "sell": ("#8e4585", "#d08bc7"),
+    "warn": ("#b3261e", "#ff8a80"),
+    "first": ("#16324f", "#f2f5f8"),
+    "second": ("#2f7fc1", "#6aaee8"),
+    "third": ("#2a9d8f", "#4cc4b4"),
+    "fourth": ("#c98a1b", "#e6b450"),
+}
+"""Light and dark colours by meaning; `first` to `fourth` are expirations, the nearest first."""
+Palette = dict[str, str]
+LIGHT, DARK = (Palette({name: pair[at] for name, pair in _COLOURS.items()}) for at in (0, 1))
+PAGE = Palette({name: f"var(--{name})" for name in _COLOURS})
 """Colours as CSS variables of the page that contains the SVG."""
 SHADES = 16
 """Colours of expirations, from the nearest to the furthest."""
@@ -94,18 +63,10 @@ def shades(palette: Palette) -> list[str]:
     """The colours of expirations: `first` to `fourth`, and colours between them."""
     if palette is PAGE:
         return [f"var(--shade-{shade})" for shade in range(SHADES)]
-    stops = [
-        [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        for colour in (palette.first, palette.second, palette.third, palette.fourth)
-    ]
-    mixed = []
-    for shade in range(SHADES):
-        stop, share = divmod(shade * (len(stops) - 1) / (SHADES - 1), 1)
-        low, high = stops[int(stop)], stops[min(int(stop) + 1, len(stops) - 1)]
-        mixed.append(
-            "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(low, high, strict=True))
-        )
-    return mixed
+    stops = (palette[name] for name in ("first", "second", "third", "fourth"))
+    channels = zip(*([int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in stops), strict=True)
+    mixed = [np.interp(np.linspace(0, 3, SHADES), range(4), channel) for channel in channels]
+    return ["#" + "".join(f"{round(value):02x}" for value in colour) for colour in zip(*mixed, strict=True)]
 
 
 def with_shade(rows: pl.DataFrame) -> pl.DataFrame:
@@ -126,19 +87,19 @@ def config(palette: Palette) -> dict[str, Any]:
     line = {"strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"}
     words = {"font": FONT, "fontSize": 11}
     return {
-        "background": palette.paper,
+        "background": palette["paper"],
         "font": FONT,
         "view": {"stroke": None},
         "axis": {
             "domain": False,
             "ticks": False,
             "grid": True,
-            "gridColor": palette.line,
-            "labelColor": palette.muted,
+            "gridColor": palette["line"],
+            "labelColor": palette["muted"],
             "labelFontSize": 11,
             "labelPadding": 6,
             "labelLimit": 0,
-            "titleColor": palette.muted,
+            "titleColor": palette["muted"],
             "titleFontSize": 11,
             "titleFontWeight": "normal",
             "titlePadding": 8,
@@ -147,7 +108,7 @@ def config(palette: Palette) -> dict[str, Any]:
         "axisX": {
             "grid": False,
             "domain": True,
-            "domainColor": palette.line,
+            "domainColor": palette["line"],
             "labelFlush": True,
             "labelSeparation": 10,
         },
@@ -162,11 +123,11 @@ def config(palette: Palette) -> dict[str, Any]:
         "title": {
             "anchor": "start",
             "frame": "group",
-            "color": palette.ink,
+            "color": palette["ink"],
             "fontSize": 15,
             "fontWeight": 600,
             "offset": 24,
-            "subtitleColor": palette.muted,
+            "subtitleColor": palette["muted"],
             "subtitleFontSize": 11.5,
             "subtitlePadding": 5,
             "subtitleLineHeight": 15,
@@ -176,23 +137,23 @@ def config(palette: Palette) -> dict[str, Any]:
         **{mark: {"aria": False} for mark in ("area", "line", "rule", "text")},
         "range": {"category": shades(palette), "ordinal": shades(palette)},
         "style": {
-            "call": {"color": palette.call},
-            "put": {"color": palette.put},
-            "buy": {"color": palette.buy},
-            "sell": {"color": palette.sell},
-            "line": {"color": palette.call, **line},
-            "dots": {"color": palette.call, "size": 34, "opacity": 1, "filled": True},
-            "ring": {"color": palette.call, "size": 34, "opacity": 1, "filled": False, "strokeWidth": 1.5},
-            "band": {"color": palette.call, "opacity": 0.16},
-            "ahead": {"color": palette.call, "strokeDash": [3, 4], **line},
-            "cap": {"color": palette.warn, "strokeWidth": 1.25},
-            "zero": {"color": palette.muted, "strokeWidth": 1},
-            "earlier": {"filled": False, "color": palette.muted, "strokeWidth": 1.25},
-            "spot": {"color": palette.ink, "strokeWidth": 1.25},
-            "level": {"color": palette.warn, "strokeWidth": 1.25, "strokeDash": [4, 3]},
-            "label": {"color": palette.muted, **words},
-            "label_of_spot": {"color": palette.ink, **words},
-            "label_of_level": {"color": palette.warn, **words},
+            "call": {"color": palette["call"]},
+            "put": {"color": palette["put"]},
+            "buy": {"color": palette["buy"]},
+            "sell": {"color": palette["sell"]},
+            "line": {"color": palette["call"], **line},
+            "dots": {"color": palette["call"], "size": 34, "opacity": 1, "filled": True},
+            "ring": {"color": palette["call"], "size": 34, "opacity": 1, "filled": False, "strokeWidth": 1.5},
+            "band": {"color": palette["call"], "opacity": 0.16},
+            "ahead": {"color": palette["call"], "strokeDash": [3, 4], **line},
+            "cap": {"color": palette["warn"], "strokeWidth": 1.25},
+            "zero": {"color": palette["muted"], "strokeWidth": 1},
+            "earlier": {"filled": False, "color": palette["muted"], "strokeWidth": 1.25},
+            "spot": {"color": palette["ink"], "strokeWidth": 1.25},
+            "level": {"color": palette["warn"], "strokeWidth": 1.25, "strokeDash": [4, 3]},
+            "label": {"color": palette["muted"], **words},
+            "label_of_spot": {"color": palette["ink"], **words},
+            "label_of_level": {"color": palette["warn"], **words},
         },
     }
 
@@ -201,7 +162,7 @@ def page_colours() -> str:
     """CSS that defines the variables of `PAGE` for light and, on a screen that prefers it, dark."""
 
     def variables(palette: Palette) -> str:
-        named = asdict(palette) | {f"shade-{at}": colour for at, colour in enumerate(shades(palette))}
+        named = palette | {f"shade-{at}": colour for at, colour in enumerate(shades(palette))}
         return "".join(f"--{name}:{value};" for name, value in named.items())
 
     dark = f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}"
@@ -248,6 +209,23 @@ def of_moments(rows: pl.DataFrame) -> pl.DataFrame:
 
 def axis(title: str | None, **more: Any) -> alt.Axis:
     return alt.Axis(title=title, **more)
+
+
+def clock_axis(field: str) -> alt.X:
+    """The horizontal axis of times of day, of a column made by `clock_time`."""
+    at = axis("time of day, Chicago", format="%H:%M", tickCount=6)
+    return alt.X(f"{field}:T", scale=alt.Scale(type="utc", nice=False), axis=at)
+
+
+def clock_time(instant: pl.Expr) -> pl.Expr:
+    """Milliseconds of the time in Chicago as if it were UTC: Vega knows UTC and the browser's zone only."""
+    return instant.dt.convert_time_zone(ZONE).dt.replace_time_zone(None).dt.epoch("ms")
+
+
+def rule(at: float, style: str, along: type[alt.X] | type[alt.Y] = alt.Y, **mark: Any) -> alt.Chart:
+    """A line across the chart at a value of an axis."""
+    line: alt.Chart = alt.Chart(pl.DataFrame({"at": [at]})).mark_rule(style=style, **mark)
+    return line.encode(along("at:Q"))
 
 
 def described() -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import altair as alt
 import polars as pl
 
 from nq_pipeline.charts.positions import NEAR, WIDTHS
-from nq_pipeline.charts.theme import ZONE, Picture, axis, compose, described
+from nq_pipeline.charts.theme import ZONE, Picture, axis, clock_axis, clock_time, compose, described, rule
 
 MINUTES = 5
 MOST_CELLS = 24
@@ -39,7 +40,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
         .sort("window_start", "strike")
     )
     local = pl.col("window_start").dt.convert_time_zone(ZONE)
-    wall = local.dt.replace_time_zone(None).dt.epoch("ms")
+    wall = clock_time(pl.col("window_start"))
     cells = cells.with_columns(
         start=wall,
         end=wall + MINUTES * 60 * 1000,
@@ -55,11 +56,7 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
             "trades",
         ),
     )
-    x = alt.X(
-        "start:T",
-        scale=alt.Scale(type="utc", nice=False),
-        axis=axis("time of day, Chicago", format="%H:%M", tickCount=6),
-    )
+    x = clock_axis("start")
     y = alt.Y(
         "low:Q",
         scale=alt.Scale(zero=False, nice=False),
@@ -70,24 +67,19 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     when = f"{first:%Y-%m-%d %H:%M} to {last + timedelta(minutes=MINUTES):%H:%M} CT"
     total = near.select(bought.alias("bought"), sold.alias("sold")).row(0, named=True)
     beyond = int((traded["buy_volume"] + traded["sell_volume"]).sum()) - total["bought"] - total["sold"]
-    marks = [
-        alt.Chart(cells.filter(where))
-        .mark_rect(style=style)
-        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), opacity=strength, **described())
-        for style, where in (("buy", pl.col("net") > 0), ("sell", pl.col("net") < 0))
-    ]
-    even = (
-        alt.Chart(cells.filter(pl.col("net") == 0))
-        .mark_rect(style="zero", opacity=0.12)
-        .encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), **described())
-    )
-    line = (
-        [alt.Chart(pl.DataFrame({"at": [forward]})).mark_rule(style="spot").encode(y=alt.Y("at:Q"))]
-        if forward
-        else []
-    )
+
+    def marks(style: str, where: pl.Expr, **mark: Any) -> alt.Chart:
+        base: alt.Chart = alt.Chart(cells.filter(where)).mark_rect(style=style, **mark)
+        return base.encode(x=x, x2=alt.X2("end:T"), y=y, y2=alt.Y2("high:Q"), **described())
+
+    net = pl.col("net")
     return compose(
-        [*marks, even, *line],
+        [
+            marks("buy", net > 0).encode(opacity=strength),
+            marks("sell", net < 0).encode(opacity=strength),
+            marks("zero", net == 0, opacity=0.12),
+            *([rule(forward, "spot")] if forward else []),
+        ],
         f"Pressure, {name}",
         f"{total['bought']:,} bought (green), {total['sold']:,} sold (purple) by aggressors, {when}"
         + (f"; {beyond:,} outside the chart" if beyond else ""),

@@ -5,17 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from nq_pipeline.charts.theme import (
-    SIGNED,
-    Picture,
-    axis,
-    compose,
-    described,
-    of_moments,
-    series_label,
-    spaced,
-    spread_labels,
-)
+from nq_pipeline.charts import theme
 
 SMILES = 4
 """Maximum of series in one chart; more lines would need colours that cannot be told apart."""
@@ -29,7 +19,7 @@ PER_DEVIATION, DOTS_PER_DEVIATION = 40, 8
 """Points per standard deviation: of a line (every second pixel), and with a tooltip."""
 
 
-def smile(rows: pl.DataFrame) -> Picture:
+def smile(rows: pl.DataFrame) -> theme.Picture:
     """Implied volatility by moneyness, from `iv_smile` of one snapshot; the spread is a band.
 
     The nearest expiration and up to three later ones are drawn.
@@ -38,7 +28,7 @@ def smile(rows: pl.DataFrame) -> Picture:
     # In a series with quotes, the volatility of a last trade is noise.
     unquoted = width.is_null().all().over("series")
     usable = rows.filter(pl.col("deviations").abs() <= REACH, (width <= WIDEST) | unquoted)
-    drawn = usable.filter(pl.col("series").is_in(spaced(usable, SMILES))).sort("years", "deviations")
+    drawn = usable.filter(pl.col("series").is_in(theme.spaced(usable, SMILES))).sort("years", "deviations")
     if drawn.is_empty():
         return "No smile: no out-of-the-money option of this snapshot has a volatility."
     width, iv = width.fill_null(0.0), pl.col("implied_volatility")
@@ -47,10 +37,10 @@ def smile(rows: pl.DataFrame) -> Picture:
         implied_volatility=iv,
         low=iv - width,
         high=iv + width,
-        name=series_label(pl.col("series")),
+        name=theme.series_label(pl.col("series")),
         label=pl.format(
             "{} · strike {} · {} % ± {}",
-            series_label(pl.col("series")),
+            theme.series_label(pl.col("series")),
             pl.col("strike").round(2),
             (iv * 100).round(1),
             (width * 100).round(2),
@@ -61,29 +51,29 @@ def smile(rows: pl.DataFrame) -> Picture:
     x = alt.X(
         "deviations:Q",
         scale=alt.Scale(domain=[-REACH, REACH + LABEL_SPACE], nice=False),
-        axis=axis(
-            "standard deviations from the forward, σ√t", values=[-3, -2, -1, 0, 1, 2, 3], labelExpr=SIGNED
+        axis=theme.axis(
+            "standard deviations from the forward, σ√t",
+            values=[-3, -2, -1, 0, 1, 2, 3],
+            labelExpr=theme.SIGNED,
         ),
     )
     y = alt.Y(
         "implied_volatility:Q",
         scale=alt.Scale(zero=False, padding=6),
-        axis=axis("implied volatility", format=".0%", tickCount=6),
+        axis=theme.axis("implied volatility", format=".0%", tickCount=6),
     )
     lines = _thinned(drawn, PER_DEVIATION).drop("label")
     dots = _thinned(drawn, DOTS_PER_DEVIATION).drop("low", "high")
     ends = _line_ends(drawn).select("name", "deviations", "place")
     base = alt.Chart(lines).encode(x=x, color=colour)
-    return compose(
+    return theme.compose(
         [
-            alt.Chart(pl.DataFrame({"at": [0.0]}))
-            .mark_rule(style="zero", opacity=0.5)
-            .encode(x=alt.X("at:Q")),
+            theme.rule(0.0, "zero", alt.X, opacity=0.5),
             base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
             base.mark_line(strokeWidth=1.75).encode(y=y),
             alt.Chart(dots)
             .mark_circle(size=70, opacity=0.001)
-            .encode(x=x, y=alt.Y("implied_volatility:Q"), color=colour, **described()),
+            .encode(x=x, y=alt.Y("implied_volatility:Q"), color=colour, **theme.described()),
             alt.Chart(ends)
             .mark_text(align="left", dx=7, fontWeight=600, fontSize=11)
             .encode(x=alt.X("deviations:Q"), y=alt.Y("place:Q"), text=alt.Text("name:N"), color=colour),
@@ -96,12 +86,12 @@ def smile(rows: pl.DataFrame) -> Picture:
     )
 
 
-def term_structure(rows: pl.DataFrame) -> Picture:
+def term_structure(rows: pl.DataFrame) -> theme.Picture:
     """At-the-money implied volatility by days to expiration, from `series_metrics` of one snapshot.
 
     Of several, with a column `moment`, the one that the parameter `against` names is dashed.
     """
-    drawn = of_moments(rows).filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
+    drawn = theme.of_moments(rows).filter(pl.col("atm_iv").is_not_null(), pl.col("years") > 0).sort("years")
     now = pl.col("moment") == "now"
     if drawn.filter(now).is_empty():
         return "No term structure: no series has an ATM IV."
@@ -109,10 +99,10 @@ def term_structure(rows: pl.DataFrame) -> Picture:
         "moment",
         "atm_iv",
         days=pl.col("years") * 365,
-        name=series_label(pl.col("series")),
+        name=theme.series_label(pl.col("series")),
         label=pl.format(
             "{} · {} days · {} %",
-            series_label(pl.col("series")),
+            theme.series_label(pl.col("series")),
             (pl.col("years") * 365).round(1),
             (pl.col("atm_iv") * 100).round(2),
         ),
@@ -120,12 +110,12 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     x = alt.X(
         "days:Q",
         scale=alt.Scale(type="sqrt", domainMin=0, nice=True),
-        axis=axis("days to expiration, square-root scale", tickCount=6, grid=False),
+        axis=theme.axis("days to expiration, square-root scale", tickCount=6, grid=False),
     )
     y = alt.Y(
         "atm_iv:Q",
         scale=alt.Scale(domain=_about(drawn["atm_iv"])),
-        axis=axis("ATM implied volatility", format=".1%", tickCount=5),
+        axis=theme.axis("ATM implied volatility", format=".1%", tickCount=5),
     )
     current, earlier = drawn.filter(now), drawn.filter(~now)
     first, last = (
@@ -133,12 +123,12 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     )
     base = alt.Chart(current).encode(x=x, y=y)
     before = alt.Chart(earlier).transform_filter("datum.moment == against").encode(x=x, y=y)
-    return compose(
+    return theme.compose(
         [
             before.mark_line(style="ahead", strokeWidth=1.5),
-            before.mark_point(style="ring").encode(**described()),
+            before.mark_point(style="ring").encode(**theme.described()),
             base.mark_line(style="line"),
-            base.mark_point(style="dots").encode(**described()),
+            base.mark_point(style="dots").encode(**theme.described()),
             first.mark_text(style="label", align="left", dx=8, dy=-6),
             *([last.mark_text(style="label", align="right", dx=4, dy=14)] if len(current) > 1 else []),
         ],
@@ -149,7 +139,7 @@ def term_structure(rows: pl.DataFrame) -> Picture:
     )
 
 
-def expected_move(rows: pl.DataFrame) -> Picture:
+def expected_move(rows: pl.DataFrame) -> theme.Picture:
     """The expected move (one standard deviation) to each expiration, by `series_metrics` of one snapshot."""
     move, straddle = pl.col("expected_move_iv"), pl.col("expected_move_straddle")
     drawn = rows.filter(move.is_not_null(), pl.col("years") > 0).sort("years")
@@ -162,10 +152,10 @@ def expected_move(rows: pl.DataFrame) -> Picture:
         down=-move,
         straddle_up=straddle,
         straddle_down=-straddle,
-        name=series_label(pl.col("series")),
+        name=theme.series_label(pl.col("series")),
         label=pl.format(
             "{} · {} to {} · ±{} points, {} % · straddle {}",
-            series_label(pl.col("series")),
+            theme.series_label(pl.col("series")),
             (pl.col("forward") - move).round(0).cast(pl.Int64),
             (pl.col("forward") + move).round(0).cast(pl.Int64),
             move.round(0).cast(pl.Int64),
@@ -175,22 +165,24 @@ def expected_move(rows: pl.DataFrame) -> Picture:
     )
     start = pl.DataFrame({"days": [0.0], "up": [0.0], "down": [0.0]})
     cone = pl.concat([start, drawn.select("days", "up", "down")])
-    x = alt.X("days:Q", scale=alt.Scale(domainMin=0, nice=True), axis=axis("days to expiration", tickCount=6))
-    y = alt.Y("up:Q", axis=axis("points from the forward", labelExpr=SIGNED, tickCount=6))
+    x = alt.X(
+        "days:Q", scale=alt.Scale(domainMin=0, nice=True), axis=theme.axis("days to expiration", tickCount=6)
+    )
+    y = alt.Y("up:Q", axis=theme.axis("points from the forward", labelExpr=theme.SIGNED, tickCount=6))
     end = drawn.tail(1).with_columns(words=pl.lit(f"±{drawn['up'][-1]:,.0f}"))
     base = alt.Chart(drawn).encode(x=x)
-    return compose(
+    return theme.compose(
         [
             alt.Chart(cone)
             .mark_area(style="band", interpolate="monotone")
             .encode(x=x, y=y, y2=alt.Y2("down:Q")),
             alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=y),
             alt.Chart(cone).mark_line(style="line", interpolate="monotone").encode(x=x, y=alt.Y("down:Q")),
-            alt.Chart(pl.DataFrame({"at": [0.0]})).mark_rule(style="zero").encode(y=alt.Y("at:Q")),
-            base.mark_point(style="ring").encode(y=alt.Y("straddle_up:Q"), **described()),
-            base.mark_point(style="ring").encode(y=alt.Y("straddle_down:Q"), **described()),
-            base.mark_point(style="dots").encode(y=alt.Y("up:Q"), **described()),
-            base.mark_point(style="dots").encode(y=alt.Y("down:Q"), **described()),
+            theme.rule(0.0, "zero"),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_up:Q"), **theme.described()),
+            base.mark_point(style="ring").encode(y=alt.Y("straddle_down:Q"), **theme.described()),
+            base.mark_point(style="dots").encode(y=alt.Y("up:Q"), **theme.described()),
+            base.mark_point(style="dots").encode(y=alt.Y("down:Q"), **theme.described()),
             alt.Chart(end)
             .mark_text(style="label", dy=-12)
             .encode(x=x, y=alt.Y("up:Q"), text=alt.Text("words:N")),
@@ -219,5 +211,5 @@ def _line_ends(drawn: pl.DataFrame) -> pl.DataFrame:
     ends = drawn.group_by("name", maintain_order=True).last()
     iv = drawn["implied_volatility"]
     span = float(iv.max()) - float(iv.min())  # type: ignore[arg-type]
-    places = spread_labels(ends["implied_volatility"].to_list(), span * 0.085)
+    places = theme.spread_labels(ends["implied_volatility"].to_list(), span * 0.085)
     return ends.with_columns(place=pl.Series(places, dtype=pl.Float64), deviations=pl.lit(REACH))

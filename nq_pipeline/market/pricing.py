@@ -108,39 +108,24 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
     bid, ask, last, settlement = (pl.col(name) for name in ("bid", "ask", "last", "settlement"))
     has_bid, has_ask = _is_price(bid), _is_price(ask)
     age = (pl.col("_quoted_at") - pl.col("last_ts")).dt.total_microseconds() / 1e6
-    used = (
-        pl.when(has_bid & has_ask & (bid <= ask))
-        .then(pl.lit("mid"))
-        .when(pl.col("is_settlement") & _is_price(settlement))
-        .then(pl.lit("settlement"))
-        .when(_is_price(last) & (age <= max_last_age_s).fill_null(False))
-        .then(pl.lit("last"))
-    )
-    rows = rows.with_columns(price_used=used)
-    settles = pl.col("price_used").eq_missing("settlement")
-    rows = rows.join(
-        _settlement_instants(rows.filter(settles)),
-        on=_SETTLEMENT,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    )
+    ways = {
+        "mid": (has_bid & has_ask & (bid <= ask), (bid + ask) / 2),
+        "settlement": (pl.col("is_settlement") & _is_price(settlement), settlement),
+        "last": (_is_price(last) & (age <= max_last_age_s), last),
+    }
     rows = rows.with_columns(
-        price=pl.when(pl.col("price_used") == "mid")
-        .then((bid + ask) / 2)
-        .when(pl.col("price_used") == "settlement")
-        .then(settlement)
-        .when(pl.col("price_used") == "last")
-        .then(last),
+        price_used=pl.coalesce(pl.when(usable).then(pl.lit(name)) for name, (usable, _) in ways.items()),
+        price=pl.coalesce(pl.when(usable).then(price) for usable, price in ways.values()),
+    )
+    settles = pl.col("price_used").eq_missing("settlement")
+    settled = _settlement_instants(rows.filter(settles))
+    rows = rows.join(settled, on=_SETTLEMENT, how="left", nulls_equal=True, maintain_order="left")
+    rows = rows.with_columns(
         valued_at=pl.when(settles).then("_settled_at").otherwise("_quoted_at"),
         _basis=pl.when(settles).then(pl.lit("settlement")).otherwise(pl.lit("quote")),
         # A price is known only to its tick, even where bid and ask are equal.
-        _half_width=pl.when(pl.col("price_used") == "mid").then(
-            pl.max_horizontal(ask - bid, _tick((bid + ask) / 2)) / 2
-        ),
-        _no_price=pl.when(pl.col("price_used").is_not_null())
-        .then(None)
-        .when(has_bid & has_ask)
+        _half_width=pl.when(price_used="mid").then(pl.max_horizontal(ask - bid, _tick(pl.col("price"))) / 2),
+        _no_price=pl.when(has_bid & has_ask)
         .then(pl.lit("crossed"))
         .when(has_bid | has_ask)
         .then(pl.lit("one_sided"))
@@ -148,7 +133,7 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
         .then(pl.lit("stale_last"))
         .otherwise(pl.lit("no_quote")),
     )
-    made = pl.when(pl.col("price_used") == "last").then("last_ts").otherwise("valued_at")
+    made = pl.when(price_used="last").then("last_ts").otherwise("valued_at")
     age = (pl.col("as_of") - made).dt.total_microseconds() / 1e6
     return rows.with_columns(
         price_age_s=pl.when(pl.col("price_used").is_not_null()).then(age.clip(lower_bound=0.0)),
@@ -248,13 +233,11 @@ def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
     source = pl.when(agreed).then(pl.lit("parity")).when(quoted).then(pl.lit("underlying"))
     rows = rows.with_columns(forward_source=source, parity_pairs=pl.col("parity_pairs").fill_null(0))
     return rows.with_columns(
-        forward=pl.when(pl.col("forward_source") == "parity")
+        forward=pl.when(forward_source="parity")
         .then("parity_forward")
-        .when(pl.col("forward_source") == "underlying")
+        .when(forward_source="underlying")
         .then("underlying_price"),
-        parity_gap=pl.when(pl.col("_basis") == "quote").then(
-            pl.col("parity_forward") - pl.col("underlying_price")
-        ),
+        parity_gap=pl.when(_basis="quote").then(pl.col("parity_forward") - pl.col("underlying_price")),
     )
 
 

@@ -22,17 +22,6 @@ from nq_pipeline.market.svi import Floats
 
 INSTANT = pl.Datetime("ns", "UTC")
 Expiration = datetime | date
-QUOTE = (
-    "series",
-    "expiration",
-    "years",
-    "forward",
-    "strike",
-    "log_moneyness",
-    "implied_volatility",
-    "iv_uncertainty",
-)
-"""Columns of the smile that a surface needs."""
 SLICE = pl.Schema(
     {"series": pl.String(), "expiration": INSTANT, "years": pl.Float64(), "forward": pl.Float64()}
     | dict.fromkeys(svi.PARAMETERS, pl.Float64())
@@ -42,20 +31,10 @@ SLICE = pl.Schema(
         pl.Float64(),
     )
 )
+_PLACES = ("strike_from", "strike_to", "strike", "log_moneyness")
 ARBITRAGE = pl.Schema(
-    {"series": pl.String(), "kind": pl.String(), "earlier_series": pl.String()}
-    | dict.fromkeys(
-        (
-            "strike_from",
-            "strike_to",
-            "strike",
-            "log_moneyness",
-            "durrleman_g",
-            "volatility_drop",
-            "iv_uncertainty",
-        ),
-        pl.Float64(),
-    )
+    dict.fromkeys(("series", "kind", "earlier_series"), pl.String())
+    | dict.fromkeys((*_PLACES, "durrleman_g", "volatility_drop", "iv_uncertainty"), pl.Float64())
 )
 POINTS = 201
 """Points of a curve that are examined for arbitrage."""
@@ -68,8 +47,8 @@ class VolatilitySurface:
     Parameters
     ----------
     smile
-        Rows of `iv_smile` of one product with the columns `QUOTE`, one snapshot of each series. Rows without
-        `iv_uncertainty` have no quote and are left out.
+        Rows of `iv_smile` of one product, one snapshot of each series, with the series' `expiration`. Rows
+        without `iv_uncertainty` have no quote and are left out.
 
     Attributes
     ----------
@@ -152,8 +131,7 @@ class VolatilitySurface:
         `butterfly`: strikes where Durrleman's function is negative. `calendar`: strikes where total variance
         at equal log-moneyness is less than at the expiration before. Neighbouring points are one row.
         """
-        found = [*self._butterflies(), *self._calendars()]
-        return pl.DataFrame(found, ARBITRAGE, orient="row")
+        return pl.DataFrame([*self._butterflies(), *self._calendars()], ARBITRAGE)
 
     def _instant(self, expiration: Expiration) -> int:
         """Nanoseconds since 1970 UTC."""
@@ -228,31 +206,24 @@ class VolatilitySurface:
         at = self._by_series[i]["log_moneyness"]
         return float(at[0]), float(at[-1])
 
-    def _uncertainty(self, i: int, k: Floats) -> Floats:
+    def _uncertainty(self, i: int, k: float) -> float:
         rows = self._by_series[i]
-        return np.asarray(np.interp(k, rows["log_moneyness"].to_numpy(), rows["iv_uncertainty"].to_numpy()))
+        return float(np.interp(k, rows["log_moneyness"].to_numpy(), rows["iv_uncertainty"].to_numpy()))
 
-    def _butterflies(self) -> Iterator[tuple[Any, ...]]:
+    def _butterflies(self) -> Iterator[dict[str, Any]]:
         for i, (series, forward) in enumerate(self.slices.select("series", "forward").iter_rows()):
             k = np.linspace(*self._range(i), POINTS)
             g = svi.durrleman(self._curves[i], k)
             for span, worst in _runs(g < -_ROUNDING, g):
-                first, last, at = (float(forward * np.exp(k[n])) for n in (*span, worst))
-                width = float(self._uncertainty(i, k[worst]))
-                yield (
-                    series,
-                    "butterfly",
-                    None,
-                    first,
-                    last,
-                    at,
-                    float(k[worst]),
-                    float(g[worst]),
-                    None,
-                    width,
-                )
+                yield {
+                    "series": series,
+                    "kind": "butterfly",
+                    **_places(forward, k, (*span, worst)),
+                    "durrleman_g": float(g[worst]),
+                    "iv_uncertainty": self._uncertainty(i, k[worst]),
+                }
 
-    def _calendars(self) -> Iterator[tuple[Any, ...]]:
+    def _calendars(self) -> Iterator[dict[str, Any]]:
         named = self.slices.select("series", "forward", "years", "expiration").rows()
         for i, (earlier, later) in enumerate(pairwise(named)):
             low, high = (
@@ -264,23 +235,21 @@ class VolatilitySurface:
             before, after = (svi.total_variance(self._curves[n], k) for n in (i, i + 1))
             drop = (np.sqrt(np.maximum(before, 0)) - np.sqrt(np.maximum(after, 0))) / np.sqrt(later[2])
             for span, worst in _runs(drop > _ROUNDING, -drop):
-                first, last, at = (float(later[1] * np.exp(k[n])) for n in (*span, worst))
-                width = float(
-                    self._uncertainty(i, k[worst]) * np.sqrt(earlier[2] / later[2])
-                    + self._uncertainty(i + 1, k[worst])
-                )
-                yield (
-                    later[0],
-                    "calendar",
-                    earlier[0],
-                    first,
-                    last,
-                    at,
-                    float(k[worst]),
-                    None,
-                    float(drop[worst]),
-                    width,
-                )
+                widths = self._uncertainty(i, k[worst]), self._uncertainty(i + 1, k[worst])
+                yield {
+                    "series": later[0],
+                    "kind": "calendar",
+                    "earlier_series": earlier[0],
+                    **_places(later[1], k, (*span, worst)),
+                    "volatility_drop": float(drop[worst]),
+                    "iv_uncertainty": widths[0] * (earlier[2] / later[2]) ** 0.5 + widths[1],
+                }
+
+
+def _places(forward: float, k: Floats, places: tuple[int, int, int]) -> dict[str, float]:
+    """The first, the last and the worst place of a range, as strikes; of the worst the log-moneyness, too."""
+    strikes = [float(forward * np.exp(k[place])) for place in places]
+    return dict(zip(_PLACES, [*strikes, float(k[places[-1]])], strict=True))
 
 
 def _smile(rows: pl.DataFrame) -> svi.Smile:
@@ -301,18 +270,13 @@ def _slice(rows: pl.DataFrame, curve: Floats) -> tuple[Any, ...]:
     atm = float(_volatility(curve, np.zeros(1), rows)[0]) if k[0] <= 0 <= k[-1] else np.nan
     inside = np.abs(error) <= rows["iv_uncertainty"].to_numpy() * (1 + _ROUNDING)
     g = svi.durrleman(curve, np.linspace(k[0], k[-1], POINTS))
+    quality = atm, inside.mean(), np.sqrt(np.mean(error**2)), np.abs(error).max(), g.min()
     return (
         *(rows[name][0] for name in ("series", "expiration", "years", "forward")),
         *curve.tolist(),
         rows.height,
         *(rows["strike"][i] for i in (0, -1)),
-        *(
-            atm,
-            float(inside.mean()),
-            float(np.sqrt(np.mean(error**2))),
-            float(np.abs(error).max()),
-            float(g.min()),
-        ),
+        *map(float, quality),
     )
 
 

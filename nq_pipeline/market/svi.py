@@ -31,8 +31,6 @@ PARAMETERS = ("a", "rho", "b", "m", "sigma", "b_2", "m_2", "sigma_2")
 MIN_QUOTES = 6
 """Quotes that a curve needs: more than raw SVI has parameters."""
 MIN_QUOTES_OF_TWO = 12
-ENOUGH_INSIDE = 0.99
-"""Share of the quotes inside bid and ask with which raw SVI is left as it is."""
 
 _MAX_STEPS = 40
 _STARTS = 40

@@ -78,7 +78,7 @@ def sparkline(points: pl.DataFrame, title: str) -> str:
     placed_points = " ".join(f"{x * WIDTH:.0f},{HEIGHT - y * HEIGHT:.0f}" for x, y in placed.iter_rows())
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}">'
-        f'<polyline fill="none" stroke-width="2" stroke="{LIGHT.call}" points="{placed_points}"/></svg>'
+        f'<polyline fill="none" stroke-width="2" stroke="{LIGHT["call"]}" points="{placed_points}"/></svg>'
     )
     return _image(title, svg)
 

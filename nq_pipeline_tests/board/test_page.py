@@ -100,8 +100,8 @@ def test_the_page_shows_the_market(
     palette = LIGHT if scheme == "light" else DARK
     style = "getComputedStyle(document.body)"
     assert page.evaluate(f"[{style}.backgroundColor, {style}.color]") == [
-        rgb(palette.paper),
-        rgb(palette.ink),
+        rgb(palette["paper"]),
+        rgb(palette["ink"]),
     ]
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
     assert watched.complaints == []

@@ -99,11 +99,11 @@ def test_page_opens_from_disk_without_network(
     palette = LIGHT if scheme == "light" else DARK
     style = "getComputedStyle(document.body)"
     assert page.evaluate(f"[{style}.backgroundColor, {style}.color]") == [
-        rgb(palette.paper),
-        rgb(palette.ink),
+        rgb(palette["paper"]),
+        rgb(palette["ink"]),
     ]
     bar = figure(page, "Open interest").locator('path[aria-label*="calls"]').first
-    assert bar.evaluate("bar => getComputedStyle(bar).fill") == rgb(palette.call)
+    assert bar.evaluate("bar => getComputedStyle(bar).fill") == rgb(palette["call"])
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
     assert watched.asked == [address] and watched.complaints == []
     page.close()
@@ -195,7 +195,7 @@ def test_tables_scroll_on_a_phone_and_charts_fill_a_wide_screen(browser: Browser
 def test_printed_page_is_light_and_complete(browser: Browser, address: str) -> None:
     page = drawn(browser, address, "dark").page
     page.emulate_media(media="print")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT.paper)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb(LIGHT["paper"])
     assert page.locator("nav").is_hidden()
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()
@@ -246,6 +246,6 @@ def test_notebook_shows_charts_and_loads_nothing_foreign(browser: Browser, noteb
                 pixel => `rgb(${pixel & 255}, ${pixel >> 8 & 255}, ${pixel >> 16 & 255})`);
         }"""
     )
-    assert {rgb(LIGHT.first), rgb(LIGHT.paper)} <= set(colours)
+    assert {rgb(LIGHT["first"]), rgb(LIGHT["paper"])} <= set(colours)
     assert all(address.startswith((notebook, "data:")) for address in watched.asked)
     page.close()
