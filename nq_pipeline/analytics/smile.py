@@ -16,21 +16,19 @@ def smile_of(current: pl.DataFrame) -> pl.DataFrame:
 
     `current` are rows of one moment (`of_one_moment`).
     """
-    out = (
-        pl.when(CALL)
-        .then(pl.col("strike") >= pl.col("forward"))
-        .otherwise(pl.col("strike") < pl.col("forward"))
-    )
+    columns = ("option_type", "forward", "years", "log_moneyness", "deviations", "implied_volatility")
+    return with_moneyness(current).filter("is_otm").select(*STRIKE, *columns, "iv_uncertainty")
+
+
+def with_moneyness(current: pl.DataFrame) -> pl.DataFrame:
+    """Rows with a volatility; adds `implied_volatility`, `log_moneyness`, `deviations` and `is_otm`."""
+    above = pl.col("strike") >= pl.col("forward")
     moneyness = (pl.col("strike") / pl.col("forward")).log()
-    return current.filter(out, pl.col("iv").is_not_null()).select(
-        *STRIKE,
-        "option_type",
-        "forward",
-        "years",
+    return current.filter(pl.col("iv").is_not_null()).with_columns(
+        implied_volatility="iv",
         log_moneyness=moneyness,
         deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
-        implied_volatility="iv",
-        iv_uncertainty="iv_uncertainty",
+        is_otm=above == CALL,
     )
 
 

@@ -38,12 +38,15 @@ def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -
 
 def price_snapshot(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
     """Price rows of `option_chain`, append the result to `option_pricing`, and return it."""
-    day = chain["trade_date"].max() if chain.height else None
-    rate = settings.pricing.rate_on(day) if isinstance(day, date) else settings.pricing.risk_free_rate
-    priced = price_chain(chain, rate=rate, max_last_age_s=settings.pricing.max_last_age_s)
-    rows = conform(OPTION_PRICING, priced.with_columns(run_id=pl.lit(run_id)))
+    rows = conform(OPTION_PRICING, price_as_set(settings, chain).with_columns(run_id=pl.lit(run_id)))
     Workspace.of(settings).lake.append(OPTION_PRICING, rows, run_id=run_id)
     return rows
+
+
+def price_as_set(settings: Settings, chain: pl.DataFrame) -> pl.DataFrame:
+    """`price_chain` at the rate of the chain's trade date."""
+    rate = settings.pricing.rate_on(chain.item(0, "trade_date")) if chain.height else 0.0
+    return price_chain(chain, rate=rate, max_last_age_s=settings.pricing.max_last_age_s)
 
 
 def measure_snapshot(

@@ -7,12 +7,10 @@ compounded rates, `r = 2 ln(1 + y / 2)`, and count as zero rates, which is exact
 
 from __future__ import annotations
 
-import csv
 import math
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,43 +63,28 @@ def read_curve(path: Path, trade_date: date) -> RateCurve | None:
 
     Raises ValueError for a file that cannot be read or has another form.
     """
+    import polars as pl
+
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(_curves(csv.DictReader(file)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {_FORM}") from None
-    if not rows:
-        raise ValueError(f"{path} has no rates; it needs a column Date and columns like `1 Mo`, in per cent")
-    known = {at: curve for at, curve in rows if at < trade_date}
-    return known[max(known)] if known else None
-
-
-def _curves(rows: csv.DictReader[str]) -> Iterator[tuple[date, RateCurve]]:
-    tenors = {
-        name: float(found[1]) * _DAYS[found[2].upper()]
-        for name in rows.fieldnames or ()
-        if (found := _TENOR.fullmatch(name))
-    }
-    for row in rows:
-        yields = {days: y for name, days in tenors.items() if (y := _percent(row, name)) is not None}
-        if yields and (at := _date(row.get("Date") or "")):
-            days = sorted(yields)
-            yield at, RateCurve(tuple(days), tuple(2 * math.log1p(yields[d] / 200) for d in days))
-
-
-def _percent(row: Mapping[str, str], name: str) -> float | None:
-    """A yield in per cent; None for an empty cell, N/A or a number that is none."""
-    try:
-        value = float(row[name])
-    except (TypeError, ValueError):
-        return None
-    return value if -5 <= value <= 50 else None
-
-
-def _date(text: str) -> date | None:
-    for form in ("%m/%d/%Y", "%Y-%m-%d"):
-        try:
-            return datetime.strptime(text.strip(), form).date()
-        except ValueError:
-            continue
-    return None
+        rows = pl.read_csv(path, infer_schema=False, truncate_ragged_lines=True)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read ({reason}); {_FORM}") from None
+    found = {name: tenor for name in rows.columns if (tenor := _TENOR.fullmatch(name))}
+    no_rates = f"{path} has no rates; it needs a column Date and columns like `1 Mo`, in per cent"
+    if not found or "Date" not in rows.columns:
+        raise ValueError(no_rates)
+    tenors = {name: float(tenor[1]) * _DAYS[tenor[2].upper()] for name, tenor in found.items()}
+    text, value = pl.col("Date").str.strip_chars(), pl.col("value").str.strip_chars()
+    yields = rows.unpivot(list(tenors), index="Date").select(
+        day=pl.coalesce(text.str.to_date(form, strict=False) for form in ("%m/%d/%Y", "%Y-%m-%d")),
+        days=pl.col("variable").replace_strict(tenors, return_dtype=pl.Float64),
+        per_cent=value.cast(pl.Float64, strict=False),
+    )
+    yields = yields.filter(pl.col("day").is_not_null(), pl.col("per_cent").is_between(-5, 50))
+    if yields.is_empty():
+        raise ValueError(no_rates)
+    known = yields.filter(pl.col("day") < trade_date)
+    newest = known.filter(pl.col("day") == pl.col("day").max()).sort("days")
+    rates = tuple(2 * math.log1p(per_cent / 200) for per_cent in newest["per_cent"])
+    return RateCurve(tuple(newest["days"]), rates) if rates else None

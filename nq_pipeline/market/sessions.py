@@ -21,7 +21,7 @@ next one, whose session then has several segments. Checked day by day for 2019 t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -129,15 +129,6 @@ def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.ND
 def current_session(instant: datetime) -> Session:
     """The session that is open at the instant, or the last one before it."""
     return _sessions_from(instant)[0][0]
-
-
-def captured_until(trade_date: date, captured: Collection[date]) -> list[date]:
-    """The captured trade dates up to that of a chain, newest first.
-
-    Before regular hours the newest trades are those of the previous trade date. A report therefore shows
-    the first of these dates that has trades, and names it.
-    """
-    return sorted((day for day in captured if day <= trade_date), reverse=True)
 
 
 def is_open(instant: datetime, window: Window = "globex") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
@@ -13,12 +14,13 @@ import polars as pl
 from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.pressure import windows_over
 from nq_pipeline.analytics.priced import of_one_moment, priced_chain
+from nq_pipeline.analytics.smile import with_moneyness
+from nq_pipeline.analytics.snapshot import price_as_set
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import GAMMA_LEVELS, SERIES_METRICS, STRIKE_PROFILE, TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
-from nq_pipeline.market.sessions import captured_until
 from nq_pipeline.market.surface import VolatilitySurface
 from nq_pipeline.report import snapshots
 from nq_pipeline.settings import Settings
@@ -61,6 +63,12 @@ class Measures:
     series: pl.DataFrame
     levels: pl.DataFrame
 
+    @property
+    def front(self) -> dict[str, Any]:
+        """The row of the first series to expire with a forward, as in `market_history`; else the first."""
+        known = self.series.filter(pl.col("forward").is_not_null())
+        return (known if known.height else self.series).row(0, named=True)
+
 
 @dataclass(frozen=True, slots=True)
 class ProductFacts:
@@ -80,11 +88,6 @@ class ProductFacts:
     history: pl.DataFrame
     changes: pl.DataFrame
     surface: pl.DataFrame
-
-    @property
-    def front(self) -> dict[str, Any]:
-        """The row of the first series to expire that has a forward, as in `market_history`."""
-        return front_row(self.now.series)
 
     def of_moments(self, name: str) -> pl.DataFrame:
         """Rows of all moments of one field of `Measures`, by the column `moment`."""
@@ -140,8 +143,11 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         day: date = chain["trade_date"].max()  # type: ignore[assignment]
         pricing = _pricing(lake, settings, chain, day)
         moments = tuple(Moment(*row) for row in snapshots.earlier(lake, newest, day).iter_rows())
-        earlier = {moment.name: _measures(*_priced(lake, settings, moment)) for moment in moments}
-        windows = _PressureWindows(lake, settings, day, snapshot_ts and newest)
+        earlier = {}
+        for moment in moments:
+            then = catalog.chain(lake, moment.snapshot_ts)
+            earlier[moment.name] = _measures(then, _pricing(lake, settings, then, moment.trade_date))
+        windows = _pressure_windows(lake, settings, day, snapshot_ts and newest)
         history = lake.sql(_HISTORY, params={"day": day, "until": newest}).pl()
         changes = lake.sql(_CHANGES, params={"day": day, "until": newest}).pl()
         products = tuple(
@@ -180,18 +186,7 @@ def _pricing(
     stored = stored.join(chain.select(key), on=key, how="semi")
     if stored.height == chain.height:
         return stored
-    from nq_pipeline.market.pricing import price_chain
-
-    rate = settings.pricing.rate_on(chain.item(0, "trade_date"))
-    return price_chain(chain, rate=rate, max_last_age_s=settings.pricing.max_last_age_s)
-
-
-def _priced(
-    lake: duckdb.DuckDBPyConnection, settings: Settings, moment: Moment
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The chain of an earlier moment, and its pricing."""
-    chain = catalog.chain(lake, moment.snapshot_ts)
-    return chain, _pricing(lake, settings, chain, moment.trade_date)
+    return price_as_set(settings, chain)
 
 
 def _measures(chain: pl.DataFrame, pricing: pl.DataFrame) -> dict[Product, Measures]:
@@ -217,19 +212,8 @@ def _quotes(priced: pl.DataFrame, pricing: pl.DataFrame) -> pl.DataFrame:
     """The contracts with a volatility, as `iv_smile` has those that are out of the money; and their delta."""
     key = ["source", "snapshot_ts", "contract_key"]
     instant = pl.col("snapshot_ts").cast(pl.Datetime("ns", "UTC"))
-    strike, forward, is_call = pl.col("strike"), pl.col("forward"), pl.col("option_type") == "C"
-    moneyness = (strike / forward).log()
-    return (
-        of_one_moment(priced)
-        .filter(pl.col("iv").is_not_null())
-        .join(pricing.select(*key, "delta").with_columns(instant), on=key)
-        .with_columns(
-            implied_volatility="iv",
-            log_moneyness=moneyness,
-            deviations=moneyness / (pl.col("iv") * pl.col("years").sqrt()),
-            is_otm=pl.when(is_call).then(strike >= forward).otherwise(strike < forward),
-        )
-    )
+    deltas = pricing.select(*key, "delta").with_columns(instant)
+    return with_moneyness(of_one_moment(priced)).join(deltas, on=key)
 
 
 def _newest(changes: pl.DataFrame) -> pl.DataFrame:
@@ -255,27 +239,23 @@ def _surface(quotes: pl.DataFrame, forward: float | None) -> pl.DataFrame:
     return rows.with_columns(series=pl.Series(series), environment=pl.lit(quotes.item(0, "environment")))
 
 
-class _PressureWindows:
-    """Windows of trade pressure that ended by `until` (None for all) by trade date, each computed once."""
+def _pressure_windows(
+    lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None
+) -> Callable[[pl.Expr], pl.DataFrame]:
+    """Finds the windows of pressure of some options on the newest trade date up to `day` that has any.
 
-    def __init__(
-        self, lake: duckdb.DuckDBPyConnection, settings: Settings, day: date, until: datetime | None
-    ) -> None:
-        files = Workspace.of(settings).lake.manifest(TRADES).files
-        found = captured_until(day, {file.trade_date for file in files})[:TRADE_DATES_BACK]
-        self._days = found or [day]
-        self._windows = cache(lambda day: windows_over(lake, day, until))
+    Before regular hours that is the trade date before. Each date is computed once.
+    """
+    files = Workspace.of(settings).lake.manifest(TRADES).files
+    captured = {file.trade_date for file in files if file.trade_date <= day}
+    days = sorted(captured, reverse=True)[:TRADE_DATES_BACK] or [day]
+    windows = cache(lambda day: windows_over(lake, day, until))
 
-    def newest(self, own: pl.Expr) -> pl.DataFrame:
-        """The windows of the newest trade date with trades of these options; else no rows."""
-        counted = (self._windows(day).filter(own) for day in self._days)
-        return next((rows for rows in counted if rows.height), self._windows(self._days[0]).clear())
+    def newest(own: pl.Expr) -> pl.DataFrame:
+        counted = (windows(day).filter(own) for day in days)
+        return next((rows for rows in counted if rows.height), windows(days[0]).clear())
 
-
-def front_row(series: pl.DataFrame) -> dict[str, Any]:
-    """The row of `series_metrics` of the first series to expire that has a forward; else the first row."""
-    with_forward = series.filter(pl.col("forward").is_not_null())
-    return (with_forward if with_forward.height else series).sort("expiration", "series").row(0, named=True)
+    return newest
 
 
 def _product_facts(
@@ -283,19 +263,19 @@ def _product_facts(
     chain: pl.DataFrame,
     now: Measures,
     earlier: dict[str, dict[Product, Measures]],
-    windows: _PressureWindows,
+    windows: Callable[[pl.Expr], pl.DataFrame],
     history: pl.DataFrame,
     changes: pl.DataFrame,
 ) -> ProductFacts:
     own = pl.col("root").is_in(list(roots_of([product])))
-    series = pl.col("series") == front_row(now.series)["series"]
+    series = pl.col("series") == now.front["series"]
     of_product = history.filter(pl.col("product") == product.code).sort("contracts", descending=True)
     return ProductFacts(
         product=product,
         underlying=chain.filter(own, series)["underlying"].drop_nulls().first() or product.code,  # type: ignore[arg-type]
         now=now,
         earlier={name: measures[product] for name, measures in earlier.items() if product in measures},
-        pressure=windows.newest(own),
+        pressure=windows(own),
         history=of_product.unique("snapshot_ts", keep="first", maintain_order=True).sort("snapshot_ts"),
         changes=_newest(changes.filter(own)),
         surface=_surface(now.quotes, now.levels["forward"].drop_nulls().first()),  # type: ignore[arg-type]
@@ -310,13 +290,9 @@ def _run(lake: duckdb.DuckDBPyConnection, chain: pl.DataFrame, day: date) -> str
     return str(runs[-1]) if len(runs) else ""
 
 
-_PRICING = """
-FROM option_pricing WHERE trade_date = $day AND list_contains($asked, snapshot_ts_ns)
-"""
+_PRICING = "FROM option_pricing WHERE trade_date = $day AND list_contains($asked, snapshot_ts_ns)"
 
-_HISTORY = """
-FROM market_history WHERE trade_date = $day AND snapshot_ts <= $until ORDER BY snapshot_ts
-"""
+_HISTORY = "FROM market_history WHERE trade_date = $day AND snapshot_ts <= $until ORDER BY snapshot_ts"
 
 _CHANGES = """
 FROM open_interest_change

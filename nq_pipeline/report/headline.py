@@ -28,7 +28,7 @@ class Tile:
 def tiles(product: ProductFacts) -> Iterator[Tile]:
     """The headline numbers of the front series and of all series together."""
     now = product.now
-    front, level = product.front, now.levels.row(0, named=True)
+    front, level = now.front, now.levels.row(0, named=True)
     name, forward = charts.series_label_text(front["series"]), front["forward"]
     # A change is that of the same series, and of all series together.
     of_series = {

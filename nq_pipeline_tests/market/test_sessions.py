@@ -287,9 +287,3 @@ def test_undefined_timestamps_have_no_trade_date() -> None:
     assert sessions.trade_dates(signed).astype(object).tolist() == [date(2025, 6, 9), None, None, None]
     assert sessions.trade_dates(unsigned).astype(object).tolist() == [date(2025, 6, 9), None]
     assert sessions.trade_dates(np.array([], dtype=np.int64)).shape == (0,)
-
-
-def test_trades_beside_a_chain_are_of_its_trade_date_or_before() -> None:
-    monday, tuesday, wednesday = (date(2025, 6, day) for day in (9, 10, 11))
-    assert sessions.captured_until(tuesday, {monday, wednesday, tuesday}) == [tuesday, monday]
-    assert sessions.captured_until(tuesday, {wednesday}) == []
