@@ -48,7 +48,9 @@ def sql(query: str, form: OutputFormat | None) -> None:
 
         def run_query() -> list[str]:
             relation = catalog.query(connection, query)
-            return results.format_result(relation, form, memory_mb=memory_mb) if form else [_shown(relation)]
+            return (
+                [*results.format_result(relation, form, memory_mb=memory_mb)] if form else [_shown(relation)]
+            )
 
         try:
             texts = results.run_within_limits(

@@ -126,6 +126,7 @@ class LiveCatalog:
         self._read_at = monotonic()
         self._connection = connect(self._lake, memory_mb=memory_mb)
         overflow = self._lake.root.with_name("cache") / "duckdb"  # by default it is the working directory
+        make_folder(overflow)
         self._connection.execute(f"SET temp_directory = {_text(str(overflow))}")
         self._lock = Lock()
 
@@ -141,6 +142,12 @@ class LiveCatalog:
             cursor = self._connection.cursor()
         cursor.execute("SET TimeZone = 'UTC'")
         return cursor
+
+    @property
+    def versions(self) -> str:
+        """Text that changes with the tables; the last `cursor` shows at least this version of each."""
+        with self._lock:
+            return str(self._versions)
 
     def _read_versions(self) -> Iterator[tuple[str, object]]:
         """What changes with each version of a table; decisions first, as in `_resolve`."""

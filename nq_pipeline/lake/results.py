@@ -11,9 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from math import inf
-from threading import Event
-from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import polars as pl
@@ -27,8 +24,6 @@ OutputFormat = Literal["csv", "json"]
 T = TypeVar("T")
 
 BATCH_ROWS = 2_048
-LOOK_S = 0.1
-"""How often a query looks whether its result is still wanted."""
 _MIB = 1024 * 1024
 _AS_IS = {
     "boolean", "tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint",
@@ -46,7 +41,6 @@ def run_within_limits(
     *,
     seconds: float,
     memory_mb: int,
-    unwanted: Event | None = None,
 ) -> T:
     """Run `work` and return its result; Ctrl-C interrupts its query. Nothing else may use the connection.
 
@@ -56,13 +50,11 @@ def run_within_limits(
         Timeout of the query; 0 for none.
     memory_mb
         The memory limit of the connection, for the error message.
-    unwanted
-        Set, from another thread, when nobody waits for the result any more.
 
     Raises
     ------
     LakeError
-        The query exceeded a limit, or nobody waits for it.
+        The query exceeded a limit.
     """
     import duckdb
 
@@ -70,32 +62,30 @@ def run_within_limits(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
-            if unwanted is None:
-                wait([running], timeout=seconds or None)
-            else:
-                ends = monotonic() + seconds if seconds else inf
-                while not running.done() and not unwanted.is_set() and (left := ends - monotonic()) > 0:
-                    wait([running], timeout=min(left, LOOK_S))
+            wait([running], timeout=seconds or None)
         finally:
             late = not running.done()
             while not running.done():  # repeatedly, because an interrupt between two batches is lost
                 connection.interrupt()
                 wait([running], timeout=0.05)
-    if late and unwanted is not None and unwanted.is_set():
-        raise LakeError("nobody waits for the result")
     if late:
-        raise LakeError(
-            f"it takes longer than NQ_SQL_TIMEOUT_S allows ({seconds:g} s); "
-            "read fewer columns or trade dates, or raise the setting"
-        )
+        raise too_slow(seconds)
     try:
         return running.result()
     except duckdb.OutOfMemoryException:
-        raise _too_large(memory_mb) from None
+        raise too_large(memory_mb) from None
 
 
-def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memory_mb: int) -> list[str]:
-    """The whole result as parts to print in order, so that nothing is printed if the query fails halfway.
+def too_slow(seconds: float) -> LakeError:
+    """The error of a query that takes too long."""
+    return LakeError(
+        f"it takes longer than NQ_SQL_TIMEOUT_S allows ({seconds:g} s); "
+        "read fewer columns or trade dates, or raise the setting"
+    )
+
+
+def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memory_mb: int) -> Iterator[str]:
+    """The result as parts to print in order; first collect them all, because the query can fail halfway.
 
     Raises
     ------
@@ -106,25 +96,28 @@ def format_result(relation: duckdb.DuckDBPyRelation, form: OutputFormat, *, memo
     """
     names = _names(relation.columns)
     nested = [name for name, kind in zip(names, relation.types, strict=True) if kind.id in _NESTED]
-    shown, parts, size = relation.project(", ".join(_columns(relation))), list[str](), 0
+    shown, size = relation.project(", ".join(_columns(relation))), 0
     with shown.to_arrow_reader(BATCH_ROWS) as reader:
         if form == "csv":
-            parts.append(_frame(pl.from_arrow(reader.schema.empty_table()), names, nested).write_csv())
+            yield _frame(pl.from_arrow(reader.schema.empty_table()), names, nested).write_csv()
         for batch in reader:
             frame = _frame(pl.from_arrow(batch), names, nested)
             if form == "csv":
-                parts.append(frame.write_csv(include_header=False))
+                part = frame.write_csv(include_header=False)
             elif frame.height:
-                parts.append(("," if parts else "[") + _json(frame, nested))
-            size += len(parts[-1]) if parts else 0
+                part = ("," if size else "[") + _json(frame, nested)
+            else:
+                continue
+            size += len(part)
             if size > memory_mb * _MIB:
-                raise _too_large(memory_mb)
+                raise too_large(memory_mb)
+            yield part
     if form == "json":
-        parts.append("\n]\n" if parts else "[]\n")
-    return parts
+        yield "\n]\n" if size else "[]\n"
 
 
-def _too_large(memory_mb: int) -> LakeError:
+def too_large(memory_mb: int) -> LakeError:
+    """The error of a result that is too large."""
     return LakeError(
         f"it needs more memory than NQ_SQL_MEMORY_MB allows ({memory_mb} MB); "
         "read fewer columns or trade dates, or raise the setting"

@@ -6,12 +6,12 @@ import hashlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from threading import Event
 
-import anyio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -20,17 +20,19 @@ from starlette.websockets import WebSocket
 from nq_pipeline.clock import Clock
 from nq_pipeline.lake.catalog import LiveCatalog
 from nq_pipeline.serve.access import AccessGuard
-from nq_pipeline.serve.endpoints import ENDPOINTS, MOST_SQL_BYTES, answer, refuse, run_sql
+from nq_pipeline.serve.answers import Answers
+from nq_pipeline.serve.endpoints import ENDPOINTS, Endpoint
+from nq_pipeline.serve.formats import MEDIA_TYPES
 from nq_pipeline.serve.openapi import STYLE, document, page
 from nq_pipeline.serve.prometheus import Metrics
-from nq_pipeline.serve.sockets import send_replay, stream
+from nq_pipeline.serve.sockets import Replays, stream
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.stream.hub import Hub
 from nq_pipeline.workspace import Workspace
 
-SQL_AT_ONCE = 2
-"""Queries of clients that run at a time; each may use as much memory as one of `nq sql`."""
+MOST_SQL_BYTES = 100_000
+GZIP_LEVEL = 4
 _STYLE_HASH = b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'",
@@ -51,29 +53,30 @@ def build_app(settings: Settings, *, clock: Clock, host: str) -> Starlette:
     live = LiveCatalog(lake, memory_mb=settings.query.memory_mb)
     hub = Hub(workspace, dataset, clock=clock)
     metrics = Metrics(settings, workspace, lake, live, hub, dataset)
-    turns = anyio.CapacityLimiter(SQL_AT_ONCE)
+    answers, replays = Answers(lake, live, settings.query), Replays(live)
+
+    def rows(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def respond(request: Request) -> Response:
+            try:
+                query = endpoint.query(dict(request.query_params))
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
+            return await answers.rows(request, query)
+
+        return respond
 
     async def sql(request: Request) -> Response:
-        if request.method == "POST":
-            body = await _body(request)
-            if body is None:
-                return JSONResponse({"error": f"a query has at most {MOST_SQL_BYTES} bytes of UTF-8"}, 413)
-            query: str | None = body
-        else:
-            query = request.query_params.get("query")
+        posted = request.method == "POST"
+        query = await _body(request) if posted else request.query_params.get("query")
         if not query:
-            return refuse(ValueError("send the query as ?query= or as the body of a POST"))
-        unwanted = Event()
-        async with anyio.create_task_group() as group:
-            group.start_soon(_watch, request, unwanted)
-            try:
-                response = await anyio.to_thread.run_sync(
-                    run_sql, request, query, lake, settings, unwanted, limiter=turns
-                )
-            finally:  # also when the server stops
-                unwanted.set()
-                group.cancel_scope.cancel()
-        return response
+            raise HTTPException(400, "send the query as ?query= or as the body of a POST")
+        return await answers.sql(request, query)
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(page(), headers=_HEADERS)
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(document(), headers=_HEADERS)
 
     async def scrape(_: Request) -> Response:
         return PlainTextResponse(await run_in_threadpool(metrics.text))
@@ -82,50 +85,52 @@ def build_app(settings: Settings, *, clock: Clock, host: str) -> Starlette:
         await stream(socket, hub)
 
     async def play(socket: WebSocket) -> None:
-        await send_replay(socket, live)
+        await replays.send(socket)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with hub.running():
+        async with hub.running(), answers.running(), replays.running():
             yield
 
     return Starlette(
         routes=[
-            Route("/", _constant(HTMLResponse(page(), headers=_HEADERS))),
-            Route("/openapi.json", _constant(JSONResponse(document(), headers=_HEADERS))),
+            Route("/", index),
+            Route("/openapi.json", openapi),
             Route("/metrics", scrape),
             Route("/sql", sql, methods=["GET", "POST"]),
             WebSocketRoute("/stream", follow),
             WebSocketRoute("/replay", play),
-            *(Route(endpoint.path, answer(endpoint, live, settings)) for endpoint in ENDPOINTS),
+            *(Route(endpoint.path, rows(endpoint)) for endpoint in ENDPOINTS),
         ],
-        middleware=[Middleware(AccessGuard, host=host, token=settings.serve.token)],
+        middleware=[
+            Middleware(AccessGuard, host=host, token=settings.serve.token),
+            Middleware(
+                GZipMiddleware, compresslevel=GZIP_LEVEL, exclude_content_types=(MEDIA_TYPES["arrow"],)
+            ),
+        ],
+        exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,
     )
 
 
-def _constant(response: Response) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(_: Request) -> Response:
-        return response
-
-    return respond
-
-
-async def _watch(request: Request, gone: Event) -> None:
-    """Set `gone` when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
-
-
-async def _body(request: Request) -> str | None:
-    """The text of a body; None if it is too long or no text."""
+async def _body(request: Request) -> str:
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MOST_SQL_BYTES:
-            return None
+            raise HTTPException(413, f"a query has at most {MOST_SQL_BYTES} bytes")
     try:
         return body.decode()
     except UnicodeDecodeError:
-        return None
+        raise HTTPException(400, "a query is text in UTF-8") from None
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """Every error has the same form."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    """What nobody expected; the server raises it again, for its log."""
+    return JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -91,7 +91,7 @@ def _operation(summary: str, parameters: tuple[Parameter, ...]) -> dict[str, Any
             ),
             form,
         ],
-        "responses": {"200": _ROWS, "400": _REFUSED, "401": _REFUSED, "406": _REFUSED},
+        "responses": {"200": _ROWS, **dict.fromkeys(("400", "401", "406", "500", "503"), _REFUSED)},
     }
 
 

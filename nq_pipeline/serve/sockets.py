@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import anyio
 import polars as pl
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import BadCursor, TooSlow
+from nq_pipeline.serve.clients import run_interruptibly, while_connected
 from nq_pipeline.serve.queries import FROM, TO, Parameter
 from nq_pipeline.stream.batch import TYPES, Batch, BatchType, Cursor
 from nq_pipeline.stream.replay import ReplayCursor, replay
 
 if TYPE_CHECKING:
+    import duckdb
+
     from nq_pipeline.lake.catalog import LiveCatalog
     from nq_pipeline.stream.hub import Hub
 
 SEND_S = 30.0
 """How long one message may wait for a client that reads nothing."""
+REPLAYS_AT_ONCE = 20
+"""Each takes about 17 MB."""
 REFUSED, TRY_AGAIN = 1008, 1013
 """Codes with which a WebSocket is closed."""
 TYPES_PARAMETER = Parameter("types", str, f"what to send, separated by commas: {', '.join(TYPES[:-1])}")
@@ -36,42 +43,45 @@ REPLAY_PARAMETERS = (FROM, TO, SPEED, TYPES_PARAMETER, CURSOR)
 
 async def stream(socket: WebSocket, hub: Hub) -> None:
     """Send what happens, from now on or from a cursor."""
-    await socket.accept()
     reached: object = None
-    try:
+
+    async def follow() -> None:
+        nonlocal reached
         given = socket.query_params
-        cursor = Cursor.parse(given["cursor"]) if "cursor" in given else None
-        reached = cursor
+        reached = cursor = Cursor.parse(given["cursor"]) if "cursor" in given else None
         async with aclosing(hub.subscribe(cursor, _types(given))) as batches:
             async for batch in batches:
                 await _send(socket, batch)
                 reached = batch.cursor
-    except TooSlow as error:
-        await _end(socket, TRY_AGAIN, str(error), reached)
-    except (BadCursor, ValueError) as error:
-        await _end(socket, REFUSED, str(error), None)
-    except (WebSocketDisconnect, TimeoutError):
-        with suppress(RuntimeError, WebSocketDisconnect):
-            await socket.close(TRY_AGAIN)
+
+    await _serve(socket, follow(), lambda: reached)
 
 
-async def send_replay(socket: WebSocket, live: LiveCatalog) -> None:
-    """Send a recorded span, then close normally; a client that leaves between two messages ends it."""
-    await socket.accept()
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_when_gone, socket, group.cancel_scope)
-        await _play(socket, live)
-        group.cancel_scope.cancel()
+class Replays:
+    """Sends recorded spans, to some clients at a time: each replay sorts and keeps rows of its own."""
 
+    def __init__(self, live: LiveCatalog) -> None:
+        self._live = live
+        self._pool = ThreadPoolExecutor(REPLAYS_AT_ONCE, thread_name_prefix="replay")
+        self._running = 0
 
-async def _cancel_when_gone(socket: WebSocket, scope: anyio.CancelScope) -> None:
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
-    scope.cancel()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Send while the context lasts."""
+        with self._pool:
+            yield
 
+    async def send(self, socket: WebSocket) -> None:
+        """Send a span, then close normally."""
+        self._running += 1
+        try:
+            await _serve(socket, self._play(socket), lambda: None)
+        finally:
+            self._running -= 1
 
-async def _play(socket: WebSocket, live: LiveCatalog) -> None:
-    try:
+    async def _play(self, socket: WebSocket) -> None:
+        if self._running > REPLAYS_AT_ONCE:
+            raise TooSlow(f"{REPLAYS_AT_ONCE} replays are running; try again when one has ended")
         given = socket.query_params
         begin, end = (to_ns(_instant(given, parameter)) for parameter in (FROM, TO))
         speed = SPEED.parse(given.get("speed", "1"))
@@ -80,14 +90,30 @@ async def _play(socket: WebSocket, live: LiveCatalog) -> None:
         start = ReplayCursor.parse(given["cursor"]) if "cursor" in given else ReplayCursor(begin)
         if start.at_ns > end:
             raise BadCursor("the cursor is later than the span; send one that came with a message of it")
-        types = _types(given)
-        batches, began = replay(live.cursor, start, end, types), monotonic()
-        while found := await asyncio.to_thread(next, batches, None):
+        opened: list[duckdb.DuckDBPyConnection] = []
+
+        def connect() -> duckdb.DuckDBPyConnection:
+            opened.append(self._live.cursor())
+            return opened[-1]
+
+        batches, began = replay(connect, start, end, _types(given)), monotonic()
+        while found := await run_interruptibly(self._pool, partial(next, batches, None), opened):
             due_ns, batch = found
             if speed:
                 await asyncio.sleep(max(0.0, began + (due_ns - start.at_ns) / 1e9 / speed - monotonic()))
             await _send(socket, batch)
         await _end(socket, 1000, "the span has ended", ReplayCursor(end))
+
+
+async def _serve(
+    socket: WebSocket, work: Coroutine[object, object, None], reached: Callable[[], object]
+) -> None:
+    """Do the work of a WebSocket until its client leaves, and close it with the reason of an error."""
+    await socket.accept()
+    try:
+        await while_connected(socket.receive, work)
+    except TooSlow as error:
+        await _end(socket, TRY_AGAIN, str(error), reached())
     except (BadCursor, ValueError) as error:
         await _end(socket, REFUSED, str(error), None)
     except (WebSocketDisconnect, TimeoutError):

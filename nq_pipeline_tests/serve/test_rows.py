@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from socket import create_connection
-from time import monotonic, sleep
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import polars as pl
 import pytest
 import requests
 
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import TRADES, conform
-from nq_pipeline.serve.app import SQL_AT_ONCE
+from nq_pipeline.lake.tables import GAPS, TRADES, conform
 from nq_pipeline.serve.queries import METRICS
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.lake_samples import trade
 from nq_pipeline_tests.testing.served import serve
+from nq_pipeline_tests.testing.stream_samples import gap_row
 
 ARROW, CSV, JSON = "application/vnd.apache.arrow.stream", "text/csv; charset=utf-8", "application/json"
 SNAPSHOT = "2025-06-10T15:00:00Z"
@@ -152,29 +151,57 @@ def test_sql_is_read_only(get: Get, address: str) -> None:
     ):
         assert get("/sql", query=statement).status_code == 400, statement
     assert requests.post(f"http://{address}/sql", data="x" * 200_000, timeout=60).status_code == 413
-    assert requests.put(f"http://{address}/sql", data=query, timeout=60).status_code == 405
 
 
-def _pair(address: str) -> tuple[str, int]:
-    host, port = address.split(":")
-    return host, int(port)
+def test_an_answer_that_has_not_changed_is_not_sent_again(get: Get, settings: Settings, address: str) -> None:
+    def again(path: str, tag: str, **headers: str) -> int:
+        headers |= {"If-None-Match": f'W/"other", {tag}'}
+        return requests.get(f"http://{address}{path}", headers=headers, timeout=60).status_code
+
+    tag = get("/gaps").headers["ETag"]
+    assert tag == get("/gaps").headers["ETag"]
+    assert [again("/gaps", tag), again("/gaps?limit=1", tag), again("/chain", tag)] == [304, 200, 200]
+    assert again("/gaps", tag, Accept="text/csv") == 200
+    append_gap(settings, 3)
+    assert again("/gaps", tag) == 200
 
 
-def test_a_query_ends_when_its_client_leaves(get: Get, address: str) -> None:
-    endless = "select count(*) from range(1000000000) a, range(1000000000) b"
-    for _ in range(SQL_AT_ONCE):
-        with pytest.raises(requests.Timeout):
-            requests.get(f"http://{address}/sql", params={"query": endless}, timeout=1)
-    assert rows(get("/sql", query="select 1 as one")) == [{"one": 1}]
+def test_json_is_compressed_and_arrow_is_not(get: Get) -> None:
+    answer = get("/chain")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert {"Accept", "Accept-Encoding"} <= set(answer.headers["Vary"].split(", "))
+    assert "Content-Encoding" not in get("/chain", ARROW).headers
 
 
-def test_a_server_stops_although_a_query_runs(settings: Settings) -> None:
-    endless = "select count(*) from range(1000000000) a, range(1000000000) b"
-    with serve(settings) as address, create_connection(_pair(address)) as client:
-        client.sendall(f"GET /sql?query={quote(endless)} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-        sleep(1)
-        began = monotonic()
-    assert monotonic() - began < 15
+def test_a_head_has_no_body(address: str) -> None:
+    head = requests.head(f"http://{address}/chain?format=csv", headers={"Accept-Encoding": ""}, timeout=60)
+    assert head.status_code == 200 and head.content == b"" and int(head.headers["Content-Length"]) > 1_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("DELETE", "/chain", 405), ("PUT", "/sql", 405)]
+)
+def test_every_error_is_json(address: str, method: str, path: str, status: int) -> None:
+    answer = requests.request(method, f"http://{address}{path}", timeout=60)
+    assert answer.status_code == status and answer.json()["error"]
+    assert ("Allow" in answer.headers) == (status == 405)
+
+
+def test_a_damaged_table_is_an_error_of_the_server(tmp_path: Path) -> None:
+    settings = build_settings(data_dir=tmp_path)
+    append_gap(settings, 1)
+    for file in Workspace.of(settings).lake.root.glob("gaps/**/*.parquet"):
+        file.write_bytes(b"damaged")
+    with serve(settings) as address:
+        for path, status in (("/gaps", 500), ("/trades", 200), ("/sql?query=from+gaps", 400)):
+            answer = requests.get(f"http://{address}{path}", timeout=60)
+            assert answer.status_code == status, answer.text
+            assert status == 200 or "gaps" in answer.json()["error"]
+
+
+def append_gap(settings: Settings, number: int) -> None:
+    rows = conform(GAPS, pl.DataFrame([gap_row(number)]))
+    Workspace.of(settings).lake.append(GAPS, rows, run_id="run")
 
 
 def test_answers_follow_the_lake(get: Get, settings: Settings) -> None:

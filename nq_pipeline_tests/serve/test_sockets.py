@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
+import duckdb
 import polars as pl
 import pytest
 from websockets.sync.client import connect
@@ -17,6 +16,7 @@ from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import GAPS, conform
 from nq_pipeline.serve import sockets
+from nq_pipeline.stream.batch import Batch
 from nq_pipeline.stream.replay import ReplayCursor
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.feeds import Feed, market, publisher
@@ -125,21 +125,28 @@ def test_a_replay_keeps_its_speed(recorded: tuple[str, Lake]) -> None:
     assert 0.75 <= monotonic() - began < 10
 
 
-def test_a_replay_ends_when_its_client_leaves(
-    recorded: tuple[str, Lake], monkeypatch: pytest.MonkeyPatch
+def wait_forever(connect: Callable[[], duckdb.DuckDBPyConnection], *_: object) -> Iterator[tuple[int, Batch]]:
+    """A replay whose query never ends."""
+    connect().sql("SELECT count(*) FROM range(1000000000) a, range(1000000000) b").fetchall()
+    yield from ()
+
+
+@pytest.mark.parametrize("how", ["between messages", "in a query"])
+def test_replays_are_bounded_and_end_when_their_client_leaves(
+    recorded: tuple[str, Lake], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    ended = Event()
-
-    async def play(*_: object) -> None:
-        try:
-            await asyncio.sleep(600)
-        finally:
-            ended.set()
-
-    monkeypatch.setattr(sockets, "_play", play)
-    with connect(f"ws://{recorded[0]}/replay?{SPAN}"):
-        assert not ended.wait(0.2)
-    assert ended.wait(10)
+    monkeypatch.setattr(sockets, "REPLAYS_AT_ONCE", 1)
+    address = f"{recorded[0]}/replay?{SPAN}&speed="
+    with monkeypatch.context() as patched:
+        if how == "in a query":
+            patched.setattr(sockets, "replay", wait_forever)
+        with connect(f"ws://{address}0.000001"):
+            sleep(0.3)
+            (said,) = messages(f"{address}0")
+            assert "try again" in said["rows"][0]["closed"]
+    give_up = monotonic() + 10
+    while len(list(messages(f"{address}0"))) < 3:
+        assert monotonic() < give_up
 
 
 @pytest.mark.parametrize(
