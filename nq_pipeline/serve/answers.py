@@ -60,7 +60,7 @@ class Answers:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Answer while the context lasts."""
+        """RowsResponse while the context lasts."""
         with self._pool:
             yield
 
@@ -68,7 +68,7 @@ class Answers:
         """The rows of an endpoint, or 304 if the client has them: they only change when a table does."""
         form = wanted_format(request)
 
-        def fill(answer: Answer, opened: list[Connection]) -> None:
+        def fill(answer: RowsResponse, opened: list[Connection]) -> None:
             opened.append(self._live.cursor())
             tag = _tag(self._live.versions, request.url.query, request.url.path, form)
             answer.headers.update({"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept"})
@@ -77,24 +77,24 @@ class Answers:
             else:
                 answer.fill(opened[0].sql(query.sql, params=query.values))
 
-        return await self._answer(request, Answer(form, self._space), fill, self._rows)
+        return await self._answer(request, RowsResponse(form, self._space), fill, self._rows)
 
     async def sql(self, request: Request, sql: str) -> Response:
         """The result of one SELECT, under the guard of `nq sql`."""
 
-        def fill(answer: Answer, opened: list[Connection]) -> None:
+        def fill(answer: RowsResponse, opened: list[Connection]) -> None:
             memory_mb = self._limits.memory_mb
             with catalog.connect(self._lake, guarded=True, memory_mb=memory_mb) as connection:
                 opened.append(connection)
                 answer.fill(catalog.query(connection, sql))
 
-        return await self._answer(request, Answer(wanted_format(request), self._space), fill, self._sql)
+        return await self._answer(request, RowsResponse(wanted_format(request), self._space), fill, self._sql)
 
     async def _answer(
         self,
         request: Request,
-        answer: Answer,
-        fill: Callable[[Answer, list[Connection]], None],
+        answer: RowsResponse,
+        fill: Callable[[RowsResponse, list[Connection]], None],
         turns: Semaphore,
     ) -> Response:
         opened: list[Connection] = []
@@ -142,7 +142,7 @@ class Space:
             self.free += size
 
 
-class Answer(Response):
+class RowsResponse(Response):
     """A result in some format, which is sent in pieces."""
 
     def __init__(self, form: Format, space: Space) -> None:

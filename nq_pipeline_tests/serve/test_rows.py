@@ -13,7 +13,6 @@ import requests
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import GAPS, TRADES, conform
 from nq_pipeline.serve.queries import METRICS
 from nq_pipeline.settings import Settings
@@ -153,19 +152,6 @@ def test_sql_is_read_only(get: Get, address: str) -> None:
     assert requests.post(f"http://{address}/sql", data="x" * 200_000, timeout=60).status_code == 413
 
 
-def test_an_answer_that_has_not_changed_is_not_sent_again(get: Get, settings: Settings, address: str) -> None:
-    def again(path: str, tag: str, **headers: str) -> int:
-        headers |= {"If-None-Match": f'W/"other", {tag}'}
-        return requests.get(f"http://{address}{path}", headers=headers, timeout=60).status_code
-
-    tag = get("/gaps").headers["ETag"]
-    assert tag == get("/gaps").headers["ETag"]
-    assert [again("/gaps", tag), again("/gaps?limit=1", tag), again("/chain", tag)] == [304, 200, 200]
-    assert again("/gaps", tag, Accept="text/csv") == 200
-    append_gap(settings, 3)
-    assert again("/gaps", tag) == 200
-
-
 def test_json_is_compressed_and_arrow_is_not(get: Get) -> None:
     answer = get("/chain")
     assert answer.headers["Content-Encoding"] == "gzip"
@@ -199,13 +185,30 @@ def test_a_damaged_table_is_an_error_of_the_server(tmp_path: Path) -> None:
             assert status == 200 or "gaps" in answer.json()["error"]
 
 
+def append_trade(settings: Settings, number: int) -> None:
+    rows = conform(TRADES, pl.DataFrame([trade(number, "NQM5", 21_500.0)]))
+    Workspace.of(settings).lake.append(TRADES, rows, run_id="run")
+
+
 def append_gap(settings: Settings, number: int) -> None:
     rows = conform(GAPS, pl.DataFrame([gap_row(number)]))
     Workspace.of(settings).lake.append(GAPS, rows, run_id="run")
 
 
+def test_an_answer_that_has_not_changed_is_not_sent_again(get: Get, settings: Settings, address: str) -> None:
+    def again(path: str, tag: str, **headers: str) -> int:
+        headers |= {"If-None-Match": f'W/"other", {tag}'}
+        return requests.get(f"http://{address}{path}", headers=headers, timeout=60).status_code
+
+    tag = get("/trades").headers["ETag"]
+    assert tag == get("/trades").headers["ETag"]
+    assert [again("/trades", tag), again("/trades?limit=1", tag), again("/chain", tag)] == [304, 200, 200]
+    assert again("/trades", tag, Accept="text/csv") == 200
+    append_trade(settings, 1)
+    assert again("/trades", tag) == 200
+
+
 def test_answers_follow_the_lake(get: Get, settings: Settings) -> None:
     before = len(rows(get("/trades", trade_date="2025-07-01")))
-    lake: Lake = Workspace.of(settings).lake
-    lake.append(TRADES, conform(TRADES, pl.DataFrame([trade(1, "NQM5", 21_500.0)])), run_id="run")
+    append_trade(settings, 2)
     assert len(rows(get("/trades", trade_date="2025-07-01"))) == before + 1
