@@ -42,41 +42,23 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BackfillDay:
-    """The result of a trade date.
-
-    Attributes
-    ----------
-    records
-        Count of records, equal to the vendor's.
-    rows, known
-        Rows added to the lake, and rows that it already had.
-    dropped
-        Records that could not become rows.
-    size
-        Bytes of the records, as they are billed.
-    cost_usd
-        What this call paid and left reserved.
-    condition
-        The vendor's condition of its UTC days, the worst of them; None when not requested.
-    already
-        Whether nothing was requested, because it was complete.
-    """
+    """The result of a trade date."""
 
     trade_date: date
     schema: str
     state: State
     reason: str = ""
-    records: int = 0
-    rows: int = 0
-    known: int = 0
-    dropped: int = 0
-    size: int = 0
-    cost_usd: Decimal = ZERO
-    condition: str | None = None
+    records: int = 0  # equal to the vendor's count
+    rows: int = 0  # added to the lake
+    known: int = 0  # rows that the lake already had
+    dropped: int = 0  # records that could not become rows
+    size: int = 0  # bytes of the records, as they are billed
+    cost_usd: Decimal = ZERO  # what this call paid and left reserved
+    condition: str | None = None  # the vendor's, of the worst of its UTC days; None when not requested
     mode: str | None = None
     request_ids: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
-    already: bool = False
+    already: bool = False  # nothing was requested, because it was complete
 
     @property
     def summary(self) -> str:

@@ -23,28 +23,17 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DayPrice:
-    """What a trade date would cost.
-
-    Attributes
-    ----------
-    usd
-        0 where the plan includes it or it is on disk already.
-    size
-        Bytes it would bill; None where it costs nothing.
-    state
-        `complete` where it is on disk; `pending` while it is not over or not final; None where it would be
-        requested.
-    at
-        When the vendor named the price; None where it was not requested.
-    """
+    """What a trade date would cost."""
 
     trade_date: date
     schema: str
-    usd: Decimal
-    size: int | None
+    usd: Decimal  # 0 where the plan includes it or it is on disk already
+    size: int | None  # bytes it would bill; None where it costs nothing
     state: State | None
+    """`complete` where it is on disk; `pending` while it is not over or not final; None where it would be
+    requested."""
     batch: bool = False
-    at: datetime | None = None
+    at: datetime | None = None  # when the vendor named the price; None where it was not requested
 
 
 def plan_backfill(

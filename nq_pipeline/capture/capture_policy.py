@@ -41,34 +41,18 @@ UNFINISHED = ("NOT_STARTED", "MANAGED", "QUEUED", "STARTING", "STARTED", "CANCEL
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A capture run; instants by the machine's clock.
-
-    Attributes
-    ----------
-    status
-        Dagster's, which proves neither life nor death.
-    number
-        Among the attempts of its trade date; 0 if it was launched by hand.
-    alive
-        Whether its process holds its lease, on whichever machine.
-    changed
-        When its status last changed.
-    settings
-        Their fingerprint.
-    stopped
-        Why another attempt cannot help, if it ended so; known of the newest attempt only.
-    """
+    """A capture run; instants by the machine's clock."""
 
     run_id: str
-    status: str
+    status: str  # Dagster's, which proves neither life nor death
     trade_date: str
-    number: int = 0
-    alive: bool = False
-    changed: datetime | None = None
+    number: int = 0  # among the attempts of its trade date; 0 if it was launched by hand
+    alive: bool = False  # whether its process holds its lease, on whichever machine
+    changed: datetime | None = None  # when its status last changed
     started: datetime | None = None
     ended: datetime | None = None
-    settings: str = ""
-    stopped: str = ""
+    settings: str = ""  # their fingerprint
+    stopped: str = ""  # why another attempt cannot help, if it ended so; known of the newest attempt only
 
     def is_dead(self, now: datetime) -> bool:
         """Whether Dagster believes that the run is alive or will be, and it is not."""
@@ -81,33 +65,17 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Everything that a decision depends on.
+    """Everything that a decision depends on."""
 
-    Attributes
-    ----------
-    now, market
-        By the machine's clock, and by the clock that a capture would follow.
-    moved
-        Whether those differ: the sandbox has a market at any hour.
-    settings
-        The fingerprint of those in force.
-    attempts
-        Newest first.
-    pinned
-        The instant of a pinned clock.
-    unconfigured
-        What has to be set before a capture is possible.
-    """
-
-    now: datetime
-    market: datetime
+    now: datetime  # by the machine's clock
+    market: datetime  # by the clock that a capture would follow
     window: Window
-    moved: bool = False
-    settings: str = ""
-    attempts: Sequence[Attempt] = ()
+    moved: bool = False  # whether those clocks differ: the sandbox has a market at any hour
+    settings: str = ""  # the fingerprint of those in force
+    attempts: Sequence[Attempt] = ()  # newest first
     holder: LockHolder | None = None
-    pinned: datetime | None = None
-    unconfigured: str = ""
+    pinned: datetime | None = None  # the instant of a pinned clock
+    unconfigured: str = ""  # what has to be set before a capture is possible
 
 
 @dataclass(frozen=True, slots=True)

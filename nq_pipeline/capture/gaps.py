@@ -43,37 +43,20 @@ LIVE_REPLAY, HISTORICAL, ALREADY_THERE = "live replay", "historical", "already t
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One gap in one state.
-
-    Attributes
-    ----------
-    first_ns, last_ns
-        The last moment proven before and the first one proven after, nanoseconds UTC; `last_ns` is
-        None while nothing has followed.
-    cause, detail
-        How the last session ended, or that there was none; and its message.
-    reason
-        Why the gap is unfillable, or open again.
-    replayed, counted
-        Records of the span that the replay brought to the log, and that the count found.
-    published
-        Rows of the counted records in the lake, after publication; None before the comparison.
-    attempts
-        Replays that disagreed with the count.
-    """
+    """One gap in one state. Instants are nanoseconds UTC."""
 
     gap_id: str
     schema: str
-    first_ns: int
-    last_ns: int | None
-    cause: str
-    detail: str = ""
+    first_ns: int  # the last moment proven before
+    last_ns: int | None  # the first one proven after; None while nothing has followed
+    cause: str  # how the last session ended, or that there was none
+    detail: str = ""  # its message
     state: GapState = "open"
-    reason: str = ""
-    replayed: int | None = None
-    counted: int | None = None
-    published: int | None = None
-    attempts: int = 0
+    reason: str = ""  # why the gap is unfillable, or open again
+    replayed: int | None = None  # records of the span that the replay brought to the log
+    counted: int | None = None  # records that the count found
+    published: int | None = None  # rows of these in the lake; None until compared after their publication
+    attempts: int = 0  # replays that disagreed with the count
     filled_by: str = ""
     cost_usd: Decimal = Decimal(0)
     revision: int = 0

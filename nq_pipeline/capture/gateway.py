@@ -94,38 +94,22 @@ class Subscription:
 
 @dataclass(slots=True)
 class SessionState:
-    """What is known of a session while it lasts.
+    """What is known of a session while it lasts."""
 
-    Attributes
-    ----------
-    session_id
-        The gateway's.
-    last_heard, began
-        When bytes last arrived, and the first bytes of the stream, in seconds of the event loop's clock.
-    heard_ns
-        Up to when the gateway has sent everything: the newest `ts_recv`, or the heartbeat it sends when
-        idle. Nanoseconds UTC by its own clock, so a backlog is visible.
-    records
-        Of market data.
-    mapped
-        Parent symbols with at least one instrument named.
-    replayed
-        Schema to when its replay was completed, nanoseconds UTC by the gateway's clock.
-    skipped, unknown
-        The gateway's messages when it skipped records, and on symbols it does not know.
-    """
-
-    session_id: str = ""
-    last_heard: float = 0.0
-    began: float | None = None
+    session_id: str = ""  # the gateway's
+    last_heard: float = 0.0  # when bytes last arrived, in seconds of the event loop's clock
+    began: float | None = None  # when the first bytes of the stream did
     heard_ns: int = 0
-    records: int = 0
+    """Up to when the gateway has sent everything: the newest `ts_recv`, or the heartbeat it sends when idle.
+    Nanoseconds UTC by its own clock, so a backlog is visible."""
+    records: int = 0  # of market data
     bytes: int = 0
-    mapped: set[str] = field(default_factory=set)
+    mapped: set[str] = field(default_factory=set)  # parent symbols with at least one instrument named
     replayed: dict[str, int] = field(default_factory=dict)
-    skipped: str = ""
-    warnings: int = 0
-    unknown: list[str] = field(default_factory=list)
+    """Schema to when its replay was completed, nanoseconds UTC by the gateway's clock."""
+    skipped: str = ""  # the gateway's message when it skipped records
+    warnings: int = 0  # of a slow reader
+    unknown: list[str] = field(default_factory=list)  # its messages on symbols that it does not know
 
     @property
     def lived_s(self) -> float:
@@ -139,23 +123,14 @@ class GatewayConnector:
 
     The gateway closes connections that follow one another too fast, whatever they are for, so all
     sessions of a process should share one connector.
-
-    Attributes
-    ----------
-    address
-        Host and port.
-    heartbeat_s, late_s
-        The interval requested of the gateway; silence for both together ends a session.
-    zstd
-        Request a compressed stream.
     """
 
     key: SecretStr
     dataset: str
     address: tuple[str, int]
-    heartbeat_s: int = HEARTBEAT_S
-    late_s: float = LATE_S
-    zstd: bool = False
+    heartbeat_s: int = HEARTBEAT_S  # requested of the gateway
+    late_s: float = LATE_S  # silence for both together ends a session
+    zstd: bool = False  # request a compressed stream
     _connected_at: float = float("-inf")
 
     async def wait_turn(self) -> None:

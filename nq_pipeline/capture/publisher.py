@@ -115,21 +115,11 @@ class LogReader:
 
 @dataclass
 class PublishResult:
-    """What one call did.
+    """What one call did."""
 
-    Attributes
-    ----------
-    position
-        Up to where the log is published.
-    rows
-        Table to new rows.
-    known
-        Rows skipped because the lake already has them.
-    """
-
-    position: Position
-    rows: dict[str, int] = field(default_factory=dict)
-    known: int = 0
+    position: Position  # up to where the log is published
+    rows: dict[str, int] = field(default_factory=dict)  # table to new rows
+    known: int = 0  # rows skipped because the lake already has them
     counts: RowCounts = field(default_factory=RowCounts)
 
 

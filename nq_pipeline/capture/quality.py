@@ -40,36 +40,18 @@ Span = tuple[datetime, datetime]
 
 @dataclass(frozen=True, slots=True)
 class CaptureDay:
-    """The state of the capture of one trade date.
-
-    Attributes
-    ----------
-    now
-        By the capture's clock.
-    window
-        The spans of the trade date to capture.
-    newest
-        `ts_event` of the newest published trade; None without any.
-    proven
-        The newest moment up to which a session proved everything; None without any.
-    missing
-        Roots always listed of which the gateway named no instrument.
-    wanted, refused
-        `options` and `futures` to the schema wanted; schema refused to the gateway's text.
-    refusal
-        Why nothing is streamed at all, in a sentence.
-    """
+    """The state of the capture of one trade date."""
 
     trade_date: date
-    now: datetime
-    window: Sequence[Span]
+    now: datetime  # by the capture's clock
+    window: Sequence[Span]  # the spans of the trade date to capture
     gaps: Sequence[Gap] = ()
-    newest: datetime | None = None
-    proven: datetime | None = None
-    missing: Sequence[str] = ()
-    wanted: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    refusal: str = ""
+    newest: datetime | None = None  # `ts_event` of the newest published trade; None without any
+    proven: datetime | None = None  # up to when a session proved everything; None without any
+    missing: Sequence[str] = ()  # roots always listed of which the gateway named no instrument
+    wanted: Mapping[str, str] = field(default_factory=dict)  # `options` and `futures` to the schema wanted
+    refused: Mapping[str, str] = field(default_factory=dict)  # schema refused to the gateway's text
+    refusal: str = ""  # why nothing is streamed at all, in a sentence
 
     @property
     def elapsed(self) -> list[Span]:

@@ -60,22 +60,12 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """How a session ended.
-
-    Attributes
-    ----------
-    text
-        The message of the gateway or the operating system.
-    code
-        Of the ErrorMsg, for `EndReason.ERROR`.
-    healthy
-        See `is_healthy`.
-    """
+    """How a session ended."""
 
     reason: EndReason
-    text: str = ""
-    code: int | None = None
-    healthy: bool = False
+    text: str = ""  # the message of the gateway or the operating system
+    code: int | None = None  # of the ErrorMsg, for `EndReason.ERROR`
+    healthy: bool = False  # see `is_healthy`
 
     def __str__(self) -> str:
         code = "" if self.code is None else f" {self.code}"

@@ -15,48 +15,26 @@ MAX_LAGS = 4096
 
 @dataclass
 class CaptureStats:
-    """What a capture has done so far, or by its end.
-
-    Attributes
-    ----------
-    rate
-        Records a second since the last report.
-    lag_p99_ms
-        From Databento's receipt of a record to our log, over the last few thousand live chunks.
-    open_gaps
-        Includes those replayed but not verified.
-    disputed_gaps
-        Open gaps that were given up because no replay agreed with its count.
-    differing_gaps
-        Verified gaps of which the lake has more or fewer rows than were counted.
-    cost_usd
-        What was paid to the historical API for gaps.
-    schemas
-        The schemas streamed of `options` and of `futures`.
-    missing
-        Parents that are always listed but of which the gateway names no instrument.
-    note
-        The last event, in one sentence.
-    publish_failure
-        Why rows are not being published; logging continues.
-    """
+    """What a capture has done so far, or by its end."""
 
     seconds: float = 0.0
     records: int = 0
     bytes: int = 0
-    rate: float = 0.0
+    rate: float = 0.0  # records a second since the last report
     lag_p99_ms: float | None = None
+    """From Databento's receipt of a record to our log, over the last few thousand live chunks."""
     reconnects: int = 0
-    open_gaps: int = 0
+    open_gaps: int = 0  # also those replayed but not verified
     verified_gaps: int = 0
     unfillable_gaps: int = 0
-    disputed_gaps: int = 0
-    differing_gaps: int = 0
-    cost_usd: Decimal = Decimal(0)
-    schemas: dict[str, str] = field(default_factory=dict)
+    disputed_gaps: int = 0  # open gaps that were given up because no replay agreed with its count
+    differing_gaps: int = 0  # verified gaps of which the lake has more or fewer rows than were counted
+    cost_usd: Decimal = Decimal(0)  # paid to the historical API for gaps
+    schemas: dict[str, str] = field(default_factory=dict)  # streamed of `options` and of `futures`
     missing: list[str] = field(default_factory=list)
-    note: str = ""
-    publish_failure: str = ""
+    """Parents that are always listed but of which the gateway names no instrument."""
+    note: str = ""  # the last event, in one sentence
+    publish_failure: str = ""  # why rows are not being published; logging continues
 
     def alerts(self) -> list[str]:
         """What needs attention, one sentence each; empty when all is well."""

@@ -36,28 +36,17 @@ MAX_OVERTIME = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Timing:
-    """Intervals in seconds; tests shorten them.
-
-    Attributes
-    ----------
-    settle_s, aging_s
-        See `GapTracker`.
-    verify_s
-        Limit of an independent count.
-    missing_s
-        How long the gateway may take to name an instrument of a root before the root counts as missing.
-    publish_s, report_s
-        From one publication, or one report of the stats, to the next.
-    """
+    """Intervals in seconds; tests shorten them."""
 
     heartbeat_s: int = gateway.HEARTBEAT_S
     late_s: float = gateway.LATE_S
-    settle_s: float = 1.0
-    verify_s: float = 600.0
+    settle_s: float = 1.0  # see `GapTracker`
+    verify_s: float = 600.0  # the limit of an independent count
     missing_s: float = 45.0
-    aging_s: float = 60.0
-    publish_s: float = 1.0
-    report_s: float = 1.0
+    """How long the gateway may take to name an instrument of a root before the root counts as missing."""
+    aging_s: float = 60.0  # see `GapTracker`
+    publish_s: float = 1.0  # from one publication to the next
+    report_s: float = 1.0  # from one report of the stats to the next
 
 
 @dataclass

@@ -115,26 +115,16 @@ def record_dtype(rtype: int, version: int, ts_out: bool = False) -> np.dtype[Any
 
 @dataclass(frozen=True, slots=True)
 class RecordLayout:
-    """The records of one schema in one version of DBN.
-
-    Attributes
-    ----------
-    columns
-        The fields that carry data, in the order of the official client; `ts_out` follows where the
-        capture requested it.
-    index
-        The field that records are ordered by: `ts_recv`, or `ts_event` where there is none.
-    prices, instants
-        Fields in units of 1e-9 of a point, and in nanoseconds since 1970 UTC.
-    """
+    """The records of one schema in one version of DBN."""
 
     schema: str
     rtype: int
     dtype: np.dtype[Any]
     columns: tuple[str, ...]
-    index: str
-    prices: frozenset[str]
-    instants: frozenset[str]
+    """The fields that carry data, in the order of the official client; then `ts_out` if it was requested."""
+    index: str  # the field that records are ordered by: `ts_recv`, or `ts_event` where there is none
+    prices: frozenset[str]  # fields in units of 1e-9 of a point
+    instants: frozenset[str]  # fields in nanoseconds since 1970 UTC
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:

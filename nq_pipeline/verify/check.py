@@ -59,33 +59,21 @@ class VerifyTiming:
 
 @dataclass
 class Context:
-    """What checks share: the configuration, and what earlier checks found.
-
-    Attributes
-    ----------
-    clock
-        The gateway's: wall time, or the stand-in's. Not pinned.
-    work
-        A folder that is removed at the end; the environment's own lake and log are not touched.
-    live, resumed, recounted
-        The session that was dropped, the one that resumed it, and a replay of both spans.
-    span
-        A span that the historical API has, and the gateway's replay of it.
-    """
+    """What checks share: the configuration, and what earlier checks found."""
 
     settings: Settings
-    clock: Clock
+    clock: Clock  # the gateway's: wall time, or the stand-in's; not pinned
     recorder: FeedRecorder
     evidence: Evidence
-    work: Path
+    work: Path  # removed at the end; the environment's own lake and log are not touched
     max_usd: Decimal
     stream_s: float
     timing: VerifyTiming = field(default_factory=VerifyTiming)
     spent_usd: Decimal = Decimal(0)
-    live: Recording | None = None
-    resumed: Recording | None = None
-    recounted: Recording | None = None
-    span: tuple[Query, Array] | None = None
+    live: Recording | None = None  # the session that was dropped
+    resumed: Recording | None = None  # the one that resumed it
+    recounted: Recording | None = None  # a replay of both spans
+    span: tuple[Query, Array] | None = None  # one that the historical API has, and the gateway's replay of it
 
     @property
     def parents(self) -> tuple[str, ...]:

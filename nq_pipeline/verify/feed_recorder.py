@@ -40,26 +40,17 @@ Enough = Callable[[SessionState, float], object]
 
 @dataclass
 class Recording:
-    """What a session received.
+    """What a session received."""
 
-    Attributes
-    ----------
-    head
-        The header of its DBN stream.
-    trades, arrived
-        The trades in the order of arrival, and when each arrived, nanoseconds by the recorder's clock.
-    opened_s, first_s
-        From the attempt to connect to the session's start, and from there to the first trade, seconds.
-    """
-
-    head: bytes = b""
+    head: bytes = b""  # the header of its DBN stream
     trades: Array = field(default_factory=lambda: np.empty(0, record_dtype(TRADE, VERSIONS[-1])))
     arrived: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """When each trade arrived, nanoseconds by the recorder's clock."""
     mappings: Array = field(default_factory=lambda: np.empty(0, record_dtype(SYMBOL_MAPPING, VERSIONS[-1])))
     state: SessionState = field(default_factory=SessionState)
     ending: SessionEnd = field(default_factory=lambda: SessionEnd(EndReason.STOPPED))
-    opened_s: float = 0.0
-    first_s: float | None = None
+    opened_s: float = 0.0  # from the attempt to connect to the session's start
+    first_s: float | None = None  # from there to the first trade
     seconds: float = 0.0
 
     @property

@@ -38,22 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """The process that writes the capture log: a Dagster run or a terminal.
+    """The process that writes the capture log: a Dagster run or a terminal. UTC by the machine's clock."""
 
-    Attributes
-    ----------
-    process
-        Its process ID; 0 until it has written it.
-    host
-        Its machine; empty for this one.
-    since, grew
-        When it started, and when its log last grew; UTC by the machine's clock.
-    """
-
-    process: int
+    process: int  # its ID; 0 until it has written it
     since: datetime
-    grew: datetime | None = None
-    host: str = ""
+    grew: datetime | None = None  # when its log last grew
+    host: str = ""  # its machine; empty for this one
 
 
 @contextmanager
