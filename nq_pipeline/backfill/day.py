@@ -83,24 +83,12 @@ def backfill_day(
 ) -> BackfillDay:
     """Buy one trade date of one schema, prove it complete, store its rows, and record it in `backfills`.
 
-    A failure of the vendor or of the ledger is the state of the day, not an exception. Publishing the
-    catalog is left to the caller.
+    A failure of the vendor or of the ledger is the state of the day, not an exception. Publishing the catalog
+    is left to the caller. `max_usd` limits this call, in addition to the budgets of the ledger. `symbols` are
+    parents; by default those of NQ_BACKFILL_SYMBOLS. `report` is called with progress messages.
 
-    Parameters
-    ----------
-    max_usd
-        Limit for this call, in addition to the budgets of the ledger.
-    symbols
-        Parents; by default those of NQ_BACKFILL_SYMBOLS.
-    report
-        Called with progress messages.
-
-    Raises
-    ------
-    SettingsError
-        The schema is none of `SCHEMAS`.
-    LakeError
-        The lake cannot be written. Downloads stay on disk and are not bought again.
+    Raises `SettingsError` for a schema that is none of `SCHEMAS`, `LakeError` when the lake cannot be
+    written: downloads stay on disk and are not bought again.
     """
     scope = BackfillScope.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):

@@ -41,14 +41,9 @@ def plan_backfill(
 ) -> list[DayPrice]:
     """Price each trade date of a span, in order. Free.
 
-    `symbols` are parents, by default those of NQ_BACKFILL_SYMBOLS.
-
-    Raises
-    ------
-    SettingsError
-        The schema is none of `SCHEMAS`, or the span has no trade date or days outside the session table.
-    SourceError
-        The vendor does not name a price.
+    `symbols` are parents, by default those of NQ_BACKFILL_SYMBOLS. Raises `SettingsError` if the schema is
+    none of `SCHEMAS`, or the span has no trade date or days outside the session table; `SourceError` if the
+    vendor does not name a price.
     """
     scope = BackfillScope.of(settings, schema, symbols)
     if why := unsupported_day(first) or unsupported_day(last):

@@ -25,7 +25,7 @@ from nq_pipeline.capture.gap_tracker import GapTracker
 from nq_pipeline.capture.gaps import open_window
 from nq_pipeline.capture.gateway import GatewayConnector
 from nq_pipeline.capture.log.writer import CaptureLog
-from nq_pipeline.capture.publisher import Publisher, publishing
+from nq_pipeline.capture.publisher import Publisher, PublishLoop
 from nq_pipeline.capture.recount import LakeComparison
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.capture.stats import CaptureStats, Meter
@@ -42,22 +42,11 @@ if TYPE_CHECKING:
 
 
 class Capture:
-    """A capture of the window that is open.
+    """A capture of the window that is open. `stats`, always the same object, says what it has done so far.
 
-    Parameters
-    ----------
-    settings
-        With a Databento key, and the gateway's address unless it is the vendor's.
-    clock
-        The gateway's clock: wall time, or the stand-in's. Must not be pinned.
-    history
-        The historical API, for what the gateway no longer replays. Counts and prices are free;
-        records are bought only with `NQ_CAPTURE_REPAIR=paid`.
-
-    Attributes
-    ----------
-    stats
-        What the capture has done so far; always the same object.
+    `settings` have a Databento key, and the gateway's address unless it is the vendor's. `clock` is the
+    gateway's: wall time, or the stand-in's. `history` is for what the gateway no longer replays; its counts
+    and prices are free, and records are bought only with `NQ_CAPTURE_REPAIR=paid`.
 
     Raises `CaptureError` for a pinned clock, `NotConfigured` for a missing or malformed key.
     """
@@ -104,17 +93,13 @@ class Capture:
     ) -> CaptureStats:
         """Capture until the window closes and its gaps are filled, or `stop` is set.
 
-        Parameters
-        ----------
-        publish, progress
-            Called about every second, `publish` also at the end, `progress` with `stats`.
-        lease
-            The lease `capture`, which sets `stop` when it is lost; nothing is published without it.
+        `publish` and `progress` are called about every second, `publish` also at the end. `lease` is the
+        lease `capture`, which sets `stop` when it is lost; nothing is published without it.
 
         Raises
         ------
         LeaseLost
-            The lease is lost: another machine may capture now.
+            Another machine may capture now.
         CaptureError
             The window is closed, or continuing cannot help; the message says what to do.
         CaptureBusy
@@ -133,11 +118,9 @@ class Capture:
                 "Start the capture then, or set NQ_CAPTURE_WINDOW"
             )
         opens, closes = opened
-        if publish is not None and lease is not None:
-            publish = _while_held(lease, publish)
         store = GapStore(self._lake, dataset=self._dataset, run_id=self.run_id)
         wanted = {"options": settings.capture.options_schema, "futures": settings.capture.futures_schema}
-        comparison = LakeComparison(store, publish)
+        comparison = LakeComparison(store, publish, lease)
         with (
             CaptureLog(
                 self._root,
@@ -148,9 +131,9 @@ class Capture:
             ) as log,
             BackgroundWriter() as writer,
         ):
-            with publishing(
+            with PublishLoop(
                 publish and comparison.publish, self.stats, sync=log.sync, every_s=self._timing.publish_s
-            ) as wait_for_publication:
+            ) as loop:
                 tracker = GapTracker(
                     store,
                     writer.submit,
@@ -168,7 +151,7 @@ class Capture:
                     buys=settings.capture.repair == "paid",
                     run_id=self.run_id,
                     clock=self.clock,
-                    wait_for_publication=wait_for_publication,
+                    wait_for_publication=loop.wait,
                 )
                 supervisor = SessionSupervisor(
                     clock=self.clock,
@@ -204,13 +187,3 @@ class Capture:
             return Publisher(self._root / self._dataset, self._lake, run_id=self.run_id).position.segment
         except CaptureError:  # the publisher meets the same error and reports it
             return 0
-
-
-def _while_held(lease: Lease, publish: Callable[[], object]) -> Callable[[], object]:
-    """`publish`, unless the lease is lost."""
-
-    def publish_if_held() -> object:
-        lease.check()
-        return publish()
-
-    return publish_if_held

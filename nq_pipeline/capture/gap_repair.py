@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
+
+import polars as pl
 
 from nq_pipeline.capture.gaps import ALREADY_THERE, HISTORICAL, Gap, describe_difference
+from nq_pipeline.capture.rows import TABLE_OF, Origin, SessionRows
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
 from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.errors import NqError
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import INSTANT
 from nq_pipeline.market import sessions
-
-if TYPE_CHECKING:
-    from nq_pipeline.lake.store import Lake
 
 EDGE_NS = NS_PER_S
 """A gap ends at a `ts_event`, history is requested by `ts_recv`: records received later than this after
@@ -60,36 +63,26 @@ class HistoricalRecords(Protocol):
         ...
 
 
+@dataclass
 class GapRepairer:
     """Fills gaps from the historical API, one at a time, on a thread of its own.
 
     Leaving the context waits for the gap being filled, which may already be paid for, and drops the others:
     the next capture requests them again.
 
-    Parameters
-    ----------
-    history
-        None without one: gaps stay as they are.
-    buys
-        Whether the operator lets records be bought (`NQ_CAPTURE_REPAIR=paid`); otherwise the price is
-        written to the gap.
-    wait_for_publication
-        Waits until everything logged is in the lake; raises if publishing fails.
+    Without `history` gaps stay as they are. Unless it `buys` (`NQ_CAPTURE_REPAIR=paid`), the price is written
+    to the gap. `wait_for_publication` returns when everything logged is in the lake, and raises if publishing
+    fails.
     """
 
-    def __init__(
-        self,
-        history: HistoricalRecords | None,
-        lake: Lake,
-        *,
-        buys: bool,
-        run_id: str,
-        clock: Clock,
-        wait_for_publication: Callable[[], None],
-    ) -> None:
-        self._history, self._lake, self._buys = history, lake, buys
-        self._run_id, self._clock = run_id, clock
-        self._wait_for_publication = wait_for_publication
+    history: HistoricalRecords | None
+    lake: Lake
+    buys: bool
+    run_id: str
+    clock: Clock
+    wait_for_publication: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._requests: deque[Future[Gap]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="capture-repairs")
 
@@ -97,7 +90,7 @@ class GapRepairer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._history = None
+        self.history = None
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     @property
@@ -106,8 +99,8 @@ class GapRepairer:
 
     def request(self, gap: Gap, parents: tuple[str, ...]) -> None:
         """Fill a gap of some parents; `finished` yields the outcome. Does nothing after the context."""
-        if self._history is not None and parents and gap.last_ns is not None:
-            self._requests.append(self._thread.submit(self._fill, self._history, gap, parents))
+        if self.history is not None and parents and gap.last_ns is not None:
+            self._requests.append(self._thread.submit(self._fill, self.history, gap, parents))
 
     def finished(self) -> Iterator[Gap]:
         """The outcomes so far, in the order of the requests."""
@@ -137,17 +130,17 @@ class GapRepairer:
             )
 
         try:
-            self._wait_for_publication()
+            self.wait_for_publication()
             for first, last in _by_session(gap):
                 number = history.count(gap.schema, parents, first, last)
                 counted += number
-                if number != _rows_in_lake(self._lake, gap.schema, first, last):
+                if number != _rows_in_lake(self.lake, gap.schema, first, last):
                     missing.append((first, last, number))
-            if missing and not self._buys:
+            if missing and not self.buys:
                 price = sum((history.price(gap.schema, parents, a, b) for a, b, _ in missing), Decimal(0))
                 return gap.change(reason=_offer(gap, price), counted=counted)
             for first, last, number in missing:
-                path, paid = history.fetch(gap.schema, parents, first, last, run_id=self._run_id)
+                path, paid = history.fetch(gap.schema, parents, first, last, run_id=self.run_id)
                 cost += paid
                 received = self._append(path)
                 bought += received
@@ -156,7 +149,7 @@ class GapRepairer:
                     return outcome(reason=reason, filled_by=HISTORICAL)
         except (NqError, OSError) as error:
             return gap.change(reason=str(error), cost_usd=gap.cost_usd + cost)
-        rows = sum(_rows_in_lake(self._lake, gap.schema, first, last) for first, last in _by_session(gap))
+        rows = sum(_rows_in_lake(self.lake, gap.schema, first, last) for first, last in _by_session(gap))
         return outcome(
             state="verified",
             reason=describe_difference(max(rows - counted, 0), max(counted - rows, 0)),
@@ -166,15 +159,13 @@ class GapRepairer:
 
     def _append(self, path: Path) -> int:
         """Append the records of a DBN file to the lake, which skips known rows; returns their number."""
-        from nq_pipeline.capture.rows import Origin, SessionRows
-
         rows, received = SessionRows(NO_SESSION), 0
 
         def append_batch() -> int:
-            now = self._clock.now()
-            tables, counts = rows.build(Origin(self._lake.environment, self._run_id, to_ns(now)))
+            now = self.clock.now()
+            tables, counts = rows.build(Origin(self.lake.environment, self.run_id, to_ns(now)))
             for table, frame in tables:
-                self._lake.append(table, frame, run_id=self._run_id, now=now)
+                self.lake.append(table, frame, run_id=self.run_id, now=now)
             return counts.records
 
         for frame in read_frames(path):
@@ -195,11 +186,6 @@ def _by_session(gap: Gap) -> list[tuple[int, int]]:
 
 def _rows_in_lake(lake: Lake, schema: str, first: int, last: int) -> int:
     """How many rows of a span of one session, received as `schema`, the lake has."""
-    import polars as pl
-
-    from nq_pipeline.capture.rows import TABLE_OF
-    from nq_pipeline.lake.tables import INSTANT
-
     table = TABLE_OF[RTYPES[schema]]
     inside = pl.col("ts_recv").is_between(
         pl.lit(first).cast(INSTANT), pl.lit(last).cast(INSTANT), closed="left"

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import polars as pl
 
 from nq_pipeline.capture.gaps import Gap, RecordCount, describe_difference
+from nq_pipeline.capture.rows import TABLE_OF
 from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.lake.store import Lake
+from nq_pipeline.lake.tables import GAPS, INSTANT, SESSIONS, Table
 from nq_pipeline.market import sessions
-
-if TYPE_CHECKING:
-    from nq_pipeline.lake.store import Lake
-    from nq_pipeline.lake.tables import Table
 
 _COLUMN_NAMES = {
     "first_ns": "first_ts", "last_ns": "last_ts", "replayed": "records_replayed",
@@ -46,10 +47,6 @@ class GapStore:
 
     def gaps(self, since: datetime) -> list[Gap]:
         """The current state of every gap that begins on the trade date of `since` or later."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import GAPS
-
         rows = (
             self._lake.scan(GAPS)
             .filter(pl.col("trade_date") >= sessions.trade_date(since), pl.col("dataset") == self._dataset)
@@ -63,8 +60,6 @@ class GapStore:
 
     def write(self, gaps: Iterable[Gap], at: datetime) -> None:
         """Append states, durably; states already stored add nothing."""
-        from nq_pipeline.lake.tables import GAPS
-
         rows = [
             {
                 **{column: getattr(gap, name) for name, column in _COLUMN_OF.items()},
@@ -81,11 +76,6 @@ class GapStore:
 
         Only the instruments that were counted are compared; others belong to other schemas.
         """
-        import polars as pl
-
-        from nq_pipeline.capture.rows import TABLE_OF
-        from nq_pipeline.lake.tables import INSTANT
-
         assert gap.last_ns is not None
         first, last = from_ns(gap.first_ns), from_ns(gap.last_ns)
         days = {sessions.trade_date(first), sessions.trade_date(last)}
@@ -105,10 +95,6 @@ class GapStore:
 
     def proven(self, since: datetime, until: datetime) -> int | None:
         """The proven moment of the last session that we ended ourselves, nanoseconds UTC, if any."""
-        import polars as pl
-
-        from nq_pipeline.lake.tables import SESSIONS
-
         days = {s.trade_date for s in sessions.sessions(since.date(), until.date())}
         found = (
             self._lake.scan(SESSIONS, days | {sessions.trade_date(until)})
@@ -121,18 +107,12 @@ class GapStore:
 
     def write_session(self, row: Mapping[str, object], at: datetime) -> None:
         """Append a row of `sessions`; instants in nanoseconds UTC."""
-        from nq_pipeline.lake.tables import SESSIONS
-
         row = {**row, "trade_date": sessions.trade_date(at)}
         self._append(SESSIONS, [row], ("started_at", "ended_at", "replay_from", "proven_ts"), at)
 
     def _append(
         self, table: Table, rows: Sequence[Mapping[str, object]], instants: Sequence[str], at: datetime
     ) -> None:
-        import polars as pl
-
-        from nq_pipeline.lake.tables import INSTANT
-
         frame = pl.DataFrame([{**row, **self._origin} for row in rows], infer_schema_length=None)
         frame = frame.with_columns(pl.col(instants).cast(pl.Int64).cast(INSTANT))
         self._lake.append(table, frame, run_id=self._run_id, now=at)

@@ -60,46 +60,32 @@ class _SessionProgress:
     before_skip: dict[str, int] | None = None  # `last` when the gateway skipped records
 
 
+@dataclass
 class GapTracker:
     """The gaps of one capture.
 
-    Parameters
-    ----------
-    write
-        Runs a piece of work later and in order: writing to `store`.
-    opens_ns, close_ns
-        The window that is open, nanoseconds UTC; no close for `always`.
-    settle_s
-        How long after a replay, by wall time and by market time, earlier records may still arrive.
-    aging_s
-        The gateway's replay window moves on with the clock. A span that will leave the window within this
-        many seconds is given up, because its second replay would come too late.
-
-    Attributes
-    ----------
-    beyond_replay
-        Gaps that the live gateway will not fill, for the caller to remove and fill elsewhere.
+    `write` runs a piece of work later and in order: writing to `store`. The window that is open is from
+    `opens_ns` to `close_ns`, nanoseconds UTC; `always` has no close.
     """
 
-    def __init__(
-        self,
-        store: GapStore,
-        write: Callable[[Callable[[], object]], None],
-        *,
-        clock: Clock,
-        run_id: str,
-        window: Window,
-        opens_ns: int,
-        close_ns: int | None,
-        settle_s: float,
-        aging_s: float,
-    ) -> None:
+    store: GapStore
+    write: Callable[[Callable[[], object]], None]
+    clock: Clock
+    run_id: str
+    window: Window
+    opens_ns: int
+    close_ns: int | None
+    settle_s: float
+    """How long after a replay, by wall time and by market time, earlier records may still arrive."""
+    aging_s: float
+    """The gateway's replay window moves on with the clock. A span that will leave the window within this
+    many seconds is given up, because its second replay would come too late."""
+
+    def __post_init__(self) -> None:
         self.beyond_replay: list[Gap] = []
-        self._store, self._write, self._clock = store, write, clock
-        self._run_id, self._numbers = run_id, count(1)
-        self._window, self._opens_ns, self._close_ns = window, opens_ns, close_ns
-        self._settle_s, self._settle_ns = settle_s, int(settle_s * NS_PER_S)
-        self._aging_ns = int(aging_s * NS_PER_S)
+        """Gaps that the live gateway will not fill, for the caller to remove and fill elsewhere."""
+        self._numbers = count(1)
+        self._settle_ns, self._aging_ns = int(self.settle_s * NS_PER_S), int(self.aging_s * NS_PER_S)
         self._gaps: dict[str, Gap] = {}
         self._limits: dict[str, int] = {}
         self._replay_all: set[str] = set()
@@ -126,10 +112,10 @@ class GapTracker:
 
         `folder` is the capture log, whose last records are proven; `schemas` are those in force.
         """
-        now, in_force = self._clock.now(), set(schemas)
-        known = self._store.gaps(now - LOOK_BACK)
+        now, in_force = self.clock.now(), set(schemas)
+        known = self.store.gaps(now - LOOK_BACK)
         logged = last_moments(folder, {schema: RTYPES[schema] for schema in in_force})
-        ended = self._store.proven(now - LOOK_BACK, now)
+        ended = self.store.proven(now - LOOK_BACK, now)
         for gap in known:
             if gap.state in UNRESOLVED:  # `follow_schemas` handles those of other schemas
                 self._adopt(gap)
@@ -141,7 +127,7 @@ class GapTracker:
             reached = [ns for ns in moments if ns is not None and ns <= to_ns(now)]
             proven = max(reached, default=None)
             continuing = any(g.last_ns is None and g.schema == schema for g in self.unresolved)
-            for first, last in unproven_spans(proven, now, self._window):
+            for first, last in unproven_spans(proven, now, self.window):
                 if last is not None or not continuing:
                     late = proven is None or first > proven
                     self._open(schema, first, last, cause="late start" if late else "not running")
@@ -172,7 +158,7 @@ class GapTracker:
 
     def give_up_aged(self, schemas: Iterable[str]) -> None:
         """Give up the parts of gaps that are older than the gateway's replay."""
-        now = self._clock.now()
+        now = self.clock.now()
         for schema in schemas:
             self._give_up_before(schema, earliest_replay(schema, now))
 
@@ -195,16 +181,10 @@ class GapTracker:
     def handle_too_old(self, starts: Mapping[str, int], earliest_ns: int | None) -> None:
         """Adapt to a session that was refused because a replay would start too early.
 
-        The refusal does not name the subscription. A schema that is replayed for the whole week is
-        the last to be suspected. If the refusal names no start that helps, the next session requests all
-        there is, and its first record shows where that begins.
-
-        Parameters
-        ----------
-        starts
-            Schema to the start of its replay, nanoseconds UTC.
-        earliest_ns
-            The earliest start that the refusal names.
+        `starts` maps each schema to the start of its replay, and `earliest_ns` is the earliest start that the
+        refusal names (nanoseconds UTC). The refusal does not name the subscription; a schema that is replayed
+        for the whole week is the last to be suspected. If the refusal names no start that helps, the next
+        session requests all there is, and its first record shows where that begins.
         """
         late = [schema for schema, ns in starts.items() if earliest_ns is not None and ns < earliest_ns]
         late = [schema for schema in late if schema not in WEEKLY] or late
@@ -237,9 +217,9 @@ class GapTracker:
     def _adopt(self, gap: Gap) -> None:
         """Continue a gap of an earlier capture; the count of its replay is lost."""
         last = gap.last_ns
-        if last is None and gap.first_ns < self._opens_ns and self._window != "always":
-            closed = open_window(from_ns(gap.first_ns), self._window)
-            last = to_ns(closed[1]) if closed and closed[1] else self._opens_ns
+        if last is None and gap.first_ns < self.opens_ns and self.window != "always":
+            closed = open_window(from_ns(gap.first_ns), self.window)
+            last = to_ns(closed[1]) if closed and closed[1] else self.opens_ns
         self._gaps[gap.gap_id] = gap
         if (gap.state, gap.last_ns, gap.attempts) != ("open", last, 0):
             reason = "continued by another capture"
@@ -252,18 +232,18 @@ class GapTracker:
         if not gaps:
             return
         self._gaps |= {gap.gap_id: gap for gap in gaps}
-        at = self._clock.now()
-        self._write(lambda: self._store.write(gaps, at))
+        at = self.clock.now()
+        self.write(lambda: self.store.write(gaps, at))
 
     def _new_id(self) -> str:
-        return f"{self._run_id}-{next(self._numbers)}"
+        return f"{self.run_id}-{next(self._numbers)}"
 
     # ── a session ───────────────────────────────────────────────────────────────────────────────
 
     def begin_session(self, streams: Mapping[str, int]) -> None:
         """Begin a session of some schemas; `streams` maps each to its rtype."""
         filling = {
-            gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns or self._close_ns)
+            gap.gap_id: RecordCount(RTYPES[gap.schema], gap.first_ns, gap.last_ns or self.close_ns)
             for gap in self.unresolved
             if gap.state == "open" and gap.schema in streams
         }
@@ -312,8 +292,8 @@ class GapTracker:
                 if gap.state == "open":
                     session.filling[gap_id].last_ns = last = self._end_of(gap, done_ns)
                     self._change(gap.change(state="replayed", last_ns=last, reason=""))
-                settled = now - session.completed[schema] >= self._settle_s
-                if settled and to_ns(self._clock.now()) - done_ns >= self._settle_ns:
+                settled = now - session.completed[schema] >= self.settle_s
+                if settled and to_ns(self.clock.now()) - done_ns >= self._settle_ns:
                     self._awaiting_count[gap_id] = session.filling.pop(gap_id)
         waiting = [self._gaps[gap_id] for gap_id in self._awaiting_count]
         return [gap for gap in waiting if gap.state == "replayed" and gap.schema in session.streams]
@@ -350,14 +330,14 @@ class GapTracker:
         session.filling = {}
         if ending.reason is not EndReason.STOPPED:
             for schema, ns in proven.items():
-                if self._close_ns is None or ns < self._close_ns:
+                if self.close_ns is None or ns < self.close_ns:
                     first = _synced_moment(log, schema, ns) if ending.reason is EndReason.FAILED else ns
                     self._open(schema, first, None, cause=str(ending.reason), detail=ending.text)
         return min(proven.values()) if proven and proven.keys() == session.streams.keys() else None
 
     def _update_replayed(self, state: SessionState) -> Mapping[str, int]:
         """Note the replays that are complete; schema to when each was."""
-        now = to_ns(self._clock.now())
+        now = to_ns(self.clock.now())
         for schema, done_ns in state.replayed.items():
             self._session.replayed.setdefault(schema, min(done_ns, now))
         return self._session.replayed
@@ -366,7 +346,7 @@ class GapTracker:
         """Where a gap ends when its replay was complete at an instant."""
         if gap.last_ns is not None:
             return gap.last_ns
-        inside = replayed_ns if self._close_ns is None else min(replayed_ns, self._close_ns)
+        inside = replayed_ns if self.close_ns is None else min(replayed_ns, self.close_ns)
         return max(gap.first_ns, inside)
 
     def _proven(self, state: SessionState, ending: SessionEnd) -> dict[str, int]:
@@ -380,11 +360,11 @@ class GapTracker:
         session, stopped = self._session, ending.reason is EndReason.STOPPED
         if session.before_skip is not None:
             return {
-                schema: session.before_skip.get(schema, self._opens_ns)
+                schema: session.before_skip.get(schema, self.opens_ns)
                 for schema in state.replayed
                 if schema in session.streams
             }
-        heard = min(state.heard_ns, to_ns(self._clock.now())) - self._settle_ns if stopped else 0
+        heard = min(state.heard_ns, to_ns(self.clock.now())) - self._settle_ns if stopped else 0
         return {
             schema: max(done - self._settle_ns, session.last.get(schema, 0), heard)
             for schema, done in self._update_replayed(state).items()

@@ -141,18 +141,10 @@ class GatewayConnector:
 
 
 class GatewaySession:
-    """A session, from the connection to its end.
+    """A session, from the connection to its end, which completes `ending`.
 
-    Parameters
-    ----------
-    record
-        Called with every frame, on the event loop's thread. `LogFailed` ends the session as
-        `EndReason.FAILED`; any other exception is raised to whoever awaits `ending`.
-
-    Attributes
-    ----------
-    ending
-        Completed when the session ends.
+    `record` is called with every frame, on the event loop's thread. `LogFailed` from it ends the session as
+    `EndReason.FAILED`; any other exception is raised to whoever awaits `ending`.
     """
 
     def __init__(self, connector: GatewayConnector, record: Callable[[Frame], None]) -> None:

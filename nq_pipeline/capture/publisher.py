@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.capture.log.segments import BEGINNING, Position, list_segments, log_id
@@ -47,12 +47,7 @@ TIDY_EVERY_S = 60.0
 class LogReader:
     """Reads the log of one dataset from any position, as sessions with records to build rows of.
 
-    The rows do not depend on where the log is cut into batches.
-
-    Parameters
-    ----------
-    batch_bytes
-        Bytes of the log per batch.
+    The rows do not depend on where the log is cut into batches of `batch_bytes`.
     """
 
     def __init__(self, folder: Path, batch_bytes: int = BATCH_BYTES) -> None:
@@ -124,20 +119,11 @@ class PublishResult:
 
 
 class Publisher:
-    """Publishes the log of one dataset. Several publishers of one log take turns.
+    """Publishes the log of one dataset, in its folder. Several publishers of one log take turns.
 
-    Parameters
-    ----------
-    log_folder
-        The dataset's folder in the capture folder.
-    clock
-        Dates the rows, and decides which trade dates are over.
-    run_id
-        Marks the rows and the files' footers.
-    batch_bytes
-        Bytes of the log per append.
-    token
-        That of the lease `capture`: rows are refused where a newer capture has published. 0 without a lease.
+    `clock` dates the rows, and decides which trade dates are over. `run_id` marks the rows and the files'
+    footers. `token` is that of the lease `capture`: rows are refused where a newer capture has published; 0
+    without a lease.
     """
 
     def __init__(
@@ -182,12 +168,8 @@ class Publisher:
     def publish(self, until: Position | None = None) -> PublishResult:
         """Append everything in the log, or everything before `until`, and move the cursor.
 
-        Raises
-        ------
-        CaptureError
-            The log cannot be read; what was whole before is published.
-        LakeError
-            The lake cannot be written. The next call starts again at the cursor.
+        Raises `CaptureError` when the log cannot be read (what was whole before is published), `LakeError`
+        when the lake cannot be written: the next call starts again at the cursor.
         """
         try:
             return self._publish(until)
@@ -267,28 +249,42 @@ def _cursor_of(log_folder: Path, lake: Lake) -> tuple[Objects, str]:
     return lake.objects, f"{TRADES.name}/_published/{log_folder.name}-{log_id(log_folder)}"
 
 
-class _PublishLoop:
-    """Calls `publish` at intervals; a failure is shown in the stats and tried again."""
+class PublishLoop:
+    """Calls `publish` every `every_s` seconds in its context, and once more, synced, if that ends well.
 
-    def __init__(self, publish: Callable[[], object], stats: CaptureStats, every_s: float) -> None:
-        self._publish, self._stats, self._every_s = publish, stats, every_s
+    A failure in between is shown in the stats and tried again. Without `publish` it does nothing.
+    """
+
+    def __init__(
+        self,
+        publish: Callable[[], object] | None,
+        stats: CaptureStats,
+        *,
+        sync: Callable[[], object],
+        every_s: float,
+    ) -> None:
+        self._publish, self._stats, self._sync, self._every_s = publish, stats, sync, every_s
         self._stopped = threading.Event()
         self._rounds = 0
         self._round_done = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="capture-publish")
-        self._thread.start()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
+        if self._publish and kind is None:
+            self._sync()
+            self._publish()
+            self._stats.publish_failure = ""
 
     def wait(self) -> None:
         """Wait until everything in the log now is published, or publishing has stopped.
 
-        Raises
-        ------
-        CaptureError
-            Publishing fails.
+        Raises `CaptureError` if publishing fails.
         """
         with self._round_done:
             enough = self._rounds + 2  # the current round may have begun before
@@ -299,7 +295,8 @@ class _PublishLoop:
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
             try:
-                self._publish()
+                if self._publish:
+                    self._publish()
                 self._stats.publish_failure = ""
             except Exception as error:  # shown now; the last call, at the end, raises it
                 self._stats.publish_failure = f"{type(error).__name__}: {error}"
@@ -308,24 +305,3 @@ class _PublishLoop:
                 self._round_done.notify_all()
         with self._round_done:
             self._round_done.notify_all()
-
-
-@contextmanager
-def publishing(
-    publish: Callable[[], object] | None, stats: CaptureStats, *, sync: Callable[[], object], every_s: float
-) -> Iterator[Callable[[], None]]:
-    """Publish every `every_s` seconds while the capture runs, and once more, synced, after it has ended well.
-
-    Yields a function that waits until what is in the log by then is published.
-    """
-    if publish is None:
-        yield lambda: None
-        return
-    loop = _PublishLoop(publish, stats, every_s)
-    try:
-        yield loop.wait
-    finally:
-        loop.stop()
-    sync()
-    publish()
-    stats.publish_failure = ""

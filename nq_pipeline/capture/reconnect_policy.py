@@ -128,14 +128,8 @@ def next_step(
 ) -> Retry | StepDown | Stop:
     """What to do after a session, or an attempt at one, has ended.
 
-    Parameters
-    ----------
-    attempts
-        Those before this one.
-    closes
-        When the capture ends in any case; None for never.
-    chance
-        The jitter, in [0, 1), which keeps clients from reconnecting all at once.
+    `attempts` are those before this one. The capture ends at `closes` in any case; None for never. `chance`
+    is the jitter, in [0, 1), which keeps clients from reconnecting all at once.
     """
     if ending.reason is EndReason.STOPPED or (closes is not None and now >= closes):
         return Stop(None)

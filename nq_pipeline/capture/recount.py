@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from nq_pipeline.capture import reconnect_policy
 from nq_pipeline.capture.gap_store import GapStore
@@ -20,16 +21,20 @@ from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, Ses
 from nq_pipeline.clock import Clock
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.dbn.layout import RTYPES
+from nq_pipeline.leases.leases import Lease
 
 POLL_S = 0.02
 MIN_PAUSE_S = 1.0
 
 
 class LakeComparison:
-    """Compares verified gaps with the lake, each after a publication that includes all its records."""
+    """Compares verified gaps with the lake, each after a publication that includes all its records.
 
-    def __init__(self, store: GapStore, publish: Callable[[], object] | None) -> None:
-        self._store, self._publish = store, publish
+    Nothing is published without `lease`, if there is one.
+    """
+
+    def __init__(self, store: GapStore, publish: Callable[[], object] | None, lease: Lease | None) -> None:
+        self._store, self._publish, self._lease = store, publish, lease
         self._waiting: deque[tuple[Gap, RecordCount]] = deque()
         self.compared: deque[Gap] = deque()
         """Gaps with the number of their rows in the lake, for the caller to remove."""
@@ -40,6 +45,8 @@ class LakeComparison:
     def publish(self) -> None:
         """Publish, then compare the gaps that were waiting before; runs on the publisher's thread."""
         ready = len(self._waiting)  # their records were in the log before this publication
+        if self._lease:
+            self._lease.check()
         if self._publish:
             self._publish()
         for _ in range(ready):
@@ -47,31 +54,22 @@ class LakeComparison:
             self._waiting.popleft()
 
 
+@dataclass
 class Recounter:
     """Counts replayed gaps a second time, in sessions of their own, one at a time.
 
-    Parameters
-    ----------
-    verify_s
-        How long a count may take, seconds.
-    notify
-        Called with a sentence about a count that failed or differs.
+    `notify` is called with a sentence about a count that failed or differs.
     """
 
-    def __init__(
-        self,
-        connector: GatewayConnector,
-        tracker: GapTracker,
-        comparison: LakeComparison,
-        *,
-        clock: Clock,
-        verify_s: float,
-        notify: Callable[[str], None],
-    ) -> None:
-        self.dispute: str | None = None
-        """Why a replay has to be repeated; None while no count differs."""
-        self._connector, self._tracker, self._comparison = connector, tracker, comparison
-        self._clock, self._verify_s, self._notify = clock, verify_s, notify
+    connector: GatewayConnector
+    tracker: GapTracker
+    comparison: LakeComparison
+    clock: Clock
+    verify_s: float  # how long a count may take
+    notify: Callable[[str], None]
+    dispute: str | None = None  # why a replay has to be repeated; None while no count differs
+
+    def __post_init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
         self._failed = Attempts()
         self._not_before = 0.0
@@ -84,7 +82,7 @@ class Recounter:
         if self._task and self._task.done():
             self._task.result()
             self._task = None
-        if gaps and not self._task and self._clock.monotonic() >= self._not_before:
+        if gaps and not self._task and self.clock.monotonic() >= self._not_before:
             self._task = asyncio.create_task(self._recount(gaps, streams))
 
     async def cancel(self) -> None:
@@ -93,34 +91,34 @@ class Recounter:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _recount(self, gaps: list[Gap], streams: Mapping[str, tuple[str, ...]]) -> None:
-        counts, ending = await count_replay(self._connector, streams, gaps, give_up_s=self._verify_s)
+        counts, ending = await count_replay(self.connector, streams, gaps, give_up_s=self.verify_s)
         if ending:
             self._retry_later(gaps, ending)
             return
         self._failed = Attempts()
         for gap in gaps:
-            judged = self._tracker.judge(gap, counts[gap.gap_id])
+            judged = self.tracker.judge(gap, counts[gap.gap_id])
             if judged and judged.state == "verified":
-                self._comparison.add(judged, counts[gap.gap_id])
+                self.comparison.add(judged, counts[gap.gap_id])
             if judged and judged.state == "open":
-                self._notify(f"ALERT: {judged.reason}")
+                self.notify(f"ALERT: {judged.reason}")
                 if judged.attempts < MAX_REPLAYS:
                     self.dispute = judged.reason
 
     def _retry_later(self, gaps: list[Gap], ending: SessionEnd) -> None:
         """Back off, and give up the gaps that have become too old to be counted."""
         step = reconnect_policy.next_step(
-            ending, self._failed, now=self._clock.now(), closes=None, chance=random.random()
+            ending, self._failed, now=self.clock.now(), closes=None, chance=random.random()
         )
         self._failed = self._failed.after(ending)
         if isinstance(step, Retry) and step.replay_too_old:
             oldest = min(gap.first_ns for gap in gaps)
             for gap in gaps:
                 if gap.first_ns <= max(oldest, (step.earliest_ns or 0) - 1):
-                    self._tracker.mark_uncountable(gap)
+                    self.tracker.mark_uncountable(gap)
         pause = max(MIN_PAUSE_S, step.after_s) if isinstance(step, Retry) else reconnect_policy.CAP_S
-        self._not_before = self._clock.monotonic() + pause
-        self._notify(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
+        self._not_before = self.clock.monotonic() + pause
+        self.notify(f"a gap could not be counted ({ending}); next attempt in {pause:.1f} s")
 
 
 async def count_replay(

@@ -60,14 +60,10 @@ class RowCounts:
     """What became of the records of market data that were read."""
 
     records: int = 0
-    unmapped: int = 0  # rows without a symbol, because the session sent no mapping before them
-    unreadable: int = 0  # rows with a symbol that is neither option, future nor spread
     left: Counter[str] = field(default_factory=Counter)  # why records have no row and stay in the log
 
     def add(self, other: RowCounts) -> None:
         self.records += other.records
-        self.unmapped += other.unmapped
-        self.unreadable += other.unreadable
         self.left += other.left
 
 
@@ -114,8 +110,6 @@ class SessionRows:
             table = TABLE_OF[rtype]
             layout = record_layout(SCHEMAS[rtype], VERSIONS[-1])  # units are the same in every version
             shared = self._shared_columns(records, described, layout, origin)
-            counts.unmapped += described["raw_symbol"].null_count()
-            counts.unreadable += int((described["instrument_kind"] == "other").sum())
             if table is not TRADES:
                 tables.append((table, self._table_columns(table, layout, records, shared)))
                 traded = records["action"] == b"T"

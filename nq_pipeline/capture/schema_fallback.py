@@ -34,7 +34,7 @@ class SchemaFallback:
     def in_force(self, day: date) -> dict[str, str]:
         """The best schema of each that is not refused on a trade date; `NotEntitled` if all are."""
         refused = self.refused(day)
-        return {what: _best_granted(schema, refused) for what, schema in self.wanted.items()}
+        return {what: best_granted(schema, refused) for what, schema in self.wanted.items()}
 
     def refused(self, day: date) -> dict[str, str]:
         """The schemas refused on a trade date, with the gateway's words."""
@@ -63,7 +63,8 @@ class SchemaFallback:
         )
 
 
-def _best_granted(wanted: str, refused: Mapping[str, str]) -> str:
+def best_granted(wanted: str, refused: Mapping[str, str]) -> str:
+    """The best schema from `wanted` down that is not refused; `NotEntitled` if all are."""
     schemas = FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :]
     for schema in schemas:
         if schema not in refused:

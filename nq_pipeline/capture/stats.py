@@ -57,13 +57,7 @@ class CaptureStats:
 
 
 class Meter:
-    """Updates the stats of a capture and shows them every `every_s` seconds.
-
-    Parameters
-    ----------
-    show
-        Called with `stats`; always the same object.
-    """
+    """Updates the stats of a capture, and calls `show` with them every `every_s` seconds."""
 
     def __init__(
         self, stats: CaptureStats, show: Callable[[CaptureStats], None] | None, *, every_s: float

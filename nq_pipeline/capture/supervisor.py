@@ -75,14 +75,8 @@ class SessionSupervisor:
 
     def __post_init__(self) -> None:
         self.streams = self._streams_in_force()
-        self.recounter = Recounter(
-            self.connector,
-            self.tracker,
-            self.comparison,
-            clock=self.clock,
-            verify_s=self.timing.verify_s,
-            notify=self._notify,
-        )
+        counting = self.connector, self.tracker, self.comparison
+        self.recounter = Recounter(*counting, self.clock, self.timing.verify_s, self._notify)
 
     async def run(self) -> None:
         attempts = Attempts()

@@ -205,17 +205,10 @@ class Frame:
 class Framer:
     """Finds the whole records in a DBN stream that arrives in chunks.
 
-    A stream that starts with a zstd frame is decompressed as it comes. `offset` counts the decompressed
-    bytes that are known to be the header or whole records.
-
-    Parameters
-    ----------
-    head
-        The header of a stream whose first chunk comes after it; None when the stream begins with it.
-    offset
-        Where in the stream, after the header, the first chunk begins.
-    secrets
-        Texts to replace by asterisks wherever the stream holds them.
+    A stream that starts with a zstd frame is decompressed as it comes. `offset` counts the decompressed bytes
+    that are known to be the header or whole records. With a `head`, the first chunk is what follows the
+    header, at `offset` of the stream. Texts in `secrets` are replaced by asterisks wherever the stream holds
+    them.
     """
 
     def __init__(
@@ -238,11 +231,8 @@ class Framer:
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[Frame]:
         """Yield the records that the next chunk completes, at most one frame per decompressed step.
 
-        Raises
-        ------
-        BadStream
-            The bytes are no DBN. Whole records before them are yielded first; afterwards every call
-            raises it again.
+        Raises `BadStream` when the bytes are no DBN. Whole records before them are yielded first; afterwards
+        every call raises it again.
         """
         if self._failure:
             raise BadStream(str(self._failure), offset=self._failure.offset)
@@ -305,10 +295,7 @@ class Framer:
 def read_frames(path: Path) -> Iterator[Frame]:
     """Yield the records of a DBN file of one session, after the mappings of its header.
 
-    Raises
-    ------
-    BadStream
-        The file is cut off or damaged; whole records before that are yielded first.
+    Raises `BadStream` for a file that is cut off or damaged, after its whole records before that.
     """
     framer, begun = Framer(), False
     with path.open("rb") as file:

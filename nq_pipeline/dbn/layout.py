@@ -79,10 +79,7 @@ class UnsupportedVersion(BadStream):
 def header_length(start: bytes, limit: int) -> int | None:
     """Return the length in bytes of the header that `start` begins; None for fewer than eight bytes.
 
-    Raises
-    ------
-    BadStream
-        It is no DBN, of an unknown version, or claims to be longer than `limit`.
+    Raises `BadStream` for no DBN, an unknown version, or a length above `limit`.
     """
     if not b"DBN".startswith(start[:3]):
         raise BadStream("the stream does not begin with DBN", offset=0)
@@ -186,21 +183,13 @@ def _struct(rtype: int, version: int) -> Any:
 def walk_records(data: bytes, known: npt.NDArray[np.bool_]) -> tuple[Array, Array, int, bool]:
     """Find the records of `data`, which begins with one.
 
-    If every two bytes at one record's stride equal its first two, each pair begins the next record, so a
-    run of one kind is found by one strided comparison. Only where kinds alternate are records followed one
-    by one, for twice as long each time.
+    If every two bytes at one record's stride equal its first two, each pair begins the next record, so a run
+    of one kind is found by one strided comparison. Only where kinds alternate are records followed one by
+    one, for twice as long each time.
 
     `known` says by a record's first two bytes (length, rtype as a little-endian integer) whether they may
-    begin one.
-
-    Returns
-    -------
-    starts, kinds
-        Where the whole records begin, and their first two bytes.
-    end
-        Where the last one ends.
-    bad
-        Whether the bytes at `end` begin no record.
+    begin one. Returns where the whole records begin, their first two bytes, where the last one ends, and
+    whether the bytes there begin no record.
     """
     size, at, bad = len(data), 0, False
     pairs = np.frombuffer(data, "<u2", size // 2)

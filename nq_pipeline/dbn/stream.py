@@ -97,14 +97,8 @@ def decompressed(file: BinaryIO) -> Iterator[bytes]:
 def open_dbn(source: Path | BinaryIO) -> Iterator[Stream]:
     """Open a DBN file, or read what a binary stream holds from here on; it need not seek.
 
-    Raises
-    ------
-    DamagedDbn
-        It is no DBN.
-    UnsupportedDbn
-        It is of a version or schema this program does not read.
-    TruncatedDbn
-        It ends before the first record.
+    Raises `DamagedDbn` for no DBN, `UnsupportedDbn` for a version or schema this program does not read,
+    `TruncatedDbn` for one that ends before the first record.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -157,16 +151,12 @@ class Stream:
     def batches(self) -> Iterator[tuple[RecordLayout, Array]]:
         """Yield the market data in the order of the file, each batch of one schema.
 
-        The symbols of a batch are known when it is yielded. The arrays are read-only views of memory
-        that lives as long as they do.
+        The symbols of a batch are known when it is yielded. The arrays are read-only views of memory that
+        lives as long as they do.
 
-        Raises
-        ------
-        TruncatedDbn
-            The file ends within a record or a zstd frame, or goes on with bytes that are no record;
-            everything whole has been yielded.
-        DamagedDbn
-            A record is not as long as its version defines it.
+        Raises `TruncatedDbn` if the file ends within a record or a zstd frame, or goes on with bytes that are
+        no record; everything whole has been yielded. Raises `DamagedDbn` if a record is not as long as its
+        version defines it.
         """
         split = self._split_mixed if self.schema is None else self._split_single_schema
         rest = b""
@@ -292,11 +282,8 @@ class Records:
 def decode(body: bytes, schema: str) -> Records:
     """Decode an answer of one schema, compressed or not.
 
-    Raises
-    ------
-    BadPayload
-        The body is no DBN, is cut off, is of another schema, decodes to more than 512 MiB, or its records
-        do not have its version's layout.
+    Raises `BadPayload` if the body is no DBN, is cut off, is of another schema, decodes to more than 512 MiB,
+    or its records do not have its version's layout.
     """
     if not body.startswith((ZSTD_MAGIC, b"DBN")):
         raise BadPayload(f"{schema}: expected DBN, got {len(body)} bytes of something else")

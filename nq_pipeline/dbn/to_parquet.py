@@ -67,16 +67,9 @@ class Converted:
 def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = False) -> Converted:
     """Convert a DBN file, compressed or not, to Parquet.
 
-    Files appear whole, by rename, or not at all, and replace older ones. The same file always gives the
-    same bytes.
-
-    Parameters
-    ----------
-    parquet
-        The file to write. A live capture of several schemas gives files beside it, with the schema
-        before the suffix (`name.trades.parquet`).
-    keep_complete
-        Convert the whole records of a file that is cut off.
+    Files appear whole, by rename, or not at all, and replace older ones. The same file always gives the same
+    bytes. A live capture of several schemas gives files beside `parquet`, with the schema before the suffix
+    (`name.trades.parquet`). With `keep_complete`, the whole records of a file that is cut off are converted.
 
     Raises
     ------

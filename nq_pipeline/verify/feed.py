@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from datetime import date
 
 import numpy as np
+import numpy.typing as npt
 
 from nq_pipeline.capture import gateway
 from nq_pipeline.capture.gateway import SessionState, future_parents
 from nq_pipeline.capture.log.writer import CaptureLog
 from nq_pipeline.capture.reconnect_policy import EndReason
-from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER
+from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER, best_granted
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import NotConfigured
 from nq_pipeline.market import sessions
@@ -166,7 +167,7 @@ def entitlement(ctx: Context) -> CheckResult:
             f"the plan streams no {LOWEST_LIVE_SCHEMA}, so nothing can be captured: {refusals}", **facts
         )
     fallbacks = [
-        f"NQ_CAPTURE_SCHEMA={wanted} falls back to {_best(wanted, granted)}"
+        f"NQ_CAPTURE_SCHEMA={wanted} falls back to {best_granted(wanted, refused)}"
         for wanted in {ctx.settings.capture.options_schema, ctx.settings.capture.futures_schema}
         & refused.keys()
     ]
@@ -248,12 +249,5 @@ def _is_granted(state: SessionState, elapsed: float) -> bool:
     return bool(state.mapped) and elapsed >= 1.0
 
 
-def _best(wanted: str, granted: list[str]) -> str:
-    return next(schema for schema in FALLBACK_ORDER[FALLBACK_ORDER.index(wanted) :] if schema in granted)
-
-
-def _latencies_s(found: Recording) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    late: np.ndarray[tuple[int], np.dtype[np.float64]] = (
-        found.arrived - found.trades["ts_recv"].astype(np.int64)
-    ) / NS_PER_S
-    return late
+def _latencies_s(found: Recording) -> npt.NDArray[np.float64]:
+    return np.asarray((found.arrived - found.trades["ts_recv"].astype(np.int64)) / NS_PER_S)

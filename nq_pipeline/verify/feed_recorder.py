@@ -124,12 +124,8 @@ class FeedRecorder:
     ) -> Recording:
         """Record a session until `enough`, its end or `patience_s`; then drop the connection.
 
-        Parameters
-        ----------
-        start_ns
-            Where a replay begins, nanoseconds UTC; None streams from now on.
-        sink
-            Called with every frame as well.
+        A replay begins at `start_ns`, nanoseconds UTC; None streams from now on. `sink` is called with every
+        frame as well.
         """
         subscription = Subscription(schema, parents, start_ns)
         return asyncio.run(self._record(subscription, _SessionBuffer(self.clock, sink), enough, patience_s))

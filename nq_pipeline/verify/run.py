@@ -92,16 +92,9 @@ def run_checks(
 ) -> VerifyReport:
     """Run the checks and store the evidence.
 
-    Parameters
-    ----------
-    settings
-        With addresses that can be reached, as `endpoints` gives them.
-    clock
-        The live gateway's: wall time, or the stand-in's. Must not be pinned.
-    minutes
-        How long to stream before the connection is dropped.
-    max_usd
-        The limit of the check that buys history; the ledger's budgets hold too.
+    `settings` have addresses that can be reached, as `endpoints` gives them. `clock` is the live gateway's:
+    wall time, or the stand-in's. The connection is dropped after `minutes` of streaming. `max_usd` limits the
+    check that buys history; the ledger's budgets hold too.
 
     Raises `CaptureError` for a pinned clock.
     """

@@ -34,7 +34,7 @@ NOW = OPENS + timedelta(seconds=20)
 PATIENCE_S = 240.0
 LOAD = 500
 """Records a second of the stand-in's tape."""
-QUICK = Timing(heartbeat_s=1, late_s=0.5, settle_s=0.3, aging_s=5.0, publish_s=0.2, report_s=0.05)
+QUICK = Timing(heartbeat_s=1, late_s=2.0, settle_s=0.3, aging_s=5.0, publish_s=0.2, report_s=0.05)
 KEY_COLUMNS = ("instrument_id", "ts_event", "sequence", "price", "size")
 
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.runtime import endpoints
 from nq_pipeline.sources.registry import SOURCE_NAMES
 from nq_pipeline.verify.run import CHECKS, VerifyReport
 from nq_pipeline_tests.testing.standin import NOW, address
 from nq_pipeline_tests.testing.verify_standins import reason, run_verification, serve_feed, verdicts
-
-PATIENCE_S = 240
 
 
 def vendor(name: str, fault: str = "ok") -> str:
@@ -109,20 +107,15 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(json.loads((folder / "sandbox" / "sandbox.json").read_text())["port"])
 
 
-def nq(port: str, data: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def nq(port: str, data: Path, *words: str, **settings: str) -> Result:
     """Run the command line in the sandbox."""
-    pairs = {"NQ_DATA_DIR": str(data), "NQ_NOW": NOW, "NQ_SANDBOX_PORT": port, **settings}
-    return subprocess.run(
-        ["env", *(f"{n}={v}" for n, v in pairs.items()), sys.executable, "-m", "nq_pipeline", *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    environment = {"NQ_DATA_DIR": str(data), "NQ_NOW": NOW, "NQ_SANDBOX_PORT": port, **settings}
+    return CliRunner().invoke(main, words, env=environment)
 
 
 def test_the_command_prints_a_line_for_every_check_and_ends_well(port: str, tmp_path: Path) -> None:
     done = nq(port, tmp_path, "verify", "--minutes", "0.05", "--max-usd", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     first, *checks, last = done.stdout.splitlines()
     assert first.startswith("SANDBOX") and "0 failed" in last
     assert [line.split()[1] for line in checks] == [check.name for check in CHECKS]
@@ -132,7 +125,7 @@ def test_the_command_prints_a_line_for_every_check_and_ends_well(port: str, tmp_
 
 def test_the_command_fails_when_a_line_does_and_speaks_json(port: str, tmp_path: Path) -> None:
     done = nq(port, tmp_path, "verify", "--minutes", "0.05", "--json", NQ_SANDBOX_FAULTS="databento=blocked")
-    assert done.returncode == 5, done.stdout + done.stderr
+    assert done.exit_code == 5, done.output
     shown = json.loads(done.stdout)
     assert shown["sound"] is False
     verdicts = {line["check"]: line["verdict"] for line in shown["checks"]}

@@ -11,7 +11,7 @@ remove it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +25,21 @@ from nq_pipeline.lake.objects import Objects
 
 
 def copy_sealed_segments(capture: Path, objects: Objects) -> int:
-    """Copy the sealed segments of every dataset that have no proven copy yet; returns how many.
+    """Copy the sealed segments below this machine's capture folder that have no proven copy yet.
 
-    Parameters
-    ----------
-    capture
-        The capture folder of this machine.
-    objects
-        The objects below `capture` in the store.
-
-    Raises
-    ------
-    StoreError
-        The store does not answer, or a copy is not what was written; the segments stay.
+    Returns how many. `objects` are those below `capture` in the store. Raises `StoreError` if the store does
+    not answer, or a copy is not what was written; the segments stay.
     """
-    folders = sorted(path for path in capture.glob("*/") if list_segments(path))
-    newest = {folder: list_segments(folder)[-1] for folder in folders}
+    logs = {folder: list_segments(folder) for folder in sorted(capture.glob("*/"))}
     try:
-        with hold_capture_lock(capture):
-            open_segments: Sequence[Segment] = ()
+        with hold_capture_lock(capture):  # a segment that begins from now on is none of these
+            pass
     except CaptureBusy:
-        open_segments = tuple(newest.values())
+        logs = {folder: segments[:-1] for folder, segments in logs.items()}
     copied = 0
-    for folder in folders:
-        proven = {one.name for one in objects.list(_log(folder))}
-        for segment in list_segments(folder):
-            # A segment that begins after the lock was tested is newer than all of these.
-            if segment > newest[folder] or segment in open_segments:
-                break
+    for folder, segments in logs.items():
+        proven = {one.name for one in objects.list(_log(folder))} if segments else set()
+        for segment in segments:
             if f"{copy_name(segment)}.sha256" not in proven:
                 _copy(segment, objects)
                 copied += 1

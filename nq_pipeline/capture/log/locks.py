@@ -52,20 +52,11 @@ def hold_capture_lease(
 ) -> Iterator[Lease]:
     """Hold the lease by which one process on any machine captures an environment; `on_lost` must stop it.
 
-    On a single machine, where the locks of the capture folder do the same, a capture also goes on without the
-    ledger's database.
+    `above` is the newest token under which rows were published. On a single machine, where the locks of the
+    capture folder do the same, a capture also goes on without the ledger's database.
 
-    Parameters
-    ----------
-    above
-        The newest token under which rows were published.
-
-    Raises
-    ------
-    CaptureBusy
-        Another process holds it.
-    LedgerError
-        The database that several machines share cannot be used.
+    Raises `CaptureBusy` when another process holds it, `LedgerError` when the database that several machines
+    share cannot be used.
     """
     try:
         acquired = Leases.of(settings).acquire(

@@ -38,13 +38,9 @@ def tail(
 ) -> Iterator[Block]:
     """The whole records of a dataset's log from `position` on, about `block` bytes at a time.
 
-    Ends at `until`, by default at what is there now. That is synced first, so that nothing is read that
-    a power cut could undo. The log may grow meanwhile, written by another process.
-
-    Raises
-    ------
-    CaptureError
-        Segments are missing, damaged, or shorter than `position` says.
+    Ends at `until`, by default at what is there now. That is synced first, so that nothing is read that a
+    power cut could undo. The log may grow meanwhile, written by another process. Raises `CaptureError` when
+    segments are missing, damaged, or shorter than `position` says.
     """
     following = [s for s in list_segments(folder) if s.number >= position.segment]
     if until is not None:

@@ -35,23 +35,10 @@ _REMEDY = {
 class CaptureLog:
     """The single writer of a dataset's log. A context manager; one thread appends.
 
-    Parameters
-    ----------
-    root
-        The capture folder, which is locked for all its datasets.
-    clock
-        Names the segments and decides their trade date.
-    sync_every_s
-        Records are durable at most this long, and one fsync, after `append`; 0 syncs every call.
-    segment_bytes, segment_age_s
-        Limits of a segment; a new trade date begins a new segment too.
-    after
-        New segments get higher numbers than this, even if that segment was lost.
-
-    Attributes
-    ----------
-    recovery
-        How the tail of the last capture was repaired; None for an empty log.
+    It locks the capture folder `root` for all datasets. Records are durable at most `sync_every_s`, and one
+    fsync, after `append`; 0 syncs every call. A segment ends at its limits of bytes and age, and with its
+    trade date. New ones get higher numbers than `after`, even if that segment was lost. `recovery` says how
+    the tail of the last capture was repaired; None for an empty log.
 
     Raises
     ------
