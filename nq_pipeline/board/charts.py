@@ -15,6 +15,7 @@ import altair as alt
 import orjson
 
 from nq_pipeline.charts.theme import PAGE, axis, config, described
+from nq_pipeline.errors import ServeError
 
 SNIPPET = """
 window.drawChart = async (element, spec) => {
@@ -44,9 +45,9 @@ class ChartFiles:
         return (await self._files())[1]
 
     async def _files(self) -> tuple[bytes, bytes]:
-        if self._made is None:
+        if self._made is None or (self._made.done() and self._made.exception()):  # after an error, again
             self._made = asyncio.create_task(_make_in_process())
-        return await self._made
+        return await asyncio.shield(self._made)
 
 
 async def _make_in_process() -> tuple[bytes, bytes]:
@@ -54,6 +55,8 @@ async def _make_in_process() -> tuple[bytes, bytes]:
         sys.executable, "-m", __name__, stdout=asyncio.subprocess.PIPE
     )
     printed, _ = await process.communicate()
+    if process.returncode:
+        raise ServeError("the charts could not be made; the messages above say why")
     specifications, _, library = printed.partition(b"\n")
     return library, specifications
 

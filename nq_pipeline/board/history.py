@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from nq_pipeline.board.trades import POINT, WINDOW
+from nq_pipeline.board.trades import FuturePrices, StrikeVolumes, board_rows
 from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.charts.theme import series_label_text
@@ -21,63 +21,48 @@ if TYPE_CHECKING:
 
 GAPS_SHOWN = 6
 TAPE_BEGINS_WITH = 200
+ROWS = 65_536
+"""Trades that are read at a time."""
 
 
 @dataclass(frozen=True)
 class PublishedTrades:
-    """The trades of a trade date that the lake has, summed, and how far the capture log was published then.
+    """What the lake has of a trade date, summed, and how far the capture log was published then.
 
-    `windows`, `days` and `points` are as `StrikeVolumes.add_windows`, `FuturePrices.add_days` and
-    `FuturePrices.add_points` take them; `quotes` has the newest quote of each option, as `LiveQuotes.add`
-    takes them, and `newest` the last rows of the table `trades`.
+    `quotes` has the newest quote of each option, as `LiveQuotes.add` takes them, and `newest` the last
+    trades, as `board_rows` has them.
     """
 
     position: Position
-    windows: pl.DataFrame
-    days: pl.DataFrame
-    points: pl.DataFrame
+    futures: FuturePrices
+    strikes: StrikeVolumes
     quotes: pl.DataFrame
     newest: pl.DataFrame
 
 
 def read_published_trades(log_folder: Path, lake: Lake, trade_date: date) -> PublishedTrades:
-    """The trades of a trade date in the lake. Raises `LakeError` if the lake cannot be read."""
+    """The trades of a trade date in the lake. Raises `LakeError` or DuckDB's errors if it cannot be read."""
     publisher = Publisher(log_folder, lake, run_id="board")
     with publisher.paused():
         position = publisher.position
         connection = catalog.connect(lake)
+    futures, strikes, newest = FuturePrices(), StrikeVolumes(), pl.DataFrame()
     with connection as lake_now:
-        found = {name: lake_now.sql(sql, params={"day": trade_date}).pl() for name, sql in _PUBLISHED.items()}
-    return PublishedTrades(position, **found)
+        for batch in lake_now.sql(_TRADES, params={"day": trade_date}).to_arrow_reader(ROWS):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            rows = board_rows(frame)
+            futures.add(rows)
+            strikes.add(rows)
+            newest = pl.concat([newest, rows]).tail(TAPE_BEGINS_WITH) if newest.height else rows
+        quotes = lake_now.sql(_QUOTES, params={"day": trade_date}).pl()
+    return PublishedTrades(position, futures, strikes, quotes, newest.tail(TAPE_BEGINS_WITH))
 
 
 _TRADES = """
-WITH traded AS (
-    SELECT *, product_of(root) AS product,
-           (CASE WHEN is_misdated THEN ts_recv_ns ELSE ts_event_ns END) // 1000000 AS moment
-    FROM trades WHERE trade_date = $day AND size > 0 AND price IS NOT NULL
-)
-"""
-
-_WINDOWS = f"""{_TRADES}
-SELECT product, moment // {WINDOW} * {WINDOW} AS "window", option_type, strike,
-       coalesce(sum(size) FILTER (side = 'B'), 0)::BIGINT AS bought,
-       coalesce(sum(size) FILTER (side = 'A'), 0)::BIGINT AS sold,
-       coalesce(sum(size) FILTER (side = 'N'), 0)::BIGINT AS undefined
-FROM traded WHERE instrument_kind = 'option' AND strike IS NOT NULL GROUP BY ALL
-"""
-
-_DAYS = f"""{_TRADES}
-SELECT product, raw_symbol AS symbol, arg_min(price, moment) AS first, min(price) AS low, max(price) AS high,
-       arg_max(price, (moment, sequence, ordinal)) AS last, min(moment) AS began, max(moment) AS time,
-       sum(size)::BIGINT AS volume
-FROM traded WHERE instrument_kind = 'future' GROUP BY ALL
-"""
-
-_POINTS = f"""{_TRADES}
-SELECT raw_symbol AS symbol, moment // {POINT} * {POINT} AS time,
-       arg_max(price, (moment, sequence, ordinal)) AS price
-FROM traded WHERE instrument_kind = 'future' GROUP BY ALL ORDER BY time
+SELECT raw_symbol, instrument_kind, root, series, option_type, strike, side, price, size, trade_date,
+       source_schema, ts_event, ts_recv
+FROM trades WHERE trade_date = $day ORDER BY ts_recv_ns, sequence, ordinal
 """
 
 _QUOTES = """
@@ -87,20 +72,6 @@ SELECT series, contract_key, root, option_type, strike,
        max(ts_recv_ns) // 1000000 AS time
 FROM mbp_1 WHERE trade_date = $day AND contract_key IS NOT NULL GROUP BY ALL
 """
-
-
-_NEWEST = f"""
-FROM (FROM trades WHERE trade_date = $day ORDER BY ts_recv_ns DESC, sequence DESC LIMIT {TAPE_BEGINS_WITH})
-ORDER BY ts_recv_ns, sequence, ordinal
-"""
-
-_PUBLISHED = {
-    "windows": _WINDOWS,
-    "days": _DAYS,
-    "points": _POINTS,
-    "quotes": _QUOTES,
-    "newest": _NEWEST,
-}
 
 
 def read_gaps(lake: duckdb.DuckDBPyConnection, trade_date: date) -> dict[str, Any]:

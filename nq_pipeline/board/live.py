@@ -10,6 +10,7 @@ from datetime import date, datetime
 from time import monotonic
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 
@@ -42,6 +43,9 @@ RATE_S, LAG_S = 10.0, 60.0
 """Seconds over which the rates and the lag are measured."""
 REPLAY_MS = 10_000
 """A record that is older than this when it comes was replayed, and says nothing about the lag."""
+
+_UNREADABLE = (LakeError, StoreError, OSError, duckdb.Error, pl.exceptions.PolarsError)
+"""Errors of the lake, without whose rows the board goes on."""
 
 
 class LiveBoard:
@@ -116,7 +120,7 @@ class LiveBoard:
         head = self._hub.head
         try:
             known = await asyncio.to_thread(read_published_trades, self._log, self._workspace.lake, self._day)
-        except (LakeError, StoreError) as error:
+        except _UNREADABLE as error:
             self._problem = str(error)
             return head
         self._start_day(self._day, known)
@@ -127,11 +131,9 @@ class LiveBoard:
         self._new.clear()
         self._lake_changed.set()
         if known:
-            self._futures.add_days(known.days)
-            self._futures.add_points(known.points)
-            self._strikes.add_windows(known.windows)
+            self._futures, self._strikes = known.futures, known.strikes
             self._quotes.add(known.quotes)
-            self._add_to_tape(board_rows(known.newest))
+            self._add_to_tape(known.newest)
 
     def _receive(self, batch: Batch) -> None:
         match batch.type:
@@ -227,7 +229,7 @@ class LiveBoard:
             self._lake_changed.clear()
             try:
                 sections = await asyncio.to_thread(_read_lake, self._workspace, self._day)
-            except (LakeError, StoreError) as error:
+            except _UNREADABLE as error:
                 self._problem = str(error)
             else:
                 self._problem = ""

@@ -91,46 +91,38 @@ class FuturePrices:
             }
         )
 
-    def add(self, rows: pl.DataFrame) -> bool:
-        """Add rows of `board_rows`; whether there was a trade in a future among them."""
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows of `board_rows` that came after those before."""
         rows = rows.filter(pl.col("instrument_kind") == "future").sort("time", maintain_order=True)
         if rows.is_empty():
-            return False
-        price, by = pl.col("price"), ["product", pl.col("raw_symbol").alias("symbol")]
-        days = rows.group_by(by).agg(
+            return
+        time, price = pl.col("time"), pl.col("price")
+        symbol = pl.col("raw_symbol").alias("symbol")
+        new = rows.group_by("product", symbol).agg(
             first=price.first(),
             low=price.min(),
             high=price.max(),
             last=price.last(),
-            began=pl.col("time").first(),
-            time=pl.col("time").max(),
+            began=time.first(),
+            time=time.max(),
             volume=pl.col("size").sum(),
         )
-        self.add_days(days)
-        points = rows.group_by(
-            pl.col("raw_symbol").alias("symbol"), pl.col("time") // POINT * POINT, maintain_order=True
-        ).agg(price.last())
-        self.add_points(points)
-        return True
-
-    def add_days(self, days: pl.DataFrame) -> None:
-        """Add sums over trades that came later; columns as in `latest`, and `first`."""
-        both = pl.concat([self._days, days.select(self._days.columns)])
-        self._days = both.group_by("product", "symbol", maintain_order=True).agg(
-            pl.col("first").sort_by("began", maintain_order=True).first(),
-            pl.col("low").min(),
-            pl.col("high").max(),
-            pl.col("last").sort_by("time", maintain_order=True).last(),
-            pl.col("began").min(),
-            pl.col("time").max(),
-            pl.col("volume").sum(),
+        self._days = (
+            pl.concat([self._days, new])
+            .group_by("product", "symbol", maintain_order=True)
+            .agg(
+                pl.col("first").sort_by("began", maintain_order=True).first(),
+                pl.col("low").min(),
+                pl.col("high").max(),
+                pl.col("last").sort_by("time", maintain_order=True).last(),
+                pl.col("began").min(),
+                time.max(),
+                pl.col("volume").sum(),
+            )
         )
-
-    def add_points(self, points: pl.DataFrame) -> None:
-        """Add last prices by second; of the same second the last one stays."""
-        both = pl.concat([self.points, points.select(self.points.columns)])
-        both = both.unique(["symbol", "time"], keep="last", maintain_order=True)
-        self.points = both.filter(pl.col("time") > pl.col("time").max() - POINT * POINTS).sort("time")
+        points = rows.select(symbol, time // POINT * POINT, price)
+        points = pl.concat([self.points, points]).unique(["symbol", "time"], keep="last", maintain_order=True)
+        self.points = points.filter(time > time.max() - POINT * POINTS).sort("time")
 
     def latest(self) -> list[dict[str, Any]]:
         """For each product, its most traded future: symbol, last, change from the first, range, volume."""
@@ -159,26 +151,23 @@ class StrikeVolumes:
     def __init__(self) -> None:
         self._windows = pl.DataFrame(schema=_WINDOWS)
 
-    def add(self, rows: pl.DataFrame) -> bool:
-        """Add rows of `board_rows`; whether there was a trade in an option among them."""
-        options = rows.filter(pl.col("instrument_kind") == "option", pl.col("strike").is_not_null())
-        if options.is_empty():
-            return False
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows of `board_rows`."""
         sides = {"bought": "B", "sold": "A", "undefined": "N"}
-        volumes = [
-            pl.col("size").filter(pl.col("side") == side).sum().alias(name) for name, side in sides.items()
-        ]
-        self.add_windows(
-            options.group_by(
-                "product", (pl.col("time") // WINDOW * WINDOW).alias("window"), "option_type", "strike"
-            ).agg(volumes)
+        window = pl.col("time") // WINDOW * WINDOW
+        size = pl.col("size")
+        new = rows.filter(pl.col("instrument_kind") == "option", pl.col("strike").is_not_null()).select(
+            "product",
+            window.alias("window"),
+            "option_type",
+            "strike",
+            *(
+                pl.when(pl.col("side") == side).then(size).otherwise(0).alias(name)
+                for name, side in sides.items()
+            ),
         )
-        return True
-
-    def add_windows(self, windows: pl.DataFrame) -> None:
-        """Add sums of windows, strikes and sides."""
-        both = pl.concat([self._windows, windows.select(self._windows.columns)])
-        self._windows = both.group_by(_BY).agg(pl.col(_VOLUMES).sum())
+        if new.height:
+            self._windows = pl.concat([self._windows, new]).group_by(_BY).agg(pl.col(_VOLUMES).sum())
 
     def spans(self, now_ms: int, prices: dict[str, float]) -> dict[str, Any]:
         """For each product and span of `SPANS`, volumes by strike within 5 % of the future's price.

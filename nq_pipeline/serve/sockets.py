@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -11,20 +12,19 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import duckdb
 import polars as pl
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.errors import BadCursor, TooSlow
+from nq_pipeline.errors import BadCursor, NqError, TooSlow
 from nq_pipeline.serve.clients import run_interruptibly, while_connected
 from nq_pipeline.serve.queries import FROM, TO, Parameter
 from nq_pipeline.stream.batch import TYPES, Batch, BatchType, Cursor
 from nq_pipeline.stream.replay import ReplayCursor, replay
 
 if TYPE_CHECKING:
-    import duckdb
-
     from nq_pipeline.lake.catalog import LiveCatalog
     from nq_pipeline.stream.hub import Hub
 
@@ -32,7 +32,7 @@ SEND_S = 30.0
 """How long one message may wait for a client that reads nothing."""
 REPLAYS_AT_ONCE = 20
 """Each takes about 17 MB."""
-REFUSED, TRY_AGAIN = 1008, 1013
+REFUSED, FAILED, TRY_AGAIN = 1008, 1011, 1013
 """Codes with which a WebSocket is closed."""
 TYPES_PARAMETER = Parameter("types", str, f"what to send, separated by commas: {', '.join(TYPES[:-1])}")
 CURSOR = Parameter("cursor", str, "send what comes after the message that had this cursor")
@@ -116,6 +116,8 @@ async def _serve(
         await _end(socket, TRY_AGAIN, str(error), reached())
     except (BadCursor, ValueError) as error:
         await _end(socket, REFUSED, str(error), None)
+    except (duckdb.Error, sqlite3.Error, NqError) as error:  # what is stored cannot be read
+        await _end(socket, FAILED, str(error), reached())
     except (WebSocketDisconnect, TimeoutError):
         with suppress(RuntimeError, WebSocketDisconnect):
             await socket.close(TRY_AGAIN)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from nq_pipeline.clock import NS_PER_S, from_ns
@@ -56,34 +58,6 @@ class ReplayCursor:
         return encode(f"replay.{self.at_ns}.{self.kinds}")
 
 
-@dataclass
-class _Source:
-    """Rows of one type in order of time, read as they are needed."""
-
-    kind: BatchType
-    frames: Iterator[tuple[pl.DataFrame, str]]
-    rows: pl.DataFrame = field(default_factory=pl.DataFrame)
-    at: np.ndarray[tuple[int], np.dtype[np.int64]] = field(default_factory=lambda: np.empty(0, np.int64))
-    done: int = 0
-
-    def next_ns(self) -> int | None:
-        """The time of the next row; None at the end."""
-        while self.done == len(self.at):
-            found = next(self.frames, None)
-            if found is None:
-                return None
-            self.rows, self.done = found[0], 0
-            self.at = self.rows[found[1]].dt.epoch("ns").to_numpy()
-        return int(self.at[self.done])
-
-    def take(self, before_ns: int) -> Iterator[pl.DataFrame]:
-        """The next rows before an instant."""
-        while (following := self.next_ns()) is not None and following < before_ns:
-            end = int(np.searchsorted(self.at, before_ns))
-            yield self.rows.slice(self.done, end - self.done)
-            self.done = end
-
-
 def replay(
     connect: Callable[[], duckdb.DuckDBPyConnection],
     start: ReplayCursor,
@@ -96,22 +70,37 @@ def replay(
     disk if it must.
     """
     first_ns = start.at_ns
-    sources = [_Source(kind, _ticks(connect(), kind, first_ns, end_ns)) for kind in _TICKS if kind in types]
+    sources = [
+        _slices(kind, _ticks(connect(), kind, first_ns, end_ns), "ts_event")
+        for kind in _TICKS
+        if kind in types
+    ]
     for kind, read in _EVENTS.items():
         if kind in types:
             rows, instant = read(connect())
             within = pl.col(instant).dt.epoch("ns").is_between(first_ns, end_ns, closed="left")
-            sources.append(_Source(kind, iter([(rows.filter(within).sort(instant), instant)])))
-    while upcoming := [ns for source in sources if (ns := source.next_ns()) is not None]:
-        begin = min(upcoming) // SLICE_NS * SLICE_NS
-        end = begin + SLICE_NS
-        found = [(source.kind, pl.concat(parts)) for source in sources if (parts := list(source.take(end)))]
-        begin = max(begin, first_ns)
-        for kind, rows in found:
-            number = ORDER.index(kind)
-            if begin == first_ns and number < start.kinds:
-                continue
-            yield end, Batch(kind, ReplayCursor(begin, number + 1), rows)
+            sources.append(_slices(kind, iter([rows.filter(within).sort(instant)]), instant))
+    for begin, number, rows in merge(*sources, key=itemgetter(0, 1)):
+        if begin > first_ns or number >= start.kinds:
+            cursor = ReplayCursor(max(begin, first_ns), number + 1)
+            yield begin + SLICE_NS, Batch(ORDER[number], cursor, rows)
+
+
+def _slices(
+    kind: BatchType, frames: Iterator[pl.DataFrame], instant: str
+) -> Iterator[tuple[int, int, pl.DataFrame]]:
+    """Rows of one type by slice, as they are needed: its begin (nanoseconds), place in `ORDER`, and rows."""
+
+    def runs() -> Iterator[tuple[int, pl.DataFrame]]:
+        for frame in frames:
+            begins = frame[instant].dt.epoch("ns") // SLICE_NS * SLICE_NS
+            done = 0
+            for length, begin in begins.rle().struct.unnest().iter_rows():
+                yield begin, frame.slice(done, length)
+                done += length
+
+    for begin, parts in groupby(runs(), key=itemgetter(0)):  # a slice may reach into the next frame
+        yield begin, ORDER.index(kind), pl.concat([rows for _, rows in parts])
 
 
 def _days(start_ns: int, end_ns: int) -> list[date]:
@@ -122,7 +111,7 @@ def _days(start_ns: int, end_ns: int) -> list[date]:
 
 def _ticks(
     connection: duckdb.DuckDBPyConnection, kind: BatchType, start_ns: int, end_ns: int
-) -> Iterator[tuple[pl.DataFrame, str]]:
+) -> Iterator[pl.DataFrame]:
     table = _TICKS[kind]
     instants = [name for name in COLUMNS[kind] if table.schema[name] == INSTANT]
     shown = ", ".join(f"{name}_ns AS {name}" if name in instants else name for name in COLUMNS[kind])
@@ -135,7 +124,7 @@ def _ticks(
         for batch in connection.sql(sql, params=values).to_arrow_reader(ROWS):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
-            yield frame.with_columns(pl.col(instants).cast(INSTANT)), "ts_event"
+            yield frame.with_columns(pl.col(instants).cast(INSTANT))
 
 
 def _gaps(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import time
@@ -18,9 +19,11 @@ import polars as pl
 import pytest
 import requests
 
+from nq_pipeline.board.charts import ChartFiles
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.configuration import build_settings
+from nq_pipeline.errors import ServeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import GAPS, TRADES, conform
 from nq_pipeline.sandbox.gateway.fault_script import Fault
@@ -120,6 +123,29 @@ def test_gaps_come_when_they_are_committed(workspace: Workspace, settings: Setti
         commit(gap_row(1, revision=1, state="verified"))
         reader.until(lambda: reader.sections["gaps"]["states"] == {"verified": 1})
         reader.until(lambda: reader.sections["capture"]["running"])
+
+
+def test_trades_come_although_a_table_is_damaged(workspace: Workspace, settings: Settings) -> None:
+    workspace.lake.append(GAPS, conform(GAPS, pl.DataFrame([gap_row(1)])), run_id="run")
+    for file in workspace.lake.root.glob("gaps/**/*.parquet"):
+        file.write_bytes(b"damaged")
+    with Feed(workspace.capture) as feed, live_board(settings, ShiftedClock(NOON)) as address:
+        feed.session(market(10))
+        reader = Reader(address)
+        reader.until(lambda: reader.trades)
+        reader.until(lambda: "gaps" in (reader.sections["capture"]["failure"] or ""))
+
+
+def test_charts_that_failed_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        files = ChartFiles()
+        monkeypatch.setattr("sys.executable", "/bin/false")
+        with pytest.raises(ServeError):
+            await files.library()
+        monkeypatch.setattr("sys.executable", "/bin/echo")
+        assert await files.specifications() == b"-m nq_pipeline.board.charts"
+
+    asyncio.run(work())
 
 
 def test_whoever_has_no_token_or_another_name_sees_nothing(tmp_path: Path) -> None:

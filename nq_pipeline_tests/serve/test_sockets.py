@@ -163,3 +163,13 @@ def test_replays_are_bounded_and_end_when_their_client_leaves(
 def test_a_replay_refuses_what_it_cannot_do(recorded: tuple[str, Lake], query: str) -> None:
     (said,) = messages(f"{recorded[0]}/replay?{query}")
     assert said["rows"][0]["closed"]
+
+
+def test_a_replay_of_a_damaged_table_says_so(tmp_path: Path) -> None:
+    lake = Workspace(tmp_path / "sandbox").lake
+    lake.append(GAPS, conform(GAPS, pl.DataFrame([gap_row(1)])), run_id="run")
+    for file in lake.root.glob("gaps/**/*.parquet"):
+        file.write_bytes(b"damaged")
+    with serve(build_settings(data_dir=tmp_path)) as address:
+        (said,) = messages(f"{address}/replay?{SPAN}&types=gaps")
+    assert "gaps" in said["rows"][0]["closed"]
