@@ -44,6 +44,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     def begin(data: Path) -> subprocess.Popen[bytes]:
         settings = {
             "NQ_NOW": NOW,
+            "NQ_SOURCES": "barchart,databento",
             "NQ_HORIZON_DAYS": "0",
             "NQ_FAR_EXPIRATIONS": "0",
             "NQ_DATA_DIR": str(data),

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.alerts import webhook
 from nq_pipeline.alerts.message import LONGEST, Alert, one_line
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.cli import main
 from nq_pipeline.clock import SystemClock
 from nq_pipeline.configuration import load
 from nq_pipeline.errors import AlertError, SettingsError
@@ -142,7 +144,7 @@ def test_a_restart_forgets_nothing(notifier: Notifier, hook: Receiver, tmp_path:
     assert len(hook.texts) == 1
 
 
-def test_four_processes_report_the_same_alert_once(hook: Receiver, tmp_path: Path) -> None:
+def test_two_processes_report_the_same_alert_once(hook: Receiver, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from nq_pipeline.alerts.message import Alert\n"
@@ -150,7 +152,7 @@ def test_four_processes_report_the_same_alert_once(hook: Receiver, tmp_path: Pat
         "from nq_pipeline.configuration import load\n"
         "notifier = Notifier(load())\n"
         "sys.stdin.readline()\n"
-        "for n in range(25):\n"
+        "for n in range(50):\n"
         "    notifier.fire(Alert(f'key{n % 5}', f'thing {n % 5}', 'so', 'do'))\n"
         "    notifier.deliver()\n"
     )
@@ -158,13 +160,13 @@ def test_four_processes_report_the_same_alert_once(hook: Receiver, tmp_path: Pat
     root = Path(__file__).parents[2]
     started = [
         subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=root, stdin=subprocess.PIPE)
-        for _ in range(4)
+        for _ in range(2)
     ]
     for process in started:
         assert process.stdin
         process.stdin.write(b"\n")
         process.stdin.close()
-    assert [process.wait(timeout=60) for process in started] == [0, 0, 0, 0]
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
     notifier = Notifier(settings(hook, tmp_path))
     notifier.deliver()
     fired = [line["key"] for line in lines(notifier) if "state" in line]
@@ -337,24 +339,16 @@ def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
 
 
 def test_the_command_says_what_came_of_a_test(hook: Receiver, tmp_path: Path) -> None:
-    def nq(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {"NQ_DATA_DIR": str(tmp_path), "PATH": "/usr/bin:/bin", **variables}
-        return subprocess.run(
-            [sys.executable, "-m", "nq_pipeline", *words],
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    def nq(*words: str, **variables: str) -> Result:
+        return CliRunner().invoke(main, words, env={"NQ_DATA_DIR": str(tmp_path), **variables})
 
     done = nq("alert", "test")
-    assert done.returncode == 0 and "NQ_ALERT_WEBHOOK is not set" in done.stdout
+    assert done.exit_code == 0 and "NQ_ALERT_WEBHOOK is not set" in done.stdout
     done = nq("alert", "test", NQ_ALERT_WEBHOOK=hook.url)
-    assert done.returncode == 0 and "the webhook accepted it" in done.stdout
+    assert done.exit_code == 0 and "the webhook accepted it" in done.stdout
     assert hook.texts[0].startswith("*TEST* [sandbox] a test of the alerts")
     hook.always = (404, "", 0.0)
     done = nq("alert", "test", NQ_ALERT_WEBHOOK=hook.url)
-    assert done.returncode == 5 and "HTTP 404" in done.stdout
+    assert done.exit_code == 5 and "HTTP 404" in done.stdout
     Notifier(settings(hook, tmp_path)).fire(ALERT)
     assert ALERT.what in nq("alert").stdout
