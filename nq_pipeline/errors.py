@@ -1,36 +1,4 @@
-"""Every error this program raises on purpose, with the exit code of `nq` or the outcome it becomes.
-
-    NqError                        exit code 1 unless stated
-    ├── SettingsError              2: a setting is missing, contradictory or out of range
-    ├── LakeError                  the lake cannot be written or read
-    │   └── NoLake                 6: the data folder has no lake
-    ├── ExportError                an export cannot hold what was selected
-    ├── StoreError                 the object store does not answer or refuses
-    ├── LedgerError                the spend ledger cannot be used, or an entry is invalid
-    ├── OtherLake                  the shared ledger belongs to another lake than this machine sees
-    ├── LeaseHeld                  another process holds the lease
-    ├── LeaseLost                  a lease could not be renewed in time, or another process took it
-    ├── AlertError                 the state of the alerts cannot be read
-    │   └── WebhookRefused         5 from `nq alert test`: the webhook did not accept a message
-    ├── SandboxError               the stand-ins could not be started
-    ├── ServeError                 `nq serve` cannot listen
-    ├── UiError                    Dagster's UI could not be started, or ended
-    ├── CaptureError               the live capture cannot continue
-    │   ├── BadStream              the bytes are not DBN records
-    │   ├── LogFailed              the capture log cannot be written
-    │   └── CaptureBusy            another process is capturing
-    ├── StreamError                a subscription to the stream cannot begin or go on
-    │   ├── BadCursor              the cursor is damaged, foreign or too old
-    │   └── TooSlow                the subscriber does not keep up
-    └── SourceError                a vendor failed; becomes an outcome
-        ├── Blocked                blocked: bot protection or a ban; do not retry
-        ├── NotEntitled            not_entitled: the plan does not include it
-        ├── RateLimited            rate_limited: too many requests
-        ├── BadPayload             bad_payload: the answer breaks the protocol
-        ├── Unavailable            unavailable: no answer or a server fault, after retries
-        ├── DeadlineReached        partial: the time limit of the source was reached
-        ├── NotConfigured          not_configured: a credential or an opt-in is missing
-        └── OverBudget             over_budget: the price is unknown or exceeds a budget
+"""Every error this program raises on purpose; `nq` ends with exit code 1 unless the class states another.
 
 The message is one sentence for a person: what happened, why, and what to do. A vendor's failure does not
 leave `Source.ask` as an exception: it becomes the outcome of the answer.
@@ -46,7 +14,7 @@ class NqError(Exception):
 
 
 class SettingsError(NqError):
-    """A setting is missing, contradictory or out of range."""
+    """A setting is missing, contradictory or out of range. Exit code 2."""
 
 
 class SettingsWarning(UserWarning):
@@ -62,7 +30,7 @@ class StaleToken(LakeError):
 
 
 class NoLake(LakeError):
-    """The data folder has no lake; the message names its absolute path."""
+    """The data folder has no lake; the message names its absolute path. Exit code 6."""
 
 
 class ExportError(NqError):
@@ -153,36 +121,50 @@ class TooSlow(StreamError):
 class SourceError(NqError):
     """A vendor failed; `outcome` is the kind of failure."""
 
-    outcome: Outcome = Outcome.UNAVAILABLE
+    outcome = Outcome.UNAVAILABLE
 
 
 class Blocked(SourceError):
+    """Bot protection or a ban; do not retry."""
+
     outcome = Outcome.BLOCKED
 
 
 class NotEntitled(SourceError):
+    """The plan does not include it."""
+
     outcome = Outcome.NOT_ENTITLED
 
 
 class RateLimited(SourceError):
+    """Too many requests."""
+
     outcome = Outcome.RATE_LIMITED
 
 
 class BadPayload(SourceError):
+    """The answer breaks the protocol."""
+
     outcome = Outcome.BAD_PAYLOAD
 
 
 class Unavailable(SourceError):
-    outcome = Outcome.UNAVAILABLE
+    """No answer or a server fault, after retries."""
 
 
 class DeadlineReached(SourceError):
+    """The time limit of the source was reached."""
+
     outcome = Outcome.PARTIAL
 
 
 class NotConfigured(SourceError):
+    """A credential or an opt-in is missing."""
+
     outcome = Outcome.NOT_CONFIGURED
 
 
 class OverBudget(SourceError):
+    """The price is unknown or exceeds a budget."""
+
     outcome = Outcome.OVER_BUDGET

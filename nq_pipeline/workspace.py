@@ -84,20 +84,12 @@ class Workspace:
     def existing_lake(self) -> Lake:
         """The lake, for commands that only read; `NoLake` if nothing was ever written here."""
         lake = self.lake
-        if self.remote:
-            if not self.remote.folders("lake"):
-                raise NoLake(
-                    f"there is no lake in {self.remote.uri()}; create one with `nq run`, or set NQ_LAKE_URL "
-                    "to the address that has one"
-                )
-            return lake
-        try:
-            lake.root.stat()
-        except FileNotFoundError:
+        if not (self.remote.folders("lake") if self.remote else lake.root.exists()):
+            place = self.remote.uri() if self.remote else self.root.absolute()
+            remedy = "NQ_LAKE_URL to the address" if self.remote else "NQ_DATA_DIR to the folder"
             raise NoLake(
-                f"there is no lake in {self.root.absolute()}; create one with `nq run`, "
-                "or set NQ_DATA_DIR to the folder that has one"
-            ) from None
+                f"there is no lake in {place}; create one with `nq run`, or set {remedy} that has one"
+            )
         return lake
 
     @property

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from dataclasses import asdict
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,10 +36,6 @@ def capture(minutes: float | None, as_json: bool) -> None:
     Example:
       nq capture --minutes 1
     """
-    import signal
-    import threading
-    from dataclasses import asdict
-
     from nq_pipeline.capture.capture import Capture
     from nq_pipeline.capture.log.copies import copy_after_capture
     from nq_pipeline.capture.log.locks import hold_capture_lease
@@ -165,9 +165,6 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
     Example:
       nq convert trades.dbn.zst -o trades.parquet
     """
-    from dataclasses import asdict
-    from pathlib import Path
-
     from nq_pipeline.dbn.to_parquet import convert as to_parquet
     from nq_pipeline.disk import explain_disk_error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from nq_pipeline.cli.output import load
+from nq_pipeline.errors import NoLake, NqError, SettingsError, SettingsWarning
 from nq_pipeline.workspace import Workspace
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
@@ -32,19 +34,16 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if (sentence := _explain(error)) is None:
                 raise
             click.echo(f"nq: {sentence}", err=True)
-            sys.exit(_EXIT_CODES.get(type(error).__name__, FAULT))
+            sys.exit(
+                USAGE if isinstance(error, SettingsError) else NO_LAKE if isinstance(error, NoLake) else FAULT
+            )
 
     return wrapped
 
 
-_EXIT_CODES = {"SettingsError": USAGE, "NoLake": NO_LAKE}
-
-
 def _explain(error: Exception) -> object | None:
     """The sentence for a person; None for a fault of this program, which shows its traceback."""
-    from nq_pipeline.errors import NqError
-
-    if type(error).__name__ in _EXIT_CODES:
+    if isinstance(error, SettingsError | NoLake):
         return error
     if problem := disk_trouble(error):
         return problem
@@ -59,7 +58,6 @@ def _explain(error: Exception) -> object | None:
 def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the data's disk, if that caused the error; else None."""
     from nq_pipeline.disk import explain_disk_error
-    from nq_pipeline.errors import SettingsError
 
     try:
         return explain_disk_error(error, load().environment_dir)
@@ -78,10 +76,7 @@ def lake_damage(error: Exception) -> Exception | None:
 
 def _warn_of_misspelled_settings() -> None:
     """Name on stderr each variable that looks like a setting but is none, once per command line."""
-    import warnings
-
     from nq_pipeline.configuration import misspelled
-    from nq_pipeline.errors import SettingsWarning
 
     context = click.get_current_context(silent=True)
     if context is None or context.meta.setdefault(__name__, context) is not context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -48,8 +49,6 @@ def export(
       nq export csv --to exported --table trades_enriched --from 2025-06-02 --until 2025-06-06
       nq export nautilus --to catalog
     """
-    from pathlib import Path
-
     from nq_pipeline.export import export as write
 
     settings = load()

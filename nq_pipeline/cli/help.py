@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -26,8 +27,6 @@ def examples() -> dict[str, str]:
     load: only holidays with a fixed date can fall on a Tuesday, and the end-of-month option replaces the
     weekly on the last trade date of a month.
     """
-    import os
-
     try:
         now = datetime.fromisoformat(os.environ["NQ_NOW"]).astimezone(UTC)
     except (KeyError, ValueError):

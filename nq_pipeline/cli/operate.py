@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+import uuid
+from dataclasses import asdict
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +20,14 @@ from nq_pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from nq_pipeline.sources.base import Probe
 
+YES_NO = {True: "yes", False: "no", None: "-"}
+
 
 @click.command(short_help="Check whether each vendor is configured, reachable and entitled.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @report_errors
 def doctor(as_json: bool) -> None:
     """Check whether every vendor is configured, reachable and entitled, and say what to fix."""
-    from dataclasses import asdict
-
     from nq_pipeline.runtime import endpoints
     from nq_pipeline.sources.registry import VENDORS
     from nq_pipeline.verify.doctor import market_state, plan_steps, probe_sources, probe_store
@@ -54,7 +58,7 @@ def doctor(as_json: bool) -> None:
         click.echo(f"Market: {market}.")
         table = Table("vendor", "configured", "reachable", "entitled", "detail", box=None, pad_edge=False)
         for name, probe in probes.items():
-            facts = [_yes_no(fact) for fact in (probe.configured, probe.reachable, probe.entitled)]
+            facts = [YES_NO[fact] for fact in (probe.configured, probe.reachable, probe.entitled)]
             title = name if name in used else f"{name} (not in NQ_SOURCES)"
             table.add_row(title, *facts, printable(probe.detail))
         console().print(table)
@@ -71,18 +75,9 @@ def doctor(as_json: bool) -> None:
 
 
 def _probe_as_json(probe: Probe, used: bool) -> dict[str, object]:
-    return {
-        "configured": probe.configured,
-        "reachable": probe.reachable,
-        "entitled": probe.entitled,
-        "detail": probe.detail,
-        "mend": probe.remedy,  # the key's name is an interface
-        "used": used,
-    }
-
-
-def _yes_no(fact: bool | None) -> str:
-    return {True: "yes", False: "no", None: "-"}[fact]
+    facts = asdict(probe)
+    remedy = facts.pop("remedy")
+    return {**facts, "mend": remedy, "used": used}  # the key's name is an interface
 
 
 @click.group(invoke_without_command=True)
@@ -139,8 +134,6 @@ def retention(dry_run: bool, as_json: bool) -> None:
     Example:
       nq retention --dry-run
     """
-    from dataclasses import asdict
-
     from nq_pipeline.retention import sweep
 
     settings = load()
@@ -200,8 +193,6 @@ def recompute(since: datetime | None, until: datetime | None, no_surfaces: bool)
     Use it once after an upgrade, for snapshots taken before it. Values already in the tables stay as they
     are. A call that was interrupted may be repeated.
     """
-    import uuid
-
     from nq_pipeline.analytics.daily import dates_with_data, measure_days
     from nq_pipeline.analytics.recompute import recompute as recompute_days
     from nq_pipeline.lake import catalog
@@ -243,8 +234,6 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
       nq repair
       nq repair source_chain
     """
-    from dataclasses import asdict
-
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.repair import repair as repair_table
     from nq_pipeline.lake.tables import TABLES
@@ -282,9 +271,6 @@ def ui(port: int) -> None:
     Dagster stores its history in DAGSTER_HOME if that is set, or in this folder if it has a
     dagster.yaml (a checkout has one), or in .dagster in the data folder.
     """
-    import signal
-    import threading
-
     from nq_pipeline.runtime import endpoints
     from nq_pipeline.signals import on_signal
     from nq_pipeline.ui import supervisor
@@ -341,9 +327,6 @@ def board(port: int, host: str) -> None:
     Example:
       nq board --port 3001
     """
-    import signal
-    import threading
-
     from nq_pipeline.board.app import build_app
     from nq_pipeline.board.own_capture import own_capture
     from nq_pipeline.runtime import endpoints, gateway_clock

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,10 +51,6 @@ def console() -> Any:
 
 def program() -> str:
     """The command that starts this program: `nq`, or its path if it is not on PATH."""
-    import os
-    import shutil
-    from pathlib import Path
-
     if shutil.which("nq"):
         return "nq"
     script = Path(sys.argv[0])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from datetime import date, datetime
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import click
@@ -72,10 +76,6 @@ def sql(query: str, form: OutputFormat | None) -> None:
 
 def _shown(relation: duckdb.DuckDBPyRelation) -> str:
     """The first and last rows as a table, as wide as the terminal; in full width without a terminal."""
-    import io
-    import shutil
-    from contextlib import redirect_stdout
-
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else EVERY_COLUMN
     with redirect_stdout(io.StringIO()) as table:
         relation.show(max_width=width)
@@ -102,8 +102,6 @@ def report(moment: str | None, only_list: bool, no_open: bool) -> None:
       nq report --snapshot 2025-06-10T15:00:00Z --no-open
     """
     import webbrowser
-    from pathlib import Path
-    from tempfile import mkdtemp
 
     from nq_pipeline.report import snapshots
     from nq_pipeline.report.page import write_report

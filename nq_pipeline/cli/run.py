@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime, time
 from typing import TYPE_CHECKING, Any
@@ -146,8 +147,6 @@ def _gamma_line(level: dict[str, Any]) -> str:
 
 
 def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFrame]) -> None:
-    import os
-
     from rich.table import Table
 
     from nq_pipeline.chains.summary import loss_reasons, source_summary

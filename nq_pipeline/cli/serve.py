@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import click
 
 from nq_pipeline.cli.exit_codes import report_errors
@@ -24,9 +27,6 @@ def serve(port: int, host: str) -> None:
     Example:
       nq serve --port 3100
     """
-    import signal
-    import threading
-
     from nq_pipeline.runtime import market_clock
     from nq_pipeline.serve.access import check_access
     from nq_pipeline.serve.app import build_app

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import uuid
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -103,7 +106,6 @@ def trust_clock(reason: str) -> None:
 @report_errors
 def adopt_lake() -> None:
     """Let the ledger in PostgreSQL belong to the lake that this machine sees, which replaces another."""
-    from nq_pipeline.configuration import load
     from nq_pipeline.spend.database import adopt_this_lake
 
     click.echo(f"The ledger belongs to the lake {adopt_this_lake(load())}. Other lakes are refused.")
@@ -127,8 +129,6 @@ def _export_spend(settings: Settings, ledger: Ledger) -> None:
 
 def _first_of(month: str, zone: str) -> datetime:
     """Parse YYYY-MM to the first moment of the month."""
-    from zoneinfo import ZoneInfo
-
     try:
         return datetime.strptime(month, "%Y-%m").replace(tzinfo=ZoneInfo(zone))
     except ValueError:
@@ -170,9 +170,6 @@ def backfill(
       nq backfill --schema trades --from 2025-06-02 --to 2025-06-06 --dry-run
       nq backfill --schema statistics --from 2025-06-02 --to 2025-06-06 --max-usd 5
     """
-    import uuid
-    from dataclasses import asdict
-
     from nq_pipeline.analytics.daily import measure_days
     from nq_pipeline.backfill.day import backfill_day
     from nq_pipeline.backfill.plan import budget_refusal, plan_backfill
