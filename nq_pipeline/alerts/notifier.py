@@ -233,7 +233,7 @@ class Notifier:
         with files.locked(self._sending, wait=False) as ours, ExitStack() as held:
             if ours and self._states:
                 try:
-                    held.enter_context(Leases.of(self._settings).hold(NAME))
+                    held.enter_context(Leases.of(self._settings).acquire(NAME))
                 except LeaseHeld:
                     ours = False
                 except LedgerError as error:  # a message sent twice is better than one that is not sent

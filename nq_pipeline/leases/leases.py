@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -91,7 +91,7 @@ class LeaseHolder:
 
 
 class Lease:
-    """A lease that was acquired; see `Leases.acquire`.
+    """A lease that was acquired; see `Leases.acquire`. As a context, it is kept, and released at the end.
 
     Attributes
     ----------
@@ -109,6 +109,7 @@ class Lease:
         presence: Presence | None = None,
         ttl_s: float = TTL_S,
         renewed: float = 0.0,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.name, self.token, self.ttl_s = name, token, ttl_s
         self._leases, self._holder, self._presence = leases, holder, presence
@@ -116,12 +117,19 @@ class Lease:
         self._lost = ""
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
-        self._on_lost: Callable[[], object] = lambda: None
+        self._on_lost = on_lost
 
     @classmethod
     def without_database(cls, name: str, token: int = 0) -> Lease:
         """A lease that nothing renews, for one machine whose own locks already keep others away."""
         return cls(None, name, token)
+
+    def __enter__(self) -> Self:
+        self.keep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def check(self) -> None:
         """Raise `LeaseLost` unless the lease was renewed in time. Asks no database, so it costs nothing."""
@@ -155,11 +163,10 @@ class Lease:
             self.check()
         self._renewed = sent
 
-    def keep(self, on_lost: Callable[[], object] = lambda: None) -> None:
-        """Renew the lease on a thread until it is released; call `on_lost` there if it is lost."""
+    def keep(self) -> None:
+        """Renew the lease on a thread until it is released."""
         if self._leases is None:
             return
-        self._on_lost = on_lost
         self._thread = threading.Thread(target=self._keep, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
         if self._leases.shared:  # on a thread of its own, because a renewal may hang when the time is up
@@ -253,9 +260,16 @@ class Leases:
         return cls(engine, settings.environment, folder, monotonic=monotonic)
 
     def acquire(
-        self, name: str, *, ttl_s: float = TTL_S, wait_s: float = 0.0, run_id: str = "", above: int = 0
+        self,
+        name: str,
+        *,
+        ttl_s: float = TTL_S,
+        wait_s: float = 0.0,
+        run_id: str = "",
+        above: int = 0,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> Lease:
-        """Acquire a lease, which the caller renews (`Lease.keep`) and releases.
+        """Acquire a lease, which the caller renews and releases, or enters as a context.
 
         Parameters
         ----------
@@ -268,6 +282,8 @@ class Leases:
         above
             The token is greater than this one, which a store has already seen, even if the database was
             restored from an earlier backup.
+        on_lost
+            Called if the lease is lost, perhaps on a thread of the lease; a context ends only by itself.
 
         Raises
         ------
@@ -302,32 +318,16 @@ class Leases:
         except BaseException:
             presence.unlock()
             raise
-        return Lease(self, name, token, holder=holder, presence=presence, ttl_s=ttl_s, renewed=sent)
-
-    @contextmanager
-    def hold(
-        self,
-        name: str,
-        *,
-        ttl_s: float = TTL_S,
-        wait_s: float = 0.0,
-        run_id: str = "",
-        above: int = 0,
-        on_lost: Callable[[], object] = lambda: None,
-    ) -> Iterator[Lease]:
-        """Hold a lease for the block, renewed on a thread; the parameters are those of `acquire`.
-
-        Parameters
-        ----------
-        on_lost
-            Called on that thread if the lease is lost; the block ends only by itself.
-        """
-        lease = self.acquire(name, ttl_s=ttl_s, wait_s=wait_s, run_id=run_id, above=above)
-        try:
-            lease.keep(on_lost)
-            yield lease
-        finally:
-            lease.release()
+        return Lease(
+            self,
+            name,
+            token,
+            holder=holder,
+            presence=presence,
+            ttl_s=ttl_s,
+            renewed=sent,
+            on_lost=on_lost,
+        )
 
     def holder(self, name: str) -> LeaseHolder | None:
         """Who holds a lease; None if it is free, has lapsed, or its holder on this machine has died."""
@@ -458,7 +458,7 @@ def hold_if_shared(
     with ExitStack() as held:
         try:
             if is_shared(settings):
-                held.enter_context(Leases.of(settings).hold(name, wait_s=wait_s, run_id=run_id))
+                held.enter_context(Leases.of(settings).acquire(name, wait_s=wait_s, run_id=run_id))
             ours = True
         except LeaseHeld:
             ours = False

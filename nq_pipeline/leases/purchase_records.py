@@ -77,7 +77,7 @@ class PurchaseRecords:
         if not self.shared:
             yield Lease.without_database(name)
             return
-        with self._leases.hold(name, run_id=run_id, wait_s=wait_s) as lease:
+        with self._leases.acquire(name, run_id=run_id, wait_s=wait_s) as lease:
             yield lease
 
     def find(self, digest: str) -> PurchaseRecord | None:

@@ -88,26 +88,26 @@ class ChainSettings(SettingsGroup):
 class HttpSettings(SettingsGroup):
     """Timeouts and retries of requests, and how long answers are cached."""
 
-    prefix = "http_"
-
-    timeout_s: float = setting(10.0, gt=0, description="Seconds without a byte before a request fails.")
+    timeout_s: float = setting(
+        10.0, gt=0, description="Seconds without a byte before a request fails.", name="http_timeout_s"
+    )
     attempts: int = setting(
-        3, ge=1, le=10, description="Most attempts of a request that fails for a transient reason."
+        3,
+        ge=1,
+        le=10,
+        description="Most attempts of a request that fails for a transient reason.",
+        name="http_attempts",
     )
-    retry_after_cap_s: float = setting(
-        30.0, ge=0, description="Longest Retry-After to wait for, seconds.", name="retry_after_cap_s"
-    )
+    retry_after_cap_s: float = setting(30.0, ge=0, description="Longest Retry-After to wait for, seconds.")
     cache_open_s: int = setting(
         300,
         ge=0,
         description="Seconds that an answer is cached while the market is open.",
-        name="cache_open_s",
     )
     cache_closed_s: int = setting(
         1800,
         ge=0,
         description="Seconds that an answer is cached while the market is closed.",
-        name="cache_closed_s",
     )
 
 

@@ -41,7 +41,7 @@ def test_one_machine_sends_at_a_time(hosts: Hosts) -> None:
     with receiver() as webhook:
         a = Notifier(told(hosts.settings("a"), webhook))
         a.fire(ALERT)
-        with hosts.leases("b").hold("alerts"):
+        with hosts.leases("b").acquire("alerts"):
             assert a.deliver().reason == "another process is sending"
         assert a.deliver().delivered == 1
 

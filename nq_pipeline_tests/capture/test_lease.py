@@ -101,7 +101,7 @@ def test_a_capture_without_its_database_stops_before_another_begins(
         link.cut()
         assert stop.wait(2 * TTL_S)
         rows = lake.manifest(TRADES).rows
-        with hosts.leases("b").hold("capture", wait_s=3 * TTL_S, ttl_s=60):
+        with hosts.leases("b").acquire("capture", wait_s=3 * TTL_S, ttl_s=60):
             assert ended.wait(100)
         link.mend()
         assert [type(failure) for failure in failures] == [LeaseLost]

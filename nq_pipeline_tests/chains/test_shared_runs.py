@@ -62,6 +62,6 @@ def test_machines_take_turns_to_remove_old_files(
     a, b = machines
     now = datetime(2025, 6, 10, tzinfo=UTC)
     monkeypatch.setattr("nq_pipeline.retention.LONGEST_SWEEP_S", 0.2)
-    with Leases.of(a).hold("retention"), pytest.raises(LeaseHeld, match="another machine"):
+    with Leases.of(a).acquire("retention"), pytest.raises(LeaseHeld, match="another machine"):
         sweep(b, now)
     assert sweep(b, now)

@@ -33,7 +33,7 @@ def over(link: Link, hosts: Hosts) -> str:
 
 def test_at_most_one_holder_during_a_network_split(distant: Hosts, link: Link) -> None:
     b, lost = distant.leases("b"), threading.Event()
-    with distant.leases("a", over(link, distant)).hold("capture", ttl_s=TTL_S, on_lost=lost.set) as lease:
+    with distant.leases("a", over(link, distant)).acquire("capture", ttl_s=TTL_S, on_lost=lost.set) as lease:
         link.cut()
         cut = time.monotonic()
         with pytest.raises(LeaseHeld):
@@ -55,7 +55,7 @@ def test_at_most_one_holder_during_a_network_split(distant: Hosts, link: Link) -
 
 
 def test_a_short_split_is_survived(distant: Hosts, link: Link) -> None:
-    with distant.leases("a", over(link, distant)).hold("capture", ttl_s=2 * TTL_S) as lease:
+    with distant.leases("a", over(link, distant)).acquire("capture", ttl_s=2 * TTL_S) as lease:
         link.cut()
         time.sleep(TTL_S)  # a renewal is due
         link.mend()
@@ -69,7 +69,7 @@ def test_a_short_split_is_survived(distant: Hosts, link: Link) -> None:
 def test_a_holder_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     with run_postgres() as server:
         hosts = Hosts(tmp_path, server.new_database())
-        with hosts.leases("a").hold("capture", ttl_s=9) as lease:
+        with hosts.leases("a").acquire("capture", ttl_s=9) as lease:
             server.stop()
             with pytest.raises(LedgerError, match="also holds the leases") as failed:
                 lease.renew()

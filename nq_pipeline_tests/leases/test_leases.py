@@ -84,7 +84,7 @@ def test_a_lapsed_lease_that_nobody_took_is_renewed(hosts: Hosts) -> None:
 
 def test_a_kept_lease_outlives_its_time(hosts: Hosts) -> None:
     a, b = hosts.leases("a"), hosts.leases("b")
-    with a.hold("retention", ttl_s=5) as lease:
+    with a.acquire("retention", ttl_s=5) as lease:
         time.sleep(6)
         lease.check()
         with pytest.raises(LeaseHeld):
@@ -108,7 +108,7 @@ def test_a_token_exceeds_what_a_store_has_seen(hosts: Hosts) -> None:
 def test_one_time_leases_leave_no_row(hosts: Hosts) -> None:
     leases = hosts.leases("a")
     for _ in range(2):
-        with leases.hold("run/one") as lease:
+        with leases.acquire("run/one") as lease:
             assert lease.token == 1
     assert list((hosts.folder / "a" / "sandbox" / ".leases").iterdir()) == []
     leases.acquire("purchase/lapsed", ttl_s=0.05)

@@ -73,7 +73,7 @@ def take_turns(settings: Settings, name: str, turns: int, inside: Path, log: Pat
     """Acquire the lease so many times and note the tokens; fails if another process is inside, too."""
     leases = Leases.of(settings)
     for _ in range(turns):
-        with leases.hold(name, ttl_s=60, wait_s=60) as lease:
+        with leases.acquire(name, ttl_s=60, wait_s=60) as lease:
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
             with log.open("a") as lines:
                 lines.write(f"{lease.token}\n")

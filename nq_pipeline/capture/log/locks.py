@@ -60,7 +60,7 @@ def hold_capture_lease(
     """
     try:
         acquired = Leases.of(settings).acquire(
-            LEASE, ttl_s=settings.capture.lease_s, run_id=run_id, above=above
+            LEASE, ttl_s=settings.capture.lease_s, run_id=run_id, above=above, on_lost=on_lost
         )
     except LeaseHeld as error:
         raise CaptureBusy(f"another capture is running: {error}; stop it before you start this one") from None
@@ -69,11 +69,8 @@ def hold_capture_lease(
             raise
         log.warning("the capture goes on without a lease: %s", error)
         acquired = Lease.without_database(LEASE, above)
-    try:
-        acquired.keep(on_lost)
+    with acquired:
         yield acquired
-    finally:
-        acquired.release()
 
 
 @contextmanager
@@ -85,7 +82,7 @@ def hold_run_lease(settings: Settings, run_id: str) -> Iterator[None]:
     with ExitStack() as held:
         try:
             leases, ttl_s = Leases.of(settings), settings.capture.lease_s
-            held.enter_context(leases.hold(f"{RUN_LEASE}{run_id}", ttl_s=ttl_s, run_id=run_id))
+            held.enter_context(leases.acquire(f"{RUN_LEASE}{run_id}", ttl_s=ttl_s, run_id=run_id))
         except LedgerError as error:
             if is_shared(settings):
                 raise
