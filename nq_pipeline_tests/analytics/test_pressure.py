@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -48,17 +49,22 @@ def trades(rows: Trades, kind: str = "option") -> pl.DataFrame:
     )
 
 
+@cache
+def duck() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config={"threads": 1})
+    connection.register("gaps", GAPS.empty().cast({INSTANT: pl.Datetime("us", "UTC")}))
+    connection.execute("CREATE MACRO product_of(root) AS root")
+    return connection
+
+
 def pressure(*captured: pl.DataFrame, ended_at: Iterable[datetime] = ()) -> pl.DataFrame:
     """The view over these trades and nothing else."""
     (sql,) = [view.sql for view in VIEWS if view.name == "pressure"]
-    with duckdb.connect() as connection:
-        connection.register("trades", pl.concat(captured))
-        connection.register("gaps", GAPS.empty().cast({INSTANT: pl.Datetime("us", "UTC")}))
-        ends = pl.DataFrame({"ended_at": list(ended_at)}, schema={"ended_at": pl.Datetime("us", "UTC")})
-        connection.register("sessions", ends.with_columns(trade_date=pl.lit(DAY)))
-        connection.execute("CREATE MACRO product_of(root) AS root")
-        connection.execute(sql)
-        rows: pl.DataFrame = connection.sql("FROM pressure ORDER BY window_start").pl()
+    duck().register("trades", pl.concat(captured))
+    ends = pl.DataFrame({"ended_at": list(ended_at)}, schema={"ended_at": pl.Datetime("us", "UTC")})
+    duck().register("sessions", ends.with_columns(trade_date=pl.lit(DAY)))
+    duck().execute(sql.replace("CREATE VIEW", "CREATE OR REPLACE VIEW"))
+    rows: pl.DataFrame = duck().sql("FROM pressure ORDER BY window_start").pl()
     return rows
 
 
