@@ -48,15 +48,6 @@ STATISTICS_SOURCE = "databento"
 """The vendor of purchased statistics."""
 
 _CONTRACT = ("contract_key", "underlying_class", "root", "series", "option_type", "strike")
-_NO_CHANGES = OPEN_INTEREST_CHANGE.empty().select(
-    "source",
-    *_CONTRACT,
-    "open_interest",
-    "figure",
-    "known_at",
-    "previous_open_interest",
-    "open_interest_change",
-)
 
 
 def measure_days(
@@ -138,9 +129,9 @@ def open_interest_changes(lake: Lake, trade_date: date) -> pl.DataFrame:
         parts.append(_changes(*(_chain_figures(lake, day, known) for day in (trade_date, changed_on))))
     if all(_is_bought(lake, "statistics", day) for day in (trade_date, changed_on)):
         parts.append(_changes(*(_statistics(lake, day, known) for day in (trade_date, changed_on))))
-    rows = pl.concat([_NO_CHANGES, *parts]).unique(
-        ["source", "contract_key"], keep="first", maintain_order=True
-    )
+    if not parts:
+        return OPEN_INTEREST_CHANGE.empty().drop("environment", "run_id")
+    rows = pl.concat(parts).unique(["source", "contract_key"], keep="first", maintain_order=True)
     before = sessions.previous_trade_date(changed_on)
     return rows.with_columns(trade_date=pl.lit(changed_on), previous_trade_date=pl.lit(before))
 

@@ -58,24 +58,10 @@ def gamma_exposure(profile: pl.DataFrame, levels: pl.DataFrame) -> theme.Picture
     rows = _sides(profile, "gex_per_pct")
     if rows.is_empty():
         return "No gamma exposure: no contract has both a gamma and open interest."
-    marks = [("future", forward, "spot", ",.2f")]
-    named = {
-        words: _first(levels, words.replace(" ", "_")) for words in ("zero gamma", "call wall", "put wall")
-    }
-    marks += [(words, level, "level", ",.0f") for words, level in named.items() if level is not None]
-    lines = pl.DataFrame(
-        [
-            {
-                "at": at,
-                "words": f"{words} {at:{form}}",
-                "style": style,
-                "row": ROW * row,
-                "series": None if style == "spot" else "",
-            }
-            for row, (words, at, style, form) in enumerate(marks)
-        ],
-        schema_overrides={"series": pl.String},
-    )
+    names = ("zero gamma", "call wall", "put wall")
+    levels_at = {name: _first(levels, name.replace(" ", "_")) for name in names}
+    known = [(name, level) for name, level in levels_at.items() if level is not None]
+    lines = [_level(name, level, row, "") for row, (name, level) in enumerate(known, start=1)]
     net = "datum.calls + datum.puts"
     height = alt.Y("net:Q", axis=theme.axis(None, format="$.2~s", tickCount=6))
     words = "'net ' + format((datum.all_calls + datum.all_puts) / 1e6, '+,.1f') + ' million dollars per 1 %'"
@@ -165,7 +151,7 @@ def open_interest_change(rows: pl.DataFrame, forward: float | None) -> theme.Pic
     words = [f"format(datum.{name}, '+,') + ' {name}'" for name in ("calls", "puts")]
     return _by_strike(
         changed,
-        _future(forward),
+        [],
         forward,
         [
             _Bars("call", alt.Y("up:Q", axis=signed), "datum.up != 0", right="bar"),
@@ -208,13 +194,10 @@ def _calls_up_puts_down(
     forward = _first(of, "forward")
     if own.is_empty() or forward is None:
         return f"No {title.lower()} of {whose}: no vendor reports it."
-    lines = _future(forward)
-    if what == "open_interest":
-        pain = pl.col("max_pain")
-        words = pl.format("max pain {}", pain.round(0).cast(pl.Int64).map_elements("{:,}".format, pl.String))
-        level = {"style": pl.lit("level"), "row": pl.lit(ROW, pl.Int32)}
-        pains = metrics.filter(pain.is_not_null()).select(at=pain, words=words, **level, series="series")
-        lines = pl.concat([lines, pains])
+    pains = metrics.drop_nulls("max_pain") if what == "open_interest" else metrics.clear()
+    lines = [
+        _level("max pain", pain, 1, name) for pain, name in pains.select("max_pain", "series").iter_rows()
+    ]
     calls = "(sides == 'P' ? 0 : datum.calls)"
     unsigned = theme.axis(None, labelExpr="format(abs(datum.value), ',')", tickCount=6)
     return _by_strike(
@@ -237,6 +220,9 @@ def _calls_up_puts_down(
     )
 
 
+_LINE = {"at": pl.Float64, "words": pl.String, "row": pl.Int32, "series": pl.String}
+
+
 class _Bars(NamedTuple):
     """A kind of bar: its style, height and condition, and the fields of its two sides."""
 
@@ -247,10 +233,12 @@ class _Bars(NamedTuple):
     right: str = "high"
 
 
-def _future(forward: float) -> pl.DataFrame:
-    """The line at the future's price, which every chart by strike has."""
-    line = {"at": forward, "words": f"future {forward:,.2f}", "style": "spot", "row": 0, "series": None}
-    return pl.DataFrame([line], schema_overrides={"row": pl.Int32, "series": pl.String})
+def _level(name: str, at: float, row: int, series: str) -> dict[str, Any]:
+    """A line at a level, its label in a row of its own.
+
+    It is drawn if `series` is the only one shown; with the empty one, if all are.
+    """
+    return {"at": at, "words": f"{name} {at:,.0f}", "row": ROW * row, "series": series}
 
 
 def _sides(profile: pl.DataFrame, what: str) -> pl.DataFrame:
@@ -264,7 +252,7 @@ def _sides(profile: pl.DataFrame, what: str) -> pl.DataFrame:
 
 def _by_strike(
     rows: pl.DataFrame,
-    lines: pl.DataFrame,
+    levels: list[dict[str, Any]],
     forward: float,
     kinds: list[_Bars],
     *,
@@ -314,7 +302,7 @@ def _by_strike(
         .encode(text=alt.Text("words:N"))
     )
     return theme.compose(
-        [*bars, *earlier, theme.rule(0.0, "zero"), head, total, *_lines(lines, forward)],
+        [*bars, *earlier, theme.rule(0.0, "zero"), head, total, *_lines(levels, forward)],
         title,
         subtitle,
         profile,
@@ -355,19 +343,17 @@ def _grouped(calculated: dict[str, str]) -> list[alt.Transform]:
     return list(base.transform)
 
 
-def _lines(lines: pl.DataFrame, forward: float) -> list[alt.Chart]:
-    """Lines at levels, each with its label in a row of its own, on the side that the future is not.
-
-    A line with a `series` is drawn if that is the only one shown; with the empty one, if all are.
-    """
+def _lines(levels: list[dict[str, Any]], forward: float) -> list[alt.Chart]:
+    """Lines at the future and at levels, labelled on the side on which the future is not."""
+    future = {"at": forward, "words": f"future {forward:,.2f}", "row": 0, "series": None}
     of_shown = "length(shown) ? length(shown) == 1 && shown[0] == datum.series : datum.series == ''"
     only = f"datum.series == null || ({of_shown})"
     away = "(datum.at / future - 1)"
     right = f"({away} >= 0 ? !(reach && {away} > {EDGE} * reach) : reach && -{away} > {EDGE} * reach)"
     drawn = []
-    for style in ("spot", "level"):
+    for style, lines in (("spot", [future]), ("level", levels)):
         base = (
-            alt.Chart(lines.filter(pl.col("style") == style))
+            alt.Chart(pl.DataFrame(lines, _LINE))
             .transform_filter(only)
             .transform_filter(f"!reach || abs{away} <= reach")
             .encode(x=alt.X("at:Q"))

@@ -63,13 +63,6 @@ def value(
     return Valuation(found.price, found.delta, *others)
 
 
-def price(
-    forward: Input, strike: Input, years: Input, volatility: Input, is_call: Input, rate: Input = 0.0
-) -> Floats:
-    """The price alone, points of premium."""
-    return _price_and_boundary(*black76.broadcast(forward, strike, years, volatility, is_call, rate))[0]
-
-
 def implied_volatility(
     price: Input, forward: Input, strike: Input, years: Input, is_call: Input, rate: Input = 0.0
 ) -> Floats:
@@ -91,7 +84,7 @@ def implied_volatility(
     left = np.isnan(solved)
     if left.any():
         solution = find_root(
-            _price_error,
+            lambda vol, p, f, k, t, call, r: _price_and_boundary(f, k, t, vol, call, r)[0] - p,
             (low[left], high[left]),
             args=tuple(x[left] for x in terms),
             tolerances={"xatol": _TOLERANCE, "xrtol": _TOLERANCE},
@@ -99,10 +92,6 @@ def implied_volatility(
         solved[left] = np.where(solution.success, solution.x, np.nan)
     found[early] = solved
     return found
-
-
-def _price_error(vol: Floats, p: Floats, f: Floats, k: Floats, t: Floats, call: Floats, r: Floats) -> Floats:
-    return price(f, k, t, vol, call, r) - p
 
 
 def _solve_by_secants(start: Floats, low: Floats, high: Floats, *terms: Floats) -> Floats:

@@ -20,8 +20,7 @@ Therefore they only decide which series to request: a series that a vendor lists
 
 from __future__ import annotations
 
-from calendar import monthrange
-from collections.abc import Iterator
+from calendar import monthcalendar, monthrange
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Literal
@@ -78,7 +77,7 @@ def list_month(product: Product, year: int, month: int) -> tuple[Series, ...]:
     settled_days = _settlement_days(year, month)
     if not settled_days:
         return ()
-    third_friday = date(year, month, _nth(year, month, FRIDAY, 3))
+    third_friday = _weekdays(year, month, FRIDAY)[2]
     once = {
         family: Series(family.roots[0], day)
         for family in product.families
@@ -132,7 +131,7 @@ def future_expiration(product: Product, year: int, month: int) -> datetime:
     if product.future_ends == "third_last_trade_date":
         day = days[-3] if len(days) > 2 else date(year, month, 1)
     else:
-        day = _last(days, date(year, month, _nth(year, month, FRIDAY, 3)))
+        day = _last(days, _weekdays(year, month, FRIDAY)[2])
     return datetime.combine(day, product.future_expiry_time, ZoneInfo(product.timezone))
 
 
@@ -189,12 +188,6 @@ def _fourth_last(days: tuple[date, ...]) -> date:
     )
 
 
-def _nth(year: int, month: int, weekday: int, n: int) -> int:
-    return 1 + (weekday - date(year, month, 1).weekday()) % 7 + 7 * (n - 1)
-
-
-def _weekdays(year: int, month: int, weekday: int) -> Iterator[date]:
-    day = date(year, month, _nth(year, month, weekday, 1))
-    while day.month == month:
-        yield day
-        day += timedelta(days=7)
+def _weekdays(year: int, month: int, weekday: int) -> list[date]:
+    weeks = monthcalendar(year, month)
+    return [date(year, month, week[weekday]) for week in weeks if week[weekday]]

@@ -116,7 +116,7 @@ def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
         for is_call in (True, False):
             k = float(F * np.exp(z * 0.2 * np.sqrt(days / 365)))
             option = american_option(k, is_call, days)
-            ours = float(american.price(F, k, days / 365, 0.2, is_call, R))
+            ours = float(american.value(F, k, days / 365, 0.2, is_call, R).price)
             option.setPricingEngine(ql.JuQuadraticApproximationEngine(process))
             assert ours == pytest.approx(option.NPV(), abs=0.003)
             option.setPricingEngine(exact(process))

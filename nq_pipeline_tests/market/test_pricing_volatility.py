@@ -116,7 +116,7 @@ def test_american_prices_are_a_trees_within_the_stated_error(
             for is_call in (True, False):
                 k = F * np.exp(z * vol * np.sqrt(t))
                 reference = tree(F, k, t, vol, is_call, r)
-                errors.append(abs(american.price(F, k, t, vol, is_call, r) - reference))
+                errors.append(abs(american.value(F, k, t, vol, is_call, r).price - reference))
                 if (z >= 0) == is_call or z == 0:  # at or out of the money
                     misses.append(abs(american.implied_volatility(reference, F, k, t, is_call, r) - vol))
     assert max(errors) < points
@@ -127,7 +127,7 @@ def test_american_prices_are_within_their_european_bounds() -> None:
     k, t = np.meshgrid(F * np.linspace(0.6, 1.5, 61), [0.02, 0.1, 0.25, 0.5, 1.0])
     for is_call in (True, False):
         for r in (0.001, 0.02, 0.05, 0.1):
-            early = american.price(F, k, t, 0.22, is_call, r)
+            early = american.value(F, k, t, 0.22, is_call, r).price
             assert (early >= value(F, k, t, 0.22, is_call, r).price - 1e-9).all()
             assert (early >= np.maximum((F - k) * (1 if is_call else -1), 0.0) - 1e-9).all()
             assert (early <= value(F, k, t, 0.22, is_call, 0.0).price + 1e-9).all()
@@ -144,7 +144,7 @@ def test_the_volatility_of_an_american_price_gives_that_price(
     if made.price <= intrinsic:
         assert np.isnan(found)
     elif made.price > intrinsic + 0.05:
-        assert american.price(F, k, t, found, is_call, r) == pytest.approx(float(made.price), abs=1e-4)
+        assert american.value(F, k, t, found, is_call, r).price == pytest.approx(float(made.price), abs=1e-4)
 
 
 @pytest.mark.parametrize("years", [0.0, -1.0])
