@@ -12,7 +12,8 @@ from __future__ import annotations
 import polars as pl
 
 from nq_pipeline.analytics import exposure
-from nq_pipeline.analytics.maturities import constant_maturity, term_slope
+from nq_pipeline.analytics.maturities import constant_maturity as constant_maturity
+from nq_pipeline.analytics.maturities import term_slope
 from nq_pipeline.analytics.priced import (
     CALL,
     MARKET,
@@ -21,9 +22,9 @@ from nq_pipeline.analytics.priced import (
     SERIES,
     STRIKE,
     of_one_moment,
-    priced_chain,
     series_forwards,
 )
+from nq_pipeline.analytics.priced import priced_chain as priced_chain
 from nq_pipeline.analytics.smile import at_the_money, skew, smile_of, wings
 from nq_pipeline.lake.tables import (
     CONSTANT_MATURITY,
@@ -33,11 +34,6 @@ from nq_pipeline.lake.tables import (
     STRIKE_PROFILE,
     Table,
 )
-
-__all__ = [
-    "constant_maturity", "gamma_levels", "iv_smile", "measure", "priced_chain", "series_metrics",
-    "strike_profile",
-]  # fmt: skip
 
 
 def measure(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:

@@ -1,7 +1,7 @@
 """Charts of the lake's tables: a polars frame in, an Altair chart out, no I/O.
 
 A function whose frame has nothing to draw returns a sentence that says why, instead of an empty chart.
-Charts have the light theme. `render.svg` and `render.png` turn them into images, in any palette.
+Charts have the light theme. `render.svg` turns them into images, in any palette, and so does Altair's `save`.
 
     from nq_pipeline import charts
     charts.smile(nq.connect().sql("select * from iv_smile").pl())

@@ -20,33 +20,22 @@ def svg(
     palette: Palette = LIGHT,
     width: int,
     height: int | None = None,
-    title: bool = True,
     described: bool = True,
 ) -> str:
-    """The chart as SVG, in pixels; its texts are escaped. A page that shows the `title` itself leaves it out.
+    """The chart as SVG, in pixels; its texts are escaped.
 
     Unless `described`, the marks lose their tooltips and descriptions. In an `<img>` neither browsers nor
     screen readers can use them.
     """
     import vl_convert
 
-    picture = vl_convert.vegalite_to_svg(_spec(chart, palette, width, height, title))
+    picture = vl_convert.vegalite_to_svg(_spec(chart, palette, width, height, title=True))
     # Tenths of a pixel are fine enough, and halve the file.
     picture = re.sub(r' (?:d|transform|x1|x2|y1|y2)="[^"]*"', _to_tenths, picture)
     if not described:
         picture = re.sub(r'<path[^>]* opacity="0\.001"[^>]*/>', "", picture)  # marks with only a tooltip
         picture = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", picture)
     return picture
-
-
-def png(
-    chart: alt.LayerChart, *, palette: Palette = LIGHT, width: int, height: int, scale: float = 2
-) -> bytes:
-    """The chart as PNG, on the palette's background."""
-    import vl_convert
-
-    spec = _spec(chart, palette, width, height, title=True)
-    return vl_convert.vegalite_to_png(spec, scale=scale)
 
 
 def for_page(chart: alt.LayerChart) -> tuple[dict[str, Any], dict[str, dict[str, list[Any]]]]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nq_pipeline import charts
 from nq_pipeline.charts import render
-from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Picture, spread_labels
+from nq_pipeline.charts.theme import DARK, LIGHT, PAGE, SANDBOX, Palette, Picture, spread_labels
 from nq_pipeline_tests.testing import chart_frames
 
 FIRST = chart_frames.SERIES[0]
@@ -70,15 +70,22 @@ def test_chart_is_complete_and_marks_sandbox_data(name: str) -> None:
         assert axes and (axes[0].startswith("X-axis titled") or name == "smile_explorer"), "it has a title"
 
 
+def colours(chart: alt.LayerChart, palette: Palette) -> set[str]:
+    svg = render.svg(chart, palette=palette, width=360, height=300)
+    return set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg))
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_colour_comes_from_the_palette(name: str) -> None:
     chart = drawn(PICTURES[name]("live"))
-    pattern = r'(?:fill|stroke)="([^"]+)"'
-    mine = set(re.findall(pattern, render.svg(chart, palette=PAGE, width=360, height=300, title=False)))
-    assert {colour for colour in mine if not colour.startswith("var(--")} <= {"none", "transparent"}
-    light, dark = (
-        set(re.findall(pattern, render.svg(chart, palette=p, width=360, height=300))) for p in (LIGHT, DARK)
-    )
+    found = colours(chart, PAGE)
+    assert {colour for colour in found if not colour.startswith("var(--")} <= {"none", "transparent"}
+
+
+def test_palettes_share_no_colour() -> None:
+    chart = drawn(PICTURES["smile"]("live"))
+    light, dark = colours(chart, LIGHT), colours(chart, DARK)
+    assert LIGHT["first"] in light and DARK["first"] in dark
     assert not (light & dark) - {"none", "transparent"}
 
 
@@ -257,11 +264,11 @@ def test_vendor_names_are_escaped() -> None:
     assert "&lt;script" in svg
 
 
-def test_untitled_chart_has_no_title_text() -> None:
+def test_a_page_shows_the_title_itself() -> None:
     chart = drawn(PICTURES["term_structure"]("sandbox"))
     assert "Term structure" in words(render.svg(chart, width=400, height=300))
-    assert "Term structure" not in words(render.svg(chart, width=400, height=300, title=False))
-    assert render.png(chart, width=400, height=300).startswith(b"\x89PNG")
+    spec, columns = render.for_page(chart)
+    assert "title" not in spec and columns
 
 
 @given(st.lists(st.floats(0, 1), max_size=6), st.floats(0.001, 0.2))
