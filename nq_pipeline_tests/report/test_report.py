@@ -229,16 +229,6 @@ def test_sandbox_data_is_marked_at_top_and_every_chart(page: html.HtmlElement, t
     assert live.xpath('//div[@class="sandbox"]') == [] and "SANDBOX" not in live.text_content()
 
 
-def test_earlier_snapshot_has_its_own_report(tmp_path: Path) -> None:
-    settings, _ = store_snapshot(tmp_path)
-    store_snapshot(tmp_path, now="2025-06-10T15:05:00Z")
-    assert write_report(settings).uri.endswith("/2025-06-10T15-05-00Z.html")
-    asked = datetime(2025, 6, 10, 15, 3, tzinfo=UTC)
-    earlier = write_report(settings, snapshot_ts=asked)
-    assert earlier.uri.endswith("/2025-06-10T15-00-00Z.html")
-    assert "10:00 CT" in html.fromstring(earlier.page).text_content()
-
-
 def test_missing_chain_is_an_error_and_writes_no_file(tmp_path: Path) -> None:
     settings = build_settings(data_dir=tmp_path)
     Workspace.of(settings).lake.root.mkdir(parents=True)
