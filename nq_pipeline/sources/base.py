@@ -124,7 +124,10 @@ class Source(Protocol):
         ...
 
     def probe(self, session: VendorSession) -> Probe:
-        """Send the cheapest free request that shows whether the vendor would answer."""
+        """Send the cheapest free request that shows whether the vendor would answer.
+
+        Raises the `SourceError` of a request that failed.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""How every source reports what went wrong: HTTP statuses, unusable answers, probes, control totals."""
+"""How every source reports what went wrong: HTTP statuses, unusable answers, control totals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from nq_pipeline.errors import (
     SourceError,
     Unavailable,
 )
-from nq_pipeline.outcome import Outcome
-from nq_pipeline.sources.base import Probe
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 STOP_ERRORS = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget)
@@ -55,15 +53,6 @@ def error_of_status(
     if status is not None and status >= 500:
         return Unavailable(f"{vendor} answered HTTP {status}; try again later")
     return otherwise(f"{vendor} answered HTTP {status}, which it does not document")
-
-
-def failed_probe(error: SourceError, remedies: Mapping[Outcome, str], otherwise: str) -> Probe:
-    """The probe that failed with this error, with the remedy for the error's outcome."""
-    remedy = remedies.get(error.outcome, otherwise)
-    if isinstance(error, NotConfigured):
-        return Probe(False, None, None, str(error), remedy)
-    entitled = False if isinstance(error, NotEntitled) else None
-    return Probe(True, not isinstance(error, Unavailable), entitled, str(error), remedy)
 
 
 def printable(words: object) -> str:

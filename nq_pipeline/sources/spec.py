@@ -67,6 +67,8 @@ class VendorSpec:
     penalty_s
         Seconds without a request after an answer with this outcome, where the vendor demands more than
         `transport.breaker.COOL_DOWN_S`. The first such answer starts the pause.
+    remedies
+        What a user can do about an outcome, for `nq doctor`, which knows something for every outcome.
     series_of_code
         `module:function` that returns the `Series` of a vendor's own code, given the code, the trade date and
         the settings. None when `--series` takes only series keys.
@@ -84,4 +86,5 @@ class VendorSpec:
     opt_in: Mapping[str, object] = field(default_factory=dict)
     replay_settings: Mapping[str, object] = field(default_factory=dict)
     penalty_s: Mapping[Outcome, float] = field(default_factory=dict)
+    remedies: Mapping[Outcome, str] = field(default_factory=dict)
     series_of_code: str | None = None

@@ -22,6 +22,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Probe, Source
 from nq_pipeline.sources.registry import SOURCE_NAMES, VENDORS, load_source
 from nq_pipeline.spend import entitlements
+from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
 
 SILENT = (Outcome.UNAVAILABLE, Outcome.PARTIAL)
@@ -88,9 +89,7 @@ def probe_store(settings: Settings) -> Probe | None:
 def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
     session = open_session(source, settings, request)
     try:
-        probe = source.probe(session)
-    except SourceError as error:
-        probe = _explain_refusal(error)
+        probe = probe_source(source, session)
     except Exception as fault:  # one faulty vendor must not hide the others
         detail, remedy = f"a fault of this program, {type(fault).__name__}: {fault}", "please report it"
         if isinstance(fault, OSError) and fault.filename is not None:
@@ -102,12 +101,17 @@ def _probe(source: Source, settings: Settings, request: ChainRequest) -> Probe:
     return replace(probe, detail=redact(probe.detail, session.secrets))
 
 
-def _explain_refusal(error: SourceError) -> Probe:
-    outcome = error.outcome
-    configured = outcome is not Outcome.NOT_CONFIGURED
-    entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
-    reachable = outcome not in SILENT if configured else None
-    return Probe(configured, reachable, entitled, str(error), REMEDIES.get(outcome, ""))
+def probe_source(source: Source, session: VendorSession) -> Probe:
+    """Probe one vendor; an error has the vendor's own remedy, or else the one for all vendors."""
+    try:
+        return source.probe(session)
+    except SourceError as error:
+        outcome = error.outcome
+        configured = outcome is not Outcome.NOT_CONFIGURED
+        entitled = False if outcome in (Outcome.NOT_ENTITLED, Outcome.OVER_BUDGET) else None
+        reachable = outcome not in SILENT if configured else None
+        remedy = VENDORS[source.name].remedies.get(outcome, REMEDIES.get(outcome, ""))
+        return Probe(configured, reachable, entitled, str(error), remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def test_vendors_are_examined_at_the_same_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "configured", "reachable", "entitled", "remedy"),
     [
-        (NotConfigured("no key"), False, None, None, ".env.example"),
+        (NotConfigured("no key"), False, None, None, "POLYGON_API_KEY"),
         (NotEntitled("not in the plan"), True, True, False, "plan"),
         (OverBudget("too dear"), True, True, False, "nq budget"),
         (Blocked("a captcha"), True, True, None, "NQ_SOURCES"),

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from nq_pipeline.clock import from_ns
-from nq_pipeline.errors import BadPayload, NotConfigured, SourceError, Unavailable
+from nq_pipeline.errors import BadPayload, NotConfigured, SourceError
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
@@ -67,13 +67,6 @@ NOT_COVERED = SeriesAnswer(
     "not covered: Barchart's code for options of this root is not known; name it in NQ_BARCHART_CODES as "
     "CODE=ROOT",
 )
-REMEDIES = {
-    Outcome.BLOCKED: "set NQ_BARCHART_SESSION=cookies, or browser with the cookies of your own browser; "
-    "or take barchart out of NQ_SOURCES",
-    Outcome.RATE_LIMITED: "wait a while and try again",
-}
-REMEDIES[Outcome.NOT_ENTITLED] = REMEDIES[Outcome.BLOCKED]
-
 Chains = dict[Series, tuple[BarchartChain, Reply]]
 
 
@@ -120,18 +113,11 @@ class Barchart:
 
     def probe(self, session: VendorSession) -> Probe:
         """Request the quote of the front future."""
-        try:
-            login = self._login(session)
-        except NotConfigured as error:
-            return Probe(False, None, None, "not asked", str(error))
+        login = self._login(session)
         day = sessions.current_session(session.clock.now()).trade_date
         future = front_future(select_products(self._settings.products)[0], day, 2)
-        try:
-            params = {"symbols": future, **FUTURE_FIELDS}
-            reply = self._fetch_quotes(params, "underlying", _page_path(future), login)
-        except SourceError as error:
-            remedy = REMEDIES.get(error.outcome, "is NQ_BARCHART_URL right?")
-            return Probe(True, not isinstance(error, Unavailable), None, str(error), remedy)
+        params = {"symbols": future, **FUTURE_FIELDS}
+        reply = self._fetch_quotes(params, "underlying", _page_path(future), login)
         prices = _read_futures(reply, [future], day, session)
         if future not in prices:
             remedy = "see in the raw archive what it answered; is NQ_BARCHART_URL right?"

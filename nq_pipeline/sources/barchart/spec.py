@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import SecretStr
 
+from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import LONG
 from nq_pipeline.settings.base import CommaList, Url, VendorSettings, setting
 from nq_pipeline.sources.spec import StandIn, VendorSpec
@@ -54,6 +55,11 @@ class BarchartSettings(VendorSettings):
             yield from (value for value in values if len(value) >= LONG)
 
 
+_OTHER_SESSION = (
+    "set NQ_BARCHART_SESSION=cookies, or browser with the cookies of your own browser; "
+    "or take barchart out of NQ_SOURCES"
+)
+
 SPEC = VendorSpec(
     name="barchart",
     settings=BarchartSettings,
@@ -65,5 +71,11 @@ SPEC = VendorSpec(
     cost="free",
     stand_in=StandIn({"barchart_url": "http:"}),
     opt_in={"barchart_enabled": True},
+    remedies={
+        Outcome.NOT_CONFIGURED: "set NQ_BARCHART_ENABLED=true once you have read its terms of use",
+        Outcome.BLOCKED: _OTHER_SESSION,
+        Outcome.NOT_ENTITLED: _OTHER_SESSION,
+        Outcome.RATE_LIMITED: "wait a while and try again",
+    },
     series_of_code="nq_pipeline.sources.barchart.codes:series_of_code",
 )

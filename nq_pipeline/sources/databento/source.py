@@ -18,7 +18,7 @@ import polars as pl
 from nq_pipeline.clock import from_ns, to_ns
 from nq_pipeline.dbn.columns import INSTANT
 from nq_pipeline.dbn.stream import Records, decode
-from nq_pipeline.errors import LedgerError, NotConfigured, NotEntitled, SourceError, Unavailable
+from nq_pipeline.errors import LedgerError, NotEntitled, SourceError, Unavailable
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
 from nq_pipeline.market.sessions import in_chicago
@@ -47,7 +47,7 @@ from nq_pipeline.sources.databento.query import (
 )
 from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRecords
-from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE, STOP_ERRORS, failed_probe, rejecting
+from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE, STOP_ERRORS, rejecting
 from nq_pipeline.sources.rows import request_columns
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
@@ -55,9 +55,6 @@ from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
 if TYPE_CHECKING:
     from nq_pipeline.sources.databento.purchases import Purchases
-
-
-REMEDIES = {Outcome.NOT_CONFIGURED: "set DATABENTO_API_KEY and NQ_DATABENTO_URL"}
 
 
 class Databento:
@@ -120,18 +117,13 @@ class Databento:
         """Ask how far the data reach: free, and answered for a valid key. It does not show what the plan
         includes.
         """
-        if self._vendor.api_key is None:
-            return Probe(False, None, None, "no API key", "set DATABENTO_API_KEY")
         dataset, client = self._vendor.dataset, open_client(self._settings, vendor_session.remaining)
-        try:
-            reply = vendor_session.call(
-                "range",
-                {"dataset": dataset},
-                lambda: orjson.dumps({"end": client.available_end(dataset, (QUOTES,))}),
-                keep=Keep.NEVER,
-            )
-        except (NotConfigured, NotEntitled) as error:
-            return failed_probe(error, REMEDIES, "see the plan of the account")
+        reply = vendor_session.call(
+            "range",
+            {"dataset": dataset},
+            lambda: orjson.dumps({"end": client.available_end(dataset, (QUOTES,))}),
+            keep=Keep.NEVER,
+        )
         until = in_chicago(from_ns(reply.json()["end"]))
         return Probe(True, True, True, f"the key is accepted; {dataset} is available until {until}")
 

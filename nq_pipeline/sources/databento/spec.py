@@ -7,6 +7,7 @@ import re
 from pydantic import SecretStr, field_validator
 
 from nq_pipeline.errors import NotConfigured
+from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings.base import Url, VendorSettings, setting
 from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
@@ -61,6 +62,7 @@ SPEC = VendorSpec(
     cost="metered",
     stand_in=StandIn({"databento_url": "http:"}, {"databento_api_key": "db-sandbox-not-a-real-key-000000"}),
     replay_settings={"databento_api_key": "not-a-key"},
+    remedies={Outcome.NOT_CONFIGURED: "set DATABENTO_API_KEY and NQ_DATABENTO_URL"},
     plan_product="GLBX.MDP3",
     plan_tiers=(
         PlanTier("live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),

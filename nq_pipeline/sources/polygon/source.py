@@ -30,7 +30,7 @@ from nq_pipeline.market.products import NDX, PROXIES, Product
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall
-from nq_pipeline.sources.failures import failed_probe, merge_controls, rejecting
+from nq_pipeline.sources.failures import merge_controls, rejecting
 from nq_pipeline.sources.polygon.normalize import NEW_YORK, SOURCE, UnderlyingChain, build_chain, sum_counts
 from nq_pipeline.sources.polygon.parse import (
     NoSuchAddress,
@@ -53,12 +53,6 @@ MAX_PAGES = 400
 
 ACCOUNT_ERRORS = (NotConfigured, Blocked, RateLimited, DeadlineReached)
 """Errors after which the next underlying would fail too; what a plan includes depends on the underlying."""
-
-REMEDIES = {
-    Outcome.NOT_CONFIGURED: "set POLYGON_API_KEY (or MASSIVE_API_KEY) to a key of massive.com",
-    Outcome.NOT_ENTITLED: "choose a plan with options data at massive.com/pricing",
-    Outcome.RATE_LIMITED: "wait a minute; set NQ_POLYGON_RPM to your plan's limit",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +133,14 @@ class Polygon:
 
     def probe(self, session: VendorSession) -> Probe:
         """Request one contract of the snapshot, or of the reference when the plan lacks the snapshot."""
+        proxy = PROXIES.get(self._select_underlyings(set(self._products))[0], NDX)
         try:
-            proxy = PROXIES.get(self._select_underlyings(set(self._products))[0], NDX)
-        except NotConfigured as error:
-            return Probe(False, None, None, str(error), "take polygon out of NQ_SOURCES")
-        try:
-            try:
-                self._fetch_page(proxy, _PROBE, _snapshot_path(proxy), {"limit": 1}, session)
-            except NotEntitled as refusal:
-                params: dict[str, object] = {"underlying_ticker": proxy.code, "limit": 1}
-                self._fetch_page(proxy, _PROBE, REFERENCE.path, params, session)
-                remedy = "choose a plan with option snapshots at massive.com/pricing"
-                return Probe(True, True, False, f"contracts without prices: {refusal}", remedy)
-        except SourceError as error:
-            return failed_probe(error, REMEDIES, "check NQ_POLYGON_URL and the network")
+            self._fetch_page(proxy, _PROBE, _snapshot_path(proxy), {"limit": 1}, session)
+        except NotEntitled as refusal:
+            params: dict[str, object] = {"underlying_ticker": proxy.code, "limit": 1}
+            self._fetch_page(proxy, _PROBE, REFERENCE.path, params, session)
+            remedy = "choose a plan with option snapshots at massive.com/pricing"
+            return Probe(True, True, False, f"contracts without prices: {refusal}", remedy)
         return Probe(True, True, True, f"chain snapshots of {proxy.code}")
 
     def _select_underlyings(self, products: set[str]) -> list[str]:

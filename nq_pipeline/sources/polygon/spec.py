@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
+from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings.base import CommaList, Url, VendorSettings, setting
 from nq_pipeline.sources.spec import PlanTier, StandIn, VendorSpec
 
@@ -46,6 +47,12 @@ SPEC = VendorSpec(
     cost="plan",
     stand_in=StandIn({"polygon_url": "http:"}, {"polygon_api_key": "sandbox-polygon-key"}),
     replay_settings={"polygon_api_key": "not-a-key"},
+    remedies={
+        Outcome.NOT_CONFIGURED: "set POLYGON_API_KEY (or MASSIVE_API_KEY) to a key of massive.com, "
+        "or take polygon out of NQ_SOURCES",
+        Outcome.NOT_ENTITLED: "choose a plan with options data at massive.com/pricing",
+        Outcome.RATE_LIMITED: "wait a minute; set NQ_POLYGON_RPM to your plan's limit",
+    },
     plan_product="options",
     plan_tiers=(PlanTier("historical", "chain", "quotes of NDX and QQQ chains; not with the free plan"),),
 )

@@ -21,10 +21,9 @@ from nq_pipeline.errors import DeadlineReached, NotEntitled, SourceError
 from nq_pipeline.market import sessions
 from nq_pipeline.market.listing import front_future, underlying_future
 from nq_pipeline.market.products import select_products
-from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest, Probe, failed, overall, series_failure
-from nq_pipeline.sources.failures import STOP_ERRORS, failed_probe, merge_controls
+from nq_pipeline.sources.failures import STOP_ERRORS, merge_controls
 from nq_pipeline.sources.rows import SKEW_NS
 from nq_pipeline.sources.tradovate.library import ContractLibrary, ListedSeries
 from nq_pipeline.sources.tradovate.normalize import SOURCE, chain_rows, judge_series
@@ -34,13 +33,6 @@ from nq_pipeline.sources.tradovate.websocket import SelectContracts, record_quot
 from nq_pipeline.transport.lifetime import Keep
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
-
-REMEDIES = {
-    Outcome.NOT_CONFIGURED: "set TRADOVATE_USERNAME, TRADOVATE_PASSWORD, TRADOVATE_CID and TRADOVATE_SEC",
-    Outcome.NOT_ENTITLED: "market data needs the API add-on and a CME data licence",
-    Outcome.BLOCKED: "wait an hour before the next login",
-    Outcome.RATE_LIMITED: "wait an hour before the next login",
-}
 
 
 class Tradovate:
@@ -111,14 +103,9 @@ class Tradovate:
         library = ContractLibrary(self._settings, session)
         product, now = select_products(self._settings.products)[0], self._settings.clock.now()
         front = front_future(product, sessions.trade_date(now))
-        try:
-            contract_id = library.fetch_contract_id(front)
-            perform = self._conversation(library, [contract_id], lambda _: [], session)
-            reply = session.call("probe", {}, perform, keep=Keep.NEVER)
-        except SourceError as error:
-            return failed_probe(
-                error, REMEDIES, "check NQ_TRADOVATE_URL, NQ_TRADOVATE_MD_URL and the network"
-            )
+        contract_id = library.fetch_contract_id(front)
+        perform = self._conversation(library, [contract_id], lambda _: [], session)
+        reply = session.call("probe", {}, perform, keep=Keep.NEVER)
         quoted = Transcript.read(reply.body).price(contract_id) is not None
         return Probe(True, True, quoted or None, f"logged in; {'a' if quoted else 'no'} quote of {front}")
 

@@ -66,6 +66,12 @@ SPEC = VendorSpec(
     ),
     plan_product="market data",
     plan_tiers=(PlanTier("historical", "chain", "quotes; with the API add-on and a CME data licence"),),
+    remedies={
+        Outcome.NOT_CONFIGURED: "set TRADOVATE_USERNAME, TRADOVATE_PASSWORD, TRADOVATE_CID and TRADOVATE_SEC",
+        Outcome.NOT_ENTITLED: "market data needs the API add-on and a CME data licence",
+        Outcome.BLOCKED: "wait an hour before the next login",
+        Outcome.RATE_LIMITED: "wait an hour before the next login",
+    },
     # Its documentation asks for an hour without a request after HTTP 429 or a captcha.
     penalty_s={Outcome.BLOCKED: 3600, Outcome.RATE_LIMITED: 3600},
 )

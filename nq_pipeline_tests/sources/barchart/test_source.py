@@ -24,6 +24,7 @@ from nq_pipeline.sources.barchart.source import FIELDS, QUOTES, Barchart
 from nq_pipeline.sources.base import ChainAnswer, ChainRequest
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.transport.vendor_session import Scope, VendorSession
+from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import barchart_boards
 from nq_pipeline_tests.testing.barchart_boards import chain, quote, settled, traded
@@ -605,7 +606,7 @@ def probe(respond: Respond, folder: Path, **settings: Any) -> Any:
         source = Barchart(load(environment="live", barchart_url=server.url, **settings))
         session = open_session(source, folder)
         try:
-            return source.probe(session)
+            return probe_source(source, session)
         finally:
             session.close()
 
@@ -619,7 +620,7 @@ def test_the_doctor_sees_a_site_that_answers(tmp_path: Path) -> None:
 def test_the_doctor_says_how_to_opt_in_and_what_a_block_needs(tmp_path: Path) -> None:
     closed = probe(healthy, tmp_path)
     assert (closed.configured, closed.reachable) == (False, None)
-    assert "NQ_BARCHART_ENABLED" in closed.remedy
+    assert "NQ_BARCHART_ENABLED" in closed.detail and closed.remedy
     blocked = probe(lambda asked: FAULTS["challenge"](Answer()), tmp_path, barchart_enabled=True)
     assert (blocked.configured, blocked.reachable) == (True, True)
     assert "NQ_BARCHART_SESSION" in blocked.remedy

@@ -30,6 +30,7 @@ from nq_pipeline.sources.databento.source import Databento
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.tables import Kind
 from nq_pipeline.transport.lifetime import Lifetime
+from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
@@ -381,7 +382,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
             source = Databento(load(environment="live", databento_url=server.url))
             answer = source.ask(self.request(), self.session(source, tmp_path))
             assert not server.asked
-            assert not source.probe(self.session(source, tmp_path)).configured
+            assert not probe_source(source, self.session(source, tmp_path)).configured
         assert answer.outcome is Outcome.NOT_CONFIGURED
         assert "DATABENTO_API_KEY" in answer.reason
 
@@ -389,14 +390,9 @@ class TestDatabentoKeepsTheContract(SourceContract):
         for fault, entitled in ((None, True), ("http_401", None), ("http_403", None)):
             with self.vendor(fault) as server:
                 source = self.source(self.settings(server))
-                session = self.session(source, tmp_path / str(fault))
-                if fault == "http_403":
-                    with pytest.raises(Exception, match="refused"):
-                        source.probe(session)
-                    continue
-                probe = source.probe(session)
+                probe = probe_source(source, self.session(source, tmp_path / str(fault)))
                 assert {one.path for one in server.asked} == {"/v0/metadata.get_dataset_range"}
-            assert (probe.configured, probe.entitled) == (fault is None, entitled)
+            assert (probe.configured, probe.entitled) == (fault != "http_401", entitled)
             assert MARK not in probe.detail
             assert probe.remedy or fault is None
 

@@ -16,6 +16,7 @@ from nq_pipeline.configuration import load
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.polygon.source import REFERENCE, Polygon
+from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.polygon_contract import BOARD, DAYS, LATER, PolygonContract, healthy, listed
 from nq_pipeline_tests.testing.proxies import NOON, contract, item, page
@@ -217,7 +218,7 @@ class TestPolygonContract(PolygonContract):
     ) -> None:
         with serve(respond) as server:
             source = Polygon(self.settings(server))
-            probe = source.probe(self.session(source, tmp_path))
+            probe = probe_source(source, self.session(source, tmp_path))
         assert (probe.configured, probe.reachable, probe.entitled) == (True, reachable, entitled)
         assert bool(probe.remedy) != (entitled is True)
 

@@ -12,6 +12,7 @@ from websockets.sync.server import ServerConnection
 
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.tradovate.source import Tradovate
+from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline_tests.testing import tradovate_server
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.source_contract import MARK
@@ -221,6 +222,6 @@ class TestTradovateContract(TradovateContract):
     ) -> None:
         with self.vendor(trouble) as server:
             source = Tradovate(self.settings(server, now="2025-06-10T15:00:00Z"))
-            probe = source.probe(self.session(source, tmp_path))
+            probe = probe_source(source, self.session(source, tmp_path))
         assert (probe.configured, probe.reachable, probe.entitled) == (configured, reachable, entitled)
         assert bool(probe.remedy) != (entitled is True)
