@@ -42,9 +42,8 @@ class SiteLogin:
     """
 
     def __init__(self, settings: Settings, session: VendorSession) -> None:
-        self._strategy = settings.vendor(BarchartSettings).session
-        self.session = session
-        cookies = settings.vendor(BarchartSettings).cookies
+        own = settings.vendor(BarchartSettings)
+        self.session, self._strategy, cookies = session, own.session, own.cookies
         self._cookies = cookies.get_secret_value() if cookies and self._strategy == "browser" else ""
         self._visited = self._renewed = False
         if self._strategy == "browser" and not (self._cookies.isascii() and self._cookies.isprintable()):
@@ -108,9 +107,9 @@ def _error_of_reply(reply: Reply) -> SourceError | None:
     status, what = reply.status, reply.operation
     if status == 202 or reply.headers.get("x-amzn-waf-action") == "challenge":
         return Blocked(f"{what}: the site's bot protection answered with a challenge (HTTP {status})")
-    if status is None or status == 200:
+    if status == 200:
         return None
-    if 300 <= status < 400:
+    if status is not None and 300 <= status < 400:
         return BadPayload(f"{what}: the site redirects elsewhere (HTTP {status}), which is not followed")
     known = {
         401: NotEntitled(f"{what}: the site wants a session or a login (HTTP 401)"),

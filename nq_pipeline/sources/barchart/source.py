@@ -78,11 +78,11 @@ class Barchart:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.vendor(BarchartSettings).url
-        self.policy = Policy.of(settings.http, spacing_s=settings.vendor(BarchartSettings).spacing_s)
-        self._settings = settings
+        self._settings, self._own = settings, settings.vendor(BarchartSettings)
+        self.base_url = self._own.url
+        self.policy = Policy.of(settings.http, spacing_s=self._own.spacing_s)
         self._codes = added_codes(settings)
-        self._delay = timedelta(seconds=settings.vendor(BarchartSettings).delay_s)
+        self._delay = timedelta(seconds=self._own.delay_s)
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         """Request each series, then the futures, then, if time remains, the pages."""
@@ -107,7 +107,7 @@ class Barchart:
                     stop = series_failure(error) if isinstance(error, STOP_ERRORS) else None
         futures = self._fetch_futures(chains, request, login) if chains and stop is None else {}
         pages: list[Mapping[str, bool]] = []
-        if self._settings.vendor(BarchartSettings).pages and stop is None:
+        if self._own.pages and stop is None:
             pages = self._fetch_pages(chains, request, login)
         return self._answer(request, chains, answers, futures, pages)
 
@@ -125,7 +125,7 @@ class Barchart:
         return Probe(True, True, True, f"{future} at {prices[future][0]:,.2f}")
 
     def _login(self, session: VendorSession) -> SiteLogin:
-        if self._settings.environment == "live" and not self._settings.vendor(BarchartSettings).enabled:
+        if self._settings.environment == "live" and not self._own.enabled:
             raise NotConfigured(
                 "barchart.com is used only after your opt-in, because its terms are your responsibility: set "
                 "NQ_BARCHART_ENABLED=true or name it with `--source barchart`"

@@ -60,21 +60,18 @@ def _member(block: str, name: str) -> pl.Expr:
     return pl.col(block).struct.field(name)
 
 
+def _term(name: str) -> pl.Expr:
+    return pl.coalesce(_member("details", name), name)
+
+
 _PRICES = {
-    "multiplier": pl.coalesce(_member("details", "shares_per_contract"), "shares_per_contract"),
+    "multiplier": _term("shares_per_contract"),
     "bid": _member("last_quote", "bid"),
     "ask": _member("last_quote", "ask"),
     "last": _member("last_trade", "price"),
-    "open": _member("day", "open"),
-    "high": _member("day", "high"),
-    "low": _member("day", "low"),
-    "close": _member("day", "close"),
-    "change": _member("day", "change"),
+    **{name: _member("day", name) for name in ("open", "high", "low", "close", "change")},
     "implied_volatility": pl.col("implied_volatility"),
-    "delta": _member("greeks", "delta"),
-    "gamma": _member("greeks", "gamma"),
-    "theta": _member("greeks", "theta"),
-    "vega": _member("greeks", "vega"),
+    **{name: _member("greeks", name) for name in ("delta", "gamma", "theta", "vega")},
     "underlying_price": pl.coalesce(
         _member("underlying_asset", "value"), _member("underlying_asset", "price")
     ),
@@ -185,11 +182,11 @@ def _vendor_words(page: pl.Series) -> str:
 def _to_numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
     """Cells from text to numbers. A cell that is no number is null and counted."""
     terms = {
-        "ticker": pl.coalesce(_member("details", "ticker"), "ticker"),
-        "term_type": pl.coalesce(_member("details", "contract_type"), "contract_type"),
-        "term_style": pl.coalesce(_member("details", "exercise_style"), "exercise_style"),
-        "term_date": pl.coalesce(_member("details", "expiration_date"), "expiration_date"),
-        "term_strike": pl.coalesce(_member("details", "strike_price"), "strike_price"),
+        "ticker": _term("ticker"),
+        "term_type": _term("contract_type"),
+        "term_style": _term("exercise_style"),
+        "term_date": _term("expiration_date"),
+        "term_strike": _term("strike_price"),
     }
     text = items.select(
         **terms, **_PRICES, **_COUNTS, **INSTANTS, has_quote=pl.col("last_quote").is_not_null()

@@ -82,10 +82,10 @@ class Polygon:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.vendor(PolygonSettings).url
-        self.policy = Policy.of(settings.http, per_minute=settings.vendor(PolygonSettings).rpm)
-        self._underlyings, self._products = settings.vendor(PolygonSettings).underlyings, settings.products
-        self._key = settings.vendor(PolygonSettings).api_key
+        own = settings.vendor(PolygonSettings)
+        self.base_url, self._key = own.url, own.api_key
+        self.policy = Policy.of(settings.http, per_minute=own.rpm)
+        self._underlyings, self._products = own.underlyings, settings.products
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         """Request the proxy chains over the spans of the requested expirations.

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -25,6 +24,7 @@ from nq_pipeline.errors import (
     Unavailable,
 )
 from nq_pipeline.market.contracts import Series
+from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.market.symbology import parse_globex_code, split_globex_symbols
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.failures import error_of_status, quoted
@@ -50,7 +50,6 @@ YEARS = range(2000, 2100)
 _PRODUCT = texts("id", "name", "productType", "valuePerPoint")
 _MATURITY = texts("id", "expirationMonth", "expirationDate")
 _CONTRACT = texts("id", "name")
-_CHICAGO = ZoneInfo("America/Chicago")
 
 
 class Unlisted(SourceError):
@@ -215,4 +214,4 @@ def _utc(instant: datetime) -> datetime:
 
 def _days(text: str) -> list[date]:
     instant = parse_instant(text)
-    return [_utc(instant).date(), _utc(instant).astimezone(_CHICAGO).date()] if instant else []
+    return [_utc(instant).date(), _utc(instant).astimezone(CHICAGO).date()] if instant else []

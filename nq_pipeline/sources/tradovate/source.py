@@ -43,9 +43,9 @@ class Tradovate:
     metered = False
 
     def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.vendor(TradovateSettings).url
+        self._settings, self._own = settings, settings.vendor(TradovateSettings)
+        self.base_url = self._own.url
         self.policy = Policy.of(settings.http)
-        self._settings = settings
 
     def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
         """Find the contracts of every series, then collect quotes for all of them at once.
@@ -118,7 +118,7 @@ class Tradovate:
         """
         listings: list[ListedSeries] = []
         errors: dict[str, SourceError] = {}
-        reserved_s = min(self._settings.vendor(TradovateSettings).quote_wait_s + 1, session.remaining() / 3)
+        reserved_s = min(self._own.quote_wait_s + 1, session.remaining() / 3)
         last: SourceError | None = None
         for series in request.series:
             if listings and session.remaining() < reserved_s:
@@ -139,7 +139,7 @@ class Tradovate:
         session: VendorSession,
     ) -> Reply:
         """The transcript of one conversation about all series, new or cached."""
-        limit = max(0, self._settings.vendor(TradovateSettings).max_quotes - len(futures))
+        limit = max(0, self._own.max_quotes - len(futures))
         contracts = pl.concat(listing.contracts for listing in listings)
 
         def select(transcript: Transcript) -> list[int]:
@@ -150,7 +150,7 @@ class Tradovate:
             return select_nearest(contracts, prices, limit)
 
         question = {
-            "address": self._settings.vendor(TradovateSettings).md_url,
+            "address": self._own.md_url,
             "contracts": hashlib.sha256(contracts["contract_id"].to_numpy().tobytes()).hexdigest(),
             "futures": ",".join(futures),
             "limit": limit,
@@ -166,17 +166,17 @@ class Tradovate:
         select: SelectContracts,
         session: VendorSession,
     ) -> Callable[[], bytes]:
-        settings = self._settings
+        own, timeout_s = self._own, self._settings.http.timeout_s
 
         def record() -> bytes:
             return record_quotes(
-                settings.vendor(TradovateSettings).md_url,
+                own.md_url,
                 library.login.token().market_data,
                 futures,
                 select,
-                wait_s=settings.vendor(TradovateSettings).quote_wait_s,
-                heartbeat_s=settings.vendor(TradovateSettings).heartbeat_s,
-                timeout_s=settings.http.timeout_s,
+                wait_s=own.quote_wait_s,
+                heartbeat_s=own.heartbeat_s,
+                timeout_s=timeout_s,
                 remaining=session.remaining,
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
@@ -108,39 +109,38 @@ def record_quotes(
     return "\n".join(conversation.lines).encode()
 
 
+@dataclass
 class _Conversation:
     """One connection: its lines so far, the transcript that they make, and the heartbeat."""
 
-    def __init__(
-        self,
-        socket: ClientConnection,
-        token: str,
-        heartbeat_s: float,
-        timeout_s: float,
-        remaining: Callable[[], float],
-    ) -> None:
-        self.lines: list[str] = []
-        self.transcript = Transcript()
-        self._socket, self._token, self._heartbeat_s = socket, token, heartbeat_s
-        self._timeout_s, self._remaining = timeout_s, remaining
-        self._next_id = AUTHORIZE_ID + 1
-        self._beat_at = time.monotonic() + heartbeat_s
-        self._bytes = 0
+    socket: ClientConnection
+    token: str
+    heartbeat_s: float
+    timeout_s: float
+    remaining: Callable[[], float]
+    lines: list[str] = field(default_factory=list)
+    transcript: Transcript = field(default_factory=Transcript)
+    _next_id: int = AUTHORIZE_ID + 1
+    _beat_at: float = 0.0
+    _bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._beat_at = time.monotonic() + self.heartbeat_s
 
     def authorize(self) -> None:
-        self._socket.send(f"authorize\n{AUTHORIZE_ID}\n\n{self._token}")
-        self.listen(self._timeout_s, until=lambda transcript: AUTHORIZE_ID in transcript.answered)
+        self.socket.send(f"authorize\n{AUTHORIZE_ID}\n\n{self.token}")
+        self.listen(self.timeout_s, until=lambda transcript: AUTHORIZE_ID in transcript.answered)
         if self.transcript.authorized or self.transcript.error is not None:
             return
         raise self.transcript.refused.get(AUTHORIZE_ID) or Unavailable(
-            f"Tradovate did not answer the websocket's login within {self._timeout_s:.0f} s"
+            f"Tradovate did not answer the websocket's login within {self.timeout_s:.0f} s"
         )
 
     def subscribe(self, contract_id: int) -> None:
         if self.transcript.error is None:
             number, self._next_id = self._next_id, self._next_id + 1
             body = orjson.dumps({"symbol": contract_id}).decode()
-            self._socket.send(f"md/subscribeQuote\n{number}\n\n{body}")
+            self.socket.send(f"md/subscribeQuote\n{number}\n\n{body}")
             self.record(f">subscribe {number} {contract_id}")
 
     def listen(self, wait_s: float, until: Callable[[Transcript], bool] = lambda _: False) -> None:
@@ -152,17 +152,17 @@ class _Conversation:
         answered_at = heard_at = time.monotonic()
         while self.transcript.error is None and not until(self.transcript):
             now = time.monotonic()
-            patience = wait_s if self.transcript.all_answered else self._timeout_s
-            end = min(answered_at + patience, now + self._remaining())
+            patience = wait_s if self.transcript.all_answered else self.timeout_s
+            end = min(answered_at + patience, now + self.remaining())
             idle = bool(self.transcript.subscribed) and not self.transcript.waiting
             if now >= end or (idle and now >= heard_at + QUIET_S):
                 return
             if now >= self._beat_at:
-                self._socket.send("[]")
-                self._beat_at = now + self._heartbeat_s
+                self.socket.send("[]")
+                self._beat_at = now + self.heartbeat_s
             wake = min(end, self._beat_at, heard_at + QUIET_S if idle else end)
             try:
-                frame = self._socket.recv(timeout=max(0.0, wake - now))
+                frame = self.socket.recv(timeout=max(0.0, wake - now))
             except TimeoutError:
                 continue
             heard_at = time.monotonic()
@@ -174,7 +174,7 @@ class _Conversation:
 
     def record(self, line: str) -> None:
         """Add a line to the transcript. A frame stays one line, and the token is struck out."""
-        line = line.replace("\n", " ").replace(self._token, "[token]")
+        line = line.replace("\n", " ").replace(self.token, "[token]")
         self._bytes += len(line)
         if self._bytes > MAX_TRANSCRIPT_BYTES:
             raise BadPayload(f"more than {MAX_TRANSCRIPT_BYTES >> 20} MiB of quotes were refused")
