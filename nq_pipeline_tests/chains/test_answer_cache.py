@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import threading
 import time
 from collections import Counter
 from dataclasses import fields, replace
@@ -155,55 +155,31 @@ def test_rows_of_another_version_of_the_schema_are_a_miss(cache: AnswerCache) ->
     assert cache.get("barchart", KEY) is None
 
 
-# ── many processes, many days ───────────────────────────────────────────────────────────────────
-
-WRITER = """
-import sys, time
-from pathlib import Path
-from dataclasses import replace
-from nq_pipeline.chains.answer_cache import AnswerCache
-from nq_pipeline_tests.testing.cached_answers import ANSWER, FRAME, KEY, USED
-
-cache, rows = AnswerCache(Path(sys.argv[1])), int(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(40):
-    cache.put(KEY, replace(ANSWER, frame=FRAME.head(rows)), USED, time.time_ns() + 60_000_000_000)
-"""
+# ── many writers, many days ─────────────────────────────────────────────────────────────────────
 
 
 def test_concurrent_writers_leave_a_whole_answer(cache: AnswerCache) -> None:
     sizes = (5, 40)
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(cache.root), str(rows)],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rows in sizes
-    ]
-    for writer in writers:
-        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+
+    def write(rows: int) -> None:
+        answer = replace(ANSWER, frame=FRAME.head(rows))
+        for _ in range(40):
+            AnswerCache(cache.root).put(KEY, answer, USED, time.time_ns() + MINUTE)
+
     keep(cache, replace(ANSWER, frame=FRAME.head(sizes[0])))
+    writers = [threading.Thread(target=write, args=(rows,)) for rows in sizes]
     for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
+        writer.start()
     seen: Counter[int] = Counter()
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         found = cache.get("barchart", KEY)
         assert found is not None, "a miss while an answer is kept"
         assert found[0].frame.equals(FRAME.head(found[0].frame.height))
         seen[found[0].frame.height] += 1
-    assert [writer.wait() for writer in writers] == [0, 0]
     assert set(seen) <= set(sizes) and seen.total() > 0
 
 
 def test_what_is_a_day_old_is_swept_when_something_is_kept(cache: AnswerCache) -> None:
-    import os
-
     keep(cache)
     left = cache.root / ".left-by-a-crash.tmp"
     left.write_bytes(b"half")

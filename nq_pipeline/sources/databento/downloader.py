@@ -82,7 +82,11 @@ class Downloader:
             request_id, measured = uuid.uuid4().hex, []
 
             def billed_bytes() -> int:
-                measured.append(measure(part, query))
+                try:
+                    measured.append(measure(part, query))
+                except BadPayload:
+                    self._set_aside(part, query)
+                    raise
                 return measured[-1][1]
 
             make_folder(part.parent)
@@ -91,7 +95,7 @@ class Downloader:
             self.purchases.buy_file(query, price, part, billed_bytes, request_id, records=expected)
             records, size = measured[-1]
             if records != expected:
-                part.replace(self.store.path(query, f"{request_id[:8]}.unproven"))
+                self._set_aside(part, query)
                 self.records.forget(span_digest(query))
                 raise BadPayload(
                     f"{query.schema}: received {records:,} records, but the vendor counts {expected:,}; they "
@@ -170,11 +174,15 @@ class Downloader:
             return None
         records, size = _measure_or_none(path, query)
         if records != expected:
-            path.rename(self.store.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
+            self._set_aside(path, query)
             return None
         self.report("the file is complete and only its proof was lost; it is not bought again")
         download = Download((path,), records, size, (file_sha256(path),), (), "historical-streaming", ZERO)
         return self.store.write_proof(query, download)
+
+    def _set_aside(self, path: Path, query: Query) -> None:
+        """Keep bytes that are paid for and prove nothing."""
+        path.rename(self.store.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
 
     def _recover_part(self, query: Query, expected: int) -> Download | None:
         """A download that was interrupted after its last byte; None when it is not complete."""

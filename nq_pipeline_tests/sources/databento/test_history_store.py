@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,14 +15,14 @@ import pytest
 from nq_pipeline.capture.gap_repair import HistoricalRecords
 from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import load
-from nq_pipeline.errors import NotConfigured, OverBudget, Unavailable
+from nq_pipeline.errors import BadPayload, NotConfigured, OverBudget, Unavailable
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.vendor_errors import NoRecords
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import standin
-from nq_pipeline_tests.testing.http_server import Server, serve
+from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 from nq_pipeline_tests.testing.ledger_machine import catalog_has_the_ledger
 from nq_pipeline_tests.testing.s3 import Bucket
 
@@ -87,6 +88,26 @@ def test_a_refusal_of_the_ledger_buys_nothing(tmp_path: Path) -> None:
             history.fetch(*SPAN, run_id="run")
         assert bought(server) == 0
     assert catalog_has_the_ledger(settings_for(server, tmp_path, budget_by_purpose="gap_repair=0"))
+
+
+def test_bytes_that_cannot_be_read_are_kept_although_they_are_bought_again(tmp_path: Path) -> None:
+    good: list[Answer] = []
+
+    def respond(asked: Asked) -> Answer:
+        answer = standin.relay(asked)
+        if asked.path != "/v0/timeseries.get_range" or good:
+            return answer
+        good.append(answer)
+        return replace(answer, body=answer.body[: len(answer.body) // 2])
+
+    with serve(respond) as server:
+        history = DatabentoHistory(settings_for(server, tmp_path))
+        with pytest.raises(BadPayload, match="cut off"):
+            history.fetch(*SPAN, run_id="run")
+        path, _ = history.fetch(*SPAN, run_id="run")
+    (kept,) = path.parent.glob("*.unproven")
+    assert kept.read_bytes() == good[0].body[: len(good[0].body) // 2]
+    assert path.read_bytes() == good[0].body
 
 
 def test_a_weekend_has_no_records_and_no_price(tmp_path: Path) -> None:
