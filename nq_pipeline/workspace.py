@@ -84,7 +84,10 @@ class Workspace:
     def existing_lake(self) -> Lake:
         """The lake, for commands that only read; `NoLake` if nothing was ever written here."""
         lake = self.lake
-        if not (self.remote.folders("lake") if self.remote else lake.root.exists()):
+        found: object = None
+        with suppress(FileNotFoundError):  # any other reason is told as it is
+            found = self.remote.folders("lake") if self.remote else lake.root.stat()
+        if not found:
             place = self.remote.uri() if self.remote else self.root.absolute()
             remedy = "NQ_LAKE_URL to the address" if self.remote else "NQ_DATA_DIR to the folder"
             raise NoLake(
