@@ -7,8 +7,9 @@ strike stays listed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -39,33 +40,24 @@ def options_on_futures(product: Product, trade_date: date, closes: Closes) -> pl
     near = expirations(product.code, trade_date, trade_date + timedelta(LISTED_DAYS))
     far = [s for s in standards(product, trade_date, STANDARDS) if s not in near]
     futures = future_expirations(product, trade_date)
-    series_frames = []
+    every_close = closes(trade_date - timedelta(STANDARD_DAYS), trade_date)
+    rows = []
     for series in [*near, *far]:
         standard = series.root_info.family.is_standard
         listed_on = series.expiration_date - timedelta(STANDARD_DAYS if standard else LISTED_DAYS)
-        span = closes(min(trade_date, listed_on), trade_date)
-        strikes = _series_strikes(profile, span, (series.expiration_date - trade_date).days)
+        since_listed = every_close[-max((trade_date - listed_on).days, 0) - 1 :]
+        strikes = _series_strikes(profile, since_listed, (series.expiration_date - trade_date).days)
         future = underlying_future(series)
-        series_frames.append(
-            _series_contracts(series, strikes, slot=0 if standard else 1, listed_on=listed_on).with_columns(
-                pl.lit(future).alias("underlying"),
-                pl.lit(futures[future]).alias("underlying_expiration"),
-                pl.lit(globex_code(series)).alias("code"),
-                pl.lit(1.0).alias("scale"),
-            )
+        rows.append(
+            _series_row(series, strikes, slot=0 if standard else 1, listed_on=listed_on)
+            | {"underlying": future, "underlying_expiration": futures[future].astimezone(UTC)}
+            | {"code": globex_code(series), "scale": 1.0}
         )
     key, side, strike = pl.col("series"), pl.col("option_type"), pl.col("strike")
-    return (
-        pl.concat(series_frames)
-        .with_columns(
-            utc("expiration", "underlying_expiration"),
-            contract_keys(key, side, strike).alias("contract_key"),
-            globex_symbols(pl.col("code"), side, strike).alias("raw_symbol"),
-            _instrument_id(5.0, profile.first_id),
-        )
-        .drop("code", "slot")
-        .sort("expiration", "root", "option_type", "strike", maintain_order=True)
-    )
+    return _contracts(rows, _instrument_id(5.0, profile.first_id)).with_columns(
+        contract_keys(key, side, strike).alias("contract_key"),
+        globex_symbols(pl.col("code"), side, strike).alias("raw_symbol"),
+    ).drop("code")  # fmt: skip
 
 
 def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.DataFrame:
@@ -82,27 +74,18 @@ def options_on_proxy(underlying: str, trade_date: date, closes: Closes) -> pl.Da
     scale = profile.scale_of(underlying)
     spans = dict(profile.proxy_strikes)[underlying]
     strikes = _multiples(spans, closes(trade_date - timedelta(29), trade_date) * scale)
-    thousandths = (pl.col("strike") * 1000).round().cast(pl.Int64).cast(pl.String).str.zfill(8)
-    series_frames = []
+    rows = []
     for root, day in listed:
-        series = Series(root, day)
         listed_on = day - timedelta(60 if fund or root != roots[0] else STANDARD_DAYS)
-        series_frames.append(
-            _series_contracts(series, strikes, slot=_SLOTS[root], listed_on=listed_on).with_columns(
-                pl.lit(underlying).alias("underlying"),
-                pl.col("expiration").alias("underlying_expiration"),
-                pl.lit(scale).alias("scale"),
-                pl.concat_str(pl.lit(f"O:{root}{day:%y%m%d}"), "option_type", thousandths).alias("ticker"),
-            )
+        row = _series_row(Series(root, day), strikes, slot=_SLOTS[root], listed_on=listed_on)
+        rows.append(
+            row | {"underlying": underlying, "underlying_expiration": row["expiration"], "scale": scale}
         )
-    return (
-        pl.concat(series_frames)
-        .with_columns(
-            utc("expiration", "underlying_expiration"), _instrument_id(1.0 if fund else 5.0, profile.first_id)
-        )
-        .drop("slot")
-        .sort("expiration", "root", "option_type", "strike", maintain_order=True)
-    )
+    thousandths = (pl.col("strike") * 1000).round().cast(pl.Int64).cast(pl.String).str.zfill(8)
+    occ_date = pl.col("expiration_date").dt.strftime("%y%m%d")
+    ticker = pl.concat_str(pl.lit("O:"), "root", occ_date, "option_type", thousandths)
+    ids = _instrument_id(1.0 if fund else 5.0, profile.first_id)
+    return _contracts(rows, ids).with_columns(ticker.alias("ticker"))
 
 
 @lru_cache(maxsize=64)
@@ -135,20 +118,31 @@ def utc(*columns: str) -> pl.Expr:
     return pl.col(*columns).dt.convert_time_zone("UTC").dt.cast_time_unit("ns")
 
 
-def _series_contracts(series: Series, strikes: Floats, *, slot: int, listed_on: date) -> pl.DataFrame:
-    """The calls and puts of one series."""
+def _series_row(series: Series, strikes: Floats, *, slot: int, listed_on: date) -> dict[str, Any]:
     family = series.root_info.family
-    return pl.DataFrame({"strike": np.tile(strikes, 2)}).select(
-        pl.lit(series.key).alias("series"),
-        pl.lit(series.root).alias("root"),
-        pl.lit(series.expiration).alias("expiration"),
-        pl.lit(series.expiration_date).alias("expiration_date"),
-        pl.lit(family.settlement_style).alias("settlement_style"),
-        pl.lit(family.exercise_style).alias("exercise_style"),
-        "strike",
-        pl.Series("option_type", np.repeat(["C", "P"], len(strikes))),
-        pl.lit(slot, pl.Int64).alias("slot"),
-        pl.lit(listed_on).alias("listed_on"),
+    return {
+        "series": series.key,
+        "root": series.root,
+        "expiration": series.expiration.astimezone(UTC),
+        "expiration_date": series.expiration_date,
+        "settlement_style": family.settlement_style,
+        "exercise_style": family.exercise_style,
+        "strike": strikes.tolist(),
+        "slot": slot,
+        "listed_on": listed_on,
+    }
+
+
+def _contracts(rows: list[dict[str, Any]], instrument_id: pl.Expr) -> pl.DataFrame:
+    """The calls and puts of series, by expiration, root, side and strike."""
+    sides = pl.DataFrame({"option_type": ["C", "P"]})
+    return (
+        pl.DataFrame(rows)
+        .explode("strike")
+        .join(sides, how="cross")
+        .with_columns(utc("expiration", "underlying_expiration"), instrument_id)
+        .drop("slot")
+        .sort("expiration", "root", "option_type", "strike", maintain_order=True)
     )
 
 

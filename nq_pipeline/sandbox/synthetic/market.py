@@ -38,7 +38,7 @@ RATE = 0.043
 MINUTE_NS = 60_000_000_000
 YEAR_NS = 365 * DAY_NS
 _SEEDS_APART = 1_000_003
-_MAX_FRAMES = 48
+_MAX_FRAMES = 64
 # Streams of random numbers, from 10 on; those of the price path are below.
 _SIZE, _TRADES, _OPEN = range(10, 13)
 
@@ -92,10 +92,7 @@ class Market:
         settlement_style, exercise_style, underlying, underlying_expiration, strike,
         option_type, instrument_id (stable for a contract's life), listed_on, scale (1.0).
         """
-        return self._cached(
-            ("listed", trade_date),
-            lambda: listings.options_on_futures(self.product, trade_date, self._closes),
-        )
+        return self._contracts(None, trade_date)
 
     def chain(self, instant: datetime) -> pl.DataFrame:
         """The whole chain at an instant: `listed` and the state of every contract.
@@ -107,13 +104,7 @@ class Market:
         of the session before; settlement (the newest published) with settlement_date,
         previous_settlement; open_interest; expired.
         """
-        moment, settled = self.moment(instant), newest_published(instant, self.product)
-
-        def state() -> pl.DataFrame:
-            listed = self.listed(sessions.trade_date(moment))
-            return self._state(listed, moment, self.trades, self.product.ticks, settled)
-
-        return self._cached(("chain", moment, settled), state)
+        return self._state(None, self.moment(instant), newest_published(instant, self.product))
 
     def quotes(self, contracts: pl.DataFrame, ts_ns: Any) -> pl.DataFrame:
         """Books of contracts (rows of `listed`) at one instant each (or one for all).
@@ -129,8 +120,7 @@ class Market:
         Columns: row (index into `listed`), instrument_id, ts_event (ns UTC), price, size, side
         ('A': a seller hit the bid, 'B': a buyer lifted the ask).
         """
-        day, ticks = trade_date, self.product.ticks
-        return self._cached(("trades", day), lambda: self._trades(self.listed(day), day, ticks))
+        return self._trades(None, trade_date, trade_date)
 
     # Options on the index and the fund
 
@@ -141,7 +131,7 @@ class Market:
         (OCC style) in place of the Globex names.
         """
         moment = self.rth_moment(instant)
-        return self._cached(("proxy", underlying, moment), lambda: self._proxy_chain(underlying, moment))
+        return self._state(underlying, moment, sessions.previous_trade_date(sessions.trade_date(moment)))
 
     def rth_moment(self, instant: datetime) -> datetime:
         """What the index and its options show: the minute in regular hours, else the last regular close."""
@@ -167,6 +157,19 @@ class Market:
                     del self._frames[next(iter(self._frames))]
                 self._frames[key] = make()
             return self._frames[key]
+
+    def _contracts(self, proxy: str | None, trade_date: date) -> pl.DataFrame:
+        """The contracts of a trade date: those on the futures, or on a proxy."""
+
+        def contracts() -> pl.DataFrame:
+            if proxy is None:
+                return listings.options_on_futures(self.product, trade_date, self._closes)
+            return listings.options_on_proxy(proxy, trade_date, self._closes)
+
+        return self._cached(("listed", proxy, trade_date), contracts)
+
+    def _ticks_of(self, proxy: str | None) -> Ticks:
+        return self.product.ticks if proxy is None else PROXIES[proxy].ticks
 
     def _closes(self, first: date, last: date) -> Floats:
         days = np.arange(price_path.day_number(first) - 1, price_path.day_number(last))
@@ -282,7 +285,17 @@ class Market:
             for side in ("bid", "ask")
         )
 
-    def _trades(self, contracts: pl.DataFrame, trade_date: date, ticks: Ticks) -> pl.DataFrame:
+    def _trades(self, proxy: str | None, listed_on: date, trade_date: date) -> pl.DataFrame:
+        """The session's trades in the contracts that are listed on a day; a proxy's in regular hours only."""
+
+        def trades() -> pl.DataFrame:
+            contracts = self._contracts(proxy, listed_on)
+            done = self._simulate_trades(contracts, trade_date, self._ticks_of(proxy))
+            return done if proxy is None else done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
+
+        return self._cached(("trades", proxy, listed_on, trade_date), trades)
+
+    def _simulate_trades(self, contracts: pl.DataFrame, trade_date: date, ticks: Ticks) -> pl.DataFrame:
         """Few contracts trade, most of them near the money and expiration and at round strikes."""
         session = sessions.session(trade_date)
         ids, day = contracts["instrument_id"].to_numpy(), price_path.day_number(trade_date)
@@ -312,57 +325,63 @@ class Market:
         )
         return frame.drop_nans("price").sort("ts_event", "instrument_id", maintain_order=True)
 
-    def _state(
-        self,
-        contracts: pl.DataFrame,
-        moment: datetime,
-        trades: Callable[[date], pl.DataFrame],
-        ticks: Ticks,
-        settled: date,
-    ) -> pl.DataFrame:
+    def _state(self, proxy: str | None, moment: datetime, settled: date) -> pl.DataFrame:
         """Contracts at a moment: book, this session so far, the session before, settlements."""
+        return self._cached(
+            ("state", proxy, moment, settled), lambda: self._build_state(proxy, moment, settled)
+        )
+
+    def _build_state(self, proxy: str | None, moment: datetime, settled: date) -> pl.DataFrame:
         now, trade_date = to_ns(moment), sessions.trade_date(moment)
-        book = self._quotes(contracts, now, ticks).drop("forward")
+        before = sessions.previous_trade_date(trade_date)
+        contracts = self._contracts(proxy, trade_date)
+        book = self._quotes(contracts, now, self._ticks_of(proxy)).drop("forward")
         frame = pl.concat([contracts, book], how="horizontal").with_columns(
             quote_ts=pl.lit(now).cast(pl.Datetime("ns", "UTC")),
             expired=pl.col("expiration").cast(pl.Int64) <= now,
             open_interest=pl.Series(self._open_interest(contracts, trade_date)),
         )
-        today = trades(trade_date).filter(pl.col("ts_event") <= now)
-        before = trades(sessions.previous_trade_date(trade_date))
-        for prefix, done in (("", today), ("prior_", before)):
+        today = self._trades(proxy, trade_date, trade_date).filter(pl.col("ts_event") <= now)
+        # All contracts of the session before are those of its own listing; of a proxy those of today's.
+        yesterday = self._trades(proxy, before if proxy is None else trade_date, before)
+        for prefix, done in (("", today), ("prior_", yesterday)):
             frame = frame.join(
                 _session_so_far(done, prefix), on="instrument_id", how="left", maintain_order="left"
             )
         day_before = sessions.previous_trade_date(settled)
-        for name, day in (("settlement", settled), ("previous_settlement", day_before)):
-            frame = frame.with_columns(self._settlement(contracts, day, now, ticks).alias(name))
         return frame.with_columns(
-            pl.lit(settled).alias("settlement_date"), pl.col("volume", "prior_volume").fill_null(0)
-        )
+            settlement=self._settlement(proxy, trade_date, settled, now),
+            previous_settlement=self._settlement(proxy, trade_date, day_before, now),
+            settlement_date=pl.lit(settled),
+        ).with_columns(pl.col("volume", "prior_volume").fill_null(0))
 
-    def _settlement(self, contracts: pl.DataFrame, day: date, now: int, ticks: Ticks) -> pl.Series:
-        """Settlements of a trade date: the fair price at settlement, null for contracts not yet listed.
+    def _settlement(self, proxy: str | None, trade_date: date, day: date, now: int) -> pl.Series:
+        """Settlements of a day: the fair price at settlement, null for contracts not yet listed.
 
         An expired contract settles at its intrinsic value to the cent when in the money, as the
         exchange's fixing does. Out of the money it keeps the previous settlement.
         """
-        value = self._closing_value(contracts, day, ticks)
+        contracts = self._contracts(proxy, trade_date)
+        value = self._closing_value(proxy, trade_date, day)
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         expired = expiration <= now
-        if expired.any() and day == sessions.trade_date(from_ns(now)):
+        if expired.any() and day == trade_date:
             past = contracts.filter(pl.Series(expired))
-            fixing = self._model(past, past["expiration"].cast(pl.Int64).to_numpy())
+            fixing = self._model(past, expiration[expired])
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
-            previous = self._closing_value(past, sessions.previous_trade_date(day), ticks)
+            previous = self._closing_value(proxy, trade_date, sessions.previous_trade_date(day))[expired]
             value[expired] = np.where(intrinsic > 0, intrinsic, previous)
         unlisted = (contracts["listed_on"] > day).to_numpy()
         return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
 
-    def _closing_value(self, contracts: pl.DataFrame, day: date, ticks: Ticks) -> Floats:
-        fair = self._model(contracts, to_ns(settled_at(day, self.product)))["value"]
-        return np.maximum(round_to_tick(ticks, fair), ticks[0][1])
+    def _closing_value(self, proxy: str | None, trade_date: date, day: date) -> Floats:
+        def closing() -> pl.DataFrame:
+            at = to_ns(settled_at(day, self.product))
+            fair, ticks = self._model(self._contracts(proxy, trade_date), at)["value"], self._ticks_of(proxy)
+            return pl.DataFrame({"value": np.maximum(round_to_tick(ticks, fair), ticks[0][1])})
+
+        return self._cached(("closing", proxy, trade_date, day), closing)["value"].to_numpy().copy()
 
     def _open_interest(self, contracts: pl.DataFrame, trade_date: date) -> Ints:
         """Open interest of the previous trade date: more at round strikes, growing with age, often 0."""
@@ -371,17 +390,6 @@ class Market:
         spread = np.exp(-((np.log(index / self.profile.level) / 0.12) ** 2)) * _roundness(contracts)
         target = np.exp(1.6 + 1.2 * normal(self.seed, _OPEN, contracts["instrument_id"].to_numpy())) * spread
         return np.asarray(np.floor(target * (1 - np.exp(-np.maximum(age, 0) / 25))), np.int64)
-
-    def _proxy_chain(self, underlying: str, moment: datetime) -> pl.DataFrame:
-        trade_date = sessions.trade_date(moment)
-        frame = listings.options_on_proxy(underlying, trade_date, self._closes)
-        ticks = PROXIES[underlying].ticks
-
-        def trades(day: date) -> pl.DataFrame:
-            done = self._trades(frame, day, ticks)
-            return done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
-
-        return self._state(frame, moment, trades, ticks, sessions.previous_trade_date(trade_date))
 
 
 class Exchange:

@@ -30,6 +30,9 @@ DBN_VERSION = 3
 HOUR_NS = 3600 * NS_PER_S
 PRELIMINARY, FINAL = 2, 3
 """`stat_flags` of an actual settlement, without and with the bit for final."""
+_LATEST_STATISTIC_NS = 17 * HOUR_NS
+"""How long after a session's close its last statistic is published, the final open interest."""
+_PRELIMINARY_INTEREST = (pl.col("open_interest") * 0.98).floor().cast(pl.Int64)
 SIDES = ("bid", "bid_size", "ask", "ask_size")
 _QUOTE_SCHEMA = pl.Schema(
     {
@@ -194,38 +197,29 @@ def _open_before(t: int) -> bool:
 def statistics_records(market: AnyMarket, instruments: pl.DataFrame, start: int, end: int) -> Array:
     """Settlements, session lows and highs, cleared volume and open interest, when each is published."""
     wanted = instruments.select("instrument_id")
-    parts = []
-    for session in sessions_between(start - 5 * DAY_NS, end):
+    product = pl.col("root").replace_strict(PRODUCT_OF_ROOT)
+    parts = [blank_records("statistics")]
+    for session in sessions_between(start - _LATEST_STATISTIC_NS - 1, end):
         day, close = session.trade_date, to_ns(session.close)
         settled = {one.product.code: published_at(day, one.product) for one in market.markets}
-        if min(session.close, *settled.values()) >= from_ns(end):
-            continue
-        closed = _state(market, max(session.close, *settled.values()), wanted)
-        product = pl.col("root").replace_strict(PRODUCT_OF_ROOT)
-        publications = [
+        closed, following = max(session.close, *settled.values()), sessions.next_open(session.close)
+        publications: list[tuple[int, datetime, int, pl.Expr, int, pl.Expr | bool]] = [
             *(
-                (to_ns(at), 3, closed.filter(product == code), "settlement", PRELIMINARY)
+                (to_ns(at), closed, 3, pl.col("settlement"), PRELIMINARY, product == code)
                 for code, at in settled.items()
             ),
-            (close, 4, closed, "low", 0),
-            (close, 5, closed, "high", 0),
-            (close + HOUR_NS * 3 // 2, 3, closed, "settlement", FINAL),
-            (close + 4 * HOUR_NS, 6, closed.filter(pl.col("volume") > 0), "volume", 0),
+            (close, closed, 4, pl.col("low"), 0, True),
+            (close, closed, 5, pl.col("high"), 0, True),
+            (close + HOUR_NS * 3 // 2, closed, 3, pl.col("settlement"), FINAL, True),
+            (close + 4 * HOUR_NS, closed, 6, pl.col("volume"), 0, pl.col("volume") > 0),
+            (close + 4 * HOUR_NS, following, 9, _PRELIMINARY_INTEREST, 0, True),
+            (close + _LATEST_STATISTIC_NS, following, 9, pl.col("open_interest"), 0, True),
         ]
-        if close < end:
-            following = _state(market, sessions.next_open(session.close), wanted)
-            preliminary = following.with_columns((pl.col("open_interest") * 0.98).floor().cast(pl.Int64))
-            publications += [
-                (close + 4 * HOUR_NS, 9, preliminary, "open_interest", 0),
-                (close + 17 * HOUR_NS, 9, following, "open_interest", 0),
-            ]
         parts += [
-            _statistic(at, stat_type, frame, column, flags, day)
-            for at, stat_type, frame, column, flags in publications
+            _statistic(at, stat_type, _state(market, instant, wanted).filter(rows), value, flags, day)
+            for at, instant, stat_type, value, flags, rows in publications
             if start <= at < end
         ]
-    if not parts:
-        return blank_records("statistics")
     records = np.concatenate(parts)
     return records[np.argsort(records["ts_recv"], kind="stable")]
 
@@ -236,13 +230,13 @@ def _state(market: AnyMarket, instant: datetime, wanted: pl.DataFrame) -> pl.Dat
     )  # fmt: skip
 
 
-def _statistic(at: int, stat_type: int, frame: pl.DataFrame, column: str, flags: int, day: date) -> Array:
-    rows = frame.drop_nulls(column)
+def _statistic(at: int, stat_type: int, frame: pl.DataFrame, value: pl.Expr, flags: int, day: date) -> Array:
+    rows = frame.select("instrument_id", value=value).drop_nulls("value")
     a = blank_records("statistics", rows["instrument_id"].to_numpy())
     a["ts_recv"], a["ts_event"], a["ts_ref"] = at, at, price_path.day_number(day) * DAY_NS
-    if rows[column].dtype.is_float():
-        a["price"] = fixed_prices(rows[column])
+    if rows["value"].dtype.is_float():
+        a["price"] = fixed_prices(rows["value"])
     else:
-        a["quantity"] = rows[column].to_numpy()
+        a["quantity"] = rows["value"].to_numpy()
     a["stat_type"], a["stat_flags"], a["update_action"] = stat_type, flags, 1
     return a

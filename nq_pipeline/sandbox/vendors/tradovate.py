@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -26,6 +26,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series, roots_of
 from nq_pipeline.market.products import NQ
 from nq_pipeline.sandbox.scenario import Scenario
+from nq_pipeline.sandbox.synthetic.market import AnyMarket
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 from nq_pipeline.sandbox.vendors.endpoint import Answer, ScenarioOf, endpoint, json_response
 
@@ -123,7 +124,8 @@ def library(entity: str, operation: str, request: Request, body: bytes, scenario
     `item?id=` and `items?ids=` those with given ids, `deps?masterid=` and `ldeps?masterids=` those of
     given parents.
     """
-    params, rows = request.query_params, list(_ROWS[entity](scenario))
+    params, market = request.query_params, scenario.market
+    rows = _rows(entity, market, market.moment(scenario.shown))
     if operation == "find":
         return _first_or_404(row for row in rows if row["name"] == params.get("name", ""))
     if operation == "suggest":
@@ -147,8 +149,14 @@ def _first_or_404(rows: Iterable[dict[str, Any]]) -> Response:
     return json_response(row) if row else Response("Not found", 404)
 
 
-def _products(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    for product in (market.product for market in scenario.market.markets):
+@lru_cache(maxsize=12)
+def _rows(entity: str, market: AnyMarket, moment: datetime) -> list[dict[str, Any]]:
+    """All rows of an entity; cached, because a client asks for them parent by parent."""
+    return list(_ROWS[entity](market, moment))
+
+
+def _products(market: AnyMarket, moment: datetime) -> Iterator[dict[str, Any]]:
+    for product in (one.product for one in market.markets):
         name = "E-mini NASDAQ 100" if product is NQ else product.name
         common = {
             "currencyId": 1,
@@ -180,8 +188,8 @@ def _products(scenario: Scenario) -> Iterator[dict[str, Any]]:
             }
 
 
-def _maturities(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    chain, futures = _live_contracts(scenario), scenario.market.futures(scenario.shown)
+def _maturities(market: AnyMarket, moment: datetime) -> Iterator[dict[str, Any]]:
+    chain, futures = _live_contracts(market, moment), market.futures(moment)
     ids: dict[str, int] = {}
     for future in futures.iter_rows(named=True):
         product = FUTURE_PRODUCTS[future["product"]]
@@ -207,24 +215,24 @@ def _maturities(scenario: Scenario) -> Iterator[dict[str, Any]]:
         }
 
 
-def _contracts(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    for future in scenario.market.futures(scenario.shown).iter_rows(named=True):
+def _contracts(market: AnyMarket, moment: datetime) -> Iterator[dict[str, Any]]:
+    for future in market.futures(moment).iter_rows(named=True):
         maturity = _future_id(future)
         yield {"id": maturity, "name": future["symbol"], "contractMaturityId": maturity}
-    chain = _live_contracts(scenario)
+    chain = _live_contracts(market, moment)
     maturities = {key: _series_id(Series.parse(key)) for key in chain["series"].unique()}
     for key, name, number in chain.select("series", "raw_symbol", "instrument_id").iter_rows():
         yield {"id": number, "name": name, "contractMaturityId": maturities[key]}
 
 
-_ROWS: dict[str, Callable[[Scenario], Iterator[dict[str, Any]]]] = {
+_ROWS: dict[str, Callable[[AnyMarket, datetime], Iterator[dict[str, Any]]]] = {
     "product": _products, "contractMaturity": _maturities, "contract": _contracts,
 }  # fmt: skip
 _MASTER = {"contractMaturity": "productId", "contract": "contractMaturityId"}
 
 
-def _live_contracts(scenario: Scenario) -> pl.DataFrame:
-    return scenario.market.chain(scenario.shown).filter(~pl.col("expired"))
+def _live_contracts(market: AnyMarket, moment: datetime) -> pl.DataFrame:
+    return market.chain(moment).filter(~pl.col("expired"))
 
 
 def _product_id(root: str) -> int:
@@ -373,7 +381,11 @@ def _quotes(scenario: Scenario) -> dict[int, dict[str, Any]]:
     futures = scenario.market.futures(scenario.shown).with_columns(name="symbol").rows(named=True)
     for future in futures:
         future["instrument_id"] = _future_id(future)
-    options = _live_contracts(scenario).select(*_QUOTE_COLUMNS, name="raw_symbol").rows(named=True)
+    options = (
+        _live_contracts(scenario.market, scenario.shown)
+        .select(*_QUOTE_COLUMNS, name="raw_symbol")
+        .rows(named=True)
+    )
     stamp = scenario.market.moment(scenario.shown).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     return {
         row["instrument_id"]: {"name": row["name"], "timestamp": stamp, "entries": _entries(row)}

@@ -44,24 +44,40 @@ def option_rows(scenario: Scenario, symbol: str) -> list[Row]:
 def _series_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Row]:
     """All rows of one series; cached, because the page adds up what the API sends."""
     options = market.chain(minute).filter(pl.col("series") == series.key)
-    code = barchart_code(series, year_digits=1)
     moment = market.moment(minute)
-    first = options["contract_key"][0]
+    days = (series.expiration_date - moment.astimezone(CHICAGO).date()).days
+    same: Row = {
+        "symbolName": (_name(series),) * 2,
+        "baseSymbol": (underlying_future(series, 2),) * 2,
+        "expirationDate": (f"{series.expiration_date:%m/%d/%y}", f"{series.expiration_date:%Y-%m-%d}"),
+        "daysToExpiration": (str(days), days),
+        "symbolCode": ("FUTOPT", "FUTOPT"),
+        "symbolType": (12, 12),  # type: ignore[dict-item]  # a number in both twins, as recorded
+    }
+    session = sessions.current_session(moment)
+    code, multiplier = str(barchart_code(series, year_digits=1)), series.root_info.product.multiplier
     return [
-        _option_row(row, series, str(code), moment, lowest=row["contract_key"] == first)
-        for row in options.iter_rows(named=True)
+        _option_row(row, code, multiplier, session, moment, lowest=number == 0) | same
+        for number, row in enumerate(options.iter_rows(named=True))
     ]
 
 
-def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime, *, lowest: bool) -> Row:
-    """One contract as the site shows it.
+def _option_row(
+    row: dict[str, Any],
+    code: str,
+    multiplier: float,
+    session: sessions.Session,
+    moment: datetime,
+    *,
+    lowest: bool,
+) -> Row:
+    """One contract as the site shows it, without what is the same for the whole series.
 
     A contract that traded today shows its last trade until the session is closed and settled, even when
     its series has expired meanwhile (an assumption: only answers after the close were recorded). Any
     other shows the settlement with an `s`, dated by its session and with that session's volume. The
     lowest call lacks the `s`, as recorded.
     """
-    session = sessions.current_session(moment)
     settled = row["settlement_date"] == session.trade_date
     today = row["volume"] > 0 and not (settled and moment >= session.close)
     prefix = "" if today or settled else "prior_"
@@ -82,8 +98,8 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
     side, strike = row["option_type"], row["strike"]
     symbol = f"{code}|{strike:.0f}{side}"
     sides = {"C": "Call", "P": "Put"}
-    days = (series.expiration_date - moment.astimezone(CHICAGO).date()).days
-    volatility = 0.0 if days == 0 else round(row["implied_volatility"] * 100, 2)
+    expires_today = row["expiration_date"] == moment.astimezone(CHICAGO).date()
+    volatility = 0.0 if expires_today else round(row["implied_volatility"] * 100, 2)
     return {
         "strike": (f"{strike:,.2f}{side}", json_number(strike)),
         "strikePrice": _price(strike),
@@ -97,20 +113,14 @@ def _option_row(row: dict[str, Any], series: Series, code: str, moment: datetime
         "askPrice": _price(row["ask"]),
         "volume": _count(row[f"{prefix}volume"] if traded else 0),
         "openInterest": _count(row["open_interest"]),
-        "premium": _price(None if last is None else round(last * series.root_info.product.multiplier, 2)),
+        "premium": _price(None if last is None else round(last * multiplier, 2)),
         "tradeTime": time,
         "longSymbol": (symbol, symbol),
         "optionType": (sides[side], sides[side]),
         "symbol": (symbol, symbol),
-        "symbolName": (_name(series), _name(series)),
-        "baseSymbol": (underlying_future(series, 2),) * 2,
-        "expirationDate": (f"{series.expiration_date:%m/%d/%y}", f"{series.expiration_date:%Y-%m-%d}"),
-        "daysToExpiration": (str(days), days),
         "optImpliedVolatility": (f"{volatility:.2f}%", volatility),
         **{name: (f"{row[name]:.4f}", round(row[name], 8)) for name in ("delta", "gamma", "theta")},
         "vega": (f"{row['vega'] / 100:.4f}", round(row["vega"] / 100, 8)),
-        "symbolCode": ("FUTOPT", "FUTOPT"),
-        "symbolType": (12, 12),  # type: ignore[dict-item]  # a number in both twins, as recorded
     }
 
 
