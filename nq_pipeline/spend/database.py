@@ -34,11 +34,17 @@ from nq_pipeline.files import make_folder
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.lake_identity import adopt_lake, check_lake
+from nq_pipeline.spend.migrations import MIGRATIONS
 from nq_pipeline.workspace import Workspace
 
-HEAD = "0003"
-"""Revision of the newest file in `migrations/versions`."""
-VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
+HEAD = max(MIGRATIONS)
+"""The newest revision."""
+VERSIONS = sa.Table(
+    "nq_spend_version",
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32)),
+    sa.PrimaryKeyConstraint("version_num", name="nq_spend_version_pkc"),
+)
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for its turn in SQLite, seconds."""
 LIMIT = "nq_limit_s"
@@ -72,10 +78,7 @@ def open_engine(settings: Settings, *, restoring: bool = False) -> sa.Engine:
     OtherLake
         Several machines share it, and it belongs to another lake than this one sees.
     """
-    engine = _engine(settings)
-    if not restoring and settings.spend.ledger_url is None:
-        _check_not_lost(engine, settings)
-    _migrated(engine)
+    engine = _migrated(_engine(settings), settings, restoring=restoring)
     if is_shared(settings) and not restoring:
         lake = engine.url.render_as_string(hide_password=True), Workspace.of(settings).objects.uri()
         if lake not in _checked:
@@ -102,7 +105,7 @@ def adopt_this_lake(settings: Settings) -> str:
     """
     if not is_shared(settings):
         raise LedgerError("the ledger is a file beside its lake; only a ledger in PostgreSQL adopts a lake")
-    with row_transaction(_migrated(_engine(settings))) as connection:
+    with row_transaction(_migrated(_engine(settings), settings)) as connection:
         return adopt_lake(connection, settings)
 
 
@@ -141,17 +144,17 @@ def open_copy(settings: Settings) -> sa.Engine | None:
         memory = _copied(path)
     except (OSError, sqlite3.Error):
         return None
-    engine = _serialized(
-        sa.create_engine(
-            "sqlite://",
-            creator=lambda: memory,
-            poolclass=sa.StaticPool,
-            execution_options={COPIED: str(path.absolute())},
-        )
+    return _migrated(
+        _serialized(
+            sa.create_engine(
+                "sqlite://",
+                creator=lambda: memory,
+                poolclass=sa.StaticPool,
+                execution_options={COPIED: str(path.absolute())},
+            )
+        ),
+        settings,
     )
-    if settings.spend.ledger_url is None:
-        _check_not_lost(engine, settings)
-    return _migrated(engine)
 
 
 def _copied(path: Path) -> sqlite3.Connection:
@@ -171,9 +174,11 @@ def _in_memory(uri: str) -> sqlite3.Connection:
     return memory
 
 
-def _migrated(engine: sa.Engine) -> sa.Engine:
+def _migrated(engine: sa.Engine, settings: Settings, *, restoring: bool = False) -> sa.Engine:
     with exclusive_transaction(engine) as connection:
         found = _revision(connection)
+        if found is None and settings.spend.ledger_url is None and not restoring:
+            _check_not_lost(settings)
         if found != HEAD:
             _migrate(connection, found)
     return engine
@@ -339,11 +344,8 @@ def _shut(connection: Any) -> None:
         handle.shutdown(socket.SHUT_RDWR)
 
 
-def _check_not_lost(engine: sa.Engine, settings: Settings) -> None:
+def _check_not_lost(settings: Settings) -> None:
     """Refuse an empty ledger where the lake has lines of one: it would count as nothing spent."""
-    with exclusive_transaction(engine) as connection:
-        if _revision(connection) is not None:
-            return
     if lines := Workspace.of(settings).lake.manifest(SPEND).rows:
         raise LedgerError(
             f"the spend ledger {Workspace.of(settings).ledger} is missing, and the table spend has "
@@ -359,20 +361,18 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 def _migrate(connection: sa.Connection, found: str | None) -> None:
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
+    if found is None:
+        VERSIONS.create(connection)
+    elif found not in MIGRATIONS:
         raise LedgerError(
             f"the spend ledger in {_named(connection.engine)} was written by a newer release (revision "
             f"{found}, this one knows {HEAD}); update nq_pipeline"
         )
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    for revision, upgrade in MIGRATIONS.items():
+        if (found or "") < revision <= HEAD:
+            upgrade(connection)
+    connection.execute(VERSIONS.delete())
+    connection.execute(VERSIONS.insert().values(version_num=HEAD))
 
 
 def _is_damage(error: BaseException | None) -> bool:

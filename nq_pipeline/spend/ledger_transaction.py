@@ -84,10 +84,10 @@ class LedgerTransaction:
 
     def record_settings(self, reason: str) -> None:
         """Append a line for every budget that changed since the last one, and book this month's fee."""
+        known = {line.setting: line.value or "" for line in self.select(LINES.c.kind == Kind.BUDGET)}
         for setting, value in self._budgets.recorded().items():
-            last = self._last(*_changes_of(setting))
-            if last is None or last.value != value:
-                why = f"{reason} (was {last.value or 'unset'})" if last else FIRST
+            if known.get(setting) != value:
+                why = f"{reason} (was {known[setting] or 'unset'})" if setting in known else FIRST
                 self.append(Kind.BUDGET, setting=setting, value=value, reason=why)
         self.book_fee()
 
@@ -253,14 +253,7 @@ class LedgerTransaction:
         return _line(row._asdict()) if row else None
 
 
-def _changes_of(setting: str) -> tuple[sa.ColumnElement[bool], ...]:
-    """Conditions that select the changes of a setting."""
-    return LINES.c.kind == Kind.BUDGET, LINES.c.setting == setting
-
-
-_ZONE_CHANGES = _changes_of("NQ_BUDGET_TIMEZONE")
-
-
+_ZONE_CHANGES = LINES.c.kind == Kind.BUDGET, LINES.c.setting == "NQ_BUDGET_TIMEZONE"
 _FIELDS = [field.name for field in fields(Line)]
 
 
