@@ -81,7 +81,7 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
 @report_errors
 def restore_ledger() -> None:
     """Rebuild a lost spend ledger from its copy in the lake, the table spend."""
-    from nq_pipeline.spend.restore import restore_ledger
+    from nq_pipeline.spend.export import restore_ledger
 
     lines, newest = restore_ledger(load())
     click.echo(

@@ -9,7 +9,6 @@ an interest rate of zero the premium is zero.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize.elementwise import find_root
 from scipy.special import ndtr
 
 from nq_pipeline.market import black76
@@ -83,6 +82,8 @@ def implied_volatility(
     # Near the exercise boundary the price is flat and secants fail, so search the bracket.
     left = np.isnan(solved)
     if left.any():
+        from scipy.optimize.elementwise import find_root  # late: takes longer than all else here to import
+
         solution = find_root(
             lambda vol, p, f, k, t, call, r: _price_and_boundary(f, k, t, vol, call, r)[0] - p,
             (low[left], high[left]),

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from nq_pipeline.clock import Clock, PinnedClock
 from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.market.products import PRODUCTS, select_products
-from nq_pipeline.sandbox.synthetic.market import AnyMarket, market
+
+if TYPE_CHECKING:
+    from nq_pipeline.sandbox.synthetic.market import AnyMarket
 
 FAULTS: dict[str, str] = {
     "ok": "answers normally",
@@ -62,6 +65,8 @@ class Scenario:
 
 def parse_options(text: str, defaults: Scenario) -> Scenario:
     """Read `fault=…;now=…;seed=…;products=…`; raises SandboxError for anything else."""
+    from nq_pipeline.sandbox.synthetic.market import market  # late: clients only format options
+
     scenario = defaults
     for part in text.split(";"):
         name, _, value = part.partition("=")

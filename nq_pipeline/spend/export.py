@@ -1,12 +1,18 @@
-"""Copies the ledger's lines to the lake, so that DuckDB can join them to the data they paid for."""
+"""The copy of the ledger in the lake, which DuckDB joins to the data that was paid for.
+
+Runs export new lines to it; a lost ledger is restored from it.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import polars as pl
+import sqlalchemy as sa
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LedgerError
@@ -14,12 +20,11 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import INSTANT, SPEND
 from nq_pipeline.market.sessions import trade_dates
-from nq_pipeline.spend.tables import Line
+from nq_pipeline.settings import Settings
+from nq_pipeline.spend.database import exclusive_transaction, open_engine
+from nq_pipeline.spend.ledger import Ledger
+from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line
 from nq_pipeline.workspace import Workspace
-
-if TYPE_CHECKING:
-    from nq_pipeline.settings import Settings
-    from nq_pipeline.spend.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +32,6 @@ log = logging.getLogger(__name__)
 def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
     """Export at the end of a run. A ledger that cannot be used is only a warning to the run: the database
     is the record, and the next export catches up."""
-    from nq_pipeline.spend.ledger import Ledger
-
     try:
         return export_lines(Ledger(settings), lake, run_id=run_id)
     except LedgerError as error:
@@ -52,8 +55,6 @@ def export_lines(ledger: Ledger, lake: Lake, *, run_id: str) -> int:
 
 def spend_rows(lines: list[Line], began: datetime) -> pl.DataFrame:
     """The lines as rows of the table `spend`; `began` identifies the ledger."""
-    import numpy as np
-
     moments = np.array([to_ns(line.recorded_at) for line in lines], dtype=np.int64)
     columns = {
         name: pl.Series(
@@ -69,3 +70,43 @@ def spend_rows(lines: list[Line], began: datetime) -> pl.DataFrame:
         pl.lit(began).cast(INSTANT).alias("ledger"),
         pl.Series("trade_date", trade_dates(moments)).fill_null(pl.Series(moments).cast(INSTANT).dt.date()),
     )
+
+
+def restore_ledger(settings: Settings) -> tuple[int, datetime]:
+    """Write the lines of the table `spend` to an empty ledger.
+
+    Lines that no run had exported are lost.
+
+    Returns
+    -------
+    int, datetime
+        How many lines were restored, and when the last one was recorded (UTC).
+
+    Raises
+    ------
+    LedgerError
+        The ledger has lines already, or the table has none.
+    """
+    copy = Workspace.of(settings).lake.scan(SPEND).collect()
+    copy = copy.filter(pl.col("ledger") == pl.col("ledger").max()).sort("line")
+    if copy.is_empty():
+        raise LedgerError("the table spend has no lines; there is nothing to restore the ledger from")
+    lines = [_values(row) for row in copy.iter_rows(named=True)]
+    closed = {line["reservation_id"] for line in lines if line["kind"] in CLOSING}
+    held = [
+        {name: line[name] for name in ("environment", "reservation_id")}
+        for line in lines
+        if line["kind"] == Kind.RESERVED and line["reservation_id"] not in closed
+    ]
+    with exclusive_transaction(open_engine(settings, restoring=True)) as connection:
+        if connection.scalar(sa.select(sa.func.count()).select_from(LINES)):
+            raise LedgerError("the spend ledger has lines already; nothing was restored")
+        connection.execute(LINES.insert(), lines)
+        if held:
+            connection.execute(OPEN.insert(), held)
+    return len(lines), lines[-1]["recorded_at"]
+
+
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table as a line; the copy does not name the boot that wrote it."""
+    return {field.name: row.get("line" if field.name == "line_id" else field.name) for field in fields(Line)}

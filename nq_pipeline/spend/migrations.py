@@ -4,6 +4,7 @@ column is a new revision."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -143,11 +144,11 @@ MIGRATIONS: dict[str, Callable[[sa.Connection], None]] = {
 """What each revision changes, in order."""
 
 
-def _create(connection: sa.Connection, name: str, *parts: sa.Column[object] | sa.Index) -> None:
+def _create(connection: sa.Connection, name: str, *parts: sa.Column[Any] | sa.Index) -> None:
     sa.Table(name, sa.MetaData(), *parts, sqlite_autoincrement=name == LINES).create(connection)
 
 
-def _keys(*names: str) -> list[sa.Column[object]]:
+def _keys(*names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, TEXT, primary_key=True) for name in names]
 
 

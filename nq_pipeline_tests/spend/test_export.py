@@ -17,10 +17,9 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.export import export_lines, export_spend
+from nq_pipeline.spend.export import export_lines, export_spend, restore_ledger
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import GIB, NANO
-from nq_pipeline.spend.restore import restore_ledger
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge
 from nq_pipeline_tests.testing.ledgers import FreshLedger
