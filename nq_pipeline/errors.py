@@ -37,6 +37,10 @@ class ExportError(NqError):
     """The format of an export cannot hold what was selected, or there is nothing to export."""
 
 
+class ExportUsage(ExportError):
+    """The options of an export do not fit each other, its format or a table. Exit code 2."""
+
+
 class StoreError(NqError):
     """The object store does not answer or refuses; the message names the bucket and no secret."""
 

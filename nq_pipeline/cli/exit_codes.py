@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nq_pipeline.cli.output import load
-from nq_pipeline.errors import NoLake, NqError, SettingsError, SettingsWarning
+from nq_pipeline.errors import ExportUsage, NoLake, NqError, SettingsError, SettingsWarning
 from nq_pipeline.workspace import Workspace
 
 OK, FAULT, USAGE, NO_CHAIN, SQL_FAILED, UNHEALTHY, NO_LAKE = range(7)
@@ -34,9 +34,8 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if (sentence := _explain(error)) is None:
                 raise
             click.echo(f"nq: {sentence}", err=True)
-            sys.exit(
-                USAGE if isinstance(error, SettingsError) else NO_LAKE if isinstance(error, NoLake) else FAULT
-            )
+            usage = isinstance(error, SettingsError | ExportUsage)
+            sys.exit(USAGE if usage else NO_LAKE if isinstance(error, NoLake) else FAULT)
 
     return wrapped
 

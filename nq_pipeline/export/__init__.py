@@ -94,27 +94,29 @@ def export(
 
     Raises
     ------
+    ExportUsage
+        The options do not fit each other, the format or a table.
     ExportError
-        The format cannot hold what was selected.
+        The format cannot hold what was selected, or there is nothing.
     NoLake
         The data folder has no lake.
     """
     from importlib import import_module
 
-    from nq_pipeline.errors import ExportError
+    from nq_pipeline.errors import ExportUsage
     from nq_pipeline.export.selection import select
     from nq_pipeline.workspace import Workspace
 
     form, dated = FORMATS[name], first is not None or last is not None
     if as_of is not None and (dated or not form.of_moment):
-        raise ExportError(f"{name} takes trade dates here; use --from and --until instead of --as-of")
+        raise ExportUsage(f"{name} takes trade dates here; use --from and --until instead of --as-of")
     if dated and not form.of_dates:
-        raise ExportError(f"{name} holds the chain of one moment; use --as-of instead of --from and --until")
+        raise ExportUsage(f"{name} holds the chain of one moment; use --as-of instead of --from and --until")
     if tables and name not in ("csv", "excel"):
-        raise ExportError(f"{name} has tables of its own; leave out --table, or export csv or excel")
+        raise ExportUsage(f"{name} has tables of its own; leave out --table, or export csv or excel")
     if to.exists() and to.is_dir() != form.is_folder:
         kind, needed = ("file", "a folder") if form.is_folder else ("folder", "a file")
-        raise ExportError(f"{to} is a {kind}, but {name} is {form.meaning}; give --to {needed}")
+        raise ExportUsage(f"{to} is a {kind}, but {name} is {form.meaning}; give --to {needed}")
     lake = Workspace.of(settings).existing_lake
     with select(
         lake,

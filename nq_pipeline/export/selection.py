@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 import polars as pl
 
-from nq_pipeline.errors import ExportError, LakeError
+from nq_pipeline.errors import ExportError, ExportUsage, LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import PARTITION, TABLES, Column
@@ -56,16 +56,16 @@ class Selection:
 
         Raises
         ------
-        ExportError
+        ExportUsage
             The table has no trade dates, or no snapshots although a moment is selected.
         """
         names = self.connection.sql(f"FROM {table} LIMIT 0").columns
         if day not in names:
-            raise ExportError(f"{table} has no trade dates; use `nq sql --csv` for it")
+            raise ExportUsage(f"{table} has no trade dates; use `nq sql --csv` for it")
         current = ""
         if self.is_moment:
             if "snapshot_ts_ns" not in names:
-                raise ExportError(f"{table} has no snapshots; choose trade dates with --from and --until")
+                raise ExportUsage(f"{table} has no snapshots; choose trade dates with --from and --until")
             keys = ", ".join(key for key in _KEYS if key in names)
             current = f"SEMI JOIN moment USING ({keys})"
         yield self.connection.sql(f"SELECT {columns} FROM {table} LIMIT 0").pl()
@@ -110,9 +110,9 @@ def select(
     """Open the lake and find the trade dates; `export` describes the parameters."""
     for name in tables:
         if name not in _SHOWN:
-            raise ExportError(f"{name} is no table or view; `nq tables` lists them")
+            raise ExportUsage(f"{name} is no table or view; `nq tables` lists them")
     if as_of is not None and as_of.tzinfo is None:
-        raise ExportError(f"{as_of.isoformat()} has no time zone; write one, as in 2025-06-10T15:00:00Z")
+        raise ExportUsage(f"{as_of.isoformat()} has no time zone; write one, as in 2025-06-10T15:00:00Z")
     with (
         TemporaryDirectory(prefix="nq-export-") as spill,
         catalog.connect(lake, memory_mb=memory_mb) as connection,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import nq_pipeline
 from nq_pipeline.cli import main
-from nq_pipeline.errors import ExportError
+from nq_pipeline.errors import ExportError, ExportUsage
 from nq_pipeline.export import export
 from nq_pipeline.export.selection import DEFAULT
 from nq_pipeline.settings import Settings
@@ -82,25 +82,26 @@ def test_a_table_that_is_too_long_for_a_sheet_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "words", "is_usage"),
     [
-        ("optopsy", {"as_of": SNAPSHOT}, "takes trade dates"),
-        ("openbb", {"first": MONDAY}, "use --as-of"),
-        ("openbb", {"tables": ["trades"]}, "leave out --table"),
-        ("csv", {"tables": ["nothing"]}, "no table"),
-        ("csv", {"tables": ["trades"]}, "has no snapshots"),
-        ("csv", {"tables": ["contracts"], "first": MONDAY}, "has no trade dates"),
-        ("csv", {"first": date(2024, 1, 2), "last": date(2024, 1, 2)}, "no rows"),
-        ("csv", {"as_of": datetime(2025, 1, 2, tzinfo=UTC)}, "as of 2025-01-02.*nq report --list"),
-        ("csv", {"as_of": datetime(2025, 1, 2)}, "time zone"),
-        ("csv", {"as_of": SNAPSHOT, "first": TUESDAY}, "instead of --as-of"),
+        ("optopsy", {"as_of": SNAPSHOT}, "takes trade dates", True),
+        ("openbb", {"first": MONDAY}, "use --as-of", True),
+        ("openbb", {"tables": ["trades"]}, "leave out --table", True),
+        ("csv", {"tables": ["nothing"]}, "no table", True),
+        ("csv", {"tables": ["trades"]}, "has no snapshots", True),
+        ("csv", {"tables": ["contracts"], "first": MONDAY}, "has no trade dates", True),
+        ("csv", {"first": date(2024, 1, 2), "last": date(2024, 1, 2)}, "no rows", False),
+        ("csv", {"as_of": datetime(2025, 1, 2, tzinfo=UTC)}, "as of 2025-01-02.*nq report --list", False),
+        ("csv", {"as_of": datetime(2025, 1, 2)}, "time zone", True),
+        ("csv", {"as_of": SNAPSHOT, "first": TUESDAY}, "instead of --as-of", True),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(
-    settings: Settings, tmp_path: Path, name: str, options: dict[str, object], words: str
+    settings: Settings, tmp_path: Path, name: str, options: dict[str, object], words: str, is_usage: bool
 ) -> None:
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ExportError, match=words) as refused:
         export(settings, name, tmp_path / "to", **options)  # type: ignore[arg-type]
+    assert isinstance(refused.value, ExportUsage) == is_usage
 
 
 def test_a_file_is_not_taken_for_a_folder(settings: Settings, tmp_path: Path) -> None:
@@ -119,5 +120,6 @@ def test_the_command_says_what_it_wrote_and_left_out(settings: Settings, tmp_pat
     assert done.exit_code == 0, done.output
     assert "SANDBOX" in done.output and "trade_ticks: 4" in done.output
     assert "left out: 1 trades of other instruments" in done.output
-    refused = CliRunner().invoke(main, ["export", "csv", "--to", str(tmp_path), "--as-of", "noon"])
-    assert refused.exit_code == 2
+    for wrong in (["--as-of", "noon"], ["--table", "nothing"]):
+        refused = CliRunner().invoke(main, ["export", "csv", "--to", str(tmp_path), *wrong], env=environment)
+        assert refused.exit_code == 2, refused.output
