@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obstore.fsspec import FsspecStore
 
-from nq_pipeline.settings.groups import StoreSettings
+if TYPE_CHECKING:
+    from nq_pipeline.settings.groups import StoreSettings
+
 
 MOST_KNOWN = 100_000
 """Files whose size is remembered; then all are forgotten."""

@@ -25,10 +25,11 @@ from urllib.parse import urlsplit
 from nq_pipeline import files
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import StoreError
-from nq_pipeline.settings.groups import StoreSettings
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+    from nq_pipeline.settings.groups import StoreSettings
 
 CHUNK_BYTES = 16 << 20
 """Bytes that one request of a large object reads; each request has its own retries."""

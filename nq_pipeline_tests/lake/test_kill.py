@@ -20,7 +20,7 @@ FORMATS = ("manifest", "delta")
 
 
 @pytest.mark.parametrize(
-    "kills", [6, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
+    "kills", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
 )
 def test_a_lake_survives_kill_9_at_any_moment(
     lake: Lake, writer: Callable[..., subprocess.Popen[str]], kills: int
