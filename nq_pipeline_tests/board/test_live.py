@@ -129,11 +129,13 @@ def test_trades_come_although_a_table_is_damaged(workspace: Workspace, settings:
     workspace.lake.append(GAPS, conform(GAPS, pl.DataFrame([gap_row(1)])), run_id="run")
     for file in workspace.lake.root.glob("gaps/**/*.parquet"):
         file.write_bytes(b"damaged")
-    with Feed(workspace.capture) as feed, live_board(settings, ShiftedClock(NOON)) as address:
-        feed.session(market(10))
+    with Feed(workspace.capture) as feed, live_board(settings, ShiftedClock(DURING)) as address:
+        feed.session(market(1))
         reader = Reader(address)
-        reader.until(lambda: reader.trades)
+        reader.until(lambda: {"spend", "volatility"} <= reader.sections.keys())
         reader.until(lambda: "gaps" in (reader.sections["capture"]["failure"] or ""))
+        feed.send(market(10)[1:])
+        reader.until(lambda: len(reader.trades) == len(market(10)))
 
 
 def test_charts_that_failed_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
