@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from asyncio import Semaphore
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import version
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -57,12 +57,6 @@ class Answers:
         self._space = Space(limits.memory_mb)
         self._pool = ThreadPoolExecutor(ROWS_AT_ONCE + SQL_AT_ONCE, thread_name_prefix="query")
         self._rows, self._sql = Semaphore(ROWS_AT_ONCE), Semaphore(SQL_AT_ONCE)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """RowsResponse while the context lasts."""
-        with self._pool:
-            yield
 
     async def rows(self, request: Request, query: RowQuery) -> Response:
         """The rows of an endpoint, or 304 if the client has them: they only change when a table does."""

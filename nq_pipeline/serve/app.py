@@ -89,7 +89,7 @@ def build_app(settings: Settings, *, clock: Clock, host: str) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with hub.running(), answers.running(), replays.running():
+        async with hub.running():
             yield
 
     return Starlette(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from nq_pipeline.capture.log.locks import lock_pid
@@ -35,17 +35,11 @@ class Metrics:
     ) -> None:
         self._settings, self._workspace, self._lake = settings, workspace, lake
         self._live, self._hub, self._log = live, hub, workspace.capture / dataset
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def text(self) -> bytes:
         """All metrics in the text format."""
-        text: bytes = generate_latest(self._registry)
+        text: bytes = generate_latest(self)  # a registry of one collector
         return text
-
-    def describe(self) -> list[Metric]:
-        """Nothing: the names are known when the values are."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """The values of this moment."""
@@ -64,16 +58,18 @@ class Metrics:
 
     def _capture(self) -> Iterator[Metric]:
         capturing = lock_pid(self._workspace.capture) is not None
-        yield _gauge("nq_capture_running", "Whether a process captures here.", capturing)
+        yield GaugeMetricFamily("nq_capture_running", "Whether a process captures here.", capturing)
         size = sum(segment.path.stat().st_size for segment in list_segments(self._log))
-        yield _gauge("nq_capture_log_bytes", "Size of the capture log.", size)
+        yield GaugeMetricFamily("nq_capture_log_bytes", "Size of the capture log.", size)
         lag = None if self._hub.lag_ms is None else self._hub.lag_ms / 1000
-        yield _gauge("nq_stream_lag_seconds", "Age of the newest record when it was streamed.", lag)
+        yield GaugeMetricFamily(
+            "nq_stream_lag_seconds", "Age of the newest record when it was streamed.", lag
+        )
         rows = CounterMetricFamily("nq_stream_rows", "Rows streamed by this server.", labels=["type"])
         for kind, number in self._hub.sent.items():
             rows.add_metric([kind], number)
         yield rows
-        yield _gauge("nq_stream_subscribers", "Clients of the stream.", self._hub.subscribers)
+        yield GaugeMetricFamily("nq_stream_subscribers", "Clients of the stream.", self._hub.subscribers)
 
     def _rows(self) -> Iterator[Metric]:
         rows = GaugeMetricFamily("nq_table_rows", "Rows of a table.", labels=["table"])
@@ -100,7 +96,7 @@ class Metrics:
             yield metric
         ((newest,),) = connection.sql("SELECT epoch(max(snapshot_ts)) FROM option_chain").fetchall()
         age = None if newest is None else self._settings.clock.now().timestamp() - newest
-        yield _gauge("nq_snapshot_age_seconds", "Age of the newest chain.", age)
+        yield GaugeMetricFamily("nq_snapshot_age_seconds", "Age of the newest chain.", age)
 
     def _spend(self) -> Iterator[Metric]:
         month = read_ledger(self._settings).month()
@@ -117,11 +113,6 @@ class Metrics:
         left.add_metric(["month"], float(month.remaining_usd))
         left.add_metric(["day"], float(month.remaining_today_usd))
         yield left
-
-
-def _gauge(name: str, meaning: str, value: float | None) -> GaugeMetricFamily:
-    """A metric with one value, or none where it is not known."""
-    return GaugeMetricFamily(name, meaning, value=value)
 
 
 _REQUEST = ["source", "outcome", "cache"]

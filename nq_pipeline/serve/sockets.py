@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from datetime import datetime
 from functools import partial
 from time import monotonic
@@ -64,12 +64,6 @@ class Replays:
         self._live = live
         self._pool = ThreadPoolExecutor(REPLAYS_AT_ONCE, thread_name_prefix="replay")
         self._running = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Send while the context lasts."""
-        with self._pool:
-            yield
 
     async def send(self, socket: WebSocket) -> None:
         """Send a span, then close normally."""

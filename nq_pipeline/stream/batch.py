@@ -74,7 +74,7 @@ class Batch:
     def text(self) -> str:
         """The message of the batch: `{"type": …, "cursor": …, "rows": […]}`. Instants have nanoseconds."""
         cursor = f'"{self.cursor}"' if self.cursor else "null"
-        return f'{{"type":"{self.type}","cursor":{cursor},"rows":{to_json(self.frame)}}}'
+        return f'{{"type":"{self.type}","cursor":{cursor},"rows":[{",".join(to_json_rows(self.frame))}]}}'
 
 
 def encode(plain: str) -> str:
@@ -90,10 +90,11 @@ def decode(text: str) -> str:
         return ""
 
 
-def to_json(frame: pl.DataFrame) -> str:
-    """The rows as a JSON array of objects; instants in ISO 8601 with nanoseconds, exact decimals as text."""
+def to_json_rows(frame: pl.DataFrame) -> list[str]:
+    """The rows as JSON objects; instants in ISO 8601 with nanoseconds, exact decimals as text."""
     instants = pl.selectors.datetime().dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ")
-    return frame.with_columns(instants, pl.selectors.decimal().cast(pl.String)).write_json()
+    exact = frame.with_columns(instants, pl.selectors.decimal().cast(pl.String))
+    return exact.write_ndjson().split("\n")[:-1]  # texts may have other ends of lines
 
 
 def from_json(type_: BatchType, cursor: Cursor, rows: Sequence[str]) -> Batch:

@@ -21,7 +21,7 @@ from nq_pipeline.files import make_folder
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, GAPS, Table
 from nq_pipeline.market.contracts import PRODUCT_OF
-from nq_pipeline.stream.batch import BatchType, to_json
+from nq_pipeline.stream.batch import BatchType, to_json_rows
 
 NAME = "stream.sqlite"
 PAGE = 1_000
@@ -67,32 +67,33 @@ class EventLog:
 
     def read(self, after: int, until: int) -> Iterator[tuple[BatchType, int, list[str]]]:
         """Events after one number, up to and with another: type, last number, and rows as JSON objects."""
-        with self._open() as database:
-            rows = database.execute(
-                "SELECT type, number, row FROM events "
-                "WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
-                [after, until, PAGE],
-            ).fetchall()
-        for kind, group in groupby(rows, key=itemgetter(0)):
-            same = list(group)
-            yield kind, same[-1][1], [row for _, _, row in same]
-        if len(rows) == PAGE:
-            yield from self.read(rows[-1][1], until)
+        while True:
+            with self._open() as database:
+                rows = database.execute(
+                    "SELECT type, number, row FROM events "
+                    "WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
+                    [after, until, PAGE],
+                ).fetchall()
+            for kind, group in groupby(rows, key=itemgetter(0)):
+                same = list(group)
+                yield kind, same[-1][1], [row for _, _, row in same]
+            if len(rows) < PAGE:
+                return
+            after = rows[-1][1]
 
     def _collect(self, lake: Lake, table: Table, kind: BatchType) -> None:
         current = lake.manifest(table).files
         fresh = {f.trade_date for f in current if f.path not in self._seen.get(table.name, frozenset())}
         if not fresh:
             return
-        rows = lake.scan(table, fresh).collect()
-        rows = rows.sort(table.total_order) if table is GAPS else snapshots_won(rows)
+        scan = lake.scan(table, fresh)
+        rows = (scan.sort(table.total_order) if table is GAPS else snapshots_won(scan)).collect()
         key = pl.concat_str([pl.col(name) for name in _KEYS[kind]], separator="|").alias("key")
         keys = rows.select(pl.lit(kind) + "|" + key).to_series()
-        texts = [to_json(rows[i])[1:-1] for i in range(len(rows))]
         with self._open() as database:
             database.executemany(
                 "INSERT OR IGNORE INTO events (type, key, row) VALUES (?, ?, ?)",
-                ((kind, name, text) for name, text in zip(keys, texts, strict=True)),
+                ((kind, name, text) for name, text in zip(keys, to_json_rows(rows), strict=True)),
             )
         self._seen[table.name] = frozenset(file.path for file in current)
 
@@ -109,7 +110,7 @@ _KEYS: dict[BatchType, tuple[str, ...]] = {
 }
 
 
-def snapshots_won(decisions: pl.DataFrame) -> pl.DataFrame:
+def snapshots_won(decisions: pl.LazyFrame) -> pl.LazyFrame:
     """What won in each run: one row per snapshot, product and source."""
     root = pl.col("series").str.split("-").list.first()
     return (

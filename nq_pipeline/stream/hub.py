@@ -216,8 +216,8 @@ class Hub:
             try:
                 reached = await loop.run_in_executor(thread, self._read, send)
                 self.head, self.failure = reached, self._events_failure
-            except (CaptureError, OSError) as error:
-                self.failure = str(error)
+            except Exception as error:  # whatever it is, subscribers hear of it, and it is tried again
+                self.failure = str(error) or repr(error)
                 self._growth = _Growth(self._folder)  # so that the same bytes are read again
                 await asyncio.sleep(STATUS_S)
             if monotonic() >= status_due:

@@ -132,7 +132,7 @@ def _gaps(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
 
 
 def _snapshots(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
-    return snapshots_won(_whole(connection, DECISIONS)), "snapshot_ts"
+    return snapshots_won(_whole(connection, DECISIONS).lazy()).collect(), "snapshot_ts"
 
 
 _EVENTS: dict[BatchType, Callable[[duckdb.DuckDBPyConnection], tuple[pl.DataFrame, str]]] = {

@@ -19,6 +19,7 @@ from nq_pipeline.lake.tables import GAPS, conform
 from nq_pipeline.stream.batch import Batch, Cursor
 from nq_pipeline.stream.events import NAME
 from nq_pipeline.stream.hub import Hub
+from nq_pipeline.stream.log_tail import LogTail
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import Clock
 from nq_pipeline_tests.testing.feeds import DATASET, Feed, market, replayed
@@ -219,5 +220,24 @@ def test_trades_come_while_gaps_cannot_be_read(workspace: Workspace, broken: str
                 feed.send(records[20:])
                 assert len(keys(await until_rows(batches, len(records) - 20))) == len(records) - 20
                 assert hub.failure
+
+    run(work)
+
+
+def test_an_unexpected_error_is_shown_and_the_reader_goes_on(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: LogTail) -> None:
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        with Feed(workspace.capture) as feed:
+            async with hub_of(workspace).running() as hub, aclosing(hub.subscribe()) as batches:
+                with monkeypatch.context() as patched:
+                    patched.setattr(LogTail, "read", fail)
+                    feed.session(market(20))
+                    while "ZeroDivision" not in str((await anext(batches)).frame["failure"].item()):
+                        pass
+                assert len(keys(await until_rows(batches, len(market(20))))) == len(market(20))
 
     run(work)
