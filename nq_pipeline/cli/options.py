@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from contextlib import suppress
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 
 import click
@@ -21,10 +22,18 @@ def usd(text: str) -> Decimal:
 
 def instant(text: str) -> datetime:
     """Parse an instant in ISO 8601 with a time zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise click.BadParameter(f"{text}: write an instant like 2025-06-10T15:00:00Z")
-    return moment
+    with suppress(ValueError):
+        if (moment := datetime.fromisoformat(text)).tzinfo:
+            return moment
+    raise click.BadParameter(f"{text}: write an instant like 2025-06-10T15:00:00Z")
+
+
+def day_or_instant(text: str) -> date:
+    """Parse a trade date, or an instant (a `datetime`) in ISO 8601 with a time zone."""
+    with suppress(ValueError):
+        return date.fromisoformat(text)
+    with suppress(click.BadParameter):
+        return instant(text)
+    raise click.BadParameter(
+        f"{text}: write a trade date like 2025-06-10 or an instant like 2025-06-10T15:00:00Z"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from datetime import date, datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,6 +15,7 @@ import click
 
 from nq_pipeline.cli.exit_codes import SQL_FAILED, lake_damage, report_errors
 from nq_pipeline.cli.help import DatedHelp
+from nq_pipeline.cli.options import day_or_instant
 from nq_pipeline.cli.output import load, note_sandbox
 from nq_pipeline.workspace import Workspace
 
@@ -83,12 +84,12 @@ def _shown(relation: duckdb.DuckDBPyRelation) -> str:
 
 
 @click.command(cls=DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
-@click.option("--snapshot", "moment", metavar="DATE|INSTANT",
+@click.option("--snapshot", "moment", type=day_or_instant, metavar="DATE|INSTANT",
               help="The newest snapshot of this trade date, or the chain as of this instant.")  # fmt: skip
 @click.option("--list", "only_list", is_flag=True, help="Only list the snapshots of the lake or trade date.")
 @click.option("--no-open", is_flag=True, help="Only write the page.")
 @report_errors
-def report(moment: str | None, only_list: bool, no_open: bool) -> None:
+def report(moment: date | None, only_list: bool, no_open: bool) -> None:
     """Write the report of a snapshot, one HTML page, and open it in the browser.
 
     It shows volatility, positions, gamma exposure, trades, what changed since earlier snapshots, the sources
@@ -106,9 +107,10 @@ def report(moment: str | None, only_list: bool, no_open: bool) -> None:
     from nq_pipeline.report import snapshots
     from nq_pipeline.report.page import write_report
 
-    day, instant = _day_or_instant(moment)
+    instant = moment if isinstance(moment, datetime) else None
+    day = None if instant else moment
     if only_list and instant:
-        raise click.UsageError(f"--list --snapshot {moment}: write a trade date like 2025-06-10")
+        raise click.UsageError(f"--list --snapshot {instant.isoformat()}: write a trade date like 2025-06-10")
     settings = load()
     note_sandbox(settings)
     if only_list:
@@ -127,20 +129,6 @@ def report(moment: str | None, only_list: bool, no_open: bool) -> None:
     opened = path is not None and not no_open and webbrowser.open(path.as_uri())
     where = written.uri if path is None or path == written.path else f"{written.uri}, a copy in {path}"
     click.echo(f"Report: {where}{'' if opened else '; open it in any browser'}")
-
-
-def _day_or_instant(text: str | None) -> tuple[date | None, datetime | None]:
-    """Parse a trade date, or an instant in ISO 8601 with a time zone."""
-    if text is None:
-        return None, None
-    with suppress(ValueError):
-        return date.fromisoformat(text), None
-    with suppress(ValueError):
-        if (instant := datetime.fromisoformat(text)).tzinfo:
-            return None, instant
-    raise click.UsageError(
-        f"--snapshot {text}: write a trade date like 2025-06-10 or an instant like 2025-06-10T15:00:00Z"
-    )
 
 
 def _snapshot_line(

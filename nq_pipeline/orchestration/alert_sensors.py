@@ -35,7 +35,8 @@ def run_failures(context: dg.RunFailureSensorContext, vendors: dg.ResourceParam[
     settings, run = vendors.settings(), context.dagster_run
     alert = failed_run(
         run.job_name,
-        _failure(context),
+        failure_reason(context.instance, run.run_id)
+        or one_line(context.failure_event.message or "no reason given"),
         kind=run.tags.get(KIND, ""),
         trade_date=run.tags.get(PARTITION),
         by_hand=run.job_name == ASSET_PAGE_JOB,
@@ -123,15 +124,15 @@ def _page(settings: Settings, path: str) -> str:
     return f"{settings.alerts.ui_url.rstrip('/')}/{path}"
 
 
-def _failure(context: dg.RunFailureSensorContext) -> str:
-    """Why the run failed: the sentence of the failed step where it gave one."""
-    for event in context.get_step_failure_events():
-        data = event.step_failure_data
-        if data.user_failure_data and data.user_failure_data.description:
+def failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Why the first failed step of a run failed: its sentence where it gave one; empty if no step failed."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        data = entry.dagster_event.step_failure_data if entry.dagster_event else None
+        if data and data.user_failure_data and data.user_failure_data.description:
             return data.user_failure_data.description
-        if data.error:
+        if data and data.error:
             cause = data.error.cause or data.error
             if cause.cls_name == "DagsterExecutionInterruptedError":
                 return "its process was interrupted"
             return one_line(cause.message)
-    return one_line(context.failure_event.message or "no reason given")
+    return ""

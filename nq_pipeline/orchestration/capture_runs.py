@@ -16,6 +16,7 @@ from nq_pipeline.capture.capture_policy import (
 )
 from nq_pipeline.capture.log.locks import is_run_alive, read_capture_holder, runs_alive
 from nq_pipeline.errors import NotEntitled
+from nq_pipeline.orchestration.alert_sensors import failure_reason
 from nq_pipeline.orchestration.jobs import capture_job
 from nq_pipeline.orchestration.metadata import MISSING_ROOTS, NONE
 from nq_pipeline.orchestration.names import CAPTURE, CAPTURE_HEALTH, KIND, PARTITION
@@ -115,13 +116,8 @@ def refusal(instance: dg.DagsterInstance, settings: Settings, day: date) -> str:
 
 
 def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """Why the step of a failed run failed."""
-    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        event = entry.dagster_event
-        failure = event.step_failure_data.user_failure_data if event else None
-        if failure and failure.description:
-            return failure.description
-    return run.tags[STOPPED_TAG]
+    """Why a capture ended for good; at least the class of the error."""
+    return failure_reason(instance, run.run_id) or run.tags[STOPPED_TAG]
 
 
 def missing_roots(instance: dg.DagsterInstance, day: date) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +17,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.registry import load_source
 
 if TYPE_CHECKING:
-    from nq_pipeline.chains.result import Snapshot
-    from nq_pipeline.sources.base import ChainRequest, Source
+    from nq_pipeline.sources.base import Source
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,6 @@ class Vendors:
         from nq_pipeline.runtime import market_clock
 
         return market_clock(self.settings()).now()
-
-    def snapshot(
-        self,
-        settings: Settings,
-        request: ChainRequest,
-        *,
-        sources: Sequence[str],
-        choose: bool,
-        refresh: bool,
-    ) -> Snapshot:
-        """Ask the named sources (stand-ins in the sandbox) and write their answers."""
-        from nq_pipeline.chains.snapshot import take_snapshot
-        from nq_pipeline.runtime import endpoints
-
-        with endpoints(settings.with_values(sources=tuple(sources))) as reachable:
-            return take_snapshot(reachable, request, refresh=refresh, choose=choose, opener=self.opener)
 
 
 def vendors_resource(vendors: Vendors) -> dg.ResourceDefinition:

@@ -72,14 +72,20 @@ def option_chains(
     context: dg.AssetExecutionContext, config: ChainConfig, vendors: dg.ResourceParam[Vendors]
 ) -> Iterator[Event]:
     """Take one snapshot of the selected vendors' chains; choosing a chain asks all vendors."""
+    from nq_pipeline.chains.snapshot import take_snapshot
+    from nq_pipeline.runtime import endpoints
+
     # A check selected without its asset still needs the vendor's answer.
     selected = context.selected_asset_keys | {check.asset_key for check in context.selected_asset_check_keys}
     choose = CHOSEN_CHAIN in selected
     with failing_in_one_sentence():
         settings = vendors.settings()
-        names = [name for name in settings.chains.sources if choose or SOURCE_CHAINS[name] in selected]
+        names = (name for name in settings.chains.sources if choose or SOURCE_CHAINS[name] in selected)
         request = _request(context, settings)
-        snapshot = vendors.snapshot(settings, request, sources=names, choose=choose, refresh=config.refresh)
+        with endpoints(settings.with_values(sources=tuple(names))) as reachable:
+            snapshot = take_snapshot(
+                reachable, request, refresh=config.refresh, choose=choose, opener=vendors.opener
+            )
     for name, key in SOURCE_CHAINS.items():
         if key in selected:
             yield from _source_events(context, name, snapshot, settings)
