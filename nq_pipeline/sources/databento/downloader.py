@@ -46,8 +46,7 @@ LISTED_AFTER_S = 600
 class Downloader:
     """Provides the spans that one run needs for one purpose.
 
-    A batch job may take `wait_s` seconds to be prepared. `report` is called with progress messages, `sleep`
-    with the seconds to wait before the state of a job is requested again.
+    A batch job may take `wait_s` seconds to be prepared. `report` is called with progress messages.
     """
 
     purchases: Purchases
@@ -55,7 +54,6 @@ class Downloader:
     records: PurchaseRecords
     wait_s: float = 3600.0
     report: Callable[[str], None] = lambda message: None
-    sleep: Callable[[float], None] = time.sleep
 
     def ensure(self, query: Query, *, batch: bool = False) -> Download:
         """Return a span, buying it (as a batch job, or streamed) unless it is on disk already.
@@ -271,14 +269,14 @@ class Downloader:
     def _wait_for(self, job: BatchJob) -> BatchJob:
         """The job, once it is done."""
         end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
-        while not job.done:
+        while job.state != "done":
             if job.state == "expired":
                 raise Unavailable(f"job {job.id} has expired; delete its .job file to have it prepared again")
             if time.monotonic() > end:
                 raise Unavailable(
                     f"job {job.id} is {job.state} after {self.wait_s:.0f} s; it is paid for: run this again"
                 )
-            self.sleep(min(pause, max(0.0, end - time.monotonic())))
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(2 * pause, MAX_POLL_S)
             job = self.purchases.client.job(job.id)
         return job

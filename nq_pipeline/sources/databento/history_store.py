@@ -14,8 +14,8 @@ body that is cut off, even between two records or zstd frames, fails this test.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -194,11 +194,9 @@ class HistoryStore:
     def _name(self, query: Query, suffix: str) -> str:
         return f"{query.schema}/{span_digest(query)}.{suffix}"
 
-    @contextmanager
-    def locked(self, query: Query) -> Iterator[None]:
+    def locked(self, query: Query) -> AbstractContextManager[bool]:
         """Hold the lock by which one process at a time buys a span."""
-        with locked(self.path(query, "lock")):
-            yield
+        return locked(self.path(query, "lock"))
 
 
 def file_sha256(path: Path) -> str:

@@ -67,7 +67,7 @@ class Databento:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._vendor = settings.vendor(DatabentoSettings)
-        self.base_url = self._vendor.url.rstrip("/")
+        self.base_url = self._vendor.url
         self.policy = Policy.of(settings.http)
 
     def ask(self, request: ChainRequest, vendor_session: VendorSession) -> ChainAnswer:

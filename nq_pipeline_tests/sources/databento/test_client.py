@@ -35,6 +35,7 @@ from nq_pipeline.errors import (
     NotConfigured,
     NotEntitled,
     RateLimited,
+    SettingsError,
     SourceError,
     Unavailable,
 )
@@ -147,8 +148,8 @@ def test_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPat
     "url", ["http://hist.databento.com", "ftp://127.0.0.1", "hist.databento.com", "https://"]
 )
 def test_unusable_or_unsafe_addresses_are_refused(url: str) -> None:
-    with pytest.raises(NotConfigured, match="NQ_DATABENTO_URL"):
-        official_client(KEY, url, timeout_s=3)
+    with pytest.raises(SettingsError, match="NQ_DATABENTO_URL"):
+        load(databento_url=url)
 
 
 def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
