@@ -72,7 +72,8 @@ def take_snapshot(
             won = set(select(settings, sources, request, results).filter("won")["series"])
             missing = tuple(series for series in request.series if series.key not in won)
             if missing:
-                update_record(planned_record(settings, request, plan | {source.name: missing}, choose))
+                plan[source.name] = missing
+                update_record(planned_record(settings, request, plan, choose))
                 part = replace(request, series=missing)
                 results |= ask_sources([source], settings, part, refresh=refresh, progress=progress)[0]
             else:

@@ -687,6 +687,19 @@ def test_a_killed_run_that_selects_no_chain_is_finished_without_one(
     assert finished.chain.is_empty() and finished.decisions.is_empty()
 
 
+def test_a_killed_run_has_the_answers_of_every_metered_vendor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Vendor("tradovate", metered=True, has={TOMORROW})
+    vendors = Vendor("barchart", has={TODAY}), first, Vendor("databento", metered=True)
+    desk = Desk(tmp_path, *vendors, horizon_days=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nq_pipeline.chains.snapshot.select_and_store", die)
+        desk.snap()
+    (finished,) = finish(desk, [])
+    assert finished.winners == dict.fromkeys(("barchart", "tradovate", "databento"), PER_SERIES)
+
+
 def test_a_killed_run_of_an_unknown_vendor_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
