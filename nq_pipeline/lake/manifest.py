@@ -98,7 +98,7 @@ class Manifest:
         *,
         add: Iterable[DataFile] = (),
         remove: Iterable[DataFile] = (),
-        marks: Mapping[str, int] | None = None,
+        marks: Mapping[str, int] = {},
         at: int,
     ) -> Manifest:
         """The version after this one, made at `at` (nanoseconds UTC, real time)."""
@@ -108,7 +108,7 @@ class Manifest:
             version=self.version + 1,
             files=(*(file for file in self.files if file.path not in gone), *add),
             superseded=(*self.superseded, *(Superseded(path, at) for path in gone)),
-            marks={**self.marks, **(marks or {})},
+            marks={**self.marks, **marks},
         )
 
     def forget(self, before: int) -> Manifest:

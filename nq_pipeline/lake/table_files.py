@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import date
+from fnmatch import fnmatch
 from pathlib import Path
 
 import polars as pl
@@ -24,10 +25,12 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, stale_temporaries, sync, temporary_for
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
+from nq_pipeline.lake.objects import LocalObjects, Objects
 from nq_pipeline.lake.tables import PARTITION, Table
 
 DAMAGED = ".damaged"
 """Suffix of a damaged file's new name."""
+DataFiles = Sequence[DataFile]
 
 
 class TableFiles(ABC):
@@ -38,13 +41,20 @@ class TableFiles(ABC):
     folder
         The table's folder on this host. It holds the locks and files that are being written; without an
         object store also the table itself.
+    table
+        The table; `stored` is the table as its files have it.
+    objects
+        Where the data files are.
     """
 
     is_delta = False
 
-    def __init__(self, folder: Path, table: Table) -> None:
+    def __init__(self, folder: Path, table: Table, stored: Table, objects: Objects) -> None:
         self.folder = folder
         self.table = table
+        self.stored = stored
+        self.objects = objects
+        self._place = objects.uri()
 
     @abstractmethod
     def exists(self) -> bool:
@@ -60,77 +70,40 @@ class TableFiles(ABC):
 
     @abstractmethod
     def commit(
-        self,
-        base: Manifest,
-        *,
-        add: Sequence[DataFile] = (),
-        remove: Sequence[DataFile] = (),
-        marks: Mapping[str, int] | None = None,
+        self, base: Manifest, *, add: DataFiles = (), remove: DataFiles = (), marks: Mapping[str, int] = {}
     ) -> Manifest | None:
         """Make the version after `base`, durably and all or nothing; None if another writer was first."""
 
     @abstractmethod
-    def location(self, file: DataFile) -> str:
-        """The path or URI of a file."""
-
-    @abstractmethod
-    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+    def scan(self, files: DataFiles) -> pl.LazyFrame:
         """The rows of some files, which need not be current. The files are not checked."""
 
     @abstractmethod
-    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
-        """The runs that the footers of some files name, sorted."""
+    def put(self, base: Manifest, day: date, level: int, staged: Path) -> str:
+        """Move a staged file, durably, to where the version after `base` may list it; returns its path."""
 
     @abstractmethod
-    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
-        """What is wrong with a file, as `parquet.find_fault` says."""
+    def removed(self, before: int) -> set[str]:
+        """The paths of files that were replaced before an instant (ns UTC), as far as the versions say."""
 
     @abstractmethod
-    def write_staged(
-        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
-    ) -> parquet.WrittenFile:
-        """Write sorted frames of one trade date to a local file."""
+    def describe(self, path: str, size: int) -> DataFile | None:
+        """What the path of a data file says of it; None for any other file."""
 
     @abstractmethod
-    def place(
-        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
-    ) -> DataFile:
-        """Move a staged file, durably, to where the version after `base` may list it."""
-
-    @abstractmethod
-    def remove(self, files: Iterable[DataFile]) -> int:
-        """Delete files that no version lists; returns how many there were."""
-
-    @abstractmethod
-    def superseded(self, before: int) -> list[DataFile]:
-        """Files that were replaced before an instant (ns UTC) and are still there."""
-
-    @abstractmethod
-    def forget(self, before: int) -> None:
-        """After `remove`: drop what the versions still say about files replaced before an instant."""
-
-    @abstractmethod
-    def unlisted(self, before: int) -> list[DataFile]:
-        """Data files last written before an instant (ns UTC) that no version lists."""
-
-    @abstractmethod
-    def data_files(self) -> list[DataFile]:
-        """Every data file that is there, ordered by path; only paths, and what they say, are known."""
-
-    @abstractmethod
-    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
-        """A local file with the content of a data file; `FileNotFoundError` if it is not there."""
-
-    @abstractmethod
-    def set_aside(self, file: DataFile) -> str:
-        """Rename a damaged file so that nothing reads it; returns the new path or URI."""
-
-    @abstractmethod
-    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+    def rebuild(self, files: DataFiles, redundant: DataFiles) -> None:
         """Make a version with exactly these files, whatever the newest one is, or if it cannot be read.
 
         All rows of the `redundant` files are in others; they go after an hour.
         """
+
+    def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Rows of the table in the types of its files."""
+        return frame
+
+    def forget(self, before: int) -> None:
+        """After `remove`: drop what the versions still say about files replaced before an instant."""
+        return
 
     def stamp(self) -> object:
         """A value that is different for each version, cheaper to read than the version."""
@@ -156,6 +129,77 @@ class TableFiles(ABC):
         make_folder(folder)
         return temporary_for(folder / "staged.parquet")
 
+    def location(self, file: DataFile) -> str:
+        """The path or URI of a file."""
+        return f"{self._place}/{file.path}"
+
+    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
+        """What is wrong with a file, as `parquet.find_fault` says."""
+        # An object store has whole objects only; one that is gone shows when it is read.
+        return parquet.find_fault(self.location(file), file.bytes, whole_at) if self.objects.is_local else ""
+
+    def read_runs(self, files: DataFiles) -> list[str]:
+        """The runs that the footers of some files name, sorted."""
+        return parquet.read_runs(Path(self.location(file)) for file in files)
+
+    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
+        """A local file with the content of a data file; `FileNotFoundError` if it is not there."""
+        return self.objects.local_copy(file.path)
+
+    def set_aside(self, file: DataFile) -> str:
+        """Rename a damaged file so that nothing reads it; returns the new path or URI."""
+        return set_path_aside(Path(self.location(file)))
+
+    def remove(self, files: Iterable[DataFile]) -> int:
+        """Delete files that no version lists; returns how many there were."""
+        names = [file.path for file in files]
+        self.objects.delete(names)
+        return len(names)
+
+    def data_files(self) -> list[DataFile]:
+        """Every data file that is there, ordered by path; only paths, and what they say, are known."""
+        return [file for file, _ in self._stored_files()]
+
+    def superseded(self, before: int) -> list[DataFile]:
+        """Files that were replaced before an instant (ns UTC) and are still there."""
+        removed = self.removed(before)
+        return [file for file in self.data_files() if file.path in removed] if removed else []
+
+    def unlisted(self, before: int) -> list[DataFile]:
+        """Data files last written before an instant (ns UTC) that no version lists."""
+        found = [file for file, at in self._stored_files() if at < before]
+        if not found:
+            return []
+        listed = {file.path for file in self.manifest().files} | self.removed(time.time_ns())
+        return [file for file in found if file.path not in listed]
+
+    def _stored_files(self) -> Iterator[tuple[DataFile, int]]:
+        """Every data file that is there, and when it was written."""
+        for path, size, at in self.objects.list():
+            if file := self.describe(path, size):
+                yield file, at
+
+    def write_staged(
+        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
+    ) -> parquet.WrittenFile:
+        """Write sorted frames of one trade date to a local file."""
+        return parquet.write(staged, self.stored, map(self.encode, frames), runs, group_rows=group_rows)
+
+    def place(
+        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
+    ) -> DataFile:
+        """Move a staged file, durably, to where the version after `base` may list it."""
+        return DataFile(
+            path=self.put(base, day, level, staged),
+            trade_date=day,
+            rows=written.rows,
+            bytes=written.bytes,
+            level=level,
+            since_min=written.since_min,
+            since_max=written.since_max,
+            schema_version=self.table.version,
+        )
+
     def write(self, base: Manifest, frame: pl.DataFrame, runs: Sequence[str]) -> DataFile:
         """Write rows of one trade date, sorted, as a file that no version lists yet."""
         day = frame.item(0, PARTITION)
@@ -163,7 +207,7 @@ class TableFiles(ABC):
             written = self.write_staged(staged, [frame], runs, group_rows=parquet.ROW_GROUP_ROWS)
             return self.place(base, day, 0, staged, written)
 
-    def replace(self, group: Sequence[DataFile], staged: Path, written: parquet.WrittenFile) -> bool:
+    def replace(self, group: DataFiles, staged: Path, written: parquet.WrittenFile) -> bool:
         """Replace files by the staged file into which they were merged, in one version.
 
         False, with nothing replaced, if another host has replaced one of them meanwhile. Raises `LakeError`
@@ -207,6 +251,9 @@ class TableFiles(ABC):
 class ManifestFiles(TableFiles):
     """A table in a folder of this machine, with a manifest. Every writer holds its lock."""
 
+    def __init__(self, folder: Path, table: Table) -> None:
+        super().__init__(folder, table, table, LocalObjects(folder))
+
     def exists(self) -> bool:
         return self.folder.is_dir()
 
@@ -226,84 +273,30 @@ class ManifestFiles(TableFiles):
         return empty
 
     def commit(
-        self,
-        base: Manifest,
-        *,
-        add: Sequence[DataFile] = (),
-        remove: Sequence[DataFile] = (),
-        marks: Mapping[str, int] | None = None,
+        self, base: Manifest, *, add: DataFiles = (), remove: DataFiles = (), marks: Mapping[str, int] = {}
     ) -> Manifest | None:
-        made = base.next(add=add, remove=remove, marks=marks or {}, at=time.time_ns())
+        made = base.next(add=add, remove=remove, marks=marks, at=time.time_ns())
         manifest.publish(self.folder, made)
         return made
 
-    def publish(self, version: Manifest) -> None:
-        """Make a version the newest one; the caller holds the lock."""
-        manifest.publish(self.folder, version)
-
-    def path(self, file: DataFile) -> Path:
-        return self.folder / file.path
-
-    def location(self, file: DataFile) -> str:
-        return f"{self.folder}/{file.path}"
-
-    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+    def scan(self, files: DataFiles) -> pl.LazyFrame:
         return parquet.scan(self.table, [self.location(file) for file in files])
 
-    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
-        return parquet.read_runs(map(self.path, files))
-
-    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
-        return parquet.find_fault(self.location(file), file.bytes, whole_at)
-
-    def write_staged(
-        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
-    ) -> parquet.WrittenFile:
-        return parquet.write(staged, self.table, frames, runs, group_rows=group_rows)
-
-    def place(
-        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
-    ) -> DataFile:
+    def put(self, base: Manifest, day: date, level: int, staged: Path) -> str:
         path = _unused(staged.with_name(f"{base.version + 1:08d}.parquet"))
         rename_durably(staged, path)
-        return DataFile(
-            path=self.relative(path),
-            trade_date=day,
-            rows=written.rows,
-            bytes=written.bytes,
-            level=level,
-            since_min=written.since_min,
-            since_max=written.since_max,
-            schema_version=self.table.version,
-        )
+        return path.relative_to(self.folder).as_posix()
 
-    def remove(self, files: Iterable[DataFile]) -> int:
-        return remove_paths(map(self.path, files))
-
-    def superseded(self, before: int) -> list[DataFile]:
-        return [_bare(file.path) for file in self.manifest().superseded if file.at < before]
+    def removed(self, before: int) -> set[str]:
+        return {file.path for file in self.manifest().superseded if file.at < before}
 
     def forget(self, before: int) -> None:
-        self.publish(self.manifest().forget(before))
+        manifest.publish(self.folder, self.manifest().forget(before))
 
-    def unlisted(self, before: int) -> list[DataFile]:
-        current = self.manifest()
-        listed = {file.path for file in current.files} | {file.path for file in current.superseded}
-        names = [self.relative(path) for path in sorted(self.folder.glob(DATA_FILES))]
-        return [_bare(name) for name in names if name not in listed and self._written(name) < before]
+    def describe(self, path: str, size: int) -> DataFile | None:
+        return DataFile(path, day_of(path), 0, size, 0, 0, 0, 0) if fnmatch(path, DATA_FILES) else None
 
-    def data_files(self) -> list[DataFile]:
-        return [_bare(self.relative(path)) for path in sorted(self.folder.glob(DATA_FILES))]
-
-    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
-        path = self.path(file)
-        path.stat()
-        return nullcontext(path)
-
-    def set_aside(self, file: DataFile) -> str:
-        return set_path_aside(self.path(file))
-
-    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+    def rebuild(self, files: DataFiles, redundant: DataFiles) -> None:
         try:
             known = self.manifest()
         except LakeError:
@@ -311,24 +304,12 @@ class ManifestFiles(TableFiles):
         at, there = time.time_ns(), self.data_files()
         version = max([known.version, *(_number(file.path) for file in there)], default=0)
         gone = tuple(Superseded(file.path, at) for file in redundant)
-        self.publish(Manifest(self.table.name, version + 1, tuple(files), gone, known.marks))
-
-    def relative(self, path: Path) -> str:
-        """A data file's path as in the manifest."""
-        return path.relative_to(self.folder).as_posix()
-
-    def _written(self, name: str) -> int:
-        return (self.folder / name).stat().st_mtime_ns
+        manifest.publish(self.folder, Manifest(self.table.name, version + 1, tuple(files), gone, known.marks))
 
 
 def day_of(path: str) -> date:
     """The trade date of a data file, from its path below the table."""
     return date.fromisoformat(path.partition("/")[0].removeprefix(f"{PARTITION}="))
-
-
-def _bare(path: str) -> DataFile:
-    """A file of which only the path is known."""
-    return DataFile(path, day_of(path), 0, 0, 0, 0, 0, 0)
 
 
 def remove_paths(paths: Iterable[Path]) -> int:

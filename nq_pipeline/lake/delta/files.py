@@ -16,8 +16,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -33,7 +33,7 @@ from nq_pipeline.lake import parquet
 from nq_pipeline.lake.delta.types import EXACT, column_names, decoded, delta_schema, encode, stored_table
 from nq_pipeline.lake.manifest import DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects, RemoteObjects, store_error
-from nq_pipeline.lake.table_files import DAMAGED, TableFiles, day_of, set_path_aside
+from nq_pipeline.lake.table_files import DAMAGED, DataFiles, TableFiles, day_of, set_path_aside
 from nq_pipeline.lake.tables import PARTITION, Table
 
 if TYPE_CHECKING:
@@ -65,10 +65,7 @@ class DeltaFiles(TableFiles):
     is_delta = True
 
     def __init__(self, folder: Path, table: Table, objects: Objects) -> None:
-        super().__init__(folder, table)
-        self.objects = objects
-        self._place = objects.uri()
-        self._stored = stored_table(table)
+        super().__init__(folder, table, stored_table(table), objects)
         self._placed: dict[str, int] = {}
 
     @property
@@ -97,12 +94,7 @@ class DeltaFiles(TableFiles):
         return self.manifest()
 
     def commit(
-        self,
-        base: Manifest,
-        *,
-        add: Sequence[DataFile] = (),
-        remove: Sequence[DataFile] = (),
-        marks: Mapping[str, int] | None = None,
+        self, base: Manifest, *, add: DataFiles = (), remove: DataFiles = (), marks: Mapping[str, int] = {}
     ) -> Manifest | None:
         now = time.time_ns()
         if any(now - self._placed.get(file.path, now) > PLACED_NS for file in add):
@@ -111,7 +103,7 @@ class DeltaFiles(TableFiles):
             *self._new_schema(),
             *(self._add(file, now, is_new=not remove) for file in add),
             *(self._remove(file, now) for file in remove),
-            *({"txn": {"appId": name, "version": to}} for name, to in (marks or {}).items()),
+            *({"txn": {"appId": name, "version": to}} for name, to in marks.items()),
         ]
         if not self._commit(base.version, "OPTIMIZE" if remove else "WRITE", actions):
             return None
@@ -123,26 +115,17 @@ class DeltaFiles(TableFiles):
             self._checkpoint()
         return made
 
-    def location(self, file: DataFile) -> str:
-        return f"{self._place}/{file.path}"
-
-    def scan(self, files: Sequence[DataFile]) -> pl.LazyFrame:
+    def scan(self, files: DataFiles) -> pl.LazyFrame:
         older = [self.location(file) for file in files if file.schema_version != self.table.version]
-        frames = parquet.scan(self._stored, [*map(self.location, files)], self._options, older)
+        frames = parquet.scan(self.stored, [*map(self.location, files)], self._options, older)
         return frames.select(decoded(self.table))
 
-    def read_runs(self, files: Sequence[DataFile]) -> list[str]:
-        if isinstance(self.objects, LocalObjects):
-            return parquet.read_runs([self.objects.path(file.path) for file in files])
+    def read_runs(self, files: DataFiles) -> list[str]:
+        if self.objects.is_local:
+            return super().read_runs(files)
         footers = [pl.read_parquet_metadata(self.location(f), storage_options=self._options) for f in files]
         key = parquet.RUNS.decode()
         return sorted({run for footer in footers for run in orjson.loads(footer.get(key, "[]"))})
-
-    def find_fault(self, file: DataFile, whole_at: int = 0) -> str:
-        # An object store has whole objects only; one that is gone shows when it is read.
-        if isinstance(self.objects, LocalObjects):
-            return parquet.find_fault(self.location(file), file.bytes, whole_at)
-        return ""
 
     def stage(self, trade_date: date) -> AbstractContextManager[Path]:
         if isinstance(self.objects, LocalObjects):
@@ -150,15 +133,10 @@ class DeltaFiles(TableFiles):
         make_folder(self.folder)
         return temporary_for(self.folder / "staged.parquet")
 
-    def write_staged(
-        self, staged: Path, frames: Iterable[pl.DataFrame], runs: Sequence[str], *, group_rows: int
-    ) -> parquet.WrittenFile:
-        encoded = (encode(self.table, frame) for frame in frames)
-        return parquet.write(staged, self._stored, encoded, runs, group_rows=group_rows)
+    def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return encode(self.table, frame)
 
-    def place(
-        self, base: Manifest, day: date, level: int, staged: Path, written: parquet.WrittenFile
-    ) -> DataFile:
+    def put(self, base: Manifest, day: date, level: int, staged: Path) -> str:
         version, unique = self.table.version, uuid.uuid4().hex[:8]
         name = f"{PARTITION}={day.isoformat()}/{base.version:08d}-{level}-v{version}-{unique}.parquet"
         if isinstance(self.objects, LocalObjects):
@@ -166,48 +144,19 @@ class DeltaFiles(TableFiles):
         else:
             self.objects.put_file(name, staged)
         self._placed[name] = time.time_ns()
-        return DataFile(
-            path=name,
-            trade_date=day,
-            rows=written.rows,
-            bytes=written.bytes,
-            level=level,
-            since_min=written.since_min,
-            since_max=written.since_max,
-            schema_version=version,
-        )
+        return name
 
-    def remove(self, files: Iterable[DataFile]) -> int:
-        names = [file.path for file in files]
-        self.objects.delete(names)
-        return len(names)
-
-    def superseded(self, before: int) -> list[DataFile]:
-        removed = self._removed(before)
-        return [file for name, _, file in self._stored_files() if name in removed]
-
-    def forget(self, before: int) -> None:
-        pass  # the checkpoints forget what was removed two hours ago
-
-    def unlisted(self, before: int) -> list[DataFile]:
-        found = [(name, at, file) for name, at, file in self._stored_files() if at < before]
-        if not found:
-            return []
-        listed = {file.path for file in self.manifest().files} | self._removed(time.time_ns())
-        return [file for name, _, file in found if name not in listed]
-
-    def data_files(self) -> list[DataFile]:
-        return [file for _, _, file in self._stored_files()]
-
-    def local_copy(self, file: DataFile) -> AbstractContextManager[Path]:
-        return self.objects.local_copy(file.path)
+    def describe(self, path: str, size: int) -> DataFile | None:
+        if not (named := DATA_FILE.fullmatch(path)):
+            return None
+        return DataFile(path, day_of(path), 0, size, int(named["level"]), 0, 0, int(named["schema"]))
 
     def set_aside(self, file: DataFile) -> str:
-        if isinstance(self.objects, LocalObjects):
-            return set_path_aside(self.objects.path(file.path))
+        if self.objects.is_local:
+            return super().set_aside(file)
         return self.objects.uri(self._move_aside(file.path))
 
-    def rebuild(self, files: Sequence[DataFile], redundant: Sequence[DataFile]) -> None:
+    def rebuild(self, files: DataFiles, redundant: DataFiles) -> None:
         try:
             current = self.manifest()
         except LakeError:
@@ -256,7 +205,7 @@ class DeltaFiles(TableFiles):
         return self.objects.put_if_absent(f"{LOG}/{version:020d}.json", body)
 
     def _add(self, file: DataFile, now: int, *, is_new: bool) -> dict[str, Any]:
-        pruning = self._stored.pruning_column
+        pruning = self.stored.pruning_column
         stats = {
             "numRecords": file.rows,
             "minValues": {pruning: file.since_min},
@@ -296,7 +245,7 @@ class DeltaFiles(TableFiles):
                 "schemaString": delta_schema(self.table),
                 "partitionColumns": [PARTITION],
                 "configuration": {
-                    "delta.dataSkippingStatsColumns": self._stored.pruning_column,
+                    "delta.dataSkippingStatsColumns": self.stored.pruning_column,
                     "delta.logRetentionDuration": KEEP_LOG,
                     "delta.deletedFileRetentionDuration": KEEP_REMOVED,
                 },
@@ -321,8 +270,7 @@ class DeltaFiles(TableFiles):
                 sync(self.objects.path(f"{LOG}/_last_checkpoint"))
                 sync(self.objects.path(LOG))
 
-    def _removed(self, before: int) -> set[str]:
-        """Paths that the log names as removed before an instant."""
+    def removed(self, before: int) -> set[str]:
         opened = self._opened()
         if opened is None:
             return set()
@@ -331,13 +279,6 @@ class DeltaFiles(TableFiles):
         with opened.lock, self._failing():
             paths = opened.table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
         return {unquote(path) for path in paths}
-
-    def _stored_files(self) -> Iterator[tuple[str, int, DataFile]]:
-        """Every data file that is there: its name, when it was written, and what its name says."""
-        for name, size, at in self.objects.list():
-            if named := DATA_FILE.fullmatch(name):
-                schema = int(named["schema"])
-                yield name, at, DataFile(name, day_of(name), 0, size, int(named["level"]), 0, 0, schema)
 
     def _opened(self) -> _Open | None:
         """The table at its newest version; None if it was never written."""
@@ -362,31 +303,22 @@ class DeltaFiles(TableFiles):
             )
         return None
 
-    def _failing(self) -> _Failing:
-        return _Failing(self)
-
-
-class _Failing:
-    """Turns the library's errors into one sentence; they quote paths, requests and worse."""
-
-    def __init__(self, stored: DeltaFiles) -> None:
-        self._stored = stored
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn the library's errors into one sentence; they quote paths, requests and worse."""
         from deltalake.exceptions import DeltaError
 
-        if isinstance(error, (DeltaError, OSError)) or (kind and kind.__module__.startswith("deltalake")):
-            objects, name = self._stored.objects, self._stored.table.name
-            place = objects.uri()
-            if isinstance(error, OSError) and not objects.is_local:
-                raise store_error(error, place) from None
-            raise LakeError(
-                f"the Delta table {place} cannot be read ({type(error).__name__}); restore its {LOG} from a "
-                f"backup, or rebuild it from the data files with `nq repair {name}`"
-            ) from None
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and not self.objects.is_local:
+                raise store_error(error, self._place) from None
+            if isinstance(error, DeltaError | OSError) or type(error).__module__.startswith("deltalake"):
+                raise LakeError(
+                    f"the Delta table {self._place} cannot be read ({type(error).__name__}); restore its "
+                    f"{LOG} from a backup, or rebuild it from the data files with `nq repair {self.table.name}`"
+                ) from None
+            raise
 
 
 class _Open:

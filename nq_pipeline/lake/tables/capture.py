@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nq_pipeline.lake.tables.table import (
     BOOL,
+    CONTRACT,
     DATASET,
     DATE,
     ENVIRONMENT,
@@ -24,14 +25,10 @@ from nq_pipeline.lake.tables.table import (
     required,
 )
 
-_TICK_KEY = ("publisher_id", "instrument_id", "ts_event", "sequence", "ordinal")
 
-_TICK_ORDER = ("instrument_id", "ts_event", "sequence")
-
-
-def _tick_columns(*own: Column) -> tuple[Column, ...]:
-    """The columns of a table of DBN records: Databento's common ones, those of the schema, and ours."""
-    return (
+def _ticks(name: str, meaning: str, *own: Column) -> Table:
+    """A table of DBN records: Databento's common columns, those of the schema, and ours."""
+    columns = (
         required("ts_event", INSTANT, "when the matching engine received it"),
         nullable("ts_recv", INSTANT, "when Databento received it"),
         required("trade_date", DATE, "CME session date of ts_event, of ts_recv where it is misdated"),
@@ -50,11 +47,7 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         nullable("instrument_kind", TEXT, "option, future, spread (UD: and legs with a dash) or other"),
         nullable("underlying_class", TEXT, "future; null when the symbol is not one of ours"),
         nullable("underlying", TEXT, "of an option: the future it exercises into, by CME's rule"),
-        nullable("root", TEXT, "Globex product code of an option or a future"),
-        nullable("series", TEXT, "of an option: root and expiration date, Q1B-2025-07-01"),
-        nullable("contract_key", TEXT, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
-        nullable("option_type", TEXT, "C or P"),
-        nullable("strike", FLOAT, "index points or dollars"),
+        *CONTRACT,
         nullable("receive_latency_ns", INT, "ts_recv less ts_event"),
         nullable("is_misdated", BOOL, "ts_event is over a minute from ts_recv; null in older rows"),
         nullable("publish_latency_ns", INT, "time of writing the row less ts_recv; null when bought"),
@@ -63,47 +56,40 @@ def _tick_columns(*own: Column) -> tuple[Column, ...]:
         required("log_session", INT, "log segment at which its session began; 0 when bought later"),
         RUN_ID,
     )
+    return Table(
+        name=name,
+        version=3,
+        meaning=meaning,
+        columns=columns,
+        key=("publisher_id", "instrument_id", "ts_event", "sequence", "ordinal"),
+        order=("instrument_id", "ts_event", "sequence"),
+        pruning_column="ts_event",
+    )
 
 
-TRADES = Table(
-    name="trades",
-    version=3,
-    meaning="Trades as Databento sent them, streamed in any schema or bought: one row per trade.",
-    columns=_tick_columns(nullable("depth", U8, "level of the book; null where mbo was streamed")),
-    key=_TICK_KEY,
-    order=_TICK_ORDER,
-    pruning_column="ts_event",
+TRADES = _ticks(
+    "trades",
+    "Trades as Databento sent them, streamed in any schema or bought: one row per trade.",
+    nullable("depth", U8, "level of the book; null where mbo was streamed"),
 )
 
-MBP_1 = Table(
-    name="mbp_1",
-    version=3,
-    meaning="Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
-    columns=_tick_columns(
-        required("depth", U8, "level of the book: 0"),
-        nullable("bid_px_00", FLOAT, "best bid; null when there is none"),
-        nullable("ask_px_00", FLOAT, "best ask; null when there is none"),
-        required("bid_sz_00", U32, "contracts at the bid"),
-        required("ask_sz_00", U32, "contracts at the ask"),
-        required("bid_ct_00", U32, "orders at the bid"),
-        required("ask_ct_00", U32, "orders at the ask"),
-    ),
-    key=_TICK_KEY,
-    order=_TICK_ORDER,
-    pruning_column="ts_event",
+MBP_1 = _ticks(
+    "mbp_1",
+    "Every change of the best bid and ask, and every trade, with the book after it (schema mbp-1).",
+    required("depth", U8, "level of the book: 0"),
+    nullable("bid_px_00", FLOAT, "best bid; null when there is none"),
+    nullable("ask_px_00", FLOAT, "best ask; null when there is none"),
+    required("bid_sz_00", U32, "contracts at the bid"),
+    required("ask_sz_00", U32, "contracts at the ask"),
+    required("bid_ct_00", U32, "orders at the bid"),
+    required("ask_ct_00", U32, "orders at the ask"),
 )
 
-MBO = Table(
-    name="mbo",
-    version=3,
-    meaning="Every event of every order (schema mbo), without the snapshots of the book.",
-    columns=_tick_columns(
-        required("order_id", U64, "the venue's number of the order"),
-        required("channel_id", U8, "the venue's channel"),
-    ),
-    key=_TICK_KEY,
-    order=_TICK_ORDER,
-    pruning_column="ts_event",
+MBO = _ticks(
+    "mbo",
+    "Every event of every order (schema mbo), without the snapshots of the book.",
+    required("order_id", U64, "the venue's number of the order"),
+    required("channel_id", U8, "the venue's channel"),
 )
 
 GAPS = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nq_pipeline.lake.tables.table import (
+    CONTRACT,
     DATASET,
     DATE,
     ENVIRONMENT,
@@ -26,11 +27,7 @@ _CONTRACT = (
     nullable("raw_symbol", TEXT, "exchange symbol on that day; null when the vendor does not say"),
     nullable("instrument_kind", TEXT, "option, future, spread (UD: and legs with a dash) or other"),
     nullable("underlying_class", TEXT, "future; null when the symbol is not one of ours"),
-    nullable("root", TEXT, "Globex product code of an option or a future"),
-    nullable("series", TEXT, "of an option: root and expiration date, Q1B-2025-07-01"),
-    nullable("contract_key", TEXT, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
-    nullable("option_type", TEXT, "C or P"),
-    nullable("strike", FLOAT, "index points or dollars"),
+    *CONTRACT,
 )
 
 

@@ -113,6 +113,15 @@ CONTRACT_KEY = required("contract_key", TEXT, "series, side and strike, Q1B-2025
 OPTION_TYPE = required("option_type", TEXT, "C or P")
 STRIKE = required("strike", FLOAT, "index points or dollars")
 
+CONTRACT = (
+    nullable("root", TEXT, "Globex product code of an option or a future"),
+    nullable("series", TEXT, "of an option: root and expiration date, Q1B-2025-07-01"),
+    nullable("contract_key", TEXT, "of an option: series, side and strike, Q1B-2025-07-01-C-21330"),
+    nullable("option_type", TEXT, "C or P"),
+    nullable("strike", FLOAT, "index points or dollars"),
+)
+"""The contract of a row of Databento's; null where the symbol is not one of ours."""
+
 
 def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to a table's columns, order and types; a nullable column may be missing.
