@@ -316,7 +316,8 @@ class DeltaFiles(TableFiles):
             if isinstance(error, DeltaError | OSError) or type(error).__module__.startswith("deltalake"):
                 raise LakeError(
                     f"the Delta table {self._place} cannot be read ({type(error).__name__}); restore its "
-                    f"{LOG} from a backup, or rebuild it from the data files with `nq repair {self.table.name}`"
+                    f"{LOG} from a backup, or rebuild it from the data files with "
+                    f"`nq repair {self.table.name}`"
                 ) from None
             raise
 
