@@ -88,16 +88,6 @@ def test_a_day_asked_for_twice_at_once_is_bought_once(hosts: Hosts) -> None:
     assert a.digests(["statistics"]) == b.digests(["statistics"])
 
 
-def test_a_host_with_another_lake_is_refused(hosts: Hosts) -> None:
-    made = hosts(**PINNED)
-    made.host("a").nq("run", *ONE)
-    lost = made.host("b").with_variables(NQ_LAKE_URL="s3://nq-cluster/another")
-    process = lost.start("run", *ONE)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "NQ_LAKE_URL" in errors and "Traceback" not in errors
-
-
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -45,7 +45,7 @@ class Desk:
             environment="live",
             data_dir=data,
             now=NOW,
-            horizon_days=1,
+            horizon_days=0,
             far_expirations=False,
             alert_webhook=hook.url,
             databento_api_key="db-marked-key",

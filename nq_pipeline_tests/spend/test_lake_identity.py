@@ -37,8 +37,9 @@ def test_a_machine_with_another_lake_is_refused_in_one_sentence(
     open_ledger(a)
     monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / "b"))
     monkeypatch.setenv("NQ_LEDGER_URL", url)
-    done = CliRunner().invoke(main, ["budget"])
-    assert done.exit_code == 1 and "NQ_LAKE_URL" in done.output and done.output.count("\n") == 1
+    for words in (["budget"], ["run", "--json"]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 1 and "NQ_LAKE_URL" in done.output and done.output.count("\n") == 1
     done = CliRunner().invoke(main, ["budget", "adopt-lake"])
     assert done.exit_code == 0 and f"{tmp_path}/b/sandbox" in done.output
     open_ledger(b)
