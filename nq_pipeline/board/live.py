@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from datetime import date, datetime
 from time import monotonic
 from typing import Any
@@ -112,8 +111,8 @@ class LiveBoard:
                     cursor = batch.cursor or cursor
             except TooSlow:
                 continue  # nothing is lost: the cursor is that of the last batch
-            except BadCursor:
-                cursor = await self._begin()
+            except BadCursor:  # the log no longer has what follows; what was published is shown
+                cursor = self._hub.head
 
     async def _begin(self) -> Cursor:
         """Start from what the lake has; returns the cursor from which the stream continues."""
@@ -178,7 +177,7 @@ class LiveBoard:
 
     def _show_clock(self) -> None:
         now = self._clock.now()
-        market = asdict(read_market_clock(now))
+        market = read_market_clock(now)
         offset = now.astimezone(sessions.CHICAGO).utcoffset()
         assert offset is not None
         instants = {

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Literal
+from datetime import datetime
+from typing import Any
 
 from nq_pipeline.market import sessions
 
 
-@dataclass(frozen=True, slots=True)
-class MarketClock:
-    """The state of the market at an instant. Instants are UTC.
+def read_market_clock(now: datetime) -> dict[str, Any]:
+    """The state of the market at an aware instant.
 
-    Attributes
-    ----------
-    state
-        `regular` (08:30 to 15:00 Chicago), `extended` (the rest of a session), or `closed`.
-    trade_date
-        The CME session date in force.
-    change, changes_at
-        What happens next, and when.
-    next_open, next_regular
-        When the session and regular hours open next, after `now`.
+    Returns
+    -------
+    `now`; `state`: `regular` (08:30 to 15:00 Chicago), `extended` (the rest of a session) or `closed`;
+    `trade_date`, the CME session date in force; `change` and `changes_at`: what happens next, and when; and
+    `next_open`, when the next session opens.
+
+    Raises
+    ------
+    ValueError
+        The instant is outside the session table.
     """
-
-    now: datetime
-    state: Literal["regular", "extended", "closed"]
-    trade_date: date
-    change: Literal["closes", "opens", "regular hours begin", "regular hours end"]
-    changes_at: datetime
-    next_open: datetime
-    next_regular: datetime
-
-
-def read_market_clock(now: datetime) -> MarketClock:
-    """The market clock at an aware instant; `ValueError` for one outside the session table."""
     session, edge = sessions.current_session(now), sessions.next_boundary(now)
     next_open, next_regular = (sessions.next_open(now, window) for window in ("globex", "rth"))
     if sessions.is_open(now, "rth") and session.rth:
@@ -46,4 +32,11 @@ def read_market_clock(now: datetime) -> MarketClock:
         state, change, at = "extended", "regular hours begin" if begins else "closes", min(next_regular, edge)
     else:
         state, change, at = "closed", "opens", next_open
-    return MarketClock(now, state, session.trade_date, change, at, next_open, next_regular)  # type: ignore[arg-type]
+    return {
+        "now": now,
+        "state": state,
+        "trade_date": session.trade_date,
+        "change": change,
+        "changes_at": at,
+        "next_open": next_open,
+    }

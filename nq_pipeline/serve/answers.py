@@ -60,7 +60,7 @@ class Answers:
 
     async def rows(self, request: Request, query: RowQuery) -> Response:
         """The rows of an endpoint, or 304 if the client has them: they only change when a table does."""
-        form = wanted_format(request)
+        form, (sql, values) = wanted_format(request), query
 
         def fill(answer: RowsResponse, opened: list[Connection]) -> None:
             opened.append(self._live.cursor())
@@ -69,7 +69,7 @@ class Answers:
             if tag in request.headers.get("if-none-match", ""):
                 answer.status_code = 304
             else:
-                answer.fill(opened[0].sql(query.sql, params=query.values))
+                answer.fill(opened[0].sql(sql, params=values))
 
         return await self._answer(request, RowsResponse(form, self._space), fill, self._rows)
 

@@ -10,8 +10,11 @@ from nq_pipeline.serve.queries import (
     FROM,
     LIMIT,
     METRICS,
-    SAME,
+    PRODUCT,
+    SERIES,
+    SOURCE,
     TO,
+    TRADE_DATE,
     Builder,
     Parameter,
     RowQuery,
@@ -40,38 +43,37 @@ class Endpoint:
 
 
 _NEWEST = Parameter("newest_per_contract", bool, "with as_of: the newest row of every contract of the day")
-_PRODUCT, _SERIES, _SOURCE, _TRADE_DATE = SAME.values()
 _SPAN = (AS_OF, FROM, TO)
 ENDPOINTS = (
     Endpoint(
         "/chain",
         "The current option chain, or the chain as of a moment: one row per contract.",
-        (AS_OF, _NEWEST, _PRODUCT, _SERIES, _SOURCE, LIMIT),
+        (AS_OF, _NEWEST, PRODUCT, SERIES, SOURCE, LIMIT),
         chain,
     ),
     Endpoint(
         "/trades",
         "Trades of a span; by default those of the newest trade date.",
-        (*_SPAN, _TRADE_DATE, _PRODUCT, _SERIES, LIMIT),
+        (*_SPAN, TRADE_DATE, PRODUCT, SERIES, LIMIT),
         trades,
     ),
     Endpoint(
         "/gaps",
         "Gaps in the capture with their state, now or as of a moment.",
-        (AS_OF, _TRADE_DATE, LIMIT),
+        (AS_OF, TRADE_DATE, LIMIT),
         gaps,
     ),
     Endpoint(
         "/surface",
         "The fitted volatility surface: parameters and error of each series (table surface_slices).",
-        (*_SPAN, _PRODUCT, _SERIES, _SOURCE, LIMIT),
+        (*_SPAN, PRODUCT, SERIES, SOURCE, LIMIT),
         metrics("surface_slices"),
     ),
     *(
         Endpoint(
             f"/metrics/{name}",
             f"Table {name}: its newest snapshot, the newest as of a moment, or those of a span.",
-            (*_SPAN, _PRODUCT, _SERIES, _SOURCE, LIMIT),
+            (*_SPAN, PRODUCT, SERIES, SOURCE, LIMIT),
             metrics(name),
         )
         for name in METRICS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
@@ -62,24 +62,17 @@ AS_OF = Parameter("as_of", datetime, "only what was known at this instant")
 FROM = Parameter("from", datetime, "rows from this instant on")
 TO = Parameter("to", datetime, "rows before this instant")
 LIMIT = Parameter("limit", int, "most rows")
-_SAME = (
-    Parameter("product", str, "only this product, such as NQ"),
-    Parameter("series", str, "only this series, such as Q1B-2025-07-01"),
-    Parameter("source", str, "only this vendor"),
-    Parameter("trade_date", date, "only this trade date"),
-)
-SAME = {parameter.name: parameter for parameter in _SAME}
-
-
-@dataclass
-class RowQuery:
-    """One SELECT and its parameters."""
-
-    sql: str
-    values: dict[str, Any] = field(default_factory=dict)
+PRODUCT = Parameter("product", str, "only this product, such as NQ")
+SERIES = Parameter("series", str, "only this series, such as Q1B-2025-07-01")
+SOURCE = Parameter("source", str, "only this vendor")
+TRADE_DATE = Parameter("trade_date", date, "only this trade date")
+SAME = [parameter.name for parameter in (PRODUCT, SERIES, SOURCE, TRADE_DATE)]
+"""Parameters that are columns."""
 
 
 Values = Mapping[str, Any]
+RowQuery = tuple[str, dict[str, Any]]
+"""One SELECT and its parameters."""
 Builder = Callable[[Values], RowQuery]
 
 
@@ -93,7 +86,7 @@ def _narrowed(
     conditions = [*(f"{name} = ${name}" for name in equal), *more] or ["true"]
     sql = f"SELECT * FROM {source} WHERE {' AND '.join(conditions)} ORDER BY {order}"
     limit = {"most": values["limit"]} if "limit" in values else {}
-    return RowQuery(f"{sql} LIMIT $most" if limit else sql, {**equal, **named, **limit})
+    return f"{sql} LIMIT $most" if limit else sql, {**equal, **named, **limit}
 
 
 def chain(values: Values) -> RowQuery:

@@ -138,6 +138,26 @@ def test_trades_come_although_a_table_is_damaged(workspace: Workspace, settings:
         reader.until(lambda: len(reader.trades) == len(market(10)))
 
 
+def test_a_log_that_was_lost_does_not_stop_the_board(
+    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nq_pipeline.stream.hub.PATIENCE_S", 0.2)
+    with Feed(workspace.capture) as feed:
+        feed.session(market(300))
+    publisher(workspace.capture).publish()
+    for segment in workspace.capture.glob("*/*/*.dbn"):
+        segment.unlink()
+    with live_board(settings, ShiftedClock(NOON)) as address, Feed(workspace.capture) as feed:
+        reader = Reader(address)
+        reader.until(lambda: reader.trades)
+        published = len(reader.trades)
+        for number in range(8):
+            feed.session(market(1, seed=number))
+            time.sleep(0.1)
+        reader.until(lambda: len(reader.trades) > published)
+        assert len(reader.trades) < published + 100, "published trades come once"
+
+
 def test_charts_that_failed_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         files = ChartFiles()

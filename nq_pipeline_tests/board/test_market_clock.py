@@ -32,11 +32,9 @@ def at(text: str) -> datetime:
 )
 def test_state_and_next_change(now: str, state: str, change: str, changes_at: str, next_open: str) -> None:
     clock = read_market_clock(at(now))
-    assert (clock.state, clock.change) == (state, change)
-    assert (clock.changes_at, clock.next_open) == (at(changes_at), at(next_open))
+    assert (clock["state"], clock["change"]) == (state, change)
+    assert (clock["changes_at"], clock["next_open"]) == (at(changes_at), at(next_open))
 
 
-def test_next_regular_hours_follow_a_weekend() -> None:
-    clock = read_market_clock(at("2025-06-13 14:59"))
-    assert clock.trade_date.isoformat() == "2025-06-13"
-    assert clock.next_regular == at("2025-06-16 08:30")
+def test_the_weekend_belongs_to_its_last_session() -> None:
+    assert read_market_clock(at("2025-06-14 12:00"))["trade_date"].isoformat() == "2025-06-13"

@@ -20,7 +20,7 @@ from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing import capture_writer, served
 from nq_pipeline_tests.testing.capture_writer import DATASET
 
-KILLS = 8
+KILLS = 5
 
 
 class Client:

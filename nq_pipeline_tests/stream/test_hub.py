@@ -73,7 +73,7 @@ def test_a_subscriber_gets_what_comes_after_it(workspace: Workspace) -> None:
     run(work)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 8, deadline=None)
 @given(
     cuts=st.lists(st.integers(1, 150), min_size=1, max_size=4),
     leaves=st.lists(st.integers(1, 60), max_size=6),

@@ -44,7 +44,11 @@ def same(found: pl.DataFrame, table: pl.DataFrame) -> bool:
 
 
 @given(cuts=st.lists(st.integers(0, 300), max_size=4), back=st.integers(0, 200))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_replayed_trades_are_streamed_once(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], back: int
 ) -> None:
