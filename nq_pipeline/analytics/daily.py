@@ -55,16 +55,8 @@ def measure_days(
 ) -> dict[str, pl.DataFrame]:
     """Compute what the data of these trade dates allow, append it, and return the new rows by table name.
 
-    Parameters
-    ----------
-    trade_dates
-        Dates of the data: bars are of the same date, open interest is of the one before. By default
-        the newest `RECENT_DAYS` that have data.
-
-    Raises
-    ------
-    LakeError
-        A table cannot be read or written.
+    Bars are of the same date as the data, open interest is of the one before. By default these are the newest
+    `RECENT_DAYS` that have data. Raises `LakeError` when a table cannot be read or written.
     """
     lake = Workspace.of(settings).lake
     days = dates_with_data(lake)[-RECENT_DAYS:] if trade_dates is None else _with_next(trade_dates)

@@ -69,11 +69,7 @@ def recompute(
     A trade date that is complete costs a look at its keys and no more, so a call that was interrupted may be
     repeated. Publish the catalog afterwards. Needs memory for `SNAPSHOTS_AT_ONCE` snapshots and for the new
     Greeks of one trade date. Without `surfaces` no volatility surface is fitted; a later call adds them.
-
-    Raises
-    ------
-    LakeError
-        A table is damaged, or cannot be written.
+    Raises `LakeError` when a table is damaged or cannot be written.
     """
     lake = Workspace.of(settings).lake
     days = sorted({file.trade_date for file in lake.manifest(OPTION_CHAIN).files})

@@ -22,15 +22,7 @@ from nq_pipeline.workspace import Workspace
 def price_and_measure(settings: Settings, chain: pl.DataFrame, *, run_id: str) -> dict[str, pl.DataFrame]:
     """Price a chain, compute its metrics, append both to the lake, and return the rows by table name.
 
-    Parameters
-    ----------
-    chain
-        Rows of `option_chain`, whole snapshots.
-
-    Raises
-    ------
-    LakeError
-        The chain does not have the columns of `option_chain`, or the lake cannot be written.
+    `chain` has rows of `option_chain`, whole snapshots. Raises `LakeError` when the lake cannot be written.
     """
     pricing = price_snapshot(settings, chain, run_id=run_id)
     return {OPTION_PRICING.name: pricing, **measure_snapshot(settings, chain, pricing, run_id=run_id)}

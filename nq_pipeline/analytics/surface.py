@@ -42,10 +42,7 @@ def load_surface(
 ) -> VolatilitySurface:
     """Fit the surface of a product from the smile of the current chain, or of the chain as of a moment.
 
-    Raises
-    ------
-    LakeError
-        `as_of` has no time zone.
+    Raises `LakeError` when `as_of` has no time zone.
     """
     keys = ("trade_date", "source", "snapshot_ts_ns", "series")
     chain = catalog.chain_relation(connection, as_of).select(*keys, "expiration", "product").distinct().pl()

@@ -256,7 +256,9 @@ def _by_strike(
     forward: float,
     kinds: list[_Bars],
     *,
-    calculated: dict[str, str],
+    calculated: dict[
+        str, str
+    ],  # fields of a bar; `head` is the height below which labels of lines find space
     label: str,
     summary: str,
     title: str,
@@ -265,10 +267,7 @@ def _by_strike(
     shown: list[str] | None = None,
     reach: float | None = None,
 ) -> theme.Picture:
-    """Bars by group of strikes, an outline of the earlier moment, and lines with labels.
-
-    `calculated` are fields of a bar, and `head` the height below which the labels of the lines find space.
-    """
+    """Bars by group of strikes, an outline of the earlier moment, and lines with labels."""
     now = "datum.moment == 'now'"
     near = alt.Scale(zero=False, nice=False, padding=4)
     strike = theme.axis("strike", format=",d", tickCount=7)

@@ -135,14 +135,9 @@ def _price_and_boundary(
 def _premium_and_boundary(
     m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, european: Floats, start: Floats
 ) -> tuple[Floats, Floats]:
-    """American prices and exercise boundaries, both over the strike.
-
-    `m` is the future's price over the strike, `european` the European price over the strike, and
-    `start` a first guess of the boundary, or NaN.
-
-    The names are Ju and Zhong's: h is the interest until expiration, alpha twice the rate over the
-    variance, lam the exponent of the premium, chi its correction.
-    """
+    """American prices and exercise boundaries over the strike, as are `m` (the future) and `european`."""
+    # Ju and Zhong's names: h is the interest until expiration, alpha twice the rate over the variance,
+    # lam the exponent of the premium, chi its correction.
     total_vol, h, alpha = vol * np.sqrt(t), -np.expm1(-r * t), 2 * r / vol**2
     root = np.sqrt(1 + 4 * alpha / h)
     lam = (1 + sign * root) / 2
@@ -168,10 +163,7 @@ def _premium_and_boundary(
 def _exercise_boundary(
     lam: Floats, total_vol: Floats, discount: Floats, alpha: Floats, sign: Floats, start: Floats
 ) -> Floats:
-    """The exercise boundary over the strike, by Newton's method.
-
-    It lies between the strike and the boundary of a perpetual option.
-    """
+    """The exercise boundary over the strike, by Newton's method between 1 and that of a perpetual option."""
     perpetual = (1 + sign * np.sqrt(1 + 4 * alpha)) / 2
     limit = perpetual / (perpetual - 1)
     guess = 1 + (limit - 1) * -np.expm1(-2 * total_vol / np.abs(limit - 1))

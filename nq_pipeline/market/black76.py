@@ -26,35 +26,17 @@ MAX_STEPS = 200
 
 
 class Valuation(NamedTuple):
-    """Prices (points of premium) and Greeks, arrays of the inputs' common shape.
+    """Prices and Greeks, arrays of the inputs' common shape; each with everything else unchanged."""
 
-    Each Greek is a derivative with everything else unchanged, the future's price included.
-
-    Attributes
-    ----------
-    delta, gamma
-        First and second derivative with respect to the future's price, per point.
-    vega, volga
-        First and second derivative with respect to volatility, per 1.00.
-    theta
-        Change of the price per calendar day that passes.
-    rho
-        Change of the price per 1.00 of interest rate.
-    vanna
-        Change of delta per 1.00 of volatility.
-    charm
-        Change of delta per calendar day that passes.
-    """
-
-    price: Floats
-    delta: Floats
-    gamma: Floats
-    vega: Floats
-    theta: Floats
-    rho: Floats
-    vanna: Floats
-    charm: Floats
-    volga: Floats
+    price: Floats  # points of premium
+    delta: Floats  # first derivative with respect to the future's price
+    gamma: Floats  # second derivative with respect to it, per point
+    vega: Floats  # change of the price per 1.00 of volatility
+    theta: Floats  # change of the price per calendar day that passes
+    rho: Floats  # change of the price per 1.00 of interest rate
+    vanna: Floats  # change of delta per 1.00 of volatility
+    charm: Floats  # change of delta per calendar day that passes
+    volga: Floats  # change of vega per 1.00 of volatility
 
 
 def value(
@@ -177,11 +159,8 @@ def _total_volatility(excess: Floats, x: Floats) -> Floats:
 
 
 def _tails(h: Floats, half: Floats) -> Floats:
-    """The difference of the two scaled normal tails in an out-of-the-money price.
-
-    h is |ln(F/K)| / σ√t and half is σ√t / 2; price / √(FK) is half of this times
-    exp(-(h² + half²) / 2). This form keeps full precision for tiny prices.
-    """
+    """The difference of the two scaled normal tails in an out-of-the-money price, precise for tiny ones."""
+    # h is |ln(F/K)| / σ√t and half is σ√t / 2; price / √(FK) is half of this times exp(-(h² + half²) / 2).
     return np.asarray(erfcx((h - half) / np.sqrt(2)) - erfcx((h + half) / np.sqrt(2)), np.float64)
 
 

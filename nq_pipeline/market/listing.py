@@ -179,10 +179,8 @@ def _last(days: tuple[date, ...], limit: date) -> date:
 
 
 def _fourth_last(days: tuple[date, ...]) -> date:
-    """The fourth-last of a month's trade dates, or an earlier one if it is a Friday or before a holiday.
-
-    We read CME's rule to apply again to the day before (2025-12-23).
-    """
+    """The fourth-last of a month's trade dates, or an earlier one if it is a Friday or before a holiday."""
+    # We read CME's rule to apply again to the day before (2025-12-23).
     return next(
         day for day in reversed(days[:-3]) if day.weekday() != FRIDAY and day + timedelta(days=1) in days
     )

@@ -25,19 +25,6 @@ from nq_pipeline.market.products import PRODUCTS, PROXIES
 from nq_pipeline.market.rates import RateCurve
 from nq_pipeline.market.settlements import newest_published, settled_at
 
-UNPRICED = (
-    "expired",
-    "crossed",
-    "one_sided",
-    "stale_last",
-    "no_quote",
-    "no_forward",
-    "below_intrinsic",
-    "above_bound",
-    "no_solution",
-)
-"""The values of `unpriced`: why a row has no implied volatility."""
-
 _KEYS = ("source", "environment", "snapshot_ts", "trade_date", "series", "contract_key")
 _PRICE = ("valued_at", "price", "price_used", "price_age_s")
 _FORWARD = ("forward", "forward_source", "parity_forward", "parity_spread", "parity_pairs", "parity_gap")
@@ -142,11 +129,7 @@ def _add_price(chain: pl.DataFrame, max_last_age_s: float) -> pl.DataFrame:
 
 
 def _quote_instants(rows: pl.DataFrame) -> pl.DataFrame:
-    """The moment that the quotes of a snapshot speak of: `as_of`, but on a closed market its last close.
-
-    A quote of the snapshot that a vendor stamps after the close moves it to the quote's time. Only options on
-    futures have our sessions.
-    """
+    """The moment of a snapshot's quotes: `as_of`, but on a closed market its close or a later `quote_ts`."""
     which = rows.group_by(_QUOTED).agg(newest=pl.col("quote_ts").max())
     closes = [
         sessions.chain_moment(as_of, "globex") if underlying_class == "future" else as_of
@@ -186,12 +169,7 @@ def _settled_at(root: str, as_of: datetime, day: date | None) -> datetime:
 
 
 def _parity_forwards(rows: pl.DataFrame) -> pl.DataFrame:
-    """The forward of each series by put-call parity, one row per series, snapshot and kind of price.
-
-    It is the weighted median of strike + (call - put) / discount over the strikes nearest the
-    forward. Narrow quotes weigh more. Near the money the early exercise premium of call and put is
-    nearly the same, so American pairs are used as well.
-    """
+    """The forward by put-call parity of each series, snapshot and kind of price (docs/pricing.md)."""
     terms = (*_FORWARD_OF, "strike")
     width = pl.col("_half_width").fill_null(0.0)
     usable = rows.lazy().filter((pl.col("price_used") != "last") & (pl.col("years") > 0))
@@ -217,11 +195,7 @@ def _parity_forwards(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add the forward: the parity forward where the pairs agree, else the future's quoted price.
-
-    Settlements use only the parity forward of settlements. Options on an index or a fund use only the
-    parity forward, because the price of the index lacks dividends and interest until expiration.
-    """
+    """Add the forward: the parity forward where the pairs agree, else, for quotes, the future's price."""
     agreed = (pl.col("parity_pairs") >= MIN_PAIRS) & (
         pl.col("parity_spread") <= MAX_PARITY_SPREAD * pl.col("parity_forward")
     )
@@ -271,10 +245,7 @@ def _add_model(rows: pl.DataFrame) -> pl.DataFrame:
 def greeks(rows: pl.DataFrame) -> list[pl.Series]:
     """The Greeks of rows that have a model and a volatility, by that model; null in other rows.
 
-    Parameters
-    ----------
-    rows
-        Rows of `option_pricing` with the contract's `strike` and `option_type`.
+    `rows` are of `option_pricing`, with the contract's `strike` and `option_type`.
     """
     found = np.full((len(_GREEKS), rows.height), np.nan)
     for model, at, is_call, (vol, rate, *terms) in _by_model(rows, "implied_volatility", "rate", *_TERMS):

@@ -30,44 +30,27 @@ FutureEnd = Literal["third_friday", "third_last_trade_date"]
 UnderlyingClass = Literal["future", "index", "etf"]
 AssetClass = Literal["index", "commodity"]
 Ticks = tuple[tuple[float, float], ...]
+"""Pairs of (upper price bound, inclusive; tick) in ascending order; the last bound is infinity."""
 
 MONDAY, TUESDAY, WEDNESDAY, THURSDAY, FRIDAY = range(5)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family of option roots that share weekday and style; week n is `roots[n - 1]`.
+    """A family of option roots that share weekday and style; week n is `roots[n - 1]`."""
 
-    Attributes
-    ----------
-    kind
-        The rule that lists its expirations (`listing.py`); `vendor` if only vendors list them.
-    weekday
-        0 is Monday; None if the family is not tied to a weekday.
-    expiry_time
-        Local time in `Product.timezone` at which trading in the series ends.
-    barchart
-        Barchart's root for each of `roots`; None where it is unknown.
-    on_quarterly_friday_since
-        First day on which this weekly also expires on the quarterly option's Friday; None: never.
-        When CME began is uncertain (its page of 2025-03 has it).
-    months_ahead
-        Months from the expiration to the month in the code: gold's `OGQ5`, the August option, expires
-        in July.
-    exercises_into
-        Months of the futures it exercises into; empty for all of the product's.
-    """
-
-    kind: FamilyKind
+    kind: FamilyKind  # the rule that lists its expirations (`listing.py`); vendor: only vendors list them
     roots: tuple[str, ...]
-    weekday: int | None
+    weekday: int | None  # 0 is Monday; None if the family is not tied to a weekday
     settlement_style: SettlementStyle
     exercise_style: ExerciseStyle
-    expiry_time: time
-    barchart: tuple[str | None, ...] = ()
+    expiry_time: time  # local time in `Product.timezone` at which trading in the series ends
+    barchart: tuple[str | None, ...] = ()  # Barchart's root for each of `roots`; None where it is unknown
+    # First day on which this weekly also expires on the quarterly option's Friday; None: never. When CME
+    # began is uncertain (its page of 2025-03 has it).
     on_quarterly_friday_since: date | None = None
-    months_ahead: int = 0
-    exercises_into: tuple[int, ...] = ()
+    months_ahead: int = 0  # from expiration to the month in the code: gold's August option expires in July
+    exercises_into: tuple[int, ...] = ()  # months of the futures; empty for all of the product's
 
     @property
     def is_standard(self) -> bool:
@@ -77,59 +60,33 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class DailySettlement:
-    """The hours of a product's daily settlement, local to `Product.timezone`.
-
-    `short_day` is for a day whose session closes before `at`; if it closes even earlier, its close counts.
-    `month_end` is for the last trade date of a month (None: `at`), `since` the first trade date of the hours.
-    """
+    """The hours of a product's daily settlement, local to `Product.timezone`."""
 
     at: time
-    short_day: time
-    month_end: time | None = None
-    since: date = date.min
+    short_day: time  # of a day whose session closes before `at`; if it closes even earlier, its close counts
+    month_end: time | None = None  # of the last trade date of a month; None: `at`
+    since: date = date.min  # the first trade date of the hours
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One underlying with all its option families, the standard one first.
-
-    Attributes
-    ----------
-    multiplier
-        Dollars per point of premium.
-    ticks
-        Pairs of (upper price bound, inclusive; tick) in ascending order; the last bound is infinity.
-    timezone
-        IANA name of the time zone of `expiry_time`, `future_expiry_time` and `settlements`.
-    settlements
-        The hours of the daily settlement, oldest first.
-    settlement_delay
-        Time from the settlement to its first publication.
-    future_expiry_time
-        Local time at which trading in the expiring future ends.
-    stands_for
-        The product for which a proxy stands in; empty for options on futures.
-    asset_class
-        What the future is on.
-    exchange
-        Market identifier code (ISO 10383) of the exchange that lists the future.
-    """
+    """One underlying with all its option families, the standard one first."""
 
     code: str
     name: str
     underlying_class: UnderlyingClass
-    multiplier: float
+    multiplier: float  # dollars per point of premium
     ticks: Ticks
-    timezone: str
-    settlements: tuple[DailySettlement, ...]
+    timezone: str  # IANA name of the time zone of all times of day
+    settlements: tuple[DailySettlement, ...]  # oldest first
     families: tuple[Family, ...]
     future_months: tuple[int, ...] = (3, 6, 9, 12)
     future_ends: FutureEnd = "third_friday"
-    future_expiry_time: time = time(8, 30)
-    settlement_delay: timedelta = timedelta(minutes=30)
-    stands_for: str = ""
-    asset_class: AssetClass = "index"
-    exchange: str = "XCME"
+    future_expiry_time: time = time(8, 30)  # when trading in the expiring future ends
+    settlement_delay: timedelta = timedelta(minutes=30)  # from the settlement to its first publication
+    stands_for: str = ""  # the product for which a proxy stands in; empty for options on futures
+    asset_class: AssetClass = "index"  # what the future is on
+    exchange: str = "XCME"  # market identifier code (ISO 10383) of the exchange that lists the future
 
 
 _PM = time(15, 0)

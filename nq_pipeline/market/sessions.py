@@ -49,20 +49,13 @@ _AFTERNOON_PAUSE = (time(15, 15), time(15, 30))
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The trading of one trade date. All instants are aware and in UTC; every span excludes its end.
-
-    Attributes
-    ----------
-    segments
-        The (open, close) spans in which the market trades, in order. More than one where a
-        holiday halt rolls into the next trade date, and with the former afternoon pause.
-    rth
-        The part of the session from 08:30 to 15:00 Chicago; None when there is none (2026-04-03).
-    """
+    """The trading of one trade date. All instants are aware and in UTC; every span excludes its end."""
 
     trade_date: date
+    # The (open, close) spans in which the market trades, in order. More than one where a holiday halt rolls
+    # into the next trade date, and with the former afternoon pause.
     segments: tuple[tuple[datetime, datetime], ...]
-    rth: tuple[datetime, datetime] | None
+    rth: tuple[datetime, datetime] | None  # from 08:30 to 15:00 Chicago; None on 2026-04-03, for example
 
     @property
     def open(self) -> datetime:

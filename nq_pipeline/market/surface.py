@@ -91,22 +91,15 @@ class VolatilitySurface:
         strike
             Points (proxies: index points or dollars).
         expiration
-            Instants with a time zone. A date means the last listed expiration of that date, or 15:00 in
-            Chicago where none is listed.
+            Instants with a time zone (else ValueError). A date means the last listed expiration of that date,
+            or 15:00 in Chicago where none is listed.
 
         Returns
         -------
-        polars.DataFrame
-            `strike`, `expiration`, `forward`, `log_moneyness`, `implied_volatility` as a fraction, `lower`
-            and `upper`: the bid's and the ask's volatility, interpolated between the strikes, and widened
-            where the curve lies outside them. Between two expirations the band also holds the volatility
-            of both at as many ATM standard deviations from the forward. Null outside the quotes. One row
-            per pair.
-
-        Raises
-        ------
-        ValueError
-            An expiration has no time zone.
+        One row per pair: `strike`, `expiration`, `forward`, `log_moneyness`, `implied_volatility` as a
+        fraction, `lower` and `upper`: the bid's and the ask's volatility, interpolated between the strikes,
+        and widened where the curve lies outside them. Between two expirations the band also holds the
+        volatility of both at as many ATM standard deviations from the forward. Null outside the quotes.
         """
         given = [expiration] if isinstance(expiration, date) else list(expiration)
         instants = np.array([self._instant(one) for one in given], np.int64)

@@ -54,10 +54,7 @@ class Smile(NamedTuple):
 def total_variance(parameters: npt.ArrayLike, log_moneyness: npt.ArrayLike, derivative: int = 0) -> Floats:
     """Total variance by log-moneyness, or its first or second derivative.
 
-    Parameters
-    ----------
-    parameters
-        The last axis has `PARAMETERS`; the other axes are broadcast with `log_moneyness`.
+    The last axis of `parameters` has `PARAMETERS`; the other axes are broadcast with `log_moneyness`.
     """
     a, rho, *hyperbolas = np.moveaxis(np.asarray(parameters, np.float64), -1, 0)
     k = np.asarray(log_moneyness, np.float64)
@@ -88,12 +85,9 @@ def durrleman(parameters: npt.ArrayLike, log_moneyness: npt.ArrayLike) -> Floats
 
 
 def fit(smiles: Sequence[Smile]) -> Floats:
-    """Fit a curve to each smile.
+    """Fit a curve to each smile: an array of shape (smiles, 8) with the columns `PARAMETERS`.
 
-    Returns
-    -------
-    Array of shape (smiles, 8) with the columns `PARAMETERS`, in units of log-moneyness and total variance.
-    All are NaN for a smile with fewer than `MIN_QUOTES` quotes.
+    Units are log-moneyness and total variance. All are NaN for a smile with fewer than `MIN_QUOTES` quotes.
     """
     found = np.full((len(smiles), len(PARAMETERS)), np.nan)
     enough = [len(smile.variance) >= MIN_QUOTES for smile in smiles]
@@ -113,11 +107,7 @@ def fit(smiles: Sequence[Smile]) -> Floats:
 
 
 class _Quotes(NamedTuple):
-    """Smiles side by side, in units of the ATM standard deviation.
-
-    They are padded with quotes of no weight at the last strike, so that a curve does not depend on the other
-    smiles.
-    """
+    """Smiles side by side, in units of the ATM standard deviation, padded with quotes of no weight."""
 
     z: Floats
     y: Floats
@@ -169,9 +159,7 @@ class _Curves(NamedTuple):
 
 def _curves(quotes: _Quotes, m: Floats, log_sigma: Floats, weight: Floats) -> _Curves:
     """The best linear parameters for given hyperbolas, by least squares with |ρ| at most 1."""
-    z, y = quotes.z, quotes.y
-    roots = np.sqrt((z[:, None] - m[..., None]) ** 2 + np.exp(2 * log_sigma)[..., None])
-    basis = np.concatenate([np.ones_like(z)[:, None], z[:, None], roots], axis=1)
+    y, basis = quotes.y, _basis(quotes.z, m, log_sigma)
     linear = _solve(basis * weight[:, None], y * weight)
     total = linear[:, 2:].sum(axis=1)
     over = np.abs(linear[:, 1]) > total
@@ -191,11 +179,21 @@ def _curves(quotes: _Quotes, m: Floats, log_sigma: Floats, weight: Floats) -> _C
     return _Curves(m, log_sigma, linear, value, cost, basis)
 
 
+def _basis(z: Floats, m: Floats, log_sigma: Floats) -> Floats:
+    """What a, the slope and every b multiply, of shape (smiles, parameters, quotes)."""
+    roots = np.sqrt((z[:, None] - m[..., None]) ** 2 + np.exp(2 * log_sigma)[..., None])
+    return np.concatenate([np.ones_like(z)[:, None], z[:, None], roots], axis=1)
+
+
+def _regular(normal: Floats, share: float = 1e-11) -> Floats:
+    """Normal equations with a share of their trace on the diagonal, so that they can be solved."""
+    trace = np.trace(normal, axis1=-2, axis2=-1)[..., None, None]
+    return np.asarray(normal + share * trace * np.eye(normal.shape[-1]), np.float64)
+
+
 def _solve(terms: Floats, y: Floats) -> Floats:
     """Least squares for every smile; terms have the shape (smiles, parameters, quotes)."""
-    normal = terms @ terms.swapaxes(-1, -2)
-    trace = np.trace(normal, axis1=-2, axis2=-1)[..., None, None]
-    normal = normal + 1e-11 * trace * np.eye(normal.shape[-1])
+    normal = _regular(terms @ terms.swapaxes(-1, -2))
     return np.asarray(np.linalg.solve(normal, terms @ y[..., None])[..., 0], np.float64)
 
 
@@ -207,12 +205,10 @@ def _start(quotes: _Quotes, hyperbolas: int) -> _Curves:
     low, high = z.min(axis=1)[:, None], z.max(axis=1)[:, None]
     m = np.repeat(low + np.linspace(0, 1, steps) * (high - low), len(widths), axis=1)
     log_sigma = np.broadcast_to(np.tile(np.log(widths), steps), m.shape)
-    roots = np.sqrt((z[:, None] - m[..., None]) ** 2 + np.exp(2 * log_sigma)[..., None])
-    terms = np.concatenate([np.ones_like(z)[:, None], z[:, None], roots], axis=1) * weight[:, None]
+    terms = _basis(z, m, log_sigma) * weight[:, None]
     gram, right = terms @ terms.swapaxes(1, 2), terms @ (y * weight)[..., None]
     sets = np.array([(0, 1, *one) for one in combinations(range(2, 2 + m.shape[1]), hyperbolas)])
-    normal = gram[:, sets[:, :, None], sets[:, None, :]]
-    normal = normal + 1e-9 * np.trace(normal, axis1=2, axis2=3)[..., None, None] * np.eye(sets.shape[1])
+    normal = _regular(gram[:, sets[:, :, None], sets[:, None, :]], 1e-9)
     linear = np.linalg.solve(normal, right[:, sets])[..., 0]
     explained = (linear * right[:, sets, 0]).sum(axis=2)
     explained = np.where((linear[..., 2:] > 0).all(axis=2), explained, -np.inf)
@@ -221,11 +217,9 @@ def _start(quotes: _Quotes, hyperbolas: int) -> _Curves:
 
 
 def _improve(quotes: _Quotes, curves: _Curves) -> _Curves:
-    """Improve m and σ by Levenberg and Marquardt's method until no step helps.
-
-    The linear parameters follow exactly (variable projection), so that a step does not have to follow the
-    long valley along which they and σ balance each other.
-    """
+    """Improve m and σ by Levenberg and Marquardt's method until no step helps."""
+    # The linear parameters follow exactly (variable projection), so that a step does not have to follow the
+    # long valley along which they and σ balance each other.
     best = _Curves(*(x.copy() for x in curves))
     damping, left = np.full(len(best.cost), 1e-2), np.arange(len(best.cost))
     bounds = quotes.z.min(axis=1, keepdims=True) - 2, quotes.z.max(axis=1, keepdims=True) + 2
@@ -240,8 +234,7 @@ def _improve(quotes: _Quotes, curves: _Curves) -> _Curves:
         root = np.sqrt(x * x + sigma * sigma)
         slopes = np.concatenate([-b * x / root, b * sigma * sigma / root], axis=1) * robust[:, None]
         basis = now.basis * robust[:, None]
-        normal = basis @ basis.swapaxes(1, 2)
-        normal = normal + 1e-11 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(normal.shape[1])
+        normal = _regular(basis @ basis.swapaxes(1, 2))
         slopes = slopes - np.linalg.solve(normal, basis @ slopes.swapaxes(1, 2)).swapaxes(1, 2) @ basis
         square = slopes @ slopes.swapaxes(1, 2)
         diagonal = np.einsum("spp->sp", square)

@@ -82,14 +82,9 @@ def parse_globex(
 ) -> Contract | Unparsed:
     """The contract of a Globex raw symbol such as `Q1BN5 C21330`, its strike padded or not.
 
-    Parameters
-    ----------
-    on
-        Trade date of the answer. A single year digit means a year within the ten years that start one
-        year before it.
-    expiration
-        The local expiration date, if the vendor states it. It takes precedence over `on` and the listing
-        rules, and must agree with the symbol's month and year.
+    `on` is the trade date of the answer: a single year digit means a year within the ten years that start one
+    year before it. `expiration` is the local expiration date, if the vendor states it. It takes precedence
+    over `on` and the listing rules, and must agree with the symbol's month and year.
     """
     found = _GLOBEX_SYMBOL.fullmatch(symbol)
     if not found:

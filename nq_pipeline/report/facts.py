@@ -41,24 +41,18 @@ TRADE_DATES_BACK = 10
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A snapshot with which the page compares its own.
+    """A snapshot with which the page compares its own."""
 
-    `name` is `previous` (the snapshot before), or `close` (the last one of the trade date before).
-    """
-
-    name: str
+    name: str  # previous (the snapshot before), or close (the last one of the trade date before)
     snapshot_ts: datetime
     trade_date: date
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """The options on one product at one moment, as rows of the tables of these names.
+    """The options on one product at one moment, as rows of the tables of these names."""
 
-    `quotes` are the priced contracts, with `is_otm` for the contracts of `iv_smile`.
-    """
-
-    quotes: pl.DataFrame
+    quotes: pl.DataFrame  # the priced contracts, with `is_otm` for those of `iv_smile`
     profile: pl.DataFrame
     series: pl.DataFrame
     levels: pl.DataFrame
@@ -72,22 +66,16 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class ProductFacts:
-    """The options on one product, now and at the earlier moments that have any.
-
-    `pressure` is from the newest trade date with trades, which may be before that of the chain. `history` has
-    the rows of `market_history` of the trade date so far, of the source with the most contracts. `changes`
-    has those of `open_interest_change` of the newest trade date that has any, from one vendor. `surface` has
-    the fitted volatility at evenly spaced strikes of every series.
-    """
+    """The options on one product, now and at the earlier moments that have any."""
 
     product: Product
     underlying: str
     now: Measures
     earlier: dict[str, Measures]
-    pressure: pl.DataFrame
-    history: pl.DataFrame
-    changes: pl.DataFrame
-    surface: pl.DataFrame
+    pressure: pl.DataFrame  # of the newest trade date with trades, which may be before that of the chain
+    history: pl.DataFrame  # `market_history` of the trade date so far, of the source with the most contracts
+    changes: pl.DataFrame  # `open_interest_change` of the newest trade date that has any, from one vendor
+    surface: pl.DataFrame  # the fitted volatility at evenly spaced strikes of every series
 
     def of_moments(self, name: str) -> pl.DataFrame:
         """Rows of all moments of one field of `Measures`, by the column `moment`."""
@@ -98,21 +86,11 @@ class ProductFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A snapshot, and everything that its report shows.
-
-    Attributes
-    ----------
-    snapshot_ts
-        Time of the chain's newest rows; a series from the cache may be minutes older.
-    as_of
-        Oldest and newest time of its quotes.
-    captured
-        Trade dates whose trades and gaps are shown, oldest first; the chain's if there are none.
-    """
+    """A snapshot, and everything that its report shows."""
 
     environment: str
-    snapshot_ts: datetime
-    as_of: tuple[datetime, datetime]
+    snapshot_ts: datetime  # of the chain's newest rows; a series from the cache may be minutes older
+    as_of: tuple[datetime, datetime]  # oldest and newest time of its quotes
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
@@ -121,7 +99,7 @@ class Facts:
     sources: pl.DataFrame
     agreement: pl.DataFrame
     gaps: pl.DataFrame
-    captured: tuple[date, ...]
+    captured: tuple[date, ...]  # whose trades and gaps are shown, oldest first; the chain's if there are none
     month: Statement
 
 

@@ -54,27 +54,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with its title and caption; without a chart, `caption` says why.
-
-    `chart` is its place in the specifications of the page, None without a chart.
-    """
+    """A chart with its title and caption; without a chart, `caption` says why."""
 
     title: str
     caption: str
-    chart: int | None = None
+    chart: int | None = None  # its place in the specifications of the page
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A control that sets a parameter of the charts in its section: one of the options, or any of them.
-
-    `options` has the words by value, and `chosen` the values of the beginning.
-    """
+    """A control that sets a parameter of the charts in its section: one of the options, or any of them."""
 
     parameter: str
     words: str
-    options: dict[str, str]
-    chosen: tuple[str, ...]
+    options: dict[str, str]  # the words by value
+    chosen: tuple[str, ...]  # the values of the beginning
     many: bool = False
     shades: dict[str, int] = field(default_factory=dict)
 
