@@ -11,21 +11,8 @@ from datetime import date, datetime, time, timedelta
 
 import polars as pl
 
+from nq_pipeline.lake import tables
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import (
-    BACKFILLS,
-    FUTURE_BARS,
-    GAPS,
-    INSTANT,
-    OHLCV_1M,
-    OPEN_INTEREST_CHANGE,
-    SESSIONS,
-    SOURCE_CHAIN,
-    STATISTICS,
-    TRADES,
-    Table,
-    conform,
-)
 from nq_pipeline.market import sessions
 from nq_pipeline.market.listing import expiration_of_future
 from nq_pipeline.market.products import PRODUCTS
@@ -60,15 +47,18 @@ def measure_days(
     """
     lake = Workspace.of(settings).lake
     days = dates_with_data(lake)[-RECENT_DAYS:] if trade_dates is None else _with_next(trade_dates)
-    parts: dict[Table, list[pl.DataFrame]] = {OPEN_INTEREST_CHANGE: [], FUTURE_BARS: []}
+    parts: dict[tables.Table, list[pl.DataFrame]] = {tables.OPEN_INTEREST_CHANGE: [], tables.FUTURE_BARS: []}
     for day in filter(sessions.is_trade_date, days):
-        parts[OPEN_INTEREST_CHANGE].append(open_interest_changes(lake, day))
-        parts[FUTURE_BARS].append(future_bars(lake, day))
+        parts[tables.OPEN_INTEREST_CHANGE].append(open_interest_changes(lake, day))
+        parts[tables.FUTURE_BARS].append(future_bars(lake, day))
     rows = {}
     for table, frames in parts.items():
         given = {"environment": pl.lit(lake.environment), "run_id": pl.lit(run_id)}
         rows[table.name] = pl.concat(
-            [table.empty(), *(conform(table, frame.with_columns(**given)) for frame in frames if len(frame))]
+            [
+                table.empty(),
+                *(tables.conform(table, frame.with_columns(**given)) for frame in frames if len(frame)),
+            ]
         )
         lake.append(table, rows[table.name], run_id=run_id)
     return rows
@@ -83,8 +73,8 @@ def _with_next(trade_dates: Iterable[date]) -> list[date]:
 
 def dates_with_data(lake: Lake) -> list[date]:
     """The trade dates that have chains, trades or purchased history, oldest first."""
-    tables = (SOURCE_CHAIN, TRADES, OHLCV_1M, STATISTICS)
-    return sorted({file.trade_date for table in tables for file in lake.manifest(table).files})
+    with_data = (tables.SOURCE_CHAIN, tables.TRADES, tables.OHLCV_1M, tables.STATISTICS)
+    return sorted({file.trade_date for table in with_data for file in lake.manifest(table).files})
 
 
 def future_bars(lake: Lake, trade_date: date) -> pl.DataFrame:
@@ -94,7 +84,7 @@ def future_bars(lake: Lake, trade_date: date) -> pl.DataFrame:
     or has no such hours.
     """
     hours = sessions.session(trade_date).rth
-    known = set(lake.scan(FUTURE_BARS, [trade_date]).select("made_from").unique().collect()["made_from"])
+    known = set(lake.scan(tables.FUTURE_BARS, [trade_date]).select("made_from").collect()["made_from"])
     parts = []
     if hours and "ohlcv-1m" not in known and _is_bought(lake, "ohlcv-1m", trade_date):
         parts.append(_bars(_minutes(lake, trade_date), "ohlcv-1m", trade_date, hours))
@@ -103,7 +93,9 @@ def future_bars(lake: Lake, trade_date: date) -> pl.DataFrame:
         schemas = bars["schemas"].explode().to_list()
         if _is_bought(lake, "trades", trade_date) or _is_captured(lake, trade_date, hours, schemas):
             parts.append(bars)
-    return pl.concat(parts).drop("schemas") if parts else FUTURE_BARS.empty().drop("environment", "run_id")
+    if not parts:
+        return tables.FUTURE_BARS.empty().drop("environment", "run_id")
+    return pl.concat(parts).drop("schemas")
 
 
 def open_interest_changes(lake: Lake, trade_date: date) -> pl.DataFrame:
@@ -113,7 +105,7 @@ def open_interest_changes(lake: Lake, trade_date: date) -> pl.DataFrame:
     that have none yet.
     """
     changed_on = sessions.previous_trade_date(trade_date)
-    stored = lake.scan(OPEN_INTEREST_CHANGE, [changed_on])
+    stored = lake.scan(tables.OPEN_INTEREST_CHANGE, [changed_on])
     known = stored.select("source", "series").unique().collect()
     parts = []
     # Later chains of the same trade date may have series that the first one lacked.
@@ -122,7 +114,7 @@ def open_interest_changes(lake: Lake, trade_date: date) -> pl.DataFrame:
     if all(_is_bought(lake, "statistics", day) for day in (trade_date, changed_on)):
         parts.append(_changes(*(_statistics(lake, day, known) for day in (trade_date, changed_on))))
     if not parts:
-        return OPEN_INTEREST_CHANGE.empty().drop("environment", "run_id")
+        return tables.OPEN_INTEREST_CHANGE.empty().drop("environment", "run_id")
     rows = pl.concat(parts).unique(["source", "contract_key"], keep="first", maintain_order=True)
     before = sessions.previous_trade_date(changed_on)
     return rows.with_columns(trade_date=pl.lit(changed_on), previous_trade_date=pl.lit(before))
@@ -139,8 +131,8 @@ def _chain_figures(lake: Lake, trade_date: date, known: pl.DataFrame) -> pl.Data
     """Open interest in each vendor's newest chain of every series, requested once it is final."""
     final = datetime.combine(trade_date, FINAL_OPEN_INTEREST, CHICAGO)
     chains = (
-        lake.scan(SOURCE_CHAIN, [trade_date])
-        .filter(pl.col("snapshot_ts") >= pl.lit(final).cast(INSTANT))
+        lake.scan(tables.SOURCE_CHAIN, [trade_date])
+        .filter(pl.col("snapshot_ts") >= pl.lit(final).cast(tables.INSTANT))
         .join(known.lazy(), on=["source", "series"], how="anti")
     )
     newest = chains.group_by("source", "series").agg(pl.col("snapshot_ts").max())
@@ -156,7 +148,7 @@ def _statistics(lake: Lake, trade_date: date, known: pl.DataFrame) -> pl.DataFra
     """The exchange's last figure of the trade date before, among the purchased statistics of this one."""
     about = sessions.previous_trade_date(trade_date)
     return (
-        lake.scan(STATISTICS, [trade_date])
+        lake.scan(tables.STATISTICS, [trade_date])
         .filter(stat_type=OPEN_INTEREST, update_action=1)
         .filter(pl.col("ts_ref").dt.date() == about, pl.col("contract_key", "quantity").is_not_null())
         .with_columns(source=pl.lit(STATISTICS_SOURCE))
@@ -172,18 +164,18 @@ def _statistics(lake: Lake, trade_date: date, known: pl.DataFrame) -> pl.DataFra
 
 
 def _newest_chain(lake: Lake) -> date | None:
-    return max((file.trade_date for file in lake.manifest(SOURCE_CHAIN).files), default=None)
+    return max((file.trade_date for file in lake.manifest(tables.SOURCE_CHAIN).files), default=None)
 
 
 def _minutes(lake: Lake, trade_date: date) -> pl.LazyFrame:
     """Minute bars of futures; `moment` is when a bar begins."""
-    bars = lake.scan(OHLCV_1M, [trade_date]).filter(instrument_kind="future")
+    bars = lake.scan(tables.OHLCV_1M, [trade_date]).filter(instrument_kind="future")
     return bars.with_columns(moment="ts_event", schema=pl.lit("ohlcv-1m")).sort("moment")
 
 
 def _ticks(lake: Lake, trade_date: date) -> pl.LazyFrame:
     """Trades of futures as bars of one price each, in time order."""
-    ticks = lake.scan(TRADES, [trade_date]).filter(
+    ticks = lake.scan(tables.TRADES, [trade_date]).filter(
         pl.col("instrument_kind") == "future", pl.col("price").is_not_null(), pl.col("size") > 0
     )
     moment = pl.when("is_misdated").then("ts_recv").otherwise("ts_event")
@@ -197,7 +189,7 @@ def _bars(
     parts: pl.LazyFrame, made_from: str, trade_date: date, hours: tuple[datetime, datetime]
 ) -> pl.DataFrame:
     """One bar of these hours per future of our products, from bars of shorter spans in time order."""
-    first, end = (pl.lit(at).cast(INSTANT) for at in hours)
+    first, end = (pl.lit(at).cast(tables.INSTANT) for at in hours)
     rows = (
         parts.filter(
             pl.col("moment").is_between(first, end, closed="left"), pl.col("root").is_in(list(PRODUCTS))
@@ -221,7 +213,7 @@ def _bars(
         made_from=pl.lit(made_from),
         trade_date=pl.lit(trade_date),
         previous_trade_date=pl.lit(sessions.previous_trade_date(trade_date, with_rth=True)),
-        expiration=pl.Series(ends, dtype=INSTANT),
+        expiration=pl.Series(ends, dtype=tables.INSTANT),
         opened_at=first,
         closed_at=end,
     )
@@ -229,7 +221,7 @@ def _bars(
 
 def _is_bought(lake: Lake, schema: str, trade_date: date) -> bool:
     """Whether a trade date of a schema was bought, and counted as complete."""
-    bought = lake.scan(BACKFILLS, [trade_date]).filter(schema=schema, state="complete")
+    bought = lake.scan(tables.BACKFILLS, [trade_date]).filter(schema=schema, state="complete")
     return bool(bought.select(pl.len()).collect().item())
 
 
@@ -237,9 +229,9 @@ def _is_captured(
     lake: Lake, trade_date: date, hours: tuple[datetime, datetime], schemas: Collection[str]
 ) -> bool:
     """Whether the live capture of these schemas has no unfilled gap in these hours and reached their end."""
-    first, end = (pl.lit(at).cast(INSTANT) for at in hours)
+    first, end = (pl.lit(at).cast(tables.INSTANT) for at in hours)
     days = {s.trade_date for s in sessions.sessions(trade_date - LONGEST_GAP, trade_date)}
-    current = lake.scan(GAPS, days).sort("revision").group_by("gap_id").last()
+    current = lake.scan(tables.GAPS, days).sort("revision").group_by("gap_id").last()
     gap = (
         (pl.col("state") != "verified")
         & pl.col("schema").is_in(list(schemas))
@@ -248,7 +240,7 @@ def _is_captured(
     )
     if current.filter(gap).select(pl.len()).collect().item():
         return False
-    proven = lake.scan(SESSIONS, [trade_date]).select(at=pl.col("proven_ts"))
-    traded = lake.scan(TRADES, [trade_date]).select(at=pl.col("ts_recv"))
+    proven = lake.scan(tables.SESSIONS, [trade_date]).select(at=pl.col("proven_ts"))
+    traded = lake.scan(tables.TRADES, [trade_date]).select(at=pl.col("ts_recv"))
     reached = pl.concat([proven, traded]).select(pl.col("at").max()).collect().item()
     return reached is not None and reached >= hours[1] - BEHIND

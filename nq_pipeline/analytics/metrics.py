@@ -26,17 +26,10 @@ from nq_pipeline.analytics.priced import (
 )
 from nq_pipeline.analytics.priced import priced_chain as priced_chain
 from nq_pipeline.analytics.smile import at_the_money, skew, smile_of, wings
-from nq_pipeline.lake.tables import (
-    CONSTANT_MATURITY,
-    GAMMA_LEVELS,
-    IV_SMILE,
-    SERIES_METRICS,
-    STRIKE_PROFILE,
-    Table,
-)
+from nq_pipeline.lake import tables
 
 
-def measure(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:
+def measure(priced: pl.DataFrame) -> dict[tables.Table, pl.DataFrame]:
     """The rows of all tables, in the order of writing: the last table marks a snapshot as done."""
     current = of_one_moment(priced)
     forwards, smile = series_forwards(current), smile_of(current)
@@ -45,11 +38,11 @@ def measure(priced: pl.DataFrame) -> dict[Table, pl.DataFrame]:
     series = _series_metrics(rows, current, forwards, smile, profile)
     fixed = constant_maturity(series)
     return {
-        IV_SMILE: smile,
-        STRIKE_PROFILE: profile,
-        SERIES_METRICS: series,
-        CONSTANT_MATURITY: fixed,
-        GAMMA_LEVELS: _gamma_levels(rows, forwards, profile, fixed),
+        tables.IV_SMILE: smile,
+        tables.STRIKE_PROFILE: profile,
+        tables.SERIES_METRICS: series,
+        tables.CONSTANT_MATURITY: fixed,
+        tables.GAMMA_LEVELS: _gamma_levels(rows, forwards, profile, fixed),
     }
 
 
@@ -60,17 +53,17 @@ def iv_smile(priced: pl.DataFrame) -> pl.DataFrame:
 
 def strike_profile(priced: pl.DataFrame) -> pl.DataFrame:
     """Open interest, volume, payout at expiration and gamma exposure of every strike of a series."""
-    return measure(priced)[STRIKE_PROFILE]
+    return measure(priced)[tables.STRIKE_PROFILE]
 
 
 def series_metrics(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per series: term structure, skew, expected move, put/call ratios, max pain, gamma exposure."""
-    return measure(priced)[SERIES_METRICS]
+    return measure(priced)[tables.SERIES_METRICS]
 
 
 def gamma_levels(priced: pl.DataFrame) -> pl.DataFrame:
     """One row per source, snapshot and product: exposures of all series together, walls and zero gamma."""
-    return measure(priced)[GAMMA_LEVELS]
+    return measure(priced)[tables.GAMMA_LEVELS]
 
 
 def _strike_profile(rows: pl.DataFrame) -> pl.DataFrame:
@@ -86,7 +79,7 @@ def _strike_profile(rows: pl.DataFrame) -> pl.DataFrame:
         ),
     )
     return (
-        profile.sort(STRIKE_PROFILE.total_order)
+        profile.sort(tables.STRIKE_PROFILE.total_order)
         .with_columns(
             payout=_payout() * pl.col("multiplier"),
             gex_per_point=_sum("call_gex_per_point", "put_gex_per_point"),

@@ -11,16 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from nq_pipeline.finding import Finding
-from nq_pipeline.lake.tables import (
-    CONSTANT_MATURITY,
-    GAMMA_LEVELS,
-    IV_SMILE,
-    OPTION_PRICING,
-    SERIES_METRICS,
-    STRIKE_PROFILE,
-    SURFACE_ARBITRAGE,
-    SURFACE_SLICES,
-)
+from nq_pipeline.lake import tables
 from nq_pipeline.market.contracts import PRODUCT_OF
 from nq_pipeline.market.products import PRODUCTS
 
@@ -44,6 +35,12 @@ MOST_UNDEFINED = 0.2
 """Fraction of contracts traded. Auction trades have no aggressor; with more, pressure means little."""
 
 
+_JUDGED = (
+    *(tables.OPTION_PRICING, tables.IV_SMILE, tables.SURFACE_SLICES, tables.SURFACE_ARBITRAGE),
+    *(tables.STRIKE_PROFILE, tables.SERIES_METRICS, tables.CONSTANT_MATURITY, tables.GAMMA_LEVELS),
+)
+
+
 def judge_snapshot(
     chain: pl.DataFrame, measured: Mapping[str, pl.DataFrame], *, tolerance: float
 ) -> dict[str, dict[str, Finding | None]]:
@@ -52,29 +49,21 @@ def judge_snapshot(
     `tolerance` is the largest difference between a parity forward and the vendor's underlying, as a fraction.
     Returns findings by the table's name and the check's name; None where there was nothing to judge.
     """
-    pricing, series = measured[OPTION_PRICING.name], measured[SERIES_METRICS.name]
-    return {
-        OPTION_PRICING.name: {
+    pricing, smile, slices, arbitrage, profile, series, fixed, levels = (measured[t.name] for t in _JUDGED)
+    findings: tuple[dict[str, Finding | None], ...] = (
+        {
             "quotes_priced": quotes_priced(chain, pricing),
             "forwards_agree": forwards_agree(pricing, tolerance),
         },
-        IV_SMILE.name: {
-            "front_smile": front_smile(measured[IV_SMILE.name], series),
-            "no_butterfly_arbitrage": no_butterfly_arbitrage(chain),
-        },
-        SURFACE_SLICES.name: {"quotes_inside": quotes_inside(measured[SURFACE_SLICES.name])},
-        SURFACE_ARBITRAGE.name: {
-            "no_surface_arbitrage": no_surface_arbitrage(
-                measured[SURFACE_ARBITRAGE.name], measured[SURFACE_SLICES.name]
-            )
-        },
-        STRIKE_PROFILE.name: {"open_interest_known": open_interest_known(measured[STRIKE_PROFILE.name])},
-        SERIES_METRICS.name: {"term_structure": term_structure(series), "wings_known": wings_known(series)},
-        CONSTANT_MATURITY.name: {
-            "total_variance_rises": total_variance_rises(measured[CONSTANT_MATURITY.name])
-        },
-        GAMMA_LEVELS.name: {"exposure_complete": exposure_complete(measured[GAMMA_LEVELS.name])},
-    }
+        {"front_smile": front_smile(smile, series), "no_butterfly_arbitrage": no_butterfly_arbitrage(chain)},
+        {"quotes_inside": quotes_inside(slices)},
+        {"no_surface_arbitrage": no_surface_arbitrage(arbitrage, slices)},
+        {"open_interest_known": open_interest_known(profile)},
+        {"term_structure": term_structure(series), "wings_known": wings_known(series)},
+        {"total_variance_rises": total_variance_rises(fixed)},
+        {"exposure_complete": exposure_complete(levels)},
+    )
+    return {table.name: found for table, found in zip(_JUDGED, findings, strict=True)}
 
 
 def quotes_priced(chain: pl.DataFrame, pricing: pl.DataFrame) -> Finding:

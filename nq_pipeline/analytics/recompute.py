@@ -13,32 +13,23 @@ import polars as pl
 
 from nq_pipeline.analytics.priced import CHAIN_COLUMNS
 from nq_pipeline.analytics.snapshot import measure_snapshot, price_snapshot
+from nq_pipeline.lake import tables
 from nq_pipeline.lake.filling import fill
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import (
-    GAMMA_LEVELS,
-    INSTANT,
-    OPTION_CHAIN,
-    OPTION_PRICING,
-    PARTITION,
-    SERIES_METRICS,
-    SURFACE_SLICES,
-    Table,
-)
 from nq_pipeline.market.pricing import INPUTS, greeks
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
 
 SNAPSHOTS_AT_ONCE = 16
 """Snapshots in memory at a time; one of 7,774 contracts needs some 20 MB."""
-_ADDED: dict[Table, tuple[str, ...]] = {
-    OPTION_PRICING: ("rho", "vanna", "charm", "volga"),
-    SERIES_METRICS: (
+_ADDED: dict[tables.Table, tuple[str, ...]] = {
+    tables.OPTION_PRICING: ("rho", "vanna", "charm", "volga"),
+    tables.SERIES_METRICS: (
         *(f"{name}_{delta}" for delta in (25, 10) for name in ("risk_reversal", "butterfly")),
         *(f"iv_{delta}_{side}" for delta in (25, 10) for side in ("call", "put")),
         "skew_slope",
     ),
-    GAMMA_LEVELS: (
+    tables.GAMMA_LEVELS: (
         *("gamma_regime", "call_wall", "put_wall", "open_interest_left_out_share"),
         *("delta_exposure", "vanna_exposure", "charm_exposure", "term_slope", "underlying_price"),
     ),
@@ -72,7 +63,7 @@ def recompute(
     Raises `LakeError` when a table is damaged or cannot be written.
     """
     lake = Workspace.of(settings).lake
-    days = sorted({file.trade_date for file in lake.manifest(OPTION_CHAIN).files})
+    days = sorted({file.trade_date for file in lake.manifest(tables.OPTION_CHAIN).files})
     for day in days:
         if (since is None or day >= since) and (until is None or day <= until):
             yield _recompute_day(settings, lake, day, surfaces, run_id)
@@ -80,30 +71,30 @@ def recompute(
 
 def _recompute_day(settings: Settings, lake: Lake, day: date, surfaces: bool, run_id: str) -> Recomputed:
     older = [table for table in _ADDED if _has_older_files(lake, table, day)]
-    left = snapshots = _snapshots(lake, OPTION_CHAIN, day)
+    left = snapshots = _snapshots(lake, tables.OPTION_CHAIN, day)
     if not older:
-        for table in (GAMMA_LEVELS, SURFACE_SLICES) if surfaces else (GAMMA_LEVELS,):
+        for table in (tables.GAMMA_LEVELS, tables.SURFACE_SLICES) if surfaces else (tables.GAMMA_LEVELS,):
             snapshots = snapshots.join(_snapshots(lake, table, day), on=_KEY, how="semi")
         left = left.join(snapshots, on=_KEY, how="anti")
-    given: dict[Table, list[pl.DataFrame]] = {table: [] for table in older}
+    given: dict[tables.Table, list[pl.DataFrame]] = {table: [] for table in older}
     instants = left["snapshot_ts"].unique().sort()
     for start in range(0, len(instants), SNAPSHOTS_AT_ONCE):
         chain, pricing = _priced(settings, lake, day, instants[start : start + SNAPSHOTS_AT_ONCE], run_id)
         rows = measure_snapshot(settings, chain, pricing, run_id=run_id, surfaces=surfaces)
         for table in older:
-            whole = _with_greeks(chain, pricing) if table is OPTION_PRICING else rows[table.name]
-            given[table].append(whole.select(*table.key, PARTITION, *_ADDED[table]))
+            whole = _with_greeks(chain, pricing) if table is tables.OPTION_PRICING else rows[table.name]
+            given[table].append(whole.select(*table.key, tables.PARTITION, *_ADDED[table]))
     filled = sum(
         fill(lake, table, pl.concat(parts), run_id=run_id) for table, parts in given.items() if parts
     )
     return Recomputed(day, len(instants), filled)
 
 
-def _snapshots(lake: Lake, table: Table, day: date) -> pl.DataFrame:
+def _snapshots(lake: Lake, table: tables.Table, day: date) -> pl.DataFrame:
     return lake.scan(table, [day]).select(_KEY).unique().collect()
 
 
-def _has_older_files(lake: Lake, table: Table, day: date) -> bool:
+def _has_older_files(lake: Lake, table: tables.Table, day: date) -> bool:
     return any(file.schema_version < table.version for file in lake.manifest(table).of({day}))
 
 
@@ -111,12 +102,12 @@ def _priced(
     settings: Settings, lake: Lake, day: date, instants: pl.Series, run_id: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The chain of some snapshots and its pricing; what is not priced yet is priced and stored."""
-    low, high = (pl.lit(at).cast(INSTANT) for at in (instants.to_physical()[0], instants.to_physical()[-1]))
+    low, high = (pl.lit(instants.to_physical()[at]).cast(tables.INSTANT) for at in (0, -1))
     at = pl.col("snapshot_ts")
     within = at.is_between(low, high) & at.is_in(instants.implode())  # the bounds let it skip row groups
     columns = list(dict.fromkeys((*INPUTS, *CHAIN_COLUMNS)))
-    chain = lake.scan(OPTION_CHAIN, [day]).filter(within).select(columns).collect()
-    pricing = lake.scan(OPTION_PRICING, [day]).filter(within).collect()
+    chain = lake.scan(tables.OPTION_CHAIN, [day]).filter(within).select(columns).collect()
+    pricing = lake.scan(tables.OPTION_PRICING, [day]).filter(within).collect()
     if (unpriced := chain.join(pricing, on=_KEY, how="anti")).height:
         pricing = pl.concat([pricing, price_snapshot(settings, unpriced, run_id=run_id)])
     return chain, pricing

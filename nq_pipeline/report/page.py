@@ -28,17 +28,7 @@ import polars as pl
 from altair.utils import schemapi
 
 from nq_pipeline import charts
-from nq_pipeline.charts import render
-from nq_pipeline.charts.theme import (
-    PAGE,
-    SANDBOX,
-    SHADES,
-    Picture,
-    config,
-    page_colours,
-    spaced,
-    with_shade,
-)
+from nq_pipeline.charts import render, theme
 from nq_pipeline.disk import explain_disk_error
 from nq_pipeline.files import write_atomically
 from nq_pipeline.lake.objects import LocalObjects
@@ -80,7 +70,7 @@ class _Charts:
         self._specs: list[dict[str, Any]] = []
         self._datasets: dict[str, Any] = {}
 
-    def figure(self, picture: Picture) -> Figure:
+    def figure(self, picture: theme.Picture) -> Figure:
         if isinstance(picture, str):
             return Figure("", picture)
         spec, datasets = render.for_page(picture)
@@ -91,7 +81,7 @@ class _Charts:
 
     def packed(self) -> str:
         """All charts as JSON, compressed with gzip, in base64."""
-        page = {"config": config(PAGE), "specs": self._specs, "datasets": self._datasets}
+        page = {"config": theme.config(theme.PAGE), "specs": self._specs, "datasets": self._datasets}
         return base64.b64encode(gzip.compress(orjson.dumps(page), 6, mtime=0)).decode()
 
 
@@ -148,7 +138,7 @@ def html(facts: Facts, vega_embed: str) -> str:
         spend = drawn.figure(_spend(facts.month))
     return page.get_template("page.html").render(
         facts=facts,
-        sandbox=SANDBOX if facts.environment == "sandbox" else "",
+        sandbox=theme.SANDBOX if facts.environment == "sandbox" else "",
         style=style,
         scripts=scripts,
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src {digests}; "
@@ -217,11 +207,11 @@ def _product(product: ProductFacts, drawn: _Charts) -> dict[str, Any]:
 
 def _choices(now: Measures, forward: float | None) -> dict[str, list[Choice]]:
     """The controls of each section."""
-    of_chain = with_shade(now.series).sort("expiration", "series")
+    of_chain = theme.with_shade(now.series).sort("expiration", "series")
     names = dict(of_chain.select("series", charts.series_label(pl.col("series")).alias("name")).iter_rows())
     shades = dict(of_chain.select("series", "shade").iter_rows())
     shown = Choice("shown", "Expirations", names, (), many=True, shades=shades)
-    quoted = with_shade(now.quotes).sort("years", "series")
+    quoted = theme.with_shade(now.quotes).sort("years", "series")
     in_smile = dict(quoted.select("series", "shade").unique(maintain_order=True).iter_rows())
     axes = {"deviations": "σ", "strike": "strike", "delta": "delta", "log_moneyness": "log-moneyness"}
     sides = {"otm": "out of the money", "C": "calls", "P": "puts"}
@@ -233,7 +223,7 @@ def _choices(now: Measures, forward: float | None) -> dict[str, list[Choice]]:
                 shown,
                 options={series: names[series] for series in in_smile if series in names},
                 shades=in_smile,
-                chosen=tuple(spaced(now.quotes, 4)),
+                chosen=tuple(theme.spaced(now.quotes, 4)),
             ),
             Choice("axis", "Axis", axes, ("deviations",)),
             Choice("sides", "Options", sides, ("otm",)),
@@ -251,7 +241,7 @@ def _distinct(figures: Iterable[Figure]) -> list[Figure]:
     return list(dict.fromkeys(figures))
 
 
-def _spend(month: Statement) -> Picture:
+def _spend(month: Statement) -> theme.Picture:
     days = pl.DataFrame([asdict(day) for day in month.days])
     budget = float(month.budgets.monthly_usd)
     return charts.spend(days, budget_usd=budget, environment=month.environment)
@@ -274,8 +264,8 @@ def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _colours() -> str:
-    swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(SHADES))
-    return f"{page_colours()}{swatches}\n"
+    swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(theme.SHADES))
+    return f"{theme.page_colours()}{swatches}\n"
 
 
 def _text(name: str) -> str:
