@@ -114,7 +114,11 @@ def trade_dates(ts_ns: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.ND
     dates = np.full(ts_ns.shape, np.datetime64("NaT"), dtype="datetime64[D]")
     if known.any():
         inside = ts_ns[known].astype(np.int64)
-        opens, days = _opens(from_ns(int(inside.min())).year, from_ns(int(inside.max())).year)
+        years = {from_ns(int(edge)).year for edge in (inside.min(), inside.max())}
+        if len(years) > 1:  # no more years than occur: loading one takes a while
+            each = np.unique(inside.astype("datetime64[ns]").astype("datetime64[Y]"))
+            years = set((each.astype(np.int64) + 1970).tolist())
+        opens, days = _opens(tuple(sorted(years)))
         dates[known] = days[np.searchsorted(opens, inside, side="right") - 1]
     return dates
 
@@ -237,11 +241,11 @@ def _april_payrolls(year: int) -> date:
 
 
 @lru_cache(maxsize=8)
-def _opens(first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.datetime64]]:
-    """Opening instants and trade dates of the years `first` to `last` and their neighbours, in order."""
+def _opens(years: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.datetime64]]:
+    """Opening instants and trade dates of some years, in order, and the neighbours of each."""
     import numpy as np
 
-    found = {s.trade_date: s for year in range(first, last + 1) for s in _year(year).sessions}
+    found = {s.trade_date: s for year in years for s in _year(year).sessions}
     opens = np.array([to_ns(s.open) for s in found.values()], dtype=np.int64)
     return opens, np.array(list(found), dtype="datetime64[D]")
 

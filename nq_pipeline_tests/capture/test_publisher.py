@@ -239,7 +239,7 @@ def bars(root: Path) -> pl.DataFrame:
 @settings(max_examples=4, deadline=None)
 @given(
     rtype=st.sampled_from([0, 1, 160]),
-    body=st.binary(min_size=400, max_size=2_000),
+    body=st.binary(min_size=400, max_size=600),
     symbol=st.text(max_size=20),
     within=st.booleans(),
 )

@@ -287,3 +287,19 @@ def test_undefined_timestamps_have_no_trade_date() -> None:
     assert sessions.trade_dates(signed).astype(object).tolist() == [date(2025, 6, 9), None, None, None]
     assert sessions.trade_dates(unsigned).astype(object).tolist() == [date(2025, 6, 9), None]
     assert sessions.trade_dates(np.array([], dtype=np.int64)).shape == (0,)
+
+
+def test_columns_load_only_the_years_that_occur(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single wrong instant must not load every year between it and the others."""
+    loaded, year_of = list[int](), sessions._year
+
+    def load_year(year: int) -> sessions._Year:
+        loaded.append(year)
+        return year_of(year)
+
+    sessions._opens.cache_clear()
+    monkeypatch.setattr(sessions, "_year", load_year)
+    days = [date(2020, 6, 1), date(2029, 6, 1), date(2020, 6, 2)]
+    noons = np.array([to_ns(datetime(day.year, day.month, day.day, 17, tzinfo=UTC)) for day in days])
+    assert sessions.trade_dates(noons).astype(object).tolist() == days
+    assert loaded == [2020, 2029]
