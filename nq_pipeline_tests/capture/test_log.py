@@ -280,7 +280,9 @@ def test_a_tail_torn_at_any_byte_is_cut_at_the_last_whole_record(open_log: OpenL
 @pytest.mark.parametrize(
     "rest", [bytes(5_000), b"\xff" * 100, b"\x0c\x63" * 40], ids=["zeros", "ones", "noise"]
 )
-def test_bytes_that_are_no_record_are_kept_aside(open_log: OpenLog, rest: bytes) -> None:
+def test_bytes_that_are_no_record_are_kept_aside(
+    open_log: OpenLog, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_log() as log:
         log.append(one_frame(trades(0, 3), begun()))
     (segment,) = list_segments(log.folder)
@@ -292,6 +294,7 @@ def test_bytes_that_are_no_record_are_kept_aside(open_log: OpenLog, rest: bytes)
         assert (found.kept, found.cut) == (len(whole), len(rest))
         assert found.aside is not None
         assert found.aside.read_bytes() == rest
+        assert found.aside.name in caplog.text
         assert segment.path.read_bytes() == whole
         log.append(one_frame(trades(3, 1), begun()))
         log.sync()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from nq_pipeline.capture.log.reader import BLOCK, read_head
 from nq_pipeline.capture.log.segments import Segment, list_segments
 from nq_pipeline.dbn.framer import Framer
 from nq_pipeline.errors import BadStream
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ def recover(folder: Path) -> Recovery | None:
             damaged = True
         size = os.fstat(file.fileno()).st_size
         aside = _set_aside(segment.path, file, framer.offset) if damaged else None
+        if aside:
+            log.warning("the end of %s was damaged and cut off; %s has it", segment.path, aside.name)
         file.truncate(framer.offset)
         os.fsync(file.fileno())
     return Recovery(segment, framer.offset, size - framer.offset, aside)
