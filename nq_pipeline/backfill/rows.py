@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from nq_pipeline.capture.gap_repair import NO_SESSION
-from nq_pipeline.capture.rows import Instruments, Origin, RowCounts, SessionRows
+from nq_pipeline.capture.rows import Instruments, RowCounts, bought_rows
 from nq_pipeline.dbn import columns
-from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.dbn.layout import DAY_NS, Array, RecordLayout
 from nq_pipeline.dbn.stream import open_dbn
 from nq_pipeline.lake.tables import BBO_1M, DEFINITION, OHLCV_1D, OHLCV_1M, STATISTICS, Table
@@ -32,8 +30,6 @@ TABLES = {
     "bbo-1m": BBO_1M,
 }
 SIZES = ("size", "bid_sz_00", "ask_sz_00", "quantity")
-BATCH_BYTES = 16 << 20
-"""Bytes of ticks converted at a time, which bounds the memory."""
 
 
 def history_rows(
@@ -44,7 +40,7 @@ def history_rows(
     Raises `BadStream` or `LakeError` for a damaged file.
     """
     if schema in TICKS:
-        yield from _tick_rows(files, environment, run_id, counts)
+        yield from bought_rows(files, environment=environment, run_id=run_id, counts=counts)
         return
     table = TABLES[schema]
     for file in files:
@@ -60,25 +56,6 @@ def history_rows(
                     pl.lit(run_id).alias("run_id"),
                 ),
             )
-
-
-def _tick_rows(
-    files: Sequence[Path], environment: str, run_id: str, counts: RowCounts
-) -> Iterator[tuple[Table, pl.DataFrame]]:
-    session = SessionRows(NO_SESSION)
-
-    def drain() -> Iterator[tuple[Table, pl.DataFrame]]:
-        tables, more = session.build(Origin(environment, run_id, 0))
-        counts.add(more)
-        for table, frame in tables:
-            yield table, frame.with_columns(pl.lit(None, pl.Int64).alias("publish_latency_ns"))
-
-    for file in files:
-        for frame in read_frames(file):
-            session.add(frame)
-            if session.pending_bytes >= BATCH_BYTES:
-                yield from drain()
-    yield from drain()
 
 
 def _read_table(file: Path, table: Table, trade_date: date) -> pl.DataFrame | None:

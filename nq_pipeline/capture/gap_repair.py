@@ -17,9 +17,8 @@ from typing import Any, Protocol, Self
 import polars as pl
 
 from nq_pipeline.capture.gaps import ALREADY_THERE, HISTORICAL, Gap, describe_difference
-from nq_pipeline.capture.rows import TABLE_OF, Origin, SessionRows
+from nq_pipeline.capture.rows import TABLE_OF, RowCounts, bought_rows
 from nq_pipeline.clock import NS_PER_S, Clock, from_ns, to_ns
-from nq_pipeline.dbn.framer import read_frames
 from nq_pipeline.dbn.layout import RTYPES
 from nq_pipeline.errors import NqError
 from nq_pipeline.lake.store import Lake
@@ -29,9 +28,6 @@ from nq_pipeline.market import sessions
 EDGE_NS = NS_PER_S
 """A gap ends at a `ts_event`, history is requested by `ts_recv`: records received later than this after
 their event would be left out."""
-BATCH_BYTES = 8 * 1024 * 1024
-NO_SESSION = 0
-"""`log_session` of rows that did not pass through the capture log."""
 
 
 class HistoricalRecords(Protocol):
@@ -159,20 +155,10 @@ class GapRepairer:
 
     def _append(self, path: Path) -> int:
         """Append the records of a DBN file to the lake, which skips known rows; returns their number."""
-        rows, received = SessionRows(NO_SESSION), 0
-
-        def append_batch() -> int:
-            now = self.clock.now()
-            tables, counts = rows.build(Origin(self.lake.environment, self.run_id, to_ns(now)))
-            for table, frame in tables:
-                self.lake.append(table, frame, run_id=self.run_id, now=now)
-            return counts.records
-
-        for frame in read_frames(path):
-            rows.add(frame)
-            if rows.pending_bytes >= BATCH_BYTES:
-                received += append_batch()
-        return received + append_batch()
+        counts, environment = RowCounts(), self.lake.environment
+        for table, frame in bought_rows([path], environment=environment, run_id=self.run_id, counts=counts):
+            self.lake.append(table, frame, run_id=self.run_id, now=self.clock.now())
+        return counts.records
 
 
 def _by_session(gap: Gap) -> list[tuple[int, int]]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nq_pipeline.dbn import columns
-from nq_pipeline.dbn.framer import Frame, is_near
+from nq_pipeline.dbn.framer import Frame, is_near, read_frames
 from nq_pipeline.dbn.layout import (
     CONTROL,
     SCHEMAS,
@@ -49,6 +50,10 @@ snapshot of mbp-1 has the key of the record that it repeats."""
 BAD_TS_RECV = 8
 """Flag of records whose `ts_recv` Databento marks as unreliable."""
 EPOCH = date(1970, 1, 1).toordinal()
+NO_SESSION = 0
+"""`log_session` of rows that did not pass through the capture log."""
+BATCH_BYTES = 16 << 20
+"""Bytes of bought records converted at a time, which bounds the memory."""
 UNKNOWN = -1
 """Code of an instrument that has no symbol yet."""
 
@@ -201,6 +206,30 @@ class SessionRows:
 
     def _ordinal(self, table: Table, rtype: int, records: Array) -> npt.NDArray[np.uint32]:
         return self._ordinals.setdefault((table.name, rtype), Ordinals()).count(records)
+
+
+def bought_rows(
+    files: Iterable[Path], *, environment: str, run_id: str, counts: RowCounts
+) -> Iterator[tuple[Table, pl.DataFrame]]:
+    """The rows of bought DBN files, in batches with their table; `counts` receives what became of records.
+
+    They did not pass through the capture log, so they have no latency of publication. Raises `BadStream`
+    for a damaged file.
+    """
+    session = SessionRows(NO_SESSION)
+
+    def drain() -> Iterator[tuple[Table, pl.DataFrame]]:
+        tables, more = session.build(Origin(environment, run_id, 0))
+        counts.add(more)
+        for table, frame in tables:
+            yield table, frame.with_columns(pl.lit(None, pl.Int64).alias("publish_latency_ns"))
+
+    for file in files:
+        for frame in read_frames(file):
+            session.add(frame)
+            if session.pending_bytes >= BATCH_BYTES:
+                yield from drain()
+    yield from drain()
 
 
 def is_misdated(records: Array) -> npt.NDArray[np.bool_]:

@@ -54,7 +54,6 @@ class Head:
     raw: bytes
     version: int
     ts_out: bool
-    dataset: str
 
     @classmethod
     def read(cls, file: BinaryIO) -> Head:
@@ -69,7 +68,7 @@ class Head:
     def parse(cls, raw: bytes) -> Head:
         """Read a whole header; `BadStream` when it is none."""
         metadata = decode_metadata(raw)
-        return cls(raw, metadata.version, bool(metadata.ts_out), metadata.dataset)
+        return cls(raw, metadata.version, bool(metadata.ts_out))
 
 
 @dataclass(frozen=True, slots=True)

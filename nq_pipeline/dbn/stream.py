@@ -108,31 +108,19 @@ def open_dbn(source: Path | BinaryIO) -> Iterator[Stream]:
 
 
 class Stream:
-    """The header of a DBN file, and its records as they are read.
-
-    Attributes
-    ----------
-    schema
-        The schema of all records; None where a live capture may hold several.
-    symbols
-        The mappings of the header, and of the mapping records read so far.
-    records
-        Whole records read so far, of every kind.
-    skipped
-        Kind to count of records that are no market data, or of an unknown rtype.
-    """
+    """The header of a DBN file, and its records as they are read."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
-        self.records = 0
-        self.skipped: Counter[str] = Counter()
-        self.symbols = SymbolMap()
+        self.records = 0  # whole ones read so far, of every kind
+        self.skipped: Counter[str] = Counter()  # kind to count of no market data, or of an unknown rtype
+        self.symbols = SymbolMap()  # of the header, and of the mapping records read so far
         self._broken = ""
         self._chunks = _in_chunks(self._decompressed(file))
         self.metadata, self._rest = self._read_header()
         self.version: int = self.metadata.version
         self.ts_out = bool(self.metadata.ts_out)
-        self.dataset = str(self.metadata.dataset)
+        # None where a live capture may hold several.
         self.schema = None if self.metadata.schema is None else str(self.metadata.schema)
         if self.schema is not None and self.schema not in RTYPES:
             raise UnsupportedDbn(f"{name}: schema {self.schema} is not supported")

@@ -127,27 +127,25 @@ class FeedRecorder:
         A replay begins at `start_ns`, nanoseconds UTC; None streams from now on. `sink` is called with every
         frame as well.
         """
-        subscription = Subscription(schema, parents, start_ns)
-        return asyncio.run(self._record(subscription, _SessionBuffer(self.clock, sink), enough, patience_s))
+        connector, buffer = self._connector, _SessionBuffer(self.clock, sink)
+        assert connector is not None
 
-    async def _record(
-        self, subscription: Subscription, buffer: _SessionBuffer, enough: Enough, patience_s: float
-    ) -> Recording:
-        assert self._connector is not None
-        await self._connector.wait_turn()
-        began = time.monotonic()
-        session = GatewaySession(self._connector, buffer.add)
-        await session.open([subscription])
-        opened = buffer.opened = time.monotonic()
-        while not session.ending.done():
-            elapsed = time.monotonic() - opened
-            full = session.state.records >= MAX_RECORDS
-            if full or elapsed >= patience_s or enough(session.state, elapsed):
-                session.close(SessionEnd(EndReason.STOPPED))
-                break
-            await asyncio.wait([session.ending], timeout=POLL_S)
-        ending = await session.ending
-        return buffer.recording(session.state, ending, opened - began)
+        async def hold_session() -> Recording:
+            await connector.wait_turn()
+            began = time.monotonic()
+            session = GatewaySession(connector, buffer.add)
+            await session.open([Subscription(schema, parents, start_ns)])
+            opened = buffer.opened = time.monotonic()
+            while not session.ending.done():
+                elapsed = time.monotonic() - opened
+                full = session.state.records >= MAX_RECORDS
+                if full or elapsed >= patience_s or enough(session.state, elapsed):
+                    session.close(SessionEnd(EndReason.STOPPED))
+                    break
+                await asyncio.wait([session.ending], timeout=POLL_S)
+            return buffer.recording(session.state, await session.ending, opened - began)
+
+        return asyncio.run(hold_session())
 
 
 class _SessionBuffer:

@@ -95,6 +95,7 @@ def test_a_gap_is_bought_counted_and_in_the_lake_once(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert found.height == len(wanted) == found.select(KEY).n_unique()
     assert found["raw_symbol"].null_count() == 0 and set(found["instrument_kind"]) >= {"option", "future"}
+    assert found["publish_latency_ns"].null_count() == found.height
 
 
 def test_what_the_lake_holds_already_is_proven_and_not_bought_again(tmp_path: Path) -> None:

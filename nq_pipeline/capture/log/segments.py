@@ -44,15 +44,12 @@ BEGINNING = Position(0, 0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Segment:
-    """One file of the log, with the instant and the trade date of its creation.
-
-    `session` is the number of the segment with which its gateway session began.
-    """
+    """One file of the log."""
 
     number: int
-    session: int
-    start_ns: int
-    trade_date: date
+    session: int  # the number of the segment with which its gateway session began
+    start_ns: int  # the instant of its creation
+    trade_date: date  # that of the instant
     path: Path
 
 
