@@ -16,6 +16,7 @@ from nq_pipeline.dbn.layout import DAY_NS, Array
 
 LAST_DAY = np.iinfo(np.int64).max // DAY_NS
 """The last day since 1970 that int64 nanoseconds reach."""
+EPOCH = date(1970, 1, 1).toordinal()
 
 
 class SymbolMap:
@@ -74,9 +75,7 @@ def symbol_intervals(metadata: Any) -> Iterator[tuple[int, int, int, str]]:
         for span in spans:
             if span["symbol"]:
                 number, symbol = (requested, span["symbol"]) if by_id else (span["symbol"], requested)
-                first, until = _day_number(span["start_date"]), _day_number(span["end_date"])
-                yield int(np.uint32(int(number))), first, until, symbol
-
-
-def _day_number(day: date) -> int:
-    return day.toordinal() - date(1970, 1, 1).toordinal()
+                if not 0 <= (instrument_id := int(number)) < 2**32:
+                    raise OverflowError(f"{number} is no instrument_id")
+                first, until = span["start_date"].toordinal() - EPOCH, span["end_date"].toordinal() - EPOCH
+                yield instrument_id, first, until, symbol
