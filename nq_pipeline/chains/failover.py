@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, conform
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.sessions import in_chicago
@@ -95,8 +95,7 @@ def winning_rows(answers: Mapping[str, ChainAnswer], decisions: pl.DataFrame) ->
     frames = [answer.frame for answer in answers.values() if answer.frame.height]
     if not frames or won.is_empty():
         return OPTION_CHAIN.empty()
-    rows = pl.concat(frames).join(won, on=["source", "series"], how="inner")
-    return rows.select([pl.col(name).cast(dtype) for name, dtype in OPTION_CHAIN.schema.items()])
+    return conform(OPTION_CHAIN, pl.concat(frames).join(won, on=["source", "series"], how="inner"))
 
 
 _Failing = tuple[Outcome, str]
@@ -275,7 +274,6 @@ def _frame(rows: list[_Verdict], request: ChainRequest, decided_at: datetime) ->
         }
         for c, won, outcome, reason in rows
     ]
-    if not records:
-        return DECISIONS.empty()
-    frame = pl.DataFrame(records, infer_schema_length=None)
-    return frame.select([pl.col(name).cast(dtype) for name, dtype in DECISIONS.schema.items()])
+    return (
+        conform(DECISIONS, pl.DataFrame(records, infer_schema_length=None)) if records else DECISIONS.empty()
+    )

@@ -27,7 +27,7 @@ import polars as pl
 from nq_pipeline.clock import Clock, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
-from nq_pipeline.lake.tables import FETCHES
+from nq_pipeline.lake.tables import FETCHES, conform
 from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.redaction import redact, redact_data, redact_logs, secret_spellings
@@ -290,8 +290,7 @@ class VendorSession:
             }
             for fetch in tuple(self.fetches)
         ]
-        raw = pl.DataFrame(rows, infer_schema_length=None) if rows else FETCHES.empty()
-        return raw.select([pl.col(name).cast(dtype) for name, dtype in FETCHES.schema.items()])
+        return conform(FETCHES, pl.DataFrame(rows, infer_schema_length=None)) if rows else FETCHES.empty()
 
     def _request(
         self,
