@@ -46,24 +46,26 @@ def read_published_trades(log_folder: Path, lake: Lake, trade_date: date) -> Pub
     with publisher.paused():
         position = publisher.position
         connection = catalog.connect(lake)
-    futures, strikes, newest = FuturePrices(), StrikeVolumes(), pl.DataFrame()
+    futures, strikes, of_day = FuturePrices(), StrikeVolumes(), {"day": trade_date}
     with connection as lake_now:
-        for batch in lake_now.sql(_TRADES, params={"day": trade_date}).to_arrow_reader(ROWS):
+        for batch in lake_now.sql(_TRADES, params=of_day).to_arrow_reader(ROWS):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             rows = board_rows(frame)
             futures.add(rows)
             strikes.add(rows)
-            newest = pl.concat([newest, rows]).tail(TAPE_BEGINS_WITH) if newest.height else rows
-        quotes = lake_now.sql(_QUOTES, params={"day": trade_date}).pl()
-    return PublishedTrades(position, futures, strikes, quotes, newest.tail(TAPE_BEGINS_WITH))
+        newest = board_rows(lake_now.sql(_NEWEST, params=of_day).pl().reverse())
+        quotes = lake_now.sql(_QUOTES, params=of_day).pl()
+    return PublishedTrades(position, futures, strikes, quotes, newest)
 
 
 _TRADES = """
 SELECT raw_symbol, instrument_kind, root, series, option_type, strike, side, price, size, trade_date,
        source_schema, ts_event, ts_recv
-FROM trades WHERE trade_date = $day ORDER BY ts_recv_ns, sequence, ordinal
+FROM trades WHERE trade_date = $day
 """
+
+_NEWEST = f"{_TRADES} ORDER BY ts_recv_ns DESC, sequence DESC, ordinal DESC LIMIT {TAPE_BEGINS_WITH}"
 
 _QUOTES = """
 SELECT series, contract_key, root, option_type, strike,
