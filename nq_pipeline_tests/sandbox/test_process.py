@@ -114,21 +114,15 @@ def test_runs_share_a_process_and_later_ones_reuse_its_port(tmp_path: Path) -> N
         assert json.loads(state.read_text())["pid"] != noted["pid"]
 
 
-def test_a_shared_server_outlives_its_owner(tmp_path: Path) -> None:
+def test_a_shared_server_outlives_its_killed_owner_and_ends(tmp_path: Path) -> None:
     first, number = owner(tmp_path)
     with endpoints(settings(tmp_path)) as shared:
         assert port(shared.vendor(PolygonSettings).url) == number
-        end(first)
+        first.kill()
+        first.communicate(timeout=60)
         for _ in range(10):
             assert health(number) is not None
             time.sleep(0.05)
-    wait_until(lambda: health(number) is None)
-
-
-def test_the_process_ends_even_when_its_owner_is_killed(tmp_path: Path) -> None:
-    first, number = owner(tmp_path)
-    first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
     wait_until(lambda: health(number) is None)
 
 

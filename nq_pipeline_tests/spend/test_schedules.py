@@ -255,12 +255,12 @@ MONTH = (TURNED, keep_the_month)
 
 @pytest.mark.timeout(600)
 def test_no_schedule_with_crashes_exceeds_a_budget(begin: Begin) -> None:
-    run(20, *MONTH_AND_DAY, begin)
+    run(10, *MONTH_AND_DAY, begin)
 
 
 @pytest.mark.timeout(600)
 def test_no_turning_of_the_clock_or_the_zone_frees_money(begin: Begin) -> None:
-    run(20, *MONTH, begin, budget_daily_usd=Decimal(1_000))
+    run(10, *MONTH, begin, budget_daily_usd=Decimal(1_000))
 
 
 @pytest.mark.slow
