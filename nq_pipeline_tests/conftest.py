@@ -46,7 +46,7 @@ LONG = {
 """Files that take longest: a file stays with one worker, so these begin first and none is left at the end."""
 
 
-# Workers and the hundreds of processes that tests start share what one of them compiled, whatever the shell says.
+# Workers and the processes that tests start share what one of them compiled, whatever the shell says.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
