@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nq_pipeline.cli import output
 from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.output import console, load, note_sandbox, printable, to_json
 from nq_pipeline.errors import SettingsError
@@ -337,7 +338,7 @@ def board(port: int, host: str) -> None:
     stop = threading.Event()
 
     def ready(bound: int) -> None:
-        click.echo(f"The board is ready: open http://{host}:{bound} in a browser. Ctrl-C stops it.")
+        click.echo(f"The board is ready: open {output.url(host, bound)} in a browser. Ctrl-C stops it.")
 
     with on_signal(lambda _: stop.set(), signal.SIGINT, signal.SIGTERM), endpoints(load()) as settings:
         token = settings.serve.token

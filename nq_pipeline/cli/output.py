@@ -49,6 +49,11 @@ def console() -> Any:
     return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
+def url(host: str, port: int) -> str:
+    """The address of a server of ours."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def program() -> str:
     """The command that starts this program: `nq`, or its path if it is not on PATH."""
     if shutil.which("nq"):

@@ -8,7 +8,7 @@ import threading
 import click
 
 from nq_pipeline.cli.exit_codes import report_errors
-from nq_pipeline.cli.output import load, note_sandbox
+from nq_pipeline.cli.output import load, note_sandbox, url
 
 
 @click.command(short_help="Serve the lake and the live stream over HTTP, until Ctrl-C.")
@@ -37,7 +37,6 @@ def serve(port: int, host: str) -> None:
     check_access(host, settings.serve.token)
     note_sandbox(settings)
     app = build_app(settings, clock=market_clock(settings), host=host)
-    name = f"[{host}]" if ":" in host else host
     with on_signal(lambda _: stop.set(), signal.SIGINT, signal.SIGTERM):
         run_server(
             app,
@@ -45,5 +44,5 @@ def serve(port: int, host: str) -> None:
             port=port,
             token=settings.serve.token,
             stop=stop,
-            on_ready=lambda bound: click.echo(f"Serving http://{name}:{bound}/ until Ctrl-C."),
+            on_ready=lambda bound: click.echo(f"Serving {url(host, bound)}/ until Ctrl-C."),
         )

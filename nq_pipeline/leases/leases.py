@@ -69,8 +69,6 @@ class LeaseHolder:
         When it acquired the lease, UTC by the database's clock.
     heartbeat_s
         Seconds since its last renewal, by the database's clock.
-    is_local
-        Whether it runs in this data folder, on this machine.
     """
 
     name: str
@@ -80,7 +78,6 @@ class LeaseHolder:
     run_id: str
     since: datetime
     heartbeat_s: float
-    is_local: bool
 
     def __str__(self) -> str:
         run = f", run {self.run_id[:8]}," if self.run_id else ""
@@ -438,7 +435,6 @@ class Leases:
             row.run_id,
             row.since if row.since.tzinfo else row.since.replace(tzinfo=UTC),
             max(0.0, (row.now_us - row.renewed_us) / 1e6),
-            bool(alive),
         )
 
     def _held_by(self, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -51,7 +51,6 @@ class PurchaseRecord:
     request_id: str | None = None
     proof: str | None = None
     host: str = ""
-    changed_at: datetime | None = None
 
 
 class PurchaseRecords:
@@ -82,14 +81,11 @@ class PurchaseRecords:
 
     def find(self, digest: str) -> PurchaseRecord | None:
         """The record of a span; None without one."""
-        columns = [column for column in PURCHASES.c if column.name != "environment"]
+        columns = [PURCHASES.c[column.name] for column in fields(PurchaseRecord)]
         query = sa.select(*columns).where(*self._is(digest))
         with row_transaction(self._engine, writes=False) as connection:
             row = connection.execute(query).mappings().one_or_none()
-        if row is None:
-            return None
-        at: datetime = row["changed_at"]
-        return PurchaseRecord(**{**row, "changed_at": at if at.tzinfo else at.replace(tzinfo=UTC)})
+        return PurchaseRecord(**row) if row else None
 
     def write(self, record: PurchaseRecord) -> None:
         """Replace the record of a span; its host and time are this machine's and now."""

@@ -22,7 +22,7 @@ def run(
     data_dir: Path, selection: dg.AssetSelection, partition: str = DAY, **vendors: FakeVendor
 ) -> dg.ExecuteInProcessResult:
     fakes = {name: FakeVendor(name) for name in SOURCE_NAMES} | vendors
-    settings = build_settings(data_dir=data_dir, now=NOW, horizon_days=1, far_expirations=False)
+    settings = build_settings(data_dir=data_dir, now=NOW, horizon_days=0, far_expirations=False)
     with dg.DagsterInstance.ephemeral() as instance:
         return dg.materialize(
             [option_chains, report],
