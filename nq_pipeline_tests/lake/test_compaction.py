@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.compaction import FAN_IN, select_merge
+from nq_pipeline.lake.compaction import select_merge
 from nq_pipeline.lake.manifest import DataFile
 from nq_pipeline.lake.parquet import ROW_GROUP_ROWS
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN, USD
-from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, NOON, TICKS, chain, ticks
 
 
 def contents(lake: Lake) -> dict[str, bytes]:
@@ -33,16 +33,6 @@ def tick(i: int) -> pl.DataFrame:
     return ticks([(DAY, i % 7, NOON + i, i, float(i))])
 
 
-def test_a_trade_date_that_is_over_becomes_one_sorted_file(lake: Lake) -> None:
-    for i in range(5):
-        lake.append(TICKS, tick(i), run_id=f"run-{i}")
-    assert lake.compact(TICKS, DAY, now=AFTER) == 5
-    (path,) = map(Path, lake.files(TICKS))
-    frame = lake.scan(TICKS).collect()
-    assert frame.equals(pl.concat(tick(i) for i in range(5)).sort(TICKS.order))
-    assert pq.read_metadata(path).metadata[b"nq.runs"] == b'["run-0","run-1","run-2","run-3","run-4"]'
-
-
 def test_compacting_twice_changes_no_byte(lake: Lake) -> None:
     for i in range(4):
         lake.append(TICKS, tick(i), run_id="run")
@@ -50,22 +40,6 @@ def test_compacting_twice_changes_no_byte(lake: Lake) -> None:
     before = contents(lake)
     assert lake.compact(TICKS, DAY, now=AFTER) == 0
     assert contents(lake) == before
-
-
-def test_an_open_trade_date_is_merged_in_tiers_only(lake: Lake) -> None:
-    for i in range(5):
-        lake.append(TICKS, tick(i), run_id="run")
-    assert lake.compact(TICKS, DAY, now=DURING) == 0
-    assert len(lake.files(TICKS)) == 5
-
-
-def test_appending_alone_keeps_files_few(lake: Lake) -> None:
-    for i in range(2 * FAN_IN + 3):
-        lake.append(TICKS, tick(i), run_id="run")
-        assert len(lake.files(TICKS)) <= FAN_IN
-    assert (
-        lake.scan(TICKS).sort("ts_event").collect().equals(pl.concat(tick(i) for i in range(2 * FAN_IN + 3)))
-    )
 
 
 def test_a_file_a_second_never_makes_200_current_files() -> None:
@@ -106,20 +80,6 @@ def test_a_large_merge_has_the_bytes_of_one_sorted_write(tmp_path: Path) -> None
         *[ROW_GROUP_ROWS] * 3,
         400_000 - 3 * ROW_GROUP_ROWS,
     ]
-
-
-def test_superseded_files_stay_an_hour_and_then_go(lake: Lake) -> None:
-    for i in range(3):
-        lake.append(TICKS, tick(i), run_id="run")
-    reader = lake.scan(TICKS)
-    lake.compact(TICKS, DAY, now=AFTER)
-    now = datetime.now(UTC)
-    assert lake.collect_garbage(now + timedelta(minutes=59)) == 0
-    assert reader.collect().height == 3
-    assert lake.collect_garbage(now + timedelta(minutes=61)) == 3
-    assert lake.scan(TICKS).collect().height == 3
-    assert len(list(lake.root.glob("*/trade_date=*/*.parquet"))) == 1
-    assert lake.collect_garbage(now + timedelta(minutes=61)) == 0
 
 
 def test_garbage_collection_removes_what_dead_processes_left(lake: Lake) -> None:

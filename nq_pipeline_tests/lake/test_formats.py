@@ -222,10 +222,11 @@ def test_replaced_files_stay_an_hour(lake: Lake, opened: Open) -> None:
         lake.append(TICKS, tick(number), run_id="run")
     reader = lake.scan(TICKS)
     lake.compact(TICKS, DAY, now=AFTER)
-    assert opened().collect_garbage() == 0
+    now = datetime.now(UTC)
+    assert opened().collect_garbage(now + timedelta(minutes=59)) == 0
     assert reader.collect().height == 3
-    assert opened().collect_garbage(datetime.now(UTC) + timedelta(hours=2)) == 3
-    assert opened().collect_garbage(datetime.now(UTC) + timedelta(hours=2)) == 0
+    assert opened().collect_garbage(now + timedelta(minutes=61)) == 3
+    assert opened().collect_garbage(now + timedelta(minutes=61)) == 0
     with pytest.raises((OSError, pl.exceptions.PolarsError)):
         reader.collect()
     assert rows(opened()).height == 3
