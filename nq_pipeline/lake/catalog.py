@@ -11,12 +11,10 @@ nanoseconds with a zone. `<name>_ns` holds the exact nanoseconds UTC as BIGINT.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +28,10 @@ import zstandard
 from nq_pipeline.clock import NS_PER_S
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for, write_atomically
-from nq_pipeline.lake.delta.types import MICROS, stored_table
 from nq_pipeline.lake.objects import RemoteObjects
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import DECISIONS, INSTANT, OPTION_CHAIN, PARTITION, TABLES, USD, Table, conform
-from nq_pipeline.lake.views import VIEWS
-from nq_pipeline.market.contracts import PRODUCT_OF
+from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, TABLES, Table, conform
+from nq_pipeline.lake.views.script import ResolvedTable, literal, rows_script, views_script
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,24 +45,6 @@ LATEST = "option_chain_latest"
 PRICED = "option_chain_priced"
 CHAIN_ORDER = ["expiration", "root", "option_type", "strike", "snapshot_ts", "source"]
 """The sort order of a chain."""
-
-_TYPES: dict[pl.DataType, str] = {
-    pl.String(): "VARCHAR",
-    pl.Float64(): "DOUBLE",
-    pl.Int64(): "BIGINT",
-    pl.Int32(): "INTEGER",
-    pl.Int16(): "SMALLINT",
-    pl.Int8(): "TINYINT",
-    pl.UInt64(): "UBIGINT",
-    pl.UInt32(): "UINTEGER",
-    pl.UInt16(): "USMALLINT",
-    pl.UInt8(): "UTINYINT",
-    pl.Boolean(): "BOOLEAN",
-    pl.Date(): "DATE",
-    USD: "DECIMAL(18, 9)",
-    INSTANT: "TIMESTAMPTZ_NS",
-    MICROS: "TIMESTAMPTZ",
-}
 
 
 def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) -> duckdb.DuckDBPyConnection:
@@ -93,14 +71,14 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "empty.duckdb"
         path.write_bytes(_empty_views(lake))
-        connection.execute(f"ATTACH {_text(str(path))} AS empty (READ_ONLY)")
+        connection.execute(f"ATTACH {literal(str(path))} AS empty (READ_ONLY)")
         connection.execute("COPY FROM DATABASE empty TO memory")
         connection.execute("DETACH empty")
-    _fill(connection, tables)
+    connection.execute(rows_script(tables))
     if memory_mb is not None:
         connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
     if guarded:
-        files = [_text(path) for resolved in tables.values() for path in resolved.paths]
+        files = [literal(path) for resolved in tables.values() for path in resolved.paths]
         connection.execute(f"SET allowed_paths = [{', '.join(files)}]")
         connection.execute("SET temp_directory = ''")
         connection.execute("SET python_enable_replacements = false")
@@ -127,7 +105,7 @@ class LiveCatalog:
         self._connection = connect(self._lake, memory_mb=memory_mb)
         overflow = self._lake.root.with_name("cache") / "duckdb"  # by default it is the working directory
         make_folder(overflow)
-        self._connection.execute(f"SET temp_directory = {_text(str(overflow))}")
+        self._connection.execute(f"SET temp_directory = {literal(str(overflow))}")
         self._lock = Lock()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -137,7 +115,8 @@ class LiveCatalog:
                 self._read_at = monotonic()
                 for name, version in self._read_versions():
                     if version != self._versions[name]:
-                        _fill(self._connection, {name: _resolved(self._lake, TABLES[name])})
+                        state = {name: _resolved(self._lake, TABLES[name])}
+                        self._connection.execute(rows_script(state))
                         self._versions[name] = version
             cursor = self._connection.cursor()
         cursor.execute("SET TimeZone = 'UTC'")
@@ -184,13 +163,7 @@ def chain(
     *,
     newest_per_contract: bool = False,
 ) -> pl.DataFrame:
-    """The current chain, or the chain as of a moment, in the types of `option_chain`.
-
-    Raises
-    ------
-    LakeError
-        `as_of` has no time zone, or `newest_per_contract` is given without `as_of`.
-    """
+    """The rows of `chain_relation` in the types of `option_chain`, sorted."""
     rows = chain_relation(connection, as_of, newest_per_contract=newest_per_contract).pl()
     exact = {name: pl.col(f"{name}_ns") for name in OPTION_CHAIN.schema if f"{name}_ns" in rows.columns}
     names = OPTION_CHAIN.schema.names()
@@ -201,7 +174,7 @@ def chain(
 def chain_relation(
     connection: duckdb.DuckDBPyConnection, as_of: datetime | None, *, newest_per_contract: bool = False
 ) -> duckdb.DuckDBPyRelation:
-    """The rows of `chain` as a relation, in the types of the views.
+    """The current chain, or the chain as of a moment, in the types of the views.
 
     Raises
     ------
@@ -240,7 +213,7 @@ def publish(lake: Lake) -> Path:
         began, tables = time_ns(), _resolve(lake)
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
-            _fill(connection, tables)
+            connection.execute(rows_script(tables))
         if any(resolved.unreadable for resolved in tables.values()):
             _whole(lake).unlink(missing_ok=True)
         else:
@@ -259,27 +232,7 @@ def _reach(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
         connection.register_filesystem(lake.objects.filesystem())
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """The readable files of a table, and the reasons why other rows cannot be read.
-
-    Attributes
-    ----------
-    older
-        Whether any file has an older version of the schema.
-    is_delta
-        Whether the files have rows as Delta stores them.
-    unreadable
-        The error for readers of a trade date; the key None means every trade date.
-    """
-
-    paths: tuple[str, ...] = ()
-    older: bool = False
-    is_delta: bool = False
-    unreadable: Mapping[date | None, str] = field(default_factory=dict)
-
-
-def _resolve(lake: Lake) -> dict[str, _Resolved]:
+def _resolve(lake: Lake) -> dict[str, ResolvedTable]:
     """The newest version of every table that has rows.
 
     Decisions are written last, so they are resolved first: the rows to which they refer then exist.
@@ -300,12 +253,12 @@ def _resolve(lake: Lake) -> dict[str, _Resolved]:
     return {name: table for name, table in found.items() if table.paths or table.unreadable}
 
 
-def _resolved(lake: Lake, table: Table, whole_at: int = 0) -> _Resolved:
+def _resolved(lake: Lake, table: Table, whole_at: int = 0) -> ResolvedTable:
     stored = lake.table_files(table)
     try:
         files = stored.manifest().files
     except LakeError as error:
-        return _Resolved(unreadable={None: str(error)})
+        return ResolvedTable(unreadable={None: str(error)})
     paths: list[str] = []
     unreadable: dict[date | None, str] = {}
     for file in files:
@@ -314,12 +267,7 @@ def _resolved(lake: Lake, table: Table, whole_at: int = 0) -> _Resolved:
         else:
             paths.append(stored.location(file))
     older = any(file.schema_version != table.version for file in files)
-    return _Resolved(tuple(paths), older, stored.is_delta, unreadable)
-
-
-def _fill(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, _Resolved]) -> None:
-    """Show the rows of these tables in the views of `_empty_views`, in which no table has rows."""
-    connection.execute(";\n".join(["BEGIN", *_rows_sql(tables), "COMMIT"]))
+    return ResolvedTable(tuple(paths), older, stored.is_delta, unreadable)
 
 
 def _label(lake: Lake) -> str:
@@ -330,7 +278,7 @@ def _kept(lake: Lake) -> Path:
     """The compressed file of `_empty_views`, for this version of the views and of DuckDB."""
     import duckdb
 
-    script = duckdb.__version__ + _script(_label(lake))
+    script = duckdb.__version__ + views_script(_label(lake))
     return lake.root.with_name("cache") / f"views-{sha256(script.encode()).hexdigest()[:16]}.duckdb.zst"
 
 
@@ -354,111 +302,9 @@ def _empty_views(lake: Lake) -> bytes:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / NAME
                 with duckdb.connect(path) as connection:
-                    connection.execute(_script(_label(lake)))
+                    connection.execute(views_script(_label(lake)))
                 _made[kept.name] = path.read_bytes()
     return _made[kept.name]
 
 
 _made: dict[str, bytes] = {}
-
-
-@cache
-def _script(label: str) -> str:
-    empty = {name: _Resolved() for name in TABLES}
-    views = [*_rows_sql(empty), *_tables_sql(label), *_views_sql(label), *_column_comments_sql()]
-    return ";\n".join(["BEGIN", *views, "COMMIT"])
-
-
-def _rows_sql(tables: Mapping[str, _Resolved]) -> Iterator[str]:
-    """The macros on which the views of tables are: the current files, and the rows in them.
-
-    To replace a view takes longer, and its comments would go. DuckDB opens the files of a macro with rows, so
-    that has only the first at that time: a table of many trade dates takes no longer than one of few.
-    """
-    for name, resolved in tables.items():
-        files = f"CREATE OR REPLACE MACRO {name}_files() AS"
-        yield f"{files} {_list(resolved.paths[:1])}"
-        yield f"CREATE OR REPLACE MACRO {name}_rows() AS TABLE {_shown_sql(TABLES[name], resolved)}"
-        yield f"{files} {_list(resolved.paths)}"
-
-
-def _tables_sql(label: str) -> Iterator[str]:
-    for name, table in TABLES.items():
-        yield f"CREATE VIEW {name} AS FROM {name}_rows()"
-        yield f"COMMENT ON VIEW {name} IS {_text(label + table.meaning)}"
-
-
-def _views_sql(label: str) -> Iterator[str]:
-    """The views on the tables, in an order in which each exists before it is used."""
-    products = ", ".join(f"{_text(root)}: {_text(product)}" for root, product in PRODUCT_OF.items())
-    yield f"CREATE MACRO product_of(root) AS coalesce(MAP {{{products}}}[root], root)"
-    for view in VIEWS:
-        yield view.sql.rstrip()
-        kind = "MACRO TABLE" if view.is_macro else "VIEW"
-        yield f"COMMENT ON {kind} {view.name} IS {_text(label + view.meaning)}"
-
-
-def _shown_sql(table: Table, resolved: _Resolved) -> str:
-    stored = stored_table(table) if resolved.is_delta else table
-    schema, shown, exact = stored.schema, [], []
-    for column in table.columns:
-        name = column.name
-        if column.dtype == INSTANT and resolved.is_delta:
-            shown.append(name)
-            exact.append(f"{name}_ns")
-        elif column.dtype == INSTANT:
-            shown.append(f"make_timestamptz(epoch_ns({name}) // 1000) AS {name}")
-            exact.append(f"epoch_ns({name}) AS {name}_ns")
-        elif schema[name] != column.dtype or column.was:  # always of one type
-            shown.append(f'"{name}"::{_TYPES[column.dtype]} AS "{name}"')
-        else:
-            shown.append(f'"{name}"')
-    return f"SELECT {', '.join(shown + exact)} FROM ({_stored_sql(stored, resolved)})"
-
-
-def _stored_sql(table: Table, resolved: _Resolved) -> str:
-    """The rows as they are stored; `table` has the types of the files."""
-    parts = []
-    if resolved.paths:
-        parts.append(
-            f"SELECT * FROM read_parquet({table.name}_files(), hive_partitioning = true, "
-            f"hive_types = {{'{PARTITION}': DATE}}, union_by_name = {resolved.older})"
-        )
-    if resolved.older or not resolved.paths:
-        parts.insert(0, f"SELECT {_nulls(table)} WHERE false")
-    for day, sentence in resolved.unreadable.items():
-        # A query that needs no row of that trade date does not evaluate the error.
-        of = {PARTITION: f"DATE '{day}'"} if day else {}
-        parts.append(f"SELECT {_nulls(table, of)} WHERE error({_text(sentence)}) IS NULL")
-    return " UNION ALL BY NAME ".join(parts)
-
-
-def _nulls(table: Table, given: Mapping[str, str] | None = None) -> str:
-    """Every column of a table: the given expression, or a null of its type."""
-    return ", ".join(
-        f'{(given or {}).get(column.name, f"NULL::{_TYPES[column.dtype]}")} AS "{column.name}"'
-        for column in table.columns
-    )
-
-
-def _column_comments_sql() -> Iterator[str]:
-    # DuckDB stores no comments on the columns that a macro returns.
-    shown = {table.name: table.columns for table in TABLES.values()}
-    shown |= {view.name: view.columns for view in VIEWS if not view.is_macro}
-    for name, columns in shown.items():
-        for column in columns:
-            yield f'COMMENT ON COLUMN {name}."{column.name}" IS {_text(column.meaning)}'
-            if column.dtype == INSTANT:
-                exact = _text(f"{column.name} in nanoseconds since 1970-01-01 UTC")
-                yield f"COMMENT ON COLUMN {name}.{column.name}_ns IS {exact}"
-
-
-def _list(paths: Sequence[str]) -> str:
-    """A list in SQL, from one text: DuckDB takes longer for a text of each path."""
-    between = "//\n"  # no path has this
-    return f"string_split({_text(between.join(paths))}, {_text(between)})"
-
-
-def _text(value: str) -> str:
-    """A SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
