@@ -47,8 +47,7 @@ class ConvertedFile:
     schema: str
     rows: int
     bytes: int
-    unmapped: int
-    """Rows whose instrument_id has no symbol on their day; their `symbol` is null."""
+    unmapped: int  # rows whose instrument_id has no symbol on their day; their `symbol` is null
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,9 @@ class Converted:
     """The result of a conversion: one file for a historical file, for a live capture one per schema."""
 
     files: tuple[ConvertedFile, ...]
-    records: int
-    """Records read, of every kind: the rows of all files and what was skipped."""
-    skipped: dict[str, int]
-    """Kind to count of records without rows: the gateway's own messages, and unknown rtypes."""
-    cut: str
-    """Why the file ended early, where `keep_complete` allowed it; empty for a whole file."""
+    records: int  # read, of every kind: the rows of all files and what was skipped
+    skipped: dict[str, int]  # kind to count without rows: the gateway's own messages, and unknown rtypes
+    cut: str  # why the file ended early, where `keep_complete` allowed it; empty for a whole file
 
 
 def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = False) -> Converted:

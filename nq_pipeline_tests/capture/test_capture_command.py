@@ -6,22 +6,38 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from nq_pipeline.cli import main
+from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.tables import SESSIONS, TRADES
+from nq_pipeline.runtime import endpoints
 from nq_pipeline.workspace import Workspace
 
 NOW = "2025-06-10T13:31:00Z"
 PATIENCE_S = 240
 
 
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the sandbox's stand-ins serve all captures of this file."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    with endpoints(build_settings(data_dir=folder)):
+        yield str(json.loads((folder / "sandbox" / "sandbox.json").read_text())["port"])
+
+
 @pytest.fixture
-def nq(tmp_path: Path) -> list[str]:
-    settings = {"NQ_DATA_DIR": str(tmp_path), "NQ_ENVIRONMENT": "sandbox", "NQ_NOW": NOW}
+def nq(tmp_path: Path, port: str) -> list[str]:
+    settings = {
+        "NQ_DATA_DIR": str(tmp_path),
+        "NQ_ENVIRONMENT": "sandbox",
+        "NQ_NOW": NOW,
+        "NQ_SANDBOX_PORT": port,
+    }
     return [
         "env",
         *(f"{name}={value}" for name, value in settings.items()),
