@@ -26,6 +26,7 @@ from nq_pipeline.orchestration.names import (
     READS_LEDGER,
 )
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.steps import failing_in_one_sentence
 from nq_pipeline.verify.doctor import probe_sources, probe_store
 from nq_pipeline.workspace import Workspace
 
@@ -74,11 +75,13 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     from nq_pipeline.chains.replay import finish_killed_runs
 
     # Bookkeeping follows the machine's clock, never a pinned one.
-    settings, now = vendors.settings(), datetime.now(UTC)
-    for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=context.log.info):
-        if killed.chain.height:
-            price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
-    maintain(Workspace.of(settings).lake, TABLES.values(), now=now, report=context.log.info)
+    now, report = datetime.now(UTC), context.log.info
+    with failing_in_one_sentence():
+        settings = vendors.settings()
+        for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=report):
+            if killed.chain.height:
+                price_and_measure(settings, killed.chain, run_id=killed.request.run_id)
+        maintain(Workspace.of(settings).lake, TABLES.values(), now=now, report=report)
 
 
 @dg.job(
@@ -94,7 +97,7 @@ def housekeeping_job() -> None:
 def ask_vendors(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
     from nq_pipeline.runtime import endpoints
 
-    with endpoints(vendors.settings()) as settings:
+    with failing_in_one_sentence(), endpoints(vendors.settings()) as settings:
         probes = probe_sources(settings)
     problems, used = [], {name: probes[name] for name in settings.chains.sources}
     if store := probe_store(settings):
@@ -121,9 +124,11 @@ def health_job() -> None:
 
 @dg.op(description="Remove old answers, capture segments and reports, and delete old runs.")
 def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors]) -> None:
-    settings = vendors.settings()
     figures: dict[str, int | str] = {}
-    for part in retention.sweep(settings, settings.clock.now()):
+    with failing_in_one_sentence():
+        settings = vendors.settings()
+        swept = retention.sweep(settings, settings.clock.now())
+    for part in swept:
         context.log.info(f"removed: {part.sentence}")
         figures |= {f"{part.what}/removed": part.files, f"{part.what}/bytes": part.bytes}
         if part.kept:
