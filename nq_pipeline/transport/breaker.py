@@ -133,7 +133,10 @@ class Breaker:
                 log.warning("the breaker is not shared with other machines: %s", error)
                 self._states = None
         self._state = change(self._state)
-        write_atomically(self._path, self._state.dump())
+        try:
+            write_atomically(self._path, self._state.dump())
+        except OSError as error:  # the vendor's answer is worth more than this record
+            log.warning("the breaker of %s is not saved: %s", self._source, error)
 
 
 class _FailureError(Exception):

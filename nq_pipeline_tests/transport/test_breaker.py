@@ -199,6 +199,13 @@ def test_penalty_of_an_hour_starts_at_the_first_answer(tmp_path: Path) -> None:
     assert len(asked) == 1
 
 
+def test_an_answer_counts_although_the_state_cannot_be_saved(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way of the folder")
+    vendor = Vendor(tmp_path / "cache")
+    assert [vendor.run(Outcome.BLOCKED) for _ in range(2)] == [Outcome.BLOCKED] * 2
+    assert vendor.times_asked == 2
+
+
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────
 
 
