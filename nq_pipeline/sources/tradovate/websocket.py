@@ -114,7 +114,7 @@ class _Conversation:
     """One connection: its lines so far, the transcript that they make, and the heartbeat."""
 
     socket: ClientConnection
-    token: str
+    token: str = field(repr=False)
     heartbeat_s: float
     timeout_s: float
     remaining: Callable[[], float]
