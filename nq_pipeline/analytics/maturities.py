@@ -34,8 +34,8 @@ def constant_maturity(series: pl.DataFrame) -> pl.DataFrame:
     at = markets.join(pl.DataFrame({"days": MATURITIES}), how="cross").with_columns(
         at=pl.col("days") / DAYS_PER_YEAR, seconds=pl.col("days").cast(pl.Int64) * _DAY
     )
-    of = pl.struct("years", "forward", *_LEVELS)
-    near, far = (known.select(*MARKET, "seconds", **{side: of}) for side in ("near", "far"))
+    columns = ("years", "forward", *_LEVELS)
+    near, far = (known.rename({name: f"{side}_{name}" for name in columns}) for side in ("near", "far"))
     around = (
         at.sort("seconds")
         .join_asof(near, on="seconds", by=MARKET, strategy="backward", check_sortedness=False)
@@ -60,21 +60,17 @@ def term_slope(fixed: pl.DataFrame) -> pl.DataFrame:
     return fixed.group_by(MARKET).agg(term_slope=at[30] - at[7])
 
 
-def _of(side: str, name: str) -> pl.Expr:
-    return pl.col(side).struct.field(name)
-
-
 def _weight() -> pl.Expr:
     """The far expiration's weight; 0 where both are the same."""
-    apart = _of("far", "years") - _of("near", "years")
-    return pl.when(apart > 0).then((pl.col("at") - _of("near", "years")) / apart).otherwise(apart)
+    apart = pl.col("far_years") - pl.col("near_years")
+    return pl.when(apart > 0).then((pl.col("at") - pl.col("near_years")) / apart).otherwise(apart)
 
 
 def _interpolated(name: str) -> pl.Expr:
-    near, far = (_of(side, name) ** 2 * _of(side, "years") for side in ("near", "far"))
+    near, far = (pl.col(f"{side}_{name}") ** 2 * pl.col(f"{side}_years") for side in ("near", "far"))
     return ((near + pl.col("weight") * (far - near)) / pl.col("at")).sqrt()
 
 
 def _forward() -> pl.Expr:
-    near, far = (_of(side, "forward").log() for side in ("near", "far"))
+    near, far = (pl.col(f"{side}_forward").log() for side in ("near", "far"))
     return (near + pl.col("weight") * (far - near)).exp()

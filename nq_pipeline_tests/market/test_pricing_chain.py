@@ -379,8 +379,9 @@ def vendor_chain(now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
     return chain, truth
 
 
-@pytest.mark.parametrize("now", [datetime(2025, 6, 10, 15, tzinfo=UTC), datetime(2025, 9, 4, 8, tzinfo=UTC)])
+@pytest.mark.parametrize("now", [datetime(2025, 6, 10, 15, tzinfo=UTC), datetime(2025, 9, 6, 12, tzinfo=UTC)])
 def test_the_synthetic_surface_is_found_within_the_quotes(now: datetime) -> None:
+    """On a Tuesday, and on a Saturday, when the quotes are those of Friday's close."""
     chain, truth = vendor_chain(now)
     priced = price_chain(chain, rate=RATE).with_columns(
         true=truth["implied_volatility"], true_delta=truth["delta"], true_gamma=truth["gamma"]
