@@ -109,7 +109,8 @@ def open_interest_changes(lake: Lake, trade_date: date) -> pl.DataFrame:
     known = stored.select("source", "series").unique().collect()
     parts = []
     # Later chains of the same trade date may have series that the first one lacked.
-    if known.is_empty() or trade_date == _newest_chain(lake):
+    newest = max((file.trade_date for file in lake.manifest(tables.SOURCE_CHAIN).files), default=None)
+    if known.is_empty() or trade_date == newest:
         parts.append(_changes(*(_chain_figures(lake, day, known) for day in (trade_date, changed_on))))
     if all(_is_bought(lake, "statistics", day) for day in (trade_date, changed_on)):
         parts.append(_changes(*(_statistics(lake, day, known) for day in (trade_date, changed_on))))
@@ -161,10 +162,6 @@ def _statistics(lake: Lake, trade_date: date, known: pl.DataFrame) -> pl.DataFra
         )
         .collect()
     )
-
-
-def _newest_chain(lake: Lake) -> date | None:
-    return max((file.trade_date for file in lake.manifest(tables.SOURCE_CHAIN).files), default=None)
 
 
 def _minutes(lake: Lake, trade_date: date) -> pl.LazyFrame:

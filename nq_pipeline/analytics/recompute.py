@@ -70,7 +70,11 @@ def recompute(
 
 
 def _recompute_day(settings: Settings, lake: Lake, day: date, surfaces: bool, run_id: str) -> Recomputed:
-    older = [table for table in _ADDED if _has_older_files(lake, table, day)]
+    older = [
+        table
+        for table in _ADDED
+        if any(file.schema_version < table.version for file in lake.manifest(table).of({day}))
+    ]
     left = snapshots = _snapshots(lake, tables.OPTION_CHAIN, day)
     if not older:
         for table in (tables.GAMMA_LEVELS, tables.SURFACE_SLICES) if surfaces else (tables.GAMMA_LEVELS,):
@@ -92,10 +96,6 @@ def _recompute_day(settings: Settings, lake: Lake, day: date, surfaces: bool, ru
 
 def _snapshots(lake: Lake, table: tables.Table, day: date) -> pl.DataFrame:
     return lake.scan(table, [day]).select(_KEY).unique().collect()
-
-
-def _has_older_files(lake: Lake, table: tables.Table, day: date) -> bool:
-    return any(file.schema_version < table.version for file in lake.manifest(table).of({day}))
 
 
 def _priced(

@@ -44,17 +44,9 @@ def value(
 ) -> Valuation:
     """Prices and Greeks of European options on a future; the inputs are broadcast.
 
-    Parameters
-    ----------
-    forward, strike
-        Points, above zero.
-    years
-        Time to expiration in years of 365 days. At or below zero the option is worth its intrinsic
-        value, and all Greeks but delta are 0.
-    volatility
-        Fraction per square root of a year. At or below zero the price is the discounted intrinsic value.
-    rate
-        Continuously compounded, per year.
+    `forward` and `strike` are points above zero; years have 365 days; `volatility` is a fraction per square
+    root of a year; `rate` is continuously compounded, per year. Without time left the option is worth its
+    intrinsic value, and all Greeks but delta are 0; without volatility the discounted intrinsic value.
     """
     f, k, t, vol, call, r = broadcast(forward, strike, years, volatility, is_call, rate)
     sign = np.where(call > 0, 1.0, -1.0)

@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -129,7 +128,9 @@ def html(facts: Facts, vega_embed: str) -> str:
         lstrip_blocks=True,
     )
     page.filters |= {one.__name__: one for one in (count, number, share, usd, local, total)}
-    style, scripts, drawn = _colours() + _text("page.css"), (vega_embed, _text("page.js")), _Charts()
+    swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(theme.SHADES))
+    style = f"{theme.page_colours()}{swatches}\n{_text('page.css')}"
+    scripts, drawn = (vega_embed, _text("page.js")), _Charts()
     digests = " ".join(f"'{_digest(script)}'" for script in scripts)
     moments = {moment.name: _moment_words(moment, facts) for moment in facts.moments}
     with schemapi.debug_mode(False):  # altair's validation takes a quarter of the time; the tests do it
@@ -197,7 +198,8 @@ def _product(product: ProductFacts, drawn: _Charts) -> dict[str, Any]:
         "code": product.product.code,
         "name": product.product.name,
         "tiles": list(tiles(product)),
-        "sections": {title: _distinct(map(drawn.figure, own)) for title, own in pictures.items()},
+        # Each figure once: several charts may have the same reason for being empty.
+        "sections": {title: list(dict.fromkeys(map(drawn.figure, own))) for title, own in pictures.items()},
         "choices": _choices(now, forward),  # type: ignore[arg-type]
         "series": now.series.with_columns(
             name=charts.series_label(pl.col("series")), days=pl.col("years") * 365
@@ -236,11 +238,6 @@ def _choices(now: Measures, forward: float | None) -> dict[str, list[Choice]]:
     }
 
 
-def _distinct(figures: Iterable[Figure]) -> list[Figure]:
-    """Remove repeated figures: several charts may have the same reason for being empty."""
-    return list(dict.fromkeys(figures))
-
-
 def _spend(month: Statement) -> theme.Picture:
     days = pl.DataFrame([asdict(day) for day in month.days])
     budget = float(month.budgets.monthly_usd)
@@ -261,11 +258,6 @@ def _dropped(sources: pl.DataFrame) -> dict[str, dict[str, int]]:
     """Rows and cells of each source that could not be used, by reason."""
     rows = sources.select("source", "dropped_by_reason").drop_nulls().iter_rows()
     return {source: json.loads(reasons) for source, reasons in rows}
-
-
-def _colours() -> str:
-    swatches = "".join(f".shade-{at}{{background:var(--shade-{at})}}" for at in range(theme.SHADES))
-    return f"{theme.page_colours()}{swatches}\n"
 
 
 def _text(name: str) -> str:
