@@ -72,9 +72,7 @@ class Downloader:
             part = self.store.path(query, "part")
             if batch or self.store.stored_job(query):
                 return self._recording(query, self._ensure_by_job(query, expected, lease))
-            if (
-                found := self._recover_file(query, expected) or self._recover_part(query, expected)
-            ) is not None:
+            if (found := self._recover(query, expected)) is not None:
                 return self._recording(query, found)
             price = client.price(query)
             request_id, measured = uuid.uuid4().hex, []
@@ -100,7 +98,7 @@ class Downloader:
                     "are paid for and kept aside"
                 )
             cost_usd = self.purchases.cost_usd - before
-            return self._recording(query, self._finish(query, records, size, request_id, cost_usd))
+            return self._recording(query, self._finish(query, part, records, size, request_id, cost_usd))
 
     # ── other machines ──────────────────────────────────────────────────────────────────────────
 
@@ -165,43 +163,34 @@ class Downloader:
             )
         )
 
-    def _recover_file(self, query: Query, expected: int) -> Download | None:
-        """A complete file without its proof; an incomplete one is set aside."""
+    def _recover(self, query: Query, expected: int) -> Download | None:
+        """A complete file or part without its proof; an incomplete file is set aside."""
         path = self.store.path(query, "dbn.zst")
-        if not path.exists():
-            return None
-        records, size = _measure_or_none(path, query)
-        if records != expected:
-            self._set_aside(path, query)
-            return None
-        self.report("the file is complete and only its proof was lost; it is not bought again")
-        download = Download((path,), records, size, (file_sha256(path),), (), "historical-streaming", ZERO)
-        return self.store.write_proof(query, download)
+        for found in (path, self.store.path(query, "part")):
+            if not found.exists():
+                continue
+            records, size = _measure_or_none(found, query)
+            if records == expected:
+                self.report("an interrupted download is complete; it is not bought again")
+                return self._finish(query, found, records, size, "", ZERO)
+            if found == path:
+                self._set_aside(path, query)
+        return None
 
     def _set_aside(self, path: Path, query: Query) -> None:
         """Keep bytes that are paid for and prove nothing."""
         path.rename(self.store.path(query, f"{uuid.uuid4().hex[:8]}.unproven"))
 
-    def _recover_part(self, query: Query, expected: int) -> Download | None:
-        """A download that was interrupted after its last byte; None when it is not complete."""
-        part = self.store.path(query, "part")
-        if not part.exists():
-            return None
-        records, size = _measure_or_none(part, query)
-        if records != expected:
-            return None
-        self.report("an interrupted download is complete; it is not bought again")
-        return self._finish(query, records, size, "", ZERO)
-
-    def _finish(self, query: Query, records: int, size: int, request_id: str, cost_usd: Decimal) -> Download:
-        part, path = self.store.path(query, "part"), self.store.path(query, "dbn.zst")
-        ids = (request_id,) if request_id else ()
-        download = Download(
-            (path,), records, size, (file_sha256(part),), ids, "historical-streaming", cost_usd
-        )
+    def _finish(
+        self, query: Query, found: Path, records: int, size: int, request_id: str, cost_usd: Decimal
+    ) -> Download:
+        path, ids = self.store.path(query, "dbn.zst"), (request_id,) if request_id else ()
+        sha256 = (file_sha256(found),)
+        download = Download((path,), records, size, sha256, ids, "historical-streaming", cost_usd)
         # The proof first: a file in its place without one would be bought again.
-        self.store.write_proof(query, download, part=part)
-        rename_durably(part, path)
+        self.store.write_proof(query, download, part=found)
+        if found != path:
+            rename_durably(found, path)
         return download
 
     # ── batch jobs ──────────────────────────────────────────────────────────────────────────────
