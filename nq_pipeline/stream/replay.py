@@ -34,6 +34,12 @@ ROWS = 65_536
 _TICKS: dict[BatchType, Table] = {"quotes": MBP_1, "trades": TRADES}
 ORDER: tuple[BatchType, ...] = ("quotes", "trades", "gaps", "snapshot")
 """The order of the types within a slice."""
+_INSTANTS: dict[BatchType, str] = {
+    "quotes": "ts_event",
+    "trades": "ts_event",
+    "gaps": "changed_at",
+    "snapshot": "snapshot_ts",
+}
 _CURSOR = re.compile(r"replay\.(\d+)\.(\d)")
 
 
@@ -70,30 +76,23 @@ def replay(
     disk if it must.
     """
     first_ns = start.at_ns
-    sources = [
-        _slices(kind, _ticks(connect(), kind, first_ns, end_ns), "ts_event")
-        for kind in _TICKS
-        if kind in types
-    ]
-    for kind, read in _EVENTS.items():
+    sources = []
+    for kind in ORDER:
         if kind in types:
-            rows, instant = read(connect())
-            within = pl.col(instant).dt.epoch("ns").is_between(first_ns, end_ns, closed="left")
-            sources.append(_slices(kind, iter([rows.filter(within).sort(instant)]), instant))
+            read = _ticks if kind in _TICKS else _events
+            sources.append(_slices(kind, read(connect(), kind, first_ns, end_ns)))
     for begin, number, rows in merge(*sources, key=itemgetter(0, 1)):
         if begin > first_ns or number >= start.kinds:
             cursor = ReplayCursor(max(begin, first_ns), number + 1)
             yield begin + SLICE_NS, Batch(ORDER[number], cursor, rows)
 
 
-def _slices(
-    kind: BatchType, frames: Iterator[pl.DataFrame], instant: str
-) -> Iterator[tuple[int, int, pl.DataFrame]]:
+def _slices(kind: BatchType, frames: Iterator[pl.DataFrame]) -> Iterator[tuple[int, int, pl.DataFrame]]:
     """Rows of one type by slice, as they are needed: its begin (nanoseconds), place in `ORDER`, and rows."""
 
     def runs() -> Iterator[tuple[int, pl.DataFrame]]:
         for frame in frames:
-            begins = frame[instant].dt.epoch("ns") // SLICE_NS * SLICE_NS
+            begins = frame[_INSTANTS[kind]].dt.epoch("ns") // SLICE_NS * SLICE_NS
             done = 0
             for length, begin in begins.rle().struct.unnest().iter_rows():
                 yield begin, frame.slice(done, length)
@@ -127,24 +126,18 @@ def _ticks(
             yield frame.with_columns(pl.col(instants).cast(INSTANT))
 
 
-def _gaps(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
-    return _whole(connection, GAPS).sort("gap_id", "revision"), "changed_at"
-
-
-def _snapshots(connection: duckdb.DuckDBPyConnection) -> tuple[pl.DataFrame, str]:
-    return snapshots_won(_whole(connection, DECISIONS).lazy()).collect(), "snapshot_ts"
-
-
-_EVENTS: dict[BatchType, Callable[[duckdb.DuckDBPyConnection], tuple[pl.DataFrame, str]]] = {
-    "gaps": _gaps,
-    "snapshot": _snapshots,
-}
-
-
-def _whole(connection: duckdb.DuckDBPyConnection, table: Table) -> pl.DataFrame:
-    """A small table, in its own columns and types."""
-    rows: pl.DataFrame = connection.sql(f"FROM {table.name}").pl()
+def _events(
+    connection: duckdb.DuckDBPyConnection, kind: BatchType, start_ns: int, end_ns: int
+) -> Iterator[pl.DataFrame]:
+    """The gaps or snapshots of a span, which are few, in the table's own columns and types."""
+    table, instant = (GAPS if kind == "gaps" else DECISIONS), _INSTANTS[kind]
+    sql = f"FROM {table.name} WHERE {instant}_ns >= $start AND {instant}_ns < $end"
+    rows = connection.sql(sql, params={"start": start_ns, "end": end_ns}).pl().lazy()
     exact = [
         pl.col(f"{name}_ns").cast(INSTANT).alias(name) for name, t in table.schema.items() if t == INSTANT
     ]
-    return rows.with_columns(exact).select(table.schema.names())
+    rows = rows.with_columns(exact).select(table.schema.names())
+    if table is GAPS:
+        yield rows.sort(instant, *table.key).collect()
+    else:
+        yield snapshots_won(rows).sort(instant, maintain_order=True).collect()

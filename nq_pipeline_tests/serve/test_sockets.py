@@ -14,12 +14,13 @@ from websockets.sync.client import connect
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.store import Lake
-from nq_pipeline.lake.tables import GAPS, conform
+from nq_pipeline.lake.tables import DECISIONS, GAPS, INSTANT, conform
 from nq_pipeline.serve import sockets
 from nq_pipeline.stream.batch import Batch
 from nq_pipeline.stream.replay import ReplayCursor
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.feeds import Feed, market, publisher
+from nq_pipeline_tests.testing.lake_samples import NOON, decision
 from nq_pipeline_tests.testing.served import messages, serve
 from nq_pipeline_tests.testing.stream_samples import gap_row
 
@@ -83,6 +84,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, La
     publisher(root).publish()
     lake = Workspace(root.parent).lake
     lake.append(GAPS, conform(GAPS, pl.DataFrame([gap_row(1)])), run_id="run")
+    won = pl.DataFrame([decision(decided_at=NOON + number, snapshot=NOON + number) for number in range(2)])
+    instants = pl.col("decided_at", "snapshot_ts").cast(INSTANT)
+    lake.append(DECISIONS, won.with_columns(instants), run_id="run")
     with serve(build_settings(data_dir=folder)) as address:
         yield address, lake
 
@@ -113,6 +117,9 @@ def test_a_replay_sends_gaps_and_chosen_types(recorded: tuple[str, Lake]) -> Non
     span = "from=2025-07-01T00:00:00Z&to=2025-07-02T00:00:00Z"
     gap, _ = messages(f"{address}/replay?{span}&speed=0&types=gaps")
     assert gap["type"] == "gaps" and gap["rows"][0]["gap_id"] == "gap-1"
+    snapshots, _ = messages(f"{address}/replay?{span}&speed=0&types=snapshot")
+    ends = [row["snapshot_ts"][-11:] for row in snapshots["rows"]]
+    assert ends == [".000000000Z", ".000000001Z"]
     found = list(messages(f"{address}/replay?{SPAN}&speed=0&types=trades"))
     assert {each["type"] for each in found[:-1]} == {"trades"}
 
