@@ -290,7 +290,12 @@ def test_the_board_agrees_with_the_lake_after_faults_of_the_gateway(tmp_path: Pa
     assert sum(gaps.values()) >= 2 and reader.sections["gaps"]["open"] == 0
     # The tape begins with the newest 200 trades of the lake; from there on it has every trade once.
     assert sorted(reader.trades) == list(range(len(reader.trades)))
-    newest = workspace.lake.scan(TRADES).filter(pl.col("size") > 0).collect().sort("ts_recv", "sequence", "ordinal")
+    newest = (
+        workspace.lake.scan(TRADES)
+        .filter(pl.col("size") > 0)
+        .collect()
+        .sort("ts_recv", "sequence", "ordinal")
+    )
     assert rows - len(reader.trades) == rows - newest.tail(len(reader.trades)).height
     assert sorted(reader.trades.values()) == sorted(
         newest.tail(len(reader.trades)).select("price", "size").iter_rows()
