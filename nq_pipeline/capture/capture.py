@@ -24,8 +24,10 @@ from nq_pipeline.capture.gap_store import BackgroundWriter, GapStore
 from nq_pipeline.capture.gap_tracker import GapTracker
 from nq_pipeline.capture.gaps import open_window
 from nq_pipeline.capture.gateway import GatewayConnector
+from nq_pipeline.capture.log.copies import copy_after_capture
+from nq_pipeline.capture.log.locks import hold_capture_lease
 from nq_pipeline.capture.log.writer import CaptureLog
-from nq_pipeline.capture.publisher import Publisher, PublishLoop
+from nq_pipeline.capture.publisher import Publisher, PublishLoop, newest_token
 from nq_pipeline.capture.recount import LakeComparison
 from nq_pipeline.capture.schema_fallback import SchemaFallback
 from nq_pipeline.capture.stats import CaptureStats, Meter
@@ -180,6 +182,27 @@ class Capture:
             supervisor.collect_repairs()  # also what the last publication was compared with
         supervisor.report()
         return self.stats
+
+    def run_and_publish(
+        self,
+        stop: threading.Event,
+        *,
+        progress: Callable[[CaptureStats], None] | None,
+        warn: Callable[[str], object],
+    ) -> CaptureStats:
+        """Hold the lease, `run`, publish to the lake, and copy the sealed segments to the object store.
+
+        The loss of the lease sets `stop`; `warn` gets a sentence where segments cannot be copied. Raises also
+        `CaptureBusy` when another process captures.
+        """
+        above = newest_token(self._lake)
+        with hold_capture_lease(self._settings, run_id=self.run_id, on_lost=stop.set, above=above) as lease:
+            log = self._root / self._dataset
+            publisher = Publisher(log, self._lake, clock=self.clock, run_id=self.run_id, token=lease.token)
+            stats = self.run(stop, publish=publisher.publish, progress=progress, lease=lease)
+            publisher.tidy()
+        copy_after_capture(self._root, Workspace.of(self._settings).segment_copies, warn)
+        return stats
 
     def _published_segment(self) -> int:
         """The newest published segment: were it lost, a new segment must not reuse its number."""

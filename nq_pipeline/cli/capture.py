@@ -37,9 +37,6 @@ def capture(minutes: float | None, as_json: bool) -> None:
       nq capture --minutes 1
     """
     from nq_pipeline.capture.capture import Capture
-    from nq_pipeline.capture.log.copies import copy_after_capture
-    from nq_pipeline.capture.log.locks import hold_capture_lease
-    from nq_pipeline.capture.publisher import Publisher, newest_token
     from nq_pipeline.market import sessions
     from nq_pipeline.runtime import endpoints, gateway_clock
     from nq_pipeline.signals import on_signal
@@ -62,13 +59,8 @@ def capture(minutes: float | None, as_json: bool) -> None:
             timer.daemon = True
             timer.start()
         show = None if as_json else _ProgressLine().show
-        above = newest_token(workspace.lake)
-        with hold_capture_lease(settings, run_id=engine.run_id, on_lost=stop.set, above=above) as lease:
-            publisher = Publisher(log, workspace.lake, clock=clock, run_id=engine.run_id, token=lease.token)
-            totals = engine.run(stop, publish=publisher.publish, progress=show, lease=lease)
-            publisher.tidy()
-        copy_after_capture(
-            workspace.capture, workspace.segment_copies, lambda line: click.echo(f"nq: {line}", err=True)
+        totals = engine.run_and_publish(
+            stop, progress=show, warn=lambda line: click.echo(f"nq: {line}", err=True)
         )
     for alert in totals.alerts():
         click.echo(f"nq: ALERT: {alert}", err=True)

@@ -19,9 +19,7 @@ from nq_pipeline.capture.capture_policy import (
     STOPPED_TAG,
     settings_fingerprint,
 )
-from nq_pipeline.capture.log.copies import copy_after_capture
-from nq_pipeline.capture.log.locks import claim_run, hold_capture_lease, hold_run_lease
-from nq_pipeline.capture.publisher import Publisher, newest_token
+from nq_pipeline.capture.log.locks import claim_run, hold_run_lease
 from nq_pipeline.capture.stats import CaptureStats
 from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigured, NotEntitled, NqError
 from nq_pipeline.lake.tables import TRADES
@@ -36,7 +34,6 @@ from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.orchestration.steps import MARKET_DATA
 from nq_pipeline.settings import Settings
 from nq_pipeline.signals import on_signal
-from nq_pipeline.sources.databento.spec import DatabentoSettings
 from nq_pipeline.workspace import Workspace
 
 GROUP = "capture"
@@ -107,7 +104,7 @@ def trades(context: dg.AssetExecutionContext, vendors: dg.ResourceParam[Vendors]
 
 
 def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, capture: Capture) -> Sealed:
-    workspace, clock = Workspace.of(settings), capture.clock
+    clock = capture.clock
     day = sessions.trade_date(clock.now())
     if context.partition_key != day.isoformat():
         raise dg.Failure(
@@ -126,20 +123,13 @@ def _capture_and_seal(context: dg.AssetExecutionContext, settings: Settings, cap
         state = metadata.of_progress(stats, rate, trade_date=day, settings=settings)
         context.log_event(dg.AssetObservation(CAPTURE_HEALTH, metadata=state))
 
-    log = workspace.capture / settings.vendor(DatabentoSettings).dataset
     stop, refusal = threading.Event(), ""
     try:
         with (
             _signals_set(stop) as signals,
             CaptureWatch(context, stop, end_reason=end_reason, observe=observe) as watch,
-            hold_capture_lease(
-                settings, run_id=capture.run_id, on_lost=stop.set, above=newest_token(workspace.lake)
-            ) as lease,
         ):
-            publisher = Publisher(log, workspace.lake, clock=clock, run_id=capture.run_id, token=lease.token)
-            capture.run(stop, publish=publisher.publish, progress=watch.update, lease=lease)
-            publisher.tidy()
-        copy_after_capture(workspace.capture, workspace.segment_copies, context.log.warning)
+            capture.run_and_publish(stop, progress=watch.update, warn=context.log.warning)
     except NotEntitled as error:
         refusal = str(error)
         raise
