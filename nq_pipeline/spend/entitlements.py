@@ -137,14 +137,15 @@ def newest_entitlements(lake: Lake) -> list[Entitlement]:
 def _newest(
     lake: Lake, vendor: str, dataset: str, schema: str, mode: Mode, address: str
 ) -> Entitlement | None:
-    rows = (
-        lake.scan(ENTITLEMENTS)
-        .filter(vendor=vendor, dataset=dataset, schema=schema, mode=mode, address=address)
-        .sort("asked_at")
-        .last()
-        .collect()
+    wanted = (vendor, dataset, schema, mode, address)
+    return next(
+        (
+            e
+            for e in newest_entitlements(lake)
+            if (e.vendor, e.dataset, e.schema, e.mode, e.address) == wanted
+        ),
+        None,
     )
-    return _entitlement(rows.row(0, named=True)) if rows.height else None
 
 
 def _entitlement(row: dict[str, object]) -> Entitlement:

@@ -66,7 +66,8 @@ def _lines(month: Statement) -> Iterator[str]:
     for heading, parts in (("purpose", month.by_purpose), ("vendor", month.by_vendor)):
         if len(parts) > 1 or any(part.cap_usd is not None for part in parts.values()):
             yield ""
-            yield from _table([_HEADINGS[heading], *map(_part, parts.items())], right=(1, 2, 3, 4))
+            columns = (heading, "metered", "reserved", "requests", "cap")
+            yield from _table([columns, *map(_part, parts.items())], right=(1, 2, 3, 4))
     if month.prices:
         yield from ("", "Prices per GiB, as the vendor last quoted them:")
         yield from _table([_price(price) for price in month.prices], right=(1,))
@@ -113,9 +114,6 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
             _cents(month.projected_usd),
             "at the end of the month, at the present rate of chains",
         )
-
-
-_HEADINGS = {name: (name, "metered", "reserved", "requests", "cap") for name in ("purpose", "vendor")}
 
 
 def _part(item: tuple[str, SpendingPart]) -> Sequence[str]:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ from nq_pipeline.sandbox.synthetic.price_path import DAY_NS, LEVEL
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
 
 Ints = NDArray[np.int64]
+Build = TypeVar("Build", bound=Callable[..., pl.DataFrame])
 RATE = 0.043
 MINUTE_NS = 60_000_000_000
 YEAR_NS = 365 * DAY_NS
@@ -41,6 +42,21 @@ _SEEDS_APART = 1_000_003
 _MAX_FRAMES = 64
 # Streams of random numbers, from 10 on; those of the price path are below.
 _SIZE, _TRADES, _OPEN = range(10, 13)
+
+
+def _cached(build: Build) -> Build:
+    """Build a frame once per arguments, one thread at a time; only the newest frames stay cached."""
+
+    @wraps(build)
+    def frame(market: Market, *key: Any) -> pl.DataFrame:
+        with market.lock:
+            if (build.__name__, *key) not in market.frames:
+                while len(market.frames) >= _MAX_FRAMES:
+                    del market.frames[next(iter(market.frames))]
+                market.frames[build.__name__, *key] = build(market, *key)
+            return market.frames[build.__name__, *key]
+
+    return cast("Build", frame)
 
 
 class Market:
@@ -51,8 +67,8 @@ class Market:
         self.seed = seed + _SEEDS_APART * self.profile.number
         self.markets: tuple[Market, ...] = (self,)
         self._ticks: Ticks = ((float("inf"), self.profile.future_tick),)
-        self._lock = RLock()
-        self._frames: dict[tuple[Any, ...], pl.DataFrame] = {}
+        self.lock = RLock()
+        self.frames: dict[tuple[Any, ...], pl.DataFrame] = {}
 
     # Time
 
@@ -81,7 +97,7 @@ class Market:
         (the newest published) with settlement_date, previous_settlement, open_interest.
         """
         moment, settled = self.moment(instant), newest_published(instant, self.product)
-        return self._cached(("futures", moment, settled), lambda: self._futures(moment, settled))
+        return self._futures(moment, settled)
 
     # Options on the futures
 
@@ -149,24 +165,12 @@ class Market:
 
     # Construction
 
-    def _cached(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """Build a frame once per key, one thread at a time; only the newest frames stay cached."""
-        with self._lock:
-            if key not in self._frames:
-                while len(self._frames) >= _MAX_FRAMES:
-                    del self._frames[next(iter(self._frames))]
-                self._frames[key] = make()
-            return self._frames[key]
-
+    @_cached
     def _contracts(self, proxy: str | None, trade_date: date) -> pl.DataFrame:
         """The contracts of a trade date: those on the futures, or on a proxy."""
-
-        def contracts() -> pl.DataFrame:
-            if proxy is None:
-                return listings.options_on_futures(self.product, trade_date, self._closes)
-            return listings.options_on_proxy(proxy, trade_date, self._closes)
-
-        return self._cached(("listed", proxy, trade_date), contracts)
+        if proxy is None:
+            return listings.options_on_futures(self.product, trade_date, self._closes)
+        return listings.options_on_proxy(proxy, trade_date, self._closes)
 
     def _ticks_of(self, proxy: str | None) -> Ticks:
         return self.product.ticks if proxy is None else PROXIES[proxy].ticks
@@ -183,6 +187,7 @@ class Market:
         spot = self.index(ts) if index is None else index
         return np.asarray(spot * np.exp(self.profile.carry * years), np.float64)
 
+    @_cached
     def _futures(self, moment: datetime, settled: date) -> pl.DataFrame:
         today = sessions.current_session(moment)
         minutes = np.arange(to_ns(today.open), to_ns(moment) + 1, MINUTE_NS)
@@ -285,15 +290,11 @@ class Market:
             for side in ("bid", "ask")
         )
 
+    @_cached
     def _trades(self, proxy: str | None, listed_on: date, trade_date: date) -> pl.DataFrame:
         """The session's trades in the contracts that are listed on a day; a proxy's in regular hours only."""
-
-        def trades() -> pl.DataFrame:
-            contracts = self._contracts(proxy, listed_on)
-            done = self._simulate_trades(contracts, trade_date, self._ticks_of(proxy))
-            return done if proxy is None else done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
-
-        return self._cached(("trades", proxy, listed_on, trade_date), trades)
+        done = self._simulate_trades(self._contracts(proxy, listed_on), trade_date, self._ticks_of(proxy))
+        return done if proxy is None else done.filter(price_path.in_rth(done["ts_event"].to_numpy()))
 
     def _simulate_trades(self, contracts: pl.DataFrame, trade_date: date, ticks: Ticks) -> pl.DataFrame:
         """Few contracts trade, most of them near the money and expiration and at round strikes."""
@@ -325,13 +326,9 @@ class Market:
         )
         return frame.drop_nans("price").sort("ts_event", "instrument_id", maintain_order=True)
 
+    @_cached
     def _state(self, proxy: str | None, moment: datetime, settled: date) -> pl.DataFrame:
         """Contracts at a moment: book, this session so far, the session before, settlements."""
-        return self._cached(
-            ("state", proxy, moment, settled), lambda: self._build_state(proxy, moment, settled)
-        )
-
-    def _build_state(self, proxy: str | None, moment: datetime, settled: date) -> pl.DataFrame:
         now, trade_date = to_ns(moment), sessions.trade_date(moment)
         before = sessions.previous_trade_date(trade_date)
         contracts = self._contracts(proxy, trade_date)
@@ -362,7 +359,7 @@ class Market:
         exchange's fixing does. Out of the money it keeps the previous settlement.
         """
         contracts = self._contracts(proxy, trade_date)
-        value = self._closing_value(proxy, trade_date, day)
+        value = self._closing_values(proxy, trade_date, day)["value"].to_numpy().copy()
         expiration = contracts["expiration"].cast(pl.Int64).to_numpy()
         expired = expiration <= now
         if expired.any() and day == trade_date:
@@ -370,18 +367,16 @@ class Market:
             fixing = self._model(past, expiration[expired])
             sign = np.where(past["option_type"].to_numpy() == "C", 1.0, -1.0)
             intrinsic = np.round(sign * (fixing["forward"] - past["strike"].to_numpy()), 2)
-            previous = self._closing_value(proxy, trade_date, sessions.previous_trade_date(day))[expired]
-            value[expired] = np.where(intrinsic > 0, intrinsic, previous)
+            before = self._closing_values(proxy, trade_date, sessions.previous_trade_date(day))
+            value[expired] = np.where(intrinsic > 0, intrinsic, before["value"].to_numpy()[expired])
         unlisted = (contracts["listed_on"] > day).to_numpy()
         return pl.Series(np.where(unlisted, np.nan, np.round(value, 4))).fill_nan(None)
 
-    def _closing_value(self, proxy: str | None, trade_date: date, day: date) -> Floats:
-        def closing() -> pl.DataFrame:
-            at = to_ns(settled_at(day, self.product))
-            fair, ticks = self._model(self._contracts(proxy, trade_date), at)["value"], self._ticks_of(proxy)
-            return pl.DataFrame({"value": np.maximum(round_to_tick(ticks, fair), ticks[0][1])})
-
-        return self._cached(("closing", proxy, trade_date, day), closing)["value"].to_numpy().copy()
+    @_cached
+    def _closing_values(self, proxy: str | None, trade_date: date, day: date) -> pl.DataFrame:
+        at = to_ns(settled_at(day, self.product))
+        fair, ticks = self._model(self._contracts(proxy, trade_date), at)["value"], self._ticks_of(proxy)
+        return pl.DataFrame({"value": np.maximum(round_to_tick(ticks, fair), ticks[0][1])})
 
     def _open_interest(self, contracts: pl.DataFrame, trade_date: date) -> Ints:
         """Open interest of the previous trade date: more at round strikes, growing with age, often 0."""
