@@ -68,12 +68,15 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
     connection = duckdb.connect()
     _reach(connection, lake)
     connection.execute("SET TimeZone = 'UTC'")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "empty.duckdb"
-        path.write_bytes(_empty_views(lake))
-        connection.execute(f"ATTACH {literal(str(path))} AS empty (READ_ONLY)")
-        connection.execute("COPY FROM DATABASE empty TO memory")
-        connection.execute("DETACH empty")
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "empty.duckdb"
+            path.write_bytes(_empty_views(lake))
+            connection.execute(f"ATTACH {literal(str(path))} AS empty (READ_ONLY)")
+            connection.execute("COPY FROM DATABASE empty TO memory")
+            connection.execute("DETACH empty")
+    except (OSError, duckdb.IOException):  # a full or read-only disk: it takes longer without
+        connection.execute(views_script(_label(lake)))
     connection.execute(rows_script(tables))
     if memory_mb is not None:
         connection.execute(f"SET memory_limit = '{memory_mb}MiB'")

@@ -16,12 +16,12 @@ import polars as pl
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.errors import LakeError, StaleToken
-from nq_pipeline.files import GRACE_NS
+from nq_pipeline.files import GRACE_NS, stale_temporaries
 from nq_pipeline.lake import compaction, migration, parquet
 from nq_pipeline.lake.delta.files import DATA_FILE, LOG, DeltaFiles
 from nq_pipeline.lake.manifest import DATA_FILES, NAME, DataFile, Manifest
 from nq_pipeline.lake.objects import LocalObjects, Objects
-from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, sweep_temporaries
+from nq_pipeline.lake.table_files import ManifestFiles, TableFiles, remove_paths
 from nq_pipeline.lake.tables import INSTANT, PARTITION, TABLES, Table, conform
 
 RECOVERY_ROWS = 4 * parquet.ROW_GROUP_ROWS
@@ -296,7 +296,7 @@ class Lake:
 
     def _sweep(self, table: Table, before: int) -> int:
         stored = self.table_files(table)
-        removed = sweep_temporaries(stored.folder, before) if stored.folder.is_dir() else 0
+        removed = remove_paths(stale_temporaries(stored.folder, before))
         try:
             if not stored.exists():
                 return removed

@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from nq_pipeline.errors import LakeError
-from nq_pipeline.files import locked, make_folder, rename_durably, stale_temporaries, sync, temporary_for
+from nq_pipeline.files import locked, make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import manifest, parquet
 from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
 from nq_pipeline.lake.objects import LocalObjects, Objects
@@ -331,11 +331,6 @@ def set_path_aside(path: Path) -> str:
     path.rename(aside)
     sync(path.parent)
     return str(aside)
-
-
-def sweep_temporaries(folder: Path, before: int) -> int:
-    """Remove what dead writers left below a folder."""
-    return remove_paths(stale_temporaries(folder, before))
 
 
 def _unused(path: Path) -> Path:

@@ -222,6 +222,14 @@ def test_views_are_made_once_for_all_processes(lake: Lake, monkeypatch: pytest.M
             assert count(connection) == 3
 
 
+def test_a_full_disk_does_not_keep_readers_away(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(lake)
+    monkeypatch.setattr(catalog, "_made", {})
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nothing/can/be/written/here")
+    with catalog.connect(lake) as connection:
+        assert count(connection) == 3
+
+
 def test_publishing_reads_one_file_of_a_table(lake: Lake) -> None:
     for i in range(3):
         rows = chain(SOURCE_CHAIN, snapshot=NOON + i, day=DAY + timedelta(days=i))
