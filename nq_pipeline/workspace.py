@@ -124,7 +124,7 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """The caches of answers and of the catalog's views, and the state of the vendors' circuit breakers."""
+        """The caches of answers and of the catalog's views, and the vendors' circuit breakers."""
         return self.root / "cache"
 
     @property
