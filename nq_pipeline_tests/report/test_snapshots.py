@@ -54,7 +54,11 @@ def test_an_empty_list_says_so(lake: Path) -> None:
         ("2025-06-10T14:58:00Z", "2025-06-10T14-55-00Z.html"),
     ],
 )
-def test_a_date_or_an_instant_chooses_the_snapshot(lake: Path, snapshot: str, page: str) -> None:
+def test_a_date_or_an_instant_chooses_the_snapshot(
+    lake: Path, snapshot: str, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nq_pipeline.charts.render.vega_embed", lambda folder: "")
+    monkeypatch.setattr("nq_pipeline.report.page.html", lambda facts, vega_embed: "a page")
     result = report(lake, "--snapshot", snapshot, "--no-open")
     assert result.exit_code == exit_codes.OK, result.output
     assert f"/{page};" in result.stdout
