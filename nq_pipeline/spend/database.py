@@ -34,17 +34,11 @@ from nq_pipeline.files import make_folder
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.lake_identity import adopt_lake, check_lake
-from nq_pipeline.spend.migrations import MIGRATIONS
 from nq_pipeline.workspace import Workspace
 
-HEAD = max(MIGRATIONS)
-"""The newest revision."""
-VERSIONS = sa.Table(
-    "nq_spend_version",
-    sa.MetaData(),
-    sa.Column("version_num", sa.String(32)),
-    sa.PrimaryKeyConstraint("version_num", name="nq_spend_version_pkc"),
-)
+HEAD = "0003"
+"""Revision of the newest file in `migrations/versions`."""
+VERSIONS = sa.table("nq_spend_version", sa.column("version_num", sa.String))
 LOCK_TIMEOUT_S = 30
 """How long a transaction waits for its turn in SQLite, seconds."""
 LIMIT = "nq_limit_s"
@@ -361,18 +355,20 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 def _migrate(connection: sa.Connection, found: str | None) -> None:
-    if found is None:
-        VERSIONS.create(connection)
-    elif found not in MIGRATIONS:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
         raise LedgerError(
             f"the spend ledger in {_named(connection.engine)} was written by a newer release (revision "
             f"{found}, this one knows {HEAD}); update nq_pipeline"
         )
-    for revision, upgrade in MIGRATIONS.items():
-        if (found or "") < revision <= HEAD:
-            upgrade(connection)
-    connection.execute(VERSIONS.delete())
-    connection.execute(VERSIONS.insert().values(version_num=HEAD))
+    config.attributes["connection"] = connection
+    command.upgrade(config, HEAD)
 
 
 def _is_damage(error: BaseException | None) -> bool:
