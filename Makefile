@@ -7,9 +7,6 @@ BIN := .venv/bin
 # Tests wait for sockets and processes more than they compute: two workers to a core.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 2) * 2)')
 
-# Without Python's cache of compiled files each of the many processes of the tests would compile the package.
-unexport PYTHONDONTWRITEBYTECODE
-
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
