@@ -13,10 +13,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.segments import list_segments
@@ -46,48 +47,37 @@ class LockHolder:
     host: str = ""  # its machine; empty for this one
 
 
-@contextmanager
 def hold_capture_lease(
     settings: Settings, *, run_id: str, on_lost: Callable[[], object], above: int = 0
-) -> Iterator[Lease]:
+) -> Lease:
     """Hold the lease by which one process on any machine captures an environment; `on_lost` must stop it.
 
-    `above` is the newest token under which rows were published. On a single machine, where the locks of the
-    capture folder do the same, a capture also goes on without the ledger's database.
-
-    Raises `CaptureBusy` when another process holds it, `LedgerError` when the database that several machines
-    share cannot be used.
+    `above` is the newest token under which rows were published. Raises `CaptureBusy` when another process
+    holds the lease, and as `_acquire`.
     """
     try:
-        acquired = Leases.of(settings).acquire(
-            LEASE, ttl_s=settings.capture.lease_s, run_id=run_id, above=above, on_lost=on_lost
-        )
+        return _acquire(settings, LEASE, run_id=run_id, above=above, on_lost=on_lost)
     except LeaseHeld as error:
         raise CaptureBusy(f"another capture is running: {error}; stop it before you start this one") from None
-    except LedgerError as error:
-        if is_shared(settings):
-            raise
-        log.warning("the capture goes on without a lease: %s", error)
-        acquired = Lease.without_database(LEASE, above)
-    with acquired:
-        yield acquired
 
 
-@contextmanager
-def hold_run_lease(settings: Settings, run_id: str) -> Iterator[None]:
-    """Show every machine that the process of a capture run is alive.
+def hold_run_lease(settings: Settings, run_id: str) -> Lease:
+    """Show every machine that the process of a capture run is alive. Raises as `_acquire`."""
+    return _acquire(settings, f"{RUN_LEASE}{run_id}", run_id=run_id)
+
+
+def _acquire(settings: Settings, name: str, *, above: int = 0, **how: Any) -> Lease:
+    """A lease. On a single machine, where locks of files do the same, it may be without the database.
 
     Raises `LedgerError` when the database that several machines share cannot be used.
     """
-    with ExitStack() as held:
-        try:
-            leases, ttl_s = Leases.of(settings), settings.capture.lease_s
-            held.enter_context(leases.acquire(f"{RUN_LEASE}{run_id}", ttl_s=ttl_s, run_id=run_id))
-        except LedgerError as error:
-            if is_shared(settings):
-                raise
-            log.warning("the run goes on without a lease: %s", error)
-        yield
+    try:
+        return Leases.of(settings).acquire(name, ttl_s=settings.capture.lease_s, above=above, **how)
+    except LedgerError as error:
+        if is_shared(settings):
+            raise
+        log.warning("the capture goes on without a lease (%s): %s", name, error)
+        return Lease.without_database(name, above)
 
 
 def runs_alive(settings: Settings) -> frozenset[str]:
