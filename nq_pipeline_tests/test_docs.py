@@ -201,6 +201,17 @@ def test_every_stop_of_the_architecture_page_exists() -> None:
         assert all(f"class {one}" in source for one in owner), f"{file}: {function}"
 
 
+def test_every_place_that_contributing_names_exists() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    places = re.findall(r"^\| [^|]+ \| `([\w/.]+)` \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(places) == page.count("\n| ") - 2
+    for path, name in places:
+        place = ROOT / "nq_pipeline" / path
+        files = place.rglob("*.py") if place.is_dir() else [place]
+        defined = rf"(\b(def|class) {name}\b|^ *(const )?{name}( =|: ))"
+        assert any(re.search(defined, file.read_text(), re.MULTILINE) for file in files), f"{path}: {name}"
+
+
 def test_the_units_of_the_runbook_start_what_is_installed() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     (home,) = re.findall(r"^WorkingDirectory=(.*)$", page, re.MULTILINE)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GAPS_SHOWN = 6
 TAPE_BEGINS_WITH = 200
+"""Trades of the lake on the tape of a board that has just started; `feed.py` bounds the tape."""
 ROWS = 65_536
 """Trades that are read at a time."""
 

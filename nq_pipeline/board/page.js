@@ -1,6 +1,6 @@
 // Shows what the board sends. A message is an object of sections; each has its whole value, and only the
 // tape comes in batches. Everything received before the screen is drawn again is drawn once.
-const KEPT = 20000; // trades
+const KEPT = 20000; // trades of the tape, as many as TAPE_TRADES in feed.py
 const PAUSED = 1000; // rows to scroll through while the tape is paused
 const MINUTES = 60_000;
 const SIDES = { B: ["buy", "▲ buy"], A: ["sell", "▼ sell"], N: ["", "–"] };

@@ -6,8 +6,9 @@ trade date is over, files keep the order of arrival and are sorted within small 
 read twice and readers can skip by time. Afterwards all become one sorted file.
 
 A merge reads immutable files, writes a new one and then swaps them in one manifest version, all or
-nothing. Appends continue meanwhile. Of two hosts that merge the same files, the first one replaces them, and
-the other drops its file.
+nothing. Appends continue meanwhile. No host is chosen: the one whose append makes the sixtieth file merges,
+and so does the one that runs housekeeping. Of two hosts that merge the same files, the first one replaces
+them, and the other drops its file.
 """
 
 from __future__ import annotations

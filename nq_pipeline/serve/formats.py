@@ -1,4 +1,7 @@
-"""The format of an answer, and results of DuckDB in it: JSON, CSV or a stream of Arrow IPC."""
+"""The format of an answer, and results of DuckDB in it: JSON, CSV or a stream of Arrow IPC.
+
+A new format needs a name in `Format` and `MEDIA_TYPES`, and a branch in `answers.RowsResponse`.
+"""
 
 from __future__ import annotations
 

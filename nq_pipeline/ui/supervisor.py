@@ -1,4 +1,4 @@
-"""Find and lock the Dagster instance, run Dagster on it, and end every process that Dagster started."""
+"""Lock the Dagster instance, check the port, run Dagster, and end every process that it started."""
 
 from __future__ import annotations
 

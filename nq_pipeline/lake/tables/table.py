@@ -44,6 +44,9 @@ class Table:
 
     Attributes
     ----------
+    version
+        Raised by one with every change of the columns: readers then bring older files to the new columns, a
+        new nullable one filled with nulls. `make docs` updates `docs/tables.md`.
     meaning
         What a row is, in one sentence.
     key
