@@ -89,7 +89,7 @@ def misspelled() -> Iterator[str]:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
             if name.startswith("NQ_") or near:
                 remedy = f"did you mean {near[0]}?" if near else "`nq settings` lists those that are"
-                yield f"{name}, in {place}, is no setting and has no effect; {remedy}"
+                yield f"{name}, in {place}, is not a setting and has no effect; {remedy}"
 
 
 def markdown() -> str:

@@ -201,7 +201,9 @@ def test_an_unknown_variable_is_reported_and_ignored() -> None:
     result = nq("settings", NQ_HORIZON_DAY="3")
     assert result.exit_code == exit_codes.OK and "NQ_HORIZON_DAYS=14" in result.stdout
     (line,) = result.stderr.splitlines()
-    assert line.startswith("nq: NQ_HORIZON_DAY, in the environment, is no setting and has no effect; did you")
+    assert line.startswith(
+        "nq: NQ_HORIZON_DAY, in the environment, is not a setting and has no effect; did you"
+    )
 
 
 def test_an_error_of_the_disk_is_one_sentence_and_exit_code_1() -> None:

@@ -316,7 +316,7 @@ def test_an_unknown_variable_is_reported_with_the_nearest_name(
     monkeypatch.setenv("NQ_WHATEVER", "1")
     with pytest.warns(SettingsWarning) as told:
         assert load().chains.horizon_days == 14
-    assert [str(one.message).partition(" is no setting and has no effect; ")[::2] for one in told] == [
+    assert [str(one.message).partition(" is not a setting and has no effect; ")[::2] for one in told] == [
         ("DATABENTO_KEY, in .env,", "did you mean DATABENTO_API_KEY?"),
         ("NQ_HORIZON_DAY, in .env,", "did you mean NQ_HORIZON_DAYS?"),
         ("NQ_SOURCE, in the environment,", "did you mean NQ_SOURCES?"),

@@ -92,7 +92,9 @@ def backfill_day(
     """
     scope = BackfillScope.of(settings, schema, symbols)
     if not sessions.is_trade_date(trade_date):
-        return BackfillDay(trade_date, schema, "empty", unsupported_day(trade_date) or "it is no trade date")
+        return BackfillDay(
+            trade_date, schema, "empty", unsupported_day(trade_date) or "it is not a trade date"
+        )
     if trade_date in scope.completed([trade_date]):
         return BackfillDay(trade_date, schema, "complete", already=True)
     run_id = run_id or uuid.uuid4().hex

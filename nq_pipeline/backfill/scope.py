@@ -1,7 +1,7 @@
 """What a backfill covers: a schema and its parents, and how a trade date becomes queries.
 
-A trade date is the span from its session's open to the next session's, as everywhere in the lake. Trading
-itself is over an hour after the close, so a Friday can be bought on a Friday.
+A trade date is the span from its session's open to the next session's, as everywhere in the lake. No trade
+comes later than an hour after the close (`TRADING_TAIL`), so a Friday can be bought on a Friday.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BackfillScope:
         Raises `SettingsError` for a schema that is none of `SCHEMAS`.
         """
         if schema not in SCHEMAS:
-            raise SettingsError(f"{schema!r} cannot be backfilled; there are {', '.join(SCHEMAS)}")
+            raise SettingsError(f"{schema!r} cannot be backfilled; schemas are {', '.join(SCHEMAS)}")
         every = (*option_parents(settings.products), *future_parents(settings.products))
         chosen = tuple(sorted(symbols or settings.backfill.symbols or every))
         store = HistoryStore.of(settings)

@@ -1,4 +1,4 @@
-"""`nq board`: a page on loopback that moves with the live capture.
+"""`nq board`: a page on loopback that follows the live capture.
 
     stream ──► sections (state) ──► feed ──► browsers, by server-sent events
     lake   ──► what happened before the board started, and what changes rarely

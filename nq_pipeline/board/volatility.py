@@ -23,7 +23,7 @@ from nq_pipeline.market.pricing import price_chain
 MOST_AGE_MS = 3_600_000
 """Quotes that are older are not used."""
 LEAST_LEFT_S = 900
-"""A series that expires within this many seconds is no front series: its volatility says little."""
+"""A series that expires within this many seconds is not a front series: its volatility says little."""
 LEAST_QUOTES = 6
 """Two-sided quotes that a front series needs."""
 

@@ -2,7 +2,8 @@
 
 `orchestration/sensors.py` gathers the situation and acts on the decision. Three safeguards prevent a
 second capture: this decision, the limit of the tag `nq/live_capture` in dagster.yaml, and the lease
-`capture` with the lock of the capture log, which alone also holds against a terminal or another Dagster.
+`capture` with the lock of the capture log, the only one that also stops a capture from a terminal or
+another Dagster.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class EndReason(StrEnum):
     RESET = "reset"
     CUT = "cut"  # in any way, within a record
     SILENT = "silent"  # no bytes for longer than a heartbeat interval
-    GARBAGE = "garbage"  # bytes that are no records
+    GARBAGE = "garbage"  # bytes that are not records
     UNREACHABLE = "unreachable"  # no connection, or closed before the key was checked
     REFUSED = "refused"  # the key or the dataset, with a text
     ERROR = "error"  # an ErrorMsg with a code, then the end

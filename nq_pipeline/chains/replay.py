@@ -110,7 +110,7 @@ def _replay(
     try:
         sources = [opener(name, settings) for name in parts]
     except KeyError as unknown:
-        raise LakeError(f"the run asked {unknown}, which is no vendor of this version") from None
+        raise LakeError(f"the run asked {unknown}, which is not a vendor of this version") from None
     results = {}
     for source in sources:
         part, used = parts[source.name], record["sources"][source.name]["used"]

@@ -153,14 +153,14 @@ def lake() -> None:
     """Maintain the lake itself."""
 
 
-@lake.command(short_help="Take over the tables of an older format.")
+@lake.command(short_help="Bring the lake into the format or store of the settings.")
 @report_errors
 def migrate() -> None:
-    """Take over a lake with manifests in NQ_DATA_DIR.
+    """Bring the lake of NQ_DATA_DIR into the format or the store that the settings name.
 
-    With NQ_LAKE_FORMAT=delta its tables become Delta tables in their folders; the first write to a table does
-    that, too. With NQ_LAKE_URL their rows are copied into the object store, and the folder stays as it is.
-    Rows and values stay the same. A call that was interrupted may be repeated.
+    With NQ_LAKE_FORMAT=delta, tables with manifests become Delta tables in their folders; the first write to
+    a table does that, too. With NQ_LAKE_URL their rows are copied into the object store, and the folder stays
+    as it is. Rows and values stay the same. A call that was interrupted may be repeated.
     """
     from nq_pipeline.lake import catalog
     from nq_pipeline.lake.store import Lake
@@ -170,7 +170,9 @@ def migrate() -> None:
     note_sandbox(settings)
     target = Workspace.of(settings).lake
     if not (target.objects or target.delta):
-        raise SettingsError("set NQ_LAKE_FORMAT=delta, or NQ_LAKE_URL, which say where to")
+        raise SettingsError(
+            "the lake is where the settings say; set NQ_LAKE_FORMAT=delta or NQ_LAKE_URL to migrate it"
+        )
     source, total = Lake(target.root), 0
     for table in TABLES.values():
         rows = target.copy_from(source, table) if target.objects else target.take_over(table)
@@ -181,7 +183,7 @@ def migrate() -> None:
     click.echo(f"{total:,} rows taken over into {target.uri}.")
 
 
-@lake.command(short_help="Compute what the tables of analytics lack.")
+@lake.command(short_help="Compute the rows that computed tables lack.")
 @click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
               help="First trade date; default: all.")  # fmt: skip
 @click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
@@ -311,7 +313,7 @@ def ui(port: int) -> None:
         )
 
 
-@click.command(short_help="Show the live capture on one page that moves, until Ctrl-C.")
+@click.command(short_help="Show the live capture on a self-updating page, until Ctrl-C.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=3001, show_default=True, help="Port of the page."
 )
@@ -319,7 +321,7 @@ def ui(port: int) -> None:
               help="Address to listen on; one that other machines reach needs NQ_SERVE_TOKEN.")  # fmt: skip
 @report_errors
 def board(port: int, host: str) -> None:
-    """Show the live capture on one page that moves: trades, price, volatility, gaps, spend.
+    """Show the live capture on a self-updating page: trades, price, volatility, gaps, spend.
 
     It shows the capture of this environment, whoever runs it: `nq capture` or Dagster. In the
     sandbox it starts a capture if none runs.

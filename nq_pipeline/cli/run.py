@@ -90,7 +90,7 @@ def _select_sources(settings: Settings, sources: tuple[str, ...]) -> Settings:
         return settings
     unknown = [name for name in sources if name not in VENDORS]
     if unknown:
-        raise SettingsError(f"--source {unknown[0]}: no such vendor; there are {', '.join(VENDORS)}")
+        raise SettingsError(f"--source {unknown[0]}: no such vendor; vendors are {', '.join(VENDORS)}")
     opt_ins = {name: value for source in sources for name, value in VENDORS[source].opt_in.items()}
     return settings.with_values(sources=tuple(dict.fromkeys(sources)), **opt_ins)
 

@@ -102,10 +102,10 @@ def trust_clock(reason: str) -> None:
     click.echo(f"Budgets count as of {ledger.month().as_of:%Y-%m-%d %H:%M} UTC.")
 
 
-@budget.command("adopt-lake", short_help="Let the shared ledger belong to this machine's lake.")
+@budget.command("adopt-lake", short_help="Tie the shared ledger to this machine's lake.")
 @report_errors
 def adopt_lake() -> None:
-    """Let the ledger in PostgreSQL belong to the lake that this machine sees, which replaces another."""
+    """Tie the ledger in PostgreSQL to the lake that this machine sees, in place of another one."""
     from nq_pipeline.spend.database import adopt_this_lake
 
     click.echo(f"The ledger belongs to the lake {adopt_this_lake(load())}. Other lakes are refused.")

@@ -45,7 +45,7 @@ def to_points(values: Array) -> npt.NDArray[np.float64]:
 
 
 def field_column(layout: RecordLayout, name: str, values: Array) -> pl.Series:
-    """Return a field that is no text as a column, named after it.
+    """Return a field that is not text as a column, named after it.
 
     Prices become points, and instants nanoseconds UTC. Other fields stay as they are: only a caller that
     knows a field as a size or quantity can treat its highest value as undefined.

@@ -54,7 +54,7 @@ class UnsupportedDbn(LakeError):
 
 
 class TruncatedDbn(LakeError):
-    """The file ends too early, or in bytes that are no record, after `records` whole ones."""
+    """The file ends too early, or in bytes that are not a record, after `records` whole ones."""
 
     def __init__(self, message: str, *, records: int) -> None:
         super().__init__(message)
@@ -129,7 +129,7 @@ class Stream:
                 self.symbols.add(*interval)
         except (ValueError, OverflowError):
             raise DamagedDbn(
-                f"the header of {name} maps a symbol to a value that is no instrument_id"
+                f"the header of {name} maps a symbol to a value that is not an instrument_id"
             ) from None
 
     def layout(self, schema: str) -> RecordLayout:
@@ -193,7 +193,7 @@ class Stream:
         layout = self.layout(self.schema)
         starts, _, end, bad = walk_records(data, layout.known)
         if bad:
-            self._broken = f"holds bytes that are no record of {self.schema}"
+            self._broken = f"holds bytes that are not a record of {self.schema}"
         self.records += len(starts)
         return end, [(layout, np.frombuffer(data, layout.dtype, len(starts)))] if len(starts) else []
 
@@ -201,7 +201,7 @@ class Stream:
         """Records of any kind: where the last whole one ends, and the market data among them."""
         starts, kinds, end, bad = walk_records(data, WELL_FORMED)
         if bad:
-            self._broken = "holds bytes that are no record"
+            self._broken = "holds bytes that are not a record"
         self.records += len(starts)
         rtypes = kinds >> 8
         batches = []

@@ -76,6 +76,6 @@ def symbol_intervals(metadata: Any) -> Iterator[tuple[int, int, int, str]]:
             if span["symbol"]:
                 number, symbol = (requested, span["symbol"]) if by_id else (span["symbol"], requested)
                 if not 0 <= (instrument_id := int(number)) < 2**32:
-                    raise OverflowError(f"{number} is no instrument_id")
+                    raise OverflowError(f"{number} is not an instrument_id")
                 first, until = span["start_date"].toordinal() - EPOCH, span["end_date"].toordinal() - EPOCH
                 yield instrument_id, first, until, symbol

@@ -1,7 +1,7 @@
 """CSV files that a spreadsheet can open without running what a vendor wrote.
 
 A spreadsheet takes text that begins with `=`, `+`, `-` or `@` for a formula. Such text gets an apostrophe in
-front. Numbers are no text and stay as they are.
+front. Numbers are not text and stay as they are.
 """
 
 from __future__ import annotations

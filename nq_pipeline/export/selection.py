@@ -110,7 +110,7 @@ def select(
     """Open the lake and find the trade dates; `export` describes the parameters."""
     for name in tables:
         if name not in _SHOWN:
-            raise ExportUsage(f"{name} is no table or view; `nq tables` lists them")
+            raise ExportUsage(f"{name} is not a table or view; `nq tables` lists them")
     if as_of is not None and as_of.tzinfo is None:
         raise ExportUsage(f"{as_of.isoformat()} has no time zone; write one, as in 2025-06-10T15:00:00Z")
     with (

@@ -43,7 +43,7 @@ def fill(lake: Lake, table: Table, rows: pl.DataFrame, *, run_id: str) -> int:
                 if not stored.replace(group, staged, written):
                     raise LakeError(
                         f"files of {table.name} were merged while their columns were filled; nothing was "
-                        "replaced, repeat it"
+                        "replaced; run it again"
                     )
             done += written.rows
     return done

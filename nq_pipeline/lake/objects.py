@@ -367,7 +367,7 @@ CREATE_ATTEMPTS = 4
 def checked(name: str) -> str:
     """The name; `ValueError` if it could lead out of its folder, or is not the same in every store."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of an object")
+        raise ValueError(f"{name!r} is not the name of an object")
     return name
 
 

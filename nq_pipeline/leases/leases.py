@@ -290,7 +290,7 @@ class Leases:
             The database cannot be used.
         """
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a lease")
+            raise ValueError(f"{name!r} is not the name of a lease")
         presence, holder = Presence(self._folder, name), uuid.uuid4().hex
         ends, tested = self.monotonic() + wait_s, self.monotonic() + TESTED_S
         pause = POLL_S[0]

@@ -1,4 +1,4 @@
-"""What was bought of history, for every machine: begun, ordered as a batch job, or stored with its proof.
+"""Which history was bought, for every machine: begun, ordered as a batch job, or stored with its proof.
 
 The proof is a copy of the one beside the files. A second machine finds out here that a span is being bought,
 that a job was ordered for it, or that another machine has paid for it and has not stored it yet.

@@ -208,7 +208,7 @@ def select_products(codes: Sequence[str]) -> tuple[Product, ...]:
     if unknown or not codes:
         raise SettingsError(
             f"NQ_PRODUCTS: {', '.join(unknown) or 'nothing'} is not in the product table; "
-            f"there are {', '.join(PRODUCTS)}"
+            f"products are {', '.join(PRODUCTS)}"
         )
     return tuple(PRODUCTS[code] for code in dict.fromkeys(codes))
 

@@ -1,8 +1,8 @@
-"""Interest rates by time to expiration: a curve in words, or the file that the US Treasury offers.
+"""Interest rates by time to expiration: a curve as text, or the file that the US Treasury offers.
 
 The Treasury's "Daily Treasury Par Yield Curve Rates" has a column `Date` and one for each tenor (`1 Mo`,
 `2 Yr`), in per cent. Its yields are bond-equivalent: compounded twice a year. They become continuously
-compounded rates, `r = 2 ln(1 + y / 2)`, and count as zero rates, which is exact for bills only.
+compounded rates, `r = 2 ln(1 + y / 2)`, and stand for zero rates, which is exact for bills only.
 """
 
 from __future__ import annotations

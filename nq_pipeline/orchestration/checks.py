@@ -152,7 +152,7 @@ def capture_state(
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge the trade date whose window opened last, from the lake.
 
-    These checks are no part of the step that captures. It runs all day, and until its end its own checks
+    These checks are not part of the step that captures. It runs all day, and until its end its own checks
     would show as "in progress" and hide the last result. The sensor `capture_checks` and the end of every
     capture record them, and anybody can run them at any time.
     """

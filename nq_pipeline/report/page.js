@@ -33,7 +33,7 @@ const say = (words, x, y) => {
 const tooltip = (_handler, event, _item, words) => {
   if (event.pointerType !== "touch") say(words, event.clientX, event.clientY);
 };
-// A finger is no pointer that moves over a mark: it finds the nearest one.
+// A finger cannot hover over a mark: it finds the nearest one.
 const REACH = 18;
 document.addEventListener("pointerdown", ({ pointerType, target, clientX: x, clientY: y }) => {
   if (pointerType !== "touch") return;

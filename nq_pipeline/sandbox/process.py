@@ -107,7 +107,7 @@ def _bind(port: int, exact: bool) -> socket.socket:
     except OSError as error:
         if exact:
             raise SandboxError(
-                f"Port {port} is taken by another program ({error.strerror}); set another NQ_SANDBOX_PORT."
+                f"Port {port} is taken by another program ({error.strerror}); set NQ_SANDBOX_PORT to another."
             ) from None
         bound.bind((HOST, 0))
     return bound

@@ -132,5 +132,5 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _fail(_: Request, error: Exception) -> Response:
-    """What nobody expected; the server raises it again, for its log."""
+    """An unexpected error; the server raises it again, for its log."""
     return JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -38,7 +38,9 @@ class Endpoint:
         """The query that a client asks for; raises `ValueError` for what it cannot have."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := sorted(given.keys() - known.keys() - {"format"}):
-            raise ValueError(f"{unknown[0]} is no parameter here; there are {', '.join(known)}, format")
+            raise ValueError(
+                f"{unknown[0]} is not a parameter here; parameters are {', '.join(known)}, format"
+            )
         return self.build({name: known[name].parse(text) for name, text in given.items() if name in known})
 
 

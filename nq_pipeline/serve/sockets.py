@@ -1,4 +1,4 @@
-"""The WebSockets: `/stream` goes on for ever, `/replay` sends a recorded span."""
+"""The WebSockets: `/stream` has no end, `/replay` sends a recorded span."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _types(given: QueryParams) -> list[BatchType]:
     """The types a client wants; `status` always."""
     wanted = [name.strip() for name in given["types"].split(",")] if "types" in given else list(TYPES)
     if unknown := [name for name in wanted if name not in TYPES]:
-        raise ValueError(f"{unknown[0]} is no type; types are {', '.join(TYPES[:-1])}")
+        raise ValueError(f"{unknown[0]} is not a type; types are {', '.join(TYPES[:-1])}")
     return [name for name in TYPES if name in wanted or name == "status"]
 
 

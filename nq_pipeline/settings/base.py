@@ -29,8 +29,8 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 def bare_url(value: str, *, plain: str = "http") -> str:
     """The address without a final slash; `plain` is the scheme without encryption, `http` or `ws`.
 
-    Raises `ValueError` when it is no address, may hold a secret (user, query, fragment), or would send a key
-    unencrypted to another machine.
+    Raises `ValueError` when it is not an address, may hold a secret (user, query, fragment), or would send
+    a key unencrypted to another machine.
     """
     secure = f"{plain}s"
     form = f"write an address like {secure}://host/path"

@@ -93,7 +93,7 @@ class Settings(SettingsGroup):
         try:
             path = os.fsencode(value.resolve())
         except OSError as error:
-            raise ValueError(f"the folder cannot be found ({error.strerror}); write another") from None
+            raise ValueError(f"the folder cannot be found ({error.strerror}); name another one") from None
         shown = path.decode("utf-8", "backslashreplace")
         if found := [sign for sign in UNSAFE_IN_PATH if sign in shown]:
             raise ValueError(
@@ -116,7 +116,7 @@ class Settings(SettingsGroup):
     def with_values(self, **values: Any) -> Self:
         """A validated copy with other values by name: the variable without `NQ_`, in lower case.
 
-        Raises `KeyError` for a name that is no setting and `pydantic.ValidationError` for a bad value.
+        Raises `KeyError` for a name that is not a setting and `pydantic.ValidationError` for a bad value.
         """
         known = {one.name: (group, one.attribute) for group in self.groups() for one in group.declared()}
         changes = defaultdict[int, dict[str, Any]](dict)

@@ -56,7 +56,7 @@ def error_of_status(
 
 
 def printable(words: object) -> str:
-    """The vendor's own words in one printable line of at most 160 characters; empty when they are no text."""
+    """The vendor's own words as one printable line of at most 160 characters; empty if they are not text."""
     if not isinstance(words, str):
         return ""
     return "".join(c for c in " ".join(words.split()) if c.isprintable()).strip(' "\\')[:160]

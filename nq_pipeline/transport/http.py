@@ -233,7 +233,7 @@ def _drop_if_damaged(path: Path) -> None:
         with closing(sqlite3.connect(path)) as database:
             sound = database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except sqlite3.DatabaseError as error:
-        # Busy, full or out of reach is no damage.
+        # Busy, full or out of reach is not damage.
         sound = getattr(error, "sqlite_errorcode", 0) & 0xFF not in SQLITE_DAMAGE
     if not sound:
         log.warning("the rate limiter's database %s is damaged; a new one is created", path)

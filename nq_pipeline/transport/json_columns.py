@@ -94,7 +94,7 @@ def _tolerant(body: bytes, shape: pl.DataType, dropped: Counter[str], what: str)
     try:
         value = loads(body)
     except ValueError:
-        raise BadPayload(f"{what}: expected JSON, got something else of {len(body)} bytes") from None
+        raise BadPayload(f"{what}: expected JSON, got {len(body)} bytes of something else") from None
     fitted = orjson.dumps(_fit(value, shape, dropped)).decode()
     return pl.Series([fitted]).str.json_decode(shape)
 

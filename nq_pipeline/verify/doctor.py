@@ -121,7 +121,7 @@ class PlanStep:
     vendor: str
     mode: entitlements.Mode
     schema: str
-    adds: str  # empty for a schema that is no known step
+    adds: str  # empty for a schema that is not a known step
     entitled: bool | None = None  # None if it was never requested
     refusal: str = ""  # the vendor's text
     asked_at: datetime | None = None  # when the vendor answered
@@ -132,7 +132,7 @@ def plan_steps(settings: Settings) -> list[PlanStep]:
     """What each vendor granted or refused, from stored answers; sends no request.
 
     The steps that the vendors' pages and users name come first, those of metered vendors before others.
-    Refusals in force that are no known step, such as a schema of a backfill, follow.
+    Refusals in force that are not a known step, such as a schema of a backfill, follow.
     """
     lake = Workspace.of(settings).lake
     answers = {(e.vendor, e.mode, e.schema): e for e in entitlements.newest_entitlements(lake)}

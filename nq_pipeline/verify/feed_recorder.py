@@ -94,7 +94,7 @@ class FeedRecorder:
         self._connector = GatewayConnector(key, dataset, address) if key else None
 
     async def read_greeting(self) -> tuple[str, float]:
-        """The gateway's version, empty if the server is no gateway, and the seconds to connect.
+        """The gateway's version, empty if the server is not a gateway, and the seconds to connect.
 
         Raises OSError when nothing answers.
         """

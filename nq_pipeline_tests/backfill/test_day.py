@@ -641,5 +641,5 @@ def test_a_backfill_honours_a_refusal_to_gap_repair(data: Path) -> None:
 
 
 def test_an_unknown_schema_is_a_settings_error(data: Path) -> None:
-    with vendor(data) as databento, pytest.raises(SettingsError, match="there are trades, mbo"):
+    with vendor(data) as databento, pytest.raises(SettingsError, match="schemas are trades, mbo"):
         backfill(databento.settings(), "status")

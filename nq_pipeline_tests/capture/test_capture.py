@@ -375,7 +375,7 @@ def test_a_capture_needs_a_clock_that_runs_and_a_key(tmp_path: Path) -> None:
     with pytest.raises(NotConfigured, match="DATABENTO_API_KEY"):
         Capture(keyless)
     wrong = capture_settings(None, tmp_path).with_values(databento_api_key=SecretStr("abc"))
-    with pytest.raises(NotConfigured, match="is no key of Databento"):
+    with pytest.raises(NotConfigured, match="is not a Databento key"):
         Capture(wrong.with_values(databento_gateway=None))
 
 

@@ -31,9 +31,9 @@ def test_the_parents_are_those_of_every_chosen_product() -> None:
 
 
 def test_an_unknown_product_has_no_parents_and_starts_no_capture(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="there are NQ, ES, GC"):
+    with pytest.raises(SettingsError, match="products are NQ, ES, GC"):
         option_parents(("NQ", "CL"))
-    with pytest.raises(SettingsError, match="there are NQ, ES, GC"):
+    with pytest.raises(SettingsError, match="products are NQ, ES, GC"):
         Capture(capture_settings(None, tmp_path, products=("CL",)))
 
 

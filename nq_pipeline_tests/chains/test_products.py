@@ -97,5 +97,5 @@ def test_polygon_says_that_it_does_not_cover_gold(tmp_path: Path) -> None:
 
 
 def test_the_horizon_of_a_product_that_is_in_no_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=f"there are {', '.join(PRODUCTS)}"):
+    with pytest.raises(SettingsError, match=f"products are {', '.join(PRODUCTS)}"):
         build_request(settings(tmp_path, "NQ", "CL"))

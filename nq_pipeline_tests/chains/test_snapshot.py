@@ -559,8 +559,8 @@ def test_series_are_unique_and_sorted_by_expiration() -> None:
         ("ZZZ-2025-07-01", None, "ZZZ is not a root of options on futures"),
         ("MQ4-2025-07-25", None, "MQ4 is not a root of options on futures"),
         ("ZZZ-2025-07-01", "barchart", "ZZZ is not a root of options on futures"),
-        ("XX1N5", "barchart", "'XX1N5' is no Barchart series"),
-        ("MM1", "barchart", "'MM1' is no Barchart series"),
+        ("XX1N5", "barchart", "'XX1N5' is not a Barchart series"),
+        ("MM1", "barchart", "'MM1' is not a Barchart series"),
     ],
 )
 def test_invalid_series_is_an_error(text: str, source: str | None, words: str) -> None:

@@ -97,8 +97,8 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pytest.Monkey
         (lambda raw: raw[:3] + b"\x04" + raw[4:], "version 4"),
         (lambda raw: raw[:-1], "within a record"),
         (lambda raw: raw[:20], "within its header"),
-        (lambda raw: raw[:-47] + b"\x01" + raw[-46:], "no record of trades"),
-        (lambda raw: raw[:-48] + b"\x0d" + raw[-47:], "no record of trades"),
+        (lambda raw: raw[:-47] + b"\x01" + raw[-46:], "not a record of trades"),
+        (lambda raw: raw[:-48] + b"\x0d" + raw[-47:], "not a record of trades"),
     ],
 )
 def test_damage_is_named(damage: Any, words: str) -> None:

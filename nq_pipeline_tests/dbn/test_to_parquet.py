@@ -352,9 +352,9 @@ def test_what_is_no_record_ends_a_file(schema: str | None, tail: bytes, tmp_path
         (b"Not DBN at all, just text", "is no DBN file"),
         (b"DBN\x03\xff\xff\xff\xff" + bytes(200), "which was refused"),
         (b"DBN\x03\x64\x00\x00\x00" + b"\xee" * 200, "cannot be read"),
-        (sample.head("trades") + sample.records("status", 6).tobytes(), "no record of trades, after 0"),
-        (sample.head("trades", symbols={"NQ": [(DAY, DAY, "seven")]}), "no instrument_id"),
-        (sample.head("trades", symbols={"NQ": [(DAY, DAY, str(2**32))]}), "no instrument_id"),
+        (sample.head("trades") + sample.records("status", 6).tobytes(), "not a record of trades, after 0"),
+        (sample.head("trades", symbols={"NQ": [(DAY, DAY, "seven")]}), "not an instrument_id"),
+        (sample.head("trades", symbols={"NQ": [(DAY, DAY, str(2**32))]}), "not an instrument_id"),
     ],
     ids=["text", "head", "metadata", "kind", "symbols", "number"],
 )

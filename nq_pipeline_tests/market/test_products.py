@@ -154,7 +154,7 @@ def test_products_are_chosen_by_their_codes_each_once() -> None:
 @pytest.mark.parametrize("codes", [(), ("CL",), ("NQ", "nq")])
 def test_an_unknown_product_is_refused_with_the_known_ones(codes: tuple[str, ...]) -> None:
     with pytest.raises(
-        SettingsError, match=r"NQ_PRODUCTS: .* is not in the product table; there are NQ, ES, GC"
+        SettingsError, match=r"NQ_PRODUCTS: .* is not in the product table; products are NQ, ES, GC"
     ):
         select_products(codes)
 

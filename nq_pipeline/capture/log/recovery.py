@@ -31,8 +31,8 @@ class Recovery:
 def recover(folder: Path) -> Recovery | None:
     """Cut the newest segment after its last whole record and make it durable; requires the lock.
 
-    An incomplete record is removed. Other bytes that are no record (zeros after a power cut) are kept under
-    the segment's name with `.torn`. Raises `CaptureError` when the segment's header cannot be read.
+    An incomplete record is removed. Other bytes behind the last record (zeros after a power cut) are kept
+    under the segment's name with `.torn`. Raises `CaptureError` when the segment's header cannot be read.
     """
     found = list_segments(folder)
     if not found:

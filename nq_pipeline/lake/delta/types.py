@@ -73,7 +73,7 @@ def encode(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
         return frame.select(_encoded(table))
     except pl.exceptions.InvalidOperationError:
         raise LakeError(
-            f"rows for {table.name} have an unsigned number from 2**63, which Delta has no type for"
+            f"rows for {table.name} have an unsigned number of 2**63 or more, which Delta has no type for"
         ) from None
 
 

@@ -22,7 +22,7 @@ GATEWAY_FAULTS: dict[str, str] = {
     "rst": "the connection is reset",
     "silence": "half-open: the connection stays, but nothing more arrives, not even heartbeats",
     "cut": "a clean close in the middle of a record",
-    "garbage": "bytes that are no records, then the stream continues",
+    "garbage": "bytes that are not records, then the stream continues",
     "drip": "seven bytes at a time from here on",
     "error": "an ErrorMsg with `code`; fatal codes close the session, code 7 skips `records` first",
     "duplicate": "the next `records` records are sent twice",
@@ -66,7 +66,7 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in GATEWAY_FAULTS or self.code not in ERRORS:
             raise SandboxError(
-                f"{self.kind!r} with code {self.code} is no fault of the gateway; choose one of "
+                f"{self.kind!r} with code {self.code} is not a fault of the gateway; choose one of "
                 f"{', '.join(GATEWAY_FAULTS)}, and for `error` a code from 1 to 8."
             )
 
@@ -79,7 +79,7 @@ def parse_fault(text: str) -> Fault:
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise SandboxError(
-            f"{text!r} is no fault of the gateway; write KIND or KIND=NUMBER, then @RECORDS or @SECONDSs "
+            f"{text!r} is not a fault of the gateway; write KIND or KIND=NUMBER, then @RECORDS or @SECONDSs "
             f"for when, with a kind of {', '.join(GATEWAY_FAULTS)}."
         )
     kind, number, records, seconds = match.groups()

@@ -15,7 +15,7 @@ def series_of_code(code: str, trade_date: date, settings: Settings) -> Series:
     """The series of one of Barchart's codes, `MM1N5` or `MM1N25`; `SettingsError` when it is none."""
     parsed = parse_barchart_code(code, on=trade_date, codes=added_codes(settings))
     if isinstance(parsed, Unparsed):
-        raise SettingsError(f"{code!r} is no Barchart series: {parsed.reason}; write e.g. MM1N25")
+        raise SettingsError(f"{code!r} is not a Barchart series: {parsed.reason}; write e.g. MM1N25")
     return parsed
 
 

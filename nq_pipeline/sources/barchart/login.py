@@ -47,7 +47,9 @@ class SiteLogin:
         self._cookies = cookies.get_secret_value() if cookies and self._strategy == "browser" else ""
         self._visited = self._renewed = False
         if self._strategy == "browser" and not (self._cookies.isascii() and self._cookies.isprintable()):
-            raise NotConfigured("NQ_BARCHART_COOKIES is no Cookie header: it must be one line of plain text")
+            raise NotConfigured(
+                "NQ_BARCHART_COOKIES is not a Cookie header: it must be one line of plain text"
+            )
         if self._strategy == "browser" and not self._cookies:
             raise NotConfigured(
                 "NQ_BARCHART_SESSION=browser needs the Cookie header of your browser in NQ_BARCHART_COOKIES"

@@ -99,7 +99,9 @@ def parse_chain(
     off_share = table.select(off.drop_nulls().mean()).item()
     if off_share is not None:
         if off_share > 0.5:
-            raise BadPayload(f"{code}: premiums are not the price times {multiplier:g}, so another product")
+            raise BadPayload(
+                f"{code}: premiums are not the price times {multiplier:g}, so this is another product"
+            )
         controls[f"premium_is_last_times_{multiplier:g}"] = not off_share
     rows, newest = chain_columns(table, series, trade_date)
     has_trade = rows.select((pl.col("last").is_not_null() & pl.col("last_ts").is_not_null()).any()).item()

@@ -104,7 +104,7 @@ class HistoricalClient:
             return min(instant_ns(by_schema.get(schema, found)["end"]) for schema in schemas)
 
     def cost(self, query: Query) -> Decimal:
-        """Return what the query would cost, USD. Free. `BadPayload` for anything that is no amount."""
+        """Return what the query would cost, USD. Free. `BadPayload` for anything that is not an amount."""
         cost = self._call_free(lambda client: client.metadata.get_cost(**query.arguments))
         return _parse_usd(cost, query.schema)
 
@@ -157,7 +157,7 @@ class HistoricalClient:
         """Return the account's batch jobs since an instant that have not expired. Free."""
         answer = self._call_free(lambda client: client.batch.list_jobs(since=since.isoformat()))
         if not isinstance(answer, list):
-            raise BadPayload("the list of batch jobs has an unknown form")
+            raise BadPayload("the list of batch jobs has an unknown format")
         return [_parse_job(one) for one in answer]
 
     def job(self, job_id: str) -> BatchJob:
@@ -376,13 +376,13 @@ def _parse_usd(price: Any, schema: str) -> Decimal:
     except InvalidOperation:
         usd = Decimal("NaN")
     if isinstance(price, bool) or not is_amount(usd):
-        raise BadPayload(f"{schema}: the price has an unknown form")
+        raise BadPayload(f"{schema}: the price has an unknown format")
     return usd
 
 
 def _parse_count(value: Any, schema: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise BadPayload(f"{schema}: the number of records or bytes has an unknown form")
+        raise BadPayload(f"{schema}: the number of records or bytes has an unknown format")
     return value
 
 
@@ -410,7 +410,7 @@ def _parsing(what: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        raise BadPayload(f"{what} has an unknown form") from None
+        raise BadPayload(f"{what} has an unknown format") from None
 
 
 def _call_within(seconds: float, work: Callable[[], T]) -> T:

@@ -276,7 +276,7 @@ def statistics(
     is a third party's reading of real files. A deleted statistic is null. None is of a later trade date than
     `trade_date` or was received after `latest` (nanoseconds UTC).
 
-    Columns: raw_symbol, settlement, settlement_date (null where `ts_ref` is no trade date), open_interest,
+    Columns: raw_symbol, settlement, settlement_date (null where `ts_ref` is not a trade date), open_interest,
     cleared_volume, volume_date.
     """
     a = records.array

@@ -146,7 +146,7 @@ def plan_queries(
     try:
         session = sessions.current_session(from_ns(end - 1))
     except (ValueError, OverflowError):
-        raise BadPayload("the vendor says its data reach to an impossible instant") from None
+        raise BadPayload("the vendor names an impossible end of its data") from None
     end = min(end, to_ns(session.close) + 1)
     before = sessions.current_session(session.open - timedelta(seconds=1))
     products = {ROOTS[symbol.removesuffix(".OPT")].product for symbol in options}

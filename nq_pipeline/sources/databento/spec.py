@@ -46,7 +46,7 @@ def check_databento_key(key: SecretStr, host: str) -> None:
     """Raise `NotConfigured` for a key that Databento itself would not accept; other hosts may have others."""
     if host.endswith(".databento.com") and not re.fullmatch(r"db-[!-~]{29}", key.get_secret_value()):
         raise NotConfigured(
-            "DATABENTO_API_KEY is no key of Databento, since one has 32 characters and begins with `db-`; "
+            "DATABENTO_API_KEY is not a Databento key, which has 32 characters and begins with `db-`; "
             "copy it from databento.com/portal/keys"
         )
 

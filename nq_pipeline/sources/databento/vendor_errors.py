@@ -24,7 +24,7 @@ from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.failures import printable
 
 YEARS = range(1970, 2200)
-"""A timestamp outside is no timestamp."""
+"""A number outside is not a timestamp."""
 
 
 class NoRecords(SourceError):

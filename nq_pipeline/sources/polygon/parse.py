@@ -34,7 +34,7 @@ from nq_pipeline.transport.vendor_session import SECRET_NAMES, Reply, relative
 MAX_SHARES = 1_000_000
 """No contract is for as many shares."""
 FIRST_INSTANT, LAST_INSTANT = (to_ns(datetime(year, 1, 1, tzinfo=UTC)) for year in (2000, 2100))
-"""A number outside is no timestamp in nanoseconds."""
+"""A number outside is not a timestamp in nanoseconds."""
 
 _TERMS = texts(
     "ticker", "contract_type", "exercise_style", "expiration_date", "shares_per_contract", "strike_price"
@@ -180,7 +180,7 @@ def _vendor_words(page: pl.Series) -> str:
 
 
 def _to_numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
-    """Cells from text to numbers. A cell that is no number is null and counted."""
+    """Cells from text to numbers. A cell that is not a number is null and counted."""
     terms = {
         "ticker": _term("ticker"),
         "term_type": _term("contract_type"),

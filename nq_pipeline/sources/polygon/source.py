@@ -226,7 +226,9 @@ class Polygon:
             if page.next_url is None:
                 return
             if page.next_url in seen:
-                raise BadPayload("Polygon's pages run in a circle, so the chain may be incomplete")
+                raise BadPayload(
+                    "Polygon's pages lead back to an earlier one, so the chain may be incomplete"
+                )
             seen.add(page.next_url)
             path, params = next_page(page.next_url, self.base_url)
         raise BadPayload(f"Polygon's pages did not end after {MAX_PAGES}")
@@ -243,7 +245,7 @@ class Polygon:
             raise NotConfigured("POLYGON_API_KEY (or MASSIVE_API_KEY) is not set; set it to use Polygon")
         if not re.fullmatch(r"[!-~]+", self._key.get_secret_value()):  # no HTTP header can carry it
             raise NotConfigured(
-                "POLYGON_API_KEY (or MASSIVE_API_KEY) is no key: it has blanks or characters beyond ASCII; "
+                "POLYGON_API_KEY (or MASSIVE_API_KEY) is not a key: it has blanks or non-ASCII characters; "
                 "copy it from massive.com/dashboard/keys"
             )
         reply = session.get(

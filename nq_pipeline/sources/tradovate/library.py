@@ -70,7 +70,7 @@ class ContractLibrary:
         product, product_reply = self._fetch("/product/find", parse_product, name=name)
         if product.kind != "Options":
             raise Unlisted(
-                f"Tradovate's {name!r} is no option product; NQ_TRADOVATE_PRODUCTS can name another"
+                f"Tradovate's {name!r} is not an option product; NQ_TRADOVATE_PRODUCTS can name another"
             )
         (maturities, dropped), maturities_reply = self._fetch(
             "/contractMaturity/deps", parse_maturities, masterid=product.id

@@ -117,7 +117,7 @@ class TradovateLogin:
         answer, reply = self._request_token(credentials | {"p-ticket": ticket})
         with rejecting(self._session, reply):
             if "p-ticket" in answer:
-                raise Blocked("Tradovate delays the login twice in a row; wait an hour")
+                raise Blocked("Tradovate delayed the login twice in a row; wait an hour")
         return read_token(answer)
 
     def _request_token(self, credentials: dict[str, str]) -> tuple[dict[str, Any], Reply]:

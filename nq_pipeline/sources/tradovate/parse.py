@@ -45,7 +45,7 @@ BUSINESS_ERRORS: tuple[tuple[str, type[SourceError]], ...] = (
 ANY_SPACING = r"^([A-Z0-9]{4,6})\s*([CP])\s*([0-9.]+)$"
 """A contract's name with any spacing; it is rewritten as on Globex before it is read."""
 YEARS = range(2000, 2100)
-"""A timestamp outside is no timestamp."""
+"""A number outside is not a timestamp."""
 
 _PRODUCT = texts("id", "name", "productType", "valuePerPoint")
 _MATURITY = texts("id", "expirationMonth", "expirationDate")
@@ -195,7 +195,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise BadPayload(f"Tradovate: expected a JSON object, got something else of {len(body)} bytes")
+        raise BadPayload(f"Tradovate: expected a JSON object, got {len(body)} bytes of something else")
     return value
 
 

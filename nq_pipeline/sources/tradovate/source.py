@@ -54,7 +54,7 @@ class Tradovate:
         quote is of an earlier session; `partial` when contracts are left without a subscription
         or the series without a quote, or when more than a hundredth of its contracts was unreadable.
         When market data is refused or unreachable there are no rows: a chain without a single
-        quote is no answer.
+        quote is not an answer.
         """
         library = ContractLibrary(self._settings, session)
         listings, errors = self._fetch_listings(library, request, session)

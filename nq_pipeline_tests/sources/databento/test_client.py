@@ -130,9 +130,7 @@ def test_an_https_address_is_left_to_the_client(url: str) -> None:
 )
 def test_what_is_no_key_is_told_before_the_vendor_is_asked(key: str) -> None:
     asking = HistoricalClient(SecretStr(key), "https://hist.databento.com", Policy(), lambda: 60.0)
-    with pytest.raises(
-        NotConfigured, match=r"^DATABENTO_API_KEY is no key of Databento, since one has 32"
-    ) as no:
+    with pytest.raises(NotConfigured, match=r"^DATABENTO_API_KEY is not a Databento key, which has 32") as no:
         asking.cost(QUERY)
     assert key not in str(no.value)
 

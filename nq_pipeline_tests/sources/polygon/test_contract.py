@@ -31,7 +31,7 @@ class TestPolygonContract(PolygonContract):
             source = self.source(settings)
             answer = source.ask(self.request(), self.session(source, tmp_path))
             assert not server.asked
-        assert answer.outcome is Outcome.NOT_CONFIGURED and "is no key" in answer.reason
+        assert answer.outcome is Outcome.NOT_CONFIGURED and "is not a key" in answer.reason
 
     def test_all_pages_are_read_with_the_key_in_the_header_only(self, tmp_path: Path) -> None:
         with self.vendor() as server:
@@ -46,7 +46,7 @@ class TestPolygonContract(PolygonContract):
         with self.vendor("circle") as server:
             answer, _ = self.ask(server, tmp_path)
         assert len(server.asked) == 2
-        assert "run in a circle" in answer.reason
+        assert "lead back to an earlier one" in answer.reason
 
     def test_the_question_spans_the_expirations_of_the_request(self, tmp_path: Path) -> None:
         with self.vendor() as server:
