@@ -2,6 +2,7 @@
 
     acquire ──► renewed at every third of its time to live ──► released, or lapsed when the holder is gone
                        └── not renewed in time, or taken by another: `Lease.check` raises `LeaseLost`
+                           (one that `resumes` is only lost to another)
 
 Each new holder gets a higher token. Whoever writes what a lease protects passes the token on, and the store
 refuses a lower one: so a holder that was suspended and does not know that it lost the lease does no harm.
@@ -106,11 +107,13 @@ class Lease:
         presence: Presence | None = None,
         ttl_s: float = TTL_S,
         renewed: float = 0.0,
+        resumes: bool = False,
         on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.name, self.token, self.ttl_s = name, token, ttl_s
         self._leases, self._holder, self._presence = leases, holder, presence
         self._renewed = renewed
+        self._ends = leases is not None and leases.shared and not resumes
         self._lost = ""
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
@@ -130,7 +133,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise `LeaseLost` unless the lease was renewed in time. Asks no database, so it costs nothing."""
-        if not self._lost and self._leases is not None and self._leases.shared and self.left_s <= 0:
+        if not self._lost and self._ends and self.left_s <= 0:
             self._lose(f"it could not be renewed for {self.ttl_s * (1 - MARGIN):.0f} s")
         if self._lost:
             raise LeaseLost(f"the lease {self.name!r} is lost: {self._lost}; another process may have it now")
@@ -166,7 +169,7 @@ class Lease:
             return
         self._thread = threading.Thread(target=self._keep, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
-        if self._leases.shared:  # on a thread of its own, because a renewal may hang when the time is up
+        if self._ends:  # on a thread of its own, because a renewal may hang when the time is up
             threading.Thread(target=self._watch, name=f"lease-watch-{self.name}", daemon=True).start()
 
     def release(self) -> None:
@@ -192,7 +195,9 @@ class Lease:
                 pause = every_s
             except LedgerError as error:
                 log.warning("the lease %r could not be renewed: %s", self.name, error)
-                pause = min(1.0, every_s / 4, max(self.left_s, 0.0))
+                pause = every_s / 4
+                if self._ends:
+                    pause = min(1.0, pause, max(self.left_s, 0.0))
             except LeaseLost as error:
                 log.error("%s", error)
                 return
@@ -264,6 +269,7 @@ class Leases:
         wait_s: float = 0.0,
         run_id: str = "",
         above: int = 0,
+        resumes: bool = False,
         on_lost: Callable[[], object] = lambda: None,
     ) -> Lease:
         """Acquire a lease, which the caller renews and releases, or enters as a context.
@@ -279,6 +285,9 @@ class Leases:
         above
             The token is greater than this one, which a store has already seen, even if the database was
             restored from an earlier backup.
+        resumes
+            A lapsed lease is not lost until another process has taken it: for a lease that only shows that
+            its holder lives, and protects nothing.
         on_lost
             Called if the lease is lost, perhaps on a thread of the lease; a context ends only by itself.
 
@@ -323,6 +332,7 @@ class Leases:
             presence=presence,
             ttl_s=ttl_s,
             renewed=sent,
+            resumes=resumes,
             on_lost=on_lost,
         )
 

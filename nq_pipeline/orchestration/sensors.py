@@ -77,8 +77,10 @@ def live_capture(
     context: dg.SensorEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
+    suspects = json.loads(context.cursor or "[]")
+    context.update_cursor("[]")
     try:
-        fail_lost_runs(context.instance, settings)
+        context.update_cursor(json.dumps(fail_lost_runs(context.instance, settings, suspects)))
         decision = decide_capture(situation(context.instance, vendors))
     except LedgerError as error:  # a run whose lease cannot be read may well be alive
         return dg.SkipReason(f"no capture is started or ended: {error}")

@@ -1,5 +1,6 @@
 """A run whose process died on any host is reported as failed; one that lives is left alone."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from nq_pipeline.orchestration.names import CAPTURE, KIND, LEASED
 from nq_pipeline.orchestration.resources import Vendors, vendors_resource
 from nq_pipeline.settings import Settings
 from nq_pipeline.ui.cluster import Shared
-from nq_pipeline_tests.testing.cluster_hosts import new_hosts
+from nq_pipeline_tests.testing.cluster_hosts import new_hosts, wait_until
+from nq_pipeline_tests.testing.lease_hosts import PROCESSES, Hosts
+from nq_pipeline_tests.testing.network import link_to
 
 STARTED = dg.DagsterRunStatus.STARTED
 
@@ -43,11 +46,63 @@ def test_only_a_run_without_its_lease_has_died(
     claim_lease(instance, alive, settings)
     dead = create_run_for_test(instance, status=STARTED, tags={LEASED: "sandbox"})
     elsewhere = create_run_for_test(instance, status=STARTED, tags={LEASED: "live"})
-    assert fail_lost_runs(instance, settings) == [dead.run_id]
-    assert fail_lost_runs(instance, settings) == []
+    suspects = fail_lost_runs(instance, settings)
+    assert suspects == [dead.run_id]
+    assert {one.status for one in instance.get_runs()} == {STARTED}
+    assert fail_lost_runs(instance, settings, suspects) == []
     states = {one.run_id: one.status for one in instance.get_runs()}
     assert states.pop(dead.run_id) is dg.DagsterRunStatus.FAILURE
     assert states == {one.run_id: STARTED for one in (alive, unleased, elsewhere)}
+
+
+@dg.op
+def wait(context: dg.OpExecutionContext) -> None:
+    """Claim the lease of the run over the address in its tags, and wait for ever."""
+    tags = context.run.tags
+    hosts = Hosts(Path(tags["folder"]), tags["ledger"])
+    claim_lease(context.instance, context.run, hosts.settings("distant"), ttl_s=1)
+    time.sleep(300)
+
+
+@dg.job
+def waiting() -> None:
+    wait()
+
+
+def execute_waiting(home: str, tags: dict[str, str]) -> None:
+    with dg.DagsterInstance.local_temp(home) as instance:
+        waiting.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+
+
+@pytest.mark.parametrize("found_dead", [False, True])
+def test_a_run_that_was_cut_off_goes_on_unless_it_was_found_dead(
+    shared: Shared, tmp_path: Path, found_dead: bool
+) -> None:
+    url = new_hosts(shared, tmp_path).ledger
+    settings = Hosts(tmp_path, url).settings("near")
+    with link_to(shared.postgres_port) as link, dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        tags = {
+            "folder": str(tmp_path),
+            "ledger": url.replace(f":{shared.postgres_port}/", f":{link.port}/"),
+        }
+        process = PROCESSES.Process(target=execute_waiting, args=(str(tmp_path), tags), daemon=True)
+        process.start()
+        try:
+            wait_until(lambda: instance.get_runs(dg.RunsFilter(tags={LEASED: "sandbox"})), patience_s=60)
+            link.cut()
+            wait_until(lambda: fail_lost_runs(instance, settings), patience_s=60)
+            [run] = instance.get_runs()
+            if found_dead:
+                assert fail_lost_runs(instance, settings, [run.run_id]) == []
+            link.mend()
+            process.join(30 if found_dead else 3)
+            assert process.exitcode == (0 if found_dead else None)
+            assert fail_lost_runs(instance, settings, [run.run_id]) == []
+            [run] = instance.get_runs()
+            assert run.status is (dg.DagsterRunStatus.FAILURE if found_dead else STARTED)
+        finally:
+            process.kill()
+            process.join()
 
 
 def test_a_database_that_does_not_answer_kills_nobody(

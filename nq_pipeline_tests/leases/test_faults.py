@@ -66,6 +66,22 @@ def test_a_short_split_is_survived(distant: Hosts, link: Link) -> None:
     assert distant.leases("b").acquire("capture").token == 2
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_lease_that_resumes_is_only_lost_to_another(distant: Hosts, link: Link, taken: bool) -> None:
+    lost = threading.Event()
+    leases = distant.leases("a", over(link, distant))
+    with leases.acquire("worker/one", ttl_s=1, resumes=True, on_lost=lost.set) as lease:
+        link.cut()
+        time.sleep(1.5)
+        lease.check()
+        assert distant.leases("b").holders() == {}  # lapsed
+        if taken:
+            distant.leases("b").acquire("worker/one").release()
+        link.mend()
+        assert lost.wait(30 if taken else 3) is taken
+        assert ("worker/one" in distant.leases("b").holders()) is not taken
+
+
 def test_a_holder_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     with run_postgres() as server:
         hosts = Hosts(tmp_path, server.new_database())
