@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from nq_pipeline.capture.log.copies import copy_sealed_segments, has_proven_copy
+from nq_pipeline.capture.log.copies import copy_sealed_segments, copy_segment, has_proven_copy
 from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.capture.log.segments import Position, Segment, list_segments
 from nq_pipeline.capture.publisher import TABLES as PUBLISHED
@@ -154,7 +154,10 @@ def _sweep_capture(settings: Settings, now: datetime, before: date | None, dry_r
                 break
             reason = _needed(lake, segment, published, unsettled, now)
             if not reason and copies and not has_proven_copy(segment, copies):
-                reason = "it is not copied to the object store"
+                if dry_run:
+                    reason = "it is not copied to the object store"
+                else:  # an earlier version copied it before its torn tail was cut
+                    copy_segment(segment, copies)
             if reason:
                 swept.kept = f"from segment {segment.number} of {segment.trade_date} on: {reason}"
                 break

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gaps import Gap, GapState
+from nq_pipeline.capture.log.copies import copy_name, copy_sealed_segments
 from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.chains.replay import replay_snapshot
 from nq_pipeline.chains.request import build_request
@@ -239,11 +241,20 @@ def test_segments_go_only_with_a_copy_in_the_object_store(settings: Settings, bu
     for table in (TRADES, GAPS):
         lake.compact(table, NOON.date(), now=LATER)
     segments = list_segments(root / DATASET)
-    assert swept(remote, "capture", dry_run=True).kept.endswith("it is not copied to the object store")
+    store = Workspace.of(remote).segment_copies
+    assert store and swept(remote, "capture", dry_run=True).kept.endswith("not copied to the object store")
+    copy_sealed_segments(root, store)
+    outdated = copy_name(segments[0])  # as if its torn tail had been cut after that
+    store.put(f"{outdated}.zst", b"a torn one")
+    store.put(f"{outdated}.sha256", b"its digest")
+    assert swept(remote, "capture", dry_run=True).kept.endswith("not copied to the object store")
+    exact = segments[0].path.read_bytes()
     part = swept(remote, "capture")
     assert (part.files, part.kept) == (len(segments) - 1, "")
     copies = {name.rpartition("/")[2] for name in bucket.names() if "/sandbox/capture/" in name}
     assert copies >= {f"{segment.path.name}.zst" for segment in segments}
+    copy = zstandard.ZstdDecompressor().decompressobj().decompress(store.get(f"{outdated}.zst"))
+    assert copy == exact
 
 
 def test_temporary_files_go_everywhere_after_a_grace_period(settings: Settings) -> None:

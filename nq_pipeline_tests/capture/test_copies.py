@@ -55,6 +55,28 @@ def test_the_open_segment_is_copied_when_it_is_sealed(capture: Path, tmp_path: P
     assert copy_sealed_segments(capture, store) == 1
 
 
+@pytest.mark.parametrize("tail", [b"\x0e\x00\x01", bytes(200)], ids=["half a record", "zeros"])
+def test_a_torn_segment_is_copied_as_the_next_capture_keeps_it(
+    capture: Path, tmp_path: Path, tail: bytes
+) -> None:
+    store, torn = LocalObjects(tmp_path / "store"), list_segments(capture / DATASET)[-1]
+    whole = torn.path.read_bytes()
+    torn.path.write_bytes(whole + tail)
+    copy_sealed_segments(capture, store)
+    with Feed(capture) as feed:
+        feed.session(market(50, seed=9))
+    copy_sealed_segments(capture, store)
+    assert torn.path.read_bytes() == whole
+    assert all(has_proven_copy(segment, store) for segment in list_segments(capture / DATASET))
+
+
+def test_a_segment_with_a_damaged_header_is_copied_as_it_is(capture: Path, tmp_path: Path) -> None:
+    store, damaged = LocalObjects(tmp_path / "store"), list_segments(capture / DATASET)[-1]
+    damaged.path.write_bytes(bytes(100))
+    copy_sealed_segments(capture, store)
+    assert has_proven_copy(damaged, store) and damaged.path.read_bytes() == bytes(100)
+
+
 def test_logs_of_two_machines_do_not_mix(tmp_path: Path) -> None:
     store = LocalObjects(tmp_path / "store")
     for host in "ab":

@@ -3,9 +3,9 @@
     capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.zst       the segment, zstd
     capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.sha256    proof that the copy was read back
 
-A segment is sealed when a newer one exists, or when nobody captures. The proof is written after the copy was
-read back and the digest of its content compared; without it a segment is copied again, and retention does not
-remove it.
+A segment is sealed when a newer one exists, or when nobody captures and its torn tail, if it had one, is cut:
+what is copied never changes. The proof is written after the copy was read back and the digest of its content
+compared; without it a segment is copied again. Retention compares it with the segment before it removes that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import zstandard
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.locks import hold_capture_lock
+from nq_pipeline.capture.log.recovery import is_torn, recover
 from nq_pipeline.capture.log.segments import Segment, list_segments, log_id
-from nq_pipeline.errors import CaptureBusy, StoreError
+from nq_pipeline.errors import CaptureBusy, CaptureError, StoreError
 from nq_pipeline.lake.objects import Objects
 
 
@@ -32,18 +33,35 @@ def copy_sealed_segments(capture: Path, objects: Objects) -> int:
     """
     logs = {folder: list_segments(folder) for folder in sorted(capture.glob("*/"))}
     try:
-        with hold_capture_lock(capture):  # a segment that begins from now on is none of these
-            pass
+        with hold_capture_lock(capture):
+            pass  # a segment that begins from now on is none of these
+        newest = {segment.path for segments in logs.values() for segment in segments[-1:]}
     except CaptureBusy:
-        logs = {folder: segments[:-1] for folder, segments in logs.items()}
+        logs, newest = {folder: segments[:-1] for folder, segments in logs.items()}, set()
     copied = 0
     for folder, segments in logs.items():
         proven = {one.name for one in objects.list(_log(folder))} if segments else set()
         for segment in segments:
-            if f"{copy_name(segment)}.sha256" not in proven:
-                _copy(segment, objects)
-                copied += 1
+            if f"{copy_name(segment)}.sha256" in proven:
+                continue
+            if segment.path in newest and not _cut_torn_tail(capture, segment):
+                continue
+            copy_segment(segment, objects)
+            copied += 1
     return copied
+
+
+def _cut_torn_tail(capture: Path, segment: Segment) -> bool:
+    """Cut the tail that a dead capture has left, as the next one would; False if that one is doing so."""
+    try:
+        if is_torn(segment):
+            with hold_capture_lock(capture):
+                recover(segment.path.parents[1])
+    except CaptureBusy:
+        return False
+    except CaptureError:  # the header is damaged, and nothing is cut
+        pass
+    return True
 
 
 def copy_after_capture(capture: Path, objects: Objects | None, warn: Callable[[str], object]) -> None:
@@ -72,7 +90,8 @@ def _log(folder: Path) -> str:
     return f"{folder.name}/{log_id(folder)}"
 
 
-def _copy(segment: Segment, objects: Objects) -> None:
+def copy_segment(segment: Segment, objects: Objects) -> None:
+    """Copy a sealed segment and prove the copy; raises as `copy_sealed_segments`."""
     name, digest = copy_name(segment), _digest(segment.path)
     with files.temporary_for(segment.path) as packed, files.temporary_for(segment.path) as back:
         with segment.path.open("rb") as source, packed.open("wb") as target:

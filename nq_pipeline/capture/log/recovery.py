@@ -38,22 +38,33 @@ def recover(folder: Path) -> Recovery | None:
     if not found:
         return None
     segment = found[-1]
-    damaged = False
     with segment.path.open("r+b") as file:
-        framer = Framer(read_head(segment, file))
-        try:
-            while piece := file.read(BLOCK):
-                for _ in framer.feed(piece):
-                    pass
-        except BadStream:
-            damaged = True
+        whole, damaged = _measure(segment, file)
         size = os.fstat(file.fileno()).st_size
-        aside = _set_aside(segment.path, file, framer.offset) if damaged else None
+        aside = _set_aside(segment.path, file, whole) if damaged else None
         if aside:
             log.warning("the end of %s was damaged and cut off; %s has it", segment.path, aside.name)
-        file.truncate(framer.offset)
+        file.truncate(whole)
         os.fsync(file.fileno())
-    return Recovery(segment, framer.offset, size - framer.offset, aside)
+    return Recovery(segment, whole, size - whole, aside)
+
+
+def is_torn(segment: Segment) -> bool:
+    """Whether `recover` would cut the segment. Raises `CaptureError` when its header cannot be read."""
+    with segment.path.open("rb") as file:
+        return _measure(segment, file)[0] < os.fstat(file.fileno()).st_size
+
+
+def _measure(segment: Segment, file: BinaryIO) -> tuple[int, bool]:
+    """Where the last whole record ends, and whether something that is no record follows."""
+    framer = Framer(read_head(segment, file))
+    try:
+        while piece := file.read(BLOCK):
+            for _ in framer.feed(piece):
+                pass
+    except BadStream:
+        return framer.offset, True
+    return framer.offset, False
 
 
 def _set_aside(path: Path, file: BinaryIO, offset: int) -> Path:
