@@ -25,6 +25,9 @@ RECENT_DAYS = 8
 FINAL_OPEN_INTEREST = time(10)
 """Chicago time from which a chain shows the final open interest of the trade date before. The exchange
 publishes preliminary figures in the evening and final ones in the morning; the hour is uncertain."""
+NEXT_OPEN_INTEREST = time(17)
+"""Chicago time from which a chain may show the figure of its own trade date. Only before a weekend or a
+holiday does a later chain have this trade date; on other days the next session opens at this hour."""
 BEHIND = timedelta(minutes=1)
 """Captured hours are complete when the newest trade or proof is at most this much before their end."""
 LONGEST_GAP = timedelta(days=10)
@@ -129,11 +132,12 @@ def _changes(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
 
 
 def _chain_figures(lake: Lake, trade_date: date, known: pl.DataFrame) -> pl.DataFrame:
-    """Open interest in each vendor's newest chain of every series, requested once it is final."""
-    final = datetime.combine(trade_date, FINAL_OPEN_INTEREST, CHICAGO)
+    """Open interest in each vendor's newest chain of every series, requested while it is final."""
+    shown = (datetime.combine(trade_date, at, CHICAGO) for at in (FINAL_OPEN_INTEREST, NEXT_OPEN_INTEREST))
+    first, end = (pl.lit(at).cast(tables.INSTANT) for at in shown)
     chains = (
         lake.scan(tables.SOURCE_CHAIN, [trade_date])
-        .filter(pl.col("snapshot_ts") >= pl.lit(final).cast(tables.INSTANT))
+        .filter(pl.col("snapshot_ts").is_between(first, end, closed="left"))
         .join(known.lazy(), on=["source", "series"], how="anti")
     )
     newest = chains.group_by("source", "series").agg(pl.col("snapshot_ts").max())

@@ -91,6 +91,16 @@ def test_before_ten_there_is_no_change(settings: Settings, lake: Lake) -> None:
     assert measure_days(settings, run_id="r")["open_interest_change"].is_empty()
 
 
+def test_a_chain_of_the_weekend_does_not_count(settings: Settings, lake: Lake) -> None:
+    thursday, friday = date(2025, 6, 26), date(2025, 6, 27)
+    chains(lake, thursday, 16, [10])
+    chains(lake, friday, 21, [12])
+    chains(lake, friday, 22, [99])  # 17:00 CT: no session opens, and a vendor may show Friday's own figure
+    assert changes(measure_days(settings, run_id="r")["open_interest_change"]) == [
+        ("barchart", thursday, 21_000.0, 10, 12, 2)
+    ]
+
+
 def test_a_later_chain_adds_the_series_that_the_first_one_lacked(settings: Settings, lake: Lake) -> None:
     other = "Q1C-2025-07-09"
     for day, interest in ((TUESDAY, [10]), (WEDNESDAY, [12])):

@@ -42,8 +42,8 @@ OPEN_INTEREST_CHANGE = Table(
         required(
             "figure",
             TEXT,
-            "chain: the vendor's chains of the next trade date from 10:00 CT; statistics: the last of the "
-            "exchange's figures, bought",
+            "chain: the vendor's chains of the next trade date, 10:00 to 17:00 CT; statistics: the last of "
+            "the exchange's figures, bought",
         ),
         required("known_at", INSTANT, "when the vendor showed open_interest"),
         RUN_ID,
