@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     import duckdb
 
 _SNAPSHOTS = """
-WITH runs AS (
-    SELECT run_id, trade_date, max(snapshot_ts) AS snapshot_ts, count(*) AS series,
-           sum(contracts)::BIGINT AS contracts, list_sort(list(DISTINCT source)) AS sources
-    FROM decisions WHERE won AND ($day IS NULL OR trade_date = $day) GROUP BY ALL
+WITH won AS (
+    SELECT *, max(snapshot_ts) OVER (PARTITION BY run_id, trade_date) AS newest
+    FROM decisions WHERE won AND ($day IS NULL OR trade_date = $day)
+), chosen AS (
+    FROM won QUALIFY row_number() OVER (PARTITION BY newest, series ORDER BY decided_at DESC, run_id) = 1
 )
-SELECT snapshot_ts, trade_date, contracts, series, sources FROM runs
-QUALIFY row_number() OVER (PARTITION BY snapshot_ts ORDER BY contracts DESC, run_id) = 1
-ORDER BY snapshot_ts DESC
+SELECT newest AS snapshot_ts, trade_date, sum(contracts)::BIGINT AS contracts, count(*) AS series,
+       list_sort(list(DISTINCT source)) AS sources
+FROM chosen GROUP BY ALL ORDER BY snapshot_ts DESC
 """
 
 _EARLIER = """
@@ -44,7 +45,7 @@ def find_snapshots(settings: Settings, trade_date: date | None = None) -> pl.Dat
     """The snapshots of the lake, or of a trade date, newest first.
 
     The columns are `snapshot_ts` (UTC, microseconds), `trade_date`, `contracts`, `series` and `sources`. A
-    snapshot counts from its newest rows; two runs that chose the same rows are one snapshot.
+    snapshot counts from its newest rows. Of runs with the same one, the last that decided a series counts.
     """
     with catalog.connect(Workspace.of(settings).existing_lake) as lake:
         rows: pl.DataFrame = lake.sql(_SNAPSHOTS, params={"day": trade_date}).pl()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
 from nq_pipeline import cli
 from nq_pipeline.cli import exit_codes
+from nq_pipeline.lake.tables import DECISIONS
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.report_lake import NOW, store_snapshot
 
 TIMES = ("2025-06-09T20:30:00Z", "2025-06-10T14:55:00Z", NOW)
@@ -33,6 +36,20 @@ def test_list_shows_every_snapshot_newest_first(lake: Path) -> None:
     assert [line.split()[0] for line in lines] == list(reversed(TIMES))
     assert "Tue 10 Jun 10:00 CT  trade date 2025-06-10" in lines[0]
     assert lines[0].endswith("contracts in 4 series from tradovate")
+
+
+def test_list_names_the_vendor_that_the_last_run_chose(tmp_path: Path) -> None:
+    settings, snapshot = store_snapshot(tmp_path)
+    series = pl.col("series") != snapshot.decisions["series"].max()
+    later = snapshot.decisions.filter("won", series).with_columns(
+        run_id=pl.lit("later"),
+        decided_at=pl.col("decided_at") + pl.duration(minutes=1),
+        source=pl.lit("polygon"),
+        contracts=pl.lit(1, pl.Int64),
+    )
+    Workspace.of(settings).lake.append(DECISIONS, later, run_id="later")
+    lines = report(tmp_path, "--list").stdout.splitlines()[1:]
+    assert len(lines) == 1 and lines[0].endswith("contracts in 4 series from polygon, tradovate")
 
 
 def test_list_can_be_of_one_trade_date(lake: Path) -> None:
