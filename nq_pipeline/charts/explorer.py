@@ -62,7 +62,7 @@ def smile_explorer(rows: pl.DataFrame) -> theme.Picture:
     y = alt.Y(
         "iv:Q",
         scale=alt.Scale(zero=False, padding=6),
-        axis=theme.axis("implied volatility", format=".0%", tickCount=6),
+        axis=theme.axis("implied volatility", format="~%", tickCount=6),
     )
     title = " : ".join(f"axis == '{name}' ? '{words}'" for name, words in AXES.items()) + " : ''"
     # The put and the call of the two sides of an out-of-the-money smile are one line.

@@ -60,7 +60,7 @@ def smile(rows: pl.DataFrame) -> theme.Picture:
     y = alt.Y(
         "implied_volatility:Q",
         scale=alt.Scale(zero=False, padding=6),
-        axis=theme.axis("implied volatility", format=".0%", tickCount=6),
+        axis=theme.axis("implied volatility", format="~%", tickCount=6),
     )
     lines = _thinned(drawn, PER_DEVIATION).drop("label")
     dots = _thinned(drawn, DOTS_PER_DEVIATION).drop("low", "high")

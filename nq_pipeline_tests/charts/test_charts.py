@@ -230,6 +230,15 @@ def test_smile_shows_four_expirations_with_the_nearest() -> None:
     assert {"Q1B 1 Jul", "Q1B 9 Jul"} <= named
 
 
+@pytest.mark.parametrize("name", ["smile", "smile_explorer"])
+def test_a_flat_smile_repeats_no_label_of_its_axis(name: str) -> None:
+    rows = chart_frames.smile() if name == "smile" else chart_frames.quotes()
+    flat = rows.with_columns(implied_volatility=0.12 + pl.col("implied_volatility") / 10)
+    labels = words(render.svg(drawn(getattr(charts, name)(flat)), width=600, height=320))
+    percents = [text for text in labels if re.fullmatch(r"[\d.]+%", text)]
+    assert len(percents) > 2 and len(set(percents)) == len(percents)
+
+
 def test_smile_of_a_quoted_series_has_no_lone_last_trade() -> None:
     rows = chart_frames.smile().with_columns(
         iv_uncertainty=pl.when(pl.col("strike") < 22_200).then("iv_uncertainty"),
