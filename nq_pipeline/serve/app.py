@@ -125,10 +125,13 @@ async def _body(request: Request) -> str:
         raise HTTPException(400, "a query is text in UTF-8") from None
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     """Every error has the same form."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    reason = error.detail
+    if error.status_code == 404:
+        reason = f"no such path: {request.url.path}; / lists every path and what it takes"
+    return JSONResponse({"error": reason}, error.status_code, error.headers)
 
 
 async def _fail(_: Request, error: Exception) -> Response:

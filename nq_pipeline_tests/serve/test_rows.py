@@ -171,6 +171,7 @@ def test_every_error_is_json(address: str, method: str, path: str, status: int) 
     answer = requests.request(method, f"http://{address}{path}", timeout=60)
     assert answer.status_code == status and answer.json()["error"]
     assert ("Allow" in answer.headers) == (status == 405)
+    assert status != 404 or "/nothing; / lists every path" in answer.json()["error"]
 
 
 def test_a_damaged_table_is_an_error_of_the_server(tmp_path: Path) -> None:
