@@ -110,6 +110,8 @@ def export(
     form, dated = FORMATS[name], first is not None or last is not None
     if as_of is not None and (dated or not form.of_moment):
         raise ExportUsage(f"{name} takes trade dates here; use --from and --until instead of --as-of")
+    if first is not None and last is not None and last < first:
+        raise ExportUsage(f"--until {last} is before --from {first}; swap them")
     if dated and not form.of_dates:
         raise ExportUsage(f"{name} holds the chain of one moment; use --as-of instead of --from and --until")
     if tables and name not in ("csv", "excel"):

@@ -91,6 +91,7 @@ def test_a_table_that_is_too_long_for_a_sheet_is_refused(
         ("csv", {"tables": ["trades"]}, "has no snapshots", True),
         ("csv", {"tables": ["contracts"], "first": MONDAY}, "has no trade dates", True),
         ("csv", {"first": date(2024, 1, 2), "last": date(2024, 1, 2)}, "no rows", False),
+        ("csv", {"first": TUESDAY, "last": MONDAY}, "is before --from", True),
         ("csv", {"as_of": datetime(2025, 1, 2, tzinfo=UTC)}, "as of 2025-01-02.*nq report --list", False),
         ("csv", {"as_of": datetime(2025, 1, 2)}, "time zone", True),
         ("csv", {"as_of": SNAPSHOT, "first": TUESDAY}, "instead of --as-of", True),
