@@ -87,7 +87,7 @@ def test_a_table_that_is_too_long_for_a_sheet_is_refused(
         ("optopsy", {"as_of": SNAPSHOT}, "takes trade dates", True),
         ("openbb", {"first": MONDAY}, "use --as-of", True),
         ("openbb", {"tables": ["trades"]}, "leave out --table", True),
-        ("csv", {"tables": ["nothing"]}, "no table", True),
+        ("csv", {"tables": ["nothing"]}, "not a table", True),
         ("csv", {"tables": ["trades"]}, "has no snapshots", True),
         ("csv", {"tables": ["contracts"], "first": MONDAY}, "has no trade dates", True),
         ("csv", {"first": date(2024, 1, 2), "last": date(2024, 1, 2)}, "no rows", False),
