@@ -22,6 +22,8 @@ DAYS_PER_YEAR = 365
 """As in `black76`, which is imported late because the settings import this module."""
 _TENOR = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(D|W|M|Y)[a-z]*\s*", re.IGNORECASE)
 _DAYS = {"D": 1.0, "W": 7.0, "M": DAYS_PER_YEAR / 12, "Y": float(DAYS_PER_YEAR)}
+_BEGIN = date(1990, 1, 1)
+"""The first day of the Treasury's rates: the year of `06/09/25` would be 25."""
 _FORM = "write DAYS=RATE pairs like 30=0.043,90=0.0425, or the path of the Treasury's file"
 
 
@@ -66,7 +68,7 @@ def read_curve(path: Path, trade_date: date) -> RateCurve | None:
     import polars as pl
 
     try:
-        rows = pl.read_csv(path, infer_schema=False, truncate_ragged_lines=True)
+        rows = pl.read_csv(path.read_bytes(), infer_schema=False, truncate_ragged_lines=True)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read ({reason}); {_FORM}") from None
@@ -81,10 +83,11 @@ def read_curve(path: Path, trade_date: date) -> RateCurve | None:
         days=pl.col("variable").replace_strict(tenors, return_dtype=pl.Float64),
         per_cent=value.cast(pl.Float64, strict=False),
     )
-    yields = yields.filter(pl.col("day").is_not_null(), pl.col("per_cent").is_between(-5, 50))
+    yields = yields.filter(pl.col("day") >= _BEGIN, pl.col("per_cent").is_between(-5, 50))
     if yields.is_empty():
         raise ValueError(no_rates)
     known = yields.filter(pl.col("day") < trade_date)
-    newest = known.filter(pl.col("day") == pl.col("day").max()).sort("days")
+    newest = known.filter(pl.col("day") == pl.col("day").max())
+    newest = newest.unique("days", keep="last", maintain_order=True).sort("days")
     rates = tuple(2 * math.log1p(per_cent / 200) for per_cent in newest["per_cent"])
     return RateCurve(tuple(newest["days"]), rates) if rates else None

@@ -53,6 +53,17 @@ def test_the_treasurys_row_of_a_day_counts_from_the_next_session(tmp_path: Path)
     assert read_curve(file, date(2025, 11, 26)) is None
 
 
+def test_a_year_of_two_digits_is_no_date_and_the_last_row_of_a_day_counts(tmp_path: Path) -> None:
+    file = tmp_path / "rates.csv"
+    file.write_text('Date,"1 Mo"\n06/09/25,4.30\n')
+    with pytest.raises(ValueError, match="has no rates"):
+        read_curve(file, date(2024, 1, 2))
+    file.write_text('Date,"1 Mo"\n06/09/2025,4.30\n06/09/2025,4.40\n')
+    curve = read_curve(file, date(2025, 6, 10))
+    assert curve is not None
+    assert curve.rates == pytest.approx((2 * math.log1p(0.022),))
+
+
 def test_a_file_that_has_no_curve_names_the_setting(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.csv", tmp_path / "other.csv"):
         (tmp_path / "other.csv").write_text("a,b\n1,2\n")
