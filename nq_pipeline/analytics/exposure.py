@@ -47,16 +47,17 @@ def with_exposures(priced: pl.DataFrame, forwards: pl.DataFrame) -> pl.DataFrame
 
 
 def zero_gamma_shift(rows: pl.DataFrame) -> float | None:
-    """The factor nearest 1 on all forwards at which net gamma exposure changes sign; None if there is none.
+    """The factor nearest 1 on all forwards at which net exposure per 1 % changes sign; None if there is none.
 
     `rows` have open interest and exposures. Contracts keep their volatility (sticky strike).
     """
     forward, strike, years, iv, rate = _numbers(rows, "forward", "strike", "years", "iv", "rate")
     total_vol = iv * np.sqrt(np.maximum(years, 0.0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight = _signed_contracts(rows) * np.exp(-rate * years) / total_vol
+        weight = _signed_contracts(rows) * forward * np.exp(-rate * years) / total_vol
         d1 = np.log(forward / strike) / total_vol + total_vol / 2
-    # Gamma times the forward is the density of d1 over σ√t: an expired contract has none.
+    # Gamma times the forward is the density of d1 over σ√t: an expired contract has none. The exposure per
+    # 1 % has the forward once more; the shift, which all forwards share, does not change the sign.
     alive = np.isfinite(weight) & (total_vol > 0)
     weight, d1, total_vol = weight[alive], d1[alive], total_vol[alive]
 

@@ -194,6 +194,19 @@ def test_net_exposure_is_zero_at_the_level() -> None:
     assert gamma_levels(moved)["zero_gamma"].item() == pytest.approx(level, abs=1e-3)
 
 
+def test_the_level_is_of_the_exposure_per_percent() -> None:
+    """Where series have different forwards, the exposure per point changes sign elsewhere."""
+    near = priced([(105.0, "C", 100, 1, 1.0, 0.2)])
+    far = priced([(100.0, "P", 100, 1, 1.0, 0.2)], forward=110.0)
+    far = far.with_columns(
+        series=pl.lit("Q1B-2025-08-05"), expiration=pl.col("expiration").dt.offset_by("5w")
+    )
+    chain = pl.concat([near, far])
+    shift = gamma_levels(chain)["zero_gamma"].item() / 100
+    moved = gamma_levels(chain.with_columns(pl.col("forward") * shift)).row(0, named=True)
+    assert moved["gex_per_pct"] == pytest.approx(0.0, abs=1e-6) and abs(moved["gex_per_point"]) > 1
+
+
 def test_american_option_uses_black76_gamma() -> None:
     """Total and level are of one curve, and that is Black-76's."""
     expiration = datetime(2025, 9, 28, 17, tzinfo=UTC)
