@@ -323,8 +323,8 @@ def test_no_alarm_where_the_roots_that_are_always_listed_are_named(tmp_path: Pat
 class NoQuarterlies(Market):
     """A market whose plan, or whose vendor, lacks the quarterly options."""
 
-    def listed(self, trade_date: date) -> pl.DataFrame:
-        return super().listed(trade_date).filter(pl.col("root") != "NQ")
+    def _contracts(self, proxy: str | None, trade_date: date) -> pl.DataFrame:
+        return super()._contracts(proxy, trade_date).filter(pl.col("root") != "NQ")
 
 
 def test_a_root_that_is_always_listed_and_not_named_is_an_alert(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_damaged_rate_limit_file_is_made_anew(tmp_path: Path, damage: Callable
             "shop", Policy(per_minute=1000), state_dir=tmp_path, remaining=lambda: 10, cookies=set()
         )
         try:
-            return session.get(f"{server.url}/x").content
+            return session.get(f"{server.url}/x", timeout=10).content
         finally:
             session.close()
 
