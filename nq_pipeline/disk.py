@@ -1,14 +1,16 @@
-"""Recognizes errors that a full or read-only disk caused."""
+"""Recognizes errors that a full or read-only disk caused, and reserves room before something is paid for."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryFile, gettempdir
 
-from nq_pipeline.errors import LedgerError, LogFailed, SandboxError
+from nq_pipeline.errors import LedgerError, LogFailed, NoRoom, SandboxError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS,)
@@ -20,6 +22,48 @@ OURS = (OSError, LedgerError, LogFailed, SandboxError)
 """Our errors that a disk may cause without naming it."""
 LEAST = 1024 * 1024
 """A disk with fewer free bytes counts as full."""
+
+
+class Room:
+    """Disk space that is reserved by a file without a name, which a killed process does not leave behind."""
+
+    def __init__(self, file: FileIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def give_back(self, size: int) -> None:
+        """Free so many bytes, which are about to be written."""
+        self._size = max(0, self._size - size)
+        self._file.truncate(self._size)
+
+
+@contextmanager
+def reserve_room(folder: Path, size: int) -> Iterator[Room]:
+    """Reserve disk space for an answer of `size` bytes in a folder, and a little more.
+
+    Raises
+    ------
+    NoRoom
+        The disk, a quota or a limit of the file size does not allow it.
+    """
+    place, wanted = _there(folder), size + LEAST
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(TemporaryFile(dir=place, buffering=0))
+            if allocate := getattr(os, "posix_fallocate", None):  # macOS has none
+                allocate(file.fileno(), 0, wanted)
+            elif _free(place) < wanted:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise NoRoom(
+                f"an answer of up to {size / 2**20:,.1f} MiB was not requested, because {place} has no room "
+                f"for it ({error.strerror}); free some space there, for example with `nq retention`"
+            ) from None
+        yield Room(file, wanted)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a file could not grow."""
+    return _matches([error], (*FULL, errno.EFBIG), (*WORDS_FULL, "file too large"))
 
 
 def explain_disk_error(error: BaseException, folder: Path) -> str | None:

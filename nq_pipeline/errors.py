@@ -156,6 +156,10 @@ class Unavailable(SourceError):
     """No answer or a server fault, after retries."""
 
 
+class NoRoom(Unavailable):
+    """The disk has no room for an answer that costs money, so it was not requested."""
+
+
 class DeadlineReached(SourceError):
     """The time limit of the source was reached."""
 

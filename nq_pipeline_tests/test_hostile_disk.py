@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,41 +16,43 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 
+from nq_pipeline.chains.request import build_request
+from nq_pipeline.chains.snapshot import take_snapshot
 from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings
-from nq_pipeline.errors import SandboxError
+from nq_pipeline.disk import explain_disk_error, reserve_room
+from nq_pipeline.errors import LakeError, NoRoom, SandboxError
+from nq_pipeline.lake.tables import FETCHES, OPTION_CHAIN
+from nq_pipeline.sources.base import ChainAnswer, ChainRequest
+from nq_pipeline.sources.databento.client import HistoricalClient
+from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.transport.policy import Policy
+from nq_pipeline.transport.vendor_session import VendorSession
+from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.archive_samples import archive_answer
+from nq_pipeline_tests.testing.disk_limits import mount, small_disk
+from nq_pipeline_tests.testing.fake_vendors import FakeVendor
 from nq_pipeline_tests.testing.http_server import Answer, serve
 from nq_pipeline_tests.testing.ledger_machine import charge
 from nq_pipeline_tests.testing.report_lake import price_and_store, store_snapshot
 
 FILLING = "filling"
-
-
-def mount(*words: str) -> None:
-    done = subprocess.run(["mount", *words], capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small disk of its own, with a lake, a ledger that somebody left open, and old answers."""
-    if shutil.which("mount") is None:
-        pytest.skip("there is no `mount` here")
-    folder = tmp_path_factory.mktemp("disk")
-    mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
-    try:
+    with small_disk(tmp_path_factory.mktemp("disk"), "24m") as folder:
         settings, snapshot = store_snapshot(folder)
         price_and_store(settings, snapshot)
         open_ledger(settings).reserve(charge("4"))
         for number in range(40):
             archive_answer(settings, f"{number:016x}")
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
 
 
 @pytest.fixture
@@ -163,3 +167,54 @@ def test_an_old_http_cache_is_removed_on_a_full_disk(disk: Path, request: pytest
     request.getfixturevalue("full")
     assert nq(disk, "retention").exit_code == 0
     assert not cache.exists() and shutil.disk_usage(disk).free > 0
+
+
+def test_room_that_is_reserved_takes_what_arrives(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "8m") as folder, reserve_room(folder, 6 * MIB) as room:
+        with pytest.raises(NoRoom, match=r"7\.0 MiB was not requested"), reserve_room(folder, 7 * MIB):
+            pass
+        (folder / "another").write_bytes(bytes(MIB))
+        with (folder / "answer").open("wb") as answer:
+            for _ in range(6):
+                room.give_back(MIB)
+                answer.write(bytes(MIB))
+    assert not list(tmp_path.rglob("tmp*"))
+
+
+def test_a_paid_answer_fills_the_room_that_was_reserved_for_it(tmp_path: Path) -> None:
+    settings, body = build_settings(data_dir=tmp_path / "data"), bytes(5 * MIB)
+    query = Query("GLBX.MDP3", "trades", ("NQ.OPT",), 1, 2)
+    priced = replace(
+        charge("1"), vendor="databento", dataset=query.dataset, schema=query.schema, billable_bytes=len(body)
+    )
+    with (
+        serve(lambda asked: Answer(body)) as server,
+        small_disk(tmp_path / "small", "7m") as folder,  # not for both the room and the answer
+        open_ledger(settings).spending(priced) as spending,
+    ):
+        client = HistoricalClient(SecretStr("a-key"), server.url, Policy(), lambda: 60.0)
+        client.download_to(query, spending, folder / "part", 1)
+        assert (folder / "part").stat().st_size == len(body)
+
+
+class Answering(FakeVendor):
+    """A vendor whose chain comes with an answer that is to be archived."""
+
+    def ask(self, request: ChainRequest, session: VendorSession) -> ChainAnswer:
+        session.call("chain", {}, lambda: os.urandom(100_000))
+        return super().ask(request, session)
+
+
+def test_an_answer_that_cannot_be_archived_is_used_and_reported(tmp_path: Path) -> None:
+    settings = build_settings(
+        data_dir=tmp_path, now="2025-06-10T15:00:00Z", sources=("barchart",), horizon_days=0
+    )
+    with small_disk(tmp_path / "sandbox" / "raw" / "barchart", "32k") as folder:
+        with pytest.raises(LakeError, match="barchart: an answer could not be archived") as error:
+            take_snapshot(settings, build_request(settings), opener=lambda name, _: Answering(name))
+        assert "is full" in str(explain_disk_error(error.value, folder))
+    lake = Workspace.of(settings).lake
+    assert lake.scan(OPTION_CHAIN).collect().height > 0
+    fetch = lake.scan(FETCHES).collect().row(0, named=True)
+    assert (fetch["outcome"], fetch["raw_sha256"]) == ("ok", None)
+    assert "is not in the archive" in fetch["detail"]

@@ -160,7 +160,9 @@ def ask_source(
         session.close()
     answer = without_secrets(answer, session.secrets)
     elapsed_s = session.clock.monotonic() - started
-    return SourceResult(answer, request.series, elapsed_s, session.frame(), dict(session.used))
+    return SourceResult(
+        answer, request.series, elapsed_s, session.frame(), dict(session.used), session.unarchived
+    )
 
 
 def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> SourceResult:

@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
@@ -29,6 +29,7 @@ import orjson
 import zstandard
 from pydantic import TypeAdapter, ValidationError
 
+from nq_pipeline.disk import reserve_room
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked
 from nq_pipeline.lake.objects import LocalObjects, Objects, StoredObject
@@ -85,6 +86,12 @@ class RawArchive:
     def __init__(self, objects: Objects, locks: Path) -> None:
         self.objects = objects
         self._locks = locks
+
+    def reserve_room(self, size: int) -> AbstractContextManager[object]:
+        """Reserve room for an answer that costs money, or raise `NoRoom`; an object store has room."""
+        if isinstance(self.objects, LocalObjects):
+            return reserve_room(self.objects.root, size)
+        return nullcontext()
 
     def put(self, entry: RawEntry, body: bytes) -> RawEntry:
         """Store a body and its entry durably; the entry becomes the newest of its request."""

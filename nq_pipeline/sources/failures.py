@@ -10,6 +10,7 @@ from nq_pipeline.errors import (
     BadPayload,
     Blocked,
     DeadlineReached,
+    NoRoom,
     NotConfigured,
     NotEntitled,
     OverBudget,
@@ -19,7 +20,7 @@ from nq_pipeline.errors import (
 )
 from nq_pipeline.transport.vendor_session import Reply, VendorSession
 
-STOP_ERRORS = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget)
+STOP_ERRORS = (Blocked, NotEntitled, RateLimited, DeadlineReached, NotConfigured, OverBudget, NoRoom)
 """Errors after which the next request to the same vendor would fail too."""
 
 MAX_UNUSABLE_SHARE = 0.01

@@ -14,6 +14,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -25,7 +26,7 @@ import orjson
 import polars as pl
 
 from nq_pipeline.clock import Clock, to_ns
-from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, Unavailable
+from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, StoreError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.lake.tables import FETCHES, conform
 from nq_pipeline.leases.states import SharedStates
@@ -142,6 +143,8 @@ class VendorSession:
         When the first of the answers so far expires (ns UTC, real time); None while none can be cached.
     secrets
         Redacted from everything the vendor sends: the secrets of the scope and those added by `learn`.
+    unarchived
+        Why an answer that this run uses is not in the archive; None if all are.
     """
 
     scope: Scope
@@ -157,6 +160,7 @@ class VendorSession:
     used: dict[str, str] = field(default_factory=dict)
     fresh_until: int | None = None
     secrets: list[str] = field(default_factory=list, repr=False)
+    unarchived: LakeError | None = None
     _cookies: set[str] = field(default_factory=set, repr=False)
     _http_session: Any = None
 
@@ -213,17 +217,22 @@ class VendorSession:
         perform: Callable[[], bytes],
         *,
         keep: Keep = Keep.MARKET,
+        paid_bytes: int | None = None,
     ) -> Reply:
         """Send a request that is not plain HTTP.
 
         `parameters` identify the request and hold no secrets. `perform` sends it and returns the exact bytes
         of the answer. It may add its cost to `current_fetch`. Its `SourceError` is recorded and raised again.
+        For an answer that costs money, `paid_bytes` says how long it may be: raises `NoRoom` before the
+        request is sent if the archive has no room for it.
         """
 
         def received() -> _Received:
             return redact_data(perform(), self.secrets), None, {}
 
-        return self._request(operation, parameters, self._address(operation), received, keep)
+        return self._request(
+            operation, parameters, self._address(operation), received, keep, paid_bytes=paid_bytes
+        )
 
     @property
     def current_fetch(self) -> Fetch:
@@ -301,6 +310,7 @@ class VendorSession:
         keep: Keep,
         *,
         archive: bool = True,
+        paid_bytes: int | None = None,
     ) -> Reply:
         """The cached answer, or what `send` receives; it is recorded, and archived if it may be."""
         started = self.clock.monotonic()
@@ -312,7 +322,8 @@ class VendorSession:
             self._finish(fetch, started)
             return self._reply(fetch, *cached, cached=True)
         try:
-            body, status, headers = send()
+            with self.archive.reserve_room(paid_bytes) if paid_bytes is not None else nullcontext():
+                body, status, headers = send()
         except Exception as error:
             outcome = error.outcome if isinstance(error, SourceError) else Outcome.UNAVAILABLE
             detail = str(error) if isinstance(error, SourceError) else type(error).__name__
@@ -321,9 +332,23 @@ class VendorSession:
         self._finish(fetch, started)
         entry = self._entry(fetch, operation, identity, body, keep)
         entry = replace(entry, status=status, headers=headers)
-        if archive:
+        return self._reply(
+            fetch, entry, body, cached=False, archived=archive and self._archive(fetch, entry, body)
+        )
+
+    def _archive(self, fetch: Fetch, entry: RawEntry, body: bytes) -> bool:
+        """Archive an answer; False if it cannot be, since it is worth more than its copy."""
+        try:
             self.archive.put(entry, body)
-        return self._reply(fetch, entry, body, cached=False, archived=archive)
+        except (OSError, StoreError) as error:
+            fetch.detail = f"this answer is not in the archive: {redact(str(error), self.secrets)}"
+            self.unarchived = LakeError(
+                f"{self.scope.source}: an answer could not be archived ({error}); this run used it, and it "
+                "cannot be parsed again"
+            )
+            self.unarchived.__cause__ = error
+            return False
+        return True
 
     def _http(self, method: str, path: str, archive: bool, **options: Any) -> _Received:
         from nq_pipeline.transport import http

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +13,10 @@ from nq_pipeline.lake.compaction import FAN_IN
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.dbn_streams import NOON
+from nq_pipeline_tests.testing.disk_limits import no_file_above
 from nq_pipeline_tests.testing.feeds import Feed, dbn_records, lake_records, market, publisher, rows
 
 RECORDS = market(20_000)
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Writing further fails, as on a full disk, but for this process alone."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def left_over(root: Path) -> list[Path]:

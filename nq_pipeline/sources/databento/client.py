@@ -2,7 +2,8 @@
 
 Free requests may be sent at any time. A paid one takes a reservation of the spend ledger and is sent exactly
 once: a refusal releases the money at once, any other failure leaves it reserved, since the vendor may have
-billed what it sent. Whoever retries reserves again (`purchases.py`).
+billed what it sent. Whoever retries reserves again (`purchases.py`). Before it is sent, the disk must have
+room for its answer.
 
 `databento.Historical` is used unmodified, within bounds in time and size (`transport.py`). It forces https,
 so for plain http on loopback its private base address is set, after checking the layout this relies on. Its
@@ -17,7 +18,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -25,7 +26,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -33,7 +34,15 @@ import tenacity
 from pydantic import SecretStr
 
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
-from nq_pipeline.errors import BadPayload, DeadlineReached, LedgerError, NotConfigured, SourceError
+from nq_pipeline.disk import is_full, reserve_room
+from nq_pipeline.errors import (
+    BadPayload,
+    DeadlineReached,
+    LedgerError,
+    NotConfigured,
+    SourceError,
+    Unavailable,
+)
 from nq_pipeline.redaction import redact_data, secret_spellings
 from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings, check_databento_key
@@ -211,7 +220,7 @@ class HistoricalClient:
                 _stream_to_file(client, query, path)
                 return _without_key(path.read_bytes(), self._transport.secrets)
 
-        return self._call_metered(get, query, spending, "historical-streaming")
+        return self._call_metered(get, query, spending, "historical-streaming", Path(gettempdir()))
 
     def download_to(self, query: Query, spending: Spending, path: Path, records: int) -> None:
         """Write the exact body of an answer to `path`, which must not exist yet. Paid.
@@ -220,7 +229,11 @@ class HistoricalClient:
         """
         with self._transport.limit_bytes(self._policy.max_data_bytes + records * LONGEST_RECORD):
             self._call_metered(
-                lambda client: _stream_to_file(client, query, path), query, spending, "historical-streaming"
+                lambda client: _stream_to_file(client, query, path),
+                query,
+                spending,
+                "historical-streaming",
+                path.parent,
             )
 
     def submit(self, query: Query, spending: Spending) -> BatchJob:
@@ -246,22 +259,40 @@ class HistoricalClient:
             return True
         return parts.scheme == "https" and (parts.hostname or "").endswith(".databento.com")
 
-    def _call_metered(self, request: Callable[[Any], T], query: Query, spending: Spending, mode: Mode) -> T:
-        """Send a paid request once; its reservation is released when the vendor provably sent nothing."""
+    def _call_metered(
+        self,
+        request: Callable[[Any], T],
+        query: Query,
+        spending: Spending,
+        mode: Mode,
+        folder: Path | None = None,
+    ) -> T:
+        """Send a paid request once; its reservation is released when the vendor provably sent nothing.
+
+        `folder` is where its answer will be written.
+        """
         charge = spending.reservation.charge
         if (charge.vendor, charge.dataset, charge.schema, charge.mode) != (
             "databento", query.dataset, query.schema, mode,
         ):  # fmt: skip
             raise LedgerError(f"the reservation is for {charge}, not for {query.schema} ({mode})")
+        with ExitStack() as held:
+            try:
+                client = self._client
+                if folder is not None:
+                    self._transport.room = held.enter_context(
+                        reserve_room(folder, charge.billable_bytes or 0)
+                    )
+                if self._remaining() <= 0:
+                    raise DeadlineReached("the time allowed ran out before the request was sent")
+            except SourceError as error:
+                spending.release(f"not sent: {error}")
+                raise
+            return self._send_metered(lambda: request(client), spending)
+
+    def _send_metered(self, request: Callable[[], T], spending: Spending) -> T:
         try:
-            client = self._client
-            if self._remaining() <= 0:
-                raise DeadlineReached("the time allowed ran out before the request was sent")
-        except SourceError as error:
-            spending.release(f"not sent: {error}")
-            raise
-        try:
-            return _call_within(self._remaining(), lambda: request(client))
+            return _call_within(self._remaining(), request)
         except Redirected as error:
             spending.release(f"refused before any data: {error}")
             raise
@@ -343,6 +374,10 @@ def _stream_to_file(client: Any, query: Query, path: Path) -> None:
     except (BentoHttpError, requests.RequestException):
         raise
     except Exception as error:
+        if is_full(error):
+            raise Unavailable(
+                f"{path.parent} has no room for the rest of a paid answer; its cost stays reserved"
+            ) from None
         # The client also reads the header of the file; here only the download counts.
         if not path.exists() or was_cut_off(error):
             raise

@@ -176,8 +176,8 @@ class Databento:
     def _purchases(
         self, client: HistoricalClient, plan: QueryPlan, request: ChainRequest, vendor_session: VendorSession
     ) -> Purchases | None:
-        """Open the purchases of the answers that are not cached; None when all are. Raises `OverBudget` or
-        `LedgerError`.
+        """Open the purchases of the answers that are not cached; None when all are. Raises `OverBudget`,
+        `NoRoom` or `LedgerError`.
         """
         missing = [
             (query, price)
@@ -193,7 +193,8 @@ class Databento:
         ledger = open_ledger(self._settings)
         purchases = Purchases(client, ledger, "chains", request.run_id, attempts=self.policy.attempts)
         purchases.require_budget(missing)
-        return purchases
+        with vendor_session.archive.reserve_room(sum(price.size or 0 for _, price in missing)):
+            return purchases  # each answer reserves its own room when it is requested
 
     def _fetch(
         self, purchases: Purchases | None, plan: QueryPlan, schema: str, vendor_session: VendorSession
@@ -216,7 +217,8 @@ class Databento:
                 fetch.cost_usd = purchases.cost_usd - before
 
         operation, parameters, keep = cache_key(plan, query)
-        reply = vendor_session.call(operation, parameters, buy, keep=keep)
+        paid_bytes = price.size if price.usd else None
+        reply = vendor_session.call(operation, parameters, buy, keep=keep, paid_bytes=paid_bytes)
         with rejecting(vendor_session, reply):
             return reply, decode(reply.body, schema)
 

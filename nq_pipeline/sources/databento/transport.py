@@ -20,6 +20,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
+from nq_pipeline.disk import Room
 from nq_pipeline.errors import BadPayload, DeadlineReached, RateLimited, SourceError, Unavailable
 from nq_pipeline.redaction import redact_logs
 from nq_pipeline.settings.base import LOOPBACK
@@ -45,13 +46,15 @@ class RefusedAnswer(BaseException):
 class Transport:
     """Sends the requests of one client, with `secrets` struck out of every answer.
 
-    `remaining` returns the seconds left for this vendor; the next download may have `max_download` bytes.
+    `remaining` returns the seconds left for this vendor; the next download may have `max_download` bytes, and
+    gives back the `room` that is reserved for it as it arrives.
     """
 
     policy: Policy
     remaining: Callable[[], float]
     secrets: Sequence[str] = field(default=(), repr=False)
     max_download: int = field(init=False)
+    room: Room | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.max_download = self.policy.max_data_bytes
@@ -126,6 +129,7 @@ class _Download:
 
     def __init__(self, raw: Any, transport: Transport) -> None:
         self._raw, self._remaining, self._max_bytes = raw, transport.remaining, transport.max_download
+        self._room = transport.room
 
     def stream(self, amt: int, decode_content: bool = True) -> Iterator[bytes]:
         size = 0
@@ -136,6 +140,8 @@ class _Download:
                 self._refuse(BadPayload(f"an answer larger than {self._max_bytes >> 20} MiB was refused"))
             if self._remaining() <= 0:
                 self._refuse(DeadlineReached("the time allowed ran out while an answer was still arriving"))
+            if self._room:
+                self._room.give_back(len(chunk))
             if start is not None:
                 start += chunk
                 length = _claimed_header_length(start)

@@ -32,6 +32,7 @@ from nq_pipeline.errors import (
     Blocked,
     DeadlineReached,
     LedgerError,
+    NoRoom,
     NotConfigured,
     NotEntitled,
     RateLimited,
@@ -53,6 +54,7 @@ from nq_pipeline.sources.databento.vendor_errors import EndsAfterAvailable, NoRe
 from nq_pipeline.spend.ledger import Charge, open_ledger
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.disk_limits import no_file_above
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
 from nq_pipeline_tests.testing.source_contract import MARK
 
@@ -324,6 +326,28 @@ def test_a_request_never_sent_releases_the_reservation(url: str) -> None:
     with pytest.raises(SourceError):
         buy(url)
     assert open_ledger(load()).open_reservations() == []
+
+
+def test_without_room_for_its_answer_a_request_is_not_sent() -> None:
+    ledger = open_ledger(load())
+    with (
+        serve(lambda asked: Answer(b"data")) as server,
+        no_file_above(4 * MIB),
+        pytest.raises(NoRoom, match=r"4\.0 MiB was not requested"),
+    ):
+        buy(server.url, billable_bytes=4 * MIB)
+    assert not server.asked and ledger.open_reservations() == []
+
+
+def test_an_answer_without_room_says_so_and_stays_reserved() -> None:
+    ledger = open_ledger(load())
+    with (
+        serve(lambda asked: Answer(bytes(4 * MIB))) as server,
+        no_file_above(2 * MIB),
+        pytest.raises(Unavailable, match="no room for the rest"),
+    ):
+        buy(server.url)
+    assert len(ledger.open_reservations()) == 1
 
 
 def test_a_reservation_covers_only_its_own_query() -> None:

@@ -32,6 +32,7 @@ from nq_pipeline.spend.tables import Kind
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline_tests.testing import standin
+from nq_pipeline_tests.testing.disk_limits import no_file_above
 from nq_pipeline_tests.testing.http_server import Answer, Asked, Server, serve
 from nq_pipeline_tests.testing.source_contract import MARK, MOMENT, SourceContract
 
@@ -237,6 +238,17 @@ class TestDatabentoKeepsTheContract(SourceContract):
         assert "NQ_BUDGET_DAILY_USD" in answer.reason and "bbo-1m" in answer.reason
         (refused,) = (line for line in open_ledger(settings).lines() if line.kind == Kind.REFUSED)
         assert refused.reason == answer.reason
+
+    def test_without_room_for_the_answers_nothing_is_bought(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            settings = self.settings(server)
+            source, ledger = self.source(settings), open_ledger(settings)
+            session = self.session(source, tmp_path)
+            with no_file_above(1 << 20):  # a little less than the room for any answer
+                answer = source.ask(self.request(), session)
+            assert STREAM not in {one.path for one in server.asked}
+        assert answer.outcome is Outcome.UNAVAILABLE and "no room" in answer.reason
+        assert ledger.open_reservations() == []
 
     def test_without_a_usable_ledger_nothing_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
