@@ -32,6 +32,8 @@ const ago = (ms) => {
 const state = {};
 let clockSkew = 0;
 const marketNow = () => Date.now() + clockSkew;
+// At night the sandbox replays earlier hours, so a chain can be later than its market.
+const old = (ms) => (ms > marketNow() + MINUTES ? "later than the hours replayed here" : `${ago(marketNow() - ms)} old`);
 const chicago = (ms) => new Date(ms + (state.clock?.offset ?? 0)).toISOString();
 const time = (ms, digits = 8) => chicago(ms).slice(11, 11 + digits);
 const moment = (ms) => {
@@ -150,9 +152,8 @@ const show = {
       write("move-note", "");
       return;
     }
-    const age = ago(marketNow() - own.newest);
-    const of = own.quotes ? `of ${whole(own.quotes)} live quotes, the newest ${age} old` : `of ${own.source}'s chain, ${age} old`;
-    write("iv-note", `${own.label}, ${of}`);
+    const of = own.quotes ? `of ${whole(own.quotes)} live quotes, the newest` : `of ${own.source}'s chain,`;
+    write("iv-note", `${own.label}, ${of} ${old(own.newest)}`);
     write("move-note", `${percent(own.expected_move / own.forward, 2)} in the ${ago(own.expiration - marketNow())} to expiration`);
   },
 
@@ -192,7 +193,7 @@ const show = {
     facts("chain", own
       ? [
         ["winner", own.winners.map(({ source, series }) => `${source} (${series} series)`).join(", ")],
-        ["age", `${ago(marketNow() - own.snapshot)}, of ${moment(own.snapshot)}`],
+        ["taken", `${moment(own.snapshot)}, ${old(own.snapshot)}`],
         ...own.losers.map(({ source, reason }) => [source, reason]),
       ]
       : [["", "There is no chain yet; `nq run` fetches one."]]);

@@ -167,6 +167,28 @@ def test_a_hole_in_the_tape_is_shown(browser: Browser, address: str) -> None:
     page.close()
 
 
+@pytest.mark.parametrize(
+    ("ahead", "words"), [(-25, "25 min old"), (360, "later than the hours replayed here")]
+)
+def test_a_chain_later_than_the_replayed_hours_has_no_age(
+    browser: Browser, address: str, ahead: int, words: str
+) -> None:
+    from playwright.sync_api import expect
+
+    now = 1_749_567_600_000
+    clock = {"now": now, "offset": 0, "state": "regular", "change": "x", "changes_at": now, "next_open": now}
+    chain = {"NQ": {"winners": [], "losers": [], "snapshot": now + ahead * 60_000}}
+    data = json.dumps({"board": {"products": ["NQ"]}, "clock": clock, "chain": chain})
+    page = browser.new_page()
+    page.route(
+        "**/events*",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"id: x:1\ndata: {data}\n\n"),
+    )
+    page.goto(address)
+    expect(page.locator("#chain")).to_contain_text(words)
+    page.close()
+
+
 def test_only_the_boards_own_parts_may_run(address: str) -> None:
     answer = requests.get(address, timeout=10)
     policy = answer.headers["content-security-policy"]
