@@ -25,8 +25,9 @@ DATA_FILES = "trade_date=*/*.parquet"
 MOST_KNOWN = 64
 """Tables whose newest version a process remembers; then all are forgotten."""
 
-# A path cannot lead out of the table's folder.
-RelativePath = Annotated[str, Field(pattern=r"^trade_date=\d{4}-\d{2}-\d{2}/[\w-]+\.parquet$")]
+DATA_FILE = r"^trade_date=\d{4}-\d{2}-\d{2}/[\w-]+\.parquet$"
+"""The form of their paths, which cannot lead out of the table's folder."""
+RelativePath = Annotated[str, Field(pattern=DATA_FILE)]
 Count = Annotated[int, Field(ge=0)]
 
 

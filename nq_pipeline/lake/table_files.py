@@ -11,12 +11,12 @@ manifest. `delta.files.DeltaFiles` is a Delta table, in a folder or in an object
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import date
-from fnmatch import fnmatch
 from pathlib import Path
 
 import polars as pl
@@ -24,7 +24,7 @@ import polars as pl
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import manifest, parquet
-from nq_pipeline.lake.manifest import DATA_FILES, DataFile, Manifest, Superseded
+from nq_pipeline.lake.manifest import DATA_FILE, DataFile, Manifest, Superseded
 from nq_pipeline.lake.objects import LocalObjects, Objects
 from nq_pipeline.lake.tables import PARTITION, Table
 
@@ -294,7 +294,8 @@ class ManifestFiles(TableFiles):
         manifest.publish(self.folder, self.manifest().forget(before))
 
     def describe(self, path: str, size: int) -> DataFile | None:
-        return DataFile(path, day_of(path), 0, size, 0, 0, 0, 0) if fnmatch(path, DATA_FILES) else None
+        # A folder within a partition is not of the table.
+        return DataFile(path, day_of(path), 0, size, 0, 0, 0, 0) if re.match(DATA_FILE, path) else None
 
     def rebuild(self, files: DataFiles, redundant: DataFiles) -> None:
         try:

@@ -101,6 +101,18 @@ def test_a_crash_in_the_first_append_is_no_lost_manifest(lake: Lake, monkeypatch
     assert rows(lake).height == 5 and len(contents(lake)) == 1
 
 
+def test_a_folder_within_a_partition_is_not_of_the_table(filled: Lake) -> None:
+    data = next(filled.root.glob("source_chain/trade_date=*/*.parquet"))
+    copy, known = data.parent / "backup" / data.name, rows(filled)
+    copy.parent.mkdir()
+    copy.write_bytes(data.read_bytes())
+    os.utime(copy, (0, 0))
+    assert filled.collect_garbage(LATER) == 0 and copy.exists()
+    (filled.root / MANIFEST).unlink()
+    assert repair(filled, SOURCE_CHAIN).files == 4
+    assert rows(filled).equals(known)
+
+
 def test_rows_of_an_unlisted_file_come_back_before_it_goes(filled: Lake) -> None:
     """As after restoring an older manifest from a backup."""
     old = (filled.root / MANIFEST).read_bytes()
