@@ -7,7 +7,7 @@ selects the winner; these findings show how good the result is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, time
 
 import polars as pl
 
@@ -148,9 +148,11 @@ def fresh(frame: pl.DataFrame, request: ChainRequest, stale_after_s: int) -> Fin
     timed = bool(frame["quote_ts"].count())
     oldest = oldest_fresh(request, stale_after_s, timed=timed)
     age = (request.moment - newest).total_seconds()
+    # A date without a time is stored as midnight UTC, which in Chicago is the evening before.
+    of = in_chicago(newest) if newest.time() != time() else f"{newest:%Y-%m-%d}, without a time"
     return Finding(
         passed=oldest <= newest <= latest_plausible(request),
-        sentence=f"newest quote or trade is of {in_chicago(newest)}; fresh is from {in_chicago(oldest)} on",
+        sentence=f"newest quote or trade is of {of}; fresh is from {in_chicago(oldest)} on",
         numbers={"age_s": age},
     )
 

@@ -113,6 +113,13 @@ def test_freshness_goes_by_the_newest_quote(age: timedelta, passed: bool) -> Non
     assert finding.numbers["age_s"] == age.total_seconds()
 
 
+def test_freshness_names_the_date_of_a_trade_without_a_time() -> None:
+    moment = datetime(2025, 6, 10, tzinfo=UTC)
+    dated = chain(REQUEST, "barchart").with_columns(quote_ts=pl.lit(moment), last_ts=pl.lit(moment))
+    finding = quality.fresh(dated, REQUEST, stale_after_s=1800)
+    assert finding is not None and "is of 2025-06-10, without a time;" in finding.sentence
+
+
 @given(st.floats(-300, 300).filter(lambda shift: abs(abs(shift) / UNDERLYING - 0.005) > 1e-6))
 def test_parity_finds_the_series_whose_underlying_is_another(shift: float) -> None:
     moved = pl.when(pl.col("series") == SECOND).then(UNDERLYING + shift).otherwise("underlying_price")
