@@ -1,4 +1,4 @@
-"""Computes what the tables of an existing lake lack: snapshots without metrics, and columns newer than they.
+"""Computes what the tables of an existing lake lack: metrics of older snapshots, and columns added since.
 
 Stored values stay as they are, even where a formula or the interest rate has changed since.
 """

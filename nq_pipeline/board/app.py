@@ -1,4 +1,4 @@
-"""The board's web application: the page, its parts, and the events that move it."""
+"""The board's web application: the page, its parts, and the events that update it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lake knows when the board starts, and again when something rare has happened."""
+"""What the board reads from the lake: at its start the trades so far, later changed gaps and chains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is proven of a capture window and what is missing: the gaps of one capture, session by session.
+"""Which parts of a capture window are proven and which are gaps, session by session.
 
     load_gaps       gaps of earlier captures, and gaps that arose while none was running
     begin_session   from now on, records that a replay brings into a gap are counted

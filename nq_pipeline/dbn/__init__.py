@@ -1,0 +1,1 @@
+"""The only reader of DBN, Databento's binary encoding: framing, nulls, symbols, Parquet."""

@@ -230,7 +230,7 @@ class Framer:
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[Frame]:
         """Yield the records that the next chunk completes, at most one frame per decompressed step.
 
-        Raises `BadStream` when the bytes are no DBN. Whole records before them are yielded first; afterwards
+        Raises `BadStream` when the bytes are not DBN. Whole records before them are yielded first; afterwards
         every call raises it again.
         """
         if self._failure:

@@ -89,7 +89,7 @@ def header_length(start: bytes, limit: int) -> int | None:
         return None
     length = 8 + int.from_bytes(start[4:8], "little")
     if length > limit:
-        raise BadStream(f"the DBN header claims {length:,} bytes, which was refused", offset=4)
+        raise BadStream(f"the DBN header claims {length:,} bytes, more than is accepted", offset=4)
     return length
 
 

@@ -46,7 +46,7 @@ MAX_DECODED_BYTES = 512 * 1024 * 1024
 
 
 class DamagedDbn(LakeError):
-    """The bytes are no DBN."""
+    """The bytes are not DBN."""
 
 
 class UnsupportedDbn(LakeError):
@@ -180,7 +180,7 @@ class Stream:
             return decode_metadata(raw[:length]), raw[length:]
         except BadStream as error:
             kind = UnsupportedDbn if isinstance(error, UnsupportedVersion) else DamagedDbn
-            raise kind(f"{self.name} is no DBN file this program reads: {error}") from None
+            raise kind(f"{self.name} is not a DBN file that this program reads: {error}") from None
 
     def _read_at_least(self, size: int, raw: bytes) -> bytes:
         while len(raw) < size and (chunk := next(self._chunks, b"")):
@@ -270,8 +270,8 @@ class Records:
 def decode(body: bytes, schema: str) -> Records:
     """Decode an answer of one schema, compressed or not.
 
-    Raises `BadPayload` if the body is no DBN, is cut off, is of another schema, decodes to more than 512 MiB,
-    or its records do not have its version's layout.
+    Raises `BadPayload` if the body is not DBN, is cut off, is of another schema or decodes to more than 512
+    MiB, or if its records do not have its version's layout.
     """
     if not body.startswith((ZSTD_MAGIC, b"DBN")):
         raise BadPayload(f"{schema}: expected DBN, got {len(body)} bytes of something else")

@@ -72,7 +72,7 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
     TruncatedDbn
         The file ends too early, and `keep_complete` is not set.
     DamagedDbn
-        It is no DBN, or damaged within.
+        It is not DBN, or is damaged within.
     UnsupportedDbn
         It is of a version or schema this program does not read.
     LakeError

@@ -1,4 +1,4 @@
-"""What of the lake is exported: the rows of trade dates, or of the snapshots current at a moment."""
+"""Which part of the lake is exported: the rows of trade dates, or of the snapshots current at a moment."""
 
 from __future__ import annotations
 

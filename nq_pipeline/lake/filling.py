@@ -42,7 +42,7 @@ def fill(lake: Lake, table: Table, rows: pl.DataFrame, *, run_id: str) -> int:
                 written = stored.write_staged(staged, frames, runs, group_rows=parquet.ROW_GROUP_ROWS)
                 if not stored.replace(group, staged, written):
                     raise LakeError(
-                        f"files of {table.name} were merged while their columns were filled; nothing was "
+                        f"files of {table.name} were merged while their columns were filled, so nothing was "
                         "replaced; run it again"
                     )
             done += written.rows

@@ -1,1 +1,1 @@
-"""What an option on E-mini Nasdaq-100 futures is: contracts, symbols, sessions. Pure, no I/O."""
+"""Options on futures: products, contracts, symbols, sessions, rates, pricing. Pure, no I/O."""

@@ -57,7 +57,7 @@ def value(
         charm=-by_time / (2 * df * dt) / DAYS_PER_YEAR,
         volga=(more - 2 * now + less) / dvol**2,
     )
-    # After expiration a difference across the kink at the strike is no Greek.
+    # After expiration a difference across the kink at the strike is not a Greek.
     others = (np.where(t <= 0, 0.0, greek) for greek in found[2:])
     return Valuation(found.price, found.delta, *others)
 

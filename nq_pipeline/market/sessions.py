@@ -69,7 +69,7 @@ class Session:
 def session(trade_date: date) -> Session:
     """The session of a trade date; KeyError if the day is not one."""
     if not is_trade_date(trade_date):
-        raise KeyError(f"{trade_date} is no CME trade date; take one from `sessions(start, end)`")
+        raise KeyError(f"{trade_date} is not a CME trade date; take one from `sessions(start, end)`")
     return _year(trade_date.year).by_date[trade_date]
 
 

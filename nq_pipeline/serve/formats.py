@@ -44,7 +44,7 @@ def wanted_format(request: Request) -> Format:
         if name and quality > best[0]:
             best = quality, name
     if best[1] is None:
-        raise HTTPException(406, f"this server has {', '.join(MEDIA_TYPES.values())}")
+        raise HTTPException(406, f"this server answers as {', '.join(MEDIA_TYPES.values())}")
     return best[1]
 
 

@@ -1,4 +1,4 @@
-"""What the plans include, learnt from the vendors' answers: per vendor, dataset, schema and mode.
+"""What the plans include, learned from the vendors' answers: per vendor, dataset, schema and mode.
 
 Catalogues and price lists say what is sold, not what a plan includes; only an answer does. A refusal is
 recorded with its text and is active for its trade date, so at most one request per schema and day is

@@ -1,0 +1,1 @@
+"""How any vendor is asked: cache, rate limit, retries, bounds and circuit breaker."""

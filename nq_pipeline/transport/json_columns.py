@@ -56,7 +56,7 @@ def number(name: str | pl.Expr, dtype: type[pl.DataType] = pl.Float64) -> pl.Exp
 
 
 def loads(body: bytes | str) -> Any:
-    """The Python value of a JSON document; ValueError when it is no JSON, or nested too deeply.
+    """The Python value of a JSON document; ValueError when it is not JSON, or nested too deeply.
 
     The fast decoder rejects a whole document for one number that no float64 holds, or for one half of a
     surrogate pair. Here only the value itself suffers: the number stays text, as do NaN and Infinity (not

@@ -1,4 +1,4 @@
-"""A cluster on one machine, in the sandbox, to look at: `make cluster`.
+"""A cluster on one machine, in the sandbox, to try out: `make cluster`.
 
     shared     PostgreSQL (Dagster, ledger, leases), Redis (queues), an S3 stand-in (lake and archive)
     control    `nq ui`: Dagster's web server and daemon, and the stand-ins of the vendors

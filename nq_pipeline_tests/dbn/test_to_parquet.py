@@ -349,8 +349,8 @@ def test_what_is_no_record_ends_a_file(schema: str | None, tail: bytes, tmp_path
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"Not DBN at all, just text", "is no DBN file"),
-        (b"DBN\x03\xff\xff\xff\xff" + bytes(200), "which was refused"),
+        (b"Not DBN at all, just text", "is not a DBN file"),
+        (b"DBN\x03\xff\xff\xff\xff" + bytes(200), "more than is accepted"),
         (b"DBN\x03\x64\x00\x00\x00" + b"\xee" * 200, "cannot be read"),
         (sample.head("trades") + sample.records("status", 6).tobytes(), "not a record of trades, after 0"),
         (sample.head("trades", symbols={"NQ": [(DAY, DAY, "seven")]}), "not an instrument_id"),

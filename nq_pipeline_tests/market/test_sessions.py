@@ -196,9 +196,9 @@ def test_an_instant_without_zone_or_session_is_refused() -> None:
         sessions.trade_date(datetime(2025, 6, 10))
     with pytest.raises(ValueError, match="outside the session table"):
         sessions.trade_date(datetime(1999, 6, 10, tzinfo=UTC))
-    with pytest.raises(KeyError, match="no CME trade date"):
+    with pytest.raises(KeyError, match="not a CME trade date"):
         sessions.session(date(2025, 7, 4))
-    with pytest.raises(KeyError, match="no CME trade date"):
+    with pytest.raises(KeyError, match="not a CME trade date"):
         sessions.session(date(1999, 7, 6))
     assert sessions.sessions(date(1999, 1, 1), date(2012, 12, 31)) == []
 

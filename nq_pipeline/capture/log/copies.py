@@ -1,4 +1,4 @@
-"""Copies of sealed log segments in the object store, for the day that the capturing machine is lost.
+"""Copies of sealed log segments in the object store, in case the capturing machine is lost.
 
     capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.zst       the segment, zstd
     capture/<dataset>/<log id>/trade_date=YYYY-MM-DD/<segment>.dbn.sha256    proof that the copy was read back

@@ -98,7 +98,9 @@ class DeltaFiles(TableFiles):
     ) -> Manifest | None:
         now = time.time_ns()
         if any(now - self._placed.get(file.path, now) > PLACED_NS for file in add):
-            raise LakeError(f"writing to {self.table.name} took too long; nothing was written, repeat it")
+            raise LakeError(
+                f"writing to {self.table.name} took too long, so nothing was written; run it again"
+            )
         actions = [
             *self._new_schema(),
             *(self._add(file, now, is_new=not remove) for file in add),
@@ -174,7 +176,7 @@ class DeltaFiles(TableFiles):
         gone = [file for file in current.files if file.path not in wanted]
         new = [file for file in files if file.path not in listed]
         if (new or gone) and not self.commit(current, add=new, remove=gone):
-            raise LakeError(f"{self.table.name} was written to while it was repaired; repeat it")
+            raise LakeError(f"{self.table.name} was written to while it was repaired; run it again")
 
     def _move_aside(self, name: str) -> str:
         number, aside = 0, f"{name}{DAMAGED}"

@@ -1,4 +1,4 @@
-"""What is computed once per trade date: how open interest changed, and bars of the futures."""
+"""Tables computed once per trade date: how open interest changed, and bars of the futures."""
 
 from collections.abc import Iterator
 from datetime import date

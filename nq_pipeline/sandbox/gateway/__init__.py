@@ -1,0 +1,1 @@
+"""Databento's live gateway as a stand-in, with scripted faults."""

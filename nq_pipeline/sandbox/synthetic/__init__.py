@@ -1,0 +1,1 @@
+"""The synthetic market that all stand-ins serve, computed from hashed keys."""

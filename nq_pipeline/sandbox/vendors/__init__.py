@@ -1,0 +1,1 @@
+"""The vendors' HTTP and WebSocket interfaces as stand-ins."""

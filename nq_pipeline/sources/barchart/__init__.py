@@ -1,0 +1,1 @@
+"""Barchart: delayed chains of futures options from the site's own API."""

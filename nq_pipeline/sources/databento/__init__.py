@@ -1,0 +1,1 @@
+"""Databento: metered chains and history of CME Globex."""

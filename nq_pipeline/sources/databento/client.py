@@ -352,12 +352,12 @@ def official_client(key: SecretStr, url: str, *, timeout_s: float, transport: Tr
         api: Any = getattr(client, group, None)
         if getattr(api, "_base_url", None) != f"{client.gateway}/v0/{group}" or not hasattr(api, "TIMEOUT"):
             raise NotConfigured(
-                f"databento {version('databento')} stores its address in an unknown way; install version 0.88"
+                f"databento {version('databento')} keeps its settings elsewhere; install version 0.88"
             )
         api.TIMEOUT = timeout_s
         if transport is not None and not use_transport(api, transport):
             raise NotConfigured(
-                f"databento {version('databento')} sends requests in an unknown way; install version 0.88"
+                f"databento {version('databento')} sends requests in another way; install version 0.88"
             )
         if parts.scheme == "http":
             api._base_url = f"{url.rstrip('/')}/v0/{group}"

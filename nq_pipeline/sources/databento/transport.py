@@ -1,4 +1,4 @@
-"""The official client's HTTP: bounded in size and time, to one host, with the key struck out of answers.
+"""The official client's HTTP: bounded in size and time, to one host, with the key redacted in answers.
 
 The client calls `requests.get` and `requests.post` in its own modules and has no parameter for a session. So
 those modules get a `requests` of ours, which sends through the transport that a client's headers carry, and

@@ -49,7 +49,7 @@ def instant_ns(text: str) -> int:
     """Return the nanoseconds UTC of an ISO 8601 instant with up to nine digits; ValueError for other text."""
     plain = re.fullmatch(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?)?)(?:Z|\+00:00)?", text)
     if plain is None or int(plain[1][:4]) not in YEARS:  # others do not fit 64 bits, and wrap around
-        raise ValueError(f"{text!r} is no UTC instant")
+        raise ValueError(f"{text!r} is not a UTC instant")
     return int(np.datetime64(plain[1], "ns").astype(np.int64))
 
 

@@ -1,0 +1,1 @@
+"""Polygon (now Massive): chains of an index and a fund, as proxies."""

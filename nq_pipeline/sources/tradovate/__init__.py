@@ -1,0 +1,1 @@
+"""Tradovate (experimental): listed contracts over REST, quotes over a websocket."""

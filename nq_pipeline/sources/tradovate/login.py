@@ -109,7 +109,7 @@ class TradovateLogin:
         ticket, wait_s = str(answer["p-ticket"]), answer.get("p-time")
         with rejecting(self._session, reply):
             if answer.get("p-captcha") or not isinstance(wait_s, int | float):
-                raise Blocked("Tradovate wants a captcha answered; log in with a browser, or wait an hour")
+                raise Blocked("Tradovate asks for a captcha; log in with a browser, or wait an hour")
             self._session.learn(ticket)
             if not 0 <= wait_s < self._session.remaining():
                 raise RateLimited(f"Tradovate delays the login by {wait_s:g} s")

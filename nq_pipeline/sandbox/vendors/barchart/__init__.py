@@ -1,0 +1,1 @@
+"""Barchart's site as a stand-in."""

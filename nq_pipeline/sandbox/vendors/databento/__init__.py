@@ -1,0 +1,1 @@
+"""Databento's historical API as a stand-in."""

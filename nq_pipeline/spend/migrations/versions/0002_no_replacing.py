@@ -20,7 +20,7 @@ def upgrade() -> None:
 
 
 def _same(kinds: str) -> str:
-    """A line there is already that the new one may not stand beside, as the unique indexes have it."""
+    """An existing line that the unique indexes do not allow beside the new one."""
     return (
         f"(NEW.{kinds} AND EXISTS (SELECT 1 FROM {LINES} WHERE {kinds} "
         "AND environment = NEW.environment AND reservation_id = NEW.reservation_id))"
