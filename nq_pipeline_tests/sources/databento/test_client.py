@@ -162,7 +162,7 @@ def test_a_client_of_unknown_layout_is_refused_in_one_sentence(monkeypatch: pyte
         self._root = self.__dict__.pop("_base_url")
 
     monkeypatch.setattr(BatchHttpAPI, "__init__", renamed)
-    with pytest.raises(NotConfigured, match=r"databento 0\.88.* unknown way; install version 0\.88"):
+    with pytest.raises(NotConfigured, match=r"databento 0\.88.* keeps its settings elsewhere; install"):
         official_client(KEY, "http://127.0.0.1:9", timeout_s=3)
 
 
