@@ -126,8 +126,9 @@ class Breaker:
         if self._states:
             try:
                 with self._states.changing(self._name) as shared:
-                    self._state = change(_State(shared.body))
-                    shared.body = self._state.dump().decode()
+                    changed = change(_State(shared.body))
+                    shared.body = changed.dump().decode()
+                self._state = changed
                 return
             except LedgerError as error:
                 log.warning("the breaker is not shared with other machines: %s", error)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nq_pipeline.errors import SourceError
+from nq_pipeline.errors import LedgerError, SourceError
 from nq_pipeline.lake.tables import SOURCE_CHAIN
+from nq_pipeline.leases.states import SharedState, SharedStates
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sources.base import ChainAnswer
 from nq_pipeline.transport.breaker import COOL_DOWN_S, FAILURES_TO_OPEN, Breaker
@@ -204,6 +207,24 @@ def test_an_answer_counts_although_the_state_cannot_be_saved(tmp_path: Path) -> 
     vendor = Vendor(tmp_path / "cache")
     assert [vendor.run(Outcome.BLOCKED) for _ in range(2)] == [Outcome.BLOCKED] * 2
     assert vendor.times_asked == 2
+
+
+def test_a_failure_counts_once_although_it_could_not_be_shared(tmp_path: Path) -> None:
+    class Lost:
+        def read(self, name: str) -> str:
+            return ""
+
+        @contextmanager
+        def changing(self, name: str) -> Iterator[SharedState]:
+            yield SharedState("", 0)
+            raise LedgerError("the connection is lost")
+
+    vendor = Vendor(tmp_path)
+    answer = ChainAnswer("barchart", Outcome.UNAVAILABLE, "a reason", SOURCE_CHAIN.empty(), {})
+    Breaker(tmp_path, "barchart", URL, states=cast("SharedStates", Lost())).ask(lambda: answer)
+    for _ in range(FAILURES_TO_OPEN):
+        vendor.run(Outcome.UNAVAILABLE)
+    assert vendor.times_asked == FAILURES_TO_OPEN - 1
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────
