@@ -10,6 +10,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.errors import LedgerError
+from nq_pipeline.orchestration.cluster import run_leases
 from nq_pipeline.orchestration.cluster.run_leases import claim_lease, fail_lost_runs
 from nq_pipeline.orchestration.names import CAPTURE, KIND, LEASED
 from nq_pipeline.orchestration.resources import Vendors, vendors_resource
@@ -20,6 +21,14 @@ from nq_pipeline_tests.testing.lease_hosts import PROCESSES, Hosts
 from nq_pipeline_tests.testing.network import link_to
 
 STARTED = dg.DagsterRunStatus.STARTED
+
+
+@pytest.fixture(autouse=True)
+def released() -> Iterator[None]:
+    """The leases that this process claimed are released, as if it had ended."""
+    yield
+    while run_leases._held:
+        run_leases._held.pop().release()
 
 
 @pytest.fixture
