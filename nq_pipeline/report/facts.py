@@ -21,6 +21,7 @@ from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import GAMMA_LEVELS, SERIES_METRICS, STRIKE_PROFILE, TRADES
 from nq_pipeline.market.contracts import roots_of
 from nq_pipeline.market.products import PRODUCTS, PROXIES, Product
+from nq_pipeline.market.sessions import chain_moment
 from nq_pipeline.market.surface import VolatilitySurface
 from nq_pipeline.report import snapshots
 from nq_pipeline.settings import Settings
@@ -90,7 +91,7 @@ class Facts:
 
     environment: str
     snapshot_ts: datetime  # of the chain's newest rows; a series from the cache may be minutes older
-    as_of: tuple[datetime, datetime]  # oldest and newest time of its quotes
+    as_of: tuple[datetime, datetime]  # oldest and newest time of its quotes, at the latest the close
     trade_date: date
     chain: pl.DataFrame
     pricing: pl.DataFrame
@@ -134,10 +135,11 @@ def load_facts(settings: Settings, snapshot_ts: datetime | None) -> Facts:
         )
         captured = {one.pressure.item(0, "trade_date") for one in products if one.pressure.height} or {day}
         run = _run(lake, chain, day)
+        oldest, youngest = chain.select(pl.col("as_of").min(), pl.col("as_of").max().alias("max")).row(0)
         return Facts(
             environment=settings.environment,
             snapshot_ts=newest,
-            as_of=chain.select(oldest=pl.col("as_of").min(), newest=pl.col("as_of").max()).row(0),
+            as_of=(chain_moment(oldest, "globex"), chain_moment(youngest, "globex")),
             trade_date=day,
             chain=chain,
             pricing=pricing,

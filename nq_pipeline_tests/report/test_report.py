@@ -106,6 +106,17 @@ def test_headline_after_an_expiration_is_of_the_next_series(tmp_path: Path) -> N
     assert "–" not in (shown["Future NQM5"], shown["ATM IV"], shown["Expected move"])
 
 
+def test_quotes_on_a_closed_market_are_of_its_close(tmp_path: Path) -> None:
+    _, snapshot = store_snapshot(tmp_path / "well", now="2025-06-14T16:00:00Z")
+    settings = build_settings(data_dir=tmp_path / "delayed")
+    lake = Workspace.of(settings).lake
+    delayed = snapshot.chain.with_columns(as_of=pl.col("snapshot_ts") - pl.duration(minutes=10))
+    lake.append(OPTION_CHAIN, delayed, run_id="run")
+    lake.append(DECISIONS, snapshot.decisions, run_id="run")
+    lead = html.fromstring(write_report(settings).page).xpath('//p[@class="lead"]')[0].text_content()
+    assert "quotes as of Fri 16:00 CT" in lead
+
+
 def test_sources_show_who_won_and_why_others_lost(page: html.HtmlElement) -> None:
     rows = [
         [" ".join(cell.text_content().split()) for cell in row.xpath("./td")]
