@@ -49,9 +49,7 @@ def reserve_room(folder: Path, size: int) -> Iterator[Room]:
     with ExitStack() as held:
         try:
             file = held.enter_context(TemporaryFile(dir=place, buffering=0))
-            if allocate := getattr(os, "posix_fallocate", None):  # macOS has none
-                allocate(file.fileno(), 0, wanted)
-            elif _free(place) < wanted:
+            if not _allocate(file, wanted) and _free(place) < wanted:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise NoRoom(
@@ -59,6 +57,19 @@ def reserve_room(folder: Path, size: int) -> Iterator[Room]:
                 f"for it ({error.strerror}); free some space there, for example with `nq retention`"
             ) from None
         yield Room(file, wanted)
+
+
+def _allocate(file: FileIO, size: int) -> bool:
+    """Reserve the blocks of a file; False on macOS and on file systems that cannot."""
+    allocate = getattr(os, "posix_fallocate", None)
+    try:
+        if allocate is not None:
+            allocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return allocate is not None
 
 
 def is_full(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -179,6 +180,20 @@ def test_room_that_is_reserved_takes_what_arrives(tmp_path: Path) -> None:
                 room.give_back(MIB)
                 answer.write(bytes(MIB))
     assert not list(tmp_path.rglob("tmp*"))
+
+
+def test_where_nothing_can_be_reserved_the_free_space_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with small_disk(tmp_path / "small", "8m") as folder:
+        with reserve_room(folder, 6 * MIB):
+            pass
+        with pytest.raises(NoRoom, match=r"9\.0 MiB was not requested"), reserve_room(folder, 9 * MIB):
+            pass
 
 
 def test_a_paid_answer_fills_the_room_that_was_reserved_for_it(tmp_path: Path) -> None:
