@@ -14,9 +14,9 @@ import numpy as np
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.dbn.stream import decode
-from nq_pipeline.errors import NotConfigured, OverBudget
+from nq_pipeline.errors import OverBudget
 from nq_pipeline.market import sessions
-from nq_pipeline.sources.databento.client import HistoricalClient
+from nq_pipeline.sources.databento.client import HistoricalClient, open_client
 from nq_pipeline.sources.databento.purchases import Purchases
 from nq_pipeline.sources.databento.query import Query
 from nq_pipeline.sources.databento.spec import DatabentoSettings
@@ -24,7 +24,6 @@ from nq_pipeline.spend.entitlements import LOWEST_LIVE_SCHEMA
 from nq_pipeline.spend.export import publish_spend
 from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.spend.money import format_usd
-from nq_pipeline.transport.policy import Policy
 from nq_pipeline.verify import compare
 from nq_pipeline.verify.check import CheckResult, Context, failed, passed, skipped
 from nq_pipeline.verify.replay import record_replay, replay_failure
@@ -113,12 +112,8 @@ def history(ctx: Context) -> CheckResult:
 
 
 def _client(ctx: Context) -> HistoricalClient:
-    settings, end = ctx.settings, time.monotonic() + ctx.timing.patience_s
-    databento = settings.vendor(DatabentoSettings)
-    if databento.api_key is None:
-        raise NotConfigured("there is no Databento key; set DATABENTO_API_KEY")
-    policy = Policy.of(settings.http)
-    return HistoricalClient(databento.api_key, databento.url, policy, lambda: end - time.monotonic())
+    end = time.monotonic() + ctx.timing.patience_s
+    return open_client(ctx.settings, lambda: end - time.monotonic())
 
 
 def _newest_span(ctx: Context, client: HistoricalClient) -> Query:

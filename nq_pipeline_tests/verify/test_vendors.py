@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 
 from nq_pipeline.cli import main
 from nq_pipeline.configuration import build_settings
@@ -76,6 +77,12 @@ def test_without_a_vendor_there_is_nothing_to_keep(tmp_path: Path) -> None:
     assert verdicts(examined(tmp_path, "cache", sources=("tradovate",), databento_api_key=None)) == {
         "cache": "SKIP"
     }
+
+
+@pytest.mark.parametrize("key", [None, SecretStr(" ")])
+def test_without_a_key_nothing_has_a_price(key: SecretStr | None, tmp_path: Path) -> None:
+    report = examined(tmp_path, "cost", databento_api_key=key)
+    assert verdicts(report) == {"cost": "SKIP"} and "DATABENTO_API_KEY" in reason(report, "cost")
 
 
 def test_half_a_minute_of_trades_has_a_price(tmp_path: Path) -> None:
