@@ -516,6 +516,7 @@ def test_a_folder_without_a_lake_has_its_own_exit_code(tmp_path: Path) -> None:
         ["sql", "select 1", "--json"],
         ["report", "--no-open"],
         ["lake", "recompute"],
+        ["repair"],
     ):
         result = live(*words, NQ_DATA_DIR="nowhere")
         assert (result.exit_code, result.stdout) == (exit_codes.NO_LAKE, ""), words

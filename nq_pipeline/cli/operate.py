@@ -244,7 +244,7 @@ def repair(tables: tuple[str, ...], as_json: bool) -> None:
     settings = load()
     if unknown := [name for name in tables if name not in TABLES]:
         raise SettingsError(f"{unknown[0]}: no such table; `nq tables` lists them")
-    lake = Workspace.of(settings).lake
+    lake = Workspace.of(settings).existing_lake
     done = [repair_table(lake, TABLES[name]) for name in tables or TABLES]
     if any(table.why for table in done):
         catalog.publish(lake)
