@@ -289,7 +289,7 @@ def short(asked: Asked, good: Answer) -> Answer:
         (lambda asked, good: replace(good, cut=True), "cut off", True),
         (half_clean, "cut off", True),
         (short, "the vendor counts", False),  # it came whole, so it is paid
-        (lambda asked, good: Answer(b"<html>", content_type="text/html"), "no DBN", True),
+        (lambda asked, good: Answer(b"<html>", content_type="text/html"), "not a DBN file", True),
         (lambda asked, good: Answer(b"oops", 500), "failed", True),
         (lambda asked, good: refused("data_time_range_invalid"), "refused", False),
     ],

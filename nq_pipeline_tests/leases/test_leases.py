@@ -48,7 +48,7 @@ def test_names_and_environments_are_separate(hosts: Hosts) -> None:
     held = [leases.acquire("capture"), leases.acquire("run/one"), live.acquire("capture")]
     assert [lease.token for lease in held] == [1, 1, 1]
     assert set(leases.holders()) == {"capture", "run/one"} and set(leases.holders("run/")) == {"run/one"}
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="name of a lease"):
         leases.acquire("Run one")
 
 
