@@ -585,6 +585,15 @@ def test_tables_are_listed_with_every_column() -> None:
     assert [c.name for table in TABLES.values() for c in table.columns if c.name not in text] == []
 
 
+def test_tables_and_views_are_listed_by_name() -> None:
+    named = nq("tables", "bars", "gaps").stdout.splitlines()
+    assert [line for line in named if line and not line.startswith(" ")] == [
+        "gaps (unique by gap_id, revision)", "bars(width)",
+    ]  # fmt: skip
+    unknown = nq("tables", "gaps", "gasp")
+    assert unknown.exit_code == exit_codes.USAGE and "gasp: not a table or view" in unknown.stderr
+
+
 def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
     lines = nq("sandbox", "--list-faults").stdout.splitlines()
     assert {"blocked", "stale", "malformed"} <= {line.split()[0] for line in lines}

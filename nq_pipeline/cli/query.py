@@ -145,9 +145,12 @@ def _snapshot_line(
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--markdown", is_flag=True, help="Print the reference page `docs/tables.md`.")
-def tables(markdown: bool) -> None:
-    """List the tables and what every column means."""
+def tables(names: tuple[str, ...], markdown: bool) -> None:
+    """List the tables and views and what every column means: all, or those named."""
     from nq_pipeline.lake import reference
 
-    click.echo(reference.markdown() if markdown else reference.text())
+    if unknown := [name for name in names if name not in reference.NAMES]:
+        raise click.BadParameter(f"{', '.join(unknown)}: not a table or view; `nq tables` lists them all")
+    click.echo(reference.markdown() if markdown else reference.text(names))
