@@ -35,8 +35,9 @@ def text(names: Collection[str] = ()) -> str:
     """Tables and views with their columns and meanings, for a terminal; without names, all of them."""
     heads = {table.name: f"{table.name} (unique by {', '.join(table.key)})" for table in TABLES.values()}
     heads |= {view.name: _call(view) for view in VIEWS}
+    described: tuple[Table | View, ...] = (*TABLES.values(), *VIEWS)
     blocks = []
-    for one in (*TABLES.values(), *VIEWS):
+    for one in described:
         if not names or one.name in names:
             width = max(len(column.name) for column in one.columns)
             lines = [f"  {column.name:<{width}}  {column.meaning}" for column in one.columns]
