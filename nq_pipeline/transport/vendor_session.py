@@ -341,9 +341,10 @@ class VendorSession:
         try:
             self.archive.put(entry, body)
         except (OSError, StoreError) as error:
-            fetch.detail = f"this answer is not in the archive: {redact(str(error), self.secrets)}"
+            reason = redact(str(error), self.secrets)
+            fetch.detail = f"this answer is not in the archive: {reason}"
             self.unarchived = LakeError(
-                f"{self.scope.source}: an answer could not be archived ({error}); this run used it, and it "
+                f"{self.scope.source}: an answer could not be archived ({reason}); this run used it, and it "
                 "cannot be parsed again"
             )
             self.unarchived.__cause__ = error
