@@ -1,7 +1,8 @@
 """Clocks. Code that needs the time gets a `Clock` as an argument.
 
 `now()` determines sessions, partitions, freshness and cache keys, and `NQ_NOW` can pin it. Timeouts,
-backoff and deadlines use `monotonic()`, which always runs.
+backoff and deadlines use `monotonic()`, which always runs. What happens outside the market, such as a payment
+or the writing of a file, is recorded in the machine's time, `real_now()`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ NS_PER_S = 1_000_000_000
 FIRST_DAY, LAST_DAY = date(2019, 1, 1), date(2098, 12, 31)
 """The supported days. Earlier sessions were not checked (`market/sessions.py`); later ones are beyond the
 holiday calendars."""
+
+
+def real_now() -> datetime:
+    """The machine's time in UTC. `NQ_NOW` does not pin it."""
+    return datetime.now(UTC)
+
+
+def real_ns() -> int:
+    """The machine's time in nanoseconds since 1970-01-01 UTC. `NQ_NOW` does not pin it."""
+    return time.time_ns()
 
 
 class Clock(Protocol):
@@ -36,7 +47,7 @@ class SystemClock:
     pinned: datetime | None = None
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return real_now()
 
     def monotonic(self) -> float:
         return time.monotonic()

@@ -14,7 +14,6 @@ evidence of `nq verify` or the log of alerts.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from nq_pipeline.capture.publisher import TABLES as PUBLISHED
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.rows import TABLE_OF
 from nq_pipeline.chains.answer_cache import AnswerCache
+from nq_pipeline.clock import real_ns
 from nq_pipeline.errors import LakeError, LeaseHeld, LedgerError
 from nq_pipeline.files import GRACE_NS, locked, stale_temporaries
 from nq_pipeline.lake import compaction
@@ -86,7 +86,7 @@ def sweep(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[S
         if not dry_run:
             with suppress(LedgerError):
                 Leases.of(settings).prune()
-        leftovers = stale_temporaries(root, time.time_ns() - GRACE_NS)
+        leftovers = stale_temporaries(root, real_ns() - GRACE_NS)
         _remove(SweepResult("temporary", None), leftovers, dry_run)
         return [
             _sweep_raw(settings, _before(now, ages.raw_days), dry_run),

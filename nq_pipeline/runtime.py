@@ -14,13 +14,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nq_pipeline.clock import Clock, ShiftedClock
+from nq_pipeline.clock import Clock, ShiftedClock, real_now
 from nq_pipeline.errors import SandboxError
 from nq_pipeline.files import locked
 from nq_pipeline.sandbox.process import HOST, remembered_port, vendor_options
@@ -87,7 +87,7 @@ def market_clock(settings: Settings) -> Clock:
                 return gateway_clock(reachable)
     from nq_pipeline.sandbox.gateway.gateway import moving_clock
 
-    return ShiftedClock(settings.now) if settings.now else moving_clock(datetime.now(UTC))
+    return ShiftedClock(settings.now) if settings.now else moving_clock(real_now())
 
 
 @dataclass(frozen=True)

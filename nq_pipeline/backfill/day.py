@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +21,7 @@ from nq_pipeline.backfill.plan import price_day
 from nq_pipeline.backfill.rows import history_rows
 from nq_pipeline.backfill.scope import BackfillScope, State
 from nq_pipeline.capture.rows import RowCounts
-from nq_pipeline.clock import from_ns, unsupported_day
+from nq_pipeline.clock import from_ns, real_now, unsupported_day
 from nq_pipeline.errors import LedgerError, NotEntitled, OverBudget, SourceError
 from nq_pipeline.lake.tables import BACKFILLS
 from nq_pipeline.leases.purchase_records import PurchaseRecords
@@ -189,7 +189,7 @@ def _record(scope: BackfillScope, day: BackfillDay, run_id: str) -> None:
     whole = scope.day_query(day.trade_date)
     row: dict[str, Any] = {
         "run_id": run_id,
-        "changed_at": datetime.now(UTC),
+        "changed_at": real_now(),
         "trade_date": day.trade_date,
         "environment": scope.settings.environment,
         "dataset": whole.dataset,

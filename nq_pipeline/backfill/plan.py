@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 
 from nq_pipeline.backfill.scope import BackfillScope, State
-from nq_pipeline.clock import unsupported_day
+from nq_pipeline.clock import real_now, unsupported_day
 from nq_pipeline.errors import SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.settings import Settings
@@ -83,7 +83,7 @@ def budget_refusal(
         return None
     scope = BackfillScope.of(settings, paid[0].schema, symbols)
     query = replace(scope.day_query(paid[0].trade_date), end=scope.day_query(paid[-1].trade_date).end)
-    price = Price(sum((day.usd for day in paid), ZERO), None, None, datetime.now(UTC))
+    price = Price(sum((day.usd for day in paid), ZERO), None, None, real_now())
     charge = charge_for(query, price, purpose="backfill", mode="historical-streaming", run_id="plan")
     return open_ledger(settings).check(charge)
 
@@ -94,4 +94,4 @@ def _price_query(scope: BackfillScope, query: Query) -> Price:
             return scope.client.price(query)
         except NoRecords:
             pass
-    return Price(ZERO, None, None, datetime.now(UTC))
+    return Price(ZERO, None, None, real_now())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from nq_pipeline.clock import real_now, real_ns
 from nq_pipeline.files import write_atomically
 from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.outcome import Outcome
@@ -41,7 +41,7 @@ class AnswerCache:
         """
         try:
             head = orjson.loads((self.root / f"{source}-{key}.json").read_bytes())
-            if time.time_ns() >= head["expires"] or head["version"] != SOURCE_CHAIN.version:
+            if real_ns() >= head["expires"] or head["version"] != SOURCE_CHAIN.version:
                 return None
             body = (self.root / head["frame"]).read_bytes()
             if head["frame"] != _frame_name(source, body):
@@ -91,7 +91,7 @@ class AnswerCache:
 
     def old_files(self) -> list[Path]:
         """The files that were written more than a day ago."""
-        limit, old = time.time() - OLD_AFTER_S, []
+        limit, old = real_now().timestamp() - OLD_AFTER_S, []
         for path in self.root.glob("*"):
             with suppress(FileNotFoundError):  # another process removed it
                 if path.stat().st_mtime < limit:

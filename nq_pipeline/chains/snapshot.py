@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -18,6 +17,7 @@ from nq_pipeline.chains import failover
 from nq_pipeline.chains.ask import Progress, ask_sources, raise_faults
 from nq_pipeline.chains.result import Snapshot, SourceResult
 from nq_pipeline.chains.run_record import answered_record, hold_run, planned_record
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.tables import ANSWERS, DECISIONS, FETCHES, OPTION_CHAIN, SOURCE_CHAIN
@@ -96,7 +96,7 @@ def select(
         gates=failover.Gates(
             settings.chains.stale_after_s, settings.chains.min_complete, settings.chains.max_bad_quotes
         ),
-        decided_at=datetime.now(UTC),
+        decided_at=real_now(),
     )
 
 
@@ -149,7 +149,7 @@ def _answer_rows(request: ChainRequest, results: Mapping[str, SourceResult]) -> 
     rows = [
         {
             "run_id": request.run_id,
-            "answered_at": datetime.now(UTC),
+            "answered_at": real_now(),
             "trade_date": request.trade_date,
             "environment": request.environment,
             "source": name,

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from nq_pipeline.clock import real_now
+
 _HOLIDAYS = {(1, 1), (6, 19), (7, 4), (12, 25)}
 
 
@@ -30,7 +32,7 @@ def examples() -> dict[str, str]:
     try:
         now = datetime.fromisoformat(os.environ["NQ_NOW"]).astimezone(UTC)
     except (KeyError, ValueError):
-        now = datetime.now(UTC)
+        now = real_now()
     day, one = now.date() + timedelta(days=3), timedelta(days=1)
     while day.weekday() != 1 or (day.month, day.day) in _HOLIDAYS or (day + one).month != day.month:
         day += one

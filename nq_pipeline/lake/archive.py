@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +29,7 @@ import orjson
 import zstandard
 from pydantic import TypeAdapter, ValidationError
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.disk import reserve_room
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked
@@ -242,7 +243,7 @@ class RawArchive:
         note = {
             "run_id": run_id,
             "trade_date": self.run_date(name),
-            "removed_on": datetime.now(UTC).date(),
+            "removed_on": real_now().date(),
         }
         line = orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)
         if not isinstance(self.objects, LocalObjects):

@@ -19,13 +19,13 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from time import monotonic, time_ns
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import polars as pl
 import zstandard
 
-from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.clock import NS_PER_S, real_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, temporary_for, write_atomically
 from nq_pipeline.lake.objects import RemoteObjects
@@ -213,7 +213,7 @@ def publish(lake: Lake) -> Path:
                 old.unlink(missing_ok=True)
             write_atomically(kept, zstandard.ZstdCompressor(write_checksum=True).compress(empty))
         temporary.write_bytes(empty)
-        began, tables = time_ns(), _resolve(lake)
+        began, tables = real_ns(), _resolve(lake)
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
             connection.execute(rows_script(tables))

@@ -6,15 +6,14 @@ files of the last hour and count their rows twice.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.clock import to_ns
+from nq_pipeline.clock import real_now, real_ns, to_ns
 from nq_pipeline.errors import LakeError, StaleToken
 from nq_pipeline.files import GRACE_NS, stale_temporaries
 from nq_pipeline.lake import compaction, migration, parquet
@@ -217,7 +216,7 @@ class Lake:
         now
             Real time; by default the machine's clock.
         """
-        before = (to_ns(now) if now else time.time_ns()) - GRACE_NS
+        before = (to_ns(now) if now else real_ns()) - GRACE_NS
         return sum(self._sweep(table, before) for table in self.tables)
 
     def take_over(self, table: Table) -> int:
@@ -290,7 +289,7 @@ class Lake:
                 stored.remove(added)
         for day in {file.trade_date for file in added}:
             if sum(file.level == 0 for file in current.of({day})) >= compaction.FAN_IN:
-                compaction.compact(stored, day, now=now or datetime.now(UTC), wait=False)
+                compaction.compact(stored, day, now=now or real_now(), wait=False)
         files = tuple(map(stored.location, added))
         return AppendResult(new.height, frame.height - new.height, files, current.version)
 

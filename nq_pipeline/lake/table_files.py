@@ -12,7 +12,6 @@ manifest. `delta.files.DeltaFiles` is a Delta table, in a folder or in an object
 from __future__ import annotations
 
 import re
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import polars as pl
 
+from nq_pipeline.clock import real_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import locked, make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import manifest, parquet
@@ -170,7 +170,7 @@ class TableFiles(ABC):
         found = [file for file, at in self._stored_files() if at < before]
         if not found:
             return []
-        listed = {file.path for file in self.manifest().files} | self.removed(time.time_ns())
+        listed = {file.path for file in self.manifest().files} | self.removed(real_ns())
         return [file for file in found if file.path not in listed]
 
     def _stored_files(self) -> Iterator[tuple[DataFile, int]]:
@@ -275,7 +275,7 @@ class ManifestFiles(TableFiles):
     def commit(
         self, base: Manifest, *, add: DataFiles = (), remove: DataFiles = (), marks: Mapping[str, int] = {}
     ) -> Manifest | None:
-        made = base.next(add=add, remove=remove, marks=marks, at=time.time_ns())
+        made = base.next(add=add, remove=remove, marks=marks, at=real_ns())
         manifest.publish(self.folder, made)
         return made
 
@@ -302,7 +302,7 @@ class ManifestFiles(TableFiles):
             known = self.manifest()
         except LakeError:
             known = Manifest(self.table.name)
-        at, there = time.time_ns(), self.data_files()
+        at, there = real_ns(), self.data_files()
         version = max([known.version, *(_number(file.path) for file in there)], default=0)
         gone = tuple(Superseded(file.path, at) for file in redundant)
         manifest.publish(self.folder, Manifest(self.table.name, version + 1, tuple(files), gone, known.marks))

@@ -30,6 +30,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import LeaseHeld, LeaseLost, LedgerError
 from nq_pipeline.leases.presence import Presence
 from nq_pipeline.leases.tables import LEASES, insert_into
@@ -400,7 +401,7 @@ class Leases:
                 "host": socket.gethostname(),
                 "process": os.getpid(),
                 "run_id": run_id,
-                "since": sa.func.clock_timestamp() if self.shared else datetime.now(UTC),
+                "since": sa.func.clock_timestamp() if self.shared else real_now(),
                 "ttl_us": round(ttl_s * 1e6),
                 "renewed_us": self._now,
             }

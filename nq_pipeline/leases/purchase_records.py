@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from typing import Literal
 
 import sqlalchemy as sa
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.leases.leases import PATIENCE_S, Lease, Leases
 from nq_pipeline.leases.tables import PURCHASES, insert_into
 from nq_pipeline.settings import Settings
@@ -89,7 +89,7 @@ class PurchaseRecords:
 
     def write(self, record: PurchaseRecord) -> None:
         """Replace the record of a span; its host and time are this machine's and now."""
-        given = {**asdict(record), "host": socket.gethostname(), "changed_at": datetime.now(UTC)}
+        given = {**asdict(record), "host": socket.gethostname(), "changed_at": real_now()}
         statement = insert_into(PURCHASES, self._engine).values(environment=self._environment, **given)
         key = [PURCHASES.c.environment, PURCHASES.c.digest]
         with row_transaction(self._engine) as connection:

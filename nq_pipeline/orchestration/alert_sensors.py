@@ -7,13 +7,13 @@ network. `alerts/advice.py` has the words.
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 
 import dagster as dg
 
 from nq_pipeline.alerts.advice import failed_check, failed_run
 from nq_pipeline.alerts.message import Alert, one_line
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.clock import real_now
 from nq_pipeline.orchestration.names import CAPTURE, KIND, PARTITION
 from nq_pipeline.orchestration.resources import Vendors
 from nq_pipeline.settings import Settings
@@ -116,7 +116,7 @@ def _resolve_runs(notifier: Notifier, instance: dg.DagsterInstance) -> None:
 def _succeeds(record: dg.RunRecord) -> bool:
     run = record.dagster_run
     if run.tags.get(KIND) == CAPTURE and run.status == dg.DagsterRunStatus.STARTED and record.start_time:
-        return datetime.now(UTC).timestamp() - record.start_time >= STABLE_S
+        return real_now().timestamp() - record.start_time >= STABLE_S
     return run.is_success
 
 

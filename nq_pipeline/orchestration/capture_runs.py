@@ -15,6 +15,7 @@ from nq_pipeline.capture.capture_policy import (
     settings_fingerprint,
 )
 from nq_pipeline.capture.log.locks import is_run_alive, read_capture_holder, runs_alive
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import NotEntitled
 from nq_pipeline.orchestration.alert_sensors import failure_reason
 from nq_pipeline.orchestration.jobs import capture_job
@@ -36,7 +37,7 @@ def is_first_starting(instance: dg.DagsterInstance) -> bool:
     records = instance.get_run_records(dg.RunsFilter(job_name=capture_job.name), limit=2)
     if len(records) != 1 or records[0].dagster_run.is_finished:
         return False
-    return (datetime.now(UTC) - records[0].create_timestamp).total_seconds() < FIRST_REPLAY_S
+    return (real_now() - records[0].create_timestamp).total_seconds() < FIRST_REPLAY_S
 
 
 def has_any_ended(instance: dg.DagsterInstance) -> bool:
@@ -50,7 +51,7 @@ def situation(instance: dg.DagsterInstance, vendors: Vendors) -> Situation:
 
     Raises `LedgerError` when the leases cannot be read.
     """
-    settings, now = vendors.settings(), datetime.now(UTC)
+    settings, now = vendors.settings(), real_now()
     unconfigured = missing_key(settings)
     return Situation(
         now=now,

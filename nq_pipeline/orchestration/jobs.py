@@ -1,12 +1,13 @@
 """Jobs: what is launched as one run, and the operations of the routine ones."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
 from nq_pipeline import retention
+from nq_pipeline.clock import real_now
 from nq_pipeline.lake.maintenance import maintain
 from nq_pipeline.lake.tables import TABLES
 from nq_pipeline.orchestration.assets.analytics import chain_analytics, trade_pressure
@@ -75,7 +76,7 @@ def compact_tables(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Ven
     from nq_pipeline.chains.replay import finish_killed_runs
 
     # Bookkeeping follows the machine's clock, never a pinned one.
-    now, report = datetime.now(UTC), context.log.info
+    now, report = real_now(), context.log.info
     with failing_in_one_sentence():
         settings = vendors.settings()
         for killed in finish_killed_runs(settings, before=now, opener=vendors.opener, progress=report):
@@ -134,7 +135,7 @@ def remove_old(context: dg.OpExecutionContext, vendors: dg.ResourceParam[Vendors
         if part.kept:
             figures[f"{part.what}/stays"] = part.kept
     if settings.retention.run_days:
-        before = datetime.now(UTC) - timedelta(days=settings.retention.run_days)
+        before = real_now() - timedelta(days=settings.retention.run_days)
         for kind, runs in delete_old_runs(context.instance, before).items():
             context.log.info(f"{kind}: {runs} runs from before {before:%Y-%m-%d} deleted")
             figures[f"runs/{kind}"] = runs

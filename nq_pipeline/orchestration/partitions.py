@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 
 import dagster as dg
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.market.sessions import sessions
 from nq_pipeline.ui.first_partitions import CAPTURE, CHAINS, EARLIEST, first_partition
 
-LAST_KNOWN = date(datetime.now(UTC).year + 1, 12, 31)
+LAST_KNOWN = date(real_now().year + 1, 12, 31)
 """Holidays are left out up to here, so that past keys are the same in whichever year this is loaded. No
 further, because Dagster writes the holidays into runs' events, a hundred bytes apiece."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.orchestration.jobs import (
     chain_job,
@@ -72,7 +73,7 @@ def chains_while_open(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    tick = chain_tick(scheduled, datetime.now(UTC), window=settings.chains.window, pinned=settings.now)
+    tick = chain_tick(scheduled, real_now(), window=settings.chains.window, pinned=settings.now)
     return _chains(scheduled.isoformat(), scheduled, tick, settings)
 
 
@@ -87,7 +88,7 @@ def settlements_and_open_interest(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]
 ) -> dg.RunRequest | dg.SkipReason:
     settings, scheduled = vendors.settings(), context.scheduled_execution_time.astimezone(UTC)
-    tick = reference_tick(scheduled, datetime.now(UTC), pinned=settings.now)
+    tick = reference_tick(scheduled, real_now(), pinned=settings.now)
     return _chains(f"reference:{scheduled.isoformat()}", scheduled, tick, settings)
 
 

@@ -5,7 +5,6 @@ launches nothing says why.
 """
 
 import json
-from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -18,6 +17,7 @@ from nq_pipeline.capture.capture_policy import (
     decide_capture,
     settings_fingerprint,
 )
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import LedgerError
 from nq_pipeline.finding import Finding
 from nq_pipeline.market import sessions
@@ -54,7 +54,7 @@ def first_snapshot(
 ) -> dg.RunRequest | dg.SkipReason:
     settings = vendors.settings()
     tick = first_tick(
-        datetime.now(UTC),
+        real_now(),
         environment=settings.environment,
         chosen=context.instance.get_latest_materialization_event(CHOSEN_CHAIN) is not None,
         window=settings.chains.window,
@@ -141,7 +141,7 @@ def capture_checks(
         )
     findings = quality.judge_capture(found)
     verdicts = {name: f"{day} {_verdict(name, finding)}" for name, finding in findings.items()}
-    at = datetime.now(UTC).timestamp()
+    at = real_now().timestamp()
     again = not is_open or at - before.get("at", 0) >= REPEAT_S
     changed = {n: f for n, f in findings.items() if again or before["verdicts"].get(n) != verdicts[n]}
     cursor = {

@@ -13,10 +13,10 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import SandboxError, SettingsError
 from nq_pipeline.market import sessions
 from nq_pipeline.sandbox.scenario import FAULTS, format_options
@@ -86,7 +86,7 @@ def _write_state(environment_dir: Path, port: int, gateway: str) -> None:
         "pid": os.getpid(),
         "port": port,
         "databento_gateway": gateway,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": real_now().isoformat(timespec="seconds"),
         "version": version("nq_pipeline"),
     }
     path = environment_dir / "sandbox.json"
@@ -142,7 +142,7 @@ def _run(
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         ready((await gateways.of(default_scenarios(defaults)["databento"])).address)
-        warm = asyncio.create_task(asyncio.to_thread(sessions.current_session, datetime.now(UTC)))
+        warm = asyncio.create_task(asyncio.to_thread(sessions.current_session, real_now()))
         if owner is not None:
             await asyncio.to_thread(_read_to_end, owner)
             while clients.held:

@@ -9,11 +9,12 @@ its own refusals.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Literal
 
 import polars as pl
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import ENTITLEMENTS
 from nq_pipeline.market import sessions
@@ -80,7 +81,7 @@ def record_entitlement(lake: Lake, answer: Entitlement, *, run_id: str = "") -> 
     if known is not None and answer.entitled and known.entitled:
         return
     row = {name: getattr(answer, name) for name in ENTITLEMENTS.schema} | {
-        "asked_at": answer.asked_at or datetime.now(UTC),
+        "asked_at": answer.asked_at or real_now(),
         "text": answer.text or None,
         "step": answer.step or None,
     }

@@ -8,11 +8,11 @@ first use, and a machine that sees another one is refused.
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import OtherLake
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
@@ -64,5 +64,5 @@ def _row(settings: Settings, lake_id: str) -> dict[str, object]:
         "lake_id": lake_id,
         "place": Workspace.of(settings).objects.uri(),
         "host": socket.gethostname(),
-        "since": datetime.now(UTC),
+        "since": real_now(),
     }

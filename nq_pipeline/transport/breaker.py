@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import orjson
 import pybreaker
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import LedgerError, SourceError, Unavailable
 from nq_pipeline.files import write_atomically
 from nq_pipeline.leases.states import SharedStates
@@ -87,7 +88,7 @@ class Breaker:
         if self._state.state != pybreaker.STATE_OPEN or opened is None:
             return None
         again = opened + timedelta(seconds=self._cool_down_s[outcome])
-        if again <= datetime.now(UTC):
+        if again <= real_now():
             return None
         error = Unavailable(
             f"not asked: {self._source} was {outcome} at {opened:%H:%M:%S} UTC "
@@ -166,7 +167,7 @@ class _State(pybreaker.CircuitBreakerStorage):
             opened, outcome = values.get("opened_at"), Outcome(values.get("outcome", self.outcome))
             opened_at = datetime.fromisoformat(opened) if opened else None
             known = outcome in COOL_DOWN_S and state in _STATES and failures >= 0
-            past = opened_at is None or opened_at <= datetime.now(UTC) + CLOCKS_DIFFER
+            past = opened_at is None or opened_at <= real_now() + CLOCKS_DIFFER
         except (ValueError, TypeError, AttributeError):
             return
         if known and past:

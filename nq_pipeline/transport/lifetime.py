@@ -8,10 +8,10 @@ schedule with an interval of NQ_CACHE_OPEN_S gets a new answer at every tick.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 
-from nq_pipeline.clock import Clock
+from nq_pipeline.clock import Clock, real_now
 from nq_pipeline.market import sessions
 
 
@@ -44,7 +44,7 @@ class Lifetime:
         if keep is Keep.NEVER:
             return None
         market_now = self.clock.pinned or scheduled
-        born = datetime.now(UTC) if self.clock.pinned else scheduled
+        born = real_now() if self.clock.pinned else scheduled
         boundary = None if self.clock.pinned else sessions.next_boundary(market_now)
         if keep is Keep.TRADE_DATE:
             return born + (_next_session_open(market_now) - market_now)

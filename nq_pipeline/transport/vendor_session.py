@@ -11,7 +11,6 @@ The source decides what an answer means. It calls `reject()` for a bad one, whic
 from __future__ import annotations
 
 import hashlib
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 import polars as pl
 
-from nq_pipeline.clock import Clock, to_ns
+from nq_pipeline.clock import Clock, real_ns, to_ns
 from nq_pipeline.errors import BadPayload, DeadlineReached, LakeError, SourceError, StoreError, Unavailable
 from nq_pipeline.lake.archive import RawArchive, RawEntry
 from nq_pipeline.lake.tables import FETCHES, conform
@@ -380,7 +379,7 @@ class VendorSession:
             request_id=uuid.uuid4().hex,
             operation=operation,
             url=url,
-            requested_at=time.time_ns(),
+            requested_at=real_ns(),
             snapshot_ts=to_ns(self.scope.snapshot_ts),
         )
         self.fetches.append(fetch)
@@ -454,7 +453,7 @@ class VendorSession:
         entry = self.archive.find(self.scope.source, digest(self.scope.source, operation, parameters))
         if entry is None or entry.base_url != self.scope.base_url or entry.pinned != self._pinned:
             return None
-        if time.time_ns() >= entry.expires or entry.status not in (None, 200):
+        if real_ns() >= entry.expires or entry.status not in (None, 200):
             return None
         try:
             return entry, self.archive.get(entry)

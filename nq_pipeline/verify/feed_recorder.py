@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pydantic import SecretStr
 from nq_pipeline.capture import gateway, reconnect_policy
 from nq_pipeline.capture.gateway import GatewayConnector, GatewaySession, SessionState, Subscription
 from nq_pipeline.capture.reconnect_policy import Attempts, EndReason, Retry, SessionEnd, StepDown, Stop
-from nq_pipeline.clock import Clock, to_ns
+from nq_pipeline.clock import Clock, real_now, to_ns
 from nq_pipeline.dbn.framer import Frame
 from nq_pipeline.dbn.layout import RTYPES, SYMBOL_MAPPING, VERSIONS, record_dtype
 
@@ -82,7 +81,7 @@ def explain_end(ending: SessionEnd) -> str:
 
 
 def _next_step(ending: SessionEnd) -> Retry | StepDown | Stop:
-    return reconnect_policy.next_step(ending, Attempts(), now=datetime.now(UTC), closes=None, chance=0.0)
+    return reconnect_policy.next_step(ending, Attempts(), now=real_now(), closes=None, chance=0.0)
 
 
 class FeedRecorder:

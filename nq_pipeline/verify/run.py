@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nq_pipeline.capture import gateway
-from nq_pipeline.clock import Clock
+from nq_pipeline.clock import Clock, real_now
 from nq_pipeline.errors import CaptureError, NotConfigured, NqError
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.spec import DatabentoSettings
@@ -100,7 +100,7 @@ def run_checks(
     """
     if clock.pinned:
         raise CaptureError("a verification needs a running clock; unset NQ_NOW")
-    started, began = datetime.now(UTC), time.monotonic()
+    started, began = real_now(), time.monotonic()
     evidence = Evidence(Workspace.of(settings).evidence, f"{started:%Y%m%dT%H%M%S.%fZ}", settings)
     databento = settings.vendor(DatabentoSettings)
     dataset, address = databento.dataset, gateway.gateway_address(databento.gateway, databento.dataset)

@@ -21,6 +21,7 @@ from typing import Any
 
 from nq_pipeline import files
 from nq_pipeline.capture.log.segments import list_segments
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import CaptureBusy, LeaseHeld, LedgerError
 from nq_pipeline.leases.leases import Lease, Leases
 from nq_pipeline.settings import Settings
@@ -174,7 +175,7 @@ def read_lock_holder(root: Path, dataset: str) -> LockHolder | None:
         return None
     # The lock file is written when the capture starts, a segment whenever records arrive.
     found = list_segments(root / dataset)
-    since = _modified(root / LOCK) or datetime.now(UTC)
+    since = _modified(root / LOCK) or real_now()
     return LockHolder(process, since, _modified(found[-1].path) if found else None)
 
 

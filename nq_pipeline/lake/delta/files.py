@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 import threading
-import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from urllib.parse import unquote
 import orjson
 import polars as pl
 
+from nq_pipeline.clock import real_ns
 from nq_pipeline.errors import LakeError
 from nq_pipeline.files import make_folder, rename_durably, sync, temporary_for
 from nq_pipeline.lake import parquet
@@ -96,7 +96,7 @@ class DeltaFiles(TableFiles):
     def commit(
         self, base: Manifest, *, add: DataFiles = (), remove: DataFiles = (), marks: Mapping[str, int] = {}
     ) -> Manifest | None:
-        now = time.time_ns()
+        now = real_ns()
         if any(now - self._placed.get(file.path, now) > PLACED_NS for file in add):
             raise LakeError(
                 f"writing to {self.table.name} took too long, so nothing was written; run it again"
@@ -145,7 +145,7 @@ class DeltaFiles(TableFiles):
             rename_durably(staged, self.objects.path(name))
         else:
             self.objects.put_file(name, staged)
-        self._placed[name] = time.time_ns()
+        self._placed[name] = real_ns()
         return name
 
     def describe(self, path: str, size: int) -> DataFile | None:
@@ -195,7 +195,7 @@ class DeltaFiles(TableFiles):
 
     def _commit(self, version: int, operation: str, actions: Sequence[Mapping[str, Any]]) -> bool:
         """Write the log's file of a version; False if there is one."""
-        at = time.time_ns() // 1_000_000
+        at = real_ns() // 1_000_000
         about = {
             "timestamp": at,
             "operation": operation,
@@ -251,7 +251,7 @@ class DeltaFiles(TableFiles):
                     "delta.logRetentionDuration": KEEP_LOG,
                     "delta.deletedFileRetentionDuration": KEEP_REMOVED,
                 },
-                "createdTime": time.time_ns() // 1_000_000,
+                "createdTime": real_ns() // 1_000_000,
             }
         }
 
@@ -277,7 +277,7 @@ class DeltaFiles(TableFiles):
         if opened is None:
             return set()
         # The library counts whole hours; the hundredth is for the time since the caller's look at the clock.
-        hours = max(0, math.ceil((time.time_ns() - before) / 3_600_000_000_000 - 0.01))
+        hours = max(0, math.ceil((real_ns() - before) / 3_600_000_000_000 - 0.01))
         with opened.lock, self._failing():
             paths = opened.table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
         return {unquote(path) for path in paths}

@@ -7,13 +7,13 @@ POST …/databento/gateway      the next fault, as `parse_fault` reads it
 from __future__ import annotations
 
 from asyncio import Lock
-from datetime import UTC, datetime
+from datetime import datetime
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nq_pipeline.clock import ShiftedClock
+from nq_pipeline.clock import ShiftedClock, real_now
 from nq_pipeline.sandbox.gateway.fault_script import parse_fault
 from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.sandbox.gateway.gateway import Gateway, moving_clock
@@ -52,7 +52,7 @@ class Gateways:
                     : len(self._running) - MAX_GATEWAYS + 1
                 ]:
                     await self._running.pop(old).stop()
-                clock = ShiftedClock(pinned) if pinned else moving_clock(datetime.now(UTC))
+                clock = ShiftedClock(pinned) if pinned else moving_clock(real_now())
                 gateway = Gateway(tape(scenario.market), clock=clock, refusal=refusal)
                 await gateway.start()
                 self._running[key] = gateway

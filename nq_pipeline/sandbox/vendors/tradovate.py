@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Series, roots_of
 from nq_pipeline.market.products import NQ
 from nq_pipeline.sandbox.scenario import Scenario
@@ -93,7 +94,7 @@ def renew(request: Request, body: bytes, scenario: Scenario) -> Response:
 
 def _token(scenario: Scenario, name: str) -> Response:
     # A token lives in real time, even where the market's clock stands still.
-    expires = max(datetime.now(UTC), scenario.now) + TOKEN_LIFETIME
+    expires = max(real_now(), scenario.now) + TOKEN_LIFETIME
     token = {
         "accessToken": TOKEN,
         "mdAccessToken": TOKEN,

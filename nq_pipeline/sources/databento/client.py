@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import tenacity
 from pydantic import SecretStr
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.dbn.layout import ZSTD_MAGIC
 from nq_pipeline.disk import is_full, reserve_room
 from nq_pipeline.errors import (
@@ -142,7 +143,7 @@ class HistoricalClient:
 
     def price(self, query: Query, mode: Mode = "historical-streaming") -> Price:
         """Return what the query costs, for how many bytes and at which unit price. Free."""
-        at, usd = datetime.now(UTC), self.cost(query)
+        at, usd = real_now(), self.cost(query)
         if usd == 0:
             return Price(usd, None, None, at)
         size = self.size(query)

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from nq_pipeline.clock import to_ns
+from nq_pipeline.clock import real_now, real_ns
 from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn, UnsupportedDbn, open_dbn
 from nq_pipeline.errors import BadPayload, LeaseHeld, LeaseLost, LedgerError, SourceError, Unavailable
 from nq_pipeline.files import make_folder, rename_durably
@@ -230,12 +230,12 @@ class Downloader:
         if "id" in stored:
             return client.job(stored["id"])
         wanted = with_sorted_symbols(query)
-        known = [job for job in client.jobs(datetime.now(UTC) - JOB_LIFETIME) if job.query == wanted]
+        known = [job for job in client.jobs(real_now() - JOB_LIFETIME) if job.query == wanted]
         if known:
             job = max(known, key=lambda job: job.received_at)
             self.report(f"job {job.id} is paid for this already")
         else:
-            waited = (to_ns(datetime.now(UTC)) - stored.get("submitted_at", 0)) / 1e9
+            waited = (real_ns() - stored.get("submitted_at", 0)) / 1e9
             if waited < LISTED_AFTER_S:
                 raise Unavailable(
                     "a batch job may have been submitted just now and is not listed yet; try again in "
@@ -243,7 +243,7 @@ class Downloader:
                 )
             price, before = client.price(query, "historical"), self.purchases.cost_usd
             lease.check()
-            self.store.write_job(query, {"submitted_at": to_ns(datetime.now(UTC))})
+            self.store.write_job(query, {"submitted_at": real_ns()})
             try:
                 job = self.purchases.buy_job(query, price)
             except (SourceError, LedgerError):

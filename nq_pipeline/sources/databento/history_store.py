@@ -17,13 +17,13 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import Unavailable
 from nq_pipeline.files import locked
 from nq_pipeline.lake.objects import LocalObjects, Objects
@@ -168,7 +168,7 @@ class HistoryStore:
             "query": asdict(query),
             "files": [file.relative_to(self.folder).as_posix() for file in download.files],
             "cost_usd": str(download.cost_usd),
-            "proven_at": datetime.now(UTC).isoformat(),
+            "proven_at": real_now().isoformat(),
         }
         proof |= {
             name: getattr(download, name) for name in ("records", "size", "sha256", "request_ids", "mode")

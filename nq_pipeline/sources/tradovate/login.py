@@ -8,9 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
@@ -76,7 +77,7 @@ class TradovateLogin:
         key = self._own.url, credentials["name"]
         with _login_lock:
             known = _tokens.get(key)
-            left = known.expires - datetime.now(UTC) if known else timedelta()
+            left = known.expires - real_now() if known else timedelta()
             self._reused = left > RENEW_BEFORE
             if known is None or left <= timedelta():
                 known = self._log_in(credentials)

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from nq_pipeline.clock import real_now
 from nq_pipeline.errors import (
     BadPayload,
     Blocked,
@@ -117,7 +118,7 @@ def read_token(answer: Mapping[str, Any]) -> Token:
     return Token(
         access=access,
         market_data=market_data if isinstance(market_data, str) and market_data else access,
-        expires=_utc(expires) if expires else datetime.now(UTC),
+        expires=_utc(expires) if expires else real_now(),
     )
 
 

@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from io import BytesIO
 from itertools import groupby
 from typing import Any
@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from nq_pipeline.clock import from_ns, to_ns
+from nq_pipeline.clock import from_ns, real_now, to_ns
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.instruments import sessions_between
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS
@@ -79,7 +79,7 @@ def submit_job(request: Request, params: Params, scenario: Scenario, account: Ac
     require_entitlement(scenario)
     query, form = parse_query(params, scenario), _parse_form(params)
     array, _ = query_records(query, scenario)
-    now = datetime.now(UTC)  # jobs are submitted in real time, whatever the market's clock
+    now = real_now()  # jobs are submitted in real time, whatever the market's clock
     seed = f"{len(account.jobs)}{sorted(params.items())}".encode()
     job_id = f"GLBX-{now:%Y%m%d}-{hashlib.sha256(seed).hexdigest()[:10].upper()}"
     details: dict[str, Any] = {
