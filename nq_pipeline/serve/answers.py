@@ -22,6 +22,7 @@ from nq_pipeline.errors import LakeError, StoreError
 from nq_pipeline.lake import catalog, results
 from nq_pipeline.serve.clients import run_interruptibly, while_connected
 from nq_pipeline.serve.formats import MEDIA_TYPES, Format, arrow_stream, wanted_format
+from nq_pipeline.serve.names import check_names
 
 if TYPE_CHECKING:
     from nq_pipeline.lake.catalog import LiveCatalog
@@ -59,8 +60,11 @@ class Answers:
         self._rows, self._sql = Semaphore(ROWS_AT_ONCE), Semaphore(SQL_AT_ONCE)
 
     async def rows(self, request: Request, query: RowQuery) -> Response:
-        """The rows of an endpoint, or 304 if the client has them: they only change when a table does."""
-        form, (sql, values) = wanted_format(request), query
+        """The rows of an endpoint, or 304 if the client has them: they only change when a table does.
+
+        Raises `HTTPException`, also for a product, series or source that does not exist.
+        """
+        form = wanted_format(request)
 
         def fill(answer: RowsResponse, opened: list[Connection]) -> None:
             opened.append(self._live.cursor())
@@ -69,7 +73,8 @@ class Answers:
             if tag in request.headers.get("if-none-match", ""):
                 answer.status_code = 304
             else:
-                answer.fill(opened[0].sql(sql, params=values))
+                check_names(opened[0], query)
+                answer.fill(opened[0].sql(query.sql, params=query.values))
 
         return await self._answer(request, RowsResponse(form, self._space), fill, self._rows)
 

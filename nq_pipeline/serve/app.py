@@ -6,6 +6,7 @@ import hashlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -129,7 +130,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Every error has the same form."""
     assert isinstance(error, HTTPException)
     reason = error.detail
-    if error.status_code == 404:
+    if error.detail == HTTPStatus.NOT_FOUND.phrase:  # the router's own
         reason = f"no such path: {request.url.path}; / lists every path and what it takes"
     return JSONResponse({"error": reason}, error.status_code, error.headers)
 

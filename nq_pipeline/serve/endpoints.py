@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nq_pipeline.serve.queries import (
     AS_OF,
+    COLUMNS,
     FROM,
     LIMIT,
     METRICS,
@@ -46,6 +47,13 @@ class Endpoint:
 
 _NEWEST = Parameter("newest_per_contract", bool, "with as_of: the newest row of every contract of the day")
 _SPAN = (AS_OF, FROM, TO)
+
+
+def _metrics(path: str, summary: str, name: str) -> Endpoint:
+    narrowing = [parameter for parameter in (PRODUCT, SERIES, SOURCE) if parameter.name in COLUMNS[name]]
+    return Endpoint(path, summary, (*_SPAN, *narrowing, LIMIT), metrics(name))
+
+
 ENDPOINTS = (
     Endpoint(
         "/chain",
@@ -65,18 +73,16 @@ ENDPOINTS = (
         (AS_OF, TRADE_DATE, LIMIT),
         gaps,
     ),
-    Endpoint(
+    _metrics(
         "/surface",
         "The fitted volatility surface: parameters and error of each series (table surface_slices).",
-        (*_SPAN, PRODUCT, SERIES, SOURCE, LIMIT),
-        metrics("surface_slices"),
+        "surface_slices",
     ),
     *(
-        Endpoint(
+        _metrics(
             f"/metrics/{name}",
             f"Table {name}: its newest snapshot, the newest as of a moment, or those of a span.",
-            (*_SPAN, PRODUCT, SERIES, SOURCE, LIMIT),
-            metrics(name),
+            name,
         )
         for name in METRICS
     ),

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from nq_pipeline.market.contracts import Series
 from nq_pipeline.serve.endpoints import ENDPOINTS
 from nq_pipeline.serve.formats import MEDIA_TYPES
 from nq_pipeline.serve.queries import FORMS, Parameter
@@ -20,6 +21,7 @@ _TYPES: dict[type, dict[str, str]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
     float: {"type": "number"},
+    Series: {"type": "string"},
     str: {"type": "string"},
 }
 _ROWS = {
@@ -91,7 +93,7 @@ def _operation(summary: str, parameters: tuple[Parameter, ...]) -> dict[str, Any
             ),
             form,
         ],
-        "responses": {"200": _ROWS, **dict.fromkeys(("400", "401", "406", "500", "503"), _REFUSED)},
+        "responses": {"200": _ROWS, **dict.fromkeys(("400", "401", "404", "406", "500", "503"), _REFUSED)},
     }
 
 

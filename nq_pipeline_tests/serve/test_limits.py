@@ -13,6 +13,7 @@ import requests
 
 from nq_pipeline.serve import answers
 from nq_pipeline.serve.endpoints import ENDPOINTS, Endpoint
+from nq_pipeline.serve.queries import RowQuery
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.served import serve
 
@@ -25,7 +26,7 @@ PATHS = ["/endless", f"/sql?query={quote(ENDLESS)}"]
 @pytest.fixture(scope="module")
 def small(settings: Settings) -> Iterator[Settings]:
     """Settings with little memory, and an endpoint that never answers."""
-    endless = Endpoint("/endless", "", (), lambda _: (ENDLESS, {}))
+    endless = Endpoint("/endless", "", (), lambda _: RowQuery(ENDLESS))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nq_pipeline.serve.app.ENDPOINTS", (*ENDPOINTS, endless))
         yield settings.with_values(sql_memory_mb=64)

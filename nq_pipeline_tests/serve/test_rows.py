@@ -122,17 +122,59 @@ def test_the_surface_is_the_fitted_slices(get: Get) -> None:
         ("/chain", {"limit": "many"}, "limit"),
         ("/chain", {"limit": "-1"}, "limit"),
         ("/chain", {"limit": str(1 << 63)}, "limit"),
-        ("/metrics/gamma_levels", {"series": "x"}, "series"),
+        ("/metrics/gamma_levels", {"series": "Q1B-2025-07-01"}, "product, source"),
+        ("/surface", {"product": "NQ"}, "series, source"),
         ("/metrics/gamma_levels", {"as_of": SNAPSHOT, "from": SNAPSHOT}, "from"),
-        ("/chain", {"series": "x' OR 'a'='a"}, ""),
+        ("/chain", {"series": "x' OR 'a'='a"}, "Q1B-2025-07-01"),
+        ("/trades", {"series": "Q1B-2025-7-1"}, "Q1B-2025-07-01"),
     ],
 )
 def test_a_wrong_parameter_is_named(get: Get, path: str, parameters: dict[str, str], word: str) -> None:
     answer = get(path, **parameters)
-    if word:
-        assert answer.status_code == 400 and word in answer.json()["error"]
-    else:
-        assert answer.json() == []
+    assert answer.status_code == 400 and word in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "near"),
+    [
+        ("/chain", {"series": "Q2B-2025-06-11"}, "Q2B-2025-06-10"),
+        ("/chain", {"series": "Q2B-2025-06-11", "as_of": SNAPSHOT}, "Q2B-2025-06-10"),
+        ("/trades", {"series": "ABC-2025-06-10"}, "Q2B-2025-06-10"),
+        ("/trades", {"product": "nq"}, "NQ"),
+        ("/surface", {"source": "tradovat"}, "tradovate"),
+        ("/metrics/gamma_levels", {"product": "NQM5"}, "NQ"),
+        ("/chain", {"source": "' OR 'a'='a"}, "leave it out"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_an_error(
+    get: Get, path: str, parameters: dict[str, str], near: str
+) -> None:
+    answer = get(path, **parameters)
+    assert answer.status_code == 404, answer.text
+    assert near in answer.json()["error"].partition(";")[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("/chain", {"series": "Q1B-2030-07-02"}),
+        ("/metrics/smile", {"series": "nq-2030-06-21"}),
+        ("/trades", {"product": "ES"}),
+        ("/metrics/gamma_levels", {"product": "NDX"}),
+        ("/chain", {"source": "databento"}),
+    ],
+)
+def test_a_name_without_rows_is_an_answer_without_rows(
+    get: Get, path: str, parameters: dict[str, str]
+) -> None:
+    assert rows(get(path, **parameters)) == []
+
+
+def test_a_series_that_only_the_lake_knows_is_known(get: Get, settings: Settings) -> None:
+    row = trade(9, "Z", 21_500.0) | {"root": "ZZZ", "series": "ZZZ-2025-06-11"}
+    Workspace.of(settings).lake.append(TRADES, conform(TRADES, pl.DataFrame([row])), run_id="run")
+    assert rows(get("/trades", series="ZZZ-2025-06-11", trade_date="2025-06-09")) == []
+    assert "ZZZ-2025-06-11" in get("/trades", series="ZZZ-2025-06-12").json()["error"]
 
 
 def test_sql_is_read_only(get: Get, address: str) -> None:
