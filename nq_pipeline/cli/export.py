@@ -10,7 +10,7 @@ import click
 from nq_pipeline.cli.exit_codes import report_errors
 from nq_pipeline.cli.help import DatedHelp
 from nq_pipeline.cli.options import instant
-from nq_pipeline.cli.output import load, note_sandbox
+from nq_pipeline.cli.output import load, note_sandbox, status
 from nq_pipeline.export import FORMATS
 
 
@@ -52,15 +52,17 @@ def export(
     from nq_pipeline.export import export as write
 
     settings = load()
-    written = write(
-        settings,
-        format,
-        Path(to),
-        first=first.date() if first else None,
-        last=last.date() if last else None,
-        as_of=as_of,
-        tables=tables,
-    )
+    with status(f"{format} …") as show:
+        written = write(
+            settings,
+            format,
+            Path(to),
+            first=first.date() if first else None,
+            last=last.date() if last else None,
+            as_of=as_of,
+            tables=tables,
+            progress=show,
+        )
     note_sandbox(settings)
     click.echo(f"Exported: {written.path}")
     for name, rows in written.rows.items():

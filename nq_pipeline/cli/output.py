@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,19 @@ def console() -> Any:
 
     # Text from a vendor is never interpreted as markup.
     return Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
+
+
+@contextmanager
+def status(line: str) -> Iterator[Callable[[str], None]]:
+    """Show a line on a terminal's stderr while the context lasts; yields what replaces it."""
+    from rich.console import Console
+
+    terminal = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not terminal.is_terminal:
+        yield lambda line: None
+        return
+    with terminal.status(line) as shown:
+        yield shown.update
 
 
 def url(host: str, port: int) -> str:

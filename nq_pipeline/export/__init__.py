@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nq_pipeline.settings import Settings
 
@@ -73,6 +73,7 @@ def export(
     last: date | None = None,
     as_of: datetime | None = None,
     tables: Sequence[str] = (),
+    progress: Callable[[str], object] = lambda line: None,
 ) -> Exported:
     """Write a part of the lake in another tool's format.
 
@@ -91,6 +92,8 @@ def export(
         Export the snapshots that were current at this instant, which needs a time zone.
     tables
         Tables or views, for a format that takes any.
+    progress
+        Called with a line that says what is being written.
 
     Raises
     ------
@@ -128,6 +131,7 @@ def export(
         is_moment=form.of_moment and not dated,
         tables=tables,
         memory_mb=settings.query.memory_mb,
+        progress=progress,
     ) as selection:
         written: Exported = import_module(f"{__name__}.{name}").write(selection, to)
     return written

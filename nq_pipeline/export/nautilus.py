@@ -35,10 +35,12 @@ def write(selection: Selection, to: Path) -> Exported:
     chains, whose `ts_init` is the snapshot. Where a vendor sends no size, it is one contract. An instrument
     that is already in the catalog stays as it is.
     """
-    connection, rows, left_out = selection.connection, Counter[str](), Counter[str]()
+    connection = selection.connection
+    rows, left_out, files = Counter[str](), Counter[str](), Counter[str]()
     for day in filter(sessions.is_trade_date, selection.days):
         session = sessions.session(day)
         span = to_ns(session.open), to_ns(sessions.next_open(session.close)) - 1
+        selection.show("instruments", day, rows["instruments"])
         instruments = connection.sql(_INSTRUMENTS.format(day=day)).fetchall()
         rows["instruments"] += write_instruments(instruments, to / "data", day, span)
         for kind, (source, columns) in _TICKS.items():
@@ -47,7 +49,10 @@ def write(selection: Selection, to: Path) -> Exported:
             for reason, count in counts.fetchall():
                 (left_out if reason else rows)[reason or f"{kind}s"] += count
             wanted = connection.sql(f"SELECT raw_symbol, {columns} FROM ({ticks}) WHERE left_out IS NULL")
-            _write_ticks(wanted.order("raw_symbol, ts_init, sequence, ordinal"), to / "data" / kind, span)
+            wanted = wanted.order("raw_symbol, ts_init, sequence, ordinal")
+            for _ in _write_ticks(wanted, to / "data" / kind, span):
+                files[kind] += 1
+                selection.show(f"files of {kind}s", day, files[kind])
     return Exported(to, dict(rows), dict(left_out))
 
 
@@ -147,7 +152,7 @@ _SCHEMAS = {
 }
 
 
-def _write_ticks(rows: duckdb.DuckDBPyRelation, folder: Path, span: Span) -> None:
+def _write_ticks(rows: duckdb.DuckDBPyRelation, folder: Path, span: Span) -> Iterator[Path]:
     """Write a file for each instrument; the rows come by instrument and are never all in memory."""
     with rows.to_arrow_reader(BATCH_ROWS) as reader:
         for symbol, parts in groupby(_split(reader), key=lambda part: part[0]):
@@ -160,6 +165,7 @@ def _write_ticks(rows: duckdb.DuckDBPyRelation, folder: Path, span: Span) -> Non
                     for _, part in parts:
                         file.write_batch(_fixed_width(part, file.schema))
                 temporary.replace(path)
+            yield path
 
 
 def _split(batches: pa.RecordBatchReader) -> Iterator[tuple[str, pa.RecordBatch]]:

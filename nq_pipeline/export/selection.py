@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from tempfile import TemporaryDirectory
 
@@ -35,6 +35,8 @@ class Selection:
         The trade dates with rows, in order.
     is_moment
         Whether only the rows of the snapshots of one moment are selected.
+    progress
+        Called with what is being written.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -42,7 +44,7 @@ class Selection:
     tables: tuple[str, ...]
     days: tuple[date, ...]
     is_moment: bool
-    _columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    progress: Callable[[str], object]
 
     def read(self, table: str, columns: str = "*", *, day: str = PARTITION) -> Iterator[pl.DataFrame]:
         """The selected rows in batches, sorted by trade date and then by their columns from left to right.
@@ -68,12 +70,22 @@ class Selection:
                 raise ExportUsage(f"{table} has no snapshots; choose trade dates with --from and --until")
             keys = ", ".join(key for key in _KEYS if key in names)
             current = f"SEMI JOIN moment USING ({keys})"
+        done = 0
         yield self.connection.sql(f"SELECT {columns} FROM {table} LIMIT 0").pl()
         for trade_date in self.days:
             rows = self.connection.sql(
                 f"SELECT {columns} FROM {table} {current} WHERE {day} = DATE '{trade_date}' ORDER BY ALL"
             )
-            yield from batches(rows)
+            self.show(table, trade_date, done)
+            for batch in batches(rows):
+                yield batch
+                done += batch.height
+                self.show(table, trade_date, done)
+
+    def show(self, what: str, day: date, done: int) -> None:
+        """Report how many rows or files of some kind have been written, up to and with a trade date."""
+        number = self.days.index(day) + 1
+        self.progress(f"{what}: {done:,}, trade date {day} ({number} of {len(self.days)})")
 
 
 def batches(rows: duckdb.DuckDBPyRelation) -> Iterator[pl.DataFrame]:
@@ -106,6 +118,7 @@ def select(
     is_moment: bool,
     tables: Sequence[str],
     memory_mb: int,
+    progress: Callable[[str], object],
 ) -> Iterator[Selection]:
     """Open the lake and find the trade dates; `export` describes the parameters."""
     for name in tables:
@@ -141,7 +154,7 @@ def select(
                     "the lake has no rows on those trade dates; `nq report --list` lists its snapshots"
                 )
         names = tuple(dict.fromkeys(tables)) or DEFAULT
-        yield Selection(connection, lake.environment, names, tuple(sorted(days)), is_moment)
+        yield Selection(connection, lake.environment, names, tuple(sorted(days)), is_moment, progress)
 
 
 def _trade_dates(lake: Lake) -> set[date]:

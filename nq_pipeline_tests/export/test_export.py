@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -121,6 +122,30 @@ def test_the_command_says_what_it_wrote_and_left_out(settings: Settings, tmp_pat
     assert done.exit_code == 0, done.output
     assert "SANDBOX" in done.output and "trade_ticks: 4" in done.output
     assert "left out: 1 trades of other instruments" in done.output
+    assert done.stderr == "", "progress is for terminals"
     for wrong in (["--as-of", "noon"], ["--table", "nothing"]):
         refused = CliRunner().invoke(main, ["export", "csv", "--to", str(tmp_path), *wrong], env=environment)
         assert refused.exit_code == 2, refused.output
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (["nautilus"], r"files of trade_ticks: 2, trade date 2025-06-10 \(2 of 3\)"),
+        (
+            ["csv", "--table", "trades", "--from", "2025-06-09"],
+            r"trades: 6, trade date 2025-06-11 \(3 of 3\)",
+        ),
+    ],
+)
+def test_a_terminal_shows_the_progress(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str], shown: str
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("rich.status.Status.update", lambda _, line: lines.append(line))
+    environment = {"NQ_DATA_DIR": str(settings.data_dir), "FORCE_COLOR": "1"}
+    done = CliRunner().invoke(
+        main, ["export", *line, "--until", "2025-06-11", "--to", str(tmp_path / "to")], env=environment
+    )
+    assert done.exit_code == 0, done.output
+    assert any(re.fullmatch(shown, line) for line in lines), lines
