@@ -40,6 +40,9 @@ class Room:
 def reserve_room(folder: Path, size: int) -> Iterator[Room]:
     """Reserve disk space for an answer of `size` bytes in a folder, and a little more.
 
+    Vendors say how long an answer is uncompressed. It arrives compressed, so the room is several times what
+    it takes; how far it compresses is not known before it is paid for.
+
     Raises
     ------
     NoRoom

@@ -100,7 +100,7 @@ class Workspace:
         """The vendors' answers, unchanged."""
         from nq_pipeline.lake.archive import RawArchive
 
-        return RawArchive(self.objects.within("raw"), self.root / "raw" / "begun")
+        return RawArchive(self.objects.within("raw"), self.root / "raw")
 
     @property
     def history(self) -> Path:

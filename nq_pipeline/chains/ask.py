@@ -83,9 +83,7 @@ def ask_sources(
 
     def left_behind(name: str) -> SourceResult:
         late = DeadlineReached(f"no answer within {allowed_s:g} s (NQ_SOURCE_DEADLINE_S)")
-        return SourceResult(
-            failed(name, request, late), request.series, allowed_s, vendor_sessions[name].frame()
-        )
+        return _failed_result(name, request, vendor_sessions[name], late, elapsed_s=allowed_s)
 
     done = {s.name: results.get(s.name) or left_behind(s.name) for s in sources if s.name not in priced}
     return done, dict(priced)
@@ -168,7 +166,22 @@ def ask_source(
 def fault_result(name: str, request: ChainRequest, session: VendorSession, fault: Exception) -> SourceResult:
     """The result of a source whose code failed. The fault's text, which may hold secrets, is not in it."""
     error = Unavailable(f"a fault of this program ({type(fault).__name__})")
-    return SourceResult(failed(name, request, error), request.series, 0.0, session.frame(), fault=fault)
+    return _failed_result(name, request, session, error, fault=fault)
+
+
+def _failed_result(
+    name: str,
+    request: ChainRequest,
+    session: VendorSession,
+    error: SourceError,
+    *,
+    elapsed_s: float = 0.0,
+    fault: Exception | None = None,
+) -> SourceResult:
+    """The result of a source that gave no chain, with the answers that it had archived until then."""
+    used = session.used.copy()  # in one step: the thread of the source may still run
+    answer = failed(name, request, error)
+    return SourceResult(answer, request.series, elapsed_s, session.frame(), used, fault)
 
 
 def raise_faults(results: Mapping[str, SourceResult]) -> None:

@@ -7,6 +7,7 @@
     raw/runs/<run_id>.json                                 the record of a run: its request and its answers
     raw/removed.jsonl                                      runs whose answers retention removed, and when
                                                            (in an object store: raw/removed/<run_id>.json)
+    raw/unsent/…                                           on this machine, what an object store did not take
 
 These are files of the data folder, or objects of the same names below NQ_LAKE_URL. The body is written before
 its entry, and the entry before the pointer to it, so a crash leaves only complete or unreferenced objects. No
@@ -16,10 +17,11 @@ secret is stored: callers pass redacted parameters.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -31,10 +33,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from nq_pipeline.clock import real_now
 from nq_pipeline.disk import reserve_room
-from nq_pipeline.errors import LakeError
+from nq_pipeline.errors import LakeError, StoreError
 from nq_pipeline.files import locked
 from nq_pipeline.lake.objects import LocalObjects, Objects, StoredObject
 from nq_pipeline.lake.tables import PARTITION
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +84,14 @@ class RawArchive:
     ----------
     objects
         The objects below `raw`.
-    locks
-        A folder of this machine for the locks of running runs.
+    local
+        A folder of this machine for the locks of running runs and for what an object store did not take.
     """
 
-    def __init__(self, objects: Objects, locks: Path) -> None:
+    def __init__(self, objects: Objects, local: Path) -> None:
         self.objects = objects
-        self._locks = locks
+        self._locks = local / "begun"
+        self._unsent = LocalObjects(local / "unsent")
 
     def reserve_room(self, size: int) -> AbstractContextManager[object]:
         """Reserve room for an answer that costs money, or raise `NoRoom`; an object store has room."""
@@ -95,9 +100,19 @@ class RawArchive:
         return nullcontext()
 
     def put(self, entry: RawEntry, body: bytes) -> RawEntry:
-        """Store a body and its entry durably; the entry becomes the newest of its request."""
-        self.objects.put(_answer(entry, "zst"), zstandard.compress(body, 3))
-        self._publish(entry)
+        """Store a body and its entry durably; the entry becomes the newest of its request.
+
+        What an object store does not take stays on this machine until the next `claim_unfinished` here.
+        """
+        packed = zstandard.compress(body, 3)
+        try:
+            self.objects.put(_answer(entry, "zst"), packed)
+            self._publish(entry)
+        except StoreError as error:
+            self._unsent.put(_answer(entry, "zst"), packed)
+            # It may have been rejected when the store gets it, so the cache must not serve it.
+            self._unsent.put(_answer(entry, "json"), orjson.dumps(asdict(replace(entry, expires=0))))
+            log.warning("an answer of %s stays in %s: %s", entry.source, self._unsent.root, error)
         return entry
 
     def get(self, entry: RawEntry) -> bytes:
@@ -119,7 +134,7 @@ class RawArchive:
 
     def find(self, source: str, digest: str) -> RawEntry | None:
         """The newest entry of a request, or None."""
-        return self._read(f"{source}/newest/{digest}.json")
+        return _read(self.objects, f"{source}/newest/{digest}.json")
 
     def expire(self, entry: RawEntry) -> None:
         """Never serve this answer from the cache again; it stays archived."""
@@ -135,7 +150,10 @@ class RawArchive:
         """
 
         def update(record: Mapping[str, Any]) -> None:
-            self.objects.put(f"begun/{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2))
+            name, body = f"begun/{run_id}.json", orjson.dumps(record, option=orjson.OPT_INDENT_2)
+            self.objects.put(name, body)
+            if not self.objects.is_local:
+                self._unsent.put(name, body)
 
         with locked(self._lock(run_id)):
             update(record)
@@ -151,6 +169,7 @@ class RawArchive:
         With an object store, runs of other machines are among them only if `claim` says of a run's id that it
         no longer runs, and keeps others from claiming it.
         """
+        self._send_unsent()
         with ExitStack() as held:
             begun = [PurePosixPath(one.name).stem for one in self._records("begun")]
 
@@ -175,12 +194,13 @@ class RawArchive:
 
     def forget_unfinished(self, run_id: str) -> None:
         """Remove the record of a run that is finished or has no archived answer."""
+        self._unsent.delete([f"begun/{run_id}.json"])
         self.objects.delete([f"begun/{run_id}.json"])
         self._lock(run_id).unlink(missing_ok=True)
 
     def run_answers(self, run_id: str, source: str, trade_date: date) -> dict[str, str]:
         """The request ids of a run's archived answers, by digest."""
-        entries = (self._read(one.name) for one in self._records(_day(source, trade_date)))
+        entries = (_read(self.objects, one.name) for one in self._records(_day(source, trade_date)))
         return {entry.digest: entry.request_id for entry in entries if entry and entry.run_id == run_id}
 
     def write_run(self, run_id: str, record: Mapping[str, Any]) -> None:
@@ -224,7 +244,7 @@ class RawArchive:
     def old_pointers(self, before: date) -> list[StoredObject]:
         """Pointers to newest entries from before this trade date."""
         pointers = [one for source in self.objects.folders() for one in self._records(f"{source}/newest")]
-        entries = ((one, self._read(one.name)) for one in pointers)
+        entries = ((one, _read(self.objects, one.name)) for one in pointers)
         return [one for one, entry in entries if entry and entry.trade_date < before]
 
     def old_answers(self, before: date) -> Iterator[tuple[date, str, list[StoredObject]]]:
@@ -264,7 +284,30 @@ class RawArchive:
 
     def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
         """The entry of one request, or None."""
-        return self._read(f"{_day(source, trade_date)}/{request_id}.json")
+        return _read(self.objects, f"{_day(source, trade_date)}/{request_id}.json")
+
+    def _send_unsent(self) -> None:
+        """Give the object store the answers that it did not take; their runs are then unfinished.
+
+        Another machine may have finished such a run without them, or removed its record.
+        """
+        for source in self._unsent.folders():
+            for stored in list(self._unsent.list(source)):
+                if stored.name.endswith(".json") and (entry := _read(self._unsent, stored.name)):
+                    self._send(entry)
+        for stored in list(self._unsent.list("begun")):  # runs that another machine has finished
+            run_id = PurePosixPath(stored.name).stem
+            with locked(self._lock(run_id), wait=False) as has_ended:
+                if has_ended and not self.objects.exists(stored.name):
+                    self.forget_unfinished(run_id)
+
+    def _send(self, entry: RawEntry) -> None:
+        names = [_answer(entry, "zst"), _answer(entry, "json"), f"begun/{entry.run_id}.json"]
+        for name in names:
+            with suppress(FileNotFoundError):  # another process has sent it, or the run has ended
+                if not self.objects.exists(name):
+                    self.objects.put(name, self._unsent.get(name))
+        self._unsent.delete(reversed(names[:2]))
 
     def _lock(self, run_id: str) -> Path:
         return self._locks / f"{run_id}.lock"
@@ -285,12 +328,13 @@ class RawArchive:
         except (ValueError, TypeError):
             raise damaged_record(self.objects.uri(name)) from None
 
-    def _read(self, name: str) -> RawEntry | None:
-        """An entry; None if it is missing or unreadable, so that the request is sent again."""
-        try:
-            return _ENTRY.validate_json(self.objects.get(name), strict=True)
-        except (FileNotFoundError, ValidationError):
-            return None
+
+def _read(objects: Objects, name: str) -> RawEntry | None:
+    """An entry; None if it is missing or unreadable, so that the request is sent again."""
+    try:
+        return _ENTRY.validate_json(objects.get(name), strict=True)
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def damaged_record(where: str) -> LakeError:

@@ -222,8 +222,8 @@ class VendorSession:
 
         `parameters` identify the request and hold no secrets. `perform` sends it and returns the exact bytes
         of the answer. It may add its cost to `current_fetch`. Its `SourceError` is recorded and raised again.
-        For an answer that costs money, `paid_bytes` says how long it may be: raises `NoRoom` before the
-        request is sent if the archive has no room for it.
+        For an answer that costs money, `paid_bytes` says how long it may be, uncompressed: raises `NoRoom`
+        before the request is sent if the archive has no room for it.
         """
 
         def received() -> _Received:

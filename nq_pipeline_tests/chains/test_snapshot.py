@@ -281,6 +281,8 @@ def test_fetches_have_the_requests_of_a_hanging_vendor(
         ("listing", "ok", None, 12),
         ("chain", "unavailable", "the run went on without an answer", 0),
     ]
+    record = Workspace.of(desk.settings).archive.read_run("latest")
+    assert len(record["sources"]["barchart"]["used"]) == 1, "the listing can be parsed again"
 
 
 def test_blocked_vendor_is_not_asked_until_refresh(tmp_path: Path) -> None:
@@ -410,6 +412,22 @@ def test_a_replay_into_an_empty_lake_gives_the_very_rows(tmp_path: Path) -> None
         assert_frame_equal(
             rows(desk, table).drop(RUN, strict=False), before[table.name].drop(RUN, strict=False)
         )
+
+
+def test_answers_from_before_a_fault_are_parsed_again(tmp_path: Path) -> None:
+    vendor = Vendor("barchart", metered=True)
+    desk, ask_vendor = Desk(tmp_path, vendor), vendor.ask
+
+    def break_after_the_answer(request: ChainRequest, session: VendorSession) -> ChainAnswer:
+        ask_vendor(request, session)
+        raise ZeroDivisionError
+
+    vendor.ask = break_after_the_answer  # type: ignore[method-assign]
+    with pytest.raises(NqError, match="ZeroDivisionError"):
+        desk.snap()
+    vendor.ask = ask_vendor  # type: ignore[method-assign]
+    assert desk.replay().winners == {"barchart": 84}
+    assert vendor.answered == 1
 
 
 def test_replay_of_a_run_served_from_the_cache(tmp_path: Path) -> None:

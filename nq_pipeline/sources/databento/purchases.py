@@ -12,8 +12,8 @@ bills the bytes it sent, even if they never arrived whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from nq_pipeline.clock import from_ns
 from nq_pipeline.dbn.stream import decode
-from nq_pipeline.errors import BadPayload, OverBudget
+from nq_pipeline.errors import BadPayload, LedgerError, OverBudget
 from nq_pipeline.sources.databento.client import BatchJob, HistoricalClient
 from nq_pipeline.sources.databento.query import Price, Query
 from nq_pipeline.sources.databento.vendor_errors import TransientFailure
@@ -29,6 +29,8 @@ from nq_pipeline.spend.ledger import Charge, Ledger, Mode, Purpose, Reservation,
 from nq_pipeline.spend.money import ZERO, format_usd
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,13 +77,20 @@ class Purchases:
             self.ledger.release(self.ledger.reserve(whole), "each query is reserved on its own")
 
     def buy_body(self, query: Query, price: Price, *, request_id: str) -> bytes:
-        """Return the exact body of an answer; the cost of one that cannot be read stays reserved."""
+        """Return the exact body of an answer.
+
+        Its cost stays reserved if it cannot be read, or if the ledger fails when it has arrived.
+        """
 
         def send(spending: Spending) -> bytes:
             body = self.client.download(query, spending)
-            with suppress(BadPayload):  # reported by whoever parses the archived body
+            try:
                 size = decode(body, query.schema).array.nbytes
                 spending.commit(billed_bytes=size, request_id=request_id)
+            except BadPayload:  # reported by whoever parses the archived body
+                pass
+            except LedgerError as error:  # the body is paid for, and exists only here until it is archived
+                log.warning("the cost of %s stays reserved: %s", spending.reservation.charge, error)
             return body
 
         return self._buy(query, price, "historical-streaming", send, self.attempts)

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from nq_pipeline.clock import NS_PER_S, to_ns
 from nq_pipeline.configuration import load
+from nq_pipeline.errors import LedgerError
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.sandbox.synthetic.market import market
@@ -27,7 +28,7 @@ from nq_pipeline.settings import Settings
 from nq_pipeline.sources.base import ChainRequest, Source
 from nq_pipeline.sources.databento.query import DEFINITION, QUOTES, SCHEMAS, STATISTICS, TRADES
 from nq_pipeline.sources.databento.source import Databento
-from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.ledger import Ledger, open_ledger
 from nq_pipeline.spend.tables import Kind
 from nq_pipeline.transport.lifetime import Lifetime
 from nq_pipeline.verify.doctor import probe_source
@@ -227,6 +228,20 @@ class TestDatabentoKeepsTheContract(SourceContract):
         costs = {fetch.operation: fetch.cost_usd for fetch in session.fetches}
         for schema in set(open_schemas):
             assert costs[schema] == sum(one.reserved_usd for one in held if one.charge.schema == schema)
+
+    def test_an_answer_outlives_a_ledger_that_fails_when_it_is_paid(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise LedgerError("the database went away")
+
+        monkeypatch.setattr(Ledger, "commit", fail)
+        with self.vendor() as server:
+            answer, session = self.ask(server, tmp_path)
+            held = open_ledger(self.settings(server)).open_reservations()
+        assert answer.outcome is Outcome.OK
+        assert len(session.used) == 1 + len(SCHEMAS), "every answer is archived"
+        assert [reservation.charge.schema for reservation in held] == list(SCHEMAS)
 
     def test_without_a_budget_nothing_is_bought(self, tmp_path: Path) -> None:
         with self.vendor() as server:
