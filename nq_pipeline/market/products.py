@@ -4,7 +4,8 @@ To add a product whose options follow the rules of `listing.py`, add one `Produc
 nothing else changes (docs/adding-a-product.md). Sources of the facts:
 
 - E-mini Nasdaq-100: CME contract specifications (weekly and end-of-month options, copy of
-  2025-03). Barchart's codes: the drop-down lists of its option pages of June 2025.
+  2025-03). Barchart's codes: the drop-down lists of its option pages of June 2025; they had most codes, the
+  others continue the pattern.
 - E-mini S&P 500: CME contract specifications and CME's questions and answers on weekly,
   end-of-month, Tuesday and Thursday options; symbols, multiplier and expirations agree with
   exchange definitions of 2024 and 2026. Barchart's codes of weeklies are not known.

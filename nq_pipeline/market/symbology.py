@@ -22,12 +22,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from nq_pipeline.market.contracts import MONTH_CODES, ROOTS, Contract, Series, format_strike
-from nq_pipeline.market.listing import expiration_date
+from nq_pipeline.market.listing import expiration_date, front_future, underlying_future
+from nq_pipeline.market.products import FRIDAY
 
 if TYPE_CHECKING:
     import polars as pl
@@ -114,6 +115,18 @@ def barchart_code(
     if root is None:
         return Unparsed(series.key, f"Barchart's root for {series.root} is not known")
     return f"{root}{_month_and_year(series, year_digits)}"
+
+
+def barchart_future(series: Series) -> str:
+    """The future under which Barchart shows a series, `NQM25`: normally the one it exercises into.
+
+    In the week in which the quarterly option expires it is the next one. That was seen on the Monday of such
+    a week; that the other days are alike is an assumption.
+    """
+    product, day = series.root_info.product, series.expiration_date
+    if series.root_info.family.kind != "weekly" or product.families[0].kind != "quarterly":
+        return underlying_future(series, 2)
+    return front_future(product, day + timedelta(days=FRIDAY - day.weekday()), 2)
 
 
 def parse_barchart_code(

@@ -121,6 +121,24 @@ def test_barchart_code_means(code: str, key: str) -> None:
     assert symbology.parse_barchart_code(code, on=JUNE) == Series.parse(key)
 
 
+@pytest.mark.parametrize(
+    ("code", "future"),
+    [  # the addresses in drop-down lists of pages of June 2025
+        ("NQM25", "NQM25"),
+        ("MQ1M25", "NQM25"),
+        ("MC6M25", "NQM25"),
+        ("MC7M25", "NQM25"),
+        ("MC8M25", "NQU25"),  # exercises into NQM25
+        ("MC9M25", "NQU25"),
+        ("MQ6M25", "NQU25"),
+    ],
+)
+def test_barchart_shows_a_series_under_its_future(code: str, future: str) -> None:
+    series = symbology.parse_barchart_code(code, on=JUNE)
+    assert isinstance(series, Series)
+    assert symbology.barchart_future(series) == future
+
+
 def test_an_unknown_barchart_root_is_unparsed_until_added() -> None:
     fifth_monday = Series.parse("Q5A-2025-09-29")
     assert isinstance(symbology.barchart_code(fifth_monday), Unparsed)

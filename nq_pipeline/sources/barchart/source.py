@@ -25,7 +25,7 @@ from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
 from nq_pipeline.market.listing import front_future, underlying_future
 from nq_pipeline.market.products import select_products
-from nq_pipeline.market.symbology import Unparsed, barchart_code
+from nq_pipeline.market.symbology import Unparsed, barchart_code, barchart_future
 from nq_pipeline.outcome import Outcome
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.barchart.codes import added_codes, one_digit
@@ -253,7 +253,7 @@ def _page_path(code: str, series: Series | None = None) -> str:
     """The address of a series' page; the standard option's is that of the future itself."""
     if series is None or series.root_info.family.is_standard:
         return f"/futures/quotes/{code}/options"
-    return f"/futures/quotes/{underlying_future(series, 2)}/options/{code}"
+    return f"/futures/quotes/{barchart_future(series)}/options/{code}"
 
 
 def _read_futures(

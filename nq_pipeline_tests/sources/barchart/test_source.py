@@ -116,6 +116,17 @@ def test_chains_are_requested_first_then_futures_then_pages(tmp_path: Path) -> N
     ]
 
 
+def test_a_page_is_asked_for_under_the_future_the_site_shows(tmp_path: Path) -> None:
+    def respond(asked: Asked) -> Answer:
+        if "symbol" in asked.query:
+            return Answer(chain(barchart_boards.board("MC8M5")))
+        return NOT_FOUND
+
+    _, server, _ = ask(respond, tmp_path, series=(Series("Q3A", date(2025, 6, 16)),))
+    assert server.asked[-1].path == "/futures/quotes/NQU25/options/MC8M25"
+    assert server.asked[1].query["symbols"] == "NQM25"  # which it exercises into
+
+
 def test_pages_can_be_left_out(tmp_path: Path) -> None:
     answer, server, _ = ask(healthy, tmp_path, barchart_pages=False)
     assert answer.outcome is Outcome.OK

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import polars as pl
 
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.products import Family
+from nq_pipeline.market.symbology import barchart_future
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.vendors.barchart.rows import (
     CHICAGO,
@@ -42,7 +42,7 @@ def render_page(scenario: Scenario, future: str, code: str) -> str | None:
     series = series_by_code(chain).get(code or future)
     if series is None:
         return None
-    underlying = underlying_future(series, 2)
+    underlying = barchart_future(series)
     quoted = next((row for row in futures if row["symbol"][0] == underlying), None)
     if quoted is None or scenario.fault == "empty":
         return "<html><head><title>No data</title></head><body></body></html>"
@@ -145,7 +145,7 @@ def _first_of_each_family(by_expiration: list[Series]) -> list[Series]:
 
 def _options(shown: list[Series], chosen: Series, *, by_family: bool) -> Iterator[str]:
     for series in shown:
-        path = f"/futures/quotes/{underlying_future(series, 2)}/options"
+        path = f"/futures/quotes/{barchart_future(series)}/options"
         path += "" if series.root_info.family.is_standard else f"/{site_code(series)}"
         week = f"Week {series.root_info.week}: " if series.root_info.week else ""
         label = family_name(series) if by_family else f"{week}{series.expiration_date:%b %Y}"

@@ -16,8 +16,7 @@ import polars as pl
 
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import Series
-from nq_pipeline.market.listing import underlying_future
-from nq_pipeline.market.symbology import barchart_code
+from nq_pipeline.market.symbology import barchart_code, barchart_future
 from nq_pipeline.sandbox.scenario import Scenario
 from nq_pipeline.sandbox.synthetic.market import AnyMarket
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
@@ -48,7 +47,7 @@ def _series_rows(market: AnyMarket, minute: datetime, series: Series) -> list[Ro
     days = (series.expiration_date - moment.astimezone(CHICAGO).date()).days
     same: Row = {
         "symbolName": (_name(series),) * 2,
-        "baseSymbol": (underlying_future(series, 2),) * 2,
+        "baseSymbol": (barchart_future(series),) * 2,
         "expirationDate": (f"{series.expiration_date:%m/%d/%y}", f"{series.expiration_date:%Y-%m-%d}"),
         "daysToExpiration": (str(days), days),
         "symbolCode": ("FUTOPT", "FUTOPT"),
