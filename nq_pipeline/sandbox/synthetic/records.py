@@ -14,6 +14,7 @@ import polars as pl
 from nq_pipeline.clock import NS_PER_S, from_ns, to_ns
 from nq_pipeline.dbn.layout import RTYPES, UNDEF_PRICE, UNDEF_TIMESTAMP, Array, record_dtype
 from nq_pipeline.market import sessions
+from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import PRODUCTS
 from nq_pipeline.market.settlements import published_at
 from nq_pipeline.sandbox.synthetic import price_path
@@ -30,6 +31,11 @@ DBN_VERSION = 3
 HOUR_NS = 3600 * NS_PER_S
 PRELIMINARY, FINAL = 2, 3
 """`stat_flags` of an actual settlement, without and with the bit for final."""
+_UNDEFINED = (
+    "decay_start_date", "maturity_day", "tick_rule", "underlying_product", "main_fraction", "sub_fraction",
+    "price_display_format", "contract_multiplier_unit", "flow_schedule_type",
+)  # fmt: skip
+"""Fields of a definition that are undefined here, which is their highest value."""
 _LATEST_STATISTIC_NS = 17 * HOUR_NS
 """How long after a session's close its last statistic is published, the final open interest."""
 _PRELIMINARY_INTEREST = (pl.col("open_interest") * 0.98).floor().cast(pl.Int64)
@@ -91,32 +97,45 @@ def definition_records(instruments: pl.DataFrame, *, ts_event: int, ts_recv: int
     a["expiration"] = rows["expiration"].cast(pl.Int64).to_numpy()
     a["activation"] = a["expiration"] - np.uint64(60 * DAY_NS)
     a["strike_price"] = fixed_prices(rows["strike"])
-    multipliers = {code: int(product.multiplier) * NS_PER_S for code, product in PRODUCTS.items()}
+    kinds = encode_text(rows["instrument_class"])
+    option, future, spread = np.isin(kinds, (b"C", b"P")), kinds == b"F", kinds == b"T"
+    multipliers = {code: int(product.multiplier) for code, product in PRODUCTS.items()}
+    multiplier = rows["product"].replace_strict(multipliers).to_numpy()
+    ticks = {code: round(profile.future_tick * NS_PER_S) for code, profile in PROFILES.items()}
+    tick = rows["product"].replace_strict(ticks).to_numpy()
     exchanges = {code: profile.exchange for code, profile in PROFILES.items()}
-    a["unit_of_measure_qty"] = rows["product"].replace_strict(multipliers).to_numpy()
+    a["unit_of_measure_qty"] = np.where(spread, UNDEF_PRICE, multiplier * NS_PER_S)
+    # An option's tick depends on its price, so its definition has none.
+    a["min_price_increment"] = np.where(future, tick, np.where(option, UNDEF_PRICE, 0))
     a["display_factor"] = 10_000_000
+    amount = tick * multiplier // 100  # in hundreds of dollars, by the display factor
+    a["min_price_increment_amount"] = np.where(future, amount, np.where(option, 0, UNDEF_PRICE))
     a["raw_instrument_id"] = a["instrument_id"]
-    a["underlying_id"] = rows["underlying_id"].fill_null(0).to_numpy()
+    a["underlying_id"] = np.where(spread, 0, rows["underlying_id"].fill_null(0).to_numpy())
     a["contract_multiplier"] = a["decay_quantity"] = a["original_contract_size"] = np.iinfo(np.int32).max
     a["maturity_year"] = rows["expiration"].dt.year().to_numpy()
     a["maturity_month"] = rows["expiration"].dt.month().to_numpy()
-    a["maturity_day"] = a["maturity_week"] = 255
-    option = np.isin(kinds := encode_text(rows["instrument_class"]), (b"C", b"P"))
+    for name in _UNDEFINED:
+        a[name] = np.iinfo(a.dtype[name]).max
+    weeks = {code: root.week for code, root in ROOTS.items() if root.week}
+    week = rows["root"].replace_strict(weeks, default=255, return_dtype=pl.UInt8).to_numpy()
+    a["maturity_week"] = np.where(option, week, 255)
     a["raw_symbol"], a["asset"], a["group"] = (
         encode_text(rows["raw_symbol"]),
         encode_text(rows["root"]),
         encode_text(rows["product"]),
     )
-    a["underlying"], a["instrument_class"] = encode_text(rows["underlying"]), kinds
+    a["underlying"], a["instrument_class"] = np.where(spread, b"", encode_text(rows["underlying"])), kinds
     a["currency"], a["exchange"] = b"USD", encode_text(rows["product"].replace_strict(exchanges))
     a["unit_of_measure"] = b"IPNT"
     a["strike_price_currency"] = np.where(option, b"USD", b"")
-    a["security_type"] = np.where(option, b"OOF", np.where(kinds == b"F", b"FUT", b"MLEG"))
+    a["security_type"] = np.where(future, b"FUT", b"OOF")
     style = np.where(rows["exercise_style"].to_numpy() == "american", b"A", b"E")
-    a["cfi"] = np.where(option, np.char.add(np.char.add(np.char.add(b"O", kinds), style), b"FPS"), b"FFIXSX")
+    option_cfi = np.char.add(np.char.add(np.char.add(b"O", kinds), style), b"FPS")
+    a["cfi"] = np.where(option, option_cfi, np.where(future, b"FFIXSX", b"OMXFPS"))
     a["match_algorithm"], a["security_update_action"] = b"F", b"A"
-    a["user_defined_instrument"] = np.where(kinds == b"T", b"Y", b"N")
-    a["leg_count"] = np.where(kinds == b"T", 2, 0)
+    a["user_defined_instrument"] = np.where(spread, b"Y", b"N")
+    a["leg_count"] = np.where(spread, 2, 0)
     a["leg_index"][instruments.height :] = 1
     return a
 
@@ -154,7 +173,7 @@ def _session_quotes(market: AnyMarket, day: date, instruments: pl.DataFrame, sta
     for side in ("bid", "ask"):
         a[f"{side}_px_00"] = fixed_prices(rows[side])
         a[f"{side}_sz_00"] = rows[f"{side}_size"].fill_null(0).to_numpy()
-        a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"] // 4)
+        a[f"{side}_ct_00"] = -(-a[f"{side}_sz_00"].astype(np.int64) // 4)
     return a
 
 

@@ -41,8 +41,8 @@ from nq_pipeline.sandbox.synthetic.records import (
     statistics_records,
 )
 
-LAST, DEPTH_ONLY, SNAPSHOT, BAD_TS_RECV = 128, 64, 32, 8
-"""DBN flags: last record of an event, top of book only, from a snapshot, `ts_recv` of the gateway."""
+LAST, SNAPSHOT, BAD_TS_RECV = 128, 32, 8
+"""DBN flags: last record of an event, from a snapshot, `ts_recv` of the gateway."""
 INTERVALS_NS = {
     "bbo-1s": NS_PER_S,
     "bbo-1m": 60 * NS_PER_S,
@@ -363,7 +363,7 @@ def _last_books(schema: str, book: Array) -> Array:
     a["price"] = np.where(traded, book["price"][trade], UNDEF_PRICE)
     a["size"] = np.where(traded, book["size"][trade], 0)
     a["side"] = np.where(traded, book["side"][trade], b"N")
-    a["flags"] = LAST | DEPTH_ONLY
+    a["flags"] = LAST
     return a[np.argsort(a["ts_recv"], kind="stable")]
 
 

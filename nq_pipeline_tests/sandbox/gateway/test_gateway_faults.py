@@ -6,6 +6,8 @@ silence before the first record. These tests document it.
 
 from __future__ import annotations
 
+import errno
+import io
 import time
 from datetime import timedelta
 from typing import Any
@@ -55,6 +57,27 @@ def test_the_official_client_ignores_a_clean_close() -> None:
     ):
         assert client.end() == ""
 
+    assert len(client.array()) == 50
+
+
+@pytest.mark.filterwarnings("ignore::databento.common.error.BentoWarning")
+def test_the_official_client_ignores_a_full_disk() -> None:
+    class FullDisk(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    disk = FullDisk()
+    with (
+        gateway(script=FaultScript(Fault("fin", after_records=50))).serve_in_thread() as served,
+        recorder(served, start=False) as client,
+    ):
+        client.live.add_stream(disk)
+        client.subscribe()
+        assert client.start().end() == ""
+
+    assert disk.getvalue().startswith(b"DBN") and len(disk.getvalue()) < 50 * 48
     assert len(client.array()) == 50
 
 

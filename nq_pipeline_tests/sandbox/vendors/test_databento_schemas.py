@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import databento
@@ -13,10 +14,13 @@ import pytest
 from databento.common.error import BentoClientError
 
 from nq_pipeline.clock import to_ns
-from nq_pipeline.dbn.layout import RTYPES
+from nq_pipeline.dbn.columns import is_defined
+from nq_pipeline.dbn.layout import RTYPES, Array
+from nq_pipeline.dbn.stream import decode
 from nq_pipeline.sandbox.synthetic.instruments import universe
 from nq_pipeline.sandbox.synthetic.market import market
 from nq_pipeline.sandbox.synthetic.tape import filter_instruments, tape
+from nq_pipeline_tests.testing.databento_answers import recorded, synthetic
 from nq_pipeline_tests.testing.vendor_clients import NOON, databento_client
 
 Address = Callable[..., str]
@@ -169,3 +173,38 @@ def test_an_instant_with_an_offset_is_that_instant(at: Address) -> None:
     there = pd.Timestamp(START).tz_convert("America/Chicago")
     here = ask(at("databento"), "trades", start=there).to_ndarray()
     assert np.array_equal(here, ask(at("databento"), "trades").to_ndarray())
+
+
+SET_BY_CLASS = (
+    "min_price_increment", "min_price_increment_amount", "unit_of_measure_qty", "strike_price",
+    "contract_multiplier", "decay_start_date", "maturity_day", "main_fraction", "sub_fraction",
+    "price_display_format", "contract_multiplier_unit", "flow_schedule_type",
+)  # fmt: skip
+"""Fields of a definition that the exchange sets or leaves undefined by the class of the instrument."""
+
+
+def test_definitions_set_the_fields_that_recorded_ones_set(shared: Path) -> None:
+    def which_set(records: Array) -> dict[bytes, dict[str, set[bool]]]:
+        return {
+            kind: {name: set(is_defined(of_kind[name]).tolist()) for name in SET_BY_CLASS}
+            for kind in (b"C", b"P", b"F", b"T")
+            if len(of_kind := records[records["instrument_class"] == kind])
+        }
+
+    recordings = (decode(body, schema).array for body, schema in recorded(shared, "definition"))
+    ours = which_set(decode(synthetic("definition"), "definition").array)
+    seen = set()
+    for records in recordings:
+        for kind, names in which_set(records).items():
+            assert ours[kind] == names
+            seen.add(kind)
+    assert seen == ours.keys()
+
+
+def test_a_book_has_no_more_orders_than_contracts(at: Address) -> None:
+    for schema in ("bbo-1m", "mbp-1"):
+        end = START + timedelta(minutes=2)
+        books = ask(at("databento"), schema, end=end).to_ndarray()
+        for side in ("bid", "ask"):
+            orders, size = books[f"{side}_ct_00"], books[f"{side}_sz_00"]
+            assert len(size) and np.all(orders <= size) and np.array_equal(orders == 0, size == 0)
