@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def module_name(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_name(file): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package, parsed; not at import, which all workers do."""
+    return {module_name(file): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(tree: ast.Module) -> set[str]:
@@ -48,7 +52,7 @@ def imports(tree: ast.Module) -> set[str]:
 
 def defining_module(name: str) -> str | None:
     """The module of the package that an imported name comes from."""
-    while name and name not in MODULES:
+    while name and name not in modules():
         name = name.rpartition(".")[0]
     return name or None
 
@@ -77,7 +81,7 @@ def test_the_import_contracts_hold() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
         name: {target for one in imports(tree) if (target := defining_module(one))} - {name}
-        for name, tree in MODULES.items()
+        for name, tree in modules().items()
     }
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
@@ -85,7 +89,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_a_public_class_name_stands_for_one_class() -> None:
     names = Counter(
         node.name
-        for tree in MODULES.values()
+        for tree in modules().values()
         for node in tree.body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
@@ -104,7 +108,7 @@ def test_no_file_is_long() -> None:
 
 def test_only_orchestration_imports_dagster() -> None:
     importers = {
-        name for name, tree in MODULES.items() if any(i.startswith("dagster") for i in imports(tree))
+        name for name, tree in modules().items() if any(i.startswith("dagster") for i in imports(tree))
     }
     top = {"nq_pipeline.definitions"}
     assert {name for name in importers - top if not name.startswith("nq_pipeline.orchestration")} == set()
