@@ -21,6 +21,10 @@ class SettingsWarning(UserWarning):
     """A variable looks like a setting but is not one; a warning, never raised."""
 
 
+class NoSession(NqError):
+    """The day is not a CME trade date: a weekend, a holiday, or a year that is not supported."""
+
+
 class LakeError(NqError):
     """The lake cannot be written or read."""
 

@@ -16,7 +16,7 @@ from nq_pipeline.market import black76
 GAMMA_RANGE = 0.10
 """The zero-gamma level is searched within this fraction of the forward, up and down."""
 GAMMA_STEPS = 81
-"""Levels at which the exposure is computed; two sign changes between neighbouring levels go unnoticed."""
+"""Levels at which the exposure is computed; more where a contract is about to expire."""
 EXPOSURES = ("gex_per_point", "gex_per_pct", "delta_exposure", "vanna_exposure", "charm_exposure")
 
 Floats = npt.NDArray[np.float64]
@@ -61,22 +61,52 @@ def zero_gamma_shift(rows: pl.DataFrame) -> float | None:
     alive = np.isfinite(weight) & (total_vol > 0)
     weight, d1, total_vol = weight[alive], d1[alive], total_vol[alive]
 
-    def net(shift: float) -> float:
-        moved = d1 + np.log(shift) / total_vol
-        return float(np.dot(weight, np.exp(-moved * moved / 2)))
+    def curve(shift: float) -> tuple[float, float]:
+        """Net exposure and its slope, but for a factor above 0, by the logarithm of the factor."""
+        moved = d1 + shift / total_vol
+        part = weight * np.exp(-moved * moved / 2)
+        return float(part.sum()), -float(np.dot(part, moved / total_vol))
 
-    grid = np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS)
-    sign = np.sign([net(shift) for shift in grid])
-    # Two steps at once where the exposure at the level between them is exactly 0.
-    changes = [
-        (float(grid[at]), float(grid[at + steps]))
-        for steps in (1, 2)
-        for at in np.flatnonzero(sign[:-steps] * sign[steps:] < 0)
-        if steps == 1 or sign[at + 1] == 0
-    ]
-    if not changes:
-        return None
-    return float(brentq(net, *min(changes, key=lambda change: abs(sum(change) / 2 - 1))))
+    shifts = _search_levels(-d1 * total_vol, total_vol)
+    exposure, slopes = np.array([curve(shift) for shift in shifts]).T
+    known = exposure != 0
+    shifts, sign, size, slopes = (
+        shifts[known],
+        np.sign(exposure[known]),
+        np.abs(exposure[known]),
+        slopes[known],
+    )
+    start, end, same = shifts[:-1], shifts[1:], sign[:-1] == sign[1:]
+    spans = list(zip(start[~same], end[~same], strict=True))
+    # Where the exposure turns around between two levels, the tangents at both meet beyond its extremum.
+    toward, away = -(sign * slopes)[:-1], (sign * slopes)[1:]
+    turns = same & (toward > 0) & (away > 0)
+    beyond = size[:-1] * away + size[1:] * toward < toward * away * (end - start)
+    for low, high, side in zip(
+        start[turns & beyond], end[turns & beyond], sign[:-1][turns & beyond], strict=True
+    ):
+        turn = brentq(lambda shift: curve(shift)[1], low, high)
+        if curve(turn)[0] * side < 0:
+            spans += [(low, turn), (turn, high)]
+    spans.sort(key=lambda span: min(map(abs, span)))
+    # On either side of 1 one may be the nearest.
+    found = [float(np.exp(brentq(lambda shift: curve(shift)[0], *span))) for span in spans[:2]]
+    return min(found, key=lambda factor: abs(factor - 1), default=None)
+
+
+def _search_levels(peak: Floats, total_vol: Floats) -> Floats:
+    """Ascending logarithms of the factors at which to compute the exposure.
+
+    Even steps, and where a contract's gamma is narrower than a step, levels around its peak.
+    """
+    even = np.log(np.linspace(1 - GAMMA_RANGE, 1 + GAMMA_RANGE, GAMMA_STEPS))
+    narrow = total_vol < GAMMA_RANGE * 2 / (GAMMA_STEPS - 1)
+    if not narrow.any():
+        return even
+    step = total_vol[narrow].min() / 2
+    around = peak[narrow, None] + total_vol[narrow, None] * np.linspace(-4, 4, 17)
+    around = np.unique(np.round(around / step)) * step
+    return np.union1d(even, around[(around > even[0]) & (around < even[-1])])
 
 
 def _numbers(rows: pl.DataFrame, *names: str) -> tuple[Floats, ...]:

@@ -226,19 +226,20 @@ def _add_model(rows: pl.DataFrame) -> pl.DataFrame:
         pl.when(model == "ju_zhong").then(price).otherwise(price * (pl.col("rate") * pl.col("years")).exp())
     )
     intrinsic = pl.when(is_call).then(forward - strike).otherwise(strike - forward).clip(lower_bound=0.0)
-    rows = rows.with_columns(
-        model=model,
-        unpriced=pl.when(pl.col("years") <= 0)
-        .then(pl.lit("expired"))
-        .when(price.is_null())
+    reason = (
+        pl.when(price.is_null())
         .then("_no_price")
         .when(forward.is_null())
         .then(pl.lit("no_forward"))
         .when(undiscounted - intrinsic <= _ROUNDING * price)
         .then(pl.lit("below_intrinsic"))
         .when(undiscounted >= pl.when(is_call).then(forward).otherwise(strike))
-        .then(pl.lit("above_bound")),
+        .then(pl.lit("above_bound"))
     )
+    # A settlement of when the option was alive has a volatility if its series has a forward.
+    over = reason.is_not_null() & (pl.col("expiration") <= pl.col("_quoted_at"))
+    expired = over | (pl.col("years") <= 0)
+    rows = rows.with_columns(model=model, unpriced=pl.when(expired).then(pl.lit("expired")).otherwise(reason))
     return rows.with_columns(pl.when(pl.col("unpriced").is_null()).then("model").alias("model"))
 
 

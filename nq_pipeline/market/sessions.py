@@ -28,6 +28,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from nq_pipeline.clock import FIRST_DAY, LAST_DAY, from_ns, to_ns, unsupported_day
+from nq_pipeline.errors import NoSession
 from nq_pipeline.market.trading_hours import CHICAGO as CHICAGO
 from nq_pipeline.market.trading_hours import SESSION_CLOSE, in_utc, trading_days
 
@@ -67,9 +68,9 @@ class Session:
 
 
 def session(trade_date: date) -> Session:
-    """The session of a trade date; KeyError if the day is not one."""
+    """The session of a trade date; `NoSession` if the day is not one."""
     if not is_trade_date(trade_date):
-        raise KeyError(f"{trade_date} is not a CME trade date; take one from `sessions(start, end)`")
+        raise NoSession(f"{trade_date} is not a CME trade date; take one from `sessions(start, end)`")
     return _year(trade_date.year).by_date[trade_date]
 
 

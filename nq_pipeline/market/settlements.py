@@ -13,7 +13,7 @@ from nq_pipeline.market.products import Product
 
 
 def settled_at(trade_date: date, product: Product) -> datetime:
-    """When the settlements of a trade date are determined, in UTC; KeyError if it is not a trade date.
+    """When the settlements of a trade date are determined, in UTC; `NoSession` if it is not a trade date.
 
     Never later than the session's close, which on some days comes before `DailySettlement.short_day`.
     """

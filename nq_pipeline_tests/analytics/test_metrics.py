@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from nq_pipeline.analytics.exposure import zero_gamma_shift
 from nq_pipeline.analytics.metrics import (
     gamma_levels,
     iv_smile,
@@ -219,6 +221,54 @@ def test_american_option_uses_black76_gamma() -> None:
     of = black76.value(deep["forward"], 19_000, deep["years"], deep["implied_volatility"], True, 0.0401)
     assert deep["model"] == "ju_zhong" and deep["gamma"] != pytest.approx(of.gamma, rel=1e-3)
     assert profile["call_gex_per_point"] == pytest.approx(20 * deep["forward"] * of.gamma)
+
+
+def test_two_zero_gamma_levels_around_one_strike_are_found_minutes_before_expiration() -> None:
+    """Puts of one strike outweigh calls for a third of a step of the search, and only there."""
+    calls = priced([(100.0, "C", 1_000, 1, 1.0, 0.2)], years=0.25)
+    puts = priced([(100.125, "P", 100, 1, 1.0, 0.2)], years=2 / (365 * 24 * 60))
+    chain = pl.concat([calls, puts.with_columns(series=pl.lit("Q5A-2025-06-30"))])
+    level = gamma_levels(chain)["zero_gamma"].item()
+    assert 100.0 < level < 100.125
+    moved = chain.with_columns(forward=pl.lit(level))
+    assert gamma_levels(moved)["gex_per_pct"].item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_zero_gamma_is_found_where_the_exposure_barely_turns_over() -> None:
+    """Both changes lie within a step, and no level of the search is between them."""
+    calls = priced([(100.0, "C", 1_000, 1, 1.0, 0.2)], years=0.25)
+    puts = priced([(100.125, "P", 1, 1, 1.0, 0.2)], years=(0.003 / 0.2) ** 2)
+    puts = puts.with_columns(series=pl.lit("Q5A-2025-06-30"))
+    at = 100.125 * math.exp(-(0.003**2) / 2)
+    levels = (pl.lit(at).alias("forward"), pl.lit(None, pl.Float64).alias("underlying_price"))
+    by_side = [gamma_levels(rows.with_columns(levels))["gex_per_pct"].item() for rows in (calls, puts)]
+    least = math.ceil(-by_side[0] / by_side[1])  # puts that just outweigh the calls at their strike
+    for held, found in ((least, True), (least - 1, False)):
+        chain = pl.concat([calls, puts.with_columns(open_interest=pl.lit(held, pl.Int64))])
+        assert (gamma_levels(chain)["zero_gamma"].item() is not None) == found
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([10.0, 120.0, 3_600.0, 86_400.0]))
+def test_zero_gamma_is_the_nearest_change_of_a_fine_scan(seed: int, seconds: float) -> None:
+    random = np.random.default_rng(seed)
+    strike = 100 + 0.05 * random.integers(-40, 40, 30)
+    is_call, held = random.random(30) < 0.5, random.integers(1, 1_000, 30)
+    years = np.where(random.random(30) < 0.7, seconds / (365 * 86_400), 0.05)
+    rows = [
+        (float(k), "C" if call else "P", int(n), 1, 1.0, 0.2)
+        for k, call, n in zip(strike, is_call, held, strict=True)
+    ]
+    chain = priced(rows).with_columns(years=pl.Series(years))
+    factors = 1 + np.linspace(-0.1, 0.1, 100_001)
+    deviation = 0.2 * np.sqrt(years)
+    d1 = np.log(100 * factors[:, None] / strike) / deviation + deviation / 2
+    net = (np.where(is_call, held, -held) / deviation * np.exp(-d1 * d1 / 2)).sum(axis=1)
+    changes = np.flatnonzero(net[:-1] * net[1:] < 0)
+    found = zero_gamma_shift(chain)
+    if changes.size:
+        nearest = np.abs(factors[changes] - 1).min()
+        assert found is not None and abs(found - 1) <= nearest + 4e-6
 
 
 def test_calls_alone_have_no_zero_gamma_level() -> None:

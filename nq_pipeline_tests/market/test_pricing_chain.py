@@ -303,6 +303,13 @@ def test_a_lone_settlement_has_no_forward() -> None:
     assert (row["price_used"], row["unpriced"], row["forward"]) == ("settlement", "no_forward", None)
 
 
+def test_an_expired_series_whose_settlements_give_no_forward_is_expired() -> None:
+    chain = settled(MONDAY).with_columns(expiration=pl.lit(AFTER_CLOSE - timedelta(minutes=10)))
+    lone = chain.filter(pl.col("option_type") == "C")
+    assert set(price_chain(lone, rate=0.04)["unpriced"]) == {"expired"}
+    assert price_chain(chain, rate=0.04)["implied_volatility"].count() > 20
+
+
 # Which forward
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nq_pipeline.clock import to_ns
+from nq_pipeline.errors import NoSession
 from nq_pipeline.market import sessions, trading_hours
 from nq_pipeline_tests.market import sessions_golden
 
@@ -196,9 +197,9 @@ def test_an_instant_without_zone_or_session_is_refused() -> None:
         sessions.trade_date(datetime(2025, 6, 10))
     with pytest.raises(ValueError, match="outside the session table"):
         sessions.trade_date(datetime(1999, 6, 10, tzinfo=UTC))
-    with pytest.raises(KeyError, match="not a CME trade date"):
+    with pytest.raises(NoSession, match=r"^2025-07-04 is not a CME trade date"):
         sessions.session(date(2025, 7, 4))
-    with pytest.raises(KeyError, match="not a CME trade date"):
+    with pytest.raises(NoSession, match="not a CME trade date"):
         sessions.session(date(1999, 7, 6))
     assert sessions.sessions(date(1999, 1, 1), date(2012, 12, 31)) == []
 

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
+from nq_pipeline.errors import NoSession
 from nq_pipeline.market.products import GC, NDX, NQ, Product
 from nq_pipeline.market.sessions import CHICAGO
 from nq_pipeline.market.settlements import newest_published, published_at, settled_at
@@ -42,7 +43,7 @@ def test_the_hour_of_a_settlement(product: Product, day: str, expected: str) -> 
 
 
 def test_a_day_that_is_no_trade_date_has_no_settlement() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(NoSession):
         settled_at(date(2025, 6, 8), NQ)
 
 
