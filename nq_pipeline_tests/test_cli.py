@@ -600,6 +600,18 @@ def test_faults_of_the_sandbox_are_listed_with_their_meaning() -> None:
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
+def test_retention_and_repair_print_one_json_object(filled: None) -> None:
+    swept = json.loads(live("retention", "--dry-run", "--json").stdout)
+    assert swept["dry_run"] and "reports" in [part["what"] for part in swept["swept"]]
+    [table] = json.loads(live("repair", "option_chain", "--json").stdout)["tables"]
+    assert table["table"] == "option_chain" and not table["why"]
+
+
+def test_an_unknown_table_is_not_repaired() -> None:
+    done = live("repair", "option_chains")
+    assert done.exit_code == exit_codes.USAGE and "nq tables" in done.stderr
+
+
 @pytest.mark.parametrize("fault", ["barchart", "barchart=tired", "bloomberg=blocked"])
 def test_an_unknown_fault_is_refused_before_serving(fault: str) -> None:
     result = nq("sandbox", "--fault", fault)

@@ -33,6 +33,7 @@ from nq_pipeline.spend.ledger import open_ledger
 from nq_pipeline.transport.policy import Policy
 from nq_pipeline.transport.vendor_session import VendorSession
 from nq_pipeline.workspace import Workspace
+from nq_pipeline_tests.testing import dbn_samples
 from nq_pipeline_tests.testing.archive_samples import archive_answer
 from nq_pipeline_tests.testing.disk_limits import mount, small_disk
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
@@ -98,6 +99,12 @@ def test_a_run_on_a_full_disk_ends_in_one_sentence_that_names_it(full: Path) -> 
         vendor = {"NQ_POLYGON_URL": server.url, "POLYGON_API_KEY": "a-key-of-polygon"}
         done = nq(full, "run", "--source", "polygon", NQ_ENVIRONMENT="live", **vendor)
     says_full(done, full)
+
+
+def test_a_conversion_names_the_full_disk_of_its_output(full: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.dbn"
+    source.write_bytes(dbn_samples.head("trades") + dbn_samples.trades(5).tobytes())
+    says_full(nq(tmp_path, "convert", str(source), "-o", str(full / "out.parquet")), full)
 
 
 def test_a_capture_names_the_full_disk(full: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -167,6 +168,10 @@ def test_the_sandbox_has_defaults_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         ("NQ_DATABENTO_GATEWAY", "glbx.example", "host:port"),
         ("NQ_DATABENTO_GATEWAY", "glbx.example:99999", "host:port"),
         ("NQ_BUDGET_DAILY_USD", "-1", "greater than or equal to 0"),
+        ("NQ_BUDGET_BY_VENDOR", "bloomberg=1", "barchart=15"),
+        ("NQ_BUDGET_BY_VENDOR", "databento=1,databento=2", "twice"),
+        ("NQ_BUDGET_BY_PURPOSE", "chains=much", "chains=15"),
+        ("NQ_BUDGET_TIMEZONE", "Mars/Olympus", "America/Chicago"),
         ("NQ_SANDBOX_PORT", "70000", "less than or equal to 65535"),
     ],
 )
@@ -342,6 +347,16 @@ def test_a_data_folder_that_readers_misread_is_refused(
     with pytest.raises(SettingsError, match=r"NQ_DATA_DIR: .*choose") as refused:
         load()
     str(refused.value).encode()  # it can be printed
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="since Python 3.13 a loop of links is a path as any other"
+)
+def test_a_data_folder_in_a_loop_of_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("NQ_DATA_DIR", str(tmp_path / "loop"))
+    with pytest.raises(SettingsError, match=r"NQ_DATA_DIR: .*loop"):
+        load()
 
 
 def test_the_default_data_folder_is_refused_in_an_odd_place(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nq_pipeline.cli.exit_codes import FAULT, OK, UNHEALTHY, report_errors
+from nq_pipeline.cli.exit_codes import OK, UNHEALTHY, report_errors
 from nq_pipeline.cli.options import usd
 from nq_pipeline.cli.output import load, note_sandbox, printable, program, to_json
 
@@ -158,17 +158,10 @@ def convert(source: str, output: str | None, keep_complete: bool, as_json: bool)
       nq convert trades.dbn.zst -o trades.parquet
     """
     from nq_pipeline.dbn.to_parquet import convert as to_parquet
-    from nq_pipeline.disk import explain_disk_error
 
     file = Path(source)
     parquet = Path(output) if output else file.with_name(f"{file.name.split('.dbn')[0]}.parquet")
-    try:
-        done = to_parquet(file, parquet, keep_complete=keep_complete)
-    except OSError as error:  # the output may be on another disk than the data
-        if (problem := explain_disk_error(error, parquet.parent)) is None:
-            raise
-        click.echo(f"nq: {problem}", err=True)
-        sys.exit(FAULT)
+    done = to_parquet(file, parquet, keep_complete=keep_complete)
     if as_json:
         click.echo(to_json(asdict(done)))
         return

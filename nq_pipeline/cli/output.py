@@ -76,5 +76,5 @@ def program() -> str:
     script = Path(sys.argv[0])
     try:
         return os.path.relpath(script) if script.name == "nq" else "nq"
-    except ValueError:  # another drive
+    except OSError:  # the current folder was removed
         return str(script)

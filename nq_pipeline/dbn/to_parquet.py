@@ -110,6 +110,7 @@ def convert(source: Path | BinaryIO, parquet: Path, *, keep_complete: bool = Fal
             written = tuple(each.publish() for each in tables.values())
             return Converted(written, stream.records, dict(stream.skipped), cut)
     except OSError as error:
+        error.filename = error.filename or str(parquet)  # tells which disk is full
         raise LakeError(f"{parquet.name} was not written: {error.strerror or error}") from error
 
 

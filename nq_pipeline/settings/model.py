@@ -92,8 +92,9 @@ class Settings(SettingsGroup):
         """Refuse characters that readers of Parquet take for a column (`name=value`) or a pattern."""
         try:
             path = os.fsencode(value.resolve())
-        except OSError as error:
-            raise ValueError(f"the folder cannot be found ({error.strerror}); name another one") from None
+        except (OSError, RuntimeError) as error:  # up to Python 3.12 a loop of links is a RuntimeError
+            why = getattr(error, "strerror", None) or "its links form a loop"
+            raise ValueError(f"the folder cannot be found ({why}); name another one") from None
         shown = path.decode("utf-8", "backslashreplace")
         if found := [sign for sign in UNSAFE_IN_PATH if sign in shown]:
             raise ValueError(

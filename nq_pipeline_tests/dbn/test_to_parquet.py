@@ -427,9 +427,16 @@ def test_the_command_says_what_became_of_the_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     refused = nq(str(path), "-o", "other.parquet")
     assert refused.exit_code == 1 and "after 4 whole records" in refused.output
+    assert (
+        "Incomplete: in.dbn.zst ends within a record"
+        in nq(str(path), "-o", "other.parquet", "--keep-complete").output
+    )
     kept = json.loads(nq(str(path), "-o", "other.parquet", "--keep-complete", "--json").output)
     assert kept["records"] == 4 and kept["files"][0]["rows"] == 4 and "within a record" in kept["cut"]
     assert nq("nowhere.dbn").exit_code == 2
+    live = nq(str(written(tmp_path, capture()[0], "live.dbn"))).output
+    assert "live.definition.parquet: 50 definition" in live
+    assert "2 records of kind symbol_mapping have no table." in live
 
 
 @pytest.mark.slow

@@ -73,6 +73,11 @@ def test_a_file_that_has_no_curve_names_the_setting(tmp_path: Path) -> None:
         build_settings(rate_curve="30=four")
 
 
+def test_a_curve_may_be_written_in_the_setting() -> None:
+    curve = build_settings(rate_curve="30=0.04").pricing.rate_on(date(2025, 11, 28))
+    assert curve == parse_curve("30=0.04")
+
+
 def test_without_a_curve_the_one_rate_is_used(tmp_path: Path) -> None:
     assert build_settings(risk_free_rate=0.02).pricing.rate_on(date(2025, 6, 10)) == 0.02
     file = tmp_path / "rates.csv"

@@ -95,6 +95,20 @@ def test_a_broken_ledger_is_one_sentence(held: str) -> None:
     assert done.exit_code == 1 and "cannot be used: no such table" in done.stderr
 
 
+def test_a_lost_ledger_is_restored_from_the_lake(held: str) -> None:
+    assert nq("budget", "reconcile", held, "--usd", "0.75", "--reason", "usage page").exit_code == 0
+    for file in Workspace.of(load()).ledger.parent.glob("ledger.sqlite*"):
+        file.unlink()
+    done = nq("budget", "restore")
+    assert done.exit_code == 0 and "Later bookings are missing" in done.stdout, done.output
+    assert Decimal(budget()["metered_usd"]) == Decimal("1.75")
+
+
+def test_there_is_nothing_to_restore_without_a_copy() -> None:
+    done = nq("budget", "restore")
+    assert done.exit_code == 1 and "nothing to restore" in done.stderr
+
+
 def test_another_month_has_none_of_it(held: str, tmp_path: Path) -> None:
     done = nq("budget", "--month", "2020-01", "--json")
     assert Decimal(json.loads(done.stdout)["total_usd"]) == 0
