@@ -259,7 +259,7 @@ def _maturity_id(product: int, day: date) -> int:
 async def market_data(connection: WebSocket, scenario: Scenario) -> None:
     """The websocket: `o`, heartbeats `h`, answers and quotes in `a[…]`, and `c[…]` at the end."""
     if scenario.fault == "unavailable":
-        await connection.close()
+        await connection.send_denial_response(Response(status_code=503))
         return
     await connection.accept()
     await connection.send_text("o")
@@ -320,9 +320,6 @@ class _QuoteFeed:
             await self.reply(request, 401, "Access is denied")
         elif path.lower() == "md/subscribequote":
             await self.subscribe(request, body)
-        elif path.lower() == "md/unsubscribequote":
-            self.subscribed.pop(await self.find_contract(body) or 0, None)
-            await self.reply(request, 200)
         else:
             await self.reply(request, 404, json.dumps(f"Not found: {path}"))
 

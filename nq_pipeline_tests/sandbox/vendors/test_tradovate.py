@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from nq_pipeline_tests.testing.vendor_clients import (
     authorize,
@@ -126,6 +126,12 @@ def test_a_refused_subscription_has_its_status(at: Callable[..., str], fault: st
             authorize(connection, at("tradovate"))
         send_request(connection, "md/subscribeQuote", 5, {"symbol": "NQM5"})
         assert receive_messages(connection, 1)[0]["s"] == status
+
+
+def test_an_unavailable_feed_refuses_the_handshake(at: Callable[..., str]) -> None:
+    with pytest.raises(InvalidStatus) as refused, tradovate_socket(at("tradovate", fault="unavailable")):
+        pass
+    assert refused.value.response.status_code == 503
 
 
 def test_a_truncated_feed_closes_in_the_middle(at: Callable[..., str]) -> None:

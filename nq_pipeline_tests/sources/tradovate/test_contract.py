@@ -11,10 +11,12 @@ import pytest
 from websockets.sync.server import ServerConnection
 
 from nq_pipeline.outcome import Outcome
+from nq_pipeline.sources.tradovate import websocket
 from nq_pipeline.sources.tradovate.source import Tradovate
 from nq_pipeline.verify.doctor import probe_source
 from nq_pipeline_tests.testing import tradovate_server
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
+from nq_pipeline_tests.testing.served import free_port
 from nq_pipeline_tests.testing.source_contract import MARK
 from nq_pipeline_tests.testing.tradovate_contract import AHEAD, TICKET, TradovateContract, says_nothing
 from nq_pipeline_tests.testing.tradovate_server import QUOTED_AT, as_json, quote, send
@@ -98,6 +100,52 @@ class TestTradovateContract(TradovateContract):
         assert (answer.outcome, answer.frame.height) == (outcome, rows)
         assert "unanswered" in answer.reason
         assert session.fetches[-1].outcome is Outcome.UNAVAILABLE
+
+    @pytest.mark.parametrize(
+        ("status", "outcome"),
+        [
+            (401, Outcome.NOT_ENTITLED),
+            (403, Outcome.BLOCKED),
+            (423, Outcome.RATE_LIMITED),
+            (429, Outcome.RATE_LIMITED),
+            (200, Outcome.UNAVAILABLE),
+            (503, Outcome.UNAVAILABLE),
+        ],
+    )
+    def test_a_refused_handshake_has_the_outcome_of_its_status(
+        self, status: int, outcome: Outcome, tmp_path: Path
+    ) -> None:
+        with self.vendor() as server, serve(lambda asked: Answer(status=status)) as refusing:
+            self.feed_url = refusing.url.replace("http", "ws")
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is outcome and f"HTTP {status}" in answer.reason
+
+    def test_an_address_without_a_websocket_names_its_setting(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            self.feed_url = f"ws://127.0.0.1:{free_port()}"
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.UNAVAILABLE and "NQ_TRADOVATE_MD_URL" in answer.reason
+
+    def test_more_quotes_than_are_kept_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(websocket, "MAX_TRANSCRIPT_BYTES", 500)
+        with self.vendor() as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.outcome is Outcome.BAD_PAYLOAD and "were refused" in answer.reason
+
+    def test_one_refused_subscription_is_reported(self, tmp_path: Path) -> None:
+        def refuse_one(connection: ServerConnection, endpoint: str, number: int, body: str) -> bool:
+            if endpoint == "authorize" or json.loads(body)["symbol"] != 10_000:
+                return False
+            send(connection, {"s": 200, "i": number, "d": {"errorText": "Symbol is inaccessible"}})
+            return True
+
+        with self.both(refuse_one) as (server, _):
+            answer, _ = self.ask(server, tmp_path)
+        assert answer.series["Q2C-2025-06-11"].outcome is Outcome.PARTIAL
+        assert "1 of 10 subscriptions were refused" in answer.series["Q2C-2025-06-11"].reason
+        assert answer.series["Q2D-2025-06-12"].outcome is Outcome.OK
 
     def test_heartbeats_are_sent_while_it_listens(self, tmp_path: Path) -> None:
         with self.both(says_nothing) as (server, feed):
