@@ -63,9 +63,9 @@ DEFINITION = _history(
     (
         _RECV,
         _EVENT,
-        nullable("instrument_class", TEXT, "C call, P put, F future, T, M option spreads, S future spread"),
+        nullable("instrument_class", TEXT, "C call, P put, F future, T option, M mixed, S future spread"),
         nullable("asset", TEXT, "product root of the instrument"),
-        nullable("security_type", TEXT, "OOF option on a future, FUT, MLEG"),
+        nullable("security_type", TEXT, "OOF option on a future, FUT future, MLEG spread"),
         nullable("exchange", TEXT, "XCME"),
         nullable("currency", TEXT, "USD"),
         nullable("underlying", TEXT, "raw symbol of the underlying future"),
@@ -74,7 +74,7 @@ DEFINITION = _history(
         nullable("expiration", INSTANT, "the instant trading ends"),
         nullable("activation", INSTANT, "the instant it was listed"),
         nullable("unit_of_measure_qty", FLOAT, "dollars per point: the multiplier"),
-        nullable("min_price_increment", FLOAT, "points"),
+        nullable("min_price_increment", FLOAT, "tick, points; null for options, whose tick varies"),
         nullable("security_update_action", TEXT, "A added, M modified, D deleted"),
         nullable("user_defined_instrument", TEXT, "Y or N"),
         nullable("leg_count", U16, "legs of a spread"),
@@ -99,7 +99,12 @@ STATISTICS = _history(
         required("sequence", U32, "the venue's number of the message, per channel"),
         required("channel_id", U16, "the venue's channel"),
         required("update_action", U8, "1 new, 2 deleted"),
-        required("stat_flags", U8, "of a settlement: 1 final, 2 actual, 4 rounded to the tick, 8 intraday"),
+        required(
+            "stat_flags",
+            U8,
+            "of a settlement, as a third party reads it: 1 final, 2 actual, 4 rounded to the tick, "
+            "8 intraday; 255 says nothing",
+        ),
     ),
 )
 
@@ -121,7 +126,7 @@ BBO_1M = _history(
     "The book's best bid and ask at the end of each minute in which it changed (schema bbo-1m).",
     (
         required("ts_recv", INSTANT, "end of the minute"),
-        nullable("ts_event", INSTANT, "time of the last trade; null before the first of the session"),
+        nullable("ts_event", INSTANT, "time of the last trade, also of an earlier session; null without"),
         nullable("price", FLOAT, "of the last trade"),
         nullable("size", U32, "of the last trade, contracts"),
         nullable("side", TEXT, "of the last trade, the aggressor"),

@@ -62,10 +62,14 @@ SPEC = VendorSpec(
     cost="metered",
     stand_in=StandIn({"databento_url": "http:"}, {"databento_api_key": "db-sandbox-not-a-real-key-000000"}),
     replay_settings={"databento_api_key": "not-a-key"},
-    remedies={Outcome.NOT_CONFIGURED: "set DATABENTO_API_KEY and NQ_DATABENTO_URL"},
+    remedies={Outcome.NOT_CONFIGURED: "set DATABENTO_API_KEY to a key of databento.com/portal/keys"},
     plan_product="GLBX.MDP3",
     plan_tiers=(
-        PlanTier("live", "mbo", "every order, from which the whole book follows; Plus and Unlimited"),
+        PlanTier(
+            "live",
+            "mbo",
+            "every order, from which the whole book follows; by users' reports not with Standard",
+        ),
         PlanTier("live", "mbp-1", "every change of the best bid and ask; with Standard"),
         PlanTier("live", "trades", "every trade as it happens; with Standard"),
         PlanTier("historical", "chain", "chains of the running session; needs a live licence"),
