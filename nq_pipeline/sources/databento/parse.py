@@ -234,10 +234,12 @@ def _count_undefined(quoted: Records, defined: Records, dropped: Counter[str]) -
 def quotes(records: Records, known: pl.Series, dropped: Counter[str], *, latest: int) -> pl.DataFrame:
     """Return the last book of each instrument, none later than `latest` (nanoseconds UTC).
 
+    A bid or ask of 0 is null: it is no price, and books at night have been reported to show it.
+
     Columns: raw_symbol, bid, bid_size, ask, ask_size, quote_ts, quoted_last, quoted_last_ts.
     """
     a = records.array
-    bid, ask = prices(a["bid_px_00"]), prices(a["ask_px_00"])
+    bid, ask = (nulled(prices(a[name]), a[name] != 0) for name in ("bid_px_00", "ask_px_00"))
     last, last_ts = prices(a["price"]), instants(a["ts_event"])
     frame = pl.DataFrame(
         {

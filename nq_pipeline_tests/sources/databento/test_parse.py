@@ -146,6 +146,12 @@ def test_the_quote_is_the_last_book_by_ts_recv() -> None:
     assert cell(parsed, PUT, "underlying_price") == 21_500.5
 
 
+def test_a_price_of_zero_is_no_quote() -> None:
+    parsed = joined(bbo_1m=[quote(11, "2025-06-10T14:59:00Z", 0.0, 0.05)])
+    sides = "bid", "bid_size", "ask", "ask_size"
+    assert [cell(parsed, CALL, name) for name in sides] == [None, None, 0.05, 4]
+
+
 def test_a_future_without_two_sides_is_worth_its_last_trade() -> None:
     parsed = joined(
         bbo_1m=[
