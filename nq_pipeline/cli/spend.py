@@ -77,10 +77,10 @@ def reconcile(reservation: str, usd: Decimal, reason: str) -> None:
     click.echo(f"Booked: {reservation} cost {format_usd(usd)}. {format_usd(left)} is left this month.")
 
 
-@budget.command("restore", short_help="Rebuild a lost ledger from the table spend.")
+@budget.command("restore", short_help="Rebuild a lost or older ledger from the table spend.")
 @report_errors
 def restore_ledger() -> None:
-    """Rebuild a lost spend ledger from its copy in the lake, the table spend."""
+    """Add the lines that a lost or older spend ledger lacks from its copy in the lake, the table spend."""
     from nq_pipeline.spend.export import restore_ledger
 
     lines, newest = restore_ledger(load())

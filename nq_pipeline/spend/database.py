@@ -27,13 +27,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import polars as pl
 import sqlalchemy as sa
 
-from nq_pipeline.errors import LedgerError
+from nq_pipeline.errors import LakeError, LedgerError, StoreError
 from nq_pipeline.files import make_folder
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.lake_identity import adopt_lake, check_lake
+from nq_pipeline.spend.tables import LINES
 from nq_pipeline.workspace import Workspace
 
 HEAD = "0003"
@@ -101,6 +103,31 @@ def adopt_this_lake(settings: Settings) -> str:
         raise LedgerError("the ledger is a file beside its lake; only a ledger in PostgreSQL adopts a lake")
     with row_transaction(_migrated(_engine(settings), settings)) as connection:
         return adopt_lake(connection, settings)
+
+
+def refuse_older_copy(settings: Settings) -> None:
+    """Raise `LedgerError` if the ledger lacks lines that it had exported, as one from a backup does.
+
+    It would spend the money of these lines again.
+    """
+    lake = Workspace.of(settings).lake
+    try:
+        copy = lake.scan(SPEND).filter(pl.col("line") == pl.col("line").max().over("ledger"))
+        exported = {row["ledger"]: row for row in copy.collect().iter_rows(named=True)}
+    except (LakeError, StoreError, OSError, pl.exceptions.PolarsError):
+        return  # the export reports it
+    ours, engine = LINES.c.environment == settings.environment, open_engine(settings)
+    with row_transaction(engine, writes=False) as connection:
+        began = connection.scalar(sa.select(LINES.c.recorded_at).where(ours).order_by(LINES.c.line_id))
+        if (newest := exported.get(began)) is None:
+            return
+        line = ours & (LINES.c.line_id == newest["line"])
+        known = connection.scalar(sa.select(LINES.c.recorded_at).where(line))
+    if known != newest["recorded_at"]:
+        raise LedgerError(
+            f"the spend ledger in {_named(engine)} is older than its copy in the table spend, as one from a "
+            "backup is; add the lines that it lacks with `nq budget restore`"
+        )
 
 
 def is_shared(settings: Settings) -> bool:

@@ -21,7 +21,7 @@ from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import INSTANT, SPEND
 from nq_pipeline.market.sessions import trade_dates
 from nq_pipeline.settings import Settings
-from nq_pipeline.spend.database import exclusive_transaction, open_engine
+from nq_pipeline.spend.database import exclusive_transaction, open_engine, refuse_older_copy
 from nq_pipeline.spend.ledger import Ledger
 from nq_pipeline.spend.tables import CLOSING, LINES, OPEN, Kind, Line
 from nq_pipeline.workspace import Workspace
@@ -33,6 +33,7 @@ def export_spend(settings: Settings, lake: Lake, *, run_id: str) -> int:
     """Export at the end of a run. A ledger that cannot be used is only a warning to the run: the database
     is the record, and the next export catches up."""
     try:
+        refuse_older_copy(settings)
         return export_lines(Ledger(settings), lake, run_id=run_id)
     except LedgerError as error:
         log.warning("the table spend was not updated: %s", error)
@@ -73,7 +74,7 @@ def spend_rows(lines: list[Line], began: datetime) -> pl.DataFrame:
 
 
 def restore_ledger(settings: Settings) -> tuple[int, datetime]:
-    """Write the lines of the table `spend` to an empty ledger.
+    """Write the lines of the table `spend` that the ledger lacks: all, or those since its backup.
 
     Lines that no run had exported are lost.
 
@@ -85,26 +86,45 @@ def restore_ledger(settings: Settings) -> tuple[int, datetime]:
     Raises
     ------
     LedgerError
-        The ledger has lines already, or the table has none.
+        The ledger lacks none, the table has none, or the ledger has other lines in their place.
     """
-    copy = Workspace.of(settings).lake.scan(SPEND).collect()
-    copy = copy.filter(pl.col("ledger") == pl.col("ledger").max()).sort("line")
-    if copy.is_empty():
-        raise LedgerError("the table spend has no lines; there is nothing to restore the ledger from")
-    lines = [_values(row) for row in copy.iter_rows(named=True)]
-    closed = {line["reservation_id"] for line in lines if line["kind"] in CLOSING}
-    held = [
-        {name: line[name] for name in ("environment", "reservation_id")}
-        for line in lines
-        if line["kind"] == Kind.RESERVED and line["reservation_id"] not in closed
-    ]
+    copy, ours = (
+        Workspace.of(settings).lake.scan(SPEND).collect(),
+        LINES.c.environment == settings.environment,
+    )
     with exclusive_transaction(open_engine(settings, restoring=True)) as connection:
-        if connection.scalar(sa.select(sa.func.count()).select_from(LINES)):
-            raise LedgerError("the spend ledger has lines already; nothing was restored")
-        connection.execute(LINES.insert(), lines)
+        had = sa.select(LINES.c.line_id, LINES.c.recorded_at).where(ours).order_by(LINES.c.line_id)
+        known = {line.line_id: line.recorded_at for line in connection.execute(had)}
+        began = next(iter(known.values())) if known else copy["ledger"].max()
+        lines = [_values(row) for row in copy.filter(ledger=began).sort("line").iter_rows(named=True)]
+        if not lines:
+            raise LedgerError("the table spend has no lines of this ledger; there is nothing to restore")
+        if any(known.get(line["line_id"], line["recorded_at"]) != line["recorded_at"] for line in lines):
+            raise LedgerError(
+                "the spend ledger has booked lines since its backup, so nothing was restored; restore all of "
+                "it into a new one: move its file away, or set NQ_LEDGER_URL to an empty database"
+            )
+        missing = [line for line in lines if line["line_id"] not in known]
+        if not missing:
+            raise LedgerError("the spend ledger has lines already, all of the table's; nothing was restored")
+        connection.execute(LINES.insert(), missing)
+        if connection.dialect.name == "postgresql":  # SQLite continues after the highest number by itself
+            last = sa.select(sa.func.max(LINES.c.line_id)).scalar_subquery()
+            connection.execute(
+                sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(LINES.name, "line_id"), last))
+            )
+        closed = {line["reservation_id"] for line in lines if line["kind"] in CLOSING}
+        connection.execute(
+            OPEN.delete().where(OPEN.c.environment == settings.environment, OPEN.c.reservation_id.in_(closed))
+        )
+        held = [
+            {name: line[name] for name in ("environment", "reservation_id")}
+            for line in missing
+            if line["kind"] == Kind.RESERVED and line["reservation_id"] not in closed
+        ]
         if held:
             connection.execute(OPEN.insert(), held)
-    return len(lines), lines[-1]["recorded_at"]
+    return len(missing), lines[-1]["recorded_at"]
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

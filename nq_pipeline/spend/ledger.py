@@ -34,7 +34,7 @@ from nq_pipeline.spend.charge import (
     check_amounts,
     reservation_from_line,
 )
-from nq_pipeline.spend.database import exclusive_transaction, open_copy, open_engine
+from nq_pipeline.spend.database import exclusive_transaction, open_copy, open_engine, refuse_older_copy
 from nq_pipeline.spend.ledger_transaction import LedgerTransaction
 from nq_pipeline.spend.money import ZERO, format_usd, is_amount, round_up
 from nq_pipeline.spend.period import Boot, this_boot
@@ -77,8 +77,9 @@ def open_ledger(
     Raises
     ------
     LedgerError
-        The database cannot be reached or is of a newer release.
+        The database cannot be reached or is of a newer release, or it lacks lines that were exported.
     """
+    refuse_older_copy(settings)
     ledger = Ledger(settings, clock=clock, boot=boot)
     if left := ledger.open_reservations():
         log.warning(

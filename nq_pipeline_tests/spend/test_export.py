@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,11 +20,12 @@ from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SPEND
 from nq_pipeline.settings import Settings
 from nq_pipeline.spend.export import export_lines, export_spend, restore_ledger
-from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.ledger import Ledger, open_ledger
 from nq_pipeline.spend.money import GIB, NANO
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.ledger_machine import Machine, charge
 from nq_pipeline_tests.testing.ledgers import FreshLedger
+from nq_pipeline_tests.testing.postgres import PostgresServer
 
 
 @pytest.fixture
@@ -72,6 +75,46 @@ def test_a_lost_ledger_is_refused_and_restored_from_the_lake(tmp_path: Path, mac
     assert again.month().remaining_usd == month.remaining_usd
     again.reconcile(held, Decimal("2.5"), "the usage page")
     assert export_lines(again, lake_of(settings), run_id="run") == 1
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Makes the address of a new database."""
+    if request.param == "sqlite":
+        return lambda: f"sqlite:///{tmp_path}/{uuid.uuid4().hex}.sqlite"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database
+
+
+def test_a_ledger_from_a_backup_gets_its_later_lines_back(
+    address: Callable[[], str], tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = build_settings(data_dir=tmp_path / "data", ledger_url=address())
+    ledger, lake = open_ledger(settings, clock=machine, boot=machine.boot), lake_of(settings)
+    held = ledger.reserve(charge("1"))
+    export_lines(ledger, lake, run_id="run")
+    backup, used = (settings.with_values(ledger_url=address()) for _ in range(2))
+    assert restore_ledger(backup) == restore_ledger(used)
+    Ledger(used, clock=machine, boot=machine.boot).trust_clock("a line of its own")
+
+    machine.advance(minutes=1)
+    ledger.commit(held, billed_bytes=GIB)
+    ledger.reserve(charge("2"))
+    export_lines(ledger, lake, run_id="run")
+    for older in (backup, used):
+        with pytest.raises(LedgerError, match=r"older than its copy.*nq budget restore"):
+            open_ledger(older, clock=machine, boot=machine.boot)
+    assert export_spend(backup, lake, run_id="run") == 0 and "older than its copy" in caplog.text
+    with pytest.raises(LedgerError, match="since its backup"):
+        restore_ledger(used)
+
+    assert restore_ledger(backup)[0] == 2
+    again = open_ledger(backup, clock=machine, boot=machine.boot)
+    assert again.open_reservations() == ledger.open_reservations()
+    assert again.month().remaining_usd == ledger.month().remaining_usd
+    assert export_lines(again, lake, run_id="run") == 0
+    again.reserve(charge("3"))
+    assert export_lines(again, lake, run_id="run") == 1
 
 
 def test_duckdb_shows_a_day_as_the_statement_does(tmp_path: Path, machine: Machine) -> None:
