@@ -2,7 +2,8 @@
 
     acquire ──► renewed at every third of its time to live ──► released, or lapsed when the holder is gone
                        └── not renewed in time, or taken by another: `Lease.check` raises `LeaseLost`
-                           (one that `resumes` is only lost to another)
+                           (one that `resumes` is only lost to another; its next renewal also tells a
+                           database that was restored from an earlier backup)
 
 Each new holder gets a higher token. Whoever writes what a lease protects passes the token on, and the store
 refuses a lower one: so a holder that was suspended and does not know that it lost the lease does no harm.
@@ -53,7 +54,7 @@ POLL_S = 0.1, 1.0
 RESTARTED_US = 1_000_000
 """A renewal that is this far ahead of the monotonic clock is from before the machine was restarted."""
 ONE_TIME = ("run/", "purchase/", "worker/")
-"""Names that are never used again: their rows are removed, so their tokens do not grow."""
+"""Names that are never used again: their rows are removed, at once if they had one holder only."""
 NAME = re.compile(r"[a-z_]+(/[\w.:-]+)?")
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,13 @@ class Lease:
         presence: Presence | None = None,
         ttl_s: float = TTL_S,
         renewed: float = 0.0,
+        run_id: str = "",
         resumes: bool = False,
         on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.name, self.token, self.ttl_s = name, token, ttl_s
         self._leases, self._holder, self._presence = leases, holder, presence
-        self._renewed = renewed
+        self._renewed, self._run_id, self._resumes = renewed, run_id, resumes
         self._ends = leases is not None and leases.shared and not resumes
         self._lost = ""
         self._released = threading.Event()
@@ -159,7 +161,7 @@ class Lease:
         if self._leases is None:
             return
         sent = self._leases.monotonic()
-        if not self._leases._renew(self.name, self._holder, self.token):
+        if not self._leases._renew(self):
             self._lose("another process has acquired it")
             self.check()
         self._renewed = sent
@@ -181,7 +183,7 @@ class Lease:
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join()
         try:
-            self._leases._release(self.name, self._holder)
+            self._leases._release(self.name, self._holder, self.token)
         except LedgerError as error:
             log.warning("the lease %r is not released and lapses by itself: %s", self.name, error)
         finally:
@@ -333,6 +335,7 @@ class Leases:
             presence=presence,
             ttl_s=ttl_s,
             renewed=sent,
+            run_id=run_id,
             resumes=resumes,
             on_lost=on_lost,
         )
@@ -396,15 +399,7 @@ class Leases:
         """
         highest: Any = sa.func.greatest if self.shared else sa.func.max
         with row_transaction(self._engine) as connection:
-            given: dict[str, Any] = {
-                "holder": holder,
-                "host": socket.gethostname(),
-                "process": os.getpid(),
-                "run_id": run_id,
-                "since": sa.func.clock_timestamp() if self.shared else real_now(),
-                "ttl_us": round(ttl_s * 1e6),
-                "renewed_us": self._now,
-            }
+            given = self._values(holder, ttl_s, run_id)
             free = sa.or_(LEASES.c.holder.is_(None), LEASES.c.holder.in_(over), self._lapsed)
             token = highest(LEASES.c.token, sa.literal(above, sa.BigInteger)) + 1
             statement = (
@@ -419,17 +414,40 @@ class Leases:
             )
             return connection.scalar(statement)  # type: ignore[no-any-return]
 
-    def _renew(self, name: str, holder: str, token: int) -> bool:
-        """Renew a lease, also one that has lapsed and that nobody has taken since."""
-        ours = (*self._is(name), LEASES.c.holder == holder, LEASES.c.token == token)
+    def _values(self, holder: str, ttl_s: float, run_id: str) -> dict[str, Any]:
+        """The columns of a holder. Built within the transaction, as `_now` is."""
+        return {
+            "holder": holder,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "run_id": run_id,
+            "since": sa.func.clock_timestamp() if self.shared else real_now(),
+            "ttl_us": round(ttl_s * 1e6),
+            "renewed_us": self._now,
+        }
+
+    def _renew(self, lease: Lease) -> bool:
+        """Renew a lease, also one that has lapsed and that nobody has taken since.
+
+        One that `resumes` is written again where its row is missing: a row stays after another holder.
+        """
+        ours = (*self._is(lease.name), LEASES.c.holder == lease._holder, LEASES.c.token == lease.token)
         with row_transaction(self._engine) as connection:
             statement = sa.update(LEASES).where(*ours).values(renewed_us=self._now)
-            return connection.execute(statement).rowcount == 1
+            is_ours = connection.execute(statement).rowcount == 1
+            if not is_ours and lease._resumes:
+                given = self._values(lease._holder, lease.ttl_s, lease._run_id)
+                again = insert_into(LEASES, self._engine).values(
+                    environment=self._environment, name=lease.name, token=lease.token, **given
+                )
+                made = again.on_conflict_do_nothing().returning(LEASES.c.token)
+                is_ours = connection.scalar(made) is not None
+            return is_ours
 
-    def _release(self, name: str, holder: str) -> None:
+    def _release(self, name: str, holder: str, token: int) -> None:
         ours = (*self._is(name), LEASES.c.holder == holder)
         statement: sa.Update | sa.Delete = sa.update(LEASES).where(*ours).values(holder=None)
-        if name.startswith(ONE_TIME):
+        if name.startswith(ONE_TIME) and token == 1:  # else it tells the holder before that it has lost it
             statement = sa.delete(LEASES).where(*ours)
         with row_transaction(self._engine) as connection:
             connection.execute(statement)

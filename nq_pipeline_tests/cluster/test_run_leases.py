@@ -1,20 +1,25 @@
 """A run whose process died on any host is reported as failed; one that lives is left alone."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster._core.test_utils import create_run_for_test
 
 from nq_pipeline.configuration import build_settings
-from nq_pipeline.errors import LedgerError
+from nq_pipeline.errors import LeaseLost, LedgerError
+from nq_pipeline.leases.tables import LEASES
 from nq_pipeline.orchestration.cluster import run_leases
 from nq_pipeline.orchestration.cluster.run_leases import claim_lease, fail_lost_runs
 from nq_pipeline.orchestration.names import CAPTURE, KIND, LEASED
 from nq_pipeline.orchestration.resources import Vendors, vendors_resource
 from nq_pipeline.settings import Settings
+from nq_pipeline.spend.database import open_engine, row_transaction
 from nq_pipeline.ui.cluster import Shared
 from nq_pipeline_tests.testing.cluster_hosts import new_hosts, wait_until
 from nq_pipeline_tests.testing.lease_hosts import PROCESSES, Hosts
@@ -39,7 +44,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def settings(shared: Shared, tmp_path: Path) -> Settings:
-    return build_settings(data_dir=tmp_path / "data", ledger_url=new_hosts(shared, tmp_path).ledger)
+    return Hosts(tmp_path, new_hosts(shared, tmp_path).ledger).settings("data")
 
 
 @pytest.fixture
@@ -112,6 +117,35 @@ def test_a_run_that_was_cut_off_goes_on_unless_it_was_found_dead(
         finally:
             process.kill()
             process.join()
+
+
+@pytest.mark.parametrize("found_dead", [False, True])
+def test_a_run_outlives_an_older_backup_unless_it_was_found_dead(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    begin: Callable[..., dg.DagsterRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found_dead: bool,
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(run_leases, "_terminate", ended.set)
+    run = begin()
+    claim_lease(instance, run, settings)
+    with row_transaction(open_engine(settings)) as connection:
+        connection.execute(sa.delete(LEASES))
+    assert settings.spend.ledger_url
+    elsewhere = Hosts(tmp_path, settings.spend.ledger_url.get_secret_value()).settings("elsewhere")
+    suspects = fail_lost_runs(instance, elsewhere)
+    assert suspects == [run.run_id]
+    if found_dead:
+        fail_lost_runs(instance, elsewhere, suspects)
+    with pytest.raises(LeaseLost) if found_dead else nullcontext():
+        run_leases._held[-1].renew()
+    assert fail_lost_runs(instance, elsewhere, suspects) == []
+    now = instance.get_run_by_id(run.run_id)
+    assert now and now.status is (dg.DagsterRunStatus.FAILURE if found_dead else STARTED)
+    assert ended.is_set() is found_dead
 
 
 def test_a_database_that_does_not_answer_kills_nobody(

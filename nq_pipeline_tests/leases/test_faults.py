@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from nq_pipeline.errors import LeaseHeld, LeaseLost, LedgerError
+from nq_pipeline.leases.tables import LEASES
+from nq_pipeline.spend.database import row_transaction
 from nq_pipeline_tests.testing.lease_hosts import Hosts
 from nq_pipeline_tests.testing.ledgers import PASSWORD
 from nq_pipeline_tests.testing.network import Link, link_to
@@ -80,6 +84,20 @@ def test_a_lease_that_resumes_is_only_lost_to_another(distant: Hosts, link: Link
         link.mend()
         assert lost.wait(30 if taken else 3) is taken
         assert ("worker/one" in distant.leases("b").holders()) is not taken
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_lease_that_resumes_survives_an_older_backup(hosts: Hosts, resumes: bool) -> None:
+    leases = hosts.leases("a")
+    lease = leases.acquire("worker/one", run_id="one", resumes=resumes)
+    with row_transaction(leases._engine) as connection:
+        connection.execute(sa.delete(LEASES))
+    with nullcontext() if resumes else pytest.raises(LeaseLost):
+        lease.renew()
+    held = hosts.leases("b").holder("worker/one")
+    assert (held and (held.token, held.run_id)) == ((1, "one") if resumes else None)
+    lease.release()
+    assert hosts.leases("b").acquire("worker/one").token == 1
 
 
 def test_a_holder_survives_a_restart_of_the_server(tmp_path: Path) -> None:

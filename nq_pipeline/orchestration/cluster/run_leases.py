@@ -78,7 +78,8 @@ def fail_lost_runs(
     alive = leases.holders(_name(""))
     lapsed = [run.run_id for run in started if _name(run.run_id) not in alive]
     for run_id in (one for one in lapsed if one in suspects):
-        with suppress(LeaseHeld), leases.acquire(_name(run_id)):  # held: it was renewed since
+        # Held: it was renewed since. Above the run's own token, so that the run finds that it lost the lease.
+        with suppress(LeaseHeld), leases.acquire(_name(run_id), above=1):
             run = instance.get_run_by_id(run_id)
             if run and run.status is dg.DagsterRunStatus.STARTED:  # else it has just ended by itself
                 instance.report_run_failed(run, LOST)
