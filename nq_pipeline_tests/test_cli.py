@@ -318,9 +318,18 @@ def test_a_proxy_that_wins_is_named_one() -> None:
     assert winner.startswith("Winner: polygon (") and winner.endswith(", a proxy: options on NDX, not on NQ)")
 
 
+@pytest.mark.parametrize(
+    ("left_out", "why"), [(0, "no open interest was sent"), (7, "7 open contracts could not be priced")]
+)
+def test_an_unknown_gamma_exposure_says_why(left_out: int, why: str) -> None:
+    level = {"product": "NQ", "source": "databento", "gex_per_pct": None, "zero_gamma": None}
+    line = run.gamma_line({**level, "open_interest_left_out": left_out})
+    assert line == f"Gamma exposure of NQ by databento: unknown; {why}."
+
+
 def test_a_vendor_that_sends_only_dates_has_no_age_in_hours() -> None:
     closed = datetime(2025, 6, 10, 21, 30, tzinfo=UTC)
-    assert run.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "of 06-10"
+    assert run.age_of(datetime(2025, 6, 10, tzinfo=UTC), closed) == "from 06-10"
     assert run.age_of(datetime(2025, 6, 10, 20, 0, tzinfo=UTC), closed) == "90 min"
     assert run.age_of(datetime(2025, 6, 10, 0, 30, tzinfo=UTC), closed) == "21 h"
     assert run.age_of(None, closed) == "-"

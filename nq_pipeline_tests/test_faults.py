@@ -290,7 +290,7 @@ def test_the_fullest_wins_when_every_vendor_is_malformed(
     run = snap(tradovate="malformed", barchart="malformed")
     won = run.table("select distinct source, reason from decisions where won").rows()
     assert [source for source, _ in won] == ["barchart"]
-    assert won[0][1].startswith("no source is healthy; this one is the fullest (")
+    assert won[0][1].startswith("no source is healthy; this one is the most complete (")
 
 
 PROGRESS = re.compile(r"  (barchart|polygon|tradovate|databento): [a-z_]+, [\d,]+ contracts")

@@ -18,7 +18,7 @@ TEST_ALERT = Alert(
 )
 
 RUN_CONSEQUENCE = {
-    "chains": "There is no chain of this moment; the next tick asks again.",
+    "chains": "There is no chain for this moment; the next tick asks again.",
     "capture": "Nothing is captured until the sensor live_capture has started it again. What was missed "
     "meanwhile is a gap.",
     "backfill": "The day is missing. What was bought of it is kept and not bought again.",

@@ -32,8 +32,8 @@ def figures_continue(lake: Lake, trade_date: date) -> Finding | None:
     return Finding(
         passed=differ.is_empty(),
         severity="warn",
-        sentence=f"{differ.height:,} of {compared.height:,} contracts start {trade_date} from another figure "
-        f"than {before} ended with.",
+        sentence=f"{differ.height:,} of {compared.height:,} contracts start {trade_date} from a figure "
+        f"that differs from the last one of {before}.",
         numbers={"differ": differ.height, "contracts": compared.height},
         table=differ.head(20) if differ.height else None,
     )

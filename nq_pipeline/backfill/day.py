@@ -121,7 +121,7 @@ def _obstacle(scope: BackfillScope, day: BackfillDay) -> BackfillDay:
     """The day with its condition, and with a state and reason if it cannot be bought now."""
     if not scope.is_over(day.trade_date):
         until = f"{from_ns(scope.available_end):%Y-%m-%d %H:%M} UTC"
-        return replace(day, state="pending", reason=f"not over: the vendor's data reach to {until}")
+        return replace(day, state="pending", reason=f"not over: the vendor's data end at {until}")
     day = replace(day, condition=scope.condition(day.trade_date))
     if day.condition == "pending":
         return replace(day, state="pending", reason="the vendor is still processing its data")
@@ -172,7 +172,7 @@ def _store_rows(
     return replace(
         day,
         state=state,
-        reason="" if records else "the vendor has no records of it",
+        reason="" if records else "the vendor has no records for it",
         records=records,
         rows=rows,
         known=known,

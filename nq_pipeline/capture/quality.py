@@ -144,7 +144,7 @@ def judge_gaps(day: CaptureDay) -> Finding:
     lost = len(day.gaps) - len(unresolved) - len(verified)
     differ = [gap for gap in verified if gap.is_verified_but_differs]
     number = lost or len(unresolved) or len(differ) or len(day.gaps)
-    gaps = f"{number} gap{'' if number == 1 else 's'} of {day.trade_date}"
+    gaps = f"{number} gap{'' if number == 1 else 's'} on {day.trade_date}"
     if not day.gaps:
         sentence = f"{day.trade_date} has no gap"
     elif lost:
@@ -197,9 +197,9 @@ def judge_freshness(day: CaptureDay) -> Finding:
     """Whether trades arrive while the window is open."""
     if day.newest is None:
         elapsed = _total(day.elapsed)
-        sentence = f"no trade of {day.trade_date} has been published"
+        sentence = f"no trade for {day.trade_date} has been published"
         return Finding(elapsed <= LATE, sentence, severity="error" if elapsed > STALE else "warn")
-    newest = f"the newest trade is of {in_chicago(day.newest)}"
+    newest = f"the newest trade is from {in_chicago(day.newest)}"
     if not day.is_open:
         return Finding(passed=True, sentence=f"the window is closed; {newest}")
     age = day.now - day.newest

@@ -164,7 +164,7 @@ def _verdict(
     if shortfall is not None:
         outcome, reason = shortfall
         if c is winner:
-            reason = f"no source is healthy; this one is the fullest ({reason})"
+            reason = f"no source is healthy; this one is the most complete ({reason})"
         return c, c is winner, outcome, reason
     if c is winner:
         return c, True, Outcome.OK, "first healthy source by priority"
@@ -182,10 +182,10 @@ def _failure(c: _Candidate, limit: _Limit | None, gates: Gates) -> _Failing | No
         why = f" ({c.answer.reason})" if c.answer.reason else ""
         return Outcome.EMPTY, f"none of {c.contracts} contracts has a quote, a trade or a settlement{why}"
     if c.newest is not None and c.premature:
-        return Outcome.BAD_PAYLOAD, f"newest quote or trade is of {in_chicago(c.newest)}, in the future"
+        return Outcome.BAD_PAYLOAD, f"the newest quote or trade is from {in_chicago(c.newest)}, in the future"
     if limit is not None and limit[0] < limit[1]:
         newest, oldest = map(in_chicago, limit)
-        return Outcome.STALE, f"newest quote or trade is of {newest}, not after {oldest}"
+        return Outcome.STALE, f"the newest quote or trade is from {newest}, before {oldest}"
     if c.quoted and c.bad / c.quoted > gates.max_bad_quotes:
         return Outcome.BAD_PAYLOAD, f"{c.bad} of {c.quoted} quotes are crossed, negative or not finite"
     return None
@@ -199,7 +199,7 @@ def _shortfall(c: _Candidate, sound: Sequence[_Candidate], gates: Gates) -> _Fai
     if c.quoted < gates.min_complete * most_quoted:
         return Outcome.PARTIAL, f"{c.quoted} quoted contracts where another source has {most_quoted}"
     if c.answer.outcome is Outcome.PARTIAL:
-        return Outcome.PARTIAL, c.answer.reason or "its vendor did not give the whole series"
+        return Outcome.PARTIAL, c.answer.reason or "the vendor did not send the whole series"
     return None
 
 

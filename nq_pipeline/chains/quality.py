@@ -96,11 +96,11 @@ def rows_complete(answer: ChainAnswer) -> Finding | None:
         "dropped": answer.dropped.total(),
     }
     if broken:
-        return Finding(False, f"control totals do not hold: {', '.join(broken)}", numbers=numbers)
+        return Finding(False, f"control totals do not match: {', '.join(broken)}", numbers=numbers)
     if partial:
-        return Finding(False, f"series not whole: {_shorten(partial)}", "warn", numbers)
-    held = f"control totals hold: {', '.join(answer.controls)}" if answer.controls else "no control totals"
-    return Finding(True, f"every series came whole; {held}", numbers=numbers)
+        return Finding(False, f"incomplete series: {_shorten(partial)}", "warn", numbers)
+    held = f"control totals match: {', '.join(answer.controls)}" if answer.controls else "no control totals"
+    return Finding(True, f"every series is complete;  {held}", numbers=numbers)
 
 
 def no_bad_quotes(frame: pl.DataFrame, max_share: float) -> Finding | None:
@@ -132,7 +132,7 @@ def unique_contracts(frame: pl.DataFrame) -> Finding | None:
     twice = frame.height - contracts
     return Finding(
         passed=twice == 0,
-        sentence=f"{contracts:,} contracts, {twice:,} rows too many",
+        sentence=f"{contracts:,} contracts, {twice:,} duplicate rows",
         numbers={"contracts": contracts, "rows_too_many": twice},
     )
 
@@ -152,7 +152,7 @@ def fresh(frame: pl.DataFrame, request: ChainRequest, stale_after_s: int) -> Fin
     of = in_chicago(newest) if newest.time() != time() else f"{newest:%Y-%m-%d}, without a time"
     return Finding(
         passed=oldest <= newest <= latest_plausible(request),
-        sentence=f"newest quote or trade is of {of}; fresh is from {in_chicago(oldest)} on",
+        sentence=f"the newest quote or trade is from {of}; it must be from {in_chicago(oldest)} or later",
         numbers={"age_s": age},
     )
 

@@ -57,7 +57,7 @@ def _over_time(
         .sort("at")
     )
     if drawn["at"].n_unique() < 2:
-        return f"No {title} over time: it needs two snapshots of the trade date."
+        return f"No {title} over time: it needs two snapshots on the trade date."
     words = f"datum.time + ' CT · ' + datum.name + ' ' + format(datum.value, '{form}')"
     first, last, low, high = drawn.select(
         pl.col("at").min().alias("first"),

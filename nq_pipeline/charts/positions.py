@@ -161,7 +161,7 @@ def open_interest_change(rows: pl.DataFrame, forward: float | None) -> theme.Pic
         label=f"{_SPAN} + {words[0]} + ' · ' + {words[1]}",
         summary="format(datum.all_calls, '+,') + ' calls, ' + format(datum.all_puts, '+,') + ' puts'",
         title="Open-interest change",
-        subtitle=f"Contracts opened less closed on {day}, by {source}: calls left, puts right",
+        subtitle=f"Contracts opened minus closed on {day}, by {source}: calls left, puts right",
         profile=rows,
     )
 

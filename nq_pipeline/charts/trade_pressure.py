@@ -27,9 +27,9 @@ def pressure(rows: pl.DataFrame, option_type: str, *, forward: float | None = No
     traded = rows.filter(pl.col("option_type") == option_type)
     near = traded.filter((pl.col("strike") / forward - 1).abs() <= NEAR) if forward else traded
     if traded.is_empty():
-        return f"No pressure of {name}: no live trades of them were captured."
+        return f"No pressure for {name}: no live trades were captured."
     if near.is_empty():
-        return f"No pressure of {name} near the future: all captured trades are at more distant strikes."
+        return f"No pressure for {name} near the future: all captured trades are at more distant strikes."
     span = near.select(pl.col("strike").max() - pl.col("strike").min()).item()
     width = next((w for w in WIDTHS if span / w <= MOST_CELLS), WIDTHS[-1])
     bought, sold = pl.col("buy_volume").sum(), pl.col("sell_volume").sum()

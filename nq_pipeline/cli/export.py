@@ -20,7 +20,7 @@ from nq_pipeline.export import FORMATS
     epilog="\b\nFormats:\n" + "\n".join(f"  {name:<10}{form.meaning}" for name, form in FORMATS.items()),
 )
 @click.argument("format", type=click.Choice(list(FORMATS)), metavar="FORMAT")
-@click.option("--to", required=True, metavar="PATH", help="The file, which is replaced, or the folder.")
+@click.option("--to", required=True, metavar="PATH", help="Output file, which is replaced, or output folder.")
 @click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="First trade date.")
 @click.option("--until", "last", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
               help="Last trade date, inclusive.")  # fmt: skip
@@ -37,10 +37,10 @@ def export(
     as_of: datetime | None,
     tables: tuple[str, ...],
 ) -> None:
-    """Write a part of the lake in the format of another tool.
+    """Write part of the lake in the format of another tool.
 
-    Without trade dates and without --as-of it is the current chain; optopsy and nautilus hold trade
-    dates, by default all of them.
+        By default optopsy and nautilus hold every trade date, the other formats the
+    current chain.
 
     \b
     Examples:

@@ -86,8 +86,13 @@ def _shown(relation: duckdb.DuckDBPyRelation) -> str:
 @click.command(cls=DatedHelp, short_help="Write the newest snapshot as one HTML page and open it.")
 @click.option("--snapshot", "moment", type=day_or_instant, metavar="DATE|INSTANT",
               help="The newest snapshot of this trade date, or the chain as of this instant.")  # fmt: skip
-@click.option("--list", "only_list", is_flag=True, help="Only list the snapshots of the lake or trade date.")
-@click.option("--no-open", is_flag=True, help="Only write the page.")
+@click.option(
+    "--list",
+    "only_list",
+    is_flag=True,
+    help="Only list the snapshots of the lake or, with --snapshot, of a trade date.",
+)
+@click.option("--no-open", is_flag=True, help="Write the page without opening it.")
 @report_errors
 def report(moment: date | None, only_list: bool, no_open: bool) -> None:
     """Write the report of a snapshot, one HTML page, and open it in the browser.
@@ -144,7 +149,7 @@ def _snapshot_line(
     )
 
 
-@click.command()
+@click.command(short_help="List the tables and views and what every column means.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--markdown", is_flag=True, help="Print the reference page `docs/tables.md`.")
 def tables(names: tuple[str, ...], markdown: bool) -> None:

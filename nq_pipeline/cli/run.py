@@ -133,12 +133,13 @@ def _measured_as_json(measured: dict[str, pl.DataFrame]) -> dict[str, Any]:
     return {"priced": _count_priced(measured), "gamma_levels": levels}
 
 
-def _gamma_line(level: dict[str, Any]) -> str:
+def gamma_line(level: dict[str, Any]) -> str:
     """One line with the net gamma exposure of a source and product, and the contracts left out of it."""
     net, zero, left_out = (level[name] for name in ("gex_per_pct", "zero_gamma", "open_interest_left_out"))
     of = f"Gamma exposure of {level['product']} by {level['source']}"
     if net is None:
-        return f"{of}: unknown; {left_out:,} open contracts could not be priced."
+        why = f"{left_out:,} open contracts could not be priced" if left_out else "no open interest was sent"
+        return f"{of}: unknown; {why}."
     where = "no zero-gamma level within 10 %" if zero is None else f"zero-gamma level {zero:,.0f}"
     return (
         f"{of}: net {net / 1e6:+,.1f} million USD per 1 %; {where}, future {level['forward']:,.2f}; "
@@ -190,7 +191,7 @@ def _show(settings: Settings, snapshot: Snapshot, measured: dict[str, pl.DataFra
             "option_pricing.unpriced says why the rest are not."
         )
         for level in measured["gamma_levels"].to_dicts():
-            click.echo(_gamma_line(level))
+            click.echo(gamma_line(level))
         click.echo("Next, open the report or query the chain:")
         click.echo("  make report" if "MAKELEVEL" in os.environ else f"  {program()} report")
         click.echo(
@@ -216,6 +217,6 @@ def age_of(newest: datetime | None, moment: datetime) -> str:
     if newest is None:
         return "-"
     if newest.time() == time():  # the lake stores a date without a time as midnight
-        return f"of {newest:%m-%d}"
+        return f"from {newest:%m-%d}"
     minutes = max(0.0, (moment - newest).total_seconds()) / 60
     return f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"

@@ -22,8 +22,8 @@ _SOURCE_CHAIN = {
     "rows_complete": "The vendor's own control totals hold and every series is complete.",
     "no_bad_quotes": "No quote is crossed, negative or infinite; a warning up to NQ_MAX_BAD_QUOTES.",
     "unique_contracts": "Every contract appears at most once.",
-    "fresh": "The newest quote or trade is younger than NQ_STALE_AFTER_S, or from the last session "
-    "while the market is closed.",
+    "fresh": "In regular hours the newest quote or trade is younger than NQ_STALE_AFTER_S; at other "
+    "times it is from the current or the last session.",
 }
 
 PROMISES: dict[dg.AssetKey, dict[str, str]] = {
@@ -73,7 +73,7 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "the gamma exposure because their rows could not be priced."
     },
     names.OPEN_INTEREST: {
-        "figures_continue": "Open interest starts from the figures with which the trade date before ended."
+        "figures_continue": "Open interest starts from the figures with which the previous trade date ended."
     },
     names.BARS: {
         "bars_consistent": "Open and close of every bar lie between its low and high.",

@@ -41,7 +41,7 @@ chain_job = dg.define_asset_job(
 pressure_job = dg.define_asset_job(
     "pressure",
     selection=[trade_pressure],
-    description="Compute who was the aggressor, from the trades captured so far.",
+    description="Count what aggressors bought and sold, from the trades captured so far.",
     tags={KIND: "pressure", MAX_RUNTIME: "300"},
 )
 spend_job = dg.define_asset_job(

@@ -97,7 +97,7 @@ def settlements_and_open_interest(
     cron_schedule=EVERY_FIVE_MINUTES,
     description="Every five minutes while NQ_CAPTURE_WINDOW is open and for an hour after it; an hour into "
     "the next session once more for the trade date before it. Chains have a schedule of their own, because "
-    "their window is another: the capture goes on all night.",
+    "their window can differ: a capture may run all night.",
 )
 def pressure_while_captured(
     context: dg.ScheduleEvaluationContext, vendors: dg.ResourceParam[Vendors]

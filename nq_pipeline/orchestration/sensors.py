@@ -122,7 +122,7 @@ def capture_checks(
     day, is_open = quality.last_opened(now, window), sessions.is_open(now, window)
     before = json.loads(context.cursor or "{}")
     if not is_open and before.get("closed") == day.isoformat():
-        return dg.SkipReason(f"the window of {day} is closed and was judged")
+        return dg.SkipReason(f"the window of {day} is closed and was checked")
     found = quality.read_capture_day(
         settings,
         now,
@@ -131,7 +131,7 @@ def capture_checks(
         refusal=refusal(context.instance, settings, day),
     )
     if not (is_open or found.has_begun):
-        return dg.SkipReason(f"nothing was captured of {day}")
+        return dg.SkipReason(f"nothing was captured on {day}")
     begun = before or found.has_begun or has_any_ended(context.instance)
     if not begun or is_first_starting(context.instance):
         # A new instance within the window: its first capture is starting or replaying.

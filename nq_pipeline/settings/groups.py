@@ -40,7 +40,7 @@ class ChainSettings(SettingsGroup):
     window: Literal["rth", "globex", "always"] = setting(
         "rth",
         description="Hours of scheduled chains: `rth` 08:30–15:00 CT, `globex` the whole session, `always` "
-        "without a break. A chain requested later is that of their end.",
+        "without a break. A chain requested after they close is as of the close.",
         name="chain_window",
     )
     horizon_days: int = setting(
@@ -48,9 +48,8 @@ class ChainSettings(SettingsGroup):
     )
     far_expirations: bool = setting(
         True,
-        description="Whether to request also the next monthly expiration beyond NQ_HORIZON_DAYS, and the "
-        "quarterly ones up to the first after that, so that 30-day volatility can be interpolated on every "
-        "day.",
+        description="Also request the next monthly expiration beyond NQ_HORIZON_DAYS, and the quarterly ones "
+        "up to the first after that, so that 30-day volatility can be interpolated every day.",
     )
     source_deadline_s: float = setting(
         20.0,
@@ -67,15 +66,15 @@ class ChainSettings(SettingsGroup):
     stale_after_s: int = setting(
         1800,
         gt=0,
-        description="While the market is open, a series is stale when its newest quote or trade is older "
-        "than this many seconds.",
+        description="In regular hours, a series is stale when its newest quote or trade is older than this "
+        "many seconds.",
     )
     min_complete: float = setting(
         0.5,
         ge=0,
         le=1,
-        description="A series is incomplete when it has a smaller share of the contracts than the native "
-        "answer with the most.",
+        description="A series is incomplete when it has less than this share of the contracts or quotes of "
+        "the most complete source.",
     )
     max_bad_quotes: float = setting(
         0.02,
@@ -89,16 +88,16 @@ class HttpSettings(SettingsGroup):
     """Timeouts and retries of requests, and how long answers are cached."""
 
     timeout_s: float = setting(
-        10.0, gt=0, description="Seconds without a byte before a request fails.", name="http_timeout_s"
+        10.0, gt=0, description="Seconds without a byte after which a request fails.", name="http_timeout_s"
     )
     attempts: int = setting(
         3,
         ge=1,
         le=10,
-        description="Most attempts of a request that fails for a transient reason.",
+        description="Maximum attempts of a request that fails for a transient reason.",
         name="http_attempts",
     )
-    retry_after_cap_s: float = setting(30.0, ge=0, description="Longest Retry-After to wait for, seconds.")
+    retry_after_cap_s: float = setting(30.0, ge=0, description="Longest Retry-After to wait for, in seconds.")
     cache_open_s: int = setting(
         300,
         ge=0,
@@ -117,8 +116,8 @@ class PricingSettings(SettingsGroup):
     parity_tolerance: float = setting(
         0.005,
         gt=0,
-        description="Largest relative difference between the put-call-parity forward and the underlying's "
-        "price.",
+        description="Largest accepted relative difference between the put-call-parity forward and the "
+        "underlying's price.",
     )
     risk_free_rate: float = setting(
         0.04,
@@ -133,8 +132,8 @@ class PricingSettings(SettingsGroup):
         None,
         description="Interest rates by time to expiration instead of NQ_RISK_FREE_RATE: days and rates like "
         "`30=0.043,90=0.0425`, or the path of a CSV file as the US Treasury offers it (Daily Treasury Par "
-        "Yield Curve Rates). Of the file counts the newest row before the trade date (the Treasury publishes "
-        "a row about when the next session opens), converted to continuous compounding.",
+        "Yield Curve Rates). Each trade date uses the file's newest row before it, converted to continuous "
+        "compounding.",
     )
     max_last_age_s: float = setting(
         900.0,
@@ -248,13 +247,13 @@ class SpendSettings(SettingsGroup):
         "Databento Standard", description="Name of the data plan, shown with its monthly fee."
     )
     plan_monthly_usd: Usd = setting(
-        Decimal(179), description="The data plan's flat fee per calendar month, USD."
+        Decimal(179), description="The data plan's flat fee per calendar month, in USD."
     )
     budget_monthly_usd: Usd = setting(
-        Decimal(200), description="Most to spend in a calendar month, including the plan's fee, USD."
+        Decimal(200), description="Maximum to spend in a calendar month, including the plan's fee, in USD."
     )
     budget_daily_usd: Usd = setting(
-        Decimal(10), description="Most to spend on metered requests in a calendar day, USD."
+        Decimal(10), description="Maximum to spend on metered requests in a calendar day, in USD."
     )
     budget_by_vendor: CommaList = setting(
         (), description="Monthly caps on metered requests as VENDOR=USD pairs, e.g. `databento=15`."
@@ -277,7 +276,7 @@ class SpendSettings(SettingsGroup):
     budget_review_h: float = setting(
         24,
         gt=0,
-        description="A person must review a reservation that has been open for more than this many hours.",
+        description="Hours after which an open reservation is reported, so that somebody looks up its bill.",
     )
 
     @field_validator("budget_by_purpose")
@@ -306,7 +305,7 @@ class StoreSettings(SettingsGroup):
         variables=("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     )
     access_key_id: SecretStr | None = setting(
-        None, description="Name of the store's key.", variables=("AWS_ACCESS_KEY_ID",)
+        None, description="Access key ID for the store.", variables=("AWS_ACCESS_KEY_ID",)
     )
     secret_access_key: SecretStr | None = setting(
         None, description="The store's key.", variables=("AWS_SECRET_ACCESS_KEY",)
@@ -404,8 +403,8 @@ class RetentionSettings(SettingsGroup):
     run_days: int = setting(
         14,
         ge=0,
-        description="Days to keep every Dagster run; of older runs only the last good one of each trade "
-        "date is kept. 0 keeps all.",
+        description="Days to keep every Dagster run; of older ones, only the last successful run of each "
+        "trade date is kept. 0 keeps all.",
     )
 
 
@@ -415,12 +414,12 @@ class QuerySettings(SettingsGroup):
     prefix = "sql_"
 
     timeout_s: float = setting(
-        300, ge=0, description="Seconds after which a query of `nq sql` is stopped; 0 is no limit."
+        300, ge=0, description="Seconds after which a query is stopped; 0 is no limit."
     )
     memory_mb: int = setting(
         2048,
         ge=64,
-        description="Most memory, MiB, that a query of `nq sql` may use; also the most text it prints.",
+        description="Maximum memory of a query, in MiB; also the maximum size of its answer.",
     )
 
 
@@ -448,7 +447,7 @@ class AlertSettings(SettingsGroup):
         "secret: anyone who has it can post there. Without it, alerts are only in `alerts.jsonl`.",
     )
     repeat_s: int = setting(
-        3600, ge=0, description="Least seconds before an alert that is still active is sent again."
+        3600, ge=0, description="Minimum seconds before an alert that is still active is sent again."
     )
     ui_url: str = setting(
         "http://127.0.0.1:3000", description="Address of the Dagster UI for links in alerts.", name="ui_url"
@@ -486,5 +485,5 @@ class SandboxSettings(SettingsGroup):
     )
     seed: int = setting(7, description="Seed of the synthetic market.")
     faults: CommaList = setting(
-        (), description="Faults that the stand-ins show, as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
+        (), description="Faults of the stand-ins, as VENDOR=FAULT pairs, e.g. `barchart=blocked`."
     )

@@ -100,7 +100,9 @@ def adopt_this_lake(settings: Settings) -> str:
     Raises `LedgerError` where the ledger is a file of this machine, which has no other lake.
     """
     if not is_shared(settings):
-        raise LedgerError("the ledger is a file beside its lake; only a ledger in PostgreSQL adopts a lake")
+        raise LedgerError(
+            "a ledger in a file belongs to the lake beside it; only one in PostgreSQL adopts a lake"
+        )
     with row_transaction(_migrated(_engine(settings), settings)) as connection:
         return adopt_lake(connection, settings)
 

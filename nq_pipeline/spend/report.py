@@ -112,7 +112,7 @@ def _sums(month: Statement) -> Iterator[Sequence[str]]:
         yield (
             "Projected",
             _cents(month.projected_usd),
-            "at the end of the month, at the present rate of chains",
+            "at the end of the month, at the current rate of chains",
         )
 
 

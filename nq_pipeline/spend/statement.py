@@ -315,7 +315,7 @@ def _warnings(month: Statement) -> Iterator[str]:
             yield f"{cap.share:.0%} of {cap.name} is used: {cap.sentence()}"
     if month.projected_usd > month.budgets.monthly_usd:
         yield (
-            f"at this pace the month comes to {format_usd(month.projected_usd)}, more than "
+            f"at this rate the month comes to {format_usd(month.projected_usd)}, more than "
             f"{format_usd(month.budgets.monthly_usd)}: requests will be refused (NQ_BUDGET_MONTHLY_USD)"
         )
     if overdue := [one for one in month.open if one.review]:

@@ -30,7 +30,7 @@ from nq_pipeline_tests.testing.webhook_receiver import Receiver, receiver
 
 ALERT = Alert(
     key="check/databento/trades/gaps",
-    what="databento/trades/gaps: 1 gap of 2025-06-10 cannot be filled",
+    what="databento/trades/gaps: 1 gap on 2025-06-10 cannot be filled",
     so_what="Trades are missing.",
     what_to_do="docs/capturing.md says what can fill a gap.",
     where=["http://127.0.0.1:3000/runs/abc"],
@@ -79,7 +79,7 @@ def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, ho
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting, sent.reason) == (1, 0, "")
     assert hook.texts == [
-        "*ERROR* [sandbox] databento/trades/gaps: 1 gap of 2025-06-10 cannot be filled\n"
+        "*ERROR* [sandbox] databento/trades/gaps: 1 gap on 2025-06-10 cannot be filled\n"
         "Trades are missing.\n"
         "What to do: docs/capturing.md says what can fill a gap.\n"
         "http://127.0.0.1:3000/runs/abc"

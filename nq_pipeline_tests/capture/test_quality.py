@@ -56,12 +56,12 @@ def test_a_day_without_a_flaw_passes_every_check() -> None:
     ("found", "passed", "severity", "words"),
     [
         ([], True, "warn", "has no gap"),
-        ([gap(0, 5)], True, "warn", "1 gap of 2025-06-10, filled and counted"),
-        ([gap(0, 5), gap(6, None, "open")], False, "warn", "1 gap of 2025-06-10 not yet proven"),
-        ([gap(0, 5, counted=7, published=7)], True, "warn", "1 gap of 2025-06-10, filled and counted"),
+        ([gap(0, 5)], True, "warn", "1 gap on 2025-06-10, filled and counted"),
+        ([gap(0, 5), gap(6, None, "open")], False, "warn", "1 gap on 2025-06-10 not yet proven"),
+        ([gap(0, 5, counted=7, published=7)], True, "warn", "1 gap on 2025-06-10, filled and counted"),
         ([gap(0, 5, counted=7, published=8)], False, "warn", "counted in 1 gap"),
         ([gap(0, 5, "replayed")], False, "warn", "not yet proven"),
-        ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap of 2025-06-10 cannot"),
+        ([gap(0, 5, "unfillable"), gap(6, 7, "open")], False, "error", "1 gap on 2025-06-10 cannot"),
         ([gap(0, 5, "open", attempts=3)], False, "error", "cannot be filled"),
     ],
 )  # fmt: skip

@@ -154,7 +154,7 @@ CASES: dict[str, tuple[dict[str, Board], str | None, dict[str, tuple[str, str]]]
     "quotes of an hour ago": (
         {"barchart": Board(age=timedelta(minutes=60)), "databento": FULL},
         "databento",
-        {"barchart": ("stale", "newest quote or trade is of Tue 2025-06-10 09:00 CT")},
+        {"barchart": ("stale", "the newest quote or trade is from Tue 2025-06-10 09:00 CT")},
     ),
     "a source that calls itself stale": (
         {"barchart": Board(outcome=Outcome.STALE, reason="of last week"), "databento": FULL},
@@ -204,7 +204,7 @@ CASES: dict[str, tuple[dict[str, Board], str | None, dict[str, tuple[str, str]]]
     "a stale source is no measure of fullness": (
         {"barchart": Board(contracts=900, age=timedelta(hours=9)), "databento": Board(contracts=90)},
         "databento",
-        {"barchart": ("stale", "newest quote or trade is of")},
+        {"barchart": ("stale", "the newest quote or trade is from")},
     ),
     "nobody": (
         {"barchart": failed(Outcome.BLOCKED), "databento": failed(Outcome.OVER_BUDGET)},
@@ -232,7 +232,7 @@ def test_the_winner_of_a_poor_field_says_that_nobody_is_healthy() -> None:
     assert verdicts(decisions)["tradovate"] == (
         True,
         "partial",
-        "no source is healthy; this one is the fullest (bounded)",
+        "no source is healthy; this one is the most complete (bounded)",
     )
 
 
@@ -281,7 +281,7 @@ def test_a_time_to_come_is_no_freshness(times_quotes: bool) -> None:
     assert verdicts(decisions)["barchart"] == (
         False,
         "bad_payload",
-        "newest quote or trade is of Fri 2025-06-13 10:00 CT, in the future",
+        "the newest quote or trade is from Fri 2025-06-13 10:00 CT, in the future",
     )
     assert chain["source"].unique().to_list() == ["databento"]
 

@@ -60,7 +60,7 @@ def test_vendor_without_rows_has_only_the_available_check() -> None:
 def test_a_broken_control_total_is_named() -> None:
     finding = quality.rows_complete(answer(controls={"a": True, "b": False}, dropped=Counter(spread=3)))
     assert finding is not None and not finding.passed and finding.severity == "error"
-    assert finding.sentence == "control totals do not hold: b"
+    assert finding.sentence == "control totals do not match: b"
     assert finding.numbers["dropped"] == 3
 
 
@@ -117,7 +117,7 @@ def test_freshness_names_the_date_of_a_trade_without_a_time() -> None:
     moment = datetime(2025, 6, 10, tzinfo=UTC)
     dated = chain(REQUEST, "barchart").with_columns(quote_ts=pl.lit(moment), last_ts=pl.lit(moment))
     finding = quality.fresh(dated, REQUEST, stale_after_s=1800)
-    assert finding is not None and "is of 2025-06-10, without a time;" in finding.sentence
+    assert finding is not None and "is from 2025-06-10, without a time;" in finding.sentence
 
 
 @given(st.floats(-300, 300).filter(lambda shift: abs(abs(shift) / UNDERLYING - 0.005) > 1e-6))

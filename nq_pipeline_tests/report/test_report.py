@@ -197,7 +197,7 @@ def test_page_shows_open_interest_changes_and_the_trade_date_so_far(tmp_path: Pa
     lake.append(OPEN_INTEREST_CHANGE, conform(OPEN_INTEREST_CHANGE, changes), run_id="run")
     found = html.fromstring(write_report(settings).page)
     positions = text(found, '//section[@id="1-positions"]')
-    assert "Contracts opened less closed on 2025-06-09, by tradovate" in positions
+    assert "Contracts opened minus closed on 2025-06-09, by tradovate" in positions
     intraday = text(found, '//section[@id="1-intraday"]//figcaption')
     assert "ATM IV" in intraday and "Future and levels" in intraday
     before = html.fromstring(

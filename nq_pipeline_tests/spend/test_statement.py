@@ -72,7 +72,7 @@ def test_only_chains_are_projected_at_their_pace(ledger: Ledger) -> None:
     month = ledger.month()
     assert month.projected_usd == 179 + Decimal("7.5") + 2 + 27, "27 more days of chains at a dollar"
     assert month.plan_prorated_usd == Decimal("17.9"), "three of thirty days"
-    assert any("at this pace the month comes to $215.50" in warning for warning in month.warnings)
+    assert any("at this rate the month comes to $215.50" in warning for warning in month.warnings)
 
 
 def test_the_days_are_the_whole_month_ready_for_a_plot(ledger: Ledger) -> None:

@@ -120,7 +120,7 @@ class Barchart:
         reply = self._fetch_quotes(params, "underlying", _page_path(future), login)
         prices = _read_futures(reply, [future], day, session)
         if future not in prices:
-            remedy = "see in the raw archive what it answered; is NQ_BARCHART_URL right?"
+            remedy = "look at its answer in the raw archive, and check NQ_BARCHART_URL"
             return Probe(True, True, None, f"the answer holds no quote of {future}", remedy)
         return Probe(True, True, True, f"{future} at {prices[future][0]:,.2f}")
 
@@ -286,7 +286,7 @@ def _judge(chain: BarchartChain, session: sessions.Session, *, trading: bool) ->
     quiet = trading and chain.settled and newest >= before
     if newest < session.trade_date and not quiet:
         return SeriesAnswer(
-            Outcome.STALE, f"nothing newer than the session of {newest}, asked about {session.trade_date}"
+            Outcome.STALE, f"nothing newer than trade date {newest}, and {session.trade_date} was requested"
         )
     if not chain.controls["rows_equal_total"]:
         return SeriesAnswer(Outcome.PARTIAL, f"{chain.seen} rows, which is not the total the site states")
@@ -300,6 +300,6 @@ def _summarize(series: Mapping[str, SeriesAnswer]) -> str:
     poor = {key: one.reason for key, one in series.items() if one.outcome is not Outcome.OK}
     first = next(iter(poor.values()))
     alike = [key for key, reason in poor.items() if reason == first]
-    which = alike[0] if len(alike) == 1 else f"{len(alike)} series"
+    which = f"{len(alike)} of {len(series)} series" if len(alike) > 1 else f"{alike[0]} (1 of {len(series)})"
     rest = len(poor) - len(alike)
-    return f"{which} of {len(series)}: {first}" + (f" ({rest} more failed for other reasons)" if rest else "")
+    return f"{which}: {first}" + (f" ({rest} more failed for other reasons)" if rest else "")

@@ -20,7 +20,7 @@ class BarchartSettings(VendorSettings):
 
     enabled: bool = setting(
         False,
-        description="Opt-in without which the live environment does not ask barchart.com; `--source "
+        description="Opt-in: without it, the live environment does not ask barchart.com; `--source "
         "barchart` implies it.",
     )
     url: Url = setting("https://www.barchart.com", description="Base address of Barchart's site.")
@@ -33,13 +33,13 @@ class BarchartSettings(VendorSettings):
     spacing_s: float = setting(
         1.0,
         ge=0,
-        description="Least seconds between two requests to Barchart (0 in the sandbox).",
+        description="Minimum seconds between two requests to Barchart (0 in the sandbox).",
         sandbox=0.0,
     )
     delay_s: int = setting(
         600,
         ge=0,
-        description="Delay of Barchart's quotes, seconds: `as_of` is the time of the request minus this.",
+        description="Delay of Barchart's quotes in seconds: `as_of` is the time of the request minus this.",
     )
     pages: bool = setting(
         True, description="Also fetch each series' page once per trade date, to check the chain's totals."

@@ -25,8 +25,8 @@ class DatabentoSettings(VendorSettings):
     quote_window_s: int = setting(
         900,
         ge=60,
-        description="Seconds of quotes before the requested moment. They are most of a snapshot's price "
-        "(the sandbox's default is 60).",
+        description="Seconds of quotes to buy before the requested moment. Quotes are most of a snapshot's "
+        "price (the sandbox's default is 60).",
         sandbox=60,
     )
     api_key: SecretStr | None = setting(

@@ -24,7 +24,7 @@ class TradovateSettings(VendorSettings):
         "root. Unconfirmed: no recorded answer of Tradovate shows one.",
     )
     max_quotes: int = setting(
-        200, ge=1, description="Most contracts to subscribe to, nearest the money first."
+        200, ge=1, description="Maximum number of contracts to subscribe to, nearest the money first."
     )
     quote_wait_s: float = setting(
         3.0, gt=0, description="Seconds to collect quotes after Tradovate confirmed the last subscription."
