@@ -59,7 +59,7 @@ def test_it_says_where_nothing_was_priced_or_captured(
     outputs = shown(settings, monkeypatch)
     assert not any(isinstance(one, alt.LayerChart) for one in outputs)
     said = [str(getattr(one, "text", "")) for one in outputs]
-    assert any("No smile" in text for text in said) and any("No pressure of calls" in text for text in said)
+    assert any("No smile" in text for text in said) and any("No pressure for calls" in text for text in said)
 
 
 def test_make_notebook_opens_it_with_its_charts_drawn() -> None:

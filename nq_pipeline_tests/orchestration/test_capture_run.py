@@ -146,7 +146,7 @@ def test_another_trade_date_and_a_closed_window_are_refused(
         assert skip_message(tick(live_capture, it, instance)).startswith(
             "the stand-in's market is at Tue 2025-06-10 15:05 CT: 2025-06-10 closed at 15:00 CT"
         )
-        assert skip_message(tick(capture_checks, it, instance)) == "nothing was captured of 2025-06-10"
+        assert skip_message(tick(capture_checks, it, instance)) == "nothing was captured on 2025-06-10"
 
 
 def test_the_sensor_launches_the_market_s_trade_date(instance: dg.DagsterInstance, tmp_path: Path) -> None:

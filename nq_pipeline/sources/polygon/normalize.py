@@ -194,7 +194,7 @@ def _judge_series(
     answers: dict[str, SeriesAnswer] = {}
     for key, day, moment in newest.sort("expiration_date", "series").iter_rows():
         if moment is not None and moment < session_open:
-            reason = f"its newest quote or trade is from {in_chicago(moment)}, before the session asked about"
+            reason = f"its newest quote or trade is from {in_chicago(moment)}, before the requested session"
             answers[key] = SeriesAnswer(Outcome.STALE, reason)
         elif fault:
             answers[key] = SeriesAnswer(Outcome.PARTIAL, fault)

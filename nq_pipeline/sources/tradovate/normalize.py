@@ -86,7 +86,7 @@ def judge_series(
     stamps = rows["quote_ts"] if rows["quote_ts"].count() else frame["quote_ts"]
     newest = stamps.max()
     if isinstance(newest, datetime) and newest < sessions.current_session(request.moment).open:
-        reason = f"its newest quote is from {in_chicago(newest)}, before the session asked about"
+        reason = f"its newest quote is from {in_chicago(newest)}, before the requested session"
         return SeriesAnswer(Outcome.STALE, reason)
     fault = _series_fault(listing, rows, transcript)
     return SeriesAnswer(Outcome.PARTIAL, fault) if fault else SeriesAnswer(Outcome.OK)
