@@ -213,7 +213,8 @@ def publish(lake: Lake) -> Path:
                 old.unlink(missing_ok=True)
             write_atomically(kept, zstandard.ZstdCompressor(write_checksum=True).compress(empty))
         temporary.write_bytes(empty)
-        began, tables = real_ns(), _resolve(lake)
+        # By the clock of the file system, which stamps the lake's files and may be another machine's.
+        began, tables = temporary.stat().st_mtime_ns, _resolve(lake)
         with duckdb.connect(temporary) as connection:
             _reach(connection, lake)
             connection.execute(rows_script(tables))
@@ -243,6 +244,8 @@ def _resolve(lake: Lake) -> dict[str, ResolvedTable]:
     lake, whole_at = Lake(lake.root.resolve(), objects=lake.objects, delta=lake.delta), 0
     with suppress(FileNotFoundError):
         whole_at = _whole(lake).stat().st_mtime_ns
+    if whole_at > real_ns():  # of a clock that was ahead: also damage since then is older
+        whole_at = 0
     found = {DECISIONS.name: _resolved(lake, DECISIONS, whole_at)}
     others = [table for table in TABLES.values() if table is not DECISIONS]
     if lake.objects:

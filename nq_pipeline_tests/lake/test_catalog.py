@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -241,6 +243,24 @@ def test_publishing_reads_one_file_of_a_table(lake: Lake) -> None:
         assert reader.sql(days.format("=")).fetchall() == [(3,)]
         with pytest.raises(duckdb.Error):
             reader.sql(days.format(">")).fetchall()
+
+
+@pytest.mark.parametrize("whose", ["the machine's", "the file system's"])
+def test_a_clock_that_was_ahead_hides_no_damage(
+    lake: Lake, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(lake)
+    ahead = time.time_ns() + 3_600 * 10**9
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "real_ns", lambda: ahead)
+        catalog.publish(lake)
+    if whose == "the file system's":
+        (marker,) = lake.root.with_name("cache").glob("whole")
+        os.utime(marker, ns=(ahead, ahead))
+    path = Path(lake.files(SOURCE_CHAIN)[0])
+    path.write_bytes(bytes(path.stat().st_size))
+    with catalog.connect(lake) as connection, pytest.raises(duckdb.Error, match="is not a Parquet file"):
+        connection.sql("FROM source_chain").fetchall()
 
 
 def test_an_older_file_shows_null_in_a_newer_column(lake: Lake) -> None:
