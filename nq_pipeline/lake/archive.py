@@ -265,7 +265,7 @@ class RawArchive:
             "trade_date": self.run_date(name),
             "removed_on": real_now().date(),
         }
-        line = orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)
+        line = b"\n%b\n" % orjson.dumps(note)  # also after a line that a power cut left torn
         if not isinstance(self.objects, LocalObjects):
             self.objects.put(f"removed/{run_id}.json", line)
             return
@@ -280,7 +280,11 @@ class RawArchive:
             notes = self.objects.get(name).splitlines()
         except (FileNotFoundError, ValueError):
             return None
-        return next((note for note in map(orjson.loads, notes) if note["run_id"] == run_id), None)
+        for line in notes:
+            with suppress(ValueError):  # torn
+                if (note := orjson.loads(line))["run_id"] == run_id:
+                    return dict(note)
+        return None
 
     def entry(self, source: str, trade_date: date, request_id: str) -> RawEntry | None:
         """The entry of one request, or None."""

@@ -303,7 +303,9 @@ class Lake:
                 if old := stored.superseded(before):
                     days = {file.trade_date for file in old}
                     # Only if their successors are intact: else these files have the only copy of the rows.
-                    stored.check(stored.manifest().of(days))
+                    successors = stored.manifest().of(days)
+                    stored.check(successors)
+                    stored.check_sizes(successors)
                     # The files first: after a crash the versions still name those that are left.
                     removed += stored.remove(old)
                     stored.forget(before)

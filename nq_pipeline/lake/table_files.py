@@ -231,6 +231,14 @@ class TableFiles(ABC):
                 if self.commit(current, add=[merged], remove=group):
                     return True
 
+    def check_sizes(self, files: Iterable[DataFile]) -> None:
+        """`LakeError` when a file is missing or has another size, also in an object store."""
+        there = {file.path: file.bytes for file in self.data_files()}
+        for file in files:
+            if (size := there.get(file.path)) != file.bytes:
+                what = "is missing" if size is None else f"has {size:,} of its {file.bytes:,} bytes"
+                raise self.damaged(file, what)
+
     def check(self, files: Iterable[DataFile]) -> list[str]:
         """The locations of these files; `LakeError` when one is missing, truncated or not Parquet."""
         locations = []
@@ -265,7 +273,7 @@ class ManifestFiles(TableFiles):
             found = (self.folder / manifest.NAME).stat()
         except FileNotFoundError:
             return None
-        return found.st_mtime_ns, found.st_ino
+        return found.st_mtime_ns, found.st_ino, found.st_size
 
     def create(self, empty: Manifest) -> Manifest:
         # So that data files without a manifest mean that it was lost.

@@ -83,6 +83,21 @@ def test_a_run_s_record_is_found_by_name_and_as_the_latest(archive: RawArchive, 
         archive.read_run("../runs/../../outside")
 
 
+def test_a_note_that_a_power_cut_left_torn_costs_only_itself(archive: RawArchive, tmp_path: Path) -> None:
+    for run_id in ("first", "torn", "last"):
+        archive.write_run(run_id, {"request": {"trade_date": DAY.isoformat()}})
+        archive.note_removed(f"runs/{run_id}.json")
+        archive.objects.delete([f"runs/{run_id}.json"])
+        if run_id == "torn":
+            notes = tmp_path / "raw" / "removed.jsonl"
+            notes.write_bytes(notes.read_bytes()[:-20])
+    for run_id in ("first", "last"):
+        with pytest.raises(LakeError, match=f"the answers of run {run_id}, .* were removed"):
+            archive.read_run(run_id)
+    with pytest.raises(LakeError, match="no run 'torn'"):
+        archive.read_run("torn")
+
+
 def test_an_unfinished_run_is_claimed_by_one_and_only_when_it_died(any_archive: RawArchive) -> None:
     record = {"request": {"trade_date": DAY.isoformat()}, "sources": {}}
     with any_archive.begin_run("finished", record) as update:

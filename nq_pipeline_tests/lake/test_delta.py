@@ -16,6 +16,7 @@ from nq_pipeline.errors import LakeError
 from nq_pipeline.files import sync
 from nq_pipeline.lake import catalog
 from nq_pipeline.lake.delta.files import CHECKPOINT_EVERY, LOG
+from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.lake.repair import find_damage, repair
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import SOURCE_CHAIN, TABLES
@@ -221,6 +222,18 @@ def test_a_table_moved_away_is_a_new_table(lake: Lake) -> None:
     lake.folder(TICKS).rename(lake.root / "elsewhere")
     assert rows(lake).height == 0
     assert lake.append(TICKS, tick(1), run_id="run").rows == 1
+    assert rows(lake).equals(tick(1))
+
+
+def test_a_table_that_is_created_while_it_is_opened_is_read(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folders(objects: LocalObjects, folder: str = "") -> tuple[str, ...]:
+        monkeypatch.undo()
+        lake.append(TICKS, tick(1), run_id="another process")
+        return objects.folders(folder)
+
+    monkeypatch.setattr(LocalObjects, "folders", folders)
     assert rows(lake).equals(tick(1))
 
 

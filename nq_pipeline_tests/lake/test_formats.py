@@ -232,6 +232,16 @@ def test_replaced_files_stay_an_hour(lake: Lake, opened: Open) -> None:
     assert rows(opened()).height == 3
 
 
+def test_replaced_files_stay_while_their_successor_is_gone(lake: Lake, opened: Open) -> None:
+    for number in range(3):
+        lake.append(TICKS, tick(number), run_id="run")
+    lake.compact(TICKS, DAY, now=AFTER)
+    stored = lake.table_files(TICKS)
+    stored.remove(stored.manifest().files)
+    assert opened().collect_garbage(LATER) == 0
+    assert len(stored.data_files()) == 3
+
+
 def test_rows_of_a_file_without_a_commit_come_back(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.append(TICKS, tick(1), run_id="run")
     kind = type(lake.table_files(TICKS))

@@ -292,18 +292,19 @@ class DeltaFiles(TableFiles):
             _tables.move_to_end(place)
             while len(_tables) > OPEN_TABLES:
                 _tables.popitem(last=False)
-        with opened.lock:
-            log = self.objects.path(LOG) if isinstance(self.objects, LocalObjects) else None
-            with self._failing():
-                if opened.refresh(place, log):
-                    return opened
-        if any(name.startswith(f"{PARTITION}=") for name in self.objects.folders()):
-            # A writer makes the log before its first data file.
-            raise LakeError(
-                f"the log {self.objects.uri(LOG)} is missing, but there are data files; restore it from a "
-                f"backup, or rebuild it from the data files with `nq repair {self.table.name}`"
-            )
-        return None
+        log = self.objects.path(LOG) if isinstance(self.objects, LocalObjects) else None
+        with opened.lock, self._failing():
+            if opened.refresh(place, log):
+                return opened
+            if not any(name.startswith(f"{PARTITION}=") for name in self.objects.folders()):
+                return None
+            # A writer makes the log before its first data file: it has done both since, or the log is lost.
+            if opened.refresh(place, log):
+                return opened
+        raise LakeError(
+            f"the log {self.objects.uri(LOG)} is missing, but there are data files; restore it from a "
+            f"backup, or rebuild it from the data files with `nq repair {self.table.name}`"
+        )
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
