@@ -221,7 +221,7 @@ class CaptureSettings(SettingsGroup):
     zstd: bool = setting(False, description="Request a zstd-compressed stream from the live gateway.")
     repair: Literal["replay", "paid"] = setting(
         "replay",
-        description="How to fill a gap: `replay` uses only the live gateway, which is free; `paid` also "
+        description="How to fill a gap: `replay` uses only the live gateway, within the plan; `paid` also "
         "buys from the historical API, within the budgets, what the gateway no longer has (the sandbox's "
         "default).",
         sandbox="paid",

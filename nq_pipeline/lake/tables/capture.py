@@ -115,7 +115,7 @@ GAPS = Table(
         nullable("records_counted", INT, "records of the span that an independent count found"),
         nullable("rows_published", INT, "rows of them then in the lake; null where not counted"),
         required("attempts", INT, "replays with which the count did not agree"),
-        required("cost_usd", USD, "paid to the historical API; a live replay is free", was=FLOAT),
+        required("cost_usd", USD, "paid to the historical API; 0 for a live replay", was=FLOAT),
         required("run_id", TEXT, "the capture that wrote the row"),
     ),
     key=("gap_id", "revision"),
