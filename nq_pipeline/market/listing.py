@@ -107,8 +107,8 @@ def underlying_future(series: Series, year_digits: Literal[1, 2] = 1) -> str:
     It is the nearest future whose standard option expires no earlier than the series. The quarterly option
     ends with the future of its month and exercises into it, so a Friday weekly of the same day exercises
     into the next one. Gold's August option ends in July; later options exercise into October or December.
-    Barchart may show another (`symbology.barchart_future`). The future that a vendor states is
-    compared with this one, never replaced by it.
+    Barchart may show another (`symbology.barchart_future`). Databento's definitions state the future: its
+    rows keep that, and a control of its chain compares it with this one.
 
     Raises KeyError for a series of a proxy, which has no future.
     """

@@ -23,6 +23,7 @@ from nq_pipeline.dbn.layout import DAY_NS
 from nq_pipeline.dbn.stream import Records
 from nq_pipeline.market import sessions
 from nq_pipeline.market.contracts import ROOTS, Series
+from nq_pipeline.market.listing import underlying_future
 from nq_pipeline.market.symbology import contract_keys, globex_code, series_keys
 from nq_pipeline.sources.databento.query import DEFINITION, QUOTES, STATISTICS, TRADES
 from nq_pipeline.sources.failures import MAX_UNUSABLE_SHARE
@@ -124,7 +125,8 @@ def parse_chain(
         )
         .drop(cs.matches("^(quoted|traded)_last"), "traded", "cleared_volume", "volume_date")
     )
-    return Parsed(frame, dropped, {"ids_resolve": dropped["unknown_id"] == 0}, holes)
+    controls = {"ids_resolve": dropped["unknown_id"] == 0} | _compare_underlying(contracts, wanted)
+    return Parsed(frame, dropped, controls, holes)
 
 
 def definitions(records: Records, dropped: Counter[str]) -> pl.DataFrame:
@@ -219,6 +221,16 @@ def _contracts(options: pl.DataFrame, wanted: tuple[Series, ...], dropped: Count
     if once.height < frame.height:
         dropped["duplicate_contract"] += frame.height - once.height
     return once
+
+
+def _compare_underlying(contracts: pl.DataFrame, wanted: tuple[Series, ...]) -> dict[str, bool]:
+    """Whether the stated futures are those of our rule, which other vendors' rows and trades go by."""
+    stated = contracts.drop_nulls("underlying")
+    if stated.is_empty():
+        return {}
+    by_rule = {series.key: underlying_future(series) for series in wanted}
+    same = pl.col("underlying") == pl.col("series").replace_strict(by_rule, return_dtype=pl.String)
+    return {"underlying_by_rule": stated.select(same.all()).item()}
 
 
 def _count_undefined(quoted: Records, defined: Records, dropped: Counter[str]) -> None:

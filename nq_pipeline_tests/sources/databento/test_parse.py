@@ -106,6 +106,16 @@ def test_a_symbol_with_another_series_expiration_is_counted() -> None:
     assert parsed.dropped == Counter(malformed_definition=1)
 
 
+@pytest.mark.parametrize(
+    ("future", "controls"),
+    [(b"NQM5", {"underlying_by_rule": True}), (b"NQU5", {"underlying_by_rule": False}), (b"", {})],
+)
+def test_a_stated_future_is_compared_with_the_rule(future: bytes, controls: dict[str, bool]) -> None:
+    parsed = joined([{**one, "underlying": future} for one in (A_CALL, A_PUT)])
+    assert parsed.controls == {"ids_resolve": True, **controls}
+    assert parsed.frame["underlying"].to_list() == [future.decode() or None] * 2
+
+
 def test_an_expiration_at_midnight_utc_is_a_date() -> None:
     exact = joined().frame
     dated = [{**one, "expiration": "2025-06-11T00:00:00Z"} for one in (A_CALL, A_PUT)]
@@ -175,7 +185,7 @@ def test_ids_mean_what_the_answer_says_for_the_day_of_the_record() -> None:
     )
     assert (cell(parsed, PUT, "bid"), cell(parsed, CALL, "bid")) == (5.0, 8.0)
     assert parsed.dropped == Counter(unknown_id=2, undefined_time=1)
-    assert parsed.controls == {"ids_resolve": False}
+    assert parsed.controls["ids_resolve"] is False
 
 
 def test_records_after_the_query_end_are_dropped() -> None:

@@ -309,7 +309,7 @@ class TestDatabentoKeepsTheContract(SourceContract):
         for kind in ("malformed_definition", "unknown_id", "undefined_time", "malformed_trade", "spread"):
             assert answer.dropped[kind] > 0, kind
         assert f"{answer.dropped['malformed_definition']} definitions could not be used" in answer.reason
-        assert answer.controls == {"ids_resolve": False}
+        assert answer.controls == {"ids_resolve": False, "underlying_by_rule": True}
 
     def test_lost_trades_make_the_chain_partial(self, tmp_path: Path) -> None:
         with self.vendor("nonsense_among_the_trades") as server:
