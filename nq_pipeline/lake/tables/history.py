@@ -65,7 +65,9 @@ DEFINITION = _history(
         _EVENT,
         nullable("instrument_class", TEXT, "C call, P put, F future, T option, M mixed, S future spread"),
         nullable("asset", TEXT, "product root of the instrument"),
-        nullable("security_type", TEXT, "OOF option on a future, FUT future, MLEG spread"),
+        nullable(
+            "security_type", TEXT, "OOF option on a future or spread of such, FUT future, MLEG other spread"
+        ),
         nullable("exchange", TEXT, "XCME"),
         nullable("currency", TEXT, "USD"),
         nullable("underlying", TEXT, "raw symbol of the underlying future"),
