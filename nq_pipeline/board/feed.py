@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 TAPE_TRADES = 20_000
-"""Trades that the ring holds: ten seconds of 2,000 a second."""
+"""Trades that the ring holds, ten seconds of 2,000 a second, and the page."""
 GREETING_TRADES = 500
-"""Trades that a browser which has just come is sent."""
+"""Trades that a browser which has just come is sent, and that a board which starts reads from the lake."""
 PACE_S = 0.04
 """Least seconds between two messages to a browser: more than a screen shows is not sent."""
 HEARTBEAT_S = 10.0

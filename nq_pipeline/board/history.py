@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from nq_pipeline.board.feed import GREETING_TRADES
 from nq_pipeline.board.trades import FuturePrices, StrikeVolumes, board_rows
 from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.capture.publisher import Publisher
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     import duckdb
 
 GAPS_SHOWN = 6
-TAPE_BEGINS_WITH = 200
-"""Trades of the lake on the tape of a board that has just started; `feed.py` bounds the tape."""
 ROWS = 65_536
 """Trades that are read at a time."""
 
@@ -66,7 +65,7 @@ SELECT raw_symbol, instrument_kind, root, series, option_type, strike, side, pri
 FROM trades WHERE trade_date = $day
 """
 
-_NEWEST = f"{_TRADES} ORDER BY ts_recv_ns DESC, sequence DESC, ordinal DESC LIMIT {TAPE_BEGINS_WITH}"
+_NEWEST = f"{_TRADES} ORDER BY ts_recv_ns DESC, sequence DESC, ordinal DESC LIMIT {GREETING_TRADES}"
 
 _QUOTES = """
 SELECT series, contract_key, root, option_type, strike,

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from nq_pipeline.board.feed import Feed
+from nq_pipeline.board.feed import TAPE_TRADES, Feed
 from nq_pipeline.board.history import (
     PublishedTrades,
     read_chain_volatility,
@@ -87,7 +87,8 @@ class LiveBoard:
         self._lake_changed = asyncio.Event()
         self._problem = ""
         sandbox = SANDBOX if settings.environment == "sandbox" else ""
-        self._feed.set("board", {"products": settings.products, "sandbox": sandbox, "note": note})
+        board = {"products": settings.products, "sandbox": sandbox, "note": note, "tape": TAPE_TRADES}
+        self._feed.set("board", board)
         self._show_clock()
 
     async def run(self) -> None:

@@ -1,9 +1,10 @@
 // Shows what the board sends. A message is an object of sections; each has its whole value, and only the
 // tape comes in batches. Everything received before the screen is drawn again is drawn once.
-const KEPT = 20000; // trades of the tape, as many as TAPE_TRADES in feed.py
 const PAUSED = 1000; // rows to scroll through while the tape is paused
 const MINUTES = 60_000;
 const SIDES = { B: ["buy", "▲ buy"], A: ["sell", "▼ sell"], N: ["", "–"] };
+
+const phone = matchMedia("(max-width: 599px)"); // as in the style sheet
 
 const at = (id) => document.getElementById(id);
 const write = (id, text, name) => {
@@ -59,7 +60,8 @@ const addBatch = ({ first, time, name, type, strike, price, size, side }) => {
   }
   tape.next = first + side.length;
   tape.total += side.length;
-  if (tape.trades.length > 2 * KEPT) tape.trades.splice(0, tape.trades.length - KEPT);
+  const kept = state.board.tape;
+  if (tape.trades.length > 2 * kept) tape.trades.splice(0, tape.trades.length - kept);
 };
 
 const passes = (trade) => {
@@ -87,7 +89,7 @@ const showTape = () => {
     const option = trade.type ? ` ${strike(trade.strike)} ${trade.type}` : "";
     const texts = trade.lost
       ? ["", `${whole(trade.lost)} trades not shown`, "", "", ""]
-      : [time(trade.time, 12), trade.name + option, two(trade.price), whole(trade.size), SIDES[trade.side][1]];
+      : [time(trade.time, phone.matches ? 8 : 12), trade.name + option, two(trade.price), whole(trade.size), SIDES[trade.side][1]];
     texts.forEach((text, j) => { cells[j].firstChild.data = text; });
     cells[1].className = trade.lost ? "skipped" : "";
     cells[4].className = trade.lost ? "" : SIDES[trade.side][0];

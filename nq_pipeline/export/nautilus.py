@@ -40,9 +40,10 @@ def write(selection: Selection, to: Path) -> Exported:
     for day in filter(sessions.is_trade_date, selection.days):
         session = sessions.session(day)
         span = to_ns(session.open), to_ns(sessions.next_open(session.close)) - 1
-        selection.show("instruments", day, rows["instruments"])
         instruments = connection.sql(_INSTRUMENTS.format(day=day)).fetchall()
-        rows["instruments"] += write_instruments(instruments, to / "data", day, span)
+        for _ in write_instruments(instruments, to / "data", day, span):
+            rows["instruments"] += 1
+            selection.show("instruments", day, rows["instruments"])
         for kind, (source, columns) in _TICKS.items():
             ticks = source.format(day=day)
             counts = connection.sql(f"SELECT left_out, count(*) FROM ({ticks}) GROUP BY ALL")

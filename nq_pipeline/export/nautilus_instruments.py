@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +31,8 @@ def data_file(folder: Path, identifier: str, span: Span) -> Path:
     return folder / identifier / f"{first}_{last}.parquet"
 
 
-def write_instruments(rows: Sequence[tuple[Any, ...]], folder: Path, day: date, span: Span) -> int:
-    """Write the instruments that the catalog lacks; returns how many.
+def write_instruments(rows: Sequence[tuple[Any, ...]], folder: Path, day: date, span: Span) -> Iterator[Path]:
+    """Write the instruments that the catalog lacks, a file each.
 
     Parameters
     ----------
@@ -43,7 +43,6 @@ def write_instruments(rows: Sequence[tuple[Any, ...]], folder: Path, day: date, 
     span
         Its first and last instant.
     """
-    written = 0
     for symbol, root, series, option_type, strike, underlying in rows:
         kind = "futures_contract" if series is None else "option_contract"
         identifier = f"{symbol}.{VENUE}"
@@ -85,8 +84,7 @@ def write_instruments(rows: Sequence[tuple[Any, ...]], folder: Path, day: date, 
             table = pa.Table.from_pylist([values | own], schema)
             pq.write_table(table, temporary)
             temporary.replace(path)
-        written += 1
-    return written
+        yield path
 
 
 @lru_cache(maxsize=4096)

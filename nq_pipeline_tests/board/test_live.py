@@ -288,7 +288,7 @@ def test_the_board_agrees_with_the_lake_after_faults_of_the_gateway(tmp_path: Pa
             reader.until(lambda: not reader.sections["capture"]["running"])
             assert reader.sections["capture"]["schemas"] == {"option": "mbp-1", "future": "trades"}
     assert sum(gaps.values()) >= 2 and reader.sections["gaps"]["open"] == 0
-    # The tape begins with the newest 200 trades of the lake; from there on it has every trade once.
+    # The tape begins with the newest trades of the lake; from there on it has every trade once.
     assert sorted(reader.trades) == list(range(len(reader.trades)))
     newest = (
         workspace.lake.scan(TRADES)

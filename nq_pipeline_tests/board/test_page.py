@@ -153,7 +153,8 @@ def test_a_hole_in_the_tape_is_shown(browser: Browser, address: str) -> None:
 
     def event(first: int) -> str:
         batch = {"first": first, "time": [0], "name": ["NQM5"], "type": [None], "strike": [None], "side": "B"}
-        data = json.dumps({"tape": [batch | {"price": [1.0], "size": [1]}]})
+        tape = [batch | {"price": [1.0], "size": [1]}]
+        data = json.dumps({"board": {"products": ["NQ"], "tape": 9}, "tape": tape})
         return f"id: x:{first + 1}\ndata: {data}\n\n"
 
     page = browser.new_page()
@@ -164,6 +165,37 @@ def test_a_hole_in_the_tape_is_shown(browser: Browser, address: str) -> None:
     page.goto(address)
     expect(page.locator("#tape tbody tr").nth(1)).to_contain_text("1,234 trades not shown")
     expect(page.locator("#tape-note")).to_contain_text("1,234 not shown, because this page was behind")
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 360])
+def test_a_phone_shows_every_column_of_the_tape(browser: Browser, address: str, width: int) -> None:
+    from playwright.sync_api import expect
+
+    batch = {
+        "first": 0,
+        "time": [1_749_567_600_000] * 3,
+        "name": ["QNE 30 Nov", "UD:1V: GN 0123456789 and more", "NQM5"],
+        "type": ["P", None, None],
+        "strike": [21_800.0, None, None],
+        "price": [1_021.25, 21_999.25, 21_999.25],
+        "size": [250, 1, 1],
+        "side": "ABN",
+    }
+    data = json.dumps({"board": {"products": ["NQ"], "tape": 9}, "tape": [batch]})
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.route(
+        "**/events*",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"id: x:3\ndata: {data}\n\n"),
+    )
+    page.goto(address)
+    option = page.locator("#tape tbody tr").last
+    expect(option).to_contain_text("QNE 30 Nov 21,800 P")
+    edges = "(all) => Math.max(...all.map((one) => one.getBoundingClientRect().right))"
+    columns = page.locator("#tape th, #tape td").evaluate_all(edges)
+    assert columns <= page.locator("#rows").evaluate_all(edges)
+    contract = "(row) => row.cells[1].scrollWidth <= row.cells[1].clientWidth"
+    assert option.evaluate(contract), "the whole name of an option"
     page.close()
 
 
@@ -178,7 +210,7 @@ def test_a_chain_later_than_the_replayed_hours_has_no_age(
     now = 1_749_567_600_000
     clock = {"now": now, "offset": 0, "state": "regular", "change": "x", "changes_at": now, "next_open": now}
     chain = {"NQ": {"winners": [], "losers": [], "snapshot": now + ahead * 60_000}}
-    data = json.dumps({"board": {"products": ["NQ"]}, "clock": clock, "chain": chain})
+    data = json.dumps({"board": {"products": ["NQ"], "tape": 9}, "clock": clock, "chain": chain})
     page = browser.new_page()
     page.route(
         "**/events*",
