@@ -22,7 +22,8 @@ from nq_pipeline.backfill.rows import history_rows
 from nq_pipeline.backfill.scope import BackfillScope, State
 from nq_pipeline.capture.rows import RowCounts
 from nq_pipeline.clock import from_ns, real_now, unsupported_day
-from nq_pipeline.errors import LedgerError, NotEntitled, OverBudget, SourceError
+from nq_pipeline.dbn.stream import DamagedDbn, TruncatedDbn
+from nq_pipeline.errors import BadStream, LedgerError, NotEntitled, OverBudget, SourceError
 from nq_pipeline.lake.tables import BACKFILLS
 from nq_pipeline.leases.purchase_records import PurchaseRecords
 from nq_pipeline.market import sessions
@@ -112,6 +113,8 @@ def backfill_day(
         if isinstance(error, NotEntitled):
             record_refusal(settings, schema, trade_date, str(error))
         day = replace(day, state=_failed_state(error), reason=str(error))
+    except (BadStream, DamagedDbn, TruncatedDbn) as error:  # a purchased file was damaged since
+        day = replace(day, reason=str(error))
     day = replace(day, cost_usd=purchases.cost_usd if purchases else ZERO)
     _record(scope, day, run_id)
     return day

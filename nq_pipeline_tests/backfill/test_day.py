@@ -50,6 +50,7 @@ from nq_pipeline_tests.testing.backfill_vendor import (
     refused,
     vendor,
 )
+from nq_pipeline_tests.testing.dbn_samples import head
 from nq_pipeline_tests.testing.feeds import publisher
 from nq_pipeline_tests.testing.gateway_client import gateway, log_session, unlimited
 from nq_pipeline_tests.testing.http_server import Answer, Asked, serve
@@ -231,14 +232,16 @@ def test_a_complete_interrupted_download_is_used(data: Path) -> None:
         assert len(databento.metered) == 1
 
 
-def test_a_partial_download_is_bought_again(data: Path) -> None:
+@pytest.mark.parametrize("name", [".part", ".dbn.zst"])
+def test_a_partial_download_is_bought_again(name: str, data: Path) -> None:
     with vendor(data) as databento:
         settings = databento.settings()
         backfill(settings)
         (file,) = history_store(settings).folder.rglob("*.dbn.zst")
         file.with_suffix("").with_suffix(".json").unlink()
-        file.with_suffix("").with_suffix(".part").write_bytes(file.read_bytes()[:-9])
+        part = file.read_bytes()[:-9]
         file.unlink()
+        file.with_suffix("").with_suffix(name).write_bytes(part)
         shutil.rmtree(lake(settings).folder(BACKFILLS))
         assert backfill(settings).state == "complete"
         assert len(databento.metered) == 2
@@ -269,6 +272,19 @@ def test_a_missing_purchased_file_needs_a_person(data: Path) -> None:
         assert len(databento.metered) == 1
 
 
+@pytest.mark.parametrize("schema", ["trades", "definition"])
+def test_a_damaged_purchased_file_fails_its_day_alone(schema: str, data: Path) -> None:
+    with vendor(data) as databento:
+        settings = databento.settings()
+        backfill(settings, schema)
+        (file,) = history_store(settings).folder.rglob("*.dbn.zst")
+        file.write_bytes(file.read_bytes()[:-9])
+        shutil.rmtree(lake(settings).folder(BACKFILLS))
+        day = backfill(settings, schema)
+        assert day.state == "failed" and file.name in day.reason
+        assert backfill(settings, schema, TUESDAY).state == "complete"
+
+
 # What cannot be trusted
 
 
@@ -289,6 +305,7 @@ def short(asked: Asked, good: Answer) -> Answer:
         (lambda asked, good: replace(good, cut=True), "cut off", True),
         (half_clean, "cut off", True),
         (short, "the vendor counts", False),  # it came whole, so it is paid
+        (lambda asked, good: replace(good, body=zstandard.compress(head("mbo"))), "of schema mbo", True),
         (lambda asked, good: Answer(b"<html>", content_type="text/html"), "not a DBN file", True),
         (lambda asked, good: Answer(b"oops", 500), "failed", True),
         (lambda asked, good: refused("data_time_range_invalid"), "refused", False),
@@ -540,6 +557,44 @@ def test_the_next_call_waits_for_a_slow_job(data: Path) -> None:
     with vendor(data, slow) as databento:
         day = backfill(databento.settings(**BATCH, backfill_wait_s=0.3))
         assert day.state == "failed" and "it is paid" in day.reason
+    with vendor(data) as databento:
+        assert backfill(databento.settings(**BATCH)).state == "complete"
+        assert not databento.metered
+
+
+def test_an_expired_job_is_paid_again_only_on_a_persons_word(data: Path) -> None:
+    expired = only(
+        "/v0/batch.get_job_details",
+        lambda asked, good: replace(good, body=good.body.replace(b'"done"', b'"expired"')),
+    )
+    with vendor(data, expired) as databento:
+        settings = databento.settings(**BATCH)
+        for _ in range(2):
+            day = backfill(settings)
+            assert day.state == "failed" and "expired" in day.reason
+        assert len(databento.metered) == 1
+    (job,) = history_store(settings).folder.rglob("*.job")
+    assert str(job) in day.reason
+
+
+def test_a_job_file_of_something_else_is_named(data: Path) -> None:
+    with vendor(data, only(SUBMIT, lambda asked, good: Answer(hang_up=True))) as databento:
+        settings = databento.settings(**BATCH)
+        backfill(settings)
+        (job,) = history_store(settings).folder.rglob("*.job")
+        job.write_bytes(b"[1]")
+        day = backfill(settings)
+        assert day.state == "failed" and f"{job} names no batch job" in day.reason
+        job.unlink()
+        assert backfill(databento.settings(**BATCH)).state == "complete"
+        assert len(databento.metered) == 1
+
+
+def test_a_job_with_too_few_records_is_no_day(data: Path) -> None:
+    more = only(COUNT, lambda asked, good: Answer(str(int(good.body) + 1).encode()))
+    with vendor(data, more) as databento:
+        day = backfill(databento.settings(**BATCH))
+        assert day.state == "failed" and "free to download again" in day.reason
     with vendor(data) as databento:
         assert backfill(databento.settings(**BATCH)).state == "complete"
         assert not databento.metered

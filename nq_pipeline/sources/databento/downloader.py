@@ -197,7 +197,7 @@ class Downloader:
 
     def _ensure_by_job(self, query: Query, expected: int, lease: Lease) -> Download:
         before = self.purchases.cost_usd
-        job = self._wait_for(self._find_or_submit_job(query, lease))
+        job = self._wait_for(self._find_or_submit_job(query, lease), query)
         folder = self.store.path(query, "files")
         paths, size, records, digests = [], 0, 0, []
         for file in sorted(self.purchases.client.files(job.id), key=lambda file: file.name):
@@ -255,12 +255,15 @@ class Downloader:
         self._record(query, "ordered", request_id=job.id)
         return job
 
-    def _wait_for(self, job: BatchJob) -> BatchJob:
+    def _wait_for(self, job: BatchJob, query: Query) -> BatchJob:
         """The job, once it is done."""
         end, pause = time.monotonic() + self.wait_s, FIRST_POLL_S
         while job.state != "done":
             if job.state == "expired":
-                raise Unavailable(f"job {job.id} has expired; delete its .job file to have it prepared again")
+                raise Unavailable(
+                    f"job {job.id} was paid for and expired before all its files were downloaded; delete "
+                    f"{self.store.job_uri(query)} to submit and pay for it again"
+                )
             if time.monotonic() > end:
                 raise Unavailable(
                     f"job {job.id} is {job.state} after {self.wait_s:.0f} s; it is paid for: run this again"

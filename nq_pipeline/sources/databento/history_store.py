@@ -134,16 +134,19 @@ class HistoryStore:
 
     def stored_job(self, query: Query) -> dict[str, Any]:
         """Return the `id` of the span's batch job, or `submitted_at` (nanoseconds UTC); empty without one."""
-        name = self._name(query, "job")
         try:
-            return dict(orjson.loads(self._objects.get(name)))
+            return dict(orjson.loads(self._objects.get(self._name(query, "job"))))
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError):
             raise Unavailable(
-                f"{self._objects.uri(name)} names no batch job; delete it to have the job looked up in the "
+                f"{self.job_uri(query)} names no batch job; delete it to have the job looked up in the "
                 "account"
             ) from None
+
+    def job_uri(self, query: Query) -> str:
+        """Where `stored_job` is kept."""
+        return self._objects.uri(self._name(query, "job"))
 
     def write_job(self, query: Query, job: Mapping[str, Any]) -> None:
         """Store what `stored_job` returns."""
@@ -181,9 +184,12 @@ class HistoryStore:
         return self._objects.get(self._name(query, "json")).decode()
 
     def restore_proof(self, query: Query, proof: str) -> Download | None:
-        """Write a lost proof again if its files are there, and return the span; None if one is gone."""
-        if not all(self._objects.exists(name) for name in orjson.loads(proof)["files"]):
-            return None
+        """Write a lost proof again if its files are there and intact, and return the span; None if not."""
+        stored = orjson.loads(proof)
+        for name, sha256 in zip(stored["files"], stored["sha256"], strict=True):
+            here = self.folder / name
+            if file_sha256(here) != sha256 if here.is_file() else not self._objects.exists(name):
+                return None
         self._objects.put(self._name(query, "json"), proof.encode())
         return self.find(query)
 

@@ -54,8 +54,6 @@ class Purchases:
 
         Nothing is reserved: each query reserves its own cost when it is sent.
         """
-        if not priced:
-            return
         usd = sum((price.usd for _, price in priced), ZERO)
         first = priced[0][0]
         parts = ", ".join(f"{query.schema} {format_usd(price.usd)}" for query, price in priced)
@@ -129,7 +127,7 @@ class Purchases:
 
     def _buy(self, query: Query, price: Price, mode: Mode, send: Callable[[Spending], T], attempts: int) -> T:
         charge = charge_for(query, price, purpose=self.purpose, mode=mode, run_id=self.run_id)
-        for last in (n + 1 == attempts for n in range(attempts)):
+        while True:
             if self.max_usd is not None and self.cost_usd + price.usd > self.max_usd:
                 raise OverBudget(
                     f"{charge} would cost {format_usd(price.usd)}, and of the "
@@ -140,11 +138,11 @@ class Purchases:
             try:
                 return send(spending)
             except TransientFailure:
-                if last:
+                attempts -= 1
+                if attempts < 1:
                     raise
             finally:
                 self.cost_usd += spending.cost_usd
-        raise ValueError("attempts must be at least 1")
 
 
 class _TrackedSpending(Spending):

@@ -328,6 +328,12 @@ def test_a_request_never_sent_releases_the_reservation(url: str) -> None:
     assert open_ledger(load()).open_reservations() == []
 
 
+def test_out_of_time_a_paid_request_is_not_sent() -> None:
+    with serve(lambda asked: Answer(b"data")) as server, pytest.raises(DeadlineReached, match="was sent"):
+        buy(server.url, allowed_s=0.0)
+    assert not server.asked and open_ledger(load()).open_reservations() == []
+
+
 def test_without_room_for_its_answer_a_request_is_not_sent() -> None:
     ledger = open_ledger(load())
     with (
@@ -611,6 +617,27 @@ def test_a_file_of_a_job_ends_at_the_size_the_vendor_lists(tmp_path: Path) -> No
             client(server.url).download_file("GLBX-1", file, tmp_path)
         assert [asked.path for asked in server.asked].count("/file") == 1
     assert (tmp_path / "GLBX-1" / file.name).stat().st_size <= file.size
+
+
+@pytest.mark.parametrize(("retry_after", "asked_twice"), [("0", True), ("3600", False)])
+def test_a_file_of_a_job_waits_no_longer_than_allowed(
+    retry_after: str, asked_twice: bool, tmp_path: Path
+) -> None:
+    def respond(asked: Asked) -> Answer:
+        if asked.path == "/file":
+            first = [one.path for one in server.asked].count("/file") == 1
+            return Answer(b"", 429, headers={"Retry-After": retry_after}) if first else Answer(b"1234")
+        urls = {"https": f"{server.url}/file", "ftp": ""}
+        return Answer(orjson.dumps([{"filename": "a.dbn.zst", "size": 4, "hash": "sha256:00", "urls": urls}]))
+
+    with serve(respond) as server:
+        file, outcome = BatchFile("a.dbn.zst", 4, "00"), "downloaded"
+        try:
+            client(server.url).download_file("GLBX-1", file, tmp_path)
+        except RateLimited:
+            outcome = "refused"
+        asked = [one.path for one in server.asked].count("/file")
+    assert (outcome, asked) == (("downloaded", 2) if asked_twice else ("refused", 1))
 
 
 def test_a_download_that_drips_ends_with_the_time_allowed() -> None:
