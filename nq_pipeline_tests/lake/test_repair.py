@@ -15,13 +15,17 @@ from click.testing import CliRunner
 from nq_pipeline.cli import main
 from nq_pipeline.cli.exit_codes import SQL_FAILED
 from nq_pipeline.clock import NS_PER_S
+from nq_pipeline.configuration import load
 from nq_pipeline.errors import LakeError
 from nq_pipeline.lake import catalog
-from nq_pipeline.lake.repair import repair
+from nq_pipeline.lake.delta import files
+from nq_pipeline.lake.maintenance import maintain
+from nq_pipeline.lake.repair import find_damage, repair
 from nq_pipeline.lake.store import Lake
 from nq_pipeline.lake.tables import DECISIONS, OPTION_CHAIN, SOURCE_CHAIN
 from nq_pipeline.workspace import Workspace
-from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, chain
+from nq_pipeline_tests.testing.lake_samples import AFTER, DAY, DURING, NOON, TICKS, chain, ticks
+from nq_pipeline_tests.testing.s3 import Bucket
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 """Every grace period is over."""
@@ -209,6 +213,39 @@ def test_what_is_sound_or_was_never_there_needs_no_repair(filled: Lake) -> None:
     filled.compact(SOURCE_CHAIN, DAY, now=DURING)
     assert repair(filled, SOURCE_CHAIN).why == () and repair(filled, DECISIONS).why == ()
     assert contents(filled) == files
+
+
+@pytest.mark.parametrize("place", ["_delta_log/00000000000000000002.json", "trade_date=2025-07-01/"])
+def test_a_damaged_object_is_moved_aside_and_the_rest_stays(
+    place: str, tmp_path: Path, bucket: Bucket
+) -> None:
+    lake = Workspace.of(load(data_dir=tmp_path, lake_url=bucket.url)).lake
+    for frame in snapshots(3):
+        lake.append(SOURCE_CHAIN, frame, run_id="run")
+    objects = lake.table_files(SOURCE_CHAIN).objects
+    victim = next(one.name for one in objects.list("") if one.name.startswith(place))
+    objects.put(victim, b"garbage")
+    files._tables.clear()  # as in another process
+    assert "nq repair source_chain" in str(find_damage(lake))
+    done = repair(lake, SOURCE_CHAIN)
+    is_log = victim.startswith("_delta_log")
+    assert (done.rows, done.lost) == ((15, ()) if is_log else (10, ((DAY, 5),)))
+    assert rows(lake).height == done.rows and repair(lake, SOURCE_CHAIN).why == ()
+    assert [objects.get(one.name) for one in objects.list("") if one.name == f"{victim}.damaged"] == [
+        b"garbage"
+    ]
+    for frame in snapshots(3):
+        lake.append(SOURCE_CHAIN, frame, run_id="again")
+    assert rows(lake).height == 15
+
+
+def test_maintenance_goes_on_past_a_damaged_table(filled: Lake) -> None:
+    for i in range(3):
+        filled.append(TICKS, ticks([(DAY, i, NOON + i, i, 0.25)]), run_id="run")
+    (filled.root / MANIFEST).write_bytes(b"garbage")
+    with pytest.raises(LakeError, match="source_chain"):
+        maintain(filled, [SOURCE_CHAIN, TICKS], now=LATER)
+    assert len(filled.manifest(TICKS).files) == 1
 
 
 def test_a_query_names_a_file_with_garbage_of_the_right_size(tmp_path: Path) -> None:
