@@ -151,6 +151,7 @@ def test_the_site_builds_strictly_and_loads_nothing_remote(
 
     build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
     pages = list((tmp_path / "site").rglob("*.html"))
+    assert (tmp_path / "site" / "search" / "search_index.js").is_file()  # the index of a page from the disk
     assert len(pages) > len(PAGES) - 3
     for page in pages:
         tags = re.findall(r"<(?:script|img|iframe|link)[^>]*>", page.read_text())
