@@ -85,7 +85,7 @@ class Workspace:
         """The lake, for commands that only read; `NoLake` if nothing was ever written here."""
         lake = self.lake
         found: object = None
-        with suppress(FileNotFoundError):  # any other reason is told as it is
+        with suppress(FileNotFoundError):  # any other reason is shown as it is
             found = self.remote.folders("lake") if self.remote else lake.root.stat()
         if not found:
             place = self.remote.uri() if self.remote else self.root.absolute()

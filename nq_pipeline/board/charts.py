@@ -1,6 +1,6 @@
 """The board's charts as Vega specifications without data, and the library that draws them in the page.
 
-The page changes their data and signals as messages come. Colours are the page's CSS variables, so a chart
+The page changes their data and signals as messages arrive. Colours are the page's CSS variables, so a chart
 follows its light and dark theme. `ast` makes Vega interpret its expressions, which a strict
 Content-Security-Policy allows; it would otherwise compile them to JavaScript.
 """

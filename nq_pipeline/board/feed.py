@@ -30,7 +30,7 @@ class Feed:
     Parameters
     ----------
     epoch
-        Identifies this board. A browser that reconnects to another one starts anew.
+        Identifies this board. A browser that reconnects to another one starts again.
     """
 
     def __init__(self, epoch: str) -> None:

@@ -44,7 +44,7 @@ REPLAY_MS = 10_000
 """A record that is older than this when it comes was replayed, and says nothing about the lag."""
 
 _UNREADABLE = (LakeError, StoreError, OSError, duckdb.Error, pl.exceptions.PolarsError)
-"""Errors of the lake, without whose rows the board goes on."""
+"""Errors of the lake; the board continues without its rows."""
 
 
 class LiveBoard:

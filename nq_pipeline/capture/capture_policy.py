@@ -81,7 +81,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Report the `dead` runs as failed, and start an attempt for `trade_date`, or not for a `reason`."""
+    """The `dead` runs to report as failed, and the `trade_date` to capture now or the `reason` against it."""
 
     trade_date: date | None = None
     number: int = 0

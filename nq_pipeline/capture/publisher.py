@@ -3,7 +3,7 @@
 A call reads the log from a durable cursor, appends the rows, then moves the cursor. After a crash
 between the two, the next call appends the same rows again, and the lake skips rows whose key it has.
 The same holds for a replay that overlaps what was published. The cursor lies beside the trades, not in
-the log: if the table is moved away, it is published anew.
+the log: if the table is moved away, the log is published again.
 
 The publisher depends on the log alone. It may run in another process than the capture, and the lake may
 be rebuilt from the log at any time.

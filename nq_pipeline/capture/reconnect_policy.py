@@ -27,7 +27,7 @@ LIMIT_S, LIMIT_TRIES = 60.0, 10
 AUTH_FAILED, DEACTIVATED, CONNECTION_LIMIT, UNKNOWN_SYMBOL, BAD_SUBSCRIPTION = 1, 2, 3, 4, 5
 INTERNAL, SKIPPED_RECORDS, AGED_OUT = 6, 7, 8
 NOT_FATAL = frozenset({UNKNOWN_SYMBOL, SKIPPED_RECORDS})
-"""Codes after which the session goes on."""
+"""Codes after which the session continues."""
 
 _SCHEMA = re.compile(r"not authorized for (\S+) schema", re.IGNORECASE)
 _EARLIEST = re.compile(r"must be (\d{4}-\d\d-\d\dT[\d:.]+)Z? or later", re.IGNORECASE)
@@ -60,7 +60,7 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """How a session ended."""
+    """The end of one session: its reason, and what the gateway or the operating system said."""
 
     reason: EndReason
     text: str = ""  # the message of the gateway or the operating system

@@ -178,9 +178,9 @@ def migrate() -> None:
         rows = target.copy_from(source, table) if target.objects else target.take_over(table)
         total += rows
         if rows:
-            click.echo(f"{table.name}: {rows:,} rows taken over")
+            click.echo(f"{table.name}: {rows:,} rows migrated")
     catalog.publish(target)
-    click.echo(f"{total:,} rows taken over into {target.uri}.")
+    click.echo(f"{total:,} rows migrated into {target.uri}.")
 
 
 @lake.command(short_help="Compute the rows that computed tables lack.")

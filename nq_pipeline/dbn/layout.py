@@ -1,4 +1,4 @@
-"""How DBN, Databento's binary encoding, lies in memory.
+"""The memory layout of DBN, Databento's binary encoding.
 
 A DBN stream is a header (`DBN`, version, length, metadata) and little-endian records back to back. The
 first byte of a record is its length in words of four bytes, the second its rtype. databento_dbn decodes
@@ -73,7 +73,7 @@ WELL_FORMED = np.arange(1 << 16) % 256 >= MIN_RECORD_WORDS
 
 
 class UnsupportedVersion(BadStream):
-    """The header may be sound, but is of a version that this program does not read."""
+    """The header may be intact, but this program does not read its version."""
 
 
 def header_length(start: bytes, limit: int) -> int | None:

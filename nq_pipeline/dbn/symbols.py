@@ -1,6 +1,6 @@
 """Which symbol an instrument_id stands for.
 
-An id is used again for another instrument later on, so it means nothing without a day.
+An id is later reused for another instrument, so it means nothing without a day.
 """
 
 from __future__ import annotations

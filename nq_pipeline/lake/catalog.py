@@ -93,7 +93,7 @@ def connect(lake: Lake, *, guarded: bool = False, memory_mb: int | None = None) 
 class LiveCatalog:
     """One connection for many queries, whose views follow the tables; safe for threads.
 
-    To connect anew takes longer than most queries. Here only the views of tables that changed are made again.
+    A new connection takes longer than most queries. Here only the views of changed tables are rebuilt.
 
     Parameters
     ----------

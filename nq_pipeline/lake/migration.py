@@ -1,6 +1,6 @@
 """Takes over a lake with manifests: as Delta tables in its folder, or into an object store.
 
-Every table has instants in nanoseconds, for which Delta has no type, so all files are written anew. Rows,
+Every table has instants in nanoseconds, for which Delta has no type, so all files are rewritten. Rows,
 values, runs and trade dates stay the same. The old files stay for an hour, for readers that have them open.
 """
 
@@ -56,7 +56,9 @@ def migrate(folder: Path, table: Table) -> int:
                 files.append(new.place(base, file.trade_date, file.level, staged, written))
         made = new.commit(base, add=files, marks=current.marks)
         if made is None or made.rows != current.rows:
-            raise LakeError(f"taking over {table.name} changed its number of rows; it stays as it was")
+            raise LakeError(
+                f"the migration of {table.name} changed its number of rows; the table stays as it was"
+            )
         (folder / NAME).touch()  # the hour begins now
         (folder / NAME).rename(folder / OLD)
         sync(folder)
@@ -64,7 +66,7 @@ def migrate(folder: Path, table: Table) -> int:
 
 
 def sweep(folder: Path, before: int) -> int:
-    """Remove the old files of a table that was taken over before an instant (ns UTC); returns how many."""
+    """Remove the old files of a table that was migrated before an instant (ns UTC); returns how many."""
     try:
         if (folder / OLD).stat().st_mtime_ns >= before:
             return 0

@@ -78,7 +78,7 @@ class Objects(ABC):
     def local_copy(self, name: str) -> AbstractContextManager[Path]:
         """A file with the content, for libraries that need a path. Do not change it.
 
-        It is the object itself if that is local, and otherwise a temporary file that goes with the context.
+        It is the object itself if that is local, or else a temporary file that is removed with the context.
         Raises `FileNotFoundError` if there is no such object.
         """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Vendors:
     """The settings and vendors of a run or tick.
 
-    Unless settings are `given`, they are read anew for every run and tick, so that a change of `.env` needs
+    Unless settings are `given`, they are read again for every run and tick, so that a change of `.env` needs
     no reload and a wrong setting fails a run in one sentence instead of the code location. `opener` opens a
     source by its name.
     """

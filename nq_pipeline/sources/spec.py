@@ -1,4 +1,4 @@
-"""`VendorSpec`: everything that code outside a vendor's package knows of the vendor."""
+"""`VendorSpec`: everything that code outside a vendor's package knows about the vendor."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def open_ledger(
     Raises
     ------
     LedgerError
-        The database cannot be reached or is of a newer release, or it lacks lines that were exported.
+        The database cannot be reached or was written by a newer release, or lacks lines that were exported.
     """
     refuse_older_copy(settings)
     ledger = Ledger(settings, clock=clock, boot=boot)

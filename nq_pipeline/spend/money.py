@@ -1,6 +1,6 @@
 """US dollars as exact decimals, to the billionth: a byte at a dollar per GiB costs about one.
 
-What does not come out even is rounded up, so that the ledger never shows less than is owed.
+Anything finer is rounded up, so that the ledger never shows less than is owed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from nq_pipeline.spend.money import MOST, NANO
 
 
 class Kind(StrEnum):
-    """What a line says."""
+    """The kind of a ledger line."""
 
     SUBSCRIPTION = "subscription"
     RESERVED = "reserved"

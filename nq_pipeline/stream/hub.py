@@ -1,7 +1,7 @@
 """One reader of the capture log and the lake for any number of subscribers.
 
 The hub reads on a thread of its own and serialises each batch once. A subscriber has a bounded queue: one
-that does not empty it is told so and dropped, and returns with its cursor. Neither the capture nor another
+that does not empty it is dropped with a message, and returns with its cursor. Neither the capture nor another
 subscriber waits for it.
 """
 
@@ -171,7 +171,7 @@ class Hub:
                     send(batch)
                     reached = batch.cursor or reached
                 self._events_failure = ""
-            except _UNREADABLE as error:  # trades come all the same
+            except _UNREADABLE as error:  # trades still come
                 self._events_failure = str(error)
             self._events_due = monotonic() + self._events_every_s
         if self._growth.is_new():

@@ -74,7 +74,7 @@ def lines(notifier: Notifier) -> list[dict[str, Any]]:
     return [json.loads(line) for line in notifier.log.read_text().splitlines()]
 
 
-def test_a_message_says_what_so_what_what_to_do_and_where(notifier: Notifier, hook: Receiver) -> None:
+def test_a_message_says_what_happened_and_what_to_do(notifier: Notifier, hook: Receiver) -> None:
     assert notifier.fire(ALERT)
     sent = notifier.deliver()
     assert (sent.delivered, sent.waiting, sent.reason) == (1, 0, "")
@@ -210,7 +210,7 @@ def test_retry_after_is_respected_through_a_restart(
     assert Notifier(settings(hook, tmp_path), clock=clock).deliver().delivered == 1
 
 
-def test_a_webhook_that_hangs_does_not_hold_up_the_teller(
+def test_a_hanging_webhook_does_not_delay_the_sender(
     notifier: Notifier, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "TIMEOUT_S", 0.2)
@@ -225,7 +225,7 @@ def test_a_webhook_that_hangs_does_not_hold_up_the_teller(
     assert hook.requests == webhook.ATTEMPTS  # the second message was not tried: it would hang as well
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_an_unreachable_webhook_is_named_as_the_reason(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, never listening
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/x/marked-path"
@@ -272,14 +272,14 @@ def test_a_line_that_a_power_cut_tore_spoils_no_other(notifier: Notifier) -> Non
     assert json.loads(next_one)["key"] == "other"
 
 
-def test_a_damaged_memory_says_what_to_do(notifier: Notifier, tmp_path: Path) -> None:
+def test_a_damaged_state_file_says_what_to_do(notifier: Notifier, tmp_path: Path) -> None:
     notifier.fire(ALERT)
     (tmp_path / "sandbox" / "alerts.json").write_text("{")
     with pytest.raises(AlertError, match="remove it"):
         notifier.fire(ALERT)
 
 
-def test_no_secret_leaves_by_any_way(
+def test_no_secret_leaves(
     hook: Receiver, tmp_path: Path, clock: Hand, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -308,7 +308,7 @@ def test_no_secret_leaves_by_any_way(
     assert hook.texts[0].count("***") >= 5
 
 
-def test_what_a_vendor_says_calls_nobody(notifier: Notifier, hook: Receiver) -> None:
+def test_text_from_a_vendor_mentions_nobody(notifier: Notifier, hook: Receiver) -> None:
     notifier.fire(Alert("k", "<!channel> & <https://evil.example|click>\x1b[31m\nnext", "b", "c"))
     notifier.deliver()
     head = hook.texts[0].splitlines()[0]
@@ -332,13 +332,13 @@ def test_a_sentence_is_one_line_that_prints_and_ends(text: str) -> None:
         "https://h/marked\n",
     ],
 )
-def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
+def test_an_invalid_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(SettingsError, match="NQ_ALERT_WEBHOOK: write the address") as caught:
         load(alert_webhook=url)
     assert "marked" not in str(caught.value)
 
 
-def test_the_command_says_what_came_of_a_test(hook: Receiver, tmp_path: Path) -> None:
+def test_the_command_reports_the_result_of_a_test(hook: Receiver, tmp_path: Path) -> None:
     def nq(*words: str, **variables: str) -> Result:
         return CliRunner().invoke(main, words, env={"NQ_DATA_DIR": str(tmp_path), **variables})
 

@@ -524,7 +524,7 @@ def test_a_large_day_is_bought_as_a_batch_job(data: Path, tmp_path: Path) -> Non
 BATCH: dict[str, Any] = {"backfill_batch_mb": 1, "backfill_symbols": "Q2B.OPT,NQ.FUT"}
 
 
-def test_a_forgotten_job_is_found_and_not_paid_again(data: Path, tmp_path: Path) -> None:
+def test_a_job_of_a_crashed_run_is_found_and_not_paid_again(data: Path, tmp_path: Path) -> None:
     lost = only(SUBMIT, lambda asked, good: Answer(hang_up=True))  # accepted, and the answer lost
     with vendor(data, lost) as databento:
         settings = databento.settings(**BATCH)

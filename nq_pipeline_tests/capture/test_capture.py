@@ -1,4 +1,4 @@
-"""The capture against the stand-in of the gateway: what comes over real sockets, and what is put down."""
+"""The capture against the stand-in of the gateway, over real sockets: what it writes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def left_over(root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [0, 10, 10_000, 100_000])
-def test_rows_that_cannot_be_published_are_once_there_is_room(root: Path, size: int) -> None:
+def test_rows_are_published_once_there_is_room(root: Path, size: int) -> None:
     published = publisher(root, batch_bytes=RECORDS.nbytes // 3)
     with Feed(root) as feed:
         feed.session(RECORDS[:-100])
@@ -36,7 +36,7 @@ def test_rows_that_cannot_be_published_are_once_there_is_room(root: Path, size: 
     assert lake_records(rows(root)) == dbn_records(RECORDS)
 
 
-def test_a_merge_that_finds_no_room_loses_nothing_and_is_made_up_for(root: Path) -> None:
+def test_a_merge_without_room_loses_nothing_and_is_repeated(root: Path) -> None:
     parts, lake = np.array_split(RECORDS, FAN_IN), Workspace(root.parent).lake
     published, refused = publisher(root), 0
     with Feed(root) as feed:

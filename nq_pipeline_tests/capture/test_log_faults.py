@@ -34,7 +34,7 @@ def refused(process: subprocess.Popen[str], reason: str) -> int:
     return int(count)
 
 
-def test_a_file_that_may_not_grow_is_loud(root: Path, writer: Start) -> None:
+def test_a_limit_of_the_file_size_fails_loudly(root: Path, writer: Start) -> None:
     synced = refused(writer("fill", 50_000), "(File too large); raise the limit of the file size")
     assert synced == 1_000  # 48,000 bytes and a head
     recover(root / DATASET)
@@ -42,7 +42,7 @@ def test_a_file_that_may_not_grow_is_loud(root: Path, writer: Start) -> None:
     assert synced <= found < synced + 100
 
 
-def test_a_full_disk_is_loud(root: Path, writer: Start, tmp_path: Path) -> None:
+def test_a_full_disk_fails_loudly(root: Path, writer: Start, tmp_path: Path) -> None:
     root.mkdir(parents=True)
     mount = f'mount -t tmpfs -o size=128k none "{root}" && exec "$@"'
     if (
@@ -56,7 +56,7 @@ def test_a_full_disk_is_loud(root: Path, writer: Start, tmp_path: Path) -> None:
     assert refused(process, "(No space left on device); free some space") >= 1_000
 
 
-def test_a_folder_that_may_not_be_written_is_loud(root: Path, writer: Start) -> None:
+def test_a_read_only_folder_fails_loudly(root: Path, writer: Start) -> None:
     folder = root / DATASET
     folder.mkdir(parents=True)
     folder.chmod(0o555)
@@ -68,7 +68,7 @@ def test_a_folder_that_may_not_be_written_is_loud(root: Path, writer: Start) -> 
     assert refused(writer("fill", 0, before=as_owner), "(Permission denied); make the folder writable") == 0
 
 
-def test_a_segment_deleted_under_the_capture_is_loud(root: Path) -> None:
+def test_a_segment_deleted_under_the_capture_fails_loudly(root: Path) -> None:
     log = CaptureLog(root, DATASET, clock=Clock(), sync_every_s=0.01)
     framer = begun()
     log.append(one_frame(trades(0, 1), framer))

@@ -201,7 +201,7 @@ def test_a_receipt_that_databento_doubts_marks_nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize("rtype", [1, 160])
-def test_a_trade_of_nothing_is_no_trade(root: Path, rtype: int) -> None:
+def test_a_trade_of_size_zero_is_no_trade(root: Path, rtype: int) -> None:
     records = market(4, rtype)[:4]
     records["instrument_id"], records["ts_event"], records["sequence"] = 1, START, 7
     records["price"], records["size"] = np.array([5, 1, 7, 9]) * 10**9, [1, 0, 2, 1]
@@ -214,7 +214,7 @@ def test_a_trade_of_nothing_is_no_trade(root: Path, rtype: int) -> None:
     assert (bar["low"], bar["volume"], bar["trades"], bar["vwap"]) == (5.0, 4, 3, 7.0)
 
 
-def test_bars_leave_out_what_an_older_lake_has_of_nothing(root: Path) -> None:
+def test_bars_leave_out_trades_of_size_zero_in_an_older_lake(root: Path) -> None:
     """Rows of version 2, which knew no `is_misdated` and made trades of size 0."""
     records = market(3)[:3]
     records["instrument_id"], records["ts_event"], records["sequence"] = 1, START, [1, 2, 3]
@@ -265,7 +265,7 @@ def test_whatever_the_fields_hold_every_record_is_a_row_or_is_counted(
 # ── exactly once ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_second_call_goes_on_where_the_first_stopped(root: Path) -> None:
+def test_a_second_call_continues_where_the_first_stopped(root: Path) -> None:
     records = market(100)
     published = publisher(root)
     assert published.publish().position == BEGINNING
@@ -364,7 +364,7 @@ def event_across_segments(feed: Feed) -> np.ndarray:
     return records
 
 
-def test_an_event_across_segments_is_counted_on_by_who_takes_it_up(root: Path) -> None:
+def test_an_event_across_segments_keeps_its_ordinals(root: Path) -> None:
     with Feed(root, segment_bytes=4 * 48) as feed:
         records = event_across_segments(feed)
         end = publisher(root).publish(Position(3, 0)).position
@@ -529,7 +529,7 @@ def test_a_closed_trade_date_is_one_sorted_file_in_the_catalog(root: Path) -> No
     assert answer == (len(records), int(records["size"].sum()), 1)
 
 
-def test_publishing_does_not_wait_for_who_is_merging_the_tables(root: Path) -> None:
+def test_publishing_does_not_wait_for_a_merge(root: Path) -> None:
     published = publisher(root)
     with Feed(root) as feed:
         feed.session()
@@ -544,7 +544,7 @@ def test_publishing_does_not_wait_for_who_is_merging_the_tables(root: Path) -> N
     assert len(merging.lake.files(TRADES)) == 1
 
 
-def test_of_a_damaged_log_is_published_what_is_whole(root: Path) -> None:
+def test_whole_records_of_a_damaged_log_are_published(root: Path) -> None:
     records = market(100)
     with Feed(root) as feed:
         feed.session(records)

@@ -46,7 +46,7 @@ def gap(first: float, last: float | None, state: str = "verified", **more: Any) 
     return Gap(f"{first}", "trades", begin, end, "closed", state=state, **more)  # type: ignore[arg-type]
 
 
-def test_a_day_without_a_flaw_passes_every_check() -> None:
+def test_a_complete_day_passes_every_check() -> None:
     found = judge_capture(replace(DAY, gaps=[gap(0, 5)], wanted={"options": "trades", "futures": "trades"}))
     assert set(found) == {"gaps", "entitlement", "freshness", "completeness"}
     assert all(finding.passed for finding in found.values())
@@ -114,7 +114,7 @@ def test_nothing_is_stale_while_the_window_is_closed() -> None:
     assert finding.passed and finding.sentence.startswith("the window is closed")
 
 
-def test_a_window_that_has_just_opened_has_no_flaw_yet() -> None:
+def test_a_window_that_has_just_opened_passes() -> None:
     day = replace(DAY, newest=None, now=OPENS + timedelta(seconds=30))
     assert judge_freshness(day).passed and judge_completeness(day).passed
 

@@ -227,7 +227,7 @@ def test_who_wins_a_series_and_why_the_others_did_not(case: str) -> None:
     assert chain.height == (boards[winner].contracts if winner else 0)
 
 
-def test_the_winner_of_a_poor_field_says_that_nobody_is_healthy() -> None:
+def test_the_winner_among_unhealthy_sources_says_so() -> None:
     decisions, _ = judge({"tradovate": {FIRST: Board(outcome=Outcome.PARTIAL, reason="bounded")}})
     assert verdicts(decisions)["tradovate"] == (
         True,
@@ -237,7 +237,7 @@ def test_the_winner_of_a_poor_field_says_that_nobody_is_healthy() -> None:
 
 
 @pytest.mark.parametrize("bid", [float("nan"), float("inf"), -1.0])
-def test_a_price_that_is_none_counts_as_a_bad_quote(bid: float) -> None:
+def test_an_invalid_price_counts_as_a_bad_quote(bid: float) -> None:
     good = answer("barchart", {FIRST: FULL})
     poor = replace(good, frame=good.frame.with_columns(bid=pl.lit(bid)))
     decisions = decide({"barchart": poor}, REQUEST, proxies=frozenset(), gates=GATES, decided_at=DECIDED)
@@ -266,7 +266,7 @@ def test_quiet_series_of_an_active_source_is_not_stale() -> None:
     assert not verdicts(alone, FIRST)["barchart"][0]
 
 
-def test_a_vendor_that_only_tells_trades_is_held_to_the_session() -> None:
+def test_a_vendor_without_quote_times_is_held_to_the_session() -> None:
     quiet = Board(age=timedelta(hours=3), times_quotes=False)
     decisions, _ = judge({"barchart": {FIRST: quiet}})
     assert verdicts(decisions)["barchart"][:2] == (True, "ok")
@@ -275,7 +275,7 @@ def test_a_vendor_that_only_tells_trades_is_held_to_the_session() -> None:
 
 
 @pytest.mark.parametrize("times_quotes", [True, False])
-def test_a_time_to_come_is_no_freshness(times_quotes: bool) -> None:
+def test_a_future_time_is_not_fresh(times_quotes: bool) -> None:
     ahead = Board(age=-timedelta(days=3), times_quotes=times_quotes)
     decisions, chain = judge({"barchart": {FIRST: ahead}, "databento": {FIRST: FULL}})
     assert verdicts(decisions)["barchart"] == (

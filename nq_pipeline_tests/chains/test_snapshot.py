@@ -1,4 +1,4 @@
-"""The main job with vendors that behave as told: who is asked, what is written, what survives."""
+"""Snapshots from scripted vendors: who is asked, what is written, what survives."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ def test_bytes_that_are_no_dbn_are_refused(raw: bytes, words: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("raw", [b"", b"D", b"DBN\x03"])
-def test_a_file_of_almost_nothing_is_cut_off(raw: bytes, tmp_path: Path) -> None:
+def test_a_file_of_a_few_bytes_is_truncated(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(stream.TruncatedDbn, match="within its header"):
         convert(written(tmp_path, raw), tmp_path / "out.parquet")
 
@@ -377,7 +377,7 @@ def test_a_record_of_the_wrong_length_is_damage(tmp_path: Path) -> None:
         convert(written(tmp_path, raw), tmp_path / "out.parquet")
 
 
-def test_text_that_is_no_text_is_damage(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_damage(tmp_path: Path) -> None:
     array = sample.trades(3)
     array["side"][1] = b"\xff"
     with pytest.raises(LakeError, match="side"):
@@ -414,7 +414,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         convert(path, path)
 
 
-def test_the_command_says_what_became_of_the_file(tmp_path: Path) -> None:
+def test_the_command_reports_the_file_it_wrote(tmp_path: Path) -> None:
     def nq(*words: str) -> Result:
         return CliRunner().invoke(main, ["convert", *words])
 

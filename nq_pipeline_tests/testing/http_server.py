@@ -1,4 +1,4 @@
-"""A small HTTP server on a loopback port that answers as told, also badly."""
+"""A small scripted HTTP server on a loopback port, which can also answer badly."""
 
 from __future__ import annotations
 

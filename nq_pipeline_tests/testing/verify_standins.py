@@ -1,4 +1,4 @@
-"""A verification of stand-ins that behave as told."""
+"""A verification of scripted stand-ins."""
 
 from __future__ import annotations
 

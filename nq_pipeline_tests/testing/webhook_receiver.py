@@ -1,4 +1,4 @@
-"""A webhook on loopback that answers as told and keeps what it was sent."""
+"""A scripted webhook on loopback, which keeps what it was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rate limiter's memory on disk: a damaged file is dropped and made anew."""
+"""The rate limiter's memory on disk: a damaged file is dropped and recreated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_rate_limit_file_is_made_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_rate_limit_file_is_recreated(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     def get() -> bytes:
         session = open_http(
             "shop", Policy(per_minute=1000), state_dir=tmp_path, remaining=lambda: 10, cookies=set()

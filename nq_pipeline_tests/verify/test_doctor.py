@@ -1,4 +1,4 @@
-"""What the doctor says of vendors that behave as told, and of the market at given moments."""
+"""What the doctor says about scripted vendors, and about the market at given moments."""
 
 from __future__ import annotations
 

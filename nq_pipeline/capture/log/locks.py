@@ -77,7 +77,7 @@ def _acquire(settings: Settings, name: str, *, above: int = 0, **how: Any) -> Le
     except LedgerError as error:
         if is_shared(settings):
             raise
-        log.warning("the capture goes on without a lease (%s): %s", name, error)
+        log.warning("the capture continues without a lease (%s): %s", name, error)
         return Lease.without_database(name, above)
 
 

@@ -1,6 +1,6 @@
 """Whether the Dagster instance can be used here: its database's driver, and whose lake its runs write.
 
-An instance of one machine keeps SQLite files and is not looked at. One in PostgreSQL is shared by hosts, and
+An instance of one machine keeps SQLite files and is not checked. One in PostgreSQL is shared by hosts, and
 a host that wrote another lake would split the data without anyone noticing.
 """
 
@@ -24,7 +24,7 @@ DRIVER = "postgresql+psycopg2"
 
 
 def check_instance(home: Path | None = None) -> None:
-    """Refuse an instance that does not go with this host, if it is in PostgreSQL.
+    """Refuse an instance in PostgreSQL that this host must not use.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Buy the history that is not on disk yet: count it, stream it or order a batch job, and check the count.
 
 Nothing is bought twice: a crash may have left a complete download, a batch job is free to download for 30
-days, one process on all machines buys a span at a time, and the ledger's database knows of every purchase.
+days, one process on all machines buys a span at a time, and the ledger's database records every purchase.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Tradovate:
     ) -> tuple[list[ListedSeries], dict[str, SourceError]]:
         """The listed contracts of every series, and by key the errors of the series that have none.
 
-        A part of the time is reserved for the quotes; series that are not looked up by then go without.
+        A part of the time is reserved for the quotes; series that are not looked up by then get none.
         """
         listings: list[ListedSeries] = []
         errors: dict[str, SourceError] = {}

@@ -1,4 +1,4 @@
-"""Spans of history: had once, whoever wants them, and what the capture asks for its gaps."""
+"""Spans of history are bought once, whoever requests them; the capture requests those of its gaps."""
 
 from __future__ import annotations
 

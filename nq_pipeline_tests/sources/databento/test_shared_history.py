@@ -1,4 +1,4 @@
-"""History that several machines buy: once, whoever of them asks, and whatever becomes of the buyer."""
+"""History is bought once by several machines, whichever of them requests it, even if the buyer dies."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_two_machines_that_ask_at_once_pay_once(company: Company) -> None:
     assert sum(cost > 0 for _, cost in got) == 1
 
 
-def test_what_a_dead_machine_has_paid_is_not_paid_again(
+def test_what_a_dead_machine_bought_is_not_bought_again(
     company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as dying:

@@ -1,4 +1,4 @@
-"""Polygon keeps the contract of sources, over real sockets, and its own promises beside it."""
+"""Polygon keeps the contract of sources, over real sockets, and promises of its own."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class TestPolygonContract(PolygonContract):
         assert (probe.configured, probe.reachable, probe.entitled) == (True, reachable, entitled)
         assert bool(probe.remedy) != (entitled is True)
 
-    def test_prices_speak_of_the_delayed_moment(self, tmp_path: Path) -> None:
+    def test_prices_are_as_of_the_delayed_moment(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             answer, _ = self.ask(server, tmp_path)
         assert set(answer.frame["as_of"]) == {NOON}

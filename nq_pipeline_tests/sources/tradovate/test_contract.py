@@ -1,4 +1,4 @@
-"""Tradovate keeps the contract of sources, over real sockets, and its own promises beside it."""
+"""Tradovate keeps the contract of sources, over real sockets, and promises of its own."""
 
 from __future__ import annotations
 
