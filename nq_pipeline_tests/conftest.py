@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nq_pipeline_tests.testing.browser import CHROMIUM, FLAGS, require_browser
+from nq_pipeline_tests.testing.migrations import remember_migrations
 from nq_pipeline_tests.testing.postgres import PostgresServer, run_postgres
 from nq_pipeline_tests.testing.recorded import SHARED
 from nq_pipeline_tests.testing.s3 import Bucket, FaultProxy, new_bucket, serve_faults, serve_s3
@@ -55,6 +56,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+remember_migrations()
 
 # Looking for garbage among the objects that imports make, which all stay, takes half the time of collection.
 gc.disable()
