@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -75,20 +76,13 @@ class Purchases:
             self.ledger.release(self.ledger.reserve(whole), "each query is reserved on its own")
 
     def buy_body(self, query: Query, price: Price, *, request_id: str) -> bytes:
-        """Return the exact body of an answer.
-
-        Its cost stays reserved if it cannot be read, or if the ledger fails when it has arrived.
-        """
+        """Return the exact body of an answer; the cost of one that cannot be read stays reserved."""
 
         def send(spending: Spending) -> bytes:
             body = self.client.download(query, spending)
-            try:
+            with suppress(BadPayload):  # reported by whoever parses the archived body
                 size = decode(body, query.schema).array.nbytes
                 spending.commit(billed_bytes=size, request_id=request_id)
-            except BadPayload:  # reported by whoever parses the archived body
-                pass
-            except LedgerError as error:  # the body is paid for, and exists only here until it is archived
-                log.warning("the cost of %s stays reserved: %s", spending.reservation.charge, error)
             return body
 
         return self._buy(query, price, "historical-streaming", send, self.attempts)
@@ -146,14 +140,21 @@ class Purchases:
 
 
 class _TrackedSpending(Spending):
-    """An open reservation. Its cost is the full reserved amount until the vendor reports the actual one."""
+    """An open reservation. Its cost is the full reserved amount until the vendor reports the actual one.
+
+    If the ledger fails when an answer has arrived, the amount stays reserved and the answer is used: it is
+    paid for.
+    """
 
     def __init__(self, ledger: Ledger, reservation: Reservation) -> None:
         super().__init__(ledger, reservation)
         self.cost_usd = reservation.reserved_usd
 
     def commit(self, *, billed_bytes: int, request_id: str | None = None) -> Decimal:
-        self.cost_usd = super().commit(billed_bytes=billed_bytes, request_id=request_id)
+        try:
+            self.cost_usd = super().commit(billed_bytes=billed_bytes, request_id=request_id)
+        except LedgerError as error:
+            log.warning("the cost of %s stays reserved: %s", self.reservation.charge, error)
         return self.cost_usd
 
     def release(self, reason: str) -> None:

@@ -13,14 +13,14 @@ import pytest
 
 from nq_pipeline.clock import to_ns
 from nq_pipeline.configuration import load
-from nq_pipeline.errors import Unavailable
+from nq_pipeline.errors import LedgerError, Unavailable
 from nq_pipeline.lake.objects import LocalObjects
 from nq_pipeline.leases.purchase_records import PurchaseRecords
 from nq_pipeline.settings import Settings
 from nq_pipeline.sources.databento.gap_history import DatabentoHistory
 from nq_pipeline.sources.databento.history_store import HistoryStore, span_digest
 from nq_pipeline.sources.databento.query import Query
-from nq_pipeline.spend.ledger import open_ledger
+from nq_pipeline.spend.ledger import Ledger, open_ledger
 from nq_pipeline.workspace import LAKE_ID, Workspace
 from nq_pipeline_tests.testing import standin
 from nq_pipeline_tests.testing.http_server import Server, serve
@@ -116,6 +116,20 @@ def test_what_a_dead_machine_bought_is_not_bought_again(
     _, cost = company.fetch("a")
     assert cost == 0 and company.bought == company.committed == 1
     assert company.fetch("b")[1] == 0
+
+
+def test_a_purchase_is_shared_although_the_ledger_fails_at_its_end(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LedgerError("the database went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", fail)
+        _, cost = company.fetch("a")
+    (held,) = open_ledger(company.settings("a")).open_reservations()
+    assert cost == held.reserved_usd
+    assert company.fetch("b")[1] == 0 and company.bought == 1
 
 
 def test_a_lost_proof_is_restored_from_the_ledger(company: Company) -> None:
