@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gaps import (
+    CLOCK_SKEW,
     HISTORICAL,
     LIVE_REPLAY,
     LOOK_BACK,
@@ -121,11 +122,13 @@ class GapTracker:
                 self._adopt(gap)
             elif gap.schema in in_force and gap.state == "unfillable" and gap.filled_by != HISTORICAL:
                 self.beyond_replay.append(gap)
+        current = [self._gaps.get(gap.gap_id, gap) for gap in known]
         for schema in sorted(in_force):
-            mine = [gap for gap in known if gap.schema == schema]
-            moments = [logged.get(schema), ended, *(gap.last_ns or gap.first_ns for gap in mine)]
-            reached = [ns for ns in moments if ns is not None and ns <= to_ns(now)]
-            proven = max(reached, default=None)
+            mine = [gap.last_ns or gap.first_ns for gap in current if gap.schema == schema]
+            reached = [ns for ns in (logged.get(schema), ended, *mine) if ns is not None]
+            proven = max(
+                (min(ns, to_ns(now)) for ns in reached if ns <= to_ns(now + CLOCK_SKEW)), default=None
+            )
             continuing = any(g.last_ns is None and g.schema == schema for g in self.unresolved)
             for first, last in unproven_spans(proven, now, self.window):
                 if last is not None or not continuing:
@@ -337,10 +340,14 @@ class GapTracker:
 
     def _update_replayed(self, state: SessionState) -> Mapping[str, int]:
         """Note the replays that are complete; schema to when each was."""
-        now = to_ns(self.clock.now())
         for schema, done_ns in state.replayed.items():
-            self._session.replayed.setdefault(schema, min(done_ns, now))
+            self._session.replayed.setdefault(schema, self._plausible(done_ns))
         return self._session.replayed
+
+    def _plausible(self, ns: int) -> int:
+        """A time of the gateway, or now if it is too far ahead to be true."""
+        now = self.clock.now()
+        return ns if ns <= to_ns(now + CLOCK_SKEW) else to_ns(now)
 
     def _end_of(self, gap: Gap, replayed_ns: int) -> int:
         """Where a gap ends when its replay was complete at an instant."""
@@ -360,13 +367,13 @@ class GapTracker:
         session, stopped = self._session, ending.reason is EndReason.STOPPED
         if session.before_skip is not None:
             return {
-                schema: session.before_skip.get(schema, self.opens_ns)
+                schema: self._plausible(session.before_skip.get(schema, self.opens_ns))
                 for schema in state.replayed
                 if schema in session.streams
             }
         heard = min(state.heard_ns, to_ns(self.clock.now())) - self._settle_ns if stopped else 0
         return {
-            schema: max(done - self._settle_ns, session.last.get(schema, 0), heard)
+            schema: max(done - self._settle_ns, self._plausible(session.last.get(schema, 0)), heard)
             for schema, done in self._update_replayed(state).items()
             if schema in session.streams
         }

@@ -34,6 +34,8 @@ WEEKLY = frozenset({"mbo"})
 """Schemas of which the gateway replays the whole weekly CME session, as Databento documents."""
 MAX_REPLAYS = 3
 """Replays of one gap that may disagree with the count before it is left open."""
+CLOCK_SKEW = timedelta(minutes=1)
+"""How far a time of the gateway may be ahead of our clock before it counts as wrong."""
 LOOK_BACK = timedelta(days=10)
 """Older windows are not searched for gaps."""
 TOO_OLD = "older than the gateway's replay; the historical API has it, for money"

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from nq_pipeline.capture.gap_store import GapStore
-from nq_pipeline.capture.gaps import LOOK_BACK, UNRESOLVED, Gap, session_windows
+from nq_pipeline.capture.gaps import CLOCK_SKEW, LOOK_BACK, UNRESOLVED, Gap, session_windows
 from nq_pipeline.capture.schema_fallback import FALLBACK_ORDER, SchemaFallback
 from nq_pipeline.clock import from_ns
 from nq_pipeline.finding import Finding
@@ -30,8 +30,6 @@ LATE, STALE = timedelta(minutes=2), timedelta(minutes=10)
 NQ futures trade many times a minute in regular hours, and rarely only in the quietest hours of the night."""
 BEHIND = timedelta(seconds=60)
 """How far publishing may lag, and how long a capture may take to start, before records count as missing."""
-CLOCK_SKEW = timedelta(minutes=1)
-"""How far a trade may be ahead of our clock before its time counts as wrong."""
 ENOUGH = 0.99
 """The share of the window that must be proven for a warning instead of an error."""
 

@@ -39,10 +39,18 @@ def run_at_once(work: Callable[[], object]) -> None:
 
 
 class Session:
-    """A capture that starts late at `NOW` and its first session, of trades alone."""
+    """A capture that starts late and its first session, of trades alone."""
 
-    def __init__(self, root: Path, *, closes: datetime | None = None, run_id: str = "run") -> None:
-        self.clock, self.wall, self.state, self.root = Clock(NOW), 0.0, SessionState(), root
+    def __init__(
+        self,
+        root: Path,
+        *,
+        now: datetime = NOW,
+        opens: datetime = OPENS,
+        closes: datetime | None = None,
+        run_id: str = "run",
+    ) -> None:
+        self.clock, self.wall, self.state, self.root = Clock(now), 0.0, SessionState(), root
         self.store = GapStore(Workspace(root).lake, dataset=DATASET, run_id=run_id)
         self.tracker = GapTracker(
             self.store,
@@ -50,12 +58,12 @@ class Session:
             clock=self.clock,
             run_id=run_id,
             window="rth",
-            opens_ns=to_ns(OPENS),
+            opens_ns=to_ns(opens),
             close_ns=to_ns(closes) if closes else None,
             settle_s=SETTLE_S,
             aging_s=60.0,
         )
-        self.tracker.load_gaps(root, ["trades"])
+        self.tracker.load_gaps(root / DATASET, ["trades"])
         self.tracker.begin_session({"trades": 0})
 
     def take(self, *frames: Frame) -> int | None:
@@ -273,6 +281,22 @@ def test_a_replay_is_complete_no_later_than_reported(session: Session) -> None:
     assert session.ended(EndReason.CLOSED) == session.hole.first_ns <= NOW_NS
 
 
+def test_a_clock_behind_the_gateways_shortens_no_gap(session: Session) -> None:
+    """The replay of a short outage would else seem complete before the outage, and be verified unseen."""
+    session.state.replayed["trades"] = done = NOW_NS + 2 * NS_PER_S
+    session.advance()
+    (gap,) = session.tracker.gaps
+    assert (gap.state, gap.last_ns) == ("replayed", done)
+
+
+def test_a_record_from_after_the_close_hides_no_hole(root: Path) -> None:
+    session, far = Session(root, closes=NOW + timedelta(hours=1)), NOW_NS + 86_400 * NS_PER_S
+    session.replayed()
+    session.take(one_frame(record(0, ts_event=far, ts_recv=far), begun()))
+    session.ended(EndReason.CLOSED)
+    assert session.hole.first_ns == to_ns(session.clock.now()) and session.hole.last_ns is None
+
+
 def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
     session.replayed()
     at = NOW_NS + 2 * NS_PER_S
@@ -300,6 +324,22 @@ def test_the_next_capture_resets_the_attempts_of_a_gap(session: Session) -> None
     session.store.write([gap.change(attempts=3, reason="the counts differ")], NOW)
     (taken,) = Session(session.root, run_id="next").tracker.gaps
     assert (taken.gap_id, taken.state, taken.attempts) == (gap.gap_id, "open", 0)
+
+
+def test_what_a_dead_capture_left_open_is_one_gap_until_the_close(session: Session) -> None:
+    """`session` began on a Friday, and the next capture begins on Monday."""
+    (friday,), days = session.tracker.gaps, timedelta(days=3)
+    after = Session(session.root, now=NOW + days, opens=OPENS + days, run_id="next")
+    spans = [(gap.gap_id, gap.first_ns, gap.last_ns) for gap in after.tracker.gaps]
+    closes = to_ns(OPENS + timedelta(hours=6, minutes=30))
+    assert spans == [(friday.gap_id, to_ns(OPENS), closes), ("next-1", to_ns(OPENS + days), None)]
+
+
+def test_the_log_of_a_clock_that_is_behind_is_not_forgotten(root: Path) -> None:
+    with Feed(root, clock=Clock(NOW)) as feed:
+        feed.session(record(0, ts_event=NOW_NS + 2 * NS_PER_S, ts_recv=NOW_NS + 2 * NS_PER_S))
+    (gap,) = Session(root).tracker.gaps
+    assert (gap.first_ns, gap.cause) == (NOW_NS, "not running")
 
 
 def test_the_next_capture_requests_lost_gaps_but_buys_none_twice(
