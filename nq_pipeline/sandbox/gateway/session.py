@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from time import monotonic
@@ -389,7 +390,8 @@ class ServedSession:
 
     async def _finish(self) -> None:
         """Close cleanly: everything written arrives, then the end of the stream."""
-        self.writer.write_eof()
+        with suppress(OSError):  # the client has gone already
+            self.writer.write_eof()
         await self.writer.drain()
         while not self.reader.at_eof():
             await self.feed.tick()
