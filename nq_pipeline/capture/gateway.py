@@ -102,6 +102,7 @@ class SessionState:
     heard_ns: int = 0
     """Up to when the gateway has sent everything: the newest `ts_recv`, or the heartbeat it sends when idle.
     Nanoseconds UTC by its own clock, so a backlog is visible."""
+    advanced: float = 0.0  # when `heard_ns` last grew, in seconds of the event loop's clock
     records: int = 0  # of market data
     bytes: int = 0
     mapped: set[str] = field(default_factory=set)  # parent symbols with at least one instrument named
@@ -110,6 +111,11 @@ class SessionState:
     skipped: str = ""  # the gateway's message when it skipped records
     warnings: int = 0  # of a slow reader
     unknown: list[str] = field(default_factory=list)  # its messages on symbols that it does not know
+
+    def hear(self, ns: int) -> None:
+        """Note up to when the gateway has sent everything."""
+        if ns > self.heard_ns:
+            self.heard_ns, self.advanced = ns, self.last_heard
 
     @property
     def lived_s(self) -> float:
@@ -191,7 +197,7 @@ class GatewaySession:
                 wanted.schema, wanted.parents, "parent", wanted.start_ns, subscription_id=number
             )
         protocol.start()
-        self.state.last_heard = self._loop.time()
+        self.state.last_heard = self.state.advanced = self._loop.time()
         self._watch()
 
     def close(self, ending: SessionEnd) -> None:
@@ -253,7 +259,7 @@ class GatewaySession:
             if rtype not in CONTROL:
                 state.records += tally.count
                 if tally.ts_recv is not None and tally.ts_recv != UNDEF_TIMESTAMP:
-                    state.heard_ns = max(state.heard_ns, tally.ts_recv)
+                    state.hear(tally.ts_recv)
         if SYMBOL_MAPPING in tallies:
             named = np.unique(frame.array(SYMBOL_MAPPING)["stype_in_symbol"])
             state.mapped.update(name.decode("utf-8", "replace") for name in named.tolist())
@@ -267,7 +273,7 @@ class GatewaySession:
             elif message.ts_event == UNDEF_TIMESTAMP:
                 continue
             elif message.code == HEARTBEAT:
-                state.heard_ns = max(state.heard_ns, message.ts_event)
+                state.hear(message.ts_event)
             elif finished := _FINISHED.match(message.text):
                 state.replayed[finished[1]] = message.ts_event
 

@@ -31,7 +31,7 @@ from nq_pipeline.market import sessions
 
 POLL_S = 0.02
 MAX_OVERTIME = timedelta(minutes=30)
-"""How long after the close a capture may go on to fill gaps."""
+"""How long after the close a capture may go on to receive a backlog and to fill gaps."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,27 @@ class SessionSupervisor:
         ]
         self.tracker.begin_session({schema: RTYPES[schema] for schema in self.streams})
         self.recounter.dispute, self.warnings = None, 0
+        # The rows of what is missing come first: the log of the next session seems to prove what came before.
+        await asyncio.to_thread(self.writer.check, wait=True)
         await self.connector.wait_turn()
         self.session = session = GatewaySession(self.connector, self._record)
-        await session.open(subscriptions)
-        while not session.ending.done():
-            await asyncio.wait([session.ending], timeout=POLL_S)
-            if not session.ending.done() and (end := self._supervise(session)):
-                session.close(end)
+        opening = asyncio.create_task(session.open(subscriptions))
+        try:
+            while not session.ending.done():
+                await asyncio.wait([session.ending], timeout=POLL_S)
+                if opening.done():
+                    opening.result()
+                if not session.ending.done() and (end := self._supervise(session)):
+                    session.close(end)
+        finally:
+            opening.cancel()
+            await asyncio.wait([opening])
         ending = await session.ending
         self.meter.add_session(session.state.records, session.state.bytes)
+        try:
+            self.log.sync()  # before a row says what has arrived
+        except LogFailed as error:
+            ending = SessionEnd(EndReason.FAILED, str(error))
         return session, subscriptions, ending
 
     def _record(self, frame: Frame) -> None:
@@ -228,20 +240,23 @@ class SessionSupervisor:
     def _is_over(self) -> bool:
         """Whether to end: on request, or after the close.
 
-        The close has passed for sure once the session has sent a record or heartbeat from after it, or has
-        been silent for too long.
+        The close has passed for sure once the session has sent a record or heartbeat from after it, or
+        nothing newer for too long. A gateway that is behind may still be sending what came before.
         """
         if self.stop.is_set():
             return True
         deadline = self._deadline()
-        if deadline is None:
+        if self.closes is None or deadline is None:
             return False
-        now = self.clock.now()
-        settled = deadline + timedelta(seconds=self.timing.settle_s)
-        silence = timedelta(seconds=self.timing.heartbeat_s + self.timing.late_s)
+        now, settle = self.clock.now(), timedelta(seconds=self.timing.settle_s)
+        if now < deadline + settle:
+            return False
         session = self.session
-        heard = session is None or session.ending.done() or session.state.heard_ns >= to_ns(settled)
-        return now >= settled and (heard or now >= settled + silence)
+        if session is None or session.ending.done() or now >= self.closes + MAX_OVERTIME + settle:
+            return True
+        quiet_s = asyncio.get_running_loop().time() - session.state.advanced
+        late = quiet_s >= self.timing.heartbeat_s + self.timing.late_s
+        return late or session.state.heard_ns >= to_ns(deadline + settle)
 
     def _deadline(self) -> datetime | None:
         """When the capture ends: at the close, or later while a gap can still be filled."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -10,13 +12,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import SecretStr
 
 from nq_pipeline.capture.capture import Capture
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.gap_tracker import OVERLAP_NS
+from nq_pipeline.capture.gateway import AUTH_S, GatewaySession, Subscription
 from nq_pipeline.capture.log.locks import hold_capture_lock
 from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.capture.publisher import Publisher
@@ -26,7 +31,7 @@ from nq_pipeline.errors import CaptureBusy, CaptureError, LogFailed, NotConfigur
 from nq_pipeline.lake.tables import GAPS, SESSIONS
 from nq_pipeline.sandbox.gateway.fault_script import Fault, FaultScript
 from nq_pipeline.sandbox.gateway.feed import DATASET, Limits
-from nq_pipeline.sandbox.gateway.gateway import KEY, Gateway
+from nq_pipeline.sandbox.gateway.gateway import HOST, KEY, Gateway
 from nq_pipeline.sandbox.synthetic.market import Market
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.capture_runs import (
@@ -42,6 +47,7 @@ from nq_pipeline_tests.testing.capture_runs import (
     log_is_complete,
     logged_trades,
     read_gaps,
+    record_stop,
     run_capture,
     serve_gateway,
     session_ends,
@@ -287,6 +293,17 @@ def test_the_capture_ends_with_the_window_and_proves_all_of_it(tmp_path: Path) -
     assert totals.open_gaps == 0 and session_ends(tmp_path) == ["stopped"]
 
 
+def test_a_backlog_at_the_close_is_still_received(tmp_path: Path) -> None:
+    record_stop(tmp_path, CLOSES - timedelta(seconds=26))
+    begins = CLOSES - timedelta(seconds=24)
+    with serve_gateway(now=begins, load=40, speed=FAST) as it:
+        running = RunningCapture(it, tmp_path, replace(QUICK, late_s=0.5))
+        running.until(lambda: all_verified(running) and it.clock.now() > CLOSES - timedelta(seconds=8))
+        it.script.add(Fault("drip"))
+        running.join()
+        assert log_is_complete(it, tmp_path, to_ns(CLOSES), first=begins)
+
+
 def test_a_hole_after_the_close_is_none(tmp_path: Path) -> None:
     with serve_gateway(now=CLOSES - timedelta(seconds=3), load=None) as it:
         RunningCapture(it, tmp_path).join()
@@ -311,6 +328,61 @@ def test_a_failed_log_stops_the_capture_and_leaves_a_gap(tmp_path: Path) -> None
             running.join()
     assert read_gaps(tmp_path)["cause"].to_list() == ["late start", "failed"]
     assert read_gaps(tmp_path)["state"][1] == "open" and session_ends(tmp_path) == ["failed"]
+
+
+def test_a_session_ends_only_when_its_records_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path, capture_sync_ms=60_000)
+        running.until(lambda: all_verified(running))
+        monkeypatch.setattr("nq_pipeline.capture.log.writer.sync_data", refuse)
+        it.script.add(Fault("fin"))
+        with pytest.raises(LogFailed, match="Input/output error"):
+            running.join()
+    assert read_gaps(tmp_path)["cause"].to_list() == ["late start", "failed"]
+    assert session_ends(tmp_path) == ["failed"]
+
+
+def test_a_gap_is_stored_before_the_next_session_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a capture killed meanwhile would leave a log whose last records seem to prove everything."""
+    order: list[str] = []
+    write, open_session = GapStore.write_session, GatewaySession.open
+
+    def slow_write(store: GapStore, *arguments: Any) -> None:
+        time.sleep(1)
+        write(store, *arguments)
+        order.append("stored")
+
+    async def noted_open(session: GatewaySession, subscriptions: list[Subscription]) -> None:
+        order.append("opened")
+        await open_session(session, subscriptions)
+
+    monkeypatch.setattr(GapStore, "write_session", slow_write)
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path)
+        running.until(lambda: all_verified(running))
+        monkeypatch.setattr(GatewaySession, "open", noted_open)
+        it.script.add(Fault("fin"))
+        running.until(lambda: running.stats.verified_gaps == 2)
+        running.finish()
+    assert order[:2] == ["stored", "opened"]
+
+
+def test_a_capture_stops_while_it_waits_for_the_gateways_answer(tmp_path: Path) -> None:
+    with serve_gateway() as it, socket.create_server((HOST, 0)) as mute:
+        running = RunningCapture(it, tmp_path, databento_gateway=f"{HOST}:{mute.getsockname()[1]}")
+        connection, _ = mute.accept()
+        asked = time.monotonic()
+        running.finish()
+        assert time.monotonic() - asked < AUTH_S / 2
+        connection.close()
+    assert session_ends(tmp_path) == ["stopped"]
 
 
 def test_no_alarm_where_the_roots_that_are_always_listed_are_named(tmp_path: Path) -> None:

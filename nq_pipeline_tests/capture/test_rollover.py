@@ -7,10 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.log.segments import list_segments
 from nq_pipeline.capture.supervisor import Timing
-from nq_pipeline.clock import to_ns
 from nq_pipeline.lake.tables import TRADES
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.feed import DATASET
@@ -23,6 +21,7 @@ from nq_pipeline_tests.testing.capture_runs import (
     published_and_sent,
     publisher_of,
     read_gaps,
+    record_stop,
     serve_gateway,
     session_ends,
 )
@@ -33,19 +32,10 @@ PROVEN = ROLLS - timedelta(seconds=14)
 SLOW_TO_SETTLE = Timing(**{**vars(QUICK), "settle_s": 3.0})
 
 
-def stopped(data: Path, at: datetime) -> None:
-    """Put down that an earlier capture had everything up to an instant."""
-    store = GapStore(Workspace(data / "sandbox").lake, dataset=DATASET, run_id="earlier")
-    nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
-    times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
-    numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}
-    store.write_session({**nothing, **times, **numbers}, at)
-
-
 def test_a_gap_across_the_rollover_is_filled_by_trade_date(
     tmp_path: Path,
 ) -> None:
-    stopped(tmp_path, PROVEN)
+    record_stop(tmp_path, PROVEN)
     begins = ROLLS - timedelta(seconds=2)
     with serve_gateway(now=begins, not_entitled=("mbo", "mbp-1"), limits=unlimited()) as it:
         running = RunningCapture(

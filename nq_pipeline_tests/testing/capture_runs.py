@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from nq_pipeline.capture.capture import Capture
+from nq_pipeline.capture.gap_store import GapStore
 from nq_pipeline.capture.log.reader import tail
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.capture.stats import CaptureStats
@@ -133,6 +134,15 @@ def all_verified(running: RunningCapture) -> bool:
 def publisher_of(served: Gateway, data: Path) -> Publisher:
     workspace = Workspace(data / "sandbox")
     return Publisher(workspace.capture / DATASET, workspace.lake, clock=served.clock, run_id="test")
+
+
+def record_stop(data: Path, at: datetime) -> None:
+    """Store the session of an earlier capture that had everything up to an instant."""
+    store = GapStore(Workspace(data / "sandbox").lake, dataset=DATASET, run_id="earlier")
+    nothing = dict.fromkeys(("gateway_session", "replay_from", "detail", "code", "missing"))
+    times = {"started_at": to_ns(at), "ended_at": to_ns(at), "proven_ts": to_ns(at)}
+    numbers = {"session_key": "earlier-1", "schemas": "trades", "ended": "stopped", "records": 0, "bytes": 0}
+    store.write_session({**nothing, **times, **numbers}, at)
 
 
 # ── what was written ────────────────────────────────────────────────────────────────────────────
