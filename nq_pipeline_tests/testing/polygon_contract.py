@@ -57,6 +57,7 @@ class PolygonContract(SourceContract):
         "last_week": Outcome.STALE,
         "no_snapshots": Outcome.PARTIAL,
         "no_quotes": Outcome.PARTIAL,
+        "empty_quotes": Outcome.PARTIAL,
         "broken_rows": Outcome.PARTIAL,
         "only_broken_rows": Outcome.BAD_PAYLOAD,
         "only_other_days": Outcome.EMPTY,
@@ -72,6 +73,7 @@ class PolygonContract(SourceContract):
         ),
         "no_snapshots": lambda self, asked: listed(asked),
         "no_quotes": lambda self, asked: changed(lambda row: row | {"last_quote": None}),
+        "empty_quotes": lambda self, asked: changed(lambda row: row | {"last_quote": {}}),
         "broken_rows": lambda self, asked: Answer(
             page([*(item(*terms) for terms in BOARD), 7, {"details": 1}])
         ),

@@ -39,11 +39,12 @@ FIRST_INSTANT, LAST_INSTANT = (to_ns(datetime(year, 1, 1, tzinfo=UTC)) for year 
 _TERMS = texts(
     "ticker", "contract_type", "exercise_style", "expiration_date", "shares_per_contract", "strike_price"
 )
+_QUOTE = ("bid", "bid_size", "ask", "ask_size", "last_updated")
 _ITEM = pl.Struct(
     [
         *_TERMS.fields,  # a reference contract has its terms here, a snapshot's item below `details`
         pl.Field("details", _TERMS),
-        pl.Field("last_quote", texts("bid", "bid_size", "ask", "ask_size", "last_updated")),
+        pl.Field("last_quote", texts(*_QUOTE)),
         pl.Field("last_trade", texts("price", "sip_timestamp")),
         pl.Field("day", texts("open", "high", "low", "close", "change", "volume", "last_updated")),
         pl.Field("greeks", texts("delta", "gamma", "theta", "vega")),
@@ -188,9 +189,9 @@ def _to_numbers(items: pl.DataFrame, dropped: Counter[str]) -> pl.DataFrame:
         "term_date": _term("expiration_date"),
         "term_strike": _term("strike_price"),
     }
-    text = items.select(
-        **terms, **_PRICES, **_COUNTS, **INSTANTS, has_quote=pl.col("last_quote").is_not_null()
-    )
+    # A plan without quotes may leave the block out or empty.
+    has_quote = pl.any_horizontal(_member("last_quote", name).is_not_null() for name in _QUOTE)
+    text = items.select(**terms, **_PRICES, **_COUNTS, **INSTANTS, has_quote=has_quote)
     # As with prices, the vendor writes 0 where there is none.
     text = text.with_columns(
         pl.when((number(name) != 0).fill_null(True)).then(name).alias(name) for name in INSTANTS
