@@ -24,6 +24,7 @@ from nq_pipeline.board.history import (
 from nq_pipeline.board.market_clock import read_market_clock
 from nq_pipeline.board.trades import FuturePrices, StrikeVolumes, board_rows, tape_columns
 from nq_pipeline.board.volatility import LiveQuotes, quote_rows
+from nq_pipeline.capture.log.segments import Position
 from nq_pipeline.charts.theme import SANDBOX
 from nq_pipeline.clock import Clock
 from nq_pipeline.errors import BadCursor, LakeError, LedgerError, StoreError, TooSlow
@@ -85,7 +86,7 @@ class LiveBoard:
         self._status: dict[str, Any] = {}
         self._chain_volatility: dict[str, Any] = {}
         self._lake_changed = asyncio.Event()
-        self._problem = ""
+        self._problem = self._skipped = ""
         sandbox = SANDBOX if settings.environment == "sandbox" else ""
         board = {"products": settings.products, "sandbox": sandbox, "note": note, "tape": TAPE_TRADES}
         self._feed.set("board", board)
@@ -112,8 +113,16 @@ class LiveBoard:
                     cursor = batch.cursor or cursor
             except TooSlow:
                 continue  # nothing is lost: the cursor is that of the last batch
-            except BadCursor:  # the log no longer has what follows; what was published is shown
-                cursor = self._hub.head
+            except BadCursor as error:
+                self._skipped = str(error)
+                cursor = self._after_unreadable(cursor)
+
+    def _after_unreadable(self, cursor: Cursor) -> Cursor:
+        """The next segment of the log, or the head where there is none; the page says what is missing."""
+        head, following = self._hub.head, Position(min(cursor.trades, cursor.quotes).segment + 1, 0)
+        if following > min(head.trades, head.quotes):
+            return head.move(event=cursor.event)
+        return cursor.move(trades=max(cursor.trades, following), quotes=max(cursor.quotes, following))
 
     async def _begin(self) -> Cursor:
         """Start from what the lake has; returns the cursor from which the stream continues."""
@@ -128,6 +137,7 @@ class LiveBoard:
 
     def _start_day(self, day: date, known: PublishedTrades | None = None) -> None:
         self._day, self._futures, self._strikes = day, FuturePrices(), StrikeVolumes()
+        self._skipped = ""
         self._new.clear()
         self._lake_changed.set()
         if known:
@@ -216,6 +226,7 @@ class LiveBoard:
                 "newest": self._newest,
                 "schemas": self._schemas,
                 "failure": self._problem or self._status.get("failure"),
+                "skipped": self._skipped,
             },
         )
 

@@ -159,7 +159,7 @@ const show = {
     write("move-note", `${percent(own.expected_move / own.forward, 2)} in the ${ago(own.expiration - marketNow())} to expiration`);
   },
 
-  capture({ running, ended, trades, rate, quotes, lag, newest, schemas, failure }) {
+  capture({ running, ended, trades, rate, quotes, lag, newest, schemas, failure, skipped }) {
     const perSecond = (value) => `${value < 10 ? one(value) : whole(value)}/s`;
     write("rate", perSecond(rate));
     write("rate-note", `${perSecond(quotes)} quotes; ${whole(trades)} trades seen by this board`);
@@ -174,6 +174,7 @@ const show = {
       ["newest trade", newest ? `${time(newest)} CT, ${ago(marketNow() - newest)} ago` : "–"],
     );
     if (failure) rows.push(["cannot read", failure, "bad"]);
+    if (skipped) rows.push(["missing on this page", skipped, "bad"]);
     facts("capture", rows);
   },
 

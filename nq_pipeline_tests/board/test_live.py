@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from nq_pipeline.board.charts import ChartFiles
+from nq_pipeline.capture.log.segments import Position, list_segments
 from nq_pipeline.capture.publisher import Publisher
 from nq_pipeline.clock import ShiftedClock, to_ns
 from nq_pipeline.configuration import build_settings
@@ -29,6 +30,7 @@ from nq_pipeline.lake.tables import GAPS, TRADES, conform
 from nq_pipeline.sandbox.gateway.fault_script import Fault
 from nq_pipeline.sandbox.gateway.feed import DATASET
 from nq_pipeline.settings import Settings
+from nq_pipeline.stream.log_tail import LogTail
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.boards import board_messages, live_board
 from nq_pipeline_tests.testing.capture_runs import OPENS, RunningCapture, capture_settings, serve_gateway
@@ -156,6 +158,29 @@ def test_a_log_that_was_lost_does_not_stop_the_board(
             time.sleep(0.1)
         reader.until(lambda: len(reader.trades) > published)
         assert len(reader.trades) < published + 100, "published trades come once"
+        reader.until(lambda: reader.sections["capture"]["skipped"])
+
+
+def test_a_missing_segment_costs_only_its_own_trades_and_is_told(
+    workspace: Workspace, settings: Settings
+) -> None:
+    records = market(300)
+    log = workspace.capture / DATASET
+    with Feed(workspace.capture, segment_bytes=4_000) as feed:
+        feed.session(records[:50])
+        publisher(workspace.capture).publish()
+        feed.send(*np.array_split(records[50:], 8))
+        segments = list_segments(log)
+        lost = segments[len(segments) // 2]
+        ends = Position(lost.number, lost.path.stat().st_size)
+        missing = sum(rows.height for _, _, rows in LogTail(log, Position(lost.number, 0)).read(ends))
+        lost.path.unlink()
+        with live_board(settings, ShiftedClock(NOON)) as address:
+            reader = Reader(address)
+            reader.until(lambda: "capture" in reader.sections)
+            reader.until(lambda: reader.sections["capture"]["trades"] >= len(records) - missing)
+            reader.until(lambda: f"segment {lost.number} of" in reader.sections["capture"]["skipped"])
+    assert missing and reader.sections["capture"]["trades"] == len(records) - missing
 
 
 def test_charts_that_failed_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
