@@ -745,7 +745,20 @@ def test_a_run_that_goes_on_or_got_no_answer_is_not_finished(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "live" / "lake")
     assert len(finish(desk, told)) == 1, "its answers were those of another run, which are archived"
     (tmp_path / "live" / "raw" / "begun" / "torn.json").write_text("{")
-    assert finish(desk, told) == [] and "torn.json is damaged" in told[-1]
+    (tmp_path / "live" / "raw" / "begun" / "short.json").write_text('{"sources": {}}')
+    assert finish(desk, told) == []
+    assert "short.json is damaged" in told[-2] and "torn.json is damaged" in told[-1]
+
+
+def test_a_killed_run_of_the_same_moment_is_left_to_the_run_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, Vendor("barchart"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nq_pipeline.lake.store.Lake.append_all", die)
+        desk.snap()
+    assert finish_killed_runs(desk.settings, before=NOW, opener=desk.open) == []
+    assert len(finish(desk, [])) == 1
 
 
 # ── a damaged lake ──────────────────────────────────────────────────────────────────────────────

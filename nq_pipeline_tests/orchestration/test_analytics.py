@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -42,6 +43,7 @@ from nq_pipeline.orchestration.names import (
     SURFACE,
 )
 from nq_pipeline.orchestration.resources import Vendors
+from nq_pipeline.orchestration.schedules import pressure_while_captured
 from nq_pipeline.schedule_policy import pressure_tick
 from nq_pipeline.settings import Settings
 from nq_pipeline.workspace import Workspace
@@ -138,6 +140,21 @@ def test_analytics_of_a_trade_date_without_a_chain_succeed(tmp_path: Path) -> No
     assert result.success and materialized(result) == {}
 
 
+def test_checks_launched_alone_judge_the_newest_trade_date(tmp_path: Path) -> None:
+    settings = at(NOW, tmp_path)
+    run(settings)
+    check = dg.AssetCheckKey(PRICING, "quotes_priced")
+    defs = build_defs(settings, opener=lambda name, _: FakeVendor(name))
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [*defs.assets, *(defs.asset_checks or [])],  # type: ignore[misc]
+            selection=dg.AssetSelection.checks(check),
+            instance=instance,
+            resources={"vendors": Vendors(settings)},
+        )
+    assert [one.check_name for one in result.get_asset_check_evaluations()] == ["quotes_priced"]
+
+
 def test_a_butterfly_with_a_negative_cost_is_found() -> None:
     def quoted(asks: list[float]) -> pl.DataFrame:
         rows = sample(OPTION_CHAIN, snapshot=1_749_567_600_000_000_000, contracts=len(asks))
@@ -231,6 +248,20 @@ def test_pressure_follows_the_capture_and_its_repairs(moment: str, days: list[st
     tick = pressure_tick(now, captured, window="globex")
     assert [day.isoformat() for day in tick.trade_dates] == days
     assert bool(tick.reason) == (not days)
+
+
+def test_a_tick_launches_pressure_of_each_trade_date_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = at(NOW, tmp_path).with_values(now=None)
+    monkeypatch.setattr(Vendors, "market_now", lambda self: NOW)
+    context = dg.build_schedule_context(scheduled_execution_time=NOW, resources={"vendors": Vendors(running)})
+    skipped = pressure_while_captured(context)
+    assert isinstance(skipped, dg.SkipReason) and "no trade of 2025-06-10" in (skipped.skip_message or "")
+    Workspace.of(running).lake.append(TRADES, traded([NOW - timedelta(minutes=12)]), run_id="run")
+    requests: Any = pressure_while_captured(context)
+    (due,) = requests
+    assert (due.partition_key, due.run_key) == (DAY, f"{NOW.isoformat()}:{DAY}")
 
 
 def test_pressure_waits_for_a_trade_and_a_running_clock() -> None:

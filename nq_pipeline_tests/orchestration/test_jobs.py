@@ -6,15 +6,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from nq_pipeline.configuration import build_settings
 from nq_pipeline.lake.catalog import connect
-from nq_pipeline.lake.tables import OPTION_CHAIN, SOURCE_CHAIN
+from nq_pipeline.lake.tables import OPTION_CHAIN, OPTION_PRICING, SOURCE_CHAIN
 from nq_pipeline.orchestration.build import build_defs
 from nq_pipeline.orchestration.jobs import delete_old_runs
 from nq_pipeline.orchestration.names import CHOSEN_CHAIN, SOURCE_CHAINS
 from nq_pipeline.workspace import Workspace
 from nq_pipeline_tests.testing.fake_vendors import FakeVendor
+from nq_pipeline_tests.testing.vendors import Desk, Vendor
 
 CHAINS = [CHOSEN_CHAIN, *SOURCE_CHAINS.values()]
 
@@ -45,6 +47,22 @@ def test_a_closed_trade_date_becomes_one_file_per_table(tmp_path: Path) -> None:
     assert [len(lake.manifest(table).files) for table in (SOURCE_CHAIN, OPTION_CHAIN)] == [1, 1]
     with connect(lake) as duck:
         assert duck.sql("select count(*) from option_chain").fetchall() == [(rows,)]
+
+
+def test_housekeeping_finishes_and_prices_a_killed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    desk = Desk(tmp_path, Vendor("barchart"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nq_pipeline.lake.store.Lake.append_all", die)
+        desk.snap()
+    defs = build_defs(desk.settings, opener=desk.open)
+    assert defs.resolve_job_def("housekeeping").execute_in_process().success
+    lake = Workspace.of(desk.settings).lake
+    assert lake.manifest(OPTION_PRICING).rows == lake.manifest(OPTION_CHAIN).rows > 0
 
 
 def test_housekeeping_of_an_empty_lake_does_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import socket
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,9 +18,10 @@ from nq_pipeline.analytics import metrics
 from nq_pipeline.analytics.metrics import measure
 from nq_pipeline.chains.request import build_request
 from nq_pipeline.charts import series_label_text
-from nq_pipeline.configuration import build_settings
+from nq_pipeline.configuration import build_settings, load
+from nq_pipeline.lake.tables import SOURCE_CHAIN
 from nq_pipeline.market.pricing import price_chain
-from nq_pipeline.orchestration.metadata import catalog
+from nq_pipeline.orchestration.metadata import catalog, of_partition
 from nq_pipeline.report.markdown import (
     INLINE,
     MOST_ROWS,
@@ -34,6 +35,7 @@ from nq_pipeline.report.markdown import (
 )
 from nq_pipeline_tests.testing import chart_frames
 from nq_pipeline_tests.testing.fake_vendors import STRIKES, chain
+from nq_pipeline_tests.testing.s3 import Bucket
 
 SVG = "{http://www.w3.org/2000/svg}"
 REQUEST = build_request(
@@ -118,3 +120,10 @@ def test_a_file_of_a_host_has_its_name_where_hosts_share_a_lake(tmp_path: Path) 
     file = tmp_path / "sandbox" / "nq.duckdb"
     assert catalog(alone).value == str(file)
     assert catalog(shared).value == f"file://{socket.gethostname()}{file}"
+
+
+def test_rows_of_an_object_store_have_its_address(tmp_path: Path, bucket: Bucket) -> None:
+    settings = load(data_dir=tmp_path, lake_url=bucket.url)
+    shown = of_partition(SOURCE_CHAIN, date(2025, 6, 10), settings)
+    where = f"{bucket.url}/sandbox/lake/source_chain/trade_date=2025-06-10"
+    assert shown == {"dagster/partition_row_count": 0, "dagster/uri": where, "folder": where}
