@@ -96,7 +96,8 @@ def restore_ledger(settings: Settings) -> tuple[int, datetime]:
         had = sa.select(LINES.c.line_id, LINES.c.recorded_at).where(ours).order_by(LINES.c.line_id)
         known = {line.line_id: line.recorded_at for line in connection.execute(had)}
         began = next(iter(known.values())) if known else copy["ledger"].max()
-        lines = [_values(row) for row in copy.filter(ledger=began).sort("line").iter_rows(named=True)]
+        theirs = copy.filter(pl.col("ledger").eq_missing(began)).sort("line")
+        lines = [_values(row) for row in theirs.iter_rows(named=True)]
         if not lines:
             raise LedgerError("the table spend has no lines of this ledger; there is nothing to restore")
         if any(known.get(line["line_id"], line["recorded_at"]) != line["recorded_at"] for line in lines):

@@ -92,11 +92,6 @@ def judge_plan_fee(month: Statement) -> Finding:
     if wanted and not month.plan_usd:
         sentence = f"no fee is booked for {month.month:%B %Y}, and the plan is {format_usd(wanted)} a month"
         return Finding(passed=False, sentence=sentence, numbers=numbers)
-    if wanted != month.plan_usd:
-        sentence = (
-            f"{format_usd(month.plan_usd)} is booked, and NQ_PLAN_MONTHLY_USD is {format_usd(wanted)} now"
-        )
-        return Finding(passed=False, sentence=sentence, severity="warn", numbers=numbers)
     return Finding(passed=True, sentence=f"{format_usd(month.plan_usd)} is booked", numbers=numbers)
 
 

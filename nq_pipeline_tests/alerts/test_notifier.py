@@ -247,6 +247,17 @@ def test_a_message_that_is_refused_lets_the_others_go_first(
     assert "the other" in hook.texts[0] and "gaps" in hook.texts[1]
 
 
+def test_a_delivery_that_takes_too_long_leaves_the_rest(
+    notifier: Notifier, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nq_pipeline.alerts.notifier.LONGEST_DELIVERY_S", -1)
+    notifier.fire(ALERT)
+    sent = notifier.deliver()
+    assert (sent.delivered, sent.waiting, sent.reason) == (0, 1, "the next delivery sends the rest")
+    monkeypatch.undo()
+    assert notifier.deliver().delivered == 1
+
+
 def test_a_redirect_is_not_followed(notifier: Notifier, hook: Receiver) -> None:
     hook.always = (302, "", 0.0)
     notifier.fire(ALERT)

@@ -8,6 +8,7 @@ import pytest
 
 from nq_pipeline.alerts.message import Alert
 from nq_pipeline.alerts.notifier import Notifier
+from nq_pipeline.errors import AlertError
 from nq_pipeline.leases.states import SharedStates
 from nq_pipeline.settings import Settings
 from nq_pipeline_tests.testing.lease_hosts import Hosts
@@ -56,3 +57,11 @@ def test_an_alert_survives_the_loss_of_the_database(hosts: Hosts, monkeypatch: p
         assert [message.alert.key for message in back.firing()] == ["run/failed"]
         assert back.deliver().delivered == 1
         assert [m.alert.key for m in Notifier(told(hosts.settings("b"), webhook)).firing()] == ["run/failed"]
+
+
+def test_a_damaged_shared_state_says_what_to_remove(hosts: Hosts) -> None:
+    settings = hosts.settings("a")
+    with SharedStates.of(settings).changing("alerts") as state:  # type: ignore[union-attr]
+        state.body = "{"
+    with pytest.raises(AlertError, match="remove the row 'alerts'"):
+        Notifier(settings).fire(ALERT)

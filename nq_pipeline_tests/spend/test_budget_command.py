@@ -55,6 +55,7 @@ def test_it_works_before_anything_was_spent() -> None:
 def test_it_reconciles_and_brings_the_lake_up_to_date(held: str) -> None:
     done = nq("budget", "reconcile", held, "--usd", "0.75", "--reason", "usage page")
     assert done.exit_code == 0 and f"Booked: {held} cost $0.75." in done.stdout
+    assert f"{held} reconciled by $0.75: usage page" in nq("budget").stdout
     shown = budget()
     assert Decimal(shown["metered_usd"]) == Decimal("1.75") and shown["open"] == []
     assert [change["reason"] for change in shown["changes"]] == ["usage page"]
@@ -112,6 +113,8 @@ def test_there_is_nothing_to_restore_without_a_copy() -> None:
 def test_another_month_has_none_of_it(held: str, tmp_path: Path) -> None:
     done = nq("budget", "--month", "2020-01", "--json")
     assert Decimal(json.loads(done.stdout)["total_usd"]) == 0
+    text = nq("budget", "--month", "2020-01").stdout
+    assert "January 2020 (UTC)" in text and "Remaining" not in text
 
 
 def test_the_clock_is_trusted_on_a_persons_word() -> None:
