@@ -296,7 +296,7 @@ class GapTracker:
                     session.filling[gap_id].last_ns = last = self._end_of(gap, done_ns)
                     self._change(gap.change(state="replayed", last_ns=last, reason=""))
                 settled = now - session.completed[schema] >= self.settle_s
-                if settled and to_ns(self.clock.now()) - done_ns >= self._settle_ns:
+                if settled and max(to_ns(self.clock.now()), state.heard_ns) - done_ns >= self._settle_ns:
                     self._awaiting_count[gap_id] = session.filling.pop(gap_id)
         waiting = [self._gaps[gap_id] for gap_id in self._awaiting_count]
         return [gap for gap in waiting if gap.state == "replayed" and gap.schema in session.streams]
@@ -341,13 +341,16 @@ class GapTracker:
     def _update_replayed(self, state: SessionState) -> Mapping[str, int]:
         """Note the replays that are complete; schema to when each was."""
         for schema, done_ns in state.replayed.items():
-            self._session.replayed.setdefault(schema, self._plausible(done_ns))
+            self._session.replayed.setdefault(schema, self._plausible(done_ns, state.heard_ns))
         return self._session.replayed
 
-    def _plausible(self, ns: int) -> int:
-        """A time of the gateway, or now if it is too far ahead to be true."""
-        now = self.clock.now()
-        return ns if ns <= to_ns(now + CLOCK_SKEW) else to_ns(now)
+    def _plausible(self, ns: int, heard_ns: int = 0) -> int:
+        """A time of the gateway, or now if it is too far ahead to be true.
+
+        `heard_ns` is the time by other messages of the gateway: if they agree, our clock is behind.
+        """
+        now = max(to_ns(self.clock.now()), heard_ns)
+        return ns if from_ns(ns) <= from_ns(now) + CLOCK_SKEW else now
 
     def _end_of(self, gap: Gap, replayed_ns: int) -> int:
         """Where a gap ends when its replay was complete at an instant."""

@@ -184,6 +184,17 @@ def test_the_capture_falls_back_to_a_schema_of_the_plan(tmp_path: Path) -> None:
         assert log_is_complete(it, tmp_path)
 
 
+def test_two_schemas_refused_one_after_the_other_end_in_one(tmp_path: Path) -> None:
+    with serve_gateway(not_entitled=("mbo", "mbp-1")) as it:
+        wanted = {"capture_schema": "mbo", "capture_futures_schema": "mbp-1"}
+        totals = run_capture(it, tmp_path, all_verified, **wanted)
+        assert log_is_complete(it, tmp_path)
+    assert totals.schemas == {"options": "trades", "futures": "trades"}
+    assert session_ends(tmp_path) == ["error", "error", "stopped"]
+    found = read_gaps(tmp_path)
+    assert set(found["schema"]) == {"trades"} and set(found["state"]) == {"verified"}
+
+
 def test_options_and_futures_may_have_schemas_of_their_own(tmp_path: Path) -> None:
     with serve_gateway() as it:
         totals = run_capture(it, tmp_path, lambda r: r.stats.verified_gaps == 2, capture_schema="mbp-1")

@@ -289,6 +289,15 @@ def test_a_clock_behind_the_gateways_shortens_no_gap(session: Session) -> None:
     assert (gap.state, gap.last_ns) == ("replayed", done)
 
 
+def test_a_clock_far_behind_yields_to_the_gateways_records(session: Session) -> None:
+    session.state.replayed["trades"] = done = NOW_NS + 1200 * NS_PER_S
+    session.state.heard_ns = done + 5
+    assert session.advance() == []
+    session.state.heard_ns = done + SETTLE_NS
+    (gap,) = session.advance(wall=SETTLE_S)
+    assert (gap.state, gap.last_ns) == ("replayed", done)
+
+
 def test_a_record_from_after_the_close_hides_no_hole(root: Path) -> None:
     session, far = Session(root, closes=NOW + timedelta(hours=1)), NOW_NS + 86_400 * NS_PER_S
     session.replayed()
