@@ -245,7 +245,7 @@ const drawStrikes = () => {
   const select = at("span");
   if (!select.options.length) select.replaceChildren(...Object.keys(spans).map((name) => new Option(name)));
   const span = spans[select.value];
-  const beyond = span.beyond ? `; ${whole(span.beyond)} contracts at strikes farther than 5 % are not shown` : "";
+  const beyond = span.beyond ? `; not shown: ${whole(span.beyond)} at strikes farther than 5 %` : "";
   write("strikes-note", `from ${time(span.from, 5)} CT, strikes in steps of ${span.width}${beyond}`);
   const rows = { C: [], P: [] };
   const price = state.future?.find((own) => own.product === product())?.last;
