@@ -102,7 +102,8 @@ class RawArchive:
     def put(self, entry: RawEntry, body: bytes) -> RawEntry:
         """Store a body and its entry durably; the entry becomes the newest of its request.
 
-        What an object store does not take stays on this machine until the next `claim_unfinished` here.
+        What an object store does not take stays on this machine until the end of the run, or the next
+        `claim_unfinished` here.
         """
         packed = zstandard.compress(body, 3)
         try:
@@ -158,6 +159,7 @@ class RawArchive:
         with locked(self._lock(run_id)):
             update(record)
             yield update
+            self._send_unsent()
             self.forget_unfinished(run_id)
 
     @contextmanager

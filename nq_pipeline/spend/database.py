@@ -54,7 +54,7 @@ COPIED = "nq_copied"
 CONNECT_S = 10
 """Timeout of connecting, seconds."""
 _checked: set[tuple[str, str]] = set()
-"""Databases and lakes that were found to belong together."""
+"""Databases and lakes that were found to belong together, and ledgers that lack no line."""
 POSTGRES_LOCK = 0x6E715F7370656E64
 """The advisory lock all ledgers of one PostgreSQL database share ("nq_spend")."""
 
@@ -112,24 +112,26 @@ def refuse_older_copy(settings: Settings) -> None:
 
     It would spend the money of these lines again.
     """
-    lake = Workspace.of(settings).lake
+    lake, engine = Workspace.of(settings).lake, open_engine(settings)
+    ledger = engine.url.render_as_string(hide_password=True), settings.environment
+    if ledger in _checked:
+        return
     try:
         copy = lake.scan(SPEND).filter(pl.col("line") == pl.col("line").max().over("ledger"))
         exported = {row["ledger"]: row for row in copy.collect().iter_rows(named=True)}
     except (LakeError, StoreError, OSError, pl.exceptions.PolarsError):
         return  # the export reports it
-    ours, engine = LINES.c.environment == settings.environment, open_engine(settings)
+    ours = LINES.c.environment == settings.environment
     with row_transaction(engine, writes=False) as connection:
         began = connection.scalar(sa.select(LINES.c.recorded_at).where(ours).order_by(LINES.c.line_id))
-        if (newest := exported.get(began)) is None:
-            return
-        line = ours & (LINES.c.line_id == newest["line"])
-        known = connection.scalar(sa.select(LINES.c.recorded_at).where(line))
-    if known != newest["recorded_at"]:
-        raise LedgerError(
-            f"the spend ledger in {_named(engine)} is older than its copy in the table spend, as one from a "
-            "backup is; add the lines that it lacks with `nq budget restore`"
-        )
+        if (newest := exported.get(began)) is not None:
+            line = ours & (LINES.c.line_id == newest["line"])
+            if connection.scalar(sa.select(LINES.c.recorded_at).where(line)) != newest["recorded_at"]:
+                raise LedgerError(
+                    f"the spend ledger in {_named(engine)} is older than its copy in the table spend, as one "
+                    "from a backup is; add the lines that it lacks with `nq budget restore`"
+                )
+    _checked.add(ledger)
 
 
 def is_shared(settings: Settings) -> bool:

@@ -137,6 +137,20 @@ def test_machines_with_one_store_see_one_archive(tmp_path: Path, bucket: Bucket)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_an_answer_is_sent_when_the_store_is_back(
+    tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
+) -> None:
+    archive = Workspace.of(load(data_dir=tmp_path, lake_url=flaky_bucket.url, store_timeout_s=0.2)).archive
+    with archive.begin_run("run", {"request": {"trade_date": DAY.isoformat()}}):
+        s3_faults.show(Fault(status=503, times=1000))
+        archive.put(raw_entry(), BODY)
+        s3_faults.clear()
+        assert archive.run_answers("run", "barchart", DAY) == {}
+    sent = archive.entry("barchart", DAY, "r1")
+    assert sent and archive.get(sent) == BODY and sent.expires == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_store_that_is_away_is_not_a_missing_answer(
     tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
 ) -> None:
