@@ -56,7 +56,7 @@ def test_answers_that_a_store_does_not_take_become_rows(
     store: dict[str, object] = {"lake_url": flaky_bucket.url, **keys}
     away = Fault(status=503, times=100_000)
     vendor = Vendor("databento", metered=True, perform=lambda: s3_faults.show(away))
-    desk = Desk(tmp_path / "here", vendor, store_timeout_s=0.2, **store)
+    desk = Desk(tmp_path / "here", vendor, store_timeout_s=2, **store)
     with pytest.raises(StoreError):
         desk.snap()
     s3_faults.clear()

@@ -140,7 +140,7 @@ def test_machines_with_one_store_see_one_archive(tmp_path: Path, bucket: Bucket)
 def test_an_answer_is_sent_when_the_store_is_back(
     tmp_path: Path, flaky_bucket: Bucket, s3_faults: FaultProxy
 ) -> None:
-    archive = Workspace.of(load(data_dir=tmp_path, lake_url=flaky_bucket.url, store_timeout_s=0.2)).archive
+    archive = Workspace.of(load(data_dir=tmp_path, lake_url=flaky_bucket.url, store_timeout_s=2)).archive
     with archive.begin_run("run", {"request": {"trade_date": DAY.isoformat()}}):
         s3_faults.show(Fault(status=503, times=1000))
         archive.put(raw_entry(), BODY)
