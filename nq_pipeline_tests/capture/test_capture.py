@@ -385,6 +385,28 @@ def test_a_gap_is_stored_before_the_next_session_begins(
     assert order[:2] == ["stored", "opened"]
 
 
+def test_a_gap_that_could_not_be_stored_is_found_by_the_next_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serve_gateway() as it:
+        running = RunningCapture(it, tmp_path)
+        running.until(lambda: all_verified(running))
+        with monkeypatch.context() as patch:
+            patch.setattr(GapStore, "write", refuse)
+            it.script.add(Fault("fin"))
+            with pytest.raises(OSError, match="No space left"):
+                running.join()
+        dropped_ns = int(logged_trades(tmp_path)["ts_event"].max())
+        run_capture(it, tmp_path, all_verified)
+        assert log_is_complete(it, tmp_path)
+    lost = read_gaps(tmp_path).to_dicts()[-1]
+    assert (lost["cause"], lost["state"]) == ("not running", "verified")
+    assert to_ns(lost["first_ts"]) <= dropped_ns
+
+
 def test_a_capture_stops_while_it_waits_for_the_gateways_answer(tmp_path: Path) -> None:
     with serve_gateway() as it, socket.create_server((HOST, 0)) as mute:
         running = RunningCapture(it, tmp_path, databento_gateway=f"{HOST}:{mute.getsockname()[1]}")

@@ -42,8 +42,7 @@ def disconnect(it: Gateway, data: Path, times: int) -> None:
     running = RunningCapture(it, data, publish=publisher_of(it, data).publish)
     try:
         for number in range(times):
-            # A count that is just ending would take the fault.
-            running.until(lambda: all_verified(running) and it.streaming == 1)
+            running.until(lambda: all_verified(running))
             it.script.add(Fault(KINDS[number % len(KINDS)]))
             running.until(partial(recovered, it, running, number))
         running.until(lambda: all_verified(running))

@@ -54,11 +54,11 @@ def test_a_killed_worker_has_one_successor_and_loses_no_row(dev: Dev, it: Captur
 
 def test_after_a_power_cut_the_dead_run_has_one_successor(dev: Dev, it: CaptureMarket) -> None:
     dev.wait_until(lambda: it.is_captured_since(0))
+    assert [run["status"] for run in dev.capture_runs()] == ["STARTED"]  # and still so after the cut
     dev.kill()
     dev.wait_until(lambda: it.capturing is None)
     cut_at = it.now_ns
     dev.start()
-    assert [run["status"] for run in dev.capture_runs()] == ["STARTED"]  # as Dagster has it
     dev.wait_until(lambda: it.is_captured_since(cut_at))
     time.sleep(35)
     check_one_successor(dev, it, 1)

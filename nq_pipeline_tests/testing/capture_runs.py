@@ -67,7 +67,7 @@ class RunningCapture:
     """
 
     def __init__(self, served: Gateway, data: Path, timing: Timing = QUICK, **more: Any) -> None:
-        self.stop = threading.Event()
+        self.stop, self.served = threading.Event(), served
         self._publish, history = more.pop("publish", None), more.pop("history", None)
         self.capture = Capture(
             capture_settings(served, data, **more),
@@ -128,7 +128,9 @@ def run_capture(
 
 
 def all_verified(running: RunningCapture) -> bool:
-    return running.stats.verified_gaps > 0 and running.stats.open_gaps == 0
+    """Whether every gap is verified and the session of the last count is over; it would take a fault."""
+    stats = running.stats
+    return stats.verified_gaps > 0 and stats.open_gaps == 0 and running.served.streaming <= 1
 
 
 def publisher_of(served: Gateway, data: Path) -> Publisher:
