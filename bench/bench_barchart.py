@@ -1,4 +1,4 @@
-"""Parse and normalise a Barchart answer of 10,000 contracts to Parquet, beside other ways to do it.
+"""Parse and normalize a Barchart answer of 10,000 contracts to Parquet, beside other ways to do it.
 
     python bench/bench_barchart.py
 
@@ -125,7 +125,7 @@ class Row(BaseModel):
 
 
 def pydantic_rows(body: bytes) -> pl.DataFrame:
-    """One validated model per row, one normalised dict per model."""
+    """One validated model per row, one normalized dict per model."""
     rows = []
     for group in orjson.loads(body)["data"].values():
         for item in group:

@@ -2,7 +2,7 @@
 
 A browser is sent what changed since its last message. If it reads slowly it gets fewer messages: of a
 section only the newest value, of the tape what the ring still holds. So no queue grows, and nothing waits for
-a browser. Every value is serialised once, for all browsers.
+a browser. Every value is serialized once, for all browsers.
 """
 
 from __future__ import annotations

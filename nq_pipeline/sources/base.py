@@ -170,7 +170,7 @@ def without_secrets(answer: ChainAnswer, secrets: Collection[str]) -> ChainAnswe
 
 
 def chain_frame(columns: pl.DataFrame) -> pl.DataFrame:
-    """Bring a normalised frame to the chain schema: add missing columns as null, cast, order.
+    """Bring a normalized frame to the chain schema: add missing columns as null, cast, order.
 
     Raises `ValueError` for an unknown column, and when a column that may not be null is missing or holds a
     null: the parser must drop and count such rows itself.

@@ -62,7 +62,7 @@ class Cursor:
 class Batch:
     """Rows of one type, in order of time, and the cursor after them.
 
-    `text` is serialised once, however many subscribers it is sent to. The cursor of a replay is of another
+    `text` is serialized once, however many subscribers it is sent to. The cursor of a replay is of another
     kind; for sending, any object will do whose `str()` is the cursor.
     """
 

@@ -1,6 +1,6 @@
 """One reader of the capture log and the lake for any number of subscribers.
 
-The hub reads on a thread of its own and serialises each batch once. A subscriber has a bounded queue: one
+The hub reads on a thread of its own and serializes each batch once. A subscriber has a bounded queue: one
 that does not empty it is dropped with a message, and returns with its cursor. Neither the capture nor another
 subscriber waits for it.
 """
@@ -209,7 +209,7 @@ class Hub:
         loop, status_due = asyncio.get_running_loop(), 0.0
 
         def send(batch: Batch) -> None:
-            _ = batch.text  # serialised here, not on the event loop
+            _ = batch.text  # serialized here, not on the event loop
             loop.call_soon_threadsafe(self._send, batch)
 
         while True:

@@ -280,11 +280,11 @@ async def market_data(connection: WebSocket, scenario: Scenario) -> None:
 
 
 class _QuoteFeed:
-    """One connection: whether it is authorised, and its subscriptions."""
+    """One connection: whether it is authorized, and its subscriptions."""
 
     def __init__(self, connection: WebSocket, scenario: Scenario) -> None:
         self.connection, self.scenario = connection, scenario
-        self.authorised = False
+        self.authorized = False
         self.subscribed: dict[int, None] = {}
         self.moment: datetime | None = None
         self.quotes: dict[int, dict[str, Any]] = {}
@@ -314,9 +314,9 @@ class _QuoteFeed:
         if self.scenario.fault == "rate_limited":
             await self.reply(request, 429)
         elif path == "authorize":
-            self.authorised = body.strip() == TOKEN
-            await self.reply(request, 200 if self.authorised else 401)
-        elif not self.authorised:
+            self.authorized = body.strip() == TOKEN
+            await self.reply(request, 200 if self.authorized else 401)
+        elif not self.authorized:
             await self.reply(request, 401, "Access is denied")
         elif path.lower() == "md/subscribequote":
             await self.subscribe(request, body)

@@ -1,4 +1,4 @@
-"""How requests to Barchart are authorised, by the strategy of `NQ_BARCHART_SESSION`.
+"""How requests to Barchart are authorized, by the strategy of `NQ_BARCHART_SESSION`.
 
 `api` sends what the page's script sends and no cookie. `cookies` visits a page first, for a session and
 its `XSRF-TOKEN`. `browser` sends cookies from the user's own browser.
@@ -36,7 +36,7 @@ BROWSER = {
 
 
 class SiteLogin:
-    """The headers that authorise one run's requests.
+    """The headers that authorize one run's requests.
 
     Raises `NotConfigured` when `NQ_BARCHART_SESSION=browser` has no usable cookies.
     """

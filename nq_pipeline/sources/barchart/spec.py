@@ -26,7 +26,7 @@ class BarchartSettings(VendorSettings):
     url: Url = setting("https://www.barchart.com", description="Base address of Barchart's site.")
     session: Literal["api", "cookies", "browser"] = setting(
         "api",
-        description="How to authorise requests: `api` with headers only, `cookies` with the XSRF-TOKEN of a "
+        description="How to authorize requests: `api` with headers only, `cookies` with the XSRF-TOKEN of a "
         "page visit, `browser` with the cookies in NQ_BARCHART_COOKIES.",
     )
     cookies: SecretStr | None = setting(None, description="Cookie header of your own browser session.")
