@@ -116,8 +116,7 @@ def main() -> None:
         ("σ by QuantLib beside our σ and Greeks", by_quantlib, both),
     ):
         print(f"{name:<46}{seconds * 1e3:>7.1f}{seconds / count * 1e6:>9.2f}{seconds / base:>7.1f}x")
-    early = priced.filter(model="ju_zhong").height
-    each, early = whole / chain.height, priced.filter(model="ju_zhong").height
+    each, early = whole / chain.height, priced.filter(model="kim").height
     print(
         f"price_chain, {chain.height:,} rows of which {early:,} American: {whole * 1e3:.1f} ms, "
         f"{each * 1e6:.2f} µs a row; py_vollib's σ alone takes {by_vollib / count / each:.1f} times as long, "

@@ -1,14 +1,19 @@
 """American options on a future, for whole arrays: Black-76 plus the early exercise premium.
 
-The premium is Ju and Zhong's ("An Approximate Formula for Pricing American Options", Journal of
-Derivatives, 1999): Barone-Adesi and Whaley's quadratic approximation with a correction, here
-for a cost of carry of zero. `docs/pricing.md` states its error against a binomial tree. With
-an interest rate of zero the premium is zero.
+The premium is Kim's integral ("The Analytic Valuation of American Options", Review of Financial Studies,
+1990) over the boundary at which exercise is best, for a cost of carry of zero. The boundary solves the fixed
+point system of Andersen, Lake and Offengenden ("High Performance American Option Pricing", Journal of
+Computational Finance, 2016). `docs/pricing.md` states the error. With an interest rate of zero the premium
+is zero.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import numpy.typing as npt
+from numpy.polynomial import chebyshev
 from scipy.special import ndtr
 
 from nq_pipeline.market import black76
@@ -17,10 +22,28 @@ from nq_pipeline.market.black76 import DAYS_PER_YEAR, Floats, Input, Valuation
 MIN_INTEREST = 1e-7
 """Interest until expiration below which the early exercise premium is smaller than rounding."""
 _TOLERANCE = 1e-9
-"""Tolerance of an implied volatility, far smaller than the error of the premium."""
+"""Tolerance of an implied volatility."""
 _MAX_SECANTS = 12
-_BRACKET_MARGIN = 0.05
-"""How much the bracket of an implied volatility is widened, because the premium is approximate."""
+_BRACKET_MARGIN = 0.01
+"""How much the bracket of an implied volatility is widened, for the error of the price."""
+_LOG_ALPHA = np.log(1e-6), np.log(1e4)
+"""Range of ln(2r/σ²) in the table of boundaries; beyond it the value at its end is used."""
+_MAX_TOTAL_VOLATILITY, _MAX_INTEREST = 4.0, 3.0
+"""Largest σ√t and rt in the table; the boundary hardly moves beyond."""
+_NODES = 32, 20
+"""Chebyshev nodes of the table, by ln(2r/σ²) and by time."""
+_COLLOCATION, _ITERATIONS = 8, 8
+"""Nodes of a boundary until expiration, and steps to it."""
+
+
+def _quadrature(points: int) -> tuple[Floats, Floats]:
+    """Nodes y, and weights for an integral over the share y² of a time, by Gauss and Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    y = (1 + nodes) / 2
+    return y, weights * y
+
+
+_OF_BOUNDARY, _OF_PREMIUM = _quadrature(11), _quadrature(15)
 
 
 def value(
@@ -33,29 +56,34 @@ def value(
     """
     f, k, t, vol, call, r = black76.broadcast(forward, strike, years, volatility, is_call, rate)
     total_vol = np.clip(vol * np.sqrt(np.maximum(t, 0.0)), 1e-3, 1.0)
-    df, dvol = 1e-3 * total_vol * f, 1e-3 * np.maximum(vol, 1e-3)
-    dt, dr = 1e-4 * np.maximum(t, 1e-9), 1e-3 * np.maximum(np.abs(r), 1e-3)
-    now, boundary = _price_and_boundary(f, k, t, vol, call, r)
+    df, dvol, dr = 1e-3 * total_vol * f, 1e-3 * np.maximum(vol, 1e-3), 1e-3 * np.maximum(np.abs(r), 1e-3)
 
-    def moved(of_f: float = 0, of_vol: float = 0, of_t: float = 0, of_r: float = 0) -> Floats:
-        inputs = (f + of_f * df, k, t + of_t * dt, vol + of_vol * dvol, call, r + of_r * dr)
-        return _price_and_boundary(*inputs, boundary)[0]
+    def prices(of_vol: float = 0, of_r: float = 0) -> tuple[Floats, Floats, Floats]:
+        """Prices at the future's price, above and below it."""
+        moved = vol + of_vol * dvol, r + of_r * dr
+        boundary = _log_boundary(t, *moved)
+        here, up, down = (_price(at, k, t, moved[0], call, moved[1], boundary) for at in (f, f + df, f - df))
+        return here, up, down
 
-    up, down, more, less = moved(of_f=1), moved(of_f=-1), moved(of_vol=1), moved(of_vol=-1)
-    sooner, later = moved(of_t=1), moved(of_t=-1)
-    # A mixed derivative from the two corners that need no more than two further prices.
-    by_vol = moved(of_f=1, of_vol=1) + moved(of_f=-1, of_vol=-1) - up - down - more - less + 2 * now
-    by_time = moved(of_f=1, of_t=1) + moved(of_f=-1, of_t=-1) - up - down - sooner - later + 2 * now
+    now, up, down = prices()
+    more, less, dearer, cheaper = prices(of_vol=1), prices(of_vol=-1), prices(of_r=1), prices(of_r=-1)
+    vega, rho = (more[0] - less[0]) / (2 * dvol), (dearer[0] - cheaper[0]) / (2 * dr)
+    vanna, delta_by_rate = (
+        (a[1] - a[2] - b[1] + b[2]) / (4 * df * step)
+        for a, b, step in ((more, less, dvol), (dearer, cheaper, dr))
+    )
+    # The price depends on time by σ²t and rt alone, so a change of time is one of volatility and rate.
+    days = DAYS_PER_YEAR * np.maximum(t, 1e-9)
     found = Valuation(
         price=now,
         delta=(up - down) / (2 * df),
         gamma=(up - 2 * now + down) / df**2,
-        vega=(more - less) / (2 * dvol),
-        theta=(later - sooner) / (2 * dt) / DAYS_PER_YEAR,
-        rho=(moved(of_r=1) - moved(of_r=-1)) / (2 * dr),
-        vanna=by_vol / (2 * df * dvol),
-        charm=-by_time / (2 * df * dt) / DAYS_PER_YEAR,
-        volga=(more - 2 * now + less) / dvol**2,
+        vega=vega,
+        theta=-(vol / 2 * vega + r * rho) / days,
+        rho=rho,
+        vanna=vanna,
+        charm=-(vol / 2 * vanna + r * delta_by_rate) / days,
+        volga=(more[0] - 2 * now + less[0]) / dvol**2,
     )
     # After expiration a difference across the kink at the strike is not a Greek.
     others = (np.where(t <= 0, 0.0, greek) for greek in found[2:])
@@ -85,7 +113,7 @@ def implied_volatility(
         from scipy.optimize.elementwise import find_root  # late: takes longer than all else here to import
 
         solution = find_root(
-            lambda vol, p, f, k, t, call, r: _price_and_boundary(f, k, t, vol, call, r)[0] - p,
+            lambda vol, p, f, k, t, call, r: _price(f, k, t, vol, call, r) - p,
             (low[left], high[left]),
             args=tuple(x[left] for x in terms),
             tolerances={"xatol": _TOLERANCE, "xrtol": _TOLERANCE},
@@ -99,8 +127,7 @@ def _solve_by_secants(start: Floats, low: Floats, high: Floats, *terms: Floats) 
     """Volatilities by the secant method, starting at the European ones; NaN where it leaves the bracket."""
     p, f, k, t, call, r = terms
     vol, found, left = start, np.full_like(start, np.nan), np.arange(len(start))
-    prices, boundary = _price_and_boundary(f, k, t, vol, call, r)
-    miss, slope = prices - p, black76.value(f, k, t, start, call, r).vega
+    miss, slope = _price(f, k, t, vol, call, r) - p, black76.value(f, k, t, start, call, r).vega
     for _ in range(_MAX_SECANTS):
         with np.errstate(divide="ignore", invalid="ignore"):
             ahead = vol - miss / slope
@@ -111,72 +138,106 @@ def _solve_by_secants(start: Floats, low: Floats, high: Floats, *terms: Floats) 
         left = left[on]
         if not left.size:
             break
-        before, vol, missed, boundary = vol[on], ahead[on], miss[on], boundary[on]
-        prices, boundary = _price_and_boundary(f[left], k[left], t[left], vol, call[left], r[left], boundary)
-        miss = prices - p[left]
+        before, vol, missed = vol[on], ahead[on], miss[on]
+        miss = _price(f[left], k[left], t[left], vol, call[left], r[left]) - p[left]
         slope = (miss - missed) / (vol - before)
     return found
 
 
-def _price_and_boundary(
+def _price(
     f: Floats, k: Floats, t: Floats, vol: Floats, call: Floats, r: Floats, boundary: Floats | None = None
-) -> tuple[Floats, Floats]:
-    """Prices, and exercise boundaries over the strike; `boundary` is a first guess of the latter."""
-    prices = np.array(black76.value(f, k, t, vol, call, r).price)
-    early = (r * t > MIN_INTEREST) & (vol > 0)
-    sign = np.where(call > 0, 1.0, -1.0)
-    start = np.full(prices.shape, np.nan) if boundary is None else boundary.copy()
-    terms = (x[early] for x in (f / k, t, vol, sign, r, prices / k, start))
-    with_premium, start[early] = _premium_and_boundary(*terms)
-    prices[early] = k[early] * with_premium
-    return prices, start
-
-
-def _premium_and_boundary(
-    m: Floats, t: Floats, vol: Floats, sign: Floats, r: Floats, european: Floats, start: Floats
-) -> tuple[Floats, Floats]:
-    """American prices and exercise boundaries over the strike, as are `m` (the future) and `european`."""
-    # Ju and Zhong's names: h is the interest until expiration, alpha twice the rate over the variance,
-    # lam the exponent of the premium, chi its correction.
-    total_vol, h, alpha = vol * np.sqrt(t), -np.expm1(-r * t), 2 * r / vol**2
-    root = np.sqrt(1 + 4 * alpha / h)
-    lam = (1 + sign * root) / 2
-    boundary = _exercise_boundary(lam, total_vol, 1 - h, alpha, sign, start)
-    d1 = np.log(boundary) / total_vol + total_vol / 2
-    n1, n2 = ndtr(sign * d1), ndtr(sign * (d1 - total_vol))
-    at_boundary = sign * (boundary - 1) - (1 - h) * sign * (boundary * n1 - n2)
-    density = np.exp(-d1 * d1 / 2) / np.sqrt(2 * np.pi)
-    decay = boundary * density * vol / (2 * r * np.sqrt(t)) - sign * (boundary * n1 - n2)
-    lam_slope = -sign * alpha / (h * h * root)
-    weight = (1 - h) * alpha / (sign * root)
-    distance = np.log(m / boundary)
-    quadratic = weight * lam_slope / 2
-    linear = -weight * (decay / at_boundary + 1 / h + lam_slope / (sign * root))
-    chi = quadratic * distance**2 + linear * distance
-    premium = at_boundary * np.exp(lam * distance) / (1 - chi)
-    # No-arbitrage bounds: the European price, discounted and undiscounted.
-    continuation = np.clip(european + premium, european, european / (1 - h))
-    intrinsic = np.maximum(sign * (m - 1), 0.0)
-    return np.where(sign * (boundary - m) > 0, np.maximum(continuation, intrinsic), intrinsic), boundary
-
-
-def _exercise_boundary(
-    lam: Floats, total_vol: Floats, discount: Floats, alpha: Floats, sign: Floats, start: Floats
 ) -> Floats:
-    """The exercise boundary over the strike, by Newton's method between 1 and that of a perpetual option."""
-    perpetual = (1 + sign * np.sqrt(1 + 4 * alpha)) / 2
-    limit = perpetual / (perpetual - 1)
-    guess = 1 + (limit - 1) * -np.expm1(-2 * total_vol / np.abs(limit - 1))
-    boundary = np.where(np.isnan(start), guess, start)
-    for _ in range(30):
-        d1 = np.log(boundary) / total_vol + total_vol / 2
-        n1, n2 = ndtr(sign * d1), ndtr(sign * (d1 - total_vol))
-        density = np.exp(-d1 * d1 / 2) / np.sqrt(2 * np.pi)
-        slack = sign * (1 - discount * n1)
-        miss = sign * (boundary - 1) - discount * sign * (boundary * n1 - n2) - boundary * slack / lam
-        slope = slack * (1 - 1 / lam) + discount * density / (lam * total_vol)
-        step = miss / slope
-        boundary = np.clip(boundary - step, np.minimum(1.0, limit), np.maximum(1.0, limit))
-        if (np.abs(step) < 1e-9).all():
-            break
-    return boundary
+    """Prices; `boundary` is that of `_log_boundary`, if it is known."""
+    prices = np.array(black76.value(f, k, t, vol, call, r).price)
+    early = _pays_to_exercise(t, vol, r)
+    log_boundary = _log_boundary(t, vol, r) if boundary is None else boundary
+    m, sign, total_vol, interest = (
+        x[early] for x in (f / k, np.where(call > 0, 1.0, -1.0), vol * np.sqrt(np.maximum(t, 0)), r * t)
+    )
+    y, weights = _OF_PREMIUM
+    spread, side = total_vol[:, None] * y, sign[:, None]
+    d = (np.log(m)[:, None] + side * log_boundary[:, 1:]) / spread
+    paid = m[:, None] * ndtr(side * (d + spread / 2)) - ndtr(side * (d - spread / 2))
+    interest_then = interest[:, None] * np.exp(-interest[:, None] * y * y)
+    premium = sign * ((interest_then * paid) @ weights)
+    # No-arbitrage bounds: the European price, discounted and undiscounted.
+    european, intrinsic = prices[early] / k[early], np.maximum(sign * (m - 1), 0.0)
+    continuation = np.clip(european + premium, european, european * np.exp(interest))
+    is_held = sign * np.log(m) + log_boundary[:, 0] < 0
+    prices[early] = k[early] * np.where(is_held, np.maximum(continuation, intrinsic), intrinsic)
+    return prices
+
+
+def _pays_to_exercise(t: Floats, vol: Floats, r: Floats) -> npt.NDArray[np.bool_]:
+    """Whether early exercise has a value."""
+    return np.asarray((r * t > MIN_INTEREST) & (vol > 0))
+
+
+def _log_boundary(t: Floats, vol: Floats, r: Floats) -> Floats:
+    """Logarithm of a put's exercise boundary over its strike, now and at the nodes of the premium.
+
+    One row for each option for which early exercise has a value. A call has the opposite sign.
+    """
+    early = _pays_to_exercise(t, vol, r)
+    vol, alpha = vol[early], 2 * r[early] / vol[early] ** 2
+    low, high = _LOG_ALPHA
+    place = np.clip(2 * (np.log(alpha) - low) / (high - low) - 1, -1, 1)
+    by_time = chebyshev.chebvander(place, _NODES[0] - 1) @ _table()
+    longest = _longest(np.exp(low + (high - low) * (place + 1) / 2))
+    root = np.sqrt(np.minimum(vol * np.sqrt(t[early]) / longest, 1.0))
+    left = np.append(1.0, (1 - _OF_PREMIUM[0] ** 2) ** 0.25)
+    return np.asarray(chebyshev.chebval(2 * root[:, None] * left - 1, by_time.T[:, :, None], tensor=False))
+
+
+def _longest(alpha: Floats) -> Floats:
+    """The largest σ√t in the table by α = 2r/σ²."""
+    return np.asarray(1 / np.sqrt(_MAX_TOTAL_VOLATILITY**-2 + alpha / (2 * _MAX_INTEREST)))
+
+
+@lru_cache(maxsize=1)
+def _table() -> Floats:
+    """Coefficients of the logarithm of a put's boundary over its strike, which depends on α and σ√t alone.
+
+    Chebyshev polynomials in ln α and in the fourth root of time, in which the boundary is smooth.
+    """
+    rows, columns = _NODES
+    places, (low, high) = chebyshev.chebpts1(rows), _LOG_ALPHA
+    alpha = np.exp(low + (high - low) * (places + 1) / 2)[:, None]
+    roots = chebyshev.chebpts1(columns)
+    total_vol = _longest(alpha) * ((1 + roots) / 2) ** 2
+    boundary = _solve_boundary((total_vol + 0 * alpha).ravel(), (alpha * total_vol**2 / 2).ravel())
+    by_alpha = np.linalg.solve(chebyshev.chebvander(places, rows - 1), boundary.reshape(rows, columns))
+    return np.asarray(np.linalg.solve(chebyshev.chebvander(roots, columns - 1), by_alpha.T).T)
+
+
+def _solve_boundary(total_vol: Floats, interest: Floats) -> Floats:
+    """Logarithm of a put's exercise boundary over its strike, by σ√t and rt.
+
+    The boundary until expiration is a polynomial of the root of time through Chebyshev's points.
+    """
+    x = (1 + np.cos(np.pi * np.arange(_COLLOCATION) / _COLLOCATION)) / 2  # but 0, where the boundary is 0
+    y, weights = _OF_BOUNDARY
+    # Of the boundary's square, which is smoother, from its values at x to those at the earlier times.
+    inverse = np.linalg.inv(chebyshev.chebvander(2 * np.append(x, 0.0) - 1, _COLLOCATION))[:, :-1]
+    earlier = chebyshev.chebvander(2 * x[:, None] * np.sqrt(1 - y * y) - 1, _COLLOCATION) @ inverse
+    spread, interest = total_vol[:, None] * x, interest[:, None] * x * x
+    total = spread[..., None] * y
+    paid = interest[..., None] * np.exp(interest[..., None] * (1 - y * y)) * weights
+    # Start as just before expiration (Evans, Kuske and Keller 2002), no farther than a perpetual put's.
+    perpetual = np.log1p(2 / (np.sqrt(1 + 8 * interest / spread**2) - 1))
+    boundary = -np.minimum(spread * np.sqrt(2 * np.log1p(1 / (4 * np.sqrt(np.pi) * interest))), perpetual)
+    for _ in range(_ITERATIONS):
+        before = np.maximum(np.einsum("ijk,ak->aij", earlier, boundary**2), 0.0)
+        d = (boundary[..., None] + np.sqrt(before)) / total
+        above, below = boundary / spread + spread / 2, boundary / spread - spread / 2
+        of_strike = ndtr(below) + (paid * ndtr(d - total / 2)).sum(axis=-1)
+        of_future = ndtr(above) + (paid * ndtr(d + total / 2)).sum(axis=-1)
+        # The boundary moves in parallel, so that only the densities at expiration count in the slope.
+        slope = (_density(below) / of_strike - _density(above) / of_future) / spread
+        step = (np.log(of_strike / of_future) - boundary) / (1 - slope)
+        boundary = boundary * (1 + np.clip(step / boundary, -0.3, 0.3))
+    return np.asarray(boundary[:, 0])
+
+
+def _density(x: Floats) -> Floats:
+    return np.asarray(np.exp(-x * x / 2) / np.sqrt(2 * np.pi))

@@ -218,12 +218,12 @@ def _add_forward(rows: pl.DataFrame) -> pl.DataFrame:
 def _add_model(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the model that values a row, or in `unpriced` why none does."""
     early = (pl.col("exercise_style") == "american") & (pl.col("underlying_class") == "future")
-    model = pl.when(early & (pl.col("rate") > 0)).then(pl.lit("ju_zhong")).otherwise(pl.lit("black76"))
+    model = pl.when(early & (pl.col("rate") > 0)).then(pl.lit("kim")).otherwise(pl.lit("black76"))
     price, forward, strike = (pl.col(name) for name in ("price", "forward", "strike"))
     is_call = pl.col("option_type") == "C"
     # An American option is compared with its undiscounted exercise value.
     undiscounted = (
-        pl.when(model == "ju_zhong").then(price).otherwise(price * (pl.col("rate") * pl.col("years")).exp())
+        pl.when(model == "kim").then(price).otherwise(price * (pl.col("rate") * pl.col("years")).exp())
     )
     intrinsic = pl.when(is_call).then(forward - strike).otherwise(strike - forward).clip(lower_bound=0.0)
     reason = (
@@ -257,10 +257,13 @@ def greeks(rows: pl.DataFrame) -> list[pl.Series]:
 
 
 def _by_model(rows: pl.DataFrame, *names: str) -> Iterator[tuple[ModuleType, Rows, Sides, list[Floats]]]:
-    """For each model: the module, the places of its rows, which are calls, and these columns of them."""
+    """For each model: the module, the places of its rows, which are calls, and these columns of them.
+
+    `ju_zhong` is an approximation that valued American rows of older lakes.
+    """
     columns = [rows[name].cast(pl.Float64).to_numpy() for name in names]
     is_call = (rows["option_type"] == "C").to_numpy()
-    for name, model in (("black76", black76), ("ju_zhong", american)):
+    for name, model in (("black76", black76), ("kim", american), ("ju_zhong", american)):
         at = np.flatnonzero(rows["model"].eq_missing(name))
         if at.size:
             yield model, at, is_call[at], [column[at] for column in columns]

@@ -219,7 +219,7 @@ def test_american_option_uses_black76_gamma() -> None:
     profile = strike_profile(priced_chain(chain, pricing)).row(0, named=True)
     deep = pricing.filter(contract_key="QN2-2025-07-10-C-19000").row(0, named=True)
     of = black76.value(deep["forward"], 19_000, deep["years"], deep["implied_volatility"], True, 0.0401)
-    assert deep["model"] == "ju_zhong" and deep["gamma"] != pytest.approx(of.gamma, rel=1e-3)
+    assert deep["model"] == "kim" and deep["gamma"] != pytest.approx(of.gamma, rel=1e-3)
     assert profile["call_gex_per_point"] == pytest.approx(20 * deep["forward"] * of.gamma)
 
 

@@ -77,7 +77,7 @@ def test_a_locked_quotes_wild_volatility_fails_the_filter() -> None:
 def test_quarterlies_are_american_unless_the_rate_is_zero() -> None:
     expiration = NOON + timedelta(days=101)
     with_rate = price_chain(quoted_series(expiration=expiration, american_style=True), rate=0.04)
-    assert set(with_rate["model"]) == {"ju_zhong"}
+    assert set(with_rate["model"]) == {"kim"}
     assert with_rate["implied_volatility"].to_numpy() == pytest.approx(SIGMA, abs=2e-4)
     without = price_chain(quoted_series(expiration=expiration, american_style=True, rate=0.0), rate=0.0)
     assert set(without["model"]) == {"black76"}
@@ -396,7 +396,7 @@ def test_the_synthetic_surface_is_found_within_the_quotes(now: datetime) -> None
     quoted = priced.filter(pl.col("price_used") == "mid")
     assert quoted.filter(pl.col("implied_volatility").is_not_null()).height > 0.95 * quoted.height
     otm = quoted.filter(pl.col("true_delta").abs().is_between(0.05, 0.5))
-    assert otm.height > 2_000 and set(otm["model"]) == {"black76", "ju_zhong"}
+    assert otm.height > 2_000 and set(otm["model"]) == {"black76", "kim"}
     error = (otm["implied_volatility"] - otm["true"]).abs()
     assert (error < otm["iv_uncertainty"] * 0.75 + 2e-4).all()
     assert error.median() < 1e-4  # type: ignore[operator]

@@ -109,7 +109,7 @@ def exact(process: Any) -> Any:
     return ql.QdFpAmericanEngine(process, ql.QdFpAmericanEngine.highPrecisionScheme())
 
 
-@pytest.mark.parametrize(("days", "points"), [(7, 0.1), (29, 0.15), (91, 0.65), (183, 1.8), (365, 4.3)])
+@pytest.mark.parametrize(("days", "points"), [(7, 1e-4), (29, 5e-4), (91, 0.002), (183, 0.005), (365, 0.01)])
 def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
     process = american_process()
     for z in (-1.5, -0.5, 0.0, 0.5, 1.5):
@@ -117,8 +117,6 @@ def test_american_prices_agree_with_quantlib(days: int, points: float) -> None:
             k = float(F * np.exp(z * 0.2 * np.sqrt(days / 365)))
             option = american_option(k, is_call, days)
             ours = float(american.value(F, k, days / 365, 0.2, is_call, R).price)
-            option.setPricingEngine(ql.JuQuadraticApproximationEngine(process))
-            assert ours == pytest.approx(option.NPV(), abs=0.003)
             option.setPricingEngine(exact(process))
             assert ours == pytest.approx(option.NPV(), abs=points)
 
@@ -143,7 +141,7 @@ def test_american_higher_greeks_are_differences_of_quantlibs_prices(days: int) -
             corners = theirs(df, dvol) - theirs(df, -dvol) - theirs(-df, dvol) + theirs(-df, -dvol)
             bend = theirs(0, dvol) - 2 * theirs() + theirs(0, -dvol)
             decay = sum(late * (theirs(df, late=late) - theirs(-df, late=late)) for late in (1, -1))
-            assert ours.vanna == pytest.approx(corners / (4 * df * dvol), rel=0.01)
-            assert ours.volga == pytest.approx(bend / dvol**2, rel=0.01)
+            assert ours.vanna == pytest.approx(corners / (4 * df * dvol), rel=0.002)
+            assert ours.volga == pytest.approx(bend / dvol**2, rel=0.002)
             assert ours.charm == pytest.approx(decay / (4 * df), rel=0.02, abs=5e-6)
-            assert ours.rho == pytest.approx((theirs(dr=dr) - theirs(dr=-dr)) / (2 * dr), rel=0.09)
+            assert ours.rho == pytest.approx((theirs(dr=dr) - theirs(dr=-dr)) / (2 * dr), rel=0.002)

@@ -104,7 +104,7 @@ def tree(f: float, k: float, t: float, vol: float, is_call: bool, r: float, step
 
 @pytest.mark.parametrize(
     ("days", "points", "volatility"),
-    [(7, 0.1, 1e-5), (30, 0.2, 5e-5), (91, 0.8, 1.2e-4), (182, 2.2, 2.2e-4), (365, 5.5, 3.6e-4)],
+    [(7, 0.005, 1e-6), (30, 0.02, 3e-6), (91, 0.1, 1e-5), (182, 0.2, 2e-5), (365, 0.5, 3e-5)],
 )
 def test_american_prices_are_a_trees_within_the_stated_error(
     days: int, points: float, volatility: float
@@ -121,6 +121,33 @@ def test_american_prices_are_a_trees_within_the_stated_error(
                     misses.append(abs(american.implied_volatility(reference, F, k, t, is_call, r) - vol))
     assert max(errors) < points
     assert max(misses) < volatility
+
+
+@given(st.floats(-3, 3), st.floats(1 / (365 * 1440), 2.0), st.floats(0.02, 3.0), st.floats(0.0, 0.2), sides)
+def test_prices_fall_and_bend_in_the_strike_as_options_do(
+    z: float, t: float, vol: float, r: float, is_call: bool
+) -> None:
+    """Slope within the discount and curvature at or above zero; the other side is its mirror image."""
+    step = 0.05 * min(vol * np.sqrt(t), 1.0)
+    k = F * np.exp(z * vol * np.sqrt(t)) * (1 + step * np.linspace(-0.9, 0.9, 7))
+    for model, tolerance in ((black76, 1e-9), (american, 1e-4)):
+        price = model.value(F, k, t, vol, is_call, r).price
+        slope = np.diff(price) / np.diff(k) * (1 if is_call else -1)
+        steepest = np.exp(-r * t) if model is black76 else 1.0
+        assert (slope <= tolerance).all() and (slope >= -steepest - tolerance).all()
+        assert (np.diff(slope * (1 if is_call else -1)) >= -tolerance).all()
+        assert price == pytest.approx(model.value(k, F, t, vol, not is_call, r).price, rel=1e-9, abs=1e-6)
+
+
+def test_american_volatilities_are_found_minutes_before_expiration() -> None:
+    z, minutes = np.meshgrid(np.linspace(-2, 5, 15), [1.0, 10.0, 90.0])
+    t = minutes / (365 * 1440)
+    for is_call in (True, False):
+        k = F * np.exp(z * (1 if is_call else -1) * 0.3 * np.sqrt(t))
+        made = american.value(F, k, t, 0.3, is_call, 0.05)
+        known = informed(made.price, made.vega)
+        found = american.implied_volatility(made.price, F, k, t, is_call, 0.05)
+        assert known.mean() > 0.6 and np.abs(found - 0.3)[known].max() < 1e-7
 
 
 def test_american_prices_are_within_their_european_bounds() -> None:

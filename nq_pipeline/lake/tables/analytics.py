@@ -61,7 +61,7 @@ OPTION_PRICING = Table(
             "interest rate until expiration, per year, continuously compounded",
         ),
         required("years", FLOAT, "from valued_at to expiration, in years of 365 days"),
-        nullable("model", TEXT, "black76, or ju_zhong (American); null when not priced"),
+        nullable("model", TEXT, "black76, or kim (American; ju_zhong in older rows); null when not priced"),
         nullable("implied_volatility", FLOAT, "as a fraction"),
         nullable("delta", FLOAT, "with respect to the future's price, as a fraction"),
         nullable("gamma", FLOAT, "per point"),
