@@ -267,11 +267,15 @@ class RawArchive:
             "trade_date": self.run_date(name),
             "removed_on": real_now().date(),
         }
-        line = b"\n%b\n" % orjson.dumps(note)  # also after a line that a power cut left torn
+        line = orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)
         if not isinstance(self.objects, LocalObjects):
             self.objects.put(f"removed/{run_id}.json", line)
             return
-        with self.objects.path(REMOVED).open("ab") as file:
+        with self.objects.path(REMOVED).open("a+b") as file:
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a power cut left the last line torn
+                    line = b"\n" + line
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
