@@ -93,6 +93,7 @@ def connect_loose(loose: Path) -> duckdb.DuckDBPyConnection:
     connection.execute(
         f"CREATE VIEW option_chain AS SELECT * REPLACE ({shown}), {exact} FROM '{loose}/*.parquet'"
     )
+    connection.execute("CREATE MACRO product_of(root) AS root")  # every root is NQ here
     for view in VIEWS:
         if view.name in ("option_chain_asof", "chain_history"):
             connection.execute(view.sql)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,9 @@ def test_every_dependency_is_pinned_once() -> None:
 
 def test_the_changelog_has_the_version() -> None:
     assert f"\n## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_the_benchmark_of_the_views_follows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    import_module("bench.bench_asof").main(days=2, snapshots=2, contracts=700, repeats=1)
+    assert "history of a contract: catalog" in capsys.readouterr().out
