@@ -79,5 +79,5 @@ def test_the_changelog_has_the_version() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_the_benchmark_of_the_views_follows_them(capsys: pytest.CaptureFixture[str]) -> None:
-    import_module("bench.bench_asof").main(days=2, snapshots=2, contracts=700, repeats=1)
+    import_module("bench.bench_asof").main(days=2, snapshots=2, contracts=60, repeats=1)
     assert "history of a contract: catalog" in capsys.readouterr().out
