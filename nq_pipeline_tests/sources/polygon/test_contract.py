@@ -48,6 +48,19 @@ class TestPolygonContract(PolygonContract):
         assert len(server.asked) == 2
         assert "lead back to an earlier one" in answer.reason
 
+    def test_pages_without_an_end_are_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nq_pipeline.sources.polygon.source.MAX_PAGES", 2)
+        with self.vendor() as server:
+            answer, _ = self.ask(server, tmp_path)
+        assert len(server.asked) == 2 and answer.outcome is Outcome.PARTIAL
+        assert "did not end after 2" in answer.reason
+
+    def test_an_unknown_underlying_is_named_and_does_not_cost_the_other(self, tmp_path: Path) -> None:
+        with self.vendor() as server:
+            source = Polygon(self.settings(server).with_values(polygon_underlyings=("NDX", "VIX")))
+            answer = source.ask(self.request(), self.session(source, tmp_path))
+        assert answer.frame.height and "'VIX'" in answer.reason
+
     def test_the_question_spans_the_expirations_of_the_request(self, tmp_path: Path) -> None:
         with self.vendor() as server:
             self.ask(server, tmp_path)

@@ -228,6 +228,7 @@ def test_delayed_is_data() -> None:
         ({"status": "NOT_AUTHORIZED", "message": "You are not entitled to this data."}, NotEntitled),
         ({"status": "ERROR", "error": "You've exceeded the maximum requests per minute"}, RateLimited),
         ({"status": "ERROR", "error": "something else"}, Unavailable),
+        ({"status": "NOT_FOUND", "message": "Ticker not found."}, NoSuchAddress),
         ({"results": [{"ticker": "x", "error": "NOT_ENTITLED", "message": "m"}]}, NotEntitled),
     ],
 )
