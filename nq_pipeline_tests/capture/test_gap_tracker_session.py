@@ -306,6 +306,15 @@ def test_a_record_from_after_the_close_hides_no_hole(root: Path) -> None:
     assert session.hole.first_ns == to_ns(session.clock.now()) and session.hole.last_ns is None
 
 
+def test_an_open_gap_of_an_earlier_window_ends_with_it(root: Path) -> None:
+    (before,) = Session(root).tracker.gaps
+    assert before.last_ns is None
+    day = timedelta(days=1)
+    after = Session(root, now=NOW + day, opens=OPENS + day, run_id="next").tracker.gaps
+    kept = next(gap for gap in after if gap.gap_id == before.gap_id)
+    assert (kept.state, kept.last_ns) == ("open", to_ns(OPENS.replace(hour=20, minute=0)))
+
+
 def test_nobody_resumes_from_after_the_receipt(session: Session) -> None:
     session.replayed()
     at = NOW_NS + 2 * NS_PER_S
