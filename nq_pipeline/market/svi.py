@@ -68,7 +68,7 @@ def total_variance(parameters: npt.ArrayLike, log_moneyness: npt.ArrayLike, deri
             shape = rho + x / root
         else:
             shape = sigma * sigma / root**3
-        total = total + np.nan_to_num(b * shape)
+        total = total + np.where(np.isnan(b), 0.0, b * shape)
     return np.asarray(total, np.float64)
 
 
