@@ -65,6 +65,7 @@ def test_a_chain_is_the_same_in_every_format(get: Get, settings: Settings) -> No
         ("text/html, application/*;q=0.8", JSON),
         (f"text/csv;q=0.2, {ARROW};q=0.9", ARROW),
         ("text/csv;q=0, */*;q=0.1", JSON),
+        ("text/csv;q=much, */*;q=0.1", JSON),
     ],
 )
 def test_the_header_accept_chooses_the_format(get: Get, accept: str, media: str) -> None:
@@ -192,6 +193,8 @@ def test_sql_is_read_only(get: Get, address: str) -> None:
     ):
         assert get("/sql", query=statement).status_code == 400, statement
     assert requests.post(f"http://{address}/sql", data="x" * 200_000, timeout=60).status_code == 413
+    no_text = requests.post(f"http://{address}/sql", data=b"\xff", timeout=60)
+    assert no_text.status_code == 400 and "UTF-8" in no_text.json()["error"]
 
 
 def test_json_is_compressed_and_arrow_is_not(get: Get) -> None:
