@@ -95,7 +95,7 @@ def build_app(
             *(Route(path, _part(kind, content)) for path, (kind, content) in parts.items()),
             Route("/events", events),
         ],
-        middleware=[Middleware(AccessGuard, host=host, token=settings.serve.token)],
+        middleware=[Middleware(AccessGuard, host=host, token=settings.serve.token, allow_links=True)],
         lifespan=lifespan,
     )
 

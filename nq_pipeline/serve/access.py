@@ -49,10 +49,14 @@ class AccessGuard:
     ----------
     host
         The host that the server is bound to.
+    allow_links
+        Whether a link on a page of another site may open a page of this server.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, token: SecretStr | None) -> None:
-        self._app, self._token = app, token
+    def __init__(
+        self, app: ASGIApp, *, host: str, token: SecretStr | None, allow_links: bool = False
+    ) -> None:
+        self._app, self._token, self._allow_links = app, token, allow_links
         self._names = LOOPBACK_NAMES | {host} if is_loopback(host) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +73,12 @@ class AccessGuard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._names is not None and _name(host) not in self._names:
             return _refuse(421, "this server answers to localhost only")
-        is_foreign = headers.get("sec-fetch-site") == "cross-site"  # as for an image, which sends no origin
-        if is_foreign or (origin is not None and origin.partition("://")[2] != host):
+        # An image sends no origin, but this header; so does a link, with other values of the others.
+        is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        if (is_foreign and not (self._allow_links and is_link)) or (
+            origin is not None and origin.partition("://")[2] != host
+        ):
             return _refuse(403, "requests from pages of other sites are refused")
         if self._token is not None and not self._is_sent(headers.get("authorization", "")):
             refusal = _refuse(401, "send the token: Authorization: Bearer TOKEN")

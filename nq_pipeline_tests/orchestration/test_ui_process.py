@@ -82,10 +82,10 @@ def taken_port() -> Iterator[int]:
 
 
 def fake_dagster(folder: Path, child: str = OBEDIENT) -> None:
-    """A module `dagster` that `python -m dagster` finds first in this folder."""
-    (folder / "dagster").mkdir()
+    """A package `dagster` found first in this folder; importing its commands starts it."""
+    (folder / "dagster" / "_cli").mkdir(parents=True)
     (folder / "dagster" / "__init__.py").touch()
-    (folder / "dagster" / "__main__.py").write_text(FAKE.replace("CHILD", repr(child)))
+    (folder / "dagster" / "_cli" / "__init__.py").write_text(FAKE.replace("CHILD", repr(child)))
 
 
 def today() -> str:

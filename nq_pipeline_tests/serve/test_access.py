@@ -50,6 +50,7 @@ def test_a_short_token_is_refused() -> None:
         ({"Origin": "null"}, 403),
         ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "none"}, 200),
     ],
 )
