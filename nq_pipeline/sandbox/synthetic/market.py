@@ -23,12 +23,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nq_pipeline.clock import from_ns, to_ns
-from nq_pipeline.market import american, black76, sessions
+from nq_pipeline.market import black76, sessions
 from nq_pipeline.market.black76 import round_to_tick
 from nq_pipeline.market.contracts import ROOTS
 from nq_pipeline.market.products import NQ, PRODUCTS, PROXIES, Product, Ticks
 from nq_pipeline.market.settlements import newest_published, settled_at
-from nq_pipeline.sandbox.synthetic import listings, price_path
+from nq_pipeline.sandbox.synthetic import ju_zhong, listings, price_path
 from nq_pipeline.sandbox.synthetic.hashed_random import Floats, mix, normal, uniform
 from nq_pipeline.sandbox.synthetic.price_path import DAY_NS, LEVEL
 from nq_pipeline.sandbox.synthetic.profiles import PROFILES
@@ -247,7 +247,7 @@ class Market:
         early = (american_style & on_future).to_numpy()
         if early.any():
             f, k, t, vol, call = (x[early] for x in (forward, strike, years, sigma, is_call))
-            for column, values in zip(fair, american.value(f, k, t, vol, call, RATE), strict=True):
+            for column, values in zip(fair, ju_zhong.value(f, k, t, vol, call, RATE), strict=True):
                 column[early] = values
         greeks = {name: getattr(fair, name) for name in ("delta", "gamma", "theta", "vega")}
         value = np.maximum(fair.price, 0.0)
