@@ -100,7 +100,7 @@ def rows_complete(answer: ChainAnswer) -> Finding | None:
     if partial:
         return Finding(False, f"incomplete series: {_shorten(partial)}", "warn", numbers)
     held = f"control totals match: {', '.join(answer.controls)}" if answer.controls else "no control totals"
-    return Finding(True, f"every series is complete;  {held}", numbers=numbers)
+    return Finding(True, f"every series is complete; {held}", numbers=numbers)
 
 
 def no_bad_quotes(frame: pl.DataFrame, max_share: float) -> Finding | None:

@@ -39,8 +39,7 @@ def export(
 ) -> None:
     """Write part of the lake in the format of another tool.
 
-        By default optopsy and nautilus hold every trade date, the other formats the
-    current chain.
+    By default optopsy and nautilus hold every trade date, the other formats the current chain.
 
     \b
     Examples:

@@ -98,7 +98,7 @@ PROMISES: dict[dg.AssetKey, dict[str, str]] = {
         "run went on, with the outcome over_budget.",
         "projection": "The month stays below NQ_BUDGET_WARN of what the plan leaves of "
         "NQ_BUDGET_MONTHLY_USD. A warning.",
-        "plan_fee": "The plan's monthly fee is booked. A warning where NQ_PLAN_MONTHLY_USD has changed.",
+        "plan_fee": "The plan's monthly fee is booked.",
         "reconciled": "No reservation is open for longer than NQ_BUDGET_REVIEW_H.",
         "entitlement": "No plan refuses a request. A warning where there is a replacement: a lesser "
         "schema of the live gateway, another vendor's chain, older days of history; an error where nothing "

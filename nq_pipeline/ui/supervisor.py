@@ -62,17 +62,8 @@ def dagster_command(port: int) -> list[str]:
         sys.executable,
         # Dagster recommends a program that needs thirty more packages.
         *("-W", "ignore:Function `dev_command` is superseded"),
-        *(
-            "-m",
-            "nq_pipeline.orchestration.guarded_dagster",
-            "dev",
-            "--workspace",
-            str(workspace),
-            "--host",
-            HOST,
-            "--port",
-            str(port),
-        ),
+        *("-m", "nq_pipeline.orchestration.guarded_dagster", "dev"),
+        *("--workspace", str(workspace), "--host", HOST, "--port", str(port)),
     ]
 
 

@@ -173,7 +173,7 @@ def test_a_failed_run_is_an_alert_until_the_job_runs_well(desk: Desk) -> None:
     assert fired["what"].startswith(
         "chain_snapshot failed for 2025-06-09: Vendors show only the current session"
     )
-    assert fired["so_what"].startswith("There is no chain")
+    assert fired["so_what"].startswith("There is no chain for this moment")
     assert fired["where"] == [f"http://127.0.0.1:3000/runs/{failed.run_id}"]
     assert desk.hook.texts == []  # a failure is only written down
     assert "1 firing, 1 sent" in desk.tick()
